@@ -1,0 +1,89 @@
+# Everything a newcomer or a build machine runs. Needs make and Python 3.11 or newer, nothing else:
+# each target sets up $(VENV) by itself from the hashed files in requirements/.
+#
+#   VENV=path           another virtual environment (default .venv)
+#   PYTHON=path         another interpreter (default: the newest of 3.13, 3.12, 3.11 that works)
+#   ARGS="..."          passed on: make demo ARGS=--small, make test ARGS="tests/policy -x"
+#   SUFFICE_CACHE=path  where the demonstration model's weights are kept
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --quiet --require-hashes
+
+# A found name is not enough: version switchers leave stubs, and Debian ships Python without venv.
+FIT := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 python; do \
+	if "$$name" -c '$(FIT)' >/dev/null 2>&1; then found=$$name; break; fi; done; \
+	if [ -z "$$found" ]; then \
+	echo "error: Python 3.11 or newer with the venv module was not found; install it (on Debian: python3 and python3-venv) or run make PYTHON=/path/to/python3" >&2; \
+	exit 1; fi
+
+SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
+
+.PHONY: help demo demo-full test check bench lock wheel clean
+
+help: ## show this list
+	@echo "make TARGET, where TARGET is one of"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.ready-demo ## serve a real model, govern it, show what stopping saves (under 10 minutes)
+	$(BIN)/suffice demo $(ARGS)
+
+demo-full: $(VENV)/.ready-demo ## the same with 300 questions and 16 samples each
+	$(BIN)/suffice demo --full $(ARGS)
+
+test: $(VENV)/.ready-dev ## run all tests; without ARGS also the coverage gate of the core
+	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),--cov --cov-report=term)
+
+check: $(VENV)/.ready-dev ## lint, types, layers, size gates, code in the docs, installed packages
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+	$(PY) -m pytest -q tests/house
+	$(PIP) check
+
+bench: $(VENV)/.ready-dev ## run every program in bench/ and say on which machine
+	@$(PY) -c 'import os, platform; print("machine:", platform.platform(), "| Python", platform.python_version(), "| cores", os.cpu_count())'
+	@set -e; for program in bench/*.py; do \
+	if [ -e "$$program" ]; then echo "== $$program"; $(PY) "$$program" $(ARGS); else echo "bench/ holds no program yet"; fi; done
+
+wheel: $(VENV)/.ready-dev ## build dist/*.whl without reaching the network
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+lock: $(VENV)/.ready-lock ## pin requirements/*.txt again; ARGS=--upgrade takes newer releases
+	sh requirements/lock.sh $(BIN)/uv $(ARGS)
+
+clean: ## remove the environment, caches and what the demo wrote; weights stay in their cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build demo-out
+	rm -f .coverage
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The three environments share one folder: dev holds all that demo needs, at the same versions.
+# An environment that somebody made by hand is used as it is, if it works and can have pip.
+$(VENV)/.ready-venv:
+	@if $(PY) -c '$(FIT)' 2>/dev/null && { $(PY) -m pip --version || $(PY) -m ensurepip; } >/dev/null 2>&1; then \
+	echo "$(VENV): as found, $$($(PY) --version)"; else \
+	$(FIND_PYTHON); echo "$(VENV): new, $$("$$found" --version)"; "$$found" -m venv --clear $(VENV); fi
+	@touch $@
+
+$(VENV)/.ready-demo: $(VENV)/.ready-venv requirements/demo.txt $(SOURCES)
+	$(INSTALL) -r requirements/demo.txt -r requirements/build.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready-venv requirements/dev.txt $(SOURCES)
+	$(INSTALL) -r requirements/dev.txt -r requirements/build.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(VENV)/.ready-demo $@
+
+$(VENV)/.ready-lock: $(VENV)/.ready-venv requirements/lock.txt
+	$(INSTALL) -r requirements/lock.txt
+	@touch $@

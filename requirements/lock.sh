@@ -1,0 +1,19 @@
+#!/bin/sh
+# Pin every requirement file again, with hashes, for all platforms and Pythons that we support.
+# Called by `make lock` with the path of uv; further arguments (--upgrade) are passed on.
+# dev.txt is solved first and binds the others, so that all environments agree on every version.
+set -eu
+uv=$1
+shift
+cd "$(dirname "$0")/.."
+
+compile() {
+    "$uv" pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+        --generate-hashes --custom-compile-command "make lock" "$@"
+}
+
+compile pyproject.toml --extra local --extra replay --group dev --output-file requirements/dev.txt "$@"
+compile pyproject.toml --constraint requirements/dev.txt --output-file requirements/base.txt
+compile pyproject.toml --extra local --extra replay --constraint requirements/dev.txt --output-file requirements/demo.txt
+compile --group build --constraint requirements/dev.txt --output-file requirements/build.txt
+compile --group lock --output-file requirements/lock.txt "$@"

@@ -1,0 +1,160 @@
+"""One run of one request, boiled down to the few numbers that a report adds up.
+
+Knows which run counts as full, what it spent, what a stop would have spent, and whether it was
+right. It refuses to know more than one run at a time: means and intervals are made in `estimate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from suffice.types import Episode, Feedback, Outcome, Request
+
+UNKNOWN_ENDS = ("rejected", "lost")  # nothing was asked of the model, or nobody knows what came back
+ABANDONED_ENDS = ("client_left", "timeout")  # an audit that ends so counts as a loss (CONTRACT.md §3)
+FINISHED_ENDS = ("done", "truncated")  # a full run that shows what the model answers
+
+Match = Callable[[str | None, str], bool]
+
+
+class SequencedLabel(Protocol):
+    """One piece of feedback; a higher `seq` came later and replaces a lower one."""
+
+    @property
+    def seq(self) -> int:
+        """Place in the log."""
+        ...
+
+    @property
+    def feedback(self) -> Feedback:
+        """What was said."""
+        ...
+
+
+class LabelledEpisode(Protocol):
+    """One run with what was said about it."""
+
+    @property
+    def episode(self) -> Episode:
+        """Its request and its outcome."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[SequencedLabel]:
+        """What was said about it, in any order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One governed request, boiled down to the numbers that the report needs."""
+
+    group: str                # runs of one question are not independent
+    full: bool
+    enforce: bool
+    audit: bool
+    weight: float             # 1/P(lot): makes the two arms comparable when the audit share moved
+    stopped: bool
+    would_stop: bool
+    delivered: float | None   # tokens generated for the delivered run
+    spent: float | None       # the same with probes and discarded tokens
+    processed: float | None   # the same with prompts that no cache served
+    baseline_processed: float | None  # what the run alone would have processed
+    would_spend: float | None
+    correct: bool | None      # None: no label says so, or nobody knows what was answered
+    disagrees: bool | None    # None: this run says nothing about it
+    drop: int | None          # -1, 0, +1; None: as above, or no label
+    abandoned_audit: bool     # counted as a loss, labelled or not
+
+
+def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
+    """The last feedback received that says what is right; thumbs and ratings do not overrule it."""
+    said = sorted(labels, key=lambda label: label.seq)
+    telling = [x.feedback for x in said if x.feedback.correct is not None or x.feedback.gold is not None]
+    return telling[-1] if telling else None
+
+
+def measure_run(item: LabelledEpisode, match: Match) -> Run:
+    """Boil one governed run down; `match` is never asked about a missing answer."""
+    request, outcome = item.episode.request, item.episode.outcome
+    full = request.mode == "observe" or request.audit
+    label = current_label(item.labels)
+    known = label is not None and outcome.end_reason not in UNKNOWN_ENDS
+    delivered = spent = processed = baseline_processed = would_spend = None
+    if outcome.usage is not None:
+        usage, overhead = outcome.usage, outcome.overhead
+        delivered = usage.completion_tokens
+        spent = delivered + overhead.probe_tokens + overhead.discarded_tokens
+        prompt = max(0, usage.prompt_tokens - usage.cached_tokens)
+        resent = max(0, overhead.extra_prompt_tokens - overhead.cached_prompt_tokens)
+        processed = spent + prompt + resent
+        # Several samples need the prompt several times in a full run too; probes do not.
+        baseline_processed = delivered + prompt + (resent if request.kind == "samples" else 0)
+        if outcome.end_reason in FINISHED_ENDS:
+            would_spend = _would_spend(outcome, delivered)
+    return Run(
+        group=request.question_key or f"episode {request.episode_id}",
+        full=full,
+        enforce=request.mode == "enforce",
+        audit=request.audit,
+        weight=1 / request.propensity,
+        stopped=outcome.stopped,
+        would_stop=outcome.stop_step is not None and not outcome.stopped,
+        delivered=delivered,
+        spent=spent,
+        processed=processed,
+        baseline_processed=baseline_processed,
+        would_spend=would_spend,
+        correct=_is_right(outcome.answer, label, match) if label is not None and known else None,
+        disagrees=_disagrees(request, outcome) if full else None,
+        drop=_drop(request, outcome, label, match) if full else None,
+        abandoned_audit=_is_abandoned_audit(request, outcome),
+    )
+
+
+def _would_spend(outcome: Outcome, delivered: int) -> int:
+    """Tokens had the shadow stop been made: without the later steps, with the probes up to it."""
+    if outcome.stop_step is None:
+        return delivered + sum(step.probe_tokens for step in outcome.steps)
+    later = sum(step.tokens for step in outcome.steps if step.index > outcome.stop_step)
+    probes = sum(step.probe_tokens for step in outcome.steps if step.index <= outcome.stop_step)
+    return max(0, delivered - later) + probes
+
+
+def _is_right(answer: str | None, label: Feedback, match: Match) -> bool:
+    """Was the delivered answer right? No answer is a wrong answer."""
+    if label.correct is not None:
+        return label.correct
+    return answer is not None and label.gold is not None and match(answer, label.gold)
+
+
+def _is_abandoned_audit(request: Request, outcome: Outcome) -> bool:
+    return request.audit and outcome.end_reason in ABANDONED_ENDS
+
+
+def _disagrees(request: Request, outcome: Outcome) -> bool | None:
+    if _is_abandoned_audit(request, outcome):
+        return True
+    if outcome.end_reason not in FINISHED_ENDS:
+        return None
+    return outcome.stop_step is not None and outcome.would_answer != outcome.answer
+
+
+def _drop(request: Request, outcome: Outcome, label: Feedback | None, match: Match) -> int | None:
+    """Z of one full run: +1 the stop would have lost the right answer, -1 it would have found it."""
+    disagrees = _disagrees(request, outcome)
+    if _is_abandoned_audit(request, outcome):
+        return 1
+    if label is None or disagrees is None:
+        return None
+    if not disagrees:
+        return 0
+    full_right = _is_right(outcome.answer, label, match)
+    if label.gold is None:
+        # Nobody judged the other answer. It differs from the delivered one: lost if that was
+        # right, and never counted as gained.
+        return int(full_right)
+    stop_right = outcome.would_answer is not None and match(outcome.would_answer, label.gold)
+    return int(full_right) - int(stop_right)

@@ -1,0 +1,44 @@
+"""`suffice config`: check a settings file before it is used, and see what it means."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group()
+def config() -> None:
+    """Check a settings file, or show it with all defaults."""
+
+
+@config.command("check")
+@click.argument("path", default="suffice.toml")
+def check(path: str) -> None:
+    """Build everything the file describes; exit 2 and say where when it cannot work."""
+    from suffice import wiring
+    from suffice.errors import SufficeError
+
+    try:
+        warnings = wiring.check(wiring.load_settings(path))
+    except SufficeError as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    for warning in warnings:
+        click.echo(f"warning: {warning}")
+    click.echo(f"{path}: ok")
+
+
+@config.command("show")
+@click.argument("path", default="suffice.toml")
+def show(path: str) -> None:
+    """Print all settings as JSON, defaults filled in; secrets are never in them."""
+    import msgspec
+
+    from suffice.errors import SufficeError
+    from suffice.wiring import load_settings
+
+    try:
+        settings = load_settings(path)
+    except SufficeError as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    click.echo(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())

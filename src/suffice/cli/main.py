@@ -1,0 +1,49 @@
+"""`suffice`: one command, its groups loaded only when they are used.
+
+This module imports click and the standard library, so that `--help` is instant; everything else is
+imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from suffice import __version__
+
+# name → (module, attribute, the line that --help shows)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("suffice.cli.demo", "demo", "Run a real local model through the gateway and show what stopping saves."),
+    "serve": ("suffice.cli.serve", "serve", "Serve the OpenAI-compatible gateway."),
+    "status": ("suffice.cli.status", "status", "Show EM, tokens and saving per route."),
+    "config": ("suffice.cli.config", "config", "Check a settings file, or show it with all defaults."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and loads one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module and return the command; None if there is no such name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="suffice")
+def main() -> None:
+    """Stop a language-model run when the answer suffices, and know what that costs."""

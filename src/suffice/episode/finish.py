@@ -1,0 +1,147 @@
+"""Closing a thought: who is asked, in which order, and what happens when that fails.
+
+`Continuer` is one request's access to the ways to finish (`upstream/continuation` has the shapes).
+The probe uses the same object, so a trial answer is asked for exactly as a real one would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from suffice.episode.ledger import CallAccount, Ledger
+from suffice.episode.reading import Piece, pieces
+from suffice.errors import UpstreamProtocol
+from suffice.settings import FinishMethod, Probe, Upstream
+from suffice.types import Purpose
+from suffice.upstream import continuation
+from suffice.upstream.client import Headers, UpstreamClient, governed_headers
+from suffice.upstream.continuation import Continuation, Prompt
+
+CONTROL_TIMEOUT_S = 2.0
+TEMPLATE_TIMEOUT_S = 5.0
+
+
+class Continuer:
+    """The ways to close this request's thought."""
+
+    def __init__(
+        self,
+        *,
+        client: UpstreamClient,
+        probe: Probe,
+        body: Mapping[str, Any],
+        headers: Headers,
+        ledger: Ledger,
+    ) -> None:
+        self._client, self._probe, self._body = client, probe, body
+        self._headers = governed_headers(headers)
+        self._ledger = ledger
+        self._prompt: Prompt | None = None
+
+    @property
+    def settings(self) -> Upstream:
+        """The upstream's settings."""
+        return self._client.settings
+
+    @property
+    def methods(self) -> tuple[FinishMethod, ...]:
+        """Ways to finish, best first; empty: this upstream offers none, so nothing can be stopped."""
+        return self.settings.finish or continuation.DRIVER_METHODS[self.settings.driver]
+
+    @property
+    def second_call(self) -> FinishMethod | None:
+        """The way that asks again with the thought so far; probes need one."""
+        return next((m for m in self.methods if m != "native"), None)
+
+    def may_call(self) -> bool:
+        """May one more extra call be made? One is always kept for the continuation."""
+        return len(self._ledger.calls) - 1 < self._probe.max_extra_calls - 1
+
+    async def end_reasoning(self, completion_id: str) -> bool:
+        """llama.cpp's own control: end the running thought in place. True when it said it did."""
+        body = msgspec.json.encode({"id": completion_id, "action": "reasoning_end"})
+        status, answer = await self._client.post_json(
+            "/v1/chat/completions/control", body, timeout_s=CONTROL_TIMEOUT_S, headers=self._headers
+        )
+        if status != 200:
+            return False
+        try:
+            return bool(msgspec.json.decode(answer).get("success"))
+        except (msgspec.DecodeError, AttributeError):
+            return False
+
+    async def prompt(self) -> Prompt | None:
+        """The prompt as the engine's template writes it, with its token count; asked for once."""
+        if self._prompt is None and self.settings.driver == "llama.cpp":
+            self._prompt = await self._ask_template()
+        return self._prompt
+
+    async def _ask_template(self) -> Prompt:
+        wanted = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
+        body = msgspec.json.encode({k: self._body[k] for k in wanted if k in self._body})
+        text = await self._json("/apply-template", body, "prompt")
+        if not isinstance(text, str):
+            raise UpstreamProtocol("/apply-template: gave no prompt")
+        body = msgspec.json.encode({"content": text, "add_special": True, "parse_special": True})
+        tokens = await self._json("/tokenize", body, "tokens")
+        return Prompt(text=text, n_tokens=len(tokens) if isinstance(tokens, list) else None)
+
+    async def _json(self, path: str, body: bytes, key: str) -> Any:
+        status, answer = await self._client.post_json(
+            path, body, timeout_s=TEMPLATE_TIMEOUT_S, headers=self._headers
+        )
+        if status != 200:
+            raise UpstreamProtocol(f"{path}: the upstream answered {status}")
+        try:
+            return msgspec.json.decode(answer).get(key)
+        except (msgspec.DecodeError, AttributeError):
+            raise UpstreamProtocol(f"{path}: the upstream's answer is no JSON object") from None
+
+    async def _build(self, method: FinishMethod, thought: str, *, trial: bool, max_tokens: int | None) -> Continuation:
+        closed = continuation.closed_thought(
+            thought,
+            closing=self._probe.closing,
+            think_close=self.settings.think_close,
+            answer_prefix=self._probe.answer_prefix,
+        )
+        return continuation.build(
+            method,
+            self._body,
+            closed,
+            prompt=await self.prompt() if method == "raw" else None,
+            think_open=self.settings.think_open,
+            max_tokens=max_tokens,
+            stop=self._probe.stop if trial else (),
+            logprobs=1 if trial else 0,
+        )
+
+    @asynccontextmanager
+    async def open(
+        self, method: FinishMethod, thought: str, *, purpose: Purpose, max_tokens: int | None
+    ) -> AsyncIterator[tuple[AsyncGenerator[Piece, None], CallAccount]]:
+        """Ask the model to answer after `thought`; give the pieces of its reply and their account.
+
+        Raises UpstreamError when the upstream refuses, is down or speaks another protocol.
+        """
+        request = await self._build(method, thought, trial=purpose == "probe", max_tokens=max_tokens)
+        account = self._ledger.open_call(purpose)
+        account.cancelled = True  # until its end has been seen
+        async with self._client.open(request.path, msgspec.json.encode(request.body), self._headers) as call:
+            if call.status != 200:
+                raise UpstreamProtocol(f"{request.path}: the upstream answered {call.status} to a continuation")
+            async with aclosing(pieces(call, account, prefill=request.prefill)) as reply:
+                yield reply, account
+
+    @property
+    def answer_prefix(self) -> str:
+        """Words that Suffice writes at the start of a forced answer; the client must see them."""
+        return self._probe.answer_prefix
+
+    @property
+    def trial_tokens(self) -> int:
+        """Cap of a trial answer, in tokens."""
+        return self._probe.max_tokens

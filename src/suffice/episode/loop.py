@@ -1,0 +1,68 @@
+"""The loop that is the product: read a step, fold it into signals, ask the policy, maybe stop.
+
+One screen for all kinds of run. Retries, probes, metrics and hand-over live around it; the steps
+come from a chain of thought, from samples or from the caller's own rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from suffice.types import Decision, Signals, Step
+
+
+class Decides(Protocol):
+    """What the loop needs of a policy."""
+
+    def decide(self, s: Signals) -> Decision:
+        """Continue or stop, from the signals alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The step at which a policy said stop, and what was known there."""
+
+    step: Step
+    signals: Signals
+    decision: Decision
+
+
+async def run_episode(
+    steps: AsyncGenerator[Step, None],
+    observe: Callable[[Step], Signals],
+    policy: Decides,
+    record: Callable[[Step, Signals, Decision], bool],
+) -> Verdict | None:
+    """Read steps until the policy stops the run or the run ends by itself.
+
+    `record` writes the step down and says whether a stop may be carried out: in shadow, in an audit
+    and after the answer has begun it may not, and the run goes on. Returns the verdict that was
+    obeyed, or None when the run ended in full.
+    """
+    async with aclosing(steps):
+        async for step in steps:
+            signals = observe(step)
+            decision = policy.decide(signals)
+            may_stop = record(step, signals, decision)
+            if decision.action == "stop" and may_stop:
+                return Verdict(step, signals, decision)
+    return None
+
+
+class FailOpen:
+    """A policy's guard: when the policy itself fails, the run continues and the failure is counted."""
+
+    def __init__(self, policy: Decides, failed: Callable[[str], None]) -> None:
+        self._policy, self._failed = policy, failed
+
+    def decide(self, s: Signals) -> Decision:
+        """What the policy decides; `continue` if it raises."""
+        try:
+            return self._policy.decide(s)
+        except Exception as error:  # noqa: BLE001 - a broken policy costs tokens, never an answer
+            self._failed("policy")
+            return Decision(action="continue", reason=f"the policy failed ({type(error).__name__})")

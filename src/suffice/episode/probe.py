@@ -1,0 +1,73 @@
+"""Trial answers: what would the model say if its thought were closed here?
+
+A probe never touches the run: it is a call of its own that continues a copy of the thought. When it
+fails, the checkpoint has no answer, which is the safe side: an unknown answer stops nothing.
+"""
+
+from __future__ import annotations
+
+from suffice.episode.finish import Continuer
+from suffice.episode.ledger import Ledger
+from suffice.episode.segment import Checkpoint
+from suffice.errors import UpstreamError
+from suffice.scoring.base import Scorer
+from suffice.types import Step
+
+
+class Prober:
+    """Asks for the trial answer at a checkpoint."""
+
+    def __init__(self, continuer: Continuer, scorer: Scorer, ledger: Ledger) -> None:
+        self._continuer, self._scorer, self._ledger = continuer, scorer, ledger
+
+    def ready(self) -> bool:
+        """Is there a way to ask, and may another call be made?"""
+        return self._continuer.second_call is not None and self._continuer.may_call()
+
+    async def ask(self, point: Checkpoint) -> Step:
+        """The step that ends at `point`, with the answer that a stop there would deliver."""
+        method = self._continuer.second_call
+        if method is None:
+            return missing(point)
+        text, logprobs, entropy = "", list[float](), None
+        spent = 0
+        try:
+            async with self._continuer.open(
+                method, point.prefix, purpose="probe", max_tokens=self._continuer.trial_tokens
+            ) as (reply, account):
+                async for piece in reply:
+                    text += piece.text
+                    logprobs.extend(piece.logprobs)
+                    entropy = piece.entropy if entropy is None else entropy
+                spent = account.close().completion_tokens
+        except UpstreamError:
+            self._ledger.fail_open("probe")
+            return missing(point)
+        return Step(
+            index=point.index,
+            tokens=point.tokens,
+            answer=self._scorer.extract(self._continuer.answer_prefix + text),
+            answer_source="probe",
+            logprobs=tuple(logprobs),
+            entropy=entropy,
+            text=point.text,
+            probe_tokens=spent,
+        )
+
+
+def missing(point: Checkpoint) -> Step:
+    """A step whose trial answer is unknown."""
+    return Step(index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text)
+
+
+def visible(point: Checkpoint, scorer: Scorer, before: str | None) -> Step:
+    """A step whose trial answer is read off the thought itself, at no cost: the last one it wrote.
+
+    before  the visible answer at the checkpoint before; it stands until the text gives another
+    """
+    found = scorer.extract(point.text)
+    answer = before if found is None else found
+    source = None if answer is None else "text"
+    return Step(
+        index=point.index, tokens=point.tokens, answer=answer, answer_source=source, text=point.text  # type: ignore[arg-type]
+    )

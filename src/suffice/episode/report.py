@@ -1,0 +1,41 @@
+"""What the client is told of a run: usage in OpenAI's shape, and the one object `suffice`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from suffice.episode.ledger import Ledger
+from suffice.types import Usage
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    """Usage as OpenAI writes it: reasoning tokens inside the completion, cached inside the prompt."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def suffice_object(ledger: Ledger) -> dict[str, Any]:
+    """The extra top-level object of a reply. It never says whether the request was an audit."""
+    request, overhead = ledger.request, ledger.overhead()
+    told = {
+        "episode_id": request.episode_id,
+        "mode": request.mode,
+        "stopped": ledger.stopped,
+        "stop_reason": ledger.stop_reason if ledger.stopped else None,
+        "certified": request.certified,
+        "policy_version": request.policy_version,
+        "steps": len(ledger.steps),
+        "probe_tokens": overhead.probe_tokens,
+        "extra_prompt_tokens": overhead.extra_prompt_tokens,
+        "cached_prompt_tokens": overhead.cached_prompt_tokens,
+        "tokens_saved_estimate": ledger.tokens_saved_estimate,
+        "estimate_method": ledger.estimate_method,
+        "degraded": list(ledger.degraded),
+        "vote": dict(ledger.vote) if ledger.vote else None,
+    }
+    return told | {"warnings": list(ledger.warnings)} if ledger.warnings else told

@@ -1,0 +1,155 @@
+"""Repeated samples of one question, drawn in waves, seen in launch order, voted into one answer.
+
+A wave is launched at once; its samples are looked at strictly in the order of their launch, so the
+same answers lead to the same decision live, in an audit and in replay. When the policy stops, the
+samples still running are closed, and what was received of them is spent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from suffice.episode import vote
+from suffice.episode.ledger import CallAccount, Ledger
+from suffice.episode.reading import first_choice, n_tokens, note_usage
+from suffice.errors import UpstreamError, UpstreamProtocol
+from suffice.scoring.base import Scorer
+from suffice.types import Step
+from suffice.upstream.assemble import Assembler
+from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
+from suffice.upstream.wire import DONE_DATA, SseSplitter, decode_chunk, is_given, reasoning_of
+
+
+class Refusal(UpstreamError):
+    """The upstream answered with an error of its own, which is relayed as it came."""
+
+    def __init__(
+        self, http_status: int, content_type: str, body: bytes, headers: list[tuple[str, str]] | None = None
+    ) -> None:
+        super().__init__(f"the upstream answered {http_status}")
+        self.http_status, self.content_type, self.body = http_status, content_type, body
+        self.headers = [(k, v) for k, v in headers or [] if k.lower() not in ("content-type", "content-length")]
+
+
+@dataclass(slots=True)
+class Sample:
+    """One finished sample."""
+
+    index: int                         # launch index, from 1
+    body: dict[str, Any] | None        # the completion as a direct answer; None: it failed
+    answer: str | None
+    tokens: int
+    failure: UpstreamError | None = None
+
+
+@dataclass(slots=True)
+class SampleRun:
+    """The samples of one request."""
+
+    client: UpstreamClient
+    path: str
+    body: Mapping[str, Any]            # the client's body, as sent upstream
+    headers: Headers
+    ledger: Ledger
+    scorer: Scorer
+    n_samples: int
+    wave: int
+    seen: list[Sample] = field(default_factory=list)   # in launch order
+
+    async def steps(self) -> AsyncGenerator[Step, None]:
+        """Yield one step a sample, in launch order. Closing the generator cancels what still runs."""
+        running: list[asyncio.Task[Sample]] = []
+        try:
+            while len(self.seen) < self.n_samples:
+                first = len(self.seen) + 1
+                last = min(first + self.wave, self.n_samples + 1)
+                running = [asyncio.create_task(self._draw(i)) for i in range(first, last)]
+                for task in running:
+                    sample = await task
+                    self.seen.append(sample)
+                    yield _step(sample)
+                if all(s.failure is not None for s in self.seen):
+                    return  # nothing but failures: the first one is the answer
+                if any(s.failure is not None for s in self.seen[first - 1:]):
+                    self.ledger.fail_open("sample")
+                    return  # a struggling upstream is not asked for more; the vote stands on what came
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _draw(self, index: int) -> Sample:
+        account = self.ledger.open_call("sample")
+        account.cancelled = True   # until its end has been seen
+        try:
+            body = await self._read(index, account)
+        except UpstreamError as error:
+            return Sample(index, None, None, account.close().completion_tokens, failure=error)
+        account.cancelled = False
+        text = text_of(body)
+        return Sample(index, body, self.scorer.extract(text), account.close().completion_tokens)
+
+    async def _read(self, index: int, account: CallAccount) -> dict[str, Any]:
+        body = dict(self.body)
+        if isinstance(body.get("seed"), int):
+            body["seed"] += index - 1  # one seed for all would draw the same sample again
+        headers = governed_headers(self.headers)
+        async with self.client.open(self.path, msgspec.json.encode(body), headers) as call:
+            if call.status != 200:
+                raise Refusal(call.status, call.content_type, await call.read_all(), call.headers)
+            return await _assemble(call, account)
+
+    def result(self) -> dict[str, Any]:
+        """The winning completion, verbatim but for its usage. Raises the first sample's failure."""
+        good = [s for s in self.seen if s.body is not None]
+        if not good:
+            raise self.seen[0].failure if self.seen and self.seen[0].failure else UpstreamProtocol("no sample came")
+        result = vote.count([s.answer for s in good])
+        winner = good[result.winner - 1]
+        self.ledger.vote = result.counts
+        self.ledger.answer = result.answer
+        assert winner.body is not None
+        self.ledger.response_id = winner.body.get("id")
+        choices = winner.body.get("choices") or [{}]
+        self.ledger.truncated = choices[0].get("finish_reason") == "length"
+        return dict(winner.body)
+
+
+def _step(sample: Sample) -> Step:
+    return Step(index=sample.index, tokens=sample.tokens, answer=sample.answer, answer_source="sample")
+
+
+async def _assemble(call: Call, account: CallAccount) -> dict[str, Any]:
+    splitter, assembler, done = SseSplitter(), Assembler(), False
+    while not done and (data := await call.read()):
+        for frame in splitter.feed(data):
+            if frame.data is None:
+                continue
+            if frame.data == DONE_DATA:
+                done = True
+                break
+            chunk = decode_chunk(frame.data)
+            if is_given(chunk.error):
+                raise UpstreamProtocol("the upstream reported an error inside a sample")
+            note_usage(account, chunk.usage)
+            choice = first_choice(chunk)
+            if choice is not None and choice.delta is not None:
+                thought, _ = reasoning_of(choice.delta)
+                if thought or choice.delta.content:
+                    account.received_tokens += n_tokens(choice)
+                    account.reasoning_tokens += n_tokens(choice) if thought else 0
+            assembler.add(frame.data)
+    return assembler.result()
+
+
+def text_of(body: Mapping[str, Any]) -> str:
+    """The answer text of a completion; "" when it has none."""
+    try:
+        return str(body["choices"][0]["message"].get("content") or "")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return ""

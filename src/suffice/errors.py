@@ -1,0 +1,87 @@
+"""Every exception that Suffice raises on purpose.
+
+    SufficeError
+    ├── ConfigError            the configuration cannot be used; raised at start-up only
+    ├── BadRequest             the client's request cannot be served; carries an HTTP status
+    │   └── TooLarge           a limit of ours was passed (413)
+    ├── UpstreamError          the model server failed; carries what the client is told
+    │   ├── UpstreamDown       no connection, or it broke off
+    │   ├── UpstreamTimeout    silent for longer than its limit
+    │   └── UpstreamProtocol   it answered, but not in the protocol it speaks
+    ├── StoreError             the event log could not be written or read
+    │   └── StoreFull          no space, or the queue is full
+    └── LocalModelError        the demonstration model is missing or damaged
+
+A message says where, what was wrong, what is allowed: ``routes.math.kind: unknown kind
+'reasonning'; allowed: reasoning, samples, rounds``. No message carries a secret or a prompt.
+"""
+
+from __future__ import annotations
+
+
+class SufficeError(Exception):
+    """Base of everything that Suffice raises on purpose."""
+
+
+class ConfigError(SufficeError, ValueError):
+    """The configuration cannot be used. Raised at start-up, never while serving."""
+
+
+class BadRequest(SufficeError):
+    """The client's request cannot be served as it is; the message is shown to the client.
+
+    status  HTTP status, 4xx
+    param   the field at fault in OpenAI's error shape, or None
+    code    a stable machine-readable word
+    """
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str = "bad_request"
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+class TooLarge(BadRequest):
+    """A limit of ours was passed."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, status=413, param=param, code="too_large")
+
+
+class UpstreamError(SufficeError):
+    """The model server failed. `status` is what the client is told, 502-class."""
+
+    status = 502
+    code = "upstream_error"
+
+
+class UpstreamDown(UpstreamError):
+    """No connection to the upstream, or the connection broke off."""
+
+    code = "upstream_down"
+
+
+class UpstreamTimeout(UpstreamError):
+    """The upstream was silent for longer than its limit."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
+class UpstreamProtocol(UpstreamError):
+    """The upstream answered, but not in the protocol that it speaks."""
+
+    code = "upstream_protocol"
+
+
+class StoreError(SufficeError):
+    """The event log could not be written or read."""
+
+
+class StoreFull(StoreError):
+    """No space is left, or the writer's queue is full."""
+
+
+class LocalModelError(SufficeError):
+    """The demonstration model is missing, damaged or could not be started."""

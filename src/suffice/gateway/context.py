@@ -1,0 +1,83 @@
+"""What every request handler needs, as one value: made by `wiring`, read by the handlers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from suffice.errors import ConfigError
+from suffice.gateway.route import BuiltRoute
+from suffice.rollout.assign import audit_share
+from suffice.settings import Settings
+from suffice.store.log import EventLog
+from suffice.telemetry import Metrics
+from suffice.upstream.client import UpstreamClient
+
+LOT_MEMORY_S = 600.0
+MIN_AUDITS = 20  # full runs seen before a saving is estimated from them
+
+
+@dataclass(slots=True)
+class FullRuns:
+    """Running mean of what full runs of a route cost; the counterfactual of a stopped one."""
+
+    n: int = 0
+    mean_tokens: float = 0.0
+
+    def add(self, tokens: int) -> None:
+        """Take one full run in."""
+        self.n += 1
+        self.mean_tokens += (tokens - self.mean_tokens) / self.n
+
+
+class LotKeys:
+    """Remembers for ten minutes which unit a request body was drawn under, so that a retry draws the same."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, float] = {}
+
+    def unit(self, *, named: str | None, body: bytes, caller: str, now_s: float) -> str:
+        """The unit of the lottery: the conversation or idempotency key, else caller and body.
+
+        A body that comes again after ten minutes is a new request and is drawn anew.
+        """
+        if named:
+            return f"id:{named}"
+        digest = hashlib.blake2b(caller.encode() + b"\0" + body, digest_size=16).hexdigest()
+        first = self._seen.get(digest)
+        if first is None or now_s - first > LOT_MEMORY_S:
+            if len(self._seen) > 100_000:
+                self._seen = {k: t for k, t in self._seen.items() if now_s - t <= LOT_MEMORY_S}
+            first = self._seen[digest] = now_s
+        return f"body:{digest}:{first!r}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Gateway:
+    """Settings and running parts of one gateway process."""
+
+    settings: Settings
+    routes: tuple[BuiltRoute, ...]
+    upstreams: Mapping[str, UpstreamClient]
+    log: EventLog
+    metrics: Metrics
+    api_keys: tuple[str, ...]              # accepted from clients; (): open
+    salt: str                              # of the lottery and of question keys; secret, stable
+    new_id: Callable[[], str]
+    wall_s: Callable[[], float]
+    monotonic_s: Callable[[], float]
+    lots: LotKeys = field(default_factory=LotKeys)
+    n_requests: dict[str, int] = field(default_factory=dict)   # by route, the log's history included
+    full_runs: dict[str, FullRuns] = field(default_factory=dict)
+    ready: bool = False
+
+    def share(self, route: BuiltRoute) -> float:
+        """The audit share in force for a route's next request."""
+        return audit_share(self.n_requests.get(route.name, 0), route.settings.audit_share)
+
+    def fallback_upstream(self) -> str:
+        """Where a request goes that no route claims: the only upstream, or the first one."""
+        if not self.upstreams:
+            raise ConfigError("upstreams: none is configured")
+        return next(iter(self.upstreams))

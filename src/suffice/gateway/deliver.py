@@ -1,0 +1,49 @@
+"""The two ways an answer reaches the client: frame by frame, or put together into one body."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from suffice.gateway.exchange import Exchange
+from suffice.upstream.assemble import Assembler
+from suffice.upstream.wire import DONE_DATA, Frame
+
+
+class StreamDelivery:
+    """The client asked for a stream: frames go out as they came, many in one write."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def frames(self, frames: Sequence[Frame]) -> None:
+        """Send whole frames."""
+        await self._exchange.body(b"".join([f.raw for f in frames]))
+
+    async def end(self) -> None:
+        """Complete the answer."""
+        if not self._exchange.complete:
+            await self._exchange.body(b"", more=False)
+
+
+class BodyDelivery:
+    """The client asked for one body: it equals what the upstream would have answered directly."""
+
+    def __init__(self, exchange: Exchange, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        self._exchange, self._status = exchange, status
+        dropped = {"content-type", "content-length", "content-encoding", "cache-control"}
+        self._headers = [(k, v) for k, v in headers if k.lower() not in dropped]
+        self._assembler = Assembler()
+
+    async def frames(self, frames: Sequence[Frame]) -> None:
+        """Take frames in."""
+        for frame in frames:
+            if frame.data is not None and frame.data != DONE_DATA:
+                self._assembler.add(frame.data)
+
+    async def end(self) -> None:
+        """Send the body."""
+        if not self._exchange.complete:
+            body = msgspec.json.encode(self._assembler.result())
+            await self._exchange.json(self._status, body, self._headers)

@@ -1,0 +1,143 @@
+"""One HTTP exchange: what was sent to the client so far, and whether it is still there. Bare ASGI.
+
+It knows ASGI messages and OpenAI's error shape; it refuses to know routes, policies and upstreams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from typing import Any
+
+from suffice.errors import BadRequest, TooLarge
+from suffice.upstream.wire import DONE, PING, error_body, error_frame
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Iterable[tuple[str, str]]
+
+
+SSE_HEADERS = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
+
+
+class ClientGone(Exception):  # noqa: N818 - not an error: people close tabs
+    """The client hung up before its request was complete."""
+
+
+def headers_of(scope: Scope) -> list[tuple[str, str]]:
+    """Request headers, names in lower case."""
+    return [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in scope["headers"]]
+
+
+async def read_body(receive: Receive, limit_bytes: int) -> bytes:
+    """The whole request body. Raises TooLarge beyond the limit and ClientGone when it breaks off."""
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit_bytes:
+            raise TooLarge(f"body: longer than {limit_bytes} bytes")
+        parts.append(part)
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class Exchange:
+    """The client's side of one request."""
+
+    def __init__(self, send: Send, own_headers: Headers, monotonic_s: Callable[[], float]) -> None:
+        self._send = send
+        self.own_headers = list(own_headers)
+        self._now = monotonic_s
+        self.status = 0                 # 0: nothing was sent
+        self.events = False             # the body is a stream of server-sent events
+        self.complete = False
+        self.first_byte_s: float | None = None
+        self.last_sent_s = monotonic_s()
+
+    async def start(self, status: int, headers: Headers, *, events: bool = False) -> None:
+        """Send the status line and headers; ours win."""
+        ours = {k for k, _ in self.own_headers}
+        sent = [*((k, v) for k, v in headers if k.lower() not in ours), *self.own_headers]
+        self.status, self.events = status, events
+        raw = [(k.lower().encode("latin-1"), v.encode("latin-1", "replace")) for k, v in sent]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def body(self, data: bytes, *, more: bool = True) -> None:
+        """Send a part of the body."""
+        if data and self.first_byte_s is None:
+            self.first_byte_s = self._now()
+        if not more:
+            self.complete = True
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self.last_sent_s = self._now()
+
+    async def json(self, status: int, body: bytes, headers: Headers = ()) -> None:
+        """Send one complete JSON answer."""
+        sized = [("content-type", "application/json"), ("content-length", str(len(body))), *headers]
+        await self.start(status, sized)
+        await self.body(body, more=False)
+
+    async def refuse(self, error: BadRequest, headers: Headers = ()) -> None:
+        """Send our own 4xx in OpenAI's shape."""
+        kind = "authentication_error" if error.status == 401 else "invalid_request_error"
+        await self.json(error.status, error_body(str(error), kind, error.param, error.code), headers)
+
+    async def fail(self, status: int, message: str, code: str) -> None:
+        """Tell the client of a failure: a status before the first byte, an error frame after it."""
+        if self.complete:
+            return
+        if not self.status:
+            await self.json(status, error_body(message, "upstream_error", None, code))
+        elif self.events:
+            await self.body(error_frame(message, "upstream_error", code) + DONE, more=False)
+        else:
+            raise ConnectionResetError(message)  # a cut body is the only honest end of a plain answer
+
+
+async def keep_alive(exchange: Exchange, every_s: float, monotonic_s: Callable[[], float]) -> None:
+    """Send a comment line whenever a stream has been silent for `every_s`; runs until cancelled.
+
+    A stream that has not begun by then begins with the first comment: its client would give up.
+    """
+    while True:
+        idle = monotonic_s() - exchange.last_sent_s
+        if not exchange.complete and idle >= every_s:
+            if not exchange.status:
+                await exchange.start(200, SSE_HEADERS, events=True)
+            await exchange.body(PING)
+            idle = 0.0
+        await asyncio.sleep(max(0.01, every_s - idle))
+
+
+async def until_gone(receive: Receive) -> None:
+    """Return when the client hangs up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def supervise(work: Coroutine[Any, Any, None], receive: Receive, exchange: Exchange) -> bool:
+    """Run `work`; cancel it when the client leaves before its answer is complete. True: it left."""
+    task = asyncio.create_task(work)
+    watch = asyncio.create_task(until_gone(receive))
+    left = False
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and not exchange.complete:
+            left = True
+            task.cancel()
+        await asyncio.wait({task})
+    finally:
+        for one in (task, watch):
+            if not one.done():
+                one.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+    if task.cancelled():
+        return left
+    task.result()
+    return left

@@ -1,0 +1,265 @@
+"""A governed request: builds the run of its kind, lets the loop decide, carries the decision out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from suffice.episode.finish import Continuer
+from suffice.episode.handover import HandOver
+from suffice.episode.ledger import Ledger
+from suffice.episode.loop import FailOpen, run_episode
+from suffice.episode.probe import Prober
+from suffice.episode.reasoning import Delivery, ReasoningRun, Wants, data_frame
+from suffice.episode.report import suffice_object, usage_json
+from suffice.episode.samples import Refusal, SampleRun
+from suffice.episode.segment import Segmenter
+from suffice.errors import UpstreamProtocol
+from suffice.gateway.context import MIN_AUDITS, Gateway
+from suffice.gateway.deliver import BodyDelivery, StreamDelivery
+from suffice.gateway.exchange import SSE_HEADERS, Exchange, keep_alive
+from suffice.gateway.intake import Intake
+from suffice.gateway.route import BuiltRoute
+from suffice.policy.rules import FixedBudget
+from suffice.settings import Probe
+from suffice.signals.observe import Observer
+from suffice.types import Decision, Purpose, Signals, Step
+from suffice.upstream.client import Call, UpstreamClient, governed_headers
+from suffice.upstream.wire import DONE
+
+CHAT_PATH = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One governed request."""
+
+    gw: Gateway
+    route: BuiltRoute
+    client: UpstreamClient
+    intake: Intake
+    headers: list[tuple[str, str]]
+    ledger: Ledger
+    exchange: Exchange
+
+    @property
+    def may_act(self) -> bool:
+        """May the policy end this run? Not in observe, not uncertified, not in an audit."""
+        return self.route.acts and not self.ledger.request.audit
+
+
+def observer(job: Job) -> Callable[[Step], Signals]:
+    """The route's signals, guarded: when they fail, nothing is known and the run goes on."""
+    folds = Observer(job.route.needs, job.route.settings.kind)
+
+    def observe(step: Step) -> Signals:
+        try:
+            return folds.observe(step)
+        except Exception:  # noqa: BLE001 - broken signals cost tokens, never an answer
+            job.ledger.fail_open("signals")
+            return Signals(step=step.index, tokens_used=0)
+
+    return observe
+
+
+def recorder(job: Job, may_stop: Callable[[], bool]) -> Callable[[Step, Signals, Decision], bool]:
+    """Writes each step down and says whether a stop may be carried out."""
+
+    def record(step: Step, signals: Signals, decision: Decision) -> bool:
+        job.ledger.record_step(step, signals, decision)
+        return job.may_act and may_stop()
+
+    return record
+
+
+# --------------------------------------------------------------------------- reasoning
+
+
+async def reasoning(job: Job) -> None:
+    """One chain of thought, relayed, watched, and closed when the policy says so."""
+    route, ledger = job.route.settings, job.ledger
+    body = _upstream_body(job)
+    probe = route.probe or Probe()
+    continuer = Continuer(
+        client=job.client, probe=probe, body=job.intake.body, headers=job.headers, ledger=ledger
+    )
+    _arm(job, body, continuer, probe)
+    policy = FailOpen(job.route.policy, ledger.fail_open)
+    async with _pinged(job), _open_run(job, body, continuer, purpose="main") as run:
+        verdict = await run_episode(
+            run.steps(), observer(job), policy, recorder(job, lambda: run.may_stop() and bool(continuer.methods))
+        )
+        if verdict is None:
+            return
+        _estimate_saved(job, verdict.signals.tokens_used)
+        cap = job.intake.body.get("max_completion_tokens") or job.intake.body.get("max_tokens")
+        await HandOver(
+            run=run, continuer=continuer, ledger=ledger, rerun=lambda: _open_run(job, body, continuer, purpose="rerun"),
+            max_tokens=cap if isinstance(cap, int) and cap > 0 else None,
+            handover_ms=route.handover_ms, buffer_bytes=route.handover_buffer_bytes,
+            monotonic_s=job.gw.monotonic_s,
+        ).carry_out(run.thought_at(verdict.step.index))  # fmt: skip
+
+
+@asynccontextmanager
+async def _open_run(
+    job: Job, body: dict[str, Any], continuer: Continuer, *, purpose: Purpose
+) -> AsyncIterator[ReasoningRun]:
+    """Open the client's request upstream and begin the client's answer."""
+    settings, ledger, exchange = job.client.settings, job.ledger, job.exchange
+    account = ledger.open_call(purpose)
+    account.cancelled = True  # until its end has been seen
+    async with job.client.open(CHAT_PATH, msgspec.json.encode(body), governed_headers(job.headers)) as call:
+        if call.status != 200 or call.content_type != "text/event-stream":
+            raise await _refusal(call)
+        delivery: Delivery
+        if job.intake.stream:
+            if not exchange.status:
+                kept = [(k, v) for k, v in call.headers if k.lower() != "content-length"]
+                await exchange.start(200, kept, events=True)
+            delivery = StreamDelivery(exchange)
+        else:
+            delivery = BodyDelivery(exchange, 200, call.headers)
+        probing = job.route.settings.probe is not None and _probes(job)
+        run = ReasoningRun(
+            call, account, ledger=ledger, delivery=delivery, segmenter=Segmenter(job.route.settings.steps),
+            scorer=job.route.scorer,
+            prober=Prober(continuer, job.route.scorer, ledger) if probing else None,
+            tags=(settings.think_open, settings.think_close),
+            wants=Wants(
+                usage=job.intake.wants_usage or not job.intake.stream, object=job.intake.has_options
+            ),
+            drain=ledger.request.audit,
+        )  # fmt: skip
+        run.hidden_thought = purpose == "rerun" and job.intake.stream
+        run.budget = body.get("reasoning_budget_tokens") if _arms(job, continuer) else None
+        yield run
+
+
+def _probes(job: Job) -> bool:
+    """Probes are sent in audits, and where their answer can still change what happens."""
+    return job.ledger.request.audit or job.route.acts
+
+
+def _upstream_body(job: Job) -> dict[str, Any]:
+    """The client's body, asked for as a stream with usage; their traces are removed again."""
+    body = dict(job.intake.body)
+    given = body.get("stream_options")
+    options = dict(given) if isinstance(given, dict) else {}
+    return body | {"stream": True, "stream_options": options | {"include_usage": True}}
+
+
+def _arm(job: Job, body: dict[str, Any], continuer: Continuer, probe: Probe) -> None:
+    """Tell an engine that can end a thought by itself to be ready for it."""
+    if not _arms(job, continuer):
+        return
+    body |= {"reasoning_control": True, "reasoning_budget_message": probe.closing}
+    if isinstance(job.route.policy, FixedBudget):
+        body["reasoning_budget_tokens"] = job.route.policy.max_tokens  # exact, and without a second call
+
+
+def _arms(job: Job, continuer: Continuer) -> bool:
+    return job.may_act and continuer.methods[:1] == ("native",)
+
+
+async def _refusal(call: Call) -> Exception:
+    """What an answer means that is no stream: the upstream's own error, or a broken protocol."""
+    if 400 <= call.status < 600:
+        return Refusal(call.status, call.content_type, await call.read_all(), call.headers)
+    if 300 <= call.status < 400:
+        return UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
+    return UpstreamProtocol(f"the upstream answered with {call.content_type!r} where a stream was asked for")
+
+
+def _estimate_saved(job: Job, tokens_used: int) -> None:
+    """What the run would have gone on to cost, from the full runs of this route; unknown if few."""
+    full = job.gw.full_runs.get(job.route.name)
+    if full is None or full.n < MIN_AUDITS:
+        return
+    job.ledger.tokens_saved_estimate = max(0, round(full.mean_tokens - tokens_used))
+    job.ledger.estimate_method = f"mean of {full.n} full runs of this route"
+
+
+@asynccontextmanager
+async def _pinged(job: Job) -> AsyncIterator[None]:
+    """Comment lines while a governed stream is silent."""
+    if not job.intake.stream:
+        yield
+        return
+    ping = asyncio.create_task(keep_alive(job.exchange, job.gw.settings.server.ping_s, job.gw.monotonic_s))
+    try:
+        yield
+    finally:
+        ping.cancel()
+        await asyncio.gather(ping, return_exceptions=True)
+
+
+# --------------------------------------------------------------------------- samples
+
+
+async def samples(job: Job) -> None:
+    """Draw samples until the vote is settled; deliver the winner as one completion."""
+    ledger, request = job.ledger, job.ledger.request
+    n = request.n_samples
+    if job.intake.body.get("temperature") == 0:
+        n = 1
+        ledger.warnings.append("temperature is 0: every sample would be the same, one was drawn")
+    run = SampleRun(
+        client=job.client, path=CHAT_PATH, body=_upstream_body(job), headers=job.headers, ledger=ledger,
+        scorer=job.route.scorer, n_samples=n, wave=job.route.settings.wave,
+    )  # fmt: skip
+    policy = FailOpen(job.route.policy, ledger.fail_open)
+    async with _pinged(job):
+        verdict = await run_episode(run.steps(), observer(job), policy, recorder(job, lambda: len(run.seen) < n))
+        body = run.result()
+        if verdict is not None:
+            ledger.stopped, ledger.finish_method = True, "vote"
+            drawn = [s.tokens for s in run.seen]
+            ledger.tokens_saved_estimate = round((n - len(drawn)) * sum(drawn) / len(drawn))
+            ledger.estimate_method = "mean tokens of the samples drawn, times the samples not drawn"
+        await _deliver_vote(job, body)
+
+
+async def _deliver_vote(job: Job, body: dict[str, Any]) -> None:
+    """One completion: the winner's text, the usage of everything that was drawn."""
+    ledger, exchange = job.ledger, job.exchange
+    usage = ledger.usage()
+    body.pop("timings", None)  # of one sample only
+    if usage is not None:
+        body["usage"] = usage_json(usage)
+    if ledger.stopped or job.intake.has_options or ledger.warnings:
+        body["suffice"] = suffice_object(ledger)
+    if not job.intake.stream:
+        await exchange.json(200, msgspec.json.encode(body))
+        return
+    if not exchange.status:
+        await exchange.start(200, SSE_HEADERS, events=True)
+    for frame in as_chunks(body, wants_usage=job.intake.wants_usage):
+        await exchange.body(frame)
+    await exchange.body(DONE, more=False)
+
+
+def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
+    """A finished completion as an ordinary stream: role, message, finish reason, usage if asked for."""
+    head: dict[str, Any] = {k: body[k] for k in ("id", "created", "model", "system_fingerprint") if k in body}
+    head["object"] = "chat.completion.chunk"
+    choice = body["choices"][0]
+    message = dict(choice["message"])
+    role = message.pop("role", "assistant")
+    deltas: list[dict[str, Any]] = [{"role": role, "content": ""}]
+    deltas += [{k: v} for k, v in message.items() if v not in (None, "")]
+    frames = [
+        head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas
+    ]
+    last = head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
+    if "suffice" in body:
+        last["suffice"] = body["suffice"]
+    frames.append(last)
+    if wants_usage:
+        frames.append(head | {"choices": [], "usage": body.get("usage")})
+    return [data_frame(f).raw for f in frames]

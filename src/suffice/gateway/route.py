@@ -1,0 +1,86 @@
+"""Which route a request belongs to, and whether it is governed. Pure.
+
+Whatever is not understood completely is not governed: it passes through byte for byte, with the
+reason counted and visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from suffice.policy.base import Policy
+from suffice.scoring.base import Scorer
+from suffice.settings import Route
+
+# Fields under which a stop could change what the client asked for. Value: does it matter here?
+BLOCKING: Mapping[str, str] = {
+    "tools": "tools",
+    "functions": "tools",
+    "response_format": "response_format",
+    "grammar": "response_format",
+    "logprobs": "logprobs",
+    "top_logprobs": "logprobs",
+    "stop": "stop",
+    "modalities": "modalities",
+    "audio": "modalities",
+    "prediction": "prediction",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltRoute:
+    """A route with its scorer and its policy, ready to serve."""
+
+    name: str
+    settings: Route
+    scorer: Scorer
+    policy: Policy
+    policy_version: str
+    certified: bool
+    needs: tuple[str, ...]      # signals to compute
+
+    @property
+    def acts(self) -> bool:
+        """May the policy end a run here?"""
+        return self.settings.mode == "enforce" and (self.certified or self.settings.uncertified)
+
+
+def find(routes: tuple[BuiltRoute, ...], *, model: str, asked: str | None) -> BuiltRoute | None:
+    """The first route whose conditions all hold; a route asked for by header must exist by name."""
+    for route in routes:
+        match = route.settings.match
+        if asked is not None and asked not in (route.name, match.header):
+            continue
+        if asked is None and match.header:
+            continue
+        if match.model and not fnmatchcase(model, match.model):
+            continue
+        return route
+    return None
+
+
+def n_samples(route: BuiltRoute, options: Mapping[str, Any]) -> int:
+    """How many samples the full run draws: the request's own number, else the route's."""
+    return int(options.get("samples") or route.settings.samples) if route.settings.kind == "samples" else 1
+
+
+def ungoverned(route: BuiltRoute, body: Mapping[str, Any], samples: int) -> str | None:
+    """Why this request must pass through untouched; None: it is governed."""
+    if route.settings.mode == "off":
+        return "off"
+    if route.settings.kind == "rounds":
+        return "rounds"
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        return "messages"
+    if body.get("n") not in (None, 1) or isinstance(body.get("n"), bool):
+        return "n"
+    for field, reason in BLOCKING.items():
+        if body.get(field) not in (None, False, [], {}, ""):
+            return reason
+    if route.settings.kind == "samples" and samples == 1:
+        return "samples=1"
+    return None

@@ -1,0 +1,186 @@
+"""Questions with an exact answer, generated from a seed: same seed, same questions, on any machine.
+
+It knows how each family of questions is worded and how its answer is computed. It refuses to
+know prompts, models, token limits (`tasks`) and HTTP. Every item is drawn from the facts or
+from random numbers alone, never by looking at what a model answers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from suffice.local.facts import CAPITALS, FAMILIES, NEGATIVE_REVIEWS, POSITIVE_REVIEWS, WORDS
+
+NAMES = ("Ann", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Ida", "Jack", "Kate", "Leo",
+         "Mary", "Nick", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor")
+THINGS = ("apples", "pencils", "books", "eggs", "coins", "stickers", "cookies", "marbles", "cards", "shells")
+BOXES = ("boxes", "bags", "baskets", "packs", "trays")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One question and its only right answer."""
+
+    id: str    # unique among all families, stable over seeds where the family is a fixed list
+    ask: str   # what the user writes
+    gold: str  # the right answer, as the family's scorer normalises it
+
+
+def capitals(rng: random.Random) -> Iterator[Item]:
+    """The capital of each listed country, in random order."""
+    for country in rng.sample(sorted(CAPITALS), len(CAPITALS)):
+        slug = country.removeprefix("the ").lower().replace(" ", "-")
+        yield Item(id=f"capitals-{slug}", ask=f"What is the capital of {country}?", gold=CAPITALS[country])
+
+
+def sentiment(rng: random.Random) -> Iterator[Item]:
+    """Whether each listed review is positive or negative, in random order."""
+    labelled = [(text, "positive") for text in POSITIVE_REVIEWS]
+    labelled += [(text, "negative") for text in NEGATIVE_REVIEWS]
+    numbered = list(enumerate(labelled, start=1))
+    for number, (text, label) in rng.sample(numbered, len(numbered)):
+        yield Item(id=f"sentiment-{number:02d}", ask=f"Is this review positive or negative? {text}", gold=label)
+
+
+def sums(rng: random.Random) -> Iterator[Item]:
+    """All sums of two numbers from 1 to 9, in random order."""
+    pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)]
+    for a, b in rng.sample(pairs, len(pairs)):
+        yield Item(id=f"sums-{a}-{b}", ask=f"What is {a} + {b}?", gold=str(a + b))
+
+
+def letters(rng: random.Random) -> Iterator[Item]:
+    """The first or the last letter of a word, in random order."""
+    pairs = [(word, end) for word in WORDS for end in ("first", "last")]
+    for word, end in rng.sample(pairs, len(pairs)):
+        gold = word[0] if end == "first" else word[-1]
+        yield Item(id=f"letters-{end}-{word}", ask=f'What is the {end} letter of the word "{word}"?', gold=gold)
+
+
+def lists(rng: random.Random) -> Iterator[Item]:
+    """Which of three words belongs to a family, and which of two numbers is larger, in turn."""
+    families = sorted(FAMILIES)
+    members = [(family, member) for family in families for member in FAMILIES[family]]
+    for number, (family, member) in enumerate(rng.sample(members, len(members)), start=1):
+        others = rng.sample([f for f in families if f != family], 2)
+        options = [member, *(rng.choice(FAMILIES[other]) for other in others)]
+        rng.shuffle(options)
+        article = "an" if family[0] in "aeiou" else "a"
+        yield Item(id=f"lists-{family}-{member}",
+                   ask=f"Which of these is {article} {family}: {options[0]}, {options[1]} or {options[2]}?",
+                   gold=member)
+        low, high = sorted(rng.sample(range(10, 100), 2))
+        first, second = (low, high) if rng.random() < 0.5 else (high, low)
+        yield Item(id=f"lists-larger-{number:02d}-{first}-{second}",
+                   ask=f"Which number is larger, {first} or {second}?", gold=str(high))
+
+
+def chains(rng: random.Random) -> Iterator[Item]:
+    """Sums of three or four numbers of at most two digits, with plus and minus; never below zero."""
+    seen: set[str] = set()
+    while True:
+        total = rng.randint(10, 60)
+        text = str(total)
+        for _ in range(rng.choice((2, 3))):
+            value = rng.randint(3, 40)
+            if rng.random() < 0.5 and total - value >= 0:
+                total, text = total - value, f"{text} - {value}"
+            else:
+                total, text = total + value, f"{text} + {value}"
+        if text not in seen:
+            seen.add(text)
+            yield Item(id=f"chains-{text.replace(' ', '')}", ask=f"Calculate {text}.", gold=str(total))
+
+
+def _packed_minus(rng: random.Random) -> tuple[str, int]:
+    name, box, thing = rng.choice(NAMES), rng.choice(BOXES), rng.choice(THINGS)
+    n, each = rng.randint(2, 9), rng.randint(3, 12)
+    gone = rng.randint(2, n * each - 1)
+    return (f"{name} has {n} {box} with {each} {thing} each and gives away {gone} {thing}. "
+            f"How many {thing} are left?"), n * each - gone
+
+
+def _packed_plus(rng: random.Random) -> tuple[str, int]:
+    name, box, thing = rng.choice(NAMES), rng.choice(BOXES), rng.choice(THINGS)
+    n, each, more = rng.randint(2, 9), rng.randint(3, 12), rng.randint(2, 30)
+    return (f"{name} buys {n} {box} with {each} {thing} each and already has {more} {thing} at home. "
+            f"How many {thing} does {name} have in total?"), n * each + more
+
+
+def _buy_and_give(rng: random.Random) -> tuple[str, int]:
+    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    start, more = rng.randint(8, 40), rng.randint(5, 30)
+    gone = rng.randint(3, start + more - 1)
+    return (f"{name} has {start} {thing}, finds {more} more and then loses {gone}. "
+            f"How many {thing} does {name} have now?"), start + more - gone
+
+
+def _share(rng: random.Random) -> tuple[str, int]:
+    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    friends, each = rng.randint(2, 8), rng.randint(3, 10)
+    first = rng.randint(2, friends * each - 2)
+    return (f"{name} has {first} {thing} and gets {friends * each - first} more. {name} shares all of them "
+            f"equally among {friends} friends. How many {thing} does each friend get?"), each
+
+
+def _earn(rng: random.Random) -> tuple[str, int]:
+    name = rng.choice(NAMES)
+    hours, wage = rng.randint(3, 9), rng.randint(6, 15)
+    spent = rng.randint(5, hours * wage - 5)
+    return (f"{name} works {hours} hours for {wage} dollars an hour and then spends {spent} dollars. "
+            f"How many dollars are left?"), hours * wage - spent
+
+
+def _ages(rng: random.Random) -> tuple[str, int]:
+    young, old = rng.sample(NAMES, 2)
+    age, gap, years = rng.randint(5, 30), rng.randint(2, 12), rng.randint(3, 15)
+    return (f"{young} is {age} years old. {old} is {gap} years older than {young}. "
+            f"How old will {old} be in {years} years?"), age + gap + years
+
+
+def _two_prices(rng: random.Random) -> tuple[str, int]:
+    name, (one, two) = rng.choice(NAMES), rng.sample(THINGS, 2)
+    n, price, m, other = (rng.randint(2, 9) for _ in range(4))
+    return (f"{name} buys {n} {one} for {price} dollars each and {m} {two} for {other} dollars each. "
+            f"How many dollars does {name} pay?"), n * price + m * other
+
+
+def _rows(rng: random.Random) -> tuple[str, int]:
+    rows, seats = rng.randint(3, 12), rng.randint(4, 12)
+    taken = rng.randint(3, rows * seats - 2)
+    return (f"A hall has {rows} rows of {seats} seats. {taken} seats are taken. "
+            f"How many seats are free?"), rows * seats - taken
+
+
+def _pages(rng: random.Random) -> tuple[str, int]:
+    name = rng.choice(NAMES)
+    a_day, days = rng.randint(5, 20), rng.randint(3, 9)
+    rest = rng.randint(5, 60)
+    return (f"{name} reads {a_day} pages a day of a book with {a_day * days + rest} pages. "
+            f"How many pages are left after {days} days?"), rest
+
+
+STORIES: tuple[Callable[[random.Random], tuple[str, int]], ...] = (
+    _packed_minus, _packed_plus, _buy_and_give, _share, _earn, _ages, _two_prices, _rows, _pages,
+)
+
+
+def stories(rng: random.Random) -> Iterator[Item]:
+    """Word problems of two steps; each kind of story in turn, whole numbers throughout."""
+    seen: set[str] = set()
+    number = 0
+    while True:
+        text, answer = STORIES[number % len(STORIES)](rng)
+        if text in seen:
+            continue
+        seen.add(text)
+        number += 1
+        yield Item(id=f"stories-{number:04d}", ask=text, gold=str(answer))
+
+
+FAMILIES_OF_QUESTIONS: Mapping[str, Callable[[random.Random], Iterator[Item]]] = {
+    "capitals": capitals, "sentiment": sentiment, "sums": sums, "letters": letters, "lists": lists,
+    "chains": chains, "stories": stories,
+}

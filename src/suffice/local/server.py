@@ -1,0 +1,257 @@
+"""A model file behind llama.cpp's own HTTP server, in a child process on this machine.
+
+It knows how to start the server, when it is ready and how to end it. It refuses to know where
+model files come from (`weights`) and what is asked (`tasks`).
+
+The server is native code: it runs in a process of its own, so that a crash in it cannot take
+the caller along. The child listens on 127.0.0.1 only, at a port that was free, and ends by
+itself when the parent's end of its standard input closes, however the parent ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from suffice.errors import LocalModelError
+
+TEMPLATES = Path(__file__).parent / "templates"
+READY_MARK = "listening "
+_LOG_TAIL_LINES = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSpec:
+    """What to serve and how."""
+
+    model_path: Path
+    template: str | None = None       # name of a file in templates/ without ".jinja"; None: the model's own
+    alias: str = "local"              # the model's name on the wire
+    n_parallel: int = 4               # slots: requests that are served at once
+    ctx_tokens_per_slot: int = 2048   # prompt and answer together
+    n_threads: int = 2                # more than idle cores is far slower than fewer
+
+
+def template_names() -> tuple[str, ...]:
+    """The names that `ServerSpec.template` may have, sorted."""
+    return tuple(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+
+
+def check_spec(spec: ServerSpec) -> None:
+    """Refuse what cannot be served, before a process is started. Raises LocalModelError."""
+    where = f"local server: {spec.model_path}"
+    try:
+        with spec.model_path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise LocalModelError(f"{where}: cannot be read ({error.strerror}); need a GGUF file") from None
+    if magic != b"GGUF":
+        raise LocalModelError(f"{where}: is not a GGUF file; it begins with {magic!r}, allowed: b'GGUF'")
+    if spec.template is not None and spec.template not in template_names():
+        known = ", ".join(template_names())
+        raise LocalModelError(f"local server: unknown template {spec.template!r}; known: {known}")
+    for field in ("n_parallel", "ctx_tokens_per_slot", "n_threads"):
+        if getattr(spec, field) < 1:
+            raise LocalModelError(f"local server: {field}: got {getattr(spec, field)}; at least 1")
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise LocalModelError(
+            "local server: the package xllamacpp is not installed; install suffice with its extra: suffice[local]"
+        )
+
+
+class LocalServer:
+    """A running model server; use it in a `with` block.
+
+    `url` is http://127.0.0.1:PORT, without /v1. Entering the block returns when /health says ok, and
+    raises LocalModelError with the end of the server's log when that takes longer than
+    `start_timeout_s` or the child ends first. Leaving the block ends the child, whatever it does.
+    """
+
+    def __init__(self, spec: ServerSpec, *, log_path: Path | None = None, start_timeout_s: float = 120.0) -> None:
+        check_spec(spec)
+        self.spec = spec
+        self.log_path = log_path or Path(tempfile.gettempdir()) / f"suffice-{spec.alias}-{os.getpid()}.log"
+        self.start_timeout_s = start_timeout_s
+        self._child: subprocess.Popen[bytes] | None = None
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """Base address of the running server. Raises LocalModelError when it is not running."""
+        if not self._url:
+            raise LocalModelError("local server: it is not running; use it in a `with` block")
+        return self._url
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child. Raises LocalModelError when it is not running."""
+        if self._child is None:
+            raise LocalModelError("local server: it is not running; use it in a `with` block")
+        return self._child.pid
+
+    def is_alive(self) -> bool:
+        """Is the child running? False after a crash of the native code."""
+        return self._child is not None and self._child.poll() is None
+
+    def __enter__(self) -> Self:
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + self.start_timeout_s
+        with self.log_path.open("wb") as log:
+            self._child = subprocess.Popen(
+                child_command(self.spec), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                env=child_environment(os.environ), start_new_session=True,  # Ctrl-C ends us first, then it
+            )
+        try:
+            self._url = self._wait_for_address(deadline)
+            self._wait_for_health(deadline)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self, *, grace_s: float = 5.0) -> None:
+        """End the child: ask by closing its input, then terminate, then kill. Safe to call twice."""
+        child, self._child, self._url = self._child, None, ""
+        if child is None:
+            return
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # the child may have closed its end first
+                    pipe.close()
+        for ask in (None, child.terminate, child.kill):
+            if ask is not None:
+                ask()
+            try:
+                child.wait(timeout=grace_s)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+    def _wait_for_address(self, deadline: float) -> str:
+        assert self._child is not None and self._child.stdout is not None
+        line = _read_line(self._child.stdout, deadline)
+        if not line.startswith(READY_MARK):
+            raise self._failure("did not start")
+        return line.removeprefix(READY_MARK).strip()
+
+    def _wait_for_health(self, deadline: float) -> None:
+        while time.monotonic() < deadline:
+            if not self.is_alive():
+                raise self._failure("ended while it loaded the model")
+            try:
+                with urllib.request.urlopen(f"{self._url}/health", timeout=2.0) as reply:
+                    if reply.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                pass  # 503 while loading, or not listening yet: both mean wait
+            time.sleep(0.05)
+        raise self._failure("was not healthy in time")
+
+    def _failure(self, what: str) -> LocalModelError:
+        code = self._child.poll() if self._child is not None else None
+        ended = "" if code is None else f", exit code {code}"
+        tail = self.log_path.read_text("utf-8", "replace").splitlines()[-_LOG_TAIL_LINES:]
+        said = " | ".join(line.strip() for line in tail if line.strip()) or "nothing"
+        return LocalModelError(
+            f"local server: {self.spec.model_path.name} {what} (limit {self.start_timeout_s:g} s{ended}); "
+            f"its log {self.log_path} says: {said}"
+        )
+
+
+def _read_line(pipe: IO[bytes], deadline: float) -> str:
+    """One line from a pipe; "" when it closed or the deadline passed first."""
+    collected = b""
+    while not collected.endswith(b"\n"):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not select.select([pipe], [], [], left_s)[0]:
+            return ""
+        byte = os.read(pipe.fileno(), 1)
+        if not byte:
+            return ""
+        collected += byte
+    return collected.decode()
+
+
+def child_command(spec: ServerSpec) -> list[str]:
+    """The command line that starts the child."""
+    return [
+        sys.executable, "-m", "suffice.local.server", "--model", str(spec.model_path), "--alias", spec.alias,
+        "--template", spec.template or "", "--n-parallel", str(spec.n_parallel),
+        "--ctx", str(spec.ctx_tokens_per_slot), "--threads", str(spec.n_threads),
+    ]
+
+
+def child_environment(environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
+    """The child's environment: ours, with compute threads that sleep while they wait.
+
+    Threads that spin at a barrier stop each other when another process needs a core: decoding was
+    seen to fall from 140 to 1 token a second.
+    """
+    return {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", **environment}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The child: serve one model until standard input closes. Returns an exit code."""
+    parser = argparse.ArgumentParser(prog="python -m suffice.local.server")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--alias", default="local")
+    parser.add_argument("--template", default="")
+    parser.add_argument("--n-parallel", type=int, default=4)
+    parser.add_argument("--ctx", type=int, default=2048, help="tokens of context per slot")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    # The native code writes to descriptor 1 as it likes; the address must not get lost in that.
+    address_pipe = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    import xllamacpp  # an optional extra, and a second of loading that the parent must not pay
+
+    server = xllamacpp.Server(_parameters(xllamacpp, options))
+    address_pipe.write(f"{READY_MARK}{server.listening_address}\n")
+    address_pipe.flush()
+    sys.stdin.buffer.read()
+    # Native threads may be in the middle of a token; an orderly shutdown could wait for them for long.
+    os._exit(0)
+
+
+def _parameters(xllamacpp: object, options: argparse.Namespace) -> object:
+    parameters = xllamacpp.CommonParams()  # type: ignore[attr-defined]
+    parameters.model.path = options.model
+    parameters.model_alias = {options.alias}
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = 0
+    parameters.n_parallel = options.n_parallel
+    parameters.n_ctx = options.ctx * options.n_parallel
+    parameters.cpuparams.n_threads = options.threads
+    parameters.cpuparams_batch.n_threads = options.threads
+    parameters.endpoint_metrics = True
+    parameters.endpoint_slots = True
+    parameters.ui = False
+    parameters.verbosity = 2
+    parameters.use_jinja = True
+    if options.template:
+        parameters.chat_template = (TEMPLATES / f"{options.template}.jinja").read_text("utf-8")
+    return parameters
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Who is audited: a lot drawn by hash, the same on every machine, for every retry, after every restart.
+
+Knows units, shares and salts; refuses to know clocks, random generators and what a unit stands for
+(the gateway chooses conversation, idempotency key or body). Its odds are written down when it is
+drawn, because afterwards they cannot be had any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+FIRST_REQUESTS = 20_000
+FIRST_SHARE = 0.10
+LATER_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lot:
+    """One draw of the audit lottery."""
+
+    audit: bool        # run in full, every checkpoint recorded
+    propensity: float  # P(this value of `audit`), in (0, 1]
+    point: float       # where the unit fell, in [0, 1); an audit is a point below the share
+
+
+def draw_audit(unit: str, *, share: float, salt: str) -> Lot:
+    """Draw the lot of one unit. Whoever is drawn at a share is drawn at every larger share too.
+
+    unit   what must always draw the same lot: a conversation, or a request with its retries
+    share  probability of an audit, in [0, 1]; 0 never and 1 always, exactly
+    salt   secret of the deployment and name of the lottery; another salt is an independent lottery
+
+    Raises ValueError for a share outside [0, 1].
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"draw_audit: share must be in [0, 1], got {share}")
+    number = int.from_bytes(_keyed(unit, salt=salt, purpose=b"audit-lot", n_bytes=8), "big")
+    point = (number >> 11) / 2**53  # a float holds 53 bits
+    audit = point < share
+    return Lot(audit=audit, propensity=share if audit else 1.0 - share, point=point)
+
+
+def audit_share(n_requests_so_far: int, configured: float | None) -> float:
+    """The share of a route's requests to audit now: what its owner wrote, else 10 %, later 5 %.
+
+    n_requests_so_far  of this route, the present one not counted; the first 20,000 draw at 0.10
+    configured         fraction from the settings; None: not written
+
+    Raises ValueError for a negative count or a fraction outside [0, 1].
+    """
+    if n_requests_so_far < 0:
+        raise ValueError(f"audit_share: n_requests_so_far must be at least 0, got {n_requests_so_far}")
+    if configured is None:
+        return FIRST_SHARE if n_requests_so_far < FIRST_REQUESTS else LATER_SHARE
+    if not 0.0 <= configured <= 1.0:
+        raise ValueError(f"audit_share: configured must be in [0, 1], got {configured}")
+    return configured
+
+
+def question_key(text: str, *, salt: str) -> str:
+    """A name for a prompt that groups its repeats: 16 hexadecimal digits, meaningless without the salt.
+
+    text  the prompt, to the letter: another space is another question
+    salt  secret of the deployment
+    """
+    return _keyed(text, salt=salt, purpose=b"question-key", n_bytes=8).hex()
+
+
+def _keyed(text: str, *, salt: str, purpose: bytes, n_bytes: int) -> bytes:
+    """A keyed hash. `purpose` keeps the lot and the key of one text apart."""
+    # Broken Unicode must draw a lot like anything else. A key holds 64 bytes at most: hash the salt first.
+    key = hashlib.blake2b(salt.encode("utf-8", "surrogatepass")).digest()
+    data = text.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, key=key, person=purpose, digest_size=n_bytes).digest()

@@ -1,0 +1,70 @@
+r"""Where the answer stands in a model's text: in a box, or behind words such as "the answer is".
+
+Knows how models announce an answer (``\boxed{…}``, ``Answer: …``) and refuses to know what
+an answer looks like: a number, a letter or a name is the business of the scorers.
+
+Every function takes any string (empty, ten million characters, broken Unicode), never raises
+and needs time linear in its length: the repetitions in the patterns are bounded or possessive.
+"""
+
+from __future__ import annotations
+
+import re
+
+READ_CHARS = 200_000  # an answer stands at the end; what is before costs time on the event loop
+
+# Not after "this", "that", "an": "I hope this answer is helpful" announces nothing.
+ANNOUNCEMENT_PATTERN = (
+    r"(?i:(?<!this )(?<!that )(?<!an )\banswers?[*_]{0,3}\s{0,4}(?:is\b|[:=：])[\s*_:：]{0,8})"
+)
+_ANNOUNCEMENT = re.compile(ANNOUNCEMENT_PATTERN)
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,4}\{|\\[{}]|[{}]")
+_STYLING = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|operatorname)\s{0,4}\{|\\[,;!]")
+# A single letter or a title before the dot belongs to a name: "Washington D.C. is", "St. Louis".
+_SENTENCE_END = re.compile(r"(?i:(?<!\b[a-z])(?<!\b(?:st|dr|mr|ms|mt|jr|sr|vs))(?<!\bmrs)[.!?](?=\s))")
+
+
+def last_part(text: str) -> str:
+    """The last 200,000 characters: as far back as any scorer looks for an announced answer."""
+    return text[-READ_CHARS:]
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the box that closes last, or None. A box left open by a cut does not count.
+
+    The braces of ``\text{…}`` and its kin are opened up: ``\boxed{\text{Paris}}`` gives ``Paris}``,
+    and the scorers drop the stray brace as punctuation.
+    """
+    text = last_part(text)
+    found: tuple[int, int] | None = None
+    opened: list[int] = []  # where the content of a box begins; -1: an ordinary brace
+    for brace in _BRACES.finditer(text):
+        mark = brace.group()
+        if mark in (r"\{", r"\}"):
+            continue
+        if mark != "}":
+            opened.append(brace.end() if len(mark) > 1 else -1)
+        elif opened and (begin := opened.pop()) >= 0:
+            found = (begin, brace.start())
+    if found is None:
+        return None
+    return _STYLING.sub("", text[found[0] : found[1]])
+
+
+def last_announced(text: str) -> str | None:
+    """What follows the last announcement, up to the end of its sentence or line; None: there is none.
+
+    An announcement at the very end, with nothing behind it, does not count.
+    """
+    text = last_part(text)
+    begin = -1
+    for announcement in _ANNOUNCEMENT.finditer(text):
+        end = announcement.end()
+        if end < len(text) and not text[end].isspace():
+            begin = end
+    if begin < 0:
+        return None
+    line_end = text.find("\n", begin)
+    line = text[begin:] if line_end < 0 else text[begin:line_end]
+    sentence_end = _SENTENCE_END.search(line)
+    return line if sentence_end is None else line[: sentence_end.start()]

@@ -1,0 +1,175 @@
+r"""Scorer `number`: two numbers are the same answer when they have the same value.
+
+Knows how numbers are written in prose and refuses to do arithmetic on them: a value is a string
+of digits from end to end, so a million digits cost a million steps and no float rounds anything.
+Powers (``10^3``), mixed numbers (``2 1/2``), number words and commas as decimal points are not read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+
+from suffice.scoring.answer import ANNOUNCEMENT_PATTERN, last_boxed, last_part
+
+MAX_DIGITS = 1_000
+_MAX_FRACTION_DIGITS = 18   # longer ones are compared as written
+_MAX_ANNOUNCED_GAP = 80     # characters between "answer is" and its number
+_MAX_OPERATOR_GAP = 24      # characters between two numbers of one sum
+_MINUS = {ord(dash): "-" for dash in "−–‐‑－﹣"}
+
+# The groups give back one when a digit too many follows; possessive, they would start all over
+# at each comma, and a long list of groups would cost its square.
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d++)"
+_NUMBER = rf"""
+    (?:(?<![\w)\]}}])(?P<sign>[+-]))?        # a minus behind a digit or a letter subtracts
+    (?:[$€£¥]\s?)?
+    (?:
+        (?<![A-Za-z_\d])(?<!\d\.)(?<!/)      # not inside a name, a version or a date
+        (?P<above>{_WHOLE})\s?/\s?(?P<below>\d++)(?!\s?/\s?\d)(?![.,]\d)
+      |
+        (?:(?<![A-Za-z_\d])(?<!\d\.)(?P<whole>{_WHOLE})(?:\.(?P<part>\d++))?+
+          |(?<![\w.])\.(?P<bare_part>\d++))
+        (?:[eE](?P<exponent>[+-]?\d{{1,3}})(?![\d.])
+          |\s?(?:×|\*|\\times|\\cdot)\s?10\s?\^\s?\{{?(?P<power>[+-]?\d{{1,3}})(?!\d)\}}?)?
+    )
+    (?P<percent>\s?\\?%(?!\s?\d)|\s?(?i:per\s?cent)\b)?
+"""
+_NUMBER_ONLY = re.compile(_NUMBER, re.VERBOSE)
+_WALK = re.compile(rf"(?P<announcement>(?-x:{ANNOUNCEMENT_PATTERN}))|{_NUMBER}", re.VERBOSE)
+_OPERATORS = re.compile(r"[\s$€£¥+*/×÷·()^=\\-]*+")
+_LATEX_FRACTION = re.compile(
+    r"\\[dt]?frac\s{0,4}\{\s{0,4}([+-]?\d++)\s{0,4}\}\s{0,4}\{\s{0,4}(\d++)\s{0,4}\}"
+)
+
+
+class NumberScorer:
+    r"""Compare numbers by value, exactly.
+
+    Normal form: ``-``, digits without leading zeros, ``.``, digits without trailing zeros: ``1,234.50``,
+    ``+1234.5`` and ``1.2345e3`` are ``1234.5``; ``-0`` is ``0``. A simple fraction becomes its decimal where
+    that ends (``1/2`` is ``0.5``) and else is reduced (``2/6`` is ``1/3``, which ``0.333`` is not).
+    Currency signs and units are dropped. A percent sign is not: ``50%`` is neither ``50`` nor ``0.5``.
+    A number of more than 1,000 digits is no answer.
+    """
+
+    name = "number"
+
+    def extract(self, text: str) -> str | None:
+        r"""The number in the last box, else the one announced last, else the last one in the text.
+
+        Announced: the first number within 80 characters of "answer is", "answer:" or "####"; where
+        a sum follows, its result ("the answer is 3 + 4 = 7" gives 7).
+        """
+        plain = _plain(text)
+        boxed = last_boxed(plain)
+        if boxed is not None:
+            first = _NUMBER_ONLY.search(boxed)
+            if first is not None and (value := _value(_result(boxed, first))) is not None:
+                return value
+        last, announced, announced_at = None, None, -1
+        for found in _WALK.finditer(plain):
+            if found.group("announcement") is not None:
+                announced_at = found.end()
+                continue
+            last = found
+            if announced_at >= 0 and found.start() - announced_at <= _MAX_ANNOUNCED_GAP:
+                announced = found
+            announced_at = -1
+        if announced is not None:
+            return _value(_result(plain, announced))
+        return None if last is None else _value(last)
+
+    def normalise(self, answer: str) -> str | None:
+        """The normal form of a bare answer: the same reading as `extract`; None when it holds no number."""
+        return self.extract(answer)
+
+    def match(self, answer: str | None, gold: str) -> bool:
+        """Is `answer` the reference? None never is."""
+        if answer is None:
+            return False
+        normal = self.normalise(answer)
+        return normal is not None and normal == self.normalise(gold)
+
+
+def _plain(text: str) -> str:
+    """Dashes as minus signs, LaTeX fractions as a/b, ``####`` as the announcement that it is."""
+    text = last_part(text)
+    if not text.isascii():
+        text = text.translate(_MINUS)
+    if "\\" in text:
+        text = _LATEX_FRACTION.sub(r"\1/\2", text)
+    return text.replace("{,}", ",").replace("####", "\nanswer: ")
+
+
+def _result(text: str, first: re.Match[str]) -> re.Match[str]:
+    """The number behind the last equals sign of the sum that `first` opens; `first` if it opens none."""
+    result, end = first, first.end()
+    while True:
+        following = _NUMBER_ONLY.search(text, end, end + _MAX_OPERATOR_GAP)
+        if following is None:
+            return result
+        gap = text[end : following.start()]
+        if not gap or _OPERATORS.fullmatch(gap) is None:
+            return result
+        # The search above stops at a fixed distance and may have cut the digits.
+        following = _NUMBER_ONLY.match(text, following.start())
+        if following is None:
+            return result
+        end = following.end()
+        if "=" in gap:
+            result = following
+
+
+def _value(number: re.Match[str]) -> str | None:
+    """The normal form of one number as it was written; None: too long, or divided by zero."""
+    sign = "-" if number.group("sign") == "-" else ""
+    if number.group("below") is not None:
+        value = _fraction(_digits(number.group("above")), _digits(number.group("below")))
+    else:
+        whole = _digits(number.group("whole") or "")
+        part = _digits(number.group("part") or number.group("bare_part") or "")
+        value = _decimal(whole, part, int(number.group("exponent") or number.group("power") or 0))
+    if value is None or len(value) > MAX_DIGITS + 1:  # the point is not a digit
+        return None
+    percent = "" if number.group("percent") is None else "%"
+    return f"{'' if value == '0' else sign}{value}{percent}"
+
+
+def _digits(written: str) -> str:
+    """ASCII digits without grouping commas; other scripts' digits are translated."""
+    plain = written.replace(",", "")
+    if plain.isascii():
+        return plain
+    return "".join(str(unicodedata.decimal(digit)) for digit in plain)
+
+
+def _decimal(whole: str, part: str, exponent: int) -> str:
+    if exponent > 0:
+        part = part.ljust(exponent, "0")
+        whole, part = whole + part[:exponent], part[exponent:]
+    elif exponent < 0:
+        whole = whole.rjust(-exponent, "0")
+        whole, part = whole[:exponent], whole[exponent:] + part
+    whole, part = whole.lstrip("0") or "0", part.rstrip("0")
+    return f"{whole}.{part}" if part else whole
+
+
+def _fraction(above: str, below: str) -> str | None:
+    above, below = above.lstrip("0") or "0", below.lstrip("0")
+    if not below:
+        return None
+    if above == "0":
+        return "0"
+    if max(len(above), len(below)) > _MAX_FRACTION_DIGITS:
+        return f"{above}/{below}"
+    divisor = math.gcd(int(above), int(below))
+    top, bottom = int(above) // divisor, int(below) // divisor
+    places, rest = 0, bottom
+    while rest % 10 == 0 or rest % 5 == 0 or rest % 2 == 0:
+        rest //= 10 if rest % 10 == 0 else 5 if rest % 5 == 0 else 2
+        places += 1
+    if rest != 1:
+        return f"{top}/{bottom}"
+    return _decimal(str(top * 10**places // bottom), "", -places)

@@ -1,0 +1,179 @@
+"""What can happen, as rows of the log: one frozen record a kind, and their JSON.
+
+    RequestSeen    a request was accepted; written before its first step
+    RequestEnded   the one outcome of that request
+    FeedbackGiven  someone said how good an answer was
+
+This file knows the shape of a row and refuses to know where rows are kept. A new kind of event is
+one class here and one line in EVENTS. Unknown fields in a stored row are skipped, so a log that a
+newer version wrote to stays readable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from suffice.types import Feedback, Outcome, Request
+
+MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSeen:
+    """A request was accepted. Its lot and its policy version are fixed from here on."""
+
+    kind: ClassVar[Literal["request"]] = "request"
+    request: Request
+
+    @property
+    def key(self) -> str:
+        """What may exist once: the episode."""
+        return self.request.episode_id
+
+    @property
+    def episode_id(self) -> str | None:
+        """The episode that this row belongs to."""
+        return self.request.episode_id
+
+    @property
+    def route(self) -> str | None:
+        """The route's name; "" when none matched."""
+        return self.request.route
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """A request ended, one way or another. There is one such row for each request."""
+
+    kind: ClassVar[Literal["outcome"]] = "outcome"
+    outcome: Outcome
+
+    @property
+    def key(self) -> str:
+        """What may exist once: the episode."""
+        return self.outcome.episode_id
+
+    @property
+    def episode_id(self) -> str | None:
+        """The episode that this row belongs to."""
+        return self.outcome.episode_id
+
+    @property
+    def route(self) -> str | None:
+        """None: the request's row says it, and views join the two."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackGiven:
+    """A label, rating or correction arrived, perhaps before its request was written."""
+
+    kind: ClassVar[Literal["feedback"]] = "feedback"
+    feedback: Feedback
+
+    @property
+    def key(self) -> str:
+        """What may exist once: the sender's idempotency key."""
+        return self.feedback.feedback_id
+
+    @property
+    def episode_id(self) -> str | None:
+        """The episode as the sender named it; None: named by response id."""
+        return self.feedback.episode_id
+
+    @property
+    def route(self) -> str | None:
+        """None: known only through the episode."""
+        return None
+
+
+Event: TypeAlias = RequestSeen | RequestEnded | FeedbackGiven
+E = TypeVar("E", bound=Event)
+
+EVENTS: Mapping[str, type[Event]] = {
+    RequestSeen.kind: RequestSeen,
+    RequestEnded.kind: RequestEnded,
+    FeedbackGiven.kind: FeedbackGiven,
+}
+
+_ENCODER = msgspec.json.Encoder()
+_DECODERS = {kind: msgspec.json.Decoder(record) for kind, record in EVENTS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One event as a store keeps it."""
+
+    kind: str               # a key of EVENTS
+    key: str                # with `kind`: at most one row has it
+    episode_id: str | None  # None: not named by the sender
+    route: str | None       # None: known only through the episode
+    body: str               # JSON of the whole event record
+
+
+def encode(event: Event) -> bytes:
+    """Return the event's JSON. Numbers that are not finite become null: unknown."""
+    return _ENCODER.encode(event)
+
+
+def decode(kind: str, body: bytes | str) -> Event:
+    """Turn a stored body back into its event; unknown fields are skipped.
+
+    Raises ValueError when the kind is unknown or the body is not such an event.
+    """
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        raise ValueError(f"event: unknown kind {kind!r}; known: {', '.join(sorted(EVENTS))}")
+    event: Event = decoder.decode(body)  # msgspec's errors are ValueErrors
+    return event
+
+
+def decode_as(record: type[E], body: bytes | str) -> E:
+    """As `decode`, for a reader that knows the kind. Raises ValueError."""
+    return msgspec.json.decode(body, type=record)
+
+
+def to_row(event: Event) -> Row:
+    """Return the row of an event, having made sure that the row can be read back.
+
+    A model may produce what JSON cannot carry: a list with an infinite log-probability becomes
+    empty (unknown), half of a surrogate pair becomes its escape. What still cannot be read back,
+    or is larger than MAX_BODY_BYTES, raises ValueError: a row that breaks its reader is worse
+    than a row that is missing and counted.
+    """
+    try:
+        body = encode(event)
+        decode(event.kind, body)
+    except (ValueError, TypeError):
+        event = _mended(event)
+        body = encode(event)
+        decode(event.kind, body)
+    if len(body) > MAX_BODY_BYTES:
+        raise ValueError(f"event {event.kind}: got {len(body)} bytes; at most {MAX_BODY_BYTES}")
+    return Row(event.kind, event.key, event.episode_id, event.route, body.decode())
+
+
+def _mended(event: Event) -> Event:
+    """The same event without what JSON cannot carry. Raises ValueError if that is not enough."""
+    try:
+        plain = _plain(msgspec.to_builtins(event))
+        return msgspec.convert(plain, EVENTS[event.kind])
+    except TypeError as error:
+        raise ValueError(f"event {event.kind}: a field is no plain value: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        if any(isinstance(item, float) and not math.isfinite(item) for item in value):
+            return []
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return value

@@ -1,0 +1,195 @@
+"""The database's shape: numbered migrations, and the views that people read with any SQL tool.
+
+The table `events` is the only truth. `requests`, `outcomes`, `steps` and `feedback` are views over
+it, so `sqlite3 suffice.db 'select count(*) from outcomes'` just works. `owners` is bookkeeping: it
+says which processes may still be running, and holds no history.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from suffice.errors import StoreError
+
+APPLICATION_ID = 0x53554646  # "SUFF": tells our files from anybody else's
+QUICK_CHECK_BYTES = 64 * 2**20  # larger files are not read through at start-up
+
+# A released migration is never edited: a change of shape is one more entry at the end.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE events (
+        seq        INTEGER PRIMARY KEY AUTOINCREMENT,  -- the only order
+        kind       TEXT NOT NULL,
+        key        TEXT NOT NULL,                      -- episode id, or feedback id
+        episode_id TEXT,
+        route      TEXT,
+        at_s       REAL NOT NULL,                      -- Unix time; informative
+        owner      INTEGER NOT NULL,                   -- the process that wrote it
+        body       TEXT NOT NULL                       -- the event as JSON
+    );
+    CREATE UNIQUE INDEX events_once ON events (kind, key);
+    CREATE INDEX outcomes_by_response ON events (json_extract(body, '$.outcome.response_id'))
+        WHERE kind = 'outcome';
+    CREATE INDEX feedback_by_episode ON events (episode_id) WHERE kind = 'feedback';
+    CREATE INDEX feedback_by_response ON events (json_extract(body, '$.feedback.response_id'))
+        WHERE kind = 'feedback' AND episode_id IS NULL;
+    CREATE INDEX requests_by_owner ON events (owner) WHERE kind = 'request';
+
+    CREATE TABLE owners (
+        id        INTEGER PRIMARY KEY AUTOINCREMENT,
+        lock      TEXT NOT NULL UNIQUE,                -- part of its lock file's name
+        pid       INTEGER NOT NULL,                    -- for people; never used to decide
+        started_s REAL NOT NULL
+    );
+
+    CREATE VIEW requests AS SELECT
+        seq, at_s, episode_id, route,
+        json_extract(body, '$.request.kind')           AS kind,
+        json_extract(body, '$.request.mode')           AS mode,
+        json_extract(body, '$.request.model')          AS model,
+        json_extract(body, '$.request.stream')         AS stream,
+        json_extract(body, '$.request.n_samples')      AS n_samples,
+        json_extract(body, '$.request.audit')          AS audit,
+        json_extract(body, '$.request.propensity')     AS propensity,
+        json_extract(body, '$.request.policy_version') AS policy_version,
+        json_extract(body, '$.request.certified')      AS certified,
+        json_extract(body, '$.request.question_key')   AS question_key,
+        json_extract(body, '$.request.ungoverned')     AS ungoverned,
+        json_extract(body, '$.request.received_at_s')  AS received_at_s
+    FROM events WHERE kind = 'request';
+
+    CREATE VIEW outcomes AS SELECT
+        o.seq, o.at_s, o.episode_id, r.route AS route,
+        json_extract(o.body, '$.outcome.end_reason')                    AS end_reason,
+        json_extract(o.body, '$.outcome.status')                        AS status,
+        json_extract(o.body, '$.outcome.answer')                        AS answer,
+        json_extract(o.body, '$.outcome.response_id')                   AS response_id,
+        json_extract(o.body, '$.outcome.usage.prompt_tokens')           AS prompt_tokens,
+        json_extract(o.body, '$.outcome.usage.completion_tokens')       AS completion_tokens,
+        json_extract(o.body, '$.outcome.usage.reasoning_tokens')        AS reasoning_tokens,
+        json_extract(o.body, '$.outcome.usage.cached_tokens')           AS cached_tokens,
+        json_extract(o.body, '$.outcome.overhead.probe_tokens')         AS probe_tokens,
+        json_extract(o.body, '$.outcome.overhead.extra_prompt_tokens')  AS extra_prompt_tokens,
+        json_extract(o.body, '$.outcome.overhead.cached_prompt_tokens') AS cached_prompt_tokens,
+        json_extract(o.body, '$.outcome.overhead.discarded_tokens')     AS discarded_tokens,
+        json_extract(o.body, '$.outcome.overhead.n_extra_calls')        AS n_extra_calls,
+        json_extract(o.body, '$.outcome.stopped')                       AS stopped,
+        json_extract(o.body, '$.outcome.stop_reason')                   AS stop_reason,
+        json_extract(o.body, '$.outcome.stop_step')                     AS stop_step,
+        json_extract(o.body, '$.outcome.would_answer')                  AS would_answer,
+        json_extract(o.body, '$.outcome.decision')                      AS decision,
+        json_extract(o.body, '$.outcome.finish_method')                 AS finish_method,
+        json_extract(o.body, '$.outcome.handover_ms')                   AS handover_ms,
+        json_extract(o.body, '$.outcome.tokens_saved_estimate')         AS tokens_saved_estimate,
+        json_extract(o.body, '$.outcome.estimate_method')               AS estimate_method,
+        json_extract(o.body, '$.outcome.degraded')                      AS degraded,
+        json_extract(o.body, '$.outcome.vote')                          AS vote,
+        json_extract(o.body, '$.outcome.unclosed')                      AS unclosed,
+        json_extract(o.body, '$.outcome.duration_s')                    AS duration_s,
+        json_extract(o.body, '$.outcome.ttft_s')                        AS ttft_s
+    FROM events o LEFT JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE o.kind = 'outcome';
+
+    CREATE VIEW steps AS SELECT
+        o.seq, o.episode_id, r.route AS route,
+        json_extract(s.value, '$.index')         AS step,
+        json_extract(s.value, '$.tokens')        AS tokens,
+        json_extract(s.value, '$.answer')        AS answer,
+        json_extract(s.value, '$.answer_source') AS answer_source,
+        json_extract(s.value, '$.confidence')    AS confidence,
+        json_extract(s.value, '$.entropy')       AS entropy,
+        json_extract(s.value, '$.hedges')        AS hedges,
+        json_extract(s.value, '$.probe_tokens')  AS probe_tokens,
+        json_extract(s.value, '$.action')        AS action,
+        json_extract(s.value, '$.reason')        AS reason
+    FROM events o LEFT JOIN events r ON r.kind = 'request' AND r.key = o.key,
+        json_each(o.body, '$.outcome.steps') s
+    WHERE o.kind = 'outcome';
+
+    CREATE VIEW feedback AS SELECT
+        j.seq, j.at_s, j.feedback_id, j.episode_id, r.route AS route,
+        r.seq IS NOT NULL AS joined,
+        j.response_id, j.correct, j.gold, j.answer, j.rating, j.thumbs, j.comment, j.source, j.reason
+    FROM (
+        SELECT
+            f.seq, f.at_s, f.key AS feedback_id,
+            -- Two answers with one response id: nobody can say which is meant, so neither.
+            coalesce(f.episode_id, (
+                SELECT CASE WHEN count(*) = 1 THEN max(o.key) END FROM events o
+                WHERE o.kind = 'outcome' AND json_extract(o.body, '$.outcome.response_id')
+                    = json_extract(f.body, '$.feedback.response_id')
+            )) AS episode_id,
+            json_extract(f.body, '$.feedback.response_id') AS response_id,
+            json_extract(f.body, '$.feedback.correct')     AS correct,
+            json_extract(f.body, '$.feedback.gold')        AS gold,
+            json_extract(f.body, '$.feedback.answer')      AS answer,
+            json_extract(f.body, '$.feedback.rating')      AS rating,
+            json_extract(f.body, '$.feedback.thumbs')      AS thumbs,
+            json_extract(f.body, '$.feedback.comment')     AS comment,
+            json_extract(f.body, '$.feedback.source')      AS source,
+            json_extract(f.body, '$.feedback.reason')      AS reason
+        FROM events f WHERE f.kind = 'feedback'
+    ) j LEFT JOIN events r ON r.kind = 'request' AND r.key = j.episode_id;
+    """,
+)
+
+
+def migrate(connection: sqlite3.Connection, where: str) -> None:
+    """Bring the database to this version's shape; a second process that does the same waits.
+
+    `where` names the file in errors. Raises StoreError when the file is not ours or is newer.
+    """
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = check_version(connection, where)
+        if version == 0:
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        for migration in MIGRATIONS[version:]:
+            for statement in _statements(migration):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def check_version(connection: sqlite3.Connection, where: str) -> int:
+    """Return the file's schema version, 0 for an empty file.
+
+    Raises StoreError when the file belongs to something else or to a newer version.
+    """
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    application = int(connection.execute("PRAGMA application_id").fetchone()[0])
+    n_objects = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+    if application != APPLICATION_ID and (n_objects or version):
+        raise StoreError(f"store {where}: is a SQLite file of another program; name a new file")
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"store {where}: has schema {version}, written by a newer version; "
+            f"this one reads up to {len(MIGRATIONS)}: upgrade, or name another file"
+        )
+    return version
+
+
+def check_pages(connection: sqlite3.Connection, where: str) -> None:
+    """Read the file through and raise StoreError when a page is damaged; large files are skipped."""
+    page_bytes = int(connection.execute("PRAGMA page_size").fetchone()[0])
+    n_pages = int(connection.execute("PRAGMA page_count").fetchone()[0])
+    if page_bytes * n_pages > QUICK_CHECK_BYTES:
+        return
+    verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    if verdict != "ok":
+        raise StoreError(f"store {where}: damaged ({verdict}); restore a backup or name a new file")
+
+
+def _statements(script: str) -> list[str]:
+    """Split a script into statements: `executescript` would commit our transaction."""
+    statements, pending = [], ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            statements.append(pending)
+            pending = ""
+    return statements

@@ -1,0 +1,183 @@
+"""Reading the log back: events in order, and whole episodes with their labels.
+
+A reader opens its own read-only connection, or borrows one, and fetches in pages, so it never
+holds up the writer. It refuses to interpret: which label counts and what a number means is for
+`assurance`. Labels come in the order in which the log received them, whatever the order in which
+request, outcome and label arrived; the last one is the current one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from suffice.errors import StoreError
+from suffice.store import schema
+from suffice.store.events import EVENTS, E, FeedbackGiven, RequestEnded, RequestSeen, decode_as
+from suffice.store.log import Stored
+from suffice.types import Episode, Feedback
+
+_PAGE_ROWS = 500
+
+_EVENTS = "SELECT seq, at_s, kind, body FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+
+_EPISODES = """
+    SELECT o.seq, r.seq, o.body, r.body, o.key, json_extract(o.body, '$.outcome.response_id')
+    FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE o.kind = 'outcome' AND o.seq > :after AND (o.seq > :since OR r.seq > :since)
+        AND (:route IS NULL OR r.route = :route)
+    ORDER BY o.seq LIMIT :limit"""
+
+# The same rule as the view `feedback`, turned round so that the indexes find a few labels at once.
+_LABELS = """
+    SELECT seq, body FROM events WHERE kind = 'feedback' AND episode_id = :episode
+    UNION ALL
+    SELECT seq, body FROM events
+    WHERE kind = 'feedback' AND episode_id IS NULL
+        AND json_extract(body, '$.feedback.response_id') = :response
+        AND (SELECT count(*) FROM events o WHERE o.kind = 'outcome'
+             AND json_extract(o.body, '$.outcome.response_id') = :response) = 1
+    ORDER BY seq"""
+
+_COUNTS = """
+    SELECT r.route, count(*), count(o.seq), max(r.seq), coalesce(f.n_episodes, 0)
+    FROM events r LEFT JOIN events o ON o.kind = 'outcome' AND o.key = r.key
+    LEFT JOIN (
+        SELECT route, count(DISTINCT episode_id) AS n_episodes FROM feedback WHERE joined GROUP BY route
+    ) f ON f.route = r.route
+    WHERE r.kind = 'request' GROUP BY r.route ORDER BY r.route"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """One piece of feedback with its place in the log."""
+
+    seq: int            # a later one replaces an earlier one
+    feedback: Feedback
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """One whole run and all that was said about it since."""
+
+    seq: int                   # of the later of its two rows; go on reading after the largest seen
+    episode: Episode
+    labels: tuple[Label, ...]  # oldest first; (): nobody said anything
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteCounts:
+    """What can be counted about one route without reading its runs."""
+
+    route: str           # "" when no route matched
+    n_requests: int
+    n_outcomes: int      # the rest is running now, or waits for `recover`
+    n_feedback: int      # requests that somebody said something about
+    latest: RequestSeen  # the newest request: its mode, policy version and certificate
+
+
+def read_episodes(
+    path_or_connection: Path | str | sqlite3.Connection, route: str | None = None, since_seq: int = 0
+) -> Iterator[Labelled]:
+    """Yield every run that has both its rows, in the order in which the runs ended.
+
+    route      only this route; "" for requests that matched none; None for all
+    since_seq  only runs with a row after this place in the log; a label that came later to an
+               older run does not bring that run back
+
+    Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
+    """
+    with _reading(path_or_connection) as connection:
+        after = 0
+        while True:
+            wanted = {"after": after, "since": since_seq, "route": route, "limit": _PAGE_ROWS}
+            page = [
+                (row, connection.execute(_LABELS, {"episode": row[4], "response": row[5]}).fetchall())
+                for row in connection.execute(_EPISODES, wanted).fetchall()
+            ]
+            for (outcome_seq, request_seq, outcome, request, _, _), labels in page:
+                yield _labelled(outcome_seq, request_seq, outcome, request, labels)
+            if len(page) < _PAGE_ROWS:
+                return
+            after = page[-1][0][0]
+
+
+def read_events(
+    path_or_connection: Path | str | sqlite3.Connection, *, since_seq: int = 0, limit: int | None = None
+) -> Iterator[Stored]:
+    """Yield the events after `since_seq` in order, at most `limit`; unknown kinds are skipped.
+
+    Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
+    """
+    with _reading(path_or_connection) as connection:
+        left = limit
+        while left is None or left > 0:
+            n_rows = _PAGE_ROWS if left is None else min(left, _PAGE_ROWS)
+            page = connection.execute(_EVENTS, (since_seq, n_rows)).fetchall()
+            for seq, at_s, kind, body in page:
+                if kind in EVENTS:
+                    yield Stored(seq=seq, at_s=at_s, event=_decoded(seq, EVENTS[kind], body))
+            if len(page) < n_rows:
+                return
+            since_seq = page[-1][0]
+            left = None if left is None else left - len(page)
+
+
+def route_counts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[RouteCounts, ...]:
+    """Count requests, outcomes and feedback for every route that the log has seen, by name.
+
+    Raises StoreError when the file is missing or is not ours.
+    """
+    with _reading(path_or_connection) as connection:
+        counts = []
+        for route, n_requests, n_outcomes, latest_seq, n_feedback in connection.execute(_COUNTS).fetchall():
+            body = connection.execute("SELECT body FROM events WHERE seq = ?", (latest_seq,)).fetchone()[0]
+            counts.append(RouteCounts(
+                route=route, n_requests=n_requests, n_outcomes=n_outcomes, n_feedback=n_feedback,
+                latest=_decoded(latest_seq, RequestSeen, body),
+            ))
+        return tuple(counts)
+
+
+@contextlib.contextmanager
+def _reading(path_or_connection: Path | str | sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """A connection to read from: the caller's own, or a read-only one that is closed at the end."""
+    if isinstance(path_or_connection, sqlite3.Connection):
+        yield path_or_connection
+        return
+    path = Path(path_or_connection)
+    if not path.is_file():
+        raise StoreError(f"store {path}: no such file; `suffice serve` makes a log when it first runs")
+    try:
+        address = f"{path.resolve().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+            if schema.check_version(connection, str(path)) == 0:
+                raise StoreError(f"store {path}: is empty; it holds no event log")
+            yield connection
+    except sqlite3.Error as error:
+        raise StoreError(f"store {path}: cannot be read: {error}") from error
+
+
+def _labelled(
+    outcome_seq: int, request_seq: int, outcome_body: str, request_body: str, labels: list[tuple[int, str]]
+) -> Labelled:
+    return Labelled(
+        seq=max(outcome_seq, request_seq),
+        episode=Episode(
+            request=_decoded(request_seq, RequestSeen, request_body).request,
+            outcome=_decoded(outcome_seq, RequestEnded, outcome_body).outcome,
+        ),
+        labels=tuple(
+            Label(seq=seq, feedback=_decoded(seq, FeedbackGiven, body).feedback) for seq, body in labels
+        ),
+    )
+
+
+def _decoded(seq: int, record: type[E], body: str) -> E:
+    try:
+        return decode_as(record, body)
+    except ValueError as error:
+        raise StoreError(f"store: row {seq} ({record.kind}) cannot be read: {error}") from None

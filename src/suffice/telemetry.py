@@ -1,0 +1,81 @@
+"""One table of metric names and log fields, and the registry that is built from it.
+
+A label is bounded: route names, modes, reasons and end reasons. No prompt, key, user or request
+id is ever a label. Prometheus conventions: base units, `_total`, `_seconds`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LOG = logging.getLogger("suffice")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """Name, kind, meaning and labels of one metric."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+METRICS: tuple[MetricSpec, ...] = (
+    MetricSpec("suffice_requests_total", "counter", "Requests by their end.", ("route", "mode", "end_reason")),
+    MetricSpec("suffice_ungoverned_total", "counter", "Requests passed through, by reason.", ("route", "reason")),
+    MetricSpec("suffice_stops_total", "counter", "Runs ended early by the policy.", ("route", "reason", "method")),
+    MetricSpec("suffice_audits_total", "counter", "Requests drawn by lot to run in full.", ("route",)),
+    MetricSpec(
+        "suffice_tokens_total", "counter", "Tokens by what they were for.", ("route", "type")
+    ),
+    MetricSpec("suffice_failopen_total", "counter", "Errors of ours that cost tokens only.", ("site",)),
+    MetricSpec("suffice_upstream_calls_total", "counter", "Calls to model servers.", ("route", "purpose")),
+    MetricSpec("suffice_upstream_errors_total", "counter", "Failed upstream calls.", ("code",)),
+    MetricSpec("suffice_stripped_fields_total", "counter", "Body fields removed for safety.", ("field",)),
+    MetricSpec("suffice_events_dropped_total", "counter", "Events that the full queue refused."),
+    MetricSpec("suffice_feedback_total", "counter", "Feedback by result.", ("result",)),
+    MetricSpec("suffice_live_requests", "gauge", "Requests being served now."),
+    MetricSpec("suffice_ttft_seconds", "histogram", "Time to the first byte for the client.", ("route",)),
+    MetricSpec("suffice_handover_seconds", "histogram", "Pause that a stop put into a stream.", ("method",)),
+)
+
+BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The metrics of one process: `inc`, `observe` and `set` by a name from the table."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._made: dict[str, Counter | Gauge | Histogram] = {}
+        for spec in METRICS:
+            if spec.kind == "counter":
+                self._made[spec.name] = Counter(spec.name, spec.help, spec.labels, registry=self.registry)
+            elif spec.kind == "gauge":
+                self._made[spec.name] = Gauge(spec.name, spec.help, spec.labels, registry=self.registry)
+            else:
+                self._made[spec.name] = Histogram(
+                    spec.name, spec.help, spec.labels, registry=self.registry, buckets=BUCKETS_S
+                )
+
+    def inc(self, name: str, *labels: str, by: float = 1) -> None:
+        """Add to a counter or gauge; `labels` in the order of the table."""
+        metric = self._made[name]
+        child = metric.labels(*labels) if labels else metric
+        child.inc(by)  # type: ignore[union-attr]
+
+    def observe(self, name: str, value_s: float, *labels: str) -> None:
+        """Record one duration, in seconds, in a histogram."""
+        metric = self._made[name]
+        child = metric.labels(*labels) if labels else metric
+        child.observe(value_s)  # type: ignore[union-attr]
+
+    def value(self, name: str, **labels: str) -> float:
+        """The current value of a counter or gauge; 0 when it was never touched. For tests and status."""
+        sample = name if name.endswith("_total") or name in self._made else f"{name}_total"
+        return self.registry.get_sample_value(sample, labels) or 0.0

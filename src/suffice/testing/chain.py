@@ -1,0 +1,139 @@
+"""Models made of data: what they say depends on the request alone, never on chance or a clock.
+
+Each class here is called with a `RequestSeen` and gives a `Reply`. A thought that is closed early,
+by a probe, a prefill, a raw continuation or the control endpoint, gets one and the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import log
+from typing import TypeAlias
+
+from suffice.testing.prompt import cut, visible_length
+from suffice.testing.reply import Fault, Reply, RequestSeen, Spoken
+from suffice.testing.streams import Script
+
+Answerer: TypeAlias = Callable[[RequestSeen], Reply | Script]
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """One step of a chain: the text it adds, and the answer if the thought were closed after it."""
+
+    text: str
+    answer: str
+    p: float = 0.6   # probability of each answer token, in (0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    r"""A thought in steps, with the answer at each of them.
+
+    >>> chain = Chain([("2 and 2\n", "3"), ("make 4\n", "4")], "4")
+    >>> chain.answer_after("2 and 2").tokens, chain.answer_after("2 and 2\nmake 4").tokens
+    (('3',), ('4',))
+
+    steps         (text, answer) or (text, answer, p) or At; a step counts once all its words are out
+    final_answer  what the model says when it ends the thought by itself
+    final_p       probability of each token of it
+    reply         everything else: field, delays, usage, faults
+    """
+
+    steps: Sequence[At | tuple[str, str] | tuple[str, str, float]]
+    final_answer: str
+    final_p: float = 0.9
+    reply: Reply = field(default_factory=Reply)
+
+    def __call__(self, seen: RequestSeen) -> Reply:  # noqa: ARG002  it says the same to everyone
+        """The whole run: what a request carries of it already is left out later."""
+        tokens = [token for step in self._steps for token in cut(step.text)]
+        answer = _spoken(self.final_answer, self.final_p)
+        return replace(
+            self.reply, reasoning=tuple(tokens), answer=answer.tokens, answer_logprobs=answer.logprobs,
+            answer_after=self.answer_after,
+        )  # fmt: skip
+
+    @property
+    def _steps(self) -> list[At]:
+        return [step if isinstance(step, At) else At(*step) for step in self.steps]
+
+    def answer_after(self, thought: str) -> Spoken:
+        """The answer when the thought is closed behind this text: that of its last whole step.
+
+        Before the first step is whole it is the first step's.
+        """
+        length, needed, best = visible_length(thought), 0, None
+        for step in self._steps:
+            needed += visible_length(step.text)
+            if best is None or needed <= length:
+                best = step
+        return _spoken(best.answer, best.p) if best else _spoken(self.final_answer, self.final_p)
+
+
+def _spoken(answer: str, p: float) -> Spoken:
+    tokens = cut(answer)
+    return Spoken(tokens, (log(p),) * len(tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The n-th request with the same prompt gets the n-th answer; after the last they begin again."""
+
+    answers: Sequence[str]
+    reply: Reply = field(default_factory=Reply)
+
+    def __call__(self, seen: RequestSeen) -> Reply:
+        """The next answer in the list."""
+        return replace(self.reply, answer=cut(self.answers[seen.nth_same % len(self.answers)]))
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Several models in one: the first whose key stands in the prompt answers.
+
+    otherwise  answers when no key does
+    """
+
+    by_text: Mapping[str, Answerer]
+    otherwise: Answerer
+
+    def __call__(self, seen: RequestSeen) -> Reply | Script:
+        """What the model in charge says."""
+        text = seen.text
+        return next((a for key, a in self.by_text.items() if key in text), self.otherwise)(seen)
+
+
+@dataclass(frozen=True, slots=True)
+class EchoNonce:
+    """Every chunk repeats the word behind `nonce=` in the prompt: finds answers that got crossed."""
+
+    n_reasoning: int = 3
+    n_answer: int = 3
+    delay_s: float = 0.0
+
+    def __call__(self, seen: RequestSeen) -> Reply:
+        """The nonce, again and again."""
+        token = seen.nonce + " "
+        return Reply(
+            reasoning=(token,) * self.n_reasoning, answer=(token,) * self.n_answer,
+            delay_s=self.delay_s, extra={"nonce": seen.nonce},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class FirstFails:
+    """The first requests go wrong, then all is well: for retries and failing continuations.
+
+    n_calls  how many requests, counted over all kinds of calls, suffer from `faults`
+    """
+
+    then: Callable[[RequestSeen], Reply]
+    faults: tuple[Fault, ...]
+    n_calls: int = 1
+
+    def __call__(self, seen: RequestSeen) -> Reply:
+        """The reply, with the faults while they last."""
+        reply = self.then(seen)
+        return replace(reply, faults=self.faults) if seen.nth < self.n_calls else reply

@@ -1,0 +1,183 @@
+"""One reply being generated, token by token: caps, stop words, and thoughts that are cut short.
+
+Pure: it knows a reply and what a request asks of it. It refuses to know frames, sockets and time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from suffice.testing.prompt import THINK_CLOSE, THINK_OPEN, Prefix, same_beginning, without_beginning
+from suffice.testing.reply import Reply, RequestSeen, Spoken
+
+_UNTOLD_LOGPROB = -0.5
+_NO_PREFIX = Prefix("", closed=False, answer="", text="")
+
+
+class NotMyThought(ValueError):
+    """The request carries a thought that this reply never had: something got crossed or torn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One generated token."""
+
+    channel: Literal["reasoning", "tag", "answer", "tool"]
+    text: str
+    logprob: float
+    call: int = -1           # position of the tool call it belongs to
+    opens_call: bool = False
+
+
+class Run:
+    """One choice of one completion.
+
+    budget_tokens  reasoning tokens after which the thought is closed, None: no limit
+    Raises NotMyThought when the request carries the beginning of another thought.
+    """
+
+    def __init__(self, reply: Reply, request: RequestSeen, *, index: int, budget_tokens: int | None) -> None:
+        self.index = index
+        self.reply = reply
+        self.shown: list[Token] = []             # tokens with text, as the client gets them
+        self.n_tokens = 0
+        self.n_reasoning_tokens = 0
+        self.finish_reason: str | None = None
+        self.cut_by: str | None = None           # "control", "budget": who closed the thought
+        self._request = request
+        self._budget = budget_tokens
+        self._max_tokens = _cap(request)
+        self._stops = _stop_words(request)
+        self._text = ""                          # what stop words are looked for in
+        self._tagged = request.is_raw or reply.reasoning_field.startswith("inline")
+        self._thought, self._answer = self._plan(request.prefix or _NO_PREFIX, carried=bool(request.prefix))
+
+    def _plan(self, prefix: Prefix, *, carried: bool) -> tuple[deque[Token] | None, deque[Token]]:
+        """What is left to say: (thought or None when it is closed, answer)."""
+        reply = self.reply
+        self._said = prefix.reasoning
+        if reply.reasoning and not same_beginning("".join(reply.reasoning), prefix.reasoning):
+            raise NotMyThought("fake upstream: the request continues a thought that this reply does not have")
+        answer = self._spoken(Spoken(reply.answer, reply.answer_logprobs))
+        if prefix.closed or _thinking_is_off(self._request):
+            return None, self._closed_answer(prefix.answer)
+        if not reply.reasoning:
+            return None, answer
+        left = without_beginning(reply.reasoning, prefix.reasoning) if carried else reply.reasoning
+        skipped = len(reply.reasoning) - len(left)
+        thought = deque(
+            Token(channel="reasoning", text=text, logprob=_at(reply.reasoning_logprobs, skipped + n))
+            for n, text in enumerate(left)
+        )
+        if reply.reasoning_field == "inline" and not carried and not self._request.is_raw:
+            thought.appendleft(Token(channel="tag", text=THINK_OPEN, logprob=-0.001))
+        return thought, answer
+
+    def _closed_answer(self, begun: str) -> deque[Token]:
+        """The answer when the thought was closed here; what the request wrote of it is left out."""
+        spoken = Spoken(self.reply.answer, self.reply.answer_logprobs)
+        if self.reply.answer_after is not None:
+            spoken = self.reply.answer_after(self._said)
+        if begun.strip() and same_beginning("".join(spoken.tokens), begun):
+            left = without_beginning(spoken.tokens, begun)
+            spoken = Spoken(left, spoken.logprobs[len(spoken.tokens) - len(left):])
+        return self._spoken(spoken)
+
+    def _spoken(self, spoken: Spoken) -> deque[Token]:
+        tokens = deque(
+            Token(channel="answer", text=text, logprob=_at(spoken.logprobs, n))
+            for n, text in enumerate(spoken.tokens)
+        )
+        for n, call in enumerate(() if self._request.is_raw else self.reply.tool_calls):
+            for position, text in enumerate(call.arguments or ("",)):
+                opens = position == 0
+                tokens.append(Token(channel="tool", text=text, logprob=-0.1, call=n, opens_call=opens))
+        return tokens
+
+    def end_reasoning(self, by: str = "control") -> bool:
+        """Close the thought before the next token. False: it is closed already."""
+        if self._thought is None or self.finish_reason is not None:
+            return False
+        self.cut_by = by
+        self._answer = self._closed_answer("")
+        self._close_thought()
+        return True
+
+    def _close_thought(self) -> None:
+        self._thought = None
+        # Where the model itself opens the thought, one that never began needs no closing tag.
+        began = self._request.is_raw or self.reply.reasoning_field != "inline" or self.n_reasoning_tokens
+        if self._tagged and began:
+            self._answer.appendleft(Token(channel="tag", text=THINK_CLOSE, logprob=-0.001))
+
+    def next(self) -> Token | None:
+        """Generate one token; None: the run is over and `finish_reason` is set."""
+        if self.finish_reason is not None:
+            return None
+        if self._max_tokens is not None and self.n_tokens >= self._max_tokens:
+            self.finish_reason = "length"
+            return None
+        if self._thought is not None and self.n_reasoning_tokens == self._budget:
+            self.end_reasoning("budget")
+        if self._thought is not None and not self._thought:
+            self._close_thought()
+        source = self._answer if self._thought is None else self._thought
+        if not source:
+            calls = self.reply.tool_calls and not self._request.is_raw and self.reply.finish_reason == "stop"
+            self.finish_reason = "tool_calls" if calls else self.reply.finish_reason
+            return None
+        return self._say(source.popleft())
+
+    def _say(self, token: Token) -> Token:
+        self.n_tokens += 1
+        if token.channel in ("reasoning", "tag"):
+            self.n_reasoning_tokens += 1
+        if token.channel == "reasoning":
+            self._said += token.text
+        token = self._until_stop(token)
+        if token.text or token.channel == "tool":
+            self.shown.append(token)
+        return token
+
+    def _until_stop(self, token: Token) -> Token:
+        if token.channel == "tool" or (token.channel != "answer" and not self._request.is_raw):
+            return token
+        start = len(self._text)
+        self._text += token.text
+        places = [self._text.find(stop, max(0, start - len(stop) + 1)) for stop in self._stops]
+        found = [place for place in places if place >= 0]
+        if not found:
+            return token
+        self.finish_reason = "stop"
+        return replace(token, text=token.text[: max(0, min(found) - start)])
+
+
+def _at(logprobs: tuple[float, ...], position: int) -> float:
+    return logprobs[position] if position < len(logprobs) else _UNTOLD_LOGPROB
+
+
+def _cap(request: RequestSeen) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = count_in(request, name)
+        if value is not None and value > 0:
+            return value
+    return None
+
+
+def _stop_words(request: RequestSeen) -> list[str]:
+    stop = request.body.get("stop")
+    found = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
+    return [word for word in found if isinstance(word, str) and word]
+
+
+def _thinking_is_off(request: RequestSeen) -> bool:
+    kwargs = request.body.get("chat_template_kwargs")
+    return isinstance(kwargs, dict) and kwargs.get("enable_thinking") is False
+
+
+def count_in(request: RequestSeen, name: str) -> int | None:
+    """A whole number in the request's body; None: absent, or something else."""
+    value = request.body.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

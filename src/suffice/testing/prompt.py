@@ -1,0 +1,139 @@
+"""The fake model's tokenizer and chat template: simple, deterministic, the same in every place.
+
+It knows words, a chat template with marks, and what of a thought a request already carries. It
+refuses to know replies, sockets and counters.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+_ASSISTANT = "<|im_start|>assistant\n"
+_MARKS = re.compile(r"<\|im_start\|>\w*|<\|im_end\|>|</?think>")
+_THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+
+
+def cut(text: str) -> tuple[str, ...]:
+    r"""Cut a text into the fake's tokens: each word with the white space before it.
+
+    >>> cut("The answer is 42.\n")
+    ('The', ' answer', ' is', ' 42.', '\n')
+    """
+    return tuple(re.findall(r"\s*\S+|\s+$", text))
+
+
+def words(text: str) -> list[str]:
+    """Prompt tokens: words between white space; the template's own marks count nothing."""
+    return _MARKS.sub(" ", text).split()
+
+
+def token_ids(text: str) -> list[int]:
+    """One number for each prompt token, the same for the same word."""
+    return [zlib.crc32(word.encode("utf-8", "surrogatepass")) % 100_000 for word in words(text)]
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content: a string, a list of parts, or nothing."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    return ""
+
+
+def _thought_in(message: Mapping[str, Any]) -> str:
+    return next((text_of(message[key]) for key in _THOUGHT_KEYS if message.get(key)), "")
+
+
+def apply_template(messages: Sequence[Any], *, continue_last: bool, opens_thought: bool) -> str:
+    """Write messages as the fake's model reads them.
+
+    continue_last  an assistant's last message is left open instead of being closed
+    opens_thought  the template itself writes the opening tag of a new thought
+    """
+    lines = []
+    readable = [m for m in messages if isinstance(m, Mapping)]
+    for position, message in enumerate(readable):
+        role, thought = str(message.get("role", "user")), _thought_in(message)
+        text = text_of(message.get("content"))
+        if thought:
+            text = f"{THINK_OPEN}{thought}{THINK_CLOSE if text else ''}{text}"
+        is_open = continue_last and role == "assistant" and position == len(readable) - 1
+        lines.append(f"<|im_start|>{role}\n{text}" + ("" if is_open else "<|im_end|>\n"))
+        if is_open:
+            return "".join(lines)
+    return "".join(lines) + _ASSISTANT + (THINK_OPEN if opens_thought else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The part of a reply that the request itself carries, so that the model goes on from there."""
+
+    reasoning: str   # thought so far, without tags
+    closed: bool     # the closing tag stands behind it
+    answer: str      # answer text behind the closing tag
+    text: str        # all of it, as the request wrote it
+
+
+def prefix_of_message(messages: Sequence[Any]) -> Prefix | None:
+    """What an assistant's last message carries; None: the last message is not an assistant's."""
+    last = messages[-1] if messages else None
+    if not isinstance(last, Mapping) or last.get("role") != "assistant":
+        return None
+    content, thought = text_of(last.get("content")), _thought_in(last)
+    if thought:
+        return Prefix(thought, bool(content), content, content)
+    if THINK_OPEN not in content and THINK_CLOSE not in content:
+        return Prefix("", True, content, content)
+    return _split(content)
+
+
+def prefix_of_prompt(prompt: str) -> Prefix | None:
+    """What a raw prompt carries behind its last assistant mark; None: nothing, or it has no mark."""
+    _, mark, text = prompt.rpartition(_ASSISTANT)
+    if not mark or not text.removeprefix(THINK_OPEN).strip():
+        return None
+    return _split(text)
+
+
+def _split(text: str) -> Prefix:
+    thought, tag, answer = text.lstrip().removeprefix(THINK_OPEN).partition(THINK_CLOSE)
+    return Prefix(thought, bool(tag), answer, text)
+
+
+def visible_length(text: str) -> int:
+    """Characters that are not white space: thoughts are compared by these alone.
+
+    Whoever closes a thought may trim it and add line ends; the words stay.
+    """
+    return len("".join(text.split()))
+
+
+def same_beginning(text: str, beginning: str) -> bool:
+    """Does `text` begin with `beginning`, white space aside?"""
+    return "".join(text.split()).startswith("".join(beginning.split()))
+
+
+def without_beginning(tokens: Sequence[str], beginning: str) -> tuple[str, ...]:
+    """The tokens that are left behind `beginning`, which may end inside one of them."""
+    missing = visible_length(beginning)
+    for position, token in enumerate(tokens):
+        size = visible_length(token)
+        if size <= missing:
+            missing -= size
+            continue
+        return (_drop_visible(token, missing), *tokens[position + 1:])
+    return ()
+
+
+def _drop_visible(token: str, n_chars: int) -> str:
+    for position, char in enumerate(token):
+        if n_chars == 0:
+            return token[position:]
+        n_chars -= not char.isspace()
+    return ""

@@ -1,0 +1,267 @@
+"""What the fake upstream is told to say, and what it remembers: plain records, no behaviour.
+
+It knows replies, faults and calls. It refuses to know how they are put on the wire.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeAlias
+
+from suffice.testing.prompt import Prefix, text_of
+
+ReasoningField: TypeAlias = Literal[
+    "reasoning", "reasoning_content", "thinking",
+    "inline",         # in the content, between tags
+    "inline-opened",  # in the content, without the opening tag: the chat template wrote it
+]
+UsageStyle: TypeAlias = Literal[
+    "last",         # one chunk with `choices: []`, when the request asked for it
+    "always",       # the same, asked for or not
+    "with_finish",  # in the chunk with the finish reason
+    "every",        # so far, in every chunk
+    "zero_first",   # zeros in the first chunk, the truth in the last
+    "none",         # never, not even in the non-streamed answer
+]
+Dialect: TypeAlias = Literal["llama.cpp", "openai"]
+Death: TypeAlias = Literal["rst", "fin", "error_frame"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that goes wrong. Made by the functions below; several add up."""
+
+    die_after: int | None = None         # generated tokens; 0: headers only
+    die_how: Death = "rst"
+    stall_after: int | None = None       # generated tokens
+    stall_s: float = 0.0
+    status: int | None = None            # answered instead of a reply
+    status_body: bytes | None = None
+    status_headers: tuple[tuple[str, str], ...] = ()
+    finish: bool = True                  # is the finish reason sent?
+    done: bool = True                    # is [DONE] sent?
+    header_delay_s: float = 0.0
+    piece_bytes: int | None = None       # size of the HTTP chunks that frames are cut into
+    html: bool = False
+    force: Literal["sse", "json"] | None = None
+    bad_frame_after: int | None = None   # generated tokens
+
+
+def die_after(n_tokens: int, how: Death = "rst") -> Fault:
+    """Break off after so many tokens: reset, a quiet close in mid-body, or an error frame."""
+    return Fault(die_after=n_tokens, die_how=how)
+
+
+def stall_after(n_tokens: int, seconds: float) -> Fault:
+    """Fall silent for a while after so many tokens, then go on."""
+    return Fault(stall_after=n_tokens, stall_s=seconds)
+
+
+def status(code: int, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Fault:
+    """Answer with this status; without a body, an error in OpenAI's shape is sent."""
+    return Fault(status=code, status_body=body, status_headers=tuple((headers or {}).items()))
+
+
+def no_finish() -> Fault:
+    """Leave out the chunk with the finish reason."""
+    return Fault(finish=False)
+
+
+def no_done() -> Fault:
+    """Leave out the last frame, `[DONE]`."""
+    return Fault(done=False)
+
+
+def slow_headers(seconds: float) -> Fault:
+    """Wait before the first byte of the answer."""
+    return Fault(header_delay_s=seconds)
+
+
+def split_bytes(n_bytes: int) -> Fault:
+    """Cut everything into HTTP chunks of this size."""
+    return Fault(piece_bytes=n_bytes)
+
+
+def one_byte() -> Fault:
+    """Send each byte as an HTTP chunk of its own."""
+    return split_bytes(1)
+
+
+def html200() -> Fault:
+    """Answer 200 with a web page, as a misplaced proxy does."""
+    return Fault(html=True)
+
+
+def sse_for_json() -> Fault:
+    """Answer with an event stream although none was asked for."""
+    return Fault(force="sse")
+
+
+def json_for_sse() -> Fault:
+    """Answer with one JSON body although a stream was asked for."""
+    return Fault(force="json")
+
+
+def bad_json_frame(n_tokens: int = 1) -> Fault:
+    """Put a frame that is not JSON behind so many tokens."""
+    return Fault(bad_frame_after=n_tokens)
+
+
+def merged(faults: tuple[Fault, ...]) -> Fault:
+    """All faults as one; where two name the same thing, the later counts."""
+    plain = Fault()
+    changed = {
+        f.name: getattr(fault, f.name)
+        for fault in faults for f in fields(Fault)
+        if getattr(fault, f.name) != getattr(plain, f.name)
+    }
+    return Fault(**changed)
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """An answer, token by token."""
+
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...] = ()   # natural log; shorter than `tokens`: the rest is -0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that the model asks for; its arguments arrive in pieces, one token each."""
+
+    id: str
+    name: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What the model would say to one request, and how the server behaves meanwhile.
+
+    Every text in `reasoning`, `answer` and a tool call's `arguments` is one token and one chunk.
+    """
+
+    answer: tuple[str, ...] = ("ok",)
+    reasoning: tuple[str, ...] = ()
+    reasoning_field: ReasoningField = "reasoning_content"
+    answer_after: Callable[[str], Spoken] | None = None  # answer when the thought is closed here
+    answer_logprobs: tuple[float, ...] = ()              # natural log; shown when asked for
+    reasoning_logprobs: tuple[float, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str = "stop"
+    delay_s: float = 0.0                                 # before each token
+    first_delay_s: float = 0.0                           # before the first one, in addition
+    usage: UsageStyle = "last"
+    count_reasoning: bool = True                         # does usage tell reasoning tokens?
+    extra: Mapping[str, Any] = field(default_factory=dict)  # top-level fields of every chunk
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSeen:
+    """One request as the fake read it."""
+
+    method: str
+    path: str                       # without the query and without /v1
+    target: str                     # as it came
+    headers: tuple[tuple[str, str], ...]
+    raw_body: bytes
+    body: Mapping[str, Any]         # {} when the body is no JSON object
+    nth: int                        # how many requests of any kind came before
+    nth_same: int                   # how many completions with the same prompt came before
+    prefix: Prefix | None           # the part of the reply that the request carries already
+
+    def header(self, name: str) -> str | None:
+        """A header's value, by its name in any case; None: it was not sent."""
+        return next((v for k, v in self.headers if k.lower() == name.lower()), None)
+
+    @property
+    def is_raw(self) -> bool:
+        """Is this a plain completion (a prompt), not a chat?"""
+        return self.path == "/completions"
+
+    @property
+    def stream(self) -> bool:
+        """Did the client ask for a stream?"""
+        return self.body.get("stream") is True
+
+    @property
+    def model(self) -> str:
+        """The model's name as it was asked for."""
+        return str(self.body.get("model", ""))
+
+    @property
+    def messages(self) -> list[Any]:
+        """The chat's messages; [] when there are none."""
+        found = self.body.get("messages")
+        return found if isinstance(found, list) else []
+
+    @property
+    def text(self) -> str:
+        """Everything that the model is asked to read: all messages, or the prompt."""
+        if self.is_raw:
+            return text_of(self.body.get("prompt"))
+        return "\n".join(text_of(m.get("content")) for m in self.messages if isinstance(m, Mapping))
+
+    @property
+    def nonce(self) -> str:
+        """The word behind `nonce=` in the prompt; "" when there is none."""
+        found = re.search(r"nonce=(\w+)", self.text)
+        return found.group(1) if found else ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """One call and how it went. Filled while it runs; read it when `closed_at_s` is set."""
+
+    request: RequestSeen
+    opened_at_s: float                   # monotonic clock
+    closed_at_s: float | None = None     # monotonic clock; None: still running
+    status: int | None = None            # None: no status line was sent
+    cancelled: bool = False              # the client hung up before the answer was complete
+    prompt_tokens: int = 0               # 0 until generation began
+    cached_tokens: int = 0
+    n_tokens_sent: int = 0               # generated so far, whether or not the client read them
+    n_reasoning_tokens: int = 0          # part of them
+    n_bytes_sent: int = 0                # of the body, as far as it was handed to the socket
+    thought_ended_by: str | None = None  # "control", "budget": the thought was cut short
+    error: str | None = None             # why the fake itself refused the call
+
+    @property
+    def path(self) -> str:
+        """The path without /v1 and query."""
+        return self.request.path
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Request headers as they came, in order."""
+        return self.request.headers
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """The request's JSON object."""
+        return self.request.body
+
+    @property
+    def raw_body(self) -> bytes:
+        """The request's body, byte for byte."""
+        return self.request.raw_body
+
+    @property
+    def is_completion(self) -> bool:
+        """Was the model asked to generate?"""
+        return self.path in ("/chat/completions", "/completions")
+
+    @property
+    def usage(self) -> dict[str, int] | None:
+        """What the call has cost, cut off or not; None: nothing was generated for it."""
+        if not self.prompt_tokens:
+            return None
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.n_tokens_sent,
+            "total_tokens": self.prompt_tokens + self.n_tokens_sent,
+        }

@@ -1,0 +1,515 @@
+"""A model server that says what it is told, goes wrong when it is told, and counts what it saw.
+
+It speaks OpenAI's protocol and llama.cpp's additions over a real socket, without any HTTP package,
+so that it shares no code with what it tests. It refuses to know tests and expectations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from suffice.testing import prompt
+from suffice.testing.chain import Answerer
+from suffice.testing.generate import NotMyThought, Run, Token, count_in
+from suffice.testing.http1 import BadHttp, Connection, HttpRequest, Response
+from suffice.testing.reply import Death, Dialect, Fault, Reply, RequestSeen, Seen, merged
+from suffice.testing.shape import CREATED, Shape
+from suffice.testing.streams import Script
+from suffice.upstream.wire import DONE, encode_frame, encode_json, error_body, error_frame
+
+_JSON = {"content-type": "application/json"}
+_SSE = {"content-type": "text/event-stream", "cache-control": "no-cache"}
+_COMPLETIONS = ("/chat/completions", "/completions")
+_BAD_FRAME = b"data: {oops\n\n"
+_PAGE = b"<!doctype html><title>Welcome</title><h1>It works!</h1>"
+
+
+class _Dies(Exception):  # noqa: N818  it is a command to the writer of the answer, not an error
+    """The reply's fault says: break off here."""
+
+    def __init__(self, how: Death) -> None:
+        super().__init__(how)
+        self.how = how
+
+
+class FakeUpstream:
+    """A fake model server on 127.0.0.1. `url` is its base address, `calls` what it saw.
+
+    In asynchronous tests it runs in the test's own loop:
+
+    >>> import asyncio, json, urllib.request
+    >>> async def start_and_look() -> int:
+    ...     async with FakeUpstream(Reply(answer=("four",))) as fake:
+    ...         return len(fake.calls)
+    >>> asyncio.run(start_and_look())
+    0
+
+    In synchronous tests it runs in a thread:
+
+    >>> with FakeUpstream.in_thread(Reply(reasoning=("2+2",), answer=("four",))) as fake:
+    ...     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "two and two"}]})
+    ...     request = urllib.request.Request(fake.url + "/v1/chat/completions", body.encode())
+    ...     with urllib.request.urlopen(request) as reply:
+    ...         answer = json.load(reply)
+    >>> answer["choices"][0]["message"]["content"], fake.total_prompt_tokens, fake.total_completion_tokens
+    ('four', 3, 2)
+
+    says           a Reply for every request, a Script, or a function from RequestSeen to one of them;
+                   `Chain`, `Samples`, `Questions`, `EchoNonce` and `Replay` are such functions
+    scripts        streams by model name; a request for such a model gets that stream instead
+    dialect        "llama.cpp" or plain "openai" (no control, no template, no continuation of a prefill)
+    slots          completions generated at once, the others wait; None: no limit
+    opens_thought  the chat template writes the opening tag of the thought
+    prefill_echo   the reply to a continued assistant message begins with that message's text
+    prefix_cache   prompts that begin like an earlier one report cached tokens
+    models         names listed under /models
+    api_key        refuse requests without it; None: open to all
+    idle_close_s   close idle connections after so long; None: never
+    """
+
+    def __init__(
+        self,
+        says: Reply | Script | Answerer | None = None,
+        *,
+        scripts: Mapping[str, Script] | None = None,
+        dialect: Dialect = "llama.cpp",
+        slots: int | None = None,
+        opens_thought: bool = True,
+        prefill_echo: bool = False,
+        prefix_cache: bool = False,
+        models: Sequence[str] = ("fake",),
+        api_key: str | None = None,
+        idle_close_s: float | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
+        told = Reply() if says is None else says
+        self._answerer: Answerer = told if callable(told) else lambda _: told
+        self._scripts = scripts or {}
+        self._dialect, self._opens_thought = dialect, opens_thought
+        self._prefill_echo, self._models, self._api_key = prefill_echo, tuple(models), api_key
+        self._idle_close_s, self._address = idle_close_s, (host, port)
+        self._n_slots = slots or 1
+        self._slots = asyncio.Semaphore(slots) if slots else contextlib.nullcontext()
+        self._read: list[list[str]] | None = [] if prefix_cache else None
+        self._live: dict[str, tuple[Seen, list[Run]]] = {}
+        self._prompts: dict[str, int] = {}
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.calls: list[Seen] = []
+        self.in_flight = 0       # completions being answered now
+        self.max_in_flight = 0   # the most at once so far
+        self._routes: dict[tuple[str, str], Callable[[Seen, Response], Awaitable[None]]] = {
+            ("POST", "/chat/completions"): self._complete,
+            ("POST", "/completions"): self._complete,
+            ("POST", "/chat/completions/control"): self._control,
+            ("POST", "/apply-template"): self._apply_template,
+            ("POST", "/tokenize"): self._tokenize,
+            ("GET", "/models"): self._list_models,
+            ("GET", "/health"): self._health,
+            ("GET", "/slots"): self._list_slots,
+            ("GET", "/metrics"): self._metrics,
+        }
+
+    # ---- what tests read
+
+    @property
+    def url(self) -> str:
+        """Base address without /v1. Raises RuntimeError when the fake is not running."""
+        if self._server is None:
+            raise RuntimeError("FakeUpstream.url: the fake is not running; use `async with` or `in_thread`")
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return f"http://{host}:{port}"
+
+    @property
+    def completions(self) -> list[Seen]:
+        """The calls that asked for generated text, in the order they came in."""
+        return [seen for seen in self.calls if seen.is_completion]
+
+    @property
+    def total_prompt_tokens(self) -> int:
+        """Prompt tokens over all completions for which generation began."""
+        return sum(seen.prompt_tokens for seen in self.calls)
+
+    @property
+    def total_completion_tokens(self) -> int:
+        """Tokens generated over all completions, cancelled ones included."""
+        return sum(seen.n_tokens_sent for seen in self.calls)
+
+    async def idle(self, timeout_s: float = 5.0) -> None:
+        """Wait until no call is running. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            while self._is_busy():
+                await asyncio.sleep(0.002)
+
+    def wait_idle(self, timeout_s: float = 5.0) -> None:
+        """The same for synchronous tests, with the fake in its thread. Raises TimeoutError."""
+        end_s = time.monotonic() + timeout_s
+        while self._is_busy():
+            if time.monotonic() > end_s:
+                raise TimeoutError(f"FakeUpstream: still busy after {timeout_s} s")
+            time.sleep(0.002)
+
+    def _is_busy(self) -> bool:
+        return any(seen.closed_at_s is None for seen in self.calls)
+
+    # ---- running
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, *self._address)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @classmethod
+    @contextlib.contextmanager
+    def in_thread(cls, *args: Any, **options: Any) -> Iterator[Self]:
+        """Run a fake in a thread of its own, for tests that are not asynchronous."""
+        fake = cls(*args, **options)
+        ready = threading.Event()
+        control: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+        failure: list[BaseException] = []
+
+        async def host() -> None:
+            stop = asyncio.Event()
+            async with fake:
+                control.append((asyncio.get_running_loop(), stop))
+                ready.set()
+                await stop.wait()
+
+        def run() -> None:
+            try:
+                asyncio.run(host())
+            except OSError as error:  # no such address, or the port is taken
+                failure.append(error)
+            finally:
+                ready.set()
+
+        thread = threading.Thread(target=run, name="fake-upstream", daemon=True)
+        thread.start()
+        ready.wait()
+        if failure:
+            raise failure[0]
+        try:
+            yield fake
+        finally:
+            loop, stop = control[0]
+            loop.call_soon_threadsafe(stop.set)
+            thread.join()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        connection = Connection(reader, writer)
+        try:
+            keep = True
+            while keep:
+                async with asyncio.timeout(self._idle_close_s):
+                    request = await connection.request()
+                keep = await self._answer(connection, request)
+        except BadHttp as error:
+            with contextlib.suppress(ConnectionError):
+                await Response(connection).whole(400, _JSON, error_body(str(error)))
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            pass  # the client left, the connection was idle, or the fake is being stopped
+        finally:
+            await connection.close()
+            self._tasks.discard(task)
+
+    async def _answer(self, connection: Connection, request: HttpRequest) -> bool:
+        """Answer one request. False: the connection is of no further use."""
+        seen = self._see(request)
+        out = Response(connection)
+        work = asyncio.create_task(self._work(seen, out, connection))
+        hang_up = asyncio.create_task(connection.gone.wait())
+        try:
+            await asyncio.wait({work, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                seen.cancelled = not out.complete
+                work.cancel()
+            return (await asyncio.gather(work, return_exceptions=True))[0] is True and request.keep_alive
+        finally:
+            for task in (work, hang_up):
+                task.cancel()
+            seen.status, seen.n_bytes_sent = out.status, out.n_bytes_sent
+            seen.closed_at_s = time.monotonic()
+
+    def _see(self, request: HttpRequest) -> Seen:
+        path = request.target.partition("?")[0]
+        path = path.removeprefix("/v1") if path.startswith("/v1/") else path
+        body: Any = None
+        with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+            body = msgspec.json.decode(request.body)
+        body = body if isinstance(body, dict) else {}
+        prefix, nth_same = None, 0
+        if path in _COMPLETIONS:
+            prefix = self._prefix(path, body)
+            key = path + repr(body.get("messages", body.get("prompt")))
+            nth_same = self._prompts.get(key, 0)
+            self._prompts[key] = nth_same + 1
+        seen = Seen(
+            request=RequestSeen(
+                method=request.method, path=path, target=request.target, headers=request.headers,
+                raw_body=request.body, body=body, nth=len(self.calls), nth_same=nth_same, prefix=prefix,
+            ),
+            opened_at_s=time.monotonic(),
+        )  # fmt: skip
+        self.calls.append(seen)
+        return seen
+
+    def _prefix(self, path: str, body: Mapping[str, Any]) -> prompt.Prefix | None:
+        if path == "/completions":
+            return prompt.prefix_of_prompt(prompt.text_of(body.get("prompt")))
+        messages = body.get("messages")
+        if self._dialect == "openai" or not isinstance(messages, list):
+            return None
+        return prompt.prefix_of_message(messages)
+
+    async def _work(self, seen: Seen, out: Response, connection: Connection) -> bool:
+        """Run the route's handler. False: the connection is of no further use."""
+        if self._api_key is not None and seen.request.header("authorization") != f"Bearer {self._api_key}":
+            await self._refuse(seen, out, 401, "fake upstream: wrong or missing key", "invalid_api_key")
+            return True
+        handler = self._routes.get((seen.request.method, seen.path))
+        if handler is None:
+            await self._refuse(seen, out, 404, f"fake upstream: no route {seen.path!r}", "not_found")
+            return True
+        try:
+            await handler(seen, out)
+        except _Dies as death:
+            if death.how == "rst":
+                connection.reset()
+            return death.how == "error_frame"
+        except ConnectionError:
+            seen.cancelled = not out.complete
+            return False
+        return out.complete
+
+    async def _refuse(self, seen: Seen, out: Response, status: int, message: str, code: str) -> None:
+        seen.error = message
+        await out.whole(status, _JSON, error_body(message, code=code))
+
+    # ---- completions
+
+    async def _complete(self, seen: Seen, out: Response) -> None:
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        try:
+            told = self._scripts.get(seen.request.model) or self._answerer(seen.request)
+            if isinstance(told, Script):
+                await _play(told, out)
+                return
+            async with self._slots:
+                await self._reply(seen, out, told)
+        finally:
+            self.in_flight -= 1
+
+    async def _reply(self, seen: Seen, out: Response, reply: Reply) -> None:
+        fault = merged(reply.faults)
+        out.cut_into(fault.piece_bytes)
+        await asyncio.sleep(fault.header_delay_s)
+        if fault.status is not None:
+            body = fault.status_body or error_body(f"fake upstream: status {fault.status}", code="fake_status")
+            await out.whole(fault.status, {**_JSON, **dict(fault.status_headers)}, body)
+            return
+        if fault.html:
+            await out.whole(200, {"content-type": "text/html"}, _PAGE)
+            return
+        try:
+            runs = self._begin(seen, reply)
+        except NotMyThought as error:
+            await self._refuse(seen, out, 400, str(error), "not_my_thought")
+            return
+        completion_id = f"{'cmpl' if seen.request.is_raw else 'chatcmpl'}-fake-{seen.request.nth}"
+        shape = Shape(
+            seen, reply, dialect=self._dialect, completion_id=completion_id, prefill_echo=self._prefill_echo
+        )
+        self._live[completion_id] = (seen, runs)
+        try:
+            streams = fault.force == "sse" or (seen.request.stream and fault.force is None)
+            send = _stream if streams else _whole
+            await send(_generate(seen, reply, fault, runs), runs, shape, fault, out)
+        finally:
+            del self._live[completion_id]
+
+    def _begin(self, seen: Seen, reply: Reply) -> list[Run]:
+        request = seen.request
+        budget = None
+        if self._dialect == "llama.cpp":
+            given = [count_in(request, n) for n in ("reasoning_budget_tokens", "thinking_budget_tokens")]
+            budget = next((n for n in given if n is not None and n >= 0), None)
+        n_choices = count_in(request, "n") or 1
+        runs = [Run(reply, request, index=n, budget_tokens=budget) for n in range(n_choices)]
+        read = prompt.words(self._template(request))
+        seen.prompt_tokens = max(1, len(read))
+        if self._read is not None:
+            seen.cached_tokens = max((_n_common(read, before) for before in self._read), default=0)
+            self._read.append(read)
+        return runs
+
+    def _template(self, request: RequestSeen) -> str:
+        if request.is_raw:
+            return request.text
+        continues = self._dialect == "llama.cpp"
+        return prompt.apply_template(
+            request.messages, continue_last=continues, opens_thought=self._opens_thought
+        )
+
+    # ---- llama.cpp's own routes, and lists
+
+    async def _control(self, seen: Seen, out: Response) -> None:
+        if self._dialect == "openai":
+            await self._refuse(seen, out, 404, "fake upstream: no control in this dialect", "not_found")
+            return
+        found = self._live.get(str(seen.body.get("id")))
+        answer: dict[str, Any] = {"success": False}
+        if seen.body.get("action") != "reasoning_end":
+            await self._refuse(seen, out, 400, "fake upstream: the only action is reasoning_end", "bad_action")
+            return
+        if found is None:
+            answer["message"] = "no such completion is running"
+        elif found[0].body.get("reasoning_control") is not True:
+            answer["message"] = "the completion was started without reasoning_control"
+        else:
+            for run in found[1]:
+                run.end_reasoning()
+            answer["success"] = True
+        await out.whole(200, _JSON, encode_json(answer))
+
+    async def _apply_template(self, seen: Seen, out: Response) -> None:
+        if self._dialect == "openai":
+            await self._refuse(seen, out, 404, "fake upstream: no template in this dialect", "not_found")
+            return
+        await out.whole(200, _JSON, encode_json({"prompt": self._template(seen.request)}))
+
+    async def _tokenize(self, seen: Seen, out: Response) -> None:
+        text = prompt.text_of(seen.body.get("content"))
+        await out.whole(200, _JSON, encode_json({"tokens": prompt.token_ids(text)}))
+
+    async def _list_models(self, seen: Seen, out: Response) -> None:  # noqa: ARG002  a route's signature
+        listed = [{"id": m, "object": "model", "created": CREATED, "owned_by": "fake"} for m in self._models]
+        await out.whole(200, _JSON, encode_json({"object": "list", "data": listed}))
+
+    async def _health(self, seen: Seen, out: Response) -> None:  # noqa: ARG002
+        await out.whole(200, _JSON, b'{"status":"ok"}')
+
+    async def _list_slots(self, seen: Seen, out: Response) -> None:  # noqa: ARG002
+        n_busy = len(self._live)
+        n_slots = max(self._n_slots, n_busy)
+        slots = [{"id": n, "is_processing": n < n_busy} for n in range(n_slots)]
+        await out.whole(200, _JSON, encode_json(slots))
+
+    async def _metrics(self, seen: Seen, out: Response) -> None:  # noqa: ARG002
+        counts = {
+            "llamacpp:prompt_tokens_total": self.total_prompt_tokens,
+            "llamacpp:tokens_predicted_total": self.total_completion_tokens,
+            "llamacpp:requests_processing": len(self._live),
+        }
+        text = "".join(f"{name} {value}\n" for name, value in counts.items())
+        await out.whole(200, {"content-type": "text/plain; version=0.0.4"}, text.encode())
+
+
+def _n_common(one: Sequence[str], other: Sequence[str]) -> int:
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+async def _generate(
+    seen: Seen, reply: Reply, fault: Fault, runs: list[Run]
+) -> AsyncIterator[tuple[Run, Token]]:
+    """Generate all choices in turn, token by token; count each before anybody can see it."""
+    await asyncio.sleep(reply.first_delay_s)
+    open_runs = list(runs)
+    while open_runs:
+        for run in list(open_runs):
+            if seen.n_tokens_sent == fault.die_after:
+                raise _Dies(fault.die_how)
+            if seen.n_tokens_sent == fault.stall_after:
+                await asyncio.sleep(fault.stall_s)
+            await asyncio.sleep(reply.delay_s)
+            token = run.next()
+            if token is None:
+                open_runs.remove(run)
+                continue
+            seen.n_tokens_sent += 1
+            seen.n_reasoning_tokens += token.channel in ("reasoning", "tag")
+            seen.thought_ended_by = run.cut_by or seen.thought_ended_by
+            yield run, token
+
+
+Tokens = AsyncIterator[tuple[Run, Token]]
+
+
+async def _stream(tokens: Tokens, runs: list[Run], shape: Shape, fault: Fault, out: Response) -> None:
+    await out.start(200, _SSE)
+    for run in runs:
+        for chunk in shape.opening(run):
+            await out.send(encode_frame(chunk))
+    n_tokens = 0
+    try:
+        async for run, token in tokens:
+            if n_tokens == fault.bad_frame_after:
+                await out.send(_BAD_FRAME)
+            n_tokens += 1
+            made = shape.token(run, token)
+            if made is not None:
+                await out.send(encode_frame(made))
+    except _Dies as death:
+        if death.how == "error_frame":
+            await out.finish(error_frame("fake upstream: it broke off as it was told"))
+        raise
+    if n_tokens == fault.bad_frame_after:
+        await out.send(_BAD_FRAME)
+    frames = [encode_frame(chunk) for chunk in shape.closing(runs, finish=fault.finish)]
+    frames += [DONE] if fault.done else []
+    for frame in frames[:-1]:
+        await out.send(frame)
+    await out.finish(frames[-1] if frames else b"")
+
+
+async def _whole(tokens: Tokens, runs: list[Run], shape: Shape, fault: Fault, out: Response) -> None:
+    try:
+        async for _ in tokens:
+            pass
+    except _Dies as death:
+        if death.how == "error_frame":
+            body = error_body("fake upstream: it broke off as it was told", type="server_error", code="died")
+            await out.whole(500, _JSON, body)
+        raise
+    if not fault.finish:
+        for run in runs:
+            run.finish_reason = None
+    await out.whole(200, _JSON, encode_json(shape.body(runs)))
+
+
+async def _play(script: Script, out: Response) -> None:
+    """Send a script's bytes as they stand."""
+    headers = {"content-type": script.content_type}
+    if not script.keep_alive:
+        headers["connection"] = "close"
+    await out.start(script.status, headers)
+    for piece in script.pieces[:-1] if script.end == "whole" else script.pieces:
+        await asyncio.sleep(script.delay_s)
+        await out.send(piece)
+    if script.end == "torn":
+        raise _Dies("fin")
+    await asyncio.sleep(script.hang_s)
+    await out.finish(script.pieces[-1] if script.pieces and script.end == "whole" else b"")
+    if not script.keep_alive:
+        raise _Dies("fin")

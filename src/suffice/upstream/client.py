@@ -1,0 +1,179 @@
+"""HTTP out: one connection pool, calls that can be abandoned at any moment.
+
+It knows sockets, headers and time-outs, and refuses to know what the bytes mean: that is `wire`.
+A call that is left early closes its connection, so that the model server stops generating.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from types import TracebackType
+
+import aiohttp
+from multidict import CIMultiDict
+
+from suffice.errors import UpstreamDown, UpstreamError, UpstreamTimeout
+from suffice.settings import Upstream
+
+Headers = Iterable[tuple[str, str]]
+
+HOP_BY_HOP = frozenset({
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
+    "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
+NEVER_SENT_UP = HOP_BY_HOP | {"host", "content-length", "expect", "cookie"}
+NEVER_SENT_DOWN = HOP_BY_HOP | {"set-cookie", "set-cookie2", "server", "date"}
+HEADER_LIMIT_BYTES = 32 * 1024  # an upstream's header line beyond this is its fault, not ours
+
+
+class Call:
+    """One open response of the upstream. Leaving the block closes or returns the connection."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.content_type = response.content_type
+        self.closed = False
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """End-to-end headers of the response, in order, without cookies."""
+        return [(k, v) for k, v in self._response.headers.items() if k.lower() not in NEVER_SENT_DOWN]
+
+    async def read(self) -> bytes:
+        """The next bytes as they came, b"" at the end.
+
+        Raises UpstreamDown if the connection breaks and UpstreamTimeout after `idle_timeout_s` of
+        silence.
+        """
+        try:
+            return await self._response.content.readany()
+        except TimeoutError:
+            raise UpstreamTimeout("the upstream was silent for longer than idle_timeout_s") from None
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise UpstreamDown(f"the upstream broke off its answer ({type(error).__name__})") from None
+
+    async def read_all(self, limit_bytes: int = 64 * 2**20) -> bytes:
+        """The whole rest of the body. Raises UpstreamDown when it is longer than `limit_bytes`."""
+        parts, size = [], 0
+        while data := await self.read():
+            parts.append(data)
+            size += len(data)
+            if size > limit_bytes:
+                raise UpstreamDown(f"the upstream's answer is longer than {limit_bytes} bytes")
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Stop the call now. A finished response goes back to the pool, any other is cut."""
+        if not self.closed:
+            self.closed = True
+            self._response.close()
+
+
+class UpstreamClient:
+    """Calls to one model server, over one pool."""
+
+    def __init__(self, name: str, settings: Upstream, api_key: str | None) -> None:
+        self.name, self.settings = name, settings
+        self._api_key = api_key
+        self._base = settings.url.rstrip("/").removesuffix("/v1").rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> UpstreamClient:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=self.settings.keepalive_s),
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                sock_connect=self.settings.connect_timeout_s,
+                sock_read=self.settings.idle_timeout_s,
+            ),
+            auto_decompress=False,  # what passes through stays as it came
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept"),
+            max_line_size=HEADER_LIMIT_BYTES,
+            max_field_size=HEADER_LIMIT_BYTES,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _headers(self, headers: Headers) -> CIMultiDict[str]:
+        sent = CIMultiDict(
+            (k, v) for k, v in headers if k.lower() not in NEVER_SENT_UP and not k.lower().startswith("x-suffice-")
+        )
+        if self._api_key is not None:
+            sent["authorization"] = f"Bearer {self._api_key}"
+        return sent
+
+    @asynccontextmanager
+    async def open(
+        self, path: str, body: bytes | None, headers: Headers = (), *, method: str = "POST"
+    ) -> AsyncIterator[Call]:
+        """Send one request and give the open response; tries again only while nothing came back.
+
+        Raises UpstreamDown when no connection can be made and UpstreamTimeout when no answer begins.
+        """
+        call = Call(await self._send(method, path, body, self._headers(headers)))
+        try:
+            yield call
+        finally:
+            call.close()
+
+    async def _send(
+        self, method: str, path: str, body: bytes | None, headers: CIMultiDict[str]
+    ) -> aiohttp.ClientResponse:
+        if self._session is None:
+            raise UpstreamDown("the upstream client is not open")
+        for attempt in range(self.settings.retries + 1):
+            try:
+                return await self._session.request(
+                    method, self._base + path, data=body, headers=headers, allow_redirects=False
+                )
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                # A pooled connection that the server had closed: the request was never answered.
+                if attempt == self.settings.retries:
+                    raise UpstreamDown(f"no connection to upstream {self.name!r} ({type(error).__name__})") from None
+            except TimeoutError:
+                raise UpstreamTimeout(f"upstream {self.name!r} did not begin to answer in time") from None
+            except (aiohttp.ClientError, ConnectionError) as error:
+                raise UpstreamDown(f"upstream {self.name!r} failed ({type(error).__name__})") from None
+        raise AssertionError("unreachable")
+
+    async def post_json(self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
+        """A short call: (status, body). Raises UpstreamError; never takes longer than `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self.open(path, body, [*_json_headers(headers)]) as call:
+                    return call.status, await call.read_all(16 * 2**20)
+        except TimeoutError:
+            raise UpstreamTimeout(f"upstream {self.name!r} took longer than {timeout_s} s for {path}") from None
+
+    async def get(self, path: str, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
+        """A short read: (status, body). Raises UpstreamError."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self.open(path, None, headers, method="GET") as call:
+                    return call.status, await call.read_all(16 * 2**20)
+        except TimeoutError:
+            raise UpstreamTimeout(f"upstream {self.name!r} took longer than {timeout_s} s for {path}") from None
+
+
+def _json_headers(headers: Headers) -> Headers:
+    """The caller's headers, made fit for a JSON body that Suffice wrote itself."""
+    dropped = {"content-type", "accept", "accept-encoding", "content-encoding"}
+    kept = [(k, v) for k, v in headers if k.lower() not in dropped]
+    return [*kept, ("content-type", "application/json"), ("accept-encoding", "identity")]
+
+
+def governed_headers(headers: Headers) -> list[tuple[str, str]]:
+    """Headers for a body that Suffice rewrote and an answer that it must be able to read."""
+    return list(_json_headers(headers))
+
+
+__all__ = ["Call", "Headers", "UpstreamClient", "UpstreamError", "governed_headers"]

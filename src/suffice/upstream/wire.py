@@ -1,0 +1,478 @@
+"""The wire, pure: server-sent events in and out, chunks typed as far as we read them.
+
+It knows how bytes become frames and frames become chunks, and how to write them.
+It refuses to know sockets, time, requests and policies. What it does not understand it leaves
+alone: `Frame.raw` always holds the exact bytes, so relaying never depends on decoding.
+
+    bytes ──SseSplitter──▶ Frame ──decode_chunk──▶ Chunk ──reasoning_of──▶ text
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NoReturn, TypeAlias
+
+import msgspec
+
+from suffice.errors import UpstreamProtocol
+
+DONE = b"data: [DONE]\n\n"
+DONE_DATA = b"[DONE]"
+PING = b": ping\n\n"
+FRAME_LIMIT_BYTES = 8 * 2**20
+REASONING_FIELDS = ("reasoning", "reasoning_content", "thinking")
+
+_BOM = b"\xef\xbb\xbf"
+_LINE_END = re.compile(rb"\r\n?|\n")
+# Two line ends in a row. After "\r\r" nothing is waited for: a "\n" that follows it is one more
+# blank line, which means nothing, so a stream with bare "\r" is never held back by one frame.
+_FRAME_END = re.compile(rb"\n(?:\n|\r\n?)|\r(?:\r|\n(?:\n|\r\n?))")
+_LONGEST_END = 4
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """One server-sent event, or a comment between events."""
+
+    raw: bytes            # exact bytes, blank line included; all of them joined give the input
+    data: bytes | None    # data lines joined by "\n"; None: there is none (comment, retry, id)
+    event: bytes | None   # None: the default event
+
+
+class SseSplitter:
+    """Cut a byte stream into server-sent events, the same for every way the bytes arrive in.
+
+    Line ends may be LF, CRLF, CR or mixed; a byte-order mark at the start is allowed. Work is
+    linear in the bytes fed, however small the pieces are.
+
+    limit_bytes  a frame longer than this raises UpstreamProtocol
+    """
+
+    __slots__ = ("_at_start", "_has_cr", "_limit", "_rest")
+
+    def __init__(self, limit_bytes: int = FRAME_LIMIT_BYTES) -> None:
+        self._limit = limit_bytes
+        self._rest = bytearray()   # grows in place: many tiny pieces must not be copied each time
+        self._has_cr = False       # one "\r" seen: from then on the thorough pattern is used
+        self._at_start = True      # no frame was cut yet, so a byte-order mark may still come
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take the next bytes; return the frames that they complete."""
+        known = len(self._rest)
+        if not self._has_cr:
+            self._has_cr = b"\r" in data
+            if not known and _is_one_data_line(data) and len(data) <= self._limit:
+                self._at_start = False
+                return [Frame(data, data[6:-2], None)]
+        if self._has_cr:
+            self._rest += data
+            raws = self._cut_at_any_end(max(0, known - _LONGEST_END + 1))
+        elif known:
+            self._rest += data
+            if self._rest.find(b"\n\n", known - 1) < 0:
+                return self._checked([])
+            raws = self._cut_at_line_feeds(bytes(self._rest))
+        else:
+            raws = self._cut_at_line_feeds(data)
+        return self._checked(raws)
+
+    def close(self) -> list[Frame]:
+        """Return what is left without a blank line: at most one frame, and often a torn one."""
+        rest = bytes(self._rest)
+        self._rest.clear()
+        return [self._frame(rest)] if rest else []
+
+    def _cut_at_line_feeds(self, data: bytes) -> list[bytes]:
+        parts = data.split(b"\n\n")
+        self._rest = bytearray(parts.pop())
+        return [part + b"\n\n" for part in parts]
+
+    def _cut_at_any_end(self, start: int) -> list[bytes]:
+        if start == 0 and (parts := _split_at_crlf(self._rest)):
+            self._rest = parts.pop()
+            return [bytes(part) + b"\r\n\r\n" for part in parts]
+        raws, cut = [], 0
+        data = bytes(self._rest) if _FRAME_END.search(self._rest, start) else b""
+        for found in _FRAME_END.finditer(data):
+            end = found.end()
+            if end == len(data) and found.group() != b"\r\r" and data.endswith(b"\r"):
+                break              # its "\n" may still be on the way
+            raws.append(data[cut:end])
+            cut = end
+        del self._rest[:cut]
+        return raws
+
+    def _checked(self, raws: list[bytes]) -> list[Frame]:
+        longest = max(map(len, raws), default=0)
+        if max(longest, len(self._rest)) > self._limit:
+            raise UpstreamProtocol(
+                f"upstream: an event has more than {self._limit} bytes; at most that many are allowed"
+            )
+        return [self._frame(raw) for raw in raws]
+
+    def _frame(self, raw: bytes) -> Frame:
+        body = raw
+        if self._at_start:
+            self._at_start = False
+            body = raw.removeprefix(_BOM)
+        line = body.rstrip(b"\r\n")
+        if line.startswith(b"data:") and b"\n" not in line and b"\r" not in line:
+            return Frame(raw, line[5:].removeprefix(b" "), None)
+        return _parse_lines(raw, body)
+
+
+def _split_at_crlf(data: bytearray) -> list[bytearray]:
+    """Cut at empty CRLF lines the quick way; [] where other line ends call for the thorough one."""
+    parts = data.split(b"\r\n\r\n")
+    plain = data.count(b"\n\r") == len(parts) - 1 and b"\n\n" not in data and b"\r\r" not in data
+    return parts if plain else []
+
+
+def _is_one_data_line(body: bytes) -> bool:
+    """Is this exactly `data: …` and two line feeds, as nearly every frame is?"""
+    return body.startswith(b"data: ") and body.find(b"\n", 6) == len(body) - 2 and body.endswith(b"\n\n")
+
+
+def _parse_lines(raw: bytes, body: bytes) -> Frame:
+    """Read one event by the rules of the HTML standard's event-stream format."""
+    lines: list[bytes] = []
+    event = None
+    for line in _LINE_END.split(body):
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            lines.append(value)
+        elif name == b"event":
+            event = value or None
+    return Frame(raw, b"\n".join(lines) if lines else None, event)
+
+
+# --------------------------------------------------------------------------- chunks
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_NOTHING = msgspec.Raw(b"")
+
+
+class PromptDetails(msgspec.Struct, frozen=True, gc=False):
+    """What the upstream says of the prompt."""
+
+    cached_tokens: _Count | None = None
+
+
+class CompletionDetails(msgspec.Struct, frozen=True, gc=False):
+    """What the upstream says of the generated text."""
+
+    reasoning_tokens: _Count | None = None
+
+
+class WireUsage(msgspec.Struct, frozen=True, gc=False):
+    """Token counts as the upstream gave them. None: not given, or not a count (negative, a word)."""
+
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    total_tokens: _Count | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that a prefix cache served; 0 when the upstream does not say."""
+        return (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
+
+    @property
+    def reasoning_tokens(self) -> int | None:
+        """Generated tokens before the thought closed; None when the upstream does not say."""
+        details = self.completion_tokens_details
+        return details.reasoning_tokens if details else None
+
+
+class Delta(msgspec.Struct, frozen=True, gc=False):
+    """What one chunk adds to one message."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    thinking: str | None = None
+    refusal: str | None = None
+    tool_calls: msgspec.Raw = _NOTHING      # b"": absent; see `is_given`
+    function_call: msgspec.Raw = _NOTHING
+
+    @property
+    def calls_tool(self) -> bool:
+        """Does this delta belong to a tool or function call?"""
+        return is_given(self.tool_calls) or is_given(self.function_call)
+
+
+class Choice(msgspec.Struct, frozen=True, gc=False):
+    """One choice of a chunk, of chat (`delta`) or of plain completions (`text`)."""
+
+    index: int = 0
+    delta: Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: msgspec.Raw = _NOTHING        # read with `logprobs_of`
+
+
+class Chunk(msgspec.Struct, frozen=True, gc=False):
+    """One chunk of a stream. Every field may be missing; fields that we do not read are not here."""
+
+    id: str | None = None
+    object: str | None = None
+    model: str | None = None
+    choices: list[Choice] | None = None
+    usage: WireUsage | None = None
+    error: msgspec.Raw = _NOTHING           # b"": none; else the upstream's own words
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
+    """One token, its natural-log probability, and its rivals where the upstream listed them."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+_decode_fast: Callable[[bytes], Chunk] = msgspec.json.Decoder(Chunk).decode
+
+
+def is_given(raw: msgspec.Raw) -> bool:
+    """Did the chunk carry this field with anything in it (not absent, null or an empty list)?"""
+    return bytes(raw) not in (b"", b"null", b"[]")
+
+
+def decode_chunk(data: bytes) -> Chunk:
+    """Read one event's data. Unknown or odd values become None; only bad JSON is an error.
+
+    Raises UpstreamProtocol when `data` is not JSON. Blank data gives an empty chunk, and so
+    does JSON that is no object: such frames carry nothing that is read here.
+    """
+    try:
+        return _decode_fast(data)
+    except (msgspec.MsgspecError, RecursionError):
+        return _decode_tolerant(data)
+
+
+def decode_json(data: bytes) -> Any:
+    """Parse JSON as the standard has it, lone surrogates allowed and shown as U+FFFD.
+
+    Raises UpstreamProtocol for anything else: bad syntax, bad UTF-8, NaN, absurd depth or size.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, RecursionError):
+        pass
+    try:
+        return json.loads(data.decode(), parse_constant=_refuse, object_pairs_hook=_clean_object)
+    except (ValueError, RecursionError):
+        raise UpstreamProtocol(
+            f"upstream: an event of {len(data)} bytes is not JSON; every event must be one JSON value"
+        ) from None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+def _clean_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {_whole(key): _clean(value) for key, value in pairs}
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return _whole(value)
+    return [_clean(item) for item in value] if isinstance(value, list) else value
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _decode_tolerant(data: bytes) -> Chunk:
+    """The slow way, for vendors who send other types than OpenAI's."""
+    raw = decode_json(data) if data.strip() else None
+    if not isinstance(raw, Mapping):
+        return Chunk()
+    choices = raw.get("choices")
+    usage = raw.get("usage")
+    return Chunk(
+        id=_text(raw.get("id")),
+        object=_text(raw.get("object")),
+        model=_text(raw.get("model")),
+        choices=[_choice(c) for c in choices if isinstance(c, Mapping)]
+        if isinstance(choices, list) else None,
+        usage=_usage(usage) if isinstance(usage, Mapping) else None,
+        error=_raw(raw, "error"),
+    )
+
+
+def _choice(raw: Mapping[str, Any]) -> Choice:
+    delta = raw.get("delta")
+    index = _count(raw.get("index"))
+    return Choice(
+        index=0 if index is None else index,
+        delta=_delta(delta) if isinstance(delta, Mapping) else None,
+        text=_text(raw.get("text")),
+        finish_reason=_text(raw.get("finish_reason")),
+        logprobs=_raw(raw, "logprobs"),
+    )
+
+
+def _delta(raw: Mapping[str, Any]) -> Delta:
+    content, thought = raw.get("content"), raw.get("thinking")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, Mapping)]
+        thoughts = [part for part in parts if part.get("type") == "thinking"]
+        thought = thought or _parts_text(thoughts, "thinking")
+        content = _parts_text([part for part in parts if part.get("type") != "thinking"], "text")
+    return Delta(
+        role=_text(raw.get("role")),
+        content=_text(content),
+        reasoning=_text(raw.get("reasoning")),
+        reasoning_content=_text(raw.get("reasoning_content")),
+        thinking=_text(thought),
+        refusal=_text(raw.get("refusal")),
+        tool_calls=_raw(raw, "tool_calls"),
+        function_call=_raw(raw, "function_call"),
+    )
+
+
+def _parts_text(parts: list[Mapping[str, Any]], key: str) -> str | None:
+    """Join the text of content parts; a thinking part may itself hold a list of text parts."""
+    found = []
+    for part in parts:
+        value = part.get(key)
+        if isinstance(value, list):
+            value = _parts_text([inner for inner in value if isinstance(inner, Mapping)], "text")
+        found.append(_text(value) or "")
+    return "".join(found) or None
+
+
+def _usage(raw: Mapping[str, Any]) -> WireUsage:
+    prompt, completion = raw.get("prompt_tokens_details"), raw.get("completion_tokens_details")
+    return WireUsage(
+        prompt_tokens=_count(raw.get("prompt_tokens")),
+        completion_tokens=_count(raw.get("completion_tokens")),
+        total_tokens=_count(raw.get("total_tokens")),
+        prompt_tokens_details=(
+            PromptDetails(_count(prompt.get("cached_tokens"))) if isinstance(prompt, Mapping) else None
+        ),
+        completion_tokens_details=(
+            CompletionDetails(_count(completion.get("reasoning_tokens")))
+            if isinstance(completion, Mapping) else None
+        ),
+    )
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _count(value: Any) -> int | None:
+    """A count that floats may stand for; None for what no token count can be."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 <= value < 2**53 else None
+
+
+def _raw(raw: Mapping[str, Any], key: str) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(raw[key])) if key in raw else _NOTHING
+
+
+def reasoning_of(delta: Delta) -> tuple[str, str]:
+    """Return (reasoning text, name of the field that carried it); ("", "") when there is none.
+
+    Some upstreams send the same text under two names: the first of `REASONING_FIELDS` counts.
+    """
+    if delta.reasoning:
+        return delta.reasoning, "reasoning"
+    if delta.reasoning_content:
+        return delta.reasoning_content, "reasoning_content"
+    if delta.thinking:
+        return delta.thinking, "thinking"
+    return "", ""
+
+
+def logprobs_of(choice: Choice) -> tuple[TokenLogprob, ...]:
+    """Token log-probabilities of a choice, from chat's shape or from the older completions' shape.
+
+    () when there are none or the upstream's shape is neither.
+    """
+    raw = bytes(choice.logprobs)
+    if raw in (b"", b"null"):
+        return ()
+    found = msgspec.json.decode(raw)
+    if not isinstance(found, Mapping):
+        return ()
+    if isinstance(found.get("content"), list):
+        return tuple(read for item in found["content"] if (read := _chat_logprob(item)))
+    tokens, values, tops = found.get("tokens"), found.get("token_logprobs"), found.get("top_logprobs")
+    if not isinstance(tokens, list) or not isinstance(values, list):
+        return ()
+    tops = tops if isinstance(tops, list) else []
+    tops = tops + [None] * (len(tokens) - len(tops))
+    return tuple(
+        TokenLogprob(str(token), float(value), _pairs(top.items() if isinstance(top, Mapping) else ()))
+        for token, value, top in zip(tokens, values, tops, strict=False)
+        if _is_number(value)
+    )
+
+
+def _chat_logprob(item: Any) -> TokenLogprob | None:
+    if not isinstance(item, Mapping) or not _is_number(item.get("logprob")):
+        return None
+    top = item.get("top_logprobs")
+    rivals = [t for t in top if isinstance(t, Mapping)] if isinstance(top, list) else []
+    return TokenLogprob(
+        str(item.get("token", "")), float(item["logprob"]),
+        _pairs((t.get("token"), t.get("logprob")) for t in rivals),
+    )
+
+
+def _pairs(items: Any) -> tuple[tuple[str, float], ...]:
+    return tuple((str(token), float(value)) for token, value in items if _is_number(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# --------------------------------------------------------------------------- writing
+
+def encode_json(obj: Any) -> bytes:
+    """JSON as we send it: compact UTF-8; lone surrogates stay escapes instead of failing."""
+    try:
+        return msgspec.json.encode(obj)
+    except UnicodeEncodeError:
+        return json.dumps(obj, separators=(",", ":")).encode("ascii")
+
+
+def encode_frame(obj: Any) -> bytes:
+    """One server-sent event that carries `obj` as JSON."""
+    return b"data: " + encode_json(obj) + b"\n\n"
+
+
+def error_body(
+    message: str,
+    type: str = "invalid_request_error",  # noqa: A002  OpenAI's own word
+    param: str | None = None,
+    code: str | None = None,
+) -> bytes:
+    """The JSON body of an error as OpenAI's clients expect it."""
+    return encode_json(_error(message, type, param, code))
+
+
+def error_frame(
+    message: str,
+    type: str = "upstream_error",  # noqa: A002  OpenAI's own word
+    code: str | None = "upstream_error",
+) -> bytes:
+    """An error inside a stream that has already begun: the one form that every client notices."""
+    return encode_frame(_error(message, type, None, code))
+
+
+def _error(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,184 @@
+"""The composition root: from a settings file to running objects. Files, environment and clocks enter here.
+
+Nothing below this file reads the environment, opens a file it was not given or asks for the time.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import tomllib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from suffice import settings as settings_module
+from suffice.errors import ConfigError
+from suffice.gateway.app import App
+from suffice.gateway.context import Gateway
+from suffice.gateway.route import BuiltRoute
+from suffice.policy.base import build_policy, version_of
+from suffice.scoring.base import build_scorer
+from suffice.settings import Route, Settings, Upstream
+from suffice.signals.observe import Observer
+from suffice.store.log import EventLog
+from suffice.store.sqlite import SqliteLog, database_path
+from suffice.store.views import route_counts
+from suffice.telemetry import LOG, Metrics
+from suffice.upstream.client import UpstreamClient
+
+# Signals that every governed route records, so that a later policy can be replayed on its log.
+RECORDED: Mapping[str, tuple[str, ...]] = {
+    "reasoning": ("stability", "confidence", "hedges"),
+    "samples": ("votes",),
+    "rounds": ("stability",),
+}
+
+
+def load_settings(path: str | Path) -> Settings:
+    """Read a TOML (or YAML) file. Raises ConfigError with the file, the place and what is allowed."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not UTF-8 at byte {error.start}") from None
+    try:
+        raw = _read_yaml(text) if file.suffix in (".yaml", ".yml") else tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    try:
+        return settings_module.parse(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def _read_yaml(text: str) -> Any:
+    try:
+        import yaml  # type: ignore[import-untyped, unused-ignore]  # only for those who write YAML
+    except ImportError:
+        raise ConfigError("YAML config needs the package PyYAML; install it or write TOML") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(str(error)) from None
+
+
+def build_route(name: str, settings: Route) -> BuiltRoute:
+    """Build a route's scorer and policy. Raises ConfigError with the route's path."""
+    try:
+        scorer = build_scorer(settings.scorer)
+        policy = build_policy(settings.policy or {"policy": "never"})
+    except ConfigError as error:
+        raise ConfigError(f"routes.{name}.{error}") from None
+    needs = tuple(dict.fromkeys((*RECORDED[settings.kind], *policy.needs)))
+    Observer(needs, settings.kind)  # a signal that does not exist must fail here, not in a request
+    return BuiltRoute(
+        name=name,
+        settings=settings,
+        scorer=scorer,
+        policy=policy,
+        policy_version=version_of(policy),
+        certified=False,  # nothing certifies yet
+        needs=needs,
+    )
+
+
+def check(settings: Settings, environment: Mapping[str, str] | None = None) -> list[str]:
+    """Build everything that can be built without opening a socket; return warnings for the owner.
+
+    Raises ConfigError for what cannot work.
+    """
+    warnings = []
+    for name, route in settings.routes.items():
+        built = build_route(name, route)
+        if route.mode == "enforce" and not built.acts:
+            warnings.append(
+                f"routes.{name}: enforce without a certified policy behaves as observe;"
+                " write uncertified = true to let it act all the same"
+            )
+        if route.kind == "samples" and route.samples == 1:
+            warnings.append(f"routes.{name}: samples = 1 passes through unless a request asks for more")
+    known = os.environ if environment is None else environment
+    for name, upstream in settings.upstreams.items():
+        if upstream.api_key_env and upstream.api_key_env not in known:
+            warnings.append(f"upstreams.{name}: the environment has no {upstream.api_key_env}")
+    return warnings
+
+
+def _api_key(name: str, upstream: Upstream) -> str | None:
+    if not upstream.api_key_env:
+        return None
+    key = os.environ.get(upstream.api_key_env)
+    if not key:
+        raise ConfigError(f"upstreams.{name}.api_key_env: the environment has no {upstream.api_key_env}")
+    return key
+
+
+def _client_keys(settings: Settings) -> tuple[str, ...]:
+    name = settings.server.api_keys_env
+    if not name:
+        return ()
+    keys = tuple(k.strip() for k in os.environ.get(name, "").split(",") if k.strip())
+    if not keys:
+        raise ConfigError(f"server.api_keys_env: the environment has no keys in {name}")
+    return keys
+
+
+def deployment_salt(settings: Settings) -> str:
+    """The secret that keys lots and question keys: SUFFICE_SALT, else one kept beside the database."""
+    given = os.environ.get("SUFFICE_SALT")
+    if given:
+        return given
+    file = database_path(settings.store.url).with_suffix(".salt")
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+            handle.write(secrets.token_hex(16))
+    except FileExistsError:
+        pass
+    return file.read_text().strip()
+
+
+def new_id() -> str:
+    """A fresh episode id: sortable by time, unguessable."""
+    return f"ep_{int(time.time() * 1e3):011x}{secrets.token_hex(8)}"
+
+
+@asynccontextmanager
+async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIterator[App]:
+    """Open the log and the upstreams, and give the ASGI application; close them all afterwards.
+
+    Raises ConfigError and StoreError before anything is served.
+    """
+    for warning in check(settings):
+        LOG.warning(warning)
+    routes = tuple(build_route(name, route) for name, route in settings.routes.items())
+    clients = {name: UpstreamClient(name, u, _api_key(name, u)) for name, u in settings.upstreams.items()}
+    if not clients:
+        raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
+    opened = log or SqliteLog.open(settings.store, now=time.time)
+    try:
+        if isinstance(opened, SqliteLog):
+            opened.recover()
+        gw = Gateway(
+            settings=settings, routes=routes, upstreams=clients, log=opened, metrics=Metrics(),
+            api_keys=_client_keys(settings), salt=deployment_salt(settings), new_id=new_id,
+            wall_s=time.time, monotonic_s=time.monotonic,
+        )  # fmt: skip
+        if isinstance(opened, SqliteLog):
+            counts = route_counts(database_path(settings.store.url))
+            gw.n_requests = {c.route: c.n_requests for c in counts if c.route}
+        async with AsyncExitStack() as stack:
+            for client in clients.values():
+                await stack.enter_async_context(client)
+            gw.ready = True
+            yield App(gw)
+            gw.ready = False
+    finally:
+        if log is None:
+            opened.close()
+
+

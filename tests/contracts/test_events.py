@@ -1,0 +1,125 @@
+"""Every kind of event, today's and tomorrow's: what is written is what is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.store.events import EVENTS, Event, FeedbackGiven, RequestEnded, decode, encode, to_row
+from suffice.types import Feedback, Outcome, StepRecord
+
+PLAIN: dict[Any, st.SearchStrategy[Any]] = {
+    bool: st.booleans(),
+    int: st.integers(0, 2**53),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    str: st.text(max_size=12),
+    type(None): st.none(),
+}
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Every value that a type allows, so that a field added tomorrow is tested too."""
+    if hint in PLAIN:
+        return PLAIN[hint]
+    arguments = get_args(hint)
+    if get_origin(hint) is Literal:
+        return st.sampled_from(arguments)
+    if get_origin(hint) in (Union, types.UnionType):
+        return st.one_of([values(argument) for argument in arguments])
+    if get_origin(hint) is tuple and arguments[-1] is ...:
+        return st.lists(values(arguments[0]), max_size=3).map(tuple)
+    if get_origin(hint) is tuple:
+        return st.tuples(*map(values, arguments))
+    names = {field.name for field in dataclasses.fields(hint)}
+    return st.builds(hint, **{name: values(h) for name, h in get_type_hints(hint).items() if name in names})
+
+
+def with_future_fields(value: Any) -> Any:
+    """The same JSON as a later version might have written it: more fields in every record."""
+    if isinstance(value, dict):
+        return {"new": [{"x": None}], **{k: with_future_fields(v) for k, v in value.items()}, "zz": "later"}
+    if isinstance(value, list):
+        return [with_future_fields(item) for item in value]
+    return value
+
+
+@pytest.mark.parametrize("kind", sorted(EVENTS))
+@given(data=st.data())
+@settings(max_examples=40, derandomize=True, deadline=None)
+def test_every_event_survives_the_log_unchanged(kind: str, data: st.DataObject) -> None:
+    event: Event = data.draw(values(EVENTS[kind]))
+    assert event.kind == kind
+    assert decode(kind, encode(event)) == event
+    row = to_row(event)
+    assert (row.kind, row.key, row.episode_id, row.route) == (kind, event.key, event.episode_id, event.route)
+    assert decode(row.kind, row.body) == event
+
+
+@pytest.mark.parametrize("kind", sorted(EVENTS))
+@given(data=st.data())
+@settings(max_examples=20, derandomize=True, deadline=None)
+def test_fields_of_a_later_version_are_skipped(kind: str, data: st.DataObject) -> None:
+    event: Event = data.draw(values(EVENTS[kind]))
+    later = json.dumps(with_future_fields(json.loads(encode(event))))
+    assert decode(kind, later) == event
+
+
+@pytest.mark.parametrize("kind", sorted(EVENTS))
+@given(data=st.data())
+@settings(max_examples=20, derandomize=True, deadline=None)
+def test_fields_that_an_earlier_version_lacked_get_their_defaults(kind: str, data: st.DataObject) -> None:
+    event: Event = data.draw(values(EVENTS[kind]))
+    (name, record), = ((f.name, getattr(event, f.name)) for f in dataclasses.fields(event))
+    optional = {f.name for f in dataclasses.fields(record)
+                if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING}
+    body = json.loads(encode(event))
+    earlier = {name: {key: value for key, value in body[name].items() if key not in optional}}
+    required = {key: getattr(record, key) for key in earlier[name]}
+    assert decode(kind, json.dumps(earlier)) == EVENTS[kind](type(record)(**required))
+
+
+def test_an_unknown_kind_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'gossip'; known: feedback, outcome, request"):
+        decode("gossip", "{}")
+
+
+def ended(**changes: Any) -> RequestEnded:
+    outcome = Outcome(episode_id="e", end_reason="done", status=200, answer="a", response_id=None, usage=None)
+    return RequestEnded(dataclasses.replace(outcome, **changes))
+
+
+def step(**changes: Any) -> StepRecord:
+    record = StepRecord(index=1, tokens=1, answer="a", answer_source="text", confidence=None, entropy=None,
+                        probe_tokens=0, action="continue", reason="")
+    return dataclasses.replace(record, **changes)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_json_cannot_carry_becomes_unknown_and_the_rest_is_kept(bad: float) -> None:
+    event = ended(steps=(step(confidence=bad, logprobs=(-0.1, bad)), step(index=2, logprobs=(-0.5,))))
+    back = decode("outcome", to_row(event).body)
+    assert back == ended(steps=(step(confidence=None, logprobs=()), step(index=2, logprobs=(-0.5,))))
+
+
+def test_half_a_surrogate_pair_is_written_as_its_escape_and_keys_stay_different() -> None:
+    assert decode("outcome", to_row(ended(answer="x\ud83d")).body) == ended(answer="x\\ud83d")
+    rows = [to_row(FeedbackGiven(Feedback(feedback_id=name))) for name in ("f\ud83d", "f\ud83e")]
+    assert rows[0].key != rows[1].key
+
+
+def test_what_cannot_be_read_back_is_refused() -> None:
+    with pytest.raises(ValueError):
+        to_row(ended(duration_s=math.nan))
+    with pytest.raises(ValueError):
+        to_row(ended(end_reason="bored"))
+    with pytest.raises(ValueError):
+        to_row(ended(answer=object()))
+    with pytest.raises(ValueError, match="at most 16777216"):
+        to_row(ended(answer="x" * (16 * 2**20)))

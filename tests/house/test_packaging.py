@@ -1,0 +1,72 @@
+"""What is installed is what we pinned, and what is shipped is complete."""
+
+from __future__ import annotations
+
+import re
+import site
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.house.tree import ROOT, SRC, python_files, short
+
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+# A .pth line that starts with "import" runs at every start of Python: how a stolen release spreads.
+KNOWN_PTH = {
+    "distutils-precedence.pth": "setuptools",
+    "a1_coverage.pth": "coverage, starts in child processes when asked by its environment variable",
+}
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Name and version of everything that a requirement file pins."""
+    return dict(re.findall(r"^([\w.-]+)==([\w.+!-]+)", path.read_text(encoding="utf-8"), re.M))
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=short)
+def test_every_requirement_is_pinned_and_hashed(path: Path) -> None:
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    assert lines
+    for line in lines:
+        assert re.match(r"[\w.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line), line[:100]
+
+
+def test_all_environments_agree_on_every_version() -> None:
+    assert [path.stem for path in LOCKS] == ["base", "build", "demo", "dev", "lock"]
+    dev = pins(ROOT / "requirements" / "dev.txt")
+    for name in ("base", "build", "demo"):
+        assert pins(ROOT / "requirements" / f"{name}.txt").items() <= dev.items(), f"{name}.txt; run `make lock`"
+
+
+def test_no_installed_package_runs_code_at_every_start() -> None:
+    folders = {Path(folder) for folder in site.getsitepackages()}
+    found = [path for folder in folders for path in folder.glob("*.pth")]
+    for path in found:
+        if path.name in KNOWN_PTH:
+            continue
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert not line.startswith(("import ", "import\t")), f"{path.name} runs: {line[:200]}"
+
+
+def test_the_wheel_holds_every_module_and_every_data_file(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)],
+        cwd=ROOT, check=True, capture_output=True, timeout=60,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = set(archive.namelist())
+    modules = {f"suffice/{path.relative_to(SRC).as_posix()}" for path in python_files("src")}
+    data = {
+        f"suffice/{path.relative_to(SRC).as_posix()}"
+        for folder in ("local/templates", "local/weights")
+        for path in (SRC / folder).iterdir()
+        if path.is_file()
+    }
+    assert modules | data | {"suffice/py.typed"} <= shipped
+    assert data, "the model in the box has lost its templates and weight lists"
+    assert any(name.endswith("licenses/LICENSE") for name in shipped)

@@ -1,0 +1,151 @@
+"""Every setting, one by one: unknown keys and wrong types are refused with their path, defaults are safe."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, get_type_hints
+
+import msgspec
+import pytest
+
+from suffice import settings as house
+from suffice.errors import ConfigError
+from suffice.settings import Match, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
+
+RAW: dict[str, Any] = {
+    "server": {},
+    "upstreams": {"box": {"url": "http://127.0.0.1:8080"}},
+    "routes": {"math": {"upstream": "box", "match": {}, "probe": {}, "steps": {}}},
+    "store": {},
+}
+LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
+    (): Settings,
+    ("server",): Server,
+    ("upstreams", "box"): Upstream,
+    ("routes", "math"): Route,
+    ("routes", "math", "match"): Match,
+    ("routes", "math", "probe"): Probe,
+    ("routes", "math", "steps"): Steps,
+    ("store",): Store,
+}
+
+
+class Strange:
+    """A value of no type that a configuration file can hold."""
+
+
+def fields() -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every setting, as the path of its table and its name."""
+    for level, model in LEVELS.items():
+        for name in get_type_hints(model):
+            yield level, name
+
+
+def with_value(level: tuple[str, ...], key: str, value: object) -> dict[str, Any]:
+    """A good configuration with one value changed."""
+    raw = copy.deepcopy(RAW)
+    table = raw
+    for part in level:
+        table = table[part]
+    table[key] = value
+    return raw
+
+
+def test_the_table_of_levels_is_complete() -> None:
+    models = {
+        value
+        for value in vars(house).values()
+        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value is not msgspec.Struct
+    }
+    assert models == set(LEVELS.values())
+    assert parse(RAW).routes["math"].upstream == "box"
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=".".join)
+def test_an_unknown_key_is_refused_with_its_path(level: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(with_value(level, "zzzz", 1))
+    assert str(refused.value).startswith(".".join((*level, "zzzz")) + ": unknown key")
+    assert sorted(get_type_hints(LEVELS[level]))[0] in str(refused.value)
+
+
+@pytest.mark.parametrize(("level", "name"), list(fields()))
+def test_a_misspelt_key_is_answered_with_the_nearest(level: tuple[str, ...], name: str) -> None:
+    misspelt = name + "s" if not name.endswith("s") else name[:-1]
+    if misspelt in get_type_hints(LEVELS[level]):
+        misspelt = name + "_"
+    with pytest.raises(ConfigError, match="did you mean") as refused:
+        parse(with_value(level, misspelt, 1))
+    assert str(refused.value).startswith(".".join((*level, misspelt)) + ":")
+    assert repr(name) in str(refused.value)
+
+
+@pytest.mark.parametrize(("level", "name"), list(fields()))
+def test_a_value_of_a_wrong_type_is_refused_with_its_path(level: tuple[str, ...], name: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(with_value(level, name, Strange()))
+    where, colon, what = str(refused.value).partition(": ")
+    # The name that the owner chose may be left out, the keys that we chose may not.
+    ours = [part for part in (*level, name) if part not in {"box", "math"}]
+    assert colon
+    assert [part for part in where.split(".") if part in ours] == ours, refused.value
+    assert what
+
+
+@pytest.mark.parametrize("level", [level for level in LEVELS if level], ids=".".join)
+def test_something_else_in_place_of_a_table_is_refused(level: tuple[str, ...]) -> None:
+    for wrong in (1, "text", ["list"]):
+        with pytest.raises(ConfigError, match="must be a table"):
+            parse(with_value(level[:-1], level[-1], wrong))
+
+
+@pytest.mark.parametrize("model", LEVELS.values(), ids=lambda model: model.__name__)
+def test_settings_cannot_be_changed_afterwards(model: type[msgspec.Struct]) -> None:
+    assert model.__struct_config__.frozen
+    assert model.__struct_config__.forbid_unknown_fields
+
+
+def test_defaults_are_the_safe_ones() -> None:
+    nothing = parse({})
+    assert nothing.routes == {}
+    assert nothing.upstreams == {}
+    assert nothing.server.host == "127.0.0.1"
+    route = parse({"upstreams": RAW["upstreams"], "routes": {"math": {"upstream": "box"}}}).routes["math"]
+    assert route.mode == "observe"
+    assert route.uncertified is False
+    assert route.policy == {}
+    assert route.probe is None
+    assert route.samples == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "names"),
+    [
+        ("upstream", "bix", "box"),
+        ("max_em_drop", 1.5, "fraction"),
+        ("confidence", -0.1, "fraction"),
+        ("audit_share", 7.0, "fraction"),
+        ("critical_em", 2.0, "fraction"),
+        ("samples", 0, "at least 1"),
+        ("wave", 0, "at least 1"),
+        ("mode", "enforced", "enforced"),
+        ("kind", "reasonning", "reasonning"),
+    ],
+)
+def test_a_value_out_of_range_says_what_is_allowed(key: str, value: object, names: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(with_value(("routes", "math"), key, value))
+    assert key in str(refused.value)
+    assert names in str(refused.value)
+
+
+def test_an_upstream_needs_an_address() -> None:
+    for url in ("", "box:8080", "ftp://box", "http://"):
+        with pytest.raises(ConfigError, match=r"upstreams\.box\.url"):
+            parse(with_value(("upstreams", "box"), "url", url))
+
+
+def test_a_closing_text_must_not_end_in_a_space() -> None:
+    with pytest.raises(ConfigError, match=r"routes\.math\.probe\.closing"):
+        parse(with_value(("routes", "math", "probe"), "closing", "Answer: "))

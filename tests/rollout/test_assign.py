@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.rollout.assign import audit_share, draw_audit, question_key
+
+PROPERTY = settings(max_examples=100, derandomize=True, deadline=None)
+ANY_TEXT = st.text(st.characters(), max_size=30)
+N_UNITS = 20_000
+
+
+def audits(share: float, salt: str) -> list[bool]:
+    return [draw_audit(f"conversation-{number}", share=share, salt=salt).audit for number in range(N_UNITS)]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.10, 0.5, 0.9])
+def test_the_share_of_audits_is_the_share_that_was_asked_for(share: float) -> None:
+    n_audits = sum(audits(share, "salt"))
+    assert abs(n_audits - N_UNITS * share) < 4 * math.sqrt(N_UNITS * share * (1 - share))
+
+
+def test_nobody_and_everybody_are_exact() -> None:
+    assert not any(audits(0.0, "salt"))
+    assert all(audits(1.0, "salt"))
+
+
+@PROPERTY
+@given(unit=ANY_TEXT, salt=ANY_TEXT, share=st.floats(0.0, 1.0))
+def test_a_lot_is_sticky_and_knows_its_own_odds(unit: str, salt: str, share: float) -> None:
+    lot = draw_audit(unit, share=share, salt=salt)
+    assert lot == draw_audit(unit, share=share, salt=salt)
+    assert 0.0 <= lot.point < 1.0
+    assert lot.audit == (lot.point < share)
+    assert lot.propensity == (share if lot.audit else 1.0 - share)
+    assert 0.0 < lot.propensity <= 1.0
+
+
+@PROPERTY
+@given(unit=ANY_TEXT, low=st.floats(0.0, 1.0), high=st.floats(0.0, 1.0))
+def test_whoever_is_drawn_at_a_small_share_is_drawn_at_a_larger_one(
+    unit: str, low: float, high: float
+) -> None:
+    low, high = sorted((low, high))
+    assert draw_audit(unit, share=high, salt="s").audit >= draw_audit(unit, share=low, salt="s").audit
+
+
+def test_the_lot_of_today_is_the_lot_of_next_year() -> None:
+    # Another number here means that every running deployment draws its lots anew.
+    lot = draw_audit("conversation-1", share=0.1, salt="salt")
+    assert lot.point == pytest.approx(0.4753845611866999, abs=1e-15)
+    assert question_key("What is 2 + 2?", salt="salt") == "10fc6e50d7f39777"
+
+
+def test_other_salts_are_independent_lotteries() -> None:
+    one, other = audits(0.5, "one"), audits(0.5, "other")
+    agree = sum(mine == yours for mine, yours in zip(one, other, strict=True))
+    assert abs(agree - N_UNITS / 2) < 4 * math.sqrt(N_UNITS / 4)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_that_is_no_probability_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"share must be in \[0, 1\]"):
+        draw_audit("unit", share=share, salt="salt")
+    with pytest.raises(ValueError, match=r"configured must be in \[0, 1\]"):
+        audit_share(0, share)
+
+
+def test_more_is_audited_at_first_unless_the_owner_says_otherwise() -> None:
+    assert [audit_share(n, None) for n in (0, 19_999, 20_000, 10**9)] == [0.10, 0.10, 0.05, 0.05]
+    assert [audit_share(n, 0.2) for n in (0, 10**9)] == [0.2, 0.2]
+    assert audit_share(0, 0.0) == 0.0
+    with pytest.raises(ValueError, match="at least 0"):
+        audit_share(-1, None)
+
+
+@PROPERTY
+@given(text=ANY_TEXT, other=ANY_TEXT, salt=ANY_TEXT)
+def test_a_question_key_groups_repeats_and_needs_the_salt(text: str, other: str, salt: str) -> None:
+    key = question_key(text, salt=salt)
+    assert len(key) == 16
+    assert int(key, 16) >= 0
+    assert key == question_key(text, salt=salt)
+    assert (key == question_key(other, salt=salt)) == (text == other)
+    assert key != question_key(text, salt=salt + "x")

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from suffice.signals.text import _MAX_GRAMS, Hedges, Loops
+from suffice.types import Step
+
+
+def step(text: str, index: int = 1) -> Step:
+    return Step(index=index, tokens=1, answer=None, answer_source=None, text=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_hedges"),
+    [
+        ("", 0),
+        ("Wait, hold on. But HMM, hmmm; actually let me check.", 7),
+        ("However, let me double-check; let me recheck, let me verify.", 4),
+        ("butter waiter holdon factually Wait5", 0),
+        ("hold\non", 1),
+        ("hold" + " " * 50 + "on", 0),
+        ("On second thought I made a mistake", 2),
+        ("warte, aber", 0),
+    ],
+)
+def test_marks_of_doubt_are_whole_words(text: str, n_hedges: int) -> None:
+    hedges = Hedges()
+    hedges.update(step(text))
+    assert hedges.values() == {"hedges": n_hedges}
+
+
+def test_hedges_are_those_of_the_last_step() -> None:
+    hedges = Hedges()
+    hedges.update(step("wait wait"))
+    hedges.update(step("so 4", 2))
+    assert hedges.values() == {"hedges": 0}
+
+
+def shares(*texts: str) -> list[float | None]:
+    loops, seen = Loops(), []
+    for index, text in enumerate(texts, 1):
+        loops.update(step(text, index))
+        seen.append(loops.values()["loop_share"])
+    return seen
+
+
+def test_a_repeated_step_is_a_loop_and_a_new_one_is_not() -> None:
+    circle = "one two three four five six seven eight nine ten"
+    # Of the ten runs that end in the second step, the seven that cross the border are new.
+    assert shares(circle, circle, circle) == [0.0, 0.3, 1.0]
+    assert shares(circle, circle.upper().replace("TEN", "ELEVEN"))[1] == pytest.approx(0.2)
+
+
+def test_a_loop_inside_one_step_is_seen() -> None:
+    assert shares("again " * 27) == [19 / 20]
+
+
+def test_too_few_words_are_unknown_until_the_run_has_eight() -> None:
+    assert shares("a b c d", "e f g", "h", "") == [None, None, 0.0, None]
+
+
+def test_memory_is_bounded_and_the_oldest_is_forgotten_first() -> None:
+    loops = Loops()
+    loops.update(step("one two three four five six seven eight"))
+    loops.update(step(" ".join(map(str, range(_MAX_GRAMS + 100))), 2))
+    assert len(loops._seen) == _MAX_GRAMS
+    loops.update(step("one two three four five six seven eight", 3))
+    assert loops.values() == {"loop_share": 0.0}
+
+
+@pytest.mark.parametrize("unit", ["a ", "x", " ", "hold ", "let me ", "hmm", "\ud800 ", "i made a "])
+def test_a_hostile_text_costs_linear_time(unit: str) -> None:
+    text, begin = unit * (150_000 // len(unit)), time.perf_counter()
+    for fold in (Hedges(), Loops()):
+        fold.update(step(text))
+        fold.values()
+    assert time.perf_counter() - begin < 5.0

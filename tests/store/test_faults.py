@@ -1,0 +1,267 @@
+"""What was acknowledged survives kill -9, locks and full disks; what was not is counted."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suffice.errors import StoreError
+from suffice.settings import Store
+from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.sqlite import SqliteLog
+from suffice.types import Feedback, Outcome, Request
+
+Open = Callable[..., SqliteLog]
+Query = Callable[..., list[tuple[Any, ...]]]
+
+# Run as another process: one open request, then feedback for ever, each printed once acknowledged.
+SENDER = """
+import asyncio, sys, time
+from suffice.settings import Store
+from suffice.store.events import FeedbackGiven, RequestSeen
+from suffice.store.sqlite import SqliteLog
+from suffice.types import Feedback, Request
+
+path, run, n_feedback = sys.argv[1], sys.argv[2], int(sys.argv[3])
+log = SqliteLog.open(Store(url=f"sqlite:///{path}"), now=time.time)
+log.append(RequestSeen(Request(
+    episode_id=f"open-{run}", route="r", kind="reasoning", mode="observe", model="m", stream=False,
+    n_samples=1, audit=False, propensity=1.0, policy_version="v", certified=False, question_key="",
+    ungoverned=None, received_at_s=time.time())))
+
+async def send(worker):
+    for i in range(n_feedback):
+        name = f"{run}-{worker}-{i}"
+        receipt = await log.append_durable(FeedbackGiven(Feedback(feedback_id=name, correct=True)))
+        assert not receipt.duplicate
+        print(name, flush=True)
+
+async def main():
+    await asyncio.gather(*map(send, range(4)))
+
+asyncio.run(main())
+print("finished", flush=True)
+sys.stdin.read()
+"""
+
+
+def start_sender(database: Path, run: str, n_feedback: int = 1_000_000) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SENDER, str(database), run, str(n_feedback)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def seen(episode_id: str) -> RequestSeen:
+    return RequestSeen(Request(
+        episode_id=episode_id, route="r", kind="reasoning", mode="observe", model="m", stream=False,
+        n_samples=1, audit=False, propensity=1.0, policy_version="v", certified=False, question_key="",
+        ungoverned=None, received_at_s=0.0,
+    ))
+
+
+def ended(episode_id: str) -> RequestEnded:
+    return RequestEnded(Outcome(
+        episode_id=episode_id, end_reason="done", status=200, answer="4", response_id=None, usage=None))
+
+
+def said(feedback_id: str) -> FeedbackGiven:
+    return FeedbackGiven(Feedback(feedback_id=feedback_id, correct=True))
+
+
+def test_acknowledged_feedback_survives_kill_9(open_log: Open, database: Path, query: Query) -> None:
+    rng, acknowledged = random.Random(1), []
+    for run in range(20):
+        with start_sender(database, str(run)) as sender:
+            assert sender.stdout is not None
+            lines = [sender.stdout.readline() for _ in range(rng.randint(1, 12))]
+            time.sleep(rng.uniform(0, 0.005))
+            sender.send_signal(signal.SIGKILL)
+            lines += sender.stdout.readlines()
+        acknowledged += [line.strip() for line in lines if line.endswith("\n")]
+    kept = {row[0] for row in query("SELECT feedback_id FROM feedback")}
+    assert len(acknowledged) >= 20
+    assert set(acknowledged) <= kept
+    # The same twenty deaths left twenty requests without an end.
+    log = open_log()
+    assert log.recover() == 20
+    assert query("SELECT end_reason, count(*) FROM outcomes GROUP BY 1") == [("lost", 20)]
+    assert query("SELECT count(*) FROM requests") == [(20,)]
+    assert log.recover() == 0
+    assert not [path for path in database.parent.iterdir() if path.suffix == ".lock"][1:], "one lock: ours"
+
+
+def test_requests_of_a_living_process_are_not_lost(open_log: Open, database: Path, query: Query) -> None:
+    with start_sender(database, "living", n_feedback=5) as sender:
+        assert sender.stdout is not None
+        while sender.stdout.readline() not in ("finished\n", ""):
+            pass
+        log = open_log()
+        log.append(seen("mine"))
+        assert log.drain()
+        assert log.recover() == 0
+        assert query("SELECT count(*) FROM requests") == [(2,)]
+        sender.send_signal(signal.SIGKILL)
+        sender.wait()
+        assert log.recover() == 1
+    assert query("SELECT episode_id, end_reason FROM outcomes") == [("open-living", "lost")]
+
+
+def test_a_process_that_closed_in_order_may_leave_requests_too(open_log: Open, query: Query) -> None:
+    first = open_log()
+    for name in ("ended", "open"):
+        first.append(seen(name))
+    first.append(ended("ended"))
+    assert first.drain()
+    second = open_log()
+    assert second.recover() == 0, "two logs of one process do not touch each other's requests"
+    first.close()
+    assert second.recover() == 1
+    assert query("SELECT episode_id, end_reason FROM outcomes ORDER BY 1") == [
+        ("ended", "done"), ("open", "lost")]
+
+
+def test_several_processes_write_one_file(database: Path, query: Query) -> None:
+    senders = [start_sender(database, name, n_feedback=40) for name in ("a", "b", "c")]
+    for sender in senders:
+        out, _ = sender.communicate()
+        assert out.endswith("finished\n")
+    assert query("SELECT count(*), count(DISTINCT feedback_id) FROM feedback") == [(3 * 4 * 40,) * 2]
+
+
+def test_a_second_of_exclusive_lock_loses_nothing_and_stops_nobody(
+    open_log: Open, query: Query, locked: Callable[[], Any]
+) -> None:
+    log = open_log()
+    held, slowest_s, i = threading.Event(), 0.0, 0
+
+    def hold() -> None:
+        with locked():
+            held.set()
+            time.sleep(1.0)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(5)
+    while holder.is_alive():
+        before = time.perf_counter()
+        assert log.append(seen(f"e{i}"))
+        assert log.append(ended(f"e{i}"))
+        slowest_s = max(slowest_s, time.perf_counter() - before)
+        time.sleep(0.001)
+        i += 1
+    holder.join()
+    assert i > 50, "appends went on all the time"
+    assert log.drain()
+    assert slowest_s < 0.5, "an append never waits for the database"
+    assert query("SELECT count(*), count(DISTINCT episode_id) FROM outcomes") == [(i, i)]
+    assert query("SELECT count(*) FROM requests") == [(i,)]
+    assert (log.n_written, log.n_dropped, log.n_failed) == (2 * i, 0, 0)
+    assert log.n_retries > 0
+
+
+async def test_durable_feedback_fails_in_bounded_time_and_may_be_sent_again(
+    open_log: Open, query: Query, locked: Callable[[], Any]
+) -> None:
+    log = open_log()
+    with locked():
+        before = time.monotonic()
+        with pytest.raises(StoreError, match="send it again with the same id"):
+            await log.append_durable(said("f"))
+        assert time.monotonic() - before < 5.0
+    log.append(seen("e"))
+    assert log.drain()
+    assert query("SELECT count(*) FROM feedback") == [(0,)], "what was refused is not written behind the back"
+    assert not (await log.append_durable(said("f"))).duplicate
+    assert log.n_failed == 1
+
+
+@pytest.mark.parametrize("k", [0, 1, 7, 19])
+async def test_a_batch_that_fails_at_its_kth_row_is_written_once_in_the_end(
+    open_log: Open, database: Path, query: Query, k: int
+) -> None:
+    log = open_log()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON events WHEN new.key = 'e{k}' "
+                           "BEGIN SELECT RAISE(ABORT, 'the disk says no'); END")
+    for i in range(20):
+        log.append(seen(f"e{i}"))
+    with pytest.raises(StoreError, match="the disk says no"):
+        await log.append_durable(said("f"))
+    assert query("SELECT count(*) FROM requests") == [(0,)], "a batch is written whole or not at all"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("DROP TRIGGER refuse")
+    assert log.drain()
+    assert query("SELECT episode_id FROM requests ORDER BY seq") == [(f"e{i}",) for i in range(20)]
+    assert log.n_written == 20
+
+
+# Run as another process, because a process cannot undo a hard limit on the size of its files.
+FULL_DISK = """
+import asyncio, resource, sys, time
+from suffice.errors import StoreError
+from suffice.settings import Store
+from suffice.store.events import FeedbackGiven, RequestSeen
+from suffice.store.sqlite import SqliteLog
+from suffice.types import Feedback
+
+log = SqliteLog.open(Store(url=f"sqlite:///{sys.argv[1]}"), now=time.time)
+said = lambda name: FeedbackGiven(Feedback(feedback_id=name, comment="x" * 2000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+kept = []
+for i in range(1000):
+    before = time.monotonic()
+    try:
+        asyncio.run(log.append_durable(said(f"f{i}")))
+    except StoreError as error:
+        assert time.monotonic() - before < 5, "bounded"
+        break
+    kept.append(i)
+assert 1 < len(kept) < 999, kept
+waiting = [log.append(said(f"later{i}")) for i in range(10)]
+assert all(waiting), "the data path does not notice"
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert log.drain(5), "it recovers alone"
+asyncio.run(log.append_durable(said("after")))
+log.close()
+print(len(kept), log.n_failed, flush=True)
+"""
+
+
+def test_a_full_disk_fails_feedback_keeps_the_rest_and_recovers_alone(database: Path, query: Query) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(database)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    n_kept, n_failed = map(int, done.stdout.split())
+    assert n_failed == 1
+    names = [row[0] for row in query("SELECT feedback_id FROM feedback ORDER BY seq")]
+    assert names == [*(f"f{i}" for i in range(n_kept)), *(f"later{i}" for i in range(10)), "after"]
+
+
+def test_closing_while_the_database_is_locked_is_bounded_and_counts_what_is_left(
+    open_log: Open, locked: Callable[[], Any]
+) -> None:
+    log = open_log()
+    with locked():
+        log.append(seen("e"))
+        before = time.monotonic()
+        log.close(timeout_s=0.3)
+        assert time.monotonic() - before < 2.0
+    assert (log.n_written, log.n_failed) == (0, 1)
+
+
+def test_a_log_that_is_locked_at_start_says_so(
+    database: Path, open_log: Open, locked: Callable[[], Any]
+) -> None:
+    open_log().close()
+    with locked(), pytest.raises(StoreError, match="another process has held it for 3 s"):
+        SqliteLog.open(Store(url=f"sqlite:///{database}"), now=time.time)

@@ -1,0 +1,259 @@
+"""The log keeps what it was given, once, and says so truthfully."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from suffice.errors import ConfigError, StoreError
+from suffice.settings import Store
+from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.log import EventLog, Receipt
+from suffice.store.schema import MIGRATIONS
+from suffice.store.sqlite import SqliteLog, database_path
+from suffice.types import EndReason, Feedback, Outcome, Overhead, Request, StepRecord, Usage
+
+Open = Callable[..., SqliteLog]
+Query = Callable[..., list[tuple[Any, ...]]]
+
+
+def seen(episode_id: str, **changes: Any) -> RequestSeen:
+    fields: dict[str, Any] = {
+        "episode_id": episode_id, "route": "math", "kind": "reasoning", "mode": "observe", "model": "m",
+        "stream": False, "n_samples": 1, "audit": False, "propensity": 0.9, "policy_version": "v1",
+        "certified": False, "question_key": "q", "ungoverned": None, "received_at_s": 1.0,
+    }
+    return RequestSeen(Request(**(fields | changes)))
+
+
+def ended(episode_id: str, **changes: Any) -> RequestEnded:
+    fields: dict[str, Any] = {
+        "episode_id": episode_id, "end_reason": "done", "status": 200, "answer": "4",
+        "response_id": f"r-{episode_id}", "usage": Usage(prompt_tokens=7, completion_tokens=30),
+    }
+    return RequestEnded(Outcome(**(fields | changes)))
+
+
+def said(feedback_id: str, **fields: Any) -> FeedbackGiven:
+    return FeedbackGiven(Feedback(feedback_id=feedback_id, **fields))
+
+
+@pytest.mark.parametrize(("url", "path"), [
+    ("sqlite:///suffice.db", Path("suffice.db")),
+    ("sqlite:///logs/suffice.db", Path("logs/suffice.db")),
+    ("sqlite:////var/lib/suffice.db", Path("/var/lib/suffice.db")),
+])
+def test_a_url_names_a_file(url: str, path: Path) -> None:
+    assert database_path(url) == path
+
+
+@pytest.mark.parametrize(("url", "reason"), [
+    ("sqlite://", "writer thread"),
+    ("sqlite:///", "writer thread"),
+    ("sqlite:///:memory:", "writer thread"),
+    ("postgresql://host/name", "allowed: sqlite:///relative.db"),
+    ("postgresql:///name", "allowed: sqlite:///relative.db"),
+    ("suffice.db", "allowed: sqlite:///relative.db"),
+    ("sqlite://suffice.db", "allowed: sqlite:///relative.db"),
+    ("sqlite:///a.db?mode=ro", "without options"),
+])
+def test_a_url_that_cannot_work_is_refused_with_the_reason(url: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        database_path(url)
+
+
+def test_every_kind_of_end_leaves_one_outcome_for_its_request(open_log: Open, query: Query) -> None:
+    log: EventLog = open_log()
+    reasons = get_args(EndReason)
+    expected = [(len(reasons),)]
+    for reason in reasons:
+        assert log.append(seen(reason))
+        assert log.append(ended(reason, end_reason=reason))
+    log.close()
+    assert query("SELECT count(*) FROM outcomes") == query("SELECT count(*) FROM requests") == expected
+    assert {row[0] for row in query("SELECT end_reason FROM outcomes")} == set(reasons)
+    assert query("SELECT DISTINCT route FROM outcomes") == [("math",)]
+    assert (log.n_written, log.n_dropped, log.n_failed) == (2 * len(reasons), 0, 0)
+
+
+def test_the_views_show_every_number_in_its_own_column(open_log: Open, query: Query) -> None:
+    log = open_log()
+    steps = tuple(
+        StepRecord(index=i, tokens=10 * i, answer="4", answer_source="probe", confidence=0.5, entropy=None,
+                   probe_tokens=3, action="continue", reason=f"step {i}") for i in (1, 2)
+    )
+    log.append(seen("e", audit=True, ungoverned=None))
+    log.append(ended("e", steps=steps, stop_step=1, overhead=Overhead(probe_tokens=6, discarded_tokens=2)))
+    assert log.drain()
+    assert query("SELECT audit, propensity, mode, question_key FROM requests") == [(1, 0.9, "observe", "q")]
+    assert query("SELECT prompt_tokens, completion_tokens, probe_tokens, discarded_tokens, stop_step "
+                 "FROM outcomes") == [(7, 30, 6, 2, 1)]
+    assert query("SELECT episode_id, step, tokens, reason FROM steps ORDER BY step") == [
+        ("e", 1, 10, "step 1"), ("e", 2, 20, "step 2")]
+
+
+def test_rows_of_one_key_are_written_once(open_log: Open, query: Query) -> None:
+    log = open_log()
+    for _ in range(3):
+        log.append(seen("e"))
+        log.append(ended("e", answer="first"))
+    log.append(ended("e", answer="second"))
+    log.close()
+    assert query("SELECT answer FROM outcomes") == [("first",)]
+    assert query("SELECT count(*) FROM requests") == [(1,)]
+    assert log.n_written == 2
+
+
+async def test_a_receipt_says_where_whether_again_and_whether_joined(open_log: Open) -> None:
+    log = open_log()
+    log.append(seen("e"))
+    log.append(ended("e"))
+    first = await log.append_durable(said("f", episode_id="e", correct=True))
+    again = await log.append_durable(said("f", episode_id="e", correct=False))
+    unknown = await log.append_durable(said("g", episode_id="not-yet"))
+    by_response = await log.append_durable(said("h", response_id="r-e"))
+    assert first == Receipt(seq=3, duplicate=False, joined=True)
+    assert again == Receipt(seq=3, duplicate=True, joined=True)
+    assert unknown == Receipt(seq=unknown.seq, duplicate=False, joined=False)
+    assert by_response.joined
+    outcome = await log.append_durable(ended("nobody asked"))
+    assert not outcome.joined
+
+
+def test_the_same_feedback_from_fifty_threads_is_one_row(open_log: Open, query: Query) -> None:
+    log = open_log()
+    receipts: list[Receipt] = []
+
+    def send() -> None:
+        receipts.append(asyncio.run(log.append_durable(said("same", correct=True))))
+
+    threads = [threading.Thread(target=send) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(not receipt.duplicate for receipt in receipts) == 1
+    assert len(receipts) == 50
+    assert len({receipt.seq for receipt in receipts}) == 1
+    assert query("SELECT count(*) FROM feedback") == [(1,)]
+
+
+async def test_feedback_finds_its_request_whenever_it_comes(open_log: Open, query: Query) -> None:
+    log = open_log()
+    await log.append_durable(said("f", episode_id="e", correct=True))
+    await log.append_durable(said("g", response_id="r-e", rating=5))
+    assert query("SELECT sum(joined) FROM feedback") == [(0,)]
+    log.append(seen("e"))
+    log.append(ended("e"))
+    assert log.drain()
+    assert query("SELECT feedback_id, episode_id, route, joined, correct, rating FROM feedback") == [
+        ("f", "e", "math", 1, 1, None), ("g", "e", "math", 1, None, 5)]
+
+
+async def test_a_response_id_that_two_answers_share_joins_neither(open_log: Open, query: Query) -> None:
+    log = open_log()
+    for name in ("a", "b"):
+        log.append(seen(name))
+        log.append(ended(name, response_id="chatcmpl-1"))
+    receipt = await log.append_durable(said("f", response_id="chatcmpl-1", correct=True))
+    assert not receipt.joined
+    assert query("SELECT episode_id, joined FROM feedback") == [(None, 0)]
+
+
+async def test_what_cannot_be_stored_is_refused_alone(open_log: Open, query: Query) -> None:
+    log = open_log()
+    log.append(seen("e", propensity=float("nan")))
+    log.append(ended("e"))
+    log.append(seen("good"))
+    log.append(ended("good"))
+    with pytest.raises(StoreError, match="cannot be stored"):
+        await log.append_durable(said("f", rating="five"))
+    assert query("SELECT episode_id FROM requests") == [("good",)]
+    assert query("SELECT episode_id FROM outcomes") == [("good",)], "no outcome without its request"
+    assert log.n_failed == 3
+
+
+def test_reading_goes_on_where_it_ended(open_log: Open) -> None:
+    log = open_log()
+    events = [seen(f"e{i}") for i in range(1_203)]
+    for event in events:
+        log.append(event)
+    assert log.drain()
+    assert [stored.event for stored in log.read()] == events
+    first = list(log.read(limit=700))
+    assert [s.event for s in first] == events[:700]
+    assert [s.event for s in log.read(since_seq=first[-1].seq)] == events[700:]
+
+
+def test_a_full_queue_drops_counts_and_keeps_the_two_counts_equal(
+    open_log: Open, query: Query, locked: Callable[[], Any]
+) -> None:
+    log = open_log(queue_rows=4)
+    with locked():
+        taken = [log.append(seen(f"e{i}")) for i in range(6)]
+    assert taken == [True] * 4 + [False] * 2
+    assert log.drain()
+    assert [log.append(ended(f"e{i}")) for i in (3, 4)] == [True, False], "no outcome without its request"
+    assert log.append(ended("e0"))
+    assert log.append(ended("e1"))
+    assert log.append(ended("e2"))
+    assert log.drain()
+    assert log.n_dropped == 3
+    assert query("SELECT count(*) FROM outcomes") == query("SELECT count(*) FROM requests") == [(4,)]
+
+
+def test_a_closed_log_refuses_and_closing_twice_is_harmless(open_log: Open, database: Path) -> None:
+    log = open_log()
+    log.append(seen("e"))
+    log.close()
+    log.close()
+    assert not log.append(ended("e"))
+    assert (log.n_written, log.n_dropped) == (1, 1)
+    assert [path.name for path in database.parent.iterdir()] == [database.name], "nothing is left behind"
+
+
+def test_a_newer_log_is_refused(open_log: Open, database: Path) -> None:
+    open_log().close()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(StoreError, match="newer version"):
+        open_log()
+
+
+def test_a_file_of_another_program_is_refused_and_left_alone(open_log: Open, database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE customers (name TEXT)")
+    with pytest.raises(StoreError, match="another program"):
+        open_log()
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("customers",)]
+
+
+def test_a_damaged_file_is_refused(open_log: Open, database: Path) -> None:
+    database.write_bytes(b"no database at all, but long enough to look like one" * 100)
+    with pytest.raises(StoreError, match="damaged"):
+        open_log()
+    database.unlink()
+    log = open_log()
+    for i in range(300):
+        log.append(seen(f"e{i}"))
+    log.close()
+    page = bytearray(database.read_bytes())
+    for offset in range(4_096, len(page), 4_096):
+        page[offset:offset + 64] = b"\xff" * 64
+    database.write_bytes(page)
+    with pytest.raises(StoreError, match="damaged"):
+        open_log()
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    settings = Store(url=f"sqlite:///{tmp_path}/nowhere/suffice.db")
+    with pytest.raises(StoreError, match=r"nowhere does not exist"):
+        SqliteLog.open(settings, now=lambda: 0.0)
