@@ -28,7 +28,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
 
-.PHONY: help demo demo-full test check bench lock wheel clean
+.PHONY: help demo demo-full test check lint types layers house packages bench lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -37,17 +37,27 @@ help: ## show this list
 demo: $(VENV)/.ready-demo ## serve a real model, govern it, show what stopping saves (under 10 minutes)
 	$(BIN)/suffice demo $(ARGS)
 
-demo-full: $(VENV)/.ready-demo ## the same with 300 questions and 16 samples each
+demo-full: $(VENV)/.ready-demo ## the same with 300 questions and 16 samples each (about an hour)
 	$(BIN)/suffice demo --full $(ARGS)
 
 test: $(VENV)/.ready-dev ## run all tests; without ARGS also the coverage gate of the core
 	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),--cov --cov-report=term)
 
-check: $(VENV)/.ready-dev ## lint, types, layers, size gates, code in the docs, installed packages
+check: lint types layers house packages ## lint, types, layers, gates and docs, installed packages; make -k check sees all
+
+lint: $(VENV)/.ready-dev
 	$(PY) -m ruff check .
+
+types: $(VENV)/.ready-dev
 	$(PY) -m mypy
+
+layers: $(VENV)/.ready-dev
 	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+
+house: $(VENV)/.ready-dev
 	$(PY) -m pytest -q tests/house
+
+packages: $(VENV)/.ready-dev
 	$(PIP) check
 
 bench: $(VENV)/.ready-dev ## run every program in bench/ and say on which machine

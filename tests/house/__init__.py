@@ -1,1 +1,1 @@
-"""Gates of the house: sizes, purity, docs, settings, start-up, packaging. They test the tree, not a module."""
+"""Gates of the house: sizes, purity, docs, settings, start-up, packaging. They test the whole tree."""

@@ -22,7 +22,8 @@ except SystemExit as end:
 import json, resource
 used = resource.getrusage(resource.RUSAGE_SELF)
 tops = sorted({name.split(".")[0] for name in set(sys.modules) - before})
-print(json.dumps({"code": code or 0, "cpu_s": used.ru_utime + used.ru_stime, "modules": tops}), file=sys.stderr)
+found = {"code": code or 0, "cpu_s": used.ru_utime + used.ru_stime, "modules": tops}
+print(json.dumps(found), file=sys.stderr)
 """
 
 
@@ -35,7 +36,7 @@ def run_help(*arguments: str) -> tuple[dict[str, object], str]:
     return json.loads(done.stderr.splitlines()[-1]), done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("version",), ("serve", "--help")], ids=" ".join)
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("serve", "--help")], ids=" ".join)
 def test_help_loads_only_click_and_the_standard_library(arguments: tuple[str, ...]) -> None:
     used, printed = run_help(*arguments)
     modules = used["modules"]

@@ -17,7 +17,7 @@ CORE_FILES = [
     or path in (SRC / "types.py", SRC / "errors.py", SRC / "settings.py", SRC / "upstream" / "wire.py")
 ]
 CLOCKS = {"now", "utcnow", "today", "time", "monotonic", "perf_counter"}
-DICE = {"random", "randint", "randrange", "choice", "choices", "shuffle", "sample", "uniform", "seed", "gauss"}
+DICE = {"random", "randint", "randrange", "choice", "choices", "shuffle", "sample", "uniform", "seed"}
 FILES = {"open", "input", "exec", "eval", "__import__"}
 
 

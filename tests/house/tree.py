@@ -12,8 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT / "src" / "suffice"
 DOCS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
-NOT_OURS = {".venv", ".git", "dist", "build", "demo-out", "__pycache__"}
-BLOCK = re.compile(r"(?P<mark><!-- no-run -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+NOT_OURS = {"dist", "build", "demo-out", "__pycache__"}
+HIDDEN_BUT_OURS = {".ci", ".gitignore"}
+BLOCK = re.compile(
+    r"(?P<mark><!-- no-run -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,14 @@ def files() -> list[Path]:
     if git.returncode == 0 and git.stdout:
         found = [ROOT / name for name in git.stdout.decode().split("\0") if name]
     else:
-        found = [path for path in ROOT.rglob("*") if not NOT_OURS & set(path.relative_to(ROOT).parts)]
-    return sorted(path for path in set(found) if path.is_file() and not path.suffix == ".pyc")
+        found = [path for path in ROOT.rglob("*") if not _is_left_over(path)]
+    return sorted(path for path in set(found) if path.is_file() and path.suffix != ".pyc")
+
+
+def _is_left_over(path: Path) -> bool:
+    """Without version control to ask: was it made by a tool?"""
+    parts = set(path.relative_to(ROOT).parts)
+    return bool(NOT_OURS & parts) or any(p.startswith(".") and p not in HIDDEN_BUT_OURS for p in parts)
 
 
 def python_files(*folders: str) -> list[Path]:

@@ -68,6 +68,12 @@ def test_different_answers_stay_different(one: str, other: str) -> None:
     assert not SCORER.match(one, other)
 
 
+@pytest.mark.parametrize(("text", "normal"), [("e.\u0301", "é"), ("1,2-34", "1234"), ("a.\u0301.b", "áb")])
+def test_what_dropped_punctuation_brings_together_is_joined_at_once(text: str, normal: str) -> None:
+    assert SCORER.normalise(text) == normal
+    assert SCORER.normalise(normal) == normal
+
+
 def test_an_article_is_an_answer_when_it_is_all_there_is() -> None:
     assert SCORER.normalise("A.") == "a"
     assert SCORER.normalise("a cat") == "cat"

@@ -175,6 +175,7 @@ async def test_what_cannot_be_stored_is_refused_alone(open_log: Open, query: Que
     log.append(ended("good"))
     with pytest.raises(StoreError, match="cannot be stored"):
         await log.append_durable(said("f", rating="five"))
+    assert log.drain()
     assert query("SELECT episode_id FROM requests") == [("good",)]
     assert query("SELECT episode_id FROM outcomes") == [("good",)], "no outcome without its request"
     assert log.n_failed == 3

@@ -18,14 +18,14 @@ from suffice.settings import Store
 from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.sqlite import SqliteLog
 from suffice.store.views import Labelled, read_episodes, route_counts
-from suffice.types import Feedback, Outcome, Request
+from suffice.types import Feedback, Mode, Outcome, Request
 
 Open = Callable[..., SqliteLog]
 
 
-def seen(episode_id: str, route: str = "math", mode: str = "observe") -> RequestSeen:
+def seen(episode_id: str, route: str = "math", mode: Mode = "observe") -> RequestSeen:
     return RequestSeen(Request(
-        episode_id=episode_id, route=route, kind="reasoning", mode=mode, model="m", stream=False,  # type: ignore[arg-type]
+        episode_id=episode_id, route=route, kind="reasoning", mode=mode, model="m", stream=False,
         n_samples=1, audit=False, propensity=1.0, policy_version="v", certified=False, question_key="",
         ungoverned=None, received_at_s=0.0,
     ))
@@ -81,10 +81,14 @@ def test_labels_join_in_the_order_received_wherever_their_episode_arrived(order:
             (event.feedback.episode_id == name or event.feedback.response_id == response)
         ]
         assert plain(found[name]) == (seen(name).request, ended(name).outcome, received)
-        assert [label.seq for label in found[name].labels] == sorted(label.seq for label in found[name].labels)
+        places = [label.seq for label in found[name].labels]
+        assert places == sorted(places)
 
 
-@given(slots=st.permutations(["label"] * len(LABELS) + ["row"] * len(EPISODE)), rows=st.permutations(EPISODE))
+SLOTS = ["label"] * len(LABELS) + ["row"] * len(EPISODE)
+
+
+@given(slots=st.permutations(SLOTS), rows=st.permutations(EPISODE))
 @settings(max_examples=30, derandomize=True, deadline=None)
 def test_the_same_labels_in_the_same_order_give_the_same_state(slots: list[str], rows: list[Event]) -> None:
     labels, others = iter(LABELS), iter(rows)
@@ -130,7 +134,8 @@ def test_routes_are_counted(open_log: Open, database: Path) -> None:
         log.append(event)
     assert log.drain()
     unmatched, math = route_counts(database)
-    assert (unmatched.route, unmatched.n_requests, unmatched.n_outcomes, unmatched.n_feedback) == ("", 1, 0, 0)
+    assert (unmatched.route, unmatched.n_requests, unmatched.n_outcomes) == ("", 1, 0)
+    assert unmatched.n_feedback == 0
     assert (math.route, math.n_requests, math.n_outcomes, math.n_feedback) == ("math", 3, 1, 2)
     assert math.latest.request.mode == "enforce"
 
@@ -159,7 +164,8 @@ def test_kinds_of_a_later_version_are_skipped(open_log: Open, database: Path) ->
     log.append(seen("a"))
     assert log.drain()
     with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute("INSERT INTO events (kind, key, at_s, owner, body) VALUES ('gossip', 'x', 0, 1, '{}')")
+        connection.execute("INSERT INTO events (kind, key, at_s, owner, body) "
+                           "VALUES ('gossip', 'x', 0, 1, '{}')")
     log.append(ended("a"))
     assert log.drain()
     assert [stored.seq for stored in log.read()] == [1, 3]

@@ -20,6 +20,7 @@ from suffice.types import Purpose
 from suffice.upstream import continuation
 from suffice.upstream.client import Headers, UpstreamClient, governed_headers
 from suffice.upstream.continuation import Continuation, Prompt
+from suffice.upstream.wire import encode_json
 
 CONTROL_TIMEOUT_S = 2.0
 TEMPLATE_TIMEOUT_S = 5.0
@@ -57,13 +58,13 @@ class Continuer:
         """The way that asks again with the thought so far; probes need one."""
         return next((m for m in self.methods if m != "native"), None)
 
-    def may_call(self) -> bool:
-        """May one more extra call be made? One is always kept for the continuation."""
-        return len(self._ledger.calls) - 1 < self._probe.max_extra_calls - 1
+    def may_call(self, *, keep: int) -> bool:
+        """May one more extra call be made, with `keep` of them left over for what may have to follow?"""
+        return len(self._ledger.calls) - 1 + keep < self._probe.max_extra_calls
 
     async def end_reasoning(self, completion_id: str) -> bool:
         """llama.cpp's own control: end the running thought in place. True when it said it did."""
-        body = msgspec.json.encode({"id": completion_id, "action": "reasoning_end"})
+        body = encode_json({"id": completion_id, "action": "reasoning_end"})
         status, answer = await self._client.post_json(
             "/v1/chat/completions/control", body, timeout_s=CONTROL_TIMEOUT_S, headers=self._headers
         )
@@ -82,11 +83,11 @@ class Continuer:
 
     async def _ask_template(self) -> Prompt:
         wanted = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
-        body = msgspec.json.encode({k: self._body[k] for k in wanted if k in self._body})
+        body = encode_json({k: self._body[k] for k in wanted if k in self._body})
         text = await self._json("/apply-template", body, "prompt")
         if not isinstance(text, str):
             raise UpstreamProtocol("/apply-template: gave no prompt")
-        body = msgspec.json.encode({"content": text, "add_special": True, "parse_special": True})
+        body = encode_json({"content": text, "add_special": True, "parse_special": True})
         tokens = await self._json("/tokenize", body, "tokens")
         return Prompt(text=text, n_tokens=len(tokens) if isinstance(tokens, list) else None)
 
@@ -101,7 +102,14 @@ class Continuer:
         except (msgspec.DecodeError, AttributeError):
             raise UpstreamProtocol(f"{path}: the upstream's answer is no JSON object") from None
 
-    async def _build(self, method: FinishMethod, thought: str, *, trial: bool, max_tokens: int | None) -> Continuation:
+    async def prepare(
+        self, method: FinishMethod, thought: str, *, purpose: Purpose, max_tokens: int | None
+    ) -> Continuation:
+        """Write the request that answers after `thought`. Raises UpstreamError where the upstream cannot."""
+        trial = purpose == "probe"
+        prompt = await self.prompt() if method == "raw" else None
+        if method == "raw" and prompt is None:
+            raise UpstreamProtocol(f"raw continuation: driver {self.settings.driver!r} writes no template")
         closed = continuation.closed_thought(
             thought,
             closing=self._probe.closing,
@@ -112,7 +120,7 @@ class Continuer:
             method,
             self._body,
             closed,
-            prompt=await self.prompt() if method == "raw" else None,
+            prompt=prompt,
             think_open=self.settings.think_open,
             max_tokens=max_tokens,
             stop=self._probe.stop if trial else (),
@@ -121,18 +129,20 @@ class Continuer:
 
     @asynccontextmanager
     async def open(
-        self, method: FinishMethod, thought: str, *, purpose: Purpose, max_tokens: int | None
+        self, request: Continuation, *, thought_tokens: int, purpose: Purpose
     ) -> AsyncIterator[tuple[AsyncGenerator[Piece, None], CallAccount]]:
-        """Ask the model to answer after `thought`; give the pieces of its reply and their account.
+        """Send a prepared request; give the pieces of its reply and their account.
 
+        thought_tokens  of the thought in it, as they were counted when it was generated
         Raises UpstreamError when the upstream refuses, is down or speaks another protocol.
         """
-        request = await self._build(method, thought, trial=purpose == "probe", max_tokens=max_tokens)
         account = self._ledger.open_call(purpose)
-        account.cancelled = True  # until its end has been seen
-        async with self._client.open(request.path, msgspec.json.encode(request.body), self._headers) as call:
-            if call.status != 200:
-                raise UpstreamProtocol(f"{request.path}: the upstream answered {call.status} to a continuation")
+        account.context_tokens = thought_tokens
+        async with self._client.open(request.path, encode_json(request.body), self._headers) as call:
+            if call.status != 200 or call.content_type != "text/event-stream":
+                answered = f"{call.status} {call.content_type}"
+                raise UpstreamProtocol(f"{request.path}: the upstream answered {answered} to a continuation")
+            account.began = True
             async with aclosing(pieces(call, account, prefill=request.prefill)) as reply:
                 yield reply, account
 

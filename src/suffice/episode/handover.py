@@ -6,24 +6,38 @@
     with one slot     the original is closed first
 
 If the continuation fails or takes longer than `handover_ms`, the original goes on; if it is gone,
-one full run follows with its thought hidden; if that fails too, the client gets an error frame.
+one full run follows with its thought hidden; if that fails too, the client gets an error frame. If
+the model closes its thought by itself before the continuation speaks, its own end is delivered: a
+late stop is no stop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from suffice.episode.finish import Continuer
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.reading import Piece
 from suffice.episode.reasoning import DONE_FRAME, ReasoningRun
 from suffice.episode.report import suffice_object, usage_json
-from suffice.errors import UpstreamError, UpstreamTimeout
+from suffice.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.settings import FinishMethod
+from suffice.upstream.continuation import Continuation
 from suffice.upstream.wire import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A continuation that has begun to answer."""
+
+    first: Piece                            # with the first text that is not white space
+    rest: AsyncGenerator[Piece, None]
+    account: CallAccount
+
 
 Rerun = Callable[[], AbstractAsyncContextManager[ReasoningRun]]
 Clock = Callable[[], float]
@@ -42,7 +56,12 @@ class HandOver:
     buffer_bytes: int
     monotonic_s: Clock
 
-    async def carry_out(self, thought: str) -> None:
+    @property
+    def _overlaps(self) -> bool:
+        """Has the upstream a free slot for the continuation while the original still runs?"""
+        return self.continuer.settings.slots > 1
+
+    async def carry_out(self, thought: str, thought_tokens: int) -> None:
         """Close the thought after `thought` and deliver the answer; the original goes on if all fails."""
         for method in self.continuer.methods:
             if not self.run.may_stop():
@@ -50,7 +69,7 @@ class HandOver:
             if method == "native":
                 if await self._native():
                     return
-            elif await self._continue_by(method, thought):
+            elif await self._continue_by(method, thought, thought_tokens):
                 return
         await self.run.rest()
 
@@ -71,48 +90,71 @@ class HandOver:
         self.ledger.stopped, self.ledger.finish_method = True, method
         self.ledger.handover_ms = (self.monotonic_s() - start_s) * 1e3
 
-    async def _continue_by(self, method: FinishMethod, thought: str) -> bool:
-        """Answer from a second call. False: it failed, and the original is still running."""
-        overlap = self.continuer.settings.slots > 1
-        start = self.monotonic_s()
+    async def _continue_by(self, method: FinishMethod, thought: str, thought_tokens: int) -> bool:
+        """Answer from a second call. False: that came to nothing, and the original is still there."""
+        run, start = self.run, self.monotonic_s()
+        # Where the original has to go first, a full run must remain possible behind it.
+        if not self.continuer.may_call(keep=0 if self._overlaps else 1):
+            return False
+        try:
+            request = await self.continuer.prepare(
+                method, thought, purpose="continuation", max_tokens=self._left()
+            )
+        except UpstreamError:
+            self.ledger.fail_open("handover")
+            return False
         async with AsyncExitStack() as stack:
-            if overlap:
-                self.run.held = []
+            if self._overlaps:
+                run.held = []
             else:
-                await self._drop_original()
+                run.abandon()
             try:
-                first, reply, account = await self._first_piece(stack, method, thought, overlap)
-            except UpstreamError:
+                opened = await self._open(stack, request, thought_tokens)
+            except UpstreamError as error:
                 self.ledger.fail_open("handover")
-                self._discard_last()
-                if overlap:
-                    await self.run.release()
-                    return self.run.seen.ended
-                await self._rerun()
-                return True
-            if self.run.held is not None and self.run.seen.ended:
-                account.discarded = True  # the model closed its thought meanwhile: its own end is better
-                await self.run.release()
-                return True
-            await self._drop_original()
+                await self._discard_last(stack)
+                return await self._go_on_without(error)
+            if self._overlaps and run.failure is None and not run.may_stop():
+                opened.account.discarded = True
+                await stack.aclose()
+                await run.release()
+                return False
+            run.abandon()
+            run.held = None
             self._stopped(method, start)
-            await self._deliver(first, reply, account)
+            try:
+                await self._deliver(opened)
+            except UpstreamError as error:
+                self.ledger.fail_open("handover")
+                if not run.delivery.can_begin_again():
+                    raise
+                self.ledger.forget_run("handover")
+                await stack.aclose()
+                await self._rerun(error)
         return True
 
-    async def _first_piece(
-        self, stack: AsyncExitStack, method: FinishMethod, thought: str, overlap: bool
-    ) -> tuple[Piece, AsyncGenerator[Piece, None], CallAccount]:
-        """Open the continuation and wait for its first text, holding the original back meanwhile."""
-        holding = asyncio.create_task(self._hold()) if overlap else None
+    async def _go_on_without(self, error: UpstreamError) -> bool:
+        """The continuation failed. False: the original goes on; otherwise another run was delivered."""
+        if self._overlaps and self.run.failure is None:
+            await self.run.release()
+            return False
+        await self._rerun(error)
+        return True
+
+    async def _open(self, stack: AsyncExitStack, request: Continuation, thought_tokens: int) -> Opened:
+        """Open the continuation and wait for its first words, holding the original back meanwhile."""
+        holding = asyncio.create_task(self._hold()) if self._overlaps else None
+        before = ""
         try:
             async with asyncio.timeout(self.handover_ms / 1e3):
                 reply, account = await stack.enter_async_context(
-                    self.continuer.open(method, thought, purpose="continuation", max_tokens=self._left())
+                    self.continuer.open(request, thought_tokens=thought_tokens, purpose="continuation")
                 )
                 async for piece in reply:
                     if piece.text.strip():
-                        return piece, reply, account
-            raise UpstreamError("the continuation gave no answer")
+                        return Opened(replace(piece, text=before + piece.text), reply, account)
+                    before += piece.text
+            raise UpstreamProtocol("the continuation gave no answer")
         except TimeoutError:
             raise UpstreamTimeout(f"the continuation took longer than {self.handover_ms} ms") from None
         finally:
@@ -122,21 +164,9 @@ class HandOver:
 
     async def _hold(self) -> None:
         """Keep reading the original, up to the buffer's size; then its socket waits."""
-        while not self.run.seen.ended and self.run.held_bytes < self.buffer_bytes:
-            await self.run.relay(await self.run.next_bytes())
-
-    async def _drop_original(self) -> None:
-        """Close the original. What it sent is spent; its prompt is counted where an engine can count."""
-        if not self.run.seen.ended:
-            self.run.abandon()
-        self.run.held = None
-        if self.run.account.prompt_tokens is None:
-            try:
-                prompt = await self.continuer.prompt()
-            except UpstreamError:
-                return
-            if prompt is not None:
-                self.run.account.prompt_tokens = prompt.n_tokens
+        with contextlib.suppress(UpstreamError):  # remembered in `run.failure`
+            while not self.run.seen.ended and self.run.held_bytes < self.buffer_bytes:
+                await self.run.advance()
 
     def _left(self) -> int | None:
         """Tokens that the client's cap leaves for the answer; at least one."""
@@ -144,28 +174,39 @@ class HandOver:
             return None
         return max(1, self.max_tokens - self.run.account.received_tokens)
 
-    def _discard_last(self) -> None:
+    async def _discard_last(self, stack: AsyncExitStack) -> None:
+        """Close a continuation that failed, before anything else is asked of its upstream."""
+        await stack.aclose()
         last = self.ledger.calls[-1]
         if last.purpose == "continuation":
             last.discarded = True
 
-    async def _deliver(self, first: Piece, reply: AsyncGenerator[Piece, None], account: CallAccount) -> None:
+    async def _deliver(self, opened: Opened) -> None:
         """Write the continuation into the client's stream as if the first call had gone on."""
         run, text = self.run, self.continuer.answer_prefix
-        opening = self.continuer.settings.think_close if run.seen.inline else ""
+        opening = (self.continuer.settings.think_close if run.seen.inline else "") + text
         finish: str | None = None
-        async for piece in _chain(first, reply):
+        async for piece in _chain(opened.first, opened.rest):
             finish = piece.finish_reason or finish
             text += piece.text
             if piece.text:
-                shown = opening + (self.continuer.answer_prefix if piece is first else "") + piece.text
+                await run.delivery.frames([run.frame_of({"content": opening + piece.text})])
                 opening = ""
-                await run.delivery.frames([run.frame_of({"content": shown})])
-        run.seen.phase, run.seen.ended = "answering", True
+        run.seen.phase = "answering"
         self.ledger.answer = run.extract(text)
         self.ledger.truncated = False
+        await self._count_original()
         await run.delivery.frames(self._closing_frames(finish or "stop"))
         await run.delivery.end()
+
+    async def _count_original(self) -> None:
+        """Find out what the prompt of the original had cost; an engine that can count is asked."""
+        if self.run.account.prompt_tokens is not None:
+            return
+        with contextlib.suppress(UpstreamError):  # else it is estimated from the other calls
+            prompt = await self.continuer.prompt()
+            if prompt is not None:
+                self.run.account.prompt_tokens = prompt.n_tokens
 
     def _closing_frames(self, finish: str) -> list[Frame]:
         run = self.run
@@ -175,8 +216,10 @@ class HandOver:
             frames.append(run.usage_frame(usage_json(usage)))
         return [*frames, DONE_FRAME]
 
-    async def _rerun(self) -> None:
+    async def _rerun(self, error: UpstreamError) -> None:
         """The original is gone and its continuation failed: run once more, the thought hidden."""
+        if not self.continuer.may_call(keep=0):
+            raise error
         self.run.account.discarded = True
         async with self.rerun() as again:
             again.alias = self.run.seen

@@ -29,28 +29,39 @@ DELIVERED: frozenset[Purpose] = frozenset({"main", "sample", "continuation", "re
 
 @dataclass(slots=True)
 class CallAccount:
-    """What one upstream call has cost so far. It becomes an `UpstreamCall` when the call ends."""
+    """What one upstream call has cost so far. It becomes an `UpstreamCall` when the books are closed."""
 
     purpose: Purpose
+    context_tokens: int = 0         # of an earlier thought, sent along behind the client's prompt
+    began: bool = False             # an answer began, so the prompt was read and is paid for
     prompt_tokens: int | None = None
     cached_tokens: int = 0
     received_tokens: int = 0        # counted from the stream
     reasoning_tokens: int = 0       # … before the thought closed
     reported_tokens: int | None = None  # what the upstream said; wins over our count
-    cancelled: bool = False
+    cancelled: bool = True          # until its end has been seen
     discarded: bool = False         # paid for, but no part of what the client got
 
-    def close(self) -> UpstreamCall:
-        """The record of this call."""
+    @property
+    def completion_tokens(self) -> int:
+        """What the upstream said that it generated; of a call that was cut off, what was received."""
+        return self.received_tokens if self.reported_tokens is None else self.reported_tokens
+
+    def close(self, client_prompt_tokens: int | None = None) -> UpstreamCall:
+        """The record of this call.
+
+        client_prompt_tokens  of the client's own prompt: where the upstream was cut off before it
+                              counted, the call read that many and the thought sent along
+        """
         source: CountSource = "provider" if self.reported_tokens is not None else "counted"
-        if self.cancelled and self.prompt_tokens is not None:
-            source = "estimated"
-        completion = self.reported_tokens if self.reported_tokens is not None else self.received_tokens
+        prompt = self.prompt_tokens
+        if prompt is None and self.began and client_prompt_tokens is not None:
+            prompt, source = client_prompt_tokens + self.context_tokens, "estimated"
         return UpstreamCall(
             purpose=self.purpose,
-            prompt_tokens=self.prompt_tokens,
+            prompt_tokens=prompt,
             cached_tokens=self.cached_tokens,
-            completion_tokens=completion,
+            completion_tokens=self.completion_tokens,
             source=source,
             cancelled=self.cancelled,
         )
@@ -90,6 +101,14 @@ class Ledger:
         self.calls.append(account)
         return account
 
+    def forget_run(self, site: str) -> None:
+        """Note that the run so far came to nothing: it is paid for, and another one takes its place."""
+        self.fail_open(site)
+        for account in self.calls:
+            account.discarded = True
+        self.stopped, self.finish_method, self.handover_ms, self.vote = False, None, None, ()
+        self.tokens_saved_estimate = self.estimate_method = None
+
     def fail_open(self, site: str) -> None:
         """Note that Suffice failed at `site` and carried on without itself."""
         if site not in self.degraded:
@@ -116,39 +135,49 @@ class Ledger:
             self.stop_step, self.stop_reason = step.index, decision.stop_reason
             self.would_answer, self.decision = signals.answer, decision.reason
 
+    def client_prompt_tokens(self) -> int | None:
+        """Tokens of the client's own prompt; None while no call has told.
+
+        Read off a call that sent nothing else where there is one; else estimated from one that sent a
+        thought along, whose closing text is then counted as prompt.
+        """
+        told = [c for c in self.calls if c.prompt_tokens is not None]
+        best = min(told, key=lambda c: c.context_tokens, default=None)
+        if best is None or best.prompt_tokens is None:
+            return None
+        return max(0, best.prompt_tokens - best.context_tokens)
+
     def usage(self) -> Usage | None:
         """What the client is told: its prompt once, and all that was generated for its answer."""
         delivered = [c for c in self.calls if c.purpose in DELIVERED and not c.discarded]
         if not delivered:
             return None
-        first = delivered[0]
-        prompt = next((c.prompt_tokens for c in delivered if c.prompt_tokens is not None), None)
-        completion = sum(c.close().completion_tokens for c in delivered)
         return Usage(
-            prompt_tokens=prompt if first.prompt_tokens is None and prompt is not None else first.prompt_tokens or 0,
-            completion_tokens=completion,
+            prompt_tokens=self.client_prompt_tokens() or 0,
+            completion_tokens=sum(c.completion_tokens for c in delivered),
             reasoning_tokens=sum(c.reasoning_tokens for c in delivered),
-            cached_tokens=first.cached_tokens,
+            cached_tokens=delivered[0].cached_tokens,
         )
 
     def overhead(self) -> Overhead:
         """What was spent beside the client's usage; both together are all that was spent."""
-        usage = self.usage()
+        usage, known = self.usage(), self.client_prompt_tokens()
         probes = [c for c in self.calls if c.purpose == "probe"]
         discarded = [c for c in self.calls if c.discarded and c.purpose != "probe"]
-        prompts = sum(c.prompt_tokens or 0 for c in self.calls)
+        prompts = sum(c.close(known).prompt_tokens or 0 for c in self.calls)
         cached = sum(c.cached_tokens for c in self.calls)
         return Overhead(
-            probe_tokens=sum(c.close().completion_tokens for c in probes),
-            extra_prompt_tokens=prompts - (usage.prompt_tokens if usage else 0),
-            cached_prompt_tokens=cached - (usage.cached_tokens if usage else 0),
-            discarded_tokens=sum(c.close().completion_tokens for c in discarded),
+            probe_tokens=sum(c.completion_tokens for c in probes),
+            extra_prompt_tokens=max(0, prompts - (usage.prompt_tokens if usage else 0)),
+            cached_prompt_tokens=max(0, cached - (usage.cached_tokens if usage else 0)),
+            discarded_tokens=sum(c.completion_tokens for c in discarded),
             n_extra_calls=max(0, len(self.calls) - 1),
         )
 
     def close(self, *, now_s: float, default: EndReason) -> Outcome:
         """The one outcome of this request."""
         end = self.end_reason or ("stopped" if self.stopped else "truncated" if self.truncated else default)
+        known = self.client_prompt_tokens()
         return Outcome(
             episode_id=self.request.episode_id,
             end_reason=end,
@@ -157,7 +186,7 @@ class Ledger:
             response_id=self.response_id,
             usage=self.usage(),
             overhead=self.overhead(),
-            calls=tuple(c.close() for c in self.calls),
+            calls=tuple(c.close(known) for c in self.calls),
             stopped=self.stopped,
             stop_reason=self.stop_reason,
             stop_step=self.stop_step,

@@ -13,6 +13,8 @@ from suffice.errors import UpstreamError
 from suffice.scoring.base import Scorer
 from suffice.types import Step
 
+KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, one to run again if that fails
+
 
 class Prober:
     """Asks for the trial answer at a checkpoint."""
@@ -22,7 +24,7 @@ class Prober:
 
     def ready(self) -> bool:
         """Is there a way to ask, and may another call be made?"""
-        return self._continuer.second_call is not None and self._continuer.may_call()
+        return self._continuer.second_call is not None and self._continuer.may_call(keep=KEPT_CALLS)
 
     async def ask(self, point: Checkpoint) -> Step:
         """The step that ends at `point`, with the answer that a stop there would deliver."""
@@ -32,14 +34,17 @@ class Prober:
         text, logprobs, entropy = "", list[float](), None
         spent = 0
         try:
-            async with self._continuer.open(
+            request = await self._continuer.prepare(
                 method, point.prefix, purpose="probe", max_tokens=self._continuer.trial_tokens
+            )
+            async with self._continuer.open(
+                request, thought_tokens=point.tokens_used, purpose="probe"
             ) as (reply, account):
                 async for piece in reply:
                     text += piece.text
                     logprobs.extend(piece.logprobs)
                     entropy = piece.entropy if entropy is None else entropy
-                spent = account.close().completion_tokens
+                spent = account.completion_tokens
         except UpstreamError:
             self._ledger.fail_open("probe")
             return missing(point)
@@ -60,14 +65,14 @@ def missing(point: Checkpoint) -> Step:
     return Step(index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text)
 
 
-def visible(point: Checkpoint, scorer: Scorer, before: str | None) -> Step:
+def visible(point: Checkpoint, found: str | None, before: str | None) -> Step:
     """A step whose trial answer is read off the thought itself, at no cost: the last one it wrote.
 
+    found   the answer in the step's own text
     before  the visible answer at the checkpoint before; it stands until the text gives another
     """
-    found = scorer.extract(point.text)
     answer = before if found is None else found
-    source = None if answer is None else "text"
     return Step(
-        index=point.index, tokens=point.tokens, answer=answer, answer_source=source, text=point.text  # type: ignore[arg-type]
-    )
+        index=point.index, tokens=point.tokens, answer=answer,
+        answer_source=None if answer is None else "text", text=point.text,
+    )  # fmt: skip

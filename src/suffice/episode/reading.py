@@ -14,7 +14,16 @@ from suffice.episode.ledger import CallAccount
 from suffice.errors import UpstreamProtocol
 from suffice.upstream.client import Call
 from suffice.upstream.continuation import PrefillStripper
-from suffice.upstream.wire import DONE_DATA, Choice, Chunk, SseSplitter, WireUsage, decode_chunk, is_given, logprobs_of
+from suffice.upstream.wire import (
+    DONE_DATA,
+    Choice,
+    Chunk,
+    SseSplitter,
+    WireUsage,
+    decode_chunk,
+    is_given,
+    logprobs_of,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +67,14 @@ def entropy_of(rivals: tuple[tuple[str, float], ...]) -> float | None:
     return max(0.0, tail - sum(p * value for p, value in listed))
 
 
-
-
 async def pieces(call: Call, account: CallAccount, *, prefill: str = "") -> AsyncGenerator[Piece, None]:
     """Read a continuation's stream, chat or raw shape. Raises UpstreamError when it breaks off."""
     splitter, strip = SseSplitter(), PrefillStripper(prefill)
-    finished = False
-    while data := await call.read():
+    finished = done = False
+    while not done and (data := await call.read()):
         for frame in splitter.feed(data):
-            if frame.data is None or frame.data == DONE_DATA:
+            done = done or frame.data == DONE_DATA
+            if frame.data is None or done:
                 continue
             chunk = decode_chunk(frame.data)
             if is_given(chunk.error):
@@ -82,14 +90,15 @@ async def pieces(call: Call, account: CallAccount, *, prefill: str = "") -> Asyn
     if not finished:
         raise UpstreamProtocol("the upstream ended a continuation without a finish reason")
     account.cancelled = False
+    await call.settle()
 
 
 def _piece(choice: Choice, account: CallAccount, strip: PrefillStripper) -> Piece:
     text = choice.text or (choice.delta.content if choice.delta else None) or ""
     tokens = logprobs_of(choice)
-    if text:
-        account.received_tokens += len(tokens) or 1
     fresh = strip.feed(text)
+    if fresh:  # what repeats the prefill was read, not generated
+        account.received_tokens += len(tokens) or 1
     if choice.finish_reason is not None:
         fresh += strip.close()
     return Piece(

@@ -13,14 +13,12 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
-
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.probe import Prober, visible
+from suffice.episode.probe import Prober, missing, visible
 from suffice.episode.reading import first_choice, n_tokens, note_usage
 from suffice.episode.report import suffice_object
 from suffice.episode.segment import Checkpoint, Phase, Segmenter
-from suffice.errors import UpstreamProtocol
+from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.types import Step
 from suffice.upstream.client import Call
@@ -28,16 +26,21 @@ from suffice.upstream.thought import ThinkTag
 from suffice.upstream.wire import (
     DONE,
     DONE_DATA,
+    REASONING_FIELDS,
     Choice,
+    Chunk,
+    Delta,
     Frame,
     SseSplitter,
     decode_chunk,
+    decode_json,
     encode_frame,
     is_given,
     reasoning_of,
 )
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # what is kept of an answer to score it
+BUDGET_SLACK_TOKENS = 32         # an engine that is this far beyond its budget does not know budgets
 
 
 class Delivery(Protocol):
@@ -45,6 +48,10 @@ class Delivery(Protocol):
 
     async def frames(self, frames: Sequence[Frame]) -> None:
         """Hand over whole frames, in order."""
+        ...
+
+    def can_begin_again(self) -> bool:
+        """May another answer take the place of what was handed over so far?"""
         ...
 
     async def end(self) -> None:
@@ -58,6 +65,14 @@ class Wants:
 
     usage: bool        # a usage chunk, or usage in the body
     object: bool       # the `suffice` object even when nothing was stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where a step ends: the thought up to there."""
+
+    n_chars: int
+    n_tokens: int
 
 
 @dataclass(slots=True)
@@ -107,26 +122,36 @@ class ReasoningRun:
         self.wants = wants
         self.hidden_thought = False    # rerun: the client has already seen a thought
         self._segmenter, self._scorer, self._prober = segmenter, scorer, prober
-        self._think = ThinkTag(*tags)
+        self._think, self._close_tag = ThinkTag(*tags), tags[1]
+        self._prober_broke = False
         self._drain = drain            # audit: every scheduled step is probed, even after the end
         self._splitter = SseSplitter()
         self._reading: asyncio.Task[bytes] | None = None
         self._blind = False            # our own reading failed: pass everything on unseen
+        self._unplaced_tokens = 0      # of an inline thought, whose text is held back for now
+        self._tail = ""                # end of an inline thought: may hold half of its closing tag
         self._answer: list[str] = []
         self._answer_chars = 0
         self._visible: str | None = None
-        self._cuts: dict[int, int] = {}        # step → characters of the thought up to its end
+        self._cuts: dict[int, Cut] = {}        # by step
         self.alias: Seen | None = None         # rerun: the run whose id and time the client knows
         self.budget: int | None = None         # thought tokens after which the engine itself closes it
+        self.failure: UpstreamError | None = None   # why the original can give nothing more
         self.held: list[Frame] | None = None   # frames kept back during a hand-over
         self.held_bytes = 0
-        account.cancelled = True       # until the end has been seen
 
     # ---- what others ask
 
     def may_stop(self) -> bool:
-        """Only inside the thought: never in an answer, a tool call or after the end."""
-        return self.seen.phase != "answering" and not self.seen.ended
+        """Only inside the thought: never in an answer, a tool call, a closing tag or after the end."""
+        if self.seen.phase == "answering" or self.seen.ended:
+            return False
+        return not any(self._tail.endswith(self._close_tag[:n]) for n in range(1, len(self._close_tag)))
+
+    @property
+    def leaves_stop_to_engine(self) -> bool:
+        """Was the engine given the policy's budget, and does it seem to keep it?"""
+        return self.budget is not None and self.account.reasoning_tokens <= self.budget + BUDGET_SLACK_TOKENS
 
     @property
     def thought(self) -> str:
@@ -136,56 +161,77 @@ class ReasoningRun:
     @property
     def answer_text(self) -> str:
         """The answer text so far."""
-        return "".join(self._answer)
+        text = "".join(self._answer)
+        # A template that opened the thought itself leaves only the closing tag to be seen.
+        return text if self.seen.inline else text.rpartition(self._close_tag)[2]
 
-    def thought_at(self, step: int) -> str:
-        """The reasoning text up to the end of a step; all of it when the step is unknown."""
-        return self.thought[: self._cuts.get(step)]
+    def thought_at(self, step: int) -> tuple[str, int]:
+        """The reasoning text up to the end of a step and its tokens; all of it when the step is unknown."""
+        cut = self._cuts.get(step)
+        if cut is None:
+            return self.thought, self.account.reasoning_tokens
+        return self.thought[: cut.n_chars], cut.n_tokens
 
     def extract(self, text: str) -> str | None:
-        """The normalised answer in `text`, by the route's scorer."""
-        return self._scorer.extract(text)
+        """The normalised answer in `text`, by the route's scorer; None when the scorer fails."""
+        try:
+            return self._scorer.extract(text)
+        except Exception:  # noqa: BLE001 - a broken yardstick costs a measurement, never an answer
+            self.ledger.fail_open("scorer")
+            return None
 
     # ---- steps
 
     async def steps(self) -> AsyncGenerator[Step, None]:
         """Yield the run's steps while relaying it; with a prober, each with its trial answer."""
         waiting: deque[Checkpoint] = deque()
+        asked: Checkpoint | None = None
         probing: asyncio.Task[Step] | None = None
         try:
-            while True:
-                if self.seen.ended and not (self._drain and (waiting or probing)):
-                    return
-                if probing is None and waiting and self._prober is not None and self._prober.ready():
-                    probing = asyncio.create_task(self._prober.ask(waiting.popleft()))
-                if probing is None:
-                    waiting.clear()  # no prober, or none that may call: what is not asked is missing
-                    if self.seen.ended:
-                        return
-                    for point in await self.relay(await self.next_bytes()):
-                        if self._prober is None:
-                            yield self._visible_step(point)
-                        else:
-                            waiting.append(point)
+            while not self.seen.ended or (self._drain and (waiting or probing)):
+                if probing is None and waiting:
+                    asked = waiting.popleft()
+                    probing = self._probe(asked)
+                    if probing is None:
+                        yield self._unprobed(asked)
+                        continue
+                if probing is None or asked is None:
+                    waiting.extend(await self.advance())
                     continue
                 await self._either(probing, waiting)
                 if probing.done():
-                    step, probing = self._probed(probing), None
-                    if step is not None:
-                        yield step
+                    step, probing = self._probed(probing, asked), None
+                    yield step
+            if probing is not None and asked is not None:
+                waiting.appendleft(asked)
+            for point in waiting:
+                yield self._unprobed(point)  # the run was over before anybody could ask
         finally:
             if probing is not None:
                 probing.cancel()
                 await asyncio.gather(probing, return_exceptions=True)
 
-    def _probed(self, probing: asyncio.Task[Step]) -> Step | None:
-        """The probed step; None when the probe itself is broken, and then no more are sent."""
+    def _probe(self, point: Checkpoint) -> asyncio.Task[Step] | None:
+        if self._prober is None or self._prober_broke or not self._prober.ready():
+            return None
+        return asyncio.create_task(self._prober.ask(point))
+
+    def _unprobed(self, point: Checkpoint) -> Step:
+        """A step that no probe looks at: what its text shows, or missing where one should have looked."""
+        if self._prober is not None:
+            return missing(point)
+        step = visible(point, self.extract(point.text), self._visible)
+        self._visible = step.answer
+        return step
+
+    def _probed(self, probing: asyncio.Task[Step], asked: Checkpoint) -> Step:
+        """The probed step; a probe that is itself broken leaves it without an answer, and is the last."""
         try:
             return probing.result()
         except Exception:  # noqa: BLE001 - a broken probe costs tokens, never an answer
             self.ledger.fail_open("probe")
-            self._prober = None
-            return None
+            self._prober_broke = True
+            return missing(asked)
 
     async def _either(self, probing: asyncio.Task[Step], waiting: deque[Checkpoint]) -> None:
         """Wait for the probe or for the next bytes, and pass bytes on at once."""
@@ -194,14 +240,14 @@ class ReasoningRun:
             tasks.add(self._read_task())
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if self._reading is not None and self._reading.done():
-            waiting.extend(await self.relay(await self.next_bytes()))
+            waiting.extend(await self.advance())
 
     def _read_task(self) -> asyncio.Task[bytes]:
         if self._reading is None:
             self._reading = asyncio.create_task(self.call.read())
         return self._reading
 
-    async def next_bytes(self) -> bytes:
+    async def _next_bytes(self) -> bytes:
         """The next bytes of the upstream, also those that an earlier wait had begun to read."""
         if self._reading is None:
             return await self.call.read()
@@ -209,25 +255,28 @@ class ReasoningRun:
         self._reading = None
         return data
 
-    def _visible_step(self, point: Checkpoint) -> Step:
-        step = visible(point, self._scorer, self._visible)
-        self._visible = step.answer
-        return step
-
     # ---- relaying
 
-    async def relay(self, data: bytes) -> list[Checkpoint]:
-        """Pass on what `data` completes; return the checkpoints that it reaches.
+    async def advance(self) -> list[Checkpoint]:
+        """Read on and pass on; return the checkpoints that were reached.
 
-        Raises UpstreamError when the upstream broke its protocol; whole frames before it are delivered.
+        Raises UpstreamError when the upstream broke off or broke its protocol; whole frames before that
+        are delivered, and `failure` says so to whoever comes later.
         """
+        try:
+            return await self._relay(await self._next_bytes())
+        except UpstreamError as error:
+            self.failure, self.seen.ended = error, True
+            raise
+
+    async def _relay(self, data: bytes) -> list[Checkpoint]:
         points: list[Checkpoint] = []
         frames = self._splitter.feed(data) if data else self._splitter.close()
         out: list[Frame] = []
         try:
             for frame in frames:
-                if (kept := self._look(frame, points)) is not None:
-                    out.append(kept)
+                kept = self._look(frame, points)
+                out += [] if kept is None else [kept]
         finally:
             if out:
                 await self._pass(out)
@@ -236,9 +285,11 @@ class ReasoningRun:
         return points
 
     async def rest(self) -> None:
-        """Relay everything that is left, without steps."""
+        """Relay everything that is left, without steps. Raises UpstreamError, also one from before."""
         while not self.seen.ended:
-            await self.relay(await self.next_bytes())
+            await self.advance()
+        if self.failure is not None:
+            raise self.failure
 
     async def _pass(self, frames: list[Frame]) -> None:
         if self.held is not None:
@@ -248,30 +299,40 @@ class ReasoningRun:
         await self.delivery.frames(frames)
 
     async def _end(self) -> None:
-        self.seen.ended = True
-        if self.seen.finish_reason is None and not self.seen.failed:
+        seen = self.seen
+        seen.ended = True
+        if seen.finish_reason is None and not seen.failed:
             raise UpstreamProtocol("the upstream ended its stream without a finish reason")
         for channel, text in self._think.close():
             if channel == "answer":
-                self._answers(text, 0)
-        self.account.cancelled = self.seen.failed
-        self.ledger.answer = self._scorer.extract(self.answer_text)
-        self.ledger.truncated = self.seen.finish_reason == "length"
-        self.ledger.unclosed = self.seen.phase == "thinking"
-        if self.seen.failed:
+                self._answers(text)
+        self.account.cancelled = seen.failed
+        self.ledger.answer = self.extract(self.answer_text)
+        self.ledger.truncated = seen.finish_reason == "length"
+        self.ledger.unclosed = seen.phase == "thinking"
+        if seen.failed:
+            self.failure = UpstreamError("the upstream reported an error inside its stream")
             self.ledger.end_reason = "upstream_error"
-        elif not self.seen.done:
+        elif not seen.done:
             await self._pass([DONE_FRAME])
         if self.held is None:
             await self.delivery.end()
+        if not seen.failed:
+            await self.call.settle()
 
     async def release(self) -> None:
         """Deliver what a failed hand-over had kept back; the original goes on."""
         held, self.held, self.held_bytes = self.held or [], None, 0
         if held:
             await self.delivery.frames(held)
-        if self.seen.ended:
+        if self.seen.ended and self.seen.finish_reason is not None:
             await self.delivery.end()
+
+    async def aclose(self) -> None:
+        """End a read that nobody waits for any more; the call itself is closed by its owner."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
 
     def abandon(self) -> None:
         """Close the original call: its thought goes on elsewhere."""
@@ -283,12 +344,13 @@ class ReasoningRun:
     # ---- reading
 
     def _look(self, frame: Frame, points: list[Checkpoint]) -> Frame | None:
-        """Take note of one frame; return it, changed only where the client asked for that, or None."""
+        """Take note of one frame; return it, changed only where that was asked for, or None."""
         seen = self.seen
         if seen.done or seen.failed:
             return None
         if frame.data is None:
-            return frame
+            # Comments keep a connection alive; a lone `retry:` or `id:` is an error to some clients.
+            return frame if frame.raw.startswith(b":") else None
         if frame.data == DONE_DATA:
             seen.done = True
             return frame if seen.finish_reason is not None else None
@@ -298,96 +360,135 @@ class ReasoningRun:
             return frame
         note_usage(self.account, chunk.usage)
         if seen.id is None and chunk.id:
-            seen.id, seen.model = chunk.id, chunk.model
-            seen.created = msgspec.json.decode(frame.data).get("created")
-            self.ledger.response_id = chunk.id
+            self._identify(chunk, frame.data)
         choice = first_choice(chunk)
         if choice is None:
-            return frame if self.wants.usage or chunk.usage is None else None
-        shown = self._guarded_fold(choice, points)
+            return self._edited(frame, chunk, None) if self.wants.usage or chunk.usage is None else None
+        said = self._guarded_fold(choice, points)
         if choice.finish_reason is not None:
             seen.finish_reason = choice.finish_reason
             self._note_engine_budget()
-            if self.wants.object or self.ledger.stopped:
-                return self._with_object(frame.data)
-        if self.hidden_thought and not shown:
-            return None
-        return frame if self.alias is None else self._renamed(frame.data, self.alias)
+        return self._edited(frame, chunk, choice, said)
+
+    def _identify(self, chunk: Chunk, data: bytes) -> None:
+        self.seen.id, self.seen.model = chunk.id, chunk.model
+        body = decode_json(data)
+        self.seen.created = body.get("created") if isinstance(body, dict) else None
+        # The client of a rerun knows the id of the run before.
+        self.ledger.response_id = chunk.id if self.alias is None else self.alias.id
 
     def _note_engine_budget(self) -> None:
-        if self.budget is not None and self.account.reasoning_tokens >= self.budget and not self.ledger.stopped:
-            self.ledger.stopped, self.ledger.stop_reason = True, "budget"
-            self.ledger.finish_method = "native"
+        ledger = self.ledger
+        if self.budget is None or self.account.reasoning_tokens < self.budget or ledger.stopped:
+            return
+        ledger.stopped, ledger.stop_reason, ledger.finish_method = True, "budget", "native"
+        ledger.decision = ledger.decision or f"budget of {self.budget} tokens, kept by the engine"
 
-    def _renamed(self, data: bytes, known: Seen) -> Frame:
-        body = msgspec.json.decode(data)
-        return data_frame(body | {"id": known.id, "created": known.created})
+    def _edited(
+        self, frame: Frame, chunk: Chunk, choice: Choice | None, said: str | None = None
+    ) -> Frame | None:
+        """The frame as the client is to see it: as it came, unless something must be put in or taken out."""
+        ends = choice is not None and choice.finish_reason is not None
+        adds_object = ends and (self.wants.object or self.ledger.stopped)
+        data = frame.data or b""
+        # An engine that was asked for usage on our behalf may write an empty one into every chunk.
+        has_trace = not self.wants.usage and chunk.usage is None and b'"usage":null' in data
+        if not (adds_object or has_trace or self.alias is not None):
+            return frame
+        body = decode_json(data)
+        if has_trace:
+            body.pop("usage", None)
+        if adds_object:
+            body["suffice"] = suffice_object(self.ledger)
+        if self.alias is not None:
+            body |= {"id": self.alias.id, "created": self.alias.created}
+            if self.hidden_thought and choice is not None and not self._without_thought(body, choice, said):
+                return None
+        return data_frame(body)
 
-    def _guarded_fold(self, choice: Choice, points: list[Checkpoint]) -> bool:
-        """Fold a choice; if our own code fails, stop looking and let the stream pass."""
-        if self._blind:
+    def _without_thought(self, body: dict[str, Any], choice: Choice, said: str | None) -> bool:
+        """Leave nothing but answer in a rerun's chunk; False: there is none in it."""
+        if said is None or self.alias is None:
             return True
+        shown = next(c for c in body["choices"] if isinstance(c, dict) and c.get("index", 0) in (0, None))
+        given = shown.get("delta") or {}
+        hidden = {"role", "content", *REASONING_FIELDS}
+        delta = {k: v for k, v in given.items() if k not in hidden and v is not None}
+        if said:
+            # The thought that the client saw was left open; its tag comes before the first word.
+            closing = self._close_tag if self.alias.inline and self.alias.phase != "answering" else ""
+            self.alias.phase = "answering"
+            delta["content"] = closing + said
+        shown["delta"] = delta
+        return bool(delta) or choice.finish_reason is not None
+
+    def _guarded_fold(self, choice: Choice, points: list[Checkpoint]) -> str | None:
+        """Fold a choice; if our own code fails, stop looking and let the stream pass: None from then on."""
+        if self._blind:
+            return None
         try:
             return self._fold(choice, points)
         except Exception:  # noqa: BLE001 - an error in signals costs tokens, never an answer
             self._blind = True
             self.seen.phase = "answering"  # nothing can be stopped from here on
             self.ledger.fail_open("segment")
-            return True
+            return None
 
-    def _fold(self, choice: Choice, points: list[Checkpoint]) -> bool:
-        """Sort the text of a choice into thought and answer. False: it showed nothing but thought."""
+    def _fold(self, choice: Choice, points: list[Checkpoint]) -> str:
+        """Sort the text of a choice into thought and answer, and count it; return the answer text in it."""
         delta = choice.delta
         if delta is None:
-            return True
+            return ""
         thought, field = reasoning_of(delta)
+        tokens = n_tokens(choice) if thought or _speaks(delta) else 0
+        self.account.received_tokens += tokens
         if thought:
             self.seen.field = field
-            self._thinks(thought, n_tokens(choice), points)
-        if delta.calls_tool:
+            self.account.reasoning_tokens += tokens
+            self._thinks(thought, tokens, points)
+        if delta.calls_tool or delta.refusal:
             self.seen.phase = "answering"
-        if delta.content:
-            self._says(delta.content, n_tokens(choice), points, own_field=bool(thought) or not self._maybe_inline())
-        return not thought
+        if not delta.content:
+            return ""
+        if self.seen.inline or (self.seen.phase == "start" and not self._think.decided):
+            return self._speaks_inline(delta.content, tokens, points)
+        self._answers(delta.content)
+        return delta.content
 
-    def _maybe_inline(self) -> bool:
-        return self.seen.phase == "start" or self.seen.inline
-
-    def _says(self, content: str, tokens: int, points: list[Checkpoint], *, own_field: bool) -> None:
-        if own_field or self._think.decided:
-            self._answers(content, tokens)
-            return
-        for channel, text in self._think.feed(content):
+    def _speaks_inline(self, content: str, tokens: int, points: list[Checkpoint]) -> str:
+        """Content that may hold a thought between tags; returns the answer text in it."""
+        was_inside, said = self._think.inside, ""
+        pieces = self._think.feed(content)
+        if was_inside or self._think.inside:
+            self.seen.inline = True
+            self.account.reasoning_tokens += tokens
+            self._unplaced_tokens += tokens
+        for channel, text in pieces:
             if channel == "reasoning":
-                self.seen.inline = True
-                self._thinks(text, tokens, points)
+                placed, self._unplaced_tokens = self._unplaced_tokens, 0
+                self._thinks(text, placed, points)
             else:
-                self._answers(text, tokens)
-            tokens = 0  # a chunk that holds both ends of a tag is counted once
+                self._answers(text)
+                said += text
+        self._tail = (self._tail + content)[1 - len(self._close_tag):] if self._think.inside else ""
+        return said
 
     def _thinks(self, text: str, tokens: int, points: list[Checkpoint]) -> None:
-        self.account.received_tokens += tokens
-        self.account.reasoning_tokens += tokens
         if self.seen.phase == "answering":
             return
         self.seen.phase = "thinking"
         point = self._segmenter.feed(text, tokens)
         if point is not None:
-            self._cuts[point.index] = len(point.prefix)
+            self._cuts[point.index] = Cut(len(point.prefix), point.tokens_used)
             points.append(point)
 
-    def _answers(self, text: str, tokens: int) -> None:
-        self.account.received_tokens += tokens
-        if self.seen.phase != "answering" and text.strip():
+    def _answers(self, text: str) -> None:
+        # White space before everything says nothing; behind a thought it says that the thought is over.
+        if text.strip() or self.seen.phase == "thinking":
             self.seen.phase = "answering"
         if self._answer_chars < ANSWER_LIMIT_CHARS:
             self._answer.append(text)
             self._answer_chars += len(text)
-
-    def _with_object(self, data: bytes) -> Frame:
-        body = msgspec.json.decode(data)
-        body["suffice"] = suffice_object(self.ledger)
-        return data_frame(body)
 
     def frame_of(self, delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> Frame:
         """A chunk of our own that looks like the upstream's: same id, model and time."""
@@ -406,3 +507,6 @@ class ReasoningRun:
         })  # fmt: skip
 
 
+def _speaks(delta: Delta) -> bool:
+    """Does it carry generated text outside of a thought?"""
+    return bool(delta.content or delta.refusal or delta.calls_tool)

@@ -12,8 +12,6 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from suffice.episode import vote
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.reading import first_choice, n_tokens, note_usage
@@ -22,18 +20,18 @@ from suffice.scoring.base import Scorer
 from suffice.types import Step
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
-from suffice.upstream.wire import DONE_DATA, SseSplitter, decode_chunk, is_given, reasoning_of
+from suffice.upstream.wire import DONE_DATA, SseSplitter, decode_chunk, encode_json, is_given, reasoning_of
 
 
 class Refusal(UpstreamError):
     """The upstream answered with an error of its own, which is relayed as it came."""
 
     def __init__(
-        self, http_status: int, content_type: str, body: bytes, headers: list[tuple[str, str]] | None = None
+        self, http_status: int, content_type: str, body: bytes, headers: Headers = ()
     ) -> None:
         super().__init__(f"the upstream answered {http_status}")
         self.http_status, self.content_type, self.body = http_status, content_type, body
-        self.headers = [(k, v) for k, v in headers or [] if k.lower() not in ("content-type", "content-length")]
+        self.headers = [(k, v) for k, v in headers if k.lower() not in ("content-type", "content-length")]
 
 
 @dataclass(slots=True)
@@ -85,39 +83,46 @@ class SampleRun:
 
     async def _draw(self, index: int) -> Sample:
         account = self.ledger.open_call("sample")
-        account.cancelled = True   # until its end has been seen
         try:
             body = await self._read(index, account)
         except UpstreamError as error:
-            return Sample(index, None, None, account.close().completion_tokens, failure=error)
+            return Sample(index, None, None, account.completion_tokens, failure=error)
         account.cancelled = False
-        text = text_of(body)
-        return Sample(index, body, self.scorer.extract(text), account.close().completion_tokens)
+        return Sample(index, body, self._extract(text_of(body)), account.completion_tokens)
+
+    def _extract(self, text: str) -> str | None:
+        try:
+            return self.scorer.extract(text)
+        except Exception:  # noqa: BLE001 - a broken yardstick costs a vote, never an answer
+            self.ledger.fail_open("scorer")
+            return None
 
     async def _read(self, index: int, account: CallAccount) -> dict[str, Any]:
         body = dict(self.body)
         if isinstance(body.get("seed"), int):
             body["seed"] += index - 1  # one seed for all would draw the same sample again
         headers = governed_headers(self.headers)
-        async with self.client.open(self.path, msgspec.json.encode(body), headers) as call:
-            if call.status != 200:
-                raise Refusal(call.status, call.content_type, await call.read_all(), call.headers)
+        async with self.client.open(self.path, encode_json(body), headers) as call:
+            if call.status != 200 or call.content_type != "text/event-stream":
+                raise await refusal(call)
+            account.began = True
             return await _assemble(call, account)
 
     def result(self) -> dict[str, Any]:
         """The winning completion, verbatim but for its usage. Raises the first sample's failure."""
         good = [s for s in self.seen if s.body is not None]
         if not good:
-            raise self.seen[0].failure if self.seen and self.seen[0].failure else UpstreamProtocol("no sample came")
+            failures = [s.failure for s in self.seen if s.failure is not None]
+            raise failures[0] if failures else UpstreamProtocol("no sample came")
         result = vote.count([s.answer for s in good])
         winner = good[result.winner - 1]
         self.ledger.vote = result.counts
         self.ledger.answer = result.answer
-        assert winner.body is not None
-        self.ledger.response_id = winner.body.get("id")
-        choices = winner.body.get("choices") or [{}]
+        body = dict(winner.body or {})
+        self.ledger.response_id = body.get("id")
+        choices = body.get("choices") or [{}]
         self.ledger.truncated = choices[0].get("finish_reason") == "length"
-        return dict(winner.body)
+        return body
 
 
 def _step(sample: Sample) -> Step:
@@ -144,7 +149,18 @@ async def _assemble(call: Call, account: CallAccount) -> dict[str, Any]:
                     account.received_tokens += n_tokens(choice)
                     account.reasoning_tokens += n_tokens(choice) if thought else 0
             assembler.add(frame.data)
-    return assembler.result()
+    body = assembler.result()
+    await call.settle()
+    return body
+
+
+async def refusal(call: Call) -> UpstreamError:
+    """What an answer means that is no stream: the upstream's own error, or a broken protocol."""
+    if 400 <= call.status < 600:
+        return Refusal(call.status, call.content_type, await call.read_all(), call.headers)
+    if call.status != 200:
+        return UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
+    return UpstreamProtocol(f"the upstream answered {call.content_type!r} where a stream was asked for")
 
 
 def text_of(body: Mapping[str, Any]) -> str:

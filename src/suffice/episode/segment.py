@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from suffice.settings import Steps
+from suffice.upstream.thought import safe_cut
 
 Phase = Literal["start", "thinking", "answering"]
 
@@ -44,39 +45,60 @@ class Segmenter:
         return self._done + self._text
 
     def feed(self, text: str, tokens: int) -> Checkpoint | None:
-        """Add reasoning text of `tokens` tokens; return the checkpoint that it completes, if any."""
+        """Add reasoning text of `tokens` tokens; return the checkpoint that it completes, if any.
+
+        A step ends behind its line or paragraph, or before a word. Text behind the end belongs to the
+        next step; its tokens cannot be told apart and stay with this one.
+        """
+        if earlier := self._end_before(text):
+            point = self._cut(earlier)
+            self._text += text
+            self._tokens = tokens
+            return point
+        before = len(self._text)
         self._text += text
         self._tokens += tokens
         if self._tokens < self._need:
             return None
-        if not (self._at_boundary(text) or self._overdue(text)):
-            return None
-        return self._cut()
+        end = self._line_end(before)
+        return None if end is None else self._cut(end)
 
     def close(self) -> Checkpoint | None:
         """The last step, when the model closed its thought by itself; None if nothing is left."""
         if not self._tokens and self._index:
             return None
-        return self._cut()
+        return self._cut(len(self._text))
 
-    def _at_boundary(self, text: str) -> bool:
-        kind = self._settings.boundary
-        if kind == "line":
-            return "\n" in text
-        if kind == "paragraph":
-            return "\n\n" in self._text[-len(text) - 1:]
-        return text[-1:].isspace() or text[:1].isspace()
+    def _end_before(self, text: str) -> int:
+        """Where a step that is long enough ends, given the text that comes next; 0: nowhere yet.
 
-    def _overdue(self, text: str) -> bool:
-        return self._tokens >= max(self._settings.max_tokens, self._need) and text[:1].isspace()
+        Between two words; in a script without spaces, when it is twice too long, between two characters.
+        """
+        settings = self._settings
+        limit = settings.min_tokens if settings.boundary == "tokens" else settings.max_tokens
+        longest = max(self._need, limit)
+        if self._tokens < longest or not self._text:
+            return 0
+        if text[:1].isspace() or self._text[-1].isspace():
+            return len(self._text)
+        return len(safe_cut(self._text, text)) if self._tokens >= 2 * longest else 0
 
-    def _cut(self) -> Checkpoint:
+    def _line_end(self, before: int) -> int | None:
+        """Where the last line or paragraph ends that was completed behind `before`; None: nowhere."""
+        mark = {"line": "\n", "paragraph": "\n\n"}.get(self._settings.boundary)
+        if mark is None:
+            return None
+        at = self._text.rfind(mark, max(0, before - len(mark) + 1))
+        return None if at < 0 else at + len(mark)
+
+    def _cut(self, end: int) -> Checkpoint:
         self._index += 1
         self._used += self._tokens
-        self._done += self._text
+        done, self._text = self._text[:end], self._text[end:]
+        self._done += done
         point = Checkpoint(
-            index=self._index, tokens=self._tokens, tokens_used=self._used, text=self._text, prefix=self._done
+            index=self._index, tokens=self._tokens, tokens_used=self._used, text=done, prefix=self._done
         )
-        self._text, self._tokens = "", 0
+        self._tokens = 0
         self._need *= self._settings.growth
         return point

@@ -13,6 +13,7 @@ from suffice.gateway import auth, pages
 from suffice.gateway.chat import chat
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of
+from suffice.gateway.intake import check_host
 
 Handler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
 
@@ -63,15 +64,17 @@ class App:
         await endpoint.handler(self.gateway, scope, receive, send)
 
     def _verdict(self, scope: Scope, endpoint: Endpoint | None) -> BadRequest | None:
-        """Default: refused. Path, then method, then key."""
+        """Default: refused. Path, then method, then host, then key."""
         if endpoint is None:
             return BadRequest(f"no such path: {scope['path'][:200]}", status=404, code="not_found")
         if scope["method"] != endpoint.method:
-            return BadRequest(f"this path answers {endpoint.method} only", status=405, code="method_not_allowed")
-        if endpoint.public:
-            return None
+            message = f"this path answers {endpoint.method} only"
+            return BadRequest(message, status=405, code="method_not_allowed")
+        headers = headers_of(scope)
         try:
-            auth.check(headers_of(scope), self.gateway.api_keys)
+            check_host(headers)
+            if not endpoint.public:
+                auth.check(headers, self.gateway.api_keys)
         except BadRequest as error:
             return error
         return None

@@ -23,7 +23,8 @@ def check(headers: list[tuple[str, str]], keys: Sequence[str]) -> None:
         kind, _, key = given[0].partition(" ")
         if kind.lower() == "bearer" and key and " " not in key and _known(key, keys):
             return
-    raise BadRequest("authorization: needs 'Bearer KEY' with a key of this gateway", status=401, code="invalid_api_key")
+    message = "authorization: needs 'Bearer KEY' with a key of this gateway"
+    raise BadRequest(message, status=401, code="invalid_api_key")
 
 
 def _known(key: str, keys: Sequence[str]) -> bool:

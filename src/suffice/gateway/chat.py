@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 
-import msgspec
-
 from suffice.episode.ledger import Ledger
 from suffice.episode.samples import Refusal
 from suffice.errors import BadRequest, UpstreamError, UpstreamTimeout
@@ -28,13 +26,14 @@ from suffice.gateway.exchange import (
     read_body,
     supervise,
 )
-from suffice.gateway.intake import Intake, check_content_type, check_headers, read_chat
+from suffice.gateway.intake import Intake, check_body_headers, read_chat
 from suffice.gateway.relay import forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import draw_audit, question_key
-from suffice.store.events import RequestEnded, RequestSeen
-from suffice.telemetry import LOG
-from suffice.types import EndReason, Request
+from suffice.store.events import Event, RequestEnded, RequestSeen
+from suffice.telemetry import LOG, Metrics
+from suffice.types import EndReason, Outcome, Request
+from suffice.upstream.wire import encode_json
 
 CHAT_PATH = "/v1/chat/completions"
 
@@ -51,48 +50,60 @@ class Admitted:
 
 
 async def chat(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one chat request."""
+    """Serve one chat request; whatever happens, write exactly one outcome."""
     started = gw.monotonic_s()
     episode_id = gw.new_id()
     exchange = Exchange(send, [("x-suffice-episode-id", episode_id)], gw.monotonic_s)
-    headers = headers_of(scope)
     gw.metrics.inc("suffice_live_requests")
     ledger: Ledger | None = None
-    end: EndReason = "done"
+    end: EndReason = "internal_error"
     try:
-        try:
-            check_headers(headers)
-            check_content_type(headers)
-            raw = await read_body(receive, gw.settings.server.max_body_bytes)
-            admitted = admit(gw, episode_id, read_chat(raw, gw.settings.server), headers)
-        except BadRequest as error:
-            ledger, end = _unread(gw, episode_id, started), "rejected"
-            await exchange.refuse(error)
-            return
-        except ClientGone:
-            ledger, end = _unread(gw, episode_id, started), "client_left"
-            return
+        admitted = await _admitted(gw, episode_id, headers_of(scope), receive)
         ledger = Ledger(admitted.request, started)
         exchange.own_headers += _reply_headers(admitted.request)
-        gw.log.append(RequestSeen(admitted.request))
+        _append(gw, RequestSeen(admitted.request), ledger)
         end = await _serve(gw, admitted, ledger, receive, exchange)
+    except BadRequest as error:
+        end = "rejected"
+        await exchange.refuse(error)
+    except ClientGone:
+        end = "client_left"
     except asyncio.CancelledError:
         end = "lost"  # the server is going down with this request in it
         raise
+    except Exception as error:  # noqa: BLE001 - the last fence: the client gets a clean error, we get a record
+        await _apologise(exchange, episode_id, error)
     finally:
         gw.metrics.inc("suffice_live_requests", by=-1)
-        if ledger is not None:
-            ledger.status, ledger.first_byte_s = exchange.status, exchange.first_byte_s
-            _close(gw, ledger, end)
+        if ledger is None:
+            request = _blank(gw, episode_id, None, "unreadable")
+            ledger = Ledger(request, started)
+            _append(gw, RequestSeen(request), ledger)
+        ledger.status, ledger.first_byte_s = exchange.status, exchange.first_byte_s
+        _close(gw, ledger, end)
+
+
+async def _admitted(
+    gw: Gateway, episode_id: str, headers: list[tuple[str, str]], receive: Receive
+) -> Admitted:
+    limits = gw.settings.server
+    check_body_headers(headers, limits.max_body_bytes)
+    raw = await read_body(receive, limits.max_body_bytes)
+    return admit(gw, episode_id, read_chat(raw, limits), headers)
+
+
+async def _apologise(exchange: Exchange, episode_id: str, error: Exception) -> None:
+    LOG.error("episode %s: internal error (%s)", episode_id, type(error).__name__)
+    LOG.debug("the same, with its traceback", exc_info=True)  # may quote what a client sent: debug only
+    await exchange.fail(500, "internal error of the gateway", "internal_error", kind="server_error")
 
 
 async def _serve(
     gw: Gateway, admitted: Admitted, ledger: Ledger, receive: Receive, exchange: Exchange
 ) -> EndReason:
     """Run the request under the eye of its client; say how it ended."""
-    work = _answer(gw, admitted, ledger, exchange)
     try:
-        left = await supervise(work, receive, exchange)
+        left = await supervise(_answer(gw, admitted, ledger, exchange), receive, exchange)
     except Refusal as refusal:
         if exchange.status:
             await exchange.fail(502, str(refusal), refusal.code)
@@ -105,11 +116,9 @@ async def _serve(
         gw.metrics.inc("suffice_upstream_errors_total", error.code)
         await exchange.fail(error.status, str(error), error.code)
         return "timeout" if isinstance(error, UpstreamTimeout) else "upstream_error"
-    except Exception as error:  # noqa: BLE001 - the last fence: the client gets a clean error, we get a record
-        LOG.error("episode %s: internal error (%s)", ledger.request.episode_id, type(error).__name__)
-        LOG.debug("the same, with its traceback", exc_info=True)  # may quote what a client sent: debug only
+    except Exception as error:  # noqa: BLE001 - as above, with what was spent so far on record
         ledger.fail_open("gateway")
-        await exchange.fail(500, "internal error of the gateway", "internal_error")
+        await _apologise(exchange, ledger.request.episode_id, error)
         return "internal_error"
     return "client_left" if left else "done"
 
@@ -117,19 +126,26 @@ async def _serve(
 async def _answer(gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exchange) -> None:
     request, intake = admitted.request, admitted.intake
     client = gw.upstreams[admitted.upstream]
+    body = forwarded(intake.raw, intake.body, changed=intake.changed)
     if request.ungoverned is not None or admitted.route is None:
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "no_route")
-        body = forwarded(intake.raw, intake.body, changed=intake.changed)
         await pass_through(exchange, client, CHAT_PATH, body, admitted.headers, ledger)
         return
     job = govern.Job(
         gw=gw, route=admitted.route, client=client, intake=intake, headers=admitted.headers,
         ledger=ledger, exchange=exchange,
     )  # fmt: skip
-    if request.kind == "samples":
-        await govern.samples(job)
-    else:
-        await govern.reasoning(job)
+    try:
+        await (govern.samples if request.kind == "samples" else govern.reasoning)(job)
+    except UpstreamError:
+        raise
+    except Exception as error:
+        if exchange.status:
+            raise  # something was sent: a second answer cannot follow it
+        # A broken optimiser costs tokens, never an answer: ask again, without any of our own code.
+        LOG.error("episode %s: governing failed (%s)", request.episode_id, type(error).__name__)
+        ledger.forget_run("govern")
+        await pass_through(exchange, client, CHAT_PATH, body, admitted.headers, ledger, purpose="rerun")
 
 
 def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str, str]]) -> Admitted:
@@ -139,7 +155,8 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
     found = route.find(gw.routes, model=intake.model, asked=asked)
     if asked is not None and found is None:
         known = ", ".join(r.name for r in gw.routes) or "none"
-        raise BadRequest(f"x-suffice-route: unknown route {asked[:80]!r}; known: {known}", code="unknown_route")
+        message = f"x-suffice-route: unknown route {asked[:80]!r}; known: {known}"
+        raise BadRequest(message, code="unknown_route")
     _check_version(intake, named, found)
     if found is not None and found.settings.model is not None and found.settings.model != intake.model:
         intake.body["model"] = found.settings.model
@@ -173,7 +190,7 @@ def _request(
     samples = route.n_samples(found, intake.options)
     reason = route.ungoverned(found, intake.body, samples)
     unit = gw.lots.unit(
-        named=intake.options.get("conversation_id") or named.get("x-conversation-id") or named.get("idempotency-key"),
+        named=intake.options.get("conversation_id") or _conversation(named),
         body=intake.raw, caller=named.get("authorization", ""), now_s=gw.monotonic_s(),
     )  # fmt: skip
     share = gw.share(found) if reason is None else 0.0
@@ -185,9 +202,13 @@ def _request(
         episode_id=episode_id, route=found.name, kind=found.settings.kind, mode=found.settings.mode,
         model=intake.model, stream=intake.stream, n_samples=samples, audit=lot.audit,
         propensity=lot.propensity, policy_version=found.policy_version, certified=found.certified,
-        question_key=question_key(msgspec.json.encode(intake.body.get("messages")).decode(), salt=gw.salt),
+        question_key=question_key(encode_json(intake.body.get("messages")).decode(), salt=gw.salt),
         ungoverned=reason, received_at_s=gw.wall_s(),
     )  # fmt: skip
+
+
+def _conversation(named: dict[str, str]) -> str | None:
+    return named.get("x-conversation-id") or named.get("idempotency-key")
 
 
 def _blank(gw: Gateway, episode_id: str, intake: Intake | None, reason: str) -> Request:
@@ -200,12 +221,6 @@ def _blank(gw: Gateway, episode_id: str, intake: Intake | None, reason: str) -> 
     )  # fmt: skip
 
 
-def _unread(gw: Gateway, episode_id: str, started_s: float) -> Ledger:
-    request = _blank(gw, episode_id, None, "unreadable")
-    gw.log.append(RequestSeen(request))
-    return Ledger(request, started_s)
-
-
 def _reply_headers(request: Request) -> list[tuple[str, str]]:
     return [
         ("x-suffice-route", request.route),
@@ -214,23 +229,28 @@ def _reply_headers(request: Request) -> list[tuple[str, str]]:
     ]
 
 
+def _append(gw: Gateway, event: Event, ledger: Ledger) -> None:
+    """Hand an event to the log; a log that refuses or fails costs the record, never the answer."""
+    try:
+        kept = gw.log.append(event)
+    except Exception as error:  # noqa: BLE001 - see above
+        LOG.error("the event log failed (%s)", type(error).__name__)
+        ledger.fail_open("log")
+        kept = False
+    if not kept:
+        gw.metrics.inc("suffice_events_dropped_total")
+
+
 def _close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
     """Write the one outcome, and count what it says."""
-    if end in ("client_left", "timeout", "internal_error", "rejected", "upstream_error"):
+    if end != "done":
         ledger.end_reason = end
     outcome = ledger.close(now_s=gw.monotonic_s(), default=end)
-    if not gw.log.append(RequestEnded(outcome)):
-        gw.metrics.inc("suffice_events_dropped_total")
+    _append(gw, RequestEnded(outcome), ledger)
     request, metrics = ledger.request, gw.metrics
     metrics.inc("suffice_requests_total", request.route, request.mode, outcome.end_reason)
-    for call in outcome.calls:
-        metrics.inc("suffice_upstream_calls_total", request.route, call.purpose)
-    if outcome.usage is not None:
-        metrics.inc("suffice_tokens_total", request.route, "input", by=outcome.usage.prompt_tokens)
-        metrics.inc("suffice_tokens_total", request.route, "output", by=outcome.usage.completion_tokens)
-    metrics.inc("suffice_tokens_total", request.route, "probe", by=outcome.overhead.probe_tokens)
-    metrics.inc("suffice_tokens_total", request.route, "extra_input", by=outcome.overhead.extra_prompt_tokens)
-    for site in outcome.degraded:
+    _count_tokens(metrics, request.route, outcome)
+    for site in ledger.degraded:
         metrics.inc("suffice_failopen_total", site)
     if outcome.stopped:
         method = outcome.finish_method or "none"
@@ -239,6 +259,17 @@ def _close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
             metrics.observe("suffice_handover_seconds", outcome.handover_ms / 1e3, method)
     if outcome.ttft_s is not None:
         metrics.observe("suffice_ttft_seconds", outcome.ttft_s, request.route)
-    if request.ungoverned is None and outcome.end_reason == "done" and outcome.usage is not None:
-        full = gw.full_runs.setdefault(request.route, FullRuns())
-        full.add(outcome.usage.completion_tokens)
+    # Runs that a policy merely did not stop are the hard ones: only those that it could not stop count.
+    is_full = request.ungoverned is None and (request.mode != "enforce" or request.audit)
+    if is_full and outcome.end_reason == "done" and outcome.usage is not None:
+        gw.full_runs.setdefault(request.route, FullRuns()).add(outcome.usage.completion_tokens)
+
+
+def _count_tokens(metrics: Metrics, route_name: str, outcome: Outcome) -> None:
+    for call in outcome.calls:
+        metrics.inc("suffice_upstream_calls_total", route_name, call.purpose)
+    if outcome.usage is not None:
+        metrics.inc("suffice_tokens_total", route_name, "input", by=outcome.usage.prompt_tokens)
+        metrics.inc("suffice_tokens_total", route_name, "output", by=outcome.usage.completion_tokens)
+    metrics.inc("suffice_tokens_total", route_name, "probe", by=outcome.overhead.probe_tokens)
+    metrics.inc("suffice_tokens_total", route_name, "extra_input", by=outcome.overhead.extra_prompt_tokens)

@@ -15,6 +15,7 @@ from suffice.telemetry import Metrics
 from suffice.upstream.client import UpstreamClient
 
 LOT_MEMORY_S = 600.0
+LOT_MEMORY_ENTRIES = 500_000  # more than that within ten minutes: the oldest are forgotten early
 MIN_AUDITS = 20  # full runs seen before a saving is estimated from them
 
 
@@ -44,13 +45,18 @@ class LotKeys:
         """
         if named:
             return f"id:{named}"
+        self._forget(now_s)
         digest = hashlib.blake2b(caller.encode() + b"\0" + body, digest_size=16).hexdigest()
-        first = self._seen.get(digest)
-        if first is None or now_s - first > LOT_MEMORY_S:
-            if len(self._seen) > 100_000:
-                self._seen = {k: t for k, t in self._seen.items() if now_s - t <= LOT_MEMORY_S}
-            first = self._seen[digest] = now_s
+        first = self._seen.setdefault(digest, now_s)
         return f"body:{digest}:{first!r}"
+
+    def _forget(self, now_s: float) -> None:
+        """Drop what is too old, oldest first; O(1) a request, because entries stand in order of time."""
+        while self._seen:
+            oldest = next(iter(self._seen))
+            if now_s - self._seen[oldest] <= LOT_MEMORY_S and len(self._seen) < LOT_MEMORY_ENTRIES:
+                return
+            del self._seen[oldest]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 from suffice.gateway.exchange import Exchange
 from suffice.upstream.assemble import Assembler
-from suffice.upstream.wire import DONE_DATA, Frame
+from suffice.upstream.wire import DONE_DATA, Frame, encode_json
 
 
 class StreamDelivery:
@@ -20,6 +18,10 @@ class StreamDelivery:
     async def frames(self, frames: Sequence[Frame]) -> None:
         """Send whole frames."""
         await self._exchange.body(b"".join([f.raw for f in frames]))
+
+    def can_begin_again(self) -> bool:
+        """What was sent cannot be taken back."""
+        return False
 
     async def end(self) -> None:
         """Complete the answer."""
@@ -42,8 +44,12 @@ class BodyDelivery:
             if frame.data is not None and frame.data != DONE_DATA:
                 self._assembler.add(frame.data)
 
+    def can_begin_again(self) -> bool:
+        """Nothing was sent yet: another run may take the place of this one."""
+        return not self._exchange.status
+
     async def end(self) -> None:
         """Send the body."""
         if not self._exchange.complete:
-            body = msgspec.json.encode(self._assembler.result())
+            body = encode_json(self._assembler.result())
             await self._exchange.json(self._status, body, self._headers)

@@ -6,11 +6,12 @@ It knows ASGI messages and OpenAI's error shape; it refuses to know routes, poli
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any
 
 from suffice.errors import BadRequest, TooLarge
-from suffice.upstream.wire import DONE, PING, error_body, error_frame
+from suffice.upstream.wire import PING, error_body, error_frame
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -19,10 +20,11 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a header's value: no server may send it
 SSE_HEADERS = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
 
 
-class ClientGone(Exception):  # noqa: N818 - not an error: people close tabs
+class ClientGone(Exception):
     """The client hung up before its request was complete."""
 
 
@@ -65,7 +67,10 @@ class Exchange:
         ours = {k for k, _ in self.own_headers}
         sent = [*((k, v) for k, v in headers if k.lower() not in ours), *self.own_headers]
         self.status, self.events = status, events
-        raw = [(k.lower().encode("latin-1"), v.encode("latin-1", "replace")) for k, v in sent]
+        raw = [
+            (k.lower().encode("latin-1", "replace"), v.encode("latin-1", "replace"))
+            for k, v in sent if not _CONTROL.search(v)
+        ]  # fmt: skip
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
@@ -88,16 +93,18 @@ class Exchange:
         kind = "authentication_error" if error.status == 401 else "invalid_request_error"
         await self.json(error.status, error_body(str(error), kind, error.param, error.code), headers)
 
-    async def fail(self, status: int, message: str, code: str) -> None:
-        """Tell the client of a failure: a status before the first byte, an error frame after it."""
+    async def fail(self, status: int, message: str, code: str, *, kind: str = "upstream_error") -> None:
+        """Tell the client of a failure: a status before the first byte, one error frame after it.
+
+        A plain body that has begun is left incomplete: the server then closes the connection, which is
+        the only honest end of a torn answer.
+        """
         if self.complete:
             return
         if not self.status:
-            await self.json(status, error_body(message, "upstream_error", None, code))
+            await self.json(status, error_body(message, kind, None, code))
         elif self.events:
-            await self.body(error_frame(message, "upstream_error", code) + DONE, more=False)
-        else:
-            raise ConnectionResetError(message)  # a cut body is the only honest end of a plain answer
+            await self.body(error_frame(message, kind, code), more=False)
 
 
 async def keep_alive(exchange: Exchange, every_s: float, monotonic_s: Callable[[], float]) -> None:
@@ -122,7 +129,11 @@ async def until_gone(receive: Receive) -> None:
 
 
 async def supervise(work: Coroutine[Any, Any, None], receive: Receive, exchange: Exchange) -> bool:
-    """Run `work`; cancel it when the client leaves before its answer is complete. True: it left."""
+    """Run `work`; cancel it when the client leaves before its answer is complete. True: it left.
+
+    Returns only when `work` has ended, also when it is cancelled itself: whoever closes the books
+    afterwards closes them once.
+    """
     task = asyncio.create_task(work)
     watch = asyncio.create_task(until_gone(receive))
     left = False
@@ -133,11 +144,12 @@ async def supervise(work: Coroutine[Any, Any, None], receive: Receive, exchange:
             task.cancel()
         await asyncio.wait({task})
     finally:
-        for one in (task, watch):
-            if not one.done():
-                one.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
+        task.cancel()
+        watch.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+    if left:
+        return True  # what went wrong on the way out interests nobody any more
     if task.cancelled():
-        return left
+        raise RuntimeError("the work of a request was cancelled although its client is there")
     task.result()
-    return left
+    return False

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from suffice.episode.finish import Continuer
 from suffice.episode.handover import HandOver
@@ -17,7 +15,7 @@ from suffice.episode.loop import FailOpen, run_episode
 from suffice.episode.probe import Prober
 from suffice.episode.reasoning import Delivery, ReasoningRun, Wants, data_frame
 from suffice.episode.report import suffice_object, usage_json
-from suffice.episode.samples import Refusal, SampleRun
+from suffice.episode.samples import SampleRun, refusal
 from suffice.episode.segment import Segmenter
 from suffice.errors import UpstreamProtocol
 from suffice.gateway.context import MIN_AUDITS, Gateway
@@ -29,8 +27,8 @@ from suffice.policy.rules import FixedBudget
 from suffice.settings import Probe
 from suffice.signals.observe import Observer
 from suffice.types import Decision, Purpose, Signals, Step
-from suffice.upstream.client import Call, UpstreamClient, governed_headers
-from suffice.upstream.wire import DONE
+from suffice.upstream.client import UpstreamClient, governed_headers
+from suffice.upstream.wire import DONE, encode_json
 
 CHAT_PATH = "/v1/chat/completions"
 
@@ -55,10 +53,12 @@ class Job:
 
 def observer(job: Job) -> Callable[[Step], Signals]:
     """The route's signals, guarded: when they fail, nothing is known and the run goes on."""
-    folds = Observer(job.route.needs, job.route.settings.kind)
+    folds: Observer | None = None
 
     def observe(step: Step) -> Signals:
+        nonlocal folds
         try:
+            folds = folds or Observer(job.route.needs, job.route.settings.kind)
             return folds.observe(step)
         except Exception:  # noqa: BLE001 - broken signals cost tokens, never an answer
             job.ledger.fail_open("signals")
@@ -91,19 +91,22 @@ async def reasoning(job: Job) -> None:
     _arm(job, body, continuer, probe)
     policy = FailOpen(job.route.policy, ledger.fail_open)
     async with _pinged(job), _open_run(job, body, continuer, purpose="main") as run:
-        verdict = await run_episode(
-            run.steps(), observer(job), policy, recorder(job, lambda: run.may_stop() and bool(continuer.methods))
-        )
+
+        def may_stop() -> bool:
+            return bool(continuer.methods) and run.may_stop() and not run.leaves_stop_to_engine
+
+        verdict = await run_episode(run.steps(), observer(job), policy, recorder(job, may_stop))
         if verdict is None:
             return
         _estimate_saved(job, verdict.signals.tokens_used)
         cap = job.intake.body.get("max_completion_tokens") or job.intake.body.get("max_tokens")
         await HandOver(
-            run=run, continuer=continuer, ledger=ledger, rerun=lambda: _open_run(job, body, continuer, purpose="rerun"),
+            run=run, continuer=continuer, ledger=ledger,
+            rerun=lambda: _open_run(job, body, continuer, purpose="rerun"),
             max_tokens=cap if isinstance(cap, int) and cap > 0 else None,
             handover_ms=route.handover_ms, buffer_bytes=route.handover_buffer_bytes,
             monotonic_s=job.gw.monotonic_s,
-        ).carry_out(run.thought_at(verdict.step.index))  # fmt: skip
+        ).carry_out(*run.thought_at(verdict.step.index))  # fmt: skip
 
 
 @asynccontextmanager
@@ -113,10 +116,12 @@ async def _open_run(
     """Open the client's request upstream and begin the client's answer."""
     settings, ledger, exchange = job.client.settings, job.ledger, job.exchange
     account = ledger.open_call(purpose)
-    account.cancelled = True  # until its end has been seen
-    async with job.client.open(CHAT_PATH, msgspec.json.encode(body), governed_headers(job.headers)) as call:
+    async with job.client.open(CHAT_PATH, encode_json(body), governed_headers(job.headers)) as call:
         if call.status != 200 or call.content_type != "text/event-stream":
-            raise await _refusal(call)
+            raise await refusal(call)
+        if call.is_encoded:
+            raise UpstreamProtocol("the upstream compressed a stream that was asked for as it is")
+        account.began = True
         delivery: Delivery
         if job.intake.stream:
             if not exchange.status:
@@ -138,7 +143,8 @@ async def _open_run(
         )  # fmt: skip
         run.hidden_thought = purpose == "rerun" and job.intake.stream
         run.budget = body.get("reasoning_budget_tokens") if _arms(job, continuer) else None
-        yield run
+        async with aclosing(run):
+            yield run
 
 
 def _probes(job: Job) -> bool:
@@ -165,15 +171,6 @@ def _arm(job: Job, body: dict[str, Any], continuer: Continuer, probe: Probe) -> 
 
 def _arms(job: Job, continuer: Continuer) -> bool:
     return job.may_act and continuer.methods[:1] == ("native",)
-
-
-async def _refusal(call: Call) -> Exception:
-    """What an answer means that is no stream: the upstream's own error, or a broken protocol."""
-    if 400 <= call.status < 600:
-        return Refusal(call.status, call.content_type, await call.read_all(), call.headers)
-    if 300 <= call.status < 400:
-        return UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
-    return UpstreamProtocol(f"the upstream answered with {call.content_type!r} where a stream was asked for")
 
 
 def _estimate_saved(job: Job, tokens_used: int) -> None:
@@ -215,7 +212,8 @@ async def samples(job: Job) -> None:
     )  # fmt: skip
     policy = FailOpen(job.route.policy, ledger.fail_open)
     async with _pinged(job):
-        verdict = await run_episode(run.steps(), observer(job), policy, recorder(job, lambda: len(run.seen) < n))
+        record = recorder(job, lambda: len(run.seen) < n)
+        verdict = await run_episode(run.steps(), observer(job), policy, record)
         body = run.result()
         if verdict is not None:
             ledger.stopped, ledger.finish_method = True, "vote"
@@ -235,7 +233,7 @@ async def _deliver_vote(job: Job, body: dict[str, Any]) -> None:
     if ledger.stopped or job.intake.has_options or ledger.warnings:
         body["suffice"] = suffice_object(ledger)
     if not job.intake.stream:
-        await exchange.json(200, msgspec.json.encode(body))
+        await exchange.json(200, encode_json(body))
         return
     if not exchange.status:
         await exchange.start(200, SSE_HEADERS, events=True)

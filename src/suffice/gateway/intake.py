@@ -38,21 +38,24 @@ class Intake:
     wants_usage: bool              # a usage chunk in the stream
 
 
-def check_headers(headers: list[tuple[str, str]]) -> None:
-    """Refuse hosts and encodings that could mean two things. Raises BadRequest."""
+def check_host(headers: list[tuple[str, str]]) -> None:
+    """Refuse hosts that could mean two things. Raises BadRequest."""
     hosts = [v for k, v in headers if k == "host"]
     if len(hosts) > 1 or any(not _HOST.fullmatch(h) for h in hosts):
         raise BadRequest("Host header: must be one plain host name with an optional port", code="bad_host")
+
+
+def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None:
+    """Refuse a body by what its headers say of it, before any of it is read. Raises BadRequest."""
     encoding = next((v for k, v in headers if k == "content-encoding"), "identity")
     if encoding.strip().lower() not in ("", "identity"):
         raise BadRequest(
             "content-encoding: compressed request bodies are not accepted; send the JSON as it is",
             status=415, code="unsupported_encoding",
         )  # fmt: skip
-
-
-def check_content_type(headers: list[tuple[str, str]]) -> None:
-    """The body must be declared as JSON, or not at all. Raises BadRequest 415."""
+    length = next((v for k, v in headers if k == "content-length"), "0")
+    if length.isdecimal() and int(length[:20]) > limit_bytes:
+        raise TooLarge(f"body: longer than {limit_bytes} bytes")
     kind = next((v for k, v in headers if k == "content-type"), "application/json")
     if kind.split(";")[0].strip().lower() not in ("application/json", ""):
         raise BadRequest("content-type: must be application/json", status=415, code="unsupported_media_type")
@@ -95,8 +98,9 @@ def _decode_slowly(raw: bytes) -> Any:
         raise BadRequest("body: begins with a byte order mark; send plain UTF-8", code="bad_encoding")
     try:
         return json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
-        )
+            text, object_pairs_hook=_unique,
+            parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded,
+        )  # fmt: skip
     except RecursionError:
         raise BadRequest("body: is nested too deeply", code="too_deep") from None
     except json.JSONDecodeError as error:
@@ -129,7 +133,8 @@ def _bounded(text: str) -> int | float:
 
 def _keys_and_depth(body: dict[str, Any], limit: int) -> int:
     """Count all keys; refuse nesting beyond `limit`."""
-    n_keys, level, depth = 0, [body], 1
+    n_keys, depth = 0, 1
+    level: list[Any] = [body]
     while level:
         if depth > limit:
             raise BadRequest(f"body: is nested deeper than {limit} levels", code="too_deep")
@@ -179,12 +184,12 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for key in options:
         if key not in KNOWN_OPTIONS:
             known = ", ".join(KNOWN_OPTIONS)
-            raise BadRequest(f"suffice.{key[:80]}: unknown option; known: {known}", param=f"suffice.{key[:80]}")
-    samples = options.get("samples")
-    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or not 1 <= samples <= 256):
+            raise BadRequest(f"suffice.{key[:80]}: unknown option; known: {known}", param="suffice")
+    samples = 1 if options.get("samples") is None else options["samples"]
+    if not isinstance(samples, int) or isinstance(samples, bool) or not 1 <= samples <= 256:
         raise BadRequest("suffice.samples: must be a whole number from 1 to 256", param="suffice.samples")
     for key in ("policy_version", "conversation_id"):
-        if not isinstance(options.get(key, ""), str):
+        if not isinstance(options.get(key), str | None):
             raise BadRequest(f"suffice.{key}: must be a string", param=f"suffice.{key}")
 
 

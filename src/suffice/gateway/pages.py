@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from suffice.errors import BadRequest, StoreError, StoreFull, UpstreamError
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
-from suffice.gateway.intake import check_content_type, check_headers, parse_json
+from suffice.gateway.intake import check_body_headers, parse_json
 from suffice.store.events import FeedbackGiven
 from suffice.types import Feedback
 from suffice.upstream.client import UpstreamClient
@@ -19,16 +19,17 @@ from suffice.upstream.wire import error_body
 
 MODELS_TIMEOUT_S = 10.0
 COMMENT_LIMIT_CHARS = 10_000
+FEEDBACK_LIMIT_BYTES = 256 * 1024
 
 
-async def models(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+async def models(gw: Gateway, scope: Scope, _receive: Receive, send: Send) -> None:
     """`GET /v1/models`: the upstream's own answer; with several upstreams, their lists joined."""
     exchange = Exchange(send, [], gw.monotonic_s)
     headers = [(k, v) for k, v in headers_of(scope) if k != "authorization" or not gw.api_keys]
     found = await asyncio.gather(*(_models_of(c, headers) for c in gw.upstreams.values()))
     good = [body for status, body in found if status == 200]
     if len(found) == 1 or not good:
-        status, body = found[0] if found else (502, error_body("no upstream is configured", "upstream_error"))
+        status, body = found[0]
         await exchange.json(status, body)
         return
     merged: dict[str, Any] = {}
@@ -54,9 +55,8 @@ async def feedback(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> N
     exchange = Exchange(send, [], gw.monotonic_s)
     headers = headers_of(scope)
     try:
-        check_headers(headers)
-        check_content_type(headers)
-        raw = await read_body(receive, 256 * 1024)
+        check_body_headers(headers, FEEDBACK_LIMIT_BYTES)
+        raw = await read_body(receive, FEEDBACK_LIMIT_BYTES)
         given = read_feedback(parse_json(raw, gw.settings.server))
         receipt = await gw.log.append_durable(FeedbackGiven(given))
     except ClientGone:
@@ -67,7 +67,8 @@ async def feedback(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> N
     except StoreError as error:
         gw.metrics.inc("suffice_feedback_total", "failed")
         status = 507 if isinstance(error, StoreFull) else 503
-        body = error_body(f"feedback was not stored: {error}; send it again", "server_error", None, "store_error")
+        message = f"feedback was not stored: {error}; send it again"
+        body = error_body(message, "server_error", None, "store_error")
         await exchange.json(status, body, [("retry-after", "5")])
     else:
         gw.metrics.inc("suffice_feedback_total", "duplicate" if receipt.duplicate else "accepted")
@@ -89,6 +90,11 @@ def read_feedback(body: dict[str, Any]) -> Feedback:
         _check_text(given, key)
     if "episode_id" not in given and "response_id" not in given:
         raise BadRequest("episode_id or response_id: one of them must name the request", param="episode_id")
+    _check_verdicts(given)
+    return Feedback(**given)
+
+
+def _check_verdicts(given: dict[str, Any]) -> None:
     if not isinstance(given.get("correct", True), bool):
         raise BadRequest("correct: must be true or false", param="correct")
     rating = given.get("rating", 1)
@@ -98,7 +104,6 @@ def read_feedback(body: dict[str, Any]) -> Feedback:
         raise BadRequest("thumbs: must be 'up' or 'down'", param="thumbs")
     if not {"correct", "gold", "answer", "rating", "thumbs", "comment"} & set(given):
         raise BadRequest("feedback: says nothing; give correct, gold, answer, rating, thumbs or comment")
-    return Feedback(**given)
 
 
 def _check_text(given: dict[str, Any], key: str) -> None:
@@ -110,18 +115,18 @@ def _check_text(given: dict[str, Any], key: str) -> None:
         raise BadRequest(f"{key}: must not hold NUL characters", param=key)
 
 
-async def health(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+async def health(gw: Gateway, _scope: Scope, _receive: Receive, send: Send) -> None:
     """`GET /healthz`: the process answers."""
     await Exchange(send, [], gw.monotonic_s).json(200, b'{"status":"ok"}')
 
 
-async def ready(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+async def ready(gw: Gateway, _scope: Scope, _receive: Receive, send: Send) -> None:
     """`GET /readyz`: start-up is over and shutdown has not begun."""
     body = b'{"status":"ready"}' if gw.ready else b'{"status":"not ready"}'
     await Exchange(send, [], gw.monotonic_s).json(200 if gw.ready else 503, body)
 
 
-async def metrics(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+async def metrics(gw: Gateway, _scope: Scope, _receive: Receive, send: Send) -> None:
     """`GET /metrics`: Prometheus text; rendered in a thread, because a large one takes time."""
     body = await asyncio.to_thread(generate_latest, gw.metrics.registry)
     exchange = Exchange(send, [], gw.monotonic_s)

@@ -1,68 +1,133 @@
 """Pass-through: bytes in, the same bytes out, and what can be learned from their tail.
 
-Used for everything that is not governed. Nothing is parsed while it streams; when the answer is
-complete, the last bytes are searched for the usage, so that each request still has its record.
+Used for everything that is not governed. Nothing is parsed while it streams; events leave whole, so
+that an error can follow a stream that broke off. When the answer is complete, its last bytes are
+searched for the usage, so that each request still has its record.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
-
-import msgspec
 
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.reading import note_usage
 from suffice.errors import UpstreamProtocol
 from suffice.gateway.exchange import Exchange
-from suffice.upstream.client import Headers, UpstreamClient
-from suffice.upstream.wire import SseSplitter, decode_chunk
+from suffice.types import Purpose
+from suffice.upstream.client import Call, Headers, UpstreamClient
+from suffice.upstream.wire import Chunk, SseSplitter, decode_chunk, encode_json, is_given
 
 TAIL_BYTES = 64 * 1024
+HELD_BYTES = 64 * 1024  # a longer event is passed on in parts
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 async def pass_through(
-    exchange: Exchange, client: UpstreamClient, path: str, body: bytes, headers: Headers, ledger: Ledger
+    exchange: Exchange,
+    client: UpstreamClient,
+    path: str,
+    body: bytes,
+    headers: Headers,
+    ledger: Ledger,
+    *,
+    purpose: Purpose = "main",
 ) -> None:
     """Relay one call byte for byte. Raises UpstreamError when there is no answer to relay."""
-    account = ledger.open_call("main")
-    account.cancelled = True  # until its end has been seen
+    account = ledger.open_call(purpose)
     async with client.open(path, body, headers) as call:
-        if 300 <= call.status < 400:
+        if not (200 <= call.status < 300 or 400 <= call.status < 600):
             raise UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
-        events = call.content_type == "text/event-stream"
+        account.began = True
+        # Compressed events are opaque: neither can they be kept whole nor may an error be written among them.
+        events = call.content_type == "text/event-stream" and not call.is_encoded
         await exchange.start(call.status, call.headers, events=events)
-        tail = bytearray()
-        while data := await call.read():
-            await exchange.body(data)
-            tail += data
-            if len(tail) > 2 * TAIL_BYTES:
-                del tail[:-TAIL_BYTES]
+        tail = await (_relay_events if events else _relay_bytes)(exchange, call, account)
         await exchange.body(b"", more=False)
         account.cancelled = False
         if call.status >= 400:
             ledger.end_reason = "upstream_error"
-        note_tail(account, ledger, bytes(tail), events=events)
+        note_tail(account, ledger, tail, events=events)
+        await call.settle()
+
+
+async def _relay_bytes(exchange: Exchange, call: Call, _: CallAccount) -> bytes:
+    tail = bytearray()
+    while data := await call.read():
+        await exchange.body(data)
+        _keep_tail(tail, data)
+    return bytes(tail)
+
+
+async def _relay_events(exchange: Exchange, call: Call, account: CallAccount) -> bytes:
+    tail, held = bytearray(), bytearray()
+    while data := await call.read():
+        _keep_tail(tail, data)
+        if whole := take_whole_events(held, data):
+            # One event a token is a floor; the upstream's own count replaces it at the end.
+            account.received_tokens += whole.count(b'"delta"')
+            await exchange.body(whole)
+    if held:
+        await exchange.body(bytes(held))
+    return bytes(tail)
+
+
+def take_whole_events(held: bytearray, data: bytes) -> bytes:
+    """Add `data` to `held` and take out all that ends with an event's blank line; the rest stays held.
+
+    What is held is never longer than HELD_BYTES: an event beyond that goes out in parts.
+    """
+    held += data
+    ends = [at + len(mark) for mark in _EVENT_ENDS if (at := held.rfind(mark)) >= 0]
+    cut = len(held) if len(held) > HELD_BYTES else max(ends, default=0)
+    whole = bytes(held[:cut])
+    del held[:cut]
+    return whole
+
+
+def _keep_tail(tail: bytearray, data: bytes) -> None:
+    tail += data
+    if len(tail) > 2 * TAIL_BYTES:
+        del tail[:-TAIL_BYTES]
 
 
 def note_tail(account: CallAccount, ledger: Ledger, tail: bytes, *, events: bool) -> None:
-    """Read usage and id from the end of a relayed answer; silence where there are none."""
-    if events:
-        splitter = SseSplitter()
-        frames = splitter.feed(tail) + splitter.close()
-        parts = [f.data for f in frames[-4:] if f.data is not None and f.data != b"[DONE]"]
-    else:
-        parts = [tail]
-    for part in parts:
-        try:
-            chunk = decode_chunk(part)
-        except UpstreamProtocol:
-            continue  # compressed, cut or foreign: nothing to learn
+    """Read usage, id and failure from the end of a relayed answer; silence where there are none."""
+    for chunk in _last_chunks(tail) if events else [_whole_or_usage(tail)]:
         note_usage(account, chunk.usage)
         ledger.response_id = chunk.id or ledger.response_id
+        if events and is_given(chunk.error):
+            ledger.end_reason = "upstream_error"
         for choice in chunk.choices or ():
             ledger.truncated = ledger.truncated or choice.finish_reason == "length"
 
 
+def _last_chunks(tail: bytes) -> list[Chunk]:
+    chunks = []
+    splitter = SseSplitter()
+    for frame in (splitter.feed(tail) + splitter.close())[-4:]:
+        try:
+            chunks.append(decode_chunk(frame.data or b""))
+        except UpstreamProtocol:
+            continue  # [DONE], cut or foreign: nothing to learn
+    return chunks
+
+
+def _whole_or_usage(tail: bytes) -> Chunk:
+    """A whole body, or of a body too long to be kept its usage alone."""
+    try:
+        return decode_chunk(tail)
+    except UpstreamProtocol:
+        pass
+    text = tail.decode("utf-8", "replace")
+    at = text.rfind('"usage":')
+    try:
+        usage, _ = json.JSONDecoder().raw_decode(text[at + 8:].lstrip()) if at >= 0 else (None, 0)
+        return decode_chunk(encode_json({"usage": usage}))
+    except (ValueError, RecursionError, UpstreamProtocol):
+        return Chunk()
+
+
 def forwarded(intake_raw: bytes, body: dict[str, Any], *, changed: bool) -> bytes:
     """The client's own bytes, or the body again when a field had to be taken out."""
-    return msgspec.json.encode(body) if changed else intake_raw
+    return encode_json(body) if changed else intake_raw

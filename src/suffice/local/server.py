@@ -43,7 +43,7 @@ class ServerSpec:
     alias: str = "local"              # the model's name on the wire
     n_parallel: int = 4               # slots: requests that are served at once
     ctx_tokens_per_slot: int = 2048   # prompt and answer together
-    n_threads: int = 2                # more than idle cores is far slower than fewer
+    n_threads: int = 1                # threads wait for each other: one too many is far slower than one too few
 
 
 def template_names() -> tuple[str, ...]:
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--template", default="")
     parser.add_argument("--n-parallel", type=int, default=4)
     parser.add_argument("--ctx", type=int, default=2048, help="tokens of context per slot")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     # The native code writes to descriptor 1 as it likes; the address must not get lost in that.
     address_pipe = os.fdopen(os.dup(1), "w")

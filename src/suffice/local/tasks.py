@@ -1,4 +1,14 @@
-"""draft"""
+"""The demonstration's questions with their prompts: two kinds of run, exact gold, drawn from a seed.
+
+`samples`    short answers for a very small model, asked again and again: capitals, sentiment, sums of
+             two digits, first and last letters, lists. Each prompt shows one or two worked examples.
+`reasoning`  two-step word problems and sums of three or four numbers, for a model that can chain
+             steps. The prompt asks the model to check its result, as many production prompts do, and
+             its worked example does so: the tokens that a stop can save are to a good part those of
+             the check. A prompt without it would leave a stop less to save.
+
+Questions are chosen before any model has seen them and never by what a model answers.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +16,108 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
 
+from suffice.errors import LocalModelError
 from suffice.local.questions import FAMILIES_OF_QUESTIONS, Item
 
 Message = Mapping[str, str]
+
+SEED = 20_26
 SHORT = "Answer with one word or one number."
 THINK = "Think step by step, check the result, and then write only the final number."
-STORY = (
-    {"role": "user", "content": "Lena has 3 bags with 4 nuts each and eats 5 nuts. How many nuts are left?"},
-    {"role": "assistant", "reasoning_content": "3 bags with 4 nuts each: 3 * 4 = 12 nuts.\nLena eats 5 nuts: 12 - 5 = 7 nuts.\nCheck: 7 nuts left and 5 nuts eaten are 7 + 5 = 12 nuts, and 12 / 4 = 3 bags. That is right.\nSo the answer is 7.\n", "content": "7"},
-)
-CHAIN = (
-    {"role": "user", "content": "Calculate 14 + 8 - 5 + 20."},
-    {"role": "assistant", "reasoning_content": "14 + 8 = 22.\n22 - 5 = 17.\n17 + 20 = 37.\nCheck: 37 - 20 = 17, 17 + 5 = 22, 22 - 8 = 14. That is right.\nSo the answer is 37.\n", "content": "37"},
-)
-
-def shot(ask: str, answer: str) -> tuple[Message, Message]:
-    return ({"role": "user", "content": ask}, {"role": "assistant", "content": answer})
-
-EX = {
- "capitals": shot("What is the capital of Iceland?", "Reykjavik"),
- "sentiment": shot("Is this review positive or negative? The tea was lovely.", "positive") + shot("Is this review positive or negative? The chair broke at once.", "negative"),
- "sums": shot("What is 2 + 1?", "3") + shot("What is 6 + 8?","14"),
- "letters": shot('What is the first letter of the word "house"?', "h") + shot('What is the last letter of the word "moon"?',"n"),
- "lists": shot("Which of these is a tool: cup, saw or cheese?", "saw") + shot("Which number is larger, 12 or 93?","93"),
- "stories": STORY, "chains": CHAIN,
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "samples": ("capitals", "sentiment", "sums", "letters", "lists"),
+    "reasoning": ("stories", "chains"),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question as it is sent."""
+
+    id: str
+    task: str                       # the family that it comes from
+    messages: tuple[Message, ...]   # system, worked examples, user
+    gold: str
+    scorer: str
+    max_tokens: int
+    temperature: float
+
+
+def _shown(ask: str, answer: str, thought: str | None = None) -> tuple[Message, Message]:
+    """A worked example: a question and its answer, with the thought where there is one."""
+    told = {"role": "assistant", "content": answer}
+    if thought is not None:
+        told["reasoning_content"] = thought
+    return {"role": "user", "content": ask}, told
+
+
+EXAMPLES: Mapping[str, tuple[Message, ...]] = {
+    "capitals": _shown("What is the capital of Iceland?", "Reykjavik"),
+    "sentiment": (
+        *_shown("Is this review positive or negative? The tea was lovely.", "positive"),
+        *_shown("Is this review positive or negative? The chair broke at once.", "negative"),
+    ),
+    "sums": (*_shown("What is 2 + 1?", "3"), *_shown("What is 6 + 8?", "14")),
+    "letters": (
+        *_shown('What is the first letter of the word "house"?', "h"),
+        *_shown('What is the last letter of the word "moon"?', "n"),
+    ),
+    "lists": (
+        *_shown("Which of these is a tool: cup, saw or cheese?", "saw"),
+        *_shown("Which number is larger, 12 or 93?", "93"),
+    ),
+    "stories": _shown(
+        "Lena has 3 bags with 4 nuts each and eats 5 nuts. How many nuts are left?",
+        "7",
+        "3 bags with 4 nuts each: 3 * 4 = 12 nuts.\nLena eats 5 nuts: 12 - 5 = 7 nuts.\n"
+        "Check: 7 nuts left and 5 nuts eaten are 7 + 5 = 12 nuts, and 12 / 4 = 3 bags. That is right.\n"
+        "So the answer is 7.\n",
+    ),
+    "chains": _shown(
+        "Calculate 14 + 8 - 5 + 20.",
+        "37",
+        "14 + 8 = 22.\n22 - 5 = 17.\n17 + 20 = 37.\n"
+        "Check: 37 - 20 = 17, 17 + 5 = 22, 22 - 8 = 14. That is right.\nSo the answer is 37.\n",
+    ),
+}
+
+
+def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[Question, ...]:
+    """The first `n` questions of a kind: its families in turn, the same for the same seed.
+
+    Raises LocalModelError for an unknown kind or when there are fewer than `n`.
+    """
+    if kind not in FAMILIES:
+        raise LocalModelError(f"questions: unknown kind {kind!r}; known: {', '.join(FAMILIES)}")
+    streams = {task: FAMILIES_OF_QUESTIONS[task](random.Random(f"{seed}:{task}")) for task in FAMILIES[kind]}
+    found = tuple(islice(_in_turn(kind, streams), n))
+    if len(found) < n:
+        raise LocalModelError(f"questions: {kind} has {len(found)} questions, {n} were asked for")
+    return found
+
+
+def _in_turn(kind: str, streams: Mapping[str, Iterator[Item]]) -> Iterator[Question]:
+    """One item of each family after the other, until all are used up."""
+    left = dict(streams)
+    while left:
+        for task in list(left):
+            item = next(left[task], None)
+            if item is None:
+                del left[task]
+            else:
+                yield _question(kind, task, item)
+
+
+def _question(kind: str, task: str, item: Item) -> Question:
+    system: Message = {"role": "system", "content": SHORT if kind == "samples" else THINK}
+    user: Message = {"role": "user", "content": item.ask}
+    return Question(
+        id=item.id,
+        task=task,
+        messages=(system, *EXAMPLES[task], user),
+        gold=item.gold,
+        scorer="text" if kind == "samples" else "number",
+        max_tokens=12 if kind == "samples" else 220,
+        temperature=0.8 if kind == "samples" else 0.0,
+    )

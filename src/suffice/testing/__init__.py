@@ -1,0 +1,74 @@
+"""Fakes for your own tests: a model server that says what you tell it, and counts what it saw.
+
+>>> import json, urllib.request
+>>> from suffice.testing import Chain, FakeUpstream
+>>> chain = Chain([("two and two ", "3"), ("make four", "4")], final_answer="4")
+>>> with FakeUpstream.in_thread(chain) as fake:
+...     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "2 + 2?"}]})
+...     with urllib.request.urlopen(fake.url + "/v1/chat/completions", body.encode()) as reply:
+...         message = json.load(reply)["choices"][0]["message"]
+>>> message["reasoning_content"], message["content"]
+('two and two make four', '4')
+>>> fake.total_completion_tokens
+7
+"""
+
+from __future__ import annotations
+
+from suffice.testing.chain import Answerer, At, Chain, EchoNonce, FirstFails, Questions, Samples
+from suffice.testing.prompt import cut
+from suffice.testing.reply import (
+    Fault,
+    Reply,
+    RequestSeen,
+    Seen,
+    Spoken,
+    ToolCall,
+    bad_json_frame,
+    die_after,
+    html200,
+    json_for_sse,
+    no_done,
+    no_finish,
+    one_byte,
+    slow_headers,
+    split_bytes,
+    sse_for_json,
+    stall_after,
+    status,
+)
+from suffice.testing.streams import SCRIPTS, Replay, Script
+from suffice.testing.upstream import FakeUpstream
+
+__all__ = [
+    "SCRIPTS",
+    "Answerer",
+    "At",
+    "Chain",
+    "EchoNonce",
+    "FakeUpstream",
+    "Fault",
+    "FirstFails",
+    "Questions",
+    "Replay",
+    "Reply",
+    "RequestSeen",
+    "Samples",
+    "Script",
+    "Seen",
+    "Spoken",
+    "ToolCall",
+    "bad_json_frame",
+    "cut",
+    "die_after",
+    "html200",
+    "json_for_sse",
+    "no_done",
+    "no_finish",
+    "one_byte",
+    "slow_headers",
+    "split_bytes",
+    "sse_for_json",
+    "stall_after",
+    "status",
+]

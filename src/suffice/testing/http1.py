@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 HEAD_LIMIT_BYTES = 64 * 1024
 BODY_LIMIT_BYTES = 64 * 2**20
+CLOSE_S = 1.0   # how long a client may take to read what is left
 
 
 class BadHttp(ValueError):
@@ -131,13 +132,16 @@ class Connection:
         self.writer.transport.abort()
 
     async def close(self) -> None:
-        """Close our side and stop reading."""
+        """Close our side and stop reading. A client that does not take the rest is cut off."""
         self._pump.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._pump
         self.writer.close()
-        with contextlib.suppress(ConnectionError, OSError):
-            await self.writer.wait_closed()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self.writer.wait_closed()
+        except (ConnectionError, OSError):  # a time-out is an OSError too
+            self.writer.transport.abort()
 
 
 class Response:

@@ -126,7 +126,7 @@ class Shape:
         calls = sorted({t.call for t in run.shown if t.channel == "tool"})
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if not self._llama:
-            message |= {"content": None if self._reply.tool_calls and not text else text, "refusal": None}
+            message |= {"content": None if calls and not text else text, "refusal": None}
         if thought:
             message[field] = thought
         if calls:

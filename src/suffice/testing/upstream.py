@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,26 +18,17 @@ import msgspec
 
 from suffice.testing import prompt
 from suffice.testing.chain import Answerer
-from suffice.testing.generate import NotMyThought, Run, Token, count_in
+from suffice.testing.generate import NotMyThought, Run, count_in
 from suffice.testing.http1 import BadHttp, Connection, HttpRequest, Response
-from suffice.testing.reply import Death, Dialect, Fault, Reply, RequestSeen, Seen, merged
+from suffice.testing.reply import Dialect, Reply, RequestSeen, Seen, merged
+from suffice.testing.send import Dies, generate, play, stream, whole
 from suffice.testing.shape import CREATED, Shape
 from suffice.testing.streams import Script
-from suffice.upstream.wire import DONE, encode_frame, encode_json, error_body, error_frame
+from suffice.upstream.wire import encode_json, error_body
 
 _JSON = {"content-type": "application/json"}
-_SSE = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 _COMPLETIONS = ("/chat/completions", "/completions")
-_BAD_FRAME = b"data: {oops\n\n"
 _PAGE = b"<!doctype html><title>Welcome</title><h1>It works!</h1>"
-
-
-class _Dies(Exception):  # noqa: N818  it is a command to the writer of the answer, not an error
-    """The reply's fault says: break off here."""
-
-    def __init__(self, how: Death) -> None:
-        super().__init__(how)
-        self.how = how
 
 
 class FakeUpstream:
@@ -104,6 +95,7 @@ class FakeUpstream:
         self._prompts: dict[str, int] = {}
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._failures: list[Exception] = []
         self.calls: list[Seen] = []
         self.in_flight = 0       # completions being answered now
         self.max_in_flight = 0   # the most at once so far
@@ -147,7 +139,7 @@ class FakeUpstream:
     async def idle(self, timeout_s: float = 5.0) -> None:
         """Wait until no call is running. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
-            while self._is_busy():
+            while self._is_busy():  # noqa: ASYNC110  several calls end on their own; polling is plainest
                 await asyncio.sleep(0.002)
 
     def wait_idle(self, timeout_s: float = 5.0) -> None:
@@ -176,6 +168,8 @@ class FakeUpstream:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._failures and error is None:
+            raise self._failures[0]
 
     @classmethod
     @contextlib.contextmanager
@@ -184,7 +178,7 @@ class FakeUpstream:
         fake = cls(*args, **options)
         ready = threading.Event()
         control: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-        failure: list[BaseException] = []
+        failure: list[Exception] = []
 
         async def host() -> None:
             stop = asyncio.Event()
@@ -196,7 +190,7 @@ class FakeUpstream:
         def run() -> None:
             try:
                 asyncio.run(host())
-            except OSError as error:  # no such address, or the port is taken
+            except Exception as error:  # noqa: BLE001  it is raised again in the caller's thread
                 failure.append(error)
             finally:
                 ready.set()
@@ -204,14 +198,15 @@ class FakeUpstream:
         thread = threading.Thread(target=run, name="fake-upstream", daemon=True)
         thread.start()
         ready.wait()
+        try:
+            if control:
+                yield fake
+        finally:
+            for loop, stop in control:
+                loop.call_soon_threadsafe(stop.set)
+            thread.join()
         if failure:
             raise failure[0]
-        try:
-            yield fake
-        finally:
-            loop, stop = control[0]
-            loop.call_soon_threadsafe(stop.set)
-            thread.join()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -293,12 +288,18 @@ class FakeUpstream:
             return True
         try:
             await handler(seen, out)
-        except _Dies as death:
+        except Dies as death:
             if death.how == "rst":
                 connection.reset()
             return death.how == "error_frame"
         except ConnectionError:
             seen.cancelled = not out.complete
+            return False
+        except Exception as error:  # noqa: BLE001  a test's own function failed: raised when the fake closes
+            self._failures.append(error)
+            seen.error = f"{type(error).__name__}: {error}"
+            if out.status is None:
+                await self._refuse(seen, out, 500, f"fake upstream: {seen.error}", "fake_failed")
             return False
         return out.complete
 
@@ -314,7 +315,7 @@ class FakeUpstream:
         try:
             told = self._scripts.get(seen.request.model) or self._answerer(seen.request)
             if isinstance(told, Script):
-                await _play(told, out)
+                await play(told, out)
                 return
             async with self._slots:
                 await self._reply(seen, out, told)
@@ -326,7 +327,8 @@ class FakeUpstream:
         out.cut_into(fault.piece_bytes)
         await asyncio.sleep(fault.header_delay_s)
         if fault.status is not None:
-            body = fault.status_body or error_body(f"fake upstream: status {fault.status}", code="fake_status")
+            message = f"fake upstream: answers {fault.status} as it was told"
+            body = fault.status_body or error_body(message, code="fake_status")
             await out.whole(fault.status, {**_JSON, **dict(fault.status_headers)}, body)
             return
         if fault.html:
@@ -344,8 +346,9 @@ class FakeUpstream:
         self._live[completion_id] = (seen, runs)
         try:
             streams = fault.force == "sse" or (seen.request.stream and fault.force is None)
-            send = _stream if streams else _whole
-            await send(_generate(seen, reply, fault, runs), runs, shape, fault, out)
+            send = stream if streams else whole
+            async with contextlib.aclosing(generate(seen, reply, fault, runs)) as tokens:
+                await send(tokens, runs, shape, fault, out)
         finally:
             del self._live[completion_id]
 
@@ -381,7 +384,7 @@ class FakeUpstream:
         found = self._live.get(str(seen.body.get("id")))
         answer: dict[str, Any] = {"success": False}
         if seen.body.get("action") != "reasoning_end":
-            await self._refuse(seen, out, 400, "fake upstream: the only action is reasoning_end", "bad_action")
+            await self._refuse(seen, out, 400, "fake upstream: action must be reasoning_end", "bad_action")
             return
         if found is None:
             answer["message"] = "no such completion is running"
@@ -427,89 +430,5 @@ class FakeUpstream:
 
 
 def _n_common(one: Sequence[str], other: Sequence[str]) -> int:
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-async def _generate(
-    seen: Seen, reply: Reply, fault: Fault, runs: list[Run]
-) -> AsyncIterator[tuple[Run, Token]]:
-    """Generate all choices in turn, token by token; count each before anybody can see it."""
-    await asyncio.sleep(reply.first_delay_s)
-    open_runs = list(runs)
-    while open_runs:
-        for run in list(open_runs):
-            if seen.n_tokens_sent == fault.die_after:
-                raise _Dies(fault.die_how)
-            if seen.n_tokens_sent == fault.stall_after:
-                await asyncio.sleep(fault.stall_s)
-            await asyncio.sleep(reply.delay_s)
-            token = run.next()
-            if token is None:
-                open_runs.remove(run)
-                continue
-            seen.n_tokens_sent += 1
-            seen.n_reasoning_tokens += token.channel in ("reasoning", "tag")
-            seen.thought_ended_by = run.cut_by or seen.thought_ended_by
-            yield run, token
-
-
-Tokens = AsyncIterator[tuple[Run, Token]]
-
-
-async def _stream(tokens: Tokens, runs: list[Run], shape: Shape, fault: Fault, out: Response) -> None:
-    await out.start(200, _SSE)
-    for run in runs:
-        for chunk in shape.opening(run):
-            await out.send(encode_frame(chunk))
-    n_tokens = 0
-    try:
-        async for run, token in tokens:
-            if n_tokens == fault.bad_frame_after:
-                await out.send(_BAD_FRAME)
-            n_tokens += 1
-            made = shape.token(run, token)
-            if made is not None:
-                await out.send(encode_frame(made))
-    except _Dies as death:
-        if death.how == "error_frame":
-            await out.finish(error_frame("fake upstream: it broke off as it was told"))
-        raise
-    if n_tokens == fault.bad_frame_after:
-        await out.send(_BAD_FRAME)
-    frames = [encode_frame(chunk) for chunk in shape.closing(runs, finish=fault.finish)]
-    frames += [DONE] if fault.done else []
-    for frame in frames[:-1]:
-        await out.send(frame)
-    await out.finish(frames[-1] if frames else b"")
-
-
-async def _whole(tokens: Tokens, runs: list[Run], shape: Shape, fault: Fault, out: Response) -> None:
-    try:
-        async for _ in tokens:
-            pass
-    except _Dies as death:
-        if death.how == "error_frame":
-            body = error_body("fake upstream: it broke off as it was told", type="server_error", code="died")
-            await out.whole(500, _JSON, body)
-        raise
-    if not fault.finish:
-        for run in runs:
-            run.finish_reason = None
-    await out.whole(200, _JSON, encode_json(shape.body(runs)))
-
-
-async def _play(script: Script, out: Response) -> None:
-    """Send a script's bytes as they stand."""
-    headers = {"content-type": script.content_type}
-    if not script.keep_alive:
-        headers["connection"] = "close"
-    await out.start(script.status, headers)
-    for piece in script.pieces[:-1] if script.end == "whole" else script.pieces:
-        await asyncio.sleep(script.delay_s)
-        await out.send(piece)
-    if script.end == "torn":
-        raise _Dies("fin")
-    await asyncio.sleep(script.hang_s)
-    await out.finish(script.pieces[-1] if script.pieces and script.end == "whole" else b"")
-    if not script.keep_alive:
-        raise _Dies("fin")
+    n_both = min(len(one), len(other))
+    return next((n for n in range(n_both) if one[n] != other[n]), n_both)

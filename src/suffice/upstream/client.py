@@ -7,9 +7,12 @@ A call that is left early closes its connection, so that the model server stops 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from types import TracebackType
+from typing import Self
 
 import aiohttp
 from multidict import CIMultiDict
@@ -25,6 +28,9 @@ HOP_BY_HOP = frozenset({
 })  # fmt: skip
 NEVER_SENT_UP = HOP_BY_HOP | {"host", "content-length", "expect", "cookie"}
 NEVER_SENT_DOWN = HOP_BY_HOP | {"set-cookie", "set-cookie2", "server", "date"}
+SETTLE_S = 0.05                 # how long a finished answer may take to say that it is
+SHORT_ANSWER_BYTES = 16 * 2**20
+LONG_BODY_BYTES = 256 * 1024
 HEADER_LIMIT_BYTES = 32 * 1024  # an upstream's header line beyond this is its fault, not ours
 
 
@@ -35,6 +41,7 @@ class Call:
         self._response = response
         self.status = response.status
         self.content_type = response.content_type
+        self.is_encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
         self.closed = False
 
     @property
@@ -65,6 +72,16 @@ class Call:
                 raise UpstreamDown(f"the upstream's answer is longer than {limit_bytes} bytes")
         return b"".join(parts)
 
+    async def settle(self, within_s: float = SETTLE_S) -> None:
+        """Let an answer whose last word was read come to its formal end: its connection can be used again.
+
+        An upstream that leaves it open is not waited for.
+        """
+        with contextlib.suppress(TimeoutError, UpstreamError):
+            async with asyncio.timeout(within_s):
+                while await self.read():
+                    pass
+
     def close(self) -> None:
         """Stop the call now. A finished response goes back to the pool, any other is cut."""
         if not self.closed:
@@ -81,7 +98,7 @@ class UpstreamClient:
         self._base = settings.url.rstrip("/").removesuffix("/v1").rstrip("/")
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> UpstreamClient:
+    async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=self.settings.keepalive_s),
             timeout=aiohttp.ClientTimeout(
@@ -105,8 +122,9 @@ class UpstreamClient:
 
     def _headers(self, headers: Headers) -> CIMultiDict[str]:
         sent = CIMultiDict(
-            (k, v) for k, v in headers if k.lower() not in NEVER_SENT_UP and not k.lower().startswith("x-suffice-")
-        )
+            (k, v) for k, v in headers
+            if k.lower() not in NEVER_SENT_UP and not k.lower().startswith("x-suffice-")
+        )  # fmt: skip
         if self._api_key is not None:
             sent["authorization"] = f"Bearer {self._api_key}"
         return sent
@@ -133,35 +151,46 @@ class UpstreamClient:
         for attempt in range(self.settings.retries + 1):
             try:
                 return await self._session.request(
-                    method, self._base + path, data=body, headers=headers, allow_redirects=False
+                    method, self._base + path, data=_payload(body), headers=headers, allow_redirects=False
                 )
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 # A pooled connection that the server had closed: the request was never answered.
                 if attempt == self.settings.retries:
-                    raise UpstreamDown(f"no connection to upstream {self.name!r} ({type(error).__name__})") from None
+                    raise self._down("no connection to", error) from None
             except TimeoutError:
                 raise UpstreamTimeout(f"upstream {self.name!r} did not begin to answer in time") from None
             except (aiohttp.ClientError, ConnectionError) as error:
-                raise UpstreamDown(f"upstream {self.name!r} failed ({type(error).__name__})") from None
+                raise self._down("no answer from", error) from None
         raise AssertionError("unreachable")
 
-    async def post_json(self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
+    def _down(self, what: str, error: Exception) -> UpstreamDown:
+        # The error's own text may name an address or quote a header; its class says enough.
+        return UpstreamDown(f"{what} upstream {self.name!r} ({type(error).__name__})")
+
+    async def post_json(
+        self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()
+    ) -> tuple[int, bytes]:
         """A short call: (status, body). Raises UpstreamError; never takes longer than `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                async with self.open(path, body, [*_json_headers(headers)]) as call:
-                    return call.status, await call.read_all(16 * 2**20)
-        except TimeoutError:
-            raise UpstreamTimeout(f"upstream {self.name!r} took longer than {timeout_s} s for {path}") from None
+        return await self._short("POST", path, body, _json_headers(headers), timeout_s)
 
     async def get(self, path: str, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
         """A short read: (status, body). Raises UpstreamError."""
+        return await self._short("GET", path, None, headers, timeout_s)
+
+    async def _short(
+        self, method: str, path: str, body: bytes | None, headers: Headers, timeout_s: float
+    ) -> tuple[int, bytes]:
         try:
-            async with asyncio.timeout(timeout_s):
-                async with self.open(path, None, headers, method="GET") as call:
-                    return call.status, await call.read_all(16 * 2**20)
+            async with asyncio.timeout(timeout_s), self.open(path, body, headers, method=method) as call:
+                return call.status, await call.read_all(SHORT_ANSWER_BYTES)
         except TimeoutError:
-            raise UpstreamTimeout(f"upstream {self.name!r} took longer than {timeout_s} s for {path}") from None
+            message = f"upstream {self.name!r} took longer than {timeout_s:g} s for {path}"
+            raise UpstreamTimeout(message) from None
+
+
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """A long body is sent in pieces, so that other requests are served meanwhile."""
+    return body if body is None or len(body) < LONG_BODY_BYTES else io.BytesIO(body)
 
 
 def _json_headers(headers: Headers) -> Headers:

@@ -81,9 +81,10 @@ def build(
             raise ValueError("raw continuation: needs the prompt as the engine's template writes it")
         if logprobs:
             body["logprobs"] = logprobs
-        return Continuation(
-            method="raw", path="/v1/completions", body=body | {"prompt": prompt.text + closed}, prefill=""
-        )
+        # A template that leaves the opening tag to the model ends before it: the thought needs one.
+        opened = "" if prompt.text.rstrip().endswith(think_open) else think_open
+        body["prompt"] = prompt.text + opened + closed
+        return Continuation(method="raw", path="/v1/completions", body=body, prefill="")
     if method == "prefill":
         if logprobs:
             body |= {"logprobs": True, "top_logprobs": logprobs}

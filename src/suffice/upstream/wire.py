@@ -234,6 +234,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     top: tuple[tuple[str, float], ...] = ()
 
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _decode_fast: Callable[[bytes], Chunk] = msgspec.json.Decoder(Chunk).decode
 
 
@@ -250,7 +251,7 @@ def decode_chunk(data: bytes) -> Chunk:
     """
     try:
         return _decode_fast(data)
-    except (msgspec.MsgspecError, RecursionError):
+    except _UNREADABLE:
         return _decode_tolerant(data)
 
 
@@ -261,10 +262,10 @@ def decode_json(data: bytes) -> Any:
     """
     try:
         return msgspec.json.decode(data)
-    except (msgspec.MsgspecError, RecursionError):
+    except _UNREADABLE:
         pass
     try:
-        return json.loads(data.decode(), parse_constant=_refuse, object_pairs_hook=_clean_object)
+        return _clean(json.loads(data.decode(), parse_constant=_refuse, object_pairs_hook=_clean_object))
     except (ValueError, RecursionError):
         raise UpstreamProtocol(
             f"upstream: an event of {len(data)} bytes is not JSON; every event must be one JSON value"

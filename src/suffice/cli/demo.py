@@ -1,0 +1,149 @@
+"""`suffice demo`: a real model, the real gateway, questions with known answers, and what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
+
+    from suffice.demo.ask import Answered
+    from suffice.demo.run import Result, Stage
+
+
+@click.command()
+@click.option("--small", is_flag=True, help="Only the small model (98 MB): leaves the reasoning route out.")
+@click.option("--full", is_flag=True, help="300 questions a route and 16 samples: takes about an hour.")
+@click.option("--model", default="qwen0.5b", show_default=True, help="Model of the reasoning route: qwen0.5b, qwen1.5b.")
+@click.option("--upstream", default=None, help="Use a running server instead, e.g. http://127.0.0.1:8080.")
+@click.option("--upstream-model", default="", help="Model name to ask that server for.")
+@click.option("--driver", default="llama.cpp", type=click.Choice(["llama.cpp", "vllm", "openai"]), show_default=True)
+@click.option("--questions", type=click.IntRange(4, 300), default=None, help="Questions a route (default: 120 and 40).")
+@click.option("--samples", type=click.IntRange(2, 64), default=None, help="Samples in a full run (default: 8).")
+@click.option("--out", default="demo-out", show_default=True, help="Folder for the report, the picture and the logs.")
+def demo(
+    small: bool, full: bool, model: str, upstream: str | None, upstream_model: str, driver: str,
+    questions: int | None, samples: int | None, out: str,
+) -> None:  # fmt: skip
+    """Run a real local model through the gateway and show what stopping saves.
+
+    SUFFICE_MODEL=/path/x.gguf uses a model file of your own on the reasoning route.
+    """
+    from rich.console import Console
+
+    from suffice.demo import show
+    from suffice.demo.run import write_report
+    from suffice.errors import SufficeError
+
+    console = Console()
+    folder = Path(out).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.db*"):
+        old.unlink()
+    plan = _Plan(
+        n_samples_questions=questions or (300 if full else 120), n_reasoning_questions=questions or (300 if full else 40),
+        n_samples=samples or (16 if full else 8), folder=folder, model=model, driver=driver,
+        upstream=upstream, upstream_model=upstream_model, small=small,
+    )  # fmt: skip
+    try:
+        results = [_run(console, stage) for stage in plan.stages(console)]
+        show.picture(results, folder / "demo.png")
+        write_report(results, folder / "report.json")
+    except SufficeError as error:
+        raise click.ClickException(str(error)) from None
+    show.show(console, results)
+    console.print(f"\npicture: {_near(folder / 'demo.png')}   report: {_near(folder / 'report.json')}")
+    console.print(f"logs, readable with sqlite3 and `suffice status --db`: {_near(folder)}/*.db\n")
+    console.print(show.NEXT, highlight=False, markup=False)
+    if any(result.errors for result in results):
+        raise SystemExit(1)
+
+
+def _near(path: Path) -> str:
+    """The path as one would type it here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+class _Plan:
+    """Which stages to run, and the servers under them."""
+
+    def __init__(
+        self, *, n_samples_questions: int, n_reasoning_questions: int, n_samples: int, folder: Path, model: str,
+        driver: str, upstream: str | None, upstream_model: str, small: bool,
+    ) -> None:  # fmt: skip
+        self.n_samples_questions, self.n_reasoning_questions = n_samples_questions, n_reasoning_questions
+        self.n_samples, self.folder, self.model, self.driver = n_samples, folder, model, driver
+        self.upstream, self.upstream_model, self.small = upstream, upstream_model, small
+
+    def stages(self, console: Console) -> Iterator[Stage]:
+        """Start each stage's server, give the stage, and stop the server when the stage is done."""
+        kinds = ("samples",) if self.small else ("samples", "reasoning")
+        if self.upstream is not None:
+            for kind in kinds:
+                yield self._stage(kind, self.upstream_model or "default", self.upstream, slots=4)
+            return
+        from suffice.cli.weights import fetched
+        from suffice.local.server import LocalServer, ServerSpec
+
+        files = {kind: fetched(console, "smol" if kind == "samples" else self.model) for kind in kinds}
+        for kind in kinds:
+            name, slots = ("smol", 8) if kind == "samples" else (self.model, 4)
+            spec = ServerSpec(
+                model_path=files[kind], alias=name, n_parallel=slots, ctx_tokens_per_slot=1024,
+                template=None if kind == "samples" else "think",
+            )  # fmt: skip
+            with LocalServer(spec, log_path=self.folder / f"{name}-server.log") as server:
+                yield self._stage(kind, name, server.url, slots=slots)
+
+    def _stage(self, kind: str, model: str, url: str, *, slots: int) -> Stage:
+        from suffice.demo.run import Stage
+        from suffice.local import tasks
+
+        n = self.n_samples_questions if kind == "samples" else self.n_reasoning_questions
+        return Stage(
+            kind=kind, model=model, upstream=url, driver=self.driver, slots=slots, n_samples=self.n_samples,
+            questions=tasks.questions(kind, n), folder=self.folder, n_at_once=2,
+        )  # fmt: skip
+
+
+def _run(console: Console, stage: Stage) -> Result:
+    """Run one stage with a progress bar for each pass."""
+    import asyncio
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from suffice.demo import run
+    from suffice.demo.rows import correct
+    from suffice.scoring.base import build_scorer
+
+    scorer = build_scorer("text" if stage.kind == "samples" else "number")
+    columns = (
+        TextColumn("{task.description:<26}"), BarColumn(28), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[live]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bars:
+
+        def progress(title: str, total: int) -> Callable[[Answered], None]:
+            task = bars.add_task(title, total=total, live="")
+            seen = {"n": 0, "right": 0, "tokens": 0, "stopped": 0}
+
+            def one(answered: Answered) -> None:
+                seen["n"] += 1
+                seen["right"] += correct(answered, scorer)
+                seen["tokens"] += answered.completion_tokens
+                seen["stopped"] += answered.stopped
+                live = f"EM {seen['right'] / seen['n']:.2f} · {seen['tokens'] / seen['n']:.0f} tokens"
+                bars.update(task, advance=1, live=live + (f" · {seen['stopped']} stopped" if seen["stopped"] else ""))
+
+            return one
+
+        work = run.samples if stage.kind == "samples" else run.reasoning
+        return asyncio.run(work(stage, progress))

@@ -1,0 +1,267 @@
+"""The demonstration itself: observe, replay what was observed, enforce, compare.
+
+Every pass goes through the real gateway over HTTP to a real model. Nothing is staged: the policy is
+fixed beforehand, and whatever the figures are, they are shown.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from suffice.cli.server import serving
+from suffice.demo import routes, rows
+from suffice.demo.ask import Answered, Pass, ask_all
+from suffice.demo.rows import Full, Row
+from suffice.local.tasks import Question
+from suffice.policy.base import build_policy
+from suffice.replay.run import Replayed
+from suffice.scoring.base import Scorer, build_scorer
+from suffice.store.views import read_episodes
+from suffice.types import Episode, Mode
+
+LIVE_NOTE = "uncertified, and every reply says so; audits, drawn by lot, ran in full and are counted"
+Progress = Callable[[str, int], Callable[[Answered], None]]  # (title, total) → called for each answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One route of the demonstration."""
+
+    kind: str                      # "samples" or "reasoning"
+    model: str                     # name on the wire
+    upstream: str
+    driver: str
+    slots: int
+    n_samples: int
+    questions: Sequence[Question]
+    folder: Path
+    n_at_once: int
+
+
+@dataclass(slots=True)
+class Result:
+    """What a stage found."""
+
+    stage: Stage
+    rows: list[Row] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)      # sentences under the table
+    stops: dict[str, int] = field(default_factory=dict)  # the policy's sentence: how often
+    pays: bool = True              # reasoning beats not reasoning, or does not apply
+    errors: list[str] = field(default_factory=list)
+
+
+def predicted_tokens(upstream: str) -> int | None:
+    """What the model server itself has counted so far; None when it does not say."""
+    try:
+        with urllib.request.urlopen(f"{upstream}/metrics", timeout=5) as reply:  # noqa: S310 - our own URL
+            for line in reply.read().decode().splitlines():
+                if line.startswith("llamacpp:tokens_predicted_total "):
+                    return int(float(line.split()[1]))
+    except OSError:
+        return None
+    return None
+
+
+async def run_pass(
+    stage: Stage, mode: Mode, how: Pass, title: str, progress: Progress
+) -> tuple[list[Answered], dict[str, Episode], str]:
+    """One pass over all questions; returns answers, their episodes by id, and a line on the token count."""
+    database = stage.folder / f"{stage.kind}-{mode}.db"
+    configured = routes.settings(
+        stage.kind, upstream=stage.upstream, slots=stage.slots, mode=mode, database=database,
+        n_samples=stage.n_samples, driver=stage.driver,
+    )  # fmt: skip
+    before = predicted_tokens(stage.upstream)
+    async with serving(configured) as url:
+        answers = await ask_all(url, stage.questions, how, progress(title, len(stage.questions)))
+    asked = {a.episode_id for a in answers}
+    found = {
+        e.episode.request.episode_id: e.episode
+        for e in read_episodes(database)
+        if e.episode.request.episode_id in asked
+    }
+    after = predicted_tokens(stage.upstream)
+    return answers, found, _count_line(title, found, before, after)
+
+
+def _count_line(title: str, found: Mapping[str, Episode], before: int | None, after: int | None) -> str:
+    ours = sum(c.completion_tokens for e in found.values() for c in e.outcome.calls)
+    agree = sum(rows.reconciled(e) for e in found.values())
+    line = f"{title}: upstream usage = client usage + overhead in {agree} of {len(found)} requests"
+    if before is None or after is None:
+        return line
+    cancelled = sum(c.cancelled for e in found.values() for c in e.outcome.calls)
+    return (
+        f"{line}; the model server counted {after - before:,} generated tokens, our records say {ours:,}"
+        f" ({cancelled} calls were cancelled: what was in flight then is in its count only)"
+    )
+
+
+def extra(stage: Stage) -> dict[str, Any]:
+    """Fields of the governed requests."""
+    return {"suffice": {}} if stage.kind == "reasoning" else {"suffice": {"samples": stage.n_samples}}
+
+
+async def observe(stage: Stage, scorer: Scorer, progress: Progress, result: Result) -> dict[str, Full]:
+    """The full runs, recorded; by question id."""
+    how = Pass(route=stage.kind, model=stage.model, extra=extra(stage), n_at_once=stage.n_at_once)
+    answers, episodes, line = await run_pass(stage, "observe", how, f"{stage.kind}: observe", progress)
+    result.facts.append(line)
+    result.errors += [a.error for a in answers if a.error is not None]
+    return {
+        a.question.id: Full(answered=a, episode=episodes[a.episode_id], correct=rows.correct(a, scorer))
+        for a in answers
+        if a.error is None and a.episode_id in episodes
+    }
+
+
+async def enforce(stage: Stage, scorer: Scorer, progress: Progress, result: Result) -> dict[str, Episode]:
+    """The live pass; its row is added to the result. Returns its episodes by question id."""
+    how = Pass(
+        route=stage.kind, model=stage.model, extra=extra(stage), n_at_once=stage.n_at_once,
+        stream=stage.kind == "reasoning",
+    )  # fmt: skip
+    answers, episodes, line = await run_pass(stage, "enforce", how, f"{stage.kind}: enforce", progress)
+    result.facts.append(line)
+    result.errors += [a.error for a in answers if a.error is not None]
+    for episode in episodes.values():
+        outcome = episode.outcome
+        if outcome.stopped:
+            result.stops[outcome.decision] = result.stops.get(outcome.decision, 0) + 1
+    return {a.question.id: episodes[a.episode_id] for a in answers if a.episode_id in episodes}
+
+
+def _live_rows(live: Mapping[str, Episode], full: Mapping[str, Full], scorer: Scorer) -> dict[str, tuple[bool, int]]:
+    return {
+        q: (rows.matches(scorer, e.outcome.answer, full[q].answered.question.gold), rows.spent(e))
+        for q, e in live.items()
+        if q in full
+    }
+
+
+async def samples(stage: Stage, progress: Progress) -> Result:
+    """The samples route: vote of N against a vote that stops."""
+    result, scorer = Result(stage=stage), build_scorer("text")
+    policy = build_policy(routes.SAMPLES_POLICY)
+    full = await observe(stage, scorer, progress, result)
+    runs = rows.replayed(full, policy, wave=routes.WAVE)
+    drawn = [r.stop_step or stage.n_samples for r in runs.values()]
+    mean_tokens = sum(r.tokens for r in runs.values()) / max(1, sum(f.tokens for f in full.values()))
+    k = max(1, round(mean_tokens * stage.n_samples))
+    result.rows += [
+        rows.row(f"full vote of {stage.n_samples}", "live", full, {q: (f.correct, f.tokens) for q, f in full.items()}),
+        rows.row("one sample", "replay", full, rows.first_samples(full, 1, scorer)),
+        rows.row(f"fixed vote of {k}", "replay", full, rows.first_samples(full, k, scorer), "about equal tokens"),
+        rows.row("beta 0.95", "replay", full, rows.judged(runs, full, scorer), "whole waves charged", acts=True),
+    ]
+    live = await enforce(stage, scorer, progress, result)
+    result.rows.append(
+        rows.row("beta 0.95", "live", full, _live_rows(live, full, scorer), LIVE_NOTE, acts=True)
+    )
+    result.facts.append(f"mean samples seen at the end of a run: {sum(drawn) / max(1, len(drawn)):.1f} of {stage.n_samples}")
+    result.facts.append(_agreement(live, runs, "samples"))
+    return result
+
+
+def _agreement(live: Mapping[str, Episode], runs: Mapping[str, Replayed], kind: str) -> str:
+    """Does the live pass stop where the replay says? Audits run in full and are left out."""
+    both = [(e, runs[q]) for q, e in live.items() if q in runs and not e.request.audit]
+    same_step = sum(_live_stop(e) == r.stop_step for e, r in both)
+    same_answer = sum(e.outcome.answer == (r.answer if r.stop_step else r.full_answer) for e, r in both)
+    audits = sum(e.request.audit for e in live.values())
+    return (
+        f"live against replay ({len(both)} requests, {audits} audits ran in full): same stopping point in {same_step},"
+        f" same answer in {same_answer}"
+    )
+
+
+def _live_stop(episode: Episode) -> int | None:
+    return episode.outcome.stop_step if episode.outcome.stopped else None
+
+
+async def reasoning(stage: Stage, progress: Progress) -> Result:
+    """The reasoning route: the whole thought, none, a fixed budget, and a thought that stops."""
+    result, scorer = Result(stage=stage), build_scorer("number")
+    policy = build_policy(routes.REASONING_POLICY)
+    full = await observe(stage, scorer, progress, result)
+    runs = rows.replayed(full, policy, wave=1)
+    result.rows.append(
+        rows.row("full thought", "live", full, {q: (f.correct, f.tokens) for q, f in full.items()})
+    )
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    none = await _plain(stage, off, "reasoning: no thinking", scorer, progress, result)
+    result.rows.append(rows.row("no thinking", "live", full, none))
+    budget = _equal_budget(full, runs)
+    capped = await _plain(
+        stage, {"reasoning_budget_tokens": budget, "reasoning_budget_message": "\n"},
+        f"reasoning: budget {budget}", scorer, progress, result,
+    )  # fmt: skip
+    result.rows.append(rows.row(f"budget {budget}", "live", full, capped, "a fixed cut at about equal tokens"))
+    other = rows.replayed(full, build_policy(routes.ALSO_REPLAYED), wave=1)
+    result.rows += [
+        rows.row("stable for 2", "replay", full, rows.judged(other, full, scorer), "probes charged", acts=True),
+        rows.row("confidence 0.95", "replay", full, rows.judged(runs, full, scorer), "probes charged", acts=True),
+    ]
+    live = await enforce(stage, scorer, progress, result)
+    result.rows.append(
+        rows.row("confidence 0.95", "live", full, _live_rows(live, full, scorer), LIVE_NOTE, acts=True)
+    )
+    result.pays = result.rows[1].comparison.em < result.rows[0].comparison.em
+    result.facts.append(_agreement(live, runs, "reasoning"))
+    result.facts.append(_fidelity(live))
+    return result
+
+
+def _equal_budget(full: Mapping[str, Full], runs: Mapping[str, Replayed]) -> int:
+    """The thought budget at which a fixed cut costs as much as the policy does, probes included."""
+    n = max(1, len(runs))
+    spent = sum(r.tokens for r in runs.values()) / n
+    answers = [f.episode.outcome.usage for f in full.values()]
+    answer_tokens = sum(u.completion_tokens - u.reasoning_tokens for u in answers if u is not None) / max(1, len(full))
+    return max(1, round(spent - answer_tokens))
+
+
+def _fidelity(live: Mapping[str, Episode]) -> str:
+    stopped = [e.outcome for e in live.values() if e.outcome.stopped]
+    kept = sum(o.answer == o.would_answer for o in stopped)
+    pauses = sorted(o.handover_ms for o in stopped if o.handover_ms is not None)
+    middle = f"; pause at the stop: median {pauses[len(pauses) // 2]:.0f} ms" if pauses else ""
+    return f"delivered answer = trial answer in {kept} of {len(stopped)} stops{middle}"
+
+
+async def _plain(
+    stage: Stage, fields: Mapping[str, Any], title: str, scorer: Scorer, progress: Progress, result: Result
+) -> dict[str, tuple[bool, int]]:
+    """A pass through the route in mode `off`: bytes pass through, the body says what they cost."""
+    how = Pass(route="plain", model=stage.model, extra=fields, n_at_once=stage.n_at_once)
+    answers, _, _ = await run_pass(stage, "observe", how, title, progress)
+    result.errors += [a.error for a in answers if a.error is not None]
+    return {
+        a.question.id: (rows.correct(a, scorer), a.completion_tokens) for a in answers if a.error is None
+    }
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """The stage as plain data, for the report file."""
+    from dataclasses import asdict
+
+    return {
+        "kind": result.stage.kind,
+        "model": result.stage.model,
+        "n_questions": len(result.stage.questions),
+        "rows": [asdict(r) for r in result.rows],
+        "facts": result.facts,
+        "stops": result.stops,
+        "reasoning_pays": result.pays,
+        "errors": result.errors,
+    }
+
+
+def write_report(results: Sequence[Result], path: Path) -> None:
+    """Write everything that was found as JSON."""
+    path.write_text(json.dumps([to_json(r) for r in results], indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,160 @@
+"""What people see of the demonstration: a table, a picture, and sentences in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from suffice.assurance.bounds import Interval
+from suffice.demo.rows import Row
+from suffice.demo.run import Result
+
+
+def points(value: float) -> str:
+    """A fraction as points of EM, with its sign."""
+    return f"{value * 100:+.1f}"
+
+
+def span(interval: Interval | None, digits: int = 1) -> str:
+    """An interval in points or percent; a dash when there is none."""
+    if interval is None:
+        return "–"
+    return f"{interval.low * 100:+.{digits}f} … {interval.high * 100:+.{digits}f}"
+
+
+def table(result: Result) -> Table:
+    """The rows of one stage; fits into 80 columns."""
+    first = result.rows[0].comparison
+    shown = Table(
+        title=f"{result.stage.kind} · {result.stage.model} · {first.n} questions with exact gold",
+        title_justify="left", caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    shown.add_column("way of answering", no_wrap=True)
+    for name in ("EM", "EM change (95 %)", "lost/won", "tokens", "saved (95 %)"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for index, row in enumerate(result.rows):
+        shown.add_row(*_cells(row, is_full=index == 0), style="bold" if row.acts else "")
+    notes = [f"{row.title}: {row.note}." for row in result.rows if row.note]
+    shown.caption = "\n".join((
+        "EM: Exact Match; its change in points, paired; lost/won: answers made wrong, made right.",
+        "tokens: generated for a question, probes and cancelled samples included, prompts not.",
+        *notes,
+    ))  # fmt: skip
+    return shown
+
+
+def _cells(row: Row, *, is_full: bool) -> list[str]:
+    c = row.comparison
+    if is_full:
+        return [row.title, f"{c.em:.3f}", "", "", f"{c.tokens:.0f}", ""]
+    return [
+        row.title, f"{c.em:.3f}", f"{points(c.em_change)} ({span(c.em_change_interval, 0)})", f"{c.n_lost}/{c.n_gained}",
+        f"{c.tokens:.0f}", f"{c.token_reduction * 100:.0f} % ({span(c.token_reduction_interval, 0)})",
+    ]  # fmt: skip
+
+
+def verdict(result: Result) -> str:
+    """One honest sentence about a stage."""
+    live = result.rows[-1].comparison
+    if not result.pays:
+        none = result.rows[1].comparison
+        return (
+            f"Reasoning does not pay on this model and these questions: without it EM is {none.em:.3f} at"
+            f" {none.tokens:.0f} tokens, with it {result.rows[0].comparison.em:.3f} at"
+            f" {result.rows[0].comparison.tokens:.0f}. No saving is claimed; turn reasoning off instead."
+        )
+    interval = live.em_change_interval
+    sure = "" if interval is None else f" (95 % interval {span(interval)})"
+    return (
+        f"Live, the policy changed EM by {points(live.em_change)} points{sure} and saved"
+        f" {live.token_reduction * 100:.0f} % of the generated tokens on {live.n} questions."
+        " It is not certified: so few questions prove nothing about your traffic."
+    )
+
+
+def stops(result: Result) -> Table:
+    """What was stopped, and why, in the policy's own words."""
+    shown = Table(
+        title=f"{result.stage.kind}: what was stopped live, and why", title_justify="left", header_style="bold",
+        box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    shown.add_column("runs", justify="right")
+    shown.add_column("the policy's reason")
+    for reason, count in sorted(result.stops.items(), key=lambda item: -item[1])[:8]:
+        shown.add_row(str(count), reason)
+    return shown
+
+
+def show(console: Console, results: Sequence[Result]) -> None:
+    """Print everything that was found."""
+    for result in results:
+        console.print()
+        console.print(table(result))
+        console.print(verdict(result), style="bold")
+        if result.stops:
+            console.print(stops(result))
+        for fact in result.facts:
+            console.print(f"  · {fact}", style="dim", highlight=False)
+        for error in result.errors[:3]:
+            console.print(f"  ! a request failed: {error}", style="red", highlight=False, markup=False)
+
+
+NEXT = """\
+What next, with your own server:
+  1. write suffice.toml:   [upstreams.mine]  url = "http://127.0.0.1:8000"
+                           [routes.all]      upstream = "mine"   kind = "reasoning"   scorer = "number"
+  2. suffice config check  and then  suffice serve
+  3. point your OpenAI client's base_url at http://127.0.0.1:8400/v1: it observes, adds no call and no
+     token, and `suffice status` tells what it saw.
+  4. send right answers to POST /v1/feedback, and read docs/how-to/observe-then-enforce.md before you enforce.\
+"""
+
+
+def picture(results: Sequence[Result], path: Path) -> None:
+    """EM against tokens, one panel a stage, as a PNG. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(results), figsize=(7.2 * len(results), 5.0), squeeze=False)
+    for axis, result in zip(axes[0], results, strict=True):
+        for index, row in enumerate(result.rows):
+            c = row.comparison
+            colour = "#1f6feb" if row.acts else "#24292f" if index == 0 else "#8c959f"
+            marker = "o" if row.how == "live" else "D"
+            low, high = _em_span(row)
+            axis.errorbar(
+                c.tokens, c.em, yerr=[[c.em - low], [high - c.em]], fmt=marker, color=colour, capsize=3, markersize=8,
+                alpha=0.95, linewidth=1,
+            )  # fmt: skip
+            above = index % 2 == 0
+            axis.annotate(
+                row.title, (c.tokens, c.em), textcoords="offset points",
+                xytext=(8, 9 if above else -15), fontsize=9, color=colour,
+            )  # fmt: skip
+        first = result.rows[0].comparison
+        axis.axhline(first.em, color="#24292f", linewidth=0.6, linestyle=":")
+        axis.set_title(f"{result.stage.kind} · {result.stage.model} · {first.n} questions", loc="left", fontsize=11)
+        axis.set_xlabel("generated tokens a question (probes included)")
+        axis.set_ylabel("Exact Match")
+        axis.set_xlim(left=0, right=max(r.comparison.tokens for r in result.rows) * 1.35)
+        axis.set_ylim(0, 1.02)
+        axis.grid(alpha=0.2)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("Bars: 95 % interval of the paired EM change against the full run", x=0.01, ha="left", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _em_span(row: Row) -> tuple[float, float]:
+    c = row.comparison
+    if c.em_change_interval is None or row.comparison.n_lost + row.comparison.n_gained == 0:
+        return c.em, c.em
+    low, high = c.full_em + c.em_change_interval.low, c.full_em + c.em_change_interval.high
+    return min(low, c.em), max(high, c.em)

@@ -1,0 +1,282 @@
+"""A report says what was measured, compares only what may be compared, and admits the rest."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.assurance.estimate import MIN_AUDITS, RouteReport, estimate_route
+from suffice.assurance.runs import current_label
+from suffice.types import Episode, Feedback, Outcome, Overhead, Request, StepRecord, Usage
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Label:
+    seq: int
+    feedback: Feedback
+
+
+@dataclass(frozen=True)
+class Labelled:
+    episode: Episode
+    labels: tuple[Label, ...]
+
+
+def near(value: float) -> Any:
+    """Equal but for rounding, also inside a tuple."""
+    return pytest.approx(value)
+
+
+def said(seq: int = 1, **fields: Any) -> Label:
+    return Label(seq, Feedback(feedback_id=f"f{seq}", **fields))
+
+
+def run(
+    *labels: Label, request: dict[str, Any] | None = None, n_tokens: int | None = 100, **outcome: Any
+) -> Labelled:
+    """One run; without arguments a governed, finished, unlabelled run in observe."""
+    name = f"e{next(_numbers)}"
+    asked: dict[str, Any] = {
+        "episode_id": name, "route": "math", "kind": "reasoning", "mode": "observe", "model": "m",
+        "stream": False,
+        "n_samples": 1, "audit": False, "propensity": 0.9, "policy_version": "v1", "certified": True,
+        "question_key": name, "ungoverned": None, "received_at_s": 0.0,
+    }
+    usage = None if n_tokens is None else Usage(prompt_tokens=50, completion_tokens=n_tokens)
+    happened: dict[str, Any] = {
+        "episode_id": name, "end_reason": "done", "status": 200, "answer": "4", "response_id": None,
+        "usage": usage,
+    }
+    episode = Episode(request=Request(**(asked | (request or {}))), outcome=Outcome(**(happened | outcome)))
+    return Labelled(episode, labels)
+
+
+def live(*labels: Label, n_tokens: int | None = 60, **outcome: Any) -> Labelled:
+    return run(*labels, request={"mode": "enforce"}, n_tokens=n_tokens,
+               **({"stopped": True, "end_reason": "stopped"} | outcome))
+
+
+def audit(*labels: Label, n_tokens: int | None = 100, **outcome: Any) -> Labelled:
+    request = {"mode": "enforce", "audit": True, "propensity": 0.1}
+    return run(*labels, request=request, n_tokens=n_tokens, **outcome)
+
+
+def step(index: int, tokens: int, probe_tokens: int = 0) -> StepRecord:
+    return StepRecord(index=index, tokens=tokens, answer="4", answer_source="probe", confidence=None,
+                      entropy=None, probe_tokens=probe_tokens, action="continue", reason="")
+
+
+def report(episodes: Iterable[Labelled], **options: Any) -> RouteReport:
+    match = lambda answer, gold: answer == gold
+    return estimate_route(episodes, route="math", match=match, rng=np.random.default_rng(3), **options)
+
+
+def test_an_empty_route_measures_nothing_and_promises_nothing() -> None:
+    nothing = report([])
+    measured = nothing.measured
+    assert nothing.n_requests == nothing.n_governed == 0
+    assert nothing.governed_share is None
+    assert not nothing.certified
+    assert {getattr(measured, name) for name in measured.__dataclass_fields__} == {None}
+
+
+def test_requests_are_counted_by_what_happened_to_them() -> None:
+    found = report([
+        run(), run(end_reason="client_left", degraded=("policy",)), run(request={"ungoverned": "tools"}),
+        run(request={"ungoverned": "tools"}), run(request={"ungoverned": "n > 1"}), live(), audit(),
+    ], n_dropped=7)
+    assert (found.n_requests, found.n_governed, found.n_audits, found.n_stopped) == (7, 4, 1, 1)
+    assert found.governed_share == near(4 / 7)
+    assert found.ungoverned == {"tools": 2, "n > 1": 1}
+    assert found.end_reasons == {"done": 5, "client_left": 1, "stopped": 1}
+    assert found.modes == ("observe", "enforce")
+    assert found.degraded == {"policy": 1}
+    assert found.n_dropped == 7
+    assert found.certified
+
+
+def test_one_uncertified_request_makes_the_route_uncertified() -> None:
+    assert not report([run(), run(request={"certified": False})]).certified
+    assert report([run(), run(request={"certified": False, "ungoverned": "tools"})]).certified
+
+
+def test_exact_match_counts_labels_and_no_answer_is_a_wrong_answer() -> None:
+    found = report([
+        run(said(correct=True)),
+        run(said(correct=False)),
+        run(said(gold="4")),
+        run(said(gold="5")),
+        run(said(gold="4"), answer=None),
+        run(said(gold="4"), answer=None, end_reason="upstream_error"),
+        run(said(thumbs="up", rating=5)),
+        run(),
+        run(said(gold="4"), end_reason="lost", answer=None),
+    ])
+    em = found.measured.em_full
+    assert em is not None
+    assert (em.value, em.n) == (near(2 / 6), 6)
+    assert em.low is not None
+    assert em.high is not None
+    assert em.low <= em.value <= em.high
+    assert found.n_labelled == 6
+    assert found.measured.em_live is None
+    assert found.measured.em_stopped is None
+
+
+def test_audits_are_the_full_runs_and_live_runs_that_ran_to_the_end_are_not() -> None:
+    ran_on: dict[str, Any] = {"stopped": False, "end_reason": "done"}
+    found = report([
+        audit(said(correct=True)), audit(said(correct=False)),
+        live(said(correct=True)), live(said(correct=False), **ran_on), live(said(correct=False), **ran_on),
+    ]).measured
+    assert found.em_full is not None
+    assert found.em_stopped is not None
+    assert found.em_live is not None
+    assert (found.em_full.value, found.em_full.n) == (0.5, 2)
+    assert (found.em_stopped.value, found.em_stopped.n) == (1.0, 1)
+    assert (found.em_live.value, found.em_live.n) == (near(1 / 3), 3)
+
+
+LABELS = [said(1, correct=False), said(2, gold="4"), said(3, thumbs="down"), said(9, rating=1)]
+
+
+@given(order=st.permutations(LABELS))
+@settings(max_examples=24, derandomize=True, deadline=None)
+def test_the_last_label_received_wins_and_a_thumb_is_no_label(order: list[Label]) -> None:
+    label = current_label(order)
+    assert label is not None
+    assert label.gold == "4"
+    em = report([run(*order)]).measured.em_full
+    assert em is not None
+    assert em.value == 1.0
+
+
+def test_saving_is_live_runs_against_audits_with_probes_and_discarded_tokens_as_spent() -> None:
+    overhead = Overhead(probe_tokens=7, discarded_tokens=3, extra_prompt_tokens=200, cached_prompt_tokens=160)
+    episodes = [
+        *(live(n_tokens=50, overhead=overhead) for _ in range(60)),
+        *(live(n_tokens=100, stopped=False, end_reason="done") for _ in range(20)),
+        *(audit(n_tokens=90 + 20 * (i % 2), overhead=Overhead(probe_tokens=40)) for i in range(40)),
+        *(live(n_tokens=None, end_reason="upstream_error") for _ in range(5)),
+        *(run(n_tokens=900) for _ in range(30)),  # observed earlier: no part of this comparison
+    ]
+    found = report(episodes).measured
+    saving = found.token_reduction
+    assert saving is not None
+    assert (saving.value, saving.n) == (near(1 - (60 * 60 + 20 * 100) / 80 / 100), 40)
+    assert saving.note is None
+    assert saving.low is not None
+    assert saving.high is not None
+    assert saving.low < saving.value < saving.high
+    assert saving.high - saving.low < 0.15
+    overall = found.token_reduction_overall
+    assert overall is not None
+    assert overall.value == near(1 - (60 * 60 + 20 * 100 + 40 * 140) / 120 / 100)
+    prompts = found.token_reduction_with_prompts
+    assert prompts is not None
+    assert prompts.value == near(1 - (60 * (60 + 50 + 40) + 20 * 150) / 80 / 150)
+    assert report(episodes) == report(episodes), "the same seed gives the same report"
+
+
+def test_an_audit_share_that_moved_does_not_move_the_saving() -> None:
+    def phase(rho: float, n_audits: int, n_live: int, scale: int) -> list[Labelled]:
+        drawn = {"mode": "enforce", "audit": True, "propensity": rho}
+        rest = {"mode": "enforce", "propensity": 1 - rho}
+        return [
+            *(run(request=drawn, n_tokens=100 * scale) for _ in range(n_audits)),
+            *(run(request=rest, n_tokens=60 * scale) for _ in range(n_live)),
+        ]
+
+    # Longer questions came while the share was smaller; every single one saves 40 %.
+    saving = report([*phase(0.5, 100, 100, 1), *phase(0.1, 20, 180, 5)]).measured.token_reduction
+    assert saving is not None
+    assert saving.value == near(0.4)
+
+
+def test_too_few_audits_are_named_and_get_no_interval() -> None:
+    episodes = [live() for _ in range(50)] + [audit() for _ in range(MIN_AUDITS - 1)]
+    few = report(episodes).measured.token_reduction
+    assert few is not None
+    assert (few.value, few.low, few.high) == (near(0.4), None, None)
+    assert few.note == f"not enough audits: {MIN_AUDITS - 1} of {MIN_AUDITS}"
+    without = report([live() for _ in range(50)]).measured
+    assert without.token_reduction is without.token_reduction_overall is None
+
+
+def test_observing_says_what_a_stop_would_have_saved_in_the_same_runs() -> None:
+    steps = (step(1, 20, 5), step(2, 30, 5), step(3, 40, 5))
+    found = report([
+        run(steps=steps, stop_step=2, would_answer="4"),  # 10 tokens of answer come after the thought
+        run(steps=steps, stop_step=None),
+        run(steps=steps, stop_step=1, would_answer="5", end_reason="client_left"),  # shows no full run
+    ])
+    would = found.measured.would_save
+    assert would is not None
+    assert would.n == 2
+    assert would.value == near(1 - ((100 - 40 + 10) + (100 + 15)) / 200)
+    assert found.n_would_stop == 2
+    assert found.measured.token_reduction is None
+
+
+def test_disagreement_and_the_paired_drop_count_lost_and_gained_apart() -> None:
+    found = report([
+        run(said(gold="4"), stop_step=1, would_answer="4"),
+        run(said(gold="4"), stop_step=1, would_answer="5"),  # lost
+        run(said(gold="5"), stop_step=1, would_answer="5"),  # gained
+        run(said(gold="9"), stop_step=1, would_answer=None),  # wrong either way
+        run(said(correct=True), stop_step=1, would_answer="5"),  # differs from what was right: lost
+        run(said(correct=False), stop_step=1, would_answer="5"),  # nobody judged it: not gained
+        run(said(gold="4")),  # the policy did not stop
+        run(stop_step=1, would_answer="5"),  # no label: disagreement only
+    ]).measured
+    assert found.disagreement is not None
+    assert (found.disagreement.value, found.disagreement.n) == (near(6 / 8), 8)
+    assert found.em_drop is not None
+    assert (found.em_drop.value, found.em_drop.n) == (near(1 / 7), 7)
+    assert (found.n_lost, found.n_gained) == (2, 1)
+
+
+def test_an_abandoned_audit_counts_as_a_loss_but_is_no_measurement_alone() -> None:
+    gone = audit(end_reason="client_left", answer=None, n_tokens=10)
+    alone = report([gone, audit()])
+    assert alone.n_abandoned_audits == 1
+    assert alone.measured.em_drop is None
+    assert alone.measured.n_lost is None
+    assert alone.measured.disagreement is not None
+    assert alone.measured.disagreement.value == 0.5
+    beside = report([gone, audit(said(gold="4"))]).measured
+    assert beside.em_drop is not None
+    assert (beside.em_drop.value, beside.n_lost) == (0.5, 1)
+
+
+labelled_runs = st.builds(
+    lambda gold, answer, would, stop: run(said(gold=gold), answer=answer, would_answer=would, stop_step=stop),
+    st.sampled_from("ab"), st.sampled_from(["a", "b", None]), st.sampled_from(["a", "b", None]),
+    st.sampled_from([None, 1]))
+
+
+@given(episodes=st.lists(labelled_runs, min_size=1, max_size=12))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_the_drop_never_exceeds_the_disagreement(episodes: list[Labelled]) -> None:
+    found = report(episodes, n_draws=1).measured
+    assert found.em_drop is not None
+    assert found.disagreement is not None
+    assert found.em_drop.value <= found.disagreement.value + 1e-12
+
+
+def test_every_token_stands_in_its_category_and_unknown_usage_is_said() -> None:
+    overhead = Overhead(probe_tokens=1, extra_prompt_tokens=20, cached_prompt_tokens=10, discarded_tokens=4)
+    usage = Usage(prompt_tokens=50, completion_tokens=100, cached_tokens=30)
+    tokens = report([run(usage=usage, overhead=overhead), run(n_tokens=None), run()]).tokens
+    assert (tokens.client_prompt, tokens.client_cached, tokens.client_completion) == (100, 30, 200)
+    assert (tokens.probe, tokens.extra_prompt, tokens.cached_prompt, tokens.discarded) == (1, 20, 10, 4)
+    assert tokens.n_unknown == 1

@@ -1,0 +1,179 @@
+"""`suffice status` tells a person and a program the same, and says what it does not know."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from suffice.cli.status import status
+from suffice.settings import Store
+from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.sqlite import SqliteLog
+from suffice.types import Feedback, Outcome, Overhead, Request, Usage
+
+CONFIG = """
+[upstreams.local]
+url = "http://127.0.0.1:9"
+[routes.math]
+upstream = "local"
+scorer = "number"
+confidence = 0.9
+[store]
+url = "sqlite:///{database}"
+"""
+
+
+def write(log: SqliteLog, name: str, *, route: str = "math", gold: str | None = None, **changes: Any) -> None:
+    asked: dict[str, Any] = {
+        "episode_id": name, "route": route, "kind": "samples", "mode": "enforce", "model": "m",
+        "stream": False,
+        "n_samples": 8, "audit": False, "propensity": 0.9, "policy_version": "beta-7", "certified": False,
+        "question_key": name, "ungoverned": None, "received_at_s": 0.0,
+    }
+    happened: dict[str, Any] = {
+        "episode_id": name, "end_reason": "done", "status": 200, "answer": "4", "response_id": None,
+        "usage": Usage(prompt_tokens=10, completion_tokens=100), "overhead": Overhead(probe_tokens=2),
+    }
+    log.append(RequestSeen(Request(**(asked | {k: v for k, v in changes.items() if k in asked}))))
+    log.append(RequestEnded(Outcome(**(happened | {k: v for k, v in changes.items() if k not in asked}))))
+    if gold is not None:
+        log.append(FeedbackGiven(Feedback(feedback_id=name, episode_id=name, gold=gold)))
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A log with two routes: `math`, enforced and labelled, and requests that matched none."""
+    log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
+    stop: dict[str, Any] = {
+        "end_reason": "stopped", "stopped": True, "usage": Usage(prompt_tokens=10, completion_tokens=50)}
+    for i in range(40):
+        write(log, f"live{i}", gold="4.0" if i % 4 else "5", **stop)
+    for i in range(25):
+        write(log, f"audit{i}", gold="4", audit=True, propensity=0.1)
+    write(log, "untouched", ungoverned="tools")
+    write(log, "elsewhere", route="", mode="off", ungoverned="no route")
+    log.append(RequestSeen(Request(
+        episode_id="running", route="math", kind="samples", mode="enforce", model="m", stream=False,
+        n_samples=8, audit=False, propensity=0.9, policy_version="beta-7", certified=False, question_key="",
+        ungoverned=None, received_at_s=0.0)))
+    log.close()
+    return log.path
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(status, [str(argument) for argument in arguments])
+
+
+def test_a_person_reads_every_route_in_plain_text(database: Path) -> None:
+    result = call("--db", database)
+    assert result.exit_code == 0, result.output
+    lines = {line[2:24].strip(): line[25:] for line in result.output.split("route math")[1].splitlines()[1:]}
+    assert "route (no route matched)" in result.output
+    assert lines["mode"] == "enforce"
+    assert lines["policy"] == "beta-7"
+    assert lines["certified"].startswith("UNCERTIFIED")
+    assert lines["requests"] == "67 (1 without an outcome yet)"
+    assert lines["governed"] == "98.5%, untouched: tools 1"
+    assert lines["ended"] == "stopped 40, done 26"
+    assert lines["labels"] == (
+        "65 requests, scored by exact string equality (no --config, so no route scorers)")
+    assert lines["EM, full runs"].startswith("100.0% [")
+    assert lines["EM, live runs"].startswith("0.0% [")
+    assert lines["token reduction"].startswith("48.0% [")
+    assert "live runs against audits; bootstrap over questions" in lines["token reduction"]
+    assert lines["would have saved"] == "not measured"
+    assert "\x1b" not in result.output
+    assert "│" not in result.output
+
+
+def test_a_program_reads_one_object_a_line(database: Path) -> None:
+    result = call("--db", database, "--json")
+    assert result.exit_code == 0, result.output
+    unmatched, math = [json.loads(line) for line in result.output.splitlines()]
+    assert (unmatched["route"], math["route"]) == ("", "math")
+    assert math["certified"] is False
+    assert (math["n_requests"], math["n_without_outcome"], math["n_audits"]) == (66, 1, 25)
+    assert math["measured"]["token_reduction"]["value"] == pytest.approx(0.48)
+    assert math["measured"]["would_save"] is None
+    assert unmatched["governed_share"] == 0.0
+    assert json.loads(call("--db", database, "--json", "--route", "math").output) == math
+
+
+def test_a_configuration_brings_the_routes_scorer_and_confidence(database: Path, tmp_path: Path) -> None:
+    config = tmp_path / "suffice.toml"
+    config.write_text(CONFIG.format(database=database))
+    result = call("--config", config, "--route", "math", "--json")
+    assert result.exit_code == 0, result.output
+    math = json.loads(result.output)
+    assert (math["scorer"], math["confidence"]) == ("number", 0.9)
+    assert math["measured"]["em_live"]["value"] == pytest.approx(0.75), "4.0 is 4 to a scorer of numbers"
+
+
+def test_a_terminal_gets_a_table(database: Path) -> None:
+    ours, theirs = pty.openpty()
+    code = "from suffice.cli.status import status; status()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "--db", str(database), "--route", "math"], stdout=theirs,
+        env=os.environ | {"COLUMNS": "120", "TERM": "xterm"},
+    ) as shown:
+        os.close(theirs)
+        output = b""
+        try:
+            while chunk := os.read(ours, 65_536):
+                output += chunk
+        except OSError:  # Linux reports the closed far end of a terminal as an error
+            pass
+    os.close(ours)
+    assert shown.returncode == 0
+    text = output.decode()
+    assert "│" in text
+    assert "UNCERTIFIED" in text
+    assert "route math" in text
+
+
+@pytest.mark.parametrize("arguments", [["--json"], []])
+def test_a_missing_log_is_one_line_and_code_2(tmp_path: Path, arguments: list[str]) -> None:
+    result = call("--db", tmp_path / "nothing.db", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert "nothing.db: no such file" in result.stderr
+
+
+def test_an_unknown_route_is_one_line_with_the_known_ones(database: Path) -> None:
+    result = call("--db", database, "--route", "maths")
+    assert result.exit_code == 2
+    assert "'maths'" in result.stderr
+    assert "math" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_no_configuration_and_no_log_says_what_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call()
+    assert result.exit_code == 2
+    assert "--config" in result.stderr
+    assert "--db" in result.stderr
+
+
+def test_an_empty_log_is_no_error(tmp_path: Path) -> None:
+    SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/new.db"), now=lambda: 0.0).close()
+    result = call("--db", tmp_path / "new.db")
+    assert (result.exit_code, result.output) == (0, f"{tmp_path}/new.db: no requests yet\n")
+
+
+def test_help_does_not_load_the_heavy_parts() -> None:
+    code = ("import sys; from suffice.cli.status import status\n"
+            "print(sorted({'numpy', 'rich', 'sqlite3', 'msgspec', 'asyncio'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

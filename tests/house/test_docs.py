@@ -1,0 +1,327 @@
+"""Code in the docs runs, settings in the docs are accepted, and nothing that exists is left out."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import doctest
+import importlib
+import inspect
+import json
+import re
+import threading
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+import msgspec
+import pytest
+
+from suffice import errors, types
+from suffice.cli.main import main
+from suffice.cli.server import serving
+from suffice.gateway.app import ENDPOINTS
+from suffice.gateway.intake import KNOWN_OPTIONS, OVERRIDES
+from suffice.gateway.route import BLOCKING
+from suffice.policy.base import POLICIES
+from suffice.scoring.base import SCORERS
+from suffice.settings import Match, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
+from suffice.store.events import EVENTS
+from suffice.telemetry import METRICS
+from suffice.testing import FakeUpstream
+from suffice.testing.prompt import cut
+from suffice.testing.reply import Reply
+from suffice.wiring import build_route
+from tests.house.tree import DOCS, ROOT, Block, blocks, files, python_files, short
+
+GATEWAY = "http://127.0.0.1:8400"
+MAX_NOT_RUN = 2  # blocks marked <!-- no-run -->, over all documents
+REFERENCE = ROOT / "docs" / "reference"
+
+BLOCKS = [block for path in DOCS for block in blocks(path)]
+SETTINGS = re.compile(r"^\[(routes|upstreams)", re.MULTILINE)
+TOML = [block for block in BLOCKS if block.language == "toml" and SETTINGS.search(block.text)]
+WITH_PYTHON = [path for path in DOCS if any(b.language == "python" for b in blocks(path))]
+
+
+def place(block: Block) -> str:
+    """Where a block stands."""
+    return f"{short(block.path)}:{block.line}"
+
+
+def settings_in(block: Block) -> dict[str, Any]:
+    """The settings of a block; what a fragment leaves out (an upstream) is added."""
+    raw = tomllib.loads(block.text)
+    raw.setdefault("upstreams", {"local": {"url": "http://127.0.0.1:8080"}})
+    for route in raw.get("routes", {}).values():
+        route.setdefault("upstream", next(iter(raw["upstreams"])))
+    return raw
+
+
+@contextlib.contextmanager
+def gateway_for(path: Path, folder: Path) -> Iterator[str]:
+    """A real gateway with the document's own settings, before a fake model server; its base URL."""
+    complete = [b for b in TOML if b.path == path and "[upstreams" in b.text]
+    assert complete, f"{short(path)} talks to a gateway and shows no settings with an upstream"
+    thought = cut("17 * 24 is 17 * 20 and 17 * 4, that is 340 and 68, so 408.")
+    is_samples = 'kind = "samples"' in complete[0].text
+    reply = Reply(reasoning=() if is_samples else thought, answer=cut("The answer is 408."))
+    with FakeUpstream.in_thread(reply) as fake:
+        raw = settings_in(complete[0])
+        for upstream in raw["upstreams"].values():
+            upstream["url"] = fake.url
+        raw["store"] = {"url": f"sqlite:///{folder / 'docs.db'}"}
+        with in_thread(parse(raw)) as url:
+            yield url
+
+
+@contextlib.contextmanager
+def in_thread(settings: Settings) -> Iterator[str]:
+    """Serve in a thread, for documents that are not asynchronous."""
+    started: list[str] = []
+    failed: list[BaseException] = []
+    ready = threading.Event()
+    control: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def host() -> None:
+        stop = asyncio.Event()
+        async with serving(settings) as url:
+            control.append((asyncio.get_running_loop(), stop))
+            started.append(url)
+            ready.set()
+            await stop.wait()
+
+    def run() -> None:
+        try:
+            asyncio.run(host())
+        except BaseException as error:
+            failed.append(error)
+            raise
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert ready.wait(20), "the gateway did not start"
+    assert not failed, failed
+    try:
+        yield started[0]
+    finally:
+        loop, stop = control[0]
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("path", WITH_PYTHON, ids=short)
+def test_python_in_the_docs_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = [b for b in blocks(path) if b.language == "python" and not b.not_run]
+    assert code
+    with contextlib.ExitStack() as stack:
+        url = GATEWAY
+        if any(GATEWAY in b.text for b in code):
+            url = stack.enter_context(gateway_for(path, tmp_path))
+        namespace: dict[str, Any] = {"__name__": "docs"}
+        for block in code:
+            text = "\n" * (block.line - 1) + block.text.replace(GATEWAY, url)
+            exec(compile(text, str(path), "exec", dont_inherit=True), namespace)
+        close = getattr(namespace.get("client"), "close", None)
+        if close is not None:
+            close()
+
+
+def test_hardly_any_block_is_exempt() -> None:
+    exempt = [place(block) for block in BLOCKS if block.not_run]
+    assert len(exempt) <= MAX_NOT_RUN, exempt
+    assert len(WITH_PYTHON) >= 6
+
+
+@pytest.mark.parametrize("block", TOML, ids=place)
+def test_settings_in_the_docs_are_accepted(block: Block) -> None:
+    settings = parse(settings_in(block))
+    for name, route in settings.routes.items():
+        build_route(name, route)
+
+
+def test_docstring_examples_hold() -> None:
+    tried = 0
+    for path in python_files("src"):
+        if ">>> " not in path.read_text(encoding="utf-8"):
+            continue
+        name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+        result = doctest.testmod(importlib.import_module(name))
+        assert not result.failed, f"{name}: {result.failed} of {result.attempted} examples fail"
+        tried += result.attempted
+    assert tried > 0
+
+
+def test_links_and_named_files_exist() -> None:
+    missing = []
+    for path in DOCS:
+        text = path.read_text(encoding="utf-8")
+        links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+        named = re.findall(r"`((?:tests|src|docs|bench|requirements)/[\w./-]+)`", text)
+        targets = [path.parent / link for link in links if not link.startswith(("http://", "https://"))]
+        targets += [ROOT / name for name in named]
+        missing += [f"{short(path)}: {target}" for target in targets if not target.exists()]
+    assert not missing, missing
+
+
+def rows(path: Path, heading: str | None = None) -> dict[str, list[str]]:
+    """The rows of a document's tables by the first code word in their first cell."""
+    text = path.read_text(encoding="utf-8")
+    if heading is not None:
+        _, found, text = text.partition(f"\n## {heading}\n")
+        assert found, f"{short(path)}: no section ## {heading}"
+        text = text.split("\n## ")[0]
+    found_rows: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("|") else []
+        for word in re.findall(r"`([^`]+)`", cells[0]) if cells else ():
+            found_rows[word] = cells
+    return found_rows
+
+
+SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "`[server]`": Server,
+    "`[upstreams.NAME]`": Upstream,
+    "`[routes.NAME]`": Route,
+    "`[routes.NAME.match]`": Match,
+    "`[routes.NAME.probe]`": Probe,
+    "`[routes.NAME.steps]`": Steps,
+    "`[store]`": Store,
+}
+
+
+def shown_default(field: msgspec.structs.FieldInfo) -> str:
+    """A default as the reference writes it."""
+    if field.required:
+        return "must be given"
+    default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    if default is None:
+        return "none"
+    if isinstance(default, msgspec.Struct):
+        return "`{}`"
+    return f"`{json.dumps(default)}`"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_is_documented_with_its_default(section: str) -> None:
+    documented = rows(REFERENCE / "settings.md", section)
+    fields = msgspec.structs.fields(SECTIONS[section])
+    assert list(documented) == [field.name for field in fields]
+    for field in fields:
+        assert documented[field.name][1] == shown_default(field), field.name
+        assert len(documented[field.name][2]) > 5
+
+
+def test_every_metric_is_documented() -> None:
+    documented = rows(REFERENCE / "metrics.md")
+    assert list(documented) == [spec.name for spec in METRICS]
+    for spec in METRICS:
+        assert documented[spec.name][1] == spec.kind
+        assert tuple(re.findall(r"`(\w+)`", documented[spec.name][2])) == spec.labels, spec.name
+
+
+def test_every_error_is_documented_in_the_docs_and_in_the_tree() -> None:
+    public = vars(errors).items()
+    classes = {name for name, value in public if inspect.isclass(value) and issubclass(value, Exception)}
+    documented = rows(REFERENCE / "errors.md", "Exceptions in Python")
+    assert set(documented) == classes | {code for code in documented if code.islower()}
+    tree = ast.get_docstring(ast.parse(inspect.getsource(errors))) or ""
+    assert not [name for name in classes if name not in tree]
+
+
+RECORDS = {
+    "Request": (types.Request,),
+    "Outcome": (types.Outcome, types.Usage, types.Overhead, types.UpstreamCall),
+    "Step": (types.StepRecord,),
+    "Feedback": (types.Feedback,),
+}
+
+
+@pytest.mark.parametrize("section", RECORDS)
+def test_every_field_of_an_event_is_documented(section: str) -> None:
+    text = (REFERENCE / "events.md").read_text(encoding="utf-8")
+    part = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    words = set(re.findall(r"`(\w+)`", part))
+    fields = {name for record in RECORDS[section] for name in get_type_hints(record)}
+    assert not fields - words, fields - words
+
+
+def test_every_kind_of_event_and_every_end_is_documented() -> None:
+    text = (REFERENCE / "events.md").read_text(encoding="utf-8")
+    ends = get_args(types.EndReason)
+    assert not [word for word in (*EVENTS, *ends) if f"`{word}`" not in text]
+
+
+def test_every_path_option_and_reason_of_the_gateway_is_documented() -> None:
+    text = (REFERENCE / "api.md").read_text(encoding="utf-8")
+    for path, endpoint in ENDPOINTS.items():
+        if f"/v1{path}" not in ENDPOINTS:
+            assert f"`{endpoint.method} {path}`" in text, path
+    documented = rows(REFERENCE / "api.md")
+    words = {*KNOWN_OPTIONS, *BLOCKING.values(), "off", "no_route", "rounds", "n", "samples=1", "unreadable"}
+    assert not words - set(documented), words - set(documented)
+    assert not [word for word in OVERRIDES if f"`{word}`" not in text]
+
+
+def test_every_policy_and_scorer_is_documented() -> None:
+    assert set(POLICIES) <= set(rows(REFERENCE / "policies.md"))
+    text = (REFERENCE / "settings.md").read_text(encoding="utf-8")
+    assert not [name for name in SCORERS if f"`{name}`" not in text]
+
+
+def commands(group: click.Group, prefix: str = "suffice") -> Iterator[tuple[str, click.Command]]:
+    """Every command with its whole name."""
+    with click.Context(group) as context:
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
+            yield f"{prefix} {name}", command
+            if isinstance(command, click.Group):
+                yield from commands(command, f"{prefix} {name}")
+
+
+def test_every_command_and_option_has_its_place() -> None:
+    text = (REFERENCE / "cli.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## `(.+)`$", text, re.MULTILINE)
+    found = dict(commands(main))
+    assert set(sections) == set(found)
+    for name, command in found.items():
+        part = text.split(f"\n## `{name}`\n")[1].split("\n## ")[0]
+        given = [option for p in command.params if isinstance(p, click.Option) for option in p.opts]
+        options = [option for option in given if option.startswith("--")]
+        assert not [option for option in options if f"`{option}`" not in part], f"{name}: {options}"
+        described = set(re.findall(r"^\| `(--[\w-]+)`", part, re.MULTILINE))
+        assert described <= set(options), f"{name}: {described - set(options)} does not exist"
+
+
+def test_commands_named_in_the_docs_exist() -> None:
+    known = {name for name, _ in commands(main)}
+    groups = {name for name, command in commands(main) if isinstance(command, click.Group)}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    for path in DOCS:
+        text = path.read_text(encoding="utf-8")
+        shell = [block.text for block in blocks(path) if block.language == "sh"]
+        code = "\n".join([*re.findall(r"`([^`\n]+)`", text), *shell])
+        for first, second in re.findall(r"^suffice ([a-z]+)(?: ([a-z]+)\b)?", code, re.MULTILINE):
+            name = f"suffice {first}"
+            assert name in known, f"{short(path)}: {name}"
+            if name in groups and second:
+                assert f"{name} {second}" in known, f"{short(path)}: {name} {second}"
+        for target in re.findall(r"^make ([a-z-]+)", code, re.MULTILINE):
+            assert target in targets, f"{short(path)}: make {target}"
+
+
+def test_the_changelog_is_kept() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## \[Unreleased\]$", text, re.MULTILINE)
+    headings = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
+    assert headings <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert all(path in files() for path in DOCS)

@@ -1,0 +1,190 @@
+"""Promises of the fake model: every way to close a thought gives one and the same answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.testing import Chain, EchoNonce, FirstFails, Reply, Samples, ToolCall, cut, no_done, status
+from suffice.testing.generate import NotMyThought, Run, Token
+from suffice.testing.prompt import apply_template, prefix_of_message, prefix_of_prompt, token_ids, words
+from suffice.testing.reply import Fault, RequestSeen, die_after, merged, split_bytes
+
+QUESTION = [{"role": "user", "content": "what is 2 + 2?"}]
+CHAIN = Chain(
+    [("first I guess\n", "3"), ("then I count to 4\n", "4", 0.8), ("so I check it\n", "4!", 0.95)], "4!"
+)
+
+
+def request(path: str = "/chat/completions", nth: int = 0, nth_same: int = 0, **body: Any) -> RequestSeen:
+    body.setdefault("messages", QUESTION)
+    prefix = prefix_of_prompt(body["prompt"]) if "prompt" in body else prefix_of_message(body["messages"])
+    return RequestSeen(
+        method="POST", path=path, target=path, headers=(), raw_body=b"", body=body,
+        nth=nth, nth_same=nth_same, prefix=prefix,
+    )  # fmt: skip
+
+
+def run(seen: RequestSeen, says: Any = CHAIN, budget: int | None = None) -> tuple[Run, list[Token]]:
+    started = Run(says(seen), seen, index=0, budget_tokens=budget)
+    tokens = []
+    while (token := started.next()) is not None:
+        tokens.append(token)
+    return started, tokens
+
+
+def said(tokens: list[Token], *channels: str) -> str:
+    return "".join(t.text for t in tokens if t.channel in (channels or ("answer",)))
+
+
+def raw(thought: str) -> RequestSeen:
+    prompt = apply_template(QUESTION, continue_last=False, opens_thought=True) + thought
+    return request("/completions", prompt=prompt)
+
+
+def prefill(thought: str) -> RequestSeen:
+    return request(messages=[*QUESTION, {"role": "assistant", "content": "<think>" + thought}])
+
+
+def test_a_full_run_says_everything() -> None:
+    ended, tokens = run(request())
+    assert said(tokens, "reasoning") == "first I guess\nthen I count to 4\nso I check it\n"
+    assert said(tokens) == "4!"
+    assert ended.finish_reason == "stop"
+    assert ended.n_tokens == len(tokens) == ended.n_reasoning_tokens + 1
+
+
+THOUGHTS = {
+    "first": "3", "first I guess\n": "3", "first I guess\nthen I count": "3",
+    "first I guess\nthen I count to 4\n": "4",
+    "first I guess\nthen I count to 4\nso I check it": "4!",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("thought", sorted(THOUGHTS))
+@pytest.mark.parametrize("closing", ["</think>", "\n</think>", "\n\n</think>\n\n"])
+@pytest.mark.parametrize("make", [raw, prefill])
+def test_every_way_to_close_a_thought_gives_the_answer_of_its_last_whole_step(
+    thought: str, closing: str, make: Any
+) -> None:
+    _, tokens = run(make(thought.rstrip() + closing))
+    assert said(tokens, "reasoning", "tag", "answer") == THOUGHTS[thought]
+
+
+@pytest.mark.parametrize("n_tokens", [0, 2, 3, 7, 8, 12])
+def test_control_and_budget_close_it_like_a_probe_at_the_same_place(n_tokens: int) -> None:
+    full = [t.text for t in run(request())[1]]
+    _, probed = run(raw("".join(full[:n_tokens]) + "</think>"))
+    _, budgeted = run(request(), budget=n_tokens)
+    controlled = Run(CHAIN(request()), request(), index=0, budget_tokens=None)
+    tokens = [controlled.next() for _ in range(n_tokens)]
+    assert controlled.end_reasoning()
+    assert not controlled.end_reasoning()
+    while (token := controlled.next()) is not None:
+        tokens.append(token)
+    assert tokens == budgeted
+    assert [t for t in budgeted if t.channel == "answer"] == probed
+    assert controlled.cut_by == "control"
+
+
+def test_an_open_thought_goes_on_where_the_request_left_it() -> None:
+    _, tokens = run(raw("first I gu"))
+    assert said(tokens, "reasoning") == "ess\nthen I count to 4\nso I check it\n"
+    assert said(tokens, "tag", "answer") == "</think>4!"
+    message = {"role": "assistant", "reasoning_content": "first I guess", "content": ""}
+    _, tokens = run(request(messages=[*QUESTION, message]))
+    assert said(tokens, "reasoning").split()[0] == "then"
+
+
+def test_a_thought_that_is_not_its_own_is_refused() -> None:
+    with pytest.raises(NotMyThought):
+        run(raw("quite another thought</think>"))
+
+
+def test_words_of_the_answer_in_the_request_are_not_said_again() -> None:
+    says = Chain([("a", "The answer is 4")], "x")
+    assert said(run(raw("a</think>The answer"), says)[1]) == " is 4"
+    assert said(run(raw("a</think>Answer:"), says)[1]) == "The answer is 4"
+
+
+def test_inline_thoughts_stand_in_tags() -> None:
+    def inline(_: RequestSeen) -> Reply:
+        return Reply(reasoning=("a", "b"), answer=("c",), reasoning_field="inline")
+
+    ended, tokens = run(request(), inline)
+    assert said(tokens, "reasoning", "tag", "answer") == "<think>ab</think>c"
+    assert (ended.n_tokens, ended.n_reasoning_tokens) == (5, 4)
+    assert said(run(request(), inline, budget=0)[1], "reasoning", "tag", "answer") == "c"
+    opened = Reply(reasoning=("a",), answer=("c",), reasoning_field="inline-opened")
+    _, tokens = run(request(), lambda _: opened)
+    assert said(tokens, "reasoning", "tag", "answer") == "a</think>c"
+
+
+def test_caps_stops_and_thinking_switched_off() -> None:
+    ended, tokens = run(request(max_tokens=4))
+    assert (len(tokens), ended.finish_reason) == (4, "length")
+    assert said(tokens) == ""
+    plain = Samples(["one two\nthree"])
+    ended, tokens = run(request(stop="\n"), plain)
+    assert (said(tokens), ended.finish_reason, ended.n_tokens) == ("one two", "stop", 3)
+    ended, _ = run(request(stop=["e t", ""]), plain)  # found across two tokens: what was said stays
+    assert (said(ended.shown), ended.n_tokens) == ("one", 2)
+    _, tokens = run(request(chat_template_kwargs={"enable_thinking": False}))
+    assert (said(tokens, "reasoning"), said(tokens)) == ("", "3")
+
+
+def test_tool_calls_come_behind_the_text() -> None:
+    call = ToolCall(id="t", name="f", arguments=('{"a":', "1}"))
+    ended, tokens = run(request(), lambda _: Reply(answer=("hm",), tool_calls=(call,)))
+    assert [(t.channel, t.text, t.opens_call) for t in tokens] == [
+        ("answer", "hm", False), ("tool", '{"a":', True), ("tool", "1}", False),
+    ]  # fmt: skip
+    assert ended.finish_reason == "tool_calls"
+
+
+def test_samples_take_turns_and_nonces_are_echoed() -> None:
+    says = Samples(["a", "b"])
+    assert [said(run(request(nth_same=n), says)[1]) for n in range(3)] == ["a", "b", "a"]
+    seen = request(messages=[{"role": "user", "content": "nonce=n17 please"}])
+    assert said(run(seen, EchoNonce(n_answer=2))[1]) == "n17 n17 "
+
+
+def test_first_fails_stops_failing() -> None:
+    says = FirstFails(CHAIN, (status(503),))
+    assert merged(says(request(nth=0)).faults).status == 503
+    assert says(request(nth=1)).faults == ()
+
+
+def test_faults_add_up_and_the_later_one_counts() -> None:
+    both = merged((die_after(3, "fin"), split_bytes(2), no_done(), die_after(5, "error_frame")))
+    assert both == Fault(die_after=5, die_how="error_frame", piece_bytes=2, done=False)
+
+
+messages = st.lists(
+    st.fixed_dictionaries({
+        "role": st.sampled_from(["system", "user"]),
+        "content": st.text("ab \n北", max_size=12) | st.just([{"type": "text", "text": "a b"}]) | st.none(),
+    }),
+    min_size=1, max_size=4,
+)  # fmt: skip
+
+
+@settings(max_examples=80, derandomize=True, deadline=None)
+@given(found=messages, thought=st.text("ab \n", max_size=12))
+def test_the_template_costs_nothing_and_a_prefix_is_read_back(found: list[Any], thought: str) -> None:
+    seen = request(messages=found)
+    prompt = apply_template(found, continue_last=False, opens_thought=True)
+    assert len(words(prompt)) == len(token_ids(prompt)) == len(seen.text.split())
+    prefix = prefix_of_prompt(prompt + thought + "</think>yes")
+    assert prefix is not None
+    assert (prefix.reasoning.strip(), prefix.closed, prefix.answer) == (thought.strip(), True, "yes")
+    assert len(words(prompt + thought)) == len(seen.text.split()) + len(thought.split())
+
+
+@settings(max_examples=80, derandomize=True, deadline=None)
+@given(text=st.text("ab \n北\u200d", max_size=20))
+def test_cutting_loses_nothing(text: str) -> None:
+    assert "".join(cut(text)) == text
