@@ -171,7 +171,7 @@ async def post(
                 parts += part
         except aiohttp.ClientPayloadError:
             torn = True
-        return Answer(response.status, dict(response.headers), bytes(parts), torn)
+        return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, bytes(parts), torn)
 
 
 def chat(text: str = "How much is 2 + 2?", **fields: Any) -> dict[str, Any]:
@@ -241,6 +241,8 @@ async def _listening(app: object, settings: Settings) -> AsyncIterator[str]:
         server.close()
         for connection in list(state.connections):
             connection.shutdown()
+        if state.tasks:
+            await asyncio.wait(set(state.tasks), timeout=1.0)
         for task in list(state.tasks):
             task.cancel()
         await asyncio.gather(*state.tasks, return_exceptions=True)

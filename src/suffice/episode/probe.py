@@ -6,6 +6,8 @@ fails, the checkpoint has no answer, which is the safe side: an unknown answer s
 
 from __future__ import annotations
 
+import asyncio
+
 from suffice.episode.finish import Continuer
 from suffice.episode.ledger import Ledger
 from suffice.episode.segment import Checkpoint
@@ -13,6 +15,7 @@ from suffice.errors import UpstreamError
 from suffice.scoring.base import Scorer
 from suffice.types import Step
 
+TIMEOUT_S = 30.0  # a probe that takes longer is of no use to a running thought
 KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, one to run again if that fails
 
 
@@ -34,18 +37,19 @@ class Prober:
         text, logprobs, entropy = "", list[float](), None
         spent = 0
         try:
-            request = await self._continuer.prepare(
-                method, point.prefix, purpose="probe", max_tokens=self._continuer.trial_tokens
-            )
-            async with self._continuer.open(
-                request, thought_tokens=point.tokens_used, purpose="probe"
-            ) as (reply, account):
-                async for piece in reply:
-                    text += piece.text
-                    logprobs.extend(piece.logprobs)
-                    entropy = piece.entropy if entropy is None else entropy
-                spent = account.completion_tokens
-        except UpstreamError:
+            async with asyncio.timeout(TIMEOUT_S):
+                request = await self._continuer.prepare(
+                    method, point.prefix, purpose="probe", max_tokens=self._continuer.trial_tokens
+                )
+                async with self._continuer.open(
+                    request, thought_tokens=point.tokens_used, purpose="probe"
+                ) as (reply, account):
+                    async for piece in reply:
+                        text += piece.text
+                        logprobs.extend(piece.logprobs)
+                        entropy = piece.entropy if entropy is None else entropy
+                    spent = account.completion_tokens
+        except (UpstreamError, TimeoutError):
             self._ledger.fail_open("probe")
             return missing(point)
         return Step(

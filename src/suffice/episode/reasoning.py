@@ -188,8 +188,9 @@ class ReasoningRun:
         asked: Checkpoint | None = None
         probing: asyncio.Task[Step] | None = None
         try:
-            while not self.seen.ended or (self._drain and (waiting or probing)):
-                if probing is None and waiting:
+            # A probe on its way is paid for: it is let finish, which the client no longer waits for.
+            while not self.seen.ended or probing or (self._drain and waiting):
+                if probing is None and waiting and not (self.seen.ended and not self._drain):
                     asked = waiting.popleft()
                     probing = self._probe(asked)
                     if probing is None:
@@ -202,8 +203,6 @@ class ReasoningRun:
                 if probing.done():
                     step, probing = self._probed(probing, asked), None
                     yield step
-            if probing is not None and asked is not None:
-                waiting.appendleft(asked)
             for point in waiting:
                 yield self._unprobed(point)  # the run was over before anybody could ask
         finally:

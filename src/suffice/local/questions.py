@@ -25,7 +25,7 @@ class Item:
 
     id: str    # unique among all families, stable over seeds where the family is a fixed list
     ask: str   # what the user writes
-    gold: str  # the right answer, as the family's scorer normalises it
+    gold: str  # the only right answer, before any scorer's normal form
 
 
 def capitals(rng: random.Random) -> Iterator[Item]:
@@ -41,14 +41,15 @@ def sentiment(rng: random.Random) -> Iterator[Item]:
     labelled += [(text, "negative") for text in NEGATIVE_REVIEWS]
     numbered = list(enumerate(labelled, start=1))
     for number, (text, label) in rng.sample(numbered, len(numbered)):
-        yield Item(id=f"sentiment-{number:02d}", ask=f"Is this review positive or negative? {text}", gold=label)
+        ask = f"Review: {text}\nIs this review positive or negative?"
+        yield Item(id=f"sentiment-{number:02d}", ask=ask, gold=label)
 
 
 def sums(rng: random.Random) -> Iterator[Item]:
-    """All sums of two numbers from 1 to 9, in random order."""
+    """All sums of two numbers from 1 to 9, in random order; the whole equation is the answer."""
     pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)]
     for a, b in rng.sample(pairs, len(pairs)):
-        yield Item(id=f"sums-{a}-{b}", ask=f"What is {a} + {b}?", gold=str(a + b))
+        yield Item(id=f"sums-{a}-{b}", ask=f"Write out the sum of {a} and {b}.", gold=f"{a} + {b} = {a + b}")
 
 
 def letters(rng: random.Random) -> Iterator[Item]:

@@ -1,13 +1,16 @@
 """The demonstration's questions with their prompts: two kinds of run, exact gold, drawn from a seed.
 
 `samples`    short answers for a very small model, asked again and again: capitals, sentiment, sums of
-             two digits, first and last letters, lists. Each prompt shows one or two worked examples.
+             two digits, first and last letters, lists. Each prompt shows a few worked examples.
 `reasoning`  two-step word problems and sums of three or four numbers, for a model that can chain
              steps. The prompt asks the model to check its result, as many production prompts do, and
-             its worked example does so: the tokens that a stop can save are to a good part those of
-             the check. A prompt without it would leave a stop less to save.
+             its worked example does so: the tokens that a stop can save are for the most part those
+             of the check. A prompt that asks for no check leaves a stop next to nothing to save.
 
-Questions are chosen before any model has seen them and never by what a model answers.
+All questions of a kind are read by one scorer, because a route has one. Word problems are left out
+of `samples`: the 135M model solves none. Wordings and examples were chosen by how well the models
+answer in full on questions of another seed; no stopping rule was run for that, and no question is
+ever chosen or dropped by what a model answers.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ Message = Mapping[str, str]
 
 SEED = 20_26
 SHORT = "Answer with one word or one number."
-THINK = "Think step by step, check the result, and then write only the final number."
+THINK = "Think step by step, check the result, then write only the final number."
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "samples": ("capitals", "sentiment", "sums", "letters", "lists"),
     "reasoning": ("stories", "chains"),
@@ -52,33 +55,47 @@ def _shown(ask: str, answer: str, thought: str | None = None) -> tuple[Message, 
     return {"role": "user", "content": ask}, told
 
 
+_REVIEW = "Review: {}\nIs this review positive or negative?"
 EXAMPLES: Mapping[str, tuple[Message, ...]] = {
-    "capitals": _shown("What is the capital of Iceland?", "Reykjavik"),
-    "sentiment": (
-        *_shown("Is this review positive or negative? The tea was lovely.", "positive"),
-        *_shown("Is this review positive or negative? The chair broke at once.", "negative"),
+    "capitals": (
+        *_shown("What is the capital of Iceland?", "Answer: Reykjavik"),
+        *_shown("What is the capital of Brazil?", "Answer: Brasilia"),
+        *_shown("What is the capital of Ukraine?", "Answer: Kyiv"),
     ),
-    "sums": (*_shown("What is 2 + 1?", "3"), *_shown("What is 6 + 8?", "14")),
+    "sentiment": (
+        *_shown(_REVIEW.format("The tea was lovely."), "Answer: positive"),
+        *_shown(_REVIEW.format("The chair broke at once."), "Answer: negative"),
+        *_shown(_REVIEW.format("I was sick for two days after this meal."), "Answer: negative"),
+        *_shown(_REVIEW.format("My dog loves the new food."), "Answer: positive"),
+    ),
+    "sums": (
+        *_shown("Write out the sum of 20 and 1.", "20 + 1 = 21"),
+        *_shown("Write out the sum of 6 and 12.", "6 + 12 = 18"),
+        *_shown("Write out the sum of 10 and 4.", "10 + 4 = 14"),
+    ),
     "letters": (
         *_shown('What is the first letter of the word "house"?', "h"),
         *_shown('What is the last letter of the word "moon"?', "n"),
+        *_shown('What is the first letter of the word "tree"?', "t"),
+        *_shown('What is the last letter of the word "crab"?', "b"),
     ),
     "lists": (
-        *_shown("Which of these is a tool: cup, saw or cheese?", "saw"),
-        *_shown("Which number is larger, 12 or 93?", "93"),
+        *_shown("Which of these is a tool: cup, saw or cheese?", "Answer: saw"),
+        *_shown("Which number is larger, 12 or 193?", "Answer: 193"),
+        *_shown("Which of these is a tool: hammer, rain or bread?", "Answer: hammer"),
+        *_shown("Which number is larger, 170 or 31?", "Answer: 170"),
     ),
     "stories": _shown(
         "Lena has 3 bags with 4 nuts each and eats 5 nuts. How many nuts are left?",
         "7",
-        "3 bags with 4 nuts each: 3 * 4 = 12 nuts.\nLena eats 5 nuts: 12 - 5 = 7 nuts.\n"
-        "Check: 7 nuts left and 5 nuts eaten are 7 + 5 = 12 nuts, and 12 / 4 = 3 bags. That is right.\n"
-        "So the answer is 7.\n",
+        "3 * 4 = 12 nuts.\n12 - 5 = 7 nuts.\nSo the answer is 7.\n"
+        "Let me check: 3 * 4 = 12 and 12 - 5 = 7. That is right, the answer is 7.\n",
     ),
     "chains": _shown(
         "Calculate 14 + 8 - 5 + 20.",
         "37",
-        "14 + 8 = 22.\n22 - 5 = 17.\n17 + 20 = 37.\n"
-        "Check: 37 - 20 = 17, 17 + 5 = 22, 22 - 8 = 14. That is right.\nSo the answer is 37.\n",
+        "14 + 8 = 22.\n22 - 5 = 17.\n17 + 20 = 37.\nSo the answer is 37.\n"
+        "Let me check: 14 + 8 = 22, 22 - 5 = 17, 17 + 20 = 37. That is right, the answer is 37.\n",
     ),
 }
 
@@ -118,6 +135,6 @@ def _question(kind: str, task: str, item: Item) -> Question:
         messages=(system, *EXAMPLES[task], user),
         gold=item.gold,
         scorer="text" if kind == "samples" else "number",
-        max_tokens=12 if kind == "samples" else 220,
+        max_tokens=16 if kind == "samples" else 220,
         temperature=0.8 if kind == "samples" else 0.0,
     )

@@ -1,0 +1,91 @@
+"""Replay reads what a live policy would have read, and charges what it would have cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.policy.base import build_policy
+from suffice.replay.run import replay
+from suffice.types import Episode, Kind, Outcome, Request, StepRecord, Usage
+
+NEVER = build_policy({"policy": "never"})
+BETA = build_policy({"policy": "beta"})
+STABLE = build_policy({"policy": "stable-answer", "streak": 2})
+
+
+def episode(kind: Kind, answers: list[str | None], *, tokens: int = 10, probe_tokens: int = 0) -> Episode:
+    """A full run whose every step costs the same."""
+    request = Request(
+        episode_id="ep", route="r", kind=kind, mode="observe", model="m", stream=False, n_samples=len(answers),
+        audit=True, propensity=1.0, policy_version="p", certified=False, question_key="q", ungoverned=None,
+        received_at_s=0.0,
+    )  # fmt: skip
+    steps = tuple(
+        StepRecord(
+            index=i, tokens=tokens, answer=a, answer_source="probe" if kind == "reasoning" else "sample",
+            confidence=None, entropy=None, probe_tokens=probe_tokens, action="continue", reason="",
+        )
+        for i, a in enumerate(answers, start=1)
+    )  # fmt: skip
+    thought = tokens * len(answers) if kind == "reasoning" else 0
+    usage = Usage(prompt_tokens=5, completion_tokens=tokens * len(answers) + 3 * (kind == "reasoning"), reasoning_tokens=thought)
+    outcome = Outcome(
+        episode_id="ep", end_reason="done", status=200, answer="final", response_id=None, usage=usage, steps=steps
+    )
+    return Episode(request=request, outcome=outcome)
+
+
+def test_a_run_that_is_never_stopped_costs_the_full_run_and_gives_its_answer() -> None:
+    """Probes that an audit paid for are charged on top."""
+    found = replay(episode("reasoning", ["a", "b"], probe_tokens=2), NEVER)
+    assert found is not None
+    assert (found.stop_step, found.answer, found.tokens, found.full_tokens) == (None, "final", 27, 23)
+
+
+def test_a_stopped_thought_still_pays_for_its_answer_and_its_probes() -> None:
+    """Two steps of ten, three tokens of answer, two probes of two."""
+    found = replay(episode("reasoning", ["a", "a", "a", "a"], probe_tokens=2), STABLE)
+    assert found is not None
+    assert (found.stop_step, found.answer, found.tokens) == (2, "a", 20 + 3 + 4)
+
+
+def test_a_stop_inside_a_wave_is_charged_the_whole_wave() -> None:
+    """Four of four agree after the first wave of four; with waves of three, six were launched."""
+    run = episode("samples", ["a"] * 8)
+    in_fours, in_threes = replay(run, BETA, wave=4), replay(run, BETA, wave=3)
+    assert in_fours is not None
+    assert in_threes is not None
+    assert (in_fours.stop_step, in_fours.tokens, in_threes.tokens) == (4, 40, 60)
+
+
+def test_a_policy_that_is_sure_at_the_last_sample_has_stopped_nothing() -> None:
+    """There is nothing left to save, live or in replay."""
+    found = replay(episode("samples", ["a"] * 4), BETA, wave=4)
+    assert found is not None
+    assert found.stop_step is None
+
+
+def test_a_run_without_a_natural_end_stands_for_nothing() -> None:
+    """A stopped or torn run never shows what the full run would have answered."""
+    run = episode("samples", ["a"] * 8)
+    assert replay(replace(run, outcome=replace(run.outcome, stopped=True)), BETA) is None
+    assert replay(replace(run, outcome=replace(run.outcome, end_reason="client_left")), BETA) is None
+
+
+ANSWERS = st.lists(st.sampled_from(["a", "b", None]), min_size=2, max_size=12)
+
+
+@settings(max_examples=80)
+@given(answers=ANSWERS, later=ANSWERS)
+def test_a_decision_depends_on_nothing_that_comes_later(answers: list[str | None], later: list[str | None]) -> None:
+    """Whatever follows the stop, the stop is the same: a policy in replay cannot see the future."""
+    for kind, policy in (("reasoning", STABLE), ("samples", BETA)):
+        short = replay(episode(kind, [*answers, "x"]), policy)
+        long = replay(episode(kind, [*answers, "x", *later]), policy)
+        assert short is not None
+        assert long is not None
+        if short.stop_step is not None:
+            assert (long.stop_step, long.answer, long.tokens) == (short.stop_step, short.answer, short.tokens)
