@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 from uvicorn.server import ServerState
 
-from suffice.cli import server as product
+from suffice import server as product
 from suffice.gateway.context import Gateway
 from suffice.settings import Settings, parse
 from suffice.store.log import EventLog

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from suffice.cli.server import serving
+from suffice.server import serving
 from suffice.store.views import read_episodes
 from suffice.testing import Chain, EchoNonce, FakeUpstream, Reply, RequestSeen
 from tests.gateway.conftest import Serve

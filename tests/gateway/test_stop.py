@@ -117,7 +117,7 @@ async def test_a_stop_by_continuation_delivers_the_answer_at_its_step(
         assert told["steps"] == 4
         assert (outcome.end_reason, outcome.stopped, outcome.stop_step) == ("stopped", True, 4)
         assert (outcome.answer, outcome.would_answer) == ("4", "4")
-        assert outcome.finish_method == method.split("-")[0]
+        assert outcome.finish_method == method.split("-", maxsplit=1)[0]
         assert outcome.handover_ms is not None
         assert answer.usage["completion_tokens"] == N_THOUGHT + 1
         assert answer.usage["completion_tokens_details"]["reasoning_tokens"] == N_THOUGHT

@@ -22,12 +22,12 @@ import pytest
 
 from suffice import errors, types
 from suffice.cli.main import main
-from suffice.cli.server import serving
 from suffice.gateway.app import ENDPOINTS
 from suffice.gateway.intake import KNOWN_OPTIONS, OVERRIDES
 from suffice.gateway.route import BLOCKING
 from suffice.policy.base import POLICIES
 from suffice.scoring.base import SCORERS
+from suffice.server import serving
 from suffice.settings import Match, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
 from suffice.store.events import EVENTS
 from suffice.telemetry import METRICS

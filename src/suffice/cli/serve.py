@@ -14,8 +14,8 @@ def serve(path: str, host: str | None, port: int | None, log_level: str) -> None
     """Serve the OpenAI-compatible gateway until it is told to end."""
     import logging
 
-    from suffice.cli.server import run
     from suffice.errors import SufficeError
+    from suffice.server import run
     from suffice.wiring import load_settings
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suffice.cli.server import serving
 from suffice.demo import routes, rows
 from suffice.demo.ask import Answered, Pass, ask_all
 from suffice.demo.rows import Full, Row
@@ -21,6 +20,7 @@ from suffice.local.tasks import Question
 from suffice.policy.base import build_policy
 from suffice.replay.run import Replayed
 from suffice.scoring.base import Scorer, build_scorer
+from suffice.server import serving
 from suffice.store.views import read_episodes
 from suffice.types import Episode, Mode
 
