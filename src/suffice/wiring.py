@@ -5,6 +5,7 @@ Nothing below this file reads the environment, opens a file it was not given or 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -106,6 +107,9 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
     for name, upstream in settings.upstreams.items():
         if upstream.api_key_env and upstream.api_key_env not in known:
             warnings.append(f"upstreams.{name}: the environment has no {upstream.api_key_env}")
+    keys = settings.server.api_keys_env
+    if keys and not _split(known.get(keys, "")):
+        warnings.append(f"server.api_keys_env: the environment has no keys in {keys}")
     return warnings
 
 
@@ -122,10 +126,14 @@ def _client_keys(settings: Settings) -> tuple[str, ...]:
     name = settings.server.api_keys_env
     if not name:
         return ()
-    keys = tuple(k.strip() for k in os.environ.get(name, "").split(",") if k.strip())
+    keys = _split(os.environ.get(name, ""))
     if not keys:
         raise ConfigError(f"server.api_keys_env: the environment has no keys in {name}")
     return keys
+
+
+def _split(keys: str) -> tuple[str, ...]:
+    return tuple(k.strip() for k in keys.split(",") if k.strip())
 
 
 def deployment_salt(settings: Settings) -> str:
@@ -134,12 +142,26 @@ def deployment_salt(settings: Settings) -> str:
     if given:
         return given
     file = database_path(settings.store.url).with_suffix(".salt")
+    if not file.exists():
+        _write_salt(file)
+    salt = file.read_text(encoding="utf-8").strip()
+    if not salt:
+        raise ConfigError(f"{file}: is empty; it must hold the secret of this log: restore it or delete it")
+    return salt
+
+
+def _write_salt(file: Path) -> None:
+    """Make the file whole or not at all; of several processes at once, the first one's salt stays."""
+    draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
             handle.write(secrets.token_hex(16))
-    except FileExistsError:
-        pass
-    return file.read_text().strip()
+            handle.flush()
+            os.fsync(handle.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def new_id() -> str:

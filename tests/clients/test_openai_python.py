@@ -78,7 +78,7 @@ async def test_errors_are_the_librarys_own(tmp_path: Any) -> None:
     async with served(tmp_path, CHAIN) as g, openai.AsyncOpenAI(
         base_url=f"{g.url}/v1", api_key="x", max_retries=0
     ) as client:
-        with pytest.raises(openai.BadRequestError, match="suffice.sampels: unknown option"):
+        with pytest.raises(openai.BadRequestError, match=r"suffice\.sampels: unknown option"):
             await client.chat.completions.create(
                 model="m", messages=MESSAGES, extra_body={"suffice": {"sampels": 3}}
             )

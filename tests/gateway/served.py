@@ -229,14 +229,13 @@ async def _listening(app: object, settings: Settings) -> AsyncIterator[str]:
     config = product._server(app, settings).config
     config.load()
     state = ServerState()
-    listener = product._listen("127.0.0.1", 0)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg, arg-type, return-value]
-        sock=listener,
+        host="127.0.0.1", port=0,
     )
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         for connection in list(state.connections):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -29,6 +29,7 @@ class Broken(RuntimeError):
 class BrokenPolicy:
     """A policy that always fails."""
 
+    name: ClassVar[str] = "broken"
     needs: tuple[str, ...] = ("stability",)
 
     def decide(self, s: Signals) -> Decision:
@@ -53,7 +54,7 @@ class BrokenScorer:
 class BrokenFold:
     """A signal that always fails."""
 
-    fields = ("hedges",)
+    fields: tuple[str, ...] = ("hedges",)
 
     def update(self, step: Step) -> None:
         raise Broken("secret-canary")

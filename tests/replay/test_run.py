@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.policy.base import build_policy
+from suffice.policy.base import Policy, build_policy
 from suffice.replay.run import replay
 from suffice.types import Episode, Kind, Outcome, Request, StepRecord, Usage
 
@@ -31,7 +31,8 @@ def episode(kind: Kind, answers: list[str | None], *, tokens: int = 10, probe_to
         for i, a in enumerate(answers, start=1)
     )  # fmt: skip
     thought = tokens * len(answers) if kind == "reasoning" else 0
-    usage = Usage(prompt_tokens=5, completion_tokens=tokens * len(answers) + 3 * (kind == "reasoning"), reasoning_tokens=thought)
+    generated = tokens * len(answers) + 3 * (kind == "reasoning")
+    usage = Usage(prompt_tokens=5, completion_tokens=generated, reasoning_tokens=thought)
     outcome = Outcome(
         episode_id="ep", end_reason="done", status=200, answer="final", response_id=None, usage=usage, steps=steps
     )
@@ -82,7 +83,8 @@ ANSWERS = st.lists(st.sampled_from(["a", "b", None]), min_size=2, max_size=12)
 @given(answers=ANSWERS, later=ANSWERS)
 def test_a_decision_depends_on_nothing_that_comes_later(answers: list[str | None], later: list[str | None]) -> None:
     """Whatever follows the stop, the stop is the same: a policy in replay cannot see the future."""
-    for kind, policy in (("reasoning", STABLE), ("samples", BETA)):
+    cases: tuple[tuple[Kind, Policy], ...] = (("reasoning", STABLE), ("samples", BETA))
+    for kind, policy in cases:
         short = replay(episode(kind, [*answers, "x"]), policy)
         long = replay(episode(kind, [*answers, "x", *later]), policy)
         assert short is not None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--small", is_flag=True, help="Only the small model (98 MB): leaves the reasoning route out.")
 @click.option("--full", is_flag=True, help="300 questions a route and 16 samples: takes about an hour.")
-@click.option("--model", default="qwen0.5b", show_default=True, help="Model of the reasoning route: qwen0.5b, qwen1.5b.")
+@click.option("--model", default="qwen0.5b", show_default=True, help="Reasoning route: qwen0.5b or qwen1.5b.")
 @click.option("--upstream", default=None, help="Use a running server instead, e.g. http://127.0.0.1:8080.")
 @click.option("--upstream-model", default="", help="Model name to ask that server for.")
 @click.option("--driver", default="llama.cpp", type=click.Choice(["llama.cpp", "vllm", "openai"]), show_default=True)
@@ -46,7 +46,8 @@ def demo(
     for old in folder.glob("*.db*"):
         old.unlink()
     plan = _Plan(
-        n_samples_questions=questions or (300 if full else 120), n_reasoning_questions=questions or (300 if full else 40),
+        n_samples_questions=questions or (300 if full else 120),
+        n_reasoning_questions=questions or (300 if full else 40),
         n_samples=samples or (16 if full else 8), folder=folder, model=model, driver=driver,
         upstream=upstream, upstream_model=upstream_model, small=small,
     )  # fmt: skip

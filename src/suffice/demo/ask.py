@@ -53,7 +53,7 @@ async def ask_all(
         async def one(question: Question) -> Answered:
             async with gate:
                 answered = await _ask(session, url, question, how)
-            await _label(session, url, answered, how)
+            await _label(session, url, answered)
             done(answered)
             return answered
 
@@ -117,7 +117,7 @@ def _failed(question: Question, episode_id: str, error: str) -> Answered:
     )  # fmt: skip
 
 
-async def _label(session: aiohttp.ClientSession, url: str, answered: Answered, how: Pass) -> None:
+async def _label(session: aiohttp.ClientSession, url: str, answered: Answered) -> None:
     """Send the right answer as feedback, as a customer with a gold set would."""
     body = {
         "feedback_id": f"gold:{answered.episode_id}", "episode_id": answered.episode_id,

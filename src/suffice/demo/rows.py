@@ -94,9 +94,12 @@ def judged(
 ) -> dict[str, tuple[bool, int]]:
     """(correct, tokens) of replayed runs by question id; a run that was not stopped is the full run."""
     return {
-        q: (full[q].correct if r.stop_step is None else matches(scorer, r.answer, full[q].answered.question.gold), r.tokens)
-        for q, r in runs.items()
+        q: (_right(r, full[q], scorer), r.tokens) for q, r in runs.items()
     }
+
+
+def _right(run: Replayed, full: Full, scorer: Scorer) -> bool:
+    return full.correct if run.stop_step is None else matches(scorer, run.answer, full.answered.question.gold)
 
 
 def first_samples(full: Mapping[str, Full], k: int, scorer: Scorer) -> dict[str, tuple[bool, int]]:

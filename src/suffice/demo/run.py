@@ -120,7 +120,7 @@ async def observe(stage: Stage, scorer: Scorer, progress: Progress, result: Resu
     }
 
 
-async def enforce(stage: Stage, scorer: Scorer, progress: Progress, result: Result) -> dict[str, Episode]:
+async def enforce(stage: Stage, progress: Progress, result: Result) -> dict[str, Episode]:
     """The live pass; its row is added to the result. Returns its episodes by question id."""
     how = Pass(
         route=stage.kind, model=stage.model, extra=extra(stage), n_at_once=stage.n_at_once,
@@ -159,16 +159,17 @@ async def samples(stage: Stage, progress: Progress) -> Result:
         rows.row(f"fixed vote of {k}", "replay", full, rows.first_samples(full, k, scorer), "about equal tokens"),
         rows.row("beta 0.95", "replay", full, rows.judged(runs, full, scorer), "whole waves charged", acts=True),
     ]
-    live = await enforce(stage, scorer, progress, result)
+    live = await enforce(stage, progress, result)
     result.rows.append(
         rows.row("beta 0.95", "live", full, _live_rows(live, full, scorer), LIVE_NOTE, acts=True)
     )
-    result.facts.append(f"mean samples seen at the end of a run: {sum(drawn) / max(1, len(drawn)):.1f} of {stage.n_samples}")
-    result.facts.append(_agreement(live, runs, "samples"))
+    mean = sum(drawn) / max(1, len(drawn))
+    result.facts.append(f"mean samples seen at the end of a run: {mean:.1f} of {stage.n_samples}")
+    result.facts.append(_agreement(live, runs))
     return result
 
 
-def _agreement(live: Mapping[str, Episode], runs: Mapping[str, Replayed], kind: str) -> str:
+def _agreement(live: Mapping[str, Episode], runs: Mapping[str, Replayed]) -> str:
     """Does the live pass stop where the replay says? Audits run in full and are left out."""
     both = [(e, runs[q]) for q, e in live.items() if q in runs and not e.request.audit]
     same_step = sum(_live_stop(e) == r.stop_step for e, r in both)
@@ -207,12 +208,12 @@ async def reasoning(stage: Stage, progress: Progress) -> Result:
         rows.row("stable for 2", "replay", full, rows.judged(other, full, scorer), "probes charged", acts=True),
         rows.row("confidence 0.95", "replay", full, rows.judged(runs, full, scorer), "probes charged", acts=True),
     ]
-    live = await enforce(stage, scorer, progress, result)
+    live = await enforce(stage, progress, result)
     result.rows.append(
         rows.row("confidence 0.95", "live", full, _live_rows(live, full, scorer), LIVE_NOTE, acts=True)
     )
     result.pays = result.rows[1].comparison.em < result.rows[0].comparison.em
-    result.facts.append(_agreement(live, runs, "reasoning"))
+    result.facts.append(_agreement(live, runs))
     result.facts.append(_fidelity(live))
     return result
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from suffice.assurance.bounds import Interval
 from suffice.demo.rows import Row
 from suffice.demo.run import Result
+from suffice.settings import Route
+
+
+ACCEPTED_DROP = Route(upstream="").max_em_drop  # fraction; what an owner accepts who writes nothing
 
 
 def points(value: float) -> str:
@@ -28,19 +31,15 @@ def span(interval: Interval | None, digits: int = 1) -> str:
 
 def table(result: Result) -> Table:
     """The rows of one stage; fits into 80 columns."""
-    first = result.rows[0].comparison
-    shown = Table(
-        title=f"{result.stage.kind} · {result.stage.model} · {first.n} questions with exact gold",
-        title_justify="left", caption_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+    shown = Table(caption_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("way of answering", no_wrap=True)
-    for name in ("EM", "EM change (95 %)", "lost/won", "tokens", "saved (95 %)"):
+    for name in ("EM", "EM change (95 %)", "-/+", "tokens", "saved (95 %)"):
         shown.add_column(name, justify="right", no_wrap=True)
     for index, row in enumerate(result.rows):
         shown.add_row(*_cells(row, is_full=index == 0), style="bold" if row.acts else "")
     notes = [f"{row.title}: {row.note}." for row in result.rows if row.note]
     shown.caption = "\n".join((
-        "EM: Exact Match; its change in points, paired; lost/won: answers made wrong, made right.",
+        "EM: Exact Match; its change in points, paired; -/+: answers made wrong, made right.",
         "tokens: generated for a question, probes and cancelled samples included, prompts not.",
         *notes,
     ))  # fmt: skip
@@ -52,9 +51,13 @@ def _cells(row: Row, *, is_full: bool) -> list[str]:
     if is_full:
         return [row.title, f"{c.em:.3f}", "", "", f"{c.tokens:.0f}", ""]
     return [
-        row.title, f"{c.em:.3f}", f"{points(c.em_change)} ({span(c.em_change_interval, 0)})", f"{c.n_lost}/{c.n_gained}",
-        f"{c.tokens:.0f}", f"{c.token_reduction * 100:.0f} % ({span(c.token_reduction_interval, 0)})",
-    ]  # fmt: skip
+        row.title,
+        f"{c.em:.3f}",
+        f"{points(c.em_change)} ({span(c.em_change_interval, 0)})",
+        f"{c.n_lost}/{c.n_gained}",
+        f"{c.tokens:.0f}",
+        f"{c.token_reduction * 100:.0f} % ({span(c.token_reduction_interval, 0)})",
+    ]
 
 
 def verdict(result: Result) -> str:
@@ -68,6 +71,12 @@ def verdict(result: Result) -> str:
             f" {result.rows[0].comparison.tokens:.0f}. No saving is claimed; turn reasoning off instead."
         )
     interval = live.em_change_interval
+    if live.em_change < -ACCEPTED_DROP:
+        return (
+            f"Live, the policy saved {live.token_reduction * 100:.0f} % of the generated tokens and lost"
+            f" {-live.em_change * 100:.1f} points of EM: more than the {ACCEPTED_DROP * 100:.0f} points that a route"
+            " accepts by default. It would not be certified here, and `observe` is the right mode for it."
+        )
     sure = "" if interval is None else f" (95 % interval {span(interval)})"
     return (
         f"Live, the policy changed EM by {points(live.em_change)} points{sure} and saved"
@@ -78,10 +87,7 @@ def verdict(result: Result) -> str:
 
 def stops(result: Result) -> Table:
     """What was stopped, and why, in the policy's own words."""
-    shown = Table(
-        title=f"{result.stage.kind}: what was stopped live, and why", title_justify="left", header_style="bold",
-        box=box.SIMPLE_HEAD,
-    )  # fmt: skip
+    shown = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     shown.add_column("runs", justify="right")
     shown.add_column("the policy's reason")
     for reason, count in sorted(result.stops.items(), key=lambda item: -item[1])[:8]:
@@ -92,11 +98,15 @@ def stops(result: Result) -> Table:
 def show(console: Console, results: Sequence[Result]) -> None:
     """Print everything that was found."""
     for result in results:
+        stage, n = result.stage, result.rows[0].comparison.n
+        console.print(f"\n[bold]{stage.kind} · {stage.model} · {n} questions with exact gold[/bold]\n", highlight=False)
+        console.print(table(result), highlight=False)
         console.print()
-        console.print(table(result))
-        console.print(verdict(result), style="bold")
+        console.print(verdict(result), style="bold", highlight=False)
         if result.stops:
-            console.print(stops(result))
+            console.print("\nwhat was stopped live, and why", highlight=False)
+            console.print(stops(result), highlight=False)
+        console.print()
         for fact in result.facts:
             console.print(f"  · {fact}", style="dim", highlight=False)
         for error in result.errors[:3]:

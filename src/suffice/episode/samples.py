@@ -99,8 +99,9 @@ class SampleRun:
 
     async def _read(self, index: int, account: CallAccount) -> dict[str, Any]:
         body = dict(self.body)
-        if isinstance(body.get("seed"), int):
-            body["seed"] += index - 1  # one seed for all would draw the same sample again
+        seed = body.get("seed")
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            body["seed"] = seed + index - 1  # one seed for all would draw the same sample again
         headers = governed_headers(self.headers)
         async with self.client.open(self.path, encode_json(body), headers) as call:
             if call.status != 200 or call.content_type != "text/event-stream":

@@ -85,7 +85,7 @@ def _decode(raw: bytes) -> tuple[Any, bool]:
         return msgspec.json.decode(raw), False
     except RecursionError:
         raise BadRequest("body: is nested too deeply", code="too_deep") from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return _decode_slowly(raw), True
 
 

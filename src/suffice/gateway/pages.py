@@ -37,7 +37,7 @@ async def models(gw: Gateway, scope: Scope, _receive: Receive, send: Send) -> No
         try:
             for entry in msgspec.json.decode(body)["data"]:
                 merged.setdefault(entry["id"], entry)
-        except (msgspec.DecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             continue  # a list that cannot be read is left out; the others still help
     await exchange.json(200, msgspec.json.encode({"object": "list", "data": list(merged.values())}))
 

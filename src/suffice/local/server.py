@@ -31,7 +31,7 @@ from suffice.errors import LocalModelError
 
 TEMPLATES = Path(__file__).parent / "templates"
 READY_MARK = "listening "
-_LOG_TAIL_LINES = 6
+_LOG_TAIL_LINES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class LocalServer:
     def __init__(self, spec: ServerSpec, *, log_path: Path | None = None, start_timeout_s: float = 120.0) -> None:
         check_spec(spec)
         self.spec = spec
-        self.log_path = log_path or Path(tempfile.gettempdir()) / f"suffice-{spec.alias}-{os.getpid()}.log"
+        self.log_path = log_path or Path(tempfile.mkdtemp(prefix="suffice-")) / f"{spec.alias}.log"
         self.start_timeout_s = start_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
         self._url = ""
@@ -225,7 +225,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import xllamacpp  # an optional extra, and a second of loading that the parent must not pay
 
-    server = xllamacpp.Server(_parameters(xllamacpp, options))
+    try:
+        server = xllamacpp.Server(_parameters(xllamacpp, options))
+    except RuntimeError as error:
+        print(f"{options.model}: {error}", file=sys.stderr)
+        return 1
     address_pipe.write(f"{READY_MARK}{server.listening_address}\n")
     address_pipe.flush()
     sys.stdin.buffer.read()
@@ -246,6 +250,7 @@ def _parameters(xllamacpp: object, options: argparse.Namespace) -> object:
     parameters.endpoint_metrics = True
     parameters.endpoint_slots = True
     parameters.ui = False
+    parameters.cors_origins = "http://127.0.0.1"  # by default any web page may ask
     parameters.verbosity = 2
     parameters.use_jinja = True
     if options.template:

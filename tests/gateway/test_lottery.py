@@ -1,0 +1,235 @@
+"""The lot: drawn by unit before the first step, written down with its odds, and told to nobody."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from suffice.gateway.context import LOT_MEMORY_S, Gateway
+from suffice.testing import Chain, Reply, RequestSeen
+from suffice.types import Episode
+from tests.gateway.conftest import Serve
+from tests.gateway.served import Answer, Served, chat
+
+STEPS = [
+    ("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"),
+    ("is that so\n", "4"), ("wait I think five\n", "5"),
+]  # fmt: skip
+CHAIN = Chain(STEPS, "it is 5")
+ENFORCE: dict[str, Any] = {
+    "mode": "enforce", "uncertified": True, "scorer": "number", "probe": {},
+    "policy": {"policy": "stable-answer", "streak": 3}, "steps": {"min_tokens": 3, "growth": 1.0},
+}  # fmt: skip
+RAW = {"finish": ["raw"], "slots": 4}
+
+
+async def drawn(g: Served, n: int) -> list[Episode]:
+    """All requests in the order they came, as the log has them."""
+    found = [labelled.episode for labelled in await g.episodes(n)]
+    return sorted(found, key=lambda e: e.request.received_at_s)
+
+
+async def audits(g: Served, bodies: list[dict[str, Any]], headers: list[dict[str, str]]) -> list[bool]:
+    """The lots of some requests, sent one after another."""
+    for body, given in zip(bodies, headers, strict=True):
+        assert (await g.ask(body, headers=given)).status == 200
+    return [e.request.audit for e in await drawn(g, len(bodies))]
+
+
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+async def test_a_share_of_nothing_and_of_everything_are_exact(serve: Serve, share: float, mode: str) -> None:
+    async with serve(route={"audit_share": share, "mode": mode}) as g:
+        for n in range(30):
+            await g.ask(chat(f"question {n}"))
+        lots = await drawn(g, 30)
+        assert {e.request.audit for e in lots} == {share == 1.0}
+        assert {e.request.propensity for e in lots} == {1.0}
+        assert g.gateway.metrics.value("suffice_audits_total", route="r") == 30 * share
+
+
+async def test_the_odds_of_each_lot_are_written_down_as_they_were_drawn(serve: Serve) -> None:
+    async with serve(route={"audit_share": 0.3}) as g:
+        lots = await audits(g, [chat(f"question {n}") for n in range(60)], [{}] * 60)
+        assert {True, False} == set(lots)
+        assert 5 <= sum(lots) <= 35  # 18 are expected; the salt is fresh each time
+        for episode in await drawn(g, 60):
+            assert episode.request.propensity == pytest.approx(0.3 if episode.request.audit else 0.7)
+
+
+async def test_until_its_owner_says_otherwise_one_in_ten_is_drawn(serve: Serve) -> None:
+    async with serve() as g:
+        await g.ask(chat())
+        (episode,) = await drawn(g, 1)
+        assert episode.request.propensity == pytest.approx(0.1 if episode.request.audit else 0.9)
+
+
+async def test_the_same_body_draws_the_same_lot_and_other_bodies_their_own(serve: Serve) -> None:
+    bodies = [chat(f"question {n % 24}") for n in range(72)]
+    async with serve(route={"audit_share": 0.5}) as g:
+        lots = await audits(g, bodies, [{}] * 72)
+        assert lots[:24] == lots[24:48] == lots[48:]
+        assert len(set(lots[:24])) == 2  # but for one run in eight million
+
+
+async def test_after_ten_minutes_the_same_body_is_a_new_request(serve: Serve) -> None:
+    ahead_s = 0.0
+
+    def later(gateway: Gateway) -> None:
+        real = gateway.monotonic_s
+        gateway.monotonic_s = lambda: real() + ahead_s
+
+    async with serve(route={"audit_share": 0.5}, change=later) as g:
+        lots: list[list[bool]] = []
+        for minutes in (0, 9, 11):
+            ahead_s = minutes * LOT_MEMORY_S / 10
+            for n in range(20):
+                await g.ask(chat(f"question {n}"))
+            lots.append([e.request.audit for e in (await drawn(g, 20 * (len(lots) + 1)))[-20:]])
+        assert lots[0] == lots[1]
+        assert lots[0] != lots[2]  # but for one run in a million
+
+
+async def test_another_caller_draws_another_lot(serve: Serve) -> None:
+    bodies = [chat(f"question {n % 20}") for n in range(40)]
+    keys = [{"authorization": "Bearer a"}] * 20 + [{"authorization": "Bearer b"}] * 20
+    async with serve(route={"audit_share": 0.5}) as g:
+        lots = await audits(g, bodies, keys)
+        assert lots[:20] != lots[20:]
+
+
+@pytest.mark.parametrize("header", ["x-conversation-id", "idempotency-key", None])
+async def test_a_conversation_keeps_its_lot_whatever_it_says(
+    serve: Serve, header: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUFFICE_SALT", "pepper")  # under which some of these twelve are drawn and some not
+    async with serve(route={"audit_share": 0.5}) as g:
+        names = [f"talk-{n % 12}" for n in range(24)]
+        options = [{} if header else {"suffice": {"conversation_id": name}} for name in names]
+        bodies = [chat(f"turn {n}", **more) for n, more in enumerate(options)]
+        lots = await audits(g, bodies, [{header: name} if header else {} for name in names])
+        assert lots[:12] == lots[12:]
+        assert len(set(lots)) == 2
+
+
+async def test_the_lot_survives_a_restart(serve: Serve) -> None:
+    lots: list[list[bool]] = []
+    for life in range(2):
+        async with serve(route={"audit_share": 0.5}) as g:
+            for n in range(16):
+                await g.ask(chat(), headers={"x-conversation-id": f"talk-{n}"})
+            lots.append([e.request.audit for e in (await drawn(g, 16 * (life + 1)))[-16:]])
+    assert lots[0] == lots[1]
+
+
+def shape(answer: Answer) -> Any:
+    """Everything of an answer that could tell, values that differ anyway left out."""
+    chunks = answer.chunks if answer.headers["content-type"].startswith("text/event-stream") else [answer.json]
+    keys = [(sorted(c), sorted(c.get("suffice") or ()), sorted(c.get("usage") or ())) for c in chunks]
+    told = {k: v for k, v in (answer.told or {}).items() if k != "episode_id"}
+    own = {k: v for k, v in answer.headers.items() if k.startswith("x-suffice") and k != "x-suffice-episode-id"}
+    return answer.status, sorted(answer.headers), own, keys, told, answer.text
+
+
+@pytest.mark.parametrize("kind", ["reasoning", "samples"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_the_reply_never_tells(serve: Serve, stream: bool, kind: str) -> None:
+    """Of two routes that differ in their lot alone, every reply has the same shape and the same words."""
+    common = {"upstream": "up", "kind": kind, "samples": 3, "scorer": "number"}
+    routes = {
+        name: {**common, "audit_share": share, "match": {"header": name}}
+        for name, share in (("audit", 1.0), ("plain", 0.0))
+    }
+    async with serve(CHAIN, routes=routes) as g:
+        shapes = []
+        for name in routes:
+            answer = await g.ask(chat(stream=stream, suffice={}), headers={"x-suffice-route": name})
+            assert answer.headers["x-suffice-route"] == name
+            assert b"audit" not in answer.raw
+            assert b"propensity" not in answer.raw
+            status, headers, own, *rest = shape(answer)
+            shapes.append((status, headers, sorted(own), *rest))
+        assert [e.request.audit for e in await drawn(g, 2)] == [True, False]
+        assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("mode", ["off", "observe", "enforce"])
+async def test_the_policy_version_of_the_reply_is_that_of_the_record(serve: Serve, mode: str) -> None:
+    async with serve(CHAIN, upstream=RAW, route={**ENFORCE, "mode": mode, "audit_share": 0.0}) as g:
+        answer = await g.ask(chat(suffice={}))
+        request = (await g.episode()).request
+        assert answer.headers["x-suffice-policy-version"] == request.policy_version
+        assert answer.headers["x-suffice-policy-version"].startswith("p-")
+        assert answer.headers["x-suffice-episode-id"] == request.episode_id
+        assert answer.headers["x-suffice-mode"] == request.mode == mode
+        if answer.told is not None:
+            assert answer.told["policy_version"] == request.policy_version
+            assert answer.told["certified"] is request.certified is False
+        else:
+            assert mode == "off"
+
+
+async def test_an_audit_in_enforce_runs_in_full(serve: Serve) -> None:
+    async with serve(CHAIN, upstream=RAW, route={**ENFORCE, "audit_share": 1.0}) as g:
+        for stream in (True, False):
+            answer = await g.ask(chat(stream=stream))
+            assert answer.text == "it is 5"
+            assert answer.thought == "".join(text for text, _ in STEPS)
+            assert answer.told is None
+        for episode in await drawn(g, 2):
+            outcome = episode.outcome
+            assert (episode.request.audit, outcome.stopped, outcome.end_reason) == (True, False, "done")
+            assert (outcome.stop_step, outcome.would_answer, outcome.answer) == (4, "4", "5")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+async def test_an_audit_probes_every_step_and_its_client_does_not_wait(
+    serve: Serve, mode: str, stream: bool
+) -> None:
+    """The chain is said at once and a probe takes 0.1 s, so five of six probes come after the answer."""
+
+    def slow_probes(seen: RequestSeen) -> Reply:
+        if seen.is_raw:
+            return Chain(STEPS, "it is 5", reply=Reply(first_delay_s=0.1))(seen)
+        return CHAIN(seen)
+
+    route = {**ENFORCE, "mode": mode, "audit_share": 1.0}
+    async with serve(slow_probes, upstream=RAW, route=route) as g:
+        began = time.monotonic()
+        answer = await g.ask(chat(stream=stream))
+        waited_s = time.monotonic() - began
+        assert answer.text == "it is 5"
+        outcome = await g.outcome()
+        took_s = time.monotonic() - began
+        assert [(s.answer, s.answer_source) for s in outcome.steps] == [(a, "probe") for _, a in STEPS]
+        assert took_s >= 0.6
+        assert waited_s < took_s - 0.3
+        assert outcome.overhead.n_extra_calls == len(STEPS) == outcome.overhead.probe_tokens
+        assert outcome.end_reason == "done"
+
+
+async def test_without_an_audit_observing_probes_nothing(serve: Serve) -> None:
+    async with serve(CHAIN, upstream=RAW, route={**ENFORCE, "mode": "observe", "audit_share": 0.0}) as g:
+        await g.ask(chat())
+        await g.quiet()
+        assert len(g.fake.calls) == 1
+
+
+async def test_a_route_that_is_off_draws_nothing(serve: Serve) -> None:
+    async with serve(route={"mode": "off", "audit_share": 1.0}) as g:
+        for n in range(5):
+            await g.ask(chat(f"question {n}"))
+        for episode in await drawn(g, 5):
+            assert (episode.request.audit, episode.request.propensity) == (False, 1.0)
+            assert episode.request.ungoverned == "off"
+        assert g.gateway.metrics.value("suffice_audits_total", route="r") == 0
+
+
+async def test_what_is_not_governed_draws_nothing(serve: Serve) -> None:
+    async with serve(route={"audit_share": 1.0}) as g:
+        await g.ask(chat(tools=[{"type": "function", "function": {"name": "f"}}]))
+        request = (await g.episode()).request
+        assert (request.audit, request.propensity, request.ungoverned) == (False, 1.0, "tools")
