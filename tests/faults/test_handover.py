@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from suffice.testing import Chain, Fault, Reply, RequestSeen, bad_json_frame, die_after, html200, slow_headers
-from suffice.testing import json_for_sse, stall_after, status
+from suffice.testing import (
+    Chain,
+    Fault,
+    Reply,
+    RequestSeen,
+    bad_json_frame,
+    die_after,
+    html200,
+    json_for_sse,
+    slow_headers,
+    stall_after,
+    status,
+)
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 from tests.gateway.test_stop import N_THOUGHT, STEPS, accounted, enforcing, spent
@@ -28,15 +40,18 @@ def is_rerun(seen: RequestSeen) -> bool:
     return not seen.is_raw and seen.nth_same > 0
 
 
+DIES_THINKING = (die_after(N_THOUGHT - 1, "fin"),)
+
+
 class Model:
     """The chain; its first run falls silent for a while, its continuation and its rerun may fail."""
 
     def __init__(
         self, *faults: Fault, original: tuple[Fault, ...] = (), rerun: tuple[Fault, ...] = (),
-        silent_s: float = 3.0, **continuation: Any,
+        silent_s: float = 3.0, silent_at: int = N_THOUGHT, **continuation: Any,
     ) -> None:  # fmt: skip
         self._faults, self._rerun, self._continuation = faults, rerun, continuation
-        self._original = (stall_after(N_THOUGHT, silent_s), *original)
+        self._original = (stall_after(silent_at, silent_s), *original)
 
     def __call__(self, seen: RequestSeen) -> Reply:
         reply = CHAIN(seen)
@@ -76,14 +91,18 @@ def assert_whole(answer: Answer, *, text: str = FULL) -> None:
         assert [c["choices"][0]["delta"].get("role") for c in answer.chunks if c["choices"]].count("assistant") == 1
 
 
-async def assert_accounted(g: Served) -> None:
+async def assert_accounted(g: Served, name: str = "") -> None:
     """Every token is there; prompts of calls cut off before they were counted are estimated.
 
-    The estimate takes line ends of the thought for prompt tokens, which the fake's counter does not.
+    The estimate takes line ends of the thought for prompt tokens, which the fake's counter does not. A
+    reply in another protocol is not read on: the tokens in it were never received.
     """
     outcome = await g.outcome()
     await g.quiet()
-    assert accounted(outcome)[1] == spent(g.fake)[1]
+    unread = 3 if name in ("json", "bad frame") else 0
+    assert 0 <= spent(g.fake)[1] - accounted(outcome)[1] <= unread
+    if name == "json":
+        return
     estimated = any(c.source == "estimated" for c in outcome.calls)
     assert 0 <= accounted(outcome)[0] - spent(g.fake)[0] <= (len(STEPS) if estimated else 0)
 
@@ -93,7 +112,7 @@ async def assert_accounted(g: Served) -> None:
 async def test_with_one_slot_a_full_run_follows_with_its_thought_hidden(
     serve: Serve, name: str, stream: bool
 ) -> None:
-    options = {"stream_options": {"include_usage": True}} if stream else {}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
     async with serve(FAILURES[name](), upstream={"finish": ["raw"]}, route=enforcing(handover_ms=150)) as g:
         answer = await g.ask(chat(stream=stream, **options))
         assert_whole(answer)
@@ -105,7 +124,7 @@ async def test_with_one_slot_a_full_run_follows_with_its_thought_hidden(
         # The client pays for the run that it got; the two that came to nothing are overhead.
         assert answer.usage["completion_tokens"] == N_THOUGHT + 2
         assert outcome.overhead.discarded_tokens >= N_THOUGHT
-        await assert_accounted(g)
+        await assert_accounted(g, name)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
@@ -119,7 +138,7 @@ async def test_with_a_free_slot_the_original_goes_on(serve: Serve, name: str, st
         assert (outcome.end_reason, outcome.stopped, outcome.degraded) == ("done", False, ("handover",))
         assert [c.purpose for c in outcome.calls if c.purpose != "probe"] == ["main", "continuation"]
         assert not g.fake.completions[0].cancelled
-        await assert_accounted(g)
+        await assert_accounted(g, name)
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -182,7 +201,7 @@ async def test_an_inline_thought_is_hidden_and_closed_by_a_rerun(serve: Serve) -
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_an_original_that_dies_while_it_is_held_back_is_not_missed(serve: Serve, stream: bool) -> None:
-    model = Model(original=(die_after(N_THOUGHT + 1, "rst"),), silent_s=0.1, first_delay_s=0.4)
+    model = Model(original=DIES_THINKING, silent_s=0.1, silent_at=N_THOUGHT - 2, first_delay_s=0.4)
     async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=stream))
         assert answer.text == "4 it is"
@@ -193,10 +212,12 @@ async def test_an_original_that_dies_while_it_is_held_back_is_not_missed(serve: 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_when_both_die_a_full_run_follows(serve: Serve, stream: bool) -> None:
-    model = Model(slow_headers(5.0), original=(die_after(N_THOUGHT + 1, "rst"),), silent_s=0.1)
+    model = Model(slow_headers(5.0), original=DIES_THINKING, silent_s=0.1, silent_at=N_THOUGHT - 2)
     async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=enforcing(handover_ms=300)) as g:
         answer = await g.ask(chat(stream=stream))
-        assert_whole(answer)
+        assert (answer.status, answer.text, answer.finish) == (200, FULL, "stop")
+        # What the client saw of the first thought is not shown again; a body was made anew as a whole.
+        assert THOUGHT.startswith(answer.thought) if stream else answer.thought == THOUGHT
         outcome = await g.outcome()
         assert (outcome.end_reason, outcome.degraded) == ("done", ("handover",))
         assert outcome.calls[-1].purpose == "rerun"
@@ -205,9 +226,10 @@ async def test_when_both_die_a_full_run_follows(serve: Serve, stream: bool) -> N
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_a_stop_that_comes_too_late_is_no_stop(serve: Serve, stream: bool) -> None:
     """The model closes its thought by itself while the continuation is still silent."""
-    model = Model(silent_s=0.1, first_delay_s=1.0)
+    model = Model(silent_s=0.1, first_delay_s=9.0)
     async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=enforcing()) as g:
-        answer = await g.ask(chat(stream=stream))
+        async with asyncio.timeout(1.0):  # and the silent continuation is not waited for
+            answer = await g.ask(chat(stream=stream))
         assert_whole(answer)
         outcome = await g.outcome()
         assert (outcome.end_reason, outcome.stopped, outcome.degraded) == ("done", False, ())
@@ -236,7 +258,7 @@ async def test_an_engine_that_will_not_end_the_thought_is_asked_in_another_way(s
 
 
 async def test_an_engine_that_offers_nothing_runs_on(serve: Serve) -> None:
-    route = enforcing(probe=None, policy={"policy": "fixed-budget", "max_tokens": 3})
+    route = enforcing(probe=None, scorer="text", policy={"policy": "stable-answer", "streak": 1})
     async with serve(
         Model(silent_s=0.0), fake={"dialect": "openai"}, upstream={"finish": ["native"]}, route=route
     ) as g:
@@ -261,7 +283,7 @@ async def test_a_missing_template_is_found_out_before_the_original_is_given_up(s
 @pytest.mark.parametrize("cap", ["max_tokens", "max_completion_tokens"])
 async def test_the_clients_cap_holds_over_both_calls(serve: Serve, cap: str) -> None:
     async with serve(Model(), upstream={"finish": ["raw"]}, route=enforcing()) as g:
-        answer = await g.ask(chat(**{cap: N_THOUGHT + 2}))
+        answer = await g.ask(chat() | {cap: N_THOUGHT + 2})
         assert g.fake.completions[-1].body["max_tokens"] == 2
         assert answer.text == "4 it"
         assert answer.finish == "length"

@@ -50,7 +50,7 @@ class Answer:
     @property
     def data(self) -> list[str]:
         """The data lines, in order. Raises when the stream holds half a frame."""
-        text = self.raw.decode("utf-8")
+        text = self.raw.decode("utf-8-sig").replace("\r\n", "\n")
         assert not text or text.endswith("\n\n"), f"a torn frame at the end: {text[-80:]!r}"
         return [line[5:].strip() for line in text.split("\n") if line.startswith("data:")]
 
@@ -69,7 +69,7 @@ class Answer:
 
     def _said(self, key: str) -> str:
         if "event-stream" in self.headers.get("content-type", ""):
-            deltas = [choice["delta"] for chunk in self.chunks for choice in chunk.get("choices") or ()]
+            deltas = [choice.get("delta") or {} for chunk in self.chunks for choice in chunk.get("choices") or ()]
             return "".join(delta.get(key) or "" for delta in deltas)
         return self.json["choices"][0]["message"].get(key) or ""
 
@@ -82,7 +82,7 @@ class Answer:
     @property
     def finish(self) -> str | None:
         if "event-stream" in self.headers.get("content-type", ""):
-            reasons = [c["finish_reason"] for chunk in self.chunks for c in chunk.get("choices") or ()]
+            reasons = [c.get("finish_reason") for chunk in self.chunks for c in chunk.get("choices") or ()]
             return next((r for r in reasons if r), None)
         reason: str | None = self.json["choices"][0]["finish_reason"]
         return reason
@@ -231,7 +231,7 @@ async def _listening(app: object, settings: Settings) -> AsyncIterator[str]:
     state = ServerState()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg, arg-type, return-value]
+        lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
         host="127.0.0.1", port=0,
     )
     try:

@@ -32,7 +32,7 @@ def with_content(raw: str) -> bytes:
     return b'{"model": "m", "messages": [{"role": "user", "content": ' + raw.encode() + b"}]}"
 
 
-# name: (body, headers, status, code, param)
+# by name: the body, its headers; the status, code and field of the refusal
 REFUSED: dict[str, tuple[bytes, dict[str, str], int, str, str | None]] = {
     "1 no body": (b"", {}, 400, "empty_body", None),
     "1 blank body": (b" \r\n\t", {}, 400, "empty_body", None),
@@ -72,9 +72,12 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str, str | None]] = {
     "37 temperature NaN": (b'{"model": "m", "messages": [], "temperature": NaN}', {}, 400, "bad_json", None),
     "31 model is a list": (b'{"model": ["m"], "messages": []}', {}, 400, "bad_request", "model"),
     "31 model is null": (b'{"model": null, "messages": []}', {}, 400, "bad_request", "model"),
-    "46 version, header": (GOOD, {"x-suffice-policy-version": "p-../../x"}, 400, "unknown_policy_version", "policy_version"),
+    "46 version, header": (
+        GOOD, {"x-suffice-policy-version": "p-../../x"}, 400, "unknown_policy_version", "policy_version"
+    ),
     "46 version, body": (
-        json.dumps(chat(suffice={"policy_version": "p-0"})).encode(), {}, 400, "unknown_policy_version", "policy_version"
+        json.dumps(chat(suffice={"policy_version": "p-0"})).encode(), {}, 400,
+        "unknown_policy_version", "policy_version",
     ),
     "46 route": (GOOD, {"x-suffice-route": "nobody"}, 400, "unknown_route", None),
     "suffice is a list": (json.dumps(chat(suffice=[])).encode(), {}, 400, "bad_request", "suffice"),
@@ -140,6 +143,9 @@ async def test_depth_128_is_allowed(serve: Serve) -> None:
 
 GRAPHEMES = "\u202eevil\u202c \x01\x7f e\u0301 👩‍👩‍👧‍👦 \u2028"
 RECURSIVE = [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#"}}}]
+CAPS: list[Any] = [0, -1, 1.5, "10", 2**63, None, []]
+N_ODD: list[Any] = [0, 128, -1, "2", True, None]
+TEMPERATURES: list[Any] = [-1, "0", [], 1e300]
 FORWARDED: dict[str, bytes] = {
     name: body if isinstance(body, bytes) else json.dumps(body).encode()
     for name, body in {
@@ -164,10 +170,10 @@ FORWARDED: dict[str, bytes] = {
         "32 stream null": chat(stream=None),
         "33 stream_options without stream": chat(stream_options={"include_usage": True}),
         "33 stream_options a string": chat(stream_options="yes"),
-        **{f"34 max_tokens {n!r}": chat(max_tokens=n) for n in (0, -1, 1.5, "10", 2**63, None, [])},
+        **{f"34 max_tokens {n!r}": chat(max_tokens=n) for n in CAPS},
         "35 two caps": chat(max_tokens=10, max_completion_tokens=20),
-        **{f"36 n {n!r}": chat(n=n) for n in (0, 128, -1, "2", True, None)},
-        **{f"37 temperature {t!r}": chat(temperature=t) for t in (-1, "0", [], 1e300)},
+        **{f"36 n {n!r}": chat(n=n) for n in N_ODD},
+        **{f"37 temperature {t!r}": chat(temperature=t) for t in TEMPERATURES},
         "38 many stops": chat(stop=["x"] * 1000),
         "38 stop empty": chat(stop=""),
         "38 stop is our tag": chat(stop="</think>"),
@@ -229,7 +235,7 @@ async def test_when_the_upstream_takes_it_the_answer_is_whole(serve: Serve) -> N
 
 
 async def test_override_fields_are_removed_and_counted(serve: Serve) -> None:
-    given = {
+    given: dict[str, Any] = {
         "api_base": "http://169.254.169.254", "base_url": "http://127.0.0.1:1", "api_key": SECRET,
         "extra_headers": {"x": "y"}, "user_config": {"a": 1}, "custom_llm_provider": "openai",
     }  # fmt: skip
@@ -360,7 +366,8 @@ async def test_a_body_that_says_it_is_too_long_is_refused_before_it_comes(serve:
 async def test_a_chunked_body_is_refused_at_the_limit(serve: Serve) -> None:
     async with serve(server={"max_body_bytes": 10_000}) as g:
         head = post(body=b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
-        code, _, answer = await raw(g.port, head + b"1000\r\n" + b"x" * 4096 + b"\r\n" + b"4000\r\n" + b"x" * 16384 + b"\r\n")
+        chunks = b"1000\r\n" + b"x" * 4096 + b"\r\n4000\r\n" + b"x" * 16384 + b"\r\n"
+        code, _, answer = await raw(g.port, head + chunks)
         assert code == 413
         assert_openai_error(answer, code="too_large")
         assert (await g.outcome()).end_reason == "rejected"

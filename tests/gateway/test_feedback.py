@@ -135,7 +135,10 @@ async def test_the_prefix_v1_may_be_left_out(serve: Serve) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"rating": 1}, {"rating": 5}, {"thumbs": "down"}, {"gold": ""}, {"answer": "7"}, {"comment": "%_\\' --"}, {"correct": False}],
+    [
+        {"rating": 1}, {"rating": 5}, {"thumbs": "down"}, {"gold": ""}, {"answer": "7"}, {"comment": "%_\\' --"},
+        {"correct": False},
+    ],
 )
 async def test_each_way_to_say_something_is_enough(serve: Serve, fields: dict[str, Any]) -> None:
     async with serve() as g:

@@ -34,7 +34,7 @@ class BySeed:
         self._delays_s = delays_s
 
     def __call__(self, seen: RequestSeen) -> Reply:
-        at = seen.body["seed"] - SEED
+        at = int(seen.body["seed"]) - SEED
         reply = self._replies[at]
         if not self._delays_s:
             return reply
@@ -185,7 +185,9 @@ async def test_what_was_received_of_a_cancelled_sample_is_spent(serve: Serve, n_
 
 
 @pytest.mark.parametrize("mode", [observing, enforcing])
-@pytest.mark.parametrize("fault", [status(500), die_after(1, "rst"), die_after(1, "error_frame")], ids=["500", "rst", "frame"])
+@pytest.mark.parametrize(
+    "fault", [status(500), die_after(1, "rst"), die_after(1, "error_frame")], ids=["500", "rst", "frame"]
+)
 async def test_one_failing_sample_leaves_the_vote_to_the_rest(serve: Serve, mode: Any, fault: Any) -> None:
     bad = Reply(answer=cut("no 5"), faults=(fault,))
     async with serve(BySeed(["it is 4", bad, "it is 4", "so 3"]), route=mode(4)) as g:
@@ -247,7 +249,7 @@ async def test_without_a_seed_none_is_made_up(serve: Serve) -> None:
 
 @pytest.mark.parametrize("asked", [True, False])
 async def test_a_stream_is_one_ordinary_stream(serve: Serve, asked: bool) -> None:
-    options = {"stream_options": {"include_usage": True}} if asked else {}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
     thinks = Reply(reasoning=("so ", "four"), answer=("it is", " 4"))
     async with serve(thinks, route=enforcing(9)) as g:
         answer = await g.ask(chat(stream=True, **options))

@@ -80,7 +80,7 @@ def assert_one_ordinary_stream(answer: Answer, *, wants_usage: bool) -> None:
     assert all(chunk["choices"] == [] for chunk in with_usage)
 
 
-METHODS = {
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "raw": ({"finish": ["raw"]}, {}),
     "prefill": ({"finish": ["prefill"]}, {}),
     "prefill-echo": ({"finish": ["prefill"]}, {"prefill_echo": True}),
@@ -96,7 +96,7 @@ async def test_a_stop_by_continuation_delivers_the_answer_at_its_step(
     serve: Serve, method: str, slots: int, stream: bool
 ) -> None:
     upstream, fake = METHODS[method]
-    options = {"stream_options": {"include_usage": True}} if stream else {}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
     async with serve(held(), upstream={**upstream, "slots": slots}, fake=fake, route=enforcing()) as g:
         answer = await g.ask(chat(stream=stream, **options))
         assert answer.text == "4"
@@ -194,7 +194,7 @@ async def test_an_inline_thought_is_closed_where_the_client_can_see_it(serve: Se
 
 @pytest.mark.parametrize("asked", [True, False])
 async def test_the_usage_chunk_is_there_only_if_it_was_asked_for(serve: Serve, asked: bool) -> None:
-    options = {"stream_options": {"include_usage": True}} if asked else {}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
     async with serve(held(), upstream={"finish": ["raw"]}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=True, **options))
         assert_one_ordinary_stream(answer, wants_usage=asked)

@@ -13,7 +13,6 @@ from suffice.demo.rows import Row
 from suffice.demo.run import Result
 from suffice.settings import Route
 
-
 ACCEPTED_DROP = Route(upstream="").max_em_drop  # fraction; what an owner accepts who writes nothing
 
 
@@ -131,35 +130,44 @@ def picture(results: Sequence[Result], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(7.2 * len(results), 5.0), squeeze=False)
+    figure, axes = plt.subplots(1, len(results), figsize=(7.2 * len(results), 5.6), squeeze=False)
     for axis, result in zip(axes[0], results, strict=True):
         for index, row in enumerate(result.rows):
             c = row.comparison
-            colour = "#1f6feb" if row.acts else "#24292f" if index == 0 else "#8c959f"
-            marker = "o" if row.how == "live" else "D"
             low, high = _em_span(row)
+            colour, marker = _style(row, index)
             axis.errorbar(
-                c.tokens, c.em, yerr=[[c.em - low], [high - c.em]], fmt=marker, color=colour, capsize=3, markersize=8,
-                alpha=0.95, linewidth=1,
-            )  # fmt: skip
-            above = index % 2 == 0
-            axis.annotate(
-                row.title, (c.tokens, c.em), textcoords="offset points",
-                xytext=(8, 9 if above else -15), fontsize=9, color=colour,
+                c.tokens, c.em, yerr=[[c.em - low], [high - c.em]], fmt=marker, color=colour, capsize=3,
+                markersize=9, linewidth=1, markerfacecolor=colour if row.how == "live" else "white", label=row.title,
+                clip_on=False, zorder=3 + index,
             )  # fmt: skip
         first = result.rows[0].comparison
         axis.axhline(first.em, color="#24292f", linewidth=0.6, linestyle=":")
         axis.set_title(f"{result.stage.kind} · {result.stage.model} · {first.n} questions", loc="left", fontsize=11)
         axis.set_xlabel("generated tokens a question (probes included)")
         axis.set_ylabel("Exact Match")
-        axis.set_xlim(left=0, right=max(r.comparison.tokens for r in result.rows) * 1.35)
+        axis.set_xlim(left=0, right=max(r.comparison.tokens for r in result.rows) * 1.08)
         axis.set_ylim(0, 1.02)
         axis.grid(alpha=0.2)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2, fontsize=9, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Bars: 95 % interval of the paired EM change against the full run", x=0.01, ha="left", fontsize=9)
+    figure.suptitle(
+        "Filled: measured live; hollow: replayed on the recorded full runs."
+        " Bars: 95 % interval of the paired EM change against the full run.",
+        x=0.01, ha="left", fontsize=9,
+    )  # fmt: skip
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _style(row: Row, index: int) -> tuple[str, str]:
+    """Colour and marker: the full run black, policies blue, the other ways grey and each its own shape."""
+    if index == 0:
+        return "#24292f", "o"
+    if row.acts:
+        return ("#1f6feb", "D") if index % 2 else ("#0a3069", "s")
+    return "#8c959f", "v^<>"[index % 4]
 
 
 def _em_span(row: Row) -> tuple[float, float]:
@@ -167,4 +175,4 @@ def _em_span(row: Row) -> tuple[float, float]:
     if c.em_change_interval is None or row.comparison.n_lost + row.comparison.n_gained == 0:
         return c.em, c.em
     low, high = c.full_em + c.em_change_interval.low, c.full_em + c.em_change_interval.high
-    return min(low, c.em), max(high, c.em)
+    return max(0.0, min(low, c.em)), min(1.0, max(high, c.em))

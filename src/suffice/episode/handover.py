@@ -61,6 +61,11 @@ class HandOver:
         """Has the upstream a free slot for the continuation while the original still runs?"""
         return self.continuer.settings.slots > 1
 
+    @property
+    def _came_too_late(self) -> bool:
+        """Has the original, while it was held back, closed its thought by itself?"""
+        return self._overlaps and self.run.failure is None and not self.run.may_stop()
+
     async def carry_out(self, thought: str, thought_tokens: int) -> None:
         """Close the thought after `thought` and deliver the answer; the original goes on if all fails."""
         for method in self.continuer.methods:
@@ -111,10 +116,9 @@ class HandOver:
             try:
                 opened = await self._open(stack, request, thought_tokens)
             except UpstreamError as error:
-                self.ledger.fail_open("handover")
                 await self._discard_last(stack)
                 return await self._go_on_without(error)
-            if self._overlaps and run.failure is None and not run.may_stop():
+            if self._came_too_late:
                 opened.account.discarded = True
                 await stack.aclose()
                 await run.release()
@@ -134,7 +138,9 @@ class HandOver:
         return True
 
     async def _go_on_without(self, error: UpstreamError) -> bool:
-        """The continuation failed. False: the original goes on; otherwise another run was delivered."""
+        """No continuation came. False: the original goes on; otherwise another run was delivered."""
+        if not self._came_too_late:
+            self.ledger.fail_open("handover")
         if self._overlaps and self.run.failure is None:
             await self.run.release()
             return False
@@ -143,10 +149,12 @@ class HandOver:
 
     async def _open(self, stack: AsyncExitStack, request: Continuation, thought_tokens: int) -> Opened:
         """Open the continuation and wait for its first words, holding the original back meanwhile."""
-        holding = asyncio.create_task(self._hold()) if self._overlaps else None
+        holding: asyncio.Task[None] | None = None
         before = ""
         try:
-            async with asyncio.timeout(self.handover_ms / 1e3):
+            async with asyncio.timeout(self.handover_ms / 1e3) as deadline:
+                if self._overlaps:
+                    holding = asyncio.create_task(self._hold(deadline))
                 reply, account = await stack.enter_async_context(
                     self.continuer.open(request, thought_tokens=thought_tokens, purpose="continuation")
                 )
@@ -162,11 +170,16 @@ class HandOver:
                 holding.cancel()
                 await asyncio.gather(holding, return_exceptions=True)
 
-    async def _hold(self) -> None:
-        """Keep reading the original, up to the buffer's size; then its socket waits."""
+    async def _hold(self, deadline: asyncio.Timeout) -> None:
+        """Keep reading the original, up to the buffer's size; then its socket waits.
+
+        When it closes its thought by itself, the continuation is waited for no longer.
+        """
         with contextlib.suppress(UpstreamError):  # remembered in `run.failure`
-            while not self.run.seen.ended and self.run.held_bytes < self.buffer_bytes:
+            while self.run.may_stop() and self.run.held_bytes < self.buffer_bytes:
                 await self.run.advance()
+        if self._came_too_late:
+            deadline.reschedule(0.0)
 
     def _left(self) -> int | None:
         """Tokens that the client's cap leaves for the answer; at least one."""

@@ -469,6 +469,8 @@ class ReasoningRun:
             else:
                 self._answers(text)
                 said += text
+        if self.seen.inline and not self._think.inside:
+            self.seen.phase = "answering"  # the closing tag is out, even if no word of the answer is yet
         self._tail = (self._tail + content)[1 - len(self._close_tag):] if self._think.inside else ""
         return said
 

@@ -60,12 +60,14 @@ async def _relay_bytes(exchange: Exchange, call: Call, _: CallAccount) -> bytes:
 
 
 async def _relay_events(exchange: Exchange, call: Call, account: CallAccount) -> bytes:
-    tail, held = bytearray(), bytearray()
+    tail, held, n_deltas = bytearray(), bytearray(), 0
     while data := await call.read():
         _keep_tail(tail, data)
         if whole := take_whole_events(held, data):
-            # One event a token is a floor; the upstream's own count replaces it at the end.
-            account.received_tokens += whole.count(b'"delta"')
+            # One event a token, less the one that only opens the message, is a floor; the upstream's own
+            # count replaces it at the end.
+            n_deltas += whole.count(b'"delta"')
+            account.received_tokens = max(0, n_deltas - 1)
             await exchange.body(whole)
     if held:
         await exchange.body(bytes(held))

@@ -4,13 +4,13 @@
              two digits, first and last letters, lists. Each prompt shows a few worked examples.
 `reasoning`  two-step word problems and sums of three or four numbers, for a model that can chain
              steps. The prompt asks the model to check its result, as many production prompts do, and
-             its worked example does so: the tokens that a stop can save are for the most part those
-             of the check. A prompt that asks for no check leaves a stop next to nothing to save.
+             its worked examples do so: the tokens that a stop can save are for the most part those
+             of the check. A prompt that asks for no check leaves a stop little to save.
 
 All questions of a kind are read by one scorer, because a route has one. Word problems are left out
 of `samples`: the 135M model solves none. Wordings and examples were chosen by how well the models
-answer in full on questions of another seed; no stopping rule was run for that, and no question is
-ever chosen or dropped by what a model answers.
+answer in full under other seeds (of the fixed lists of facts that is another draw from the same
+list); no stopping rule was run for that, and no question is chosen or dropped by what a model answers.
 """
 
 from __future__ import annotations
@@ -85,17 +85,33 @@ EXAMPLES: Mapping[str, tuple[Message, ...]] = {
         *_shown("Which of these is a tool: hammer, rain or bread?", "Answer: hammer"),
         *_shown("Which number is larger, 170 or 31?", "Answer: 170"),
     ),
-    "stories": _shown(
-        "Lena has 3 bags with 4 nuts each and eats 5 nuts. How many nuts are left?",
-        "7",
-        "3 * 4 = 12 nuts.\n12 - 5 = 7 nuts.\nSo the answer is 7.\n"
-        "Let me check: 3 * 4 = 12 and 12 - 5 = 7. That is right, the answer is 7.\n",
+    "stories": (
+        *_shown(
+            "Otto is 6 years old and his aunt is 20 years older. How old will she be in 3 years?",
+            "29",
+            "6 + 20 = 26 years.\n26 + 3 = 29 years.\nSo the answer is 29.\n"
+            "Let me check: 6 + 20 = 26 and 26 + 3 = 29. That is right, the answer is 29.\n",
+        ),
+        *_shown(
+            "Lena has 3 bags with 4 nuts each and eats 5 nuts. How many nuts are left?",
+            "7",
+            "3 * 4 = 12 nuts.\n12 - 5 = 7 nuts.\nSo the answer is 7.\n"
+            "Let me check: 3 * 4 = 12 and 12 - 5 = 7. That is right, the answer is 7.\n",
+        ),
     ),
-    "chains": _shown(
-        "Calculate 14 + 8 - 5 + 20.",
-        "37",
-        "14 + 8 = 22.\n22 - 5 = 17.\n17 + 20 = 37.\nSo the answer is 37.\n"
-        "Let me check: 14 + 8 = 22, 22 - 5 = 17, 17 + 20 = 37. That is right, the answer is 37.\n",
+    "chains": (
+        *_shown(
+            "Calculate 14 + 8 - 5 + 20.",
+            "37",
+            "14 + 8 = 22.\n22 - 5 = 17.\n17 + 20 = 37.\nSo the answer is 37.\n"
+            "Let me check: 14 + 8 = 22, 22 - 5 = 17, 17 + 20 = 37. That is right, the answer is 37.\n",
+        ),
+        *_shown(
+            "Calculate 40 - 12 + 25.",
+            "53",
+            "40 - 12 = 28.\n28 + 25 = 53.\nSo the answer is 53.\n"
+            "Let me check: 40 - 12 = 28, 28 + 25 = 53. That is right, the answer is 53.\n",
+        ),
     ),
 }
 
@@ -135,6 +151,6 @@ def _question(kind: str, task: str, item: Item) -> Question:
         messages=(system, *EXAMPLES[task], user),
         gold=item.gold,
         scorer="text" if kind == "samples" else "number",
-        max_tokens=16 if kind == "samples" else 220,
+        max_tokens=16 if kind == "samples" else 180,
         temperature=0.7 if kind == "samples" else 0.0,
     )

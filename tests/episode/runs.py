@@ -1,0 +1,108 @@
+"""A chain of thought without sockets: a call made of bytes, a client made of a list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from suffice.episode.ledger import Ledger
+from suffice.episode.reasoning import ReasoningRun, Wants
+from suffice.episode.segment import Segmenter
+from suffice.errors import UpstreamDown
+from suffice.scoring.base import build_scorer
+from suffice.settings import Steps
+from suffice.types import Request
+from suffice.upstream.client import Call
+from suffice.upstream.wire import Frame
+
+
+def request(**changes: Any) -> Request:
+    """A request's record."""
+    known: dict[str, Any] = {
+        "episode_id": "ep_1", "route": "r", "kind": "reasoning", "mode": "enforce", "model": "m", "stream": True,
+        "n_samples": 1, "audit": False, "propensity": 1.0, "policy_version": "p-1", "certified": False,
+        "question_key": "k", "ungoverned": None, "received_at_s": 0.0,
+    }  # fmt: skip
+    return Request(**known | changes)
+
+
+@dataclass
+class BytesCall:
+    """An upstream call that gives these pieces; afterwards it ends, or breaks."""
+
+    pieces: list[bytes]
+    breaks: bool = False
+    closed: bool = False
+    status: int = 200
+
+    async def read(self) -> bytes:
+        if self.pieces:
+            return self.pieces.pop(0)
+        if self.breaks:
+            raise UpstreamDown("broken off")
+        return b""
+
+    async def settle(self, within_s: float = 0.0) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class Kept:
+    """A client that keeps what it got."""
+
+    got: list[Frame] = field(default_factory=list)
+    ended: int = 0
+
+    async def frames(self, frames: Sequence[Frame]) -> None:
+        assert not self.ended
+        self.got += frames
+
+    def can_begin_again(self) -> bool:
+        return False
+
+    async def end(self) -> None:
+        self.ended += 1
+
+    @property
+    def raw(self) -> bytes:
+        return b"".join(frame.raw for frame in self.got)
+
+    @property
+    def deltas(self) -> list[dict[str, Any]]:
+        """The deltas of every whole frame so far."""
+        found = []
+        for frame in self.got:
+            if frame.data and frame.data != b"[DONE]":
+                found += [c["delta"] for c in json.loads(frame.data).get("choices") or ()]
+        return found
+
+    def said(self, key: str) -> str:
+        return "".join(delta.get(key) or "" for delta in self.deltas)
+
+
+def chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    body = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice], **more}
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
+def run_of(
+    pieces: Sequence[bytes], *, steps: Steps | None = None, breaks: bool = False, **options: Any
+) -> tuple[ReasoningRun, Kept, Ledger]:
+    """A run over these bytes."""
+    ledger, client = Ledger(request(), 0.0), Kept()
+    call = cast("Call", BytesCall(list(pieces), breaks=breaks))
+    known: dict[str, Any] = {
+        "scorer": build_scorer("number"), "prober": None, "tags": ("<think>", "</think>"),
+        "wants": Wants(usage=True, object=False), "drain": False,
+    }  # fmt: skip
+    run = ReasoningRun(
+        call, ledger.open_call("main"), ledger=ledger, delivery=client,
+        segmenter=Segmenter(steps or Steps(min_tokens=2, growth=1.0)), **known | options,
+    )  # fmt: skip
+    return run, client, ledger

@@ -1,0 +1,214 @@
+"""A run can be stopped inside its thought and nowhere else, however its bytes arrive."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.errors import UpstreamDown, UpstreamError, UpstreamProtocol
+from suffice.settings import Steps
+from tests.episode.runs import chunk, run_of
+
+DONE = b"data: [DONE]\n\n"
+WORDS = st.sampled_from([
+    "so", " it", " is", "\n", ".\n\n", " 北京", "🙂", "👩‍👩‍👧", "e\u0301", " 🇩🇪", "<", "</", "</thi", "nk>", " 4", "\u200d", " ",
+])  # fmt: skip
+THOUGHTS = st.lists(WORDS, min_size=1, max_size=25).filter(lambda words: "</think>" not in "".join(words))
+FIELDS = ("reasoning", "reasoning_content", "thinking", "inline")
+ENDINGS = ("answer", "tool", "function", "refusal")
+
+
+def stream(field: str, thought: list[str], ending: str) -> list[bytes]:
+    """A whole run's frames: its thought, then what must never be cut."""
+    key = "content" if field == "inline" else field
+    frames = [chunk({"role": "assistant", "content": None})]
+    words = ["<think>", *thought, "</think>"] if field == "inline" else thought
+    frames += [chunk({key: word}) for word in words]
+    if ending == "answer":
+        frames += [chunk({"content": "\n"}), chunk({"content": "It is"}), chunk({"content": " 4"})]
+    elif ending == "tool":
+        call = {"index": 0, "id": "c", "function": {"name": "add", "arguments": '{"a":'}}
+        frames += [chunk({"tool_calls": [call]}), chunk({"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]})]
+    elif ending == "function":
+        frames += [chunk({"function_call": {"name": "add", "arguments": "{}"}})]
+    else:
+        frames += [chunk({"refusal": "I will"}), chunk({"refusal": " not"})]
+    return [*frames, chunk({}, "tool_calls" if ending == "tool" else "stop"), DONE]
+
+
+def cut(raw: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted({place % (len(raw) + 1) for place in places}), len(raw)]
+    return [raw[a:b] for a, b in zip(edges, edges[1:], strict=False) if a != b]
+
+
+def has_more_than_thought(client: Any, field: str) -> bool:
+    """Did the client see anything behind the thought?"""
+    for delta in client.deltas:
+        if delta.get("tool_calls") or delta.get("function_call") or delta.get("refusal"):
+            return True
+        if field != "inline" and delta.get("content"):
+            return True
+    return field == "inline" and "</think>" in client.said("content")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("field", FIELDS)
+@given(thought=THOUGHTS, places=st.lists(st.integers(0, 10**6), max_size=40))
+@settings(max_examples=25)
+def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
+    field: str, ending: str, thought: list[str], places: list[int]
+) -> None:
+    raw = b"".join(stream(field, thought, ending))
+
+    async def go() -> None:
+        run, client, ledger = run_of(cut(raw, places))
+        shown = ""
+        while not run.seen.ended:
+            await run.advance()
+            assert raw.startswith(client.raw)                    # byte for byte, whole frames only
+            assert client.raw.endswith(b"\n\n") or not client.raw
+            if not run.may_stop():
+                continue
+            assert not has_more_than_thought(client, field)
+            text = client.said("content" if field == "inline" else field)
+            if field == "inline" and run.seen.phase == "thinking":
+                tag = "</think>"
+                assert not any(text.endswith(tag[:n]) for n in range(1, len(tag)))
+                assert text.lstrip().removeprefix("<think>").startswith(run.thought)
+            elif field != "inline":
+                assert run.thought == text
+            assert run.thought.startswith(shown)
+            shown = run.thought
+        assert client.raw == raw
+        assert client.ended == 1
+        assert not run.may_stop()
+        assert ledger.degraded == []
+        if ending == "answer":
+            assert ledger.answer == "4"
+        n_words = len(thought) + (2 if field == "inline" else 0)
+        assert ledger.calls[0].received_tokens >= n_words
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("boundary", ["line", "paragraph", "tokens"])
+@pytest.mark.parametrize("field", FIELDS)
+@given(thought=THOUGHTS, places=st.lists(st.integers(0, 10**6), max_size=30))
+@settings(max_examples=25)
+def test_steps_are_prefixes_of_the_thought_and_their_tokens_add_up(
+    field: str, boundary: Any, thought: list[str], places: list[int]
+) -> None:
+    raw = b"".join(stream(field, thought, "answer"))
+    whole = "".join(thought)
+
+    async def go() -> None:
+        run, client, ledger = run_of(cut(raw, places), steps=Steps(boundary=boundary, min_tokens=2, growth=1.0, max_tokens=6))
+        used, last = 0, ""
+        async for step in run.steps():
+            used += step.tokens
+            prefix, tokens = run.thought_at(step.index)
+            assert tokens == used
+            assert prefix == last + step.text
+            assert whole.lstrip().startswith(prefix.lstrip())
+            prefix.encode()                                       # no half of a character
+            last = prefix
+        assert used <= ledger.calls[0].reasoning_tokens
+        assert client.raw == raw
+
+    asyncio.run(go())
+
+
+def torn(field: str, frames: list[bytes], *, breaks: bool, stop_at: int) -> Exception:
+    async def go() -> Exception:
+        run, client, ledger = run_of(frames[:stop_at], breaks=breaks)
+        with pytest.raises(UpstreamError) as raised:
+            async for _ in run.steps():
+                pass
+        assert client.raw == b"".join(frames[:stop_at])
+        assert client.ended == 0
+        assert run.failure is raised.value
+        assert not run.may_stop()
+        with pytest.raises(UpstreamError):
+            await run.rest()                                      # it stays broken for whoever asks later
+        assert ledger.calls[0].close().cancelled
+        return raised.value
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("stop_at", [0, 1, 2, 4, 6])
+def test_a_stream_that_breaks_or_ends_without_a_finish_is_an_error(field: str, stop_at: int) -> None:
+    frames = stream(field, ["so", " it\n", " is\n"], "answer")
+    assert isinstance(torn(field, frames, breaks=True, stop_at=stop_at), UpstreamDown)
+    assert isinstance(torn(field, frames, breaks=False, stop_at=stop_at), UpstreamProtocol)
+
+
+async def test_a_finish_without_done_is_completed() -> None:
+    frames = stream("reasoning", ["so\n"], "answer")[:-1]
+    run, client, _ = run_of(frames)
+    await run.rest()
+    assert client.raw == b"".join(frames) + DONE
+
+
+async def test_what_comes_after_done_is_not_passed_on() -> None:
+    frames = stream("reasoning", ["so\n"], "answer")
+    run, client, _ = run_of([b"".join(frames) + chunk({"content": "LATE"})])
+    await run.rest()
+    assert client.raw == b"".join(frames)
+
+
+async def test_comments_stay_and_lone_retry_lines_go() -> None:
+    frames = stream("reasoning", ["so\n"], "answer")
+    run, client, _ = run_of([b": ping\n\n", b"retry: 1000\n\n", b"id: 7\n\n", *frames])
+    await run.rest()
+    assert client.raw == b": ping\n\n" + b"".join(frames)
+
+
+async def test_an_error_frame_ends_the_run_and_is_the_last_thing_seen() -> None:
+    error = b'data: {"error":{"message":"no","type":"t","param":null,"code":"c"}}\n\n'
+    frames = [*stream("reasoning", ["so", " it\n", " is\n"], "answer")[:4], error]
+    run, client, ledger = run_of([*frames, DONE])
+    steps = [step.text async for step in run.steps()]
+    assert steps == ["so it\n"]
+    assert client.raw == b"".join(frames)
+    assert client.ended == 1
+    assert ledger.end_reason == "upstream_error"
+
+
+@pytest.mark.parametrize("usage", [True, False])
+async def test_the_usage_chunk_reaches_only_those_who_asked(usage: bool) -> None:
+    from suffice.episode.reasoning import Wants
+
+    frames = stream("reasoning", ["so\n"], "answer")
+    told = b'data: {"id":"c1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
+    run, client, ledger = run_of([*frames[:-1], told, DONE], wants=Wants(usage=usage, object=False))
+    await run.rest()
+    assert (told in client.raw) is usage
+    usage_told = ledger.usage()
+    assert usage_told is not None
+    assert (usage_told.prompt_tokens, usage_told.completion_tokens) == (3, 5)
+
+
+async def test_a_broken_segmenter_is_not_asked_again() -> None:
+    frames = stream("reasoning", ["so", " it\n", " is\n", " well\n"], "answer")
+    run, client, ledger = run_of(frames, steps=Steps(min_tokens=2, growth="broken"))  # type: ignore[arg-type]
+    async for _ in run.steps():
+        pass
+    assert client.raw == b"".join(frames)
+    assert ledger.degraded == ["segment"]
+    assert not run.may_stop()
+
+
+async def test_a_template_that_opened_the_thought_itself_does_not_spoil_the_answer() -> None:
+    words = ["thinking", " of", " 5", "</think>", "It is", " 4"]
+    frames = [*(chunk({"content": word}) for word in words), chunk({}, "stop"), DONE]
+    run, client, ledger = run_of(frames)
+    await run.rest()
+    assert client.raw == b"".join(frames)
+    assert ledger.answer == "4"
+    assert run.answer_text == "It is 4"
