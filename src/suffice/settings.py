@@ -15,13 +15,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from suffice.errors import ConfigError
 from suffice.types import Kind, Mode
 
+S = TypeVar("S", bound=msgspec.Struct)
 Driver = Literal["openai", "llama.cpp", "vllm"]
 FinishMethod = Literal["native", "prefill", "raw"]
 
@@ -126,12 +127,33 @@ def parse(raw: Mapping[str, Any]) -> Settings:
     Raises ConfigError with the path of the value at fault, what it was and what is allowed.
     """
     _refuse_unknown(raw, Settings, path="")
-    try:
-        settings = msgspec.convert(raw, Settings, strict=True)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_readable(str(error))) from None
+    for table, model in (("upstreams", Upstream), ("routes", Route)):
+        for name, item in raw.get(table, {}).items():
+            _convert(item, model, path=f"{table}.{name}")  # one by one, so that an error names its own table
+    settings = _convert(raw, Settings, path="")
     _check(settings)
     return settings
+
+
+def _convert(raw: object, model: type[S], *, path: str) -> S:
+    """Build one settings object; an error tells the path, what was found and what is allowed."""
+    try:
+        return msgspec.convert(raw, model, strict=True)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")
+        inner = where.strip("`").removeprefix("$").removeprefix(".")
+        here = ".".join(part for part in (path, inner) if part) or "config"
+        raise ConfigError(f"{here}: {what}{_allowed(model, inner)}") from None
+
+
+def _allowed(model: type[msgspec.Struct], inner: str) -> str:
+    """The words that a field may hold, where it may hold only some."""
+    hint: Any = model
+    for name in inner.split("."):
+        nested = _struct_in(hint)
+        hint = get_type_hints(nested).get(name.partition("[")[0]) if nested is not None else None
+    words = [w for part in (hint, *get_args(hint)) if get_origin(part) is Literal for w in get_args(part)]
+    return f"; allowed: {', '.join(words)}" if words else ""
 
 
 def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None:
@@ -163,13 +185,6 @@ def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
         return hint
     found = [_struct_in(part) for part in get_args(hint)]
     return next((part for part in found if part is not None), None)
-
-
-def _readable(message: str) -> str:
-    """``Expected `int`, got `str` - at `$.routes[...].wave``` becomes ``routes.*.wave: Expected …``."""
-    what, _, where = message.partition(" - at ")
-    path = re.sub(r"\[[^]]*]", ".*", where.strip("`").removeprefix("$").removeprefix("."))
-    return f"{path or 'config'}: {what}"
 
 
 def _check(settings: Settings) -> None:

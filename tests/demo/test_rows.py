@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ async def test_a_reasoning_stage_tells_when_stopping_is_better_than_thinking_on(
     assert by["full thought, live"].em == 0.0
     assert (by["confidence 0.95, replay"].em, by["confidence 0.95, replay"].n_gained) == (1.0, 8)
     assert result.stops
-    page = Console(record=True, width=80, file=(tmp_path / "page.txt").open("w"))
+    page = Console(record=True, width=80, file=io.StringIO())
     show.show(page, [result])
     show.picture([result], tmp_path / "p.png")
     run.write_report([result], tmp_path / "r.json")

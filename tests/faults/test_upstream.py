@@ -95,7 +95,7 @@ FINISHES = {"custom_finish": "early_stop"}
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_every_odd_stream_becomes_an_ordinary_one_or_an_error(serve: Serve, stream: bool, mode: str) -> None:
-    scripts = {n: replace(s, hang_s=0.2) for n, s in SCRIPTS.items()}
+    scripts = SCRIPTS | {"done_then_hang": replace(SCRIPTS["done_then_hang"], hang_s=0.2)}
     async with serve(fake={"scripts": scripts}, route=ROUTE | {"mode": mode}) as g:
         for name in scripts:
             answer = await g.ask(chat(stream=stream) | {"model": name})

@@ -55,7 +55,7 @@ BROKEN: dict[str, tuple[str, tuple[str, ...]]] = {
         GOOD + "[routes.math.probe]\nmax_token = 3\n", ("routes.math.probe.max_token", "'max_tokens'")
     ),
     "unknown key in server": (GOOD + "[server]\nping = 1.0\n", ("server.ping: unknown key", "'ping_s'")),
-    "wrong type": (GOOD + "samples = 'four'\n", ("routes.*.samples", "int")),
+    "wrong type": (GOOD + "samples = 'four'\n", ("routes.math.samples", "int")),
     "no url": ("[upstreams.up]\n", ("upstreams", "url")),
     "unknown upstream": (
         '[routes.math]\nupstream = "up"\n', ("routes.math.upstream: unknown upstream 'up'", "none is configured")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
     from suffice.demo.ask import Answered
     from suffice.demo.run import Result, Stage
+
+
+SLOTS = 8  # requests that a local server works on at once: runs, and the probes beside them
 
 
 @click.command()
@@ -52,7 +56,8 @@ def demo(
         upstream=upstream, upstream_model=upstream_model, small=small,
     )  # fmt: skip
     try:
-        results = [_run(console, stage) for stage in plan.stages(console)]
+        with plan.stages(console) as stages:
+            results = _run(console, stages)
         show.picture(results, folder / "demo.png")
         write_report(results, folder / "report.json")
     except SufficeError as error:
@@ -84,25 +89,28 @@ class _Plan:
         self.n_samples, self.folder, self.model, self.driver = n_samples, folder, model, driver
         self.upstream, self.upstream_model, self.small = upstream, upstream_model, small
 
-    def stages(self, console: Console) -> Iterator[Stage]:
-        """Start each stage's server, give the stage, and stop the server when the stage is done."""
+    @contextmanager
+    def stages(self, console: Console) -> Iterator[list[Stage]]:
+        """Start a server for each stage, one core each, and stop them afterwards."""
         kinds = ("samples",) if self.small else ("samples", "reasoning")
         if self.upstream is not None:
-            for kind in kinds:
-                yield self._stage(kind, self.upstream_model or "default", self.upstream, slots=4)
+            yield [self._stage(kind, self.upstream_model or "default", self.upstream, slots=4) for kind in kinds]
             return
         from suffice.cli.weights import fetched
         from suffice.local.server import LocalServer, ServerSpec
 
         files = {kind: fetched(console, "smol" if kind == "samples" else self.model) for kind in kinds}
-        for kind in kinds:
-            name, slots = ("smol", 8) if kind == "samples" else (self.model, 4)
-            spec = ServerSpec(
-                model_path=files[kind], alias=name, n_parallel=slots, ctx_tokens_per_slot=1024,
-                template=None if kind == "samples" else "think",
-            )  # fmt: skip
-            with LocalServer(spec, log_path=self.folder / f"{name}-server.log") as server:
-                yield self._stage(kind, name, server.url, slots=slots)
+        with ExitStack() as servers:
+            stages = []
+            for kind in kinds:
+                name = "smol" if kind == "samples" else self.model
+                spec = ServerSpec(
+                    model_path=files[kind], alias=name, n_parallel=SLOTS, ctx_tokens_per_slot=1024,
+                    template=None if kind == "samples" else "think",
+                )  # fmt: skip
+                server = servers.enter_context(LocalServer(spec, log_path=self.folder / f"{name}-server.log"))
+                stages.append(self._stage(kind, name, server.url, slots=SLOTS))
+            yield stages
 
     def _stage(self, kind: str, model: str, url: str, *, slots: int) -> Stage:
         from suffice.demo.run import Stage
@@ -111,12 +119,12 @@ class _Plan:
         n = self.n_samples_questions if kind == "samples" else self.n_reasoning_questions
         return Stage(
             kind=kind, model=model, upstream=url, driver=self.driver, slots=slots, n_samples=self.n_samples,
-            questions=tasks.questions(kind, n), folder=self.folder, n_at_once=2,
+            questions=tasks.questions(kind, n), folder=self.folder, n_at_once=2 if kind == "samples" else 4,
         )  # fmt: skip
 
 
-def _run(console: Console, stage: Stage) -> Result:
-    """Run one stage with a progress bar for each pass."""
+def _run(console: Console, stages: list[Stage]) -> list[Result]:
+    """Run all stages side by side, with a progress bar for each pass."""
     import asyncio
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -125,9 +133,8 @@ def _run(console: Console, stage: Stage) -> Result:
     from suffice.demo.rows import correct
     from suffice.scoring.base import build_scorer
 
-    scorer = build_scorer("text" if stage.kind == "samples" else "number")
     columns = (
-        TextColumn("{task.description:<26}"), BarColumn(28), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description:<22}"), BarColumn(14), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.fields[live]}"),
     )  # fmt: skip
     with Progress(*columns, console=console) as bars:
@@ -138,7 +145,7 @@ def _run(console: Console, stage: Stage) -> Result:
 
             def one(answered: Answered) -> None:
                 seen["n"] += 1
-                seen["right"] += correct(answered, scorer)
+                seen["right"] += correct(answered, build_scorer(answered.question.scorer))
                 seen["tokens"] += answered.completion_tokens
                 seen["stopped"] += answered.stopped
                 live = f"EM {seen['right'] / seen['n']:.2f} · {seen['tokens'] / seen['n']:.0f} tokens"
@@ -146,5 +153,8 @@ def _run(console: Console, stage: Stage) -> Result:
 
             return one
 
-        work = run.samples if stage.kind == "samples" else run.reasoning
-        return asyncio.run(work(stage, progress))
+        async def together() -> list[Result]:
+            work = {"samples": run.samples, "reasoning": run.reasoning}
+            return list(await asyncio.gather(*(work[stage.kind](stage, progress) for stage in stages)))
+
+        return asyncio.run(together())

@@ -6,6 +6,7 @@ fixed beforehand, and whatever the figures are, they are shown.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -76,7 +77,7 @@ async def run_pass(
         stage.kind, upstream=stage.upstream, slots=stage.slots, mode=mode, database=database,
         n_samples=stage.n_samples, driver=stage.driver,
     )  # fmt: skip
-    before = predicted_tokens(stage.upstream)
+    before = await asyncio.to_thread(predicted_tokens, stage.upstream)
     async with serving(configured) as url:
         answers = await ask_all(url, stage.questions, how, progress(title, len(stage.questions)))
     asked = {a.episode_id for a in answers}
@@ -85,7 +86,7 @@ async def run_pass(
         for e in read_episodes(database)
         if e.episode.request.episode_id in asked
     }
-    after = predicted_tokens(stage.upstream)
+    after = await asyncio.to_thread(predicted_tokens, stage.upstream)
     return answers, found, _count_line(title, found, before, after)
 
 
@@ -159,6 +160,9 @@ async def samples(stage: Stage, progress: Progress) -> Result:
         rows.row(f"fixed vote of {k}", "replay", full, rows.first_samples(full, k, scorer), "about equal tokens"),
         rows.row("beta 0.95", "replay", full, rows.judged(runs, full, scorer), "whole waves charged", acts=True),
     ]
+    greedy = await _plain(stage, {"temperature": 0}, "samples: one greedy", scorer, progress, result)
+    result.rows.insert(2, rows.row("one greedy answer", "live", full, greedy))
+    result.pays = result.rows[2].comparison.em < result.rows[0].comparison.em
     live = await enforce(stage, progress, result)
     result.rows.append(
         rows.row("beta 0.95", "live", full, _live_rows(live, full, scorer), LIVE_NOTE, acts=True)

@@ -62,6 +62,15 @@ def _cells(row: Row, *, is_full: bool) -> list[str]:
 def verdict(result: Result) -> str:
     """One honest sentence about a stage."""
     live = result.rows[-1].comparison
+    if not result.pays and result.stage.kind == "samples":
+        greedy = result.rows[2].comparison
+        return (
+            f"Voting does not pay on this model and these questions: one greedy answer has EM {greedy.em:.3f} at"
+            f" {greedy.tokens:.0f} tokens, the vote {live.full_em:.3f} at {live.full_tokens:.0f}. Where a vote is wanted"
+            f" all the same, stopping it changed EM by {points(live.em_change)} points"
+            f" (95 % interval {span(live.em_change_interval)}) and saved {live.token_reduction * 100:.0f} % of its tokens"
+            f" ({span(live.token_reduction_interval, 0)}). Uncertified."
+        )
     if not result.pays:
         none = result.rows[1].comparison
         return (

@@ -60,9 +60,12 @@ class FailOpen:
         self._policy, self._failed = policy, failed
 
     def decide(self, s: Signals) -> Decision:
-        """What the policy decides; `continue` if it raises."""
+        """What the policy decides; `continue` if it raises, or answers with something else."""
         try:
-            return self._policy.decide(s)
+            decision: object = self._policy.decide(s)
         except Exception as error:  # noqa: BLE001 - a broken policy costs tokens, never an answer
-            self._failed("policy")
-            return Decision(action="continue", reason=f"the policy failed ({type(error).__name__})")
+            decision = error
+        if isinstance(decision, Decision):
+            return decision
+        self._failed("policy")
+        return Decision(action="continue", reason=f"the policy failed ({type(decision).__name__})")

@@ -211,9 +211,17 @@ class ReasoningRun:
                 await asyncio.gather(probing, return_exceptions=True)
 
     def _probe(self, point: Checkpoint) -> asyncio.Task[Step] | None:
-        if self._prober is None or self._prober_broke or not self._prober.ready():
+        if self._prober is None or self._prober_broke:
             return None
-        return asyncio.create_task(self._prober.ask(point))
+        try:
+            return asyncio.create_task(self._prober.ask(point)) if self._prober.ready() else None
+        except Exception:  # noqa: BLE001 - as for the probe itself
+            self._prober_fails()
+            return None
+
+    def _prober_fails(self) -> None:
+        self.ledger.fail_open("probe")
+        self._prober_broke = True
 
     def _unprobed(self, point: Checkpoint) -> Step:
         """A step that no probe looks at: what its text shows, or missing where one should have looked."""
@@ -228,8 +236,7 @@ class ReasoningRun:
         try:
             return probing.result()
         except Exception:  # noqa: BLE001 - a broken probe costs tokens, never an answer
-            self.ledger.fail_open("probe")
-            self._prober_broke = True
+            self._prober_fails()
             return missing(asked)
 
     async def _either(self, probing: asyncio.Task[Step], waiting: deque[Checkpoint]) -> None:

@@ -81,7 +81,15 @@ class Segmenter:
             return 0
         if text[:1].isspace() or self._text[-1].isspace():
             return len(self._text)
-        return len(safe_cut(self._text, text)) if self._tokens >= 2 * longest else 0
+        return self._end_between_characters(text) if self._tokens >= 2 * longest else 0
+
+    def _end_between_characters(self, following: str) -> int:
+        """The last place before `following` that no character of several parts stretches over."""
+        end, shorter = -1, len(safe_cut(self._text, following))
+        while shorter != end:
+            end = shorter
+            shorter = len(safe_cut(self._text[:end], self._text[end:] or following))
+        return end
 
     def _line_end(self, before: int) -> int | None:
         """Where the last line or paragraph ends that was completed behind `before`; None: nowhere."""

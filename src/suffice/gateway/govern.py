@@ -122,14 +122,9 @@ async def _open_run(
         if call.is_encoded:
             raise UpstreamProtocol("the upstream compressed a stream that was asked for as it is")
         account.began = True
-        delivery: Delivery
-        if job.intake.stream:
-            if not exchange.status:
-                kept = [(k, v) for k, v in call.headers if k.lower() != "content-length"]
-                await exchange.start(200, kept, events=True)
-            delivery = StreamDelivery(exchange)
-        else:
-            delivery = BodyDelivery(exchange, 200, call.headers)
+        delivery: Delivery = (
+            StreamDelivery(exchange) if job.intake.stream else BodyDelivery(exchange, 200, call.headers)
+        )
         probing = job.route.settings.probe is not None and _probes(job)
         run = ReasoningRun(
             call, account, ledger=ledger, delivery=delivery, segmenter=Segmenter(job.route.settings.steps),
@@ -144,6 +139,10 @@ async def _open_run(
         run.hidden_thought = purpose == "rerun" and job.intake.stream
         run.budget = body.get("reasoning_budget_tokens") if _arms(job, continuer) else None
         async with aclosing(run):
+            # Begun only now: until something is sent, a failure of ours can still be made good.
+            if job.intake.stream and not exchange.status:
+                kept = [(k, v) for k, v in call.headers if k.lower() != "content-length"]
+                await exchange.start(200, kept, events=True)
             yield run
 
 

@@ -1,0 +1,93 @@
+"""The loop: it stops where the policy says so and may, runs to the end otherwise, and closes what it opened."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from suffice.episode.loop import FailOpen, Verdict, run_episode
+from suffice.types import Decision, Signals, Step
+
+GO = Decision(action="continue", reason="go on")
+STOP = Decision(action="stop", reason="enough", stop_reason="suffices")
+
+
+class Steps:
+    """Five steps, and whether they were closed."""
+
+    def __init__(self, fails_at: int = 99) -> None:
+        self.given, self.closed, self._fails_at = 0, False, fails_at
+
+    async def run(self) -> AsyncGenerator[Step, None]:
+        try:
+            for n in range(1, 6):
+                if n == self._fails_at:
+                    raise ConnectionError("upstream")
+                self.given = n
+                yield Step(index=n, tokens=1, answer=None, answer_source=None)
+        finally:
+            self.closed = True
+
+
+class StopFrom:
+    """Says stop from a step on."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def decide(self, s: Signals) -> Decision:
+        return STOP if s.step >= self._step else GO
+
+
+def observe(step: Step) -> Signals:
+    return Signals(step=step.index, tokens_used=step.index)
+
+
+async def play(steps: Steps, policy: StopFrom, *, may_stop: bool = True) -> tuple[Verdict | None, list[int]]:
+    recorded: list[int] = []
+
+    def record(step: Step, signals: Signals, decision: Decision) -> bool:
+        assert signals.step == step.index
+        recorded.append(step.index)
+        return may_stop
+
+    return await run_episode(steps.run(), observe, policy, record), recorded
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+async def test_it_stops_where_the_policy_says_so(at: int) -> None:
+    steps = Steps()
+    verdict, recorded = await play(steps, StopFrom(at))
+    assert verdict is not None
+    assert (verdict.step.index, verdict.decision) == (at, STOP)
+    assert recorded == list(range(1, at + 1))
+    assert (steps.given, steps.closed) == (at, True)
+
+
+async def test_where_it_may_not_stop_every_step_is_recorded() -> None:
+    steps = Steps()
+    verdict, recorded = await play(steps, StopFrom(2), may_stop=False)
+    assert verdict is None
+    assert recorded == [1, 2, 3, 4, 5]
+    assert steps.closed
+
+
+async def test_a_failure_of_the_upstream_is_not_swallowed() -> None:
+    steps = Steps(fails_at=3)
+    with pytest.raises(ConnectionError):
+        await play(steps, StopFrom(9))
+    assert steps.closed
+
+
+class Broken:
+    def decide(self, s: Signals) -> Decision:
+        raise ZeroDivisionError("secret")
+
+
+def test_a_broken_policy_continues_and_is_counted() -> None:
+    failed: list[str] = []
+    decision = FailOpen(Broken(), failed.append).decide(Signals(step=1, tokens_used=1))
+    assert (decision.action, failed) == ("continue", ["policy"])
+    assert "ZeroDivisionError" in decision.reason
+    assert "secret" not in decision.reason
