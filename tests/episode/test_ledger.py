@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.types import Decision, Signals, Step
+from suffice.types import Decision, Purpose, Signals, Step
 from tests.episode.runs import request
 
 N = st.integers(0, 500)
-PURPOSES = st.sampled_from(["main", "sample", "probe", "continuation", "rerun"])
+PURPOSES: st.SearchStrategy[Purpose] = st.sampled_from(get_args(Purpose))
 
 
 @st.composite
@@ -89,7 +91,7 @@ def test_ends_rank_failure_over_stop_over_truncation() -> None:
 def test_a_run_that_came_to_nothing_is_overhead() -> None:
     ledger = Ledger(request(), 0.0, stopped=True, finish_method="raw", handover_ms=3.0, vote=(("4", 2),))
     for purpose in ("main", "probe"):
-        account = ledger.open_call(purpose)  # type: ignore[arg-type]
+        account = ledger.open_call("main" if purpose == "main" else "probe")
         account.prompt_tokens, account.reported_tokens = 10, 7
     ledger.forget_run("govern")
     again = ledger.open_call("rerun")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from tests.episode.runs import chunk, run_of
 
 DONE = b"data: [DONE]\n\n"
 WORDS = st.sampled_from([
-    "so", " it", " is", "\n", ".\n\n", " 北京", "🙂", "👩‍👩‍👧", "e\u0301", " 🇩🇪", "<", "</", "</thi", "nk>", " 4", "\u200d", " ",
+    "so", " it", " is", "\n", ".\n\n", " 北京", "🙂", "👩‍👩‍👧", "e\u0301", " 🇩🇪", "\u200d", " 4", " ",
+    "<", "</", "</thi", "nk>",
 ])  # fmt: skip
 THOUGHTS = st.lists(WORDS, min_size=1, max_size=25).filter(lambda words: "</think>" not in "".join(words))
 FIELDS = ("reasoning", "reasoning_content", "thinking", "inline")
@@ -31,8 +33,9 @@ def stream(field: str, thought: list[str], ending: str) -> list[bytes]:
     if ending == "answer":
         frames += [chunk({"content": "\n"}), chunk({"content": "It is"}), chunk({"content": " 4"})]
     elif ending == "tool":
-        call = {"index": 0, "id": "c", "function": {"name": "add", "arguments": '{"a":'}}
-        frames += [chunk({"tool_calls": [call]}), chunk({"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]})]
+        first = {"index": 0, "id": "c", "function": {"name": "add", "arguments": '{"a":'}}
+        second = {"index": 0, "function": {"arguments": "1}"}}
+        frames += [chunk({"tool_calls": [call]}) for call in (first, second)]
     elif ending == "function":
         frames += [chunk({"function_call": {"name": "add", "arguments": "{}"}})]
     else:
@@ -42,7 +45,7 @@ def stream(field: str, thought: list[str], ending: str) -> list[bytes]:
 
 def cut(raw: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted({place % (len(raw) + 1) for place in places}), len(raw)]
-    return [raw[a:b] for a, b in zip(edges, edges[1:], strict=False) if a != b]
+    return [raw[a:b] for a, b in pairwise(edges) if a != b]
 
 
 def has_more_than_thought(client: Any, field: str) -> bool:
@@ -106,7 +109,8 @@ def test_steps_are_prefixes_of_the_thought_and_their_tokens_add_up(
     whole = "".join(thought)
 
     async def go() -> None:
-        run, client, ledger = run_of(cut(raw, places), steps=Steps(boundary=boundary, min_tokens=2, growth=1.0, max_tokens=6))
+        steps = Steps(boundary=boundary, min_tokens=2, growth=1.0, max_tokens=6)
+        run, client, ledger = run_of(cut(raw, places), steps=steps)
         used, last = 0, ""
         async for step in run.steps():
             used += step.tokens

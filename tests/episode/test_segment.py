@@ -13,10 +13,8 @@ from suffice.episode.segment import Checkpoint, Segmenter
 from suffice.settings import Steps
 from suffice.upstream.thought import safe_cut
 
-TOKENS = st.lists(
-    st.tuples(st.sampled_from(["so", " it", "\n", ".\n\n", " a\nb", "北京", " 🙂", "\u0301", "\u200d", "  "]), st.integers(0, 4)),
-    max_size=60,
-)  # fmt: skip
+WORDS = ["so", " it", "\n", ".\n\n", " a\nb", "北京", " 🙂", "\u0301", "\u200d", "  "]
+TOKENS = st.lists(st.tuples(st.sampled_from(WORDS), st.integers(0, 4)), max_size=60)
 SETTINGS = st.builds(
     Steps, boundary=st.sampled_from(["line", "paragraph", "tokens"]), min_tokens=st.integers(1, 8),
     growth=st.sampled_from([1.0, 1.15, 2.0]), max_tokens=st.integers(1, 20),

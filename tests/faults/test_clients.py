@@ -31,7 +31,7 @@ class Client:
     async def ask(self, body: dict[str, Any]) -> None:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         raw = json.dumps(body).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-length: {len(raw)}\r\n\r\n"
         self._writer.write(head.encode() + raw)
         await self._writer.drain()
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from suffice.demo.run import Result, Stage
 
 
-SLOTS = 8  # requests that a local server works on at once: runs, and the probes beside them
+# Requests that a local server works on at once. Two for samples: the same prompt comes eight times, and each
+# slot reads it once. Eight for reasoning: four runs, and their probes beside them.
+SLOTS = {"samples": 2, "reasoning": 8}
+AT_ONCE = {"samples": 1, "reasoning": 4}   # questions
 
 
 @click.command()
@@ -105,11 +108,11 @@ class _Plan:
             for kind in kinds:
                 name = "smol" if kind == "samples" else self.model
                 spec = ServerSpec(
-                    model_path=files[kind], alias=name, n_parallel=SLOTS, ctx_tokens_per_slot=1024,
+                    model_path=files[kind], alias=name, n_parallel=SLOTS[kind], ctx_tokens_per_slot=1024,
                     template=None if kind == "samples" else "think",
                 )  # fmt: skip
                 server = servers.enter_context(LocalServer(spec, log_path=self.folder / f"{name}-server.log"))
-                stages.append(self._stage(kind, name, server.url, slots=SLOTS))
+                stages.append(self._stage(kind, name, server.url, slots=SLOTS[kind]))
             yield stages
 
     def _stage(self, kind: str, model: str, url: str, *, slots: int) -> Stage:
@@ -119,7 +122,7 @@ class _Plan:
         n = self.n_samples_questions if kind == "samples" else self.n_reasoning_questions
         return Stage(
             kind=kind, model=model, upstream=url, driver=self.driver, slots=slots, n_samples=self.n_samples,
-            questions=tasks.questions(kind, n), folder=self.folder, n_at_once=2 if kind == "samples" else 4,
+            questions=tasks.questions(kind, n), folder=self.folder, n_at_once=AT_ONCE[kind],
         )  # fmt: skip
 
 

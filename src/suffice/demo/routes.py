@@ -16,8 +16,8 @@ SAMPLES_POLICY: dict[str, Any] = {"policy": "beta", "threshold": 0.95}
 REASONING_POLICY: dict[str, Any] = {"policy": "confidence-threshold", "threshold": 0.95}
 ALSO_REPLAYED: dict[str, Any] = {"policy": "stable-answer", "streak": 2}
 WAVE = 4
-STEPS: dict[str, Any] = {"boundary": "line", "min_tokens": 12, "growth": 1.1}
-PROBE: dict[str, Any] = {"max_tokens": 8, "max_extra_calls": 48}
+STEPS: dict[str, Any] = {"boundary": "line", "min_tokens": 16, "growth": 1.2}
+PROBE: dict[str, Any] = {"max_tokens": 6, "max_extra_calls": 48}
 
 
 def settings(
