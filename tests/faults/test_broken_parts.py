@@ -80,7 +80,7 @@ BROKEN: dict[str, tuple[Callable[[Gateway], None], str]] = {
     "policy fails late": (with_route(policy=LatePolicy()), "policy"),
     "policy is no policy": (with_route(policy=cast("Policy", object())), "policy"),
     "signals that do not exist": (with_route(needs=("no-such-fold",)), "signals"),
-    "segmenter fails at its first step": (with_settings(steps=Steps(min_tokens=2, growth=cast("float", "x"))), "segment"),
+    "segmenter fails at a step": (with_settings(steps=Steps(min_tokens=2, growth=cast("float", "x"))), "segment"),
     "segmenter cannot be made": (with_settings(steps=Steps(min_tokens=cast("int", "x"))), "govern"),
     "prober fails when asked": (with_settings(probe=Probe(answer_prefix=cast("str", 7))), "probe"),
     "prober cannot say whether it is ready": (with_settings(probe=Probe(max_extra_calls=cast("int", "x"))), "probe"),
@@ -112,7 +112,7 @@ async def test_a_broken_part_costs_no_answer_and_says_where_it_broke(
 
 
 async def test_a_broken_part_in_observe_adds_no_call(serve: Serve) -> None:
-    for name in ("policy answers nonsense", "signals that do not exist", "segmenter fails at its first step"):
+    for name in ("policy answers nonsense", "signals that do not exist", "segmenter fails at a step"):
         change, site = BROKEN[name]
         fake = FakeUpstream(chain())
         async with serve(fake, route={"steps": {"min_tokens": 2}}, change=change) as g:

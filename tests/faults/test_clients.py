@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from suffice.store.views import read_episodes
 from suffice.testing import Chain, EchoNonce, Reply, die_after, no_finish, slow_headers, stall_after, status
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Served, chat
@@ -38,6 +40,16 @@ class Client:
     async def read_until(self, mark: bytes) -> None:
         async with asyncio.timeout(3):
             await self._reader.readuntil(mark)
+
+    async def rest(self) -> bytes:
+        """What comes until the gateway closes the connection."""
+        found = bytearray()
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(3):
+                while data := await self._reader.read(65536):
+                    found += data
+        self.leave()
+        return bytes(found)
 
     def leave(self) -> float:
         self._writer.transport.abort()
@@ -183,17 +195,16 @@ async def test_every_end_leaves_exactly_one_outcome(serve: Serve) -> None:
 
 async def test_all_is_on_disk_when_the_gateway_has_closed(serve: Serve) -> None:
     """Requests that run at the end are cut off, told so, and on record as well."""
-    from suffice.store.views import read_episodes
-
     async with serve(ENDLESS) as g:
-        waiting = asyncio.create_task(g.ask(chat(stream=True)))
-        await asked_upstream(g)
+        client = Client(g)
+        await client.ask(chat(stream=True))
+        await client.read_until(b'"so')
         database = g.database
-    answer = await asyncio.gather(waiting, return_exceptions=True)
-    assert answer
-    ends = [e.episode.outcome.end_reason for e in read_episodes(database)]
-    assert len(ends) == 1
-    assert ends[0] in ("lost", "client_left")
+    told = await client.rest()
+    assert told.count(b"data: {\"error\"") == 1
+    assert b"shutting_down" in told
+    assert b"[DONE]" not in told
+    assert [e.episode.outcome.end_reason for e in read_episodes(database)] == ["lost"]
 
 
 @pytest.mark.parametrize("mode", ["observe", "off"])

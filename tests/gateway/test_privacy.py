@@ -24,7 +24,7 @@ STEPS = [(f"step {n}\n", "4") for n in range(6)]
 
 
 def files_of(database: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in database.parent.iterdir() if path.is_file() and path.suffix != ".salt")
+    return b"".join(path.read_bytes() for path in database.parent.iterdir() if path.is_file())
 
 
 def assert_clean(where: str, text: bytes) -> None:

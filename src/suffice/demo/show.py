@@ -66,10 +66,10 @@ def verdict(result: Result) -> str:
         greedy = result.rows[2].comparison
         return (
             f"Voting does not pay on this model and these questions: one greedy answer has EM {greedy.em:.3f} at"
-            f" {greedy.tokens:.0f} tokens, the vote {live.full_em:.3f} at {live.full_tokens:.0f}. Where a vote is wanted"
-            f" all the same, stopping it changed EM by {points(live.em_change)} points"
-            f" (95 % interval {span(live.em_change_interval)}) and saved {live.token_reduction * 100:.0f} % of its tokens"
-            f" ({span(live.token_reduction_interval, 0)}). Uncertified."
+            f" {greedy.tokens:.0f} tokens, the vote {live.full_em:.3f} at {live.full_tokens:.0f}."
+            f" Where a vote is wanted all the same, stopping it changed EM by {points(live.em_change)} points"
+            f" (95 % interval {span(live.em_change_interval)}) and saved"
+            f" {live.token_reduction * 100:.0f} % of its tokens ({span(live.token_reduction_interval, 0)}). Uncertified."
         )
     if not result.pays:
         none = result.rows[1].comparison
