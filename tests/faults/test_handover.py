@@ -123,6 +123,8 @@ async def test_with_one_slot_a_full_run_follows_with_its_thought_hidden(
         assert [c.purpose for c in outcome.calls if c.purpose != "probe"] == ["main", "continuation", "rerun"]
         # The client pays for the run that it got; the two that came to nothing are overhead.
         assert answer.usage["completion_tokens"] == N_THOUGHT + 2
+        assert outcome.usage is not None
+        assert outcome.usage.completion_tokens == N_THOUGHT + 2
         assert outcome.overhead.discarded_tokens >= N_THOUGHT
         await assert_accounted(g, name)
 
@@ -138,6 +140,17 @@ async def test_with_a_free_slot_the_original_goes_on(serve: Serve, name: str) ->
         assert [c.purpose for c in outcome.calls if c.purpose != "probe"] == ["main", "continuation"]
         assert not g.fake.completions[0].cancelled
         await assert_accounted(g, name)
+
+
+async def test_a_failed_continuation_gives_its_slot_up_before_the_rerun(serve: Serve) -> None:
+    """An engine with one slot serves nothing else while the silent continuation has it."""
+    route = enforcing(probe=None, policy={"policy": "fixed-budget", "max_tokens": 3}, handover_ms=100)
+    model = Model(first_delay_s=9.0)
+    async with serve(model, fake={"slots": 1}, upstream={"finish": ["raw"]}, route=route) as g:
+        async with asyncio.timeout(2.0):
+            answer = await g.ask(chat(stream=True))
+        assert (answer.text, answer.finish, answer.done) == (FULL, "stop", True)
+        assert g.fake.max_in_flight <= 2  # the rerun may arrive while the other is being closed
 
 
 @pytest.mark.parametrize("slots", [1, 2])

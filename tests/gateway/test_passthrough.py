@@ -143,6 +143,23 @@ async def test_a_stream_that_breaks_inside_a_frame_never_leaves_half_of_it(serve
         assert (await g.outcome()).end_reason == "upstream_error"
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+async def test_half_a_frame_is_held_back_and_a_whole_one_is_not(serve: Serve, line_end: str) -> None:
+    whole = [piece.replace(b"\n", line_end.encode()) for piece in SCRIPTS["ok"].pieces[:2]]
+    torn = Script(pieces=(*whole, b'data: {"id": "half'), end="torn")
+    async with serve(torn, route=OFF) as g:
+        answer = await g.ask(chat(stream=True))
+        assert answer.raw.startswith(b"".join(whole) + b'data: {"error"')
+        assert len(answer.errors) == 1
+
+
+async def test_an_event_longer_than_is_held_goes_out_in_parts(serve: Serve) -> None:
+    long = Script(pieces=(b"data: ", *[b"x" * 50_000] * 4, b"\n\n", *SCRIPTS["ok"].pieces))
+    async with serve(long, route=OFF) as g:
+        answer = await g.ask(chat(stream=True))
+        assert sha(answer.raw) == sha(long.body)
+
+
 async def test_a_plain_body_that_breaks_off_is_not_completed(serve: Serve) -> None:
     torn = Script(pieces=(b'{"id": "x", "choi',), end="torn", content_type="application/json")
     async with serve(torn, route=OFF) as g:

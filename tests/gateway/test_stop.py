@@ -149,11 +149,13 @@ async def test_a_native_stop_goes_on_in_the_same_stream(serve: Serve, stream: bo
 
 @pytest.mark.parametrize("field", ["reasoning_content", "inline"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
-async def test_a_fixed_budget_is_kept_by_the_engine_itself(serve: Serve, stream: bool, field: str) -> None:
-    route = enforcing(policy={"policy": "fixed-budget", "max_tokens": 9}, probe=None)
-    async with serve(chain(reasoning_field=field), upstream=NATIVE, route=route) as g:
+@pytest.mark.parametrize("budget", [4, 9])  # at the end of a step, and inside of one
+async def test_a_fixed_budget_is_kept_by_the_engine_itself(serve: Serve, budget: int, stream: bool, field: str) -> None:
+    route = enforcing(policy={"policy": "fixed-budget", "max_tokens": budget}, probe=None)
+    async with serve(chain(reasoning_field=field, delay_s=0.003), upstream=NATIVE, route=route) as g:
         answer = await g.ask(chat(stream=stream))
-        assert answer.text.endswith("4")
+        # In an inline thought the opening tag is a token too, so that the first step is not whole yet.
+        assert answer.text.endswith("4" if budget == 9 else "3")
         assert g.fake.completions[0].thought_ended_by == "budget"
         assert len(g.fake.calls) == 1
         outcome = await reconciled(g, answer)

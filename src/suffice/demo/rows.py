@@ -7,13 +7,13 @@ tokens a question, probes and cancelled samples included.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from suffice.demo.ask import Answered
 from suffice.episode import vote
-from suffice.policy.base import Policy
+from suffice.policy.base import Policy, build_policy
 from suffice.replay.compare import Comparison, Pair, compare
 from suffice.replay.run import Replayed, replay
 from suffice.scoring.base import Scorer
@@ -96,6 +96,20 @@ def judged(
     return {
         q: (_right(r, full[q], scorer), r.tokens) for q, r in runs.items()
     }
+
+
+def equal_budget(full: Mapping[str, Full], runs: Mapping[str, Replayed]) -> tuple[int, dict[str, Replayed]]:
+    """The fixed budget whose cost on the recorded runs is nearest to that of `runs`, and its own runs.
+
+    A fixed budget needs no probe while it waits, so only the tokens of the thought and the answer count.
+    """
+    wanted = sum(r.tokens for r in runs.values())
+    found: dict[int, dict[str, Replayed]] = {}
+    for budget in range(10, 201, 5):
+        replays = replayed(full, build_policy({"policy": "fixed-budget", "max_tokens": budget}), wave=1)
+        found[budget] = {q: replace(r, tokens=r.tokens - r.probe_tokens, probe_tokens=0) for q, r in replays.items()}
+    best = min(found, key=lambda budget: abs(sum(r.tokens for r in found[budget].values()) - wanted))
+    return best, found[best]
 
 
 def _right(run: Replayed, full: Full, scorer: Scorer) -> bool:

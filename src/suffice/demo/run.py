@@ -201,12 +201,9 @@ async def reasoning(stage: Stage, progress: Progress) -> Result:
     off = {"chat_template_kwargs": {"enable_thinking": False}}
     none = await _plain(stage, off, "reasoning: no thinking", scorer, progress, result)
     result.rows.append(rows.row("no thinking", "live", full, none))
-    budget = _equal_budget(full, runs)
-    capped = await _plain(
-        stage, {"reasoning_budget_tokens": budget, "reasoning_budget_message": "\n"},
-        f"reasoning: budget {budget}", scorer, progress, result,
-    )  # fmt: skip
-    result.rows.append(rows.row(f"budget {budget}", "live", full, capped, "a fixed cut at about equal tokens"))
+    budget, capped = rows.equal_budget(full, runs)
+    note = "a fixed cut, at the first line end after it, at about equal tokens"
+    result.rows.append(rows.row(f"budget {budget}", "replay", full, rows.judged(capped, full, scorer), note))
     other = rows.replayed(full, build_policy(routes.ALSO_REPLAYED), wave=1)
     result.rows += [
         rows.row("stable for 2", "replay", full, rows.judged(other, full, scorer), "probes charged", acts=True),
@@ -220,15 +217,6 @@ async def reasoning(stage: Stage, progress: Progress) -> Result:
     result.facts.append(_agreement(live, runs))
     result.facts.append(_fidelity(live))
     return result
-
-
-def _equal_budget(full: Mapping[str, Full], runs: Mapping[str, Replayed]) -> int:
-    """The thought budget at which a fixed cut costs as much as the policy does, probes included."""
-    n = max(1, len(runs))
-    spent = sum(r.tokens for r in runs.values()) / n
-    answers = [f.episode.outcome.usage for f in full.values()]
-    answer_tokens = sum(u.completion_tokens - u.reasoning_tokens for u in answers if u is not None) / max(1, len(full))
-    return max(1, round(spent - answer_tokens))
 
 
 def _fidelity(live: Mapping[str, Episode]) -> str:
