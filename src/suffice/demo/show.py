@@ -69,7 +69,8 @@ def verdict(result: Result) -> str:
             f" {greedy.tokens:.0f} tokens, the vote {live.full_em:.3f} at {live.full_tokens:.0f}."
             f" Where a vote is wanted all the same, stopping it changed EM by {points(live.em_change)} points"
             f" (95 % interval {span(live.em_change_interval)}) and saved"
-            f" {live.token_reduction * 100:.0f} % of its tokens ({span(live.token_reduction_interval, 0)}). Uncertified."
+            f" {live.token_reduction * 100:.0f} % of its tokens ({span(live.token_reduction_interval, 0)})."
+            " Uncertified."
         )
     if not result.pays:
         none = result.rows[1].comparison
