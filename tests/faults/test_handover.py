@@ -125,6 +125,8 @@ async def test_with_one_slot_a_full_run_follows_with_its_thought_hidden(
         assert answer.usage["completion_tokens"] == N_THOUGHT + 2
         assert outcome.usage is not None
         assert outcome.usage.completion_tokens == N_THOUGHT + 2
+        # Feedback names the request by the id that the client saw, which is the first run's.
+        assert outcome.response_id == (answer.chunks[0] if stream else answer.json)["id"] == "chatcmpl-fake-0"
         assert outcome.overhead.discarded_tokens >= N_THOUGHT
         await assert_accounted(g, name)
 

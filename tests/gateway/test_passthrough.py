@@ -153,6 +153,12 @@ async def test_half_a_frame_is_held_back_and_a_whole_one_is_not(serve: Serve, li
         assert len(answer.errors) == 1
 
 
+async def test_an_event_without_its_blank_line_arrives_all_the_same(serve: Serve) -> None:
+    unended = Script(pieces=(*SCRIPTS["ok"].pieces, b"data: without an end"))
+    async with serve(unended, route=OFF) as g:
+        assert sha((await g.ask(chat(stream=True))).raw) == sha(unended.body)
+
+
 async def test_an_event_longer_than_is_held_goes_out_in_parts(serve: Serve) -> None:
     long = Script(pieces=(b"data: ", *[b"x" * 50_000] * 4, b"\n\n", *SCRIPTS["ok"].pieces))
     async with serve(long, route=OFF) as g:
