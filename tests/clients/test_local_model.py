@@ -20,7 +20,7 @@ from suffice.store.views import read_episodes
 pytestmark = pytest.mark.model
 QUESTIONS = questions("reasoning", 4, seed=3)
 ENFORCE: dict[str, Any] = {
-    "mode": "enforce", "uncertified": True, "policy": {"policy": "stable-answer", "streak": 2},
+    "mode": "enforce", "uncertified": True, "policy": {"policy": "confidence-threshold", "threshold": 0.5},
     "probe": {"max_tokens": 8},
     "steps": {"min_tokens": 12, "growth": 1.0},
 }  # fmt: skip
