@@ -11,7 +11,7 @@ import pytest
 
 from suffice.local.server import LocalServer, ServerSpec
 from suffice.local.tasks import questions
-from suffice.local.weights import cache_folder, find
+from suffice.local.weights import cached_file, find
 from suffice.scoring.base import build_scorer
 from suffice.server import serving
 from suffice.settings import parse
@@ -30,7 +30,7 @@ ENFORCE: dict[str, Any] = {
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The served model's address; skipped, with the reason, where its weights were never fetched."""
     weights = find("qwen0.5b")
-    file = cache_folder() / f"{weights.name}-{weights.sha256[:12]}.gguf"
+    file = cached_file(weights)
     if not file.is_file():
         pytest.skip(f"the weights of {weights.name} are not in the cache; make demo fetches them")
     spec = ServerSpec(model_path=file, alias="qwen", template="think", n_parallel=4, ctx_tokens_per_slot=1024)

