@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -39,6 +40,14 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     grace_s: float = 10.0             # how long live streams may finish at shutdown
 
 
+class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an upstream charges, in US dollars for a million tokens; 0 is free, no table is unknown."""
+
+    input_usd_per_mtok: float
+    output_usd_per_mtok: float
+    cached_input_usd_per_mtok: float | None = None  # prompt tokens from a prefix cache; None: as input
+
+
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model server that speaks OpenAI's protocol."""
 
@@ -53,6 +62,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     finish: tuple[FinishMethod, ...] = ()     # ways to close a thought, best first; (): the driver's
     think_open: str = "<think>"
     think_close: str = "</think>"
+    prices: Prices | None = None              # None: unknown, so money is left out everywhere
 
 
 class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -192,12 +202,20 @@ def _check(settings: Settings) -> None:
     for name, upstream in settings.upstreams.items():
         if not re.match(r"https?://[^/\s]+", upstream.url):
             raise ConfigError(f"upstreams.{name}.url: got {upstream.url!r}; need http://host[:port][/path]")
+        if upstream.prices is not None:
+            _check_prices(f"upstreams.{name}.prices", upstream.prices)
     for name, route in settings.routes.items():
         where = f"routes.{name}"
         if route.upstream not in settings.upstreams:
             known = ", ".join(sorted(settings.upstreams)) or "none is configured"
             raise ConfigError(f"{where}.upstream: unknown upstream {route.upstream!r}; known: {known}")
         _check_route(where, route)
+
+
+def _check_prices(where: str, prices: Prices) -> None:
+    for field, value in msgspec.structs.asdict(prices).items():
+        if value is not None and not (isfinite(value) and value >= 0):
+            raise ConfigError(f"{where}.{field}: got {value}; US dollars for a million tokens, at least 0")
 
 
 def _check_route(where: str, route: Route) -> None:

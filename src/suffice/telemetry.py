@@ -33,6 +33,10 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         "suffice_tokens_total", "counter", "Tokens by what they were for.", ("route", "type")
     ),
+    MetricSpec("suffice_cost_usd_total", "counter", "US dollars, where prices are known.", ("route", "type")),
+    MetricSpec(
+        "suffice_stops_skipped_total", "counter", "Stops that were not made all the same.", ("route", "reason")
+    ),
     MetricSpec("suffice_failopen_total", "counter", "Errors of ours that cost tokens only.", ("site",)),
     MetricSpec("suffice_upstream_calls_total", "counter", "Calls to model servers.", ("route", "purpose")),
     MetricSpec("suffice_upstream_errors_total", "counter", "Failed upstream calls.", ("code",)),

@@ -179,6 +179,9 @@ class Outcome:
     handover_ms: float | None = None       # pause that the client saw at the stop
     tokens_saved_estimate: int | None = None
     estimate_method: str | None = None
+    cost_usd: float | None = None          # all calls at the prices then in force; None: unknown
+    overhead_usd: float | None = None      # part of it that the run alone would not have cost
+    saved_usd_estimate: float | None = None  # a stop's, net of everything spent; may be below 0
     degraded: tuple[str, ...] = ()         # places where Suffice failed open
     vote: tuple[tuple[str, int], ...] = () # kind "samples": answers and their votes, leader first
     steps: tuple[StepRecord, ...] = ()

@@ -28,7 +28,7 @@ from suffice.gateway.route import BLOCKING
 from suffice.policy.base import POLICIES
 from suffice.scoring.base import SCORERS
 from suffice.server import serving
-from suffice.settings import Match, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
+from suffice.settings import Match, Prices, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
 from suffice.store.events import EVENTS
 from suffice.telemetry import METRICS
 from suffice.testing import FakeUpstream
@@ -189,6 +189,7 @@ def rows(path: Path, heading: str | None = None) -> dict[str, list[str]]:
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "`[server]`": Server,
     "`[upstreams.NAME]`": Upstream,
+    "`[upstreams.NAME.prices]`": Prices,
     "`[routes.NAME]`": Route,
     "`[routes.NAME.match]`": Match,
     "`[routes.NAME.probe]`": Probe,

@@ -11,11 +11,13 @@ import pytest
 
 from suffice import settings as house
 from suffice.errors import ConfigError
-from suffice.settings import Match, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
+from suffice.settings import Match, Prices, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
 
 RAW: dict[str, Any] = {
     "server": {},
-    "upstreams": {"box": {"url": "http://127.0.0.1:8080"}},
+    "upstreams": {
+        "box": {"url": "http://127.0.0.1:8080", "prices": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}},
+    },
     "routes": {"math": {"upstream": "box", "match": {}, "probe": {}, "steps": {}}},
     "store": {},
 }
@@ -23,6 +25,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     (): Settings,
     ("server",): Server,
     ("upstreams", "box"): Upstream,
+    ("upstreams", "box", "prices"): Prices,
     ("routes", "math"): Route,
     ("routes", "math", "match"): Match,
     ("routes", "math", "probe"): Probe,
@@ -149,3 +152,13 @@ def test_an_upstream_needs_an_address() -> None:
 def test_a_closing_text_must_not_end_in_a_space() -> None:
     with pytest.raises(ConfigError, match=r"routes\.math\.probe\.closing"):
         parse(with_value(("routes", "math", "probe"), "closing", "Answer: "))
+
+
+@pytest.mark.parametrize("key", ["input_usd_per_mtok", "cached_input_usd_per_mtok", "output_usd_per_mtok"])
+def test_a_price_is_a_number_from_zero_up(key: str) -> None:
+    for wrong in (-0.01, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match=rf"upstreams\.box\.prices\.{key}: .*US dollars"):
+            parse(with_value(("upstreams", "box", "prices"), key, wrong))
+    free = parse(with_value(("upstreams", "box", "prices"), key, 0)).upstreams["box"].prices
+    assert free is not None
+    assert getattr(free, key) == 0.0

@@ -129,6 +129,7 @@ class ReasoningRun:
         self._reading: asyncio.Task[bytes] | None = None
         self._blind = False            # our own reading failed: pass everything on unseen
         self._unplaced_tokens = 0      # of an inline thought, whose text is held back for now
+        self._last: dict[str, Any] | None = None   # held until usage, if any, can go into its object
         self._tail = ""                # end of an inline thought: may hold half of its closing tag
         self._answer: list[str] = []
         self._answer_chars = 0
@@ -281,7 +282,9 @@ class ReasoningRun:
         out: list[Frame] = []
         try:
             for frame in frames:
+                last, self._last = self._last, None
                 kept = self._look(frame, points)
+                out += self._with_object(last)
                 out += [] if kept is None else [kept]
         finally:
             if out:
@@ -289,6 +292,10 @@ class ReasoningRun:
         if not data or self.seen.done or self.seen.failed:
             await self._end()
         return points
+
+    def _with_object(self, last: dict[str, Any] | None) -> list[Frame]:
+        """The chunk with the finish reason, which waits for the upstream's usage: money is known then."""
+        return [] if last is None else [data_frame(last | {"suffice": suffice_object(self.ledger)})]
 
     async def rest(self) -> None:
         """Relay everything that is left, without steps. Raises UpstreamError, also one from before."""
@@ -307,6 +314,9 @@ class ReasoningRun:
     async def _end(self) -> None:
         seen = self.seen
         seen.ended = True
+        last, self._last = self._last, None
+        if last is not None:
+            await self._pass(self._with_object(last))
         if seen.finish_reason is None and not seen.failed:
             raise UpstreamProtocol("the upstream ended its stream without a finish reason")
         for channel, text in self._think.close():
@@ -404,12 +414,13 @@ class ReasoningRun:
         body = decode_json(data)
         if has_trace:
             body.pop("usage", None)
-        if adds_object:
-            body["suffice"] = suffice_object(self.ledger)
         if self.alias is not None:
             body |= {"id": self.alias.id, "created": self.alias.created}
             if self.hidden_thought and choice is not None and not self._without_thought(body, choice, said):
                 return None
+        if adds_object:
+            self._last = body
+            return None
         return data_frame(body)
 
     def _without_thought(self, body: dict[str, Any], choice: Choice, said: str | None) -> bool:

@@ -21,7 +21,7 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 
 def suffice_object(ledger: Ledger) -> dict[str, Any]:
     """The extra top-level object of a reply. It never says whether the request was an audit."""
-    request, overhead = ledger.request, ledger.overhead()
+    request, overhead, cost = ledger.request, ledger.overhead(), ledger.cost()
     told = {
         "episode_id": request.episode_id,
         "mode": request.mode,
@@ -33,8 +33,10 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
         "probe_tokens": overhead.probe_tokens,
         "extra_prompt_tokens": overhead.extra_prompt_tokens,
         "cached_prompt_tokens": overhead.cached_prompt_tokens,
-        "tokens_saved_estimate": ledger.tokens_saved_estimate,
-        "estimate_method": ledger.estimate_method,
+        "tokens_saved_estimate": ledger.tokens_saved_estimate if ledger.stopped else None,
+        "estimate_method": ledger.estimate_method if ledger.stopped else None,
+        "cost_usd": None if cost is None else cost.total_usd,
+        "saved_usd_estimate": ledger.saved_usd(),
         "degraded": list(ledger.degraded),
         "vote": dict(ledger.vote) if ledger.vote else None,
     }

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from suffice.assurance.lengths import FullRuns, HandOvers
 from suffice.errors import ConfigError
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import audit_share
@@ -16,20 +17,6 @@ from suffice.upstream.client import UpstreamClient
 
 LOT_MEMORY_S = 600.0
 LOT_MEMORY_ENTRIES = 500_000  # more than that within ten minutes: the oldest are forgotten early
-MIN_AUDITS = 20  # full runs seen before a saving is estimated from them
-
-
-@dataclass(slots=True)
-class FullRuns:
-    """Running mean of what full runs of a route cost; the counterfactual of a stopped one."""
-
-    n: int = 0
-    mean_tokens: float = 0.0
-
-    def add(self, tokens: int) -> None:
-        """Take one full run in."""
-        self.n += 1
-        self.mean_tokens += (tokens - self.mean_tokens) / self.n
 
 
 class LotKeys:
@@ -76,6 +63,7 @@ class Gateway:
     lots: LotKeys = field(default_factory=LotKeys)
     n_requests: dict[str, int] = field(default_factory=dict)   # by route, the log's history included
     full_runs: dict[str, FullRuns] = field(default_factory=dict)
+    hand_overs: dict[str, HandOvers] = field(default_factory=dict)
     ready: bool = False
 
     def share(self, route: BuiltRoute) -> float:

@@ -17,8 +17,9 @@ from suffice.episode.reasoning import Delivery, ReasoningRun, Wants, data_frame
 from suffice.episode.report import suffice_object, usage_json
 from suffice.episode.samples import SampleRun, refusal
 from suffice.episode.segment import Segmenter
+from suffice.episode.worth import Price, WorthIt
 from suffice.errors import UpstreamProtocol
-from suffice.gateway.context import MIN_AUDITS, Gateway
+from suffice.gateway.context import Gateway
 from suffice.gateway.deliver import BodyDelivery, StreamDelivery
 from suffice.gateway.exchange import SSE_HEADERS, Exchange, keep_alive
 from suffice.gateway.intake import Intake
@@ -89,7 +90,12 @@ async def reasoning(job: Job) -> None:
         client=job.client, probe=probe, body=job.intake.body, headers=job.headers, ledger=ledger
     )
     _arm(job, body, continuer, probe)
-    policy = FailOpen(job.route.policy, ledger.fail_open)
+    price = Price(
+        ledger=ledger, method=next(iter(continuer.methods), None),
+        full_runs=job.gw.full_runs.get(job.route.name), hand_overs=job.gw.hand_overs.get(job.route.name),
+    )  # fmt: skip
+    worth_it = WorthIt(job.route.policy, price.against, lambda: _skipped(job))
+    policy = FailOpen(worth_it, ledger.fail_open)
     async with _pinged(job), _open_run(job, body, continuer, purpose="main") as run:
 
         def may_stop() -> bool:
@@ -166,19 +172,29 @@ def _arm(job: Job, body: dict[str, Any], continuer: Continuer, probe: Probe) -> 
     body |= {"reasoning_control": True, "reasoning_budget_message": probe.closing}
     if isinstance(job.route.policy, FixedBudget):
         body["reasoning_budget_tokens"] = job.route.policy.max_tokens  # exact, and without a second call
+        _estimate_saved(job, job.route.policy.max_tokens)  # told only if it comes to that
 
 
 def _arms(job: Job, continuer: Continuer) -> bool:
     return job.may_act and continuer.methods[:1] == ("native",)
 
 
+def _skipped(job: Job) -> None:
+    """Count a stop that was too dear; in shadow it would not have been made anyway."""
+    if job.may_act:
+        job.gw.metrics.inc("suffice_stops_skipped_total", job.route.name, "not_worth_it")
+
+
 def _estimate_saved(job: Job, tokens_used: int) -> None:
     """What the run would have gone on to cost, from the full runs of this route; unknown if few."""
     full = job.gw.full_runs.get(job.route.name)
-    if full is None or full.n < MIN_AUDITS:
+    remaining = full.remaining(tokens_used) if full is not None else None
+    if remaining is None:
         return
-    job.ledger.tokens_saved_estimate = max(0, round(full.mean_tokens - tokens_used))
-    job.ledger.estimate_method = f"mean of {full.n} full runs of this route"
+    # The answer is written either way, so the thought alone is saved.
+    job.ledger.tokens_saved_estimate = round(remaining.thought_tokens)
+    job.ledger.full_tokens_estimate = tokens_used + remaining.tokens
+    job.ledger.estimate_method = f"mean of {remaining.n} full runs of this route that thought longer"
 
 
 @asynccontextmanager
@@ -218,6 +234,7 @@ async def samples(job: Job) -> None:
             ledger.stopped, ledger.finish_method = True, "vote"
             drawn = [s.tokens for s in run.seen]
             ledger.tokens_saved_estimate = round((n - len(drawn)) * sum(drawn) / len(drawn))
+            ledger.full_tokens_estimate = n * sum(drawn) / len(drawn)
             ledger.estimate_method = "mean tokens of the samples drawn, times the samples not drawn"
         await _deliver_vote(job, body)
 

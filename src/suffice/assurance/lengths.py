@@ -1,0 +1,112 @@
+"""How long full runs of a route are, and so how much a run that is still thinking has left.
+
+A run that has thought for t tokens is not an average run: it is one of those that think longer than
+t. The plain mean less t is too low for it, and is negative exactly for the longest runs. So recent
+full runs are kept, and the question is answered from those that thought longer.
+
+Pure, bounded memory. Knows lengths in tokens; refuses to know routes, prices and answers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from suffice.types import Usage
+
+WINDOW_RUNS = 1_024  # recent full runs that are kept: old ones go, so that a change shows
+MIN_RUNS = 20        # full runs seen before anything is expected from them
+MIN_LONGER = 5       # runs that thought longer; from fewer nothing is expected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remaining:
+    """What a run that is still thinking is expected to generate from here. Tokens."""
+
+    thought_tokens: float  # until it closes its thought by itself
+    answer_tokens: float   # after that
+    n: int                 # full runs behind it: those that thought longer
+
+    @property
+    def tokens(self) -> float:
+        """Thought and answer together."""
+        return self.thought_tokens + self.answer_tokens
+
+
+@dataclass(slots=True)
+class FullRuns:
+    """Recent full runs of one route, and what they say about a run that has not ended."""
+
+    n: int = 0                        # ever seen
+    mean_prompt_tokens: float = 0.0   # running mean over all
+    _recent: deque[tuple[int, int]] = field(default_factory=deque)  # (thought, answer), oldest first
+    _ordered: list[tuple[int, int]] = field(default_factory=list)   # the same by length of thought
+    _sums: list[tuple[int, int]] = field(default_factory=list)      # of `_ordered` from a place to the end
+
+    def add(self, usage: Usage) -> None:
+        """Take one full run in. O(window), once a full run."""
+        run = usage.reasoning_tokens, max(0, usage.completion_tokens - usage.reasoning_tokens)
+        self.n += 1
+        self.mean_prompt_tokens += (usage.prompt_tokens - self.mean_prompt_tokens) / self.n
+        self._recent.append(run)
+        insort(self._ordered, run)
+        if len(self._recent) > WINDOW_RUNS:
+            self._ordered.remove(self._recent.popleft())
+        backwards = accumulate(reversed(self._ordered), lambda sum_, one: (sum_[0] + one[0], sum_[1] + one[1]))
+        self._sums = list(backwards)[::-1]
+
+    def remaining(self, thought_tokens: int) -> Remaining | None:
+        """E[what is left | the thought is longer than `thought_tokens`]; None: too few runs say so.
+
+        O(log window).
+        """
+        if self.n < MIN_RUNS:
+            return None
+        first = bisect_right(self._ordered, thought_tokens, key=lambda run: run[0])
+        n = len(self._ordered) - first
+        if n < MIN_LONGER:
+            return None
+        thought, answer = self._sums[first]
+        return Remaining(thought_tokens=thought / n - thought_tokens, answer_tokens=answer / n, n=n)
+
+
+@dataclass(slots=True)
+class HandOvers:
+    """What handing a thought over took on one route: how much was cached, how much overlapped.
+
+    Older calls count less and less, with the weight of `memory` calls in all.
+    """
+
+    memory: int = 200
+    _prompts: float = 0.0        # tokens sent again
+    _cached: float = 0.0         # part of them that a cache served
+    _n: float = 0.0              # hand-overs
+    _overlap: float = 0.0        # tokens that the originals wrote behind the step of the stop
+
+    @property
+    def cached_share(self) -> float:
+        """Part of a prompt sent again that the cache serves, [0, 1].
+
+        1 before anybody has seen one: a share that is unknown stands in no stop's way, and the first
+        stop teaches it.
+        """
+        return self._cached / self._prompts if self._prompts else 1.0
+
+    @property
+    def overlap_tokens(self) -> float:
+        """Mean tokens that an original still writes; 0 before anybody has seen one."""
+        return self._overlap / self._n if self._n else 0.0
+
+    def add_resent(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """Take in one call that sent a thought again: a probe or a continuation."""
+        keep = 1 - 1 / self.memory
+        self._prompts = keep * self._prompts + prompt_tokens
+        self._cached = keep * self._cached + min(cached_tokens, prompt_tokens)
+
+    def add_overlap(self, tokens: int) -> None:
+        """Take in one stop: what the original wrote behind its step before it was cancelled."""
+        keep = 1 - 1 / self.memory
+        self._n = keep * self._n + 1
+        self._overlap = keep * self._overlap + tokens
