@@ -57,7 +57,7 @@ def database(tmp_path: Path) -> Path:
     for i in range(40):
         write(log, f"live{i}", gold="4.0" if i % 4 else "5", **stop)
     for i in range(25):
-        write(log, f"audit{i}", gold="4", audit=True, propensity=0.1)
+        write(log, f"audit{i}", gold="4", audit=True, propensity=0.1, received_at_s=20.0 * i)
     write(log, "untouched", ungoverned="tools")
     write(log, "elsewhere", route="", mode="off", ungoverned="no route")
     log.append(RequestSeen(Request(
@@ -85,6 +85,9 @@ def test_a_person_reads_every_route_in_plain_text(database: Path) -> None:
     assert lines["ended"] == "stopped 40, done 26"
     assert lines["labels"] == (
         "65 requests, scored by exact string equality (no --config, so no route scorers)")
+    assert lines["audits missing"] == (
+        "124 more, in 41 minutes at the present rate, if none of them disagrees,"
+        " for an EM drop of at most 2 points at 95% (0 of 25 disagree so far)")
     assert lines["EM, full runs"].startswith("100.0% [")
     assert lines["EM, live runs"].startswith("0.0% [")
     assert lines["token reduction"].startswith("48.0% [")
@@ -103,6 +106,9 @@ def test_a_program_reads_one_object_a_line(database: Path) -> None:
     assert (math["n_requests"], math["n_without_outcome"], math["n_audits"]) == (66, 1, 25)
     assert math["measured"]["token_reduction"]["value"] == pytest.approx(0.48)
     assert math["measured"]["would_save"] is None
+    assert math["evidence"]["n_needed"] == 149
+    assert math["evidence"]["n_missing"] == 124
+    assert math["evidence"]["wait_s"] == pytest.approx(2_480)
     assert unmatched["governed_share"] == 0.0
     assert json.loads(call("--db", database, "--json", "--route", "math").output) == math
 

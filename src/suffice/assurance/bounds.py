@@ -148,6 +148,17 @@ def bootstrap_interval(
     return Interval(float(low), float(high))
 
 
+def binomial_at_most(k: int, n: int, p: float) -> float:
+    """P(X <= k) for X binomial(n, p).
+
+    k, n  0 <= k <= n, n >= 1
+    p     in (0, 1)
+    """
+    if n < 1 or not 0 <= k <= n or not 0 < p < 1:
+        raise ValueError(f"need n >= 1, 0 <= k <= n, 0 < p < 1; got {k=} {n=} {p=}")
+    return _upper_tail(n - k, n, 1 - p)  # as many successes or fewer is as many failures or more
+
+
 def _check_counts(k: int, n: int, confidence: float) -> None:
     if n < 1 or not 0 <= k <= n or not 0 < confidence < 1:
         raise ValueError(f"need n >= 1, 0 <= k <= n, 0 < confidence < 1; got {k=} {n=} {confidence=}")

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import bootstrap_interval, mean_interval
+from suffice.assurance.evidence import RECENT_AUDITS
 from suffice.assurance.runs import LabelledEpisode, Match, Run, measure_run
 from suffice.types import Kind, Mode, Outcome, Request, Usage
 
@@ -87,6 +88,9 @@ class RouteReport:
     end_reasons: Mapping[str, int]
     n_audits: int
     n_abandoned_audits: int             # the client left, or it timed out: counted as losses
+    n_telling_audits: int               # that say whether the stop would have answered the same
+    n_audit_disagreements: int          # … and it would not have
+    audits_at_s: tuple[float, ...]      # when the latest audits came, Unix time, oldest first
     n_stopped: int
     n_labelled: int                     # governed requests with a label that says right or wrong
     n_would_stop: int                   # full runs in which the policy would have stopped
@@ -145,6 +149,9 @@ def estimate_route(
         end_reasons=dict(counted.ends),
         n_audits=sum(run.audit for run in runs),
         n_abandoned_audits=sum(run.abandoned_audit for run in runs),
+        n_telling_audits=sum(run.audit and run.disagrees is not None for run in runs),
+        n_audit_disagreements=sum(run.audit and run.disagrees is True for run in runs),
+        audits_at_s=tuple(sorted(r.received_at_s for r in requests if r.audit)[-RECENT_AUDITS:]),
         n_stopped=sum(run.stopped for run in runs),
         n_labelled=sum(run.correct is not None for run in runs),
         n_would_stop=sum(run.would_stop for run in runs if run.full),

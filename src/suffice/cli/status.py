@@ -16,6 +16,7 @@ import click
 
 if TYPE_CHECKING:
     from suffice.assurance.estimate import Estimate, RouteReport, TokenTotals
+    from suffice.assurance.evidence import Evidence
     from suffice.settings import Route, Settings
     from suffice.store.views import RouteCounts
 
@@ -33,6 +34,8 @@ class RouteStatus:
     n_without_outcome: int
     scorer: str
     confidence: float     # of every interval
+    max_em_drop: float    # fraction: what a certificate would have to promise
+    evidence: Evidence    # what is missing for it
 
 
 @click.command()
@@ -84,11 +87,12 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
         configured = settings.routes.get(one.route) if settings is not None else None
         scorer, match = _match(configured)
         confidence = configured.confidence if configured is not None else 0.95
+        max_em_drop = configured.max_em_drop if configured is not None else 0.02
         report = estimate_route(
             read_episodes(database, one.route),
             route=one.route, match=match, rng=np.random.default_rng(SEED), confidence=confidence,
         )
-        statuses.append(_status(report, one, scorer, confidence))
+        statuses.append(_status(report, one, scorer, confidence, max_em_drop))
     return statuses
 
 
@@ -123,7 +127,11 @@ def _match(configured: Route | None) -> tuple[str, Callable[[str | None, str], b
     return configured.scorer, match
 
 
-def _status(report: RouteReport, counts: RouteCounts, scorer: str, confidence: float) -> RouteStatus:
+def _status(
+    report: RouteReport, counts: RouteCounts, scorer: str, confidence: float, max_em_drop: float
+) -> RouteStatus:
+    from suffice.assurance.evidence import evidence
+
     latest = counts.latest.request
     return RouteStatus(
         # One uncertified newest request is enough to say so, even before it has ended.
@@ -133,7 +141,12 @@ def _status(report: RouteReport, counts: RouteCounts, scorer: str, confidence: f
         n_without_outcome=counts.n_requests - counts.n_outcomes,
         scorer=scorer,
         confidence=confidence,
-    )
+        max_em_drop=max_em_drop,
+        evidence=evidence(
+            max_em_drop=max_em_drop, confidence=confidence, n_audits=report.n_telling_audits,
+            n_disagreements=report.n_audit_disagreements, audits_at_s=report.audits_at_s,
+        ),
+    )  # fmt: skip
 
 
 def _print_json(statuses: list[RouteStatus]) -> None:
@@ -142,7 +155,9 @@ def _print_json(statuses: list[RouteStatus]) -> None:
     for one in statuses:
         plain = msgspec.to_builtins(one)
         report = plain.pop("report")
+        report.pop("audits_at_s")
         share = {"governed_share": one.report.governed_share}
+        plain["evidence"] |= {"n_missing": one.evidence.n_missing, "wait_s": one.evidence.wait_s}
         click.echo(msgspec.json.encode({**report, **share, **plain}).decode())
 
 
@@ -184,6 +199,7 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
         ("ended", _reasons("", report.end_reasons) or "none yet"),
         ("stopped early", f"{report.n_stopped:,} (would have stopped in full runs: {report.n_would_stop:,})"),
         ("audits", f"{report.n_audits:,}{abandoned}"),
+        ("audits missing", _missing(one, sure)),
         ("labels", f"{report.n_labelled:,} requests, scored by {one.scorer}"),
         ("EM, full runs", _rate(measured.em_full, sure)),
         ("EM, live runs", _rate(measured.em_live, sure)),
@@ -202,6 +218,32 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
     if report.n_dropped is not None:
         lines.append(("dropped events", f"{report.n_dropped:,}"))
     return lines
+
+
+def _missing(one: RouteStatus, sure: str) -> str:
+    if not one.report.n_governed:
+        return "nothing was governed yet"
+    return audits_missing(one.evidence, max_em_drop=one.max_em_drop, sure=sure)
+
+
+def audits_missing(evidence: Evidence, *, max_em_drop: float, sure: str) -> str:
+    """How far a route is from its first certificate, as a sentence for its owner."""
+    goal = f"an EM drop of at most {100 * max_em_drop:g} points at {sure}"
+    if evidence.n_missing is None:
+        return f"no number of audits certifies {goal}"
+    seen = f"{evidence.n_disagreements:,} of {evidence.n_audits:,} disagree so far"
+    if evidence.n_missing == 0:
+        return f"none: {evidence.n_audits:,} are enough for {goal} ({seen})"
+    when = "no rate is known yet" if evidence.wait_s is None else f"in {_wait(evidence.wait_s)} at the present rate"
+    return f"{evidence.n_missing:,} more, {when}, if none of them disagrees, for {goal} ({seen})"
+
+
+def _wait(wait_s: float) -> str:
+    """A time to wait in the unit that reads best."""
+    for unit, unit_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if wait_s >= 2 * unit_s:
+            return f"{wait_s / unit_s:,.0f} {unit}"
+    return f"{wait_s:,.0f} s"
 
 
 def _certified(report: RouteReport) -> str:
