@@ -26,6 +26,7 @@ from suffice.types import Kind, Mode
 S = TypeVar("S", bound=msgspec.Struct)
 Driver = Literal["openai", "llama.cpp", "vllm"]
 FinishMethod = Literal["native", "prefill", "raw"]
+VerifiedBy = Literal["doctor", "owner"]
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,6 +74,7 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     closing: str = "\n"               # text written before the closing tag; must not end in a space
     answer_prefix: str = ""           # text written after the closing tag
     stop: tuple[str, ...] = ("\n",)   # where a trial answer ends
+    verified_by: VerifiedBy = "doctor"  # who saw that the upstream continues a text and caches prefixes
 
 
 class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

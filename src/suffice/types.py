@@ -18,6 +18,12 @@ Mode: TypeAlias = Literal["off", "observe", "enforce"]
 Action: TypeAlias = Literal["continue", "stop"]
 StopReason: TypeAlias = Literal["suffices", "hopeless", "budget"]
 AnswerSource: TypeAlias = Literal["text", "probe", "sample", "caller"]
+Verdict: TypeAlias = Literal[
+    "yes",      # seen to work
+    "no",       # refused, or seen not to be there
+    "ignored",  # accepted and without effect
+    "unclear",  # what was seen allows no verdict
+]
 Purpose: TypeAlias = Literal["main", "sample", "probe", "continuation", "rerun"]
 CountSource: TypeAlias = Literal["provider", "counted", "estimated"]
 EndReason: TypeAlias = Literal[
@@ -213,3 +219,41 @@ class Episode:
 
     request: Request
     outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one experiment saw at a model server."""
+
+    experiment: str                        # a name of `upstream.findings.EXPERIMENTS`
+    verdict: Verdict
+    evidence: str                          # one sentence with the numbers that were measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What `suffice doctor` saw a model server do. Read it with `upstream.findings`."""
+
+    examination_id: str
+    upstream: str                          # its name in the settings
+    url_key: str                           # hash of its address: another server's findings say nothing
+    model: str                             # the model that was asked
+    at_s: float                            # Unix time of the examination; informative
+    findings: tuple[Finding, ...] = ()
+    n_slots: int | None = None             # requests that it serves at once; None: it did not say
+    context_tokens: int | None = None      # of one slot; None: it did not say
+    finish: tuple[str, ...] = ()           # ways to close a thought that were seen to work, best first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteFindings:
+    """What `suffice doctor` saw in full runs of a route's questions."""
+
+    examination_id: str
+    route: str
+    scorer: str                            # that read the answers; another one would read others
+    at_s: float                            # Unix time of the examination; informative
+    n_runs: int                            # full runs
+    n_extractable: int                     # of them with an answer that the scorer can read
+    n_repeats: int = 0                     # questions that were run twice in full
+    n_agreeing: int = 0                    # of them with twice the same answer; none is never the same

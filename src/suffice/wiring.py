@@ -10,12 +10,15 @@ import os
 import secrets
 import time
 import tomllib
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from suffice import settings as settings_module
+from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.errors import ConfigError
 from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
@@ -26,9 +29,11 @@ from suffice.settings import Route, Settings, Upstream
 from suffice.signals.observe import Observer
 from suffice.store.log import EventLog
 from suffice.store.sqlite import SqliteLog, database_path
-from suffice.store.views import route_counts
+from suffice.store.views import extracted_answers, route_counts, route_findings, upstream_findings
 from suffice.telemetry import LOG, Metrics
+from suffice.types import Findings, RouteFindings
 from suffice.upstream.client import UpstreamClient
+from suffice.upstream.findings import url_key
 
 # Signals that every governed route records, so that a later policy can be replayed on its log.
 RECORDED: Mapping[str, tuple[str, ...]] = {
@@ -68,8 +73,64 @@ def _read_yaml(text: str) -> Any:
         raise ConfigError(str(error)) from None
 
 
-def build_route(name: str, settings: Route) -> BuiltRoute:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the log already says about upstreams and routes; empty when there is no log yet."""
+
+    upstreams: Mapping[str, Findings] = field(default_factory=dict)          # by name, same address only
+    extracted: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)  # by route, oldest first
+
+
+def read_evidence(settings: Settings) -> Evidence:
+    """Read what `suffice doctor` and the routes' own full runs have shown. Raises StoreError."""
+    path = database_path(settings.store.url)
+    if not path.is_file():
+        return Evidence()
+    examined = route_findings(path)
+    return Evidence(
+        upstreams={
+            name: found for name, found in upstream_findings(path).items()
+            if name in settings.upstreams and found.url_key == url_key(settings.upstreams[name].url)
+        },
+        extracted={
+            name: _extracted(path, name, route, examined) for name, route in settings.routes.items()
+        },
+    )  # fmt: skip
+
+
+def _extracted(
+    path: Path, name: str, route: Route, examined: Mapping[str, tuple[int, RouteFindings]]
+) -> tuple[bool, ...]:
+    """The latest full runs of a route: could the answer be read? Those of the last examination come first.
+
+    Runs before it do not count: their answers may have been read by another scorer.
+    """
+    seq, found = examined.get(name, (0, None))
+    if found is None or found.scorer != route.scorer:
+        return tuple(extracted_answers(path, name, limit=WINDOW_RUNS))
+    seen = [True] * found.n_extractable + [False] * (found.n_runs - found.n_extractable)
+    return (*seen, *extracted_answers(path, name, since_seq=seq, limit=WINDOW_RUNS))
+
+
+def evidence_warnings(settings: Settings, evidence: Evidence) -> list[str]:
+    """What the log says against these settings, for the owner."""
+    warnings = []
+    for name, route in settings.routes.items():
+        built = build_route(name, route, evidence)
+        if route.mode == "enforce" and built.refused is not None:
+            warnings.append(f"routes.{name}: behaves as observe: {built.refused}")
+        if route.mode == "observe" and route.probe is not None and not built.may_probe:
+            warnings.append(
+                f"routes.{name}.probe: no probe is sent while observing: run suffice doctor --upstream"
+                f' {route.upstream}, or write verified_by = "owner" if you know that this upstream continues'
+                " a text and caches prefixes"
+            )
+    return warnings
+
+
+def build_route(name: str, settings: Route, evidence: Evidence | None = None) -> BuiltRoute:
     """Build a route's scorer and policy. Raises ConfigError with the route's path."""
+    known = evidence or Evidence()
     try:
         scorer = build_scorer(settings.scorer)
         policy = build_policy(settings.policy or {"policy": "never"})
@@ -85,6 +146,8 @@ def build_route(name: str, settings: Route) -> BuiltRoute:
         policy_version=version_of(policy),
         certified=False,  # nothing certifies yet
         needs=needs,
+        findings=known.upstreams.get(settings.upstream),
+        refused=refusal(known.extracted.get(name, ()), settings.scorer),
     )
 
 
@@ -177,14 +240,21 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
     """
     for warning in check(settings):
         LOG.warning(warning)
-    routes = tuple(build_route(name, route) for name, route in settings.routes.items())
-    clients = {name: UpstreamClient(name, u, _api_key(name, u)) for name, u in settings.upstreams.items()}
-    if not clients:
+    keys = {name: _api_key(name, upstream) for name, upstream in settings.upstreams.items()}
+    if not settings.upstreams:
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
     opened = log or SqliteLog.open(settings.store, now=time.time)
     try:
         if isinstance(opened, SqliteLog):
             opened.recover()
+        evidence = read_evidence(settings) if isinstance(opened, SqliteLog) else Evidence()
+        for warning in evidence_warnings(settings, evidence):
+            LOG.warning(warning)
+        routes = tuple(build_route(name, route, evidence) for name, route in settings.routes.items())
+        clients = {
+            name: UpstreamClient(name, upstream, keys[name], evidence.upstreams.get(name))
+            for name, upstream in settings.upstreams.items()
+        }
         gw = Gateway(
             settings=settings, routes=routes, upstreams=clients, log=opened, metrics=Metrics(),
             api_keys=_client_keys(settings), salt=deployment_salt(settings), new_id=new_id,
@@ -193,6 +263,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
         if isinstance(opened, SqliteLog):
             counts = route_counts(database_path(settings.store.url))
             gw.n_requests = {c.route: c.n_requests for c in counts if c.route}
+        gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in evidence.extracted.items()}
         async with AsyncExitStack() as stack:
             for client in clients.values():
                 await stack.enter_async_context(client)

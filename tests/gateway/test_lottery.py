@@ -19,7 +19,7 @@ STEPS = [
 ]  # fmt: skip
 CHAIN = Chain(STEPS, "it is 5")
 ENFORCE: dict[str, Any] = {
-    "mode": "enforce", "uncertified": True, "scorer": "number", "probe": {},
+    "mode": "enforce", "uncertified": True, "scorer": "number", "probe": {"verified_by": "owner"},
     "policy": {"policy": "stable-answer", "streak": 3}, "steps": {"min_tokens": 3, "growth": 1.0},
 }  # fmt: skip
 RAW = {"finish": ["raw"], "slots": 4}

@@ -242,6 +242,8 @@ RECORDS = {
     "Outcome": (types.Outcome, types.Usage, types.Overhead, types.UpstreamCall),
     "Step": (types.StepRecord,),
     "Feedback": (types.Feedback,),
+    "Findings": (types.Findings, types.Finding),
+    "Route findings": (types.RouteFindings,),
 }
 
 

@@ -13,12 +13,14 @@ def config() -> None:
 @config.command("check")
 @click.argument("path", default="suffice.toml")
 def check(path: str) -> None:
-    """Build everything the file describes; exit 2 and say where when it cannot work."""
+    """Build everything the file describes, beside what the log says; exit 2 and say where when it cannot work."""
     from suffice import wiring
     from suffice.errors import SufficeError
 
     try:
-        warnings = wiring.check(wiring.load_settings(path))
+        settings = wiring.load_settings(path)
+        warnings = wiring.check(settings)
+        warnings += wiring.evidence_warnings(settings, wiring.read_evidence(settings))
     except SufficeError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None

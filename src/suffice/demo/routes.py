@@ -17,7 +17,8 @@ REASONING_POLICY: dict[str, Any] = {"policy": "confidence-threshold", "threshold
 ALSO_REPLAYED: dict[str, Any] = {"policy": "stable-answer", "streak": 2}
 WAVE = 4
 STEPS: dict[str, Any] = {"boundary": "line", "min_tokens": 16, "growth": 1.2}
-PROBE: dict[str, Any] = {"max_tokens": 6, "max_extra_calls": 48}
+# The server in the box was verified to continue a text and to cache prefixes.
+PROBE: dict[str, Any] = {"max_tokens": 6, "max_extra_calls": 48, "verified_by": "owner"}
 
 
 def settings(

@@ -276,6 +276,8 @@ def _learn(gw: Gateway, request: Request, outcome: Outcome) -> None:
     is_full = request.ungoverned is None and (request.mode != "enforce" or request.audit)
     if is_full and outcome.end_reason == "done" and outcome.usage is not None:
         gw.full_runs.setdefault(request.route, FullRuns()).add(outcome.usage)
+    if is_full:
+        gw.note_full_run(request, outcome)
     if request.ungoverned is not None or request.kind != "reasoning":
         return
     seen = gw.hand_overs.setdefault(request.route, HandOvers())

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.assurance.lengths import FullRuns, HandOvers
 from suffice.errors import ConfigError
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import audit_share
 from suffice.settings import Settings
 from suffice.store.log import EventLog
-from suffice.telemetry import Metrics
+from suffice.telemetry import LOG, Metrics
+from suffice.types import Outcome, Request
 from suffice.upstream.client import UpstreamClient
 
 LOT_MEMORY_S = 600.0
 LOT_MEMORY_ENTRIES = 500_000  # more than that within ten minutes: the oldest are forgotten early
+CHECK_RUNS = 100  # full runs after which a route is asked again whether its answers can be read
 
 
 class LotKeys:
@@ -64,11 +68,30 @@ class Gateway:
     n_requests: dict[str, int] = field(default_factory=dict)   # by route, the log's history included
     full_runs: dict[str, FullRuns] = field(default_factory=dict)
     hand_overs: dict[str, HandOvers] = field(default_factory=dict)
+    extracted: dict[str, deque[bool]] = field(default_factory=dict)  # by route: could full runs be read?
+    n_since_check: dict[str, int] = field(default_factory=dict)      # by route: full runs since then
     ready: bool = False
 
     def share(self, route: BuiltRoute) -> float:
         """The audit share in force for a route's next request."""
         return audit_share(self.n_requests.get(route.name, 0), route.settings.audit_share)
+
+    def note_full_run(self, request: Request, outcome: Outcome) -> None:
+        """Take the end of a full run in; now and then, see whether its route may still be enforced."""
+        if outcome.end_reason not in ("done", "truncated"):
+            return
+        self.extracted.setdefault(request.route, deque(maxlen=WINDOW_RUNS)).append(outcome.answer is not None)
+        self.n_since_check[request.route] = self.n_since_check.get(request.route, 0) + 1
+        if self.n_since_check[request.route] >= CHECK_RUNS:
+            self.n_since_check[request.route] = 0
+            self.routes = tuple(self._checked(r) if r.name == request.route else r for r in self.routes)
+
+    def _checked(self, route: BuiltRoute) -> BuiltRoute:
+        """The route as its latest full runs allow it. A request that runs now keeps the route it has."""
+        refused = refusal(tuple(self.extracted[route.name]), route.settings.scorer)
+        if route.settings.mode == "enforce" and (refused is None) != (route.refused is None):
+            LOG.warning("routes.%s: %s", route.name, f"behaves as observe: {refused}" if refused else "acts again")
+        return replace(route, refused=refused)
 
     def fallback_upstream(self) -> str:
         """Where a request goes that no route claims: the only upstream, or the first one."""

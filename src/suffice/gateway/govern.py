@@ -153,8 +153,8 @@ async def _open_run(
 
 
 def _probes(job: Job) -> bool:
-    """Probes are sent in audits, and where their answer can still change what happens."""
-    return job.ledger.request.audit or job.route.acts
+    """Probes are sent where their answer can change what happens, and in audits where they are known to work."""
+    return job.route.acts or (job.ledger.request.audit and job.route.may_probe)
 
 
 def _upstream_body(job: Job) -> dict[str, Any]:

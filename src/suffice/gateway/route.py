@@ -14,6 +14,8 @@ from typing import Any
 from suffice.policy.base import Policy
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
+from suffice.types import Findings
+from suffice.upstream.findings import allows_probes
 
 # Fields under which a stop could change what the client asked for. Value: does it matter here?
 BLOCKING: Mapping[str, str] = {
@@ -41,11 +43,20 @@ class BuiltRoute:
     policy_version: str
     certified: bool
     needs: tuple[str, ...]      # signals to compute
+    findings: Findings | None = None  # what doctor saw at the upstream; None: nothing is known
+    refused: str | None = None  # why it must not be enforced, whatever the settings say; None: it may
 
     @property
     def acts(self) -> bool:
         """May the policy end a run here?"""
-        return self.settings.mode == "enforce" and (self.certified or self.settings.uncertified)
+        vouched = self.certified or self.settings.uncertified
+        return self.settings.mode == "enforce" and vouched and self.refused is None
+
+    @property
+    def may_probe(self) -> bool:
+        """May a run that nothing can stop be probed? Only where somebody saw what a probe costs there."""
+        probe = self.settings.probe
+        return probe is not None and (probe.verified_by == "owner" or allows_probes(self.findings))
 
 
 def find(routes: tuple[BuiltRoute, ...], *, model: str, asked: str | None) -> BuiltRoute | None:

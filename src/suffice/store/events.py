@@ -3,6 +3,7 @@
     RequestSeen    a request was accepted; written before its first step
     RequestEnded   the one outcome of that request
     FeedbackGiven  someone said how good an answer was
+    UpstreamExamined, RouteExamined  `suffice doctor` looked at a model server, or at a route's answers
 
 This file knows the shape of a row and refuses to know where rows are kept. A new kind of event is
 one class here and one line in EVENTS. Unknown fields in a stored row are skipped, so a log that a
@@ -18,7 +19,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from suffice.types import Feedback, Outcome, Request
+from suffice.types import Feedback, Findings, Outcome, Request, RouteFindings
 
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
@@ -92,13 +93,61 @@ class FeedbackGiven:
         return None
 
 
-Event: TypeAlias = RequestSeen | RequestEnded | FeedbackGiven
+@dataclass(frozen=True, slots=True)
+class UpstreamExamined:
+    """A model server was examined. The latest examination of an upstream is the one that counts."""
+
+    kind: ClassVar[Literal["upstream_examined"]] = "upstream_examined"
+    findings: Findings
+
+    @property
+    def key(self) -> str:
+        """What may exist once: the examination."""
+        return self.findings.examination_id
+
+    @property
+    def episode_id(self) -> str | None:
+        """None: it belongs to no episode."""
+        return None
+
+    @property
+    def route(self) -> str | None:
+        """None: several routes may use the upstream."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteExamined:
+    """Full runs of a route's questions were examined. The latest examination is the one that counts."""
+
+    kind: ClassVar[Literal["route_examined"]] = "route_examined"
+    findings: RouteFindings
+
+    @property
+    def key(self) -> str:
+        """What may exist once: the examination."""
+        return self.findings.examination_id
+
+    @property
+    def episode_id(self) -> str | None:
+        """None: it belongs to no episode."""
+        return None
+
+    @property
+    def route(self) -> str | None:
+        """The route's name."""
+        return self.findings.route
+
+
+Event: TypeAlias = RequestSeen | RequestEnded | FeedbackGiven | UpstreamExamined | RouteExamined
 E = TypeVar("E", bound=Event)
 
 EVENTS: Mapping[str, type[Event]] = {
     RequestSeen.kind: RequestSeen,
     RequestEnded.kind: RequestEnded,
     FeedbackGiven.kind: FeedbackGiven,
+    UpstreamExamined.kind: UpstreamExamined,
+    RouteExamined.kind: RouteExamined,
 }
 
 _ENCODER = msgspec.json.Encoder()

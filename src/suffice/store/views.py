@@ -16,9 +16,18 @@ from pathlib import Path
 
 from suffice.errors import StoreError
 from suffice.store import schema
-from suffice.store.events import EVENTS, E, FeedbackGiven, RequestEnded, RequestSeen, decode_as
+from suffice.store.events import (
+    EVENTS,
+    E,
+    FeedbackGiven,
+    RequestEnded,
+    RequestSeen,
+    RouteExamined,
+    UpstreamExamined,
+    decode_as,
+)
 from suffice.store.log import Stored
-from suffice.types import Episode, Feedback
+from suffice.types import Episode, Feedback, Findings, RouteFindings
 
 _PAGE_ROWS = 500
 
@@ -49,6 +58,20 @@ _COUNTS = """
         SELECT route, count(DISTINCT episode_id) AS n_episodes FROM feedback WHERE joined GROUP BY route
     ) f ON f.route = r.route
     WHERE r.kind = 'request' GROUP BY r.route ORDER BY r.route"""
+
+
+_EXAMINED = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq"
+
+# Runs that a policy merely did not stop are the hard ones: only those that it could not stop count.
+_EXTRACTED = """
+    SELECT json_extract(o.body, '$.outcome.answer') IS NOT NULL
+    FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE o.kind = 'outcome' AND o.seq > :since AND r.route = :route
+        AND json_extract(r.body, '$.request.ungoverned') IS NULL
+        AND (json_extract(r.body, '$.request.mode') <> 'enforce' OR json_extract(r.body, '$.request.audit'))
+        AND NOT json_extract(o.body, '$.outcome.stopped')
+        AND json_extract(o.body, '$.outcome.end_reason') IN ('done', 'truncated')
+    ORDER BY o.seq DESC LIMIT :limit"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +163,33 @@ def route_counts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[R
                 latest=_decoded(latest_seq, RequestSeen, body),
             ))
         return tuple(counts)
+
+
+def upstream_findings(path_or_connection: Path | str | sqlite3.Connection) -> dict[str, Findings]:
+    """The latest examination of every upstream, by the upstream's name. Raises StoreError."""
+    with _reading(path_or_connection) as connection:
+        rows = connection.execute(_EXAMINED, (UpstreamExamined.kind,)).fetchall()
+    found = [_decoded(seq, UpstreamExamined, body).findings for seq, body in rows]
+    return {one.upstream: one for one in found}
+
+
+def route_findings(
+    path_or_connection: Path | str | sqlite3.Connection,
+) -> dict[str, tuple[int, RouteFindings]]:
+    """The latest examination of every route with its place in the log, by name. Raises StoreError."""
+    with _reading(path_or_connection) as connection:
+        rows = connection.execute(_EXAMINED, (RouteExamined.kind,)).fetchall()
+    found = [(seq, _decoded(seq, RouteExamined, body).findings) for seq, body in rows]
+    return {one.route: (seq, one) for seq, one in found}
+
+
+def extracted_answers(
+    path_or_connection: Path | str | sqlite3.Connection, route: str, *, since_seq: int = 0, limit: int
+) -> list[bool]:
+    """For each of the latest full runs of a route, oldest first: was there an answer? Raises StoreError."""
+    wanted = {"route": route, "since": since_seq, "limit": limit}
+    with _reading(path_or_connection) as connection:
+        return [bool(one) for (one,) in reversed(connection.execute(_EXTRACTED, wanted).fetchall())]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from multidict import CIMultiDict
 
 from suffice.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from suffice.settings import Upstream
+from suffice.types import Findings
 
 Headers = Iterable[tuple[str, str]]
 
@@ -92,8 +93,11 @@ class Call:
 class UpstreamClient:
     """Calls to one model server, over one pool."""
 
-    def __init__(self, name: str, settings: Upstream, api_key: str | None) -> None:
+    def __init__(
+        self, name: str, settings: Upstream, api_key: str | None, findings: Findings | None = None
+    ) -> None:
         self.name, self.settings = name, settings
+        self.findings = findings  # what doctor saw this server do; None: nothing is known
         self._api_key = api_key
         self._base = settings.url.rstrip("/").removesuffix("/v1").rstrip("/")
         self._session: aiohttp.ClientSession | None = None
