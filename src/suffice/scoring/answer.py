@@ -13,9 +13,10 @@ import re
 
 READ_CHARS = 200_000  # an answer stands at the end; what is before costs time on the event loop
 
-# Not after "this", "that", "an": "I hope this answer is helpful" announces nothing.
+# Not after "this", "that", "an": "I hope this answer is helpful" announces nothing. The look ahead
+# comes first because it is what fails at nearly every character.
 ANNOUNCEMENT_PATTERN = (
-    r"(?i:(?<!this )(?<!that )(?<!an )\banswers?[*_]{0,3}\s{0,4}(?:is\b|[:=：])[\s*_:：]{0,8})"
+    r"(?i:(?=a)(?<!this )(?<!that )(?<!an )\banswers?[*_]{0,3}\s{0,4}(?:is\b|[:=：])[\s*_:：]{0,8})"
 )
 _ANNOUNCEMENT = re.compile(ANNOUNCEMENT_PATTERN)
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,4}\{|\\[{}]|[{}]")
@@ -36,6 +37,8 @@ def last_boxed(text: str) -> str | None:
     and the scorers drop the stray brace as punctuation.
     """
     text = last_part(text)
+    if "boxed" not in text and "fbox" not in text:
+        return None  # as nearly every step of a thought
     found: tuple[int, int] | None = None
     opened: list[int] = []  # where the content of a box begins; -1: an ordinary brace
     for brace in _BRACES.finditer(text):

@@ -23,6 +23,7 @@ _MINUS = {ord(dash): "-" for dash in "−–‐‑－﹣"}
 # at each comma, and a long list of groups would cost its square.
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d++)"
 _NUMBER = rf"""
+    (?=[\d.$€£¥+-])                          # all that a number can begin with: most characters end here
     (?:(?<![\w)\]}}])(?P<sign>[+-]))?        # a minus behind a digit or a letter subtracts
     (?:[$€£¥]\s?)?
     (?:

@@ -36,10 +36,14 @@ HEADER_LIMIT_BYTES = 32 * 1024  # an upstream's header line beyond this is its f
 
 
 class Call:
-    """One open response of the upstream. Leaving the block closes or returns the connection."""
+    """One open response of the upstream. Leaving the block closes or returns the connection.
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    idle_timeout_s  how long `read` waits for the next bytes; 0: for ever
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, idle_timeout_s: float = 0.0) -> None:
         self._response = response
+        self._idle = IdleWatch(response, idle_timeout_s)
         self.status = response.status
         self.content_type = response.content_type
         self.is_encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
@@ -56,8 +60,11 @@ class Call:
         Raises UpstreamDown if the connection breaks and UpstreamTimeout after `idle_timeout_s` of
         silence.
         """
+        self._idle.wait()
         try:
-            return await self._response.content.readany()
+            data = await self._response.content.readany()
+            self._idle.waits = False
+            return data
         except TimeoutError:
             raise UpstreamTimeout("the upstream was silent for longer than idle_timeout_s") from None
         except (aiohttp.ClientError, ConnectionError) as error:
@@ -87,7 +94,44 @@ class Call:
         """Stop the call now. A finished response goes back to the pool, any other is cut."""
         if not self.closed:
             self.closed = True
+            self._idle.close()
             self._response.close()
+
+
+class IdleWatch:
+    """Ends a read that waits too long, with one timer a call.
+
+    aiohttp's own `sock_read` sets a new timer for every packet, which costs more than all that Suffice does
+    with it. Here a read notes when it began to wait, and the timer looks at that when it fires.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, idle_timeout_s: float) -> None:
+        self.waits = False
+        self._since_s = 0.0
+        self._content, self._idle_s = response.content, idle_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        connection = response.connection
+        if idle_timeout_s and connection is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = None  # else the whole answer has come already
+            self._timer = self._loop.call_later(idle_timeout_s, self._look)
+
+    def wait(self) -> None:
+        """A read begins to wait now."""
+        self.waits, self._since_s = True, self._loop.time()
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        left_s = self._since_s + self._idle_s - now_s if self.waits else self._idle_s
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._look)
+        else:
+            self._content.set_exception(TimeoutError())
+
+    def close(self) -> None:
+        """Watch no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class UpstreamClient:
@@ -141,7 +185,8 @@ class UpstreamClient:
 
         Raises UpstreamDown when no connection can be made and UpstreamTimeout when no answer begins.
         """
-        call = Call(await self._send(method, path, body, self._headers(headers)))
+        response = await self._send(method, path, body, self._headers(headers))
+        call = Call(response, self.settings.idle_timeout_s)
         try:
             yield call
         finally:

@@ -1,0 +1,152 @@
+"""The model server of the benchmark: writes prepared bytes, so that the gateways are what is measured.
+
+A bare asyncio protocol in a process of its own. How it answers is set by `GET /set?...` before a
+measurement, never by the request, because some gateways rewrite requests:
+
+    chunks    data events of one stream, the role, the end and the usage included
+    gap_ms    pause between two chunks of a stream; 0: as fast as the socket takes them
+    usage     1: an empty `"usage": null` stands in every chunk, as some engines write it when asked for usage
+    channel   the field of the delta that carries the text of the thought
+
+Each chunk is 300 bytes and is written by itself. Paced chunks follow a clock of their own, so a
+slow reader gets the same number of chunks a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
+
+CHUNK_BYTES = 300
+TEXT = "so the sum of these two terms is 17 then and half of what we had before is 24 or 3.5 we carry one over"
+END = b"0\r\n\r\n"
+
+
+@dataclass(slots=True)
+class Plan:
+    """What every connection answers now."""
+
+    chunks: int = 200
+    gap_ms: float = 0.0
+    usage: int = 0
+    channel: str = "reasoning_content"
+    frames: list[bytes] = field(default_factory=list)
+
+    def prepare(self) -> None:
+        """Write the stream out once: a role, mostly thought, a short answer, the end, the usage."""
+        rng = random.Random(5)
+        words = TEXT.split()
+        n_text = self.chunks - 3
+        n_thought = max(1, round(n_text * 0.85))
+        deltas: list[dict[str, str | None]] = [{"role": "assistant", "content": None}]
+        for at in range(n_text):
+            name = self.channel if at < n_thought else "content"
+            text = f" {rng.choice(words)}" + ("\n" if at % 16 == 15 else "")
+            deltas.append({name: text})
+        self.frames = [_chunked(self._frame([{"index": 0, "delta": d, "finish_reason": None}])) for d in deltas]
+        self.frames.append(_chunked(self._frame([{"index": 0, "delta": {}, "finish_reason": "stop"}])))
+        usage = {"prompt_tokens": 30, "completion_tokens": n_text, "total_tokens": 30 + n_text}
+        self.frames.append(_chunked(self._frame([], usage)))
+        self.frames.append(_chunked(b"data: [DONE]\n\n"))
+
+    def _frame(self, choices: list[object], usage: dict[str, int] | None = None) -> bytes:
+        """One event of CHUNK_BYTES bytes; the model's long name fills it up."""
+        body: dict[str, object] = {
+            "choices": choices, "created": 1_760_000_000, "id": "chatcmpl-4fX7bFqkS0lJ1iQ2cN8tUwYz",
+            "model": "", "object": "chat.completion.chunk",
+        }
+        if usage is not None or self.usage:
+            body["usage"] = usage
+        bare = len(json.dumps(body, separators=(",", ":"))) + len("data: \n\n")
+        body["model"] = "m" * max(1, CHUNK_BYTES - bare)
+        return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _chunked(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+PLAN = Plan()
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+BODY = json.dumps({
+    "id": "chatcmpl-4fX7bFqkS0lJ1iQ2cN8tUwYz", "object": "chat.completion", "created": 1_760_000_000, "model": "m",
+    "choices": [{
+        "index": 0, "finish_reason": "stop",
+        "message": {"role": "assistant", "content": "The answer is 408. " * 10},
+    }],
+    "usage": {"prompt_tokens": 30, "completion_tokens": 60, "total_tokens": 90},
+}).encode()  # fmt: skip
+
+
+def _plain(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+class Connection(asyncio.Protocol):
+    """One connection; requests come one after another."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.writing: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        if self.writing is not None:
+            self.writing.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        while (end := self.received.find(b"\r\n\r\n")) >= 0:
+            head = self.received[:end].lower()
+            at = head.find(b"content-length:")
+            size = int(head[at + 15:].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            if len(self.received) < end + 4 + size:
+                return
+            target = self.received.split(b" ", 2)[1]
+            body = self.received[end + 4: end + 4 + size]
+            self.received = self.received[end + 4 + size:]
+            self.answer(target, body)
+
+    def answer(self, target: bytes, body: bytes) -> None:
+        if target.startswith(b"/set?"):
+            for key, value in parse_qsl(target[5:].decode()):
+                setattr(PLAN, key, type(getattr(PLAN, key))(value))
+            PLAN.prepare()
+            self.transport.write(_plain(b"{}"))
+        elif b'"stream":true' not in body.replace(b" ", b""):
+            self.transport.write(_plain(BODY))
+        elif PLAN.gap_ms:
+            self.writing = asyncio.create_task(self.paced(PLAN.frames, PLAN.gap_ms / 1e3))
+        else:
+            self.transport.write(STREAM_HEAD)
+            for frame in PLAN.frames:
+                self.transport.write(frame)
+            self.transport.write(END)
+
+    async def paced(self, frames: list[bytes], gap_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        self.transport.write(STREAM_HEAD)
+        for frame in frames:
+            self.transport.write(frame)
+            due += gap_s
+            await asyncio.sleep(due - loop.time())
+        self.transport.write(END)
+
+
+async def main() -> None:
+    PLAN.prepare()
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", int(sys.argv[1]))
+    async with server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
