@@ -187,6 +187,7 @@ class Outcome:
     estimate_method: str | None = None
     cost_usd: float | None = None          # all calls at the prices then in force; None: unknown
     overhead_usd: float | None = None      # part of it that the run alone would not have cost
+    would_cost_usd: float | None = None    # with the shadow stop at `stop_step` made; None: none, or unknown
     saved_usd_estimate: float | None = None  # a stop's, net of everything spent; may be below 0
     degraded: tuple[str, ...] = ()         # places where Suffice failed open
     vote: tuple[tuple[str, int], ...] = () # kind "samples": answers and their votes, leader first

@@ -9,6 +9,7 @@ on and how its interval was made.
     live runs     everything in enforce that is no audit, stopped or not: the lot made this group
                   equal to the audits, so these two may be compared
     spent tokens  generated: delivered, in probes, or discarded. Prompts are counted separately
+    money         everything, prompts included, at the prices that stood when the request was served
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from suffice.assurance.evidence import RECENT_AUDITS
 from suffice.assurance.runs import LabelledEpisode, Match, Run, measure_run
 from suffice.types import Kind, Mode, Outcome, Request, Usage
 
+MONEY = ("governed_usd", "overhead_usd", "ungoverned_usd")  # the sums of `MoneyTotals`
 MIN_AUDITS = 20  # below it, a saving gets no interval and says why
 
 
@@ -55,6 +57,17 @@ class TokenTotals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoneyTotals:
+    """All money that is known of a route's requests, in US dollars."""
+
+    governed_usd: float     # everything that governed requests cost
+    overhead_usd: float     # part of it that the runs alone would not have cost
+    ungoverned_usd: float   # requests that passed through untouched
+    n_known: int            # requests behind these sums
+    n_unknown: int          # requests without a cost: no prices then, or nobody counted their tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """Every estimate of a report. None: there was nothing to measure it on."""
 
@@ -67,6 +80,11 @@ class Measured:
     token_reduction_overall: Estimate | None  # the same with the audits themselves counted as spent
     token_reduction_with_prompts: Estimate | None  # the same as the first, prompts outside a cache included
     would_save: Estimate | None         # observe: share of tokens after the step where it would have stopped
+    cost_full: Estimate | None          # US dollars a request, as `tokens_full`
+    cost_stopped: Estimate | None
+    cost_reduction: Estimate | None     # enforce: as `token_reduction`, in money, prompts included
+    saved_usd: Estimate | None          # enforce: all money saved so far, audits and their probes counted as spent
+    would_save_usd: Estimate | None     # observe: what the stops would have saved, net of handing over
     disagreement: Estimate | None       # full runs: the stop would have answered otherwise
     em_drop: Estimate | None            # labelled full runs: EM(full) - EM(stopped), paired
     n_lost: int | None                  # labelled pairs that the stop would have made wrong
@@ -96,6 +114,7 @@ class RouteReport:
     n_would_stop: int                   # full runs in which the policy would have stopped
     measured: Measured
     tokens: TokenTotals
+    money: MoneyTotals
     degraded: Mapping[str, int]         # place: requests in which Suffice failed open there
     n_dropped: int | None               # events that the log had to drop, if the caller knows
 
@@ -115,6 +134,9 @@ class _Counted:
     ends: Counter[str] = field(default_factory=Counter)
     degraded: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
+    money: dict[str, float] = field(default_factory=lambda: dict.fromkeys(MONEY, 0.0))
+    n_priced: int = 0
+    n_unpriced: int = 0
 
 
 def estimate_route(
@@ -156,6 +178,7 @@ def estimate_route(
         n_labelled=sum(run.correct is not None for run in runs),
         n_would_stop=sum(run.would_stop for run in runs if run.full),
         tokens=TokenTotals(**{name: counted.tokens[name] for name in TokenTotals.__dataclass_fields__}),
+        money=MoneyTotals(**counted.money, n_known=counted.n_priced, n_unknown=counted.n_unpriced),
         degraded=dict(counted.degraded),
         n_dropped=n_dropped,
         measured=_measured(runs, _Estimator(rng=rng, confidence=confidence, n_draws=n_draws)),
@@ -169,6 +192,7 @@ def _count(episodes: Iterable[LabelledEpisode], match: Match) -> _Counted:
         request, outcome = item.episode.request, item.episode.outcome
         counted.ends[outcome.end_reason] += 1
         counted.degraded.update(outcome.degraded)
+        _add_money(counted, request, outcome)
         if request.ungoverned is not None:
             counted.ungoverned[request.ungoverned] += 1
             continue
@@ -192,12 +216,17 @@ def _measured(runs: Sequence[Run], estimator: _Estimator) -> Measured:
         em_full=estimator.rate([run.correct for run in full]),
         em_stopped=estimator.rate([run.correct for run in stopped]),
         em_live=estimator.rate([run.correct for run in live]),
-        tokens_full=estimator.mean_tokens(full),
-        tokens_stopped=estimator.mean_tokens(stopped),
-        token_reduction=estimator.reduction(live, audits),
+        tokens_full=estimator.mean(full, lambda run: run.spent),
+        tokens_stopped=estimator.mean(stopped, lambda run: run.spent),
+        token_reduction=estimator.reduction(live, audits, SPENT),
         token_reduction_overall=estimator.reduction_overall(live, audits),
-        token_reduction_with_prompts=estimator.reduction(live, audits, with_prompts=True),
+        token_reduction_with_prompts=estimator.reduction(live, audits, PROCESSED),
         would_save=estimator.would_save([run for run in full if not run.enforce]),
+        cost_full=estimator.mean(full, lambda run: run.cost_usd),
+        cost_stopped=estimator.mean(stopped, lambda run: run.cost_usd),
+        cost_reduction=estimator.reduction(live, audits, USD),
+        saved_usd=estimator.saved(live, audits),
+        would_save_usd=estimator.would_save_usd([run for run in full if not run.enforce]),
         disagreement=estimator.rate([run.disagrees for run in full]),
         em_drop=estimator.paired(drops) if drops else None,
         n_lost=drops.count(1) if drops else None,
@@ -216,6 +245,31 @@ def _add_tokens(totals: Counter[str], outcome: Outcome) -> None:
     totals["extra_prompt"] += overhead.extra_prompt_tokens
     totals["cached_prompt"] += overhead.cached_prompt_tokens
     totals["discarded"] += overhead.discarded_tokens
+
+
+def _add_money(counted: _Counted, request: Request, outcome: Outcome) -> None:
+    if outcome.cost_usd is None:
+        counted.n_unpriced += 1
+        return
+    counted.n_priced += 1
+    if request.ungoverned is not None:
+        counted.money["ungoverned_usd"] += outcome.cost_usd
+        return
+    counted.money["governed_usd"] += outcome.cost_usd
+    counted.money["overhead_usd"] += outcome.overhead_usd or 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """One way to say what a run cost, with and without what Suffice added to it."""
+
+    cost: Callable[[Run], float | None]
+    alone: Callable[[Run], float | None]
+
+
+SPENT = Yardstick(lambda run: run.spent, lambda run: run.delivered)
+PROCESSED = Yardstick(lambda run: run.processed, lambda run: run.baseline_processed)
+USD = Yardstick(lambda run: run.cost_usd, lambda run: run.baseline_usd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,20 +295,17 @@ class _Estimator:
         return Estimate(value=value, low=interval.low, high=interval.high, n=n,
                         method="anytime-valid, normal mixture")
 
-    def mean_tokens(self, runs: Sequence[Run]) -> Estimate | None:
-        """Mean tokens spent a request; requests without usage are left out."""
-        rows = [(run.spent, 1.0) for run in runs if run.spent is not None]
-        groups = [run.group for run in runs if run.spent is not None]
+    def mean(self, runs: Sequence[Run], cost: Callable[[Run], float | None]) -> Estimate | None:
+        """Mean a request of what `cost` reads off a run; runs in which it is unknown are left out."""
+        known = [(run.group, found) for run in runs if (found := cost(run)) is not None]
+        rows, groups = [(found, 1.0) for _, found in known], [group for group, _ in known]
         return self._bootstrap(rows, groups, lambda sums: _ratio(sums[0], sums[1]), "mean") if rows else None
 
-    def reduction(
-        self, live: Sequence[Run], audits: Sequence[Run], *, with_prompts: bool = False
-    ) -> Estimate | None:
-        """1 - mean tokens spent by live runs / mean tokens of the full runs that the lot drew."""
+    def reduction(self, live: Sequence[Run], audits: Sequence[Run], yardstick: Yardstick) -> Estimate | None:
+        """1 - mean cost of live runs / mean cost of the full runs that the lot drew."""
         rows, groups, n_audits = [], [], 0
         for run in (*live, *audits):
-            cost = run.processed if with_prompts else run.spent
-            base = run.baseline_processed if with_prompts else run.delivered
+            cost, base = yardstick.cost(run), yardstick.alone(run)
             if cost is None or base is None:
                 continue
             w = run.weight
@@ -279,6 +330,23 @@ class _Estimator:
             return None
         return self._bootstrap(rows, groups, _saving, "all enforced runs against audits", n_audits)
 
+    def saved(self, live: Sequence[Run], audits: Sequence[Run]) -> Estimate | None:
+        """US dollars that enforced traffic would have cost more in full, less what it cost with its audits."""
+        rows, groups, n_audits = [], [], 0
+        for run in (*live, *audits):
+            if run.cost_usd is None or run.baseline_usd is None:
+                continue
+            base, w = (run.weight * run.baseline_usd, run.weight) if run.audit else (0.0, 0.0)
+            rows.append((run.cost_usd, 1.0, base, w))
+            groups.append(run.group)
+            n_audits += run.audit
+        if not n_audits:
+            return None
+        return self._bootstrap(
+            rows, groups, lambda sums: float(sums[1] * _ratio(sums[2], sums[3]) - sums[0]),
+            "all enforced runs against audits", n_audits,
+        )  # fmt: skip
+
     def would_save(self, observed: Sequence[Run]) -> Estimate | None:
         """1 - tokens up to the shadow stop / tokens of the same runs in full."""
         rows, groups = [], []
@@ -290,6 +358,17 @@ class _Estimator:
         if not rows:
             return None
         return self._bootstrap(rows, groups, lambda sums: 1 - _ratio(sums[0], sums[1]), "shadow, paired")
+
+    def would_save_usd(self, observed: Sequence[Run]) -> Estimate | None:
+        """US dollars that the same runs would have cost less with their shadow stops."""
+        rows, groups = [], []
+        for run in observed:
+            if run.would_cost_usd is not None and run.cost_usd is not None:
+                rows.append((run.cost_usd - run.would_cost_usd,))
+                groups.append(run.group)
+        if not rows:
+            return None
+        return self._bootstrap(rows, groups, lambda sums: float(sums[0]), "shadow, paired")
 
     def _bootstrap(
         self,

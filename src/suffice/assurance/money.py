@@ -12,7 +12,7 @@ and this is the lowest room that may know both the records and the settings.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, log10
 
 from suffice.settings import FinishMethod, Prices
@@ -112,6 +112,11 @@ def finishing_cost(prices: Prices, finish: Finish) -> Cost:
         prices, prompt_tokens=sent, cached_tokens=finish.cached_share * sent,
         completion_tokens=finish.answer_tokens + finish.overlap_tokens,
     )  # fmt: skip
+
+
+def closing_cost(prices: Prices, finish: Finish) -> Cost:
+    """The part of `finishing_cost` that a full run would not have: all but the answer."""
+    return finishing_cost(prices, replace(finish, answer_tokens=0))
 
 
 def remaining_cost(prices: Prices, remaining_tokens: float) -> Cost:

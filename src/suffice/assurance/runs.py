@@ -63,6 +63,9 @@ class Run:
     processed: float | None   # the same with prompts that no cache served
     baseline_processed: float | None  # what the run alone would have processed
     would_spend: float | None
+    cost_usd: float | None    # of everything, at the prices of its time; None: unknown
+    baseline_usd: float | None  # what the run alone would have cost
+    would_cost_usd: float | None  # with the shadow stop made
     correct: bool | None      # None: no label says so, or nobody knows what was answered
     disagrees: bool | None    # None: this run says nothing about it
     drop: int | None          # -1, 0, +1; None: as above, or no label
@@ -107,6 +110,9 @@ def measure_run(item: LabelledEpisode, match: Match) -> Run:
         processed=processed,
         baseline_processed=baseline_processed,
         would_spend=would_spend,
+        cost_usd=outcome.cost_usd,
+        baseline_usd=None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0),
+        would_cost_usd=_would_cost(outcome),
         correct=_is_right(outcome.answer, label, match) if label is not None and known else None,
         disagrees=_disagrees(request, outcome) if full else None,
         drop=_drop(request, outcome, label, match) if full else None,
@@ -121,6 +127,13 @@ def _would_spend(outcome: Outcome, delivered: int) -> int:
     later = sum(step.tokens for step in outcome.steps if step.index > outcome.stop_step)
     probes = sum(step.probe_tokens for step in outcome.steps if step.index <= outcome.stop_step)
     return max(0, delivered - later) + probes
+
+
+def _would_cost(outcome: Outcome) -> float | None:
+    """Money had the shadow stop been made; all of it where the policy did not stop."""
+    if outcome.end_reason not in FINISHED_ENDS:
+        return None
+    return outcome.cost_usd if outcome.stop_step is None else outcome.would_cost_usd
 
 
 def _is_right(answer: str | None, label: Feedback, match: Match) -> bool:

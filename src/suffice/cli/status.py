@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from suffice.assurance.estimate import Estimate, RouteReport, TokenTotals
+    from suffice.assurance.estimate import Estimate, Measured, MoneyTotals, RouteReport, TokenTotals
     from suffice.assurance.evidence import Evidence
     from suffice.settings import Route, Settings
     from suffice.store.views import RouteCounts
@@ -213,6 +213,7 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
         ("  prompts included", _saving(measured.token_reduction_with_prompts, sure)),
         ("would have saved", _saving(measured.would_save, sure)),
         ("tokens, all", _totals(report.tokens)),
+        *_money(report.money, measured, sure),
         ("failed open", _reasons("", report.degraded) or "never"),
     ]
     if report.n_dropped is not None:
@@ -260,6 +261,28 @@ def _totals(tokens: TokenTotals) -> str:
         f"extra prompts {tokens.extra_prompt:,} ({tokens.cached_prompt:,} cached), "
         f"discarded {tokens.discarded:,}{unknown}"
     )
+
+
+def _money(money: MoneyTotals, measured: Measured, sure: str) -> list[tuple[str, str]]:
+    """What was paid and what was saved; one line where nobody knows the prices."""
+    if not money.n_known:
+        return [("cost", "unknown: no prices; set [upstreams.NAME.prices]")]
+    from suffice.assurance.money import usd
+
+    paid = f"{usd(money.governed_usd + money.ungoverned_usd)} for {money.n_known:,} requests"
+    if money.ungoverned_usd:
+        paid += f", {usd(money.ungoverned_usd)} of it untouched"
+    paid += f"; probes, waste and thoughts read again {usd(money.overhead_usd)}"
+    if money.n_unknown:
+        paid += f"; unknown for {money.n_unknown:,} requests"
+    return [
+        ("cost, full run", _shown(measured.cost_full, usd, sure)),
+        ("cost, stopped run", _shown(measured.cost_stopped, usd, sure)),
+        ("cost reduction", _saving(measured.cost_reduction, sure)),
+        ("saved so far", _shown(measured.saved_usd, usd, sure)),
+        ("would have saved, USD", _shown(measured.would_save_usd, usd, sure)),
+        ("cost, all", paid),
+    ]
 
 
 def _share(share: float | None) -> str:

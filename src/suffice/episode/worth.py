@@ -55,22 +55,25 @@ class Price:
     hand_overs: HandOvers | None
 
     def against(self, s: Signals) -> str | None:
-        """Why the run should go on although the policy says stop; None: nothing says so."""
+        """Why the run should go on although the policy says stop; None: nothing says so.
+
+        Notes in the ledger what the first stop that passes would take, for runs that only watch.
+        """
         prices, full = self.ledger.prices, self.full_runs
         remaining = full.remaining(s.tokens_used) if full is not None else None
         if prices is None or full is None or remaining is None or self.method is None:
             return None
         known, seen = self.ledger.client_prompt_tokens(), self.hand_overs or HandOvers()
-        return money.not_worth_it(
-            prices,
-            Finish(
-                method=self.method,
-                prompt_tokens=full.mean_prompt_tokens if known is None else known,
-                thought_tokens=s.tokens_used,
-                answer_tokens=remaining.answer_tokens,
-                overlap_tokens=seen.overlap_tokens,
-                closing_tokens=CLOSING_TOKENS,
-                cached_share=seen.cached_share,
-            ),
-            remaining.tokens,
+        finish = Finish(
+            method=self.method,
+            prompt_tokens=full.mean_prompt_tokens if known is None else known,
+            thought_tokens=s.tokens_used,
+            answer_tokens=remaining.answer_tokens,
+            overlap_tokens=seen.overlap_tokens,
+            closing_tokens=CLOSING_TOKENS,
+            cached_share=seen.cached_share,
         )
+        why = money.not_worth_it(prices, finish, remaining.tokens)
+        if why is None and self.ledger.stop_step is None:
+            self.ledger.closing_usd = money.closing_cost(prices, finish).total_usd
+        return why
