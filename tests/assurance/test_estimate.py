@@ -280,3 +280,58 @@ def test_every_token_stands_in_its_category_and_unknown_usage_is_said() -> None:
     assert (tokens.client_prompt, tokens.client_cached, tokens.client_completion) == (100, 30, 200)
     assert (tokens.probe, tokens.extra_prompt, tokens.cached_prompt, tokens.discarded) == (1, 20, 10, 4)
     assert tokens.n_unknown == 1
+
+
+def test_money_is_compared_and_added_up_at_the_prices_of_its_time() -> None:
+    # 60 live runs at 4 cents and 30 audits at 10 cents, 2 of them for probes that a full run does not need.
+    found = report([
+        *(live(cost_usd=0.04, overhead_usd=0.01) for _ in range(60)),
+        *(audit(cost_usd=0.10, overhead_usd=0.02) for _ in range(30)),
+        run(request={"mode": "enforce", "ungoverned": "tools"}, cost_usd=1.0),
+        live(),  # from before there were prices
+    ])
+    measured, money = found.measured, found.money
+    assert money.governed_usd == near(60 * 0.04 + 30 * 0.10)
+    assert money.overhead_usd == near(60 * 0.01 + 30 * 0.02)
+    assert (money.ungoverned_usd, money.n_known, money.n_unknown) == (1.0, 91, 1)
+    assert measured.cost_full is not None
+    assert (measured.cost_full.value, measured.cost_full.n) == (near(0.10), 30)
+    assert measured.cost_stopped is not None
+    assert (measured.cost_stopped.value, measured.cost_stopped.n) == (near(0.04), 60)
+    assert measured.cost_reduction is not None
+    assert measured.cost_reduction.value == near(1 - 0.04 / 0.08)
+    assert measured.saved_usd is not None
+    # All 90 in full, without probes, less all that was spent.
+    assert measured.saved_usd.value == near(90 * 0.08 - (60 * 0.04 + 30 * 0.10))
+    assert measured.saved_usd.low is not None
+    assert measured.saved_usd.high is not None
+    assert measured.saved_usd.low <= measured.saved_usd.value <= measured.saved_usd.high
+    assert measured.would_save_usd is None
+
+
+def test_a_route_can_lose_money_and_says_so() -> None:
+    found = report([*(live(cost_usd=0.05) for _ in range(30)), *(audit(cost_usd=0.04) for _ in range(30))])
+    assert found.measured.saved_usd is not None
+    assert found.measured.saved_usd.value == near(-0.30)
+    assert found.measured.cost_reduction is not None
+    assert found.measured.cost_reduction.value < 0
+
+
+def test_observing_says_what_money_a_stop_would_have_saved() -> None:
+    found = report([
+        run(stop_step=1, would_answer="4", cost_usd=0.10, would_cost_usd=0.03),
+        run(stop_step=1, would_answer="4", cost_usd=0.10),            # handing over has no known price
+        run(cost_usd=0.20),                                           # the policy did not stop
+        run(stop_step=1, would_answer="4", cost_usd=0.10, would_cost_usd=0.03, end_reason="client_left"),
+    ]).measured
+    assert found.would_save_usd is not None
+    assert (found.would_save_usd.value, found.would_save_usd.n) == (near(0.07), 2)
+    assert found.saved_usd is None
+
+
+def test_without_prices_no_money_is_made_up() -> None:
+    found = report([live(), audit(), run()])
+    measured = found.measured
+    assert measured.cost_full is measured.cost_stopped is measured.cost_reduction is None
+    assert measured.saved_usd is measured.would_save_usd is None
+    assert (found.money.governed_usd, found.money.n_known, found.money.n_unknown) == (0.0, 0, 3)

@@ -123,6 +123,35 @@ def test_a_configuration_brings_the_routes_scorer_and_confidence(database: Path,
     assert math["measured"]["em_live"]["value"] == pytest.approx(0.75), "4.0 is 4 to a scorer of numbers"
 
 
+def test_money_stands_beside_tokens_where_there_were_prices(tmp_path: Path) -> None:
+    log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
+    for i in range(60):
+        write(log, f"live{i}", end_reason="stopped", stopped=True, cost_usd=0.5, overhead_usd=0.1)
+    for i in range(30):
+        write(log, f"audit{i}", audit=True, propensity=0.1, cost_usd=1.25, overhead_usd=0.25)
+    write(log, "untouched", ungoverned="tools", cost_usd=12.0)
+    write(log, "unknown")
+    write(log, "unpriced", route="other")
+    log.close()
+    math, other = call("--db", log.path, "--route", "math"), call("--db", log.path, "--route", "other")
+    lines = {line[2:24].strip(): line[25:] for line in math.output.splitlines()[1:]}
+    assert lines["cost, full run"].startswith("$1.25 [$1.25, $1.25] at 95%, n=30")
+    assert lines["cost, stopped run"].startswith("$0.50 [")
+    assert lines["cost reduction"].startswith("50.0% [")
+    # 90 runs at a dollar, less 60 at 50 cents and 30 at 1.25.
+    assert lines["saved so far"].startswith("$22.50 [")
+    assert lines["cost, all"] == (
+        "$79.50 for 91 requests, $12.00 of it untouched, $13.50 for probes, thoughts read again and tokens"
+        " thrown away; unknown for 1 requests"
+    )
+    assert "cost                   unknown: no prices are set ([upstreams.NAME.prices])" in other.output
+    assert "$" not in other.output
+    told = json.loads(call("--db", log.path, "--route", "math", "--json").output)
+    assert told["money"]["governed_usd"] == pytest.approx(67.5)
+    assert told["measured"]["saved_usd"]["value"] == pytest.approx(22.5)
+    assert told["measured"]["saved_usd"]["n"] == 30
+
+
 def test_a_terminal_gets_a_table(database: Path) -> None:
     ours, theirs = pty.openpty()
     code = "from suffice.cli.status import status; status()"

@@ -130,6 +130,42 @@ async def test_full_runs_teach_what_is_left(serve: Serve) -> None:
         assert (left.n, left.thought_tokens, left.answer_tokens) == (20, N_THOUGHT - 10, 2)
 
 
+async def test_a_shadow_stop_says_what_the_run_would_have_cost(serve: Serve) -> None:
+    prices = {"input_usd_per_mtok": 1.0, "cached_input_usd_per_mtok": 1.0, "output_usd_per_mtok": 100.0}
+    route, before = enforcing(mode="observe", audit_share=1.0), seen_before((N_THOUGHT, 30))
+    async with serve(chain(delay_s=0.004), upstream=upstream(prices, "raw"), route=route, change=before) as g:
+        await g.ask(chat(stream=True))
+        outcome = await g.outcome()
+        assert outcome.stop_step == 4
+        assert outcome.saved_usd_estimate is None
+        assert outcome.usage is not None
+        assert outcome.cost_usd is not None
+        prompt = outcome.usage.prompt_tokens
+        probes = [c for c in outcome.calls if c.purpose == "probe"]
+        assert len(probes) == 6
+        later = sum(((c.prompt_tokens or 0) * 1.0 + c.completion_tokens * 100.0) / 1e6 for c in probes[4:])
+        unwritten = (N_THOUGHT - 13) * 100.0 / 1e6
+        closing = (prompt + 13 + 4) * 1.0 / 1e6
+        # The prompt is read off a probe at that moment, whose line ends the fake does not count.
+        expected = outcome.cost_usd - later - unwritten + closing
+        assert outcome.would_cost_usd == pytest.approx(expected, abs=8e-6)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_shadow_samples_would_have_cost_those_up_to_the_stop(serve: Serve, known: bool) -> None:
+    route = {"kind": "samples", "samples": 8, "wave": 4, "scorer": "number", "policy": {"policy": "beta"}}
+    up: dict[str, Any] = {"prices": OUTPUT_DEAR} if known else {}
+    async with serve(Samples(["the answer is 4"]), upstream=up, route=route) as g:
+        await g.ask(chat())
+        outcome = await g.outcome()
+        assert outcome.stop_step is not None
+        if not known:
+            assert outcome.would_cost_usd is None
+            return
+        assert outcome.cost_usd is not None
+        assert outcome.would_cost_usd == pytest.approx(outcome.cost_usd * outcome.stop_step / 8)
+
+
 # --------------------------------------------------------------------------- the books
 
 

@@ -266,13 +266,14 @@ def _totals(tokens: TokenTotals) -> str:
 def _money(money: MoneyTotals, measured: Measured, sure: str) -> list[tuple[str, str]]:
     """What was paid and what was saved; one line where nobody knows the prices."""
     if not money.n_known:
-        return [("cost", "unknown: no prices; set [upstreams.NAME.prices]")]
+        return [("cost", "unknown: no prices are set ([upstreams.NAME.prices])")]
     from suffice.assurance.money import usd
 
     paid = f"{usd(money.governed_usd + money.ungoverned_usd)} for {money.n_known:,} requests"
     if money.ungoverned_usd:
         paid += f", {usd(money.ungoverned_usd)} of it untouched"
-    paid += f"; probes, waste and thoughts read again {usd(money.overhead_usd)}"
+    if money.overhead_usd:
+        paid += f", {usd(money.overhead_usd)} for probes, thoughts read again and tokens thrown away"
     if money.n_unknown:
         paid += f"; unknown for {money.n_unknown:,} requests"
     return [

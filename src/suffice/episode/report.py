@@ -35,9 +35,14 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
         "cached_prompt_tokens": overhead.cached_prompt_tokens,
         "tokens_saved_estimate": ledger.tokens_saved_estimate if ledger.stopped else None,
         "estimate_method": ledger.estimate_method if ledger.stopped else None,
-        "cost_usd": None if cost is None else cost.total_usd,
-        "saved_usd_estimate": ledger.saved_usd(),
+        "cost_usd": _rounded(None if cost is None else cost.total_usd),
+        "saved_usd_estimate": _rounded(ledger.saved_usd()),
         "degraded": list(ledger.degraded),
         "vote": dict(ledger.vote) if ledger.vote else None,
     }
     return told | {"warnings": list(ledger.warnings)} if ledger.warnings else told
+
+
+def _rounded(amount_usd: float | None) -> float | None:
+    """Money without the noise of binary fractions; no price is so small that this could be seen."""
+    return None if amount_usd is None else round(amount_usd, 12)
