@@ -132,7 +132,7 @@ async def test_full_runs_teach_what_is_left(serve: Serve) -> None:
 
 async def test_a_shadow_stop_says_what_the_run_would_have_cost(serve: Serve) -> None:
     prices = {"input_usd_per_mtok": 1.0, "cached_input_usd_per_mtok": 1.0, "output_usd_per_mtok": 100.0}
-    route, before = enforcing(mode="observe", audit_share=1.0), seen_before((N_THOUGHT, 30))
+    route, before = enforcing(audit_share=1.0), seen_before((N_THOUGHT, 30))
     async with serve(chain(delay_s=0.004), upstream=upstream(prices, "raw"), route=route, change=before) as g:
         await g.ask(chat(stream=True))
         outcome = await g.outcome()
