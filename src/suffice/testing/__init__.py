@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from suffice.testing.chain import Answerer, At, Chain, EchoNonce, FirstFails, Questions, Samples
+from suffice.testing.faultproxy import FaultProxy, Line, Link
 from suffice.testing.prompt import cut
 from suffice.testing.reply import (
     Fault,
@@ -48,7 +49,10 @@ __all__ = [
     "EchoNonce",
     "FakeUpstream",
     "Fault",
+    "FaultProxy",
     "FirstFails",
+    "Line",
+    "Link",
     "Questions",
     "Replay",
     "Reply",

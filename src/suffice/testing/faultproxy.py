@@ -1,0 +1,380 @@
+"""A TCP proxy that breaks connections as it is told: slow, thin, cut into pieces, silent, reset, shut or down.
+
+It stands between a client and a server and knows bytes and sockets only. It refuses to know HTTP, so
+that it breaks what HTTP takes for granted. Each direction has its own `Line`, which may be replaced
+while connections run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, Self, TypeAlias
+
+READ_BYTES = 16 * 1024   # read at once; what the proxy holds of a connection is a few times this
+WAITING_READS = 16       # read ahead while a delay runs; then the sender has to wait
+WIDTH_STEP_S = 0.05      # a narrow line passes on as much as fits into this, then waits
+ACCEPT_STEPS = 4         # turns of the loop between a connection's arrival and its first task
+POLL_S = 0.005           # how soon a line that was replaced is noticed
+
+End: TypeAlias = Literal["", "closed", "reset", "limit", "silence", "down"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """What happens to the bytes that go one way. The default passes them on at once.
+
+    latency_s       each byte arrives this much later; the line's width is not changed by it
+    jitter_s        plus a share of this, drawn from the proxy's seed; order is kept
+    bytes_per_s     width of the line; None: no limit
+    piece_bytes     cut into pieces of at most this many bytes, each a write of its own; 0: as they came
+    piece_delay_s   pause after each piece
+    silent_after    bytes that get through before silence; None: never. The connection stays open
+    silence_s       how long the silence lasts before the connection is closed; None: until the line is
+                    replaced or the end that should hear hangs up
+    limit_bytes     bytes that get through before the connection is closed in good order; None: no limit
+    reset_after     bytes that get through before both ends see a reset; None: never
+    reset_after_s   seconds after which both ends see a reset; None: never
+    slow_close_s    the end of the stream is passed on this much later
+    """
+
+    latency_s: float = 0.0
+    jitter_s: float = 0.0
+    bytes_per_s: float | None = None
+    piece_bytes: int = 0
+    piece_delay_s: float = 0.0
+    silent_after: int | None = None
+    silence_s: float | None = None
+    limit_bytes: int | None = None
+    reset_after: int | None = None
+    reset_after_s: float | None = None
+    slow_close_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Link:
+    """One connection through the proxy. Times are monotonic, in seconds."""
+
+    opened_at_s: float
+    bytes_to_upstream: int = 0
+    bytes_to_client: int = 0
+    client_closed_at_s: float | None = None     # the client ended its side
+    upstream_closed_at_s: float | None = None   # the upstream ended its side
+    closed_at_s: float | None = None            # nothing is left of it
+    end: End = ""                               # what ended it; "": still open
+
+
+class _Broken(Exception):
+    """The line says: this connection ends here."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end)
+        self.end: End = end
+
+
+class FaultProxy:
+    """A faulty line to `upstream` ("host:port" or "http://host:port"). `url` is its own address.
+
+    >>> import urllib.request
+    >>> from suffice.testing import FakeUpstream, FaultProxy, Line
+    >>> with FakeUpstream.in_thread() as fake, FaultProxy.in_thread(fake.url) as proxy:
+    ...     with urllib.request.urlopen(proxy.url + "/health") as reply:
+    ...         print(reply.status)
+    ...     proxy.to_client = Line(limit_bytes=0)
+    ...     try:
+    ...         urllib.request.urlopen(proxy.url + "/health")
+    ...     except OSError as error:
+    ...         print(type(error).__name__)
+    ...     proxy.n_connections, proxy.links[1].bytes_to_client
+    200
+    RemoteDisconnected
+    (2, 0)
+
+    to_upstream, to_client   the two lines; assign another `Line` at any time, from any thread
+    seed                     of the jitter
+    links                    every connection so far, oldest first
+    """
+
+    def __init__(
+        self, upstream: str, *, to_upstream: Line | None = None, to_client: Line | None = None, seed: int = 0
+    ) -> None:
+        host, _, port = upstream.removeprefix("http://").rstrip("/").rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"FaultProxy: upstream {upstream!r}; need host:port or http://host:port")
+        self._upstream = (host.strip("[]"), int(port))
+        self.to_upstream, self.to_client = to_upstream or Line(), to_client or Line()
+        self.links: list[Link] = []
+        self._random = random.Random(seed)
+        self._address: tuple[str, int] | None = None
+        self._server: asyncio.Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._live: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    @property
+    def port(self) -> int:
+        """Raises RuntimeError when the proxy is not running."""
+        if self._address is None:
+            raise RuntimeError("FaultProxy.port: the proxy is not running; use `async with` or `in_thread`")
+        return self._address[1]
+
+    @property
+    def url(self) -> str:
+        """Base address, as of a server of its own."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def n_connections(self) -> int:
+        """Connections so far."""
+        return len(self.links)
+
+    @property
+    def n_open(self) -> int:
+        """Connections of which an end is still open."""
+        return sum(link.closed_at_s is None for link in self.links)
+
+    @property
+    def bytes_to_upstream(self) -> int:
+        """Bytes passed on to the upstream, over all connections."""
+        return sum(link.bytes_to_upstream for link in self.links)
+
+    @property
+    def bytes_to_client(self) -> int:
+        """Bytes passed on to clients, over all connections."""
+        return sum(link.bytes_to_client for link in self.links)
+
+    # ---- running
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        await self._up()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._down()
+        self._address = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def in_thread(
+        cls, upstream: str, *, to_upstream: Line | None = None, to_client: Line | None = None, seed: int = 0
+    ) -> Iterator[Self]:
+        """Run a proxy in a thread of its own, for programs that are not asynchronous."""
+        proxy = cls(upstream, to_upstream=to_upstream, to_client=to_client, seed=seed)
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name="fault-proxy", daemon=True)
+        thread.start()
+        try:
+            asyncio.run_coroutine_threadsafe(proxy.__aenter__(), loop).result()
+            try:
+                yield proxy
+            finally:
+                asyncio.run_coroutine_threadsafe(proxy.__aexit__(None, None, None), loop).result()
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    async def down(self) -> None:
+        """Refuse new connections and reset those that are open. Await it where the proxy runs."""
+        await self._down()
+
+    async def up(self) -> None:
+        """Serve again, on the same port."""
+        await self._up()
+
+    def switch(self, *, down: bool) -> None:
+        """`down` or `up` for programs that are not asynchronous; returns when it is done."""
+        if self._loop is None:
+            raise RuntimeError("FaultProxy.switch: the proxy is not running")
+        asyncio.run_coroutine_threadsafe(self._down() if down else self._up(), self._loop).result()
+
+    async def _up(self) -> None:
+        if self._server is None:
+            host, port = self._address or ("127.0.0.1", 0)
+            self._server = await asyncio.start_server(self._accept, host, port, limit=READ_BYTES)
+            self._address = self._server.sockets[0].getsockname()[:2]
+
+    async def _down(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for _ in range(ACCEPT_STEPS):
+            await asyncio.sleep(0)
+        live = dict(self._live)
+        for task in live:
+            task.cancel()
+        await asyncio.gather(*live, return_exceptions=True)
+        for writer in live.values():
+            _finish(writer, reset=True)  # of those that were cancelled before their first step
+        await asyncio.sleep(0)           # sockets are closed by the loop's next turn
+
+    # ---- one connection
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = Link(opened_at_s=time.monotonic())
+        self.links.append(link)
+        task = asyncio.create_task(self._serve(link, reader, writer))
+        self._live[task] = writer
+        task.add_done_callback(self._live.pop)
+
+    async def _serve(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dialled = asyncio.create_task(asyncio.open_connection(*self._upstream, limit=READ_BYTES))
+        try:
+            up_reader, up_writer = await asyncio.shield(dialled)  # cancelled half-way it would leak a socket
+            pumps = (
+                _Pump(self, link, reader, up_writer, upwards=True),
+                _Pump(self, link, up_reader, writer, upwards=False),
+            )
+            async with asyncio.TaskGroup() as group:
+                timer = group.create_task(self._expire(link))
+                for pump in pumps:
+                    group.create_task(pump.read())
+                await asyncio.wait([group.create_task(pump.write()) for pump in pumps])
+                timer.cancel()
+            link.end = "closed"
+        except* _Broken as broken:
+            link.end = _first(broken).end
+        except* OSError:
+            link.end = "reset"  # one end broke off; so does the other
+        except* asyncio.CancelledError:
+            link.end = "down"
+        finally:
+            _finish(writer, reset=link.end in ("reset", "down"))
+            with contextlib.suppress(OSError):
+                _finish((await dialled)[1], reset=link.end in ("reset", "down"))
+            link.closed_at_s = time.monotonic()
+
+    async def _expire(self, link: Link) -> None:
+        """Reset the connection when its time is up, on either line."""
+        while True:
+            limits_s = [line.reset_after_s for line in (self.to_upstream, self.to_client)]
+            age_s = time.monotonic() - link.opened_at_s
+            if any(limit_s is not None and age_s >= limit_s for limit_s in limits_s):
+                raise _Broken("reset")
+            await asyncio.sleep(POLL_S)
+
+    def jitter(self) -> float:
+        """The next share, in [0, 1)."""
+        return self._random.random()
+
+
+def _finish(writer: asyncio.StreamWriter, *, reset: bool) -> None:
+    if not reset:
+        writer.close()
+        return
+    raw = writer.get_extra_info("socket")
+    if raw is not None and raw.fileno() >= 0:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def _first(group: BaseExceptionGroup[_Broken]) -> _Broken:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, _Broken)
+    return found
+
+
+@dataclass(slots=True)
+class _Pump:
+    """One direction of one connection: reads ahead a little, writes when and as the line allows."""
+
+    proxy: FaultProxy
+    link: Link
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    upwards: bool
+    n_passed: int = 0
+    waiting: asyncio.Queue[tuple[float, bytes]] = field(default_factory=lambda: asyncio.Queue(WAITING_READS))
+
+    @property
+    def line(self) -> Line:
+        return self.proxy.to_upstream if self.upwards else self.proxy.to_client
+
+    async def read(self) -> None:
+        """Read ahead; what was read carries the time at which it is due."""
+        due_s = 0.0
+        data = b"?"
+        while data:
+            data = await self.reader.read(READ_BYTES)
+            line = self.line
+            delay_s = line.latency_s + (line.jitter_s * self.proxy.jitter() if line.jitter_s else 0.0)
+            due_s = max(due_s, time.monotonic() + delay_s)  # nothing overtakes what was sent before it
+            if not data and self.upwards:
+                self.link.client_closed_at_s = time.monotonic()
+            elif not data:
+                self.link.upstream_closed_at_s = time.monotonic()
+            await self.waiting.put((due_s, data))
+
+    async def write(self) -> None:
+        """Pass on what was read, to the end of the stream. Raises _Broken where the line breaks."""
+        while True:
+            due_s, data = await self.waiting.get()
+            await asyncio.sleep(due_s - time.monotonic())
+            if not data:
+                await asyncio.sleep(self.line.slow_close_s)
+                with contextlib.suppress(OSError):
+                    self.writer.write_eof()
+                return
+            view = memoryview(data)
+            while view:
+                await self._while_silent()
+                n_bytes = self._room(len(view))
+                await self._pass(bytes(view[:n_bytes]))
+                view = view[n_bytes:]
+
+    async def _while_silent(self) -> None:
+        start_s = time.monotonic()
+        while (after := self.line.silent_after) is not None and self.n_passed >= after:
+            longest_s = self.line.silence_s
+            if longest_s is not None and time.monotonic() - start_s >= longest_s:
+                raise _Broken("silence")
+            left_at_s = self.link.client_closed_at_s if not self.upwards else self.link.upstream_closed_at_s
+            if left_at_s is not None:
+                raise _Broken("closed")  # nobody listens any more
+            await asyncio.sleep(POLL_S)
+
+    def _room(self, n_bytes: int) -> int:
+        """How many of the next bytes may go out as one piece. Raises _Broken when none may ever."""
+        line = self.line
+        if line.piece_bytes:
+            n_bytes = min(n_bytes, line.piece_bytes)
+        if line.bytes_per_s is not None:
+            n_bytes = min(n_bytes, max(1, int(line.bytes_per_s * WIDTH_STEP_S)))
+        if line.silent_after is not None:
+            n_bytes = min(n_bytes, line.silent_after - self.n_passed)
+        for end, limit in (("limit", line.limit_bytes), ("reset", line.reset_after)):
+            if limit is not None:
+                if self.n_passed >= limit:
+                    raise _Broken("limit" if end == "limit" else "reset")
+                n_bytes = min(n_bytes, limit - self.n_passed)
+        return n_bytes
+
+    async def _pass(self, piece: bytes) -> None:
+        self.writer.write(piece)
+        await self.writer.drain()
+        self.n_passed += len(piece)
+        if self.upwards:
+            self.link.bytes_to_upstream += len(piece)
+        else:
+            self.link.bytes_to_client += len(piece)
+        line = self.line
+        if line.limit_bytes is not None and self.n_passed >= line.limit_bytes:
+            raise _Broken("limit")
+        if line.reset_after is not None and self.n_passed >= line.reset_after:
+            raise _Broken("reset")
+        if line.bytes_per_s is not None:
+            await asyncio.sleep(len(piece) / line.bytes_per_s)
+        if line.piece_bytes:
+            await asyncio.sleep(line.piece_delay_s)
