@@ -218,16 +218,20 @@ async def test_a_fast_sender_waits_for_a_slow_reader() -> None:
         writer.transport.abort()
 
 
+def answers(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n")
+        return client.recv(12) == b"HTTP/1.1 200"
+
+
 def test_it_runs_beside_a_program_that_is_not_asynchronous() -> None:
     with FakeUpstream.in_thread() as fake, FaultProxy.in_thread(fake.url) as proxy:
-        socket.create_connection(("127.0.0.1", proxy.port)).close()
+        assert answers(proxy.port)
         proxy.switch(down=True)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", proxy.port))
         proxy.switch(down=False)
-        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
-            client.sendall(b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n")
-            assert client.recv(12) == b"HTTP/1.1 200"
+        assert answers(proxy.port)
 
 
 def test_an_address_that_is_none_is_refused() -> None:

@@ -23,6 +23,7 @@ READ_BYTES = 16 * 1024   # read at once; what the proxy holds of a connection is
 WAITING_READS = 16       # read ahead while a delay runs; then the sender has to wait
 WIDTH_STEP_S = 0.05      # a narrow line passes on as much as fits into this, then waits
 ACCEPT_STEPS = 4         # turns of the loop between a connection's arrival and its first task
+CLOSE_S = 1.0            # an end that does not take what is left is cut off
 POLL_S = 0.005           # how soon a line that was replaced is noticed
 
 End: TypeAlias = Literal["", "closed", "reset", "limit", "silence", "down"]
@@ -215,8 +216,7 @@ class FaultProxy:
             task.cancel()
         await asyncio.gather(*live, return_exceptions=True)
         for writer in live.values():
-            _finish(writer, reset=True)  # of those that were cancelled before their first step
-        await asyncio.sleep(0)           # sockets are closed by the loop's next turn
+            await _finish(writer, reset=True)  # of those that were cancelled before their first step
 
     # ---- one connection
 
@@ -249,9 +249,10 @@ class FaultProxy:
         except* asyncio.CancelledError:
             link.end = "down"
         finally:
-            _finish(writer, reset=link.end in ("reset", "down"))
+            reset = link.end in ("reset", "down")
             with contextlib.suppress(OSError):
-                _finish((await dialled)[1], reset=link.end in ("reset", "down"))
+                await _finish((await dialled)[1], reset=reset)
+            await _finish(writer, reset=reset)
             link.closed_at_s = time.monotonic()
 
     async def _expire(self, link: Link) -> None:
@@ -268,14 +269,18 @@ class FaultProxy:
         return self._random.random()
 
 
-def _finish(writer: asyncio.StreamWriter, *, reset: bool) -> None:
-    if not reset:
-        writer.close()
-        return
+async def _finish(writer: asyncio.StreamWriter, *, reset: bool) -> None:
     raw = writer.get_extra_info("socket")
-    if raw is not None and raw.fileno() >= 0:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
+    if reset:
+        if raw is not None and raw.fileno() >= 0:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+    writer.close()
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await writer.wait_closed()
+    except OSError:  # a time-out is one too
+        writer.transport.abort()
 
 
 def _first(group: BaseExceptionGroup[_Broken]) -> _Broken:
