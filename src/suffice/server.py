@@ -1,17 +1,34 @@
-"""Runs the gateway's ASGI application under uvicorn; shared by `serve` and `demo`."""
+"""Runs the gateway's ASGI application under uvicorn: signals, a shutdown that loses nothing, clients that do not read.
+
+Shared by `serve` and `demo`. At the first signal the gateway is no longer ready and its listener closes; requests that
+are there are answered within `grace_s`; what is left is told so and written down before the log closes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
+from typing import Any
 
 import uvicorn
 
+from suffice.gateway.app import App
+from suffice.gateway.context import Gateway
 from suffice.settings import Settings
 from suffice.telemetry import LOG
 from suffice.wiring import gateway
+
+LINGER_S = 0.25  # at shutdown: a request that is on its way on an open connection is still answered
+CUT_S = 2.0      # at shutdown: how long those that were cut off have for their last words
+POLL_S = 0.01
+BACKLOG = 2048
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -23,37 +40,167 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _server(app: object, settings: Settings) -> uvicorn.Server:
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,  # type: ignore[arg-type]
-            lifespan="off",
-            access_log=False,
-            log_level="warning",
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=round(settings.server.grace_s),
-            timeout_keep_alive=75,
-        )
+class Stop:
+    """What the process was told by signals: once, to end in peace; twice, to end now."""
+
+    def __init__(self) -> None:
+        self.n_signals = 0
+        self.told: Callable[[], None] = lambda: None  # called at each signal; the server listens here
+
+    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
+        """Take a signal."""
+        self.n_signals += 1
+        self.told()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Listen to SIGINT and SIGTERM; to the very end, so that no later signal can cut the log off."""
+        before = {number: signal.signal(number, self) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn's server with our own end: every request is answered or told, and its outcome written."""
+
+    def __init__(self, config: uvicorn.Config, gw: Gateway, stop: Stop) -> None:
+        super().__init__(config)
+        self._gw, self._stop = gw, stop
+        self._unread: dict[Any, tuple[int, float]] = {}  # by connection: bytes that wait for it, since when
+        stop.told = self._told
+
+    def _told(self) -> None:
+        self._gw.ready = False
+        self.should_exit = True
+        self.force_exit = self._stop.n_signals > 1
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are `Stop`'s: uvicorn would raise them again, and so kill us before the log is closed."""
+        if self._stop.n_signals:
+            self._told()
+        yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if counter % 10 == 0:
+            self._cut_who_do_not_read(time.monotonic())
+        return await super().on_tick(counter)
+
+    def _cut_who_do_not_read(self, now_s: float) -> None:
+        """Cut connections whose client has taken nothing for `client_idle_timeout_s` though bytes wait for it.
+
+        The handler then sees that its client is gone. How long a model thinks plays no part here.
+        """
+        unread = {}
+        for connection in list(self.server_state.connections):
+            transport = connection.transport
+            size = transport.get_write_buffer_size()
+            if not size:
+                continue
+            before, since_s = self._unread.get(connection, (size, now_s))
+            unread[connection] = (size, since_s if size == before else now_s)
+            if size == before and now_s - since_s >= self._gw.settings.server.client_idle_timeout_s:
+                LOG.warning("a client that read nothing was cut off; %d bytes were waiting for it", size)
+                transport.abort()
+        self._unread = unread
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listener, let requests end, cut off the rest; return when every handler has ended."""
+        state, gw = self.server_state, self._gw
+        gw.ready, gw.draining = False, True
+        await self._close_listeners(sockets or [])
+        grace_s = gw.settings.server.grace_s
+        end_s = time.monotonic() + grace_s
+
+        def quiet() -> bool:
+            return not (state.connections or state.tasks)
+
+        await self._until(lambda: quiet() or self.force_exit, min(LINGER_S, grace_s))
+        for connection in list(state.connections):
+            connection.shutdown()  # closes the idle ones; the others close behind their answer
+        await self._until(lambda: quiet() or self.force_exit, end_s - time.monotonic())
+        if state.tasks:
+            LOG.warning("shutting down: %d requests are cut off", len(state.tasks))
+        for task in list(state.tasks):
+            task.cancel()
+        await self._until(quiet, CUT_S)
+        for connection in list(state.connections):
+            connection.transport.abort()  # a client that does not read would hold its handler for ever
+        await self._until(quiet, CUT_S)
+
+    async def _close_listeners(self, listeners: list[socket.socket]) -> None:
+        """Close them without resetting who is in their queue: the kernel has promised them a connection."""
+        last = [listener.dup() for listener in listeners]
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            listener.close()
+        await asyncio.sleep(0)
+        loop, queued = asyncio.get_running_loop(), list[socket.socket]()
+        for listener in last:
+            listener.setblocking(False)
+            with contextlib.suppress(OSError):  # BlockingIOError: the queue is empty
+                while True:
+                    queued.append(listener.accept()[0])
+            listener.close()
+        for client in queued:
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(self._protocol, client)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state={})
+        return made
+
+    async def _until(self, done: Callable[[], bool], within_s: float) -> None:
+        end_s = time.monotonic() + within_s
+        while not done() and time.monotonic() < end_s:
+            await asyncio.sleep(POLL_S)
+
+
+def _config(app: App, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=round(settings.server.grace_s),
+        timeout_keep_alive=75,
+        backlog=BACKLOG,
     )
 
 
-async def _serve(settings: Settings, listener: socket.socket, listening: Callable[[str], None]) -> None:
+def _server(app: App, settings: Settings, stop: Stop | None = None) -> GatewayServer:
+    return GatewayServer(_config(app, settings), app.gateway, stop or Stop())
+
+
+async def _serve(
+    settings: Settings, listener: socket.socket, listening: Callable[[str], None], stop: Stop
+) -> None:
     async with gateway(settings) as app:
         host, port = listener.getsockname()[:2]
+        server = _server(app, settings, stop)
+        listener.listen(BACKLOG)  # said only when it is true: who comes now waits a moment
         listening(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-        await _server(app, settings).serve(sockets=[listener])
+        await server.serve(sockets=[listener])
 
 
 def run(settings: Settings, *, host: str | None = None, port: int | None = None) -> None:
-    """Serve until SIGINT or SIGTERM. Raises OSError when the address cannot be had."""
+    """Serve until SIGINT or SIGTERM; a second one ends at once. Raises OSError when the address cannot be had."""
     listener = _listen(host or settings.server.host, settings.server.port if port is None else port)
+    stop = Stop()
 
     def listening(url: str) -> None:
         LOG.warning("suffice is listening on %s/v1", url)
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, listener, listening))
+    with stop.installed(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings, listener, listening, stop))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -70,7 +217,6 @@ async def serving(settings: Settings, *, host: str = "127.0.0.1", port: int = 0)
     listener = _listen(host, port)
     async with gateway(settings) as app:
         server = _server(app, settings)
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             while not server.started:

@@ -39,6 +39,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_depth: int = 128              # JSON nesting
     ping_s: float = 15.0              # comment line on a silent stream
     grace_s: float = 10.0             # how long live streams may finish at shutdown
+    client_idle_timeout_s: float = 300.0  # a client that takes nothing for so long though bytes wait is cut off
 
 
 class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -35,6 +35,7 @@ EndReason: TypeAlias = Literal[
     "timeout",         # the upstream was silent for longer than its limit
     "rejected",        # our own 4xx: nothing was sent upstream
     "internal_error",  # our fault: nothing was lost but this request
+    "shutdown",        # the gateway was told to end before the answer was complete; the client was told so
     "lost",            # the process died; written at the next start
 ]
 

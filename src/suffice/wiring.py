@@ -5,6 +5,7 @@ Nothing below this file reads the environment, opens a file it was not given or 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -41,6 +42,8 @@ RECORDED: Mapping[str, tuple[str, ...]] = {
     "samples": ("votes",),
     "rounds": ("stability",),
 }
+
+HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
 
 
 def load_settings(path: str | Path) -> Settings:
@@ -232,6 +235,13 @@ def new_id() -> str:
     return f"ep_{int(time.time() * 1e3):011x}{secrets.token_hex(8)}"
 
 
+async def _handlers_end(gw: Gateway) -> None:
+    """Wait a little for handlers that still write their outcome: the log closes behind them."""
+    end_s = time.monotonic() + HANDLERS_END_S
+    while gw.n_live and time.monotonic() < end_s:  # noqa: ASYNC110 - once in a life; polling is plainest
+        await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIterator[App]:
     """Open the log and the upstreams, and give the ASGI application; close them all afterwards.
@@ -268,8 +278,11 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
             for client in clients.values():
                 await stack.enter_async_context(client)
             gw.ready = True
-            yield App(gw)
-            gw.ready = False
+            try:
+                yield App(gw)
+            finally:
+                gw.ready = False
+                await _handlers_end(gw)
     finally:
         if log is None:
             opened.close()

@@ -204,7 +204,7 @@ async def test_all_is_on_disk_when_the_gateway_has_closed(serve: Serve) -> None:
     assert told.count(b'data: {"error"') == 1
     assert b"shutting_down" in told
     assert b"[DONE]" not in told
-    assert [e.episode.outcome.end_reason for e in read_episodes(database)] == ["lost"]
+    assert [e.episode.outcome.end_reason for e in read_episodes(database)] == ["shutdown"]
 
 
 @pytest.mark.parametrize("mode", ["observe", "off"])

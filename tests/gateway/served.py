@@ -18,6 +18,7 @@ import aiohttp
 from uvicorn.server import ServerState
 
 from suffice import server as product
+from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
 from suffice.settings import Settings, parse
 from suffice.store.log import EventLog
@@ -225,8 +226,8 @@ async def served(
 
 
 @contextlib.asynccontextmanager
-async def _listening(app: object, settings: Settings) -> AsyncIterator[str]:
-    config = product._server(app, settings).config
+async def _listening(app: App, settings: Settings) -> AsyncIterator[str]:
+    config = product._config(app, settings)
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()

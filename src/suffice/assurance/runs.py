@@ -12,7 +12,7 @@ from typing import Protocol
 
 from suffice.types import Episode, Feedback, Outcome, Request
 
-UNKNOWN_ENDS = ("rejected", "lost")  # nothing was asked of the model, or nobody knows what came back
+UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # nothing was asked of the model, or nobody knows what came back
 ABANDONED_ENDS = ("client_left", "timeout")  # an audit that ends so counts as a loss (CONTRACT.md §3)
 FINISHED_ENDS = ("done", "truncated")  # a full run that shows what the model answers
 

@@ -12,7 +12,7 @@ from suffice.errors import BadRequest
 from suffice.gateway import auth, pages
 from suffice.gateway.chat import chat
 from suffice.gateway.context import Gateway
-from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of
+from suffice.gateway.exchange import Exchange, Message, Receive, Scope, Send, headers_of
 from suffice.gateway.intake import check_host
 
 Handler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
@@ -54,6 +54,13 @@ class App:
         """Serve one connection event; only HTTP is spoken (start-up and shutdown are the server's)."""
         if scope["type"] != "http":
             raise ValueError(f"scope {scope['type']!r}: only http is served")
+        self.gateway.n_live += 1
+        try:
+            await self._answer(scope, receive, self._last(send) if self.gateway.draining else send)
+        finally:
+            self.gateway.n_live -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = ENDPOINTS.get(scope["path"])
         error = self._verdict(scope, endpoint)
         if endpoint is None or error is not None:
@@ -62,6 +69,17 @@ class App:
             await exchange.refuse(error or BadRequest("not found", status=404), allow)
             return
         await endpoint.handler(self.gateway, scope, receive, send)
+
+    @staticmethod
+    def _last(send: Send) -> Send:
+        """The last answer on its connection says so: its client goes elsewhere with the next request."""
+
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        return send_last
 
     def _verdict(self, scope: Scope, endpoint: Endpoint | None) -> BadRequest | None:
         """Default: refused. Path, then method, then host, then key."""

@@ -70,7 +70,7 @@ async def chat(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     except ClientGone:
         end = "client_left"
     except asyncio.CancelledError:
-        end = "lost"  # the server is going down with this request in it; this task ends here either way
+        end = "shutdown"  # the server is going down with this request in it; this task ends here either way
         message = "the gateway is shutting down; ask again"
         await exchange.fail(503, message, "shutting_down", kind="server_error")
     except Exception as error:  # noqa: BLE001 - the last fence: the client gets a clean error, we get a record

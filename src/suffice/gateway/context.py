@@ -71,6 +71,8 @@ class Gateway:
     extracted: dict[str, deque[bool]] = field(default_factory=dict)  # by route: could full runs be read?
     n_since_check: dict[str, int] = field(default_factory=dict)      # by route: full runs since then
     ready: bool = False
+    draining: bool = False   # shutdown has begun: connections are closed behind their answer
+    n_live: int = 0          # handlers that have not ended, whatever the path
 
     def share(self, route: BuiltRoute) -> float:
         """The audit share in force for a route's next request."""

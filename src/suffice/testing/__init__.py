@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from suffice.testing.chain import Answerer, At, Chain, EchoNonce, FirstFails, Questions, Samples
 from suffice.testing.faultproxy import FaultProxy, Line, Link
+from suffice.testing.process import GatewayProcess
 from suffice.testing.prompt import cut
 from suffice.testing.reply import (
     Fault,
@@ -51,6 +52,7 @@ __all__ = [
     "Fault",
     "FaultProxy",
     "FirstFails",
+    "GatewayProcess",
     "Line",
     "Link",
     "Questions",
