@@ -27,6 +27,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 Driver = Literal["openai", "llama.cpp", "vllm"]
 FinishMethod = Literal["native", "prefill", "raw"]
 VerifiedBy = Literal["doctor", "owner"]
+_RELAY = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)")
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,6 +41,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ping_s: float = 15.0              # comment line on a silent stream
     grace_s: float = 10.0             # how long live streams may finish at shutdown
     client_idle_timeout_s: float = 300.0  # a client that takes nothing for so long though bytes wait is cut off
+    relay: tuple[str, ...] = ()       # further paths of the engine that are relayed, such as "POST /tokenize"
 
 
 class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -202,6 +204,12 @@ def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
 
 def _check(settings: Settings) -> None:
     """What types cannot say: references, ranges, and combinations that promise too much."""
+    for entry in settings.server.relay:
+        if not _RELAY.fullmatch(entry):
+            raise ConfigError(
+                f"server.relay: got {entry[:200]!r}; need a method and an exact path, such as 'POST /tokenize';"
+                " methods: GET, POST, PUT, PATCH, DELETE"
+            )
     for name, upstream in settings.upstreams.items():
         if not re.match(r"https?://[^/\s]+", upstream.url):
             raise ConfigError(f"upstreams.{name}.url: got {upstream.url!r}; need http://host[:port][/path]")

@@ -62,6 +62,7 @@ class Request:
     question_key: str         # keyed hash of the prompt: groups repeats, reveals nothing
     ungoverned: str | None    # why it passes through untouched; None: it is governed
     received_at_s: float      # Unix time; informative, never used to order events
+    endpoint: str = "/v1/chat/completions"  # what was called; an id in a path is written {id}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from typing import Any
 from suffice import settings as settings_module
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.errors import ConfigError
-from suffice.gateway.app import App
+from suffice.gateway.app import App, endpoints
 from suffice.gateway.context import Gateway
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.base import build_policy, version_of
@@ -159,6 +159,7 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
 
     Raises ConfigError for what cannot work.
     """
+    endpoints(settings.server.relay)
     warnings = []
     for name, route in settings.routes.items():
         built = build_route(name, route)

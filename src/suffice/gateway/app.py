@@ -1,19 +1,22 @@
 """The HTTP edge: one bare ASGI callable, one table of paths, authorisation on every one of them.
 
 Paths match exactly, as the server decoded them; nothing is normalised, so nothing can be smuggled.
+Only an id may stand in a path, and only of letters, digits, `_` and `-`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from suffice.errors import BadRequest
+from suffice.errors import BadRequest, ConfigError
 from suffice.gateway import auth, pages
 from suffice.gateway.chat import chat
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import Exchange, Message, Receive, Scope, Send, headers_of
 from suffice.gateway.intake import check_host
+from suffice.gateway.passing import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passing
 
 Handler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
 
@@ -22,33 +25,88 @@ Handler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
 class Endpoint:
     """One thing the gateway does, and who may ask for it."""
 
+    path: str              # `{id}` stands for an id
     method: str
     handler: Handler
     public: bool = False   # without a key; only for what says nothing
+    exchange: type[Exchange] = Exchange   # writes this API's errors
+    x_api_key: bool = False               # the key may come in this header too
 
 
-def _table() -> Mapping[str, Endpoint]:
-    api = {
-        "/chat/completions": Endpoint("POST", chat),
-        "/models": Endpoint("GET", pages.models),
-        "/feedback": Endpoint("POST", pages.feedback),
-    }
-    own = {
-        "/healthz": Endpoint("GET", pages.health, public=True),
-        "/readyz": Endpoint("GET", pages.ready, public=True),
-        "/metrics": Endpoint("GET", pages.metrics),
-    }
-    return api | {f"/v1{path}": endpoint for path, endpoint in api.items()} | own
+def _passed(method: str, path: str, api: Api) -> Endpoint:
+    """An endpoint that is never governed. `path` without /v1; the upstream is asked under /v1."""
+    made = Passing(api, method, f"/v1{path}" if api.is_json else path)
+    return Endpoint(path, method, made, exchange=api.exchange, x_api_key=api.x_api_key)
 
 
-ENDPOINTS = _table()
+# With and without /v1.
+API = (
+    Endpoint("/chat/completions", "POST", chat),
+    Endpoint("/models", "GET", pages.models),
+    Endpoint("/feedback", "POST", pages.feedback),
+    _passed("POST", "/completions", COMPLETIONS),
+    _passed("POST", "/embeddings", EMBEDDINGS),
+    _passed("POST", "/responses", RESPONSES),
+    _passed("GET", "/responses/{id}", RESPONSES),
+    _passed("DELETE", "/responses/{id}", RESPONSES),
+    _passed("POST", "/responses/{id}/cancel", RESPONSES),
+    _passed("GET", "/responses/{id}/input_items", RESPONSES),
+    _passed("POST", "/messages", MESSAGES),
+    _passed("POST", "/messages/count_tokens", MESSAGES),
+)
+OWN = (
+    Endpoint("/healthz", "GET", pages.health, public=True),
+    Endpoint("/readyz", "GET", pages.ready, public=True),
+    Endpoint("/metrics", "GET", pages.metrics),
+)
+ENDPOINTS = (*(replace(e, path=f"/v1{e.path}") for e in API), *API, *OWN)
+
+
+def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
+    """All endpoints of one gateway, with the engine's paths that its owner lists ("POST /tokenize").
+
+    A listed path takes the place of a pass-through one of the same name: some engines have a call of
+    their own there. Raises ConfigError for a path on which Suffice itself answers.
+    """
+    listed = [_passed(method, path, ENGINE) for method, _, path in (entry.partition(" ") for entry in relay)]
+    taken = {e.path for e in ENDPOINTS if not isinstance(e.handler, Passing)}
+    for one in listed:
+        if one.path in taken:
+            raise ConfigError(f"server.relay: {one.path!r} is answered by Suffice itself; it cannot be relayed")
+    replaced = {(e.method, e.path) for e in listed}
+    return (*(e for e in ENDPOINTS if (e.method, e.path) not in replaced), *listed)
+
+
+class _Paths:
+    """Finds the endpoints of a path."""
+
+    def __init__(self, table: Iterable[Endpoint]) -> None:
+        self._exact: dict[str, dict[str, Endpoint]] = {}
+        self._with_id: dict[re.Pattern[str], dict[str, Endpoint]] = {}
+        for endpoint in table:
+            if "{id}" in endpoint.path:
+                pattern = re.compile(re.escape(endpoint.path).replace(r"\{id\}", "([A-Za-z0-9_-]{1,200})"))
+                self._with_id.setdefault(pattern, {})[endpoint.method] = endpoint
+            else:
+                self._exact.setdefault(endpoint.path, {})[endpoint.method] = endpoint
+
+    def find(self, path: str) -> tuple[Mapping[str, Endpoint], str | None]:
+        """The endpoints by method, and the id in the path."""
+        if (found := self._exact.get(path)) is not None:
+            return found, None
+        for pattern, by_method in self._with_id.items():
+            if matched := pattern.fullmatch(path):
+                return by_method, matched.group(1)
+        return {}, None
 
 
 class App:
-    """The ASGI application."""
+    """The ASGI application. Raises ConfigError for a path in `server.relay` that is ours."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
+        self.endpoints = endpoints(gateway.settings.server.relay)
+        self._paths = _Paths(self.endpoints)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event; only HTTP is spoken (start-up and shutdown are the server's)."""
@@ -61,13 +119,17 @@ class App:
             self.gateway.n_live -= 1
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = ENDPOINTS.get(scope["path"])
-        error = self._verdict(scope, endpoint)
+        by_method, stored_id = self._paths.find(scope["path"])
+        endpoint = by_method.get(scope["method"])
+        error = self._verdict(scope, by_method, endpoint)
         if endpoint is None or error is not None:
-            allow = [("allow", endpoint.method)] if endpoint and error and error.status == 405 else []
-            exchange = Exchange(send, [], self.gateway.monotonic_s)
+            allow = [("allow", ", ".join(sorted(by_method)))] if error and error.status == 405 else []
+            shape = next(iter(by_method.values())).exchange if by_method else Exchange
+            exchange = shape(send, [], self.gateway.monotonic_s)
             await exchange.refuse(error or BadRequest("not found", status=404), allow)
             return
+        if stored_id is not None:
+            scope["path_params"] = {"id": stored_id}
         await endpoint.handler(self.gateway, scope, receive, send)
 
     @staticmethod
@@ -81,18 +143,20 @@ class App:
 
         return send_last
 
-    def _verdict(self, scope: Scope, endpoint: Endpoint | None) -> BadRequest | None:
+    def _verdict(
+        self, scope: Scope, by_method: Mapping[str, Endpoint], endpoint: Endpoint | None
+    ) -> BadRequest | None:
         """Default: refused. Path, then method, then host, then key."""
-        if endpoint is None:
+        if not by_method:
             return BadRequest(f"no such path: {scope['path'][:200]}", status=404, code="not_found")
-        if scope["method"] != endpoint.method:
-            message = f"this path answers {endpoint.method} only"
+        if endpoint is None:
+            message = f"this path answers {', '.join(sorted(by_method))} only"
             return BadRequest(message, status=405, code="method_not_allowed")
         headers = headers_of(scope)
         try:
             check_host(headers)
             if not endpoint.public:
-                auth.check(headers, self.gateway.api_keys)
+                auth.check(headers, self.gateway.api_keys, x_api_key=endpoint.x_api_key)
         except BadRequest as error:
             return error
         return None

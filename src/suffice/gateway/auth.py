@@ -10,21 +10,39 @@ import hmac
 from collections.abc import Sequence
 
 from suffice.errors import BadRequest
+from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096
 
 
-def check(headers: list[tuple[str, str]], keys: Sequence[str]) -> None:
-    """Raises BadRequest 401 unless the request carries one of `keys`; passes when there are none."""
-    given = [v for k, v in headers if k == "authorization"]
+def check(headers: list[tuple[str, str]], keys: Sequence[str], *, x_api_key: bool = False) -> None:
+    """Raises BadRequest 401 unless the request carries one of `keys`; passes when there are none.
+
+    x_api_key  the header `x-api-key: KEY` is as good as `authorization: Bearer KEY`
+    """
     if not keys:
         return
-    if len(given) == 1 and len(given[0]) <= HEADER_LIMIT_CHARS:
-        kind, _, key = given[0].partition(" ")
-        if kind.lower() == "bearer" and key and " " not in key and _known(key, keys):
-            return
+    given = [_bearer(v) for v in _once(headers, "authorization")]
+    given += _once(headers, "x-api-key") if x_api_key else []
+    if any(_known(key, keys) for key in given if key and " " not in key):
+        return
     message = "authorization: needs 'Bearer KEY' with a key of this gateway"
     raise BadRequest(message, status=401, code="invalid_api_key")
+
+
+def without_keys(headers: list[tuple[str, str]], keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Headers fit to be sent upstream: where the gateway has keys of its own, no header with a key is."""
+    return [(k, v) for k, v in headers if k not in KEY_HEADERS] if keys else headers
+
+
+def _once(headers: list[tuple[str, str]], name: str) -> list[str]:
+    given = [v for k, v in headers if k == name]
+    return given if len(given) == 1 and len(given[0]) <= HEADER_LIMIT_CHARS else []
+
+
+def _bearer(value: str) -> str:
+    kind, _, key = value.partition(" ")
+    return key if kind.lower() == "bearer" else ""
 
 
 def _known(key: str, keys: Sequence[str]) -> bool:

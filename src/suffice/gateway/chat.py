@@ -9,13 +9,16 @@ The newcomer starts here and goes on in `episode/loop.py`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
+from typing import Any
 
 from suffice.assurance.lengths import FullRuns, HandOvers
 from suffice.episode.ledger import Ledger
 from suffice.episode.samples import Refusal
 from suffice.errors import BadRequest, UpstreamError, UpstreamTimeout
 from suffice.gateway import govern, route
+from suffice.gateway.auth import without_keys
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import (
     ClientGone,
@@ -50,20 +53,33 @@ class Admitted:
     request: Request
 
 
+Admit = Callable[[str], Awaitable[Admitted]]   # given the episode id
+Answer = Callable[[Gateway, Admitted, Ledger, Exchange], Coroutine[Any, Any, None]]
+
+
 async def chat(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one chat request; whatever happens, write exactly one outcome."""
+    """Serve one chat request."""
+    headers = headers_of(scope)
+    exchange = Exchange(send, [], gw.monotonic_s)
+    await one_request(gw, receive, exchange, lambda episode_id: _admitted(gw, episode_id, headers, receive), _answer)
+
+
+async def one_request(
+    gw: Gateway, receive: Receive, exchange: Exchange, admit: Admit, answer: Answer, *, endpoint: str = CHAT_PATH
+) -> None:
+    """The life of one request of any endpoint; whatever happens, write exactly one outcome."""
     started = gw.monotonic_s()
     episode_id = gw.new_id()
-    exchange = Exchange(send, [("x-suffice-episode-id", episode_id)], gw.monotonic_s)
+    exchange.own_headers.append(("x-suffice-episode-id", episode_id))
     gw.metrics.inc("suffice_live_requests")
     ledger: Ledger | None = None
     end: EndReason = "internal_error"
     try:
-        admitted = await _admitted(gw, episode_id, headers_of(scope), receive)
+        admitted = await admit(episode_id)
         ledger = Ledger(admitted.request, started, prices=gw.upstreams[admitted.upstream].settings.prices)
         exchange.own_headers += _reply_headers(admitted.request)
         _append(gw, RequestSeen(admitted.request), ledger)
-        end = await _serve(gw, admitted, ledger, receive, exchange)
+        end = await _serve(gw, ledger, receive, exchange, answer(gw, admitted, ledger, exchange))
     except BadRequest as error:
         end = "rejected"
         await exchange.refuse(error)
@@ -78,7 +94,7 @@ async def chat(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     finally:
         gw.metrics.inc("suffice_live_requests", by=-1)
         if ledger is None:
-            request = _blank(gw, episode_id, None, "unreadable")
+            request = blank(gw, episode_id, None, "unreadable", endpoint)
             ledger = Ledger(request, started)
             _append(gw, RequestSeen(request), ledger)
         ledger.status, ledger.first_byte_s = exchange.status, exchange.first_byte_s
@@ -101,11 +117,11 @@ async def _apologise(exchange: Exchange, episode_id: str, error: Exception) -> N
 
 
 async def _serve(
-    gw: Gateway, admitted: Admitted, ledger: Ledger, receive: Receive, exchange: Exchange
+    gw: Gateway, ledger: Ledger, receive: Receive, exchange: Exchange, work: Coroutine[Any, Any, None]
 ) -> EndReason:
     """Run the request under the eye of its client; say how it ended."""
     try:
-        left = await supervise(_answer(gw, admitted, ledger, exchange), receive, exchange)
+        left = await supervise(work, receive, exchange)
     except Refusal as refusal:
         if exchange.status:
             await exchange.fail(502, str(refusal), refusal.code)
@@ -153,22 +169,39 @@ async def _answer(gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exc
 def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str, str]]) -> Admitted:
     """Find the route and draw the lot. Raises BadRequest for a route or version that does not exist."""
     named = dict(headers)
+    found = find_route(gw, intake.model, named)
+    _check_version(intake, named, found)
+    intake = for_route(intake, found)
+    count_stripped(gw, intake)
+    request = _request(gw, episode_id, intake, named, found)
+    upstream = found.settings.upstream if found is not None else gw.fallback_upstream()
+    kept = without_keys(headers, gw.api_keys)
+    return Admitted(intake=intake, headers=kept, route=found, upstream=upstream, request=request)
+
+
+def find_route(gw: Gateway, model: str, named: dict[str, str]) -> BuiltRoute | None:
+    """The request's route. Raises BadRequest for one asked for by a name that does not exist."""
     asked = named.get("x-suffice-route")
-    found = route.find(gw.routes, model=intake.model, asked=asked)
+    found = route.find(gw.routes, model=model, asked=asked)
     if asked is not None and found is None:
         known = ", ".join(r.name for r in gw.routes) or "none"
         message = f"x-suffice-route: unknown route {asked[:80]!r}; known: {known}"
         raise BadRequest(message, code="unknown_route")
-    _check_version(intake, named, found)
-    if found is not None and found.settings.model is not None and found.settings.model != intake.model:
-        intake.body["model"] = found.settings.model
-        intake = replace(intake, changed=True)
+    return found
+
+
+def for_route(intake: Intake, found: BuiltRoute | None) -> Intake:
+    """The request with the route's own model name, where it has one."""
+    if found is None or found.settings.model is None or found.settings.model == intake.model:
+        return intake
+    intake.body["model"] = found.settings.model
+    return replace(intake, changed=True)
+
+
+def count_stripped(gw: Gateway, intake: Intake) -> None:
+    """Count the override fields that were taken out of a body."""
     for field in intake.stripped:
         gw.metrics.inc("suffice_stripped_fields_total", field)
-    request = _request(gw, episode_id, intake, named, found)
-    upstream = found.settings.upstream if found is not None else gw.fallback_upstream()
-    kept = headers if not gw.api_keys else [(k, v) for k, v in headers if k != "authorization"]
-    return Admitted(intake=intake, headers=kept, route=found, upstream=upstream, request=request)
 
 
 def _check_version(intake: Intake, named: dict[str, str], found: BuiltRoute | None) -> None:
@@ -188,7 +221,7 @@ def _request(
 ) -> Request:
     """Write down what was asked, and the lot with its odds."""
     if found is None:
-        return _blank(gw, episode_id, intake, "no_route")
+        return blank(gw, episode_id, intake, "no_route")
     samples = route.n_samples(found, intake.options)
     reason = route.ungoverned(found, intake.body, samples)
     unit = gw.lots.unit(
@@ -213,13 +246,15 @@ def _conversation(named: dict[str, str]) -> str | None:
     return named.get("x-conversation-id") or named.get("idempotency-key")
 
 
-def _blank(gw: Gateway, episode_id: str, intake: Intake | None, reason: str) -> Request:
+def blank(
+    gw: Gateway, episode_id: str, intake: Intake | None, reason: str, endpoint: str = CHAT_PATH
+) -> Request:
     """The record of a request that no route claims, or that could not be read."""
     return Request(
         episode_id=episode_id, route="", kind="reasoning", mode="off",
         model=intake.model if intake else "", stream=bool(intake and intake.stream), n_samples=1,
         audit=False, propensity=1.0, policy_version="", certified=False, question_key="",
-        ungoverned=reason, received_at_s=gw.wall_s(),
+        ungoverned=reason, received_at_s=gw.wall_s(), endpoint=endpoint,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from suffice.upstream.client import UpstreamClient
 LOT_MEMORY_S = 600.0
 LOT_MEMORY_ENTRIES = 500_000  # more than that within ten minutes: the oldest are forgotten early
 CHECK_RUNS = 100  # full runs after which a route is asked again whether its answers can be read
+ANSWERED_ENTRIES = 10_000  # stored responses whose upstream is remembered
 
 
 class LotKeys:
@@ -70,6 +71,7 @@ class Gateway:
     hand_overs: dict[str, HandOvers] = field(default_factory=dict)
     extracted: dict[str, deque[bool]] = field(default_factory=dict)  # by route: could full runs be read?
     n_since_check: dict[str, int] = field(default_factory=dict)      # by route: full runs since then
+    answered_by: dict[str, str] = field(default_factory=dict)  # id of a stored response → its upstream
     ready: bool = False
     draining: bool = False   # shutdown has begun: connections are closed behind their answer
     n_live: int = 0          # handlers that have not ended, whatever the path
@@ -94,6 +96,12 @@ class Gateway:
         if route.settings.mode == "enforce" and (refused is None) != (route.refused is None):
             LOG.warning("routes.%s: %s", route.name, f"behaves as observe: {refused}" if refused else "acts again")
         return replace(route, refused=refused)
+
+    def remember_upstream(self, response_id: str, upstream: str) -> None:
+        """Keep in mind where a stored response lives; the oldest is forgotten first."""
+        self.answered_by[response_id] = upstream
+        while len(self.answered_by) > ANSWERED_ENTRIES:
+            del self.answered_by[next(iter(self.answered_by))]
 
     def fallback_upstream(self) -> str:
         """Where a request goes that no route claims: the only upstream, or the first one."""

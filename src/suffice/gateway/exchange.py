@@ -88,10 +88,18 @@ class Exchange:
         await self.start(status, sized)
         await self.body(body, more=False)
 
+    def error_body(self, status: int, message: str, kind: str, param: str | None, code: str) -> bytes:  # noqa: ARG002
+        """An error as one JSON body: OpenAI's shape, which an endpoint of another API replaces by its own."""
+        return error_body(message, kind, param, code)
+
+    def error_frame(self, status: int, message: str, kind: str, code: str) -> bytes:  # noqa: ARG002
+        """The same as one event of a stream that has begun."""
+        return error_frame(message, kind, code)
+
     async def refuse(self, error: BadRequest, headers: Headers = ()) -> None:
-        """Send our own 4xx in OpenAI's shape."""
+        """Send our own 4xx in the shape of the API."""
         kind = "authentication_error" if error.status == 401 else "invalid_request_error"
-        await self.json(error.status, error_body(str(error), kind, error.param, error.code), headers)
+        await self.json(error.status, self.error_body(error.status, str(error), kind, error.param, error.code), headers)
 
     async def fail(self, status: int, message: str, code: str, *, kind: str = "upstream_error") -> None:
         """Tell the client of a failure: a status before the first byte, one error frame after it.
@@ -102,9 +110,9 @@ class Exchange:
         if self.complete:
             return
         if not self.status:
-            await self.json(status, error_body(message, kind, None, code))
+            await self.json(status, self.error_body(status, message, kind, None, code))
         elif self.events:
-            await self.body(error_frame(message, kind, code), more=False)
+            await self.body(self.error_frame(status, message, kind, code), more=False)
 
 
 async def keep_alive(exchange: Exchange, every_s: float, monotonic_s: Callable[[], float]) -> None:

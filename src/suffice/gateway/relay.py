@@ -8,6 +8,8 @@ searched for the usage, so that each request still has its record.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from suffice.episode.ledger import CallAccount, Ledger
@@ -23,35 +25,50 @@ HELD_BYTES = 64 * 1024  # a longer event is passed on in parts
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """How a call of another API is made and what is read of its answer."""
+
+    note: Callable[[CallAccount, Ledger, bytes, bool], None]   # reads the answer's last bytes
+    method: str = "POST"
+    key_header: str = "authorization"   # where the upstream wants its key
+    mark: bytes = b'"delta"'            # stands once in each event that carries text
+
+
 async def pass_through(
     exchange: Exchange,
     client: UpstreamClient,
     path: str,
-    body: bytes,
+    body: bytes | None,
     headers: Headers,
     ledger: Ledger,
     *,
     purpose: Purpose = "main",
+    foreign: Foreign | None = None,
 ) -> None:
-    """Relay one call byte for byte. Raises UpstreamError when there is no answer to relay."""
+    """Relay one call byte for byte. Raises UpstreamError when there is no answer to relay.
+
+    foreign  how another API than chat completions is called and read
+    """
     account = ledger.open_call(purpose)
-    async with client.open(path, body, headers) as call:
+    how = foreign or _CHAT
+    async with client.open(path, body, headers, method=how.method, key_header=how.key_header) as call:
         if not (200 <= call.status < 300 or 400 <= call.status < 600):
             raise UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
         account.began = True
         # Compressed events are opaque: neither can they be kept whole nor may an error be written among them.
         events = call.content_type == "text/event-stream" and not call.is_encoded
         await exchange.start(call.status, call.headers, events=events)
-        tail = await (_relay_events if events else _relay_bytes)(exchange, call, account)
+        tail = await (_relay_events if events else _relay_bytes)(exchange, call, account, how.mark)
         await exchange.body(b"", more=False)
         account.cancelled = False
         if call.status >= 400:
             ledger.end_reason = "upstream_error"
-        note_tail(account, ledger, tail, events=events)
+        how.note(account, ledger, tail, events)
         await call.settle()
 
 
-async def _relay_bytes(exchange: Exchange, call: Call, _: CallAccount) -> bytes:
+async def _relay_bytes(exchange: Exchange, call: Call, _: CallAccount, __: bytes) -> bytes:
     tail = bytearray()
     while data := await call.read():
         await exchange.body(data)
@@ -59,14 +76,14 @@ async def _relay_bytes(exchange: Exchange, call: Call, _: CallAccount) -> bytes:
     return bytes(tail)
 
 
-async def _relay_events(exchange: Exchange, call: Call, account: CallAccount) -> bytes:
+async def _relay_events(exchange: Exchange, call: Call, account: CallAccount, mark: bytes) -> bytes:
     tail, held, n_deltas = bytearray(), bytearray(), 0
     while data := await call.read():
         _keep_tail(tail, data)
         if whole := take_whole_events(held, data):
             # One event a token, less the one that only opens the message, is a floor; the upstream's own
             # count replaces it at the end.
-            n_deltas += whole.count(b'"delta"')
+            n_deltas += whole.count(mark)
             account.received_tokens = max(0, n_deltas - 1)
             await exchange.body(whole)
     if held:
@@ -93,7 +110,7 @@ def _keep_tail(tail: bytearray, data: bytes) -> None:
         del tail[:-TAIL_BYTES]
 
 
-def note_tail(account: CallAccount, ledger: Ledger, tail: bytes, *, events: bool) -> None:
+def note_tail(account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -> None:
     """Read usage, id and failure from the end of a relayed answer; silence where there are none."""
     for chunk in _last_chunks(tail) if events else [_whole_or_usage(tail)]:
         note_usage(account, chunk.usage)
@@ -102,6 +119,9 @@ def note_tail(account: CallAccount, ledger: Ledger, tail: bytes, *, events: bool
             ledger.end_reason = "upstream_error"
         for choice in chunk.choices or ():
             ledger.truncated = ledger.truncated or choice.finish_reason == "length"
+
+
+_CHAT = Foreign(note=note_tail)
 
 
 def _last_chunks(tail: bytes) -> list[Chunk]:

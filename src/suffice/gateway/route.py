@@ -30,6 +30,8 @@ BLOCKING: Mapping[str, str] = {
     "audio": "modalities",
     "prediction": "prediction",
 }
+# Parts of a message that a chat template writes out as text.
+TEXT_PARTS = ("text", "refusal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,4 +96,15 @@ def ungoverned(route: BuiltRoute, body: Mapping[str, Any], samples: int) -> str 
             return reason
     if route.settings.kind == "samples" and samples == 1:
         return "samples=1"
+    # A thought is continued as the template's own text, in which an image or a sound has no place. A
+    # sample is the client's request as it stands.
+    if route.settings.kind == "reasoning" and any(_shows_more_than_text(m.get("content")) for m in messages):
+        return "images"
     return None
+
+
+def _shows_more_than_text(content: Any) -> bool:
+    """Does a message hold parts (image_url, input_audio, file, …) that are not text?"""
+    return isinstance(content, list) and any(
+        not isinstance(part, dict) or part.get("type") not in TEXT_PARTS for part in content
+    )

@@ -11,6 +11,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -57,6 +58,7 @@ class FakeUpstream:
                    `Chain`, `Samples`, `Questions`, `EchoNonce` and `Replay` are such functions
     scripts        streams by model name; a request for such a model gets that stream instead
     dialect        "llama.cpp" or plain "openai" (no control, no template, no continuation of a prefill)
+    paths          by "METHOD /path", without /v1: endpoints of other APIs, played as they stand
     slots          completions generated at once, the others wait; None: no limit
     opens_thought  the chat template writes the opening tag of the thought
     prefill_echo   the reply to a continued assistant message begins with that message's text
@@ -71,6 +73,7 @@ class FakeUpstream:
         says: Reply | Script | Answerer | None = None,
         *,
         scripts: Mapping[str, Script] | None = None,
+        paths: Mapping[str, Script] | None = None,
         dialect: Dialect = "llama.cpp",
         slots: int | None = None,
         opens_thought: bool = True,
@@ -84,7 +87,7 @@ class FakeUpstream:
     ) -> None:
         told = Reply() if says is None else says
         self._answerer: Answerer = told if callable(told) else lambda _: told
-        self._scripts = scripts or {}
+        self._scripts, self._paths = scripts or {}, paths or {}
         self._dialect, self._opens_thought = dialect, opens_thought
         self._prefill_echo, self._models, self._api_key = prefill_echo, tuple(models), api_key
         self._idle_close_s, self._address = idle_close_s, (host, port)
@@ -282,7 +285,10 @@ class FakeUpstream:
         if self._api_key is not None and seen.request.header("authorization") != f"Bearer {self._api_key}":
             await self._refuse(seen, out, 401, "fake upstream: wrong or missing key", "invalid_api_key")
             return True
+        played = self._paths.get(f"{seen.request.method} {seen.path}")
         handler = self._routes.get((seen.request.method, seen.path))
+        if played is not None:
+            handler = partial(self._play, played)
         if handler is None:
             await self._refuse(seen, out, 404, f"fake upstream: no route {seen.path!r}", "not_found")
             return True
@@ -302,6 +308,9 @@ class FakeUpstream:
                 await self._refuse(seen, out, 500, f"fake upstream: {seen.error}", "fake_failed")
             return False
         return out.complete
+
+    async def _play(self, script: Script, seen: Seen, out: Response) -> None:  # noqa: ARG002  a route's signature
+        await play(script, out)
 
     async def _refuse(self, seen: Seen, out: Response, status: int, message: str, code: str) -> None:
         seen.error = message

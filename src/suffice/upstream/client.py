@@ -16,6 +16,7 @@ from typing import Self
 
 import aiohttp
 from multidict import CIMultiDict
+from yarl import URL
 
 from suffice.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from suffice.settings import Upstream
@@ -29,6 +30,7 @@ HOP_BY_HOP = frozenset({
 })  # fmt: skip
 NEVER_SENT_UP = HOP_BY_HOP | {"host", "content-length", "expect", "cookie"}
 NEVER_SENT_DOWN = HOP_BY_HOP | {"set-cookie", "set-cookie2", "server", "date"}
+KEY_HEADERS = ("authorization", "x-api-key", "api-key")  # where clients of the APIs put a key
 SETTLE_S = 0.05                 # how long a finished answer may take to say that it is
 SHORT_ANSWER_BYTES = 16 * 2**20
 LONG_BODY_BYTES = 256 * 1024
@@ -143,7 +145,7 @@ class UpstreamClient:
         self.name, self.settings = name, settings
         self.findings = findings  # what doctor saw this server do; None: nothing is known
         self._api_key = api_key
-        self._base = settings.url.rstrip("/").removesuffix("/v1").rstrip("/")
+        self._base = str(URL(settings.url.rstrip("/").removesuffix("/v1"))).rstrip("/")
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -156,7 +158,7 @@ class UpstreamClient:
             ),
             auto_decompress=False,  # what passes through stays as it came
             cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept"),
+            skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept", "Content-Type"),
             max_line_size=HEADER_LIMIT_BYTES,
             max_field_size=HEADER_LIMIT_BYTES,
         )
@@ -168,24 +170,29 @@ class UpstreamClient:
         if self._session is not None:
             await self._session.close()
 
-    def _headers(self, headers: Headers) -> CIMultiDict[str]:
+    def _headers(self, headers: Headers, key_header: str = "authorization") -> CIMultiDict[str]:
         sent = CIMultiDict(
             (k, v) for k, v in headers
             if k.lower() not in NEVER_SENT_UP and not k.lower().startswith("x-suffice-")
         )  # fmt: skip
         if self._api_key is not None:
-            sent["authorization"] = f"Bearer {self._api_key}"
+            for name in KEY_HEADERS:  # the caller's own credentials do not go beside ours
+                sent.popall(name, None)
+            sent[key_header] = f"Bearer {self._api_key}" if key_header == "authorization" else self._api_key
         return sent
 
     @asynccontextmanager
     async def open(
-        self, path: str, body: bytes | None, headers: Headers = (), *, method: str = "POST"
+        self, path: str, body: bytes | None, headers: Headers = (), *, method: str = "POST",
+        key_header: str = "authorization",
     ) -> AsyncIterator[Call]:
         """Send one request and give the open response; tries again only while nothing came back.
 
+        path        with its query, as it is to be sent: nothing in it is changed
+        key_header  where the upstream wants its key: `authorization` or `x-api-key`
         Raises UpstreamDown when no connection can be made and UpstreamTimeout when no answer begins.
         """
-        response = await self._send(method, path, body, self._headers(headers))
+        response = await self._send(method, path, body, self._headers(headers, key_header))
         call = Call(response, self.settings.idle_timeout_s)
         try:
             yield call
@@ -199,8 +206,9 @@ class UpstreamClient:
             raise UpstreamDown("the upstream client is not open")
         for attempt in range(self.settings.retries + 1):
             try:
+                url = URL(self._base + path, encoded=True)
                 return await self._session.request(
-                    method, self._base + path, data=_payload(body), headers=headers, allow_redirects=False
+                    method, url, data=_payload(body), headers=headers, allow_redirects=False
                 )
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 # A pooled connection that the server had closed: the request was never answered.
