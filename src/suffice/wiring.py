@@ -30,11 +30,13 @@ from suffice.settings import Route, Settings, Upstream
 from suffice.signals.observe import Observer
 from suffice.store.log import EventLog
 from suffice.store.sqlite import SqliteLog, database_path
-from suffice.store.views import extracted_answers, route_counts, route_findings, upstream_findings
+from suffice.store.views import extracted_answers, read_recent, route_counts, route_findings, upstream_findings
 from suffice.telemetry import LOG, Metrics
 from suffice.types import Findings, RouteFindings
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.findings import url_key
+
+LEARNT_RUNS = 2_000  # of the log's latest runs: what they teach is known again after a restart
 
 # Signals that every governed route records, so that a later policy can be replayed on its log.
 RECORDED: Mapping[str, tuple[str, ...]] = {
@@ -274,6 +276,8 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
         if isinstance(opened, SqliteLog):
             counts = route_counts(database_path(settings.store.url))
             gw.n_requests = {c.route: c.n_requests for c in counts if c.route}
+            for episode in read_recent(database_path(settings.store.url), LEARNT_RUNS):
+                gw.learn(episode.request, episode.outcome)
         gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in evidence.extracted.items()}
         async with AsyncExitStack() as stack:
             for client in clients.values():

@@ -166,6 +166,42 @@ async def test_shadow_samples_would_have_cost_those_up_to_the_stop(serve: Serve,
         assert outcome.would_cost_usd == pytest.approx(outcome.cost_usd * outcome.stop_step / 8)
 
 
+async def test_a_restart_forgets_nothing_that_was_learnt(serve: Serve) -> None:
+    route = enforcing(policy={"policy": "never"}, audit_share=1.0)
+    up = upstream(OUTPUT_DEAR, "raw")
+    async with serve(chain(), upstream=up, route=route, fake={"prefix_cache": True}) as g:
+        for n in range(20):
+            await g.ask(chat(f"question {n}"))
+        await g.episodes(20)
+        before = g.gateway.full_runs["r"].remaining(10), g.gateway.hand_overs["r"].cached_share
+    async with serve(chain(), upstream=up, route=route) as again:
+        assert (again.gateway.full_runs["r"].remaining(10), again.gateway.hand_overs["r"].cached_share) == before
+        assert before[0] is not None
+        assert 0 < before[1] < 1
+
+
+async def test_a_budget_that_the_engine_keeps_says_what_it_saved(serve: Serve) -> None:
+    route = enforcing(policy={"policy": "fixed-budget", "max_tokens": 9}, probe=None)
+    up, before = upstream(OUTPUT_DEAR, "native"), seen_before((500, 30))
+    async with serve(chain(delay_s=0.003), upstream=up, route=route, change=before) as g:
+        answer = await g.ask(chat())
+        assert answer.told["stop_reason"] == "budget"
+        assert answer.told["tokens_saved_estimate"] == 500 - 9
+        assert answer.told["saved_usd_estimate"] > 0
+        await assert_reconciled(g, OUTPUT_DEAR, 1)
+
+
+async def test_a_budget_that_was_not_reached_saved_nothing(serve: Serve) -> None:
+    route = enforcing(policy={"policy": "fixed-budget", "max_tokens": 400}, probe=None)
+    up, before = upstream(OUTPUT_DEAR, "native"), seen_before((500, 30))
+    async with serve(chain(), upstream=up, route=route, change=before) as g:
+        answer = await g.ask(chat(suffice={}))
+        assert answer.told["stopped"] is False
+        assert answer.told["tokens_saved_estimate"] is answer.told["saved_usd_estimate"] is None
+        outcome = await g.outcome()
+        assert (outcome.tokens_saved_estimate, outcome.estimate_method) == (None, None)
+
+
 # --------------------------------------------------------------------------- the books
 
 

@@ -99,6 +99,29 @@ def test_the_views_show_every_number_in_its_own_column(open_log: Open, query: Qu
         ("e", 1, 10, "step 1"), ("e", 2, 20, "step 2")]
 
 
+def test_costs_can_be_added_up_with_any_sql_tool(open_log: Open, query: Query) -> None:
+    log = open_log()
+    for name, cost in (("a", 0.5), ("b", 0.25), ("c", None)):
+        log.append(seen(name))
+        log.append(ended(name, cost_usd=cost, overhead_usd=0.125, would_cost_usd=None, saved_usd_estimate=1.0))
+    assert log.drain()
+    assert query("SELECT route, sum(cost_usd), count(cost_usd), count(*), sum(overhead_usd), max(saved_usd_estimate),"
+                 " count(would_cost_usd) FROM costs GROUP BY route") == [("math", 0.75, 2, 3, 0.375, 1.0, 0)]
+
+
+def test_a_log_of_the_first_version_gets_the_later_views(open_log: Open, database: Path, query: Query) -> None:
+    log = open_log()
+    log.append(seen("e"))
+    log.append(ended("e", cost_usd=2.0))
+    log.close()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("DROP VIEW costs")
+        connection.execute("PRAGMA user_version = 1")
+        connection.commit()
+    open_log().close()
+    assert query("SELECT cost_usd FROM costs") == [(2.0,)]
+
+
 def test_rows_of_one_key_are_written_once(open_log: Open, query: Query) -> None:
     log = open_log()
     for _ in range(3):

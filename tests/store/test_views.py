@@ -17,7 +17,7 @@ from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.sqlite import SqliteLog
-from suffice.store.views import Labelled, read_episodes, route_counts
+from suffice.store.views import Labelled, read_episodes, read_recent, route_counts
 from suffice.types import Feedback, Mode, Outcome, Request
 
 Open = Callable[..., SqliteLog]
@@ -169,3 +169,16 @@ def test_kinds_of_a_later_version_are_skipped(open_log: Open, database: Path) ->
     log.append(ended("a"))
     assert log.drain()
     assert [stored.seq for stored in log.read()] == [1, 3]
+
+
+def test_the_latest_runs_come_oldest_first(open_log: Open, database: Path) -> None:
+    log = open_log()
+    for name in "abcd":
+        log.append(seen(name, route=f"route-{name}"))
+    for name in "badc":
+        log.append(ended(name))
+    log.append(seen("running"))
+    log.close()
+    assert [e.request.episode_id for e in read_recent(database, 3)] == ["a", "d", "c"]
+    assert [e.request.episode_id for e in read_recent(database, 9)] == ["b", "a", "d", "c"]
+    assert list(read_recent(database, 0)) == []

@@ -43,10 +43,12 @@ class FullRuns:
     mean_prompt_tokens: float = 0.0   # running mean over all
     _recent: deque[tuple[int, int]] = field(default_factory=deque)  # (thought, answer), oldest first
     _ordered: list[tuple[int, int]] = field(default_factory=list)   # the same by length of thought
-    _sums: list[tuple[int, int]] = field(default_factory=list)      # of `_ordered` from a place to the end
+    # Sums of `_ordered` from a place to its end; []: a run was added since.
+    _thoughts: list[int] = field(default_factory=list)
+    _answers: list[int] = field(default_factory=list)
 
     def add(self, usage: Usage) -> None:
-        """Take one full run in. O(window), once a full run."""
+        """Take one full run in."""
         run = usage.reasoning_tokens, max(0, usage.completion_tokens - usage.reasoning_tokens)
         self.n += 1
         self.mean_prompt_tokens += (usage.prompt_tokens - self.mean_prompt_tokens) / self.n
@@ -54,13 +56,12 @@ class FullRuns:
         insort(self._ordered, run)
         if len(self._recent) > WINDOW_RUNS:
             self._ordered.remove(self._recent.popleft())
-        backwards = accumulate(reversed(self._ordered), lambda sum_, one: (sum_[0] + one[0], sum_[1] + one[1]))
-        self._sums = list(backwards)[::-1]
+        self._thoughts, self._answers = [], []
 
     def remaining(self, thought_tokens: int) -> Remaining | None:
         """E[what is left | the thought is longer than `thought_tokens`]; None: too few runs say so.
 
-        O(log window).
+        O(log window), but for the first question after a new full run.
         """
         if self.n < MIN_RUNS:
             return None
@@ -68,7 +69,11 @@ class FullRuns:
         n = len(self._ordered) - first
         if n < MIN_LONGER:
             return None
-        thought, answer = self._sums[first]
+        if not self._thoughts:
+            longest_first = self._ordered[::-1]
+            self._thoughts = list(accumulate(thought for thought, _ in longest_first))[::-1]
+            self._answers = list(accumulate(answer for _, answer in longest_first))[::-1]
+        thought, answer = self._thoughts[first], self._answers[first]
         return Remaining(thought_tokens=thought / n - thought_tokens, answer_tokens=answer / n, n=n)
 
 

@@ -13,13 +13,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
-from suffice.assurance.lengths import FullRuns, HandOvers
 from suffice.episode.ledger import Ledger
 from suffice.episode.samples import Refusal
 from suffice.errors import BadRequest, UpstreamError, UpstreamTimeout
 from suffice.gateway import govern, route
 from suffice.gateway.auth import without_keys
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import Gateway, runs_in_full
 from suffice.gateway.exchange import (
     ClientGone,
     Exchange,
@@ -302,26 +301,9 @@ def _close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
             ("input", cost.input_usd), ("cached_input", cost.cached_input_usd), ("output", cost.output_usd)
         ):
             metrics.inc("suffice_cost_usd_total", request.route, kind, by=spent_usd)
-    _learn(gw, ledger.request, outcome)
-
-
-def _learn(gw: Gateway, request: Request, outcome: Outcome) -> None:
-    """Keep what later requests of the route are judged by: lengths of full runs, prices of hand-overs."""
-    # Runs that a policy merely did not stop are the hard ones: only those that it could not stop count.
-    is_full = request.ungoverned is None and (request.mode != "enforce" or request.audit)
-    if is_full and outcome.end_reason == "done" and outcome.usage is not None:
-        gw.full_runs.setdefault(request.route, FullRuns()).add(outcome.usage)
-    if is_full:
+    gw.learn(request, outcome)
+    if runs_in_full(request):
         gw.note_full_run(request, outcome)
-    if request.ungoverned is not None or request.kind != "reasoning":
-        return
-    seen = gw.hand_overs.setdefault(request.route, HandOvers())
-    for call in outcome.calls:
-        if call.purpose in ("probe", "continuation") and call.source == "provider" and call.prompt_tokens:
-            seen.add_resent(call.prompt_tokens, call.cached_tokens)
-        elif call.purpose == "main" and call.cancelled and outcome.stopped and outcome.stop_step is not None:
-            used = sum(step.tokens for step in outcome.steps if step.index <= outcome.stop_step)
-            seen.add_overlap(max(0, call.completion_tokens - used))
 
 
 def _count_tokens(metrics: Metrics, route_name: str, outcome: Outcome) -> None:

@@ -24,6 +24,11 @@ CHECK_RUNS = 100  # full runs after which a route is asked again whether its ans
 ANSWERED_ENTRIES = 10_000  # stored responses whose upstream is remembered
 
 
+def runs_in_full(request: Request) -> bool:
+    """Is this a run that no policy could stop? Those that it merely did not stop are the hard ones."""
+    return request.ungoverned is None and (request.mode != "enforce" or request.audit)
+
+
 class LotKeys:
     """Remembers for ten minutes which unit a request body was drawn under, so that a retry draws the same."""
 
@@ -102,6 +107,20 @@ class Gateway:
         self.answered_by[response_id] = upstream
         while len(self.answered_by) > ANSWERED_ENTRIES:
             del self.answered_by[next(iter(self.answered_by))]
+
+    def learn(self, request: Request, outcome: Outcome) -> None:
+        """Keep what later requests of the route are judged by: lengths of full runs, prices of hand-overs."""
+        if runs_in_full(request) and outcome.end_reason == "done" and outcome.usage is not None:
+            self.full_runs.setdefault(request.route, FullRuns()).add(outcome.usage)
+        if request.ungoverned is not None or request.kind != "reasoning":
+            return
+        seen = self.hand_overs.setdefault(request.route, HandOvers())
+        for call in outcome.calls:
+            if call.purpose in ("probe", "continuation") and call.source == "provider" and call.prompt_tokens:
+                seen.add_resent(call.prompt_tokens, call.cached_tokens)
+            elif call.purpose == "main" and call.cancelled and outcome.stopped and outcome.stop_step is not None:
+                used = sum(step.tokens for step in outcome.steps if step.index <= outcome.stop_step)
+                seen.add_overlap(max(0, call.completion_tokens - used))
 
     def fallback_upstream(self) -> str:
         """Where a request goes that no route claims: the only upstream, or the first one."""

@@ -1,6 +1,6 @@
 """The database's shape: numbered migrations, and the views that people read with any SQL tool.
 
-The table `events` is the only truth. `requests`, `outcomes`, `steps` and `feedback` are views over
+The table `events` is the only truth. `requests`, `outcomes`, `costs`, `steps` and `feedback` are views over
 it, so `sqlite3 suffice.db 'select count(*) from outcomes'` just works. `owners` is bookkeeping: it
 says which processes may still be running, and holds no history.
 """
@@ -130,6 +130,17 @@ MIGRATIONS: tuple[str, ...] = (
             json_extract(f.body, '$.feedback.reason')      AS reason
         FROM events f WHERE f.kind = 'feedback'
     ) j LEFT JOIN events r ON r.kind = 'request' AND r.key = j.episode_id;
+    """,
+    """
+    CREATE VIEW costs AS SELECT
+        o.seq, o.at_s, o.episode_id, r.route AS route,
+        json_extract(o.body, '$.outcome.stopped')            AS stopped,
+        json_extract(o.body, '$.outcome.cost_usd')           AS cost_usd,
+        json_extract(o.body, '$.outcome.overhead_usd')       AS overhead_usd,
+        json_extract(o.body, '$.outcome.would_cost_usd')     AS would_cost_usd,
+        json_extract(o.body, '$.outcome.saved_usd_estimate') AS saved_usd_estimate
+    FROM events o LEFT JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE o.kind = 'outcome';
     """,
 )
 

@@ -40,6 +40,11 @@ _EPISODES = """
         AND (:route IS NULL OR r.route = :route)
     ORDER BY o.seq LIMIT :limit"""
 
+_RECENT = """
+    SELECT o.seq, r.seq, o.body, r.body FROM (
+        SELECT seq, key, body FROM events WHERE kind = 'outcome' ORDER BY seq DESC LIMIT ?
+    ) o JOIN events r ON r.kind = 'request' AND r.key = o.key ORDER BY o.seq"""
+
 # The same rule as the view `feedback`, turned round so that the indexes find a few labels at once.
 _LABELS = """
     SELECT seq, body FROM events WHERE kind = 'feedback' AND episode_id = :episode
@@ -126,6 +131,16 @@ def read_episodes(
             if len(page) < _PAGE_ROWS:
                 return
             after = page[-1][0][0]
+
+
+def read_recent(path_or_connection: Path | str | sqlite3.Connection, n: int) -> Iterator[Episode]:
+    """Yield the `n` runs that ended last, of all routes together, oldest first and without labels.
+
+    Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
+    """
+    with _reading(path_or_connection) as connection:
+        for outcome_seq, request_seq, outcome, request in connection.execute(_RECENT, (n,)):
+            yield _labelled(outcome_seq, request_seq, outcome, request, []).episode
 
 
 def read_events(
