@@ -7,6 +7,7 @@
     ├── UpstreamError          the model server failed; carries what the client is told
     │   ├── UpstreamDown       no connection, or it broke off
     │   ├── UpstreamTimeout    silent for longer than its limit
+    │   ├── UpstreamBusy       an extra call of ours was not sent: there is no room for it now
     │   └── UpstreamProtocol   it answered, but not in the protocol it speaks
     ├── StoreError             the event log could not be written or read
     │   └── StoreFull          no space, or the queue is full
@@ -73,6 +74,20 @@ class UpstreamProtocol(UpstreamError):
     """The upstream answered, but not in the protocol that it speaks."""
 
     code = "upstream_protocol"
+
+
+class UpstreamBusy(UpstreamError):
+    """An extra call of ours was not sent, because there is no room for it now; the run goes on.
+
+    reason  which limit spoke against it, a word of `upstream.allowance.Refusal`
+    """
+
+    status = 503
+    code = "upstream_busy"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"an extra call was not sent: {reason}")
+        self.reason = reason
 
 
 class StoreError(SufficeError):

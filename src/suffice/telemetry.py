@@ -39,6 +39,12 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec("suffice_failopen_total", "counter", "Errors of ours that cost tokens only.", ("site",)),
     MetricSpec("suffice_upstream_calls_total", "counter", "Calls to model servers.", ("route", "purpose")),
+    MetricSpec(
+        "suffice_extra_calls_skipped_total", "counter", "Extra calls that were not sent.", ("route", "reason")
+    ),
+    MetricSpec(
+        "suffice_extra_calls_refused_total", "counter", "Extra calls answered with 429 or 503.", ("route",)
+    ),
     MetricSpec("suffice_upstream_errors_total", "counter", "Failed upstream calls.", ("code",)),
     MetricSpec("suffice_stripped_fields_total", "counter", "Body fields removed for safety.", ("field",)),
     MetricSpec("suffice_events_dropped_total", "counter", "Events that the full queue refused."),

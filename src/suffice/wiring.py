@@ -265,9 +265,12 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
             LOG.warning(warning)
         routes = tuple(build_route(name, route, evidence) for name, route in settings.routes.items())
         clients = {
-            name: UpstreamClient(name, upstream, keys[name], evidence.upstreams.get(name))
+            name: UpstreamClient(
+                name, upstream, keys[name], evidence.upstreams.get(name),
+                monotonic_s=time.monotonic, wall_s=time.time,
+            )
             for name, upstream in settings.upstreams.items()
-        }
+        }  # fmt: skip
         gw = Gateway(
             settings=settings, routes=routes, upstreams=clients, log=opened, metrics=Metrics(),
             api_keys=_client_keys(settings), salt=deployment_salt(settings), new_id=new_id,

@@ -40,7 +40,7 @@ def silent(title: str, total: int) -> object:
 
 def stage(kind: str, url: str, folder: Path) -> run.Stage:
     return run.Stage(
-        kind=kind, model="fake", upstream=url, driver="llama.cpp", slots=4, n_samples=8, questions=QUESTIONS,
+        kind=kind, model="fake", upstream=url, driver="llama.cpp", slots=8, n_samples=8, questions=QUESTIONS,
         folder=folder, n_at_once=4,
     )  # fmt: skip
 

@@ -83,7 +83,7 @@ BROKEN: dict[str, tuple[Callable[[Gateway], None], str]] = {
     "segmenter fails at a step": (with_settings(steps=Steps(min_tokens=2, growth=cast("float", "x"))), "segment"),
     "segmenter cannot be made": (with_settings(steps=Steps(min_tokens=cast("int", "x"))), "govern"),
     "prober fails when asked": (with_settings(probe=Probe(answer_prefix=cast("str", 7))), "probe"),
-    "prober cannot say whether it is ready": (with_settings(probe=Probe(max_extra_calls=cast("int", "x"))), "probe"),
+    "prober cannot say whether it is ready": (with_settings(max_extra_calls=cast("int", "x")), "probe"),
 }
 
 

@@ -227,7 +227,7 @@ async def test_no_stop_gets_into_the_wrong_hands(serve: Serve) -> None:
         nonce = seen.text.partition("nonce=")[2][:4]
         return Chain([(f"{nonce} {n}\n", f"7{nonce[1:]}") for n in range(12)], "0", reply=Reply(delay_s=0.004))(seen)
 
-    async with serve(says, upstream={"finish": ["raw"], "slots": 8}, route=enforcing()) as g:
+    async with serve(says, upstream={"finish": ["raw"], "slots": 100}, route=enforcing()) as g:
         answers = await asyncio.gather(*(g.ask(chat(f"nonce=n{n:03}", stream=n % 2 > 0)) for n in range(40)))
         stopped = 0
         for n, answer in enumerate(answers):

@@ -307,7 +307,7 @@ async def test_the_clients_cap_holds_over_both_calls(serve: Serve, cap: str) -> 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("slots", [1, 2])
 async def test_no_request_makes_more_calls_than_it_may(serve: Serve, limit: int, slots: int) -> None:
-    route = enforcing(probe={"max_extra_calls": limit}, handover_ms=100)
+    route = enforcing(max_extra_calls=limit, handover_ms=100)
     model = Model(status(500), silent_s=0.3)
     async with serve(model, upstream={"finish": ["raw"], "slots": slots}, route=route) as g:
         assert_whole(await g.ask(chat(stream=True)))

@@ -237,7 +237,7 @@ async def test_tokens_are_counted_where_the_upstream_counts_none(serve: Serve) -
 
 
 async def test_extra_calls_stay_within_their_limit_and_what_is_not_asked_is_missing(serve: Serve) -> None:
-    route = enforcing(policy={"policy": "never"}, probe={"max_extra_calls": 4})
+    route = enforcing(policy={"policy": "never"}, max_extra_calls=4)
     async with serve(chain(delay_s=0.004), upstream={"finish": ["raw"], "slots": 4}, route=route) as g:
         await g.ask(chat(stream=True))
         outcome = await reconciled(g)

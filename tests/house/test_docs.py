@@ -28,7 +28,7 @@ from suffice.gateway.route import BLOCKING
 from suffice.policy.base import POLICIES
 from suffice.scoring.base import SCORERS
 from suffice.server import serving
-from suffice.settings import Match, Prices, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
+from suffice.settings import Extra, Match, Prices, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
 from suffice.store.events import EVENTS
 from suffice.telemetry import METRICS
 from suffice.testing import FakeUpstream
@@ -190,6 +190,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "`[server]`": Server,
     "`[upstreams.NAME]`": Upstream,
     "`[upstreams.NAME.prices]`": Prices,
+    "`[upstreams.NAME.extra]`": Extra,
     "`[routes.NAME]`": Route,
     "`[routes.NAME.match]`": Match,
     "`[routes.NAME.probe]`": Probe,

@@ -11,12 +11,15 @@ import pytest
 
 from suffice import settings as house
 from suffice.errors import ConfigError
-from suffice.settings import Match, Prices, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
+from suffice.settings import Extra, Match, Prices, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
 
 RAW: dict[str, Any] = {
     "server": {},
     "upstreams": {
-        "box": {"url": "http://127.0.0.1:8080", "prices": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}},
+        "box": {
+            "url": "http://127.0.0.1:8080", "extra": {},
+            "prices": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2},
+        },
     },
     "routes": {"math": {"upstream": "box", "match": {}, "probe": {}, "steps": {}}},
     "store": {},
@@ -25,6 +28,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     (): Settings,
     ("server",): Server,
     ("upstreams", "box"): Upstream,
+    ("upstreams", "box", "extra"): Extra,
     ("upstreams", "box", "prices"): Prices,
     ("routes", "math"): Route,
     ("routes", "math", "match"): Match,

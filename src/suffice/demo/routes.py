@@ -18,7 +18,8 @@ ALSO_REPLAYED: dict[str, Any] = {"policy": "stable-answer", "streak": 2}
 WAVE = 4
 STEPS: dict[str, Any] = {"boundary": "line", "min_tokens": 16, "growth": 1.2}
 # The server in the box was verified to continue a text and to cache prefixes.
-PROBE: dict[str, Any] = {"max_tokens": 6, "max_extra_calls": 48, "verified_by": "owner"}
+PROBE: dict[str, Any] = {"max_tokens": 6, "verified_by": "owner"}
+MAX_EXTRA_CALLS = 48
 
 
 def settings(
@@ -26,6 +27,7 @@ def settings(
 ) -> Settings:
     """One governed route named after its kind, and a route `plain` that passes everything through."""
     governed: dict[str, Any] = {"upstream": "local", "kind": kind, "mode": mode, "match": {"header": kind}}
+    governed["max_extra_calls"] = max(MAX_EXTRA_CALLS, n_samples - 1)
     if mode == "enforce":
         governed["uncertified"] = True  # nothing has certified these policies, and every reply says so
     if kind == "samples":

@@ -7,7 +7,7 @@ The probe uses the same object, so a trial answer is asked for exactly as a real
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -34,13 +34,14 @@ class Continuer:
         *,
         client: UpstreamClient,
         probe: Probe,
+        max_extra_calls: int,
         body: Mapping[str, Any],
         headers: Headers,
         ledger: Ledger,
     ) -> None:
         self._client, self._probe, self._body = client, probe, body
-        self._headers = governed_headers(headers)
-        self._ledger = ledger
+        self._own_headers, self._headers = list(headers), governed_headers(headers)
+        self._ledger, self._max_extra_calls = ledger, max_extra_calls
         self._prompt: Prompt | None = None
 
     @property
@@ -60,7 +61,16 @@ class Continuer:
 
     def may_call(self, *, keep: int) -> bool:
         """May one more extra call be made, with `keep` of them left over for what may have to follow?"""
-        return len(self._ledger.calls) - 1 + keep < self._probe.max_extra_calls
+        return len(self._ledger.calls) - 1 + keep < self._max_extra_calls
+
+    @property
+    def is_paused(self) -> bool:
+        """Has the upstream asked for fewer calls? Then an original that still runs is left to go on."""
+        return self._client.is_paused
+
+    def why_no_probe(self, *, keep: int) -> str | None:
+        """What speaks against a probe now; None: nothing does."""
+        return self._client.extra_refusal() if self.may_call(keep=keep) else "max_extra_calls"
 
     async def end_reasoning(self, completion_id: str) -> bool:
         """llama.cpp's own control: end the running thought in place. True when it said it did."""
@@ -134,11 +144,20 @@ class Continuer:
         """Send a prepared request; give the pieces of its reply and their account.
 
         thought_tokens  of the thought in it, as they were counted when it was generated
-        Raises UpstreamError when the upstream refuses, is down or speaks another protocol.
+        Raises UpstreamError when the upstream refuses, is down or speaks another protocol, and UpstreamBusy
+        when there is no room for the call now: a probe is sent now or not at all.
         """
-        account = self._ledger.open_call(purpose)
+        account = CallAccount(purpose)
         account.context_tokens = thought_tokens
-        async with self._client.open(request.path, encode_json(request.body), self._headers) as call:
+        async with AsyncExitStack() as stack:
+            trial = purpose == "probe"
+            stack.enter_context(self._client.extra_call(lambda: account.fresh_tokens, may_be_refused=trial))
+            self._ledger.calls.append(account)
+            headers = governed_headers(self._own_headers, nth=len(self._ledger.calls))
+            call = await stack.enter_async_context(
+                self._client.open(request.path, encode_json(request.body), headers, extra=True)
+            )
+            self._ledger.n_refused += call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
                 answered = f"{call.status} {call.content_type}"
                 raise UpstreamProtocol(f"{request.path}: the upstream answered {answered} to a continuation")

@@ -101,6 +101,9 @@ class HandOver:
         # Where the original has to go first, a full run must remain possible behind it.
         if not self.continuer.may_call(keep=0 if self._overlaps else 1):
             return False
+        if self.continuer.is_paused:
+            self.ledger.skipped["paused"] += 1
+            return False
         try:
             request = await self.continuer.prepare(
                 method, thought, purpose="continuation", max_tokens=self._left()

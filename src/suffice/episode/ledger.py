@@ -6,6 +6,7 @@ outcome that it returns is the only record of how the request ended.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from suffice.assurance import money
@@ -50,6 +51,11 @@ class CallAccount:
         """What the upstream said that it generated; of a call that was cut off, what was received."""
         return self.received_tokens if self.reported_tokens is None else self.reported_tokens
 
+    @property
+    def fresh_tokens(self) -> int:
+        """What the engine had to work through: the prompt outside of its cache, and what it generated."""
+        return max(0, (self.prompt_tokens or 0) - self.cached_tokens) + self.completion_tokens
+
     def close(self, client_prompt_tokens: int | None = None) -> UpstreamCall:
         """The record of this call.
 
@@ -79,6 +85,8 @@ class Ledger:
     calls: list[CallAccount] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)   # probes that were not sent, by reason
+    n_refused: int = 0                  # extra calls that the upstream answered with "fewer, please"
     warnings: list[str] = field(default_factory=list)   # told to the client in the `suffice` object
     stop_step: int | None = None        # the first stop that the policy asked for
     stop_reason: StopReason | None = None

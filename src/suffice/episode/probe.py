@@ -11,7 +11,7 @@ import asyncio
 from suffice.episode.finish import Continuer
 from suffice.episode.ledger import Ledger
 from suffice.episode.segment import Checkpoint
-from suffice.errors import UpstreamError
+from suffice.errors import UpstreamBusy, UpstreamError
 from suffice.scoring.base import Scorer
 from suffice.types import Step
 
@@ -26,8 +26,13 @@ class Prober:
         self._continuer, self._scorer, self._ledger = continuer, scorer, ledger
 
     def ready(self) -> bool:
-        """Is there a way to ask, and may another call be made?"""
-        return self._continuer.second_call is not None and self._continuer.may_call(keep=KEPT_CALLS)
+        """Is there a way to ask, and may another call be made now? Otherwise the step stays without answer."""
+        if self._continuer.second_call is None:
+            return False
+        reason = self._continuer.why_no_probe(keep=KEPT_CALLS)
+        if reason is not None:
+            self._ledger.skipped[reason] += 1
+        return reason is None
 
     async def ask(self, point: Checkpoint) -> Step:
         """The step that ends at `point`, with the answer that a stop there would deliver."""
@@ -49,6 +54,9 @@ class Prober:
                         logprobs.extend(piece.logprobs)
                         entropy = piece.entropy if entropy is None else entropy
                     spent = account.completion_tokens
+        except UpstreamBusy as busy:  # others were quicker while the request was being written
+            self._ledger.skipped[busy.reason] += 1
+            return missing(point)
         except (UpstreamError, TimeoutError):
             self._ledger.fail_open("probe")
             return missing(point)

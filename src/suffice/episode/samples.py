@@ -57,6 +57,7 @@ class SampleRun:
     scorer: Scorer
     n_samples: int
     wave: int
+    draws_all: bool = False            # observe and audits: a failed sample is counted, the rest is drawn
     seen: list[Sample] = field(default_factory=list)   # in launch order
 
     async def steps(self) -> AsyncGenerator[Step, None]:
@@ -65,7 +66,9 @@ class SampleRun:
         try:
             while len(self.seen) < self.n_samples:
                 first = len(self.seen) + 1
-                last = min(first + self.wave, self.n_samples + 1)
+                last = self._wave_end(first)
+                if last == first:
+                    return
                 running = [asyncio.create_task(self._draw(i)) for i in range(first, last)]
                 for task in running:
                     sample = await task
@@ -75,11 +78,24 @@ class SampleRun:
                     return  # nothing but failures: the first one is the answer
                 if any(s.failure is not None for s in self.seen[first - 1:]):
                     self.ledger.fail_open("sample")
-                    return  # a struggling upstream is not asked for more; the vote stands on what came
+                    if not self.draws_all:
+                        return  # a struggling upstream is not asked for more; the vote stands on what came
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    def _wave_end(self, first: int) -> int:
+        """The launch index behind the next wave, which begins at `first`; `first` itself: there is none.
+
+        While the upstream asks for fewer calls, only the client's own call is made: the first sample.
+        """
+        if not self.client.is_paused:
+            return min(first + self.wave, self.n_samples + 1)
+        last = 2 if first == 1 else first
+        self.ledger.skipped["paused"] += self.n_samples + 1 - last
+        self.ledger.fail_open("sample")
+        return last
 
     async def _draw(self, index: int) -> Sample:
         account = self.ledger.open_call("sample")
@@ -102,8 +118,9 @@ class SampleRun:
         seed = body.get("seed")
         if isinstance(seed, int) and not isinstance(seed, bool):
             body["seed"] = seed + index - 1  # one seed for all would draw the same sample again
-        headers = governed_headers(self.headers)
-        async with self.client.open(self.path, encode_json(body), headers) as call:
+        headers, extra = governed_headers(self.headers, nth=index), index > 1
+        async with self.client.open(self.path, encode_json(body), headers, extra=extra) as call:
+            self.ledger.n_refused += extra and call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
                 raise await refusal(call)
             account.began = True

@@ -222,6 +222,8 @@ def _request(
     if found is None:
         return blank(gw, episode_id, intake, "no_route")
     samples = route.n_samples(found, intake.options)
+    if found.settings.kind == "samples":
+        _check_samples(samples, found)
     reason = route.ungoverned(found, intake.body, samples)
     unit = gw.lots.unit(
         named=intake.options.get("conversation_id") or _conversation(named),
@@ -239,6 +241,13 @@ def _request(
         question_key=question_key(encode_json(intake.body.get("messages")).decode(), salt=gw.salt),
         ungoverned=reason, received_at_s=gw.wall_s(),
     )  # fmt: skip
+
+
+def _check_samples(n_samples: int, found: BuiltRoute) -> None:
+    limit = found.settings.max_extra_calls + 1
+    if n_samples > limit:
+        message = f"suffice.samples: got {n_samples}; at most {limit} on this route"
+        raise BadRequest(message, param="suffice.samples", code="too_many_samples")
 
 
 def _conversation(named: dict[str, str]) -> str | None:
@@ -286,6 +295,7 @@ def _close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
     request, metrics = ledger.request, gw.metrics
     metrics.inc("suffice_requests_total", request.route, request.mode, outcome.end_reason)
     _count_tokens(metrics, request.route, outcome)
+    _count_extra_calls(metrics, ledger)
     for site in ledger.degraded:
         metrics.inc("suffice_failopen_total", site)
     if outcome.stopped:
@@ -304,6 +314,13 @@ def _close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
     gw.learn(request, outcome)
     if runs_in_full(request):
         gw.note_full_run(request, outcome)
+
+
+def _count_extra_calls(metrics: Metrics, ledger: Ledger) -> None:
+    for reason, n_skipped in ledger.skipped.items():
+        metrics.inc("suffice_extra_calls_skipped_total", ledger.request.route, reason, by=n_skipped)
+    if ledger.n_refused:
+        metrics.inc("suffice_extra_calls_refused_total", ledger.request.route, by=ledger.n_refused)
 
 
 def _count_tokens(metrics: Metrics, route_name: str, outcome: Outcome) -> None:

@@ -87,7 +87,8 @@ async def reasoning(job: Job) -> None:
     body = _upstream_body(job)
     probe = route.probe or Probe()
     continuer = Continuer(
-        client=job.client, probe=probe, body=job.intake.body, headers=job.headers, ledger=ledger
+        client=job.client, probe=probe, body=job.intake.body, headers=job.headers, ledger=ledger,
+        max_extra_calls=route.max_extra_calls,
     )
     _arm(job, body, continuer, probe)
     price = Price(
@@ -122,7 +123,8 @@ async def _open_run(
     """Open the client's request upstream and begin the client's answer."""
     settings, ledger, exchange = job.client.settings, job.ledger, job.exchange
     account = ledger.open_call(purpose)
-    async with job.client.open(CHAT_PATH, encode_json(body), governed_headers(job.headers)) as call:
+    headers = governed_headers(job.headers)
+    async with job.client.open(CHAT_PATH, encode_json(body), headers, extra=purpose == "rerun") as call:
         if call.status != 200 or call.content_type != "text/event-stream":
             raise await refusal(call)
         if call.is_encoded:
@@ -224,6 +226,7 @@ async def samples(job: Job) -> None:
     run = SampleRun(
         client=job.client, path=CHAT_PATH, body=_upstream_body(job), headers=job.headers, ledger=ledger,
         scorer=job.route.scorer, n_samples=n, wave=job.route.settings.wave,
+        draws_all=not job.may_act,
     )  # fmt: skip
     policy = FailOpen(job.route.policy, ledger.fail_open)
     async with _pinged(job):

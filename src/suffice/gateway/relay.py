@@ -51,8 +51,10 @@ async def pass_through(
     foreign  how another API than chat completions is called and read
     """
     account = ledger.open_call(purpose)
-    how = foreign or _CHAT
-    async with client.open(path, body, headers, method=how.method, key_header=how.key_header) as call:
+    how, extra = foreign or _CHAT, purpose == "rerun"
+    async with client.open(
+        path, body, headers, method=how.method, key_header=how.key_header, extra=extra
+    ) as call:
         if not (200 <= call.status < 300 or 400 <= call.status < 600):
             raise UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
         account.began = True

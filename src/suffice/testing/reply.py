@@ -156,6 +156,7 @@ class Reply:
     first_delay_s: float = 0.0                           # before the first one, in addition
     usage: UsageStyle = "last"
     count_reasoning: bool = True                         # does usage tell reasoning tokens?
+    headers: tuple[tuple[str, str], ...] = ()            # of a streamed answer, beside the usual ones
     extra: Mapping[str, Any] = field(default_factory=dict)  # top-level fields of every chunk
     faults: tuple[Fault, ...] = ()
 

@@ -59,7 +59,7 @@ async def generate(
 
 async def stream(tokens: Tokens, runs: list[Run], shape: Shape, fault: Fault, out: Response) -> None:
     """Send a reply as an event stream."""
-    await out.start(200, _SSE)
+    await out.start(200, {**_SSE, **dict(shape.headers)})
     for run in runs:
         for chunk in shape.opening(run):
             await out.send(encode_frame(chunk))

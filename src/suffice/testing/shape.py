@@ -23,6 +23,7 @@ class Shape:
         self, seen: Seen, reply: Reply, *, dialect: Dialect, completion_id: str, prefill_echo: bool
     ) -> None:
         self._seen, self._reply, self._request = seen, reply, seen.request
+        self.headers = reply.headers
         self._llama = dialect == "llama.cpp"
         self._id = completion_id
         prefix = seen.request.prefix

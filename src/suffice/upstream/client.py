@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -18,9 +19,10 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from suffice.errors import UpstreamDown, UpstreamError, UpstreamTimeout
+from suffice.errors import UpstreamBusy, UpstreamDown, UpstreamError, UpstreamTimeout
 from suffice.settings import Upstream
 from suffice.types import Findings
+from suffice.upstream.allowance import Allowance, Refusal
 
 Headers = Iterable[tuple[str, str]]
 
@@ -31,6 +33,7 @@ HOP_BY_HOP = frozenset({
 NEVER_SENT_UP = HOP_BY_HOP | {"host", "content-length", "expect", "cookie"}
 NEVER_SENT_DOWN = HOP_BY_HOP | {"set-cookie", "set-cookie2", "server", "date"}
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")  # where clients of the APIs put a key
+GENERATES = ("completions", "/responses", "/messages")  # ends of the paths whose calls occupy a slot
 SETTLE_S = 0.05                 # how long a finished answer may take to say that it is
 SHORT_ANSWER_BYTES = 16 * 2**20
 LONG_BODY_BYTES = 256 * 1024
@@ -50,6 +53,7 @@ class Call:
         self.content_type = response.content_type
         self.is_encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
         self.closed = False
+        self.asks_for_less = False  # the upstream wants fewer calls: 429, or 503 with a time to come back
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -140,13 +144,22 @@ class UpstreamClient:
     """Calls to one model server, over one pool."""
 
     def __init__(
-        self, name: str, settings: Upstream, api_key: str | None, findings: Findings | None = None
+        self,
+        name: str,
+        settings: Upstream,
+        api_key: str | None,
+        findings: Findings | None = None,
+        *,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
         self.name, self.settings = name, settings
         self.findings = findings  # what doctor saw this server do; None: nothing is known
-        self._api_key = api_key
+        self._api_key, self._now_s, self._wall_s = api_key, monotonic_s, wall_s
+        self.allowance = Allowance(settings.extra, settings.slots)
         self._base = str(URL(settings.url.rstrip("/").removesuffix("/v1"))).rstrip("/")
         self._session: aiohttp.ClientSession | None = None
+        self.n_open = 0                     # completions asked of it and not yet over, whoever asked
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -183,28 +196,71 @@ class UpstreamClient:
 
     @asynccontextmanager
     async def open(
-        self, path: str, body: bytes | None, headers: Headers = (), *, method: str = "POST",
+        self,
+        path: str,
+        body: bytes | None,
+        headers: Headers = (),
+        *,
+        method: str = "POST",
         key_header: str = "authorization",
+        extra: bool = False,
     ) -> AsyncIterator[Call]:
         """Send one request and give the open response; tries again only while nothing came back.
 
         path        with its query, as it is to be sent: nothing in it is changed
         key_header  where the upstream wants its key: `authorization` or `x-api-key`
+        extra       a call that the client did not ask for itself: it is never tried again, so that a
+                    request causes at most 1 + `retries` + its route's `max_extra_calls` attempts
         Raises UpstreamDown when no connection can be made and UpstreamTimeout when no answer begins.
         """
-        response = await self._send(method, path, body, self._headers(headers, key_header))
-        call = Call(response, self.settings.idle_timeout_s)
+        takes_slot = path.partition("?")[0].endswith(GENERATES)
+        self.n_open += takes_slot
         try:
-            yield call
+            retries = 0 if extra else self.settings.retries
+            response = await self._send(method, path, body, self._headers(headers, key_header), retries)
+            call = Call(response, self.settings.idle_timeout_s)
+            try:
+                call.asks_for_less = self.allowance.note(
+                    call.status, call.headers, extra=extra, now_s=self._now_s(), wall_s=self._wall_s()
+                )
+                yield call
+            finally:
+                call.close()
         finally:
-            call.close()
+            self.n_open -= takes_slot
+
+    def extra_refusal(self) -> Refusal | None:
+        """Why no probe may be sent now; None: one may."""
+        n_other = self.n_open - self.allowance.n_open
+        return self.allowance.refusal(now_s=self._now_s(), n_other=n_other)
+
+    @property
+    def is_paused(self) -> bool:
+        """Has the upstream asked for fewer calls? Then none is made that the client did not ask for."""
+        return self.allowance.is_paused(self._now_s())
+
+    @contextlib.contextmanager
+    def extra_call(self, spent: Callable[[], int], *, may_be_refused: bool) -> Iterator[None]:
+        """Hold the place of one extra call. Raises UpstreamBusy when there is none for it now.
+
+        spent           tokens that were read anew and generated, asked for at the end
+        may_be_refused  False: only a pause refuses it
+        """
+        reason = self.extra_refusal() if may_be_refused else "paused" if self.is_paused else None
+        if reason is not None:
+            raise UpstreamBusy(reason)
+        self.allowance.begin(self._now_s())
+        try:
+            yield
+        finally:
+            self.allowance.end(spent(), self._now_s())
 
     async def _send(
-        self, method: str, path: str, body: bytes | None, headers: CIMultiDict[str]
+        self, method: str, path: str, body: bytes | None, headers: CIMultiDict[str], retries: int
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             raise UpstreamDown("the upstream client is not open")
-        for attempt in range(self.settings.retries + 1):
+        for attempt in range(retries + 1):
             try:
                 url = URL(self._base + path, encoded=True)
                 return await self._session.request(
@@ -212,7 +268,7 @@ class UpstreamClient:
                 )
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 # A pooled connection that the server had closed: the request was never answered.
-                if attempt == self.settings.retries:
+                if attempt == retries:
                     raise self._down("no connection to", error) from None
             except TimeoutError:
                 raise UpstreamTimeout(f"upstream {self.name!r} did not begin to answer in time") from None
@@ -257,9 +313,16 @@ def _json_headers(headers: Headers) -> Headers:
     return [*kept, ("content-type", "application/json"), ("accept-encoding", "identity")]
 
 
-def governed_headers(headers: Headers) -> list[tuple[str, str]]:
-    """Headers for a body that Suffice rewrote and an answer that it must be able to read."""
-    return list(_json_headers(headers))
+def governed_headers(headers: Headers, nth: int = 1) -> list[tuple[str, str]]:
+    """Headers for a body that Suffice rewrote and an answer that it must be able to read.
+
+    nth  which call of the request it is. Behind the first, an idempotency key gets this number, or a
+         server that honours keys would answer with the first call's answer.
+    """
+    sent = list(_json_headers(headers))
+    if nth == 1:
+        return sent
+    return [(k, f"{v}-{nth}" if k.lower() == "idempotency-key" else v) for k, v in sent]
 
 
 __all__ = ["Call", "Headers", "UpstreamClient", "UpstreamError", "governed_headers"]

@@ -1,0 +1,188 @@
+"""What extra calls may take of an upstream: calls, tokens, slots, a share of its rate limits. Pure.
+
+Extra calls are probes, further samples and continuations: everything that the client did not ask
+for itself. One allowance serves all requests of a process. It never makes anybody wait: a call is
+made now or not at all. Time comes in as an argument, in seconds of a clock that does not go back.
+
+    probe          is refused whenever anything here speaks against it
+    continuation   answers somebody who waits: only a pause refuses it, but it is counted
+    main call      is never refused; its answer's headers teach what is left
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from suffice.settings import Extra
+from suffice.upstream.limits import LimitKind, Window, read_limits, retry_after_s
+
+Refusal = Literal["paused", "slots", "concurrency", "calls_per_s", "tokens_per_s", "rate_limit"]
+
+FIRST_PAUSE_S = 10.0      # after a 429 that does not say for how long
+LONGEST_OWN_PAUSE_S = 300.0
+LONGEST_PAUSE_S = 3_600.0  # a server that asks for more is asked again after an hour
+MEMORY_S = 60.0           # a limit that does not say when it is full again is believed so long
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A token bucket: `rate_per_s` flows in, never above `size`; what was taken too much is a debt."""
+
+    rate_per_s: float
+    size: float
+    level: float
+    at_s: float | None = None   # when `level` was true; None: never touched
+
+    @classmethod
+    def full(cls, rate_per_s: float) -> Bucket:
+        """A full bucket that holds what flows in within a second, at least one; nothing at rate 0."""
+        size = max(1.0, rate_per_s) if rate_per_s else 0.0
+        return cls(rate_per_s, size, size)
+
+    def left(self, now_s: float) -> float:
+        """What is in it now; below 0: a debt."""
+        if self.at_s is not None and now_s > self.at_s:
+            self.level = min(self.size, self.level + (now_s - self.at_s) * self.rate_per_s)
+        self.at_s = now_s if self.at_s is None else max(self.at_s, now_s)
+        return self.level
+
+    def take(self, amount: float, now_s: float) -> None:
+        """Take `amount`, also what is not there: the debt is worked off before anything else is given."""
+        self.left(now_s)
+        self.level -= amount
+
+
+@dataclass(slots=True)
+class Learned:
+    """One rate limit as it was told last, and what extra calls took since its window began."""
+
+    window: Window
+    known_until_s: float    # what was told is not believed from here on
+    ends_s: float           # `used` begins anew from here on
+    used_before: float      # taken by extra calls in this window up to when it was told
+    used: float             # … and up to now
+
+    def is_known(self, now_s: float) -> bool:
+        """Is what was told still worth anything?"""
+        return now_s < self.known_until_s
+
+    def leaves(self, amount: float, share: float) -> bool:
+        """May extra calls take `amount` more, of `share` of what they did not leave to others?"""
+        return self.used + amount <= share * (self.window.remaining + self.used_before)
+
+
+@dataclass(slots=True)
+class Allowance:
+    """The extra calls of one upstream."""
+
+    settings: Extra
+    slots: int
+    reserved_slots: int = 0              # only extra calls are sent to them
+    n_open: int = 0                      # extra calls that run now
+    paused_until_s: float = float("-inf")
+    next_pause_s: float = FIRST_PAUSE_S
+    limits: dict[LimitKind, Learned] = field(default_factory=dict)
+    calls: Bucket = field(init=False)
+    tokens: Bucket = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.calls = Bucket.full(self.settings.calls_per_s or 0.0)
+        self.tokens = Bucket.full(self.settings.tokens_per_s or 0.0)
+
+    # ---- asking
+
+    def is_paused(self, now_s: float) -> bool:
+        """Has the upstream asked to be left alone?"""
+        return now_s < self.paused_until_s
+
+    def refusal(self, *, now_s: float, n_other: int) -> Refusal | None:
+        """Why a probe may not be sent now; None: it may.
+
+        n_other  calls of all kinds that run on the upstream now, without the extra ones
+        """
+        settings = self.settings
+        if self.is_paused(now_s):
+            return "paused"
+        if self.n_open >= self._concurrency:
+            return "concurrency"
+        if not self._has_room(n_other):
+            return "slots"
+        if settings.calls_per_s is not None and self.calls.left(now_s) < 1:
+            return "calls_per_s"
+        if settings.tokens_per_s is not None and self.tokens.left(now_s) <= 0:
+            return "tokens_per_s"
+        for kind, learned in self.limits.items():
+            amount = 1.0 if kind == "requests" else 0.0
+            if learned.is_known(now_s) and not learned.leaves(amount, settings.rate_limit_share):
+                return "rate_limit"
+        return None
+
+    @property
+    def _concurrency(self) -> int:
+        """How many extra calls may run at once: their share of the slots, at least one."""
+        return self.reserved_slots or max(1, int(self.settings.concurrency_share * self.slots))
+
+    def _has_room(self, n_other: int) -> bool:
+        """Would the engine begin at once, or let the call wait behind other people's work?"""
+        if self.reserved_slots:
+            return self.n_open < self.reserved_slots
+        # One slot also means that nobody has said how many there are: one run and one probe of it.
+        return n_other + self.n_open < max(2, self.slots)
+
+    # ---- accounts
+
+    def begin(self, now_s: float) -> None:
+        """An extra call is sent."""
+        self.n_open += 1
+        if self.settings.calls_per_s is not None:
+            self.calls.take(1, now_s)
+        self._use("requests", 1, now_s)
+
+    def end(self, n_tokens: int, now_s: float) -> None:
+        """It is over; `n_tokens` were read anew and generated."""
+        self.n_open -= 1
+        if self.settings.tokens_per_s is not None:
+            self.tokens.take(n_tokens, now_s)
+        self._use("tokens", n_tokens, now_s)
+
+    def _use(self, kind: LimitKind, amount: float, now_s: float) -> None:
+        learned = self.limits.get(kind)
+        if learned is not None and learned.is_known(now_s):
+            learned.used += amount
+
+    def note(
+        self, status: int, headers: Iterable[tuple[str, str]], *, extra: bool, now_s: float, wall_s: float
+    ) -> bool:
+        """Learn from an answer's head. True: it asks for fewer calls, and extra calls pause from now on.
+
+        extra   was it the answer to an extra call?
+        wall_s  Unix time, for headers that tell a moment
+        """
+        pairs = list(headers)
+        for kind, window in read_limits(pairs, wall_s=wall_s).items():
+            self._learn(kind, window, now_s)
+        asked_s = retry_after_s(pairs, wall_s=wall_s)
+        if status == 429 or (status == 503 and asked_s is not None):
+            self._pause(asked_s, now_s)
+            return True
+        if extra and status == 200:
+            self.next_pause_s = FIRST_PAUSE_S
+        return False
+
+    def _pause(self, asked_s: float | None, now_s: float) -> None:
+        if asked_s is None:
+            if self.is_paused(now_s):
+                return  # calls that were under way when the first was refused say nothing new
+            asked_s = self.next_pause_s
+            self.next_pause_s = min(2 * self.next_pause_s, LONGEST_OWN_PAUSE_S)
+        self.paused_until_s = max(self.paused_until_s, now_s + min(asked_s, LONGEST_PAUSE_S))
+
+    def _learn(self, kind: LimitKind, window: Window, now_s: float) -> None:
+        known_until_s = now_s + (MEMORY_S if window.reset_s is None else window.reset_s)
+        before = self.limits.get(kind)
+        used, ends_s = 0.0, known_until_s
+        if before is not None and now_s < before.ends_s:  # still the window of the answer before
+            used, ends_s = before.used, before.ends_s
+        self.limits[kind] = Learned(window, known_until_s, ends_s, used_before=used, used=used)
