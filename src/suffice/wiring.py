@@ -182,7 +182,8 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
     return warnings
 
 
-def _api_key(name: str, upstream: Upstream) -> str | None:
+def api_key(name: str, upstream: Upstream) -> str | None:
+    """An upstream's key from the environment; None: it has none. Raises ConfigError where it is missing."""
     if not upstream.api_key_env:
         return None
     key = os.environ.get(upstream.api_key_env)
@@ -253,7 +254,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
     """
     for warning in check(settings):
         LOG.warning(warning)
-    keys = {name: _api_key(name, upstream) for name, upstream in settings.upstreams.items()}
+    keys = {name: api_key(name, upstream) for name, upstream in settings.upstreams.items()}
     if not settings.upstreams:
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
     opened = log or SqliteLog.open(settings.store, now=time.time)

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("suffice.cli.demo", "demo", "Run a real local model through the gateway and show what stopping saves."),
     "serve": ("suffice.cli.serve", "serve", "Serve the OpenAI-compatible gateway."),
     "status": ("suffice.cli.status", "status", "Show EM, tokens and saving per route."),
+    "doctor": ("suffice.cli.doctor", "doctor", "Examine a model server, or a route, before you rely on it."),
     "config": ("suffice.cli.config", "config", "Check a settings file, or show it with all defaults."),
 }
 

@@ -147,8 +147,8 @@ class Connection:
 class Response:
     """One answer being written."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, *, goes_on: bool = False) -> None:
+        self._connection, self._goes_on = connection, goes_on
         self._piece_bytes: int | None = None
         self.status: int | None = None
         self.n_bytes_sent = 0
@@ -161,28 +161,28 @@ class Response:
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Send the head of a body whose length is not known yet."""
         self._head(status, {**headers, "transfer-encoding": "chunked"})
-        await self._connection.writer.drain()
+        await self._flush()
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Send head and body at once."""
         self._head(status, {**headers, "content-length": str(len(body))})
-        self._connection.writer.write(body)
+        self._write(body)
         self.n_bytes_sent += len(body)
         self.complete = True
-        await self._connection.writer.drain()
+        await self._flush()
 
     def _head(self, status: int, headers: Mapping[str, str]) -> None:
         self.status = status
         lines = [f"HTTP/1.1 {status} {'OK' if status < 400 else 'Error'}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
-        self._connection.writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        self._write("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
     async def send(self, data: bytes) -> None:
         """Send a part of the body, and let others run."""
         size = self._piece_bytes or max(1, len(data))
         for at in range(0, len(data), size):
             self._write_chunk(data[at:at + size])
-            await self._connection.writer.drain()
+            await self._flush()
             await asyncio.sleep(0)
 
     async def finish(self, data: bytes = b"") -> None:
@@ -191,11 +191,22 @@ class Response:
             await self.send(data)
         elif data:
             self._write_chunk(data)
-        self._connection.writer.write(b"0\r\n\r\n")
+        self._write(b"0\r\n\r\n")
         self.complete = True
-        await self._connection.writer.drain()
+        await self._flush()
 
     def _write_chunk(self, data: bytes) -> None:
         if data:
-            self._connection.writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+            self._write(b"%x\r\n%s\r\n" % (len(data), data))
             self.n_bytes_sent += len(data)
+
+    def _write(self, data: bytes) -> None:
+        if not (self._goes_on and self._connection.gone.is_set()):
+            self._connection.writer.write(data)
+
+    async def _flush(self) -> None:
+        try:
+            await self._connection.writer.drain()
+        except ConnectionError:
+            if not self._goes_on:
+                raise

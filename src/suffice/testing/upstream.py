@@ -63,6 +63,9 @@ class FakeUpstream:
     opens_thought  the chat template writes the opening tag of the thought
     prefill_echo   the reply to a continued assistant message begins with that message's text
     prefix_cache   prompts that begin like an earlier one report cached tokens
+    ignores        fields of a request that are accepted and have no effect; `continue_final_message`
+                   among them: an assistant's last message is not continued
+    cancels        False: a client that hangs up does not end the generation
     models         names listed under /models
     api_key        refuse requests without it; None: open to all
     idle_close_s   close idle connections after so long; None: never
@@ -79,6 +82,8 @@ class FakeUpstream:
         opens_thought: bool = True,
         prefill_echo: bool = False,
         prefix_cache: bool = False,
+        ignores: Sequence[str] = (),
+        cancels: bool = True,
         models: Sequence[str] = ("fake",),
         api_key: str | None = None,
         idle_close_s: float | None = None,
@@ -91,6 +96,8 @@ class FakeUpstream:
         self._dialect, self._opens_thought = dialect, opens_thought
         self._prefill_echo, self._models, self._api_key = prefill_echo, tuple(models), api_key
         self._idle_close_s, self._address = idle_close_s, (host, port)
+        self._ignores, self._cancels = frozenset(ignores), cancels
+        self._continues = dialect == "llama.cpp" and "continue_final_message" not in ignores
         self._n_slots = slots or 1
         self._slots = asyncio.Semaphore(slots) if slots else contextlib.nullcontext()
         self._read: list[list[str]] | None = [] if prefix_cache else None
@@ -234,11 +241,13 @@ class FakeUpstream:
     async def _answer(self, connection: Connection, request: HttpRequest) -> bool:
         """Answer one request. False: the connection is of no further use."""
         seen = self._see(request)
-        out = Response(connection)
+        out = Response(connection, goes_on=not self._cancels)
         work = asyncio.create_task(self._work(seen, out, connection))
         hang_up = asyncio.create_task(connection.gone.wait())
         try:
             await asyncio.wait({work, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._cancels:
+                await asyncio.wait({work})
             if not work.done():
                 seen.cancelled = not out.complete
                 work.cancel()
@@ -255,7 +264,7 @@ class FakeUpstream:
         body: Any = None
         with contextlib.suppress(msgspec.MsgspecError, RecursionError):
             body = msgspec.json.decode(request.body)
-        body = body if isinstance(body, dict) else {}
+        body = {k: v for k, v in body.items() if k not in self._ignores} if isinstance(body, dict) else {}
         prefix, nth_same = None, 0
         if path in _COMPLETIONS:
             prefix = self._prefix(path, body)
@@ -276,7 +285,7 @@ class FakeUpstream:
         if path == "/completions":
             return prompt.prefix_of_prompt(prompt.text_of(body.get("prompt")))
         messages = body.get("messages")
-        if self._dialect == "openai" or not isinstance(messages, list):
+        if not self._continues or not isinstance(messages, list):
             return None
         return prompt.prefix_of_message(messages)
 
@@ -379,9 +388,8 @@ class FakeUpstream:
     def _template(self, request: RequestSeen) -> str:
         if request.is_raw:
             return request.text
-        continues = self._dialect == "llama.cpp"
         return prompt.apply_template(
-            request.messages, continue_last=continues, opens_thought=self._opens_thought
+            request.messages, continue_last=self._continues, opens_thought=self._opens_thought
         )
 
     # ---- llama.cpp's own routes, and lists

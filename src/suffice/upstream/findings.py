@@ -15,6 +15,8 @@ from suffice.types import Finding, Findings, Verdict
 EXPERIMENTS: Mapping[str, str] = {
     "reachable": "answers a chat request",
     "models": "lists its models",
+    "slots": "says how many requests it serves at once",
+    "context": "says how long a context may be",
     "unknown_fields": "accepts a field that it does not know",
     "max_tokens": "`max_tokens` caps the answer",
     "max_completion_tokens": "`max_completion_tokens` caps the answer",
@@ -24,17 +26,15 @@ EXPERIMENTS: Mapping[str, str] = {
     "logprobs_stream": "the same in a stream",
     "tool_stream": "streams a tool call piece by piece",
     "n": "`n = 2` gives two answers",
-    "seed": "the same seed at temperature 0 gives the same text",
+    "seed": "the same seed gives the same text, another seed another",
     "prefill": "continues an assistant's last message",
     "raw": "`/v1/completions` continues the text of the chat template",
     "native_end": "ends a running thought when told to",
     "native_budget": "ends a thought after a number of tokens",
     "prefix_cache": "does not read the beginning of a prompt again that it has read",
-    "id_slot": "`id_slot` chooses the slot",
     "cache_prompt": "`cache_prompt = false` turns the prefix cache off, so the field is honoured",
+    "id_slot": "`id_slot` chooses the slot",
     "cancel": "stops generating when the client hangs up",
-    "slots": "says how many requests it serves at once",
-    "context": "says how long a context may be",
     "rate_limits": "tells its rate limits in headers",
 }
 CONTINUES = ("prefill", "raw")

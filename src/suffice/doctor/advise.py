@@ -1,0 +1,111 @@
+"""What Suffice will do with an upstream, from what was seen there. Pure.
+
+It knows findings and settings, and refuses to know how either came about.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from suffice.settings import Driver
+from suffice.types import Findings
+from suffice.upstream.findings import CONTINUES, allows_probes, finding, honoured, verdict
+
+# What Suffice reads or sends and has seen only in documentation, not at a live server.
+FROM_DOCUMENTATION: tuple[str, ...] = (
+    "vLLM: `reasoning` and `reasoning_content` fields, `continue_final_message`",
+    "Ollama: `thinking` field",
+    "hosted services: `usage` in every chunk, in the last chunk with choices, or never",
+)
+
+
+def not_verified() -> tuple[str, ...]:
+    """What is known of other engines from their documentation alone, a line each."""
+    return FROM_DOCUMENTATION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """What follows from an examination."""
+
+    driver: Driver
+    finish: tuple[str, ...]       # ways to close a thought, best first; (): none
+    may_probe: bool               # does it continue a text and cache prefixes?
+    sentences: tuple[str, ...]    # for a person, in plain words
+    settings: str                 # a block for suffice.toml
+
+
+def advise(findings: Findings, *, name: str, url: str, driver: Driver | None) -> Advice:
+    """Say what the upstream is good for, and how to write it down.
+
+    name    of the upstream in the settings block
+    driver  as its owner chose it; None: the one that offers what was seen
+    """
+    chosen = driver or _driver(findings)
+    may_probe = allows_probes(findings)
+    return Advice(
+        driver=chosen, finish=findings.finish, may_probe=may_probe,
+        sentences=(_stops(findings), _probes(findings), *_added(findings), *_cautions(findings, chosen)),
+        settings=_settings(findings, name, url, chosen),
+    )  # fmt: skip
+
+
+def _driver(findings: Findings) -> Driver:
+    return "llama.cpp" if {"native", "raw"} & set(findings.finish) else "openai"
+
+
+def _stops(findings: Findings) -> str:
+    if not findings.finish:
+        return "Stops on a reasoning route: none, there is no way to close a thought. A samples route works."
+    return f"Stops on a reasoning route: closed by {', then '.join(findings.finish)}."
+
+
+def _probes(findings: Findings) -> str:
+    if allows_probes(findings):
+        return "Probes while observing: allowed, it continues a text and caches prefixes."
+    missing = []
+    if not any(honoured(findings, way) for way in CONTINUES):
+        missing.append("it does not continue a text")
+    if not honoured(findings, "prefix_cache"):
+        word = {"no": "it caches no prefixes", "ignored": "it caches no prefixes"}
+        missing.append(word.get(verdict(findings, "prefix_cache") or "", "nobody saw it cache a prefix"))
+    return f"Probes while observing: not sent, {' and '.join(missing)}."
+
+
+def _added(findings: Findings) -> list[str]:
+    fields = {
+        "stream_options.include_usage": "stream_usage", "logprobs": "logprobs_stream",
+        "id_slot": "id_slot", "cache_prompt": "cache_prompt",
+    }
+    may = [field for field, experiment in fields.items() if honoured(findings, experiment)]
+    return [f"Fields that may be added to a request: {', '.join(may) or 'none'}."]
+
+
+def _cautions(findings: Findings, driver: Driver) -> list[str]:
+    """What an owner should know before relying on this server."""
+    said = []
+    if verdict(findings, "cancel") in ("no", "ignored"):
+        said.append("Caution: it goes on generating after a hang-up, so a stop saves no work there.")
+    if verdict(findings, "stream_usage") in ("no", "ignored"):
+        said.append("Caution: streams tell no usage, so tokens are counted by pieces and marked so.")
+    if verdict(findings, "native_budget") == "ignored":
+        said.append("Caution: it accepts a reasoning budget and ignores it.")
+    if verdict(findings, "reasoning") == "no":
+        said.append("This model showed no thought, so a reasoning route has nothing to stop; samples works.")
+    if driver != "llama.cpp" and {"native", "raw"} & set(findings.finish):
+        said.append(f"Driver {driver!r} writes no template and no control: native and raw need llama.cpp's.")
+    return said
+
+
+def _settings(findings: Findings, name: str, url: str, driver: Driver) -> str:
+    lines = [f"[upstreams.{name}]", f"url = {json.dumps(url)}", f'driver = "{driver}"']
+    usable = [m for m in findings.finish if driver == "llama.cpp" or m == "prefill"]
+    if findings.n_slots is not None:
+        lines.append(f"slots = {findings.n_slots}")
+    if usable:
+        lines.append(f"finish = {json.dumps(usable)}")
+    found = finding(findings, "reasoning")
+    if found is not None and found.verdict == "no" and usable:
+        lines.append("# no thought was seen: a reasoning route would have nothing to stop")
+    return "\n".join(lines) + "\n"

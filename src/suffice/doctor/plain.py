@@ -1,0 +1,211 @@
+"""Experiments with the plain protocol: does the server do what a field of the request asks for?
+
+Each sends a few short requests and gives one verdict. A field that is accepted and has no effect is
+`ignored`: that a server answers 200 says nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from suffice.doctor.seen import COUNT, THINK, THINK_CAP, Facts, Saw, ms, number, quoted, within
+from suffice.doctor.talk import Streamed, Talk
+from suffice.upstream.wire import REASONING_FIELDS
+
+CAP = 4        # tokens: small enough that a model that counts to 200 must pass it
+FAR_OVER = 24  # pieces: no cap of 4 tokens makes so many
+_TOOL = {"type": "function", "function": {
+    "name": "get_weather", "description": "Tells the weather in a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}}  # fmt: skip
+
+
+async def models(talk: Talk, facts: Facts) -> Saw:
+    """List the models; remember what the list says about the one that is asked."""
+    status, body = await talk.get("/v1/models")
+    listed = within(body, "data")
+    items = listed if isinstance(listed, list) else []
+    names = [str(within(one, "id")) for one in items]
+    if status != 200 or not names:
+        return Saw("no", f"/v1/models answered {status} and listed nothing")
+    mine = next((one for one in items if within(one, "id") == talk.model), None)
+    facts.owned_by = str(within(mine, "owned_by") or "")
+    facts.context_tokens = number(within(mine, "max_model_len"))
+    here = "among them the one asked for" if mine else f"not the one asked for, {talk.model!r}"
+    return Saw("yes", f"{len(names)} listed, {here}")
+
+
+async def reachable(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001 - an experiment's signature
+    """Ask for a word; find the name under which the server takes a cap."""
+    answer = await talk.whole(talk.body("Say hello.", 8))
+    if answer.status == 400:
+        talk.cap_field = "max_completion_tokens"
+        answer = await talk.whole(talk.body("Say hello.", 8))
+    if answer.status != 200 or not answer.choices:
+        return Saw("no", f"a chat of one line was answered {answer.refused}")
+    return Saw("yes", f"200 in {ms(answer.took_s)}")
+
+
+async def unknown_fields(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    """Send a field that nobody knows."""
+    answer = await talk.whole(talk.body("Say hello.", 1, suffice_unknown_field=1))
+    if answer.status == 200:
+        return Saw("yes", "a field that no server knows was answered 200")
+    return Saw("no", f"a field that no server knows was answered {answer.refused}")
+
+
+async def max_tokens(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    """Does `max_tokens` cap?"""
+    return await _capped(talk, "max_tokens")
+
+
+async def max_completion_tokens(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    """Does `max_completion_tokens` cap?"""
+    return await _capped(talk, "max_completion_tokens")
+
+
+async def _capped(talk: Talk, name: str) -> Saw:
+    body = talk.body(COUNT, CAP)
+    del body[talk.cap_field]
+    seen = await talk.stream({**body, name: CAP}, hang_up_after=FAR_OVER)
+    if seen.status != 200:
+        return Saw("no", f"answered {seen.refused}")
+    if seen.n_pieces >= FAR_OVER:
+        return Saw("ignored", f"a cap of {CAP} was passed: {seen.n_pieces} pieces came before we hung up")
+    if seen.finish_reason == "length":
+        return Saw("yes", f"a cap of {CAP} ended the answer after {seen.n_pieces} pieces, finish reason length")
+    ended = f"the answer ended by itself after {seen.n_pieces} pieces, finish reason {seen.finish_reason}"
+    return Saw("ignored" if seen.n_pieces > CAP else "unclear", ended)
+
+
+async def stream_usage(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    """Does a stream tell its usage?"""
+    body = talk.body("Say hello.", 8, stream_options={"include_usage": True})
+    seen = await talk.stream(body)
+    if seen.status != 200:
+        return Saw("no", f"stream_options was answered {seen.refused}")
+    counted = number(within(seen.usage, "completion_tokens"))
+    if seen.usage is None or not counted:
+        return Saw("ignored", f"asked for and not sent: {seen.n_pieces} pieces and no usage")
+    elsewhere = "null in the other chunks" if seen.null_usage else "absent from the other chunks"
+    prompt = seen.n_prompt or "unknown"
+    return Saw("yes", f"{prompt} prompt and {counted} completion tokens at the end, {elsewhere}")
+
+
+async def reasoning(talk: Talk, facts: Facts) -> Saw:
+    """Where does a thought stand? Keeps the run: budgets are compared with it."""
+    seen = facts.thought = await talk.stream(talk.body(THINK, THINK_CAP))
+    if seen.status != 200:
+        return Saw("unclear", f"answered {seen.refused}")
+    begun, ended = talk.settings.think_open, talk.settings.think_close
+    if seen.thought_field:
+        where = f"in the field {seen.thought_field}"
+        closed = "then the answer" if seen.content.strip() else f"not ended within {THINK_CAP} tokens"
+        return Saw("yes", f"{where}: {seen.n_thought_pieces} pieces, {closed}")
+    if seen.content.lstrip().startswith(begun) or ended in seen.content:
+        return Saw("yes", f"inside the content, {'between' if begun in seen.content else 'up to'} its tags")
+    fields = ", ".join(REASONING_FIELDS)
+    return Saw("no", f"{seen.n_pieces} pieces, none in {fields}, and no {begun} in the content")
+
+
+async def logprobs(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    """Log-probabilities in one piece."""
+    answer = await talk.whole(talk.body("Say hello.", 8, logprobs=True, top_logprobs=2))
+    if answer.status != 200:
+        return Saw("no", f"answered {answer.refused}")
+    items = within(answer.choices[0], "logprobs", "content") if answer.choices else None
+    if not isinstance(items, list) or not items:
+        return Saw("ignored", "asked for and not sent: the answer has none")
+    rivals = within(items[0], "top_logprobs")
+    n_rivals = len(rivals) if isinstance(rivals, list) else 0
+    return Saw("yes", f"for {len(items)} tokens, {n_rivals} of 2 alternatives each, in chat's shape")
+
+
+async def logprobs_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    """Log-probabilities in a stream."""
+    seen = await talk.stream(talk.body("Say hello.", 8, logprobs=True, top_logprobs=2))
+    if seen.status != 200:
+        return Saw("no", f"answered {seen.refused}")
+    if not seen.n_logprobs:
+        return Saw("ignored", f"asked for and not sent: {seen.n_pieces} pieces without any")
+    return Saw("yes", f"for {seen.n_logprobs} tokens in {seen.n_pieces} pieces, {seen.n_rivals} of 2 alternatives each")
+
+
+async def tool_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    """Does a tool call come as a stream of pieces?"""
+    ask = "What is the weather in Reykjavik, the capital of Iceland? Call the tool."
+    seen = Streamed()
+    for choice in ("required", "auto"):
+        seen = await talk.stream(talk.body(ask, 96, tools=[_TOOL], tool_choice=choice))
+        if seen.status == 200:
+            break
+    if seen.status != 200:
+        return Saw("no", f"a request with a tool was answered {seen.refused}")
+    if seen.n_tool_pieces > 1:
+        return Saw("yes", f"{seen.n_tool_pieces} pieces")
+    if seen.n_tool_pieces == 1:
+        return Saw("no", "the whole call came as one piece")
+    return Saw("unclear", f"the model called no tool; it wrote {seen.n_pieces} pieces of text")
+
+
+async def n(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    """Two answers to one request."""
+    answer = await talk.whole(talk.body("Say hello.", 8, n=2, temperature=1))
+    if answer.status != 200:
+        return Saw("no", f"n = 2 was answered {answer.refused}")
+    count = len(answer.choices)
+    return Saw("yes" if count == 2 else "ignored", f"n = 2 gave {count} answer{'s' if count != 1 else ''}")
+
+
+async def seed(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    """The same seed twice, and another one: only the comparison says whether it matters."""
+    ask = "Write one unusual sentence about the sea."
+
+    async def text(**more: Any) -> str | None:
+        answer = await talk.whole(talk.body(ask, 16, **more))
+        return answer.text if answer.status == 200 else None
+
+    greedy = [await text(seed=7) for _ in range(2)]
+    if None in greedy:
+        return Saw("no", "a request with a seed was refused")
+    drawn = [await text(seed=s, temperature=1.5) for s in (7, 7, 8)]
+    cold = f"temperature 0: two runs {'the same' if greedy[0] == greedy[1] else 'differ'}"
+    if drawn[0] != drawn[1]:
+        return Saw("ignored", f"temperature 1.5: the same seed gave {quoted(drawn[0] or '')} and "
+                              f"{quoted(drawn[1] or '')}; {cold}")
+    if drawn[0] == drawn[2]:
+        return Saw("unclear", f"temperature 1.5: another seed gave the same text too; {cold}")
+    return Saw("yes", f"temperature 1.5: the same seed gave the same text, another seed another; {cold}")
+
+
+async def slots(talk: Talk, facts: Facts) -> Saw:
+    """How many requests at once? From /props or /slots."""
+    status, props = await talk.get("/props")
+    if status == 200:
+        facts.n_slots = number(within(props, "total_slots"))
+        facts.context_tokens = facts.context_tokens or number(
+            within(props, "default_generation_settings", "n_ctx")
+        )
+    status, listed = await talk.get("/slots")
+    if status == 200 and isinstance(listed, list) and listed:
+        facts.can_list_slots = True
+        facts.n_slots = facts.n_slots or len(listed)
+        facts.context_tokens = facts.context_tokens or number(within(listed[0], "n_ctx"))
+    if facts.n_slots is None:
+        return Saw("no", "neither /props nor /slots says; write upstreams.NAME.slots yourself")
+    return Saw("yes", f"{facts.n_slots} at once")
+
+
+async def context(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    """How long may a context be? As far as the lists that were read say."""
+    if facts.context_tokens is None:
+        return Saw("no", "neither the list of models nor /props says")
+    return Saw("yes", f"{facts.context_tokens:,} tokens a request")
+
+
+async def rate_limits(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    """Were there rate-limit headers on any answer so far?"""
+    found = sorted(name for name in talk.headers if "ratelimit" in name or name == "retry-after")
+    if not found:
+        return Saw("no", f"no such header on the answers to {talk.n_calls} calls")
+    return Saw("yes", ", ".join(found))

@@ -1,0 +1,158 @@
+"""What a route's full runs say: can their answers be read, and does the model agree with itself?
+
+From the log where it holds enough, else from questions that are run live. Two full runs of one
+question agree as often as any stop can agree with them: that share is the ceiling. It knows runs and
+a scorer, and refuses to know thresholds (`assurance.extractable`) and how a report is shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from suffice.assurance.extractable import WINDOW_RUNS
+from suffice.doctor.talk import Talk
+from suffice.errors import ConfigError, UpstreamError
+from suffice.scoring.base import Scorer
+from suffice.types import Episode, RouteFindings
+
+SENT_ALONG = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "chat_template_kwargs")
+CAP = 4_096  # tokens of a live run whose question names no cap: nothing may run for ever
+
+
+@dataclass(slots=True)
+class FullRuns:
+    """Counts over full runs, of the log or live."""
+
+    n_runs: int = 0
+    n_extractable: int = 0
+    n_repeats: int = 0       # questions, or pairs of runs of one question, that were compared
+    n_agreeing: int = 0
+    n_failed: int = 0        # live runs that the server did not answer; not among `n_runs`
+    answers: list[str | None] = field(default_factory=list)
+
+    def add(self, answer: str | None) -> None:
+        """Take one full run in."""
+        self.n_runs += 1
+        self.n_extractable += answer is not None
+        self.answers.append(answer)
+
+    def compare(self, one: str | None, other: str | None, scorer: Scorer) -> None:
+        """Take two full runs of one question in. No answer agrees with nothing, not even with itself."""
+        self.n_repeats += 1
+        self.n_agreeing += one is not None and other is not None and scorer.match(one, other)
+
+
+def is_full_run(episode: Episode) -> bool:
+    """Did the run end by itself although nothing but chance spared it?
+
+    Runs that a policy merely did not stop are the hard ones: only those that it could not stop count.
+    """
+    request, outcome = episode.request, episode.outcome
+    return (
+        request.ungoverned is None
+        and (request.mode != "enforce" or request.audit)
+        and not outcome.stopped
+        and outcome.end_reason in ("done", "truncated")
+    )
+
+
+def from_log(episodes: Iterable[Episode], scorer: Scorer) -> FullRuns:
+    """Count the latest full runs of one route, and pairs of them that answered the same question."""
+    latest = [e for e in episodes if is_full_run(e)][-WINDOW_RUNS:]
+    found, waiting = FullRuns(), defaultdict[str, list[str | None]](list)
+    for episode in latest:
+        answer, key = episode.outcome.answer, episode.request.question_key
+        found.add(answer)
+        if waiting[key]:
+            found.compare(waiting[key].pop(), answer, scorer)  # each run stands in one pair at most
+        else:
+            waiting[key].append(answer)
+    return found
+
+
+def read_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
+    """Requests from JSON lines with `question` (a string) or `messages`, and sampling fields beside it.
+
+    Raises ConfigError with the line at fault.
+    """
+    bodies = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            item = msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise ConfigError(f"{where}:{number}: is not JSON; need one object a line") from None
+        question = item.get("question") if isinstance(item, dict) else None
+        messages = item.get("messages") if isinstance(item, dict) else None
+        if isinstance(question, str):
+            messages = [{"role": "user", "content": question}]
+        if not isinstance(messages, list) or not messages:
+            raise ConfigError(f'{where}:{number}: has no question; need {{"question": "…"}} or messages')
+        bodies.append({"messages": messages, **{k: item[k] for k in SENT_ALONG if k in item}})
+    if not bodies:
+        raise ConfigError(f"{where}: holds no question")
+    return bodies
+
+
+async def run_live(
+    talk: Talk, bodies: Sequence[Mapping[str, Any]], scorer: Scorer, *, n_repeats: int, at_once: int
+) -> FullRuns:
+    """Run every question once in full and the first `n_repeats` once more, `at_once` of them at a time.
+
+    A run that the server does not answer within the talk's time-out is counted as failed.
+    """
+    found, gate = FullRuns(), asyncio.Semaphore(at_once)
+
+    async def answer(body: Mapping[str, Any]) -> tuple[bool, str | None]:
+        async with gate:
+            return await _run(talk, body, scorer)
+
+    asked = [*bodies, *bodies[:n_repeats]]
+    ended = await asyncio.gather(*(answer(body) for body in asked))
+    for answered, text in ended:
+        if answered:
+            found.add(text)
+    found.n_failed = sum(not answered for answered, _ in ended)
+    for (answered, one), (again, other) in zip(ended, ended[len(bodies):], strict=False):
+        if answered and again:
+            found.compare(one, other, scorer)
+    return found
+
+
+async def _run(talk: Talk, body: Mapping[str, Any], scorer: Scorer) -> tuple[bool, str | None]:
+    """One full run: (did it end, its answer)."""
+    capped = any(name in body for name in ("max_tokens", "max_completion_tokens"))
+    sent = {"model": talk.model, **({} if capped else {talk.cap_field: CAP}), **body}
+    try:
+        async with asyncio.timeout(talk.timeout_s):
+            reply = await talk.whole(sent)
+    except (TimeoutError, UpstreamError):
+        return False, None
+    message = reply.choices[0].get("message") if reply.status == 200 and reply.choices else None
+    if not isinstance(message, Mapping):
+        return False, None
+    content = message.get("content")
+    text = content if isinstance(content, str) else ""
+    thought_ends = talk.settings.think_close
+    if thought_ends in text:
+        text = text.rpartition(thought_ends)[2]
+    elif text.lstrip().startswith(talk.settings.think_open):
+        text = ""  # the cap was reached inside the thought: there is no answer
+    return True, scorer.extract(text)
+
+
+def as_findings(
+    found: FullRuns, *, examination_id: str, route: str, scorer: str, at_s: float
+) -> RouteFindings:
+    """The record of live runs, as the log keeps it."""
+    return RouteFindings(
+        examination_id=examination_id, route=route, scorer=scorer, at_s=at_s, n_runs=found.n_runs,
+        n_extractable=found.n_extractable, n_repeats=found.n_repeats, n_agreeing=found.n_agreeing,
+    )  # fmt: skip

@@ -1,0 +1,238 @@
+"""One conversation with a model server under examination: what was sent, what came back, and when.
+
+It knows calls, streams and a clock that is passed in. It refuses to know experiments and verdicts.
+An examination makes its calls one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from suffice.errors import UpstreamError
+from suffice.settings import Upstream
+from suffice.upstream.client import Call, UpstreamClient, governed_headers
+from suffice.upstream.wire import (
+    DONE_DATA,
+    SseSplitter,
+    decode_chunk,
+    decode_json,
+    encode_json,
+    logprobs_of,
+    reasoning_of,
+)
+
+CHAT = "/v1/chat/completions"
+_SAID_CHARS = 120  # of a server's own error message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """An answer that came in one piece."""
+
+    status: int
+    body: Mapping[str, Any]  # {} when it is no JSON object
+    took_s: float
+
+    @property
+    def choices(self) -> list[Mapping[str, Any]]:
+        """Its choices; [] when there are none."""
+        found = self.body.get("choices")
+        return [c for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
+
+    @property
+    def text(self) -> str:
+        """Thought and answer of the first choice, as one string."""
+        message = self.choices[0].get("message") if self.choices else None
+        if not isinstance(message, Mapping):
+            return ""
+        parts = (message.get(k) for k in ("reasoning", "reasoning_content", "thinking", "content"))
+        return "".join(part for part in parts if isinstance(part, str))
+
+    @property
+    def refused(self) -> str:
+        """How the server refused: its status and its own words, cut short."""
+        return f"{self.status}{said(self.body)}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Streamed:
+    """A stream as far as it was read."""
+
+    status: int = 0
+    completion_id: str = ""
+    content: str = ""
+    thought: str = ""
+    thought_field: str = ""       # "" when no field carried a thought
+    n_pieces: int = 0             # chunks with text of any kind: about as many tokens
+    n_thought_pieces: int = 0
+    n_logprobs: int = 0
+    n_rivals: int = 0             # listed beside the first token
+    n_tool_pieces: int = 0
+    usage: Mapping[str, Any] | None = None
+    null_usage: bool = False      # did other chunks carry `usage: null`?
+    timings: Mapping[str, Any] | None = None
+    finish_reason: str | None = None
+    first_s: float | None = None  # from the request to the first piece
+    took_s: float = 0.0
+    error: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def refused(self) -> str:
+        """How the server refused: its status and its own words, cut short."""
+        return f"{self.status}{said(self.error)}"
+
+    @property
+    def n_cached(self) -> int | None:
+        """Prompt tokens that a cache served; None: the server does not say."""
+        if self.timings is not None and isinstance(self.timings.get("cache_n"), int):
+            return int(self.timings["cache_n"])
+        details = (self.usage or {}).get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+        return cached if isinstance(cached, int) else None
+
+    @property
+    def n_prompt(self) -> int | None:
+        """Tokens of the prompt; None: the server does not say."""
+        found = (self.usage or {}).get("prompt_tokens")
+        if isinstance(found, int):
+            return found
+        timings = self.timings or {}
+        new, cached = timings.get("prompt_n"), timings.get("cache_n")
+        return new + cached if isinstance(new, int) and isinstance(cached, int) else None
+
+
+def said(body: Mapping[str, Any]) -> str:
+    """A server's own error message, cut short; "" when there is none."""
+    error = body.get("error", body.get("message"))
+    message = error.get("message") if isinstance(error, Mapping) else error
+    return f" ({message[:_SAID_CHARS].strip()})" if isinstance(message, str) and message else ""
+
+
+class Talk:
+    """The calls that experiments make.
+
+    model    name that is asked for
+    clock_s  monotonic, in seconds
+    nonce    a fresh word at each call, so that a prompt was never seen before
+    """
+
+    def __init__(
+        self, client: UpstreamClient, *, model: str, timeout_s: float,
+        clock_s: Callable[[], float], nonce: Callable[[], str],
+    ) -> None:  # fmt: skip
+        self.client, self.model, self.timeout_s = client, model, timeout_s
+        self.clock_s, self.nonce = clock_s, nonce
+        self.cap_field = "max_tokens"       # the one that this server takes
+        self.headers: dict[str, str] = {}   # of all answers, lower case; the latest value
+        self.n_calls = 0
+
+    @property
+    def settings(self) -> Upstream:
+        """The upstream's settings."""
+        return self.client.settings
+
+    def body(self, ask: str, cap: int, **more: Any) -> dict[str, Any]:
+        """A chat request with at most `cap` tokens of answer, without chance unless `more` asks for it."""
+        messages = [{"role": "user", "content": ask}]
+        return {"model": self.model, "messages": messages, self.cap_field: cap, "temperature": 0, **more}
+
+    async def whole(self, body: Mapping[str, Any], path: str = CHAT) -> Whole:
+        """Send a request and read the whole answer. Raises UpstreamError."""
+        start_s = self.clock_s()
+        async with self.open(path, body) as call:
+            data = await call.read_all()
+        return Whole(status=call.status, body=_object(data), took_s=self.clock_s() - start_s)
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """Read a page: (status, its JSON, or its text where it is none). Raises UpstreamError."""
+        self.n_calls += 1
+        status, data = await self.client.get(path, timeout_s=self.timeout_s)
+        try:
+            return status, decode_json(data)
+        except (UpstreamError, ValueError):
+            return status, data.decode("utf-8", "replace")
+
+    async def models(self) -> list[str]:
+        """Names of the models that the server lists; [] when it lists none. Raises UpstreamError."""
+        status, body = await self.get("/v1/models")
+        listed = body.get("data") if status == 200 and isinstance(body, Mapping) else None
+        found = [one.get("id") for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
+        return [name for name in found if isinstance(name, str)]
+
+    @asynccontextmanager
+    async def open(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Call]:
+        """Send a request; leaving the block early hangs up. Raises UpstreamError."""
+        self.n_calls += 1
+        async with self.client.open(path, encode_json(body), governed_headers([])) as call:
+            self.headers |= {name.lower(): value for name, value in call.headers}
+            yield call
+
+    async def stream(
+        self, body: Mapping[str, Any], path: str = CHAT, *, hang_up_after: int | None = None
+    ) -> Streamed:
+        """Send a request as a stream and read it, at most `hang_up_after` pieces. Raises UpstreamError."""
+        start_s, seen = self.clock_s(), Streamed()
+        async with self.open(path, {**body, "stream": True}) as call:
+            async for _ in self.pieces(call, seen, start_s):
+                if hang_up_after is not None and seen.n_pieces >= hang_up_after:
+                    break
+        return seen
+
+    async def pieces(self, call: Call, seen: Streamed, start_s: float) -> AsyncIterator[None]:
+        """Read a stream into `seen`, one step a piece of text. Raises UpstreamError."""
+        seen.status = call.status
+        if call.status != 200:
+            seen.error = _object(await call.read_all())
+            return
+        splitter, done = SseSplitter(), False
+        while not done and (data := await call.read()):
+            for frame in splitter.feed(data):
+                done = done or frame.data == DONE_DATA
+                if frame.data is None or done:
+                    continue
+                before = seen.n_pieces
+                _take(seen, frame.data)
+                if seen.n_pieces > before:
+                    seen.first_s = self.clock_s() - start_s if seen.first_s is None else seen.first_s
+                    yield
+        seen.took_s = self.clock_s() - start_s
+        await call.settle()
+
+
+def _object(data: bytes) -> Mapping[str, Any]:
+    try:
+        found = decode_json(data)
+    except (UpstreamError, ValueError):
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _take(seen: Streamed, data: bytes) -> None:
+    """Take one chunk in."""
+    chunk, raw = decode_chunk(data), _object(data)
+    seen.completion_id = chunk.id or seen.completion_id
+    if isinstance(raw.get("usage"), Mapping):
+        seen.usage = raw["usage"]
+    elif "usage" in raw:
+        seen.null_usage = True
+    if isinstance(raw.get("timings"), Mapping):
+        seen.timings = raw["timings"]
+    for choice in chunk.choices or ():
+        if choice.index != 0:
+            continue
+        seen.finish_reason = choice.finish_reason or seen.finish_reason
+        logprobs = logprobs_of(choice)
+        if logprobs and not seen.n_logprobs:
+            seen.n_rivals = len(logprobs[0].top)
+        seen.n_logprobs += len(logprobs)
+        thought, name = reasoning_of(choice.delta) if choice.delta else ("", "")
+        text = choice.text or (choice.delta.content if choice.delta else None) or ""
+        called = bool(choice.delta and choice.delta.calls_tool)
+        seen.thought, seen.content = seen.thought + thought, seen.content + text
+        seen.thought_field = name or seen.thought_field
+        seen.n_thought_pieces += bool(thought)
+        seen.n_tool_pieces += called
+        seen.n_pieces += bool(thought or text or called)

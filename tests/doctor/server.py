@@ -1,0 +1,82 @@
+"""A model server to examine: it does what it is asked, and lies where it is told to."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from suffice.doctor.examine import examine
+from suffice.doctor.finishing import BEGUN, LIST
+from suffice.doctor.seen import COUNT, THINK
+from suffice.doctor.talk import Talk
+from suffice.settings import Upstream
+from suffice.testing import FakeUpstream, Reply
+from suffice.testing.prompt import cut
+from suffice.testing.reply import RequestSeen, Spoken, ToolCall
+from suffice.types import Findings
+from suffice.upstream.client import UpstreamClient
+
+THOUGHT = tuple(f"step {n}, " for n in range(60))
+CALL = ToolCall(id="call_1", name="get_weather", arguments=('{"city":', ' "Reykjavik"}'))
+
+
+def model(*, delay_s: float = 0.0, cold_s: float = 0.0, **changes: Any) -> Callable[[RequestSeen], Reply]:
+    """A model that thinks, counts, calls tools and obeys its seed.
+
+    delay_s  before each token of a long list
+    cold_s   before the first token of a prompt whose first word was never read
+    changes  to every reply
+    """
+    read: set[str] = set()
+    fresh = itertools.count(1_000)
+
+    def say(seen: RequestSeen) -> Reply:
+        text, first = seen.text, seen.text.partition(":")[0]
+        wait_s = cold_s if "list of words" in text and first not in read else 0.0
+        read.add(first)
+        fixed: dict[str, Any] = {"first_delay_s": wait_s, **changes}
+        if COUNT in text:
+            return Reply(answer=tuple(f"{n}\n" for n in range(1, 201)), delay_s=delay_s, **fixed)
+        if LIST in text:
+            after = Spoken(cut(f"{BEGUN} 6, 7, 8, 9"))
+            return Reply(reasoning=THOUGHT, answer=cut("1, 2, 3, 4, 5, 6"), answer_after=lambda _: after, **fixed)
+        if THINK in text:
+            return Reply(reasoning=THOUGHT, answer=("180",), delay_s=0.002, **fixed)
+        if seen.body.get("tools"):
+            return Reply(answer=(), tool_calls=(CALL,), **fixed)
+        if seen.body.get("temperature") == 1.5:
+            drawn = random.Random(seen.body.get("seed", next(fresh)))
+            return Reply(answer=(f"The sea has {drawn.randrange(10**9)} waves.",), **fixed)
+        return Reply(answer=("Hello", "."), **fixed)
+
+    return say
+
+
+@asynccontextmanager
+async def talking(fake: FakeUpstream, *, timeout_s: float = 30.0) -> AsyncIterator[Talk]:
+    """A talk with a running fake."""
+    nonces = itertools.count()
+    async with UpstreamClient("up", Upstream(url=fake.url), None) as client:
+        yield Talk(
+            client, model="fake", timeout_s=timeout_s, clock_s=time.monotonic, nonce=lambda: f"nonce{next(nonces)}"
+        )
+
+
+async def found(fake: FakeUpstream, *, timeout_s: float = 30.0) -> Findings:
+    """Examine a running fake."""
+    async with talking(fake, timeout_s=timeout_s) as talk:
+        return await examine(talk, upstream="up", examination_id="ex_1", at_s=0.0)
+
+
+def verdicts(findings: Findings) -> dict[str, str]:
+    """Verdicts by experiment."""
+    return {one.experiment: one.verdict for one in findings.findings}
+
+
+def evidence(findings: Findings, experiment: str) -> str:
+    """The sentence of one experiment."""
+    return next(one.evidence for one in findings.findings if one.experiment == experiment)

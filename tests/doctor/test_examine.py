@@ -1,0 +1,128 @@
+"""The doctor tells a server that does what it is asked from one that merely answers 200."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from suffice.doctor import serving
+from suffice.doctor.advise import advise
+from suffice.doctor.examine import RUN
+from suffice.doctor.seen import Facts
+from suffice.testing import FakeUpstream, Reply
+from suffice.testing.reply import status
+from suffice.upstream.findings import EXPERIMENTS, allows_probes, honoured, url_key
+from tests.doctor.server import evidence, found, model, talking, verdicts
+
+GOOD: dict[str, Any] = {"prefix_cache": True, "slots": 2}
+
+
+def test_every_experiment_has_a_name_that_the_gateway_knows_in_the_order_of_the_table() -> None:
+    assert list(RUN) == list(EXPERIMENTS)
+
+
+async def test_a_server_that_does_everything_is_believed() -> None:
+    async with FakeUpstream(model(delay_s=0.005), **GOOD) as fake:
+        findings, url = await found(fake), fake.url
+    seen = verdicts(findings)
+    # The fake keeps no slot apart, cannot turn its cache off and has neither limits nor a list of contexts.
+    other = {"id_slot": "ignored", "cache_prompt": "ignored", "rate_limits": "no", "context": "no"}
+    assert seen == dict.fromkeys(EXPERIMENTS, "yes") | other
+    assert findings.finish == ("native", "raw", "prefill")
+    assert findings.n_slots == 2
+    assert findings.url_key == url_key(url + "/v1")
+    assert allows_probes(findings)
+    advice = advise(findings, name="up", url=url, driver=None)
+    assert advice.driver == "llama.cpp"
+    assert 'finish = ["native", "raw", "prefill"]' in advice.settings
+
+
+# what the server ignores: experiment, and a number that its evidence must hold
+LIES = {
+    "n": ("n", "gave 1 answer"),
+    "reasoning_budget_tokens": ("native_budget", "60 pieces of thought with a budget of 8, 60 without"),
+    "logprobs": ("logprobs_stream", "without any"),
+    "stream_options": ("stream_usage", "no usage"),
+    "continue_final_message": ("prefill", "began anew"),
+    "max_completion_tokens": ("max_completion_tokens", "a cap of 4 was passed: 24 pieces"),
+    "seed": ("seed", "the same seed gave"),
+}
+
+
+@pytest.fixture(scope="module")
+def lies() -> dict[str, Any]:
+    """One examination of a server that ignores all of it; none of these experiments shares a call with another."""
+    async def run() -> Any:
+        async with FakeUpstream(model(), ignores=tuple(LIES), slots=2) as fake:
+            return await found(fake)
+
+    findings = asyncio.run(run())
+    return {"findings": findings, "verdicts": verdicts(findings)}
+
+
+@pytest.mark.parametrize("field", LIES)
+def test_a_field_that_is_accepted_and_ignored_is_found_out(lies: dict[str, Any], field: str) -> None:
+    experiment, said = LIES[field]
+    assert lies["verdicts"][experiment] == "ignored"
+    assert said in evidence(lies["findings"], experiment)
+
+
+def test_what_was_ignored_is_not_used(lies: dict[str, Any]) -> None:
+    findings = lies["findings"]
+    assert "prefill" not in findings.finish
+    assert not honoured(findings, "logprobs_stream")
+    assert lies["verdicts"]["prefix_cache"] == "no"
+    assert not allows_probes(findings)
+    sentences = " ".join(advise(findings, name="up", url="http://h", driver=None).sentences)
+    assert "accepts a reasoning budget and ignores it" in sentences
+    assert "not sent, it caches no prefixes" in sentences
+
+
+async def test_a_plain_server_offers_no_way_to_close_a_thought() -> None:
+    async with FakeUpstream(model(), dialect="openai") as fake:
+        findings = await found(fake)
+    seen = verdicts(findings)
+    assert (seen["prefill"], seen["raw"], seen["native_end"]) == ("ignored", "no", "no")
+    assert findings.finish == ()
+    advice = advise(findings, name="up", url="http://h", driver=None)
+    assert advice.driver == "openai"
+    assert "finish" not in advice.settings
+    assert any("no way to close a thought" in sentence for sentence in advice.sentences)
+
+
+async def test_a_cache_that_nothing_reports_is_seen_by_the_clock() -> None:
+    async with FakeUpstream(model(cold_s=0.4, usage="none"), dialect="openai") as fake:
+        findings = await found(fake)
+    assert verdicts(findings)["prefix_cache"] == "yes"
+    assert "nothing reported" in evidence(findings, "prefix_cache")
+
+
+async def test_a_server_that_goes_on_after_a_hang_up_is_found_out() -> None:
+    async with FakeUpstream(model(delay_s=0.1), cancels=False, slots=2) as fake, talking(fake) as talk:
+        saw = await serving.cancel(talk, Facts(n_slots=2, can_list_slots=True))
+    assert saw.verdict == "no"
+    assert "1 still running" in saw.evidence
+
+
+async def test_a_server_that_answers_no_chat_is_asked_nothing_more() -> None:
+    async with FakeUpstream(Reply(faults=(status(503),))) as fake:
+        findings = await found(fake)
+    assert verdicts(findings) == {"reachable": "no"}
+    assert "503" in evidence(findings, "reachable")
+
+
+async def test_an_experiment_that_takes_too_long_gives_no_verdict_and_the_others_go_on() -> None:
+    async with FakeUpstream(model(delay_s=5.0), **GOOD) as fake:
+        findings = await found(fake, timeout_s=0.5)
+    seen = verdicts(findings)
+    assert seen["max_tokens"] == "unclear"
+    assert "not done within 0.5 s" in evidence(findings, "max_tokens")
+    assert seen["n"] == "yes"
+
+
+def test_findings_of_another_address_say_nothing() -> None:
+    assert url_key("http://a:1/v1/") == url_key("http://a:1")
+    assert url_key("http://a:1") != url_key("http://a:2")
+
