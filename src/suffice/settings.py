@@ -76,6 +76,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     think_open: str = "<think>"
     think_close: str = "</think>"
     extra: Extra = Extra()                    # what probes may take of it
+    affinity_header: str = ""                 # tells a router in front of replicas which calls belong together
     prices: Prices | None = None              # None: unknown, so money is left out everywhere
 
 
@@ -224,6 +225,9 @@ def _check(settings: Settings) -> None:
         if not re.match(r"https?://[^/\s]+", upstream.url):
             raise ConfigError(f"upstreams.{name}.url: got {upstream.url!r}; need http://host[:port][/path]")
         _check_extra(f"upstreams.{name}.extra", upstream.extra)
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", upstream.affinity_header):
+            got = upstream.affinity_header
+            raise ConfigError(f"upstreams.{name}.affinity_header: got {got!r}; no HTTP header name")
         if upstream.prices is not None:
             _check_prices(f"upstreams.{name}.prices", upstream.prices)
     for name, route in settings.routes.items():

@@ -170,6 +170,11 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
                 f"routes.{name}: enforce without a certified policy behaves as observe;"
                 " write uncertified = true to let it act all the same"
             )
+        if route.probe is not None and route.mode != "off" and settings.upstreams[route.upstream].slots == 1:
+            warnings.append(
+                f"routes.{name}.probe: upstreams.{route.upstream} has slots = 1, so a probe is sent only while"
+                " one call runs there; write how many it serves at once"
+            )
         if route.kind == "samples" and route.samples == 1:
             warnings.append(f"routes.{name}: samples = 1 passes through unless a request asks for more")
     known = os.environ if environment is None else environment

@@ -36,6 +36,7 @@ from suffice.rollout.assign import draw_audit, question_key
 from suffice.store.events import Event, RequestEnded, RequestSeen
 from suffice.telemetry import LOG, Metrics
 from suffice.types import EndReason, Outcome, Request
+from suffice.upstream.affinity import marked
 from suffice.upstream.wire import encode_json
 
 CHAT_PATH = "/v1/chat/completions"
@@ -148,8 +149,11 @@ async def _answer(gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exc
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "no_route")
         await pass_through(exchange, client, CHAT_PATH, body, admitted.headers, ledger)
         return
+    together = _conversation(dict(admitted.headers), intake)
+    run = question_key(together, salt=gw.salt) if together else request.episode_id
     job = govern.Job(
-        gw=gw, route=admitted.route, client=client, intake=intake, headers=admitted.headers,
+        gw=gw, route=admitted.route, client=client, intake=intake,
+        headers=marked(admitted.headers, client.settings.affinity_header, run),
         ledger=ledger, exchange=exchange,
     )  # fmt: skip
     try:
@@ -226,7 +230,7 @@ def _request(
         _check_samples(samples, found)
     reason = route.ungoverned(found, intake.body, samples)
     unit = gw.lots.unit(
-        named=intake.options.get("conversation_id") or _conversation(named),
+        named=_conversation(named, intake) or named.get("idempotency-key"),
         body=intake.raw, caller=named.get("authorization", ""), now_s=gw.monotonic_s(),
     )  # fmt: skip
     share = gw.share(found) if reason is None else 0.0
@@ -250,8 +254,8 @@ def _check_samples(n_samples: int, found: BuiltRoute) -> None:
         raise BadRequest(message, param="suffice.samples", code="too_many_samples")
 
 
-def _conversation(named: dict[str, str]) -> str | None:
-    return named.get("x-conversation-id") or named.get("idempotency-key")
+def _conversation(named: dict[str, str], intake: Intake) -> str | None:
+    return intake.options.get("conversation_id") or named.get("x-conversation-id")
 
 
 def blank(

@@ -79,7 +79,6 @@ class Allowance:
 
     settings: Extra
     slots: int
-    reserved_slots: int = 0              # only extra calls are sent to them
     n_open: int = 0                      # extra calls that run now
     paused_until_s: float = float("-inf")
     next_pause_s: float = FIRST_PAUSE_S
@@ -122,12 +121,10 @@ class Allowance:
     @property
     def _concurrency(self) -> int:
         """How many extra calls may run at once: their share of the slots, at least one."""
-        return self.reserved_slots or max(1, int(self.settings.concurrency_share * self.slots))
+        return max(1, int(self.settings.concurrency_share * self.slots))
 
     def _has_room(self, n_other: int) -> bool:
         """Would the engine begin at once, or let the call wait behind other people's work?"""
-        if self.reserved_slots:
-            return self.n_open < self.reserved_slots
         # One slot also means that nobody has said how many there are: one run and one probe of it.
         return n_other + self.n_open < max(2, self.slots)
 
