@@ -22,6 +22,7 @@ from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.types import Step
 from suffice.upstream.client import Call
+from suffice.upstream.pattern import TextPattern
 from suffice.upstream.thought import ThinkTag
 from suffice.upstream.wire import (
     DONE,
@@ -126,6 +127,7 @@ class ReasoningRun:
         self._prober_broke = False
         self._drain = drain            # audit: every scheduled step is probed, even after the end
         self._splitter = SseSplitter()
+        self._pattern = TextPattern()  # what nearly every chunk of this stream looks like
         self._reading: asyncio.Task[bytes] | None = None
         self._blind = False            # our own reading failed: pass everything on unseen
         self._unplaced_tokens = 0      # of an inline thought, whose text is held back for now
@@ -198,7 +200,7 @@ class ReasoningRun:
                         yield self._unprobed(asked)
                         continue
                 if probing is None or asked is None:
-                    waiting.extend(await self.advance())
+                    waiting.extend(await self.advance(to_step=True))
                     continue
                 await self._either(probing, waiting)
                 if probing.done():
@@ -254,44 +256,50 @@ class ReasoningRun:
             self._reading = asyncio.create_task(self.call.read())
         return self._reading
 
-    async def _next_bytes(self) -> bytes:
-        """The next bytes of the upstream, also those that an earlier wait had begun to read."""
-        if self._reading is None:
-            return await self.call.read()
-        data = await asyncio.shield(self._reading)
+    async def _begun_bytes(self, reading: asyncio.Task[bytes]) -> bytes:
+        """The bytes that an earlier wait had begun to read."""
+        data = await asyncio.shield(reading)
         self._reading = None
         return data
 
     # ---- relaying
 
-    async def advance(self) -> list[Checkpoint]:
-        """Read on and pass on; return the checkpoints that were reached.
+    async def advance(self, *, to_step: bool = False) -> list[Checkpoint]:
+        """Read once and pass it on; return the checkpoints that were reached.
+
+        to_step  read on until there is one, or the end
 
         Raises UpstreamError when the upstream broke off or broke its protocol; whole frames before that
         are delivered, and `failure` says so to whoever comes later.
         """
+        points: list[Checkpoint] = []
         try:
-            return await self._relay(await self._next_bytes())
+            while True:
+                reading = self._reading
+                data = await (self.call.read() if reading is None else self._begun_bytes(reading))
+                await self._relay(data, points)
+                if points or self.seen.ended or not to_step:
+                    return points
         except UpstreamError as error:
             self.failure, self.seen.ended = error, True
             raise
 
-    async def _relay(self, data: bytes) -> list[Checkpoint]:
-        points: list[Checkpoint] = []
+    async def _relay(self, data: bytes, points: list[Checkpoint]) -> None:
         frames = self._splitter.feed(data) if data else self._splitter.close()
         out: list[Frame] = []
         try:
             for frame in frames:
                 last, self._last = self._last, None
                 kept = self._look(frame, points)
-                out += self._with_object(last)
-                out += [] if kept is None else [kept]
+                if last is not None:
+                    out += self._with_object(last)
+                if kept is not None:
+                    out.append(kept)
         finally:
             if out:
                 await self._pass(out)
         if not data or self.seen.done or self.seen.failed:
             await self._end()
-        return points
 
     def _with_object(self, last: dict[str, Any] | None) -> list[Frame]:
         """The chunk with the finish reason, which waits for the upstream's usage: money is known then."""
@@ -305,11 +313,11 @@ class ReasoningRun:
             raise self.failure
 
     async def _pass(self, frames: list[Frame]) -> None:
-        if self.held is not None:
-            self.held.extend(frames)
-            self.held_bytes += sum(len(f.raw) for f in frames)
+        if self.held is None:
+            await self.delivery.frames(frames)
             return
-        await self.delivery.frames(frames)
+        self.held.extend(frames)
+        self.held_bytes += sum(len(f.raw) for f in frames)
 
     async def _end(self) -> None:
         seen = self.seen
@@ -364,6 +372,8 @@ class ReasoningRun:
         seen = self.seen
         if seen.done or seen.failed:
             return None
+        if (text := self._pattern.text_of(frame.raw)) and self._folds_again(text, points):
+            return self._pattern.shown(frame, text)
         if frame.data is None:
             # Comments keep a connection alive; a lone `retry:` or `id:` is an error to some clients.
             return frame if frame.raw.startswith(b":") else None
@@ -384,7 +394,10 @@ class ReasoningRun:
         if choice.finish_reason is not None:
             seen.finish_reason = choice.finish_reason
             self._note_engine_budget()
-        return self._edited(frame, chunk, choice, said)
+        shown = self._edited(frame, chunk, choice, said)
+        if self.alias is None and self._pattern.learns:
+            self._pattern.learn(frame, chunk, without_usage=shown is not frame)
+        return shown
 
     def _identify(self, chunk: Chunk, data: bytes) -> None:
         self.seen.id, self.seen.model = chunk.id, chunk.model
@@ -446,10 +459,33 @@ class ReasoningRun:
         try:
             return self._fold(choice, points)
         except Exception:  # noqa: BLE001 - an error in signals costs tokens, never an answer
-            self._blind = True
-            self.seen.phase = "answering"  # nothing can be stopped from here on
-            self.ledger.fail_open("segment")
+            self._goes_blind()
             return None
+
+    def _goes_blind(self) -> None:
+        self._blind = True
+        self.seen.phase = "answering"  # nothing can be stopped from here on
+        self.ledger.fail_open("segment")
+
+    def _folds_again(self, text: str, points: list[Checkpoint]) -> bool:
+        """Fold what a repeated chunk adds, exactly as `_fold` would; False: it must be read in full."""
+        field, seen = self._pattern.field, self.seen
+        is_answer = field == "content"
+        if is_answer and (seen.inline or seen.phase != "answering"):
+            return False
+        if self._blind:
+            return True
+        self.account.received_tokens += 1
+        try:
+            if is_answer:
+                self._answers(text)
+            else:
+                seen.field = field
+                self.account.reasoning_tokens += 1
+                self._thinks(text, 1, points)
+        except Exception:  # noqa: BLE001 - as above
+            self._goes_blind()
+        return True
 
     def _fold(self, choice: Choice, points: list[Checkpoint]) -> str:
         """Sort the text of a choice into thought and answer, and count it; return the answer text in it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from suffice.gateway.exchange import Exchange
 from suffice.upstream.assemble import Assembler
@@ -15,9 +16,9 @@ class StreamDelivery:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
-    async def frames(self, frames: Sequence[Frame]) -> None:
-        """Send whole frames."""
-        await self._exchange.body(b"".join([f.raw for f in frames]))
+    def frames(self, frames: Sequence[Frame]) -> Coroutine[Any, Any, None]:
+        """Send whole frames. Gives the send itself to be awaited: one layer less for each read."""
+        return self._exchange.body(b"".join([f.raw for f in frames]))
 
     def can_begin_again(self) -> bool:
         """What was sent cannot be taken back."""

@@ -98,6 +98,8 @@ def take_whole_events(held: bytearray, data: bytes) -> bytes:
 
     What is held is never longer than HELD_BYTES: an event beyond that goes out in parts.
     """
+    if not held and data.endswith(b"\n\n") and len(data) <= HELD_BYTES:
+        return data  # whole events only, as nearly every read is
     held += data
     ends = [at + len(mark) for mark in _EVENT_ENDS if (at := held.rfind(mark)) >= 0]
     cut = len(held) if len(held) > HELD_BYTES else max(ends, default=0)

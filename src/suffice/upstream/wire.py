@@ -85,7 +85,7 @@ class SseSplitter:
 
     def _cut_at_line_feeds(self, data: bytes) -> list[bytes]:
         parts = data.split(b"\n\n")
-        self._rest = bytearray(parts.pop())
+        self._rest[:] = parts.pop()
         return [part + b"\n\n" for part in parts]
 
     def _cut_at_any_end(self, start: int) -> list[bytes]:
@@ -112,6 +112,8 @@ class SseSplitter:
         return [self._frame(raw) for raw in raws]
 
     def _frame(self, raw: bytes) -> Frame:
+        if not self._at_start and not self._has_cr and _is_one_data_line(raw):
+            return Frame(raw, raw[6:-2], None)
         body = raw
         if self._at_start:
             self._at_start = False

@@ -1,0 +1,124 @@
+"""Chunks that differ from an earlier one in their text alone, read without parsing them again. Pure.
+
+Nearly all chunks of a stream are the same bytes but for one string. Once one of them was parsed, the
+bytes before and behind its text are known, and a chunk with the same bytes and a plain string
+between them must mean the same but for that string. It knows bytes and chunks; it refuses to know
+what the text is for.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from suffice.upstream.wire import REASONING_FIELDS, Chunk, Frame, decode_chunk, decode_json, is_given
+
+_NEVER = b"\x00"       # begins no event
+_MAX_TRIES = 4         # patterns in a row that matched nothing: the chunks of this upstream do not repeat
+_NO_USAGE = b'"usage":null'
+
+
+class TextPattern:
+    """One chunk with a hole for its text.
+
+    field     where the text stands in the delta
+    """
+
+    __slots__ = ("_after", "_before", "_matched", "_n_after", "_n_before", "_shown", "_tries", "field")
+
+    def __init__(self) -> None:
+        self._before = self._after = _NEVER
+        self._n_before = self._n_after = 1
+        self._shown: tuple[bytes, bytes] | None = None   # what the client gets around the text; None: the same
+        self._matched = False
+        self._tries = 0
+        self.field = ""
+
+    @property
+    def learns(self) -> bool:
+        """Is it worth showing it another chunk?"""
+        return self._matched or self._tries < _MAX_TRIES
+
+    def text_of(self, raw: bytes) -> str:
+        """The text of a frame that is the known one but for its text; "": read that frame as any other."""
+        if not raw.startswith(self._before) or not raw.endswith(self._after):
+            return ""
+        middle = raw[self._n_before : -self._n_after]
+        if b'"' in middle or b"\\" in middle:
+            return ""
+        try:
+            text = middle.decode()
+        except UnicodeDecodeError:
+            return ""
+        if not text.isprintable():  # JSON allows no bare control characters; what else this leaves out is rare
+            return ""
+        self._matched = True
+        return text
+
+    def shown(self, frame: Frame, text: str) -> Frame:
+        """The frame as the client is to see it."""
+        if self._shown is None:
+            return frame
+        raw = text.encode().join(self._shown)
+        return Frame(raw, raw[6:-2], None)
+
+    def learn(self, frame: Frame, chunk: Chunk, *, without_usage: bool) -> None:
+        """Take the bytes around the text of `frame`, whose only choice says text and nothing else.
+
+        without_usage  the client is to see the frame without its empty usage
+        """
+        self._tries = 1 if self._matched else self._tries + 1
+        self._matched = False
+        if frame.raw != b"data: %b\n\n" % frame.data or (said := _said(chunk)) is None:
+            return
+        field, text = said
+        cut = _around(frame.raw, field, text)
+        if cut is None or not _holds(cut, chunk, field, text):
+            return
+        shown = _without_usage(cut) if without_usage else None
+        if without_usage and shown is None:
+            return
+        self.field, (self._before, self._after), self._shown = field, cut, shown
+        self._n_before, self._n_after = len(self._before), len(self._after)
+
+
+def _said(chunk: Chunk) -> tuple[str, str] | None:
+    """(field, text) of a chunk that adds text to one field of its only choice, and says nothing else."""
+    if not chunk.choices or len(chunk.choices) != 1 or chunk.usage is not None or is_given(chunk.error):
+        return None
+    choice, delta = chunk.choices[0], chunk.choices[0].delta
+    if choice.index != 0 or choice.finish_reason is not None or is_given(choice.logprobs):
+        return None
+    if delta is None or delta.refusal or delta.calls_tool:
+        return None
+    texts = [(name, text) for name in ("content", *REASONING_FIELDS) if (text := getattr(delta, name))]
+    return texts[0] if len(texts) == 1 else None
+
+
+def _around(raw: bytes, field: str, text: str) -> tuple[bytes, bytes] | None:
+    name, value = f'"{field}"'.encode(), f'"{text}"'.encode("utf-8", "replace")
+    at = raw.find(value, raw.find(name) + len(name)) + 1
+    return (raw[:at], raw[at + len(value) - 2 :]) if at else None
+
+
+def _holds(cut: tuple[bytes, bytes], chunk: Chunk, field: str, text: str) -> bool:
+    """Is the hole really the text? Another text in it must give the same chunk with that text."""
+    assert chunk.choices is not None and chunk.choices[0].delta is not None
+    choice, other = chunk.choices[0], "!" if text == "?" else "?"
+    expected = replace(choice, delta=replace(chunk.choices[0].delta, **{field: other}))
+    return decode_chunk(_data(cut, other.encode())) == replace(chunk, choices=[expected])
+
+
+def _without_usage(cut: tuple[bytes, bytes]) -> tuple[bytes, bytes] | None:
+    """The same bytes without the empty usage at the top of the chunk; None: it cannot be cut out by itself."""
+    for part in (b"," + _NO_USAGE, _NO_USAGE + b","):
+        before, after = (side.replace(part, b"") for side in cut)
+        body = decode_json(_data(cut))
+        if len(before) + len(after) < sum(map(len, cut)) and isinstance(body, dict):
+            body.pop("usage", None)
+            if decode_json(_data((before, after))) == body:
+                return before, after
+    return None
+
+
+def _data(cut: tuple[bytes, bytes], text: bytes = b"?") -> bytes:
+    return text.join(cut)[6:-2]
