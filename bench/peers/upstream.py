@@ -8,7 +8,7 @@ measurement, never by the request, because some gateways rewrite requests:
     usage     1: an empty `"usage": null` stands in every chunk, as some engines write it when asked for usage
     channel   the field of the delta that carries the text of the thought
 
-Each chunk is 300 bytes and is written by itself. Paced chunks follow a clock of their own, so a
+Each chunk has about 300 bytes and is written by itself. Paced chunks follow a clock of their own, so a
 slow reader gets the same number of chunks a second.
 """
 
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 CHUNK_BYTES = 300
+BARE_BYTES = 197   # a chunk of the thought without the model's name
 TEXT = "so the sum of these two terms is 17 then and half of what we had before is 24 or 3.5 we carry one over"
 END = b"0\r\n\r\n"
 
@@ -54,15 +55,13 @@ class Plan:
         self.frames.append(_chunked(b"data: [DONE]\n\n"))
 
     def _frame(self, choices: list[object], usage: dict[str, int] | None = None) -> bytes:
-        """One event of CHUNK_BYTES bytes; the model's long name fills it up."""
+        """One event; the model's long name, the same in each, brings a chunk of the thought to about CHUNK_BYTES."""
         body: dict[str, object] = {
             "choices": choices, "created": 1_760_000_000, "id": "chatcmpl-4fX7bFqkS0lJ1iQ2cN8tUwYz",
-            "model": "", "object": "chat.completion.chunk",
+            "model": "m" * (CHUNK_BYTES - BARE_BYTES), "object": "chat.completion.chunk",
         }
         if usage is not None or self.usage:
             body["usage"] = usage
-        bare = len(json.dumps(body, separators=(",", ":"))) + len("data: \n\n")
-        body["model"] = "m" * max(1, CHUNK_BYTES - bare)
         return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
 
 
