@@ -68,7 +68,8 @@ class TextPattern:
         """
         self._tries = 1 if self._matched else self._tries + 1
         self._matched = False
-        if frame.raw != b"data: %b\n\n" % frame.data or (said := _said(chunk)) is None:
+        said = _said(chunk)
+        if said is None or frame.data is None or frame.raw != b"data: " + frame.data + b"\n\n":
             return
         field, text = said
         cut = _around(frame.raw, field, text)
@@ -102,10 +103,12 @@ def _around(raw: bytes, field: str, text: str) -> tuple[bytes, bytes] | None:
 
 def _holds(cut: tuple[bytes, bytes], chunk: Chunk, field: str, text: str) -> bool:
     """Is the hole really the text? Another text in it must give the same chunk with that text."""
-    assert chunk.choices is not None and chunk.choices[0].delta is not None
-    choice, other = chunk.choices[0], "!" if text == "?" else "?"
-    expected = replace(choice, delta=replace(chunk.choices[0].delta, **{field: other}))
-    return decode_chunk(_data(cut, other.encode())) == replace(chunk, choices=[expected])
+    other = "!" if text == "?" else "?"
+    expected = [
+        replace(choice, delta=replace(choice.delta, **{field: other}))
+        for choice in chunk.choices or () if choice.delta is not None
+    ]  # fmt: skip
+    return decode_chunk(_data(cut, other.encode())) == replace(chunk, choices=expected)
 
 
 def _without_usage(cut: tuple[bytes, bytes]) -> tuple[bytes, bytes] | None:

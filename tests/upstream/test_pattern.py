@@ -1,0 +1,145 @@
+"""A repeated chunk read by its bytes says exactly what parsing it says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from suffice.upstream.pattern import TextPattern
+from suffice.upstream.wire import Frame, decode_chunk, encode_json
+
+FIELDS = ("content", "reasoning", "reasoning_content", "thinking")
+TEXT = st.text(max_size=12)
+
+
+def chunk(field: str, text: str, **top: Any) -> dict[str, Any]:
+    """A chunk that adds `text` to one field."""
+    choice = {"index": 0, "delta": {field: text}, "finish_reason": None, "logprobs": None}
+    return {"id": "c1", "object": "chat.completion.chunk", "model": "m", "choices": [choice], **top}
+
+
+def frame(body: dict[str, Any], *, spaced: bool = False) -> Frame:
+    """The frame as a server writes it, with or without white space in its JSON."""
+    data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") if spaced else encode_json(body)
+    return Frame(b"data: " + data + b"\n\n", data, None)
+
+
+def learnt(first: Frame, *, without_usage: bool = False) -> TextPattern:
+    pattern = TextPattern()
+    assert first.data is not None
+    pattern.learn(first, decode_chunk(first.data), without_usage=without_usage)
+    return pattern
+
+
+@given(st.sampled_from(FIELDS), TEXT.filter(bool), TEXT, st.booleans())
+def test_a_match_says_what_parsing_says(field: str, first: str, second: str, spaced: bool) -> None:
+    pattern = learnt(frame(chunk(field, first), spaced=spaced))
+    again = frame(chunk(field, second), spaced=spaced)
+    found = pattern.text_of(again.raw)
+    if found:
+        assert again.data is not None
+        read = decode_chunk(again.data).choices
+        assert read is not None
+        assert read[0].delta is not None
+        assert getattr(read[0].delta, pattern.field) == found
+        assert pattern.shown(again, found) is again
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+@pytest.mark.parametrize("field", FIELDS)
+def test_ordinary_words_are_recognised(field: str, spaced: bool) -> None:
+    pattern = learnt(frame(chunk(field, " so"), spaced=spaced))
+    for text in (" 17", "é", "然后", " plus/minus", "?", "}"):
+        assert pattern.text_of(frame(chunk(field, text), spaced=spaced).raw) == text
+    assert pattern.field == field
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        frame(chunk("reasoning", '"')),
+        frame(chunk("reasoning", "\\")),
+        frame(chunk("reasoning", "\n")),
+        frame(chunk("reasoning", "")),
+        frame(chunk("content", " so")),
+        frame(chunk("reasoning", " so", created=2)),
+        frame(chunk("reasoning", " so", error={"message": "m"})),
+        Frame(b"data: [DONE]\n\n", b"[DONE]", None),
+        Frame(b": ping\n\n", None, None),
+    ],
+    ids=str,
+)
+def test_whatever_differs_is_left_to_the_parser(other: Frame) -> None:
+    assert learnt(frame(chunk("reasoning", " so"))).text_of(other.raw) == ""
+
+
+def test_a_bare_control_character_or_broken_utf8_is_left_to_the_parser() -> None:
+    first = frame(chunk("reasoning", " so"))
+    pattern = learnt(first)
+    for bad in (b"\x01", b"\t", b"\xff", b"\xe4\xbd"):
+        assert pattern.text_of(first.raw.replace(b" so", bad)) == ""
+
+
+def choice_with(**fields: Any) -> dict[str, Any]:
+    body = chunk("reasoning", " so")
+    body["choices"][0] |= fields
+    return body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        choice_with(finish_reason="stop"),
+        choice_with(index=1),
+        choice_with(logprobs={"content": [{"token": " so", "logprob": -0.1}]}),
+        choice_with(delta={"reasoning": " so", "content": "4"}),
+        choice_with(delta={"reasoning": " so", "reasoning_content": " so"}),
+        choice_with(delta={"content": " so", "refusal": "no"}),
+        choice_with(delta={"content": " so", "tool_calls": [{"index": 0}]}),
+        chunk("reasoning", " so", usage={"prompt_tokens": 1}),
+        chunk("reasoning", " so", error={"code": "x"}),
+        chunk("reasoning", " so") | {"choices": []},
+    ],
+    ids=str,
+)
+def test_only_a_chunk_that_says_one_text_is_learnt(body: dict[str, Any]) -> None:
+    first = frame(body)
+    assert learnt(first).text_of(first.raw) == ""
+
+
+def test_a_text_that_stands_elsewhere_too_is_not_mistaken_for_the_field() -> None:
+    body = {"note": {"reasoning": " so"}} | chunk("reasoning", " so")
+    pattern = learnt(frame(body))
+    assert pattern.text_of(frame(body | {"note": {"reasoning": " 17"}}).raw) == ""
+
+
+def test_an_empty_usage_is_cut_out_and_nothing_else() -> None:
+    pattern = learnt(frame(chunk("reasoning", " so", usage=None)), without_usage=True)
+    again = frame(chunk("reasoning", " 17", usage=None))
+    shown = pattern.shown(again, pattern.text_of(again.raw))
+    assert json.loads(shown.data or b"") == chunk("reasoning", " 17")
+    assert shown.raw == b"data: " + (shown.data or b"") + b"\n\n"
+
+
+@pytest.mark.parametrize("timings", [{"usage": None, "n": 1}, {"n": 1, "usage": None}, {"usage": None}], ids=str)
+def test_an_empty_usage_that_stands_deeper_stays(timings: dict[str, Any]) -> None:
+    body = chunk("reasoning", " so", usage=None, timings=timings)
+    pattern = learnt(frame(body), without_usage=True)
+    if text := pattern.text_of(frame(body).raw):
+        shown = pattern.shown(frame(body), text)
+        assert json.loads(shown.data or b"") == chunk("reasoning", " so", timings=timings)
+
+
+def test_chunks_that_never_repeat_are_given_up() -> None:
+    pattern = TextPattern()
+    for at in range(4):
+        assert pattern.learns
+        first = frame(chunk("reasoning", " so", created=at))
+        pattern.learn(first, decode_chunk(first.data or b""), without_usage=False)
+    assert not pattern.learns
+    assert pattern.text_of(first.raw) == " so"
+    assert pattern.learns
