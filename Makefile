@@ -28,11 +28,11 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
 
-.PHONY: help demo demo-full test check lint types layers house packages bench lock wheel clean
+.PHONY: help demo demo-full test clients lock-clients check lint types layers house packages bench lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.ready-demo ## serve a real model, govern it, show what stopping saves (under 10 minutes)
 	$(BIN)/suffice demo $(ARGS)
@@ -64,6 +64,12 @@ bench: $(VENV)/.ready-dev ## run every program in bench/; one that lacks what it
 	@$(PY) -c 'import os, platform; print("machine:", platform.platform(), "| Python", platform.python_version(), "| cores", os.cpu_count())'
 	@set -e; for program in bench/*.py; do \
 	echo "== $$program"; $(PY) "$$program" $(ARGS) || [ $$? -eq 2 ]; done
+
+clients: $(VENV)/.ready-dev ## compare 12 client libraries, direct and through the gateway (installs them, about 1.6 GB)
+	$(PY) -m tests.clients.peers $(ARGS)
+
+lock-clients: $(VENV)/.ready-lock ## pin the client libraries again; ARGS=--upgrade takes newer releases
+	sh tests/clients/peers/lock.sh $(BIN)/uv $(ARGS)
 
 wheel: $(VENV)/.ready-dev ## build dist/*.whl without reaching the network
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

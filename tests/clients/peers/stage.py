@@ -1,0 +1,203 @@
+"""The two servers that clients are compared on: one fake model server, one real `suffice serve` before it.
+
+A model's name says everything: `fake-MODE-SCENE`. The gateway finds its route by MODE, the fake
+finds its reply by SCENE, and the request is the same to the byte in both places. Refuses to know clients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from suffice.store.views import read_episodes
+from suffice.testing import Chain, FakeUpstream, Reply, RequestSeen, ToolCall, cut, die_after, no_finish, status
+from suffice.types import Episode
+
+Mode = Literal["off", "observe", "enforce"]
+MODES: tuple[Mode, ...] = ("off", "observe", "enforce")
+ANSWER = "The answer is 408 – 北🙂."
+STEPS = (
+    "17 * 24 is 17 * 20 and 17 * 4\n", "that is 340 and 68, so 408\n", "again: 340 plus 68 makes 408\n",
+    "or 24 * 17 is 24 * 10 and 24 * 7\n", "that is 240 and 168, so 408\n", "wait, let me look once more\n",
+    "400 would be 17 * 23.5, so it is more – 北🙂\n", "yes, it stays with 408\n",
+)  # fmt: skip
+TOKEN_DELAY_S = 0.012   # a stop that comes after the second step has half a second of thought left to save
+CHAIN = Chain([(step, ANSWER) for step in STEPS], ANSWER, reply=Reply(delay_s=TOKEN_DELAY_S))
+PLAIN = Reply(answer=cut(ANSWER))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One thing that a client asks for, and by what rule its two results are compared.
+
+    rule  "equal": everything is the same; "heard": the upstream broke off, so what came before is the
+          same and the client must be told, also where it would not have noticed directly
+    """
+
+    name: str
+    stream: bool
+    tool: bool = False
+    thinks: bool = False      # a policy may end it
+    rule: Literal["equal", "heard"] = "equal"
+
+    @property
+    def expected(self) -> tuple[Literal["answer", "tool", "status", "broken"], str]:
+        """What must come out of a direct call, and the words that say so."""
+        if self.name[0].isdigit():
+            return "status", self.name.partition("-")[0]
+        if self.tool:
+            return "tool", '{"value": 408}'
+        return ("answer", ANSWER) if self.thinks else ("broken", "")
+
+
+SCENES: tuple[Scene, ...] = (
+    Scene(name="body", stream=False, thinks=True),
+    Scene(name="stream", stream=True, thinks=True),
+    Scene(name="tool-body", stream=False, tool=True),
+    Scene(name="tool-stream", stream=True, tool=True),
+    Scene(name="400-body", stream=False),
+    Scene(name="400-stream", stream=True),
+    Scene(name="401-body", stream=False),
+    Scene(name="401-stream", stream=True),
+    Scene(name="429-body", stream=False),
+    Scene(name="429-stream", stream=True),
+    Scene(name="500-body", stream=False),
+    Scene(name="500-stream", stream=True),
+    Scene(name="told-stream", stream=True),
+    Scene(name="torn-body", stream=False, rule="heard"),
+    Scene(name="torn-stream", stream=True, rule="heard"),
+    Scene(name="reset-stream", stream=True, rule="heard"),
+    Scene(name="unfinished-stream", stream=True, rule="heard"),
+)
+
+
+def model_name(mode: Mode, scene: str) -> str:
+    """The name under which both servers know what is meant."""
+    return f"fake-{mode}-{scene}"
+
+
+def _tool_reply(seen: RequestSeen) -> Reply:
+    """A call of the tool that is offered; once its result is there, an answer."""
+    if any(isinstance(m, Mapping) and m.get("role") == "tool" for m in seen.messages):
+        return PLAIN
+    tools = seen.body.get("tools") or [{}]
+    name = str(tools[0].get("function", {}).get("name", "keep"))
+    call = ToolCall(id="call_1", name=name, arguments=('{"value"', ": 4", "08}"))
+    return Reply(reasoning=cut("I keep it."), answer=(), tool_calls=(call,))
+
+
+def _error(code: int) -> Reply:
+    # One client cannot be told to leave retries alone: they are made quick, and the gateway passes that on.
+    return Reply(faults=(status(code, headers={"retry-after-ms": "20"}),))
+
+
+def _broken(fault: Any) -> Reply:
+    return Reply(answer=cut(ANSWER), faults=(fault,))
+
+
+SAYS: Mapping[str, Reply | Chain | Callable[[RequestSeen], Reply]] = {
+    "body": CHAIN, "stream": CHAIN,
+    "tool": _tool_reply,
+    "400": _error(400), "401": _error(401), "429": _error(429), "500": _error(500),
+    "told": _broken(die_after(3, "error_frame")),
+    "torn": _broken(die_after(3, "fin")),
+    "reset": _broken(die_after(3, "rst")),
+    "unfinished": _broken(no_finish()),
+}  # fmt: skip
+
+
+def says(seen: RequestSeen) -> Reply:
+    """What the fake answers; a name it does not know is a mistake in this folder and fails the run."""
+    found = re.fullmatch(r"fake-(?:off|observe|enforce)-([a-z0-9]+)(?:-[a-z]+)?", seen.model)
+    if found is None:
+        raise ValueError(f"no such model here: {seen.model!r}")
+    reply = SAYS[found[1]]
+    return reply(seen) if callable(reply) else reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Both servers, running."""
+
+    fake: FakeUpstream
+    gateway_url: str
+    database: Path
+
+    def url(self, place: Literal["direct", "gateway"]) -> str:
+        """The base address for a client, with /v1."""
+        return (self.fake.url if place == "direct" else self.gateway_url) + "/v1"
+
+    def episodes(self) -> list[Episode]:
+        """Everything that the gateway has written down, in the order in which it ended."""
+        return [found.episode for found in read_episodes(self.database)]
+
+
+def settings(fake_url: str, database: Path) -> dict[str, Any]:
+    """Three routes that differ in their mode alone; the last one acts, without a certificate."""
+    shared = {"upstream": "fake", "scorer": "number", "audit_share": 0.0, "steps": {"min_tokens": 4, "growth": 1.0}}
+    acting = {
+        "uncertified": True, "probe": {"max_tokens": 16}, "policy": {"policy": "stable-answer", "streak": 2},
+    }  # fmt: skip
+    return {
+        "server": {"port": 0},
+        "upstreams": {"fake": {"url": fake_url, "driver": "llama.cpp", "finish": ["raw"], "slots": 4}},
+        "routes": {
+            mode: shared | {"mode": mode, "match": {"model": f"fake-{mode}-*"}} | (acting if mode == "enforce" else {})
+            for mode in MODES
+        },
+        "store": {"url": f"sqlite:///{database}", "flush_ms": 5},
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def staged(folder: Path, answerer: Callable[[RequestSeen], Reply] = says) -> Iterator[Stage]:
+    """Start both, and end both. Raises RuntimeError when the gateway does not come up."""
+    database = folder / "log.db"
+    with FakeUpstream.in_thread(answerer) as fake:
+        file = folder / "suffice.toml"
+        file.write_text(as_toml(settings(fake.url, database)), encoding="utf-8")
+        with _gateway(file, folder / "gateway.log") as url:
+            yield Stage(fake=fake, gateway_url=url, database=database)
+
+
+def as_toml(tables: Mapping[str, Any], prefix: str = "") -> str:
+    """Settings as a file; JSON's scalars and lists of them are TOML's too."""
+    plain = [f"{key} = {json.dumps(value)}" for key, value in tables.items() if not isinstance(value, Mapping)]
+    inner = [
+        f"\n[{prefix}{key}]\n" + as_toml(value, f"{prefix}{key}.")
+        for key, value in tables.items() if isinstance(value, Mapping)
+    ]  # fmt: skip
+    return "\n".join([*plain, *inner]) + "\n"
+
+
+@contextlib.contextmanager
+def _gateway(file: Path, log: Path) -> Iterator[str]:
+    command = [sys.executable, "-c", "from suffice.cli.main import main; main()", "serve", "--config", str(file)]
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(command, stderr=out, stdout=out)
+    try:
+        yield _address(process, log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    for _ in range(600):
+        text = log.read_text(encoding="utf-8")
+        found = re.search(r"listening on (http://\S+)/v1", text)
+        if found:
+            return found[1]
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    raise RuntimeError(f"suffice serve did not start: {text[-500:]}")
