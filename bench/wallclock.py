@@ -1,0 +1,303 @@
+"""Wall-clock truth: requests finished per hour and p95 latency, direct, observing and stopping.
+
+A real model behind llama.cpp's server with 4 slots is asked the same questions by clients that each
+ask again as soon as they have their answer: 4 calls in flight (1 x), then 8, 16 and 32. Probes,
+continuations and audits are part of what is timed. Each cell starts its own model server, so that no
+arm finds its prompts in the cache of another, and the server's own counters say how many tokens it
+generated and how many prompt tokens it had to read.
+
+    python bench/wallclock.py [--quick] [--kinds reasoning,samples] [--levels 1,2,4,8] [--json FILE]
+
+Exits with 2 and a sentence when the model or the package that serves it is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from suffice.episode import vote
+from suffice.errors import LocalModelError
+from suffice.local import weights
+from suffice.local.server import LocalServer, ServerSpec
+from suffice.local.tasks import Question, questions
+from suffice.scoring.base import build_scorer
+
+SLOTS = 4
+N_SAMPLES = 8
+WAVE = 4
+TIMEOUT_S = 900.0
+SERVE = "import sys; from suffice.cli.main import main; sys.argv[0] = 'suffice'; main()"
+MODELS = {"reasoning": ("qwen0.5b", "think"), "samples": ("smol", None)}
+
+ARMS: Mapping[str, tuple[str, ...]] = {
+    "reasoning": ("direct", "observe", "confidence", "budget"),
+    "samples": ("direct", "observe", "beta"),
+}
+COMMON = {
+    "reasoning": 'kind = "reasoning"\nscorer = "number"\n',
+    "samples": f'kind = "samples"\nscorer = "text"\nsamples = {N_SAMPLES}\nwave = {WAVE}\n',
+}
+PROBED = """
+[routes.all.steps]
+min_tokens = 16
+growth = 1.2
+
+[routes.all.probe]
+max_tokens = 6
+"""
+# What each arm writes beyond the upstream and the kind. The policies are those of `suffice demo`.
+ARM_SETTINGS = {
+    "observe": 'mode = "observe"\n',
+    "confidence": (
+        'mode = "enforce"\nuncertified = true\n'
+        'policy = { policy = "confidence-threshold", threshold = 0.95 }\n' + PROBED
+    ),
+    "budget": 'mode = "enforce"\nuncertified = true\npolicy = { policy = "fixed-budget", max_tokens = 64 }\n',
+    "beta": 'mode = "enforce"\nuncertified = true\npolicy = { policy = "beta", threshold = 0.95 }\n',
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One arm at one level."""
+
+    kind: str
+    arm: str
+    level: int              # calls in flight, in multiples of the slots
+    n_requests: int
+    n_failed: int
+    wall_s: float
+    p50_s: float
+    p95_s: float
+    em: float
+    generated_tokens: int   # by the model server's own count, probes and cancelled calls included
+    prompt_tokens: int      # read anew, not from a cache, by the same count
+    load_1min: float
+
+    @property
+    def per_hour(self) -> float:
+        """Requests finished in an hour."""
+        return 3600 * (self.n_requests - self.n_failed) / self.wall_s
+
+
+def configuration(kind: str, arm: str, upstream: str, database: Path) -> str:
+    """The settings file of an arm, as an owner would write it."""
+    return (
+        f'[upstreams.local]\nurl = "{upstream}"\ndriver = "llama.cpp"\nslots = {SLOTS}\n\n'
+        f'[store]\nurl = "sqlite:///{database}"\n\n'
+        f'[routes.all]\nupstream = "local"\n{COMMON[kind]}{ARM_SETTINGS[arm]}'
+    )
+
+
+@contextlib.contextmanager
+def gateway(config: str, folder: Path) -> Iterator[str]:
+    """`suffice serve` in a process of its own; gives its base address."""
+    file = folder / "suffice.toml"
+    file.write_text(config, encoding="utf-8")
+    log = folder / "serve.log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, "serve", "--config", str(file), "--port", "0"],
+            stderr=errors, stdout=subprocess.DEVNULL,
+        )
+    try:
+        yield _address(process, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        for word in log.read_text("utf-8", "replace").split():
+            if word.startswith("http://") and word.endswith("/v1"):
+                return word.removesuffix("/v1")
+        time.sleep(0.05)
+    raise SystemExit(f"wallclock: the gateway did not start: {log.read_text('utf-8', 'replace')[-400:]}")
+
+
+def counters(upstream: str) -> tuple[int, int]:
+    """Tokens generated and prompt tokens read so far, as the model server counts them."""
+    found = {}
+    with urllib.request.urlopen(f"{upstream}/metrics", timeout=30) as reply:
+        for line in reply.read().decode().splitlines():
+            name, _, value = line.partition(" ")
+            found[name] = value
+    return int(float(found["llamacpp:tokens_predicted_total"])), int(float(found["llamacpp:prompt_tokens_total"]))
+
+
+def body_of(question: Question, seed: int) -> dict[str, Any]:
+    """One chat request."""
+    return {
+        "model": "local", "messages": [dict(m) for m in question.messages], "max_tokens": question.max_tokens,
+        "temperature": question.temperature, "seed": seed, "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+async def completion(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> str:
+    """The answer's text, read from a stream. Raises ValueError when it is no answer."""
+    text = ""
+    async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+        if reply.status != 200:
+            raise ValueError(f"HTTP {reply.status}")
+        async for line in reply.content:
+            data = line.strip().removeprefix(b"data: ")
+            if not data.startswith(b"{"):
+                continue
+            chunk = json.loads(data)
+            if "error" in chunk:
+                raise ValueError(f"error frame: {chunk['error'].get('code')}")
+            for choice in chunk["choices"]:
+                text += choice["delta"].get("content") or ""
+    return text
+
+
+async def voted(session: aiohttp.ClientSession, url: str, question: Question, seed: int) -> str:
+    """What a client without a gateway does: all samples, a wave at a time, and its own vote."""
+    scorer = build_scorer(question.scorer)
+    texts: list[str] = []
+    for first in range(0, N_SAMPLES, WAVE):
+        seeds = range(seed + first, seed + first + WAVE)
+        texts += await asyncio.gather(*(completion(session, url, body_of(question, s)) for s in seeds))
+    return texts[vote.count([scorer.extract(text) for text in texts]).winner - 1]
+
+
+async def drive(
+    url: str, kind: str, asked: Sequence[Question], n_clients: int, *, direct: bool
+) -> tuple[list[float], int, int, float]:
+    """Clients that ask one question after the other; latencies, how many failed, were right, wall time."""
+    waiting = list(enumerate(asked))[::-1]
+    latencies: list[float] = []
+    failed = right = 0
+    scorer = build_scorer(asked[0].scorer)
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        nonlocal failed, right
+        while waiting:
+            index, question = waiting.pop()
+            begun = time.monotonic()
+            try:
+                if kind == "samples" and direct:
+                    text = await voted(session, url, question, 1000 * index)
+                else:
+                    text = await completion(session, url, body_of(question, 1000 * index))
+            except (ValueError, aiohttp.ClientError, TimeoutError) as error:
+                failed += 1
+                print(f"wallclock: a request failed ({type(error).__name__}: {error})", file=sys.stderr)
+                continue
+            latencies.append(time.monotonic() - begun)
+            right += scorer.match(scorer.extract(text), scorer.normalise(question.gold) or "")
+
+    begun = time.monotonic()
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True)) as s:
+        await asyncio.gather(*(client(s) for _ in range(n_clients)))
+    return latencies, failed, right, time.monotonic() - begun
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The smallest value that at least a share `q` of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * q) - 1)] if ordered else math.nan
+
+
+def run_cell(kind: str, arm: str, level: int, asked: Sequence[Question], spec: ServerSpec) -> Cell:
+    """One arm at one level, with a model server of its own."""
+    in_flight = SLOTS * level
+    n_clients = in_flight if kind == "reasoning" else in_flight // WAVE
+    with tempfile.TemporaryDirectory(prefix="suffice-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        upstream = stack.enter_context(LocalServer(spec, log_path=folder / "model.log")).url
+        url = upstream
+        if arm != "direct":
+            url = stack.enter_context(gateway(configuration(kind, arm, upstream, folder / "log.db"), folder))
+        latencies, failed, right, wall_s = asyncio.run(drive(url, kind, asked, n_clients, direct=arm == "direct"))
+        generated, prompted = counters(upstream)
+    return Cell(
+        kind=kind, arm=arm, level=level, n_requests=len(asked), n_failed=failed, wall_s=wall_s,
+        p50_s=quantile(latencies, 0.5), p95_s=quantile(latencies, 0.95), em=right / len(asked),
+        generated_tokens=generated, prompt_tokens=prompted, load_1min=os.getloadavg()[0],
+    )  # fmt: skip
+
+
+def line_of(cell: Cell, direct: Cell) -> str:
+    """One row of the table, beside the direct run at the same level."""
+    time_saved = 1 - cell.wall_s / direct.wall_s
+    tokens_saved = 1 - cell.generated_tokens / direct.generated_tokens
+    ratio = f"{time_saved / tokens_saved:5.2f}" if tokens_saved > 0.02 else "    -"
+    return (
+        f"{cell.level:>3} x  {cell.arm:<11}{cell.per_hour:>8.0f}{cell.p50_s:>8.2f}{cell.p95_s:>8.2f}"
+        f"{cell.p95_s / direct.p95_s:>7.2f}{cell.em:>7.3f}{cell.generated_tokens:>9,}{cell.prompt_tokens:>9,}"
+        f"{tokens_saved:>8.0%}{time_saved:>7.0%}  {ratio}{f'  {cell.n_failed} failed' if cell.n_failed else ''}"
+    )
+
+
+HEAD = (
+    f"{'load':>5}  {'arm':<11}{'req/h':>8}{'p50 s':>8}{'p95 s':>8}{'/direct':>8}{'EM':>6}{'generated':>10}"
+    f"{'read':>8}{'tokens':>9}{'time':>7}  time/tokens"
+)
+
+
+def main() -> int:
+    """Run the table. 0: printed; 2: the model is not there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="levels 1 and 4, few requests: a look, no figures")
+    parser.add_argument("--kinds", default="reasoning,samples")
+    parser.add_argument("--levels", default="1,2,4,8", help="calls in flight, in multiples of the slots")
+    parser.add_argument("--arms", default="", help="only these, beside direct")
+    parser.add_argument("--requests", type=int, default=0, help="per cell [default: 64]")
+    parser.add_argument("--json", type=Path, help="write all cells here")
+    options = parser.parse_args()
+    levels = [1, 4] if options.quick else [int(level) for level in options.levels.split(",")]
+    n_requests = options.requests or (16 if options.quick else 64)
+    cells: list[Cell] = []
+    for kind in options.kinds.split(","):
+        model, template = MODELS[kind]
+        try:
+            spec = ServerSpec(model_path=weights.fetch(model, progress=lambda _done, _total: None), template=template)
+        except LocalModelError as error:
+            print(f"wallclock: {error}", file=sys.stderr)
+            return 2
+        spec = ServerSpec(model_path=spec.model_path, template=template, n_parallel=SLOTS)
+        asked = questions(kind, n_requests)
+        print(f"\n{kind}: {model}, {SLOTS} slots, {n_requests} requests a cell\n{HEAD}", flush=True)
+        chosen = [a for a in ARMS[kind] if not options.arms or a == "direct" or a in options.arms.split(",")]
+        for level in levels:
+            here: dict[str, Cell] = {}
+            for arm in chosen:
+                here[arm] = run_cell(kind, arm, level, asked, spec)
+                print(line_of(here[arm], here["direct"]), flush=True)
+            cells += here.values()
+    print(
+        "\ngenerated: tokens by the model server's own count, probes, audits and cancelled calls included; read: prompt"
+        "\ntokens that no cache held; tokens, time: saved against direct at the same load; time/tokens: their ratio"
+    )
+    if options.json:
+        options.json.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
