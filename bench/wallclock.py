@@ -46,7 +46,7 @@ SERVE = "import sys; from suffice.cli.main import main; sys.argv[0] = 'suffice';
 MODELS = {"reasoning": ("qwen0.5b", "think"), "samples": ("smol", None)}
 
 ARMS: Mapping[str, tuple[str, ...]] = {
-    "reasoning": ("direct", "observe", "confidence", "budget"),
+    "reasoning": ("direct", "observe", "visible", "confidence"),
     "samples": ("direct", "observe", "beta"),
 }
 COMMON = {
@@ -60,6 +60,7 @@ growth = 1.2
 
 [routes.all.probe]
 max_tokens = 6
+verified_by = "owner"
 """
 # What each arm writes beyond the upstream and the kind. The policies are those of `suffice demo`.
 ARM_SETTINGS = {
@@ -68,7 +69,11 @@ ARM_SETTINGS = {
         'mode = "enforce"\nuncertified = true\n'
         'policy = { policy = "confidence-threshold", threshold = 0.95 }\n' + PROBED
     ),
-    "budget": 'mode = "enforce"\nuncertified = true\npolicy = { policy = "fixed-budget", max_tokens = 64 }\n',
+    # No probe: the trial answer is the last number that the thought itself shows, and the engine closes it in place.
+    "visible": (
+        'mode = "enforce"\nuncertified = true\npolicy = { policy = "stable-answer", streak = 2 }\n'
+        "\n[routes.all.steps]\nmin_tokens = 8\ngrowth = 1.0\n"
+    ),
     "beta": 'mode = "enforce"\nuncertified = true\npolicy = { policy = "beta", threshold = 0.95 }\n',
 }
 
