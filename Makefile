@@ -28,7 +28,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
 
-.PHONY: help demo demo-full test clients lock-clients check lint types layers house packages bench lock wheel clean
+.PHONY: help demo demo-full test clients lock-clients check lint types layers house packages bench peer-suite lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -70,6 +70,9 @@ clients: $(VENV)/.ready-dev ## compare 12 client libraries, direct and through t
 
 lock-clients: $(VENV)/.ready-lock ## pin the client libraries again; ARGS=--upgrade takes newer releases
 	sh tests/clients/peers/lock.sh $(BIN)/uv $(ARGS)
+
+peer-suite: $(VENV)/.ready-demo ## llama.cpp's own server tests, direct and through the gateway (about 30 minutes)
+	$(PY) -m tests.peers.llama_cpp $(ARGS)
 
 wheel: $(VENV)/.ready-dev ## build dist/*.whl without reaching the network
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

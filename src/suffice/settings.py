@@ -27,7 +27,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 Driver = Literal["openai", "llama.cpp", "vllm"]
 FinishMethod = Literal["native", "prefill", "raw"]
 VerifiedBy = Literal["doctor", "owner"]
-_RELAY = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)")
+_RELAY = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)")
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -219,7 +219,7 @@ def _check(settings: Settings) -> None:
         if not _RELAY.fullmatch(entry):
             raise ConfigError(
                 f"server.relay: got {entry[:200]!r}; need a method and an exact path, such as 'POST /tokenize';"
-                " methods: GET, POST, PUT, PATCH, DELETE"
+                " methods: GET, POST, PUT, PATCH, DELETE, OPTIONS"
             )
     for name, upstream in settings.upstreams.items():
         if not re.match(r"https?://[^/\s]+", upstream.url):

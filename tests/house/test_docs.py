@@ -270,7 +270,7 @@ def test_every_path_option_and_reason_of_the_gateway_is_documented() -> None:
         if f"/v1{endpoint.path}" not in known:
             assert f"`{endpoint.method} {endpoint.path}`" in text, endpoint.path
     documented = rows(REFERENCE / "api.md")
-    reasons = {"off", "no_route", "endpoint", "rounds", "n", "images", "samples=1", "unreadable"}
+    reasons = {"off", "no_route", "endpoint", "rounds", "n", "images", "prefill", "samples=1", "unreadable"}
     words = {*KNOWN_OPTIONS, *BLOCKING.values(), *reasons}
     assert not words - set(documented), words - set(documented)
     assert not [word for word in OVERRIDES if f"`{word}`" not in text]

@@ -151,9 +151,13 @@ async def _answer(gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exc
         return
     together = _conversation(dict(admitted.headers), intake)
     run = question_key(together, salt=gw.salt) if together else request.episode_id
+    headers = admitted.headers
+    if admitted.route.acts or request.kind == "samples":
+        # llama.cpp takes this header as a wish to generate on after its caller has left: a stop would save nothing.
+        headers = [(k, v) for k, v in headers if k != "x-conversation-id"]
+    headers = marked(headers, client.settings.affinity_header, run)
     job = govern.Job(
-        gw=gw, route=admitted.route, client=client, intake=intake,
-        headers=marked(admitted.headers, client.settings.affinity_header, run),
+        gw=gw, route=admitted.route, client=client, intake=intake, headers=headers,
         ledger=ledger, exchange=exchange,
     )  # fmt: skip
     try:

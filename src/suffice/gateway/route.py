@@ -17,18 +17,37 @@ from suffice.settings import Route
 from suffice.types import Findings
 from suffice.upstream.findings import allows_probes
 
-# Fields under which a stop could change what the client asked for. Value: does it matter here?
+# Fields under which a stop could change what the client asked for, and the reason that is counted: OpenAI's, then
+# the names that llama.cpp, vLLM, SGLang and OpenRouter have for the same. A vote on samples could live with some of
+# them (a sample is the client's request as it stands), but no scorer reads tool calls or JSON, so they pass there too.
 BLOCKING: Mapping[str, str] = {
     "tools": "tools",
     "functions": "tools",
+    "web_search_options": "tools",
+    "plugins": "tools",
     "response_format": "response_format",
     "grammar": "response_format",
+    "json_schema": "response_format",
+    "structured_outputs": "response_format",
+    "guided_json": "response_format",
+    "guided_regex": "response_format",
+    "guided_choice": "response_format",
+    "guided_grammar": "response_format",
+    "regex": "response_format",
+    "ebnf": "response_format",
     "logprobs": "logprobs",
     "top_logprobs": "logprobs",
+    "n_probs": "logprobs",
+    "prompt_logprobs": "logprobs",
     "stop": "stop",
+    "stop_token_ids": "stop",
+    "stop_regex": "stop",
+    "ignore_eos": "stop",
     "modalities": "modalities",
     "audio": "modalities",
     "prediction": "prediction",
+    "best_of": "n",
+    "use_beam_search": "n",
 }
 # Parts of a message that a chat template writes out as text.
 TEXT_PARTS = ("text", "refusal")
@@ -96,10 +115,15 @@ def ungoverned(route: BuiltRoute, body: Mapping[str, Any], samples: int) -> str 
             return reason
     if route.settings.kind == "samples" and samples == 1:
         return "samples=1"
-    # A thought is continued as the template's own text, in which an image or a sound has no place. A
-    # sample is the client's request as it stands.
-    if route.settings.kind == "reasoning" and any(_shows_more_than_text(m.get("content")) for m in messages):
-        return "images"
+    return _uncontinuable(body, messages) if route.settings.kind == "reasoning" else None
+
+
+def _uncontinuable(body: Mapping[str, Any], messages: list[dict[str, Any]]) -> str | None:
+    """Why a thought could not be continued after a stop. Samples do not mind: each is the request as it stands."""
+    if any(_shows_more_than_text(m.get("content")) for m in messages):
+        return "images"  # a thought is continued as the template's text, in which they have no place
+    if messages[-1].get("role") == "assistant" or body.get("continue_final_message"):
+        return "prefill"  # the answer begins with the client's own words, a thought may be among them
     return None
 
 
