@@ -42,6 +42,7 @@ class GatewayProcess:
     def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
         self.folder, self.process = folder, process
         self.url = ""
+        self._was_told = False
 
     @classmethod
     @contextlib.contextmanager
@@ -98,11 +99,15 @@ class GatewayProcess:
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         """Send a signal."""
+        self._was_told = True
         self.process.send_signal(number)
 
     def end(self, within_s: float = 60.0) -> int:
-        """Ask it to end, if it still runs, and wait; its exit status. Raises subprocess.TimeoutExpired."""
-        if self.process.poll() is None:
+        """Ask it to end, if nobody did, and wait; its exit status. Raises subprocess.TimeoutExpired.
+
+        A second signal would mean "at once", and one that falls on a process behind its last line kills it.
+        """
+        if self.process.poll() is None and not self._was_told:
             self.signal(signal.SIGTERM)
         return self.process.wait(within_s)
 
