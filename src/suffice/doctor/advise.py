@@ -76,7 +76,7 @@ def _probes(findings: Findings) -> str:
 def _added(findings: Findings) -> list[str]:
     fields = {
         "stream_options.include_usage": "stream_usage", "logprobs": "logprobs_stream",
-        "id_slot": "id_slot", "cache_prompt": "cache_prompt",
+        "cache_prompt": "cache_prompt",
     }
     may = [field for field, experiment in fields.items() if honoured(findings, experiment)]
     return [f"Fields that may be added to a request: {', '.join(may) or 'none'}."]

@@ -86,12 +86,17 @@ async def cache_prompt(talk: Talk, facts: Facts) -> Saw:
 
 
 async def id_slot(talk: Talk, facts: Facts) -> Saw:
-    """Ask for the last slot, then for the first, and look which one works."""
+    """Ask for the last slot, then for the first, and look which one works; only of a server that is idle.
+
+    llama.cpp's server may load another conversation into a busy slot that is asked for by number.
+    """
     if not facts.can_list_slots or not facts.n_slots or facts.n_slots < 2:
         why = "the server has one slot" if facts.n_slots == 1 else "/slots does not say which slot works"
         return Saw("unclear", why)
     found = []
     for wanted in (facts.n_slots - 1, 0):
+        if await _busy(talk) != []:
+            return Saw("unclear", "somebody else is being served, whose answer the question could spoil")
         seen = Streamed()
         async with talk.open(CHAT, talk.body(COUNT, LONG_CAP, id_slot=wanted, stream=True)) as call:
             async for _ in talk.pieces(call, seen, talk.clock_s()):

@@ -7,6 +7,7 @@ same way everywhere.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from math import exp, log
 
@@ -67,19 +68,33 @@ def entropy_of(rivals: tuple[tuple[str, float], ...]) -> float | None:
     return max(0.0, tail - sum(p * value for p, value in listed))
 
 
-async def pieces(call: Call, account: CallAccount, *, prefill: str = "") -> AsyncGenerator[Piece, None]:
-    """Read a continuation's stream, chat or raw shape. Raises UpstreamError when it breaks off."""
-    splitter, strip = SseSplitter(), PrefillStripper(prefill)
-    finished = done = False
-    while not done and (data := await call.read()):
+async def chunks(
+    call: Call, account: CallAccount, *, inside: str
+) -> AsyncGenerator[tuple[Chunk, bytes], None]:
+    """Read a stream up to its [DONE]: each chunk, and its bytes. Usage is noted in the account.
+
+    inside  what is being read, for the message of an error
+    Raises UpstreamError when it breaks off or the upstream reports an error in it.
+    """
+    splitter = SseSplitter()
+    while data := await call.read():
         for frame in splitter.feed(data):
-            done = done or frame.data == DONE_DATA
-            if frame.data is None or done:
+            if frame.data == DONE_DATA:
+                return
+            if frame.data is None:
                 continue
             chunk = decode_chunk(frame.data)
             if is_given(chunk.error):
-                raise UpstreamProtocol("the upstream reported an error inside a continuation")
+                raise UpstreamProtocol(f"the upstream reported an error inside a {inside}")
             note_usage(account, chunk.usage)
+            yield chunk, frame.data
+
+
+async def pieces(call: Call, account: CallAccount, *, prefill: str = "") -> AsyncGenerator[Piece, None]:
+    """Read a continuation's stream, chat or raw shape. Raises UpstreamError when it breaks off."""
+    strip, finished = PrefillStripper(prefill), False
+    async with aclosing(chunks(call, account, inside="continuation")) as read:
+        async for chunk, _ in read:
             choice = first_choice(chunk)
             if choice is None:
                 continue

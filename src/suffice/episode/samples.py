@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from suffice.episode import vote
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.reading import first_choice, n_tokens, note_usage
+from suffice.episode.reading import chunks, first_choice, n_tokens
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.types import Step
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
-from suffice.upstream.wire import DONE_DATA, SseSplitter, decode_chunk, encode_json, is_given, reasoning_of
+from suffice.upstream.wire import encode_json, reasoning_of
 
 
 class Refusal(UpstreamError):
@@ -148,25 +149,16 @@ def _step(sample: Sample) -> Step:
 
 
 async def _assemble(call: Call, account: CallAccount) -> dict[str, Any]:
-    splitter, assembler, done = SseSplitter(), Assembler(), False
-    while not done and (data := await call.read()):
-        for frame in splitter.feed(data):
-            if frame.data is None:
-                continue
-            if frame.data == DONE_DATA:
-                done = True
-                break
-            chunk = decode_chunk(frame.data)
-            if is_given(chunk.error):
-                raise UpstreamProtocol("the upstream reported an error inside a sample")
-            note_usage(account, chunk.usage)
+    assembler = Assembler()
+    async with aclosing(chunks(call, account, inside="sample")) as read:
+        async for chunk, data in read:
             choice = first_choice(chunk)
             if choice is not None and choice.delta is not None:
                 thought, _ = reasoning_of(choice.delta)
                 if thought or choice.delta.content:
                     account.received_tokens += n_tokens(choice)
                     account.reasoning_tokens += n_tokens(choice) if thought else 0
-            assembler.add(frame.data)
+            assembler.add(data)
     body = assembler.result()
     await call.settle()
     return body
