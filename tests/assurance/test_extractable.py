@@ -1,0 +1,31 @@
+"""A route whose full runs cannot be read is not enforced; too few runs say nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from suffice.assurance.extractable import MIN_RUNS, WINDOW_RUNS, refusal
+
+
+@pytest.mark.parametrize(
+    ("n_read", "n_runs", "refused"),
+    [
+        (0, MIN_RUNS - 1, False),  # too few to say anything
+        (23, 30, True),            # 76.7 %
+        (24, 30, False),           # exactly 80 %
+        (30, 30, False),
+        (399, 500, True),
+        (400, 500, False),
+    ],
+)
+def test_under_eighty_percent_of_at_least_thirty_runs_is_refused(n_read: int, n_runs: int, *, refused: bool) -> None:
+    said = refusal([True] * n_read + [False] * (n_runs - n_read), "number")
+    assert (said is not None) == refused
+    if said is not None:
+        assert f"{n_read} of the last {n_runs}" in said
+        assert "'number'" in said
+
+
+def test_only_the_latest_runs_count() -> None:
+    assert refusal([False] * 1_000 + [True] * WINDOW_RUNS, "text") is None
+    assert refusal([True] * 1_000 + [False] * WINDOW_RUNS, "text") is not None

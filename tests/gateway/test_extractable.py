@@ -1,0 +1,158 @@
+"""A route whose answers cannot be read behaves as observe; probes while observing need a voucher."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suffice import wiring
+from suffice.gateway.context import CHECK_RUNS
+from suffice.settings import Settings, Store, parse
+from suffice.store.events import Event, RequestEnded, RequestSeen, RouteExamined, UpstreamExamined
+from suffice.store.sqlite import SqliteLog
+from suffice.testing import Chain, Reply
+from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
+from suffice.upstream.findings import url_key
+from tests.gateway.served import chat, served
+
+STEPS = [("one and one\n", "2"), *[(f"two and two, for the {n}th time\n", "4") for n in range(12)]]
+SLOW = Chain(STEPS, "4", reply=Reply(delay_s=0.005))  # probes have time to answer before the thought ends
+ROUTE: dict[str, Any] = {
+    "upstream": "up", "mode": "enforce", "uncertified": True, "scorer": "number", "audit_share": 0.0,
+    "policy": {"policy": "stable-answer", "streak": 2}, "probe": {}, "steps": {"min_tokens": 1, "growth": 1.0},
+}  # fmt: skip
+UPSTREAM: dict[str, Any] = {"driver": "llama.cpp", "finish": ["raw"], "slots": 4}
+
+
+def settings(folder: Path, url: str = "http://127.0.0.1:1", **changes: Any) -> Settings:
+    return parse({
+        "upstreams": {"up": UPSTREAM | {"url": url}}, "routes": {"math": ROUTE | changes},
+        "store": {"url": f"sqlite:///{folder}/log.db"},
+    })  # fmt: skip
+
+
+def write(folder: Path, *events: Event) -> None:
+    log = SqliteLog.open(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 0.0)
+    for event in events:
+        assert log.append(event)
+    log.close()
+
+
+def full_run(name: str, answer: str | None, **changes: Any) -> tuple[Event, Event]:
+    """A full run of the route, with the request's fields changed."""
+    request = Request(
+        episode_id=name, route="math", kind="reasoning", mode="observe", model="m", stream=False, n_samples=1,
+        audit=False, propensity=1.0, policy_version="p", certified=False, question_key=name, ungoverned=None,
+        received_at_s=0.0,
+    )  # fmt: skip
+    outcome = Outcome(episode_id=name, end_reason="done", status=200, answer=answer, response_id=None, usage=None)
+    stopped = changes.pop("stopped", False)
+    return (
+        RequestSeen(dataclasses.replace(request, **changes)),
+        RequestEnded(dataclasses.replace(outcome, stopped=stopped, end_reason="stopped" if stopped else "done")),
+    )
+
+
+def runs(n: int, answer: str | None, tag: str, **changes: Any) -> list[Event]:
+    return [event for i in range(n) for event in full_run(f"{tag}{i}", answer, **changes)]
+
+
+def findings(url: str, **verdicts: str) -> UpstreamExamined:
+    found = tuple(Finding(experiment=k, verdict=v, evidence="") for k, v in verdicts.items())  # type: ignore[arg-type]
+    return UpstreamExamined(Findings(
+        examination_id="ex", upstream="up", url_key=url_key(url), model="m", at_s=0.0, findings=found
+    ))  # fmt: skip
+
+
+def refused(folder: Path, **changes: Any) -> str | None:
+    """Why the route is refused, as the log has it."""
+    told = settings(folder, **changes)
+    return wiring.build_route("math", told.routes["math"], wiring.read_evidence(told)).refused
+
+
+def test_no_log_and_few_runs_refuse_nothing(tmp_path: Path) -> None:
+    assert refused(tmp_path) is None
+    write(tmp_path, *runs(29, None, "few"))
+    assert refused(tmp_path) is None
+
+
+def test_unreadable_full_runs_refuse_and_the_check_says_so(tmp_path: Path) -> None:
+    write(tmp_path, *runs(10, "4", "good"), *runs(20, None, "bad"))
+    assert "10 of the last 30 full runs (33.3%)" in (refused(tmp_path) or "")
+    told = settings(tmp_path)
+    warnings = wiring.evidence_warnings(told, wiring.read_evidence(told))
+    assert any("routes.math: behaves as observe" in w and "at least 80%" in w for w in warnings)
+
+
+def test_runs_that_chance_alone_did_not_spare_do_not_count(tmp_path: Path) -> None:
+    """Stopped runs are no full runs, and those that a policy did not stop are the hard ones."""
+    write(
+        tmp_path, *runs(30, "4", "good"), *runs(50, None, "hard", mode="enforce"),
+        *runs(50, None, "cut", mode="enforce", stopped=True), *runs(50, None, "tools", ungoverned="tools"),
+    )  # fmt: skip
+    assert refused(tmp_path) is None
+    write(tmp_path, *runs(30, None, "audit", mode="enforce", audit=True))
+    assert "30 of the last 60" in (refused(tmp_path) or "")
+
+
+def test_an_examination_with_the_scorer_of_today_replaces_the_runs_before_it(tmp_path: Path) -> None:
+    write(tmp_path, *runs(40, None, "old"))
+    assert refused(tmp_path) is not None
+    seen = RouteFindings(
+        examination_id="ex", route="math", scorer="number", at_s=0.0, n_runs=40, n_extractable=39
+    )
+    write(tmp_path, RouteExamined(seen))
+    assert refused(tmp_path) is None
+    assert refused(tmp_path, scorer="choice") is not None, "another scorer's examination says nothing"
+
+
+@pytest.mark.parametrize("n_unreadable", [0, 30])
+async def test_a_refused_route_stops_nothing(tmp_path: Path, n_unreadable: int) -> None:
+    write(tmp_path, *runs(n_unreadable, None, "bad"))
+    async with served(tmp_path, SLOW, upstream=UPSTREAM, routes={"math": ROUTE}) as g:
+        answer = await g.ask(chat("what is two and two", suffice={}))
+        assert answer.told["stopped"] is (n_unreadable == 0)
+        assert answer.json["choices"][0]["message"]["content"] == "4"
+
+
+async def test_a_running_route_is_checked_again(tmp_path: Path) -> None:
+    """The route of the gateway itself loses its right to act after enough unreadable full runs."""
+    async with served(tmp_path, SLOW, upstream=UPSTREAM, routes={"math": ROUTE}) as g:
+        for i in range(CHECK_RUNS):
+            seen, ended = full_run(f"r{i}", None)
+            assert isinstance(seen, RequestSeen)
+            assert isinstance(ended, RequestEnded)
+            g.gateway.note_full_run(seen.request, ended.outcome)
+        assert not g.gateway.routes[0].acts
+        answer = await g.ask(chat("what is two and two", suffice={}))
+        assert answer.told["stopped"] is False
+
+
+@pytest.mark.parametrize(
+    ("verified_by", "seen", "probes"),
+    [
+        ("doctor", None, False),
+        ("owner", None, True),
+        ("doctor", {"raw": "yes", "prefix_cache": "yes"}, True),
+        ("doctor", {"raw": "yes", "prefix_cache": "no"}, False),
+        ("doctor", {"raw": "ignored", "prefix_cache": "yes"}, False),
+    ],
+)
+def test_probes_while_observing_need_a_voucher(
+    tmp_path: Path, verified_by: str, seen: dict[str, str] | None, *, probes: bool
+) -> None:
+    if seen is not None:
+        write(tmp_path, findings("http://127.0.0.1:1/v1", **seen))
+    told = settings(tmp_path, mode="observe", probe={"verified_by": verified_by})
+    evidence = wiring.read_evidence(told)
+    assert wiring.build_route("math", told.routes["math"], evidence).may_probe is probes
+    warned = any("verified_by" in w for w in wiring.evidence_warnings(told, evidence))
+    assert warned is not probes
+
+
+def test_findings_of_another_address_are_not_used(tmp_path: Path) -> None:
+    write(tmp_path, findings("http://127.0.0.1:2", raw="yes", prefix_cache="yes"))
+    assert wiring.read_evidence(settings(tmp_path)).upstreams == {}
