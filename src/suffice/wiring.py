@@ -86,9 +86,12 @@ class Evidence:
     extracted: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)  # by route, oldest first
 
 
-def read_evidence(settings: Settings) -> Evidence:
-    """Read what `suffice doctor` and the routes' own full runs have shown. Raises StoreError."""
-    path = database_path(settings.store.url)
+def read_evidence(settings: Settings, database: Path | None = None) -> Evidence:
+    """Read what `suffice doctor` and the routes' own full runs have shown. Raises StoreError.
+
+    database  the log's file; None: the one that the settings name
+    """
+    path = database or database_path(settings.store.url)
     if not path.is_file():
         return Evidence()
     examined = route_findings(path)

@@ -13,7 +13,7 @@ from suffice.gateway.context import CHECK_RUNS
 from suffice.settings import Settings, Store, parse
 from suffice.store.events import Event, RequestEnded, RequestSeen, RouteExamined, UpstreamExamined
 from suffice.store.sqlite import SqliteLog
-from suffice.testing import Chain, Reply
+from suffice.testing import Chain, FakeUpstream, Reply
 from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
 from suffice.upstream.findings import url_key
 from tests.gateway.served import chat, served
@@ -156,3 +156,14 @@ def test_probes_while_observing_need_a_voucher(
 def test_findings_of_another_address_are_not_used(tmp_path: Path) -> None:
     write(tmp_path, findings("http://127.0.0.1:2", raw="yes", prefix_cache="yes"))
     assert wiring.read_evidence(settings(tmp_path)).upstreams == {}
+
+
+@pytest.mark.parametrize("seen", ["no", "ignored", None])
+async def test_usage_is_not_asked_for_where_it_was_refused(tmp_path: Path, seen: str | None) -> None:
+    async with FakeUpstream(SLOW) as fake:
+        if seen is not None:
+            write(tmp_path, findings(fake.url, stream_usage=seen))
+        async with served(tmp_path, fake, upstream=UPSTREAM, routes={"math": ROUTE | {"mode": "observe"}}) as g:
+            answer = await g.ask(chat("what is two and two"))
+            assert answer.text == "4"
+            assert ("stream_options" in fake.completions[0].body) is (seen != "no")

@@ -36,6 +36,7 @@ class RouteStatus:
     confidence: float     # of every interval
     max_em_drop: float    # fraction: what a certificate would have to promise
     evidence: Evidence    # what is missing for it
+    refused: str | None   # why the settings' "enforce" is not obeyed; None: it is, or was not asked for
 
 
 @click.command()
@@ -92,7 +93,8 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
             read_episodes(database, one.route),
             route=one.route, match=match, rng=np.random.default_rng(SEED), confidence=confidence,
         )
-        statuses.append(_status(report, one, scorer, confidence, max_em_drop))
+        refused = _refused(database, settings, one.route)
+        statuses.append(_status(report, one, scorer, confidence, max_em_drop, refused))
     return statuses
 
 
@@ -112,6 +114,16 @@ def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Pat
     return settings, db or database_path(settings.store.url)
 
 
+def _refused(database: Path, settings: Settings | None, route: str) -> str | None:
+    """Why a route that is set to `enforce` behaves as `observe` all the same, by what its log says."""
+    from suffice.wiring import build_route, read_evidence
+
+    configured = settings.routes.get(route) if settings is not None else None
+    if settings is None or configured is None or configured.mode != "enforce":
+        return None
+    return build_route(route, configured, read_evidence(settings, database)).refused
+
+
 def _match(configured: Route | None) -> tuple[str, Callable[[str | None, str], bool]]:
     """The name of the yardstick and the yardstick itself."""
     if configured is None:
@@ -128,7 +140,8 @@ def _match(configured: Route | None) -> tuple[str, Callable[[str | None, str], b
 
 
 def _status(
-    report: RouteReport, counts: RouteCounts, scorer: str, confidence: float, max_em_drop: float
+    report: RouteReport, counts: RouteCounts, scorer: str, confidence: float, max_em_drop: float,
+    refused: str | None,
 ) -> RouteStatus:
     from suffice.assurance.evidence import evidence
 
@@ -146,6 +159,7 @@ def _status(
             max_em_drop=max_em_drop, confidence=confidence, n_audits=report.n_telling_audits,
             n_disagreements=report.n_audit_disagreements, audits_at_s=report.audits_at_s,
         ),
+        refused=refused,
     )  # fmt: skip
 
 
@@ -190,7 +204,8 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
     running = f" ({one.n_without_outcome:,} without an outcome yet)" if one.n_without_outcome else ""
     n_abandoned = report.n_abandoned_audits
     abandoned = f" ({n_abandoned:,} abandoned, counted as losses)" if n_abandoned else ""
-    lines = [
+    lines = [] if one.refused is None else [("behaves as observe", one.refused)]
+    lines += [
         ("mode", one.mode + (f" (earlier: {', '.join(earlier)})" if earlier else "")),
         ("policy", one.policy_version or "none"),
         ("certified", _certified(report)),

@@ -29,6 +29,7 @@ from suffice.settings import Probe
 from suffice.signals.observe import Observer
 from suffice.types import Decision, Purpose, Signals, Step
 from suffice.upstream.client import UpstreamClient, governed_headers
+from suffice.upstream.findings import verdict
 from suffice.upstream.wire import DONE, encode_json
 
 CHAT_PATH = "/v1/chat/completions"
@@ -160,8 +161,13 @@ def _probes(job: Job) -> bool:
 
 
 def _upstream_body(job: Job) -> dict[str, Any]:
-    """The client's body, asked for as a stream with usage; their traces are removed again."""
+    """The client's body, asked for as a stream with usage; their traces are removed again.
+
+    Where doctor saw usage refused, it is not asked for: tokens are counted by pieces instead.
+    """
     body = dict(job.intake.body)
+    if verdict(job.client.findings, "stream_usage") == "no":
+        return body | {"stream": True}
     given = body.get("stream_options")
     options = dict(given) if isinstance(given, dict) else {}
     return body | {"stream": True, "stream_options": options | {"include_usage": True}}

@@ -1,0 +1,161 @@
+"""`suffice doctor` as a person and a program use it: what it prints, what it keeps, how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.doctor.server import model
+
+from suffice.cli.main import main
+from suffice.settings import Store
+from suffice.store.events import RequestEnded, RequestSeen
+from suffice.store.sqlite import SqliteLog
+from suffice.store.views import route_findings, upstream_findings
+from suffice.testing import FakeUpstream, Reply
+from suffice.testing.reply import RequestSeen as Asked
+from suffice.testing.reply import status
+from suffice.types import Outcome, Request
+from suffice.upstream.findings import EXPERIMENTS, honoured
+
+
+def doctor(*options: object) -> Result:
+    return CliRunner().invoke(main, ["doctor", *map(str, options)])
+
+
+def config(folder: Path, url: str = "http://127.0.0.1:9", more: str = "") -> Path:
+    file = folder / "suffice.toml"
+    file.write_text(
+        f'[upstreams.up]\nurl = "{url}"\nslots = 4\n[routes.math]\nupstream = "up"\nscorer = "number"\n{more}'
+        f'[store]\nurl = "sqlite:///{folder}/log.db"\n'
+    )
+    return file
+
+
+def write_run(log: SqliteLog, name: str, answer: str | None, **changes: Any) -> None:
+    asked: dict[str, Any] = {
+        "episode_id": name, "route": "math", "kind": "reasoning", "mode": "observe", "model": "m", "stream": False,
+        "n_samples": 1, "audit": False, "propensity": 1.0, "policy_version": "p", "certified": False,
+        "question_key": name, "ungoverned": None, "received_at_s": 0.0,
+    }  # fmt: skip
+    log.append(RequestSeen(Request(**(asked | changes))))
+    log.append(RequestEnded(Outcome(
+        episode_id=name, end_reason="done", status=200, answer=answer, response_id=None, usage=None
+    )))  # fmt: skip
+
+
+def test_an_upstream_by_name_is_examined_and_its_findings_are_kept(tmp_path: Path) -> None:
+    with FakeUpstream.in_thread(model(), prefix_cache=True, slots=2, models=("first", "second")) as fake:
+        result = doctor("--upstream", "up", "--config", config(tmp_path, fake.url))
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert "model first" in lines[0]
+    for name in EXPERIMENTS:
+        assert any(line.split()[:1] == [name] for line in lines), name
+    assert "closed by native, then raw, then prefill" in result.stdout
+    assert "[upstreams.up]" in result.stdout
+    assert "not verified against a live server" in result.stdout
+    kept = upstream_findings(tmp_path / "log.db")["up"]
+    assert kept.model == "first"
+    assert honoured(kept, "prefix_cache")
+    assert kept.n_slots == 2
+
+
+def test_a_program_gets_one_object_and_an_address_without_settings_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with FakeUpstream.in_thread(model(), dialect="openai") as fake:
+        result = doctor("--upstream", fake.url, "--model", "fake", "--json")
+    told = json.loads(result.stdout)
+    assert [one["experiment"] for one in told["findings"]] == list(EXPERIMENTS)
+    assert told["advice"]["finish"] == []
+    assert told["advice"]["may_probe"] is False
+    assert told["not_verified"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_answers_no_chat_ends_with_1() -> None:
+    with FakeUpstream.in_thread(Reply(faults=(status(500),))) as fake:
+        result = doctor("--upstream", fake.url, "--model", "fake")
+    assert result.exit_code == 1
+    assert "answered 500" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "name either --upstream or --route"),
+        (("--upstream", "http://127.0.0.1:9", "--route", "math"), "name either"),
+        (("--upstream", "nowhere"), "need http://host[:port] or a name from the settings"),
+        (("--upstream", "http://127.0.0.1:9"), "no answer from"),
+        (("--route", "math"), "needs a settings file"),
+    ],
+)
+def test_what_cannot_be_asked_ends_with_2_and_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = doctor(*options)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("doctor: ")
+    assert said in result.stderr or "no connection to" in result.stderr
+
+
+def test_a_route_is_read_from_its_log(tmp_path: Path) -> None:
+    log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/log.db"), now=lambda: 0.0)
+    for i in range(20):
+        write_run(log, f"read{i}", "4", question_key=f"q{i // 2}")                       # ten agreeing pairs
+    for i in range(20):
+        write_run(log, f"lost{i}", None, question_key=f"n{i // 2}")                      # no answer never agrees
+    write_run(log, "tools", None, ungoverned="tools")
+    log.close()
+    file = config(tmp_path, more='mode = "enforce"\nuncertified = true\n')
+    told = json.loads(doctor("--route", "math", "--config", file, "--json").stdout)
+    assert told["logged"] == {"n_runs": 40, "n_extractable": 20, "n_repeats": 20, "n_agreeing": 10, "n_failed": 0}
+    assert told["ungoverned"] == {"tools": 1}
+    assert told["governed_share"] == pytest.approx(40 / 41)
+    assert "20 of the last 40" in told["refused"]
+    assert told["audits"]["n_needed"] == 149
+    text = doctor("--route", "math", "--config", file).stdout
+    assert "REFUSED: scorer 'number'" in text
+    assert "50.0% (20 of 40) of full runs" in text
+    assert "= 149 audits" in text
+    checked = CliRunner().invoke(main, ["config", "check", str(file)]).stdout
+    assert "routes.math: behaves as observe: scorer 'number'" in checked
+    shown = CliRunner().invoke(main, ["status", "--config", str(file)]).stdout
+    assert "behaves as observe     scorer 'number' could read the answer of 20 of the last 40" in shown
+
+
+def test_questions_are_run_in_full_and_some_twice(tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    lines = [{"question": f"How much is {n} + 0?", "max_tokens": 50} for n in range(10)]
+    questions.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+
+    def says(seen: Asked) -> Reply:
+        """Every third question gets no number; the second answer to question 1 is another one."""
+        n = int(seen.text.split()[3])
+        answer = "I cannot say" if n % 3 == 0 else str(n + 100 * (n == 1 and seen.nth_same > 0))
+        return Reply(reasoning=("so ", "7 ", "then "), answer=(answer,))
+
+    with FakeUpstream.in_thread(says, slots=4) as fake:
+        file = config(tmp_path, fake.url)
+        result = doctor("--route", "math", "--config", file, "--questions", questions, "--repeats", 3, "--json")
+        assert fake.max_in_flight <= 4
+    told = json.loads(result.stdout)
+    # 0, 1 and 2 are run twice: of 13 runs, 0 (twice), 3, 6 and 9 cannot be read; only 2 agrees with itself.
+    assert told["live"] == {"n_runs": 13, "n_extractable": 8, "n_repeats": 3, "n_agreeing": 1, "n_failed": 0}
+    kept = route_findings(tmp_path / "log.db")["math"][1]
+    assert (kept.scorer, kept.n_runs, kept.n_extractable) == ("number", 13, 8)
+
+
+@pytest.mark.parametrize("line", ["{oops", '{"answer": 3}', '{"question": 4}', ""])
+def test_a_bad_line_of_questions_is_named(tmp_path: Path, line: str) -> None:
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(line + "\n")
+    result = doctor("--route", "math", "--config", config(tmp_path), "--questions", questions)
+    assert result.exit_code == 2
+    assert "q.jsonl" in result.stderr
