@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from suffice import wiring
-from suffice.gateway.context import CHECK_RUNS
+from suffice.gateway.context import CHECK_RUNS, Gateway
 from suffice.settings import Settings, Store, parse
 from suffice.store.events import Event, RequestEnded, RequestSeen, RouteExamined, UpstreamExamined
 from suffice.store.sqlite import SqliteLog
-from suffice.testing import Chain, FakeUpstream, Reply
+from suffice.testing import Chain, Reply
 from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
 from suffice.upstream.findings import url_key
 from tests.gateway.served import chat, served
@@ -160,10 +160,13 @@ def test_findings_of_another_address_are_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seen", ["no", "ignored", None])
 async def test_usage_is_not_asked_for_where_it_was_refused(tmp_path: Path, seen: str | None) -> None:
-    async with FakeUpstream(SLOW) as fake:
+    def tell(gateway: Gateway) -> None:
+        """What the gateway would have read at its start, if the address had been known then."""
         if seen is not None:
-            write(tmp_path, findings(fake.url, stream_usage=seen))
-        async with served(tmp_path, fake, upstream=UPSTREAM, routes={"math": ROUTE | {"mode": "observe"}}) as g:
-            answer = await g.ask(chat("what is two and two"))
-            assert answer.text == "4"
-            assert ("stream_options" in fake.completions[0].body) is (seen != "no")
+            gateway.upstreams["up"].findings = findings("", stream_usage=seen).findings
+
+    route = ROUTE | {"mode": "observe", "probe": None}
+    async with served(tmp_path, SLOW, upstream=UPSTREAM, routes={"math": route}, change=tell) as g:
+        answer = await g.ask(chat("what is two and two"))
+        assert answer.text == "4"
+        assert ("stream_options" in g.fake.completions[0].body) is (seen != "no")
