@@ -143,6 +143,16 @@ async def test_a_busy_upstream_is_not_probed(serve: Serve) -> None:
         assert skipped(g, "slots") >= len(STEPS)
 
 
+async def test_an_owner_may_let_probes_wait_their_turn(serve: Serve) -> None:
+    upstream = {"finish": ["raw"], "slots": 2, "extra": {"when_busy": "queue"}}
+    async with serve(chain(delay_s=0.01), fake={"slots": 2}, upstream=upstream, route=enforcing()) as g:
+        answers = await asyncio.gather(*(g.ask(chat(f"q{n}", stream=True)) for n in range(2)))
+        assert [a.status for a in answers] == [200, 200]
+        assert n_probes(g) > 0
+        await g.episodes(2)
+        assert skipped(g, "slots") == 0
+
+
 async def test_probes_of_many_requests_take_half_of_the_slots(serve: Serve) -> None:
     def says(seen: RequestSeen) -> Reply:
         return Chain(STEPS, "5", reply=Reply(delay_s=0.004, faults=(slow_headers(0.05),) if seen.is_raw else ()))(seen)
@@ -210,6 +220,18 @@ async def test_no_request_causes_more_attempts_than_promised(
         assert set(n_of_key) <= {"key0", "key1"}, "the client's key goes upstream with every call"
         for key, n_attempts in n_of_key.items():
             assert n_attempts <= 1 + retries + 4, key
+
+
+@pytest.mark.parametrize("mode", ["off", "observe"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_nothing_is_tried_again_behind_the_first_byte(serve: Serve, mode: str, stream: bool) -> None:
+    dies = chain(faults=(die_after(3),))
+    async with serve(dies, upstream={"retries": 3}, route={"mode": mode}) as g:
+        answer = await g.ask(chat(stream=stream))
+        assert answer.errors if stream else answer.status == 502 or answer.torn
+        await g.quiet()
+        # A body that was asked for whole dies before its first byte where nothing governs it.
+        assert len(g.fake.completions) == (4 if mode == "off" and not stream else 1)
 
 
 async def test_further_samples_carry_a_key_of_their_own(serve: Serve) -> None:

@@ -119,10 +119,11 @@ class _Plan:
         from suffice.demo.run import Stage
         from suffice.local import tasks
 
+        at_once = min(AT_ONCE[kind], max(1, slots // 2))  # a probe is sent to a free slot only
         n = self.n_samples_questions if kind == "samples" else self.n_reasoning_questions
         return Stage(
             kind=kind, model=model, upstream=url, driver=self.driver, slots=slots, n_samples=self.n_samples,
-            questions=tasks.questions(kind, n), folder=self.folder, n_at_once=AT_ONCE[kind],
+            questions=tasks.questions(kind, n), folder=self.folder, n_at_once=at_once,
         )  # fmt: skip
 
 

@@ -125,6 +125,8 @@ class Allowance:
 
     def _has_room(self, n_other: int) -> bool:
         """Would the engine begin at once, or let the call wait behind other people's work?"""
+        if self.settings.when_busy == "queue":
+            return True
         # One slot also means that nobody has said how many there are: one run and one probe of it.
         return n_other + self.n_open < max(2, self.slots)
 
