@@ -160,10 +160,18 @@ class UpstreamClient:
         self._base = str(URL(settings.url.rstrip("/").removesuffix("/v1"))).rstrip("/")
         self._session: aiohttp.ClientSession | None = None
         self.n_open = 0                     # completions asked of it and not yet over, whoever asked
+        self._fresh: aiohttp.ClientSession | None = None  # a connection of its own for each call
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=self.settings.keepalive_s),
+        self._session = self._opened(
+            aiohttp.TCPConnector(limit=0, keepalive_timeout=self.settings.keepalive_s)
+        )
+        self._fresh = self._opened(aiohttp.TCPConnector(limit=0, force_close=True))
+        return self
+
+    def _opened(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
             timeout=aiohttp.ClientTimeout(
                 total=None,
                 sock_connect=self.settings.connect_timeout_s,
@@ -175,13 +183,13 @@ class UpstreamClient:
             max_line_size=HEADER_LIMIT_BYTES,
             max_field_size=HEADER_LIMIT_BYTES,
         )
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._fresh):
+            if session is not None:
+                await session.close()
 
     def _headers(self, headers: Headers, key_header: str = "authorization") -> CIMultiDict[str]:
         sent = CIMultiDict(
@@ -258,21 +266,24 @@ class UpstreamClient:
     async def _send(
         self, method: str, path: str, body: bytes | None, headers: CIMultiDict[str], retries: int
     ) -> aiohttp.ClientResponse:
-        if self._session is None:
+        session = self._session
+        if session is None or self._fresh is None:
             raise UpstreamDown("the upstream client is not open")
         for attempt in range(retries + 1):
             try:
                 url = URL(self._base + path, encoded=True)
-                return await self._session.request(
+                return await session.request(
                     method, url, data=_payload(body), headers=headers, allow_redirects=False
                 )
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                # A pooled connection that the server had closed: the request was never answered.
-                if attempt == retries:
-                    raise self._down("no connection to", error) from None
             except TimeoutError:
                 raise UpstreamTimeout(f"upstream {self.name!r} did not begin to answer in time") from None
-            except (aiohttp.ClientError, ConnectionError) as error:
+            except (aiohttp.ClientConnectionError, ConnectionError) as error:
+                # Most often a pooled connection that the server was just closing: the request was never answered.
+                # The others in the pool may be as stale, so the next attempt has a connection of its own.
+                if attempt == retries or _began(error):
+                    raise self._down("no connection to", error) from None
+                session = self._fresh
+            except aiohttp.ClientError as error:
                 raise self._down("no answer from", error) from None
         raise AssertionError("unreachable")
 
@@ -299,6 +310,11 @@ class UpstreamClient:
         except TimeoutError:
             message = f"upstream {self.name!r} took longer than {timeout_s:g} s for {path}"
             raise UpstreamTimeout(message) from None
+
+
+def _began(error: Exception) -> bool:
+    """Had the server begun to answer when the connection broke? Then it is not asked again."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
