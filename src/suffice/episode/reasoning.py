@@ -41,6 +41,7 @@ from suffice.upstream.wire import (
 )
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # what is kept of an answer to score it
+THOUGHT_LIMIT_CHARS = 2**20      # a longer thought passes on unwatched: what is kept of it has an end
 BUDGET_SLACK_TOKENS = 32         # an engine that is this far beyond its budget does not know budgets
 
 
@@ -134,7 +135,7 @@ class ReasoningRun:
         self._last: dict[str, Any] | None = None   # held until usage, if any, can go into its object
         self._tail = ""                # end of an inline thought: may hold half of its closing tag
         self._answer: list[str] = []
-        self._answer_chars = 0
+        self._answer_chars = self._thought_chars = 0
         self._visible: str | None = None
         self._cuts: dict[int, Cut] = {}        # by step
         self.alias: Seen | None = None         # rerun: the run whose id and time the client knows
@@ -532,10 +533,13 @@ class ReasoningRun:
         if self.seen.phase == "answering":
             return
         self.seen.phase = "thinking"
+        self._thought_chars += len(text)
         point = self._segmenter.feed(text, tokens)
         if point is not None:
             self._cuts[point.index] = Cut(len(point.prefix), point.tokens_used)
             points.append(point)
+        if self._thought_chars > THOUGHT_LIMIT_CHARS:
+            self._goes_blind()
 
     def _answers(self, text: str) -> None:
         # White space before everything says nothing; behind a thought it says that the thought is over.
