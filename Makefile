@@ -43,6 +43,9 @@ demo-full: $(VENV)/.ready-demo ## the same with 300 questions and 16 samples eac
 test: $(VENV)/.ready-dev ## run all tests; without ARGS also the coverage gate of the core
 	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),--cov --cov-report=term)
 
+faults: $(VENV)/.ready-dev ## run the tests behind docs/reference/faults.md and print its table with their results
+	$(PY) -m tests.faults.table
+
 check: lint types layers house packages ## lint, types, layers, gates and docs, installed packages; make -k check sees all
 
 lint: $(VENV)/.ready-dev

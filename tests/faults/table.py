@@ -1,0 +1,66 @@
+"""`make faults`: runs the tests that the page on faults names, and prints its table with their results."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "reference" / "faults.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One fault, what is expected, and the test that holds it."""
+
+    fault: str
+    expected: str
+    test: str   # path::name
+
+
+def rows(page: str) -> list[Row]:
+    """The rows of a page that name a test."""
+    found = []
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("| ") else []
+        if len(cells) == 3 and (test := re.fullmatch(r"`(tests/[\w/]+\.py::\w+)`", cells[2])):
+            found.append(Row(cells[0], cells[1], test[1]))
+    return found
+
+
+class Results:
+    """Counts how the cases of each test ended."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, list[str]] = defaultdict(list)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take one report: the call itself, or what failed around it."""
+        if report.when == "call" or report.outcome != "passed":
+            self.ends[report.nodeid.partition("[")[0]].append(report.outcome)
+
+    def of(self, test: str) -> str:
+        """The result of one test, in words."""
+        ends = self.ends.get(test, [])
+        if not ends:
+            return "not run"
+        n_good = ends.count("passed")
+        return f"passed ({n_good})" if n_good == len(ends) else f"FAILED ({len(ends) - n_good} of {len(ends)})"
+
+
+def main() -> int:
+    """Run and print; the exit status is 1 when a row does not hold."""
+    table, results = rows(PAGE.read_text(encoding="utf-8")), Results()
+    pytest.main(["-q", "--no-header", *dict.fromkeys(row.test for row in table)], plugins=[results])
+    for row in table:
+        sys.stdout.write(f"{results.of(row.test):<18} {row.fault} -> {row.expected}\n{'':<18} {row.test}\n")
+    return int(any(not results.of(row.test).startswith("passed") for row in table))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
