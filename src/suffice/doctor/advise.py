@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from suffice.settings import Driver
 from suffice.types import Findings
 from suffice.upstream.findings import CONTINUES, allows_probes, finding, honoured, verdict
+from suffice.upstream.shapes import engines
 
 # What Suffice reads or sends and has seen only in documentation, not at a live server.
 FROM_DOCUMENTATION: tuple[str, ...] = (
@@ -22,7 +23,7 @@ FROM_DOCUMENTATION: tuple[str, ...] = (
 
 def not_verified() -> tuple[str, ...]:
     """What is known of other engines from their documentation alone, a line each."""
-    return FROM_DOCUMENTATION
+    return (*FROM_DOCUMENTATION, f"How these write their streams: {', '.join(engines('synthetic'))}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,169 @@
+"""Records the streams of llama.cpp's server anew, from the small local model (its weights are fetched if need be).
+
+    python -m tests.wire.record          (with suffice[local] installed)
+
+One server, one run at a time, temperature 0. What is written to tests/wire/streams/ is what came over the
+socket, without HTTP's own framing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import http.client
+import importlib.metadata
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from suffice.local import weights
+from suffice.local.server import LocalServer, ServerSpec
+from tests.wire.read import write
+
+CHAT = "/v1/chat/completions"
+QUESTION = [
+    {"role": "user", "content": "What is 20 + 3?"},
+    {"role": "assistant", "reasoning_content": "20 + 3 = 23.\n", "content": "23"},
+    {"role": "user", "content": "What is 30 + 4?"},
+]
+BASE = {"model": "local", "temperature": 0, "seed": 1}
+USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+TOOL = {"type": "function", "function": {
+    "name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}}  # fmt: skip
+THOUGHT = "<think>30 + 4 = 34.\n</think>"
+
+
+Watch = Callable[[bytes], bool]   # sees what came so far and says whether to read on
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {**BASE, "messages": QUESTION, "max_tokens": 40} | fields
+
+
+# name → (path, body)
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat_reasoning": (CHAT, chat(**USAGE)),
+    "chat_inline_tags": (CHAT, chat(reasoning_format="none", **USAGE)),
+    "chat_no_usage": (CHAT, chat(stream=True)),
+    "chat_body": (CHAT, chat()),
+    "chat_logprobs": (CHAT, chat(logprobs=True, top_logprobs=2, **(USAGE | {"max_tokens": 6}))),
+    "chat_prefill": (CHAT, chat(
+        **(USAGE | {"messages": [*QUESTION, {"role": "assistant", "content": THOUGHT}]}),
+        continue_final_message=True, add_generation_prompt=False)),
+    "chat_budget": (CHAT, chat(reasoning_budget_tokens=8, reasoning_budget_message="\n", **USAGE)),
+    "chat_control": (CHAT, chat(reasoning_control=True, reasoning_budget_message="\n", **USAGE)),
+    "chat_cancelled": (CHAT, chat(**(USAGE | {"max_tokens": 400}))),
+    "completions_raw": ("/v1/completions", {**BASE, **USAGE, "max_tokens": 12}),
+    "completions_body": ("/v1/completions", {**BASE, "prompt": "One, two, three,", "max_tokens": 8}),
+    "completion_native": ("/completion", {
+        "prompt": "One, two, three,", "n_predict": 8, "stream": True, "temperature": 0}),
+    "responses": ("/v1/responses", {**BASE, "input": "How much is 2 + 3?", "stream": True, "max_output_tokens": 40}),
+    "responses_body": ("/v1/responses", {**BASE, "input": "How much is 2 + 3?", "max_output_tokens": 40}),
+    "messages": ("/v1/messages", {**BASE, "messages": QUESTION[:1], "max_tokens": 40, "stream": True}),
+    "messages_body": ("/v1/messages", {**BASE, "messages": QUESTION[:1], "max_tokens": 40}),
+    "count_tokens": ("/v1/messages/count_tokens", {"model": "local", "messages": QUESTION[:1]}),
+}  # fmt: skip
+
+
+def to_the_end(_: bytes) -> bool:
+    return True
+
+
+def ask(port: int, path: str, body: dict[str, Any], watch: Watch = to_the_end) -> bytes:
+    """The body of one answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+    response = connection.getresponse()
+    got = b""
+    while watch(got) and (part := response.read1(65536)):
+        got += part
+    if response.status != 200:
+        raise SystemExit(f"{path}: {response.status} {got[:300]!r}")
+    connection.close()
+    return got
+
+
+def end_thought(port: int) -> Watch:
+    """Ends the thought once, after some of it was seen."""
+    done = threading.Event()
+
+    def watch(got: bytes) -> bool:
+        if not done.is_set() and got.count(b"reasoning_content") >= 5:
+            done.set()
+            name = json.loads(got.split(b"data: ")[1].split(b"\n")[0])["id"]
+            ask(port, f"{CHAT}/control", {"id": name, "action": "reasoning_end"})
+        return True
+
+    return watch
+
+
+def events(body: bytes) -> Iterator[Any]:
+    """The JSON values in a body: one, or one an event."""
+    if body.startswith(b"{"):
+        yield json.loads(body)
+        return
+    for line in body.decode().splitlines():
+        if line.startswith("data: {"):
+            yield json.loads(line[6:])
+
+
+def expected(path: str, body: bytes) -> dict[str, Any]:
+    """What a client must read: written without any of the product's own code."""
+    text = thought = ""
+    found: dict[str, Any] = {}
+    for value in events(body):
+        for choice in value.get("choices") or []:
+            said = choice.get("delta") or choice.get("message") or {}
+            text += said.get("content") or choice.get("text") or ""
+            thought += said.get("reasoning_content") or ""
+            found["finish"] = choice.get("finish_reason") or found.get("finish")
+        if value.get("usage") and path != "/v1/messages":
+            found["usage"] = value["usage"]
+        if (value.get("response") or {}).get("usage"):
+            found["usage"] = value["response"]["usage"]
+        for holder in (value.get("message") or {}, value) if path == "/v1/messages" else ():
+            found["usage"] = found.get("usage", {}) | (holder.get("usage") or {})
+        if "tokens_predicted" in value:
+            cached = {"cached_tokens": value["timings"]["cache_n"]}
+            found["usage"] = {"prompt_tokens": value["tokens_evaluated"], "prompt_tokens_details": cached}
+            found["usage"]["completion_tokens"] = value["tokens_predicted"]
+    return {"text": text, "thought": thought, **found}
+
+
+def main() -> int:
+    """Record everything."""
+    model = weights.fetch("smol")
+    spec = ServerSpec(model_path=model, template="think", alias="local", n_parallel=2)
+    engine = f"llama.cpp, by xllamacpp {importlib.metadata.version('xllamacpp')}"
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    def record(port: int, name: str, path: str, body: dict[str, Any], template: str, watch: Watch) -> None:
+        got = ask(port, path, body, watch)
+        head = {
+            "engine": engine, "evidence": "recorded", "date": today,
+            "source": f"python -m tests.wire.record, SmolLM2-135M-Instruct with {template}",
+            "request": f"POST {path} {json.dumps(body)}",
+            "expect": json.dumps(expected(path, got), ensure_ascii=False),
+        }  # fmt: skip
+        print(write(f"llama_cpp_{name}", head, got).name, len(got), head["expect"][:150])
+
+    with LocalServer(spec) as server:
+        port = int(server.url.rpartition(":")[2])
+        prompt = json.loads(ask(port, "/apply-template", {"messages": QUESTION}))["prompt"]
+        ASKED["completions_raw"][1]["prompt"] = prompt + THOUGHT.removeprefix("<think>")
+        for name, (path, body) in ASKED.items():
+            watch: Watch = to_the_end
+            if name == "chat_control":
+                watch = end_thought(port)
+            if name == "chat_cancelled":
+                watch = lambda got: got.count(b"data: ") < 12
+            record(port, name, path, body, "the template think", watch)
+    with LocalServer(ServerSpec(model_path=model, alias="local", n_parallel=2)) as server:
+        port = int(server.url.rpartition(":")[2])
+        body = chat(messages=QUESTION[:1], tools=[TOOL], tool_choice="required", **(USAGE | {"max_tokens": 60}))
+        record(port, "chat_tools", CHAT, body, "its own template", to_the_end)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
