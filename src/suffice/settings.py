@@ -24,8 +24,9 @@ from suffice.errors import ConfigError
 from suffice.types import Kind, Mode
 
 S = TypeVar("S", bound=msgspec.Struct)
-Driver = Literal["openai", "llama.cpp", "vllm"]
-FinishMethod = Literal["native", "prefill", "raw"]
+Driver = Literal["openai", "llama.cpp", "vllm", "sglang", "deepseek", "mistral", "openrouter", "anthropic"]
+FinishMethod = Literal["native", "prefill", "raw", "re-ask"]
+Effort = Literal["none", "minimal", "low", "medium", "high"]
 VerifiedBy = Literal["doctor", "owner"]
 _RELAY = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)")
 
@@ -62,6 +63,14 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     cached_input_usd_per_mtok: float | None = None  # prompt tokens from a prefix cache; None: as input
 
 
+class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the model's own chat template writes a conversation, for `raw` where the server does not say."""
+
+    turn: str                         # one message, around {role} and {content}
+    generate: str                     # where generation begins, with the opening tag if the template writes it
+    begin: str = ""                   # before the first message
+
+
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model server that speaks OpenAI's protocol."""
 
@@ -76,6 +85,9 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     finish: tuple[FinishMethod, ...] = ()     # ways to close a thought, best first; (): the driver's
     think_open: str = "<think>"
     think_close: str = "</think>"
+    think_opened: bool = False                # the chat template opens the thought: content begins inside it
+    lowest_effort: Effort | None = None       # at which a re-ask may think; None: the driver's lowest
+    template: Template | None = None          # None: the server is asked where it can say
     extra: Extra = Extra()                    # what probes may take of it
     affinity_header: str = ""                 # tells a router in front of replicas which calls belong together
     prices: Prices | None = None              # None: unknown, so money is left out everywhere
@@ -88,6 +100,11 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     closing: str = "\n"               # text written before the closing tag; must not end in a space
     answer_prefix: str = ""           # text written after the closing tag
     stop: tuple[str, ...] = ("\n",)   # where a trial answer ends
+    timeout_s: float = 30.0           # a trial answer that takes longer is missing
+    reask_thought: str = "My reasoning so far:\n\n{thought}"   # `re-ask`: the assistant's message
+    reask_ask: str = (                # `re-ask`: the user's message behind it
+        "Stop reasoning here. Give only the final answer to my question, in the form that it asked for."
+    )
     verified_by: VerifiedBy = "doctor"  # who saw that the upstream continues a text and caches prefixes
 
 
@@ -127,6 +144,9 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_extra_calls: int = 32         # a request: probes, further samples, continuation, reruns together
     probe: Probe | None = None        # None: no upstream call is ever added while observing
     steps: Steps = Steps()
+    effort: Effort | None = None      # asked for before the call, where the route acts; None: the client's
+    budget_tokens: int | None = None  # of thought, kept by the engine, where the route acts; None: none
+    finish_unclosed: bool = False     # a run cut inside its thought: give the client a forced answer
     handover_ms: int = 5_000          # a continuation that takes longer is dropped
     handover_buffer_bytes: int = 256 * 1024
 
@@ -231,6 +251,8 @@ def _check(settings: Settings) -> None:
             raise ConfigError(f"upstreams.{name}.affinity_header: got {got!r}; no HTTP header name")
         if upstream.prices is not None:
             _check_prices(f"upstreams.{name}.prices", upstream.prices)
+        if upstream.template is not None and "{content}" not in upstream.template.turn:
+            raise ConfigError(f"upstreams.{name}.template.turn: must hold {{content}}, where a message's text goes")
     for name, route in settings.routes.items():
         where = f"routes.{name}"
         if route.upstream not in settings.upstreams:
@@ -271,5 +293,18 @@ def _check_route(where: str, route: Route) -> None:
             f"{where}.samples: got {route.samples}; at most {route.max_extra_calls + 1},"
             " because every sample behind the first is one of max_extra_calls"
         )
-    if route.probe is not None and route.probe.closing.endswith(" "):
-        raise ConfigError(f"{where}.probe.closing: must not end in a space: models then lose minus signs")
+    if route.budget_tokens is not None and route.budget_tokens < 0:
+        raise ConfigError(f"{where}.budget_tokens: got {route.budget_tokens}; at least 0, which is no thought at all")
+    if route.kind != "reasoning" and (route.effort is not None or route.budget_tokens is not None):
+        raise ConfigError(f"{where}: effort and budget_tokens belong to the kind 'reasoning', got {route.kind!r}")
+    if route.probe is not None:
+        _check_probe(f"{where}.probe", route.probe)
+
+
+def _check_probe(where: str, probe: Probe) -> None:
+    if probe.closing.endswith(" "):
+        raise ConfigError(f"{where}.closing: must not end in a space: models then lose minus signs")
+    if probe.timeout_s <= 0:
+        raise ConfigError(f"{where}.timeout_s: got {probe.timeout_s}; more than 0 seconds")
+    if probe.reask_thought.count("{thought}") != 1:
+        raise ConfigError(f"{where}.reask_thought: must hold {{thought}} once, where the reasoning so far goes")

@@ -183,7 +183,7 @@ class Outcome:
     stop_step: int | None = None           # where the policy stopped, or would have (shadow)
     would_answer: str | None = None        # the answer at `stop_step`: what a stop delivers
     decision: str = ""                     # the policy's own sentence
-    finish_method: str | None = None       # how the thought was closed: native, prefill, raw
+    finish_method: str | None = None       # how the thought was closed, or was kept short before the call
     handover_ms: float | None = None       # pause that the client saw at the stop
     tokens_saved_estimate: int | None = None
     estimate_method: str | None = None

@@ -20,6 +20,7 @@ from typing import Any
 
 from suffice import settings as settings_module
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
+from suffice.episode import ahead
 from suffice.errors import ConfigError
 from suffice.gateway.app import App, endpoints
 from suffice.gateway.context import Gateway
@@ -168,6 +169,9 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
     warnings = []
     for name, route in settings.routes.items():
         built = build_route(name, route)
+        wrong = ahead.problem(route, settings.upstreams[route.upstream])
+        if wrong is not None:
+            raise ConfigError(f"routes.{name}.{wrong}")
         if route.mode == "enforce" and not built.acts:
             warnings.append(
                 f"routes.{name}: enforce without a certified policy behaves as observe;"

@@ -59,7 +59,9 @@ async def test_a_stop_that_is_not_worth_it_leaves_the_run_to_its_own_end(
         blocked = [step for step in outcome.steps if "not worth it" in step.reason]
         assert blocked
         assert all(step.action == "continue" and "finishing costs about $" in step.reason for step in blocked)
-        assert answer.told["cost_usd"] == pytest.approx(outcome.cost_usd)
+        # A probe that still ran when the object was written is in the log alone.
+        assert outcome.cost_usd is not None
+        assert 0 < answer.told["cost_usd"] <= outcome.cost_usd * (1 + 1e-9)
 
 
 CASES: dict[str, tuple[dict[str, float] | None, Any]] = {
@@ -236,7 +238,8 @@ async def test_full_runs_with_probes_and_a_cache_reconcile(serve: Serve) -> None
         outcomes = await assert_reconciled(g, OUTPUT_DEAR, 3)
         assert sum(c.cached_tokens for o in outcomes for c in o.calls) > 0
         told = sorted(a.told["cost_usd"] for a in answers)
-        assert told == pytest.approx(sorted(o.cost_usd or 0 for o in outcomes))
+        for less, all_of_it in zip(told, sorted(o.cost_usd or 0 for o in outcomes), strict=True):
+            assert 0 < less <= all_of_it * (1 + 1e-9)  # a probe that still ran is in the log alone
         for o in outcomes:
             assert o.cost_usd is not None
             assert o.overhead_usd is not None

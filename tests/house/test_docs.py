@@ -28,7 +28,20 @@ from suffice.gateway.route import BLOCKING
 from suffice.policy.base import POLICIES
 from suffice.scoring.base import SCORERS
 from suffice.server import serving
-from suffice.settings import Extra, Match, Prices, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
+from suffice.settings import (
+    Extra,
+    Match,
+    Prices,
+    Probe,
+    Route,
+    Server,
+    Settings,
+    Steps,
+    Store,
+    Template,
+    Upstream,
+    parse,
+)
 from suffice.store.events import EVENTS
 from suffice.telemetry import METRICS
 from suffice.testing import FakeUpstream
@@ -191,6 +204,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "`[upstreams.NAME]`": Upstream,
     "`[upstreams.NAME.prices]`": Prices,
     "`[upstreams.NAME.extra]`": Extra,
+    "`[upstreams.NAME.template]`": Template,
     "`[routes.NAME]`": Route,
     "`[routes.NAME.match]`": Match,
     "`[routes.NAME.probe]`": Probe,

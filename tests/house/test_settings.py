@@ -11,7 +11,20 @@ import pytest
 
 from suffice import settings as house
 from suffice.errors import ConfigError
-from suffice.settings import Extra, Match, Prices, Probe, Route, Server, Settings, Steps, Store, Upstream, parse
+from suffice.settings import (
+    Extra,
+    Match,
+    Prices,
+    Probe,
+    Route,
+    Server,
+    Settings,
+    Steps,
+    Store,
+    Template,
+    Upstream,
+    parse,
+)
 
 RAW: dict[str, Any] = {
     "server": {},
@@ -19,6 +32,7 @@ RAW: dict[str, Any] = {
         "box": {
             "url": "http://127.0.0.1:8080", "extra": {},
             "prices": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2},
+            "template": {"turn": "{content}", "generate": ""},
         },
     },
     "routes": {"math": {"upstream": "box", "match": {}, "probe": {}, "steps": {}}},
@@ -30,6 +44,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("upstreams", "box"): Upstream,
     ("upstreams", "box", "extra"): Extra,
     ("upstreams", "box", "prices"): Prices,
+    ("upstreams", "box", "template"): Template,
     ("routes", "math"): Route,
     ("routes", "math", "match"): Match,
     ("routes", "math", "probe"): Probe,
@@ -156,6 +171,27 @@ def test_an_upstream_needs_an_address() -> None:
 def test_a_closing_text_must_not_end_in_a_space() -> None:
     with pytest.raises(ConfigError, match=r"routes\.math\.probe\.closing"):
         parse(with_value(("routes", "math", "probe"), "closing", "Answer: "))
+
+
+@pytest.mark.parametrize(
+    ("level", "key", "value"),
+    [
+        (("routes", "math", "probe"), "timeout_s", 0.0),
+        (("routes", "math", "probe"), "reask_thought", "no place for it"),
+        (("routes", "math"), "budget_tokens", -1),
+        (("upstreams", "box", "template"), "turn", "no place for it"),
+    ],
+)
+def test_what_a_finish_cannot_work_with_is_refused(level: tuple[str, ...], key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=key):
+        parse(with_value(level, key, value))
+
+
+def test_effort_and_budget_belong_to_reasoning() -> None:
+    raw = with_value(("routes", "math"), "kind", "samples")
+    raw["routes"]["math"]["effort"] = "low"
+    with pytest.raises(ConfigError, match="reasoning"):
+        parse(raw)
 
 
 @pytest.mark.parametrize("key", ["input_usd_per_mtok", "cached_input_usd_per_mtok", "output_usd_per_mtok"])

@@ -10,7 +10,8 @@ from typing import Any
 
 from suffice.doctor.seen import THINK, THINK_CAP, Facts, Saw, quoted, within
 from suffice.doctor.talk import CHAT, Streamed, Talk
-from suffice.upstream.continuation import Continuation, PrefillStripper, Prompt, build, closed_thought
+from suffice.upstream.continuation import Continuation, Limits, PrefillStripper, Prompt, Thought, build
+from suffice.upstream.drivers import DRIVERS
 
 LIST = "Write the whole numbers from 1 to 12 on one line, separated by commas."
 BEGUN = "In order: 1, 2, 3, 4, 5,"  # no model begins its own answer with these words
@@ -66,11 +67,14 @@ async def _continuation(talk: Talk, method: Any, *, prompt: Prompt | None) -> Co
     settings = talk.settings
     begun = await talk.stream(talk.body(LIST, 24), hang_up_after=8)
     thought = begun.thought or begun.content.partition(settings.think_open)[2]
-    closed = closed_thought(
-        thought.partition(settings.think_close)[0], closing="\n", think_close=settings.think_close, answer_prefix=BEGUN
-    )
+    closed = Thought(
+        text=thought.partition(settings.think_close)[0], answer_prefix=BEGUN, opened=settings.think_opened,
+        think_open=settings.think_open, think_close=settings.think_close,
+    )  # fmt: skip
     body = {"model": talk.model, "messages": [{"role": "user", "content": LIST}], "temperature": 0}
-    return build(method, body, closed, prompt=prompt, think_open=settings.think_open, max_tokens=12)
+    # A server whose driver names no way to continue a message is tried in the way that most have.
+    driver = settings.driver if DRIVERS[settings.driver].prefill is not None else "llama.cpp"
+    return build(method, body, closed, driver=driver, prompt=prompt, limits=Limits(max_tokens=12))
 
 
 async def native_end(talk: Talk, facts: Facts) -> Saw:

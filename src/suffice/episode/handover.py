@@ -3,7 +3,10 @@
     native          the engine closes the thought in the same stream
     with a free slot  the continuation is opened first, the original is held back and dropped at
                       the continuation's first token (the overlap is spent, and counted)
-    with one slot     the original is closed first
+    with none         the original is closed first
+
+A slot is free while fewer completions are open on the upstream, ours and everybody's that came through
+this gateway, than it serves at once.
 
 If the continuation fails or takes longer than `handover_ms`, the original goes on; if it is gone,
 one full run follows with its thought hidden; if that fails too, the client gets an error frame. If
@@ -43,7 +46,7 @@ Rerun = Callable[[], AbstractAsyncContextManager[ReasoningRun]]
 Clock = Callable[[], float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class HandOver:
     """Everything a stop needs."""
 
@@ -55,11 +58,7 @@ class HandOver:
     handover_ms: int
     buffer_bytes: int
     monotonic_s: Clock
-
-    @property
-    def _overlaps(self) -> bool:
-        """Has the upstream a free slot for the continuation while the original still runs?"""
-        return self.continuer.settings.slots > 1
+    _overlaps: bool = False   # does the original run on beside the continuation that is being opened?
 
     @property
     def _came_too_late(self) -> bool:
@@ -72,7 +71,7 @@ class HandOver:
             if not self.run.may_stop():
                 break  # the answer began while we were asking: a late stop is no stop
             if method == "native":
-                if await self._native():
+                if self.continuer.facts.has_control and await self._native():
                     return
             elif await self._continue_by(method, thought, thought_tokens):
                 return
@@ -98,18 +97,16 @@ class HandOver:
     async def _continue_by(self, method: FinishMethod, thought: str, thought_tokens: int) -> bool:
         """Answer from a second call. False: that came to nothing, and the original is still there."""
         run, start = self.run, self.monotonic_s()
+        request = await self._prepared(method, thought, self._left())
+        if request is None:
+            return False
+        # Decided now, when the continuation is about to be sent: other requests have moved meanwhile.
+        self._overlaps = self.continuer.has_free_slot
         # Where the original has to go first, a full run must remain possible behind it.
         if not self.continuer.may_call(keep=0 if self._overlaps else 1):
             return False
         if self.continuer.is_paused:
             self.ledger.skipped["paused"] += 1
-            return False
-        try:
-            request = await self.continuer.prepare(
-                method, thought, purpose="continuation", max_tokens=self._left()
-            )
-        except UpstreamError:
-            self.ledger.fail_open("handover")
             return False
         async with AsyncExitStack() as stack:
             if self._overlaps:
@@ -140,6 +137,46 @@ class HandOver:
                 await self._rerun(error)
         return True
 
+    async def _prepared(
+        self, method: FinishMethod, thought: str, max_tokens: int | None
+    ) -> Continuation | None:
+        """The request that would answer; None: no call is left for it, or the upstream cannot be asked so."""
+        if not self.continuer.may_call(keep=0):
+            return None
+        try:
+            return await self.continuer.prepare(method, thought, purpose="continuation", max_tokens=max_tokens)
+        except UpstreamError:
+            self.ledger.fail_open("handover")
+            return None
+
+    async def finish_unclosed(self) -> None:
+        """Answer a run that the client's cap cut inside its thought; its own end stands if that fails.
+
+        The original is over, so nothing has to give way. The client gets the forced answer instead of an
+        empty one, and at most a trial answer's length more than it asked for.
+        """
+        run, method, start = self.run, self.continuer.second_call, self.monotonic_s()
+        request = None
+        if method is not None:
+            request = await self._prepared(method, run.thought, self.continuer.trial_tokens)
+        if request is None or method is None:
+            await run.own_end.deliver(run.delivery)
+            return
+        async with AsyncExitStack() as stack:
+            try:
+                opened = await self._open(stack, request, run.account.reasoning_tokens)
+                await run.own_end.make_room(run.delivery)
+                self.ledger.finish_method = method
+                self.ledger.handover_ms = (self.monotonic_s() - start) * 1e3
+                await self._deliver(opened)
+            except UpstreamError:
+                self.ledger.fail_open("handover")
+                await self._discard_last(stack)
+                self.ledger.finish_method = self.ledger.handover_ms = None
+                await run.own_end.deliver(run.delivery)
+            else:
+                run.own_end.kept = None
+
     async def _go_on_without(self, error: UpstreamError) -> bool:
         """No continuation came. False: the original goes on; otherwise another run was delivered."""
         if not self._came_too_late:
@@ -163,7 +200,8 @@ class HandOver:
                 )
                 async for piece in reply:
                     if piece.text.strip():
-                        return Opened(replace(piece, text=before + piece.text), reply, account)
+                        first = replace(piece, text=request.answer_prefix + before + piece.text)
+                        return Opened(first, reply, account)
                     before += piece.text
             raise UpstreamProtocol("the continuation gave no answer")
         except TimeoutError:
@@ -199,8 +237,8 @@ class HandOver:
 
     async def _deliver(self, opened: Opened) -> None:
         """Write the continuation into the client's stream as if the first call had gone on."""
-        run, text = self.run, self.continuer.answer_prefix
-        opening = (self.continuer.settings.think_close if run.seen.inline else "") + text
+        run, text = self.run, ""
+        opening = self.continuer.settings.think_close if run.seen.inline else ""
         finish: str | None = None
         async for piece in _chain(opened.first, opened.rest):
             finish = piece.finish_reason or finish
@@ -210,7 +248,7 @@ class HandOver:
                 opening = ""
         run.seen.phase = "answering"
         self.ledger.answer = run.extract(text)
-        self.ledger.truncated = False
+        self.ledger.truncated = finish == "length"
         await self._count_original()
         await run.delivery.frames(self._closing_frames(finish or "stop"))
         await run.delivery.end()
@@ -220,13 +258,14 @@ class HandOver:
         if self.run.account.prompt_tokens is not None:
             return
         with contextlib.suppress(UpstreamError):  # else it is estimated from the other calls
-            prompt = await self.continuer.prompt()
+            prompt = await self.continuer.prompt(text=False)
             if prompt is not None:
                 self.run.account.prompt_tokens = prompt.n_tokens
 
     def _closing_frames(self, finish: str) -> list[Frame]:
         run = self.run
-        frames = [run.frame_of({}, finish, suffice=suffice_object(self.ledger))]
+        tells = self.ledger.stopped or run.wants.object
+        frames = [run.frame_of({}, finish, **({"suffice": suffice_object(self.ledger)} if tells else {}))]
         usage = self.ledger.usage()
         if run.wants.usage and usage is not None:
             frames.append(run.usage_frame(usage_json(usage)))

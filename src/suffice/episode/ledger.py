@@ -45,6 +45,7 @@ class CallAccount:
     reported_tokens: int | None = None  # what the upstream said; wins over our count
     cancelled: bool = True          # until its end has been seen
     discarded: bool = False         # paid for, but no part of what the client got
+    is_open: bool = False           # its reply is still being read
 
     @property
     def completion_tokens(self) -> int:

@@ -7,6 +7,7 @@ fails, the checkpoint has no answer, which is the safe side: an unknown answer s
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from suffice.episode.finish import Continuer
 from suffice.episode.ledger import Ledger
@@ -14,9 +15,19 @@ from suffice.episode.segment import Checkpoint
 from suffice.errors import UpstreamBusy, UpstreamError
 from suffice.scoring.base import Scorer
 from suffice.types import Step
+from suffice.upstream.continuation import cut_at
 
-TIMEOUT_S = 30.0  # a probe that takes longer is of no use to a running thought
 KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, one to run again if that fails
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What the model said when its thought was closed."""
+
+    text: str
+    logprobs: tuple[float, ...]    # natural log, of the answer's tokens
+    entropy: float | None          # nats, of the first token
+    tokens: int                    # generated for it
 
 
 class Prober:
@@ -36,18 +47,47 @@ class Prober:
 
     async def ask(self, point: Checkpoint) -> Step:
         """The step that ends at `point`, with the answer that a stop there would deliver."""
+        trial = await self._try(point.prefix, point.tokens_used)
+        if trial is None:
+            return missing(point)
+        return Step(
+            index=point.index,
+            tokens=point.tokens,
+            answer=self._scorer.extract(trial.text),
+            answer_source="probe",
+            logprobs=trial.logprobs,
+            entropy=trial.entropy,
+            text=point.text,
+            probe_tokens=trial.tokens,
+        )
+
+    async def answer_to(self, thought: str, tokens: int) -> str | None:
+        """The normalised answer behind a thought that nobody can close any more; None: there is none.
+
+        tokens  of the thought
+        """
+        trial = await self._try(thought, tokens)
+        if trial is None:
+            return None
+        try:
+            return self._scorer.extract(trial.text)
+        except Exception:  # noqa: BLE001 - a broken yardstick costs a measurement, never an answer
+            self._ledger.fail_open("scorer")
+            return None
+
+    async def _try(self, thought: str, thought_tokens: int) -> Trial | None:
+        """Ask once; None: no way to ask, or the upstream failed or was too slow."""
         method = self._continuer.second_call
         if method is None:
-            return missing(point)
+            return None
         text, logprobs, entropy = "", list[float](), None
-        spent = 0
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(self._continuer.timeout_s):
                 request = await self._continuer.prepare(
-                    method, point.prefix, purpose="probe", max_tokens=self._continuer.trial_tokens
+                    method, thought, purpose="probe", max_tokens=self._continuer.trial_tokens
                 )
                 async with self._continuer.open(
-                    request, thought_tokens=point.tokens_used, purpose="probe"
+                    request, thought_tokens=thought_tokens, purpose="probe"
                 ) as (reply, account):
                     async for piece in reply:
                         text += piece.text
@@ -56,20 +96,12 @@ class Prober:
                     spent = account.completion_tokens
         except UpstreamBusy as busy:  # others were quicker while the request was being written
             self._ledger.skipped[busy.reason] += 1
-            return missing(point)
+            return None
         except (UpstreamError, TimeoutError):
             self._ledger.fail_open("probe")
-            return missing(point)
-        return Step(
-            index=point.index,
-            tokens=point.tokens,
-            answer=self._scorer.extract(self._continuer.answer_prefix + text),
-            answer_source="probe",
-            logprobs=tuple(logprobs),
-            entropy=entropy,
-            text=point.text,
-            probe_tokens=spent,
-        )
+            return None
+        said = request.answer_prefix + cut_at(text, request.stop)
+        return Trial(text=said, logprobs=tuple(logprobs), entropy=entropy, tokens=spent)
 
 
 def missing(point: Checkpoint) -> Step:

@@ -10,11 +10,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from math import exp, log
+from typing import Literal
 
 from suffice.episode.ledger import CallAccount
 from suffice.errors import UpstreamProtocol
 from suffice.upstream.client import Call
 from suffice.upstream.continuation import PrefillStripper
+from suffice.upstream.thought import ThinkTag
 from suffice.upstream.wire import (
     DONE_DATA,
     Choice,
@@ -24,6 +26,7 @@ from suffice.upstream.wire import (
     decode_chunk,
     is_given,
     logprobs_of,
+    reasoning_of,
 )
 
 
@@ -90,15 +93,28 @@ async def chunks(
             yield chunk, frame.data
 
 
-async def pieces(call: Call, account: CallAccount, *, prefill: str = "") -> AsyncGenerator[Piece, None]:
-    """Read a continuation's stream, chat or raw shape. Raises UpstreamError when it breaks off."""
-    strip, finished = PrefillStripper(prefill), False
+async def pieces(
+    call: Call,
+    account: CallAccount,
+    *,
+    prefill: str = "",
+    tags: tuple[str, str] = ("<think>", "</think>"),
+    opened: bool = False,
+) -> AsyncGenerator[Piece, None]:
+    """Read a continuation's stream, chat or raw shape. Raises UpstreamError when it breaks off.
+
+    A thought in the reply, in a field of its own or between tags, is counted and left out.
+
+    prefill  text that the engine may repeat at the start
+    opened   the reply begins inside a thought
+    """
+    answer, finished = AnswerOnly(prefill, tags, opened=opened), False
     async with aclosing(chunks(call, account, inside="continuation")) as read:
         async for chunk, _ in read:
             choice = first_choice(chunk)
             if choice is None:
                 continue
-            piece = _piece(choice, account, strip)
+            piece = answer.read(choice, account)
             finished = finished or choice.finish_reason is not None
             if piece.text or piece.finish_reason:
                 yield piece
@@ -108,17 +124,38 @@ async def pieces(call: Call, account: CallAccount, *, prefill: str = "") -> Asyn
     await call.settle()
 
 
-def _piece(choice: Choice, account: CallAccount, strip: PrefillStripper) -> Piece:
-    text = choice.text or (choice.delta.content if choice.delta else None) or ""
-    tokens = logprobs_of(choice)
-    fresh = strip.feed(text)
-    if fresh:  # what repeats the prefill was read, not generated
-        account.received_tokens += len(tokens) or 1
-    if choice.finish_reason is not None:
-        fresh += strip.close()
-    return Piece(
-        text=fresh,
-        logprobs=tuple(t.logprob for t in tokens),
-        entropy=entropy_of(tokens[0].top) if tokens else None,
-        finish_reason=choice.finish_reason,
-    )
+class AnswerOnly:
+    """Leaves of a reply what answers: no repeated prefill, no thought, no second closing tag."""
+
+    def __init__(self, prefill: str, tags: tuple[str, str], *, opened: bool) -> None:
+        self._prefill, self._again = PrefillStripper(prefill), PrefillStripper(tags[1])
+        self._think = ThinkTag(*tags, opened=opened)
+
+    def read(self, choice: Choice, account: CallAccount) -> Piece:
+        """One chunk's part of the answer; all of its tokens are counted."""
+        text = choice.text or (choice.delta.content if choice.delta else None) or ""
+        thought = reasoning_of(choice.delta)[0] if choice.delta else ""
+        tokens = logprobs_of(choice)
+        fresh, was_inside = self._prefill.feed(text), self._think.inside
+        answer = self._answer_in(self._think.feed(fresh)) if fresh else ""
+        hidden = bool(thought) or (bool(fresh) and (was_inside or self._think.inside))
+        if fresh or thought:  # what repeats the prefill was read, not generated
+            account.received_tokens += len(tokens) or 1
+        if hidden:
+            account.reasoning_tokens += len(tokens) or 1
+        if choice.finish_reason is not None:
+            answer += self._close()
+        shown = () if hidden else tokens
+        return Piece(
+            text=answer,
+            logprobs=tuple(t.logprob for t in shown),
+            entropy=entropy_of(shown[0].top) if shown else None,
+            finish_reason=choice.finish_reason,
+        )
+
+    def _answer_in(self, parts: list[tuple[Literal["reasoning", "answer"], str]]) -> str:
+        return self._again.feed("".join(text for channel, text in parts if channel == "answer"))
+
+    def _close(self) -> str:
+        left = self._prefill.close()
+        return self._answer_in([*(self._think.feed(left) if left else ()), *self._think.close()]) + self._again.close()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from suffice.episode.ending import Delivery, OwnEnd, data_frame
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.probe import Prober, missing, visible
 from suffice.episode.reading import first_choice, n_tokens, note_usage
@@ -35,7 +36,6 @@ from suffice.upstream.wire import (
     SseSplitter,
     decode_chunk,
     decode_json,
-    encode_frame,
     is_given,
     reasoning_of,
 )
@@ -43,22 +43,6 @@ from suffice.upstream.wire import (
 ANSWER_LIMIT_CHARS = 256 * 1024  # what is kept of an answer to score it
 THOUGHT_LIMIT_CHARS = 2**20      # a longer thought passes on unwatched: what is kept of it has an end
 BUDGET_SLACK_TOKENS = 32         # an engine that is this far beyond its budget does not know budgets
-
-
-class Delivery(Protocol):
-    """Where frames go: a client's stream, or a body that is put together."""
-
-    async def frames(self, frames: Sequence[Frame]) -> None:
-        """Hand over whole frames, in order."""
-        ...
-
-    def can_begin_again(self) -> bool:
-        """May another answer take the place of what was handed over so far?"""
-        ...
-
-    async def end(self) -> None:
-        """Complete the client's answer. Work may go on after it, unseen."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,12 +77,6 @@ class Seen:
     ended: bool = False            # nothing more will come
 
 
-def data_frame(obj: Any) -> Frame:
-    """A frame of our own."""
-    raw = encode_frame(obj)
-    return Frame(raw=raw, data=raw[6:-2], event=None)
-
-
 DONE_FRAME = Frame(raw=DONE, data=DONE_DATA, event=None)
 
 
@@ -118,13 +96,14 @@ class ReasoningRun:
         tags: tuple[str, str],
         wants: Wants,
         drain: bool,
+        opened: bool = False,
     ) -> None:
         self.call, self.account, self.ledger, self.delivery = call, account, ledger, delivery
         self.seen = Seen()
         self.wants = wants
         self.hidden_thought = False    # rerun: the client has already seen a thought
         self._segmenter, self._scorer, self._prober = segmenter, scorer, prober
-        self._think, self._close_tag = ThinkTag(*tags), tags[1]
+        self._think, self._close_tag = ThinkTag(*tags, opened=opened), tags[1]
         self._prober_broke = False
         self._drain = drain            # audit: every scheduled step is probed, even after the end
         self._splitter = SseSplitter()
@@ -138,11 +117,14 @@ class ReasoningRun:
         self._answer_chars = self._thought_chars = 0
         self._visible: str | None = None
         self._cuts: dict[int, Cut] = {}        # by step
+        self.budget_is_policy = False          # … and whose passing is all that the policy waits for
+        self.budget_slack_tokens = BUDGET_SLACK_TOKENS
         self.alias: Seen | None = None         # rerun: the run whose id and time the client knows
         self.budget: int | None = None         # thought tokens after which the engine itself closes it
         self.failure: UpstreamError | None = None   # why the original can give nothing more
         self.held: list[Frame] | None = None   # frames kept back during a hand-over
         self.held_bytes = 0
+        self.own_end = OwnEnd()
 
     # ---- what others ask
 
@@ -153,9 +135,14 @@ class ReasoningRun:
         return not any(self._tail.endswith(self._close_tag[:n]) for n in range(1, len(self._close_tag)))
 
     @property
+    def is_over_budget(self) -> bool:
+        """Does the engine think on beyond the budget that it was told to keep?"""
+        return self.budget is not None and self.account.reasoning_tokens > self.budget + self.budget_slack_tokens
+
+    @property
     def leaves_stop_to_engine(self) -> bool:
-        """Was the engine given the policy's budget, and does it seem to keep it?"""
-        return self.budget is not None and self.account.reasoning_tokens <= self.budget + BUDGET_SLACK_TOKENS
+        """Was the engine given the policy's own budget, and does it seem to keep it?"""
+        return self.budget is not None and self.budget_is_policy and not self.is_over_budget
 
     @property
     def thought(self) -> str:
@@ -292,10 +279,11 @@ class ReasoningRun:
             for frame in frames:
                 last, self._last = self._last, None
                 kept = self._look(frame, points)
+                kept_by = out if self.own_end.kept is None else self.own_end.kept
                 if last is not None:
-                    out += self._with_object(last)
+                    kept_by += self._with_object(last)
                 if kept is not None:
-                    out.append(kept)
+                    kept_by.append(kept)
         finally:
             if out:
                 await self._pass(out)
@@ -320,27 +308,34 @@ class ReasoningRun:
         self.held.extend(frames)
         self.held_bytes += sum(len(f.raw) for f in frames)
 
+    async def _pass_end(self, frames: list[Frame]) -> None:
+        """Pass on what comes behind the last word, or keep it with an end that is kept back."""
+        if self.own_end.kept is not None:
+            self.own_end.kept += frames
+        elif frames:
+            await self._pass(frames)
+
     async def _end(self) -> None:
         seen = self.seen
         seen.ended = True
         last, self._last = self._last, None
-        if last is not None:
-            await self._pass(self._with_object(last))
+        await self._pass_end(self._with_object(last))
         if seen.finish_reason is None and not seen.failed:
             raise UpstreamProtocol("the upstream ended its stream without a finish reason")
         for channel, text in self._think.close():
             if channel == "answer":
                 self._answers(text)
         self.account.cancelled = seen.failed
-        self.ledger.answer = self.extract(self.answer_text)
         self.ledger.truncated = seen.finish_reason == "length"
         self.ledger.unclosed = seen.phase == "thinking"
+        # What stands in an open thought is no answer, and no answer is a wrong one.
+        self.ledger.answer = None if self.ledger.unclosed else self.extract(self.answer_text)
         if seen.failed:
             self.failure = UpstreamError("the upstream reported an error inside its stream")
             self.ledger.end_reason = "upstream_error"
         elif not seen.done:
-            await self._pass([DONE_FRAME])
-        if self.held is None:
+            await self._pass_end([DONE_FRAME])
+        if self.held is None and self.own_end.kept is None:
             await self.delivery.end()
         if not seen.failed:
             await self.call.settle()
@@ -395,6 +390,7 @@ class ReasoningRun:
         if choice.finish_reason is not None:
             seen.finish_reason = choice.finish_reason
             self._note_engine_budget()
+            self.own_end.begin(has_answer=seen.phase != "thinking")
         shown = self._edited(frame, chunk, choice, said)
         if self.alias is None and self._pattern.learns:
             self._pattern.learn(frame, chunk, without_usage=shown is not frame)
@@ -411,7 +407,10 @@ class ReasoningRun:
         ledger = self.ledger
         if self.budget is None or self.account.reasoning_tokens < self.budget or ledger.stopped:
             return
-        ledger.stopped, ledger.stop_reason, ledger.finish_method = True, "budget", "native"
+        if self.is_over_budget:
+            ledger.fail_open("budget")  # it was told, and went on
+            return
+        ledger.stopped, ledger.stop_reason, ledger.finish_method = True, "budget", "budget"
         ledger.decision = ledger.decision or f"budget of {self.budget} tokens, kept by the engine"
 
     def _edited(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from suffice.episode.ledger import Ledger
@@ -20,7 +21,11 @@ def usage_json(usage: Usage) -> dict[str, Any]:
 
 
 def suffice_object(ledger: Ledger) -> dict[str, Any]:
-    """The extra top-level object of a reply. It never says whether the request was an audit."""
+    """The extra top-level object of a reply. It never says whether the request was an audit.
+
+    A probe that is still running when the object is written is left out of it whole; the log has it.
+    """
+    ledger = replace(ledger, calls=[c for c in ledger.calls if not (c.is_open and c.purpose == "probe")])
     request, overhead, cost = ledger.request, ledger.overhead(), ledger.cost()
     told = {
         "episode_id": request.episode_id,

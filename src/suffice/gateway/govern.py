@@ -8,12 +8,14 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from suffice.episode.ahead import NOTHING, Ahead, choose
+from suffice.episode.ending import Delivery, data_frame
 from suffice.episode.finish import Continuer
 from suffice.episode.handover import HandOver
-from suffice.episode.ledger import Ledger
+from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.loop import FailOpen, run_episode
 from suffice.episode.probe import Prober
-from suffice.episode.reasoning import Delivery, ReasoningRun, Wants, data_frame
+from suffice.episode.reasoning import ReasoningRun, Wants
 from suffice.episode.report import suffice_object, usage_json
 from suffice.episode.samples import SampleRun, refusal
 from suffice.episode.segment import Segmenter
@@ -28,11 +30,12 @@ from suffice.policy.rules import FixedBudget
 from suffice.settings import Probe
 from suffice.signals.observe import Observer
 from suffice.types import Decision, Purpose, Signals, Step
-from suffice.upstream.client import UpstreamClient, governed_headers
+from suffice.upstream.client import Call, UpstreamClient, governed_headers
+from suffice.upstream.drivers import CHAT_PATH, thinking_is_off, with_fields
 from suffice.upstream.findings import verdict
 from suffice.upstream.wire import DONE, encode_json
 
-CHAT_PATH = "/v1/chat/completions"
+REFUSALS = frozenset({400, 422})  # what servers answer to a field that they do not take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,47 +88,66 @@ def recorder(job: Job, may_stop: Callable[[], bool]) -> Callable[[Step, Signals,
 async def reasoning(job: Job) -> None:
     """One chain of thought, relayed, watched, and closed when the policy says so."""
     route, ledger = job.route.settings, job.ledger
-    body = _upstream_body(job)
-    probe = route.probe or Probe()
     continuer = Continuer(
-        client=job.client, probe=probe, body=job.intake.body, headers=job.headers, ledger=ledger,
-        max_extra_calls=route.max_extra_calls,
-    )
-    _arm(job, body, continuer, probe)
+        client=job.client, probe=route.probe or Probe(), body=job.intake.body, headers=job.headers,
+        ledger=ledger, max_extra_calls=route.max_extra_calls,
+    )  # fmt: skip
+    ahead = _ahead(job, continuer)
     price = Price(
         ledger=ledger, method=next(iter(continuer.methods), None),
         full_runs=job.gw.full_runs.get(job.route.name), hand_overs=job.gw.hand_overs.get(job.route.name),
     )  # fmt: skip
     worth_it = WorthIt(job.route.policy, price.against, lambda: _skipped(job))
     policy = FailOpen(worth_it, ledger.fail_open)
-    async with _pinged(job), _open_run(job, body, continuer, purpose="main") as run:
+    async with _pinged(job), _open_run(job, ahead, continuer, purpose="main") as run:
 
         def may_stop() -> bool:
             return bool(continuer.methods) and run.may_stop() and not run.leaves_stop_to_engine
 
-        verdict = await run_episode(run.steps(), observer(job), policy, recorder(job, may_stop))
-        if verdict is None:
-            return
-        _estimate_saved(job, verdict.signals.tokens_used)
         cap = job.intake.body.get("max_completion_tokens") or job.intake.body.get("max_tokens")
-        await HandOver(
+        hand_over = HandOver(
             run=run, continuer=continuer, ledger=ledger,
-            rerun=lambda: _open_run(job, body, continuer, purpose="rerun"),
+            rerun=lambda: _open_run(job, ahead, continuer, purpose="rerun"),
             max_tokens=cap if isinstance(cap, int) and cap > 0 else None,
             handover_ms=route.handover_ms, buffer_bytes=route.handover_buffer_bytes,
             monotonic_s=job.gw.monotonic_s,
-        ).carry_out(*run.thought_at(verdict.step.index))  # fmt: skip
+        )  # fmt: skip
+        run.own_end.wanted = job.may_act and route.finish_unclosed
+        verdict = await run_episode(run.steps(), observer(job), policy, recorder(job, may_stop))
+        if verdict is None:
+            await _after_full_run(job, run, continuer, hand_over)
+            return
+        run.own_end.wanted = False
+        if run.is_over_budget:
+            ledger.fail_open("budget")  # the engine was told to end the thought by itself, and did not
+        _estimate_saved(job, verdict.signals.tokens_used)
+        await hand_over.carry_out(*run.thought_at(verdict.step.index))
+
+
+async def _after_full_run(
+    job: Job, run: ReasoningRun, continuer: Continuer, hand_over: HandOver
+) -> None:
+    """A run that was cut inside its thought is answered: for the client if the route says so, else on record.
+
+    The record asks as a probe does, so that the full arm and the stopped arm are closed in one way.
+    """
+    ledger = job.ledger
+    if run.own_end.kept is not None:
+        await (hand_over.finish_unclosed() if ledger.unclosed else run.own_end.deliver(run.delivery))
+    elif not ledger.unclosed:
+        return
+    elif job.route.settings.probe is not None and _probes(job) and continuer.may_call(keep=0):
+        prober = Prober(continuer, job.route.scorer, ledger)
+        ledger.answer = await prober.answer_to(run.thought, run.account.reasoning_tokens)
 
 
 @asynccontextmanager
 async def _open_run(
-    job: Job, body: dict[str, Any], continuer: Continuer, *, purpose: Purpose
+    job: Job, ahead: Ahead, continuer: Continuer, *, purpose: Purpose
 ) -> AsyncIterator[ReasoningRun]:
     """Open the client's request upstream and begin the client's answer."""
     settings, ledger, exchange = job.client.settings, job.ledger, job.exchange
-    account = ledger.open_call(purpose)
-    headers = governed_headers(job.headers)
-    async with job.client.open(CHAT_PATH, encode_json(body), headers, extra=purpose == "rerun") as call:
+    async with _accepted(job, ahead, purpose) as (call, account, took):
         if call.status != 200 or call.content_type != "text/event-stream":
             raise await refusal(call)
         if call.is_encoded:
@@ -144,15 +166,49 @@ async def _open_run(
                 usage=job.intake.wants_usage or not job.intake.stream, object=job.intake.has_options
             ),
             drain=ledger.request.audit,
+            opened=settings.think_opened and not thinking_is_off(with_fields(job.intake.body, took.fields)),
         )  # fmt: skip
+        continuer.thinks_inline = lambda: run.seen.inline
         run.hidden_thought = purpose == "rerun" and job.intake.stream
-        run.budget = body.get("reasoning_budget_tokens") if _arms(job, continuer) else None
+        run.budget, run.budget_is_policy = took.budget_tokens, isinstance(job.route.policy, FixedBudget)
+        run.budget_slack_tokens += len(continuer.closing)  # the closing text is a part of the thought, too
+        if took.has_effort:
+            ledger.finish_method = "effort"
         async with aclosing(run):
             # Begun only now: until something is sent, a failure of ours can still be made good.
             if job.intake.stream and not exchange.status:
                 kept = [(k, v) for k, v in call.headers if k.lower() != "content-length"]
                 await exchange.start(200, kept, events=True)
             yield run
+
+
+@asynccontextmanager
+async def _accepted(
+    job: Job, ahead: Ahead, purpose: Purpose
+) -> AsyncIterator[tuple[Call, CallAccount, Ahead]]:
+    """The open call, and which of our fields it took: an upstream that refuses them is asked without.
+
+    Fields that it has refused once, and whose absence made it answer, are not tried again.
+    """
+    body, headers, refused = _upstream_body(job), governed_headers(job.headers), False
+    if ahead.fields and ahead.name not in job.client.refuses:
+        account = job.ledger.open_call(purpose)
+        asked = encode_json(with_fields(body, ahead.fields))
+        async with job.client.open(CHAT_PATH, asked, headers, extra=purpose == "rerun") as call:
+            refused = call.status in REFUSALS
+            if not refused:
+                yield call, account, ahead
+                return
+        account.discarded = True
+    account = job.ledger.open_call(purpose)
+    # Asked for the second time, it is an extra call, and as such not tried again.
+    again = refused or purpose == "rerun"
+    async with job.client.open(CHAT_PATH, encode_json(body), headers, extra=again) as call:
+        if refused and call.status == 200:
+            job.client.refuses.add(ahead.name)
+        if ahead.fields and call.status == 200:
+            job.ledger.fail_open(ahead.site)
+        yield call, account, NOTHING
 
 
 def _probes(job: Job) -> bool:
@@ -173,18 +229,18 @@ def _upstream_body(job: Job) -> dict[str, Any]:
     return body | {"stream": True, "stream_options": options | {"include_usage": True}}
 
 
-def _arm(job: Job, body: dict[str, Any], continuer: Continuer, probe: Probe) -> None:
-    """Tell an engine that can end a thought by itself to be ready for it."""
-    if not _arms(job, continuer):
-        return
-    body |= {"reasoning_control": True, "reasoning_budget_message": probe.closing}
-    if isinstance(job.route.policy, FixedBudget):
-        body["reasoning_budget_tokens"] = job.route.policy.max_tokens  # exact, and without a second call
-        _estimate_saved(job, job.route.policy.max_tokens)  # told only if it comes to that
-
-
-def _arms(job: Job, continuer: Continuer) -> bool:
-    return job.may_act and continuer.methods[:1] == ("native",)
+def _ahead(job: Job, continuer: Continuer) -> Ahead:
+    """What the engine is told before the call; nothing where the route may not act."""
+    if not job.may_act:
+        return NOTHING
+    policy = job.route.policy
+    ahead = choose(
+        job.route.settings, job.client.settings, job.intake.body, methods=continuer.methods,
+        policy_budget_tokens=policy.max_tokens if isinstance(policy, FixedBudget) else None,
+    )  # fmt: skip
+    if ahead.budget_tokens is not None:
+        _estimate_saved(job, ahead.budget_tokens)  # told only if it comes to that
+    return ahead
 
 
 def _skipped(job: Job) -> None:

@@ -9,7 +9,15 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from suffice.testing.prompt import THINK_CLOSE, THINK_OPEN, Prefix, same_beginning, without_beginning
+from suffice.testing.dialects import thinking_is_off
+from suffice.testing.prompt import (
+    THINK_CLOSE,
+    THINK_OPEN,
+    Prefix,
+    same_beginning,
+    told_thought,
+    without_beginning,
+)
 from suffice.testing.reply import Reply, RequestSeen, Spoken
 
 _UNTOLD_LOGPROB = -0.5
@@ -61,7 +69,16 @@ class Run:
         if reply.reasoning and not same_beginning("".join(reply.reasoning), prefix.reasoning):
             raise NotMyThought("fake upstream: the request continues a thought that this reply does not have")
         answer = self._spoken(Spoken(reply.answer, reply.answer_logprobs))
-        if prefix.closed or _thinking_is_off(self._request):
+        told = None if carried else told_thought(self._request.messages, "".join(reply.reasoning))
+        if told is not None:
+            self._said = told
+            off = thinking_is_off(self._request.body)
+            again = () if off else reply.rethinks
+            thought = deque(Token(channel="reasoning", text=text, logprob=_UNTOLD_LOGPROB) for text in again)
+            # A thought that the template has opened is closed at least.
+            opened = reply.reasoning_field == "inline-opened" and not off
+            return thought if again or opened else None, self._closed_answer("")
+        if prefix.closed or thinking_is_off(self._request.body):
             return None, self._closed_answer(prefix.answer)
         if not reply.reasoning:
             return None, answer
@@ -170,11 +187,6 @@ def _stop_words(request: RequestSeen) -> list[str]:
     stop = request.body.get("stop")
     found = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
     return [word for word in found if isinstance(word, str) and word]
-
-
-def _thinking_is_off(request: RequestSeen) -> bool:
-    kwargs = request.body.get("chat_template_kwargs")
-    return isinstance(kwargs, dict) and kwargs.get("enable_thinking") is False
 
 
 def count_in(request: RequestSeen, name: str) -> int | None:

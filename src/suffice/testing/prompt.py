@@ -15,6 +15,7 @@ from typing import Any
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _ASSISTANT = "<|im_start|>assistant\n"
 _MARKS = re.compile(r"<\|im_start\|>\w*|<\|im_end\|>|</?think>")
+_LEAST_TOLD = 6  # characters; fewer could be an accident
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -104,6 +105,20 @@ def prefix_of_prompt(prompt: str) -> Prefix | None:
 def _split(text: str) -> Prefix:
     thought, tag, answer = text.lstrip().removeprefix(THINK_OPEN).partition(THINK_CLOSE)
     return Prefix(thought, bool(tag), answer, text)
+
+
+def told_thought(messages: Sequence[Any], thought: str) -> str | None:
+    """How much of `thought` the last exchange tells the model as plain text, white space left out.
+
+    That is a re-ask: an assistant's message that ends in the beginning of the thought, and a user's behind
+    it. None: it is something else.
+    """
+    pair = messages[-2:]
+    if [m.get("role") for m in pair if isinstance(m, Mapping)] != ["assistant", "user"]:
+        return None
+    told, whole = ("".join(t.split()) for t in (text_of(pair[0].get("content")), thought))
+    starts = (told[at:] for at in range(len(told) - _LEAST_TOLD + 1))
+    return next((part for part in starts if whole.startswith(part)), None)
 
 
 def visible_length(text: str) -> int:

@@ -25,7 +25,7 @@ UsageStyle: TypeAlias = Literal[
     "zero_first",   # zeros in the first chunk, the truth in the last
     "none",         # never, not even in the non-streamed answer
 ]
-Dialect: TypeAlias = Literal["llama.cpp", "openai"]
+Dialect: TypeAlias = Literal["llama.cpp", "openai", "vllm", "sglang", "deepseek", "mistral"]
 Death: TypeAlias = Literal["rst", "fin", "error_frame"]
 
 
@@ -148,6 +148,7 @@ class Reply:
     reasoning: tuple[str, ...] = ()
     reasoning_field: ReasoningField = "reasoning_content"
     answer_after: Callable[[str], Spoken] | None = None  # answer when the thought is closed here
+    rethinks: tuple[str, ...] = ()                       # before it answers a re-ask, unless thinking is off
     answer_logprobs: tuple[float, ...] = ()              # natural log; shown when asked for
     reasoning_logprobs: tuple[float, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()

@@ -11,14 +11,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 
-from suffice.testing import prompt
+from suffice.testing import dialects, prompt
 from suffice.testing.chain import Answerer
+from suffice.testing.dialects import NotMyDialect
 from suffice.testing.generate import NotMyThought, Run, count_in
 from suffice.testing.http1 import BadHttp, Connection, HttpRequest, Response
 from suffice.testing.reply import Dialect, Reply, RequestSeen, Seen, merged
@@ -57,7 +59,9 @@ class FakeUpstream:
     says           a Reply for every request, a Script, or a function from RequestSeen to one of them;
                    `Chain`, `Samples`, `Questions`, `EchoNonce` and `Replay` are such functions
     scripts        streams by model name; a request for such a model gets that stream instead
-    dialect        "llama.cpp" or plain "openai" (no control, no template, no continuation of a prefill)
+    dialect        "llama.cpp", plain "openai" (no control, no template, no continuation of a prefill), or
+                   "vllm", "sglang", "deepseek", "mistral"; what an engine would misread is refused
+    keeps_budgets  vLLM and SGLang were started so that they keep budgets of thought
     paths          by "METHOD /path", without /v1: endpoints of other APIs, played as they stand
     slots          completions generated at once, the others wait; None: no limit
     opens_thought  the chat template writes the opening tag of the thought
@@ -81,6 +85,7 @@ class FakeUpstream:
         slots: int | None = None,
         opens_thought: bool = True,
         prefill_echo: bool = False,
+        keeps_budgets: bool = True,
         prefix_cache: bool = False,
         ignores: Sequence[str] = (),
         cancels: bool = True,
@@ -93,11 +98,11 @@ class FakeUpstream:
         told = Reply() if says is None else says
         self._answerer: Answerer = told if callable(told) else lambda _: told
         self._scripts, self._paths = scripts or {}, paths or {}
-        self._dialect, self._opens_thought = dialect, opens_thought
+        self._dialect, self._opens_thought, self._keeps_budgets = dialect, opens_thought, keeps_budgets
+        self._texts: dict[tuple[int, ...], str] = {}   # vLLM: what /tokenize has written
         self._prefill_echo, self._models, self._api_key = prefill_echo, tuple(models), api_key
         self._idle_close_s, self._address = idle_close_s, (host, port)
         self._ignores, self._cancels = frozenset(ignores), cancels
-        self._continues = dialect == "llama.cpp" and "continue_final_message" not in ignores
         self._n_slots = slots or 1
         self._slots = asyncio.Semaphore(slots) if slots else contextlib.nullcontext()
         self._read: list[list[str]] | None = [] if prefix_cache else None
@@ -115,6 +120,7 @@ class FakeUpstream:
             ("POST", "/chat/completions/control"): self._control,
             ("POST", "/apply-template"): self._apply_template,
             ("POST", "/tokenize"): self._tokenize,
+            ("POST", "/detokenize"): self._detokenize,
             ("GET", "/models"): self._list_models,
             ("GET", "/health"): self._health,
             ("GET", "/slots"): self._list_slots,
@@ -258,36 +264,36 @@ class FakeUpstream:
             seen.status, seen.n_bytes_sent = out.status, out.n_bytes_sent
             seen.closed_at_s = time.monotonic()
 
-    def _see(self, request: HttpRequest) -> Seen:
-        path = request.target.partition("?")[0]
+    def _see(self, http: HttpRequest) -> Seen:
+        path = http.target.partition("?")[0]
         path = path.removeprefix("/v1") if path.startswith("/v1/") else path
+        path = path.removeprefix("/beta") if self._dialect == "deepseek" else path
         body: Any = None
         with contextlib.suppress(msgspec.MsgspecError, RecursionError):
-            body = msgspec.json.decode(request.body)
+            body = msgspec.json.decode(http.body)
         body = {k: v for k, v in body.items() if k not in self._ignores} if isinstance(body, dict) else {}
-        prefix, nth_same = None, 0
+        nth_same = 0
         if path in _COMPLETIONS:
-            prefix = self._prefix(path, body)
             key = path + repr(body.get("messages", body.get("prompt")))
             nth_same = self._prompts.get(key, 0)
             self._prompts[key] = nth_same + 1
-        seen = Seen(
-            request=RequestSeen(
-                method=request.method, path=path, target=request.target, headers=request.headers,
-                raw_body=request.body, body=body, nth=len(self.calls), nth_same=nth_same, prefix=prefix,
-            ),
-            opened_at_s=time.monotonic(),
+        request = RequestSeen(
+            method=http.method, path=path, target=http.target, headers=http.headers,
+            raw_body=http.body, body=body, nth=len(self.calls), nth_same=nth_same, prefix=None,
         )  # fmt: skip
+        seen = Seen(request=replace(request, prefix=self._prefix(request)), opened_at_s=time.monotonic())
         self.calls.append(seen)
         return seen
 
-    def _prefix(self, path: str, body: Mapping[str, Any]) -> prompt.Prefix | None:
-        if path == "/completions":
-            return prompt.prefix_of_prompt(prompt.text_of(body.get("prompt")))
-        messages = body.get("messages")
-        if not self._continues or not isinstance(messages, list):
-            return None
-        return prompt.prefix_of_message(messages)
+    def _prefix(self, request: RequestSeen) -> prompt.Prefix | None:
+        if request.path == "/completions":
+            return prompt.prefix_of_prompt(request.text)
+        if request.path == "/chat/completions" and self._goes_on(request):
+            return prompt.prefix_of_message(request.messages)
+        return None
+
+    def _goes_on(self, request: RequestSeen) -> bool:
+        return "continue_final_message" not in self._ignores and dialects.continues(self._dialect, request)
 
     async def _work(self, seen: Seen, out: Response, connection: Connection) -> bool:
         """Run the route's handler. False: the connection is of no further use."""
@@ -353,14 +359,19 @@ class FakeUpstream:
             await out.whole(200, {"content-type": "text/html"}, _PAGE)
             return
         try:
+            dialects.check(
+                self._dialect, seen.request, opens_thought=self._opens_thought, keeps_budgets=self._keeps_budgets
+            )
             runs = self._begin(seen, reply)
-        except NotMyThought as error:
-            await self._refuse(seen, out, 400, str(error), "not_my_thought")
+        except (NotMyThought, NotMyDialect) as error:
+            code = "not_my_thought" if isinstance(error, NotMyThought) else "not_my_dialect"
+            await self._refuse(seen, out, 400, str(error), code)
             return
         completion_id = f"{'cmpl' if seen.request.is_raw else 'chatcmpl'}-fake-{seen.request.nth}"
         shape = Shape(
-            seen, reply, dialect=self._dialect, completion_id=completion_id, prefill_echo=self._prefill_echo
-        )
+            seen, reply, dialect=self._dialect, completion_id=completion_id,
+            prefill_echo=self._prefill_echo or self._dialect == "mistral",
+        )  # fmt: skip
         self._live[completion_id] = (seen, runs)
         try:
             streams = fault.force == "sse" or (seen.request.stream and fault.force is None)
@@ -372,10 +383,7 @@ class FakeUpstream:
 
     def _begin(self, seen: Seen, reply: Reply) -> list[Run]:
         request = seen.request
-        budget = None
-        if self._dialect == "llama.cpp":
-            given = [count_in(request, n) for n in ("reasoning_budget_tokens", "thinking_budget_tokens")]
-            budget = next((n for n in given if n is not None and n >= 0), None)
+        budget = dialects.budget_of(self._dialect, request.body, keeps_budgets=self._keeps_budgets)
         n_choices = count_in(request, "n") or 1
         runs = [Run(reply, request, index=n, budget_tokens=budget) for n in range(n_choices)]
         read = prompt.words(self._template(request))
@@ -388,14 +396,15 @@ class FakeUpstream:
     def _template(self, request: RequestSeen) -> str:
         if request.is_raw:
             return request.text
+        continues = self._goes_on(request)
         return prompt.apply_template(
-            request.messages, continue_last=self._continues, opens_thought=self._opens_thought
+            request.messages, continue_last=continues, opens_thought=self._opens_thought
         )
 
     # ---- llama.cpp's own routes, and lists
 
     async def _control(self, seen: Seen, out: Response) -> None:
-        if self._dialect == "openai":
+        if self._dialect != "llama.cpp":
             await self._refuse(seen, out, 404, "fake upstream: no control in this dialect", "not_found")
             return
         found = self._live.get(str(seen.body.get("id")))
@@ -414,14 +423,35 @@ class FakeUpstream:
         await out.whole(200, _JSON, encode_json(answer))
 
     async def _apply_template(self, seen: Seen, out: Response) -> None:
-        if self._dialect == "openai":
+        if self._dialect != "llama.cpp":
             await self._refuse(seen, out, 404, "fake upstream: no template in this dialect", "not_found")
             return
         await out.whole(200, _JSON, encode_json({"prompt": self._template(seen.request)}))
 
     async def _tokenize(self, seen: Seen, out: Response) -> None:
-        text = prompt.text_of(seen.body.get("content"))
-        await out.whole(200, _JSON, encode_json({"tokens": prompt.token_ids(text)}))
+        """llama.cpp takes `content`, SGLang `prompt`, vLLM `prompt` or the chat itself."""
+        body = seen.body
+        key = {"llama.cpp": "content", "sglang": "prompt", "vllm": "prompt"}.get(self._dialect, "content")
+        if self._dialect == "vllm" and isinstance(body.get("messages"), list):
+            text = self._template(seen.request)
+        elif isinstance(body.get(key), str):
+            text = prompt.text_of(body[key])
+        else:
+            await self._refuse(seen, out, 400, f"fake upstream: /tokenize needs {key!r}", "bad_request")
+            return
+        ids = prompt.token_ids(text)
+        self._texts[tuple(ids)] = text
+        told = {} if self._dialect == "llama.cpp" else {"count": len(ids), "max_model_len": 32768}
+        await out.whole(200, _JSON, encode_json({"tokens": ids, **told}))
+
+    async def _detokenize(self, seen: Seen, out: Response) -> None:
+        ids = seen.body.get("tokens")
+        text = self._texts.get(tuple(ids)) if isinstance(ids, list) else None
+        if text is None:
+            await self._refuse(seen, out, 400, "fake upstream: these tokens stand for no text", "bad_request")
+            return
+        key = "content" if self._dialect == "llama.cpp" else "prompt"
+        await out.whole(200, _JSON, encode_json({key: text}))
 
     async def _list_models(self, seen: Seen, out: Response) -> None:  # noqa: ARG002  a route's signature
         listed = [{"id": m, "object": "model", "created": CREATED, "owned_by": "fake"} for m in self._models]

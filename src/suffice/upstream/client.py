@@ -161,6 +161,7 @@ class UpstreamClient:
         self._session: aiohttp.ClientSession | None = None
         self.n_open = 0                     # completions asked of it and not yet over, whoever asked
         self._fresh: aiohttp.ClientSession | None = None  # a connection of its own for each call
+        self.refuses: set[str] = set()      # fields of ours that it answered with an error
 
     async def __aenter__(self) -> Self:
         self._session = self._opened(

@@ -1,0 +1,240 @@
+"""Every way to finish, on every engine that has it: the client reads one ordinary answer, and all is accounted for.
+
+A way that is added to the drivers' table and not to WAYS fails the first test here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from suffice.settings import FinishMethod
+from suffice.testing import Chain, Reply, cut, split_bytes, stall_after
+from suffice.upstream.drivers import DRIVERS
+from tests.gateway.conftest import Serve
+from tests.gateway.served import Answer, Served, chat, served
+
+STEPS = [("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"), ("or five\n", "5")]
+STOP = {"policy": "stable-answer", "streak": 3}
+STOPPED_AT = "".join(text for text, _ in STEPS[:4])
+N_THOUGHT = len(cut("".join(text for text, _ in STEPS))) + len(STEPS) - 1   # a line end is a token of its own
+ASK_TOKENS = 12   # how far the prompt of a call that was cut off may be missed where nobody can count it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to finish on one engine."""
+
+    driver: str
+    method: FinishMethod
+    dialect: str = ""
+    counted: bool = False     # can this engine say how long a prompt is that was cut off?
+    upstream: Mapping[str, Any] = field(default_factory=dict)
+    fake: Mapping[str, Any] = field(default_factory=dict)
+
+
+CHATML = {"begin": "", "turn": "<|im_start|>{role}\n{content}<|im_end|>\n"}
+WAYS: dict[str, Way] = {
+    "llama.cpp native": Way(driver="llama.cpp", method="native", counted=True),
+    "llama.cpp raw": Way(driver="llama.cpp", method="raw", counted=True),
+    "llama.cpp prefill": Way(driver="llama.cpp", method="prefill", counted=True),
+    "llama.cpp prefill, repeated": Way(
+        driver="llama.cpp", method="prefill", counted=True, fake={"prefill_echo": True}
+    ),
+    "llama.cpp re-ask": Way(driver="llama.cpp", method="re-ask", counted=True),
+    "vllm prefill": Way(driver="vllm", method="prefill", counted=True),
+    "vllm raw": Way(driver="vllm", method="raw", counted=True),
+    "vllm re-ask": Way(driver="vllm", method="re-ask", counted=True),
+    "sglang prefill": Way(driver="sglang", method="prefill"),
+    "sglang raw": Way(driver="sglang", method="raw", counted=True, upstream={"template": CHATML}),
+    "sglang re-ask": Way(driver="sglang", method="re-ask"),
+    "deepseek prefill": Way(driver="deepseek", method="prefill"),
+    "deepseek re-ask": Way(driver="deepseek", method="re-ask"),
+    "mistral prefill": Way(driver="mistral", method="prefill"),
+    "mistral re-ask": Way(driver="mistral", method="re-ask"),
+    "openai re-ask": Way(driver="openai", method="re-ask"),
+    "openrouter re-ask": Way(driver="openrouter", method="re-ask", dialect="openai"),
+    "anthropic re-ask": Way(driver="anthropic", method="re-ask", dialect="deepseek"),
+}
+Where = Literal["field", "inline", "opened"]
+WHERE: dict[Where, dict[str, Any]] = {
+    "field": {"reasoning_field": "reasoning_content"},
+    "inline": {"reasoning_field": "inline"},
+    "opened": {"reasoning_field": "inline-opened"},
+}
+SECOND_CALLS = {name: way for name, way in WAYS.items() if way.method != "native"}
+
+
+def test_every_driver_and_all_of_its_ways_are_here() -> None:
+    for driver, facts in DRIVERS.items():
+        assert set(facts.methods) <= {w.method for w in WAYS.values() if w.driver == driver}, driver
+
+
+def setup(way: Way, where: Where, *, slots: int = 1, **route: Any) -> dict[str, Any]:
+    """Options of `serve` for one way, with the thought in one place."""
+    opened = where != "inline"   # does the chat template open the thought?
+    upstream: dict[str, Any] = {"driver": way.driver, "slots": slots, "think_opened": opened, **way.upstream}
+    upstream["finish"] = [way.method, "raw"] if way.method == "native" else [way.method]
+    if "template" in upstream:
+        generate = "<|im_start|>assistant\n" + ("<think>" if opened else "")
+        upstream["template"] = {**upstream["template"], "generate": generate}
+    return {
+        "upstream": upstream,
+        "fake": {"dialect": way.dialect or way.driver, "opens_thought": opened, **way.fake},
+        "route": {
+            "mode": "enforce", "uncertified": True, "scorer": "number", "probe": {}, "audit_share": 0.0,
+            "policy": STOP, "steps": {"min_tokens": 3, "growth": 1.0}, **route,
+        },
+    }  # fmt: skip
+
+
+def model(where: Where, way: Way, **reply: Any) -> Chain:
+    """The chain; its first run falls silent behind its thought, so that nothing is on its way at the stop."""
+    # The opening tag that a model writes itself is a token of the thought.
+    silent = stall_after(N_THOUGHT + (where == "inline"), 3.0)
+    behaviour = {"delay_s": 0.006} if way.method == "native" else {"faults": (silent,)}
+    return Chain(STEPS, "5 dear", reply=Reply(**WHERE[where], **behaviour, **reply))
+
+
+def parts(answer: Answer, where: Where) -> tuple[str, str]:
+    """What the client sees as thought and as answer."""
+    if where == "field":
+        return answer.thought, answer.text
+    thought, tag, text = answer.text.partition("</think>")
+    assert tag, "the client cannot see where the thought ends"
+    assert "</think>" not in text
+    return thought.removeprefix("<think>"), text
+
+
+async def assert_accounted(g: Served, answer: Answer, way: Way, *, in_flight: int = 0) -> None:
+    """Client usage plus overhead is what the upstream counted: to the token wherever a token was counted.
+
+    in_flight  tokens that may have been sent and not yet read when the first call was cut off
+    """
+    outcome = await g.outcome()
+    await g.fake.idle()
+    assert outcome.usage is not None
+    usage, more = outcome.usage, outcome.overhead
+    told = usage.completion_tokens + more.probe_tokens + more.discarded_tokens
+    assert 0 <= g.fake.total_completion_tokens - told <= in_flight
+    missed = usage.prompt_tokens + more.extra_prompt_tokens - g.fake.total_prompt_tokens
+    assert abs(missed) <= (0 if way.counted else ASK_TOKENS)
+    main = next(c for c in outcome.calls if c.purpose == "main")
+    assert (main.source == "estimated") is not way.counted
+    assert answer.usage["prompt_tokens"] == usage.prompt_tokens
+    assert answer.usage["completion_tokens"] == usage.completion_tokens
+    assert answer.usage["total_tokens"] == usage.prompt_tokens + usage.completion_tokens
+    assert not any(seen.error for seen in g.fake.calls), [seen.error for seen in g.fake.calls]
+
+
+def assert_one_end(answer: Answer) -> None:
+    assert answer.status == 200
+    assert answer.finish == "stop"
+    if "event-stream" in answer.headers["content-type"]:
+        reasons = [c["finish_reason"] for chunk in answer.chunks for c in chunk["choices"] if c["finish_reason"]]
+        assert reasons == ["stop"]
+        assert answer.data.count("[DONE]") == 1
+        assert answer.done
+        assert answer.errors == []
+        assert len({chunk["id"] for chunk in answer.chunks}) == 1
+
+
+def asking(*, stream: bool) -> dict[str, Any]:
+    return chat(stream=True, stream_options={"include_usage": True}) if stream else chat()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("name", WAYS)
+async def test_a_stop_reads_as_the_thought_so_far_and_its_answer(
+    serve: Serve, name: str, where: Where, stream: bool
+) -> None:
+    way = WAYS[name]
+    chain = model(where, way)
+    async with serve(chain, **setup(way, where)) as g:
+        answer = await g.ask(asking(stream=stream))
+        thought, text = parts(answer, where)
+        assert_one_end(answer)
+        assert "".join(text for text, _ in STEPS).startswith(thought)
+        assert text == ("".join(chain.answer_after(thought).tokens) if way.method == "native" else "4")
+        assert thought.startswith(STOPPED_AT)
+        outcome = await g.outcome()
+        assert (outcome.stopped, outcome.finish_method, outcome.degraded) == (True, way.method, ())
+        # What a stop delivered and what its trial answer was: their difference is measured on every stop.
+        assert outcome.answer == text
+        assert outcome.would_answer == "4"
+        assert outcome.handover_ms is not None
+        assert answer.told["stopped"] is True
+        if way.method == "native":
+            assert g.fake.completions[0].thought_ended_by == "control"
+        else:
+            await assert_accounted(g, answer, way)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+@pytest.mark.parametrize("name", ["openai re-ask", "mistral re-ask"])
+async def test_a_thought_that_precedes_a_forced_answer_is_hidden_and_counted(
+    serve: Serve, name: str, stream: bool
+) -> None:
+    """An engine whose thought cannot be switched off thinks again before it answers a re-ask."""
+    way = WAYS[name]
+    again = ("well", " then")
+    setting = setup(way, "field", probe={"max_tokens": 8})
+    setting["upstream"]["lowest_effort"] = "low"
+    async with serve(model("field", way, rethinks=again), **setting) as g:
+        answer = await g.ask(asking(stream=stream))
+        assert answer.text == "4"
+        assert "well" not in answer.thought
+        assert_one_end(answer)
+        outcome = await g.outcome()
+        assert outcome.usage is not None
+        assert outcome.usage.completion_tokens == N_THOUGHT + len(again) + 1
+        assert outcome.usage.reasoning_tokens == N_THOUGHT + len(again)
+        await assert_accounted(g, answer, way)
+
+
+WORDS = st.sampled_from(["so", "it", "is", "北京", "🙂", "👩‍👩‍👧", "e\u0301", "<", "</", "{thought}", "4", "think>"])
+LINES = st.lists(st.lists(WORDS, min_size=3, max_size=6), min_size=4, max_size=6)
+
+
+@given(
+    name=st.sampled_from(sorted(SECOND_CALLS)), where=st.sampled_from(sorted(WHERE)), stream=st.booleans(),
+    slots=st.sampled_from([1, 3]), lines=LINES, said=st.lists(WORDS, max_size=3), size=st.integers(1, 200),
+)  # fmt: skip
+@settings(
+    max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.generate],   # to shrink a failure, each step a whole gateway, takes minutes
+)  # fmt: skip
+def test_any_thought_in_any_pieces_is_closed_without_a_seam(
+    name: str, where: Where, stream: bool, slots: int, lines: list[list[str]], said: list[str], size: int
+) -> None:
+    way = WAYS[name]
+    steps = [(" ".join(line) + "\n", " ".join(["7", *said])) for line in lines]
+    whole = "".join(text for text, _ in steps)
+    n_thought = len([t for text, _ in steps for t in cut(text)]) + (where == "inline")
+    reply = Reply(**WHERE[where], faults=(stall_after(n_thought, 3.0), split_bytes(size)))
+    chain = Chain(steps, "5 dear", reply=reply)
+
+    async def go() -> None:
+        setting = setup(way, where, slots=slots, scorer="text", probe={"max_tokens": 16})
+        with tempfile.TemporaryDirectory() as folder:
+            async with served(Path(folder), chain, **setting) as g:
+                answer = await g.ask(asking(stream=stream))
+                thought, text = parts(answer, where)
+                assert_one_end(answer)
+                assert whole.startswith(thought)
+                assert text == steps[0][1]
+                outcome = await g.outcome()
+                assert outcome.stopped
+                assert outcome.answer == outcome.would_answer is not None
+                await assert_accounted(g, answer, way, in_flight=n_thought)
+
+    asyncio.run(go())
