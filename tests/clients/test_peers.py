@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,17 @@ from suffice.testing import FakeUpstream
 from suffice.wiring import build_route
 from tests.clients.peers import environments
 from tests.clients.peers.compare import Rule, differences, unlike
+from tests.clients.peers.exam import EM_FULL, EM_STOPPED, QUESTIONS
 from tests.clients.peers.roster import CLIENTS, HERE
-from tests.clients.peers.stage import MODES, SAYS, SCENES, as_toml, model_name, settings
+from tests.clients.peers.stage import MODES, SAYS, SCENES, model_name, settings
 from tests.gateway.served import post
 
 USAGE = {"prompt": 9, "completion": 80, "total": 89, "reasoning": 74}
 LESS = {"prompt": 9, "completion": 34, "total": 43, "reasoning": 28}
 ERROR = {"type": "APIError", "status": 400, "message": "no"}
 SEEN: dict[str, Any] = {
-    "text": "408", "reasoning": "17 * 24 is 408", "finish": "stop", "usage": USAGE, "tools": [], "error": None,
+    "text": "408", "reasoning": "17 * 24 is 408", "finish": "stop", "usage": USAGE, "tools": [],
+    "parts": ["reasoning", "text"], "error": None,
 }  # fmt: skip
 CALL = {"name": "keep", "arguments": {"value": 408}}
 
@@ -38,6 +39,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], Rule, bool, bool]] = [
     ("no usage", {}, {"usage": None}, "equal", False, True),
     ("a tool call", {}, {"tools": [CALL]}, "equal", False, True),
     ("a tool's arguments", {"tools": [CALL]}, {"tools": [CALL | {"arguments": {}}]}, "equal", False, True),
+    ("the order of its parts", {}, {"parts": ["text", "reasoning"]}, "equal", False, True),
     ("an error", {}, {"error": ERROR}, "equal", False, True),
     ("no error", {"error": ERROR}, {"error": None}, "equal", False, True),
     ("the error's type", {"error": ERROR}, {"error": ERROR | {"type": "E"}}, "equal", False, True),
@@ -54,6 +56,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], Rule, bool, bool]] = [
     ("stopped: the prompt", {}, {"reasoning": "17", "usage": LESS | {"prompt": 8}}, "equal", True, True),
     ("stopped: no usage", {}, {"reasoning": "17", "usage": None}, "equal", True, True),
     ("stopped: no count", {}, {"reasoning": "17", "usage": LESS | {"reasoning": None}}, "equal", True, True),
+    ("stopped: a part", {}, {"parts": ["reasoning"], "reasoning": "17", "usage": LESS}, "equal", True, True),
     ("stopped: an error", {}, {"error": ERROR, "reasoning": "17", "usage": LESS}, "equal", True, True),
     ("heard: told where it was silent", {}, {"error": ERROR}, "heard", False, False),
     ("heard: told otherwise", {"error": ERROR}, {"error": ERROR | {"status": 502}}, "heard", False, False),
@@ -90,9 +93,8 @@ def test_two_equal_failures_of_a_program_are_no_success() -> None:
     assert not unlike(SEEN | {"tools": [CALL]}, expected="tool", says='{"value": 408}')
 
 
-def test_the_settings_of_the_stage_are_read_back_as_they_were_meant() -> None:
+def test_one_route_of_the_stage_acts_and_two_watch() -> None:
     meant = settings("http://127.0.0.1:1", Path("log.db"))
-    assert tomllib.loads(as_toml(meant)) == meant
     routes = {name: build_route(name, route) for name, route in parse(meant).routes.items()}
     assert [name for name, route in routes.items() if route.acts] == ["enforce"]
 
@@ -126,6 +128,11 @@ def test_every_client_is_pinned_and_asked_something_in_every_mode() -> None:
         pinned = (HERE / "requirements" / f"{client.environment}.txt").read_text(encoding="utf-8")
         assert f"\n{client.distribution}==" in f"\n{pinned}".replace("[openai]==", "==").replace("[api]==", "==")
         assert "--hash=sha256:" in pinned
+
+
+def test_the_exam_is_one_that_an_early_stop_can_fail() -> None:
+    assert EM_STOPPED < EM_FULL < 1
+    assert len({q.text for q in QUESTIONS}) == len(QUESTIONS)
 
 
 def test_a_client_finds_nothing_of_the_machine_around_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

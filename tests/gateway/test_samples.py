@@ -259,6 +259,9 @@ async def test_a_stream_is_one_ordinary_stream(serve: Serve, asked: bool) -> Non
         chunks = answer.chunks
         assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
         assert (answer.text, answer.thought) == ("it is 4", "so four")
+        deltas = [c["choices"][0]["delta"] for c in chunks if c["choices"]]
+        kinds = [next(iter(delta)) for delta in deltas if delta and "role" not in delta]
+        assert kinds == ["reasoning_content", "content"]
         assert {c["object"] for c in chunks} == {"chat.completion.chunk"}
         assert len({(c["id"], c["created"], c["model"]) for c in chunks}) == 1
         last = chunks[-2] if asked else chunks[-1]

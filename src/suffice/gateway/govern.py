@@ -33,7 +33,7 @@ from suffice.types import Decision, Purpose, Signals, Step
 from suffice.upstream.client import Call, UpstreamClient, governed_headers
 from suffice.upstream.drivers import CHAT_PATH, thinking_is_off, with_fields
 from suffice.upstream.findings import verdict
-from suffice.upstream.wire import DONE, encode_json
+from suffice.upstream.wire import DONE, REASONING_FIELDS, encode_json
 
 REFUSALS = frozenset({400, 422})  # what servers answer to a field that they do not take
 
@@ -331,7 +331,9 @@ def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
     message = dict(choice["message"])
     role = message.pop("role", "assistant")
     deltas: list[dict[str, Any]] = [{"role": role, "content": ""}]
-    deltas += [{k: v} for k, v in message.items() if v not in (None, "")]
+    # A thought goes before its answer: clients that show both in the order of arrival would turn them round.
+    said = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
+    deltas += [{k: v} for k, v in said if v not in (None, "")]
     frames = [
         head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas
     ]

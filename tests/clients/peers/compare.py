@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 Seen = Mapping[str, Any]
 Rule = Literal["equal", "heard"]
-FIELDS = ("text", "reasoning", "finish", "usage", "tools", "error")
+FIELDS = ("text", "reasoning", "finish", "usage", "tools", "parts", "error")
 
 
 def differences(direct: Seen, through: Seen, *, rule: Rule, stopped: bool) -> list[str]:

@@ -55,7 +55,7 @@ def compared(client: Client, folder: Path, stage: Stage, home: Path) -> list[Pai
     cases = [_Case(mode=mode, scene=scene, place=place)
              for mode in MODES for scene in client.asked() for place in PLACES]  # fmt: skip
     seen = _run(client, folder, home, [_asked(case, stage) for case in cases])
-    written = _written(stage, n_before)
+    written = at_rest(stage, n_before)
     pairs = []
     for n in range(0, len(cases), 2):
         case = cases[n]
@@ -94,8 +94,8 @@ def _run(client: Client, folder: Path, home: Path, cases: Sequence[dict[str, Any
     return seen
 
 
-def _written(stage: Stage, n_before: int) -> list[Episode]:
-    """The episodes of this client, once the log is at rest."""
+def at_rest(stage: Stage, n_before: int) -> list[Episode]:
+    """The episodes after the first `n_before`, once the log is at rest."""
     n_last = -1
     while True:
         found = stage.episodes()[n_before:]

@@ -7,19 +7,25 @@ finds its reply by SCENE, and the request is the same to the byte in both places
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from suffice.store.views import read_episodes
-from suffice.testing import Chain, FakeUpstream, Reply, RequestSeen, ToolCall, cut, die_after, no_finish, status
+from suffice.testing import (
+    Chain,
+    FakeUpstream,
+    GatewayProcess,
+    Reply,
+    RequestSeen,
+    ToolCall,
+    cut,
+    die_after,
+    no_finish,
+    status,
+)
 from suffice.types import Episode
 
 Mode = Literal["off", "observe", "enforce"]
@@ -131,6 +137,7 @@ class Stage:
     fake: FakeUpstream
     gateway_url: str
     database: Path
+    config: Path
 
     def url(self, place: Literal["direct", "gateway"]) -> str:
         """The base address for a client, with /v1."""
@@ -148,7 +155,6 @@ def settings(fake_url: str, database: Path) -> dict[str, Any]:
         "uncertified": True, "probe": {"max_tokens": 16}, "policy": {"policy": "stable-answer", "streak": 2},
     }  # fmt: skip
     return {
-        "server": {"port": 0},
         "upstreams": {"fake": {"url": fake_url, "driver": "llama.cpp", "finish": ["raw"], "slots": 4}},
         "routes": {
             mode: shared | {"mode": mode, "match": {"model": f"fake-{mode}-*"}} | (acting if mode == "enforce" else {})
@@ -161,43 +167,8 @@ def settings(fake_url: str, database: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def staged(folder: Path, answerer: Callable[[RequestSeen], Reply] = says) -> Iterator[Stage]:
     """Start both, and end both. Raises RuntimeError when the gateway does not come up."""
-    database = folder / "log.db"
-    with FakeUpstream.in_thread(answerer) as fake:
-        file = folder / "suffice.toml"
-        file.write_text(as_toml(settings(fake.url, database)), encoding="utf-8")
-        with _gateway(file, folder / "gateway.log") as url:
-            yield Stage(fake=fake, gateway_url=url, database=database)
-
-
-def as_toml(tables: Mapping[str, Any], prefix: str = "") -> str:
-    """Settings as a file; JSON's scalars and lists of them are TOML's too."""
-    plain = [f"{key} = {json.dumps(value)}" for key, value in tables.items() if not isinstance(value, Mapping)]
-    inner = [
-        f"\n[{prefix}{key}]\n" + as_toml(value, f"{prefix}{key}.")
-        for key, value in tables.items() if isinstance(value, Mapping)
-    ]  # fmt: skip
-    return "\n".join([*plain, *inner]) + "\n"
-
-
-@contextlib.contextmanager
-def _gateway(file: Path, log: Path) -> Iterator[str]:
-    command = [sys.executable, "-c", "from suffice.cli.main import main; main()", "serve", "--config", str(file)]
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(command, stderr=out, stdout=out)
-    try:
-        yield _address(process, log)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    for _ in range(600):
-        text = log.read_text(encoding="utf-8")
-        found = re.search(r"listening on (http://\S+)/v1", text)
-        if found:
-            return found[1]
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    raise RuntimeError(f"suffice serve did not start: {text[-500:]}")
+    with (
+        FakeUpstream.in_thread(answerer) as fake,
+        GatewayProcess.serving(folder, settings(fake.url, folder / "log.db")) as gateway,
+    ):
+        yield Stage(fake=fake, gateway_url=gateway.url, database=folder / "log.db", config=folder / "suffice.toml")

@@ -34,6 +34,7 @@ async function ask(asked, seen) {
   let failed = null;
   // Without onError the SDK prints errors; they are in the stream as well.
   for await (const part of streamText({ ...call, onError: () => {} }).fullStream) {
+    if (part.type !== seen.parts.at(-1)) seen.parts.push(part.type);
     if (part.type === "text-delta") seen.text += part.text;
     if (part.type === "reasoning-delta") seen.reasoning = (seen.reasoning ?? "") + part.text;
     if (part.type === "tool-call") seen.tools.push({ name: part.toolName, arguments: part.input });

@@ -27,7 +27,7 @@ function toldOf(error, baseUrl) {
 }
 
 async function answer(ask, asked) {
-  const seen = { text: "", reasoning: null, finish: null, usage: null, tools: [], error: null };
+  const seen = { text: "", reasoning: null, finish: null, usage: null, tools: [], parts: [], error: null };
   let timer;
   const late = new Promise((_, reject) => {
     timer = setTimeout(() => reject(new Error("the client did not come back in time")), asked.timeout_s * 1000);

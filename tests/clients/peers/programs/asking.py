@@ -46,6 +46,7 @@ class Seen:
     finish: str | None = None          # None: the client does not show it, or none came
     usage: dict[str, Any] | None = None  # prompt, completion, total, reasoning; null: not told
     tools: list[dict[str, Any]] = field(default_factory=list)   # name and arguments
+    parts: list[str] = field(default_factory=list)   # kinds of events in order, repeats left out; []: it has none
     error: dict[str, Any] | None = None
 
     def thinks(self, text: str | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,23 @@ class LlmFailed(Exception):
 
 
 def ask(case: Case, seen: Seen) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        model = {"model_id": "gw", "model_name": case.model, "api_base": case.base_url, "api_key_name": "gw"}
-        (Path(folder) / "extra-openai-models.yaml").write_text(json.dumps([model]), encoding="utf-8")
-        os.environ["LLM_USER_PATH"] = folder
-        done: Any = CliRunner().invoke(
-            cli, ["-m", "gw", "--key", KEY, *([] if case.stream else ["--no-stream"]), QUESTION]
-        )
-        seen.text = done.stdout.rstrip("\n")
-        if done.exit_code != 0:
-            raise LlmFailed(done.stderr.strip() or repr(done.exception))
-        logged = CliRunner().invoke(cli, ["logs", "--json", "-n", "1"])
-    _note(json.loads(logged.stdout)[0], seen)
+    # One folder for all cases: the command makes its database at the first, which takes a while.
+    folder = Path(os.environ["HOME"]) / "llm"
+    folder.mkdir(exist_ok=True)
+    os.environ["LLM_USER_PATH"] = str(folder)
+    model = {"model_id": "gw", "model_name": case.model, "api_base": case.base_url, "api_key_name": "gw"}
+    (folder / "extra-openai-models.yaml").write_text(json.dumps([model]), encoding="utf-8")
+    done: Any = CliRunner().invoke(
+        cli, ["-m", "gw", "--key", KEY, *([] if case.stream else ["--no-stream"]), QUESTION]
+    )
+    seen.text = done.stdout.rstrip("\n")
+    if done.exit_code != 0:
+        raise LlmFailed(done.stderr.strip() or repr(done.exception))
+    logged = CliRunner().invoke(cli, ["logs", "--json", "-n", "1"])
+    entry = json.loads(logged.stdout)[0]
+    if entry["response"].rstrip("\n") != seen.text:
+        raise LlmFailed("the newest entry of its log is of another question")
+    _note(entry, seen)
 
 
 def _note(entry: dict[str, Any], seen: Seen) -> None:

@@ -21,6 +21,8 @@ async def ask(case: Case, seen: Seen) -> None:
         else:
             async with client.chat.completions.stream(stream_options={"include_usage": True}, **asked) as events:
                 async for event in events:
+                    if event.type not in ("chunk", *seen.parts[-1:]):
+                        seen.parts.append(event.type)
                     if event.type == "content.delta":
                         seen.text += event.delta
                 whole = await events.get_final_completion()
