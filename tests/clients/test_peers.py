@@ -11,8 +11,10 @@ from suffice.settings import parse
 from suffice.testing import FakeUpstream
 from suffice.wiring import build_route
 from tests.clients.peers import environments
+from tests.clients.peers.__main__ import Row, exit_code, show_pairs, show_sittings
 from tests.clients.peers.compare import Rule, differences, unlike
-from tests.clients.peers.exam import EM_FULL, EM_STOPPED, QUESTIONS
+from tests.clients.peers.exam import EM_FULL, EM_STOPPED, QUESTIONS, Sitting
+from tests.clients.peers.matrix import Pair
 from tests.clients.peers.roster import CLIENTS, HERE
 from tests.clients.peers.stage import MODES, SAYS, SCENES, model_name, settings
 from tests.gateway.served import post
@@ -128,6 +130,31 @@ def test_every_client_is_pinned_and_asked_something_in_every_mode() -> None:
         pinned = (HERE / "requirements" / f"{client.environment}.txt").read_text(encoding="utf-8")
         assert f"\n{client.distribution}==" in f"\n{pinned}".replace("[openai]==", "==").replace("[api]==", "==")
         assert "--hash=sha256:" in pinned
+
+
+def test_what_is_not_installed_is_named_and_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(environments.Missing, match="node not found"):
+        environments.ready("node")
+    missing = Row(client="ai-sdk", not_run="node not found")
+    assert missing.result == "not run: node not found"
+    assert exit_code([Row(client="llm"), missing], allow_missing=False) == 2
+    assert exit_code([Row(client="llm"), missing], allow_missing=True) == 0
+
+
+def test_a_difference_is_a_failure_and_stands_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["text: 1, not 2"]
+    pair = Pair(client="llm", mode="observe", scene="body", direct={}, through={}, stopped=False, wrong=wrong)
+    sitting = Sitting(mode="enforce", em=0.5, em_status=0.4, n_stopped=0, wrong=["0 runs were stopped"])
+    for row in (Row(client="llm", pairs=[pair]), Row(client="llm", sittings=[sitting]), Row(client="llm", broke="no")):
+        assert exit_code([row], allow_missing=True) == 1
+        assert row.result in ("1 DIFFER", "BROKE")
+    show_pairs(Row(client="llm", pairs=[pair]))
+    show_sittings(Row(client="llm", sittings=[sitting]))
+    printed = capsys.readouterr().out
+    assert "observe body: text: 1, not 2" in printed
+    assert "50.0 = 40.0" in printed
+    assert "enforce: 0 runs were stopped" in printed
 
 
 def test_the_exam_is_one_that_an_early_stop_can_fail() -> None:

@@ -136,6 +136,13 @@ def _print_json(row: Row) -> None:
     print(json.dumps(asdict(row) | {"result": row.result, "wrong": row.wrong}), flush=True)
 
 
+def exit_code(rows: Sequence[Row], *, allow_missing: bool) -> int:
+    """1: something differs or broke. 2: something was not run, and that was not allowed. 0: all the same."""
+    if any(row.wrong or row.broke for row in rows):
+        return 1
+    return 2 if any(row.not_run for row in rows) and not allow_missing else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; return the exit code."""
     parser = argparse.ArgumentParser(prog="make clients", description=__doc__)
@@ -157,9 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nExact Match in percent: as the tool measures it = as suffice status reports it for the same requests")
         print(SITTINGS.format("tool", "version", "direct", *MODES, "result", "time"), flush=True)
     rows += compare_examiners(names, as_json=options.json)
-    if any(row.wrong or row.broke for row in rows):
-        return 1
-    return 2 if any(row.not_run for row in rows) and not options.allow_missing else 0
+    return exit_code(rows, allow_missing=options.allow_missing)
 
 
 if __name__ == "__main__":
