@@ -18,6 +18,7 @@ from suffice.episode.samples import Refusal
 from suffice.errors import BadRequest, UpstreamError, UpstreamTimeout
 from suffice.gateway import govern, route
 from suffice.gateway.auth import without_keys
+from suffice.gateway.breaker import SITES, Breaker
 from suffice.gateway.context import Gateway, runs_in_full
 from suffice.gateway.exchange import (
     ClientGone,
@@ -233,6 +234,9 @@ def _request(
     if found.settings.kind == "samples":
         _check_samples(samples, found)
     reason = route.ungoverned(found, intake.body, samples)
+    if reason is None and found.settings.kind == "reasoning":  # samples without a policy are all drawn: harmless
+        allowed = gw.breakers.setdefault(found.name, Breaker()).allows(gw.monotonic_s())
+        reason = None if allowed else "breaker"
     unit = gw.lots.unit(
         named=_conversation(named, intake) or named.get("idempotency-key"),
         body=intake.raw, caller=named.get("authorization", ""), now_s=gw.monotonic_s(),
@@ -319,9 +323,19 @@ def _close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
             ("input", cost.input_usd), ("cached_input", cost.cached_input_usd), ("output", cost.output_usd)
         ):
             metrics.inc("suffice_cost_usd_total", request.route, kind, by=spent_usd)
+    _note_breaker(gw, ledger)
     gw.learn(request, outcome)
     if runs_in_full(request):
         gw.note_full_run(request, outcome)
+
+
+def _note_breaker(gw: Gateway, ledger: Ledger) -> None:
+    request = ledger.request
+    breaker = gw.breakers.get(request.route)
+    if breaker is None or request.ungoverned is not None:
+        return
+    if breaker.note(failed=not SITES.isdisjoint(ledger.degraded), now_s=gw.monotonic_s()):
+        LOG.error("route %s: its controller failed again and again; requests pass through for a while", request.route)
 
 
 def _count_extra_calls(metrics: Metrics, ledger: Ledger) -> None:

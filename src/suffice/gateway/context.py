@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.assurance.lengths import FullRuns, HandOvers
 from suffice.errors import ConfigError
+from suffice.gateway.breaker import Breaker
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import audit_share
 from suffice.settings import Settings
@@ -77,6 +78,7 @@ class Gateway:
     extracted: dict[str, deque[bool]] = field(default_factory=dict)  # by route: could full runs be read?
     n_since_check: dict[str, int] = field(default_factory=dict)      # by route: full runs since then
     answered_by: dict[str, str] = field(default_factory=dict)  # id of a stored response → its upstream
+    breakers: dict[str, Breaker] = field(default_factory=dict)   # by route
     ready: bool = False
     draining: bool = False   # shutdown has begun: connections are closed behind their answer
     n_live: int = 0          # handlers that have not ended, whatever the path

@@ -14,6 +14,7 @@ from suffice.episode.finish import Continuer
 from suffice.episode.handover import HandOver
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.loop import FailOpen, run_episode
+from suffice.episode.pace import Pace
 from suffice.episode.probe import Prober
 from suffice.episode.reasoning import ReasoningRun, Wants
 from suffice.episode.report import suffice_object, usage_json
@@ -98,7 +99,8 @@ async def reasoning(job: Job) -> None:
         full_runs=job.gw.full_runs.get(job.route.name), hand_overs=job.gw.hand_overs.get(job.route.name),
     )  # fmt: skip
     worth_it = WorthIt(job.route.policy, price.against, lambda: _skipped(job))
-    policy = FailOpen(worth_it, ledger.fail_open)
+    pace = Pace(lambda: ledger.fail_open("slow"), job.gw.monotonic_s)
+    policy = pace.deciding(FailOpen(worth_it, ledger.fail_open))
     async with _pinged(job), _open_run(job, ahead, continuer, purpose="main") as run:
 
         def may_stop() -> bool:
@@ -113,7 +115,7 @@ async def reasoning(job: Job) -> None:
             monotonic_s=job.gw.monotonic_s,
         )  # fmt: skip
         run.own_end.wanted = job.may_act and route.finish_unclosed
-        verdict = await run_episode(run.steps(), observer(job), policy, recorder(job, may_stop))
+        verdict = await run_episode(run.steps(), pace.observing(observer(job)), policy, recorder(job, may_stop))
         if verdict is None:
             await _after_full_run(job, run, continuer, hand_over)
             return
@@ -290,10 +292,11 @@ async def samples(job: Job) -> None:
         scorer=job.route.scorer, n_samples=n, wave=job.route.settings.wave,
         draws_all=not job.may_act,
     )  # fmt: skip
-    policy = FailOpen(job.route.policy, ledger.fail_open)
+    pace = Pace(lambda: ledger.fail_open("slow"), job.gw.monotonic_s)
+    policy = pace.deciding(FailOpen(job.route.policy, ledger.fail_open))
     async with _pinged(job):
         record = recorder(job, lambda: len(run.seen) < n)
-        verdict = await run_episode(run.steps(), observer(job), policy, record)
+        verdict = await run_episode(run.steps(), pace.observing(observer(job)), policy, record)
         body = run.result()
         if verdict is not None:
             ledger.stopped, ledger.finish_method = True, "vote"
