@@ -80,9 +80,10 @@ async def run(tests: Path, python: Path, port: int, names: Iterable[str]) -> Res
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         process = await asyncio.create_subprocess_exec(
-            str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow",
+            str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "header_case", "-m", "not slow",
             f"--timeout={TEST_TIMEOUT_S}", f"--junitxml={report}", f"--basetemp={scratch}/tmp", *names,
-            cwd=tests, env={**os.environ, "PORT": str(port), "DEBUG_EXTERNAL": "1", "PYTHONPATH": str(tests)},
+            cwd=tests,
+            env={**os.environ, "PORT": str(port), "DEBUG_EXTERNAL": "1", "PYTHONPATH": f"{tests}{os.pathsep}{HERE}"},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
