@@ -162,9 +162,18 @@ class GatewayServer(uvicorn.Server):
             await asyncio.sleep(POLL_S)
 
 
+def _protocol() -> Any:
+    try:
+        from suffice.gateway.heads import LimitedHttp
+    except ImportError:  # no httptools, as on Windows: h11 has a limit of its own
+        return "h11"
+    return LimitedHttp
+
+
 def _config(app: App, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=_protocol(),
         lifespan="off",
         access_log=False,
         log_level="warning",

@@ -15,7 +15,7 @@ from suffice.gateway import auth, pages
 from suffice.gateway.chat import chat
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import Exchange, Message, Receive, Scope, Send, headers_of
-from suffice.gateway.intake import check_host
+from suffice.gateway.intake import check_head
 from suffice.gateway.passing import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passing
 
 Handler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
@@ -154,7 +154,7 @@ class App:
             return BadRequest(message, status=405, code="method_not_allowed")
         headers = headers_of(scope)
         try:
-            check_host(headers)
+            check_head(headers)
             if not endpoint.public:
                 auth.check(headers, self.gateway.api_keys, x_api_key=endpoint.x_api_key)
         except BadRequest as error:

@@ -18,6 +18,8 @@ from suffice.errors import BadRequest, TooLarge
 from suffice.settings import Server
 
 OVERRIDES = ("api_base", "base_url", "api_key", "extra_headers", "user_config", "custom_llm_provider")
+MAX_HEADERS = 256
+MAX_HEAD_CHARS = 64 * 1024   # names and values together
 KNOWN_OPTIONS = ("samples", "policy_version", "conversation_id")
 _KEY = re.compile(rb'"\s*:')
 _HOST = re.compile(r"[A-Za-z0-9_.-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
@@ -38,8 +40,15 @@ class Intake:
     wants_usage: bool              # a usage chunk in the stream
 
 
-def check_host(headers: list[tuple[str, str]]) -> None:
-    """Refuse hosts that could mean two things. Raises BadRequest."""
+def check_head(headers: list[tuple[str, str]]) -> None:
+    """Refuse heads that are too large, and hosts and encodings that could mean two things. Raises BadRequest."""
+    if len(headers) > MAX_HEADERS or sum(len(k) + len(v) for k, v in headers) > MAX_HEAD_CHARS:
+        raise BadRequest(
+            f"headers: at most {MAX_HEADERS} and {MAX_HEAD_CHARS} characters are accepted",
+            status=431, code="headers_too_large",
+        )  # fmt: skip
+    if any(k == "transfer-encoding" and v.strip().lower() != "chunked" for k, v in headers):
+        raise BadRequest("transfer-encoding: must be chunked alone", code="bad_transfer_encoding")
     hosts = [v for k, v in headers if k == "host"]
     if len(hosts) > 1 or any(not _HOST.fullmatch(h) for h in hosts):
         raise BadRequest("Host header: must be one plain host name with an optional port", code="bad_host")
