@@ -65,7 +65,7 @@ async def _template(talk: Talk) -> str | None:
 async def _continuation(talk: Talk, method: Any, *, prompt: Prompt | None) -> Continuation:
     """What a stop would send after the first words of the model's own thought."""
     settings = talk.settings
-    begun = await talk.stream(talk.body(LIST, 24), hang_up_after=8)
+    begun = await talk.stream(talk.body(LIST, 24), enough=lambda s: s.n_pieces >= 8)
     thought = begun.thought or begun.content.partition(settings.think_open)[2]
     closed = Thought(
         text=thought.partition(settings.think_close)[0], answer_prefix=BEGUN, opened=settings.think_opened,
@@ -103,9 +103,11 @@ async def native_end(talk: Talk, facts: Facts) -> Saw:
         return Saw("no", f"{CHAT}/control answered {status}" + (" and no success" if status == 200 else ""))
     more = seen.n_thought_pieces - told_at
     compared = f"{more} more pieces of thought, against {base.n_thought_pieces - told_at} when not told"
-    ended = bool(seen.content.strip()) or seen.finish_reason == "stop"
-    if ended and more < base.n_thought_pieces - told_at:
-        return Saw("yes", f"{compared}, then {'the answer' if seen.content.strip() else 'no answer'}")
+    shorter = more < base.n_thought_pieces - told_at
+    if shorter and seen.content.strip():
+        return Saw("yes", f"{compared}, then the answer")
+    if shorter and seen.finish_reason == "stop":
+        return Saw("unclear", f"{compared}: it ends, but the model then wrote no answer")
     return Saw("ignored", f"it said success, and yet: {compared}")
 
 
@@ -114,7 +116,8 @@ async def native_budget(talk: Talk, facts: Facts) -> Saw:
     base = facts.thought
     if base is None or base.n_thought_pieces < MIN_THOUGHT:
         return Saw("unclear", f"the thought is too short to see a budget: {_length(base)}")
-    seen = await talk.stream(talk.body(THINK, THINK_CAP, reasoning_budget_tokens=BUDGET_TOKENS))
+    body = talk.body(THINK, THINK_CAP, reasoning_budget_tokens=BUDGET_TOKENS)
+    seen = await talk.stream(body, enough=lambda s: bool(s.content.strip()))
     if seen.status != 200:
         return Saw("no", f"reasoning_budget_tokens was answered {seen.refused}")
     compared = (

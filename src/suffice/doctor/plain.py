@@ -67,7 +67,7 @@ async def max_completion_tokens(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG00
 async def _capped(talk: Talk, name: str) -> Saw:
     body = talk.body(COUNT, CAP)
     del body[talk.cap_field]
-    seen = await talk.stream({**body, name: CAP}, hang_up_after=FAR_OVER)
+    seen = await talk.stream({**body, name: CAP}, enough=lambda s: s.n_pieces >= FAR_OVER)
     if seen.status != 200:
         return Saw("no", f"answered {seen.refused}")
     if seen.n_pieces >= FAR_OVER:

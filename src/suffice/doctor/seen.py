@@ -13,7 +13,7 @@ THINK = (
     "A shop sells 3 boxes of 12 pens each day from Monday to Friday. How many pens is that?"
     " Think step by step, then write only the final number."
 )
-THINK_CAP = 192  # tokens: enough to see a thought, and to see that it is cut short
+THINK_CAP = 96   # tokens: enough to see a thought, and to see that it is cut short
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,13 @@ _RUNNING = re.compile(r"^(?:llamacpp:requests_processing|vllm:num_requests_runni
 
 async def prefix_cache(talk: Talk, facts: Facts) -> Saw:
     """A long prompt cold, the same again, and the same with more behind it: a few rounds, by the median."""
+    pilot = await _first_token(talk, long_prompt(talk.nonce(), facts, FEW_WORDS))
+    # A slow server gets a prompt that it can read in an eighth of the time.
+    word_s = max(pilot.first_s or pilot.took_s, 1e-6) / FEW_WORDS
+    n_words = max(FEW_WORDS, min(N_WORDS, int(talk.timeout_s / 8 / word_s)))
     begin_s, rounds = talk.clock_s(), list[tuple[Streamed, Streamed, Streamed]]()
     while len(rounds) < ROUNDS:
-        prompt = long_prompt(talk.nonce(), facts)
+        prompt = long_prompt(talk.nonce(), facts, n_words)
         asked = prompt, prompt, prompt + " And one more word: sea."
         cold, warm, longer = [await _first_token(talk, text) for text in asked]
         if cold.status != 200:

@@ -171,13 +171,13 @@ class Talk:
             yield call
 
     async def stream(
-        self, body: Mapping[str, Any], path: str = CHAT, *, hang_up_after: int | None = None
+        self, body: Mapping[str, Any], path: str = CHAT, *, enough: Callable[[Streamed], bool] = lambda _: False
     ) -> Streamed:
-        """Send a request as a stream and read it, at most `hang_up_after` pieces. Raises UpstreamError."""
+        """Send a request as a stream and read it; hang up when `enough` was seen. Raises UpstreamError."""
         start_s, seen = self.clock_s(), Streamed()
         async with self.open(path, {**body, "stream": True}) as call:
             async for _ in self.pieces(call, seen, start_s):
-                if hang_up_after is not None and seen.n_pieces >= hang_up_after:
+                if enough(seen):
                     break
         return seen
 
