@@ -478,3 +478,20 @@ async def test_every_endpoint_has_its_guards(serve: Serve, monkeypatch: pytest.M
             async with g.session.request(endpoint.method, url, headers=host) as answer:
                 assert answer.status == 400, endpoint
         assert g.fake.calls == []
+
+
+async def test_no_endpoint_sends_our_key_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks the table with our key wherever a client may put one."""
+    monkeypatch.setenv("OURS", OURS)
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "a"}]}).encode()
+    ours = {"authorization": f"Bearer {OURS}", "x-api-key": OURS, "api-key": OURS, "content-type": "application/json"}
+    async with serve(server={"api_keys_env": "OURS", "relay": RELAY}) as g:
+        table = endpoints(g.gateway.settings.server.relay)
+        for endpoint in table:
+            url = g.url + endpoint.path.replace("{id}", "resp_1")
+            data = body if endpoint.method == "POST" else None
+            async with g.session.request(endpoint.method, url, data=data, headers=ours) as answer:
+                assert answer.status != 401, endpoint
+                await answer.read()
+        assert len(g.fake.calls) >= len(table) - 8   # all but our own pages
+        assert not [c for c in g.fake.calls if any(OURS in value for _, value in c.headers)]

@@ -9,6 +9,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from suffice.errors import BadRequest, StoreError, StoreFull, UpstreamError
+from suffice.gateway.auth import without_keys
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
 from suffice.gateway.intake import check_body_headers, parse_json
@@ -25,7 +26,7 @@ FEEDBACK_LIMIT_BYTES = 256 * 1024
 async def models(gw: Gateway, scope: Scope, _receive: Receive, send: Send) -> None:
     """`GET /v1/models`: the upstream's own answer; with several upstreams, their lists joined."""
     exchange = Exchange(send, [], gw.monotonic_s)
-    headers = [(k, v) for k, v in headers_of(scope) if k != "authorization" or not gw.api_keys]
+    headers = without_keys(headers_of(scope), gw.api_keys)
     found = await asyncio.gather(*(_models_of(c, headers) for c in gw.upstreams.values()))
     good = [body for status, body in found if status == 200]
     if len(found) == 1 or not good:
