@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tomllib
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from suffice.doctor import serving
 from suffice.doctor.advise import advise
 from suffice.doctor.examine import RUN
 from suffice.doctor.seen import Facts
+from suffice.settings import parse
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.reply import status
+from suffice.types import Finding, Findings
+from suffice.upstream.drivers import DRIVERS
 from suffice.upstream.findings import EXPERIMENTS, allows_probes, honoured, url_key
 from tests.doctor.server import evidence, found, model, talking, verdicts
 
@@ -89,7 +93,7 @@ async def test_a_plain_server_offers_no_way_to_close_a_thought() -> None:
     advice = advise(findings, name="up", url="http://h", driver=None)
     assert advice.driver == "openai"
     assert "finish" not in advice.settings
-    assert any("no way to close a thought" in sentence for sentence in advice.sentences)
+    assert any("nothing was seen that closes a thought" in sentence for sentence in advice.sentences)
 
 
 async def test_a_cache_that_nothing_reports_is_seen_by_the_clock() -> None:
@@ -126,3 +130,15 @@ def test_findings_of_another_address_say_nothing() -> None:
     assert url_key("http://a:1/v1/") == url_key("http://a:1")
     assert url_key("http://a:1") != url_key("http://a:2")
 
+
+
+def test_a_message_that_is_continued_is_written_down_with_a_driver_that_asks_for_it() -> None:
+    seen = Findings(
+        examination_id="ex", upstream="up", url_key="", model="m", at_s=0.0, finish=("prefill",),
+        findings=(Finding(experiment="prefill", verdict="yes", evidence=""),),
+    )  # fmt: skip
+    advice = advise(seen, name="up", url="http://h", driver=None)
+    settings = parse(tomllib.loads(advice.settings)).upstreams["up"]
+    assert DRIVERS[settings.driver].prefill is not None
+    assert settings.finish == ("prefill",)
+    assert "finish" not in advise(seen, name="up", url="http://h", driver="openai").settings

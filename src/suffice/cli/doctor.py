@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
+
+from suffice.settings import Driver
 
 if TYPE_CHECKING:
     from suffice.cli.status import RouteStatus
     from suffice.doctor.route import FullRuns
     from suffice.doctor.talk import Talk
-    from suffice.settings import Driver, Route, Settings, Upstream
+    from suffice.settings import Route, Settings, Upstream
     from suffice.store.events import Event
     from suffice.types import Findings
     from suffice.upstream.client import UpstreamClient
@@ -50,7 +52,7 @@ class Asked:
 @click.option("--route", help="Name of a route in the settings: see what its full runs say.")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file. [default: suffice.toml, if there]")
 @click.option("--model", help="Model to ask for. [default: the route's, else the first that is listed]")
-@click.option("--driver", type=click.Choice(["openai", "llama.cpp", "vllm"]), help="Instead of the one that fits.")
+@click.option("--driver", type=click.Choice(get_args(Driver)), help="Examine and suggest settings for this one.")
 @click.option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
 @click.option("--questions", type=click.Path(path_type=Path), help="JSON lines with `question`: run them on the route.")
 @click.option("--repeats", default=10, show_default=True, help="How many of them are run twice.")
@@ -86,12 +88,16 @@ def doctor(config: Path | None, **options: object) -> None:
 
 async def _examine_upstream(settings: Settings | None, asked: Asked, target: str) -> bool:
     """Examine, keep and show. False: the server answered no chat."""
+    import msgspec
+
     from suffice.cli.findings import show_upstream
     from suffice.doctor.advise import advise
     from suffice.doctor.examine import examine
     from suffice.upstream.findings import honoured
 
     name, upstream = _target(settings, asked, target)
+    if asked.driver is not None:
+        upstream = msgspec.structs.replace(upstream, driver=asked.driver)
     async with _client(name, upstream) as client:
         talk = await _talk(client, asked, asked.model)
         with _progress(asked) as tell:

@@ -10,20 +10,23 @@ from dataclasses import dataclass
 
 from suffice.settings import Driver
 from suffice.types import Findings
+from suffice.upstream.drivers import DRIVERS
 from suffice.upstream.findings import CONTINUES, allows_probes, finding, honoured, verdict
-from suffice.upstream.shapes import engines
+from suffice.upstream.shapes import SHAPES, engines
 
 # What Suffice reads or sends and has seen only in documentation, not at a live server.
 FROM_DOCUMENTATION: tuple[str, ...] = (
-    "vLLM: `reasoning` and `reasoning_content` fields, `continue_final_message`",
-    "Ollama: `thinking` field",
-    "hosted services: `usage` in every chunk, in the last chunk with choices, or never",
+    "the ways to close a thought and the budget fields of every driver but llama.cpp's",
 )
 
 
 def not_verified() -> tuple[str, ...]:
     """What is known of other engines from their documentation alone, a line each."""
-    return (*FROM_DOCUMENTATION, f"How these write their streams: {', '.join(engines('synthetic'))}.")
+    shapes = (
+        f"{engine}: " + "; ".join(s.shape for s in SHAPES if s.engine == engine and s.evidence == "synthetic")
+        for engine in engines("synthetic")
+    )
+    return (*shapes, *FROM_DOCUMENTATION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +56,18 @@ def advise(findings: Findings, *, name: str, url: str, driver: Driver | None) ->
 
 
 def _driver(findings: Findings) -> Driver:
-    return "llama.cpp" if {"native", "raw"} & set(findings.finish) else "openai"
+    if {"native", "raw"} & set(findings.finish):
+        return "llama.cpp"
+    # A message was continued, in vLLM's way of asking for it; the plain driver would not ask.
+    return "vllm" if "prefill" in findings.finish else "openai"
 
 
 def _stops(findings: Findings) -> str:
     if not findings.finish:
-        return "Stops on a reasoning route: none, there is no way to close a thought. A samples route works."
+        return (
+            "Stops on a reasoning route: nothing was seen that closes a thought; what is left is to ask again"
+            " (re-ask). A samples route needs none."
+        )
     return f"Stops on a reasoning route: closed by {', then '.join(findings.finish)}."
 
 
@@ -101,7 +110,8 @@ def _cautions(findings: Findings, driver: Driver) -> list[str]:
 
 def _settings(findings: Findings, name: str, url: str, driver: Driver) -> str:
     lines = [f"[upstreams.{name}]", f"url = {json.dumps(url)}", f'driver = "{driver}"']
-    usable = [m for m in findings.finish if driver == "llama.cpp" or m == "prefill"]
+    continues = DRIVERS[driver].prefill is not None
+    usable = [m for m in findings.finish if driver == "llama.cpp" or (m == "prefill" and continues)]
     if findings.n_slots is not None:
         lines.append(f"slots = {findings.n_slots}")
     if usable:

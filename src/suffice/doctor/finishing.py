@@ -116,10 +116,13 @@ async def native_budget(talk: Talk, facts: Facts) -> Saw:
     base = facts.thought
     if base is None or base.n_thought_pieces < MIN_THOUGHT:
         return Saw("unclear", f"the thought is too short to see a budget: {_length(base)}")
-    body = talk.body(THINK, THINK_CAP, reasoning_budget_tokens=BUDGET_TOKENS)
+    budget = DRIVERS[talk.settings.driver].budget or DRIVERS["llama.cpp"].budget
+    assert budget is not None
+    fields = budget(BUDGET_TOKENS, "\n")
+    body = talk.body(THINK, THINK_CAP, **fields)
     seen = await talk.stream(body, enough=lambda s: bool(s.content.strip()))
     if seen.status != 200:
-        return Saw("no", f"reasoning_budget_tokens was answered {seen.refused}")
+        return Saw("no", f"{', '.join(fields)} answered {seen.refused}")
     compared = (
         f"{seen.n_thought_pieces} pieces of thought with a budget of {BUDGET_TOKENS}, {base.n_thought_pieces} without"
     )
