@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -63,6 +63,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self._made: dict[str, Counter | Gauge | Histogram] = {}
+        self._children: dict[tuple[str, ...], Any] = {}   # by name and labels; bounded as the labels are
         for spec in METRICS:
             if spec.kind == "counter":
                 self._made[spec.name] = Counter(spec.name, spec.help, spec.labels, registry=self.registry)
@@ -75,15 +76,20 @@ class Metrics:
 
     def inc(self, name: str, *labels: str, by: float = 1) -> None:
         """Add to a counter or gauge; `labels` in the order of the table."""
-        metric = self._made[name]
-        child = metric.labels(*labels) if labels else metric
-        child.inc(by)  # type: ignore[union-attr]
+        self._child(name, *labels).inc(by)
 
     def observe(self, name: str, value_s: float, *labels: str) -> None:
         """Record one duration, in seconds, in a histogram."""
-        metric = self._made[name]
-        child = metric.labels(*labels) if labels else metric
-        child.observe(value_s)  # type: ignore[union-attr]
+        self._child(name, *labels).observe(value_s)
+
+    def _child(self, *key: str) -> Any:
+        """The metric with its labels; kept, because finding it anew costs more than counting."""
+        child = self._children.get(key)
+        if child is None:
+            name, *labels = key
+            child = self._made[name].labels(*labels) if labels else self._made[name]
+            self._children[key] = child
+        return child
 
     def value(self, name: str, **labels: str) -> float:
         """The current value of a counter or gauge; 0 when it was never touched. For tests and status."""

@@ -6,6 +6,7 @@ It knows ASGI messages and OpenAI's error shape; it refuses to know routes, poli
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any
@@ -140,24 +141,33 @@ async def supervise(work: Coroutine[Any, Any, None], receive: Receive, exchange:
     """Run `work`; cancel it when the client leaves before its answer is complete. True: it left.
 
     Returns only when `work` has ended, also when it is cancelled itself: whoever closes the books
-    afterwards closes them once.
+    afterwards closes them once. The work runs in the caller's own task, so that a request costs one more only.
     """
-    task = asyncio.create_task(work)
-    watch = asyncio.create_task(until_gone(receive))
+    task = asyncio.current_task()
+    assert task is not None
     left = False
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done() and not exchange.complete:
+
+    async def watch() -> None:
+        nonlocal left
+        with contextlib.suppress(Exception):  # a connection that fails is gone as well
+            await until_gone(receive)
+        if not exchange.complete:
             left = True
             task.cancel()
-        await asyncio.wait({task})
+
+    watching = asyncio.create_task(watch())
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not left and not task.cancelling():
+            raise RuntimeError("the work of a request was cancelled although its client is there") from None
+        if not left or task.cancelling() > 1:
+            raise  # the server is going down
+    except Exception:
+        if not left:
+            raise  # else what went wrong on the way out interests nobody any more
     finally:
-        task.cancel()
-        watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-    if left:
-        return True  # what went wrong on the way out interests nobody any more
-    if task.cancelled():
-        raise RuntimeError("the work of a request was cancelled although its client is there")
-    task.result()
-    return False
+        watching.cancel()
+        if left:
+            task.uncancel()
+    return left
