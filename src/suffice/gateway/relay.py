@@ -62,7 +62,8 @@ async def pass_through(
         events = call.content_type == "text/event-stream" and not call.is_encoded
         await exchange.start(call.status, call.headers, events=events)
         tail = await (_relay_events if events else _relay_bytes)(exchange, call, account, how.mark)
-        await exchange.body(b"", more=False)
+        if not exchange.complete:
+            await exchange.body(b"", more=False)
         account.cancelled = False
         if call.status >= 400:
             ledger.end_reason = "upstream_error"
@@ -73,8 +74,10 @@ async def pass_through(
 async def _relay_bytes(exchange: Exchange, call: Call, _: CallAccount, __: bytes) -> bytes:
     tail = bytearray()
     while data := await call.read():
-        await exchange.body(data)
         _keep_tail(tail, data)
+        await exchange.body(data, more=not call.at_end)  # a short answer is one write
+        if exchange.complete:
+            break
     return bytes(tail)
 
 

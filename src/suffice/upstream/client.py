@@ -60,6 +60,11 @@ class Call:
         """End-to-end headers of the response, in order, without cookies."""
         return [(k, v) for k, v in self._response.headers.items() if k.lower() not in NEVER_SENT_DOWN]
 
+    @property
+    def at_end(self) -> bool:
+        """Is it known already that nothing more will come?"""
+        return self._response.content.at_eof()
+
     async def read(self) -> bytes:
         """The next bytes as they came, b"" at the end.
 
@@ -91,6 +96,8 @@ class Call:
 
         An upstream that leaves it open is not waited for.
         """
+        if self.at_end:
+            return
         with contextlib.suppress(TimeoutError, UpstreamError):
             async with asyncio.timeout(within_s):
                 while await self.read():

@@ -1,0 +1,200 @@
+"""What a relayed chunk may cost, in things that can be counted: writes, tasks, calls, parsed chunks, CPU time.
+
+No clock on the wall takes part. CPU time is compared with a bare relay in the same process, with a
+bound that only a slip by a factor can break; `bench/cost.py` measures the figures themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import cProfile
+import json
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from suffice.episode.ledger import CallAccount, Ledger
+from suffice.episode.reasoning import ReasoningRun, Wants
+from suffice.episode.segment import Segmenter
+from suffice.gateway.deliver import StreamDelivery
+from suffice.gateway.exchange import Exchange
+from suffice.scoring.base import build_scorer
+from suffice.settings import Steps
+from suffice.testing import Reply
+from suffice.testing.prompt import cut
+from suffice.types import Request
+from suffice.upstream.wire import DONE, encode_frame
+from tests.gateway.conftest import Serve
+from tests.gateway.served import chat
+
+N_CHUNKS = 2_000
+POLICY = {"policy": "stable-answer", "streak": 1_000, "no_hedges": True}
+MODES: list[dict[str, Any]] = [
+    {"mode": "off"},
+    {"mode": "observe", "policy": POLICY},
+    {"mode": "enforce", "uncertified": True, "policy": POLICY},
+]
+
+
+def frames(n: int, **top: Any) -> list[bytes]:
+    """A stream of about 300 bytes a chunk: mostly thought, some answer."""
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m" * 120, **top}
+    said = [{"reasoning_content": " so"}] * (n * 8 // 10) + [{"content": " 4"}] * (n * 2 // 10)
+    body = [encode_frame(head | {"choices": [{"index": 0, "delta": d, "finish_reason": None}]}) for d in said]
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    return [*body, encode_frame(head | last), DONE]
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Function calls of one relay."""
+
+    in_all: int
+    parsed: int   # chunks that were decoded
+
+
+class Upstream:
+    """A call whose bytes are here already, `per_read` frames at a time."""
+
+    status, content_type, is_encoded, at_end = 200, "text/event-stream", False, False
+    headers: tuple[tuple[str, str], ...] = (("content-type", "text/event-stream"),)
+
+    def __init__(self, frames: list[bytes], per_read: int) -> None:
+        self.reads = [b"".join(frames[at : at + per_read]) for at in range(0, len(frames), per_read)]
+        self.n_reads = len(self.reads)
+        self._left = iter(self.reads)
+
+    async def read(self) -> bytes:
+        return next(self._left, b"")
+
+    async def settle(self) -> None:
+        """Nothing is left."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Client:
+    """Where the gateway writes to."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.body" and message["body"]:
+            self.bodies.append(message["body"])
+
+
+def request() -> Request:
+    return Request(
+        episode_id="e", route="r", kind="reasoning", mode="observe", model="m", stream=True, n_samples=1, audit=False,
+        propensity=1.0, policy_version="v", certified=False, question_key="", ungoverned=None, received_at_s=0.0,
+    )  # fmt: skip
+
+
+async def governed(call: Upstream, client: Client) -> ReasoningRun:
+    """Relay it all through a watched run, as `gateway/govern.py` does without its probes."""
+    exchange = Exchange(client.send, [], time.monotonic)
+    run = ReasoningRun(
+        call, CallAccount("main"), ledger=Ledger(request(), 0.0), delivery=StreamDelivery(exchange),  # type: ignore[arg-type]
+        segmenter=Segmenter(Steps()), scorer=build_scorer("number"), prober=None, tags=("<think>", "</think>"),
+        wants=Wants(usage=False, object=False), drain=False,
+    )  # fmt: skip
+    async for _ in run.steps():
+        pass
+    return run
+
+
+async def bare(call: Upstream, client: Client) -> None:
+    """What a relay cannot do without."""
+    while data := await call.read():
+        await client.send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+async def cpu_s(relay: Callable[[Upstream, Client], Awaitable[Any]], per_read: int) -> float:
+    """The least CPU time of three relays of one stream."""
+    found = []
+    for _ in range(3):
+        call, client = Upstream(frames(N_CHUNKS), per_read), Client()
+        start = time.process_time()
+        await relay(call, client)
+        found.append(time.process_time() - start)
+        assert b"".join(client.bodies) == b"".join(call.reads)
+    return min(found)
+
+
+@pytest.mark.parametrize("per_read", [1, 7])
+async def test_a_read_is_one_write(per_read: int) -> None:
+    call, client = Upstream(frames(200), per_read), Client()
+    run = await governed(call, client)
+    assert len(client.bodies) == call.n_reads
+    assert run.account.received_tokens == 200
+    assert run.account.reasoning_tokens == 160
+
+
+async def calls_of(relay: Callable[[Upstream, Client], Awaitable[Any]], call: Upstream, client: Client) -> Calls:
+    """How often each function is called while a stream is relayed; the same on every machine."""
+    profile = cProfile.Profile()
+    with profile:
+        await relay(call, client)
+    entries = profile.getstats()
+    return Calls(
+        in_all=sum(e.callcount for e in entries),
+        parsed=sum(e.callcount for e in entries if "msgspec.json.Decoder" in str(e.code)),
+    )
+
+
+@pytest.mark.parametrize("usage", [False, True], ids=["plain", "empty usage"])
+async def test_repeated_chunks_are_not_parsed_again(usage: bool) -> None:
+    """Of two thousand chunks hardly any is decoded, also where the upstream's empty usage is taken out."""
+    client = Client()
+    call = Upstream(frames(N_CHUNKS, **({"usage": None} if usage else {})), 4)
+    assert (await calls_of(governed, call, client)).parsed < 20
+    sent = b"".join(client.bodies)
+    assert sent.count(b"data: ") == N_CHUNKS + 2
+    assert (b"usage" in sent) is False
+    assert all(json.loads(f[6:]) for f in sent.split(b"\n\n") if f and f[6:] != b"[DONE]")
+
+
+@pytest.mark.parametrize(("per_read", "at_most"), [(1, 46), (16, 33)])
+async def test_a_chunk_costs_few_calls(per_read: int, at_most: float) -> None:
+    """Function calls a chunk, awaits and built-ins included."""
+    made = await calls_of(governed, Upstream(frames(N_CHUNKS), per_read), Client())
+    print(f"{made.in_all / N_CHUNKS:.1f} calls a chunk, {per_read} a read")
+    assert made.in_all / N_CHUNKS <= at_most
+
+
+async def test_a_watched_relay_costs_microseconds_a_chunk() -> None:
+    """Each chunk a read of its own: what is added to a bare loop stays far below a socket's read and write."""
+    watched, least = await cpu_s(governed, 1), await cpu_s(bare, 1)
+    added_us = (watched - least) / N_CHUNKS * 1e6
+    print(f"added: {added_us:.1f} us a chunk; a bare loop: {least / N_CHUNKS * 1e6:.1f} us")
+    assert added_us < 30
+
+
+@pytest.mark.parametrize("route", MODES, ids=lambda r: str(r["mode"]))
+async def test_a_stream_costs_a_fixed_number_of_tasks(serve: Serve, route: dict[str, Any]) -> None:
+    """As many for a long stream as for a short one: none a read, none a chunk."""
+    made: list[int] = []
+    loop = asyncio.get_running_loop()
+
+    def counting(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **more: Any) -> asyncio.Task[Any]:
+        made[-1] += 1
+        return asyncio.Task(work, loop=loop, **more)
+
+    for n_words in (20, 400):
+        says = Reply(reasoning=cut("so it goes " * n_words), answer=cut("The answer is 4."))
+        async with serve(says, route=route | {"steps": {"min_tokens": 10_000, "max_tokens": 10_000}}) as g:
+            await g.ask(chat(stream=True))
+            made.append(0)
+            loop.set_task_factory(counting)  # type: ignore[arg-type]
+            try:
+                assert (await g.ask(chat(stream=True))).done
+                await g.quiet()
+            finally:
+                loop.set_task_factory(None)
+    assert made[1] <= made[0] + 12, made   # the fake's own tasks and the test's waiting are among them
+
