@@ -64,7 +64,7 @@ def prepared(cache: Path) -> tuple[Path, Path]:
     if found is None:
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", "download"]
         subprocess.run(
-            [*pip, "--no-deps", "--no-binary", ":all:", "--require-hashes", "--dest", str(folder),
+            [*pip, "--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes", "--dest", str(folder),
              "-r", str(HERE / "llama_cpp_source.txt")],
             check=True,
         )  # fmt: skip
