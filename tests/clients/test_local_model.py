@@ -90,7 +90,7 @@ async def test_off_and_observe_read_like_the_model_itself(model: str, tmp_path: 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("method", ["native", "raw", "prefill"])
+@pytest.mark.parametrize("method", ["native", "raw", "prefill", "re-ask"])
 async def test_every_way_to_finish_gives_an_answer_and_one_outcome(
     model: str, tmp_path: Path, method: str, stream: bool
 ) -> None:

@@ -132,6 +132,7 @@ async def assert_accounted(g: Served, answer: Answer, way: Way, *, in_flight: in
     assert answer.usage["prompt_tokens"] == usage.prompt_tokens
     assert answer.usage["completion_tokens"] == usage.completion_tokens
     assert answer.usage["total_tokens"] == usage.prompt_tokens + usage.completion_tokens
+    assert g.gateway.upstreams["up"].n_open == 0
     assert not any(seen.error for seen in g.fake.calls), [seen.error for seen in g.fake.calls]
 
 

@@ -14,6 +14,7 @@ from suffice.testing import (
     Fault,
     Reply,
     RequestSeen,
+    Spoken,
     bad_json_frame,
     die_after,
     html200,
@@ -312,3 +313,78 @@ async def test_no_request_makes_more_calls_than_it_may(serve: Serve, limit: int,
     async with serve(model, upstream={"finish": ["raw"], "slots": slots}, route=route) as g:
         assert_whole(await g.ask(chat(stream=True)))
         assert len(g.fake.completions) <= 1 + limit
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["alone", "beside another"])
+async def test_a_slot_is_free_only_while_nobody_else_has_it(serve: Serve, busy: bool) -> None:
+    """Two slots, and another client's call in one of them: the original has to go first."""
+    model = Model(status(500), silent_s=0.3)
+
+    def says(seen: RequestSeen) -> Reply:
+        return Reply(first_delay_s=9.0) if "tools" in seen.body else model(seen)
+
+    # With both slots taken no probe is sent: this stop needs none.
+    route = enforcing(probe=None, policy={"policy": "fixed-budget", "max_tokens": 3}, handover_ms=200)
+    async with serve(says, upstream={"finish": ["raw"], "slots": 2}, route=route) as g:
+        client, tool = g.gateway.upstreams["up"], {"type": "function", "function": {"name": "f"}}
+        other = asyncio.create_task(g.ask(chat("another", tools=[tool]))) if busy else None
+        while busy and client.n_open == 0:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.005)
+        answer = await g.ask(chat(stream=True))
+        assert (answer.text, answer.finish) == (FULL, "stop")
+        if other is not None:
+            other.cancel()
+            await asyncio.gather(other, return_exceptions=True)
+        await g.quiet()
+        assert client.n_open == 0
+        governed = [e.episode.outcome for e in await g.episodes(1 + busy) if e.episode.request.ungoverned is None]
+        made = [c.purpose for c in governed[0].calls]
+        assert made == ["main", "continuation", *(["rerun"] if busy else [])]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_an_engine_that_closes_the_thought_and_says_nothing_is_asked_for_the_answer(
+    serve: Serve, stream: bool
+) -> None:
+    def says(seen: RequestSeen) -> Reply:
+        reply = CHAIN(seen)
+        if seen.is_raw:
+            return reply
+        return replace(reply, answer=(), answer_after=lambda _: Spoken(()), delay_s=0.005)
+
+    async with serve(says, upstream={"finish": ["native", "raw"]}, route=enforcing()) as g:
+        answer = await g.ask(chat(stream=stream))
+        assert (answer.text, answer.finish) == ("4 it is", "stop")
+        assert THOUGHT.startswith(answer.thought)
+        assert not g.fake.completions[0].cancelled   # it came to its own end, which the client did not see
+        outcome = await g.outcome()
+        assert (outcome.stopped, outcome.finish_method, outcome.answer) == (True, "raw", "4")
+        if stream:
+            assert [c["choices"][0]["finish_reason"] for c in answer.chunks if c["choices"]].count("stop") == 1
+
+
+async def test_a_trial_answer_that_takes_too_long_is_missing_and_the_run_goes_on(serve: Serve) -> None:
+    def says(seen: RequestSeen) -> Reply:
+        return replace(CHAIN(seen), first_delay_s=9.0) if seen.is_raw else CHAIN(seen)
+
+    route = enforcing(probe={"timeout_s": 0.05})
+    async with serve(says, upstream={"finish": ["raw"]}, route=route) as g:
+        async with asyncio.timeout(4.0):
+            answer = await g.ask(chat(stream=True))
+        assert_whole(answer)
+        outcome = await g.outcome()
+        assert outcome.degraded == ("probe",)
+        assert all(step.answer_source is None for step in outcome.steps)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_a_probe_that_still_runs_at_the_end_is_left_out_of_the_object_whole(serve: Serve, stream: bool) -> None:
+    def says(seen: RequestSeen) -> Reply:
+        return replace(CHAIN(seen), delay_s=0.15) if seen.is_raw else CHAIN(seen)
+
+    async with serve(says, upstream={"finish": ["raw"]}, route=enforcing(policy={"policy": "never"})) as g:
+        answer = await g.ask(chat(stream=stream, suffice={}))
+        assert answer.told["probe_tokens"] == answer.told["extra_prompt_tokens"] == 0
+        outcome = await g.outcome()
+        assert outcome.overhead.probe_tokens > 0
+        assert outcome.overhead.extra_prompt_tokens > 0

@@ -87,7 +87,10 @@ class HandOver:
             self.ledger.fail_open("native")
             return False
         self._stopped("native", start)
+        self.run.own_end.wanted = True
         await self.run.rest()
+        if self.run.own_end.kept is not None:  # the thought was closed, and not a word came behind it
+            await self.finish_unclosed(self._left())
         return True
 
     def _stopped(self, method: FinishMethod, start_s: float) -> None:
@@ -149,16 +152,17 @@ class HandOver:
             self.ledger.fail_open("handover")
             return None
 
-    async def finish_unclosed(self) -> None:
-        """Answer a run that the client's cap cut inside its thought; its own end stands if that fails.
+    async def finish_unclosed(self, max_tokens: int) -> None:
+        """Answer a run that ended inside its thought; its own end stands if that fails.
 
-        The original is over, so nothing has to give way. The client gets the forced answer instead of an
-        empty one, and at most a trial answer's length more than it asked for.
+        The original is over, so nothing has to give way. The client gets a forced answer, of `max_tokens` at
+        most, instead of an empty one.
         """
         run, method, start = self.run, self.continuer.second_call, self.monotonic_s()
+        before = self.ledger.finish_method, self.ledger.handover_ms
         request = None
         if method is not None:
-            request = await self._prepared(method, run.thought, self.continuer.trial_tokens)
+            request = await self._prepared(method, run.thought, max_tokens)
         if request is None or method is None:
             await run.own_end.deliver(run.delivery)
             return
@@ -172,7 +176,7 @@ class HandOver:
             except UpstreamError:
                 self.ledger.fail_open("handover")
                 await self._discard_last(stack)
-                self.ledger.finish_method = self.ledger.handover_ms = None
+                self.ledger.finish_method, self.ledger.handover_ms = before
                 await run.own_end.deliver(run.delivery)
             else:
                 run.own_end.kept = None

@@ -135,7 +135,8 @@ async def _after_full_run(
     """
     ledger = job.ledger
     if run.own_end.kept is not None:
-        await (hand_over.finish_unclosed() if ledger.unclosed else run.own_end.deliver(run.delivery))
+        forced = hand_over.finish_unclosed(continuer.trial_tokens) if ledger.unclosed else None
+        await (forced or run.own_end.deliver(run.delivery))
     elif not ledger.unclosed:
         return
     elif job.route.settings.probe is not None and _probes(job) and continuer.may_call(keep=0):
