@@ -19,7 +19,7 @@ RAW: dict[str, Any] = {"upstream": {"finish": ["raw"]}}
 
 
 def capped(*, stream: bool = False, **more: Any) -> dict[str, Any]:
-    usage = {"stream_options": {"include_usage": True}} if stream else {}
+    usage: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
     return chat(stream=stream, max_tokens=CAP, **usage, **more)
 
 

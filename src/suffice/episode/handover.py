@@ -152,11 +152,13 @@ class HandOver:
             self.ledger.fail_open("handover")
             return None
 
-    async def finish_unclosed(self, max_tokens: int) -> None:
+    async def finish_unclosed(self, max_tokens: int | None) -> None:
         """Answer a run that ended inside its thought; its own end stands if that fails.
 
-        The original is over, so nothing has to give way. The client gets a forced answer, of `max_tokens` at
-        most, instead of an empty one.
+        The original is over, so nothing has to give way. The client gets a forced answer in place of an
+        empty one.
+
+        max_tokens  of the answer; None: no cap
         """
         run, method, start = self.run, self.continuer.second_call, self.monotonic_s()
         before = self.ledger.finish_method, self.ledger.handover_ms
