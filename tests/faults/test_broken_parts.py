@@ -12,7 +12,7 @@ import pytest
 from suffice.gateway.context import Gateway
 from suffice.policy.base import Policy
 from suffice.settings import Probe, Route, Steps
-from suffice.testing import Chain, FakeUpstream, RequestSeen
+from suffice.testing import Chain, FakeUpstream, Reply, RequestSeen, slow_headers
 from suffice.types import Decision, Signals
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
@@ -192,3 +192,42 @@ async def test_whenever_a_stop_falls_the_answer_is_one_of_two_and_never_a_mixtur
             assert whole.startswith(answer.thought) if stopped else answer.thought == whole
         outcomes = [e.episode.outcome for e in await g.episodes(len(asked))]
         assert sum(o.stopped for o in outcomes) == sum(a.told is not None for a in answers)
+
+
+class RaisingScorer:
+    """Reads no answer: it raises."""
+
+    name: ClassVar[str] = "raising"
+
+    def extract(self, text: str) -> str | None:
+        raise RuntimeError(CANARY)
+
+    def equal(self, left: str, right: str) -> bool:
+        raise RuntimeError(CANARY)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+@pytest.mark.parametrize("kind", ["reasoning", "samples"])
+async def test_a_scorer_that_raises_costs_a_measurement_and_no_answer(serve: Serve, kind: str, stream: bool) -> None:
+    route = {"kind": kind, "samples": 2, "steps": {"min_tokens": 2, "growth": 1.0}}
+    change = with_route(scorer=cast("Any", RaisingScorer()))
+    async with FakeUpstream(chain()) as other, serve(chain(), route=route, change=change) as g:
+        through = await g.ask(chat(stream=stream))
+        direct = await g.ask(chat(stream=stream), url=other.url)
+        assert (through.text, through.finish) == (direct.text, direct.finish)
+        assert CANARY.encode() not in through.raw
+        outcome = await g.outcome()
+        assert (outcome.end_reason, outcome.answer, outcome.degraded) == ("done", None, ("scorer",))
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+async def test_a_probe_that_hangs_delays_nothing(serve: Serve, stream: bool) -> None:
+    """What is asynchronous waits beside the stream: the probe would take 20 s, the stream is over long before."""
+    def says(seen: RequestSeen) -> Any:
+        return Reply(faults=(slow_headers(20.0),)) if seen.is_raw else chain()(seen)
+
+    async with serve(says, upstream={"finish": ["raw"], "slots": 4}, route=enforcing()) as g, asyncio.timeout(10):
+        async with g.session.post(g.url + "/v1/chat/completions", json=chat(stream=stream)) as response:
+            found = b""
+            while b"[DONE]\n\n" not in found and b'"usage"' not in found:
+                found += await response.content.readany()
