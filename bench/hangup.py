@@ -82,7 +82,7 @@ def main() -> int:
     options, _ = parser.parse_known_args()
     n_trials, worst = 10 if options.quick else options.trials, 0.0
     routes = {name: {"upstream": "up", "match": {"header": name}, **more} for name, more in ROUTES.items()}
-    upstreams = {"up": {"driver": "openai", "finish": ["prefill"], "slots": 64, "url": ""}}
+    upstreams = {"up": {"driver": "vllm", "finish": ["prefill"], "slots": 64, "url": ""}}
     with tempfile.TemporaryDirectory() as folder, FakeUpstream.in_thread(says) as fake:
         upstreams["up"]["url"] = fake.url
         with GatewayProcess.serving(folder, {"upstreams": upstreams, "routes": routes}, log_level="warning") as gateway:

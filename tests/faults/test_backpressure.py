@@ -42,6 +42,7 @@ class Torrent:
         data = frame({field: "x" * 1_000 + "\n"}) * 16
         self._data = b"%x\r\n%s\r\n" % (len(data), data)
         self.sent_bytes = self.n_open = 0
+        self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -62,7 +63,8 @@ class Torrent:
                 threading.Thread(target=self._serve, args=(self._listener.accept()[0],), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        self.n_open += 1
+        with self._lock:
+            self.n_open += 1
         with client, contextlib.suppress(OSError):
             asked = b""
             while b"}]" not in asked:  # the end of the messages, whichever field comes behind them
@@ -76,7 +78,8 @@ class Torrent:
                 for _ in range(TOTAL_BYTES // len(self._data)):
                     client.sendall(self._data)
                     self.sent_bytes += len(self._data)
-        self.n_open -= 1
+        with self._lock:
+            self.n_open -= 1
 
     def settled_bytes(self) -> int:
         """What it has got rid of once it is held back."""
@@ -112,7 +115,7 @@ def test_a_client_that_does_not_read_costs_no_memory_and_holds_the_upstream_back
 ) -> None:
     with Torrent.running(field) as upstream:
         routes = {name: {"upstream": "up", **settings} for name, settings in ROUTES.items()}
-        upstreams = {"up": {"url": upstream.url, "finish": ["prefill"], "slots": 4}}
+        upstreams = {"up": {"url": upstream.url, "driver": "vllm", "finish": ["prefill"], "slots": 4}}
         with GatewayProcess.serving(tmp_path, {"upstreams": upstreams, "routes": routes}) as gateway:
             for _ in range(3):  # what a first request loads once stays
                 with dialled(gateway, "x", route) as client:

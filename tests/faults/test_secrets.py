@@ -60,7 +60,7 @@ def assert_clean(where: str, data: bytes) -> None:
 def test_a_killed_gateway_leaves_no_canary_in_files_terminal_or_metrics(tmp_path: Path) -> None:
     environment = {"GATEWAY_KEYS": KEYS["gateway"], "UPSTREAM_KEY": KEYS["upstream"], "SUFFICE_SALT": "salt"}
     routes = {name: {"upstream": "up", "match": {"header": name}, **more} for name, more in ROUTES.items()}
-    upstream = {"driver": "openai", "finish": ["prefill"], "slots": 4, "api_key_env": "UPSTREAM_KEY"}
+    upstream = {"driver": "vllm", "finish": ["prefill"], "slots": 4, "api_key_env": "UPSTREAM_KEY"}
     with FakeUpstream.in_thread(says) as fake:
         upstreams = {"up": upstream | {"url": fake.url}}
         settings = {"server": {"api_keys_env": "GATEWAY_KEYS"}, "routes": routes, "upstreams": upstreams}
