@@ -68,7 +68,7 @@ bench: $(VENV)/.ready-dev ## run every program in bench/; one that lacks what it
 	@set -e; for program in bench/*.py; do \
 	echo "== $$program"; $(PY) "$$program" $(ARGS) || [ $$? -eq 2 ]; done
 
-clients: $(VENV)/.ready-dev ## compare 12 client libraries, direct and through the gateway (installs them, about 1.6 GB)
+clients: $(VENV)/.ready-dev $(VENV)/.ready-lock ## compare 12 client libraries, direct and through the gateway (installs them, 1.2 GB)
 	$(PY) -m tests.clients.peers $(ARGS)
 
 lock-clients: $(VENV)/.ready-lock ## pin the client libraries again; ARGS=--upgrade takes newer releases
