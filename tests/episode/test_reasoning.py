@@ -20,15 +20,17 @@ WORDS = st.sampled_from([
     "<", "</", "</thi", "nk>",
 ])  # fmt: skip
 THOUGHTS = st.lists(WORDS, min_size=1, max_size=25).filter(lambda words: "</think>" not in "".join(words))
-FIELDS = ("reasoning", "reasoning_content", "thinking", "inline")
+FIELDS = ("reasoning", "reasoning_content", "thinking", "inline", "opened")
+INLINE = ("inline", "opened")   # in the content; "opened": the chat template wrote the opening tag
 ENDINGS = ("answer", "tool", "function", "refusal")
 
 
 def stream(field: str, thought: list[str], ending: str) -> list[bytes]:
     """A whole run's frames: its thought, then what must never be cut."""
-    key = "content" if field == "inline" else field
+    key = "content" if field in INLINE else field
     frames = [chunk({"role": "assistant", "content": None})]
-    words = ["<think>", *thought, "</think>"] if field == "inline" else thought
+    tags = (["<think>"] if field == "inline" else [], ["</think>"] if field in INLINE else [])
+    words = [*tags[0], *thought, *tags[1]]
     frames += [chunk({key: word}) for word in words]
     if ending == "answer":
         frames += [chunk({"content": "\n"}), chunk({"content": "It is"}), chunk({"content": " 4"})]
@@ -53,9 +55,9 @@ def has_more_than_thought(client: Any, field: str) -> bool:
     for delta in client.deltas:
         if delta.get("tool_calls") or delta.get("function_call") or delta.get("refusal"):
             return True
-        if field != "inline" and delta.get("content"):
+        if field not in INLINE and delta.get("content"):
             return True
-    return field == "inline" and "</think>" in client.said("content")
+    return field in INLINE and "</think>" in client.said("content")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -68,7 +70,7 @@ def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
     raw = b"".join(stream(field, thought, ending))
 
     async def go() -> None:
-        run, client, ledger = run_of(cut(raw, places))
+        run, client, ledger = run_of(cut(raw, places), opened=field == "opened")
         shown = ""
         while not run.seen.ended:
             await run.advance()
@@ -77,12 +79,12 @@ def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
             if not run.may_stop():
                 continue
             assert not has_more_than_thought(client, field)
-            text = client.said("content" if field == "inline" else field)
-            if field == "inline" and run.seen.phase == "thinking":
+            text = client.said("content" if field in INLINE else field)
+            if field in INLINE and run.seen.phase == "thinking":
                 tag = "</think>"
                 assert not any(text.endswith(tag[:n]) for n in range(1, len(tag)))
-                assert text.lstrip().removeprefix("<think>").startswith(run.thought)
-            elif field != "inline":
+                assert text.lstrip().removeprefix("<think>").lstrip().startswith(run.thought.lstrip())
+            elif field not in INLINE:
                 assert run.thought == text
             assert run.thought.startswith(shown)
             shown = run.thought
@@ -92,7 +94,7 @@ def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
         assert ledger.degraded == []
         if ending == "answer":
             assert ledger.answer == "4"
-        n_words = len(thought) + (2 if field == "inline" else 0)
+        n_words = len(thought) + {"inline": 2, "opened": 1}.get(field, 0)
         assert ledger.calls[0].received_tokens >= n_words
 
     asyncio.run(go())
@@ -110,7 +112,7 @@ def test_steps_are_prefixes_of_the_thought_and_their_tokens_add_up(
 
     async def go() -> None:
         steps = Steps(boundary=boundary, min_tokens=2, growth=1.0, max_tokens=6)
-        run, client, ledger = run_of(cut(raw, places), steps=steps)
+        run, client, ledger = run_of(cut(raw, places), steps=steps, opened=field == "opened")
         used, last = 0, ""
         async for step in run.steps():
             used += step.tokens

@@ -103,6 +103,13 @@ async def test_nothing_is_chosen_where_the_route_may_not_act(serve: Serve, route
         assert "thinking_token_budget" not in g.fake.completions[0].body
 
 
+async def test_nothing_is_chosen_where_a_refusal_could_not_be_made_good(serve: Serve) -> None:
+    setup = {"upstream": {"driver": "vllm", "retries": 0}, "fake": {"dialect": "vllm", "keeps_budgets": False}}
+    async with serve(chain(), route=enforcing(**NEVER, budget_tokens=9, max_extra_calls=0), **setup) as g:
+        assert (await g.ask(chat())).text == "5 dear"
+        assert len(g.fake.calls) == 1
+
+
 async def test_the_clients_own_choice_stands(serve: Serve) -> None:
     async with serve(chain(), route=enforcing(**NEVER, budget_tokens=9), **VLLM) as g:
         assert (await g.ask(chat(thinking_token_budget=14))).text.startswith("4")

@@ -257,3 +257,21 @@ async def test_a_stop_survives_an_upstream_that_never_says_done(serve: Serve) ->
         answer = await g.ask(chat(stream=True))
         assert answer.text == "4"
         assert_one_ordinary_stream(answer, wants_usage=False)
+
+
+OFF = [{"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_budget_tokens": 0}]
+
+
+@pytest.mark.parametrize("off", OFF, ids=["template", "budget"])
+async def test_where_the_client_switched_thinking_off_content_is_an_answer_and_is_never_stopped(
+    serve: Serve, off: dict[str, Any]
+) -> None:
+    """The template would have opened a thought, but not for this request."""
+    says = Reply(reasoning=("so\n",), answer=("4 it is\n",) * 9, reasoning_field="reasoning_content")
+    upstream = {"finish": ["raw"], "think_opened": True}
+    route = enforcing(policy={"policy": "fixed-budget", "max_tokens": 3}, probe=None)
+    async with serve(says, upstream=upstream, route=route) as g:
+        answer = await g.ask(chat(stream=True, **off))
+        assert answer.text == "4 it is\n" * 9
+        outcome = await g.outcome()
+        assert (outcome.stopped, outcome.unclosed, outcome.steps) == (False, False, ())

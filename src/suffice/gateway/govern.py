@@ -233,8 +233,11 @@ def _upstream_body(job: Job) -> dict[str, Any]:
 
 
 def _ahead(job: Job, continuer: Continuer) -> Ahead:
-    """What the engine is told before the call; nothing where the route may not act."""
-    if not job.may_act:
+    """What the engine is told before the call; nothing where the route may not act.
+
+    Nor where no second call is allowed: a server that refuses our fields could not be asked without them.
+    """
+    if not job.may_act or not (job.client.settings.retries or job.route.settings.max_extra_calls):
         return NOTHING
     policy = job.route.policy
     ahead = choose(
