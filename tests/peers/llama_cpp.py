@@ -7,7 +7,8 @@ tests expect a model and options that we do not have, so many of them fail; that
 what counts. They are fetched when this runs, by pip and with a pinned hash, and are never part of this tree.
 
 A test that does not end the same way twice in direct runs is left out and named. One that differs through
-the gateway is run again on both sides, because some of these tests depend on time and chance.
+the gateway is run again on both sides, because some of these tests depend on time and chance: a fixed answer
+within ten tokens at temperature 0.8, for one, passes about two times in three, directly too.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ RELAY = (
 )  # fmt: skip
 TEST_TIMEOUT_S = 20
 RUN_TIMEOUT_S = 1_800
-N_AGAIN = 2   # how often a test that differs is run again before it counts
+N_AGAIN = 3   # how often a test that differs is run again before it counts
 
 Results = dict[str, str]   # test id → passed, failed, skipped
 
@@ -146,10 +147,12 @@ async def compare(tests: Path, python: Path, upstream: str, modes: Sequence[str]
             async with serving(settings_for(upstream, mode, Path(scratch))) as url:
                 through = await run(tests, python, port_of(url), files)
                 mine = {t: end for t, end in through.items() if t not in unsteady}
-                left = await _confirmed(tests, python, upstream, url, differing(steady, mine))
+                first = differing(steady, mine)
+                left = await _confirmed(tests, python, upstream, url, steady, first)
             print(
                 f"through the gateway, {mode}: {n_passed(mine)} of {len(mine)} steady tests pass,"
-                f" directly {n_passed(steady)} of {len(steady)}; {len(left)} differ", flush=True,
+                f" directly {n_passed(steady)} of {len(steady)}; {len(first)} differed at first,"
+                f" {len(left)} each time", flush=True,
             )  # fmt: skip
             for test in left:
                 print(f"  differs: {test}: {steady.get(test)} directly, {mine.get(test)} through")
@@ -157,15 +160,20 @@ async def compare(tests: Path, python: Path, upstream: str, modes: Sequence[str]
     return n_different
 
 
-async def _confirmed(tests: Path, python: Path, upstream: str, url: str, suspects: list[str]) -> list[str]:
-    """Those of the suspects that differ each time they are run again, on both sides."""
+async def _confirmed(
+    tests: Path, python: Path, upstream: str, url: str, direct: Mapping[str, str], suspects: list[str]
+) -> list[str]:
+    """Those of the suspects that, run again and again on both sides, never end through as they ever did directly."""
+    seen = {t: {direct.get(t)} for t in suspects}
     for _ in range(N_AGAIN):
         if not suspects:
             break
-        print(f"  {len(suspects)} differ at first and are run again: {', '.join(suspects[:8])}", flush=True)
-        direct = await run(tests, python, port_of(upstream), suspects)
+        print(f"  {len(suspects)} differ so far and are run again: {', '.join(suspects[:8])}", flush=True)
+        again = await run(tests, python, port_of(upstream), suspects)
         through = await run(tests, python, port_of(url), suspects)
-        suspects = [t for t in differing(direct, through) if t in suspects]
+        for test in suspects:
+            seen[test].add(again.get(test))
+        suspects = [t for t in suspects if through.get(t) not in seen[t]]
     return suspects
 
 
