@@ -46,15 +46,15 @@ class Scenario:
         """A shorter one, for development."""
         return Scenario(
             name=self.name, stream=self.stream, at_once=self.at_once, each=max(1, self.each // 4),
-            chunks=self.chunks if not self.gap_ms else 50, gap_ms=self.gap_ms, usage=self.usage, waits=self.waits,
+            chunks=self.chunks if not self.gap_ms else 100, gap_ms=self.gap_ms, usage=self.usage, waits=self.waits,
         )  # fmt: skip
 
 
 SCENARIOS = (
     Scenario(name="plain x1, ms/request", stream=False, at_once=1, each=200),
     Scenario(name="plain x32, ms/request", stream=False, at_once=32, each=12),
-    Scenario(name="paced x1, us/chunk", stream=True, at_once=1, each=1, chunks=100, gap_ms=GAP_MS),
-    Scenario(name="paced x32, us/chunk", stream=True, at_once=32, each=1, chunks=100, gap_ms=GAP_MS),
+    Scenario(name="paced x1, us/chunk", stream=True, at_once=1, each=1, chunks=150, gap_ms=GAP_MS),
+    Scenario(name="paced x32, us/chunk", stream=True, at_once=32, each=1, chunks=150, gap_ms=GAP_MS),
     Scenario(name="unpaced x1, us/chunk", stream=True, at_once=1, each=24),
     Scenario(name="unpaced x32, us/chunk", stream=True, at_once=32, each=4),
     Scenario(name="unpaced x32 with empty usage, us/chunk", stream=True, at_once=32, each=4, usage=1),

@@ -421,7 +421,7 @@ class ReasoningRun:
         adds_object = ends and (self.wants.object or self.ledger.stopped)
         data = frame.data or b""
         # An engine that was asked for usage on our behalf may write an empty one into every chunk.
-        has_trace = not self.wants.usage and chunk.usage is None and b'"usage":null' in data
+        has_trace = not self.wants.usage and chunk.usage is None and data.find(b'"usage":null') >= 0
         if not (adds_object or has_trace or self.alias is not None):
             return frame
         body = decode_json(data)

@@ -43,7 +43,8 @@ class TextPattern:
         if not raw.startswith(self._before) or not raw.endswith(self._after):
             return ""
         middle = raw[self._n_before : -self._n_after]
-        if b'"' in middle or b"\\" in middle:
+        # `find`, because `in` first tries whether bytes are a number, and raises an error in doing so.
+        if middle.find(b'"') >= 0 or middle.find(b"\\") >= 0:
             return ""
         try:
             text = middle.decode()
