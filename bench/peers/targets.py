@@ -47,6 +47,8 @@ model_list:
       model: openai/m
       api_base: {upstream}/v1
       api_key: unused
+general_settings:
+  dangerously_permit_weak_or_unset_master_key: true  # it listens on this machine only
 """
 
 Absent = dict[str, str]
