@@ -108,7 +108,7 @@ def dialled(gateway: GatewayProcess, text: str, route: str = "") -> socket.socke
 
 
 @pytest.mark.parametrize(("route", "field"), [
-    ("off", "content"), ("observe", "reasoning_content"), ("observe", "content"), ("handover", "reasoning_content"),
+    ("off", "content"), ("observe", "reasoning_content"), ("handover", "reasoning_content"),
 ])  # fmt: skip
 def test_a_client_that_does_not_read_costs_no_memory_and_holds_the_upstream_back(
     tmp_path: Path, route: str, field: str
