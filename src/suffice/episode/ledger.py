@@ -176,7 +176,10 @@ class Ledger:
 
     def overhead(self) -> Overhead:
         """What was spent beside the client's usage; both together are all that was spent."""
-        usage, known = self.usage(), self.client_prompt_tokens()
+        usage = self.usage()
+        if usage is not None and len(self.calls) == 1 and not self.calls[0].context_tokens:
+            return Overhead()  # one call, delivered: nothing was spent beside it
+        known = self.client_prompt_tokens()
         probes = [c for c in self.calls if c.purpose == "probe"]
         discarded = [c for c in self.calls if c.discarded and c.purpose != "probe"]
         prompts = sum(c.close(known).prompt_tokens or 0 for c in self.calls)

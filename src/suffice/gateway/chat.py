@@ -33,7 +33,7 @@ from suffice.gateway.exchange import (
 from suffice.gateway.intake import Intake, check_body_headers, read_chat
 from suffice.gateway.relay import forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
-from suffice.rollout.assign import draw_audit, question_key
+from suffice.rollout.assign import NO_LOT, Lot, draw_audit, question_key
 from suffice.store.events import Event, RequestEnded, RequestSeen
 from suffice.telemetry import LOG, Metrics
 from suffice.types import EndReason, Outcome, Request
@@ -237,12 +237,7 @@ def _request(
     if reason is None and found.settings.kind == "reasoning":  # samples without a policy are all drawn: harmless
         allowed = gw.breakers.setdefault(found.name, Breaker()).allows(gw.monotonic_s())
         reason = None if allowed else "breaker"
-    unit = gw.lots.unit(
-        named=_conversation(named, intake) or named.get("idempotency-key"),
-        body=intake.raw, caller=named.get("authorization", ""), now_s=gw.monotonic_s(),
-    )  # fmt: skip
-    share = gw.share(found) if reason is None else 0.0
-    lot = draw_audit(unit, share=share, salt=gw.salt)
+    lot, question = (_lot(gw, intake, named, found), _question(gw, intake)) if reason is None else (NO_LOT, "")
     gw.n_requests[found.name] = gw.n_requests.get(found.name, 0) + 1
     if lot.audit:
         gw.metrics.inc("suffice_audits_total", found.name)
@@ -250,9 +245,21 @@ def _request(
         episode_id=episode_id, route=found.name, kind=found.settings.kind, mode=found.settings.mode,
         model=intake.model, stream=intake.stream, n_samples=samples, audit=lot.audit,
         propensity=lot.propensity, policy_version=found.policy_version, certified=found.certified,
-        question_key=question_key(encode_json(intake.body.get("messages")).decode(), salt=gw.salt),
+        question_key=question,
         ungoverned=reason, received_at_s=gw.wall_s(),
     )  # fmt: skip
+
+
+def _lot(gw: Gateway, intake: Intake, named: dict[str, str], found: BuiltRoute) -> Lot:
+    unit = gw.lots.unit(
+        named=_conversation(named, intake) or named.get("idempotency-key"),
+        body=intake.raw, caller=named.get("authorization", ""), now_s=gw.monotonic_s(),
+    )  # fmt: skip
+    return draw_audit(unit, share=gw.share(found), salt=gw.salt)
+
+
+def _question(gw: Gateway, intake: Intake) -> str:
+    return question_key(encode_json(intake.body.get("messages")).decode(), salt=gw.salt)
 
 
 def _check_samples(n_samples: int, found: BuiltRoute) -> None:
@@ -351,5 +358,7 @@ def _count_tokens(metrics: Metrics, route_name: str, outcome: Outcome) -> None:
     if outcome.usage is not None:
         metrics.inc("suffice_tokens_total", route_name, "input", by=outcome.usage.prompt_tokens)
         metrics.inc("suffice_tokens_total", route_name, "output", by=outcome.usage.completion_tokens)
-    metrics.inc("suffice_tokens_total", route_name, "probe", by=outcome.overhead.probe_tokens)
-    metrics.inc("suffice_tokens_total", route_name, "extra_input", by=outcome.overhead.extra_prompt_tokens)
+    overhead = outcome.overhead
+    for kind, n_tokens in (("probe", overhead.probe_tokens), ("extra_input", overhead.extra_prompt_tokens)):
+        if n_tokens:
+            metrics.inc("suffice_tokens_total", route_name, kind, by=n_tokens)

@@ -21,6 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
 
 
+_HEADERS = "suffice.headers"  # where the scope keeps what was read of them
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a header's value: no server may send it
 SSE_HEADERS = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
 
@@ -30,8 +31,11 @@ class ClientGone(Exception):
 
 
 def headers_of(scope: Scope) -> list[tuple[str, str]]:
-    """Request headers, names in lower case."""
-    return [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in scope["headers"]]
+    """Request headers, names in lower case. Read once a request, and not to be changed."""
+    found: list[tuple[str, str]] | None = scope.get(_HEADERS)
+    if found is None:
+        found = scope[_HEADERS] = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in scope["headers"]]
+    return found
 
 
 async def read_body(receive: Receive, limit_bytes: int) -> bytes:
@@ -68,10 +72,9 @@ class Exchange:
         ours = {k for k, _ in self.own_headers}
         sent = [*((k, v) for k, v in headers if k.lower() not in ours), *self.own_headers]
         self.status, self.events = status, events
-        raw = [
-            (k.lower().encode("latin-1", "replace"), v.encode("latin-1", "replace"))
-            for k, v in sent if not _CONTROL.search(v)
-        ]  # fmt: skip
+        if _CONTROL.search("\t".join([v for _, v in sent])):
+            sent = [(k, v) for k, v in sent if not _CONTROL.search(v)]
+        raw = [(k.lower().encode("latin-1", "replace"), v.encode("latin-1", "replace")) for k, v in sent]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def body(self, data: bytes, *, more: bool = True) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 FIRST_REQUESTS = 20_000
 FIRST_SHARE = 0.10
@@ -22,6 +23,9 @@ class Lot:
     audit: bool        # run in full, every checkpoint recorded
     propensity: float  # P(this value of `audit`), in (0, 1]
     point: float       # where the unit fell, in [0, 1); an audit is a point below the share
+
+
+NO_LOT = Lot(audit=False, propensity=1.0, point=0.0)  # of a request that nothing governs: none is drawn
 
 
 def draw_audit(unit: str, *, share: float, salt: str) -> Lot:
@@ -70,6 +74,11 @@ def question_key(text: str, *, salt: str) -> str:
 def _keyed(text: str, *, salt: str, purpose: bytes, n_bytes: int) -> bytes:
     """A keyed hash. `purpose` keeps the lot and the key of one text apart."""
     # Broken Unicode must draw a lot like anything else. A key holds 64 bytes at most: hash the salt first.
-    key = hashlib.blake2b(salt.encode("utf-8", "surrogatepass")).digest()
+    key = _key_of(salt)
     data = text.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, key=key, person=purpose, digest_size=n_bytes).digest()
+
+
+@lru_cache(maxsize=8)
+def _key_of(salt: str) -> bytes:
+    return hashlib.blake2b(salt.encode("utf-8", "surrogatepass")).digest()

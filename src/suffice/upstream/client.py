@@ -12,6 +12,7 @@ import io
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -34,6 +35,7 @@ NEVER_SENT_UP = HOP_BY_HOP | {"host", "content-length", "expect", "cookie"}
 NEVER_SENT_DOWN = HOP_BY_HOP | {"set-cookie", "set-cookie2", "server", "date"}
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")  # where clients of the APIs put a key
 GENERATES = ("completions", "/responses", "/messages")  # ends of the paths whose calls occupy a slot
+KEPT_URLS = 32                  # paths with ids and queries are many: they are not all kept
 SETTLE_S = 0.05                 # how long a finished answer may take to say that it is
 SHORT_ANSWER_BYTES = 16 * 2**20
 LONG_BODY_BYTES = 256 * 1024
@@ -55,7 +57,7 @@ class Call:
         self.closed = False
         self.asks_for_less = False  # the upstream wants fewer calls: 429, or 503 with a time to come back
 
-    @property
+    @cached_property
     def headers(self) -> list[tuple[str, str]]:
         """End-to-end headers of the response, in order, without cookies."""
         return [(k, v) for k, v in self._response.headers.items() if k.lower() not in NEVER_SENT_DOWN]
@@ -164,6 +166,7 @@ class UpstreamClient:
         self.findings = findings  # what doctor saw this server do; None: nothing is known
         self._api_key, self._now_s, self._wall_s = api_key, monotonic_s, wall_s
         self.allowance = Allowance(settings.extra, settings.slots)
+        self._urls: dict[str, URL] = {}
         self._base = str(URL(settings.url.rstrip("/").removesuffix("/v1"))).rstrip("/")
         self._session: aiohttp.ClientSession | None = None
         self.n_open = 0                     # completions asked of it and not yet over, whoever asked
@@ -200,10 +203,10 @@ class UpstreamClient:
                 await session.close()
 
     def _headers(self, headers: Headers, key_header: str = "authorization") -> CIMultiDict[str]:
-        sent = CIMultiDict(
+        sent = CIMultiDict([
             (k, v) for k, v in headers
-            if k.lower() not in NEVER_SENT_UP and not k.lower().startswith("x-suffice-")
-        )  # fmt: skip
+            if (name := k.lower()) not in NEVER_SENT_UP and not name.startswith("x-suffice-")
+        ])  # fmt: skip
         if self._api_key is not None:
             for name in KEY_HEADERS:  # the caller's own credentials do not go beside ours
                 sent.popall(name, None)
@@ -279,9 +282,8 @@ class UpstreamClient:
             raise UpstreamDown("the upstream client is not open")
         for attempt in range(retries + 1):
             try:
-                url = URL(self._base + path, encoded=True)
                 return await session.request(
-                    method, url, data=_payload(body), headers=headers, allow_redirects=False
+                    method, self._url(path), data=_payload(body), headers=headers, allow_redirects=False
                 )
             except TimeoutError:
                 raise UpstreamTimeout(f"upstream {self.name!r} did not begin to answer in time") from None
@@ -294,6 +296,15 @@ class UpstreamClient:
             except aiohttp.ClientError as error:
                 raise self._down("no answer from", error) from None
         raise AssertionError("unreachable")
+
+    def _url(self, path: str) -> URL:
+        """The address of a path; the few paths without ids and queries are taken apart only once."""
+        url = self._urls.get(path)
+        if url is None:
+            url = URL(self._base + path, encoded=True)
+            if len(self._urls) < KEPT_URLS:
+                self._urls[path] = url
+        return url
 
     def _down(self, what: str, error: Exception) -> UpstreamDown:
         # The error's own text may name an address or quote a header; its class says enough.
