@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from suffice.types import Findings
 
 STYLES = {"yes": "green", "no": "red", "ignored": "yellow", "unclear": "dim"}
+VERIFIED = ("yes", "no", "ignored")  # verdicts that this server itself gave; after "unclear" nothing is verified
 _WIDTH = 120  # of plain lines
 
 
@@ -62,7 +63,7 @@ def _print_json(found: Findings, advice: Advice, *, url: str, kept: str) -> None
 
     plain = msgspec.to_builtins(found) | {"url": url, "advice": msgspec.to_builtins(advice), "kept": kept}
     for one in plain["findings"]:
-        one["verified"] = True  # each was made against this server; what was not is listed apart
+        one["verified"] = one["verdict"] in VERIFIED
     plain["not_verified"] = list(not_verified())
     click.echo(msgspec.json.encode(plain).decode())
 
@@ -78,22 +79,27 @@ def _print_table(found: Findings, head: str) -> None:
     table = Table(title=Text(head), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("experiment", no_wrap=True, style="bold")
     table.add_column("verdict", no_wrap=True)
+    table.add_column("verified\nhere", no_wrap=True)
     table.add_column("evidence", overflow="fold")
     for one in found.findings:
         # Text, not str: a server's words may look like markup.
         said = Text(EXPERIMENTS[one.experiment].replace("`", "") + "\n", style="dim").append(
             Text(one.evidence, style="default not dim")
         )
-        table.add_row(one.experiment, Text(one.verdict, style=STYLES[one.verdict]), said)
+        table.add_row(one.experiment, Text(one.verdict, style=STYLES[one.verdict]), _verified(one.verdict), said)
     Console().print(table)
 
 
 def _print_lines(found: Findings, head: str) -> None:
     click.echo(head)
-    click.echo(f"{'experiment':<22} {'verdict':<8} evidence")
+    click.echo(f"{'experiment':<22} {'verdict':<8} {'verified':<9} evidence")
     for one in found.findings:
-        click.echo(f"{one.experiment:<22} {one.verdict:<8} {one.evidence}")
+        click.echo(f"{one.experiment:<22} {one.verdict:<8} {_verified(one.verdict):<9} {one.evidence}")
     click.echo()
+
+
+def _verified(verdict: str) -> str:
+    return "verified" if verdict in VERIFIED else "not"
 
 
 def _print_advice(advice: Advice, kept: str) -> None:
