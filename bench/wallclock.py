@@ -39,6 +39,7 @@ from suffice.local.tasks import Question, questions
 from suffice.scoring.base import build_scorer
 
 SLOTS = 4
+THREADS = 2            # of the model server; clients and gateway need little of the two cores beside it
 N_SAMPLES = 8
 WAVE = 4
 TIMEOUT_S = 900.0
@@ -272,11 +273,11 @@ def main() -> int:
     parser.add_argument("--kinds", default="reasoning,samples")
     parser.add_argument("--levels", default="1,2,4,8", help="calls in flight, in multiples of the slots")
     parser.add_argument("--arms", default="", help="only these, beside direct")
-    parser.add_argument("--requests", type=int, default=0, help="per cell [default: 64]")
+    parser.add_argument("--requests", type=int, default=0, help="per cell [default: 32]")
     parser.add_argument("--json", type=Path, help="write all cells here")
     options = parser.parse_args()
     levels = [1, 4] if options.quick else [int(level) for level in options.levels.split(",")]
-    n_requests = options.requests or (16 if options.quick else 64)
+    n_requests = options.requests or (16 if options.quick else 32)
     cells: list[Cell] = []
     for kind in options.kinds.split(","):
         model, template = MODELS[kind]
@@ -285,7 +286,7 @@ def main() -> int:
         except LocalModelError as error:
             print(f"wallclock: {error}", file=sys.stderr)
             return 2
-        spec = ServerSpec(model_path=spec.model_path, template=template, n_parallel=SLOTS)
+        spec = ServerSpec(model_path=spec.model_path, template=template, n_parallel=SLOTS, n_threads=THREADS)
         asked = questions(kind, n_requests)
         print(f"\n{kind}: {model}, {SLOTS} slots, {n_requests} requests a cell\n{HEAD}", flush=True)
         chosen = [a for a in ARMS[kind] if not options.arms or a == "direct" or a in options.arms.split(",")]
