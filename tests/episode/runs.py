@@ -62,6 +62,9 @@ class Kept:
         assert not self.ended
         self.got += frames
 
+    async def event(self, raw: bytes) -> None:
+        await self.frames([Frame(raw, raw[6:-2], None)])
+
     def can_begin_again(self) -> bool:
         return False
 

@@ -57,10 +57,12 @@ class TextPattern:
 
     def shown(self, frame: Frame, text: str) -> Frame:
         """The frame as the client is to see it."""
-        if self._shown is None:
-            return frame
-        raw = text.encode().join(self._shown)
-        return Frame(raw, raw[6:-2], None)
+        raw = self.around(text)
+        return Frame(raw, raw[6:-2], None) if raw else frame
+
+    def around(self, text: str) -> bytes:
+        """The bytes that the client is to see around a matched text; b"": the same as came."""
+        return b"" if self._shown is None else text.encode().join(self._shown)
 
     def learn(self, frame: Frame, chunk: Chunk, *, without_usage: bool) -> None:
         """Take the bytes around the text of `frame`, whose only choice says text and nothing else.

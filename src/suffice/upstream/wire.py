@@ -57,6 +57,11 @@ class SseSplitter:
         self._has_cr = False       # one "\r" seen: from then on the thorough pattern is used
         self._at_start = True      # no frame was cut yet, so a byte-order mark may still come
 
+    @property
+    def holds(self) -> bool:
+        """Has it a part of an event whose end is still to come?"""
+        return bool(self._rest)
+
     def feed(self, data: bytes) -> list[Frame]:
         """Take the next bytes; return the frames that they complete."""
         known = len(self._rest)
