@@ -278,7 +278,8 @@ async def _finish(writer: asyncio.StreamWriter, *, reset: bool) -> None:
     writer.close()
     try:
         async with asyncio.timeout(CLOSE_S):
-            await writer.wait_closed()
+            # Shielded: who is cancelled while waiting would cancel the wait of everybody else.
+            await asyncio.shield(writer.wait_closed())
     except OSError:  # a time-out is one too
         writer.transport.abort()
 
