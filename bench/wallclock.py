@@ -19,12 +19,11 @@ import contextlib
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,45 +36,40 @@ from suffice.local import weights
 from suffice.local.server import LocalServer, ServerSpec
 from suffice.local.tasks import Question, questions
 from suffice.scoring.base import build_scorer
+from suffice.testing import GatewayProcess
 
 SLOTS = 4
 THREADS = 2            # of the model server; clients and gateway need little of the two cores beside it
 N_SAMPLES = 8
 WAVE = 4
 TIMEOUT_S = 900.0
-SERVE = "import sys; from suffice.cli.main import main; sys.argv[0] = 'suffice'; main()"
 MODELS = {"reasoning": ("qwen0.5b", "think"), "samples": ("smol", None)}
 
 ARMS: Mapping[str, tuple[str, ...]] = {
     "reasoning": ("direct", "observe", "visible", "confidence"),
     "samples": ("direct", "observe", "beta"),
 }
-COMMON = {
-    "reasoning": 'kind = "reasoning"\nscorer = "number"\n',
-    "samples": f'kind = "samples"\nscorer = "text"\nsamples = {N_SAMPLES}\nwave = {WAVE}\n',
+COMMON: Mapping[str, Mapping[str, Any]] = {
+    "reasoning": {"kind": "reasoning", "scorer": "number"},
+    "samples": {"kind": "samples", "scorer": "text", "samples": N_SAMPLES, "wave": WAVE},
 }
-PROBED = """
-[routes.all.steps]
-min_tokens = 16
-growth = 1.2
-
-[routes.all.probe]
-max_tokens = 6
-verified_by = "owner"
-"""
+ACTS = {"mode": "enforce", "uncertified": True}
 # What each arm writes beyond the upstream and the kind. The policies are those of `suffice demo`.
-ARM_SETTINGS = {
-    "observe": 'mode = "observe"\n',
-    "confidence": (
-        'mode = "enforce"\nuncertified = true\n'
-        'policy = { policy = "confidence-threshold", threshold = 0.95 }\n' + PROBED
-    ),
+ARM_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "observe": {"mode": "observe"},
+    "confidence": {
+        **ACTS,
+        "policy": {"policy": "confidence-threshold", "threshold": 0.95},
+        "steps": {"min_tokens": 16, "growth": 1.2},
+        "probe": {"max_tokens": 6, "verified_by": "owner"},
+    },
     # No probe: the trial answer is the last number that the thought itself shows, and the engine closes it in place.
-    "visible": (
-        'mode = "enforce"\nuncertified = true\npolicy = { policy = "stable-answer", streak = 2 }\n'
-        "\n[routes.all.steps]\nmin_tokens = 8\ngrowth = 1.0\n"
-    ),
-    "beta": 'mode = "enforce"\nuncertified = true\npolicy = { policy = "beta", threshold = 0.95 }\n',
+    "visible": {
+        **ACTS,
+        "policy": {"policy": "stable-answer", "streak": 2},
+        "steps": {"min_tokens": 8, "growth": 1.0},
+    },
+    "beta": {**ACTS, "policy": {"policy": "beta", "threshold": 0.95}},
 }
 
 
@@ -102,45 +96,12 @@ class Cell:
         return 3600 * (self.n_requests - self.n_failed) / self.wall_s
 
 
-def configuration(kind: str, arm: str, upstream: str, database: Path) -> str:
-    """The settings file of an arm, as an owner would write it."""
-    return (
-        f'[upstreams.local]\nurl = "{upstream}"\ndriver = "llama.cpp"\nslots = {SLOTS}\n\n'
-        f'[store]\nurl = "sqlite:///{database}"\n\n'
-        f'[routes.all]\nupstream = "local"\n{COMMON[kind]}{ARM_SETTINGS[arm]}'
-    )
-
-
-@contextlib.contextmanager
-def gateway(config: str, folder: Path) -> Iterator[str]:
-    """`suffice serve` in a process of its own; gives its base address."""
-    file = folder / "suffice.toml"
-    file.write_text(config, encoding="utf-8")
-    log = folder / "serve.log"
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, "serve", "--config", str(file), "--port", "0"],
-            stderr=errors, stdout=subprocess.DEVNULL,
-        )
-    try:
-        yield _address(process, log)
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        for word in log.read_text("utf-8", "replace").split():
-            if word.startswith("http://") and word.endswith("/v1"):
-                return word.removesuffix("/v1")
-        time.sleep(0.05)
-    raise SystemExit(f"wallclock: the gateway did not start: {log.read_text('utf-8', 'replace')[-400:]}")
+def configuration(kind: str, arm: str, upstream: str) -> dict[str, Any]:
+    """The settings of an arm, as an owner would write them."""
+    return {
+        "upstreams": {"local": {"url": upstream, "driver": "llama.cpp", "slots": SLOTS}},
+        "routes": {"all": {"upstream": "local", **COMMON[kind], **ARM_SETTINGS[arm]}},
+    }
 
 
 def counters(upstream: str) -> tuple[int, int]:
@@ -238,7 +199,8 @@ def run_cell(kind: str, arm: str, level: int, asked: Sequence[Question], spec: S
         upstream = stack.enter_context(LocalServer(spec, log_path=folder / "model.log")).url
         url = upstream
         if arm != "direct":
-            url = stack.enter_context(gateway(configuration(kind, arm, upstream, folder / "log.db"), folder))
+            settings = configuration(kind, arm, upstream)
+            url = stack.enter_context(GatewayProcess.serving(folder, settings, log_level="warning")).url
         latencies, failed, right, wall_s = asyncio.run(drive(url, kind, asked, n_clients, direct=arm == "direct"))
         generated, prompted = counters(upstream)
     return Cell(

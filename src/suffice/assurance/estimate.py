@@ -318,34 +318,34 @@ class _Estimator:
 
     def reduction_overall(self, live: Sequence[Run], audits: Sequence[Run]) -> Estimate | None:
         """The same for all enforced traffic: audits are spent in full, with their probes."""
-        rows, groups, n_audits = [], [], 0
-        for run in (*live, *audits):
-            if run.spent is None or run.delivered is None:
-                continue
-            base, w = (run.weight * run.delivered, run.weight) if run.audit else (0.0, 0.0)
-            rows.append((run.spent, 1.0, base, w))
-            groups.append(run.group)
-            n_audits += run.audit
-        if not n_audits:
-            return None
-        return self._bootstrap(rows, groups, _saving, "all enforced runs against audits", n_audits)
+        return self._overall(live, audits, SPENT, _saving)
 
     def saved(self, live: Sequence[Run], audits: Sequence[Run]) -> Estimate | None:
         """US dollars that enforced traffic would have cost more in full, less what it cost with its audits."""
+        return self._overall(
+            live, audits, USD, lambda sums: float(sums[1] * _ratio(sums[2], sums[3]) - sums[0])
+        )
+
+    def _overall(
+        self,
+        live: Sequence[Run],
+        audits: Sequence[Run],
+        yardstick: Yardstick,
+        statistic: Callable[[NDArray[np.float64]], float],
+    ) -> Estimate | None:
+        """A statistic of (cost of all runs, their number, what the drawn full runs cost alone, their number)."""
         rows, groups, n_audits = [], [], 0
         for run in (*live, *audits):
-            if run.cost_usd is None or run.baseline_usd is None:
+            cost, alone = yardstick.cost(run), yardstick.alone(run)
+            if cost is None or alone is None:
                 continue
-            base, w = (run.weight * run.baseline_usd, run.weight) if run.audit else (0.0, 0.0)
-            rows.append((run.cost_usd, 1.0, base, w))
+            base, w = (run.weight * alone, run.weight) if run.audit else (0.0, 0.0)
+            rows.append((cost, 1.0, base, w))
             groups.append(run.group)
             n_audits += run.audit
         if not n_audits:
             return None
-        return self._bootstrap(
-            rows, groups, lambda sums: float(sums[1] * _ratio(sums[2], sums[3]) - sums[0]),
-            "all enforced runs against audits", n_audits,
-        )  # fmt: skip
+        return self._bootstrap(rows, groups, statistic, "all enforced runs against audits", n_audits)
 
     def would_save(self, observed: Sequence[Run]) -> Estimate | None:
         """1 - tokens up to the shadow stop / tokens of the same runs in full."""

@@ -150,11 +150,6 @@ class SqliteLog:
         """Transactions that failed and were tried again; growing means that the disk is in trouble."""
         return self._n_retries
 
-    @property
-    def n_waiting(self) -> int:
-        """Events in the queue now."""
-        return len(self._queue)
-
     def append(self, event: Event) -> bool:
         """Hand the event to the writer. Never blocks, never raises; False: dropped and counted.
 
