@@ -12,7 +12,7 @@ compile() {
         --generate-hashes --custom-compile-command "make lock" "$@"
 }
 
-compile pyproject.toml --extra local --extra replay --group dev --output-file requirements/dev.txt "$@"
+compile pyproject.toml --extra local --extra replay --extra train --extra math --group dev --output-file requirements/dev.txt "$@"
 compile pyproject.toml --constraint requirements/dev.txt --output-file requirements/base.txt
 compile pyproject.toml --extra local --extra replay --constraint requirements/dev.txt --output-file requirements/demo.txt
 compile --group build --constraint requirements/dev.txt --output-file requirements/build.txt
