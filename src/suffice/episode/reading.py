@@ -22,6 +22,7 @@ from suffice.upstream.wire import (
     Choice,
     Chunk,
     SseSplitter,
+    TokenLogprob,
     WireUsage,
     decode_chunk,
     is_given,
@@ -38,6 +39,7 @@ class Piece:
     logprobs: tuple[float, ...] = ()   # natural log, of the tokens in `text`
     entropy: float | None = None       # nats, of the first token's listed rivals
     finish_reason: str | None = None
+    tokens: tuple[TokenLogprob, ...] = ()  # with their listed rivals; (): unknown
 
 
 def first_choice(chunk: Chunk) -> Choice | None:
@@ -151,6 +153,7 @@ class AnswerOnly:
             logprobs=tuple(t.logprob for t in shown),
             entropy=entropy_of(shown[0].top) if shown else None,
             finish_reason=choice.finish_reason,
+            tokens=shown,
         )
 
     def _answer_in(self, parts: list[tuple[Literal["reasoning", "answer"], str]]) -> str:
