@@ -11,6 +11,7 @@
     │   └── UpstreamProtocol   it answered, but not in the protocol it speaks
     ├── StoreError             the event log could not be written or read
     │   └── StoreFull          no space, or the queue is full
+    ├── TraceError             recorded runs cannot be read or written; names file, row and column
     └── LocalModelError        the demonstration model is missing or damaged
 
 A message says where, what was wrong, what is allowed: ``routes.math.kind: unknown kind
@@ -96,6 +97,24 @@ class StoreError(SufficeError):
 
 class StoreFull(StoreError):
     """No space is left, or the writer's queue is full."""
+
+
+class TraceError(SufficeError, ValueError):
+    """Recorded runs cannot be read, or are not what they say.
+
+    file    as the caller named it
+    row     of the file, 1 is the first; None: the whole file is meant
+    column  its name, `steps.tokens` for one inside the steps; None: the whole row is meant
+    """
+
+    def __init__(self, problem: str, *, file: str, row: int | None = None, column: str | None = None) -> None:
+        place = [file]
+        if row is not None:
+            place.append(f"row {row}")
+        if column is not None:
+            place.append(column)
+        super().__init__(f"{', '.join(place)}: {problem}")
+        self.file, self.row, self.column = file, row, column
 
 
 class LocalModelError(SufficeError):
