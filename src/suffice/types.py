@@ -10,6 +10,7 @@ wherever it tells us, and marked as counted or estimated where it does not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -62,7 +63,8 @@ class Request:
     question_key: str         # keyed hash of the prompt: groups repeats, reveals nothing
     ungoverned: str | None    # why it passes through untouched; None: it is governed
     received_at_s: float      # Unix time; informative, never used to order events
-    endpoint: str = "/v1/chat/completions"  # what was called; an id in a path is written {id}
+    endpoint: str = "/v1/chat/completions"  # what was called; an id in a path is written {id}; "library": no HTTP
+    query: Query | None = None  # what the caller declared of the question; None: nothing, or nobody looked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,7 @@ class Step:
     stated_confidence: float | None = None  # what the model said of itself, [0, 1]; rarely worth much
     said_done: bool | None = None       # the model's own flag that it is done
     action: str | None = None           # what the caller calls this kind of step: "tool", "propose" …
+    vector: tuple[float, ...] = ()      # embedding of `text`, or of `answer` if there is none; (): unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +157,7 @@ class Signals:
     p_suffices: float | None = None        # learned P(stopping now is as good as the full run), running maximum
     p_hopeless: float | None = None        # learned P(the full run fails anyway), of this step
     stop_value: float | None = None        # learned advantage of stopping over going on, running maximum
+    extra: Mapping[str, float | None] | None = None  # fields of other packages' folds; None: none was asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +169,11 @@ class Decision:
     stop_reason: StopReason | None = None  # None when the action is "continue"
     propensity: float = 1.0                # P(this action | these signals), in (0, 1]
     score: float | None = None             # the number that was compared with a threshold
+
+    @property
+    def stop(self) -> bool:
+        """Does the run end here?"""
+        return self.action == "stop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +224,12 @@ class StepRecord:
     reason: str
     logprobs: tuple[float, ...] = ()
     hedges: int | None = None
+    ctx_tokens: int = 0                    # prompt tokens read again at this step
+    logprob: float | None = None           # mean log-probability of the step's own tokens
+    stated_confidence: float | None = None # what the model said of itself, [0, 1]
+    said_done: bool | None = None          # the model's own flag that it is done
+    caller_action: str | None = None       # `Step.action`: what the caller calls this kind of step
+    draft_distance: float | None = None    # signal: from the step before; its text is not kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

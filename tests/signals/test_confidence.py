@@ -35,7 +35,7 @@ def test_an_impossible_token_leaves_no_confidence_at_all() -> None:
 
 @pytest.mark.parametrize("logprobs", [(), (math.nan,), (-0.1, math.nan), (math.inf,), (0.5, -0.1)])
 def test_what_cannot_be_a_probability_is_unknown(logprobs: tuple[float, ...]) -> None:
-    assert values(logprobs) == {"confidence": None, "confidence_min": None, "entropy": None}
+    assert values(logprobs) == dict.fromkeys(Confidence.fields)
 
 
 def test_a_probability_of_one_may_be_rounded_upwards() -> None:

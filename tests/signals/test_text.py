@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from suffice.signals.drafts import Drafts
 from suffice.signals.text import _MAX_GRAMS, Hedges, Loops
 from suffice.types import Step
 
@@ -28,14 +29,16 @@ def step(text: str, index: int = 1) -> Step:
 def test_marks_of_doubt_are_whole_words(text: str, n_hedges: int) -> None:
     hedges = Hedges()
     hedges.update(step(text))
-    assert hedges.values() == {"hedges": n_hedges}
+    assert hedges.values()["hedges"] == n_hedges
 
 
-def test_hedges_are_those_of_the_last_step() -> None:
+def test_hedges_are_those_of_the_last_step_and_their_rate_that_of_the_run() -> None:
     hedges = Hedges()
+    assert hedges.values() == {"hedges": 0, "hedge_rate": None}
     hedges.update(step("wait wait"))
-    hedges.update(step("so 4", 2))
-    assert hedges.values() == {"hedges": 0}
+    assert hedges.values() == {"hedges": 2, "hedge_rate": 100.0}
+    hedges.update(step("so 4 and no more", 2))
+    assert hedges.values() == {"hedges": 0, "hedge_rate": 200.0 / 7}
 
 
 def shares(*texts: str) -> list[float | None]:
@@ -64,16 +67,18 @@ def test_too_few_words_are_unknown_until_the_run_has_eight() -> None:
 def test_memory_is_bounded_and_the_oldest_is_forgotten_first() -> None:
     loops = Loops()
     loops.update(step("one two three four five six seven eight"))
-    loops.update(step(" ".join(map(str, range(_MAX_GRAMS + 100))), 2))
-    assert len(loops._seen) == _MAX_GRAMS
-    loops.update(step("one two three four five six seven eight", 3))
-    assert loops.values() == {"loop_share": 0.0}
+    for index in range(2, 9):
+        loops.update(step(" ".join(f"{index}.{word}" for word in range(_MAX_GRAMS // 4)), index))
+        assert len(loops._young) + len(loops._old) <= _MAX_GRAMS
+    loops.update(step("8.1 8.2 8.3 8.4 8.5 8.6 8.7 8.8 one two three four five six seven eight", 9))
+    # Of the sixteen runs that end here, the one of the last step is known and all others are new or forgotten.
+    assert loops.values() == {"loop_share": 1 / 16}
 
 
 @pytest.mark.parametrize("unit", ["a ", "x", " ", "hold ", "let me ", "hmm", "\ud800 ", "i made a "])
 def test_a_hostile_text_costs_linear_time(unit: str) -> None:
     text, begin = unit * (150_000 // len(unit)), time.perf_counter()
-    for fold in (Hedges(), Loops()):
+    for fold in (Hedges(), Loops(), Drafts()):
         fold.update(step(text))
         fold.values()
     assert time.perf_counter() - begin < 5.0

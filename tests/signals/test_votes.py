@@ -26,6 +26,11 @@ def test_after_every_step_the_fold_agrees_with_counting_anew(answers: list[str |
         top, second = [*(n for _, n in ranking), 0, 0][:2]
         values = votes.values()
         assert (values["n_votes"], values["top_votes"], values["second_votes"]) == (len(seen), top, second)
+        assert values["third_votes"] == len(seen) - top - second
+        assert values["agreement"] == top / index
+        shares = [n / len(seen) for _, n in ranking]
+        entropy = values["vote_entropy"]
+        assert entropy == (pytest.approx(-sum(p * math.log(p) for p in shares), abs=1e-12) if shares else None)
         assert votes.tally() == tuple(ranking)
         assert votes.leader == (ranking[0][0] if ranking else None)
         assert votes.leader_step == (answers.index(ranking[0][0]) + 1 if ranking else None)

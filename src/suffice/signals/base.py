@@ -1,4 +1,4 @@
-"""What a fold is, and the table of all of them.
+"""What a fold is, the table of all of them, and how a policy's needs become folds.
 
 A fold reads the steps of one run in order, keeps a small state, and fills some fields of `Signals`.
 This file knows the names that a policy may put into its `needs`; it refuses to know policies,
@@ -7,40 +7,151 @@ thresholds and where steps come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol, TypeAlias
 
+from suffice.errors import ConfigError
+from suffice.signals.asked import AskedQuery, Plan
+from suffice.signals.closing import Closing
 from suffice.signals.confidence import Confidence
+from suffice.signals.drafts import Drafts
+from suffice.signals.needs import Value, parse_need
+from suffice.signals.said import Said, Wording
 from suffice.signals.stability import Stability
 from suffice.signals.text import Hedges, Loops
-from suffice.signals.votes import Votes
-from suffice.types import Step
+from suffice.signals.trend import Degeneration, Trend
+from suffice.signals.votes import Votes, VoteTrend
+from suffice.types import Query, Signals, Step
 
 ALWAYS_FILLED = ("step", "tokens_used", "answer")  # by the observer, whatever folds run
+SIGNAL_FIELDS = frozenset(field.name for field in dataclasses.fields(Signals)) - {"extra"}
+
+Known: TypeAlias = int | float | Query | None
 
 
 class Fold(Protocol):
     """A small state that grows with each step of one run.
 
-    Holds for every fold: it never raises, its values depend on the steps alone, a step costs time in
-    its own length, and no two folds fill the same field.
+    Holds for every fold: it never raises, its values depend on the steps (and the query) alone, a step
+    costs time in its own length, and no two folds fill the same field. Its parameters are keywords of
+    its constructor, numbers or words, which refuses bad ones with ConfigError.
+
+    A fold that has a method `begin(query: Query | None) -> None` is told the query before the first step.
     """
 
-    fields: tuple[str, ...]  # of Signals, filled by this fold alone
+    fields: tuple[str, ...]  # of Signals, filled by this fold alone; names that Signals lacks go to `extra`
 
     def update(self, step: Step) -> None:
         """Take the next step in."""
         ...
 
-    def values(self) -> Mapping[str, int | float | None]:
-        """One value for each of `fields`; None: unknown at this step."""
+    def values(self) -> Mapping[str, Known]:
+        """One value for each of `fields`, in their order; None: unknown at this step."""
         ...
 
 
 FOLDS: dict[str, Callable[..., Fold]] = {
+    "closing": Closing,
     "confidence": Confidence,
+    "degeneration": Degeneration,
+    "drafts": Drafts,
     "hedges": Hedges,
     "loops": Loops,
+    "plan": Plan,
+    "query": AskedQuery,
+    "said": Said,
     "stability": Stability,
+    "trend": Trend,
+    "vote-trend": VoteTrend,
     "votes": Votes,
+    "wording": Wording,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ordered:
+    """One fold as it was asked for, checked."""
+
+    need: str                              # as it was written
+    name: str
+    build: Callable[[], Fold]
+    parameters: tuple[tuple[str, Value], ...]  # with their defaults, sorted by name
+    fields: tuple[str, ...]
+
+
+def build_fold(need: str) -> Fold:
+    """A new fold for a need such as `votes` or `closing(alpha=0.2)`.
+
+    Raises ConfigError, with the way out, for an unknown name or parameter and for a value out of range.
+    """
+    return order(need).build()
+
+
+def fields_of(needs: Iterable[str]) -> tuple[str, ...]:
+    """The fields of Signals that these needs fill, in order. Raises ConfigError as `order_all` does."""
+    return tuple(field for ordered in order_all(tuple(needs)) for field in ordered.fields)
+
+
+@lru_cache(maxsize=1024)
+def order_all(needs: tuple[str, ...]) -> tuple[Ordered, ...]:
+    """The folds for all the needs of a policy or a route, each once.
+
+    Raises ConfigError as `build_fold` does, and where two needs would fill the same field differently.
+    """
+    filled: dict[str, Ordered] = {}
+    orders = []
+    for need in needs:
+        ordered = order(need)
+        rival = next((filled[field] for field in ordered.fields if field in filled), None)
+        if rival is None:
+            filled.update(dict.fromkeys(ordered.fields, ordered))
+            orders.append(ordered)
+        elif (rival.name, rival.parameters) != (ordered.name, ordered.parameters):
+            raise ConfigError(
+                f"needs: {rival.need!r} and {ordered.need!r} fill the same fields of Signals; "
+                "ask for one of them, or for both with the same parameters"
+            )
+    return tuple(orders)
+
+
+def order(need: str) -> Ordered:
+    """Check one need and make it ready to be built. Raises ConfigError as `build_fold` does."""
+    name, given = parse_need(need)
+    if name not in FOLDS:
+        raise ConfigError(f"needs: unknown signal {name!r:.100}; {_way_out(name, FOLDS)}")
+    factory = FOLDS[name]
+    declared = inspect.signature(factory).parameters
+    for key in given:
+        if key not in declared:
+            raise ConfigError(f"needs: {name}: unknown parameter {key!r:.80}; {_way_out(key, declared)}")
+    missing = [key for key, p in declared.items() if p.default is inspect.Parameter.empty and key not in given]
+    if missing:
+        raise ConfigError(f"needs: {name}.{missing[0]}: missing; write {name}({missing[0]}=…)")
+
+    def build() -> Fold:
+        return factory(**given)
+
+    try:
+        fields = tuple(build().fields)
+    except ConfigError as error:
+        raise ConfigError(f"needs: {error}") from None
+    except Exception as error:  # another package's fold may fail in any way
+        raise ConfigError(f"needs: {name}: cannot be built: {type(error).__name__}: {error}") from error
+    bound = {key: given.get(key, parameter.default) for key, parameter in declared.items()}
+    return Ordered(
+        need=need, name=name, build=build if given else factory,
+        parameters=tuple(sorted(bound.items())), fields=fields,
+    )  # fmt: skip
+
+
+def _way_out(wrong: str, known: Iterable[str]) -> str:
+    """What the writer may have meant, and what there is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(wrong[:100], names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}known: {', '.join(names) or 'it has none'}"

@@ -6,80 +6,87 @@ two is not seen; steps are cut at lines or between words.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import OrderedDict, deque
 
 from suffice.types import Step
 
-# Bounded white space: a phrase may run over a line break, never over a page.
+# On folded text. Bounded white space: a phrase may run over a line break, never over a page.
 _HEDGE = re.compile(
-    r"\b(?:wait|hold\s{1,4}on|but|hmm{1,8}|actually|however|alternatively"
+    r"(?<!\w)(?:wait|hold\s{1,4}on|but|hmm{1,8}|actually|however|alternatively"
     r"|let\s{1,4}me\s{1,4}(?:(?:re-?|double[\s-])?check|verify|rethink|reconsider|think\s{1,4}again)"
-    r"|on\s{1,4}second\s{1,4}thought|i\s{1,4}made\s{1,4}a\s{1,4}mistake)\b",
-    re.IGNORECASE,
+    r"|on\s{1,4}second\s{1,4}thought|i\s{1,4}made\s{1,4}a\s{1,4}mistake)\b"
 )
-_WORD = re.compile(r"\S+")
 _GRAM_WORDS = 8
-_MAX_WORD_CHARS = 64
 _MAX_GRAMS = 65_536
 
 
 class Hedges:
-    """Count the marks of doubt and self-correction in the last step: "wait", "hmm", "let me check" …"""
+    """Count the marks of doubt and self-correction: "wait", "hmm", "let me check" …
 
-    fields: tuple[str, ...] = ("hedges",)
+    `hedges` are those of the last step; `hedge_rate` is their number per 100 words of the run so far.
+    """
+
+    fields: tuple[str, ...] = ("hedges", "hedge_rate")
 
     def __init__(self) -> None:
         self._hedges = 0
+        self._n_hedges = 0
+        self._n_words = 0
 
     def update(self, step: Step) -> None:
         """Take the next step in. O(its text)."""
-        self._hedges = sum(1 for _ in _HEDGE.finditer(step.text))
+        text = step.text.casefold()
+        self._hedges = len(_HEDGE.findall(text))
+        self._n_hedges += self._hedges
+        self._n_words += len(text.split())
 
-    def values(self) -> dict[str, int]:
-        """The field of Signals that this fold fills."""
-        return {"hedges": self._hedges}
+    def values(self) -> dict[str, int | float | None]:
+        """The fields of Signals that this fold fills. No rate before the first word."""
+        rate = 100.0 * self._n_hedges / self._n_words if self._n_words else None
+        return {"hedges": self._hedges, "hedge_rate": rate}
 
 
 class Loops:
     """The share of the last step that repeats the run: is the model going round in circles?
 
     Of the runs of eight words that end in the step, those that occurred before, in an earlier step
-    or earlier in this one. Case is ignored; words count to their 64th character. The last 65,536
-    different runs are remembered, as 8 bytes each, so memory is bounded however long the thought.
+    or earlier in this one. Case is ignored. The last 32,768 different runs are remembered for sure and
+    none longer than the last 65,536, as one number each, so memory is bounded however long the thought.
     """
 
     fields: tuple[str, ...] = ("loop_share",)
 
     def __init__(self) -> None:
-        self._tail: deque[str] = deque(maxlen=_GRAM_WORDS)
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._tail: list[str] = []     # the last words, one fewer than a gram has
+        self._young: set[int] = set()  # when half of what may be remembered is here, it becomes the old …
+        self._old: set[int] = set()    # … and the old is forgotten
         self._share: float | None = None
 
     def update(self, step: Step) -> None:
         """Take the next step in. O(its text)."""
-        n_grams = n_repeated = 0
-        for word in _WORD.finditer(step.text):
-            begin, end = word.span()
-            self._tail.append(step.text[begin : min(end, begin + _MAX_WORD_CHARS)].casefold())
-            if len(self._tail) < _GRAM_WORDS:
-                continue
-            n_grams += 1
-            n_repeated += self._remember(" ".join(self._tail))
-        self._share = n_repeated / n_grams if n_grams else None
+        words = step.text.casefold().split()
+        n_grams = n_new = 0
+        for begin in range(0, len(words), _MAX_GRAMS // 4):
+            known, new = self._remember(words[begin : begin + _MAX_GRAMS // 4])
+            n_grams, n_new = n_grams + known, n_new + new
+        self._share = (n_grams - n_new) / n_grams if n_grams else None
 
     def values(self) -> dict[str, float | None]:
         """The field of Signals that this fold fills. None: the step is too short to tell."""
         return {"loop_share": self._share}
 
-    def _remember(self, gram: str) -> bool:
-        """Was it there already? Either way it is the youngest now, and the oldest may have to go."""
-        # A digest, not hash(): that one is salted anew in each process, and replay must agree with live.
-        key = hashlib.blake2b(gram.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        repeated = key in self._seen
-        self._seen[key] = None
-        self._seen.move_to_end(key)
-        if len(self._seen) > _MAX_GRAMS:
-            self._seen.popitem(last=False)
-        return repeated
+    def _remember(self, words: list[str]) -> tuple[int, int]:
+        """How many grams end in these words, and how many different ones of them are new."""
+        text = self._tail + words
+        self._tail = text[-(_GRAM_WORDS - 1) :]
+        # Another process salts hash() anew. That shows only where two of the 65,536 numbers of 64 bits meet
+        # by chance: in one run of ten thousand million.
+        grams = list(map(hash, zip(*(text[i:] for i in range(_GRAM_WORDS)), strict=False)))
+        distinct = set(grams)
+        new = distinct - self._young
+        if self._old:
+            new -= self._old
+        self._young |= distinct
+        if len(self._young) >= _MAX_GRAMS // 2:
+            self._old, self._young = self._young, set()
+        return len(grams), len(new)

@@ -1,45 +1,60 @@
-"""Fold `votes`: who leads the vote, and how sure is it that the lead holds?
+"""Folds `votes` and `vote-trend`: who leads the vote, and how sure is it that the lead holds?
 
-Knows the vote's rules (CONTRACT: ties go to the answer seen first, no answer does not vote) and
-the Beta posterior of Adaptive-Consistency; refuses to know the right answer: the certificate here
+They know the vote's rules (CONTRACT: ties go to the answer seen first, no answer does not vote) and
+the Beta posterior of Adaptive-Consistency; they refuse to know the right answer: the certificate here
 is for "this is the mode", never for "this is correct".
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
+from suffice.signals.known import number
 from suffice.types import Step
 
 
 class Votes:
     """Count one vote for each step's answer."""
 
-    fields: tuple[str, ...] = ("n_votes", "top_votes", "second_votes", "p_majority")
+    fields: tuple[str, ...] = (
+        "n_votes", "top_votes", "second_votes", "third_votes", "p_majority", "agreement", "vote_entropy",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}      # in the order in which answers were first seen
         self._first_step: dict[str, int] = {}  # index of the step that gave the answer first
+        self._n_steps = 0
         self._n_votes = 0
+        self._top_votes = 0
         self._second_votes = 0
         self._leader: str | None = None
+        self._weighted = 0.0                   # sum over the answers of votes · ln(votes)
 
     def update(self, step: Step) -> None:
         """Take the next step in. O(1) beside hashing the answer."""
+        self._n_steps += 1
         answer = step.answer
         if answer is None:
             return
+        self._n_votes += 1
         votes = self._counts.get(answer, 0) + 1
         self._counts[answer] = votes
-        self._first_step.setdefault(answer, step.index)
-        self._n_votes += 1
+        if votes == 1:
+            self._first_step[answer] = step.index
+        else:
+            self._weighted += votes * math.log(votes) - (votes - 1) * math.log(votes - 1)
         leader = self._leader
         if leader is None or answer == leader:
-            self._leader = answer
-        elif (votes, -self._first_step[answer]) > (self._counts[leader], -self._first_step[leader]):
-            self._leader, self._second_votes = answer, self._counts[leader]
-        else:
-            self._second_votes = max(self._second_votes, votes)
+            self._leader, self._top_votes = answer, votes
+        elif votes > self._top_votes or (votes == self._top_votes and self._is_older(answer, leader)):
+            self._second_votes = self._top_votes
+            self._leader, self._top_votes = answer, votes
+        elif votes > self._second_votes:
+            self._second_votes = votes
+
+    def _is_older(self, answer: str, leader: str) -> bool:
+        return self._first_step[answer] < self._first_step[leader]
 
     @property
     def leader(self) -> str | None:
@@ -56,16 +71,56 @@ class Votes:
         return tuple(sorted(self._counts.items(), key=lambda counted: -counted[1]))
 
     def values(self) -> dict[str, int | float | None]:
-        """The fields of Signals that this fold fills. `p_majority` is None while nobody has voted."""
-        top_votes = 0 if self._leader is None else self._counts[self._leader]
+        """The fields of Signals that this fold fills.
+
+        `p_majority` and `vote_entropy` are None while nobody has voted, `agreement` before the first step.
+        """
+        n, top, second = self._n_votes, self._top_votes, self._second_votes
         return {
-            "n_votes": self._n_votes,
-            "top_votes": top_votes,
-            "second_votes": self._second_votes,
-            "p_majority": p_majority(top_votes, self._second_votes) if top_votes else None,
+            "n_votes": n,
+            "top_votes": top,
+            "second_votes": second,
+            "third_votes": n - top - second,
+            "p_majority": p_majority(top, second) if top else None,
+            "agreement": top / self._n_steps if self._n_steps else None,
+            "vote_entropy": self._entropy() if n else None,
         }
 
+    def _entropy(self) -> float:
+        """Nats, of the shares of the answers: ln n - (sum of votes · ln votes) / n."""
+        if self._top_votes == self._n_votes:
+            return 0.0
+        return max(0.0, math.log(self._n_votes) - self._weighted / self._n_votes)
 
+
+class VoteTrend:
+    """Exponential moving mean of `p_majority`, begun with the first: is the lead here to stay?
+
+    One half of the controller of arXiv:2605.08083. A step without an answer counts with the lead as it stands.
+
+    alpha  weight of the newest value, above 0 and at most 1
+    """
+
+    fields: tuple[str, ...] = ("majority_ema",)
+
+    def __init__(self, *, alpha: float = 0.3) -> None:
+        self._alpha = number("vote-trend.alpha", alpha, most=1.0)
+        self._votes = Votes()
+        self._mean: float | None = None
+
+    def update(self, step: Step) -> None:
+        """Take the next step in. O(1) beside hashing the answer."""
+        self._votes.update(step)
+        lead = self._votes.values()["p_majority"]
+        if lead is not None:
+            self._mean = lead if self._mean is None else self._mean + self._alpha * (lead - self._mean)
+
+    def values(self) -> dict[str, float | None]:
+        """The field of Signals that this fold fills. None: nobody has voted."""
+        return {"majority_ema": self._mean}
+
+
+@lru_cache(maxsize=65_536)
 def p_majority(top_votes: int, second_votes: int) -> float:
     """P(p > 1/2) for p ~ Beta(top_votes + 1, second_votes + 1): does the leader beat the runner-up?
 

@@ -1,0 +1,58 @@
+"""Fold `closing`: does the model still waver over what it would say first if it stopped thinking now?
+
+Knows the entropy of the first token behind a closed thought and its moving mean and variance;
+refuses to know the threshold below which the variance is called settled.
+"""
+
+from __future__ import annotations
+
+from suffice.signals.known import nats, number
+from suffice.types import Step
+
+
+class Closing:
+    """Exponential moving mean and variance of the entropy behind the closed thought.
+
+    EAT (Wang et al. 2025, "Entropy After </Think>", arXiv:2509.26522) and its authors' code
+    (github.com/xidulu/EAT): mean m = (1 - alpha) m + alpha x, begun with the first entropy, then
+    variance v = (1 - alpha) v + alpha (x - m)^2 with the new m, begun with 0. Two deviations: the
+    variance of one entropy is unknown, where they say 0; and where a step has no entropy behind the closed
+    thought, that of its trial answer's first token stands for it. A step with neither leaves
+    mean and variance unknown, and the next one goes on from before.
+
+    alpha  weight of the newest entropy, above 0 and at most 1
+    """
+
+    fields: tuple[str, ...] = ("closed_entropy", "entropy_ema", "entropy_emv")
+
+    def __init__(self, *, alpha: float = 0.2) -> None:
+        self._alpha = number("closing.alpha", alpha, most=1.0)
+        self._closed: float | None = None
+        self._known = False        # had the last step an entropy?
+        self._n_known = 0
+        self._mean = 0.0
+        self._variance = 0.0
+
+    def update(self, step: Step) -> None:
+        """Take the next step in. O(1)."""
+        self._closed = nats(step.closed_entropy)
+        entropy = self._closed
+        if entropy is None and step.answer is not None:
+            entropy = nats(step.entropy)
+        self._known = entropy is not None
+        if entropy is None:
+            return
+        self._n_known += 1
+        if self._n_known == 1:
+            self._mean = entropy
+            return
+        self._mean += self._alpha * (entropy - self._mean)
+        self._variance += self._alpha * ((entropy - self._mean) ** 2 - self._variance)
+
+    def values(self) -> dict[str, float | None]:
+        """The fields of Signals that this fold fills."""
+        return {
+            "closed_entropy": self._closed,
+            "entropy_ema": self._mean if self._known else None,
+            "entropy_emv": self._variance if self._known and self._n_known > 1 else None,
+        }

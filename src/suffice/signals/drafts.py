@@ -1,0 +1,111 @@
+"""Fold `drafts`: has the text, or the answer, stopped changing from one step to the next?
+
+Knows words and, where a step brings one, its embedding; refuses to fetch an embedding: vectors come in
+with the step. Whether a draft that stands still is a good one is for a policy and its measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from operator import mul
+from typing import Protocol
+
+from suffice.signals.known import number
+from suffice.types import Step
+
+_LONGEST_WORD = 40  # a longer one is a formula, an address or a script without spaces: it counts by characters
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors of one length. Does I/O, so it is called before the step is observed.
+
+    `edge/embedder` asks any `/v1/embeddings`.
+    """
+
+    async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...] | None]:
+        """One vector for each text; None where there is none, which is never an error."""
+        ...
+
+
+class Drafts:
+    """How far the last step is from the one before, and for how long it has hardly moved.
+
+    The distance is 1 - the cosine of the two steps' vectors where both have one of the same length (a
+    negative cosine counts as 0); otherwise 1 - the weighted overlap of their words, sum of the smaller counts
+    over sum of the larger (Ruzicka's form of Jaccard's index), case ignored. Compared are the texts, or the
+    answers where one of the steps has no text. The rule that waits for small distances in a row is that of
+    "semantic early stopping", arXiv:2606.27009, there on embeddings.
+
+    threshold  at or below it a draft hardly moved, from 0 to 1; the default is ours
+    """
+
+    fields: tuple[str, ...] = ("draft_distance", "draft_patience")
+
+    def __init__(self, *, threshold: float = 0.1) -> None:
+        self._threshold = number("drafts.threshold", threshold, most=1.0, low_included=True)
+        self._before: _Draft | None = None
+        self._distance: float | None = None
+        self._patience: int | None = None
+
+    def update(self, step: Step) -> None:
+        """Take the next step in. O(its text)."""
+        draft = _Draft(step)
+        self._distance = None if self._before is None else _distance(self._before, draft)
+        self._before = draft
+        still = self._distance is not None and self._distance <= self._threshold
+        self._patience = (self._patience or 0) + 1 if still else 0
+
+    def values(self) -> dict[str, int | float | None]:
+        """The fields of Signals that this fold fills. No distance at the first step."""
+        return {"draft_distance": self._distance, "draft_patience": self._patience}
+
+
+class _Draft:
+    """One step as it is compared: its words are counted once, though it is compared twice."""
+
+    __slots__ = ("answer", "text", "vector")
+
+    def __init__(self, step: Step) -> None:
+        self.vector = step.vector
+        self.text = _words(step.text) if step.text else None
+        self.answer = None if step.answer is None else _words(step.answer)
+
+
+def _distance(before: _Draft, now: _Draft) -> float | None:
+    if now.vector and len(now.vector) == len(before.vector):
+        cosine = _cosine(before.vector, now.vector)
+        if cosine is not None:
+            return min(1.0, max(0.0, 1.0 - cosine))
+    if before.text is not None and now.text is not None:
+        return 1.0 - _overlap(before.text, now.text)
+    if before.answer is not None and now.answer is not None:
+        return 1.0 - _overlap(before.answer, now.answer)
+    return None
+
+
+def _words(text: str) -> Counter[str]:
+    words = text.casefold().split()
+    if len(text) > _LONGEST_WORD and len(max(words, key=len, default="")) > _LONGEST_WORD:
+        words = [part for word in words for part in (word if len(word) > _LONGEST_WORD else (word,))]
+    return Counter(words)
+
+
+def _overlap(a: Counter[str], b: Counter[str]) -> float:
+    """Sum of the smaller counts over sum of the larger, [0, 1]; nothing against nothing is the same."""
+    if len(a) > len(b):
+        a, b = b, a
+    get = b.get
+    shared = sum([min(count, get(word, 0)) for word, count in a.items()])
+    everything = a.total() + b.total() - shared
+    return shared / everything if everything else 1.0
+
+
+def _cosine(a: tuple[float, ...], b: tuple[float, ...]) -> float | None:
+    """Cosine of the angle, [-1, 1]; None for a vector that is zero or holds what is no number."""
+    length = math.hypot(*a) * math.hypot(*b)
+    if not 0.0 < length < math.inf:
+        return None
+    cosine = sum(map(mul, a, b)) / length
+    return cosine if math.isfinite(cosine) else None

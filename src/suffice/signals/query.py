@@ -1,0 +1,145 @@
+"""What a question tells before its first token: numbers about its form, and no word of it.
+
+Knows characters, words and a few English turns of phrase; refuses to know the answer, the model and
+the tenant. O(text), for any text. What it returns may be stored; the question may not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import pairwise
+
+from suffice.types import Query
+
+N_BUCKETS = 4_096            # of the hashed n-grams
+MAX_NGRAMS = 512             # different buckets that are kept, those first met
+_MAX_WORDS = 512             # that are hashed: of a longer text the first and the last half of them
+_WORD = re.compile(r"[^\W_]+")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+# A hyphen counts as minus behind a digit, a bracket or a space only; half of LaTeX's operators are words.
+_OPERATOR = re.compile(
+    r"[+*/=<>^×÷±·≤≥≠≈√∑∏∫∂−]|(?<=[\d\s)\]])-(?=[\d\s(\[])"
+    r"|\\(?:frac|sqrt|sum|prod|int|cdot|times|div|pm|leq?|geq?|neq?|log|ln|sin|cos|tan|binom)\b"
+)
+_OPTION = re.compile(r"^\s{0,8}\(?[A-J1-9][).:]\s", re.MULTILINE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+_ASKS = re.compile(r"\b(?:what|which|who|whom|whose|when|where|why|how)\b")
+_TYPES = (  # the first that fits; looked for in the folded sentence that asks
+    ("yes-no", re.compile(
+        r"\b(?:true or false|yes or no)\b|^\W{0,8}(?:is|are|was|were|do|does|did|can|could|will|has|have)\b"
+    )),
+    ("number", re.compile(
+        r"\bhow (?:many|much|long|far|old|often|tall|fast)\b|\b(?:calculate|compute|evaluate|simplify|solve)\b"
+        r"|\b(?:the|a) (?:number|value|sum|product|area|volume|length|probability|remainder|average|total) of\b"
+    )),
+    ("proof", re.compile(r"\b(?:prove|show that)\b")),
+    ("task", re.compile(
+        r"^\W{0,8}(?:write|implement|translate|summari[sz]e|explain|describe|list|give|create|generate)\b"
+    )),
+)  # fmt: skip
+_UNSPACED = frozenset({"han", "kana", "thai", "lao", "khmer", "myanmar", "tibetan"})
+QUESTION_TYPES = (
+    "choice", "number", "yes-no", "proof", "task",
+    "what", "which", "who", "when", "where", "why", "how", "other",
+)  # fmt: skip
+
+
+def query_signals(
+    question: str | None, *, metadata: Mapping[str, str], query_class: str = "", planned_steps: int | None = None
+) -> Query:
+    """What may be known, and kept, of a question before the first token. O(text), never raises.
+
+    question       its text; None: it was not shown, and everything read off it stays None
+    metadata       declared words, such as the task's name; kept as they are, sorted by name
+    query_class    declared or found; "": none
+    planned_steps  steps of a full run; None: open
+    """
+    declared = tuple(sorted(metadata.items()))
+    if question is None:
+        return Query(query_class=query_class, metadata=declared, planned_steps=planned_steps)
+    folded = question.casefold()
+    words, script = _WORD.findall(folded), _script(question)
+    return Query(
+        query_class=query_class,
+        metadata=declared,
+        planned_steps=planned_steps,
+        n_chars=len(question),
+        n_words=len(words),
+        n_numbers=len(_NUMBER.findall(question)),
+        n_operators=len(_OPERATOR.findall(question)),
+        question_type=_question_type(question, folded),
+        script=script,
+        ngrams=_ngrams(words, script),
+    )
+
+
+def _question_type(question: str, folded: str) -> str:
+    """One of QUESTION_TYPES: its options first, then what its asking sentence says, in English."""
+    if len(_OPTION.findall(question)) >= 2:
+        return "choice"
+    sentence = _asking_sentence(folded)
+    for name, pattern in _TYPES:
+        if pattern.search(sentence):
+            return name
+    asks = _ASKS.search(sentence)
+    if asks is None:
+        return "other"
+    return "who" if asks[0].startswith("who") else asks[0]
+
+
+def _asking_sentence(folded: str) -> str:
+    """The last sentence with a question mark; without one, the last sentence."""
+    end = folded.rfind("?")
+    text = folded[:end] if end >= 0 else folded.rstrip().rstrip(".!")
+    begin = 0
+    for mark in _SENTENCE_END.finditer(text):
+        begin = mark.end()
+    return text[begin:].lstrip()
+
+
+def _script(text: str) -> str | None:
+    """The script of most letters, "latin", "han", "kana" …; None: there are no letters.
+
+    Chinese characters among at least a tenth as many kana are Japanese, so they count as kana.
+    """
+    if text.isascii():
+        return "latin" if any(map(str.isalpha, text)) else None
+    counts: Counter[str] = Counter()
+    for char, n in Counter(text).items():
+        if char.isalpha():
+            counts[_script_of(char)] += n
+    if counts["kana"] * 10 >= counts["han"] > 0 and counts["kana"]:
+        counts["kana"] += counts.pop("han")
+    # Ties go to the first in the alphabet, so that the order of letters does not matter.
+    return max(sorted(counts), key=counts.__getitem__) if counts.total() else None
+
+
+@lru_cache(maxsize=4_096)
+def _script_of(char: str) -> str:
+    first = unicodedata.name(char, "unknown").split()[0].lower()
+    if first in ("hiragana", "katakana", "katakana-hiragana", "halfwidth"):
+        return "kana"
+    if first == "fullwidth":
+        return "latin"
+    return "han" if first == "cjk" else first
+
+
+def _ngrams(words: list[str], script: str | None) -> tuple[int, ...]:
+    """Buckets of the words and of the pairs of neighbours, rising; all numbers are one word."""
+    if script in _UNSPACED:
+        words = [char for word in words for char in (word if not word.isascii() else (word,))]
+    if len(words) > _MAX_WORDS:
+        words = words[: _MAX_WORDS // 2] + words[-_MAX_WORDS // 2 :]
+    kept = ["0" if word.isdigit() else word[:64] for word in words]
+    found: dict[int, None] = {}
+    for gram in (*kept, *(f"{a} {b}" for a, b in pairwise(kept))):
+        digest = hashlib.blake2b(gram.encode("utf-8", "surrogatepass"), digest_size=4).digest()
+        found[int.from_bytes(digest, "big") % N_BUCKETS] = None
+        if len(found) == MAX_NGRAMS:
+            break
+    return tuple(sorted(found))
