@@ -91,5 +91,5 @@ def test_what_is_not_in_the_table_has_no_version() -> None:
     class Foreign(Never):
         pass
 
-    with pytest.raises(ConfigError, match="policy: Foreign is unknown; known: beta"):
+    with pytest.raises(ConfigError, match="policy: Foreign is unknown; known: all-of, "):
         version_of(Foreign())

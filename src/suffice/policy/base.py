@@ -1,4 +1,4 @@
-"""What a policy is, the table of all of them, and the way from configuration to policy and back.
+"""The table of all policies, and the way from configuration to policy and back.
 
 Knows names, parameters and versions; refuses to know signals' values (that is the policies' own
 business), routes, certificates and who obeys.
@@ -10,62 +10,51 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 from suffice.errors import ConfigError
+from suffice.policy.columns import Columns, Stops, stops_of
+from suffice.policy.compose import AllOf, AnyOf, Guarded
 from suffice.policy.counts import BetaVote
-from suffice.policy.parameters import parameters_of, values_of
-from suffice.policy.rules import ConfidenceThreshold, FixedBudget, Never, StableAnswer
-from suffice.types import Decision, Signals
+from suffice.policy.parameters import Parameter, Value, parameters_of
+from suffice.policy.protocol import Policy
+from suffice.policy.rules import ConfidenceThreshold, FixedBudget, FixedRounds, Never, StableAnswer
 
+__all__ = [
+    "POLICIES",
+    "Columns",
+    "Policy",
+    "Stops",
+    "build_policy",
+    "describe",
+    "stops_of",
+    "version_of",
+]
 
-class Policy(Protocol):
-    """A pure rule from Signals to Decision.
-
-    Holds for every policy: the same signals give the same decision, it reads only the fields that its
-    folds fill (and `step`, `tokens_used`, `answer`), what is unknown continues, and two policies with
-    the same parameters are equal.
-    """
-
-    name: ClassVar[str]  # the same in configuration, logs, metrics and docs
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The signal folds that it reads: names in `suffice.signals.base.FOLDS`."""
-        ...
-
-    def decide(self, s: Signals) -> Decision:
-        """Continue or stop, with a sentence that an operator can read."""
-        ...
-
-
-_ALL: tuple[type[Policy], ...] = (Never, FixedBudget, StableAnswer, ConfidenceThreshold, BetaVote)
+_ALL: tuple[type[Policy], ...] = (
+    Never,
+    FixedBudget,
+    FixedRounds,
+    StableAnswer,
+    ConfidenceThreshold,
+    BetaVote,
+    Guarded,
+    AllOf,
+    AnyOf,
+)
 POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in _ALL}
+
+_MAX_DEPTH = 8  # of policies inside policies
 
 
 def build_policy(spec: Mapping[str, Any]) -> Policy:
     """Turn `{"policy": name, **parameters}` into a policy; an empty mapping is `never`.
 
+    A parameter that is itself a policy is written as such a mapping, a list as a list.
     Raises ConfigError, and nothing else, whatever is in the mapping: for an unknown name or parameter with
     the nearest known one, for a missing parameter, and for a value of the wrong type or out of range.
     """
-    if not isinstance(spec, Mapping):
-        raise ConfigError(f"policy: must be a table, got {type(spec).__name__}")
-    if not spec:
-        return Never()
-    given = dict(spec)
-    name = given.pop("policy", None)
-    if not isinstance(name, str) or name not in POLICIES:
-        raise ConfigError(f"policy: unknown name {_short(name)}; {_way_out(name, POLICIES)}")
-    policy = POLICIES[name]
-    declared = {parameter.name: parameter for parameter in parameters_of(policy)}
-    for key in given:
-        if key not in declared:
-            raise ConfigError(f"policy.{name}: unknown parameter {_short(key)}; {_way_out(key, declared)}")
-    for parameter in declared.values():
-        if parameter.required and parameter.name not in given:
-            raise ConfigError(f"policy.{name}.{parameter.name}: missing; {parameter.allowed()}")
-    return policy(**given)
+    return _build("policy", spec, _MAX_DEPTH)
 
 
 def describe(policy: Policy) -> dict[str, Any]:
@@ -73,19 +62,64 @@ def describe(policy: Policy) -> dict[str, Any]:
 
     Raises ConfigError for an object whose class is not in POLICIES.
     """
-    name = getattr(policy, "name", None)
-    if not isinstance(name, str) or POLICIES.get(name) is not type(policy):
-        raise ConfigError(f"policy: {type(policy).__name__} is unknown; known: {', '.join(sorted(POLICIES))}")
-    return {"policy": name, **values_of(policy)}
+    return _describe(policy, in_full=True)
 
 
 def version_of(policy: Policy) -> str:
     """The policy's address by content, such as `p-1a2b3c4d5e6f`: equal policies, equal versions, everywhere.
 
-    48 bits of BLAKE2b over the canonical JSON of `describe`.
+    48 bits of BLAKE2b over the canonical JSON of `describe`, without the parameters that came later and
+    stand at their default: an old version stays what it was.
     """
-    canonical = json.dumps(describe(policy), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    written = _describe(policy, in_full=False)
+    canonical = json.dumps(written, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"p-{hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()}"
+
+
+def _build(where: str, spec: object, depth: int) -> Policy:
+    """`build_policy`, for a policy that stands at `where`, with at most `depth` levels below it."""
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"{where}: must be a table, got {type(spec).__name__}")
+    if depth == 0:
+        raise ConfigError(f"{where[:80]}…: policies inside policies are at most {_MAX_DEPTH} deep")
+    given = dict(spec)
+    name = given.pop("policy", None if given else "never")
+    if not isinstance(name, str) or name not in POLICIES:
+        raise ConfigError(f"{where}: unknown name {_short(name)}; {_way_out(name, POLICIES)}")
+    policy, where = POLICIES[name], f"{where}.{name}"
+    declared = {parameter.name: parameter for parameter in parameters_of(policy)}
+    for key in given:
+        if key not in declared:
+            raise ConfigError(f"{where}: unknown parameter {_short(key)}; {_way_out(key, declared)}")
+    return policy(**{name: _read(parameter, where, given, depth) for name, parameter in declared.items()})
+
+
+def _read(parameter: Parameter, where: str, given: Mapping[str, object], depth: int) -> Value:
+    if parameter.name in given:
+        return parameter.read(where, given[parameter.name], lambda at, spec: _build(at, spec, depth - 1))
+    if parameter.required:
+        raise ConfigError(f"{where}.{parameter.name}: missing; {parameter.allowed()}")
+    default: Value = parameter.default
+    return default
+
+
+def _describe(policy: Policy, *, in_full: bool) -> dict[str, Any]:
+    name = getattr(policy, "name", None)
+    if not isinstance(name, str) or POLICIES.get(name) is not type(policy):
+        raise ConfigError(f"policy: {type(policy).__name__} is unknown; known: {', '.join(sorted(POLICIES))}")
+    written: dict[str, Any] = {"policy": name}
+    for parameter in parameters_of(type(policy)):
+        value = getattr(policy, parameter.name)
+        if in_full or not (parameter.later and value == parameter.default):
+            written[parameter.name] = _plain(value, in_full=in_full)
+    return written
+
+
+def _plain(value: Value, *, in_full: bool) -> Any:
+    """The value as JSON has it."""
+    if isinstance(value, tuple):
+        return [_plain(item, in_full=in_full) for item in value]
+    return value if isinstance(value, (bool, int, float, str)) else _describe(value, in_full=in_full)
 
 
 def _way_out(wrong: object, known: Iterable[str]) -> str:

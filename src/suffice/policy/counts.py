@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known, where
+from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import Checked, Range
-from suffice.policy.rules import go_on, suffices
 from suffice.types import Decision, Signals
 
 
@@ -44,3 +45,8 @@ class BetaVote(Checked):
         if s.p_majority >= self.threshold:
             return suffices(f"P(lead holds) {s.p_majority:.4f} >= {self.threshold:g}, {votes}", s.p_majority)
         return go_on(f"P(lead holds) {s.p_majority:.4f} < {self.threshold:g}, {votes}", s.p_majority)
+
+    def stops(self, columns: Columns) -> Stops:
+        """Stop where the lead is safe enough."""
+        safe = answered(columns) & (known(columns, "p_majority") >= self.threshold)
+        return where(safe & (known(columns, "n_votes") >= self.min_samples), SUFFICES)

@@ -1,18 +1,30 @@
-"""The parameters of policies: their ranges, and the check that every policy makes of its own.
+"""The parameters of policies: what may be written, and the check that every policy makes of its own.
 
-Knows numbers and their ranges; refuses to know what a policy does with them. A parameter is a
-dataclass field `name: Annotated[type, Range(…)] = default`; `bool` needs no range.
+Knows numbers and their ranges, words, lists and policies inside policies; refuses to know what a
+policy does with them. A parameter is a field of a frozen dataclass, and its type says all:
+
+    streak: Annotated[int, Range(1, 100)] = 3                      a number
+    no_hedges: bool = False                                        a switch
+    effort: Literal["low", "high"] = "low"                         a word
+    prior: Annotated[tuple[float, ...], Range(0.0, 1.0)] = (0.5,)  a list of numbers
+    inner: Nested                                                  a policy, written as a table
+    policies: Annotated[tuple[Nested, ...], Length(2, 16)]         a list of policies
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import types
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, TypeGuard, get_args, get_origin, get_type_hints
 
 from suffice.errors import ConfigError
+from suffice.policy.protocol import Policy
+
+Value: TypeAlias = bool | int | float | str | Policy | tuple[bool | int | float | str | Policy, ...]
+Build: TypeAlias = Callable[[str, object], Policy]  # where it stands, the table → the policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +47,35 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
+class Length:
+    """How many items a list may have, both ends included."""
+
+    low: int
+    high: int
+
+
+class Later:
+    """Marks a parameter that came after versions of its policy were logged.
+
+    At its default it stays out of the policy's version, so that old versions remain what they are.
+    """
+
+
+Nested: TypeAlias = Policy  # the type of a parameter that is itself a policy
+_ANY_LENGTH: Final = Length(1, 1_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
     """One parameter as its policy declares it."""
 
     name: str
-    type: type            # bool, int or float
-    range: Range | None   # None for bool
-    default: Any          # dataclasses.MISSING: it must be given
+    type: type                    # bool, int, float, str (a word) or Policy: of the value, or of each item
+    default: Any                  # dataclasses.MISSING: it must be given
+    range: Range | None = None    # of a number
+    words: tuple[str, ...] = ()   # of a word
+    length: Length | None = None  # of a list; None: it is none
+    later: bool = False           # left out of the version at its default
 
     @property
     def required(self) -> bool:
@@ -50,16 +84,47 @@ class Parameter:
 
     def allowed(self) -> str:
         """What may be written, in words."""
+        if self.length is None:
+            return self._allowed_item()
+        return f"a list of {self.length.low} to {self.length.high:,}, each {self._allowed_item()}"
+
+    def read(self, where: str, value: object, build: Build | None = None) -> Value:
+        """The value in the parameter's own type. Raises ConfigError that names `where` it stood.
+
+        build  makes a policy of a table; without it only policies that are built are taken
+        """
+        where = f"{where}.{self.name}"
+        if self.length is None:
+            return self._read_item(where, value, build)
+        if not isinstance(value, (list, tuple)) or not self.length.low <= len(value) <= self.length.high:
+            raise ConfigError(f"{where}: got {_shown(value)}; {self.allowed()}")
+        return tuple(self._read_item(f"{where}[{at}]", item, build) for at, item in enumerate(value))
+
+    def _allowed_item(self) -> str:
         if self.type is bool:
             return "true or false"
+        if self.type is str:
+            return f"one of {', '.join(self.words)}"
+        if self.type is Policy:
+            return "a policy, written as a table"
         return f"a {'whole ' if self.type is int else ''}number {self.range}"
 
-    def read(self, where: str, value: object) -> bool | int | float:
-        """The value in the parameter's own type. Raises ConfigError that names `where` it stood."""
-        fits = type(value) is self.type or (self.type is float and type(value) is int)
-        if fits and isinstance(value, (int, float)) and (self.range is None or value in self.range):
-            return float(value) if self.type is float else value
-        raise ConfigError(f"{where}.{self.name}: got {_shown(value)}; {self.allowed()}")
+    def _read_item(self, where: str, value: object, build: Build | None) -> bool | int | float | str | Policy:
+        if build is not None and self.type is Policy and isinstance(value, Mapping):
+            return build(where, value)
+        if not self._fits(value):
+            raise ConfigError(f"{where}: got {_shown(value)}; {self.allowed()}")
+        # What fits has the right type; only whole numbers stand for fractions too.
+        return float(value) if self.type is float and isinstance(value, int) else value
+
+    def _fits(self, value: object) -> TypeGuard[bool | int | float | str | Policy]:
+        if self.type is Policy:
+            return isinstance(value, Policy) and not isinstance(value, type)
+        if self.type is str:
+            return isinstance(value, str) and value in self.words
+        if type(value) is not self.type and not (self.type is float and type(value) is int):
+            return False
+        return self.range is None or (isinstance(value, (int, float)) and value in self.range)
 
 
 class Checked:
@@ -69,7 +134,7 @@ class Checked:
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Check every parameter and put whole numbers given for fractions into their type."""
+        """Check every parameter and put whole numbers given for fractions, and lists, into their type."""
         for parameter in parameters_of(type(self)):
             value = parameter.read(f"policy.{self.name}", getattr(self, parameter.name))
             object.__setattr__(self, parameter.name, value)
@@ -78,23 +143,44 @@ class Checked:
 def parameters_of(policy: type) -> tuple[Parameter, ...]:
     """The parameters that a policy class declares, in order. Pass a dataclass."""
     hints = get_type_hints(policy, include_extras=True)
-    found = []
-    for field in dataclasses.fields(policy):
-        hint, allowed = hints[field.name], None
-        if get_origin(hint) is Annotated:
-            hint, allowed = get_args(hint)[:2]
-        found.append(Parameter(name=field.name, type=hint, range=allowed, default=field.default))
-    return tuple(found)
+    return tuple(_parameter(field, hints[field.name]) for field in dataclasses.fields(policy))
 
 
-def values_of(policy: object) -> Mapping[str, bool | int | float]:
+def values_of(policy: object) -> Mapping[str, Value]:
     """The parameters of a policy with their values, defaults included."""
     return {parameter.name: getattr(policy, parameter.name) for parameter in parameters_of(type(policy))}
 
 
+def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
+    marks: tuple[object, ...] = ()
+    if get_origin(hint) is Annotated:
+        hint, *rest = get_args(hint)
+        marks = tuple(rest)
+    length = None
+    if get_origin(hint) is tuple:
+        hint = get_args(hint)[0]
+        length = next((mark for mark in marks if isinstance(mark, Length)), _ANY_LENGTH)
+    words = get_args(hint) if get_origin(hint) is Literal else ()
+    return Parameter(
+        name=field.name,
+        type=str if words else hint,
+        default=field.default,
+        range=next((mark for mark in marks if isinstance(mark, Range)), None),
+        words=words,
+        length=length,
+        later=Later in marks,
+    )
+
+
 def _shown(value: object) -> str:
-    """The value, short. A whole number too long to print is not printed."""
+    """The value, short. What is too long to print is not printed."""
     if isinstance(value, int) and not -(10**18) < value < 10**18:
         return f"a whole number of about {math.floor(value.bit_length() * 0.30103) + 1:,} digits"
+    if isinstance(value, (list, tuple)) and len(value) != 0:
+        return f"a list of {len(value):,}"
+    if isinstance(value, Mapping) and len(value) != 0:
+        return f"a table of {len(value):,}"
+    if isinstance(value, (type, types.FunctionType)):
+        return f"the {type(value).__name__} {value.__name__[:60]}"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

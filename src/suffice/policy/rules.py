@@ -1,8 +1,8 @@
-"""The rules that fit into one sentence: never, a fixed budget, a stable answer, a confident answer.
+"""The rules that fit into one sentence: never, a budget, so many rounds, a stable or a confident answer.
 
-Each is a frozen record whose `decide` is pure: guard clauses first, the line that stops last. They
-know Signals and refuse to know text, time, routes and whether they are obeyed. What is unknown
-(None, not a number) continues.
+Each is a frozen record whose `decide` is pure: guard clauses first, the line that stops last; its `stops`
+says the same of many steps at once. They know Signals and refuse to know text, time, routes and whether
+they are obeyed. What is unknown (None, not a number) continues.
 """
 
 from __future__ import annotations
@@ -10,21 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from suffice.policy.parameters import Checked, Range
+from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known, where
+from suffice.policy.decisions import go_on, spent, suffices
+from suffice.policy.parameters import Checked, Later, Range
 from suffice.types import Decision, Signals
 
-_TOKENS = Range(0, 1_000_000_000)
-_STEPS = Range(0, 1_000_000)
-
-
-def go_on(reason: str, score: float | None = None) -> Decision:
-    """The decision to continue, with its sentence."""
-    return Decision(action="continue", reason=reason, score=score)
-
-
-def suffices(reason: str, score: float) -> Decision:
-    """The decision to stop because the answer suffices, with its sentence."""
-    return Decision(action="stop", reason=reason, stop_reason="suffices", score=score)
+TOKENS = Range(0, 1_000_000_000)
+STEPS = Range(0, 1_000_000)
+AT_LEAST_ONE = Range(1, 1_000_000)
+SHARE = Range(0.0, 1.0)
+SHARE_ABOVE_0 = Range(0.0, 1.0, low_open=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +36,10 @@ class Never(Checked):
     def decide(self, s: Signals) -> Decision:
         """Continue."""
         return go_on(f"step {s.step}; this policy never stops")
+
+    def stops(self, columns: Columns) -> Stops:
+        """Continue everywhere."""
+        return where(columns["step"] < 0, SUFFICES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +63,38 @@ class FixedBudget(Checked):
         used, score = s.tokens_used, float(s.tokens_used)
         if used < self.max_tokens:
             return go_on(f"{used} of {self.max_tokens} tokens used", score)
-        return Decision(
-            action="stop",
-            reason=f"budget of {self.max_tokens} tokens reached with {used}",
-            stop_reason="budget",
-            score=score,
-        )
+        return spent(f"budget of {self.max_tokens} tokens reached with {used}", score)
+
+    def stops(self, columns: Columns) -> Stops:
+        """Stop where the budget is reached."""
+        return where(columns["tokens_used"] >= self.max_tokens, BUDGET)
+
+
+@dataclass(frozen=True, slots=True)
+class FixedRounds(Checked):
+    """Stop after a number of steps, whatever the answer: k samples, k hops, k checkpoints.
+
+    The other baseline that rules must beat, and in retrieval loops the usual practice. The stop is
+    called "budget" and never claims that the answer suffices.
+    """
+
+    name: ClassVar[str] = "fixed-rounds"
+    max_steps: Annotated[int, AT_LEAST_ONE]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """No fold: steps are always counted."""
+        return ()
+
+    def decide(self, s: Signals) -> Decision:
+        """Stop at that step."""
+        if s.step < self.max_steps:
+            return go_on(f"step {s.step} of {self.max_steps}", float(s.step))
+        return spent(f"step {s.step} reached the limit of {self.max_steps}", float(s.step))
+
+    def stops(self, columns: Columns) -> Stops:
+        """Stop from that step on."""
+        return where(columns["step"] >= self.max_steps, BUDGET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,32 +107,57 @@ class StableAnswer(Checked):
     """
 
     name: ClassVar[str] = "stable-answer"
-    streak: Annotated[int, Range(1, 1_000_000)] = 3  # steps in a row with the same answer
-    min_tokens: Annotated[int, _TOKENS] = 0          # never stop before as many are generated
-    min_steps: Annotated[int, _STEPS] = 0            # never stop before this step
-    no_hedges: bool = False                          # the last step must be free of "wait", "hmm" …
+    streak: Annotated[int, AT_LEAST_ONE] = 3            # steps in a row with the same answer
+    min_tokens: Annotated[int, TOKENS] = 0              # never stop before as many are generated
+    min_steps: Annotated[int, STEPS] = 0                # never stop before this step
+    no_hedges: bool = False                             # the last step must be free of "wait", "hmm" …
+    min_share: Annotated[float, SHARE, Later] = 0.0     # of the planned steps; above 0, no plan means no stop
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`stability`, and `hedges` if they are to be looked at."""
-        return ("stability", "hedges") if self.no_hedges else ("stability",)
+        """`stability`, and `hedges` and `plan` if they are to be looked at."""
+        return ("stability", *(("hedges",) if self.no_hedges else ()), *(("plan",) if self.min_share > 0 else ()))
 
     def decide(self, s: Signals) -> Decision:
         """Stop at the first step where the streak is long enough and nothing speaks against it."""
         if s.answer_streak is None:
             return go_on("the answer streak is unknown")
         score = float(s.answer_streak)
-        if s.step < self.min_steps:
-            return go_on(f"step {s.step}, no stop before step {self.min_steps}", score)
-        if s.tokens_used < self.min_tokens:
-            return go_on(f"{s.tokens_used} tokens used, no stop before {self.min_tokens}", score)
         if s.answer_streak < self.streak:
             return go_on(f"same answer for {s.answer_streak} of {self.streak} steps", score)
-        if self.no_hedges and s.hedges is None:
-            return go_on("hedging in the last step is unknown", score)
-        if self.no_hedges and s.hedges:
-            return go_on(f"same answer for {s.answer_streak} steps, but {s.hedges} hedges in the last", score)
+        objection = self._too_early(s) or (self._doubt(s) if self.no_hedges else "")
+        if objection:
+            return go_on(objection, score)
         return suffices(f"same answer for {s.answer_streak} steps, {self.streak} were asked for", score)
+
+    def stops(self, columns: Columns) -> Stops:
+        """Stop where the streak is long enough and nothing speaks against it."""
+        settled = known(columns, "answer_streak") >= self.streak
+        settled &= (columns["step"] >= self.min_steps) & (columns["tokens_used"] >= self.min_tokens)
+        if self.min_share > 0:
+            settled &= known(columns, "step_share") >= self.min_share
+        if self.no_hedges:
+            settled &= known(columns, "hedges") == 0
+        return where(settled, SUFFICES)
+
+    def _too_early(self, s: Signals) -> str:
+        """Why the run is too young to be stopped; "" if it is not."""
+        if s.step < self.min_steps:
+            return f"step {s.step}, no stop before step {self.min_steps}"
+        if s.tokens_used < self.min_tokens:
+            return f"{s.tokens_used} tokens used, no stop before {self.min_tokens}"
+        if self.min_share > 0 and s.step_share is None:
+            return "how many steps are planned is unknown"
+        # Asked this way round, a share that is not a number is too small.
+        if self.min_share > 0 and not (s.step_share or 0.0) >= self.min_share:
+            return f"{s.step_share:.3f} of the planned steps, no stop before {self.min_share:g}"
+        return ""
+
+    def _doubt(self, s: Signals) -> str:
+        """Which doubt the last step shows; "" if none."""
+        if s.hedges is None:
+            return "hedging in the last step is unknown"
+        return f"same answer for {s.answer_streak} steps, but {s.hedges} hedges in the last" if s.hedges else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +165,15 @@ class ConfidenceThreshold(Checked):
     """Stop once the model is confident in its trial answer.
 
     DEER's rule (Yang et al. 2025, arXiv:2504.15895) on the geometric mean probability of the answer's
-    tokens. With a patience above 1 the same answer must also have stood for that many steps.
+    tokens. With a patience above 1 the same answer must also have stood for that many steps. With
+    `min_mass`, a forced choice counts only where the model put that much probability on the allowed
+    answers at all: below, its confidence is a share of very little.
     """
 
     name: ClassVar[str] = "confidence-threshold"
-    threshold: Annotated[float, Range(0.0, 1.0, low_open=True)] = 0.95  # on Signals.confidence
-    patience: Annotated[int, Range(1, 1_000_000)] = 1                   # steps in a row that must agree
+    threshold: Annotated[float, SHARE_ABOVE_0] = 0.95   # on Signals.confidence
+    patience: Annotated[int, AT_LEAST_ONE] = 1          # steps in a row that must agree
+    min_mass: Annotated[float, SHARE, Later] = 0.0      # on Signals.mass; above 0, an unknown mass continues
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -131,12 +184,24 @@ class ConfidenceThreshold(Checked):
         """Stop at the first step whose confidence reaches the threshold."""
         if s.confidence is None or s.answer is None:
             return go_on("no trial answer with a known confidence")
+        # Asked this way round, a number that is none continues.
+        if not s.confidence >= self.threshold:
+            return go_on(f"confidence {s.confidence:.3f} is below {self.threshold:g}", s.confidence)
+        if self.min_mass > 0 and (s.mass is None or not s.mass >= self.min_mass):
+            mass = "unknown" if s.mass is None else f"{s.mass:.3f}"
+            return go_on(f"mass on the answers is {mass}, {self.min_mass:g} is asked for", s.confidence)
         if self.patience > 1:
             if s.answer_streak is None:
                 return go_on("the answer streak is unknown", s.confidence)
             if s.answer_streak < self.patience:
                 return go_on(f"same answer for {s.answer_streak} of {self.patience} steps", s.confidence)
-        # Asked this way round, a confidence that is not a number continues.
-        if s.confidence >= self.threshold:
-            return suffices(f"confidence {s.confidence:.3f} reached {self.threshold:g}", s.confidence)
-        return go_on(f"confidence {s.confidence:.3f} is below {self.threshold:g}", s.confidence)
+        return suffices(f"confidence {s.confidence:.3f} reached {self.threshold:g}", s.confidence)
+
+    def stops(self, columns: Columns) -> Stops:
+        """Stop where the confidence reaches the threshold."""
+        confident = answered(columns) & (known(columns, "confidence") >= self.threshold)
+        if self.min_mass > 0:
+            confident &= known(columns, "mass") >= self.min_mass
+        if self.patience > 1:
+            confident &= known(columns, "answer_streak") >= self.patience
+        return where(confident, SUFFICES)

@@ -1,0 +1,100 @@
+"""The same rule for many steps at once: columns of signals in, one stop code a step out.
+
+Knows the codes and how a row becomes Signals; refuses to know runs, costs and where columns come from.
+A column is a float64 array named like the field of Signals that it holds (or of a fold of another
+package), one row a step of any run; NaN is *unknown*, and so is a column that is not there. `answer` holds
+a code for each answer, NaN for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from math import isnan
+from typing import Any, Final, Protocol, TypeAlias, get_args, get_type_hints, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.policy.protocol import Policy
+from suffice.types import Signals, StopReason
+
+Columns: TypeAlias = Mapping[str, NDArray[np.float64]]
+Stops: TypeAlias = NDArray[np.int8]
+Mask: TypeAlias = NDArray[np.bool_]
+
+CONTINUE: Final = 0
+SUFFICES: Final = 1
+HOPELESS: Final = 2
+BUDGET: Final = 3
+CODES: Final[Mapping[StopReason | None, int]] = {
+    None: CONTINUE,
+    "suffices": SUFFICES,
+    "hopeless": HOPELESS,
+    "budget": BUDGET,
+}
+
+
+@runtime_checkable
+class ForMany(Protocol):
+    """A policy that decides for many steps at once, each as `decide` would."""
+
+    def stops(self, columns: Columns) -> Stops:
+        """One code for each row: 0 continue, 1 suffices, 2 hopeless, 3 budget. Nothing is written to."""
+        ...
+
+
+def stops_of(policy: Policy, columns: Columns) -> Stops:
+    """What the policy says of each row: by its own `stops`, or row by row where it has none."""
+    return policy.stops(columns) if isinstance(policy, ForMany) else decide_rows(policy, columns)
+
+
+def decide_rows(policy: Policy, columns: Columns) -> Stops:
+    """What `decide` says of each row. Some microseconds a row: for plug-ins, and to test `stops` against."""
+    return np.fromiter((CODES[policy.decide(seen).stop_reason] for seen in rows_of(columns)), np.int8)
+
+
+def rows_of(columns: Columns) -> Iterator[Signals]:
+    """Each row as Signals. Raises KeyError where `step` or `tokens_used` is missing."""
+    names = [name for name in columns if name in _FIELDS]
+    others = [name for name in columns if name not in _FIELDS and name not in ("step", "tokens_used")]
+    for at, (step, tokens_used) in enumerate(zip(columns["step"], columns["tokens_used"], strict=True)):
+        row = ((name, columns[name][at]) for name in names)
+        filled = {name: _FIELDS[name](value) for name, value in row if not isnan(value)}
+        if others:
+            values = ((name, float(columns[name][at])) for name in others)
+            filled["extra"] = {name: None if isnan(value) else value for name, value in values}
+        yield Signals(step=int(step), tokens_used=int(tokens_used), **filled)
+
+
+def known(columns: Columns, field: str) -> NDArray[np.float64]:
+    """The column of a field; unknown in every row where nobody filled it."""
+    column = columns.get(field)
+    return np.full(len(columns["step"]), np.nan) if column is None else column
+
+
+def answered(columns: Columns) -> Mask:
+    """Where is there an answer?"""
+    return ~np.isnan(known(columns, "answer"))
+
+
+def where(mask: Mask, code: int) -> Stops:
+    """The code where the mask holds, `CONTINUE` elsewhere."""
+    return mask.astype(np.int8) * np.int8(code)
+
+
+def _answer(code: float) -> str:
+    return f"{code:g}"
+
+
+def _reader(name: str, hint: object) -> Callable[[float], Any]:
+    """From a column's number to what the field holds; Any, because each field has its own type."""
+    if name == "answer":
+        return _answer
+    return int if int in get_args(hint) else float
+
+
+_FIELDS: Final[Mapping[str, Callable[[float], Any]]] = {
+    name: _reader(name, hint)
+    for name, hint in get_type_hints(Signals).items()
+    if name not in ("step", "tokens_used", "query", "extra")
+}

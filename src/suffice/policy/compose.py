@@ -1,0 +1,145 @@
+"""Policies made of policies: guards around one, all of several, any of several.
+
+They know what their parts say and refuse to know why. A part's own sentence is what the log shows. Which
+answer is returned (`policy.returning`) belongs to the outermost policy alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+
+from suffice.policy.columns import BUDGET, CONTINUE, HOPELESS, SUFFICES, Columns, Stops, stops_of, where
+from suffice.policy.decisions import go_on, spent
+from suffice.policy.parameters import Checked, Length, Nested
+from suffice.policy.rules import STEPS, TOKENS
+from suffice.types import Decision, Signals
+
+_SEVERAL = Length(2, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded(Checked):
+    """Hold another policy between a smallest and a largest run.
+
+    Before the minimum nothing stops; at the hard budget everything does, with the inner policy's own
+    reason where it would have stopped anyway. A budget below the minimum wins.
+    """
+
+    name: ClassVar[str] = "guarded"
+    inner: Nested
+    min_steps: Annotated[int, STEPS] = 0        # never stop before this step
+    min_tokens: Annotated[int, TOKENS] = 0      # never stop before as many are generated
+    max_steps: Annotated[int, STEPS] = 0        # always stop at this step; 0: no limit
+    max_tokens: Annotated[int, TOKENS] = 0      # always stop once as many are generated; 0: no limit
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the inner policy needs."""
+        return self.inner.needs
+
+    def decide(self, s: Signals) -> Decision:
+        """Ask the inner policy where it may decide."""
+        if s.step < self.min_steps or s.tokens_used < self.min_tokens:
+            inner = go_on(f"step {s.step}, {s.tokens_used} tokens: too early for any stop")
+        else:
+            inner = self.inner.decide(s)
+        if inner.action == "stop":
+            return inner
+        if self.max_steps and s.step >= self.max_steps:
+            return spent(f"step {s.step} reached the limit of {self.max_steps}", float(s.step))
+        if self.max_tokens and s.tokens_used >= self.max_tokens:
+            used = s.tokens_used
+            return spent(f"budget of {self.max_tokens} tokens reached with {used}", float(used))
+        return inner
+
+    def stops(self, columns: Columns) -> Stops:
+        """The inner policy's codes inside the guards, a budget stop beyond them."""
+        step, tokens_used = columns["step"], columns["tokens_used"]
+        codes = stops_of(self.inner, columns)
+        codes = np.where((step >= self.min_steps) & (tokens_used >= self.min_tokens), codes, np.int8(CONTINUE))
+        over = np.zeros(len(step), np.bool_)
+        if self.max_steps:
+            over |= step >= self.max_steps
+        if self.max_tokens:
+            over |= tokens_used >= self.max_tokens
+        return np.where(codes == CONTINUE, where(over, BUDGET), codes)
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf(Checked):
+    """Stop where every one of several policies would, and they do not contradict each other.
+
+    A stable answer *and* a confident one, say. Budget stops agree with everything, so a part such as
+    `fixed-rounds` says how early is too early. "Suffices" beside "hopeless" is a contradiction: continue.
+    """
+
+    name: ClassVar[str] = "all-of"
+    policies: Annotated[tuple[Nested, ...], _SEVERAL]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What all parts need together."""
+        return _needs_of(self.policies)
+
+    def decide(self, s: Signals) -> Decision:
+        """Continue with the first part that does; otherwise stop with the first that claims something."""
+        claim: Decision | None = None
+        for policy in self.policies:
+            decision = policy.decide(s)
+            if decision.action == "continue":
+                return decision
+            if claim is None or claim.stop_reason == "budget":
+                claim = decision
+            elif decision.stop_reason not in ("budget", claim.stop_reason):
+                return go_on("one rule says that the answer suffices, another that the run is hopeless")
+        assert claim is not None  # there are at least two parts
+        return claim
+
+    def stops(self, columns: Columns) -> Stops:
+        """Stop where all parts do without contradiction."""
+        codes = np.stack([stops_of(policy, columns) for policy in self.policies])
+        all_stop = (codes != CONTINUE).all(axis=0)
+        done, lost = (codes == SUFFICES).any(axis=0), (codes == HOPELESS).any(axis=0)
+        claimed = np.select([done & lost, done, lost], [CONTINUE, SUFFICES, HOPELESS], BUDGET)
+        return np.where(all_stop, claimed, CONTINUE).astype(np.int8)
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf(Checked):
+    """Stop where one of several policies would; the first in the list that does gives the reason.
+
+    Two-sided stopping is this: one rule for answers that suffice, one for runs that are hopeless.
+    """
+
+    name: ClassVar[str] = "any-of"
+    policies: Annotated[tuple[Nested, ...], _SEVERAL]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What all parts need together."""
+        return _needs_of(self.policies)
+
+    def decide(self, s: Signals) -> Decision:
+        """Stop with the first part that does; otherwise continue with the first part's sentence."""
+        first: Decision | None = None
+        for policy in self.policies:
+            decision = policy.decide(s)
+            if decision.action == "stop":
+                return decision
+            first = first or decision
+        assert first is not None  # there are at least two parts
+        return first
+
+    def stops(self, columns: Columns) -> Stops:
+        """The code of the first part that stops."""
+        codes = stops_of(self.policies[0], columns)
+        for policy in self.policies[1:]:
+            codes = np.where(codes == CONTINUE, stops_of(policy, columns), codes)
+        return codes
+
+
+def _needs_of(policies: tuple[Nested, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(need for policy in policies for need in policy.needs))

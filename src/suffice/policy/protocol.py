@@ -1,0 +1,33 @@
+"""What a policy is.
+
+Knows the shape of a rule and refuses to know any rule, the table of them, and who obeys.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol, runtime_checkable
+
+from suffice.types import Decision, Signals
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A pure rule from Signals to Decision.
+
+    Holds for every policy: the same signals give the same decision, it reads only the fields that its
+    folds fill (and `step`, `tokens_used`, `answer`), what is unknown never makes it claim that an answer
+    suffices or that a run is hopeless, and two policies with the same parameters are equal.
+
+    A policy that is to be replayed over millions of steps also has `stops`, see `policy.columns`.
+    """
+
+    name: ClassVar[str]  # the same in configuration, logs, metrics and docs
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The signal folds that it reads: names in `suffice.signals.base.FOLDS`, with their parameters."""
+        ...
+
+    def decide(self, s: Signals) -> Decision:
+        """Continue or stop, with a sentence that an operator can read."""
+        ...

@@ -1,0 +1,105 @@
+"""All policies and all signals there are, to draw from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+from hypothesis import strategies as st
+
+from suffice.policy.base import POLICIES, Columns, Policy, build_policy, describe
+from suffice.policy.parameters import Parameter, parameters_of
+from suffice.types import Signals
+
+HINTS = get_type_hints(Signals)
+OPTIONAL = sorted(HINTS.keys() - {"step", "tokens_used"})
+INTEGERS = {name for name in OPTIONAL if int in get_args(HINTS[name])}
+NUMBERS = {name for name in OPTIONAL if float in get_args(HINTS[name])}
+SIMPLE = sorted(
+    name for name in POLICIES if not any(p.type is Policy for p in parameters_of(POLICIES[name]))
+)
+
+
+def signals() -> st.SearchStrategy[Signals]:
+    """Signals of any run, known or not; numbers that are none are among them."""
+    return st.integers(0, 2**32).map(_seen)
+
+
+def _seen(seed: int) -> Signals:
+    rng = np.random.default_rng(seed)  # one draw for all fields: drawn one by one they cost a minute
+    unknown = rng.choice([0.0, 0.1, 0.5])
+    known: dict[str, Any] = {}
+    for name in OPTIONAL:
+        if rng.random() < unknown:
+            continue
+        if name == "answer":
+            known[name] = rng.choice(["", "a", "7"])
+        elif name in INTEGERS:
+            known[name] = int(rng.integers(0, 50))
+        elif name in NUMBERS:
+            known[name] = math.nan if rng.random() < 1 / 8 else float(rng.choice([0, 1, rng.uniform(-1, 1)]))
+    return Signals(step=int(rng.integers(1, 500)), tokens_used=int(rng.integers(0, 10**6)), **known)
+
+
+def columns(seed: int, n_rows: int = 200) -> Columns:
+    """Signals of many steps at once, one in eight unknown; numbers crowd where thresholds are."""
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, Any] = {
+        "step": rng.integers(1, 60, n_rows).astype(float),
+        "tokens_used": rng.integers(0, 3_000, n_rows).astype(float),
+    }
+    for name in OPTIONAL:
+        if name == "answer" or name in INTEGERS:
+            values = rng.integers(0, rng.choice([3, 12, 40]), n_rows).astype(float)
+        elif name in NUMBERS:
+            values = rng.uniform(0, 1, n_rows) ** rng.choice([0.05, 1, 4]) * rng.choice([1, 1, -1], n_rows)
+        else:
+            continue
+        drawn[name] = np.where(rng.random(n_rows) < 1 / 8, np.nan, values)
+    return drawn
+
+
+def values_for(parameter: Parameter) -> st.SearchStrategy[Any]:
+    """Values that the parameter allows, the small ones more often."""
+    if parameter.length is None:
+        return _item(parameter)
+    low, high = parameter.length.low, min(parameter.length.high, parameter.length.low + 3)
+    return st.lists(_item(parameter), min_size=low, max_size=high)
+
+
+def _item(parameter: Parameter) -> st.SearchStrategy[Any]:
+    if parameter.type is Policy:
+        return st.sampled_from(SIMPLE).flatmap(policies).map(describe)
+    if parameter.type is str:
+        return st.sampled_from(parameter.words)
+    if parameter.range is None:
+        return st.booleans()
+    low, high = parameter.range.low, parameter.range.high
+    if parameter.type is int:
+        return st.integers(int(low), int(min(high, low + 20))) | st.integers(int(low), int(high))
+    return st.floats(low, high, exclude_min=parameter.range.low_open)
+
+
+@st.composite
+def policies(draw: st.DrawFn, name: str) -> Policy:
+    """A policy of that name with parameters that it allows."""
+    spec: dict[str, Any] = {"policy": name}
+    for parameter in parameters_of(POLICIES[name]):
+        if parameter.required or draw(st.booleans()):
+            spec[parameter.name] = draw(values_for(parameter))
+    return build_policy(spec)
+
+
+def example(name: str) -> Policy:
+    """The policy with its defaults; what must be given is the first that is allowed."""
+    required = [parameter for parameter in parameters_of(POLICIES[name]) if parameter.required]
+    return build_policy({"policy": name, **{parameter.name: _first(parameter) for parameter in required}})
+
+
+def _first(parameter: Parameter) -> object:
+    if parameter.type is Policy:
+        parts = [{"policy": "stable-answer", "streak": 2}, {"policy": "confidence-threshold", "threshold": 0.5}]
+        return parts if parameter.length else parts[0]
+    assert parameter.range is not None, f"{parameter.name}: say here what an example of it is"
+    return [parameter.range.high] * parameter.length.low if parameter.length else parameter.range.low
