@@ -125,6 +125,28 @@ def check(columns: Columns) -> None:
     _check_sums(columns)
 
 
+def vote_winners(answer_code: NDArray[np.int32], offset: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Winner of each run's vote: most votes, ties to the answer seen first; -1: nobody voted.
+
+    answer_code  T: number of the step's answer, -1: none
+    offset       E + 1: run i has the steps offset[i] … offset[i + 1] - 1
+    """
+    n_runs = len(offset) - 1
+    winners = np.full(n_runs, -1, dtype=np.int32)
+    run = np.repeat(np.arange(n_runs), np.diff(offset))
+    voted = np.flatnonzero(answer_code >= 0)
+    if not len(voted):
+        return winners
+    n_answers = int(answer_code.max()) + 1
+    ballots = run[voted] * n_answers + answer_code[voted]
+    choices, first, votes = np.unique(ballots, return_index=True, return_counts=True)
+    runs, codes = np.divmod(choices, n_answers)
+    order = np.lexsort((first, -votes, runs))
+    ranked, leads = np.unique(runs[order], return_index=True)
+    winners[ranked] = codes[order][leads]
+    return winners
+
+
 def _first_bad(values: Numbers | None, form: Column) -> int | None:
     """Place of the first null or too small or too large value; None: there is none."""
     if values is None:

@@ -12,6 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Annotated, Any, Self, TypeAlias
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from suffice.errors import TraceError
 from suffice.replay.atomic import whole_file
 from suffice.replay.columns import MOST, Columns, Words
-from suffice.replay.form import LAST, NULL, RUN_COLUMNS, STEP_COLUMNS, Column
+from suffice.replay.form import NULL, RUN_COLUMNS, STEP_COLUMNS, Column
 
 if TYPE_CHECKING:
     from suffice.replay.traces import Batch
@@ -46,7 +47,7 @@ class StepRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     stop_flag: bool | None = None
     action: str | None = None
     probe_tokens: Count | None = None
-    logprobs: list[float] = []
+    logprobs: Sequence[float] = ()
     margin: float | None = None
     closed_entropy: float | None = None
     hedges: Count | None = None
@@ -62,11 +63,11 @@ class RunRow(msgspec.Struct, kw_only=True, omit_defaults=True):
     model: str
     run: str
     question_id: str
+    aggregation: str
     full_answer: str | None
     full_em: bool
     full_tokens: Count
     steps: list[StepRow]
-    aggregation: str = LAST
     question: str | None = None
     gold: str | None = None
     token_source: str | None = None
@@ -112,16 +113,11 @@ def write_traces_jsonl(path: str | Path, batches: Iterable[Batch]) -> int:
     The file appears under its name when it is complete, and not at all after an error.
     """
     n_runs = 0
-    with whole_file(Path(path)) as part, part.open("wb") as plain:
-        # Without name and time the same runs give the same bytes.
-        packed = gzip.GzipFile("", "wb", fileobj=plain, mtime=0) if Path(path).suffix == ".gz" else None
-        file: IO[bytes] = plain if packed is None else packed  # type: ignore[assignment]  # it writes bytes as any file does
+    with whole_file(Path(path)) as part, _create(part, packed=Path(path).suffix == ".gz") as file:
         for batch in batches:
             for row in run_rows(batch):
                 file.write(_ENCODER.encode(row) + b"\n")
                 n_runs += 1
-        if packed is not None:
-            packed.close()
     return n_runs
 
 
@@ -202,6 +198,16 @@ class RunLog:
             self._file.truncate(whole)
 
 
+@contextmanager
+def _create(path: Path, *, packed: bool) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    with path.open("wb") as plain:
+        if not packed:
+            yield plain
+            return
+        with gzip.GzipFile("", "wb", fileobj=plain, mtime=0) as file:  # no name, no time: same runs, same bytes
+            yield file
+
+
 def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]  # reads bytes
 
@@ -218,9 +224,9 @@ def _decode(line: bytes, file: str, number: int) -> RunRow:
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
         missing = re.search(r"missing required field `(\w+)`", problem)
-        column = (place.rstrip("`").replace("[...]", "").strip(".") + (f".{missing[1]}" if missing else "")).strip(".")
-        problem = "is missing" if missing else problem
-        raise TraceError(problem, file=file, row=number, column=column or None) from None
+        parts = [re.sub(r"\[.*?\]", "", place.rstrip("`")).strip("."), missing[1] if missing else ""]
+        column = ".".join(part for part in parts if part) or None
+        raise TraceError("is missing" if missing else problem, file=file, row=number, column=column) from None
     except (ValueError, RecursionError) as error:  # of json, and bytes that are no UTF-8
         raise TraceError(f"is no JSON object on one line: {error}", file=file, row=number) from None
 

@@ -198,7 +198,10 @@ def _words(array: Any, pc: Any) -> Words:
     return Words(codes.astype(np.int32, copy=False), tuple(words))
 
 
-def _tuples(array: Any) -> list[tuple[float, ...]]:
+def _tuples(array: Any) -> list[tuple[float, ...]] | None:
+    """One tuple for each step; None when no step has any."""
+    if not len(array.flatten()):
+        return None
     return [tuple(values or ()) for values in array.to_pylist()]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TraceError
-from suffice.replay.columns import Columns, Words, check
+from suffice.replay.columns import Columns, Words, check, vote_winners
 from suffice.replay.form import (
     KIND_OF_SETTING,
     LAST,
@@ -191,7 +191,7 @@ def _read(files: Sequence[Path], selection: Where | None, batch_rows: int) -> It
                 tasks.update(columns.texts["task"].words[:10])
                 models.update(columns.texts["model"].words[:10])
                 chosen = columns.take(np.flatnonzero(selection.holds(columns)))
-            for batch in _batches(chosen, set_name(path)):
+            for batch in as_batches(chosen, set_name(path)):
                 found = True
                 yield batch
     if selection is not None and not found:
@@ -199,8 +199,11 @@ def _read(files: Sequence[Path], selection: Where | None, batch_rows: int) -> It
         raise TraceError(f"no run matches {selection.text!r}; there are {known}", file=", ".join(map(str, files)))
 
 
-def _batches(columns: Columns, name: str) -> Iterator[Batch]:
-    """One batch for each setting and aggregation among the runs."""
+def as_batches(columns: Columns, name: str) -> Iterator[Batch]:
+    """One batch of the set `name` for each setting and aggregation among checked runs.
+
+    Raises TraceError for a setting or an aggregation that the form does not know.
+    """
     settings, aggregations = columns.texts["setting"], columns.texts["aggregation"]
     key = settings.codes.astype(np.int64) * (len(aggregations.words) + 1) + aggregations.codes
     groups = list(dict.fromkeys(key.tolist()))
@@ -214,7 +217,7 @@ def _batch(columns: Columns, name: str) -> Batch:
     vote = _one_of(columns, "aggregation", (MAJORITY_VOTE, LAST)) == MAJORITY_VOTE
     answers, answer_code = _without_no_answer(columns.step_texts["answer"])
     full_answer, full_code = _full_answers(columns.texts["full_answer"], answers)
-    given = _vote(answer_code, columns.offset) if vote else answer_code[columns.offset[1:] - 1]
+    given = vote_winners(answer_code, columns.offset) if vote else answer_code[columns.offset[1:] - 1]
     action, text = columns.step_texts.get("action"), columns.step_texts.get("text")
     return Batch(
         set=name,
@@ -256,7 +259,7 @@ def _batch(columns: Columns, name: str) -> Batch:
         margin=columns.number("margin"),
         closed_entropy=columns.number("closed_entropy"),
         hedges=columns.whole("hedges"),
-        text=None if text is None else text.texts(),
+        text=None if text is None or not text.words else text.texts(),
     )
 
 
@@ -283,24 +286,6 @@ def _full_answers(column: Words, answers: tuple[str, ...]) -> tuple[list[str | N
     by_code = [-1 if word == NO_ANSWER else place.get(word, -2) for word in column.words]
     codes = np.array([*by_code, -1], dtype=np.int32)[column.codes]
     return [None if text == NO_ANSWER else text for text in column.texts()], codes
-
-
-def _vote(answer_code: NDArray[np.int32], offset: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Winner of each run's vote: most votes, ties to the answer seen first; -1: nobody voted."""
-    n_runs = len(offset) - 1
-    winners = np.full(n_runs, -1, dtype=np.int32)
-    run = np.repeat(np.arange(n_runs), np.diff(offset))
-    voted = np.flatnonzero(answer_code >= 0)
-    if not len(voted):
-        return winners
-    n_answers = int(answer_code.max()) + 1
-    ballots = run[voted] * n_answers + answer_code[voted]
-    choices, first, votes = np.unique(ballots, return_index=True, return_counts=True)
-    runs, codes = np.divmod(choices, n_answers)
-    order = np.lexsort((first, -votes, runs))
-    ranked, leads = np.unique(runs[order], return_index=True)
-    winners[ranked] = codes[order][leads]
-    return winners
 
 
 def _known(value: np.float64) -> float | None:

@@ -1,0 +1,200 @@
+"""Synthetic recorded runs, whose truth is known because we made it: for tests, benches and trying out.
+
+Questions differ in how hard they are and models in how good they are, so that a rule can be right on
+one and wrong on the other. Everything follows from the seed, any number of runs takes bounded
+memory, and a batch is made column by column.
+
+>>> from suffice.testing.traces import Synthetic
+>>> batch = next(Synthetic(kind="samples", n_runs=100, n_questions=20, seed=1).batches())
+>>> len(batch), batch.kind, batch.vote, len(set(batch.question_id))
+(100, 'samples', True, 20)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.replay.columns import Columns, Words, check, vote_winners
+from suffice.replay.form import LAST, MAJORITY_VOTE, NULL, STATED
+from suffice.replay.parquet import write_traces_parquet
+from suffice.replay.traces import Batch, as_batches
+from suffice.types import Kind
+
+N_CHOICES: Final = 6  # answers of a question: A to F
+_SETTING: Final[dict[Kind, str]] = {"samples": "self_consistency", "reasoning": "cot_checkpoint", "rounds": STATED}
+_TASKS: Final = ("arithmetic", "reading")
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Made steps of E runs as tables of E rows; a step that its run does not have is cut away later."""
+
+    answer: NDArray[np.int32]         # number of a choice, -1: none
+    tokens: NDArray[np.int64]
+    ctx_tokens: NDArray[np.int64]
+    confidence: NDArray[np.float64]   # NaN: unknown
+    stop_flag: NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synthetic:
+    """A set of made-up runs.
+
+    samples    each sample is right with a chance that depends on question and model; wrong ones
+               lean to one wrong choice, so that some votes are lost with every further sample
+    reasoning  guesses until the chain settles, then one answer to the end; `confidence` is the
+               chance that the answer is right, raised to 1 / (1 + overconfidence)
+    rounds     each round repairs a wrong answer or spoils a right one; the model says of itself that
+               it is nearly sure, whatever it holds
+    """
+
+    kind: Kind
+    n_runs: int
+    seed: int
+    n_questions: int = 200
+    n_models: int = 3
+    n_steps: int = 8             # of every run for samples and rounds, at most for reasoning
+    overconfidence: float = 0.0  # at least 0; 0: the confidence is calibrated
+    p_no_answer: float = 0.02    # of a single step
+    name: str = "synthetic"      # of the set
+
+    def batches(self, *, batch_rows: int = 20_000) -> Iterator[Batch]:
+        """All runs, a batch at a time; the same for the same seed and batch size."""
+        for first in range(0, self.n_runs, batch_rows):
+            columns = self._columns(np.arange(first, min(first + batch_rows, self.n_runs)))
+            check(columns)
+            yield from as_batches(columns, self.name)
+
+    def write(self, path: str | Path, *, batch_rows: int = 20_000) -> None:
+        """Write the runs as a Parquet file, batch by batch."""
+        write_traces_parquet(path, self.batches(batch_rows=batch_rows))
+
+    def _columns(self, number: NDArray[np.int64]) -> Columns:
+        """The runs of these numbers: every question by every model, then all of it again."""
+        question = number % self.n_questions
+        model = number // self.n_questions % self.n_models
+        again = number // (self.n_questions * self.n_models)
+        rng = np.random.default_rng([self.seed, int(number[0])])
+        hardness, gold = self._questions()
+        skill = np.linspace(-0.5, 1.5, self.n_models)[model]
+        p_right = 1 / (1 + np.exp(1.5 * (hardness[question] - skill)))
+        lengths = self._lengths(rng, len(number))
+        made = self._steps(rng, p_right, gold[question], lengths, np.exp(0.3 * hardness[question]))
+        there = np.arange(self.n_steps) < lengths[:, None]
+        offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        answer, tokens, ctx_tokens = made.answer[there], made.tokens[there], made.ctx_tokens[there]
+        vote = self.kind == "samples"
+        full = vote_winners(answer, offset) if vote else answer[offset[1:] - 1]
+        choices = tuple("ABCDEF")
+        return Columns(
+            file=self.name,
+            row=number + 1,
+            offset=offset,
+            texts={
+                "dataset": _same(self.name, number),
+                "setting": _same(_SETTING[self.kind], number),
+                "task": Words((question % len(_TASKS)).astype(np.int32), _TASKS),
+                "model": _named("model-", model),
+                "run": _named("run-", again),
+                "question_id": _named("q-", question),
+                "gold": Words(gold[question], choices),
+                "aggregation": _same(MAJORITY_VOTE if vote else LAST, number),
+                "token_source": _same("synthetic", number),
+                "full_answer": Words(full, choices),
+            },
+            numbers={
+                "n_steps": lengths,
+                "full_em": (full == gold[question]).astype(np.int8),
+                "full_tokens": np.add.reduceat(tokens + ctx_tokens, offset[:-1]),
+            },
+            step_texts={"answer": Words(answer, choices)},
+            step_numbers={
+                "tokens": tokens,
+                "ctx_tokens": np.where(ctx_tokens > 0, ctx_tokens, NULL),
+                "correct": (answer == np.repeat(gold[question], lengths)).astype(np.int8),
+                "confidence": made.confidence[there],
+                "stop_flag": made.stop_flag[there],
+            },
+        )
+
+    def _questions(self) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        """(hardness, the right choice) of every question: the same in all batches."""
+        rng = np.random.default_rng([self.seed, 2**32 - 1])
+        return rng.normal(size=self.n_questions), rng.integers(0, N_CHOICES, self.n_questions, dtype=np.int32)
+
+    def _lengths(self, rng: np.random.Generator, n_runs: int) -> NDArray[np.int64]:
+        if self.kind != "reasoning":
+            return np.full(n_runs, self.n_steps)
+        return rng.integers(1, self.n_steps, n_runs, endpoint=True)
+
+    def _steps(
+        self,
+        rng: np.random.Generator,
+        p_right: NDArray[np.float64],
+        gold: NDArray[np.int32],
+        lengths: NDArray[np.int64],
+        size: NDArray[np.float64],
+    ) -> _Steps:
+        shape = (len(gold), self.n_steps)
+        confidence = np.full(shape, np.nan)
+        stop_flag = np.full(shape, -1, dtype=np.int8)
+        ctx_tokens = np.zeros(shape, dtype=np.int64)
+        if self.kind == "samples":
+            right = rng.random(shape) < p_right[:, None]
+        elif self.kind == "reasoning":
+            right, confidence = _chain(rng, p_right, lengths, self.n_steps)
+            confidence **= 1 / (1 + self.overconfidence)
+        else:
+            right = _revisions(rng, p_right, self.n_steps)
+            confidence = rng.uniform(0.8, 1.0, shape)
+            stop_flag = (rng.random(shape) < 0.5).astype(np.int8)
+            ctx_tokens = rng.integers(50, 100, shape) * np.arange(1, self.n_steps + 1)
+        answer = np.where(right, gold[:, None], _wrong(rng, gold, shape, steady=self.kind != "samples"))
+        silent = rng.random(shape) < self.p_no_answer
+        tokens = rng.gamma(4.0, 50.0, shape) * size[:, None]
+        return _Steps(
+            np.where(silent, -1, answer).astype(np.int32), tokens.astype(np.int64), ctx_tokens, confidence, stop_flag
+        )
+
+
+def _chain(
+    rng: np.random.Generator, p_right: NDArray[np.float64], lengths: NDArray[np.int64], n_steps: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """(is the answer right?, the chance that it is) at every checkpoint of chains that settle once."""
+    settles = rng.integers(0, lengths)[:, None] <= np.arange(n_steps)
+    guess = rng.uniform(0.1, 0.6, (len(p_right), n_steps))
+    right = np.where(settles, rng.random(len(p_right))[:, None] < p_right[:, None], rng.random(guess.shape) < guess)
+    return right, np.where(settles, p_right[:, None], guess)
+
+
+def _revisions(rng: np.random.Generator, p_right: NDArray[np.float64], n_steps: int) -> NDArray[np.bool_]:
+    """Is the answer right after each round? Repairs are rarer the harder the question, spoiling is not."""
+    right = np.empty((len(p_right), n_steps), dtype=bool)
+    right[:, 0] = rng.random(len(p_right)) < p_right
+    for k in range(1, n_steps):
+        repaired, spoilt = rng.random(len(p_right)) < 0.2 * p_right, rng.random(len(p_right)) < 0.03
+        right[:, k] = np.where(right[:, k - 1], ~spoilt, repaired)
+    return right
+
+
+def _wrong(
+    rng: np.random.Generator, gold: NDArray[np.int32], shape: tuple[int, int], *, steady: bool
+) -> NDArray[np.int32]:
+    """A wrong choice for every step: mostly the one behind the right one, or the same in the whole run."""
+    behind = rng.geometric(0.6, (shape[0], 1) if steady else shape)
+    return ((gold[:, None] + np.minimum(behind, N_CHOICES - 1)) % N_CHOICES).astype(np.int32)
+
+
+def _same(word: str, number: NDArray[np.int64]) -> Words:
+    return Words(np.zeros(len(number), dtype=np.int32), (word,))
+
+
+def _named(prefix: str, numbers: NDArray[np.int64]) -> Words:
+    distinct, codes = np.unique(numbers, return_inverse=True)
+    return Words(codes.astype(np.int32), tuple(f"{prefix}{number}" for number in distinct))
