@@ -131,7 +131,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     match: Match = Match()
     kind: Kind = "reasoning"
     mode: Mode = "observe"
-    scorer: str = "text"
+    scorer: str | dict[str, Any] = "text"  # a name, or {"scorer": name, **parameters}
     policy: dict[str, Any] = {}       # {"policy": name, **parameters}; empty: never stop
     uncertified: bool = False         # let an uncertified policy act; everything says so
     max_em_drop: float = 0.02         # fraction: the largest EM drop that the owner accepts

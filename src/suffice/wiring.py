@@ -26,7 +26,7 @@ from suffice.gateway.app import App, endpoints
 from suffice.gateway.context import Gateway
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.base import build_policy, version_of
-from suffice.scoring.base import build_scorer
+from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Route, Settings, Upstream
 from suffice.signals.observe import Observer
 from suffice.store.log import EventLog
@@ -115,7 +115,7 @@ def _extracted(
     Runs before it do not count: their answers may have been read by another scorer.
     """
     seq, found = examined.get(name, (0, None))
-    if found is None or found.scorer != route.scorer:
+    if found is None or found.scorer != scorer_label(route.scorer):
         return tuple(extracted_answers(path, name, limit=WINDOW_RUNS))
     seen = [True] * found.n_extractable + [False] * (found.n_runs - found.n_extractable)
     return (*seen, *extracted_answers(path, name, since_seq=seq, limit=WINDOW_RUNS))
@@ -156,7 +156,7 @@ def build_route(name: str, settings: Route, evidence: Evidence | None = None) ->
         certified=False,  # nothing certifies yet
         needs=needs,
         findings=known.upstreams.get(settings.upstream),
-        refused=refusal(known.extracted.get(name, ()), settings.scorer),
+        refused=refusal(known.extracted.get(name, ()), scorer_label(settings.scorer)),
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.scoring.base import SCORERS, build_scorer
+from suffice.scoring.base import SCORERS, Scorer, Spec, build_scorer, scorer_label
 
 # Fragments that steer random text into the scorers' own corners.
 FRAGMENTS = st.sampled_from([
@@ -22,20 +24,37 @@ ANY_TEXT = st.one_of(
     st.text(st.characters(), max_size=30),  # surrogates included
     st.lists(st.one_of(FRAGMENTS, st.text(st.characters(), max_size=3)), max_size=12).map("".join),
 )
-EVERY_SCORER = pytest.mark.parametrize("name", sorted(SCORERS))
+
+# Every scorer, with and without its parameters. The first test refuses a table without a row here.
+SPECS: dict[str, Spec] = {
+    **{name: name for name in sorted(SCORERS) if name != "regex"},
+    "json, one field": {"scorer": "json", "path": '$.items[-1]["final answer"]'},
+    "json, a number": {"scorer": "json", "path": "$.answer", "compare": "number"},
+    "number, percent as a share": {"scorer": "number", "percent": "share"},
+    "number, percent dropped": {"scorer": "number", "percent": "drop"},
+    "regex": {"scorer": "regex", "pattern": r"answers?(?: is|:)\s*(.+?)\.?$", "ignore_case": True},
+    "regex, a number": {"scorer": "regex", "pattern": r"####\s*(?P<answer>\S+)", "compare": "number"},
+    "whole, as squad": {"scorer": "whole", "compare": "squad"},
+}
+EVERY_SCORER = pytest.mark.parametrize("name", sorted(SPECS))
 PROPERTY = settings(max_examples=100, derandomize=True, deadline=None)
 
 
-@EVERY_SCORER
-def test_the_name_in_the_table_is_the_scorers_own(name: str) -> None:
-    assert build_scorer(name).name == name
+def scorer_of(name: str) -> Scorer:
+    return build_scorer(SPECS[name])
+
+
+def test_every_scorer_in_the_table_is_tested_here_and_goes_by_its_name_in_the_table() -> None:
+    assert {build_scorer(spec).name for spec in SPECS.values()} == set(SCORERS)
+    for name, spec in SPECS.items():
+        assert build_scorer(spec).name == (spec if isinstance(spec, str) else spec["scorer"]), name
 
 
 @EVERY_SCORER
 @PROPERTY
 @given(text=ANY_TEXT)
 def test_extract_gives_a_normal_form_that_every_log_can_hold(name: str, text: str) -> None:
-    scorer = build_scorer(name)
+    scorer = scorer_of(name)
     answer = scorer.extract(text)
     if answer is not None:
         assert answer.strip() == answer != ""
@@ -48,7 +67,7 @@ def test_extract_gives_a_normal_form_that_every_log_can_hold(name: str, text: st
 @PROPERTY
 @given(text=ANY_TEXT)
 def test_normalising_twice_changes_nothing(name: str, text: str) -> None:
-    scorer = build_scorer(name)
+    scorer = scorer_of(name)
     once = scorer.normalise(text)
     assert once is None or scorer.normalise(once) == once
 
@@ -57,7 +76,7 @@ def test_normalising_twice_changes_nothing(name: str, text: str) -> None:
 @PROPERTY
 @given(left=ANY_TEXT, right=ANY_TEXT)
 def test_match_is_equality_of_normal_forms(name: str, left: str, right: str) -> None:
-    scorer = build_scorer(name)
+    scorer = scorer_of(name)
     assert scorer.match(left, right) == scorer.match(right, left)
     normal = scorer.normalise(left)
     assert scorer.match(left, left) == (normal is not None)
@@ -70,14 +89,14 @@ def test_match_is_equality_of_normal_forms(name: str, left: str, right: str) -> 
 @PROPERTY
 @given(gold=ANY_TEXT)
 def test_no_answer_never_matches(name: str, gold: str) -> None:
-    assert not build_scorer(name).match(None, gold)
+    assert not scorer_of(name).match(None, gold)
 
 
 @EVERY_SCORER
 @pytest.mark.parametrize("nothing", ["", " \n\t", "?", "\u200b"])
 def test_nothing_is_no_answer(name: str, nothing: str) -> None:
-    assert build_scorer(name).extract(nothing) is None
-    assert not build_scorer(name).match(nothing, nothing)
+    assert scorer_of(name).extract(nothing) is None
+    assert not scorer_of(name).match(nothing, nothing)
 
 
 # One pathological text for each repetition in the patterns, repeated to about n characters.
@@ -95,7 +114,7 @@ HOSTILE = {
 def test_a_hostile_text_costs_linear_time(name: str, unit: str) -> None:
     # Quadratic time on two hundred thousand characters takes minutes; linear time is well under a second.
     text = "1 answer" + HOSTILE[unit] * (200_000 // len(HOSTILE[unit]))
-    scorer, begin = build_scorer(name), time.perf_counter()
+    scorer, begin = scorer_of(name), time.perf_counter()
     scorer.extract(text)
     scorer.normalise(text)
     assert time.perf_counter() - begin < 5.0
@@ -104,8 +123,48 @@ def test_a_hostile_text_costs_linear_time(name: str, unit: str) -> None:
 @EVERY_SCORER
 def test_ten_million_characters_are_survived(name: str) -> None:
     text = "The answer is 7 or (B). " + "so " * 3_400_000
-    answer = build_scorer(name).extract(text)
+    answer = scorer_of(name).extract(text)
     assert answer is None or len(answer) <= 2_000
+
+
+@EVERY_SCORER
+@PROPERTY
+@given(text=ANY_TEXT)
+def test_the_same_text_gives_the_same_answer_and_equal_specs_equal_scorers(name: str, text: str) -> None:
+    assert scorer_of(name).extract(text) == scorer_of(name).extract(text)
+    assert scorer_of(name) == scorer_of(name)
+
+
+@EVERY_SCORER
+def test_a_label_is_short_and_names_the_scorer(name: str) -> None:
+    label = scorer_label(SPECS[name])
+    assert label.startswith(scorer_of(name).name)
+    assert label == scorer_label(json.loads(json.dumps(SPECS[name])))
+    assert len({scorer_label(spec) for spec in SPECS.values()}) == len(SPECS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (7, r"scorer: got a value of type int; need a name, or a table"),
+        ({}, r"scorer: unknown name a value of type NoneType; known: "),
+        ({"scorer": "jason"}, r"scorer: unknown name 'jason'; did you mean 'json'\?"),
+        ({"scorer": "json", "pth": "$"}, r"scorer: json has no parameter 'pth'; did you mean 'path'\?"),
+        ({"scorer": "choice", "path": "$"}, r"scorer: choice has no parameter 'path'; known: it has none"),
+        ({"scorer": "json", "path": "answer"}, r"scorer\.path: got 'answer', unreadable at character 1; need \$"),
+        ({"scorer": "json", "path": "$.a[*]"}, r"scorer\.path: got .*, unreadable at character 4"),
+        ({"scorer": "json", "path": 3}, r"scorer\.path: got a value of type int; need a text"),
+        ({"scorer": "json", "compare": "jason"}, r"scorer\.compare: unknown name 'jason'"),
+        ({"scorer": "json", "compare": {"scorer": "regex"}}, r"scorer\.compare\.pattern: missing; regex needs it"),
+        ({"scorer": "regex"}, r"scorer\.pattern: missing"),
+        ({"scorer": "regex", "pattern": "(a"}, r"scorer\.pattern: character 3: a \( that is never closed"),
+        ({"scorer": "regex", "pattern": "a", "ignore_case": "yes"}, r"scorer\.ignore_case: got 'yes'; allowed: true"),
+        ({"scorer": "number", "percent": "no"}, r"scorer\.percent: got 'no'; allowed: keep, drop, share"),
+    ],
+)
+def test_a_wrong_table_says_where_and_what_is_allowed(spec: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        build_scorer(spec)
 
 
 def test_an_unknown_scorer_names_the_way_out() -> None:

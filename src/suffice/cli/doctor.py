@@ -246,7 +246,7 @@ def _refused(settings: Settings, name: str, route: Route) -> str | None:
 async def _run_questions(settings: Settings, asked: Asked, name: str, route: Route) -> FullRuns:
     """Run the questions in full at the route's upstream, past the gateway, and keep what was seen."""
     from suffice.doctor.route import as_findings, read_questions, run_live
-    from suffice.scoring.base import build_scorer
+    from suffice.scoring.base import build_scorer, scorer_label
     from suffice.store.events import RouteExamined
 
     assert asked.questions is not None
@@ -257,6 +257,7 @@ async def _run_questions(settings: Settings, asked: Asked, name: str, route: Rou
         found = await run_live(
             talk, bodies, build_scorer(route.scorer), n_repeats=asked.repeats, at_once=upstream.slots
         )
-    record = as_findings(found, examination_id=_new_id(), route=name, scorer=route.scorer, at_s=time.time())
+    label = scorer_label(route.scorer)
+    record = as_findings(found, examination_id=_new_id(), route=name, scorer=label, at_s=time.time())
     await _append(settings, RouteExamined(record))
     return found

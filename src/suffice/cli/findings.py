@@ -148,10 +148,11 @@ def show_route(report: RouteReport, *, as_json: bool) -> None:
 
 def _route_lines(report: RouteReport) -> list[tuple[str, str]]:
     from suffice.cli.status import audits_missing
+    from suffice.scoring.base import scorer_label
 
     status, route = report.status, report.route
     sure = f"{route.confidence:.0%}"
-    lines = [("mode", f"{route.mode}, scorer {route.scorer}")]
+    lines = [("mode", f"{route.mode}, scorer {scorer_label(route.scorer)}")]
     if status is None:
         lines.append(("governed", "no request of this route is in the log yet"))
     else:
@@ -211,9 +212,12 @@ def _formula(route: Route) -> str:
 def _print_route_json(report: RouteReport) -> None:
     import msgspec
 
+    from suffice.scoring.base import scorer_label
+
     status = report.status
     plain: dict[str, object] = {
-        "route": report.name, "mode": report.route.mode, "scorer": report.route.scorer, "refused": report.refused,
+        "route": report.name, "mode": report.route.mode, "scorer": scorer_label(report.route.scorer),
+        "refused": report.refused,
         "logged": _runs_json(report.logged), "live": None if report.live is None else _runs_json(report.live),
         "governed_share": None if status is None else status.report.governed_share,
         "ungoverned": {} if status is None else dict(status.report.ungoverned),

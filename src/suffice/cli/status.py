@@ -128,7 +128,7 @@ def _match(configured: Route | None) -> tuple[str, Callable[[str | None, str], b
     """The name of the yardstick and the yardstick itself."""
     if configured is None:
         return EXACT, lambda answer, gold: answer == gold
-    from suffice.scoring.base import build_scorer
+    from suffice.scoring.base import build_scorer, scorer_label
 
     scorer = build_scorer(configured.scorer)
 
@@ -136,7 +136,7 @@ def _match(configured: Route | None) -> tuple[str, Callable[[str | None, str], b
         reference = scorer.normalise(gold)  # labels come as people write them
         return reference is not None and scorer.match(answer, reference)
 
-    return configured.scorer, match
+    return scorer_label(configured.scorer), match
 
 
 def _status(

@@ -13,6 +13,7 @@ from suffice.errors import ConfigError
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import audit_share
+from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.store.log import EventLog
 from suffice.telemetry import LOG, Metrics
@@ -99,7 +100,7 @@ class Gateway:
 
     def _checked(self, route: BuiltRoute) -> BuiltRoute:
         """The route as its latest full runs allow it. A request that runs now keeps the route it has."""
-        refused = refusal(tuple(self.extracted[route.name]), route.settings.scorer)
+        refused = refusal(tuple(self.extracted[route.name]), scorer_label(route.settings.scorer))
         if route.settings.mode == "enforce" and (refused is None) != (route.refused is None):
             LOG.warning("routes.%s: %s", route.name, f"behaves as observe: {refused}" if refused else "acts again")
         return replace(route, refused=refused)

@@ -10,6 +10,7 @@ and needs time linear in its length: the repetitions in the patterns are bounded
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 READ_CHARS = 200_000  # an answer stands at the end; what is before costs time on the event loop
 
@@ -71,3 +72,18 @@ def last_announced(text: str) -> str | None:
     line = text[begin:] if line_end < 0 else text[begin:line_end]
     sentence_end = _SENTENCE_END.search(line)
     return line if sentence_end is None else line[: sentence_end.start()]
+
+
+def told(text: str, normalise: Callable[[str], str | None]) -> str | None:
+    r"""The answer in the last ``\boxed{…}``, else what follows the last announcement, else all of it.
+
+    The whole text, not its first line: an explanation behind an unannounced answer makes it
+    another answer, and is better cut off by the probe than guessed away here.
+
+    normalise  gives the normal form of a bare answer; a box in which it finds none does not count
+    """
+    boxed = last_boxed(text)
+    if boxed is not None and (answer := normalise(boxed)) is not None:
+        return answer
+    announced = last_announced(text)
+    return normalise(text if announced is None else announced)

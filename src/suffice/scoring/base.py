@@ -1,19 +1,27 @@
-"""What a scorer is, and the table of all of them. The only yardstick of Exact Match.
+"""What a scorer is, the table of all of them, and the way from settings to a scorer.
 
-Knows the protocol and the names; refuses to know any answer format (one file for each) and any
-label: a scorer compares two answers, it never decides who is right.
+The only yardstick of Exact Match. Knows the protocol, the names and how a scorer is asked for; refuses
+to know any answer format (one file for each) and any label: a scorer compares two answers, it never
+decides who is right.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from typing import Protocol
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeAlias
 
 from suffice.errors import ConfigError
 from suffice.scoring.choice import ChoiceScorer
+from suffice.scoring.json import JsonScorer
 from suffice.scoring.number import NumberScorer
+from suffice.scoring.regex import RegexScorer
+from suffice.scoring.spec import short
+from suffice.scoring.squad import SquadScorer
 from suffice.scoring.text import TextScorer
+from suffice.scoring.whole import WholeScorer
 
 
 class Scorer(Protocol):
@@ -23,7 +31,10 @@ class Scorer(Protocol):
     idempotent, and what `extract` returns is already normal and can be encoded as UTF-8.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The same in settings, logs, metrics and docs."""
+        ...
 
     def extract(self, text: str) -> str | None:
         """The normalised answer in a model's text; None: there is no answer in it."""
@@ -38,17 +49,78 @@ class Scorer(Protocol):
         ...
 
 
+Spec: TypeAlias = str | Mapping[str, Any]  # a name, or a table as it stands in the settings
+
 SCORERS: dict[str, Callable[..., Scorer]] = {
     "choice": ChoiceScorer,
+    "json": JsonScorer,
     "number": NumberScorer,
+    "regex": RegexScorer,
+    "squad": SquadScorer,
     "text": TextScorer,
+    "whole": WholeScorer,
 }
 
 
-def build_scorer(name: str) -> Scorer:
-    """The scorer of that name. Raises ConfigError with the known names."""
-    if name not in SCORERS:
-        near = difflib.get_close_matches(name[:100], SCORERS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"scorer: unknown name {name!r:.100}; {hint}known: {', '.join(sorted(SCORERS))}")
-    return SCORERS[name]()
+def build_scorer(spec: Spec) -> Scorer:
+    """The scorer of a name, or of a table `{scorer = name, …parameters}`.
+
+    Raises ConfigError, and nothing else, whatever is in the table: for an unknown name or parameter with the
+    nearest known one, for a missing parameter, and for a value of the wrong type or out of range.
+    """
+    return _build("scorer", spec, depth=0)
+
+
+def scorer_label(spec: Spec) -> str:
+    """What logs and reports call the scorer of a spec: equal specs, equal labels.
+
+    A name alone where there are no parameters: `number`; else with them: `json {"path":"$.answer"}`.
+    """
+    if isinstance(spec, str):
+        return spec
+    parameters = {key: value for key, value in spec.items() if key != "scorer"}
+    written = json.dumps(parameters, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return f"{spec.get('scorer')} {written}" if parameters else str(spec.get("scorer"))
+
+
+def parameters_of(name: str) -> Mapping[str, inspect.Parameter]:
+    """The parameters that may be written for a scorer, in order."""
+    return inspect.signature(SCORERS[name]).parameters
+
+
+def _build(where: str, spec: object, depth: int) -> Scorer:
+    if isinstance(spec, str):
+        spec = {"scorer": spec}
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f'{where}: got {short(spec)}; need a name, or a table such as {{ scorer = "number" }}')
+    given = dict(spec)
+    name = given.pop("scorer", None)
+    if not isinstance(name, str) or name not in SCORERS:
+        raise ConfigError(f"{where}: unknown name {short(name)}; {_way_out(name, SCORERS)}")
+    _check_names(where, name, given)
+    if given.get("compare") is not None:
+        if depth > 1:
+            raise ConfigError(f"{where}.compare: a scorer inside a scorer inside a scorer; two levels are enough")
+        given["compare"] = _build(f"{where}.compare", given["compare"], depth + 1)
+    try:
+        return SCORERS[name](**given)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{str(error).removeprefix('scorer')}") from None
+
+
+def _check_names(where: str, name: str, given: Mapping[str, Any]) -> None:
+    known = parameters_of(name)
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{where}: {name} has no parameter {short(key)}; {_way_out(key, known)}")
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in given:
+            raise ConfigError(f"{where}.{key}: missing; {name} needs it")
+
+
+def _way_out(wrong: object, known: Iterable[str]) -> str:
+    """What the writer may have meant, and what there is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(wrong[:100], names, n=1, cutoff=0.5) if isinstance(wrong, str) else []
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}known: {', '.join(names) or 'it has none'}"

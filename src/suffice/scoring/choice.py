@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import dataclass
+from typing import ClassVar
 
 from suffice.scoring.answer import ANNOUNCEMENT_PATTERN, last_boxed, last_part
+from suffice.scoring.normal import ByNormalForm
 
 _OPEN = r"[\s(\[{（【*_$\"'`]{0,6}"
 _NAMED = r"(?i:(?:option|choice|letter)\s{1,4})?"
@@ -29,7 +32,8 @@ _LONE = re.compile(
 _PRONOUN = re.compile(r"\s{1,4}[a-z]")
 
 
-class ChoiceScorer:
+@dataclass(frozen=True, slots=True)
+class ChoiceScorer(ByNormalForm):
     r"""Compare options by their letter. Normal form: one capital letter, A to J.
 
     Case: a capital counts wherever it stands where an answer stands ("the answer is B because"),
@@ -37,7 +41,7 @@ class ChoiceScorer:
     by a bracket, punctuation or the end of the line: ``(b)``, ``b.``, never "a dog".
     """
 
-    name = "choice"
+    name: ClassVar[str] = "choice"
 
     def extract(self, text: str) -> str | None:
         r"""The letter in the last box, else the announced one, else the leading one, else the last line.
@@ -67,13 +71,6 @@ class ChoiceScorer:
         bare = answer.strip()
         found = _LONE.fullmatch(bare) or _LEADING.match(bare)
         return None if found is None else _letter(found)
-
-    def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference? None never is."""
-        if answer is None:
-            return False
-        normal = self.normalise(answer)
-        return normal is not None and normal == self.normalise(gold)
 
 
 def _is_pronoun(found: re.Match[str], text: str) -> bool:

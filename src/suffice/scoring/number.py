@@ -2,7 +2,7 @@ r"""Scorer `number`: two numbers are the same answer when they have the same val
 
 Knows how numbers are written in prose and refuses to do arithmetic on them: a value is a string
 of digits from end to end, so a million digits cost a million steps and no float rounds anything.
-Powers (``10^3``), mixed numbers (``2 1/2``), number words and commas as decimal points are not read.
+Powers (``10^3``), number words and commas as decimal points are not read.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from suffice.scoring.answer import ANNOUNCEMENT_PATTERN, last_boxed, last_part
+from suffice.scoring.normal import ByNormalForm
+from suffice.scoring.spec import check_word
 
 MAX_DIGITS = 1_000
 _MAX_FRACTION_DIGITS = 18   # longer ones are compared as written
@@ -40,22 +44,34 @@ _NUMBER = rf"""
 _NUMBER_ONLY = re.compile(_NUMBER, re.VERBOSE)
 _WALK = re.compile(rf"(?P<announcement>(?-x:{ANNOUNCEMENT_PATTERN}))|{_NUMBER}", re.VERBOSE)
 _OPERATORS = re.compile(r"[\s$€£¥+*/×÷·()^=\\-]*+")
-_LATEX_FRACTION = re.compile(
-    r"\\[dt]?frac\s{0,4}\{\s{0,4}([+-]?\d++)\s{0,4}\}\s{0,4}\{\s{0,4}(\d++)\s{0,4}\}"
-)
+_BRACED = r"\s{0,4}\{\s{0,4}([+-]?\d++)\s{0,4}\}\s{0,4}"
+_LATEX_FRACTION = re.compile(rf"(?P<glued>(?<=\d)\s?)?\\[dt]?frac(?:{_BRACED}{_BRACED}|\s?(\d)\s?(\d))")
+_MIXED = re.compile(r"(?<![\w.,/])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\w/]|[.,]\d)")
+_VULGAR = {chr(code): unicodedata.normalize("NFKC", chr(code)).replace("\u2044", "/")
+           for code in (0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F))}
+_VULGAR_SIGN = re.compile(f"(?P<glued>(?<=\\d))?([{''.join(_VULGAR)}])")
 
 
-class NumberScorer:
+@dataclass(frozen=True, slots=True)
+class NumberScorer(ByNormalForm):
     r"""Compare numbers by value, exactly.
 
     Normal form: ``-``, digits without leading zeros, ``.``, digits without trailing zeros: ``1,234.50``,
     ``+1234.5`` and ``1.2345e3`` are ``1234.5``; ``-0`` is ``0``. A simple fraction becomes its decimal where
-    that ends (``1/2`` is ``0.5``) and else is reduced (``2/6`` is ``1/3``, which ``0.333`` is not).
-    Currency signs and units are dropped. A percent sign is not: ``50%`` is neither ``50`` nor ``0.5``.
-    A number of more than 1,000 digits is no answer.
+    that ends (``1/2`` is ``0.5``) and else is reduced (``2/6`` is ``1/3``, which ``0.333`` is not); a mixed
+    number is its sum (``2 1/2`` is ``2.5``). Currency signs and units are dropped. A percent sign is not, unless
+    the settings say so: ``50%`` is neither ``50`` nor ``0.5``. A number of more than 1,000 digits is no answer.
+
+    percent  ``keep``: ``50%`` stays; ``drop``: it is ``50``; ``share``: it is ``0.5``
     """
 
-    name = "number"
+    name: ClassVar[str] = "number"
+
+    percent: Literal["keep", "drop", "share"] = "keep"
+
+    def __post_init__(self) -> None:
+        """Check the parameter. Raises ConfigError."""
+        check_word("scorer.percent", self.percent, ("keep", "drop", "share"))
 
     def extract(self, text: str) -> str | None:
         r"""The number in the last box, else the one announced last, else the last one in the text.
@@ -67,7 +83,7 @@ class NumberScorer:
         boxed = last_boxed(plain)
         if boxed is not None:
             first = _NUMBER_ONLY.search(boxed)
-            if first is not None and (value := _value(_result(boxed, first))) is not None:
+            if first is not None and (value := _value(_result(boxed, first), self.percent)) is not None:
                 return value
         last, announced, announced_at = None, None, -1
         for found in _WALK.finditer(plain):
@@ -79,29 +95,45 @@ class NumberScorer:
                 announced = found
             announced_at = -1
         if announced is not None:
-            return _value(_result(plain, announced))
-        return None if last is None else _value(last)
+            return _value(_result(plain, announced), self.percent)
+        return None if last is None else _value(last, self.percent)
 
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer: the same reading as `extract`; None when it holds no number."""
         return self.extract(answer)
 
-    def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference? None never is."""
-        if answer is None:
-            return False
-        normal = self.normalise(answer)
-        return normal is not None and normal == self.normalise(gold)
+
+def exact_number(written: str) -> str | None:
+    """The normal form of a text that is one number and nothing else; None: it is more, or none."""
+    found = _NUMBER_ONLY.fullmatch(written if written.isascii() else written.translate(_MINUS))
+    return None if found is None else _value(found)
 
 
 def _plain(text: str) -> str:
     """Dashes as minus signs, LaTeX fractions as a/b, ``####`` as the announcement that it is."""
     text = last_part(text)
     if not text.isascii():
-        text = text.translate(_MINUS)
+        text = _VULGAR_SIGN.sub(_vulgar, text.translate(_MINUS))
     if "\\" in text:
-        text = _LATEX_FRACTION.sub(r"\1/\2", text)
+        text = _LATEX_FRACTION.sub(_latex_fraction, text)
+    if "/" in text:
+        text = _MIXED.sub(_mixed, text)
     return text.replace("{,}", ",").replace("####", "\nanswer: ")
+
+
+def _latex_fraction(found: re.Match[str]) -> str:
+    """As a/b, behind a space where a whole number stands before it: a mixed number."""
+    above, below = (group for group in found.groups()[1:] if group is not None)
+    return f"{'' if found.group('glued') is None else ' '}{above}/{below}"
+
+
+def _vulgar(found: re.Match[str]) -> str:
+    return f"{'' if found.group('glued') is None else ' '}{_VULGAR[found.group(2)]}"
+
+
+def _mixed(found: re.Match[str]) -> str:
+    whole, above, below = (int(group) for group in found.groups())
+    return f"{whole * below + above}/{below}" if above < below else found.group()
 
 
 def _result(text: str, first: re.Match[str]) -> re.Match[str]:
@@ -123,19 +155,20 @@ def _result(text: str, first: re.Match[str]) -> re.Match[str]:
             result = following
 
 
-def _value(number: re.Match[str]) -> str | None:
+def _value(number: re.Match[str], percent: str = "keep") -> str | None:
     """The normal form of one number as it was written; None: too long, or divided by zero."""
     sign = "-" if number.group("sign") == "-" else ""
+    is_percent = number.group("percent") is not None
+    hundredth = 2 if is_percent and percent == "share" else 0
     if number.group("below") is not None:
-        value = _fraction(_digits(number.group("above")), _digits(number.group("below")))
+        value = _fraction(_digits(number.group("above")), _digits(number.group("below")) + "0" * hundredth)
     else:
         whole = _digits(number.group("whole") or "")
         part = _digits(number.group("part") or number.group("bare_part") or "")
-        value = _decimal(whole, part, int(number.group("exponent") or number.group("power") or 0))
+        value = _decimal(whole, part, int(number.group("exponent") or number.group("power") or 0) - hundredth)
     if value is None or len(value) > MAX_DIGITS + 1:  # the point is not a digit
         return None
-    percent = "" if number.group("percent") is None else "%"
-    return f"{'' if value == '0' else sign}{value}{percent}"
+    return f"{'' if value == '0' else sign}{value}{'%' if is_percent and percent == 'keep' else ''}"
 
 
 def _digits(written: str) -> str:

@@ -6,21 +6,22 @@ are different answers here.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
+from dataclasses import dataclass
+from typing import ClassVar
 
-from suffice.scoring.answer import last_announced, last_boxed
+from suffice.scoring.answer import told
+from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest, settled
 
-MAX_ANSWER_CHARS = 2_000
 _ARTICLES = frozenset({"a", "an", "the"})
 _WRAPPERS = frozenset("$`")  # around formulas and code; by category they are symbols
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _SPACES = re.compile(r"\s+")
-_MAX_PASSES = 8
 
 
-class TextScorer:
+@dataclass(frozen=True, slots=True)
+class TextScorer(ByNormalForm):
     """Compare short answers by their words.
 
     Normal form, after SQuAD's (Rajpurkar et al. 2016, arXiv:1606.05250): compatibility form NFKC,
@@ -36,42 +37,20 @@ class TextScorer:
     digest, so that a log never holds an essay where an answer belongs.
     """
 
-    name = "text"
+    name: ClassVar[str] = "text"
 
     def extract(self, text: str) -> str | None:
-        r"""The last ``\boxed{…}``, else what follows the last "answer is" or "answer:", else all of it.
-
-        The whole text, not its first line: an explanation behind an unannounced answer makes it
-        another answer, and is better cut off by the probe than guessed away here.
-        """
-        boxed = last_boxed(text)
-        if boxed is not None and (answer := self.normalise(boxed)) is not None:
-            return answer
-        announced = last_announced(text)
-        return self.normalise(text if announced is None else announced)
+        r"""The last ``\boxed{…}``, else what follows the last "answer is" or "answer:", else all of it."""
+        return told(text, self.normalise)
 
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer; None when only punctuation or nothing is in it."""
         if len(answer) > MAX_ANSWER_CHARS:
             # Not NFKC: long runs of combining marks make it quadratic.
             folded = _SPACES.sub(" ", answer.casefold()).strip()
-            return _digest(folded) if len(folded) > MAX_ANSWER_CHARS else self.normalise(folded)
-        normal = answer
-        for _ in range(_MAX_PASSES):
-            # Dropped punctuation can bring a letter and its accent, or two digits, together.
-            before, normal = normal, _one_pass(normal)
-            if normal == before:
-                break
-        if len(normal) > MAX_ANSWER_CHARS:  # one character may grow to eighteen
-            return _digest(normal)
-        return normal or None
-
-    def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference? None never is."""
-        if answer is None:
-            return False
-        normal = self.normalise(answer)
-        return normal is not None and normal == self.normalise(gold)
+            return digest(folded) if len(folded) > MAX_ANSWER_CHARS else self.normalise(folded)
+        # Several passes: dropped punctuation can bring a letter and its accent, or two digits, together.
+        return settled(answer, _one_pass) or None
 
 
 def _one_pass(text: str) -> str:
@@ -106,7 +85,3 @@ def _bare(word: str) -> str:
         if is_sign or is_inside or (character == "%" and after_digit):
             kept.append(character)
     return _THOUSANDS.sub("", "".join(kept))
-
-
-def _digest(text: str) -> str:
-    return "long text " + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

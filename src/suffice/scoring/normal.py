@@ -1,0 +1,79 @@
+"""What all normal forms have in common: they can be logged, they are short, and twice changes nothing.
+
+Knows characters and lengths, and refuses to know what an answer means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+MAX_ANSWER_CHARS = 2_000  # a longer normal form stands as a digest: a log holds answers, not essays
+_MAX_PASSES = 8
+_DIGEST = re.compile(r"long text [0-9a-f]{32}")
+_UNREADABLE = {
+    **dict.fromkeys((*range(32), *range(127, 160)), " "),  # control characters, line ends among them
+    0x2028: " ",
+    0x2029: " ",
+}
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def digest(text: str) -> str:
+    """What stands for a text that is too long: the same for the same text, 42 characters."""
+    return "long text " + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def is_digest(answer: str) -> bool:
+    """Does a digest stand there? It is its own normal form under every scorer."""
+    return len(answer) == 42 and _DIGEST.fullmatch(answer) is not None
+
+
+def readable(text: str) -> str:
+    """The text without what no log can hold: control characters become spaces, half surrogates U+FFFD."""
+    if text.isascii() and text.isprintable():
+        return text
+    return _HALVES.sub("\ufffd", text.translate(_UNREADABLE))
+
+
+def says_something(text: str) -> bool:
+    """Is there a letter, a digit or a symbol in it? Punctuation and invisible characters say nothing."""
+    return any(unicodedata.category(character)[0] in "LNS" for character in text)
+
+
+def settled(text: str, one_pass: Callable[[str], str]) -> str:
+    """`one_pass` again and again until nothing changes; a text that never settles stands as a digest.
+
+    A rule may make another one apply that was tried before it; so a single pass is not idempotent.
+    """
+    for _ in range(_MAX_PASSES):
+        before, text = text, one_pass(text)
+        if text == before:
+            return text if len(text) <= MAX_ANSWER_CHARS else digest(text)
+        if len(text) > 20 * MAX_ANSWER_CHARS:
+            return digest(text)
+    return digest(text)
+
+
+class ByNormalForm(ABC):
+    """A scorer for which two answers are the same when their normal forms are.
+
+    So equality is an equivalence relation, a vote can count normal forms, and a stop that delivers
+    the full run's normal form cannot change whether the answer is right.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def normalise(self, answer: str) -> str | None:
+        """The normal form of a bare answer, such as a reference; None: it is no answer."""
+
+    def match(self, answer: str | None, gold: str) -> bool:
+        """Is `answer` the reference? None never is."""
+        if answer is None:
+            return False
+        normal = self.normalise(answer)
+        return normal is not None and normal == self.normalise(gold)
