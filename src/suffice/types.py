@@ -141,7 +141,7 @@ class Signals:
     entropy_emv: float | None = None       # exponential moving variance of it
     confidence_ema: float | None = None    # exponential moving mean of `confidence`
     confidence_slope: float | None = None  # change of `confidence` against the step before
-    degeneration: float | None = None      # CoDE-Stop's score: weighted low and erratic confidence, at least 0
+    degeneration: float | None = None      # CoDE-Stop's score: low and not improving confidence, at least 0
     third_votes: int | None = None         # votes of all answers behind the two leaders
     majority_ema: float | None = None      # exponential moving mean of `p_majority`
     agreement: float | None = None         # leader's votes over steps so far, [0, 1]

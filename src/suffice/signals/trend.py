@@ -46,41 +46,44 @@ class Trend:
 
 
 class Degeneration:
-    """How much low and erratic confidence a run has piled up, early steps counting most.
+    """How long a run has been low and not improving in its confidence, early steps counting most.
 
-    After the idea of CoDE-Stop (Hosseini et al. 2026, arXiv:2604.04930): runs that end wrong show
-    low and jumping confidence early, and a confidence that rises late is not to be trusted. What is
-    computed here, with c_i the i-th known confidence of the run and c_0 = c_1:
+    CoDE-Stop (Hosseini et al. 2026, arXiv:2604.04930), with c_i the i-th known confidence of the run, c_0 = c_1,
+    and T_i the tokens generated up to it:
 
-        degeneration_n = sum over i = 1 … n of (level (1 - c_i) + jump |c_i - c_(i-1)|) / log2(i + 1)
+        D_k = sum over i = 1 … k of w_i v_i,  v_i = 1 if 2 c_i - c_(i-1) < delta else 0,  w_i = 1 + ln(T_k / T_i)
 
-    It never falls; its first term has weight 1, its third 1/2. The published text gives the two
-    ingredients and a logarithmic weight; the exact form, and the equal parts of level and jump, are ours.
+    v_i says that confidence is low even if its last change is taken as a trend. D_k never falls. Before the
+    first token is generated, T counts as 1.
 
-    level, jump  weights of low and of erratic confidence, from 0 to 100
+    delta  below it a confidence is low, from 0 to 2; 0.55 in all their experiments
     """
 
     fields: tuple[str, ...] = ("degeneration",)
 
-    def __init__(self, *, level: float = 1.0, jump: float = 1.0) -> None:
-        self._level = number("degeneration.level", level, most=100.0, low_included=True)
-        self._jump = number("degeneration.jump", jump, most=100.0, low_included=True)
-        self._n_known = 0
-        self._last = 0.0
-        self._sum = 0.0
+    def __init__(self, *, delta: float = 0.55) -> None:
+        self._delta = number("degeneration.delta", delta, most=2.0, low_included=True)
+        self._tokens = 0
+        self._last: float | None = None
+        self._n_low = 0
+        self._sum_ln_tokens = 0.0  # over the steps that were low
         self._known = False
 
     def update(self, step: Step) -> None:
         """Take the next step in. O(tokens of its trial answer)."""
+        self._tokens += step.tokens
         confidence = confidence_of(step)
         self._known = confidence is not None
         if confidence is None:
             return
-        self._n_known += 1
-        change = abs(confidence - self._last) if self._n_known > 1 else 0.0
+        before = confidence if self._last is None else self._last
         self._last = confidence
-        self._sum += (self._level * (1.0 - confidence) + self._jump * change) / math.log2(self._n_known + 1)
+        if 2.0 * confidence - before < self._delta:
+            self._n_low += 1
+            self._sum_ln_tokens += math.log(max(1, self._tokens))
 
     def values(self) -> dict[str, float | None]:
         """The field of Signals that this fold fills, at least 0."""
-        return {"degeneration": self._sum if self._known else None}
+        if not self._known:
+            return {"degeneration": None}
+        return {"degeneration": max(0.0, self._n_low * (1.0 + math.log(max(1, self._tokens))) - self._sum_ln_tokens)}
