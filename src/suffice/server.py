@@ -21,6 +21,7 @@ import uvicorn
 
 from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
+from suffice.gateway.heads import LimitedHttp
 from suffice.settings import Settings
 from suffice.telemetry import LOG
 from suffice.wiring import gateway
@@ -163,18 +164,10 @@ class GatewayServer(uvicorn.Server):
             await asyncio.sleep(POLL_S)
 
 
-def _protocol() -> Any:
-    try:
-        from suffice.gateway.heads import LimitedHttp
-    except ImportError:  # no httptools, as on Windows: h11 has a limit of its own
-        return "h11"
-    return LimitedHttp
-
-
 def _config(app: App, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_protocol(),
+        http=LimitedHttp,
         lifespan="off",
         access_log=False,
         proxy_headers=False,  # nobody here asks who the client is: keys say that

@@ -14,8 +14,9 @@ from yarl import URL
 from suffice.errors import ConfigError
 from suffice.gateway.app import ENDPOINTS, endpoints
 from suffice.gateway.auth import without_keys
-from suffice.settings import parse
+from suffice.settings import Upstream, parse
 from suffice.testing import FakeUpstream, Script
+from suffice.upstream.client import UpstreamClient
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served
 
@@ -380,9 +381,8 @@ async def test_a_stored_response_is_asked_for_where_it_was_made(serve: Serve) ->
     made, stored = CASES["responses"], CASES["a stored response"]
     async with FakeUpstream(paths={"POST /responses": made.script, "GET /responses/resp_1": stored.script}) as other:
         routes = {"r": {"upstream": "up"}}
-        async with serve(routes=routes) as g:
-            g.gateway.upstreams["up"]._base = other.url
-            g.gateway.upstreams = {"first": g.gateway.upstreams["up"], "up": g.gateway.upstreams["up"]}
+        async with serve(routes=routes) as g, UpstreamClient("up", Upstream(url=other.url), None) as elsewhere:
+            g.gateway.upstreams = {"first": elsewhere, "up": elsewhere}
             await send(g, made)
             assert g.gateway.answered_by == {"resp_1": "up"}
             assert (await send(g, stored)).status == 200

@@ -1,29 +1,28 @@
-"""HTTP out: one connection pool, calls that can be abandoned at any moment.
+"""HTTP out: calls to one model server that can be abandoned at any moment.
 
-It knows sockets, headers and time-outs, and refuses to know what the bytes mean: that is `wire`.
-A call that is left early closes its connection, so that the model server stops generating.
+It knows headers, time-outs and when a call may be tried again, and refuses to know what the bytes mean: that is
+`wire`. A call that is left early closes its connection, so that the model server stops generating.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
-import io
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
-from functools import cached_property
 from types import TracebackType
 from typing import Self
 
-import aiohttp
-from multidict import CIMultiDict
 from yarl import URL
 
 from suffice.errors import UpstreamBusy, UpstreamDown, UpstreamError, UpstreamTimeout
 from suffice.settings import Upstream
 from suffice.types import Findings
 from suffice.upstream.allowance import Allowance, Refusal
+from suffice.upstream.connection import Broken, Connection
+from suffice.upstream.pool import Address, Pool
 
 Headers = Iterable[tuple[str, str]]
 
@@ -35,37 +34,35 @@ NEVER_SENT_UP = HOP_BY_HOP | {"host", "content-length", "expect", "cookie"}
 NEVER_SENT_DOWN = HOP_BY_HOP | {"set-cookie", "set-cookie2", "server", "date"}
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")  # where clients of the APIs put a key
 GENERATES = ("completions", "/responses", "/messages")  # ends of the paths whose calls occupy a slot
-KEPT_URLS = 32                  # paths with ids and queries are many: they are not all kept
 SETTLE_S = 0.05                 # how long a finished answer may take to say that it is
 SHORT_ANSWER_BYTES = 16 * 2**20
-LONG_BODY_BYTES = 256 * 1024
-HEADER_LIMIT_BYTES = 32 * 1024  # an upstream's header line beyond this is its fault, not ours
 
 
 class Call:
-    """One open response of the upstream. Leaving the block closes or returns the connection.
+    """One open answer of the upstream. Leaving the block closes or returns the connection."""
 
-    idle_timeout_s  how long `read` waits for the next bytes; 0: for ever
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse, idle_timeout_s: float = 0.0) -> None:
-        self._response = response
-        self._idle = IdleWatch(response, idle_timeout_s)
-        self.status = response.status
-        self.content_type = response.content_type
-        self.is_encoded = response.headers.get("content-encoding", "identity").lower() != "identity"
-        self.closed = False
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.status = connection.status
+        # End-to-end headers of the answer, in order, without cookies.
+        self.headers: list[tuple[str, str]] = []
+        self.content_type, encoding = "application/octet-stream", "identity"
+        for raw_name, raw_value in connection.head:
+            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+            lower = name.lower()
+            if lower == "content-type":
+                self.content_type = value.partition(";")[0].strip().lower()
+            elif lower == "content-encoding":
+                encoding = value.strip().lower()
+            if lower not in NEVER_SENT_DOWN:
+                self.headers.append((name, value))
+        self.is_encoded = encoding != "identity"
         self.asks_for_less = False  # the upstream wants fewer calls: 429, or 503 with a time to come back
-
-    @cached_property
-    def headers(self) -> list[tuple[str, str]]:
-        """End-to-end headers of the response, in order, without cookies."""
-        return [(k, v) for k, v in self._response.headers.items() if k.lower() not in NEVER_SENT_DOWN]
 
     @property
     def at_end(self) -> bool:
         """Is it known already that nothing more will come?"""
-        return self._response.content.at_eof()
+        return self._connection.at_end
 
     async def read(self) -> bytes:
         """The next bytes as they came, b"" at the end.
@@ -73,15 +70,12 @@ class Call:
         Raises UpstreamDown if the connection breaks and UpstreamTimeout after `idle_timeout_s` of
         silence.
         """
-        self._idle.wait()
         try:
-            data = await self._response.content.readany()
-            self._idle.waits = False
-            return data
+            return await self._connection.read()
         except TimeoutError:
             raise UpstreamTimeout("the upstream was silent for longer than idle_timeout_s") from None
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise UpstreamDown(f"the upstream broke off its answer ({type(error).__name__})") from None
+        except Broken as error:
+            raise UpstreamDown(f"the upstream broke off its answer ({error})") from None
 
     async def read_all(self, limit_bytes: int = 64 * 2**20) -> bytes:
         """The whole rest of the body. Raises UpstreamDown when it is longer than `limit_bytes`."""
@@ -106,47 +100,9 @@ class Call:
                     pass
 
     def close(self) -> None:
-        """Stop the call now. A finished response goes back to the pool, any other is cut."""
-        if not self.closed:
-            self.closed = True
-            self._idle.close()
-            self._response.close()
-
-
-class IdleWatch:
-    """Ends a read that waits too long, with one timer a call.
-
-    aiohttp's own `sock_read` sets a new timer for every packet, which costs more than all that Suffice does
-    with it. Here a read notes when it began to wait, and the timer looks at that when it fires.
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse, idle_timeout_s: float) -> None:
-        self.waits = False
-        self._since_s = 0.0
-        self._content, self._idle_s = response.content, idle_timeout_s
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        connection = response.connection
-        if idle_timeout_s and connection is not None and connection.protocol is not None:
-            connection.protocol.read_timeout = None  # else the whole answer has come already
-            self._timer = self._loop.call_later(idle_timeout_s, self._look)
-
-    def wait(self) -> None:
-        """A read begins to wait now."""
-        self.waits, self._since_s = True, self._loop.time()
-
-    def _look(self) -> None:
-        now_s = self._loop.time()
-        left_s = self._since_s + self._idle_s - now_s if self.waits else self._idle_s
-        if left_s > 0:
-            self._timer = self._loop.call_later(left_s, self._look)
-        else:
-            self._content.set_exception(TimeoutError())
-
-    def close(self) -> None:
-        """Watch no longer."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Stop the call now, where it has not come to its end: the server sees it at once."""
+        if not self.at_end:
+            self._connection.cut()
 
 
 class UpstreamClient:
@@ -166,52 +122,52 @@ class UpstreamClient:
         self.findings = findings  # what doctor saw this server do; None: nothing is known
         self._api_key, self._now_s, self._wall_s = api_key, monotonic_s, wall_s
         self.allowance = Allowance(settings.extra, settings.slots)
-        self._urls: dict[str, URL] = {}
-        self._base = str(URL(settings.url.rstrip("/").removesuffix("/v1"))).rstrip("/")
-        self._session: aiohttp.ClientSession | None = None
+        self._address = Address.of(settings.url)
+        self._login = _login(settings.url)
+        self._pool: Pool | None = None
         self.n_open = 0                     # completions asked of it and not yet over, whoever asked
-        self._fresh: aiohttp.ClientSession | None = None  # a connection of its own for each call
         self.refuses: set[str] = set()      # fields of ours that it answered with an error
 
     async def __aenter__(self) -> Self:
-        self._session = self._opened(
-            aiohttp.TCPConnector(limit=0, keepalive_timeout=self.settings.keepalive_s)
-        )
-        self._fresh = self._opened(aiohttp.TCPConnector(limit=0, force_close=True))
+        settings = self.settings
+        self._pool = Pool(
+            self._address, connect_timeout_s=settings.connect_timeout_s, idle_timeout_s=settings.idle_timeout_s,
+            keep_s=settings.keepalive_s,
+        )  # fmt: skip
         return self
-
-    def _opened(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(
-                total=None,
-                sock_connect=self.settings.connect_timeout_s,
-                sock_read=self.settings.idle_timeout_s,
-            ),
-            auto_decompress=False,  # what passes through stays as it came
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept", "Content-Type"),
-            max_line_size=HEADER_LIMIT_BYTES,
-            max_field_size=HEADER_LIMIT_BYTES,
-        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for session in (self._session, self._fresh):
-            if session is not None:
-                await session.close()
+        if self._pool is not None:
+            self._pool.close()
 
-    def _headers(self, headers: Headers, key_header: str = "authorization") -> CIMultiDict[str]:
-        sent = CIMultiDict([
-            (k, v) for k, v in headers
-            if (name := k.lower()) not in NEVER_SENT_UP and not name.startswith("x-suffice-")
-        ])  # fmt: skip
+    def _head(
+        self, method: str, path: str, headers: Headers, n_bytes: int | None, key_header: str = "authorization"
+    ) -> str:
+        """The request's head but for its end. Raises ValueError for a line break in any of its parts."""
+        lines = [f"{method} {self._address.path}{path} HTTP/1.1", f"host: {self._address.authority}"]
+        has_login = False
+        for name, value in headers:
+            lower = name.lower()
+            if lower in NEVER_SENT_UP or lower.startswith("x-suffice-"):
+                continue
+            if lower in KEY_HEADERS:
+                if self._api_key is not None:
+                    continue  # the caller's own credentials do not go beside ours
+                has_login = has_login or lower == "authorization"
+            lines.append(f"{name}: {value}")
         if self._api_key is not None:
-            for name in KEY_HEADERS:  # the caller's own credentials do not go beside ours
-                sent.popall(name, None)
-            sent[key_header] = f"Bearer {self._api_key}" if key_header == "authorization" else self._api_key
-        return sent
+            bearer = "Bearer " if key_header == "authorization" else ""
+            lines.append(f"{key_header}: {bearer}{self._api_key}")
+        elif self._login is not None and not has_login:
+            lines.append(f"authorization: {self._login}")
+        if n_bytes is not None:
+            lines.append(f"content-length: {n_bytes}")
+        head = "\r\n".join(lines)
+        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
+            raise ValueError("a header of a request to an upstream holds a line break")
+        return head
 
     @asynccontextmanager
     async def open(
@@ -235,16 +191,16 @@ class UpstreamClient:
         takes_slot = path.partition("?")[0].endswith(GENERATES)
         self.n_open += takes_slot
         try:
-            retries = 0 if extra else self.settings.retries
-            response = await self._send(method, path, body, self._headers(headers, key_header), retries)
-            call = Call(response, self.settings.idle_timeout_s)
+            head = self._head(method, path, headers, None if body is None else len(body), key_header)
+            connection = await self._send(head, body, retries=0 if extra else self.settings.retries)
+            call = Call(connection)
             try:
                 call.asks_for_less = self.allowance.note(
                     call.status, call.headers, extra=extra, now_s=self._now_s(), wall_s=self._wall_s()
                 )
                 yield call
             finally:
-                call.close()
+                self._opened_pool.give_back(connection)
         finally:
             self.n_open -= takes_slot
 
@@ -274,41 +230,44 @@ class UpstreamClient:
         finally:
             self.allowance.end(spent(), self._now_s())
 
-    async def _send(
-        self, method: str, path: str, body: bytes | None, headers: CIMultiDict[str], retries: int
-    ) -> aiohttp.ClientResponse:
-        session = self._session
-        if session is None or self._fresh is None:
+    @property
+    def _opened_pool(self) -> Pool:
+        if self._pool is None:
             raise UpstreamDown("the upstream client is not open")
+        return self._pool
+
+    async def _send(self, head: str, body: bytes | None, *, retries: int) -> Connection:
+        """The connection on which an answer has begun."""
+        pool = self._opened_pool
         for attempt in range(retries + 1):
             try:
-                return await session.request(
-                    method, self._url(path), data=_payload(body), headers=headers, allow_redirects=False
-                )
+                # Most often a kept connection that the server was just closing: the request was never answered.
+                # The others in the pool may be as stale, so the next attempt has a connection of its own.
+                return await self._asked(pool, head, body, fresh=attempt > 0)
             except TimeoutError:
                 raise UpstreamTimeout(f"upstream {self.name!r} did not begin to answer in time") from None
-            except (aiohttp.ClientConnectionError, ConnectionError) as error:
-                # Most often a pooled connection that the server was just closing: the request was never answered.
-                # The others in the pool may be as stale, so the next attempt has a connection of its own.
-                if attempt == retries or _began(error):
-                    raise self._down("no connection to", error) from None
-                session = self._fresh
-            except aiohttp.ClientError as error:
-                raise self._down("no answer from", error) from None
+            except Broken as error:
+                if error.began or attempt == retries:
+                    raise self._down(str(error)) from None
+            except OSError as error:
+                if attempt == retries:
+                    # Its own text may name an address; its class says enough.
+                    raise self._down(type(error).__name__) from None
         raise AssertionError("unreachable")
 
-    def _url(self, path: str) -> URL:
-        """The address of a path; the few paths without ids and queries are taken apart only once."""
-        url = self._urls.get(path)
-        if url is None:
-            url = URL(self._base + path, encoded=True)
-            if len(self._urls) < KEPT_URLS:
-                self._urls[path] = url
-        return url
+    @staticmethod
+    async def _asked(pool: Pool, head: str, body: bytes | None, *, fresh: bool) -> Connection:
+        connection = await pool.take(fresh=fresh)
+        try:
+            end = "\r\nconnection: close\r\n\r\n" if fresh else "\r\n\r\n"
+            await connection.ask((head + end).encode("latin-1", "replace"), body)
+        except BaseException:
+            pool.give_back(connection)
+            raise
+        return connection
 
-    def _down(self, what: str, error: Exception) -> UpstreamDown:
-        # The error's own text may name an address or quote a header; its class says enough.
-        return UpstreamDown(f"{what} upstream {self.name!r} ({type(error).__name__})")
+    def _down(self, why: str) -> UpstreamDown:
+        return UpstreamDown(f"no connection to upstream {self.name!r}, or no answer over it ({why})")
 
     async def post_json(
         self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()
@@ -331,14 +290,12 @@ class UpstreamClient:
             raise UpstreamTimeout(message) from None
 
 
-def _began(error: Exception) -> bool:
-    """Had the server begun to answer when the connection broke? Then it is not asked again."""
-    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
-
-
-def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
-    """A long body is sent in pieces, so that other requests are served meanwhile."""
-    return body if body is None or len(body) < LONG_BODY_BYTES else io.BytesIO(body)
+def _login(url: str) -> str | None:
+    """What the address itself says of who is calling, as a header's value."""
+    parsed = URL(url)
+    if parsed.user is None:
+        return None
+    return "Basic " + base64.b64encode(f"{parsed.user}:{parsed.password or ''}".encode()).decode()
 
 
 def _json_headers(headers: Headers) -> Headers:

@@ -1,0 +1,262 @@
+"""One connection to a model server, HTTP/1.1, the client's side: a request out, an answer in, and the next.
+
+It knows bytes, framing (llhttp's parser, through httptools) and how long somebody has waited. It refuses to
+know which request may be sent again and which connection to take: that is `client` and `pool`.
+
+    ask ──▶ head of the answer ──▶ read … read ──▶ complete ──▶ reusable, or cut
+
+An answer is parsed once, where its bytes arrive, and wakes its reader once a packet. One timer a request
+ends a wait that lasts too long; it is not set anew for each packet, which would cost more than the parser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+HEADER_LIMIT_BYTES = 32 * 1024   # an upstream's header line beyond this is its fault, not ours
+HEAD_LIMIT_BYTES = 128 * 1024    # … and so is a head
+HELD_BYTES = 128 * 1024          # of an answer that nobody reads; beyond it the server is made to wait
+PIECE_BYTES = 64 * 1024          # a long body is sent in pieces, so that other requests are served meanwhile
+LONG_BODY_BYTES = 256 * 1024
+
+
+class Broken(Exception):
+    """The connection ended, or what came over it is no HTTP.
+
+    began  something of the answer had come: the server has seen the request
+    """
+
+    def __init__(self, message: str, *, began: bool) -> None:
+        super().__init__(message)
+        self.began = began
+
+
+class Connection(asyncio.Protocol):
+    """One connection. It carries one request at a time; whoever holds it is the only one to use it.
+
+    idle_timeout_s  how long `ask` and `read` wait for the next bytes; 0: for ever
+    keep            may it be used again when its answer is complete?
+    """
+
+    def __init__(self, *, idle_timeout_s: float, keep: bool = True) -> None:
+        self.keep = keep
+        self.closed = False             # it can carry nothing more
+        self.status = 0                 # of the answer; 0: its head has not come
+        self.head: list[tuple[bytes, bytes]] = []   # header names and values as they came
+        self.complete = True            # no answer is awaited
+        self._idle_s = idle_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._error: Exception | None = None
+        self._n_bytes = 0               # of the answer, its head included
+        self._held_bytes = 0
+        self._parts: list[bytes] = []   # of the body, not yet read
+        self.on_body = self._parts.append   # the parser calls it with every part: no frame of ours in between
+        self._parser: HttpResponseParser | None = HttpResponseParser(self)
+        # What real servers and proxies send and other clients accept: odd characters in values, bare line feeds.
+        self._parser.set_dangerous_leniencies(
+            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+        )
+        self._spoiled = False           # bytes came that belong to no request
+        self._sent_all = True
+        self._reading_paused = self._writing_paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._waits_since_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ---- what its holder asks
+
+    @property
+    def is_reusable(self) -> bool:
+        """May the next request go over it?"""
+        return self.complete and self._sent_all and self.keep and not (self.closed or self._spoiled or self._parts)
+
+    @property
+    def at_end(self) -> bool:
+        """Has the whole answer been read?"""
+        return self.complete and not self._parts
+
+    async def ask(self, head: bytes, body: bytes | None) -> None:
+        """Send one request and return when the head of its answer has come.
+
+        Raises Broken, and TimeoutError after `idle_timeout_s` in which nothing moved.
+        """
+        transport = self._transport
+        if transport is None or self.closed:
+            raise Broken("it was closed while it waited to be used", began=False)
+        self.status, self.head, self.complete, self._n_bytes = 0, [], False, 0
+        self._waits_since_s = self._loop.time()
+        if self._idle_s:
+            self._timer = self._loop.call_later(self._idle_s, self._look)
+        if body is None or len(body) < LONG_BODY_BYTES:
+            transport.write(head + body if body else head)
+        else:
+            await self._send_long(transport, head, body)
+        while not self.status:
+            await self._wait()
+
+    async def _send_long(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
+        """Send a long body as fast as it is taken, or until the server has answered without the rest of it."""
+        self._sent_all = False
+        transport.write(head)
+        view = memoryview(body)
+        for at in range(0, len(view), PIECE_BYTES):
+            if self.status or self.closed:
+                return
+            transport.write(view[at : at + PIECE_BYTES])
+            await asyncio.sleep(0)
+            while self._writing_paused and not self.status:
+                await self._wait()
+        self._sent_all = True
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, as many as have come; b"" at its end. Raises as `ask`."""
+        while not self._parts:
+            if self.complete:
+                return b""
+            await self._wait()
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._held_bytes = 0
+        if self._reading_paused and self._transport is not None:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        return data
+
+    async def _wait(self) -> None:
+        """Until something has come, or can be sent. What had come before an error is read first."""
+        if self._error is not None:
+            raise self._error
+        self._waiter = self._loop.create_future()
+        self._waits_since_s = self._loop.time()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def rest(self) -> None:
+        """The request is over: watch the time no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def cut(self) -> None:
+        """Close it now, whatever is under way: the server sees it at once."""
+        self.rest()
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ---- what the event loop tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It stands."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+
+    def data_received(self, data: bytes) -> None:
+        """The next bytes."""
+        parser = self._parser
+        if self.complete or parser is None:
+            self._spoil()
+            return
+        self._n_bytes += len(data)
+        try:
+            parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            self._spoil()
+            if not self.complete:
+                self._fail(Broken(f"no HTTP ({type(error).__name__})", began=True))
+                return
+        if not self.status and self._n_bytes > HEAD_LIMIT_BYTES:
+            self._spoil()
+            self._fail(Broken("its head is too long", began=True))
+            return
+        self._held_bytes += len(data)
+        if self._held_bytes > HELD_BYTES and not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> None:
+        """The server sends nothing more; `connection_lost` follows."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone. An answer without a length ends here; any other one was broken off."""
+        self.closed = True
+        if not self.complete:
+            if self.status and exc is None and not self._has_length():
+                self.complete = True
+                self._wake()
+            else:
+                self._fail(Broken(f"disconnected ({type(exc).__name__})" if exc else "disconnected",
+                                  began=self._n_bytes > 0))
+        self._parser = None  # it refers to us: without this, both wait for the garbage collector
+
+    def pause_writing(self) -> None:
+        """The server takes no more for now."""
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._writing_paused = False
+        self._wake()
+
+    # ---- what the parser tells
+
+    def on_message_begin(self) -> None:
+        """An answer begins; one that nobody asked for spoils the connection."""
+        if self.complete:
+            raise ValueError("an answer without a request")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; those behind the body say nothing that is read here."""
+        if not self.status:
+            self.head.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head has ended; an interim one (100 to 199) is forgotten."""
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if 100 <= status < 200 and status != 101:
+            self.head = []
+            return
+        if self._n_bytes > HEADER_LIMIT_BYTES and any(len(k) + len(v) > HEADER_LIMIT_BYTES for k, v in self.head):
+            raise ValueError("a header is too long")
+        self.status = status
+        self.keep = self.keep and self._parser.should_keep_alive()
+
+    def on_message_complete(self) -> None:
+        """The answer has ended."""
+        self.complete = self.status != 0
+
+    # ----
+
+    def _has_length(self) -> bool:
+        return any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.head)
+
+    def _spoil(self) -> None:
+        self._spoiled = True
+        if self.complete and not self._parts:
+            self.cut()
+
+    def _look(self) -> None:
+        """The timer fired: has somebody waited for too long?"""
+        since_s = self._loop.time() - self._waits_since_s
+        waits = self._waiter is not None
+        if waits and since_s >= self._idle_s:
+            self._fail(TimeoutError())
+            return
+        self._timer = self._loop.call_later(self._idle_s - (since_s if waits else 0.0), self._look)
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter: Any = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
