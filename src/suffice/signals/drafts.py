@@ -13,9 +13,10 @@ from operator import mul
 from typing import Protocol
 
 from suffice.signals.known import number
+from suffice.signals.words import words_of
 from suffice.types import Step
 
-_LONGEST_WORD = 40  # a longer one is a formula, an address or a script without spaces: it counts by characters
+_LONG_WORDS = 20  # characters on average: more than words of a text with spaces have
 
 
 class Embedder(Protocol):
@@ -63,14 +64,14 @@ class Drafts:
 
 
 class _Draft:
-    """One step as it is compared: its words are counted once, though it is compared twice."""
+    """One step as it is compared: the words of its text are counted once, though it is compared twice."""
 
     __slots__ = ("answer", "text", "vector")
 
     def __init__(self, step: Step) -> None:
         self.vector = step.vector
         self.text = _words(step.text) if step.text else None
-        self.answer = None if step.answer is None else _words(step.answer)
+        self.answer = step.answer
 
 
 def _distance(before: _Draft, now: _Draft) -> float | None:
@@ -80,16 +81,15 @@ def _distance(before: _Draft, now: _Draft) -> float | None:
             return min(1.0, max(0.0, 1.0 - cosine))
     if before.text is not None and now.text is not None:
         return 1.0 - _overlap(before.text, now.text)
-    if before.answer is not None and now.answer is not None:
-        return 1.0 - _overlap(before.answer, now.answer)
-    return None
+    if before.answer is None or now.answer is None:
+        return None
+    return 0.0 if before.answer == now.answer else 1.0 - _overlap(_words(before.answer), _words(now.answer))
 
 
 def _words(text: str) -> Counter[str]:
-    words = text.casefold().split()
-    if len(text) > _LONGEST_WORD and len(max(words, key=len, default="")) > _LONGEST_WORD:
-        words = [part for word in words for part in (word if len(word) > _LONGEST_WORD else (word,))]
-    return Counter(words)
+    cut = words_of(text)
+    # A formula, an address or a script without spaces counts by its characters.
+    return Counter(cut.words if len(cut.folded) <= _LONG_WORDS * len(cut.words) else "".join(cut.words))
 
 
 def _overlap(a: Counter[str], b: Counter[str]) -> float:

@@ -7,17 +7,21 @@ two is not seen; steps are cut at lines or between words.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
+from suffice.signals.words import words_of
 from suffice.types import Step
 
-# On folded text. Bounded white space: a phrase may run over a line break, never over a page.
+# On folded text. Bounded white space: a phrase may run over a line break, never over a page. Every mark begins
+# with its letters and looks behind them for a word's start afterwards: so the search can skip to such letters.
 _HEDGE = re.compile(
-    r"(?<!\w)(?:wait|hold\s{1,4}on|but|hmm{1,8}|actually|however|alternatively"
-    r"|let\s{1,4}me\s{1,4}(?:(?:re-?|double[\s-])?check|verify|rethink|reconsider|think\s{1,4}again)"
-    r"|on\s{1,4}second\s{1,4}thought|i\s{1,4}made\s{1,4}a\s{1,4}mistake)\b"
+    r"(?:w(?<!\w\w)ait|b(?<!\w\w)ut|a(?<!\w\w)(?:ctually|lternatively)|h(?<!\w\w)(?:old\s{1,4}on|mm{1,8}|owever)"
+    r"|let(?<!\w\w{3})\s{1,4}me\s{1,4}(?:(?:re-?|double[\s-])?check|verify|rethink|reconsider|think\s{1,4}again)"
+    r"|on(?<!\w\w\w)\s{1,4}second\s{1,4}thought|i(?<!\w\w)\s{1,4}made\s{1,4}a\s{1,4}mistake)\b"
 )
 _GRAM_WORDS = 8
 _MAX_GRAMS = 65_536
+_CHUNK = _MAX_GRAMS // 4  # words at once, so that one huge step cannot outgrow the memory
 
 
 class Hedges:
@@ -35,10 +39,10 @@ class Hedges:
 
     def update(self, step: Step) -> None:
         """Take the next step in. O(its text)."""
-        text = step.text.casefold()
-        self._hedges = len(_HEDGE.findall(text))
+        text = words_of(step.text)
+        self._hedges = len(_HEDGE.findall(text.folded))
         self._n_hedges += self._hedges
-        self._n_words += len(text.split())
+        self._n_words += len(text.words)
 
     def values(self) -> dict[str, int | float | None]:
         """The fields of Signals that this fold fills. No rate before the first word."""
@@ -64,29 +68,31 @@ class Loops:
 
     def update(self, step: Step) -> None:
         """Take the next step in. O(its text)."""
-        words = step.text.casefold().split()
+        words = words_of(step.text).words
         n_grams = n_new = 0
-        for begin in range(0, len(words), _MAX_GRAMS // 4):
-            known, new = self._remember(words[begin : begin + _MAX_GRAMS // 4])
-            n_grams, n_new = n_grams + known, n_new + new
+        for begin in range(0, len(words), _CHUNK):
+            text = self._tail + words[begin : begin + _CHUNK]
+            self._tail = text[1 - _GRAM_WORDS :]
+            n_grams += max(0, len(text) - _GRAM_WORDS + 1)
+            n_new += self._remember(text)
         self._share = (n_grams - n_new) / n_grams if n_grams else None
 
     def values(self) -> dict[str, float | None]:
         """The field of Signals that this fold fills. None: the step is too short to tell."""
         return {"loop_share": self._share}
 
-    def _remember(self, words: list[str]) -> tuple[int, int]:
-        """How many grams end in these words, and how many different ones of them are new."""
-        text = self._tail + words
-        self._tail = text[-(_GRAM_WORDS - 1) :]
+    def _remember(self, text: list[str]) -> int:
+        """Keep the grams of these words; return how many different ones were new."""
         # Another process salts hash() anew. That shows only where two of the 65,536 numbers of 64 bits meet
         # by chance: in one run of ten thousand million.
-        grams = list(map(hash, zip(*(text[i:] for i in range(_GRAM_WORDS)), strict=False)))
-        distinct = set(grams)
-        new = distinct - self._young
+        grams: Iterable[int] = map(hash, zip(*(text[i:] for i in range(_GRAM_WORDS)), strict=False))
+        n_old = 0
         if self._old:
-            new -= self._old
-        self._young |= distinct
+            grams = set(grams)
+            n_old = len((grams - self._young) & self._old)
+        before = len(self._young)
+        self._young.update(grams)
+        n_new = len(self._young) - before - n_old
         if len(self._young) >= _MAX_GRAMS // 2:
             self._old, self._young = self._young, set()
-        return len(grams), len(new)
+        return n_new

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.errors import ConfigError
+from suffice.signals.base import build_fold, fields_of
+from suffice.signals.needs import need, parse_need
+from suffice.signals.observe import Observer
+
+PROPERTY = settings(max_examples=150, derandomize=True, deadline=None)
+VALUES = (
+    st.booleans() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.from_regex(r"[A-Za-z_][A-Za-z0-9_.:/-]{0,20}", fullmatch=True).filter(lambda w: w not in {"true", "false"})
+)  # fmt: skip
+
+
+@PROPERTY
+@given(parameters=st.dictionaries(st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True), VALUES, max_size=4))
+def test_what_is_written_is_read_back(parameters: dict[str, bool | int | float | str]) -> None:
+    name, read = parse_need(need("a-fold", **parameters))
+    assert (name, read) == ("a-fold", parameters)
+    assert {key: type(value) for key, value in read.items()} == {k: type(v) for k, v in parameters.items()}
+
+
+@pytest.mark.parametrize("text", ["closing(alpha=0.2)", "closing( alpha = 2e-1 )", "closing(alpha=.2)", "closing()"])
+def test_white_space_and_the_way_a_number_is_written_do_not_matter(text: str) -> None:
+    assert fields_of([text, "closing"]) == ("closed_entropy", "entropy_ema", "entropy_emv")
+
+
+@PROPERTY
+@given(text=st.text(max_size=40) | st.text("closing(alph=.,0) -", max_size=30))
+def test_whatever_is_written_a_need_is_read_or_refused_with_a_way_out(text: str) -> None:
+    try:
+        build_fold(text)
+    except ConfigError as error:
+        said = str(error)
+    else:
+        said = "known: "
+    assert any(way in said for way in ("known: ", "such as closing(alpha=0.2)", "a number", "once"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "needs: got ''; write name or name"),
+        ("Votes", "needs: got 'Votes'; write name or name"),
+        ("closing(alpha)", "closing: got 'alpha'; write name"),
+        ("closing(alpha=0.1,)", "closing: got ''; write name"),
+        ("closing(alpha=0.1, alpha=0.2)", "closing.alpha: given twice; write it once"),
+        ("closing(alpha=import os)", "closing: got 'alpha=import os'; write name"),
+        ("closing(alpha=[1])", r"closing.alpha: got '\[1\]'; a number, a word, true or false"),
+        ("closing(alpha=1e999)", "closing.alpha: got '1e999'; a number, a word"),
+        ("closing(alpha=0)", "closing.alpha: got 0; a number above 0 and at most 1"),
+        ("closing(alpha=true)", "closing.alpha: got True; a number above 0 and at most 1"),
+        ("closing(alpha=" + "9" * 400 + ")", "closing.alpha: got 999"),
+        ("closing(alhpa=0.5)", "closing: unknown parameter 'alhpa'; did you mean 'alpha'"),
+        ("votes(alpha=0.5)", "votes: unknown parameter 'alpha'; known: it has none"),
+        ("a" * 600, "needs: got 'aaa"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_is_allowed(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Observer([text], "reasoning")
+
+
+@pytest.mark.parametrize(("name", "value"), [("Votes", 1), ("votes", "no good"), ("votes", float("nan"))])
+def test_a_need_that_could_not_be_read_back_is_not_written(name: str, value: float | str) -> None:
+    with pytest.raises(ConfigError, match=r"write name|a number, a word|cannot be read back"):
+        need(name, alpha=value)
+
+
+def test_a_fold_asked_for_twice_runs_once_and_differently_not_at_all() -> None:
+    observer = Observer(["closing", "closing(alpha=0.2)", "votes", "closing(alpha=.2)"], "samples")
+    assert len(observer.readers) == 2
+    with pytest.raises(ConfigError, match=r"'closing' and 'closing\(alpha=0.5\)' fill the same fields of Signals; ask"):
+        Observer(["closing", "closing(alpha=0.5)"], "reasoning")

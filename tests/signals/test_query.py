@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.signals.query import MAX_NGRAMS, N_BUCKETS, QUESTION_TYPES, query_signals
+from suffice.types import Query
+
+
+def of(question: str) -> Query:
+    return query_signals(question, metadata={})
+
+
+def test_what_was_not_shown_is_unknown_and_what_was_declared_stays() -> None:
+    declared = query_signals(None, metadata={"task": "sums", "model": "m"}, query_class="easy", planned_steps=8)
+    assert declared == Query(query_class="easy", metadata=(("model", "m"), ("task", "sums")), planned_steps=8)
+
+
+def test_form_is_counted() -> None:
+    query = of("What is 3.5 * (1,000 - 7) / x^2?")
+    assert (query.n_chars, query.n_words, query.n_numbers, query.n_operators) == (32, 9, 4, 4)
+    assert of("a well-known-fact").n_operators == 0
+    assert of(r"\frac{1}{2} \leq \sqrt{x}").n_operators == 3
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("Which is a metal?\nA) iron\nB) wood\nC) silk", "choice"),
+        ("Pick one. (A) iron\n(B) wood\n(C) silk", "choice"),
+        ("John has 3.5 litres. How many cups is that?", "number"),
+        ("Find the sum of all primes below 20.", "number"),
+        ("Is 7 a prime?", "yes-no"),
+        ("Water is wet, true or false?", "yes-no"),
+        ("Prove that there are infinitely many primes.", "proof"),
+        ("Write a poem about rain.", "task"),
+        ("What is the capital of France?", "what"),
+        ("The war was long. Who won it?", "who"),
+        ("Whose book is it?", "who"),
+        ("In which year did it end?", "which"),
+        ("When? Where? Why?", "why"),
+        ("¿Dónde está la biblioteca?", "other"),
+        ("", "other"),
+    ],
+)
+def test_the_question_type_is_that_of_the_sentence_that_asks(question: str, kind: str) -> None:
+    assert of(question).question_type == kind
+    assert kind in QUESTION_TYPES
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("hello", "latin"), ("Größe 5", "latin"), ("привет мир", "cyrillic"), ("γειά", "greek"), ("שלום", "hebrew"),
+        ("مرحبا", "arabic"), ("你好吗", "han"), ("東京はどこですか", "kana"), ("안녕하세요", "hangul"),
+        ("नमस्ते", "devanagari"), ("สวัสดี", "thai"), ("1 + 1 = ?", None), ("", None),
+        ("\ud800", None), ("好 is good", "latin"),
+    ],
+)  # fmt: skip
+def test_the_script_is_that_of_most_letters(text: str, script: str | None) -> None:
+    assert of(text).script == script
+
+
+def test_ngrams_tell_words_and_neighbours_and_not_case_or_number() -> None:
+    assert of("Add 12 apples").ngrams == of("add 3 APPLES!").ngrams
+    assert len(of("Add 12 apples").ngrams) == 5
+    assert set(of("green apples").ngrams) < set(of("add green apples").ngrams)
+    assert of("apples green").ngrams != of("green apples").ngrams
+    assert len(of("你好吗").ngrams) == 5
+    assert of("Add 12 apples").ngrams == (254, 548, 1211, 1873, 3635)  # stored models rely on these buckets
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(question=st.text(max_size=200))
+def test_any_text_has_signals_in_their_ranges_and_none_of_its_words(question: str) -> None:
+    query = of(question)
+    assert query == of(question)
+    assert query.n_chars == len(question)
+    assert query.question_type in QUESTION_TYPES
+    assert list(query.ngrams) == sorted(set(query.ngrams))
+    assert all(0 <= bucket < N_BUCKETS for bucket in query.ngrams)
+    assert {type(value) for value in (query.n_words, query.n_numbers, query.n_operators)} == {int}
+
+
+@pytest.mark.parametrize("unit", ["a ", "x", " ", "?", ". ", "1,", "好", "is ", "\\frac", "A) \n", "- ", "\ud800 "])
+def test_a_hostile_question_costs_linear_time_and_bounded_memory(unit: str) -> None:
+    text, begin = unit * (400_000 // len(unit)), time.process_time()
+    query = of(text)
+    assert time.process_time() - begin < 2.0
+    assert len(query.ngrams) <= MAX_NGRAMS
