@@ -28,7 +28,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
 
-.PHONY: help demo demo-full test clients lock-clients check lint types layers house packages bench peer-suite lock wheel clean
+.PHONY: help demo demo-full test examples clients lock-clients check lint types layers house packages bench peer-suite lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -70,6 +70,9 @@ bench: $(VENV)/.ready-dev ## run every program in bench/; one that lacks what it
 
 clients: $(VENV)/.ready-dev $(VENV)/.ready-lock ## compare 12 client libraries, direct and through the gateway (installs them, 1.2 GB)
 	$(PY) -m tests.clients.peers $(ARGS)
+
+examples: $(VENV)/.ready-dev $(VENV)/.ready-lock ## run the loops in examples/ against the local model (fetches it, and three client libraries)
+	$(PY) -m examples $(ARGS)
 
 lock-clients: $(VENV)/.ready-lock ## pin the client libraries again; ARGS=--upgrade takes newer releases
 	sh tests/clients/peers/lock.sh $(BIN)/uv $(ARGS)

@@ -12,6 +12,7 @@
     ├── StoreError             the event log could not be written or read
     │   └── StoreFull          no space, or the queue is full
     ├── TraceError             recorded runs cannot be read or written; names file, row and column
+    ├── NotOpen                a governor or a run was used after its end, after close or after a fork
     └── LocalModelError        the demonstration model is missing or damaged
 
 A message says where, what was wrong, what is allowed: ``routes.math.kind: unknown kind
@@ -119,3 +120,7 @@ class TraceError(SufficeError, ValueError):
 
 class LocalModelError(SufficeError):
     """The demonstration model is missing, damaged or could not be started."""
+
+
+class NotOpen(SufficeError, RuntimeError):
+    """A governor or one of its runs was used when it cannot be: after its end, after close, in a forked process."""

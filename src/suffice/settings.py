@@ -127,7 +127,7 @@ class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is governed, how, and with which promise."""
 
-    upstream: str
+    upstream: str = ""                # name of an upstream; "": only where the caller runs the loop (kind "rounds")
     match: Match = Match()
     kind: Kind = "reasoning"
     mode: Mode = "observe"
@@ -255,7 +255,7 @@ def _check(settings: Settings) -> None:
             raise ConfigError(f"upstreams.{name}.template.turn: must hold {{content}}, where a message's text goes")
     for name, route in settings.routes.items():
         where = f"routes.{name}"
-        if route.upstream not in settings.upstreams:
+        if route.upstream not in settings.upstreams and (route.upstream or route.kind != "rounds"):
             known = ", ".join(sorted(settings.upstreams)) or "none is configured"
             raise ConfigError(f"{where}.upstream: unknown upstream {route.upstream!r}; known: {known}")
         _check_route(where, route)

@@ -49,6 +49,10 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_stripped_fields_total", "counter", "Body fields removed for safety.", ("field",)),
     MetricSpec("suffice_events_dropped_total", "counter", "Events that the full queue refused."),
     MetricSpec("suffice_feedback_total", "counter", "Feedback by result.", ("result",)),
+    MetricSpec(
+        "suffice_decisions_total", "counter", "Steps of callers' own loops by what was decided.", ("route", "action")
+    ),
+    MetricSpec("suffice_open_episodes", "gauge", "Callers' own loops that have not ended."),
     MetricSpec("suffice_live_requests", "gauge", "Requests being served now."),
     MetricSpec("suffice_ttft_seconds", "histogram", "Time to the first byte for the client.", ("route",)),
     MetricSpec("suffice_handover_seconds", "histogram", "Pause that a stop put into a stream.", ("method",)),

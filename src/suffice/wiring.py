@@ -22,6 +22,7 @@ from suffice import settings as settings_module
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.episode import ahead
 from suffice.errors import ConfigError
+from suffice.gateway import desk
 from suffice.gateway.app import App, endpoints
 from suffice.gateway.context import Gateway
 from suffice.gateway.route import BuiltRoute
@@ -43,7 +44,7 @@ LEARNT_RUNS = 2_000  # of the log's latest runs: what they teach is known again 
 RECORDED: Mapping[str, tuple[str, ...]] = {
     "reasoning": ("stability", "confidence", "hedges"),
     "samples": ("votes",),
-    "rounds": ("stability",),
+    "rounds": ("stability", "confidence", "drafts"),
 }
 
 HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
@@ -145,7 +146,8 @@ def build_route(name: str, settings: Route, evidence: Evidence | None = None) ->
         policy = build_policy(settings.policy or {"policy": "never"})
     except ConfigError as error:
         raise ConfigError(f"routes.{name}.{error}") from None
-    needs = tuple(dict.fromkeys((*RECORDED[settings.kind], *policy.needs)))
+    asked = {need.partition("(")[0] for need in policy.needs}  # with parameters of its own: those count
+    needs = (*(need for need in RECORDED[settings.kind] if need not in asked), *policy.needs)
     Observer(needs, settings.kind)  # a signal that does not exist must fail here, not in a request
     return BuiltRoute(
         name=name,
@@ -169,7 +171,8 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
     warnings = []
     for name, route in settings.routes.items():
         built = build_route(name, route)
-        wrong = ahead.problem(route, settings.upstreams[route.upstream])
+        upstream = settings.upstreams.get(route.upstream)
+        wrong = ahead.problem(route, upstream) if upstream is not None else None
         if wrong is not None:
             raise ConfigError(f"routes.{name}.{wrong}")
         if route.mode == "enforce" and not built.acts:
@@ -177,7 +180,7 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
                 f"routes.{name}: enforce without a certified policy behaves as observe;"
                 " write uncertified = true to let it act all the same"
             )
-        if route.probe is not None and route.mode != "off" and settings.upstreams[route.upstream].slots == 1:
+        if route.probe is not None and route.mode != "off" and upstream is not None and upstream.slots == 1:
             warnings.append(
                 f"routes.{name}.probe: upstreams.{route.upstream} has slots = 1, so a probe is sent only while"
                 " one call runs there; write how many it serves at once"
@@ -185,9 +188,9 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
         if route.kind == "samples" and route.samples == 1:
             warnings.append(f"routes.{name}: samples = 1 passes through unless a request asks for more")
     known = os.environ if environment is None else environment
-    for name, upstream in settings.upstreams.items():
-        if upstream.api_key_env and upstream.api_key_env not in known:
-            warnings.append(f"upstreams.{name}: the environment has no {upstream.api_key_env}")
+    for name, one in settings.upstreams.items():
+        if one.api_key_env and one.api_key_env not in known:
+            warnings.append(f"upstreams.{name}: the environment has no {one.api_key_env}")
     keys = settings.server.api_keys_env
     if keys and not _split(known.get(keys, "")):
         warnings.append(f"server.api_keys_env: the environment has no keys in {keys}")
@@ -276,6 +279,52 @@ async def _handlers_end(gw: Gateway) -> None:
         await asyncio.sleep(0.01)
 
 
+def _recovered(settings: Settings, log: EventLog) -> Evidence:
+    """What an opened log knows, once the requests of dead processes have their outcome."""
+    if not isinstance(log, SqliteLog):
+        return Evidence()
+    log.recover()
+    evidence = read_evidence(settings)
+    for warning in evidence_warnings(settings, evidence):
+        LOG.warning(warning)
+    return evidence
+
+
+def _running(
+    settings: Settings, log: EventLog, evidence: Evidence, clients: Mapping[str, UpstreamClient]
+) -> Gateway:
+    """All that handlers need, with what the log's history teaches."""
+    gw = Gateway(
+        settings=settings, routes=tuple(build_route(name, r, evidence) for name, r in settings.routes.items()),
+        upstreams=clients, log=log, metrics=Metrics(), api_keys=_client_keys(settings) if clients else (),
+        salt=deployment_salt(settings), new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
+    )  # fmt: skip
+    if isinstance(log, SqliteLog):
+        counts = route_counts(database_path(settings.store.url))
+        gw.n_requests = {c.route: c.n_requests for c in counts if c.route}
+        for episode in read_recent(database_path(settings.store.url), LEARNT_RUNS):
+            gw.learn(episode.request, episode.outcome)
+    gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in evidence.extracted.items()}
+    return gw
+
+
+def library(settings: Settings) -> Gateway:
+    """What a loop in this process is governed with: routes and the log, without sockets and without clients.
+
+    The caller closes `log`. Raises ConfigError and StoreError.
+    """
+    for warning in check(settings):
+        LOG.warning(warning)
+    log = SqliteLog.open(settings.store, now=time.time)
+    try:
+        gw = _running(settings, log, _recovered(settings, log), {})
+    except BaseException:
+        log.close()
+        raise
+    gw.new_id = lambda: f"ep_{int(time.time() * 1e3):011x}{os.urandom(8).hex()}"  # asked from many threads
+    return gw
+
+
 @asynccontextmanager
 async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIterator[App]:
     """Open the log and the upstreams, and give the ASGI application; close them all afterwards.
@@ -289,12 +338,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
     opened = log or SqliteLog.open(settings.store, now=time.time)
     try:
-        if isinstance(opened, SqliteLog):
-            opened.recover()
-        evidence = read_evidence(settings) if isinstance(opened, SqliteLog) else Evidence()
-        for warning in evidence_warnings(settings, evidence):
-            LOG.warning(warning)
-        routes = tuple(build_route(name, route, evidence) for name, route in settings.routes.items())
+        evidence = _recovered(settings, opened)
         clients = {
             name: UpstreamClient(
                 name, upstream, keys[name], evidence.upstreams.get(name),
@@ -302,17 +346,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
             )
             for name, upstream in settings.upstreams.items()
         }  # fmt: skip
-        gw = Gateway(
-            settings=settings, routes=routes, upstreams=clients, log=opened, metrics=Metrics(),
-            api_keys=_client_keys(settings), salt=deployment_salt(settings), new_id=new_id,
-            wall_s=time.time, monotonic_s=time.monotonic,
-        )  # fmt: skip
-        if isinstance(opened, SqliteLog):
-            counts = route_counts(database_path(settings.store.url))
-            gw.n_requests = {c.route: c.n_requests for c in counts if c.route}
-            for episode in read_recent(database_path(settings.store.url), LEARNT_RUNS):
-                gw.learn(episode.request, episode.outcome)
-        gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in evidence.extracted.items()}
+        gw = _running(settings, opened, evidence, clients)
         async with AsyncExitStack() as stack:
             for client in clients.values():
                 await stack.enter_async_context(client)
@@ -322,6 +356,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
             finally:
                 gw.ready = False
                 await _handlers_end(gw)
+                desk.close_all(gw)
     finally:
         if log is None:
             opened.close()

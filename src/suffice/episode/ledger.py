@@ -109,6 +109,7 @@ class Ledger:
     closing_usd: float | None = None    # what handing the thought over at `stop_step` takes, as expected
     prices: Prices | None = None        # of the upstream, as they stood when the request came
     end_reason: EndReason | None = None
+    told_usage: Usage | None = None     # of a caller's own loop: what its owner says it spent; no call was ours
 
     def open_call(self, purpose: Purpose) -> CallAccount:
         """Start the account of one more upstream call."""
@@ -144,6 +145,12 @@ class Ledger:
                 reason=decision.reason,
                 logprobs=step.logprobs,
                 hedges=signals.hedges,
+                ctx_tokens=step.ctx_tokens,
+                logprob=step.logprob,
+                stated_confidence=step.stated_confidence,
+                said_done=step.said_done,
+                caller_action=step.action,
+                draft_distance=signals.draft_distance,
             )
         )
         if decision.action == "stop" and self.stop_step is None:
@@ -164,6 +171,8 @@ class Ledger:
 
     def usage(self) -> Usage | None:
         """What the client is told: its prompt once, and all that was generated for its answer."""
+        if self.told_usage is not None:
+            return self.told_usage
         delivered = [c for c in self.calls if c.purpose in DELIVERED and not c.discarded]
         if not delivered:
             return None

@@ -14,6 +14,7 @@ from suffice.errors import BadRequest, ConfigError
 from suffice.gateway import auth, pages
 from suffice.gateway.chat import chat
 from suffice.gateway.context import Gateway
+from suffice.gateway.decide import decide
 from suffice.gateway.exchange import Exchange, Message, Receive, Scope, Send, headers_of
 from suffice.gateway.intake import check_head
 from suffice.gateway.passing import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passing
@@ -44,6 +45,7 @@ API = (
     Endpoint("/chat/completions", "POST", chat),
     Endpoint("/models", "GET", pages.models),
     Endpoint("/feedback", "POST", pages.feedback),
+    Endpoint("/decide", "POST", decide),
     _passed("POST", "/completions", COMPLETIONS),
     _passed("POST", "/embeddings", EMBEDDINGS),
     _passed("POST", "/responses", RESPONSES),

@@ -16,10 +16,10 @@ from typing import Any
 from suffice.episode.ledger import Ledger
 from suffice.episode.samples import Refusal
 from suffice.errors import BadRequest, UpstreamError, UpstreamTimeout
-from suffice.gateway import govern, route
+from suffice.gateway import books, govern, route
 from suffice.gateway.auth import without_keys
-from suffice.gateway.breaker import SITES, Breaker
-from suffice.gateway.context import Gateway, runs_in_full
+from suffice.gateway.breaker import Breaker
+from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import (
     ClientGone,
     Exchange,
@@ -34,9 +34,9 @@ from suffice.gateway.intake import Intake, check_body_headers, read_chat
 from suffice.gateway.relay import forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import NO_LOT, Lot, draw_audit, question_key
-from suffice.store.events import Event, RequestEnded, RequestSeen
-from suffice.telemetry import LOG, Metrics
-from suffice.types import EndReason, Outcome, Request
+from suffice.store.events import RequestSeen
+from suffice.telemetry import LOG
+from suffice.types import EndReason, Request
 from suffice.upstream.affinity import marked
 from suffice.upstream.wire import encode_json
 
@@ -79,7 +79,7 @@ async def one_request(
         admitted = await admit(episode_id)
         ledger = Ledger(admitted.request, started, prices=gw.upstreams[admitted.upstream].settings.prices)
         exchange.own_headers += _reply_headers(admitted.request)
-        _append(gw, RequestSeen(admitted.request), ledger)
+        books.append(gw, RequestSeen(admitted.request), ledger)
         end = await _serve(gw, ledger, receive, exchange, answer(gw, admitted, ledger, exchange))
     except BadRequest as error:
         end = "rejected"
@@ -97,9 +97,9 @@ async def one_request(
         if ledger is None:
             request = blank(gw, episode_id, None, "unreadable", endpoint)
             ledger = Ledger(request, started)
-            _append(gw, RequestSeen(request), ledger)
+            books.append(gw, RequestSeen(request), ledger)
         ledger.status, ledger.first_byte_s = exchange.status, exchange.first_byte_s
-        _close(gw, ledger, end)
+        books.close(gw, ledger, end)
 
 
 async def _admitted(
@@ -182,7 +182,7 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
     intake = for_route(intake, found)
     count_stripped(gw, intake)
     request = _request(gw, episode_id, intake, named, found)
-    upstream = found.settings.upstream if found is not None else gw.fallback_upstream()
+    upstream = (found.settings.upstream if found is not None else "") or gw.fallback_upstream()
     kept = without_keys(headers, gw.api_keys)
     return Admitted(intake=intake, headers=kept, route=found, upstream=upstream, request=request)
 
@@ -291,74 +291,3 @@ def _reply_headers(request: Request) -> list[tuple[str, str]]:
         ("x-suffice-mode", request.mode),
         ("x-suffice-policy-version", request.policy_version),
     ]
-
-
-def _append(gw: Gateway, event: Event, ledger: Ledger) -> None:
-    """Hand an event to the log; a log that refuses or fails costs the record, never the answer."""
-    try:
-        kept = gw.log.append(event)
-    except Exception as error:  # noqa: BLE001 - see above
-        LOG.error("the event log failed (%s)", type(error).__name__)
-        ledger.fail_open("log")
-        kept = False
-    if not kept:
-        gw.metrics.inc("suffice_events_dropped_total")
-
-
-def _close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
-    """Write the one outcome, and count what it says."""
-    if end != "done":
-        ledger.end_reason = end
-    outcome = ledger.close(now_s=gw.monotonic_s(), default=end)
-    _append(gw, RequestEnded(outcome), ledger)
-    request, metrics = ledger.request, gw.metrics
-    metrics.inc("suffice_requests_total", request.route, request.mode, outcome.end_reason)
-    _count_tokens(metrics, request.route, outcome)
-    _count_extra_calls(metrics, ledger)
-    for site in ledger.degraded:
-        metrics.inc("suffice_failopen_total", site)
-    if outcome.stopped:
-        method = outcome.finish_method or "none"
-        metrics.inc("suffice_stops_total", request.route, outcome.stop_reason or "", method)
-        if outcome.handover_ms is not None:
-            metrics.observe("suffice_handover_seconds", outcome.handover_ms / 1e3, method)
-    if outcome.ttft_s is not None:
-        metrics.observe("suffice_ttft_seconds", outcome.ttft_s, request.route)
-    cost = ledger.cost()
-    if cost is not None:
-        for kind, spent_usd in (
-            ("input", cost.input_usd), ("cached_input", cost.cached_input_usd), ("output", cost.output_usd)
-        ):
-            metrics.inc("suffice_cost_usd_total", request.route, kind, by=spent_usd)
-    _note_breaker(gw, ledger)
-    gw.learn(request, outcome)
-    if runs_in_full(request):
-        gw.note_full_run(request, outcome)
-
-
-def _note_breaker(gw: Gateway, ledger: Ledger) -> None:
-    request = ledger.request
-    breaker = gw.breakers.get(request.route)
-    if breaker is None or request.ungoverned is not None:
-        return
-    if breaker.note(failed=not SITES.isdisjoint(ledger.degraded), now_s=gw.monotonic_s()):
-        LOG.error("route %s: its controller failed again and again; requests pass through for a while", request.route)
-
-
-def _count_extra_calls(metrics: Metrics, ledger: Ledger) -> None:
-    for reason, n_skipped in ledger.skipped.items():
-        metrics.inc("suffice_extra_calls_skipped_total", ledger.request.route, reason, by=n_skipped)
-    if ledger.n_refused:
-        metrics.inc("suffice_extra_calls_refused_total", ledger.request.route, by=ledger.n_refused)
-
-
-def _count_tokens(metrics: Metrics, route_name: str, outcome: Outcome) -> None:
-    for call in outcome.calls:
-        metrics.inc("suffice_upstream_calls_total", route_name, call.purpose)
-    if outcome.usage is not None:
-        metrics.inc("suffice_tokens_total", route_name, "input", by=outcome.usage.prompt_tokens)
-        metrics.inc("suffice_tokens_total", route_name, "output", by=outcome.usage.completion_tokens)
-    overhead = outcome.overhead
-    for kind, n_tokens in (("probe", overhead.probe_tokens), ("extra_input", overhead.extra_prompt_tokens)):
-        if n_tokens:
-            metrics.inc("suffice_tokens_total", route_name, kind, by=n_tokens)

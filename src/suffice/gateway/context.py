@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.assurance.lengths import FullRuns, HandOvers
+from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.route import BuiltRoute
@@ -23,6 +24,8 @@ from suffice.upstream.client import UpstreamClient
 LOT_MEMORY_S = 600.0
 LOT_MEMORY_ENTRIES = 500_000  # more than that within ten minutes: the oldest are forgotten early
 CHECK_RUNS = 100  # full runs after which a route is asked again whether its answers can be read
+OPEN_RUNS = 10_000       # loops that clients drive, at once; the one that was idle longest makes room
+IDLE_RUN_S = 1_800.0     # a loop that tells nothing for so long has been left
 ANSWERED_ENTRIES = 10_000  # stored responses whose upstream is remembered
 
 
@@ -58,6 +61,62 @@ class LotKeys:
             del self._seen[oldest]
 
 
+class OpenRuns:
+    """Runs whose loop a client drives, by episode id; the one that was touched last stands last.
+
+    A run that has ended stays for as long, so that a repeated call gets its answer again.
+    """
+
+    def __init__(self, *, limit: int = OPEN_RUNS, idle_s: float = IDLE_RUN_S) -> None:
+        self._limit, self._idle_s = limit, idle_s
+        self._runs: dict[str, tuple[RoundsRun, float]] = {}
+        self._opened: dict[str, str] = {}  # idempotency key of the opening call → episode
+        self._key_of: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def put(self, run: RoundsRun, *, key: str | None, now_s: float) -> None:
+        """Keep a new run, under the key of the call that opened it."""
+        self._runs[run.id] = (run, now_s)
+        if key is not None:
+            self._opened[key], self._key_of[run.id] = run.id, key
+
+    def get(self, episode_id: str, *, now_s: float) -> RoundsRun | None:
+        """A run that is still kept; it counts as touched."""
+        found = self._runs.pop(episode_id, None)
+        if found is None:
+            return None
+        self._runs[episode_id] = (found[0], now_s)
+        return found[0]
+
+    def opened_by(self, key: str) -> str | None:
+        """The episode that a call with this idempotency key has opened."""
+        return self._opened.get(key)
+
+    def pop_old(self, *, now_s: float) -> Iterator[RoundsRun]:
+        """Let go of what nobody touched for too long, and of the oldest beyond the limit."""
+        while self._runs:
+            oldest, (run, touched_s) = next(iter(self._runs.items()))
+            if now_s - touched_s <= self._idle_s and len(self._runs) <= self._limit:
+                return
+            self._drop(oldest)
+            yield run
+
+    def pop_all(self) -> Iterator[RoundsRun]:
+        """Let go of all: the process ends."""
+        while self._runs:
+            oldest, (run, _) = next(iter(self._runs.items()))
+            self._drop(oldest)
+            yield run
+
+    def _drop(self, episode_id: str) -> None:
+        del self._runs[episode_id]
+        key = self._key_of.pop(episode_id, None)
+        if key is not None:
+            self._opened.pop(key, None)
+
+
 @dataclass(slots=True, kw_only=True)
 class Gateway:
     """Settings and running parts of one gateway process."""
@@ -80,6 +139,8 @@ class Gateway:
     n_since_check: dict[str, int] = field(default_factory=dict)      # by route: full runs since then
     answered_by: dict[str, str] = field(default_factory=dict)  # id of a stored response → its upstream
     breakers: dict[str, Breaker] = field(default_factory=dict)   # by route
+    runs: OpenRuns = field(default_factory=OpenRuns)             # loops that callers drive through /v1/decide
+    watches_runs: bool = False   # a look for loops that were left is due
     ready: bool = False
     draining: bool = False   # shutdown has begun: connections are closed behind their answer
     n_live: int = 0          # handlers that have not ended, whatever the path
@@ -114,7 +175,10 @@ class Gateway:
     def learn(self, request: Request, outcome: Outcome) -> None:
         """Keep what later requests of the route are judged by: lengths of full runs, prices of hand-overs."""
         if runs_in_full(request) and outcome.end_reason == "done" and outcome.usage is not None:
-            self.full_runs.setdefault(request.route, FullRuns()).add(outcome.usage)
+            usage = outcome.usage
+            if request.kind == "rounds":  # no answer is written behind the rounds: all of it can be saved
+                usage = replace(usage, reasoning_tokens=usage.completion_tokens)
+            self.full_runs.setdefault(request.route, FullRuns()).add(usage)
         if request.ungoverned is not None or request.kind != "reasoning":
             return
         seen = self.hand_overs.setdefault(request.route, HandOvers())

@@ -161,7 +161,7 @@ class _Ask:
         kept = self.gw.answered_by.get(self.stored_id or "")
         if kept is not None and "x-suffice-route" not in named:
             return kept
-        return found.settings.upstream if found is not None else self.gw.fallback_upstream()
+        return (found.settings.upstream if found is not None else "") or self.gw.fallback_upstream()
 
     def _request(self, episode_id: str, intake: Intake, found: BuiltRoute | None) -> Request:
         gw = self.gw

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from suffice.episode.rounds import Returning, last_answer
 from suffice.policy.base import Policy
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
@@ -74,6 +75,11 @@ class BuiltRoute:
         return self.settings.mode == "enforce" and vouched and self.refused is None
 
     @property
+    def returning(self) -> Returning:
+        """Which step's answer a run of a caller's own loop returns."""
+        return last_answer
+
+    @property
     def may_probe(self) -> bool:
         """May a run that nothing can stop be probed? Only where somebody saw what a probe costs there."""
         probe = self.settings.probe
@@ -86,8 +92,8 @@ def find(routes: tuple[BuiltRoute, ...], *, model: str, asked: str | None) -> Bu
         match = route.settings.match
         if asked is not None and asked not in (route.name, match.header):
             continue
-        if asked is None and match.header:
-            continue
+        if asked is None and (match.header or not route.settings.upstream):
+            continue  # a loop of the caller's own may have no upstream here: no request is meant for it
         if match.model and not fnmatchcase(model, match.model):
             continue
         return route

@@ -1,0 +1,282 @@
+"""One run whose loop is the caller's own: rounds of retrieval, an agent's turns, revisions, its own samples.
+
+    take(step 1) ──▶ take(step 2) ──▶ … ──▶ close: done, stopped or aborted
+
+Sans I/O: steps come in as values and decisions go out as values, so the library in a process and the
+endpoint `/v1/decide` run the same code and decide the same. It knows signals, the policy and which
+step's answer is the one to use; it refuses to know clocks, logs, lots and HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from suffice.episode import vote
+from suffice.episode.ledger import Ledger
+from suffice.episode.loop import Decides, FailOpen
+from suffice.episode.pace import Pace
+from suffice.errors import BadRequest
+from suffice.scoring.base import Scorer
+from suffice.signals.observe import Observer
+from suffice.types import AnswerSource, Decision, Signals, Step, Usage
+
+MAX_STEPS = 2_000          # of one run; what comes after them is counted and goes on
+MAX_CHARS = 256 * 1024     # of all answers of one run; likewise
+GOES_ON = "the run goes on"
+
+Returning = Callable[[Sequence[str | None], Sequence[float | None]], int]  # answers, confidences → step to use, from 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a caller says of one step of its loop."""
+
+    answer: str | None = None              # as it would be used now; None: read from `text` by the route's scorer
+    tokens: int                            # generated in this step alone
+    text: str = ""                         # the step's own text; read by signals, never stored
+    confidence: float | None = None        # probability of the answer, [0, 1]
+    logprobs: tuple[float, ...] = ()       # of the answer's tokens, natural log
+    entropy: float | None = None           # nats, of the answer's first token
+    logprob: float | None = None           # mean log-probability of the step's own tokens
+    stated_confidence: float | None = None # what the model said of itself, [0, 1]
+    said_done: bool | None = None          # the model's own flag that it is done
+    action: str | None = None              # what this kind of step is called: "search", "revise", "tool" …
+    ctx_tokens: int = 0                    # prompt tokens read at this step
+
+    def __post_init__(self) -> None:
+        """Refuse what could only be a mistake; a number that is no probability is merely unknown."""
+        for name in ("tokens", "ctx_tokens"):
+            value: object = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
+                raise BadRequest(f"step.{name}: got {value!r:.40}; a whole number, at least 0", param=f"step.{name}")
+        for name in ("answer", "text", "action"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "text"):
+                kind = type(value).__name__
+                raise BadRequest(f"step.{name}: must be a string, got {kind}", param=f"step.{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One step that was taken, and what was decided. Its text is not kept."""
+
+    told: str | None            # the answer as the caller told it
+    tokens: int
+    answer: str | None          # in the scorer's normal form
+    confidence: float | None
+    decision: Decision          # as the caller got it
+
+
+class Governs(Protocol):
+    """What a run needs of its route."""
+
+    @property
+    def scorer(self) -> Scorer:
+        """Reads and compares answers."""
+        ...
+
+    @property
+    def policy(self) -> Decides:
+        """Decides."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Signals to compute."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class RoundsRun:
+    """One run from its first step to its end.
+
+    `may_act` says whether a stop is told to the caller: not while observing, not uncertified, not in an
+    audit. One caller at a time: the library and the endpoint see to that.
+    """
+
+    ledger: Ledger
+    route: Governs
+    may_act: bool
+    returning: Returning
+    monotonic_s: Callable[[], float]
+    seen: list[Seen] = field(default_factory=list)
+    is_over: bool = False
+    _observer: Observer | None = None
+    _pace: Pace | None = None
+    _n_chars: int = 0
+    _n_beyond: int = 0
+
+    @property
+    def id(self) -> str:
+        """The episode's id."""
+        return self.ledger.request.episode_id
+
+    def take(self, index: int, told: Told) -> Decision:
+        """Take step `index` in and decide; the same step again gives the same decision again.
+
+        Raises BadRequest (409) for a step that leaves a gap, contradicts what was told before, or comes
+        after the end.
+        """
+        if 1 <= index <= len(self.seen):
+            return self._again(index, told)
+        expected = len(self.seen) + self._n_beyond + 1
+        if self.is_over:
+            n = expected - 1
+            raise BadRequest(f"step.index: got {index}; this run ended after step {n}", status=409, code="run_is_over")
+        if self._n_beyond or len(self.seen) == MAX_STEPS or self._n_chars > MAX_CHARS:
+            return self._beyond(told)
+        if index != expected:
+            message = f"step.index: got {index}; the next step of this run is {expected}"
+            raise BadRequest(message, status=409, param="step.index", code="step_gap")
+        step = self._step(index, told)
+        if self.ledger.request.ungoverned is not None:
+            decision = Decision(action="continue", reason=f"not governed: {self.ledger.request.ungoverned}")
+            self.seen.append(Seen(told.answer, told.tokens, step.answer, step.confidence, decision))
+            return decision
+        signals, decision = self._decide(step)
+        self.ledger.record_step(step, signals, decision)
+        answer_given = self._as_told(decision)
+        confidence = step.confidence if signals.confidence is None else signals.confidence
+        self.seen.append(Seen(told.answer, told.tokens, step.answer, confidence, answer_given))
+        if decision.stop and self.ledger.stop_step == index:
+            self.ledger.would_answer = self.answer_of(self._chosen(acting=True))
+        self.ledger.stopped = answer_given.stop  # a stop that was not obeyed is no stop
+        return answer_given
+
+    @property
+    def return_step(self) -> int | None:
+        """The step whose answer is the one to use; None: there is no answer yet.
+
+        A run that the policy may not touch returns what the caller's loop alone would: its last answer,
+        or the vote of its samples.
+        """
+        return self._chosen(acting=self.may_act)
+
+    def answer_of(self, index: int | None) -> str | None:
+        """The normalised answer of a step."""
+        return None if index is None else self.seen[index - 1].answer
+
+    def finish(self) -> None:
+        """Write into the ledger what the run came to; the books are closed by who owns them."""
+        self.is_over = True
+        ledger, chosen = self.ledger, self.return_step
+        ledger.answer = self.answer_of(chosen)
+        if ledger.request.kind == "samples" and self.seen:
+            ledger.vote = vote.count([s.answer for s in self.seen]).counts
+        would = self._chosen(acting=True)
+        if not self.may_act and ledger.stop_step is None and self.answer_of(would) != ledger.answer:
+            # The policy lets the loop run to its end and then takes another round's answer: a stop there.
+            ledger.stop_step, ledger.would_answer = len(self.seen), self.answer_of(would)
+            ledger.decision = f"the answer of step {would} is the one to use"
+        if ledger.told_usage is None:
+            ledger.told_usage = Usage(prompt_tokens=0, completion_tokens=0)
+
+    def _again(self, index: int, told: Told) -> Decision:
+        before = self.seen[index - 1]
+        if (before.told, before.tokens) != (told.answer, told.tokens):
+            raise BadRequest(
+                f"step.index: step {index} was told before with another answer or token count;"
+                f" the next step of this run is {len(self.seen) + 1}",
+                status=409, param="step.index", code="step_conflict",
+            )  # fmt: skip
+        return before.decision
+
+    def _beyond(self, told: Told) -> Decision:
+        """A step that nobody keeps any more: it is paid for, and the run goes on."""
+        self._n_beyond += 1
+        self._spend(told)
+        self.ledger.fail_open("steps")
+        return Decision(action="continue", reason="too long a run: no step of it is judged any more")
+
+    def _step(self, index: int, told: Told) -> Step:
+        self._spend(told)
+        source: AnswerSource = "sample" if self.ledger.request.kind == "samples" else "caller"
+        answer = self._normal(told)
+        self._n_chars += len(told.answer or "") + len(answer or "")
+        return Step(
+            index=index, tokens=told.tokens, answer=answer, answer_source=None if answer is None else source,
+            logprobs=_numbers(told.logprobs), entropy=_finite(told.entropy), text=told.text,
+            ctx_tokens=told.ctx_tokens,
+            confidence=_probability(told.confidence), logprob=_finite(told.logprob),
+            stated_confidence=_probability(told.stated_confidence), action=told.action,
+            said_done=told.said_done if isinstance(told.said_done, bool) else None,
+        )  # fmt: skip
+
+    def _spend(self, told: Told) -> None:
+        spent = self.ledger.told_usage or Usage(prompt_tokens=0, completion_tokens=0)
+        self.ledger.told_usage = replace(
+            spent, prompt_tokens=spent.prompt_tokens + told.ctx_tokens,
+            completion_tokens=spent.completion_tokens + told.tokens,
+        )  # fmt: skip
+
+    def _normal(self, told: Told) -> str | None:
+        try:
+            if told.answer is None:
+                return self.route.scorer.extract(told.text) if told.text else None
+            return self.route.scorer.normalise(told.answer)
+        except Exception:  # noqa: BLE001 - a broken yardstick costs tokens, never an answer
+            self.ledger.fail_open("scorer")
+            return None
+
+    def _decide(self, step: Step) -> tuple[Signals, Decision]:
+        if self._pace is None:
+            self._pace = Pace(lambda: self.ledger.fail_open("slow"), self.monotonic_s)
+        signals = self._pace.observing(self._observe)(step)
+        policy = FailOpen(self.route.policy, self.ledger.fail_open)
+        return signals, self._pace.deciding(policy).decide(signals)
+
+    def _observe(self, step: Step) -> Signals:
+        request = self.ledger.request
+        try:
+            if self._observer is None:
+                self._observer = Observer(self.route.needs, request.kind, query=request.query)
+            return self._observer.observe(step)
+        except Exception:  # noqa: BLE001 - broken signals cost tokens, never an answer
+            self.ledger.fail_open("signals")
+            return Signals(step=step.index, tokens_used=0)
+
+    def _as_told(self, decision: Decision) -> Decision:
+        """The decision as the caller gets it: a stop only where one may be carried out.
+
+        In an audit nothing is said of what the policy would have done.
+        """
+        if not decision.stop or self.may_act:
+            return decision
+        audit = self.ledger.request.audit and self.ledger.request.mode == "enforce"
+        reason = GOES_ON if audit else f"not acted on: {decision.reason}"
+        return Decision(action="continue", reason=reason, score=None if audit else decision.score)
+
+    def _chosen(self, *, acting: bool) -> int | None:
+        answers = [s.answer for s in self.seen]
+        if not any(a is not None for a in answers):
+            return None
+        if self.ledger.request.kind == "samples":
+            return vote.count(answers).winner
+        if acting:
+            try:
+                step = self.returning(answers, [s.confidence for s in self.seen])
+                if answers[step - 1] is not None and step >= 1:
+                    return step
+            except Exception:  # noqa: BLE001 - which answer is better is our own idea: without it, the last one
+                self.ledger.fail_open("returning")
+        return last_answer(answers)
+
+
+def last_answer(answers: Sequence[str | None], _confidences: Sequence[float | None] = ()) -> int:
+    """The last step that gave an answer, from 1; the last step if none did."""
+    return next((i for i in range(len(answers), 0, -1) if answers[i - 1] is not None), len(answers))
+
+
+def _numbers(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(values) if all(isinstance(v, int | float) for v in values) else ()
+
+
+def _finite(value: float | None) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _probability(value: float | None) -> float | None:
+    return value if isinstance(value, int | float) and 0.0 <= value <= 1.0 else None

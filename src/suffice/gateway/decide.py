@@ -1,0 +1,245 @@
+"""`POST /v1/decide`: a loop that runs at the client asks after each of its steps whether to go on.
+
+    {route, question, step} ──▶ the run is opened: lot, request row       ──▶ {episode_id, action, …}
+    {route, episode_id, step} ──▶ the next step; the same step again, the same decision
+    {route, episode_id, done | aborted} ──▶ its one outcome
+
+Open runs are kept in memory, so many and so long; one that is left gets its outcome all the same. It
+refuses to know how a step is judged (`episode/rounds.py`) and how lots are drawn (`desk`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+
+from suffice.episode.rounds import RoundsRun, Told
+from suffice.errors import BadRequest
+from suffice.gateway import desk
+from suffice.gateway.context import Gateway
+from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
+from suffice.gateway.intake import check_body_headers, parse_json
+from suffice.gateway.route import BuiltRoute
+from suffice.telemetry import LOG
+from suffice.types import Decision
+
+LIMIT_BYTES = 2 * 2**20
+LOOK_S = 60.0            # how often runs that were left are looked for
+ID_CHARS = 200
+MAX_METADATA = 32
+MAX_LOGPROBS = 10_000
+
+FIELDS = (
+    "route", "episode_id", "question", "step", "done", "aborted", "key", "model", "metadata", "query_class",
+    "planned_steps",
+)  # fmt: skip
+STEP_FIELDS = ("index", "answer", "tokens", "signals")
+SIGNAL_FIELDS = (
+    "text", "confidence", "logprobs", "entropy", "logprob", "stated_confidence", "said_done", "action", "ctx_tokens",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """A body that could be read."""
+
+    route: str
+    episode_id: str | None
+    question: str | None
+    index: int | None            # None: no step is told
+    told: Told | None
+    done: bool
+    aborted: bool
+    key: str | None              # as the header x-conversation-id: the same key draws the same lot
+    model: str
+    metadata: Mapping[str, str]
+    query_class: str
+    planned_steps: int | None
+
+
+async def decide(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+    """Take one step of a client's loop and answer with what to do next."""
+    exchange = Exchange(send, [], gw.monotonic_s)
+    headers = headers_of(scope)
+    try:
+        check_body_headers(headers, LIMIT_BYTES)
+        raw = await read_body(receive, LIMIT_BYTES)
+        said = read_decide(parse_json(raw, gw.settings.server))
+        desk.close_old(gw)
+        # From here to the answer nothing waits: clients that ask at once are served one after the other.
+        run = _run(gw, said, dict(headers))
+        decision = _advance(gw, run, said)
+    except ClientGone:
+        return
+    except BadRequest as error:
+        gw.metrics.inc("suffice_decisions_total", "", "refused")
+        await exchange.refuse(error)
+        return
+    except Exception as error:  # noqa: BLE001 - the caller's loop goes on; it only must be told so
+        LOG.error("decide: internal error (%s)", type(error).__name__)
+        gw.metrics.inc("suffice_failopen_total", "decide")
+        await exchange.fail(500, "internal error; go on without us", "internal_error", kind="server_error")
+        return
+    request = run.ledger.request
+    gw.metrics.inc("suffice_decisions_total", request.route, decision.action)
+    exchange.own_headers += [
+        ("x-suffice-episode-id", run.id), ("x-suffice-route", request.route), ("x-suffice-mode", request.mode),
+        ("x-suffice-policy-version", request.policy_version),
+    ]  # fmt: skip
+    _watch(gw)
+    await exchange.json(200, msgspec.json.encode(_answer(run, decision)))
+
+
+def _run(gw: Gateway, said: Said, headers: Mapping[str, str]) -> RoundsRun:
+    """The run that is meant: one that is open, or a new one."""
+    found = next((r for r in gw.routes if r.name == said.route), None)
+    if found is None:
+        message = f"route: unknown route {said.route[:80]!r}; known: {', '.join(r.name for r in gw.routes) or 'none'}"
+        raise BadRequest(message, param="route", code="unknown_route")
+    now_s, key = gw.monotonic_s(), headers.get("idempotency-key")
+    episode_id = said.episode_id or (gw.runs.opened_by(key) if key else None)
+    if episode_id is not None:
+        run = gw.runs.get(episode_id, now_s=now_s)
+        if run is None:
+            message = f"episode_id: {episode_id[:80]!r} is not open here; it has ended, was left too long, or never was"
+            raise BadRequest(message, status=404, param="episode_id", code="unknown_episode")
+        if run.ledger.request.route != said.route:
+            message = f"route: this episode belongs to the route {run.ledger.request.route!r}"
+            raise BadRequest(message, status=409, param="route", code="route_conflict")
+        return run
+    return _open(gw, found, said, headers)
+
+
+def _open(gw: Gateway, route: BuiltRoute, said: Said, headers: Mapping[str, str]) -> RoundsRun:
+    if said.question is None:
+        raise BadRequest("question: is needed when a run begins, and episode_id after that", param="question")
+    if said.index not in (None, 1):
+        message = f"step.index: got {said.index}; the first step of a run is 1, and episode_id names one that is open"
+        raise BadRequest(message, status=409, param="step.index", code="step_gap")
+    asked = desk.Asked(
+        question=said.question, key=said.key or headers.get("x-conversation-id"),
+        caller=headers.get("authorization", ""), model=said.model, metadata=said.metadata,
+        query_class=said.query_class, planned_steps=said.planned_steps,
+    )  # fmt: skip
+    run = desk.open_run(gw, route, asked)
+    gw.runs.put(run, key=headers.get("idempotency-key"), now_s=gw.monotonic_s())
+    desk.close_old(gw)
+    return run
+
+
+def _advance(gw: Gateway, run: RoundsRun, said: Said) -> Decision:
+    """Take the step in, if there is one, and end the run, if it is to end."""
+    decision = Decision(action="continue", reason="the run is over" if run.is_over or said.done else "the run is open")
+    if said.told is not None and said.index is not None:
+        decision = run.take(said.index, said.told)
+    if said.done or said.aborted:
+        desk.close_run(gw, run, "client_left" if said.aborted else "done")
+    return decision
+
+
+def _answer(run: RoundsRun, decision: Decision) -> dict[str, Any]:
+    request = run.ledger.request
+    return {
+        "episode_id": run.id,
+        "action": decision.action,
+        "stop_reason": decision.stop_reason,
+        "reason": decision.reason,
+        "return_step": run.return_step,
+        "policy_version": request.policy_version,
+        "propensity": decision.propensity,
+        "mode": request.mode,
+        "certified": request.certified,
+        "degraded": list(run.ledger.degraded),
+    }
+
+
+def _watch(gw: Gateway) -> None:
+    """Look for runs that were left, for as long as there are any."""
+    if gw.watches_runs or not len(gw.runs):
+        return
+    gw.watches_runs = True
+
+    def look() -> None:
+        gw.watches_runs = False
+        if gw.draining:
+            return
+        desk.close_old(gw)
+        _watch(gw)
+
+    asyncio.get_running_loop().call_later(LOOK_S, look)
+
+
+def read_decide(body: dict[str, Any]) -> Said:
+    """Check a body. Raises BadRequest naming the field and what is allowed."""
+    _known(body, FIELDS, "")
+    route = _text(body, "route", ID_CHARS)
+    if not route:
+        raise BadRequest("route: is needed, the name of a route", param="route")
+    index, told = _step(body["step"]) if body.get("step") is not None else (None, None)
+    for name in ("done", "aborted"):
+        if not isinstance(body.get(name), bool | None):
+            raise BadRequest(f"{name}: must be true or false", param=name)
+    said = Said(
+        route=route, episode_id=_text(body, "episode_id", ID_CHARS), question=_text(body, "question", LIMIT_BYTES),
+        index=index, told=told, key=_text(body, "key", 1_000),
+        done=body.get("done") is True, aborted=body.get("aborted") is True,
+        model=_text(body, "model", ID_CHARS) or "", metadata=_metadata(body.get("metadata")),
+        query_class=_text(body, "query_class", ID_CHARS) or "", planned_steps=_planned(body.get("planned_steps")),
+    )  # fmt: skip
+    if said.told is None and said.episode_id is None and said.question is None:
+        raise BadRequest("step: is needed, or question to begin a run, or episode_id with done", param="step")
+    return said
+
+
+def _step(step: Any) -> tuple[int, Told]:
+    if not isinstance(step, dict):
+        raise BadRequest("step: must be an object", param="step")
+    _known(step, STEP_FIELDS, "step.")
+    index = step.get("index")
+    if not isinstance(index, int) or isinstance(index, bool) or index < 1:
+        raise BadRequest("step.index: is needed, a whole number from 1", param="step.index")
+    if "tokens" not in step:
+        raise BadRequest("step.tokens: is needed, the tokens generated in this step", param="step.tokens")
+    signals = step.get("signals") or {}
+    if not isinstance(signals, dict):
+        raise BadRequest("step.signals: must be an object", param="step.signals")
+    _known(signals, SIGNAL_FIELDS, "step.signals.")
+    logprobs = signals.get("logprobs") or []
+    if not isinstance(logprobs, list) or len(logprobs) > MAX_LOGPROBS:
+        message = f"step.signals.logprobs: must be a list of at most {MAX_LOGPROBS} numbers"
+        raise BadRequest(message, param="step.signals.logprobs")
+    given = {k: v for k, v in signals.items() if v is not None and k != "logprobs"}
+    return index, Told(answer=step.get("answer"), tokens=step["tokens"], logprobs=tuple(logprobs), **given)
+
+
+def _known(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise BadRequest(f"{where}{key[:80]}: unknown field; known: {', '.join(known)}", param=f"{where}{key[:80]}")
+
+
+def _text(body: dict[str, Any], key: str, limit: int) -> str | None:
+    value = body.get(key)
+    if value is not None and (not isinstance(value, str) or len(value) > limit):
+        raise BadRequest(f"{key}: must be a string of at most {limit} characters", param=key)
+    return value
+
+
+def _metadata(given: Any) -> Mapping[str, str]:
+    fits = given is None or (
+        isinstance(given, dict) and len(given) <= MAX_METADATA
+        and all(isinstance(v, str) and len(k) + len(v) <= 1_000 for k, v in given.items())
+    )  # fmt: skip
+    if not fits:
+        raise BadRequest(f"metadata: must be an object of at most {MAX_METADATA} short strings", param="metadata")
+    return cast("dict[str, str]", given or {})
+
+
+def _planned(given: Any) -> int | None:
+    if given is not None and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
+        raise BadRequest("planned_steps: must be a whole number, at least 1", param="planned_steps")
+    return given

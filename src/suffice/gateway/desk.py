@@ -1,0 +1,123 @@
+"""Opens and closes runs whose loop the caller drives: the lot before the first step, one outcome at the end.
+
+Shared by `/v1/decide` and by the library, which differ only in how a step reaches them. Knows routes,
+lots and the log; refuses to know HTTP and threads: one caller at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from suffice.episode.ledger import Ledger
+from suffice.episode.rounds import RoundsRun
+from suffice.gateway import books
+from suffice.gateway.breaker import Breaker
+from suffice.gateway.context import Gateway
+from suffice.gateway.route import BuiltRoute
+from suffice.rollout.assign import NO_LOT, draw_audit, question_key
+from suffice.signals.query import query_signals
+from suffice.store.events import RequestSeen
+from suffice.types import EndReason, Query, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a caller says when its loop begins."""
+
+    question: str
+    key: str | None = None      # whoever gives the same key draws the same lot
+    caller: str = ""            # whose question it is, where no key was given
+    model: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    query_class: str = ""       # declared; "": none
+    planned_steps: int | None = None
+    endpoint: str = "/v1/decide"
+
+
+def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
+    """Draw the lot, write the request down, and give the run that takes its steps."""
+    request = _request(gw, route, asked)
+    ledger = Ledger(request, gw.monotonic_s())
+    books.append(gw, RequestSeen(request), ledger)
+    gw.metrics.inc("suffice_open_episodes")
+    if request.ungoverned is not None:
+        gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned)
+    return RoundsRun(
+        ledger=ledger, route=route, may_act=request.ungoverned is None and route.acts and not request.audit,
+        returning=route.returning, monotonic_s=gw.monotonic_s,
+    )  # fmt: skip
+
+
+def close_run(gw: Gateway, run: RoundsRun, end: EndReason = "done") -> None:
+    """Write the run's one outcome; closing it again does nothing.
+
+    end  "done": the caller's loop came to its end, by a stop or by itself. "client_left": it was broken
+         off, which in an audit counts as a disagreement
+    """
+    if run.is_over:
+        return
+    run.finish()
+    ledger = run.ledger
+    if end != "done":
+        ledger.stopped = False
+    elif ledger.stopped:
+        ledger.finish_method = "caller"
+        _estimate_saved(gw, run)
+    gw.metrics.inc("suffice_open_episodes", by=-1)
+    books.close(gw, ledger, end)
+    ledger.steps = []  # they are in the log; the run stays for calls that come again
+
+
+def close_old(gw: Gateway) -> None:
+    """End the runs that nobody has touched for too long: their callers have left."""
+    for run in gw.runs.pop_old(now_s=gw.monotonic_s()):
+        close_run(gw, run, "client_left")
+
+
+def close_all(gw: Gateway) -> None:
+    """End every run: the process ends, and no caller can come back to them."""
+    for run in gw.runs.pop_all():
+        close_run(gw, run, "shutdown")
+
+
+def _request(gw: Gateway, route: BuiltRoute, asked: Asked) -> Request:
+    settings = route.settings
+    reason = "off" if settings.mode == "off" else None
+    if reason is None:
+        allowed = gw.breakers.setdefault(route.name, Breaker()).allows(gw.monotonic_s())
+        reason = None if allowed else "breaker"
+    lot, question = NO_LOT, ""
+    if reason is None:
+        text = asked.question.encode("utf-8", "surrogatepass")
+        unit = gw.lots.unit(named=asked.key, body=text, caller=asked.caller, now_s=gw.monotonic_s())
+        lot = draw_audit(unit, share=gw.share(route), salt=gw.salt)
+        question = question_key(asked.question, salt=gw.salt)
+    gw.n_requests[route.name] = gw.n_requests.get(route.name, 0) + 1
+    if lot.audit:
+        gw.metrics.inc("suffice_audits_total", route.name)
+    return Request(
+        episode_id=gw.new_id(), route=route.name, kind=settings.kind, mode=settings.mode,
+        model=asked.model or settings.model or "", stream=False,
+        n_samples=settings.samples if settings.kind == "samples" else 1,
+        audit=lot.audit, propensity=lot.propensity, policy_version=route.policy_version,
+        certified=route.certified, question_key=question, ungoverned=reason, received_at_s=gw.wall_s(),
+        endpoint=asked.endpoint, query=_query(asked) if reason is None else None,
+    )  # fmt: skip
+
+
+def _query(asked: Asked) -> Query:
+    """What the question tells before the first step; it may be stored, the question may not."""
+    return query_signals(
+        asked.question, metadata=asked.metadata, query_class=asked.query_class, planned_steps=asked.planned_steps
+    )
+
+
+def _estimate_saved(gw: Gateway, run: RoundsRun) -> None:
+    """What the loop would have gone on to generate, from the full runs of this route; unknown if few."""
+    full, usage = gw.full_runs.get(run.ledger.request.route), run.ledger.told_usage
+    remaining = full.remaining(usage.completion_tokens) if full is not None and usage is not None else None
+    if remaining is None:
+        return
+    run.ledger.tokens_saved_estimate = round(remaining.thought_tokens)
+    run.ledger.estimate_method = f"mean of {remaining.n} full runs of this route that were longer"

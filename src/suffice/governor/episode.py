@@ -1,0 +1,212 @@
+"""One run of a caller's loop, in its plain and in its asynchronous form over one core.
+
+The core knows which step comes next, what was told so far and when the run is over; who judges a step
+is behind `Run`. A failure of ours continues the loop; a mistake of the caller's raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from suffice.episode.rounds import Told
+from suffice.errors import NotOpen, SufficeError
+from suffice.governor.desk import Run
+from suffice.telemetry import LOG
+from suffice.types import Decision, Mode
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One step as the caller told it, and what was decided after it."""
+
+    index: int              # 1 is the first
+    answer: str | None
+    tokens: int
+    text: str
+    action: str | None      # what the caller calls this kind of step
+    decision: Decision
+
+
+class Core:
+    """What both forms share. Safe for threads: steps come one at a time.
+
+    usable  raises NotOpen where the governor may not be used any more
+    """
+
+    def __init__(self, run: Run, usable: Callable[[], None]) -> None:
+        self.run, self.usable = run, usable
+        self.history: tuple[Round, ...] = ()
+        self.ended: str | None = None     # why; None: the run is open
+        self._lock = threading.Lock()
+
+    def take(self, told: Told, *, done: bool) -> Decision:
+        """Take the next step in."""
+        self.usable()
+        with self._lock:
+            if self.ended is not None:
+                raise NotOpen(f"episode.step: this run is over: {self.ended}; open the next one with gov.episode()")
+            index = len(self.history) + 1
+            decision = self._judged(index, told, done=done)
+            self.history += (Round(
+                index=index, answer=told.answer, tokens=told.tokens, text=told.text, action=told.action,
+                decision=decision,
+            ),)  # fmt: skip
+            if done:
+                self.ended = f"step {index} was its last"
+            return decision
+
+    def end(self, *, aborted: bool) -> None:
+        """End the run, if it is open; not in a fork, whose copy of it is its parent's."""
+        try:
+            self.usable()
+        except NotOpen:
+            return  # closing the governor has ended it
+        with self._lock:
+            if self.ended is not None:
+                return
+            self.ended = "it was broken off" if aborted else "its block was left"
+            try:
+                self.run.end(aborted=aborted)
+            except SufficeError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the caller has its answer; only our record is poorer
+                LOG.error("episode %s: its end was not recorded (%s)", self.run.id, type(error).__name__)
+
+    def _judged(self, index: int, told: Told, *, done: bool) -> Decision:
+        try:
+            return self.run.take(index, told, done=done)
+        except SufficeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a broken optimiser costs tokens, never an answer
+            LOG.error("episode %s: a step was not judged (%s)", self.run.id, type(error).__name__)
+            return Decision(action="continue", reason=f"Suffice failed ({type(error).__name__}); the loop goes on")
+
+
+class _Face:
+    """What can be read of a run, in both forms."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    @property
+    def id(self) -> str:
+        """Names this run in the log and in feedback."""
+        return self._core.run.id
+
+    @property
+    def history(self) -> tuple[Round, ...]:
+        """The steps so far, oldest first."""
+        return self._core.history
+
+    @property
+    def return_step(self) -> int | None:
+        """The step whose answer is the one to use, from 1; None: no step gave an answer."""
+        return self._core.run.return_step
+
+    @property
+    def answer(self) -> str | None:
+        """The answer to use, as that step told it: its `answer`, or its text where it gave none."""
+        step, history = self.return_step, self._core.history
+        if step is None or step > len(history):
+            return None
+        said = history[step - 1]
+        return said.answer if said.answer is not None else said.text or None
+
+    @property
+    def stopped(self) -> bool:
+        """Did the policy say at the last step that the run ends?"""
+        return bool(self._core.history) and self._core.history[-1].decision.stop
+
+    @property
+    def tokens(self) -> int:
+        """Generated so far, by what the steps told."""
+        return sum(said.tokens for said in self._core.history)
+
+    @property
+    def mode(self) -> Mode:
+        """Of the route; "off" where nobody judges."""
+        return self._core.run.mode
+
+    @property
+    def policy_version(self) -> str:
+        """Pinned for the whole run."""
+        return self._core.run.policy_version
+
+    @property
+    def certified(self) -> bool:
+        """Is that version certified on this route? Always false today."""
+        return self._core.run.certified
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """Places where Suffice failed open in this run."""
+        return self._core.run.degraded
+
+
+class Episode(_Face):
+    """One run; made by `with gov.episode(question) as ep`."""
+
+    def step(
+        self, *, tokens: int, answer: str | None = None, text: str = "", confidence: float | None = None,
+        logprobs: Sequence[float] = (), entropy: float | None = None, logprob: float | None = None,
+        stated_confidence: float | None = None, said_done: bool | None = None, action: str | None = None,
+        ctx_tokens: int = 0, done: bool = False,
+    ) -> Decision:  # fmt: skip
+        """Tell one step of the loop; `.stop` says whether to leave it.
+
+        tokens             generated in this step
+        answer             the answer that would be used now; None: read from `text` by the route's scorer
+        text               the step's own text: read by signals, never stored
+        confidence         probability of the answer, in [0, 1]; logprobs, entropy: of its tokens, natural log
+        logprob            mean log-probability of the step's own tokens, at most 0
+        stated_confidence  what the model said of itself, in [0, 1]
+        said_done          the model's own flag that it is done
+        action             what this kind of step is called: "search", "revise", "tool" …
+        ctx_tokens         prompt tokens read at this step
+        done               this was the loop's last step: the run ends here
+
+        Raises NotOpen when the run is over, and BadRequest for a value that can only be a mistake. Whatever
+        else goes wrong continues the loop.
+        """
+        told = Told(
+            answer=answer, tokens=tokens, text=text, confidence=confidence, logprobs=tuple(logprobs), entropy=entropy,
+            logprob=logprob, stated_confidence=stated_confidence, said_done=said_done, action=action,
+            ctx_tokens=ctx_tokens,
+        )  # fmt: skip
+        return self._core.take(told, done=done)
+
+
+class AsyncEpisode(_Face):
+    """One run; made by `async with gov.episode(question) as ep`."""
+
+    def __init__(self, core: Core, threads: Executor | None) -> None:
+        super().__init__(core)
+        self._threads = threads
+
+    async def step(
+        self, *, tokens: int, answer: str | None = None, text: str = "", confidence: float | None = None,
+        logprobs: Sequence[float] = (), entropy: float | None = None, logprob: float | None = None,
+        stated_confidence: float | None = None, said_done: bool | None = None, action: str | None = None,
+        ctx_tokens: int = 0, done: bool = False,
+    ) -> Decision:  # fmt: skip
+        """As `Episode.step`; a server is asked in a thread, so the event loop never waits."""
+        told = Told(
+            answer=answer, tokens=tokens, text=text, confidence=confidence, logprobs=tuple(logprobs), entropy=entropy,
+            logprob=logprob, stated_confidence=stated_confidence, said_done=said_done, action=action,
+            ctx_tokens=ctx_tokens,
+        )  # fmt: skip
+        return await in_thread(self._threads, lambda: self._core.take(told, done=done))
+
+
+async def in_thread(threads: Executor | None, work: Callable[[], T]) -> T:
+    """Do what may wait in a thread; None: it does not wait, and is done here."""
+    if threads is None:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(threads, work)

@@ -1,0 +1,209 @@
+"""The governor: opens runs of your own loop, takes labels, and closes what it opened.
+
+Knows processes and their forks; refuses to know how a step is judged (`local`, `remote`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from suffice.errors import NotOpen
+from suffice.gateway.pages import read_feedback
+from suffice.governor.desk import Desk, Opening, Taken
+from suffice.governor.episode import AsyncEpisode, Core, Episode, in_thread
+from suffice.governor.local import LocalDesk
+from suffice.governor.remote import RemoteDesk
+from suffice.settings import Settings
+from suffice.wiring import load_settings
+
+N_THREADS = 16       # in which an event loop's episodes ask a server
+TIMEOUT_S = 2.0      # a server that takes longer for one step is left alone for the rest of the run
+
+
+class Opened:
+    """A run that begins when its block is entered: `with` or `async with`."""
+
+    def __init__(self, governor: Governor, opening: Opening) -> None:
+        self._governor, self._opening = governor, opening
+        self._core: Core | None = None
+
+    def __enter__(self) -> Episode:
+        return Episode(self._begin())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._core is not None:
+            self._core.end(aborted=kind is not None)
+
+    async def __aenter__(self) -> AsyncEpisode:
+        threads = self._governor.threads
+        return AsyncEpisode(await in_thread(threads, self._begin), threads)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        core = self._core
+        if core is not None:
+            await in_thread(self._governor.threads, lambda: core.end(aborted=kind is not None))
+
+    def _begin(self) -> Core:
+        if self._core is not None:
+            raise NotOpen("episode: this run was begun before; each call of gov.episode() begins one")
+        self._core = self._governor.begin(self._opening)
+        return self._core
+
+
+class Governor:
+    """Governs one route's loops. Make one for a process with `open` or `connect`, and use it from any thread.
+
+    Close it, or use it in a `with` block: what still waits for the disk is written then. A process that
+    ends without that writes it too, unless it is killed.
+    """
+
+    def __init__(self, desk: Desk, route: str) -> None:
+        self._desk, self._route, self._pid = desk, route, os.getpid()
+        self.threads: Executor | None = ThreadPoolExecutor(N_THREADS, "suffice") if desk.blocks else None
+        self._finish = weakref.finalize(self, _close, desk, self.threads, self._pid)
+
+    @classmethod
+    def open(cls, settings: str | Path | Settings, *, route: str) -> Governor:
+        """Govern in this process, with a log of its own.
+
+        settings  a TOML or YAML file, or settings that were read already
+        Raises ConfigError for settings that cannot work and StoreError for a log that cannot be used.
+        """
+        read = settings if isinstance(settings, Settings) else load_settings(settings)
+        return cls(LocalDesk(read, route), route)
+
+    @classmethod
+    def connect(cls, url: str, *, route: str, api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> Governor:
+        """Govern by asking a server, `suffice serve`, which keeps the log. Nothing is sent before the first run.
+
+        timeout_s  for one call; a server that takes longer, or cannot be reached, costs this run its governing
+                   and nothing else
+        Raises ConfigError for an address that cannot be one.
+        """
+        return cls(RemoteDesk(url, route, api_key=api_key, timeout_s=timeout_s), route)
+
+    @property
+    def failed_open(self) -> dict[str, int]:
+        """How often Suffice failed, by place. Each cost tokens and no answer; worth an alert."""
+        return self._desk.failed_open
+
+    def episode(
+        self, question: str, *, key: str | None = None, metadata: Mapping[str, str] | None = None,
+        query_class: str = "", planned_steps: int | None = None, model: str = "",
+    ) -> Opened:  # fmt: skip
+        """One run on a question, for a `with` or an `async with` block.
+
+        The audit lot is drawn when the block is entered, before the first step. Leaving the block ends the
+        run; an exception breaks it off, which in an audit counts as a disagreement.
+
+        question       groups repeats and draws the lot, by keyed hash; its text is not stored
+        key            whoever gives the same key draws the same lot: a conversation, a job; None: the question
+                       does, for 10 minutes
+        metadata       what you declare of the question, such as its task; stored as it is
+        query_class    a word for what kind of question it is, if you know; may get thresholds of its own
+        planned_steps  at which the loop ends by itself; None: open
+        model          name of the model that answers
+        """
+        return Opened(self, Opening(
+            question=question, key=key, model=model, query_class=query_class, planned_steps=planned_steps,
+            metadata={str(k): str(v) for k, v in (metadata or {}).items()},
+        ))  # fmt: skip
+
+    def begin(self, opening: Opening) -> Core:
+        """What `episode` does when its block is entered. Raises NotOpen."""
+        self._usable()
+        return Core(self._desk.open(opening), self._usable)
+
+    def feedback(
+        self, episode_id: str, *, source: str, correct: bool | None = None, gold: str | None = None,
+        answer: str | None = None, rating: int | None = None, thumbs: str | None = None, comment: str | None = None,
+        reason: str | None = None, feedback_id: str | None = None,
+    ) -> Taken:  # fmt: skip
+        """Say how good a run's answer was, at any time; returns when that is on disk.
+
+        source       who says so: "user", "exact-match", "reviewer" …
+        feedback_id  makes sending again safe: the same id counts once; None: a fresh one
+
+        Waits up to 5 s; in an event loop use `afeedback`. Raises StoreError when it is not on disk (send it
+        again), BadRequest for fields that cannot be, and NotOpen.
+        """
+        self._usable()
+        given: dict[str, Any] = {
+            "feedback_id": feedback_id or uuid.uuid4().hex, "episode_id": episode_id, "source": source,
+            "correct": correct, "gold": gold, "answer": answer, "rating": rating, "thumbs": thumbs,
+            "comment": comment, "reason": reason,
+        }  # fmt: skip
+        return self._desk.feedback(read_feedback(given))
+
+    async def afeedback(
+        self, episode_id: str, *, source: str, correct: bool | None = None, gold: str | None = None,
+        answer: str | None = None, rating: int | None = None, thumbs: str | None = None, comment: str | None = None,
+        reason: str | None = None, feedback_id: str | None = None,
+    ) -> Taken:  # fmt: skip
+        """As `feedback`, without holding up the event loop."""
+        return await asyncio.to_thread(
+            self.feedback, episode_id, source=source, correct=correct, gold=gold, answer=answer, rating=rating,
+            thumbs=thumbs, comment=comment, reason=reason, feedback_id=feedback_id,
+        )  # fmt: skip
+
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """Wait until everything so far is on disk; False: it took longer. Raises NotOpen."""
+        self._usable()
+        return self._desk.flush(timeout_s)
+
+    def close(self) -> None:
+        """End the runs that are open (outcome `shutdown`), write everything down, release everything.
+
+        Closing it again, or in a forked process, does nothing.
+        """
+        self._finish()
+
+    async def aclose(self) -> None:
+        """As `close`, without holding up the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise NotOpen(
+                f"governor for {self._route!r}: opened in process {self._pid} and used in {os.getpid()};"
+                " open one in each process, after the fork"
+            )
+        if not self._finish.alive:
+            raise NotOpen(f"governor for {self._route!r}: it is closed; open another one")
+
+
+def _close(desk: Desk, threads: Executor | None, pid: int) -> None:
+    """Runs once: at `close`, when the governor is let go of, or when the process ends."""
+    if os.getpid() != pid:
+        return  # a fork holds copies of locks and connections that are its parent's
+    desk.close()
+    if threads is not None:
+        threads.shutdown(wait=False)

@@ -1,0 +1,159 @@
+"""Judges loops in this process, with a log of its own: the same runs and the same rows as the server's.
+
+Many threads at once: a run has a lock, and what runs share (lots, counts, what a route learns) has one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from suffice.episode.rounds import RoundsRun, Told
+from suffice.errors import ConfigError, StoreError
+from suffice.gateway import desk
+from suffice.gateway.context import Gateway
+from suffice.governor.desk import Opening, Taken
+from suffice.settings import Settings
+from suffice.store.events import FeedbackGiven
+from suffice.store.log import Receipt
+from suffice.store.sqlite import SqliteLog
+from suffice.types import Decision, EndReason, Feedback, Mode
+from suffice.wiring import library
+
+
+class LocalRun:
+    """One run in this process."""
+
+    def __init__(self, run: RoundsRun, close: Callable[[RoundsRun, EndReason], None]) -> None:
+        self._run, self._close = run, close
+        self._lock = threading.Lock()
+        self._request = run.ledger.request
+
+    @property
+    def id(self) -> str:
+        """The episode's id."""
+        return self._run.id
+
+    @property
+    def mode(self) -> Mode:
+        """Of the route."""
+        return self._request.mode
+
+    @property
+    def policy_version(self) -> str:
+        """Pinned for the whole run."""
+        return self._request.policy_version
+
+    @property
+    def certified(self) -> bool:
+        """Is that version certified on this route?"""
+        return self._request.certified
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """Places where Suffice failed open."""
+        return tuple(self._run.ledger.degraded)
+
+    @property
+    def return_step(self) -> int | None:
+        """The step whose answer is the one to use."""
+        return self._run.return_step
+
+    def take(self, index: int, told: Told, *, done: bool) -> Decision:
+        """Take a step in; `done` ends the run with it."""
+        with self._lock:
+            decision = self._run.take(index, told)
+            if done:
+                self._close(self._run, "done")
+            return decision
+
+    def end(self, *, aborted: bool) -> None:
+        """End the run."""
+        self.close("client_left" if aborted else "done")
+
+    def close(self, end: EndReason) -> None:
+        """End the run for a reason of one's own."""
+        with self._lock:
+            self._close(self._run, end)
+
+
+class LocalDesk:
+    """Everything that governs one route in this process. Raises ConfigError and StoreError."""
+
+    blocks = False
+
+    def __init__(self, settings: Settings, route: str) -> None:
+        if route not in settings.routes:
+            known = ", ".join(sorted(settings.routes)) or "none is configured"
+            raise ConfigError(f"route: unknown route {route[:80]!r}; known: {known}")
+        self._gw: Gateway = library(settings)
+        self._route = route
+        self._lock = threading.Lock()
+        self._open: dict[str, LocalRun] = {}
+
+    @property
+    def gateway(self) -> Gateway:
+        """The running parts: metrics, log, routes."""
+        return self._gw
+
+    @property
+    def failed_open(self) -> dict[str, int]:
+        """How often Suffice failed, by place."""
+        found = self._gw.metrics.registry.collect()
+        samples = [s for metric in found if metric.name == "suffice_failopen" for s in metric.samples]
+        return {s.labels["site"]: int(s.value) for s in samples if s.name.endswith("_total")}
+
+    def open(self, opening: Opening) -> LocalRun:
+        """Begin a run."""
+        asked = desk.Asked(
+            question=opening.question, key=opening.key, model=opening.model, metadata=opening.metadata,
+            query_class=opening.query_class, planned_steps=opening.planned_steps, endpoint="library",
+        )  # fmt: skip
+        with self._lock:
+            route = next(r for r in self._gw.routes if r.name == self._route)
+            run = LocalRun(desk.open_run(self._gw, route, asked), self._close_run)
+            self._open[run.id] = run
+            return run
+
+    def _close_run(self, run: RoundsRun, end: EndReason) -> None:
+        with self._lock:
+            desk.close_run(self._gw, run, end)
+            self._open.pop(run.id, None)
+
+    def feedback(self, given: Feedback) -> Taken:
+        """Store a label; waits until it is on disk. Raises StoreError."""
+        try:
+            receipt = _waited(lambda: asyncio.run(self._append(given)))
+        except StoreError:
+            self._gw.metrics.inc("suffice_feedback_total", "failed")
+            raise
+        self._gw.metrics.inc("suffice_feedback_total", "duplicate" if receipt.duplicate else "accepted")
+        return Taken(duplicate=receipt.duplicate, joined=receipt.joined)
+
+    async def _append(self, given: Feedback) -> Receipt:
+        return await self._gw.log.append_durable(FeedbackGiven(given))
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything so far is on disk."""
+        log = self._gw.log
+        return log.drain(timeout_s) if isinstance(log, SqliteLog) else True
+
+    def close(self) -> None:
+        """End what is open, write everything down, and close the log."""
+        with self._lock:
+            left = list(self._open.values())
+        for run in left:
+            run.close("shutdown")
+        self._gw.log.close()
+
+
+def _waited(work: Callable[[], Receipt]) -> Receipt:
+    """Run what needs an event loop of its own, also where this thread has one already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()

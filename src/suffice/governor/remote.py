@@ -1,0 +1,302 @@
+"""Judges loops at a server, over `POST /v1/decide`. A server that is slow, gone or in error costs tokens only.
+
+Every call may be sent twice and counts once: opening carries an idempotency key, a step its index. So
+a broken connection is tried once more, and after that the run goes on without the server.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+import uuid
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from suffice.episode.rounds import Told, last_answer
+from suffice.errors import BadRequest, ConfigError, StoreError
+from suffice.gateway.breaker import Breaker
+from suffice.governor.desk import Opening, Taken
+from suffice.telemetry import LOG
+from suffice.types import Decision, Feedback, Mode
+
+MAX_IDLE = 16                       # connections that are kept for the next call
+REPLY_LIMIT_BYTES = 1024 * 1024
+FEEDBACK_TIMEOUT_S = 10.0           # the server promises a label's receipt within 5 s
+
+
+class Unanswered(Exception):
+    """The server could not be asked, or said something that is no decision."""
+
+
+class Refused(Exception):
+    """The server's own 4xx."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Connections:
+    """HTTP to one server, from any thread; a broken connection is replaced once."""
+
+    def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or timeout_s <= 0:
+            need = "need http://host[:port][/path] and a time above 0"
+            raise ConfigError(f"connect: got {url[:200]!r}, {timeout_s=}; {need}")
+        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._base = parts.path.rstrip("/").removesuffix("/v1")
+        self._headers = {"content-type": "application/json"}
+        if api_key is not None:
+            self._headers["authorization"] = f"Bearer {api_key}"
+        self._timeout_s = timeout_s
+        self._idle: list[http.client.HTTPConnection] = []
+        self._lock = threading.Lock()
+
+    def post(
+        self, path: str, body: Any, headers: dict[str, str] | None = None, *, timeout_s: float | None = None
+    ) -> Any:
+        """The answer's JSON. Raises Refused for a 4xx and Unanswered for everything else that is no 200."""
+        raw = msgspec.json.encode(body)
+        sent = self._headers | (headers or {})
+        for attempt in (1, 2):
+            connection = self._take(fresh=attempt == 2, timeout_s=timeout_s or self._timeout_s)
+            try:
+                connection.request("POST", self._base + path, raw, sent)
+                reply = connection.getresponse()
+                status, said = reply.status, reply.read(REPLY_LIMIT_BYTES)
+            except TimeoutError as error:
+                connection.close()
+                raise Unanswered("it took too long") from error
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if attempt == 2:
+                    raise Unanswered(type(error).__name__) from error
+                continue
+            self._give_back(connection)
+            return _read(status, said)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Close what is idle."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _take(self, *, fresh: bool, timeout_s: float) -> http.client.HTTPConnection:
+        with self._lock:
+            connection = self._idle.pop() if self._idle and not fresh else None
+        if connection is None:
+            made = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+            return made(self._host, self._port, timeout=timeout_s)
+        connection.timeout = timeout_s
+        if connection.sock is not None:
+            connection.sock.settimeout(timeout_s)
+        return connection
+
+    def _give_back(self, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            if len(self._idle) < MAX_IDLE:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+def _read(status: int, said: bytes) -> Any:
+    try:
+        body: Any = msgspec.json.decode(said)
+    except msgspec.DecodeError:
+        raise Unanswered(f"HTTP {status} without JSON") from None
+    if status == 200 and isinstance(body, dict):
+        return body
+    error = body.get("error") if isinstance(body, dict) else None
+    message = str(error.get("message", ""))[:500] if isinstance(error, dict) else f"HTTP {status}"
+    if 400 <= status < 500:
+        raise Refused(status, message)
+    raise Unanswered(f"HTTP {status}: {message}")
+
+
+class RemoteRun:
+    """One run at the server; once the server was lost, the loop goes on without it."""
+
+    def __init__(self, desk: RemoteDesk, opening: Opening) -> None:
+        self._desk = desk
+        self._answers: list[str | None] = []     # told so far: whose last one counts if the server is lost
+        self._told: dict[str, Any] = {}          # what the server said last
+        self._lost, self._over = False, False
+        self._ask(asdict(opening), {"idempotency-key": uuid.uuid4().hex})
+        self._id = str(self._told.get("episode_id") or f"ep_{int(time.time() * 1e3):011x}{uuid.uuid4().hex[:16]}")
+
+    @property
+    def id(self) -> str:
+        """The episode's id; where the server could not be asked, one that it does not know."""
+        return self._id
+
+    @property
+    def mode(self) -> Mode:
+        """Of the route; "off" where nobody judges."""
+        mode: Mode = self._told.get("mode", "off")
+        return mode
+
+    @property
+    def policy_version(self) -> str:
+        """Pinned for the whole run; "" where nobody judges."""
+        return str(self._told.get("policy_version", ""))
+
+    @property
+    def certified(self) -> bool:
+        """Is that version certified on this route?"""
+        return self._told.get("certified") is True
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """Places where Suffice failed open."""
+        there = tuple(str(site) for site in self._told.get("degraded") or ())
+        return (*there, "server") if self._lost else there
+
+    @property
+    def return_step(self) -> int | None:
+        """The step whose answer is the one to use; without the server, the last one that gave any."""
+        if not self._lost:
+            step = self._told.get("return_step")
+            return step if isinstance(step, int) and 1 <= step <= len(self._answers) else None
+        return last_answer(self._answers) if any(a is not None for a in self._answers) else None
+
+    def take(self, index: int, told: Told, *, done: bool) -> Decision:
+        """Take a step in; `done` ends the run with it."""
+        self._answers.append(told.answer if told.answer is not None else told.text or None)
+        known = self._ask({"episode_id": self._id, "step": step_json(index, told), "done": done})
+        if done:
+            self._leave()
+        if known is None:
+            return Decision(action="continue", reason="the server could not be asked")
+        return Decision(
+            action="stop" if known.get("action") == "stop" else "continue",
+            reason=str(known.get("reason", "")),
+            stop_reason=known.get("stop_reason") if known.get("action") == "stop" else None,
+            propensity=float(known.get("propensity") or 1.0),
+        )
+
+    def end(self, *, aborted: bool) -> None:
+        """End the run."""
+        if self._over:
+            return
+        self._leave()
+        self._ask({"episode_id": self._id, "aborted" if aborted else "done": True})
+
+    def _leave(self) -> None:
+        self._over = True
+        self._desk.forget(self)
+
+    def _ask(self, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any] | None:
+        """What the server says; None, now and for the rest of the run, once it could not be asked."""
+        if self._lost:
+            return None
+        said = self._desk.ask(body, headers)
+        if said is None:
+            self._lost = True
+            return None
+        self._told = said
+        return said
+
+
+def step_json(index: int, told: Told) -> dict[str, Any]:
+    """A step as `/v1/decide` reads it."""
+    signals = {
+        "text": told.text or None, "confidence": told.confidence, "logprobs": list(told.logprobs) or None,
+        "entropy": told.entropy, "logprob": told.logprob, "stated_confidence": told.stated_confidence,
+        "said_done": told.said_done, "action": told.action, "ctx_tokens": told.ctx_tokens or None,
+    }  # fmt: skip
+    given = {k: v for k, v in signals.items() if v is not None}
+    return {"index": index, "answer": told.answer, "tokens": told.tokens, "signals": given}
+
+
+class RemoteDesk:
+    """One route of one server. Raises ConfigError for an address that cannot be one."""
+
+    blocks = True
+
+    def __init__(self, url: str, route: str, *, api_key: str | None, timeout_s: float) -> None:
+        self._route = route
+        self._http = Connections(url, api_key=api_key, timeout_s=timeout_s)
+        self._lock = threading.Lock()
+        self._failed: Counter[str] = Counter()
+        self._breaker = Breaker()
+        self._open: dict[str, RemoteRun] = {}
+
+    @property
+    def failed_open(self) -> dict[str, int]:
+        """How often the server could not be asked."""
+        with self._lock:
+            return dict(self._failed)
+
+    def open(self, opening: Opening) -> RemoteRun:
+        """Begin a run."""
+        run = RemoteRun(self, opening)
+        with self._lock:
+            self._open[run.id] = run
+        return run
+
+    def forget(self, run: RemoteRun) -> None:
+        """Take note that a run is over."""
+        with self._lock:
+            self._open.pop(run.id, None)
+
+    def ask(self, body: dict[str, Any], headers: dict[str, str] | None) -> dict[str, Any] | None:
+        """One call; None: it failed, and that is counted. While the server is down it is hardly asked."""
+        with self._lock:
+            allowed = self._breaker.allows(time.monotonic())
+        if not allowed:
+            self._count("server")
+            return None
+        failed, said = True, None
+        try:
+            said = self._http.post("/v1/decide", {"route": self._route} | body, headers)
+            failed = False
+        except Refused as error:
+            failed = False  # it is there and it answers
+            self._count("refused")
+            LOG.warning("decide: the server refused (%d): %s; this run goes on without it", error.status, error)
+        except Unanswered as error:
+            self._count("server")
+            LOG.warning("decide: the server could not be asked (%s); this run goes on without it", error)
+        except (TypeError, ValueError, msgspec.MsgspecError) as error:
+            failed = False
+            self._count("body")
+            LOG.warning("decide: a step cannot be written as JSON (%s); this run goes on", type(error).__name__)
+        with self._lock:
+            self._breaker.note(failed=failed, now_s=time.monotonic())
+        return said
+
+    def feedback(self, given: Feedback) -> Taken:
+        """Store a label; waits until it is on disk at the server. Raises StoreError and BadRequest."""
+        body = {k: v for k, v in asdict(given).items() if v is not None}
+        try:
+            said = self._http.post("/v1/feedback", body, timeout_s=FEEDBACK_TIMEOUT_S)
+        except Unanswered as error:
+            raise StoreError(f"feedback was not stored: {error}; send it again with the same feedback_id") from error
+        except Refused as error:
+            raise BadRequest(str(error), status=error.status) from error
+        return Taken(duplicate=said.get("duplicate") is True, joined=said.get("joined") is True)
+
+    def flush(self, timeout_s: float) -> bool:  # noqa: ARG002 - nothing waits here
+        """Nothing waits here."""
+        return True
+
+    def close(self) -> None:
+        """Break off what is open, and close the connections."""
+        with self._lock:
+            left = list(self._open.values())
+        for run in left:
+            run.end(aborted=True)
+        self._http.close()
+
+    def _count(self, place: str) -> None:
+        with self._lock:
+            self._failed[place] += 1
