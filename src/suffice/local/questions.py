@@ -181,7 +181,32 @@ def stories(rng: random.Random) -> Iterator[Item]:
         yield Item(id=f"stories-{number:04d}", ask=text, gold=str(answer))
 
 
+def largest(rng: random.Random) -> Iterator[Item]:
+    """The largest of four or five different numbers of two digits; the largest stands at any place."""
+    seen: set[tuple[int, ...]] = set()
+    while True:
+        listed = tuple(rng.sample(range(10, 100), rng.choice((4, 5))))
+        if listed not in seen:
+            seen.add(listed)
+            text = ", ".join(map(str, listed[:-1])) + f" or {listed[-1]}"
+            yield Item(id=f"largest-{'-'.join(map(str, listed))}", ask=f"Which number is the largest: {text}?",
+                       gold=str(max(listed)))
+
+
+def series(rng: random.Random) -> Iterator[Item]:
+    """The next number of a series with a constant step, up or down; never below zero."""
+    seen: set[tuple[int, ...]] = set()
+    while True:
+        step = rng.choice((-1, 1)) * rng.randint(2, 12)
+        first = rng.randint(1, 40) - min(0, 4 * step)
+        listed = tuple(first + step * k for k in range(4))
+        if listed not in seen:
+            seen.add(listed)
+            yield Item(id=f"series-{'-'.join(map(str, listed))}",
+                       ask=f"Which number comes next: {', '.join(map(str, listed))}?", gold=str(first + 4 * step))
+
+
 FAMILIES_OF_QUESTIONS: Mapping[str, Callable[[random.Random], Iterator[Item]]] = {
     "capitals": capitals, "sentiment": sentiment, "sums": sums, "letters": letters, "lists": lists,
-    "chains": chains, "stories": stories,
+    "chains": chains, "stories": stories, "largest": largest, "series": series,
 }

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from suffice.errors import LocalModelError
@@ -32,6 +32,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "samples": ("capitals", "sentiment", "sums", "letters", "lists"),
     "reasoning": ("stories", "chains"),
 }
+TRACED = ("stories", "chains", "largest", "series")  # of the traces that this project recorded itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,34 @@ EXAMPLES: Mapping[str, tuple[Message, ...]] = {
             "Let me check: 40 - 12 = 28, 28 + 25 = 53. That is right, the answer is 53.\n",
         ),
     ),
+    "largest": (
+        *_shown(
+            "Which number is the largest: 41, 17, 63 or 28?",
+            "63",
+            "41 or 17: 41.\n41 or 63: 63.\n63 or 28: 63.\nSo the answer is 63.\n"
+            "Let me check: 63 > 41, 63 > 17, 63 > 28. That is right, the answer is 63.\n",
+        ),
+        *_shown(
+            "Which number is the largest: 35, 80, 92, 51 or 14?",
+            "92",
+            "35 or 80: 80.\n80 or 92: 92.\n92 or 51: 92.\n92 or 14: 92.\nSo the answer is 92.\n"
+            "Let me check: 92 > 35, 92 > 80, 92 > 51, 92 > 14. That is right, the answer is 92.\n",
+        ),
+    ),
+    "series": (
+        *_shown(
+            "Which number comes next: 5, 8, 11, 14?",
+            "17",
+            "8 - 5 = 3.\n14 + 3 = 17.\nSo the answer is 17.\n"
+            "Let me check: 17 - 14 = 3. That is right, the answer is 17.\n",
+        ),
+        *_shown(
+            "Which number comes next: 60, 51, 42, 33?",
+            "24",
+            "60 - 51 = 9.\n33 - 9 = 24.\nSo the answer is 24.\n"
+            "Let me check: 33 - 24 = 9. That is right, the answer is 24.\n",
+        ),
+    ),
 }
 
 
@@ -128,6 +157,25 @@ def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[Question, ...]:
     if len(found) < n:
         raise LocalModelError(f"questions: {kind} has {len(found)} questions, {n} were asked for")
     return found
+
+
+def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[Question, ...]:
+    """The questions of the recorded traces: `n_a_task` of each task of `TRACED`, one task after the other.
+
+    kind  "reasoning": with a thought, greedy; "samples": the same questions, the first of each task, with
+          the thought switched off by the request and the answer drawn at temperature 0.7
+    The same seed gives the same questions. Raises LocalModelError for an unknown kind.
+    """
+    if kind not in FAMILIES:
+        raise LocalModelError(f"traced: unknown kind {kind!r}; known: {', '.join(FAMILIES)}")
+    drawn = [
+        _question("reasoning", task, item)
+        for task in TRACED
+        for item in islice(FAMILIES_OF_QUESTIONS[task](random.Random(f"{seed}:{task}")), n_a_task)
+    ]
+    if kind == "samples":
+        return tuple(replace(one, max_tokens=8, temperature=0.7) for one in drawn)
+    return tuple(drawn)
 
 
 def _in_turn(kind: str, streams: Mapping[str, Iterator[Item]]) -> Iterator[Question]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from suffice.errors import ConfigError
+from suffice.scoring.base import Spec
 from suffice.settings import Probe, Steps
 
 RecordKind = Literal["reasoning", "samples"]
@@ -30,7 +31,7 @@ class Asked:
     id: str
     task: str                        # "": the line names none
     question: str                    # what the user wrote last
-    gold: str | None                 # None: no reference, so nobody can say whether an answer is right
+    gold: str                        # the right answer, as it is written
     body: Mapping[str, Any]          # messages, and the sampling fields that stood beside them
 
 
@@ -40,7 +41,7 @@ class Recipe:
 
     kind: RecordKind
     model: str
-    scorer: str
+    scorer: Spec
     driver: str
     finish: str | None               # how a thought is closed for a probe; None: nothing is probed
     n_samples: int = 1               # kind "samples": answers a question
@@ -82,7 +83,7 @@ def seed_of(question_id: str) -> int:
 
 
 def read_questions(lines: Iterable[str], where: str) -> list[Asked]:
-    """Read JSON lines with `question` or `messages`, and optionally `id`, `task`, `gold` and sampling fields.
+    """Read JSON lines with `question` or `messages`, `gold`, and optionally `id`, `task` and sampling fields.
 
     A line without an id is named after its messages. Raises ConfigError with the line at fault.
     """
@@ -114,12 +115,14 @@ def _read_line(line: str, where: str) -> Asked:
         messages = [{"role": "user", "content": question}]
     if not isinstance(messages, list) or not _are_messages(messages):
         raise ConfigError(f'{where}: has no question; need {{"question": "…"}} or messages with roles and text')
-    known = _text(item, "id", where)
+    known, gold = _text(item, "id", where), _text(item, "gold", where)
+    if gold is None:
+        raise ConfigError(f"{where}: has no gold; a trace says for every answer whether it is right")
     return Asked(
         id=known if known is not None else _name_of(messages),
         task=_text(item, "task", where) or "",
         question=question if isinstance(question, str) else _last_said(messages),
-        gold=_text(item, "gold", where),
+        gold=gold,
         body={"messages": messages, **{k: item[k] for k in SENT_ALONG if k in item}},
     )
 

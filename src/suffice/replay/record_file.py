@@ -1,177 +1,159 @@
 """A recording on disk that survives being killed: no run is lost, none stands there twice.
 
 While a recording runs, each finished run is one line of `OUT.part`, on the disk before the next
-question counts as begun. At every orderly end all lines are packed into `OUT`, which appears at once or
-not at all. A line torn by a crash is cut off when the recording is resumed.
+question begins (`jsonl.RunLog`). At every orderly end all lines are packed into `OUT`, which appears at
+once or not at all. The settings stand in each run's `meta`: a recording goes on only as it was begun.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import os
+import shutil
+import sys
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import msgspec
 
 from suffice.errors import ConfigError, StoreError
+from suffice.replay.atomic import whole_file
+from suffice.replay.jsonl import RunLog, RunRow
 from suffice.replay.record_ask import Recipe
-
-BLOCK_BYTES = 2**20
 
 
 class Recording:
     """The file of one recording; use it in a `with` block.
 
     `done` holds the ids of the questions that are recorded. Entering raises ConfigError when the file was
-    recorded with other settings, or is no recording, and StoreError when it cannot be written.
+    recorded with other settings, TraceError when it is no recording, and StoreError when it cannot be used.
     """
 
     def __init__(self, out: Path, recipe: Recipe) -> None:
         self.out, self.part = out, out.with_name(out.name + ".part")
         self.done: set[str] = set()
-        self.n_torn_bytes = 0          # of a line that a crash had cut short
+        self.torn = False              # had a crash cut the last line short?
         self._recipe = recipe
-        self._file: int | None = None
+        self._open = ExitStack()
+        self._log: RunLog | None = None
 
     def __enter__(self) -> Self:
-        try:
-            if not self.part.exists() and self.out.exists():
-                self._unpack()
-            self._file = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            self._take_up(self._file)
-        except OSError as error:
-            self._close()
-            raise StoreError(f"{self.part}: cannot be used ({error.strerror})") from None
-        except BaseException:
-            self._close()
-            raise
+        with ExitStack() as opened:
+            try:
+                if not self.part.exists() and self.out.exists():
+                    self._unpack()
+                log = opened.enter_context(RunLog(self.part))
+                opened.enter_context(_alone(self.part))
+            except OSError as error:
+                raise StoreError(f"{self.part}: cannot be used ({error.strerror or error})") from None
+            self._take_up(log)
+            self._log, self._open = log, opened.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
-        if self.done:
-            self._pack()
-        else:
-            self.part.unlink(missing_ok=True)
+        self._log = None
+        with self._open:  # the file stays ours until it is packed
+            if self.done:
+                self._pack()
+            else:
+                self.part.unlink(missing_ok=True)
 
-    def append(self, run: Mapping[str, Any]) -> None:
+    def append(self, row: RunRow) -> None:
         """Write one finished run; it is on the disk when this returns. Raises StoreError."""
-        assert self._file is not None
-        line = memoryview(msgspec.json.encode(run) + b"\n")
-        end = os.fstat(self._file).st_size
+        assert self._log is not None
         try:
-            while line:
-                line = line[os.write(self._file, line):]
-            os.fsync(self._file)
+            self._log.append(row)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, end)  # half a line must not stand before the next one
-            raise StoreError(f"{self.part}: cannot be written ({error.strerror})") from None
-        self.done.add(str(run["question_id"]))
+            raise StoreError(f"{self.part}: cannot be written ({error.strerror or error})") from None
+        self.done.add(row.question_id)
+
+    def _take_up(self, log: RunLog) -> None:
+        """Note which questions are done; refuse what was recorded in another way."""
+        self.torn = log.torn
+        for _, _, run, question in log.ids:
+            if run != self._recipe.hash:
+                raise ConfigError(
+                    f"{self.out}: was recorded with other settings: {self._difference(run)};"
+                    " record with those, or name another file with --out"
+                )
+            self.done.add(question)
+
+    def _difference(self, run: str) -> str:
+        """Which settings were others in the recording `run`, in words."""
+        with self.part.open("rb") as lines:
+            for line in lines:
+                row: Mapping[str, Any] = msgspec.json.decode(line)
+                if row["run"] == run:
+                    return difference(recorded_with(row.get("meta")), self._recipe.as_data())
+        raise AssertionError("unreachable")
 
     def _unpack(self) -> None:
         """Go on behind a packed recording."""
-        with _atomic(self.part) as part, open_lines(self.out) as packed:
-            while block := packed.read(BLOCK_BYTES):
-                part.write(block)
+        try:
+            with whole_file(self.part) as draft, draft.open("wb") as part, _open(self.out) as packed:
+                shutil.copyfileobj(packed, part)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise StoreError(f"{self.out}: is damaged ({error})") from None
 
     def _pack(self) -> None:
-        with _atomic(self.out) as packed, self.part.open("rb") as part:
-            if self.out.suffix == ".gz":
-                # No time and no name inside: the same runs make the same bytes.
-                with gzip.GzipFile(filename="", fileobj=packed, mode="wb", mtime=0) as squeezed:
-                    while block := part.read(BLOCK_BYTES):
-                        squeezed.write(block)
-            else:
-                while block := part.read(BLOCK_BYTES):
-                    packed.write(block)
+        """Put every whole line into the named file; a line that could not be written to its end stays out."""
+        with whole_file(self.out) as draft, draft.open("wb") as plain, self.part.open("rb") as part:
+            # Without name and time the same runs give the same bytes.
+            squeezed = gzip.GzipFile("", "wb", fileobj=plain, mtime=0) if self.out.suffix == ".gz" else None
+            packed: IO[bytes] = plain if squeezed is None else squeezed  # type: ignore[assignment]  # it writes bytes as any file does
+            packed.writelines(line for line in part if line.endswith(b"\n"))
+            if squeezed is not None:
+                squeezed.close()
         self.part.unlink()
 
-    def _take_up(self, file: int) -> None:
-        """Read what is there: note which questions are done, cut a torn last line off."""
-        end, number = 0, 0
-        with os.fdopen(os.dup(file), "rb") as lines:
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    break
-                number += 1
-                self._check(line, number)
-                end += len(line)
-        self.n_torn_bytes = os.fstat(file).st_size - end
-        if self.n_torn_bytes:
-            os.ftruncate(file, end)
-            os.fsync(file)
 
-    def _check(self, line: bytes, number: int) -> None:
-        where = f"{self.out}:{number}"
-        try:
-            run = msgspec.json.decode(line)
-            question, settings = run["question_id"], run["meta"]["recorded_with"]
-        except (msgspec.DecodeError, UnicodeError, KeyError, TypeError):
-            raise ConfigError(f"{where}: is no run that `suffice record` wrote; name another file with --out") from None
-        mine = self._recipe.as_data()
-        if settings != mine:
-            raise ConfigError(
-                f"{where}: was recorded with other settings: {_difference(settings, mine)};"
-                " record with those, or name another file with --out"
-            )
-        if question in self.done:
-            raise ConfigError(f"{where}: question {question!r:.80} is there twice")
-        self.done.add(question)
-
-    def _close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file)
+def recorded_with(meta: str | None) -> Mapping[str, Any]:
+    """The settings that a run's `meta` names; empty: it was not recorded here."""
+    try:
+        found = msgspec.json.decode(meta or "{}")["recorded_with"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, Mapping) else {}
 
 
-def _difference(theirs: object, mine: Mapping[str, Any]) -> str:
+def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     """The first settings that differ, in words."""
-    if not isinstance(theirs, Mapping):
-        return "none that could be read"
+    if not theirs:
+        return "it does not say with which"
     found = []
     for name, value in mine.items():
         other = theirs.get(name)
         if isinstance(value, Mapping) and isinstance(other, Mapping):
             found += [
-                f"{name}.{key} was {other.get(key)!r} and is now {value.get(key)!r}"
+                f"{name}.{key} was {other.get(key)!r} and is now {value[key]!r}"
                 for key in value
-                if other.get(key) != value.get(key)
+                if other.get(key) != value[key]
             ]
         elif other != value:
             found.append(f"{name} was {other!r} and is now {value!r}")
     return ", ".join(found[:3]) or "by another version of suffice"
 
 
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[Any]:
-    """A file that appears whole, or not at all."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-    try:
-        with draft.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a file against a second recorder, where the system can. Raises StoreError when there is one."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{path}: another recorder is writing to it; wait for it, or end it") from None
+        yield
 
 
-@contextlib.contextmanager
-def open_lines(path: Path) -> Iterator[Any]:
-    """The bytes of a file of JSON lines, gzip or plain. Raises ConfigError where the gzip is damaged."""
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                yield file
-        else:
-            with path.open("rb") as plain:
-                yield plain
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise ConfigError(f"{path}: is damaged ({error})") from None
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]  # reads bytes

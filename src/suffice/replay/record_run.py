@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from math import exp
 from typing import Any
 
+import msgspec
+
 from suffice.episode import vote
 from suffice.episode.ending import Delivery
 from suffice.episode.finish import Continuer
@@ -24,6 +26,8 @@ from suffice.episode.reasoning import ReasoningRun, Wants
 from suffice.episode.samples import SampleRun, refusal, text_of
 from suffice.episode.segment import Checkpoint, Segmenter
 from suffice.errors import UpstreamError, UpstreamProtocol
+from suffice.replay.form import LAST, MAJORITY_VOTE
+from suffice.replay.jsonl import RunRow, StepRow
 from suffice.replay.record_ask import Asked, Recipe
 from suffice.scoring.base import Scorer
 from suffice.signals.text import Hedges
@@ -33,7 +37,6 @@ from suffice.upstream.continuation import cut_at
 from suffice.upstream.drivers import CHAT_PATH, thinking_is_off
 from suffice.upstream.wire import DONE_DATA, Frame, TokenLogprob, decode_chunk, encode_json, logprobs_of
 
-Row = dict[str, Any]               # one line of the traces: JSON goes out here
 Again = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]  # calls it, and calls it again where that may help
 NO_LIMIT = 2**31
 RUN_TIMEOUT_S = 600.0              # of one chain: nothing may hang for ever
@@ -50,7 +53,7 @@ class Recorder:
     wave: int = 4                  # kind "samples": answers drawn at once
     dataset: str = ""              # what the questions are called
 
-    async def run(self, asked: Asked) -> Row:
+    async def run(self, asked: Asked) -> RunRow:
         """The line of one question. Raises UpstreamError when the upstream fails for good."""
         if self.recipe.kind == "samples":
             return await self._samples(asked)
@@ -58,7 +61,7 @@ class Recorder:
 
     # ---- samples
 
-    async def _samples(self, asked: Asked) -> Row:
+    async def _samples(self, asked: Asked) -> RunRow:
         run: SampleRun = await self.again(lambda: self._drawn(asked))
         answers = [s.answer for s in run.seen]
         steps = [
@@ -92,7 +95,7 @@ class Recorder:
 
     # ---- chains
 
-    async def _chain(self, asked: Asked) -> Row:
+    async def _chain(self, asked: Asked) -> RunRow:
         chain: Chain = await self.again(lambda: self._read_chain(asked))
         continuer = self._continuer(asked, chain)
         steps, before = [], 0
@@ -113,7 +116,7 @@ class Recorder:
                 _step(tokens=left, answer=chain.answer, correct=correct, logprob=logprob, text=rest + chain.answer_text)
             )
         return self._row(
-            asked, steps, answer=steps[-1]["answer"], counted=chain.counted, ledger=chain.ledger,
+            asked, steps, answer=steps[-1].answer, counted=chain.counted, ledger=chain.ledger,
             extra={
                 "unclosed": chain.unclosed, "truncated": chain.ledger.truncated,
                 "answer_tokens": max(0, chain.full_tokens - chain.reasoning_tokens),
@@ -192,21 +195,20 @@ class Recorder:
         trial.text = request.answer_prefix + cut_at(trial.text, request.stop)
         return trial
 
-    def _probed(self, trial: Trial | None, asked: Asked, *, tokens: int, text: str, logprob: float | None) -> Row:
+    def _probed(self, trial: Trial | None, asked: Asked, *, tokens: int, text: str, logprob: float | None) -> StepRow:
         """A step with the answer that a stop behind it would deliver."""
         if trial is None:
             return _step(tokens=tokens, answer=None, correct=None, logprob=logprob, text=text)
         answer = self.scorer.extract(trial.text)
+        correct = self._is_right(answer, asked)
         return _step(
-            tokens=tokens, answer=answer, correct=self._is_right(answer, asked), logprob=logprob, text=text
-        ) | trial.facts()  # fmt: skip
+            tokens=tokens, answer=answer, correct=correct, logprob=logprob, text=text, trial=trial
+        )
 
     # ---- both
 
-    def _is_right(self, answer: str | None, asked: Asked) -> bool | None:
-        """Is it the reference? No answer is a wrong answer; None: there is no reference."""
-        if asked.gold is None:
-            return None
+    def _is_right(self, answer: str | None, asked: Asked) -> bool:
+        """Is it the reference? No answer is a wrong answer."""
         return self.scorer.match(answer, self.scorer.normalise(asked.gold) or asked.gold)
 
     def _request(self, asked: Asked) -> Request:
@@ -217,32 +219,29 @@ class Recorder:
         )  # fmt: skip
 
     def _row(
-        self, asked: Asked, steps: Sequence[Row], *, answer: str | None, counted: bool, ledger: Ledger,
+        self, asked: Asked, steps: list[StepRow], *, answer: str | None, counted: bool, ledger: Ledger,
         extra: Mapping[str, Any],
-    ) -> Row:  # fmt: skip
+    ) -> RunRow:  # fmt: skip
         recipe = self.recipe
-        return {
-            "dataset": self.dataset,
-            "setting": recipe.kind,
-            "task": asked.task or self.dataset,
-            "model": recipe.model,
-            "run": recipe.hash,
-            "question_id": asked.id,
-            "question": asked.question,
-            "gold": asked.gold,
-            "aggregation": "majority_vote" if recipe.kind == "samples" else "last",
-            "token_source": "provider" if counted else "counted",
-            "n_steps": len(steps),
-            "full_answer": answer,
-            "full_em": self._is_right(answer, asked),
-            "full_tokens": sum(s["tokens"] for s in steps),
-            "meta": {
-                "prompt_tokens": ledger.client_prompt_tokens(),
-                **extra,
-                "recorded_with": recipe.as_data(),
-            },
-            "steps": list(steps),
-        }
+        meta = {"prompt_tokens": ledger.client_prompt_tokens(), **extra, "recorded_with": recipe.as_data()}
+        return RunRow(
+            dataset=self.dataset,
+            setting=recipe.kind,
+            task=asked.task or self.dataset,
+            model=recipe.model,
+            run=recipe.hash,
+            question_id=asked.id,
+            question=asked.question,
+            gold=asked.gold,
+            aggregation=MAJORITY_VOTE if recipe.kind == "samples" else LAST,
+            token_source="provider" if counted else "counted",
+            n_steps=len(steps),
+            full_answer=answer,
+            full_em=self._is_right(answer, asked),
+            full_tokens=sum(s.tokens for s in steps),
+            meta=msgspec.json.encode(meta).decode(),
+            steps=steps,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,17 +269,6 @@ class Trial:
     tokens: list[TokenLogprob] = field(default_factory=list)
     n_tokens: int = 0
     has_prefix: bool = False       # words of ours began the answer
-
-    def facts(self) -> Row:
-        """What a step keeps of it."""
-        first = self.tokens[0] if self.tokens else None
-        return {
-            "logprobs": [round(t.logprob, 5) for t in self.tokens],
-            "probe_tokens": self.n_tokens,
-            "entropy": None if first is None else _rounded(entropy_of(first.top)),
-            "margin": None if first is None else _margin(first),
-            "closed_entropy": None if first is None or self.has_prefix else _rounded(entropy_of(first.top)),
-        }
 
 
 class Tap(Delivery):
@@ -313,16 +301,28 @@ class Tap(Delivery):
 
 
 def _step(
-    *, tokens: int, answer: str | None, correct: bool | None, logprob: float | None, text: str
-) -> Row:
-    """One step in the columns of every step; what a probe adds is put in behind it."""
-    hedges = Hedges()
-    hedges.update(Step(index=1, tokens=tokens, answer=answer, answer_source=None, text=text))
-    return {
-        "tokens": tokens, "ctx_tokens": None, "answer": answer, "correct": correct, "confidence": None, "mass": None,
-        "logprob": _rounded(logprob), "entropy": None, "stop_flag": None, "action": None, "logprobs": [],
-        "probe_tokens": 0, "margin": None, "closed_entropy": None, **hedges.values(), "text": text,
-    }  # fmt: skip
+    *, tokens: int, answer: str | None, correct: bool | None, logprob: float | None, text: str,
+    trial: Trial | None = None,
+) -> StepRow:  # fmt: skip
+    """One step, with what its trial answer shows where one was asked for."""
+    marks = Hedges()
+    marks.update(Step(index=1, tokens=tokens, answer=answer, answer_source=None, text=text))
+    first = trial.tokens[0] if trial is not None and trial.tokens else None
+    entropy = None if first is None else _rounded(entropy_of(first.top))
+    return StepRow(
+        tokens=tokens,
+        answer=answer,
+        correct=correct,
+        logprob=_rounded(logprob),
+        entropy=entropy,
+        probe_tokens=0 if trial is None else trial.n_tokens,
+        logprobs=[] if trial is None else [round(t.logprob, 5) for t in trial.tokens],
+        margin=None if first is None else _margin(first),
+        # Behind words of ours the answer's first token is not the first behind the thought.
+        closed_entropy=None if trial is None or trial.has_prefix else entropy,
+        hedges=int(marks.values()["hedges"] or 0),
+        text=text,
+    )
 
 
 def _margin(token: TokenLogprob) -> float | None:
