@@ -6,8 +6,10 @@ import math
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
+from hypothesis import reject
 from hypothesis import strategies as st
 
+from suffice.errors import ConfigError
 from suffice.policy.base import POLICIES, Columns, Policy, build_policy, describe
 from suffice.policy.parameters import Parameter, parameters_of
 from suffice.types import Signals
@@ -62,10 +64,11 @@ def columns(seed: int, n_rows: int = 200) -> Columns:
 
 def values_for(parameter: Parameter) -> st.SearchStrategy[Any]:
     """Values that the parameter allows, the small ones more often."""
-    if parameter.length is None:
-        return _item(parameter)
-    low, high = parameter.length.low, min(parameter.length.high, parameter.length.low + 3)
-    return st.lists(_item(parameter), min_size=low, max_size=high)
+    values = _item(parameter)
+    for length in (parameter.inner, parameter.length):
+        if length is not None:
+            values = st.lists(values, min_size=length.low, max_size=min(length.high, length.low + 3))
+    return values
 
 
 def _item(parameter: Parameter) -> st.SearchStrategy[Any]:
@@ -88,7 +91,10 @@ def policies(draw: st.DrawFn, name: str) -> Policy:
     for parameter in parameters_of(POLICIES[name]):
         if parameter.required or draw(st.booleans()):
             spec[parameter.name] = draw(values_for(parameter))
-    return build_policy(spec)
+    try:
+        return build_policy(spec)
+    except ConfigError:
+        reject()  # each value is allowed, but not beside the others: a calibration that falls, say
 
 
 def example(name: str) -> Policy:
@@ -102,4 +108,6 @@ def _first(parameter: Parameter) -> object:
         parts = [{"policy": "stable-answer", "streak": 2}, {"policy": "confidence-threshold", "threshold": 0.5}]
         return parts if parameter.length else parts[0]
     assert parameter.range is not None, f"{parameter.name}: say here what an example of it is"
+    if parameter.inner is not None:
+        return [[parameter.range.high / 2**place for place in range(1, 9)]]
     return [parameter.range.high] * parameter.length.low if parameter.length else parameter.range.low

@@ -13,12 +13,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from suffice.errors import ConfigError
+from suffice.policy.bayes import BayesVote
 from suffice.policy.columns import Columns, Stops, stops_of
 from suffice.policy.compose import AllOf, AnyOf, Guarded
-from suffice.policy.counts import BetaVote
-from suffice.policy.parameters import Parameter, Value, parameters_of
+from suffice.policy.counts import BetaVote, Esc, Momentum, VoteEntropy, VoteShare
+from suffice.policy.drafts import SemanticDistance
+from suffice.policy.entropy import Eat, HaltCot
+from suffice.policy.parameters import One, Parameter, Value, parameters_of
+from suffice.policy.probes import CodeStop, Deer, Dynasor, Tasr
 from suffice.policy.protocol import Policy
 from suffice.policy.rules import ConfidenceThreshold, FixedBudget, FixedRounds, Never, StableAnswer
+from suffice.policy.sequential import MixtureSprt, Sprt
 
 __all__ = [
     "POLICIES",
@@ -37,7 +42,21 @@ _ALL: tuple[type[Policy], ...] = (
     FixedRounds,
     StableAnswer,
     ConfidenceThreshold,
+    Dynasor,
+    Deer,
+    CodeStop,
+    Eat,
+    HaltCot,
     BetaVote,
+    VoteEntropy,
+    VoteShare,
+    Esc,
+    Sprt,
+    MixtureSprt,
+    BayesVote,
+    Momentum,
+    Tasr,
+    SemanticDistance,
     Guarded,
     AllOf,
     AnyOf,
@@ -115,7 +134,7 @@ def _describe(policy: Policy, *, in_full: bool) -> dict[str, Any]:
     return written
 
 
-def _plain(value: Value, *, in_full: bool) -> Any:
+def _plain(value: Value | tuple[One, ...], *, in_full: bool) -> Any:
     """The value as JSON has it."""
     if isinstance(value, tuple):
         return [_plain(item, in_full=in_full) for item in value]

@@ -82,6 +82,18 @@ def where(mask: Mask, code: int) -> Stops:
     return mask.astype(np.int8) * np.int8(code)
 
 
+def by_counts(
+    mask: Mask, counts: tuple[NDArray[np.float64], ...], function: Callable[..., float]
+) -> NDArray[np.float64]:
+    """The function of the whole numbers in some columns, asked once for each different row; NaN outside the mask."""
+    values = np.full(len(mask), np.nan)
+    rows = np.stack([column[mask] for column in counts], axis=1).astype(np.int64)
+    if len(rows):
+        different, which = np.unique(rows, axis=0, return_inverse=True)
+        values[mask] = np.array([function(*row) for row in different.tolist()])[which]
+    return values
+
+
 def _answer(code: float) -> str:
     return f"{code:g}"
 

@@ -11,10 +11,12 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
+from suffice.errors import ConfigError
 from suffice.policy.columns import BUDGET, CONTINUE, HOPELESS, SUFFICES, Columns, Stops, stops_of, where
 from suffice.policy.decisions import go_on, spent
 from suffice.policy.parameters import Checked, Length, Nested
 from suffice.policy.rules import STEPS, TOKENS
+from suffice.signals.base import order_all
 from suffice.types import Decision, Signals
 
 _SEVERAL = Length(2, 16)
@@ -79,6 +81,11 @@ class AllOf(Checked):
     name: ClassVar[str] = "all-of"
     policies: Annotated[tuple[Nested, ...], _SEVERAL]
 
+    def __post_init__(self) -> None:
+        """Refuse parts that want the same signal with different parameters."""
+        Checked.__post_init__(self)
+        _check_needs(self.name, self.policies)
+
     @property
     def needs(self) -> tuple[str, ...]:
         """What all parts need together."""
@@ -117,6 +124,11 @@ class AnyOf(Checked):
     name: ClassVar[str] = "any-of"
     policies: Annotated[tuple[Nested, ...], _SEVERAL]
 
+    def __post_init__(self) -> None:
+        """Refuse parts that want the same signal with different parameters."""
+        Checked.__post_init__(self)
+        _check_needs(self.name, self.policies)
+
     @property
     def needs(self) -> tuple[str, ...]:
         """What all parts need together."""
@@ -139,6 +151,13 @@ class AnyOf(Checked):
         for policy in self.policies[1:]:
             codes = np.where(codes == CONTINUE, stops_of(policy, columns), codes)
         return codes
+
+
+def _check_needs(name: str, policies: tuple[Nested, ...]) -> None:
+    try:
+        order_all(_needs_of(policies))
+    except ConfigError as error:
+        raise ConfigError(f"policy.{name}.policies: {error}") from None
 
 
 def _needs_of(policies: tuple[Nested, ...]) -> tuple[str, ...]:

@@ -7,11 +7,15 @@ the answers, not about its truth; what that costs in EM is measured elsewhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log, log2
 from typing import Annotated, ClassVar
 
-from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known, where
+import numpy as np
+
+from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known, where
 from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import Checked, Range
+from suffice.signals.needs import need
 from suffice.types import Decision, Signals
 
 
@@ -50,3 +54,168 @@ class BetaVote(Checked):
         """Stop where the lead is safe enough."""
         safe = answered(columns) & (known(columns, "p_majority") >= self.threshold)
         return where(safe & (known(columns, "n_votes") >= self.min_samples), SUFFICES)
+
+
+@dataclass(frozen=True, slots=True)
+class VoteEntropy(Checked):
+    """Stop sampling once the votes are concentrated, by their entropy.
+
+    The entropy variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code): entropy
+    of the vote over that of an even one, log of the number of different answers, at most 0.75. While all
+    votes agree the authors count one vote for a second answer. Never at the first vote.
+    """
+
+    name: ClassVar[str] = "vote-entropy"
+    threshold: Annotated[float, Range(0.0, 1.0)] = 0.75  # on the entropy over its maximum; lower is stricter
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """`votes` and `stability`, which counts the different answers."""
+        return ("votes", "stability")
+
+    def decide(self, s: Signals) -> Decision:
+        """Stop at the first sample after which the votes are concentrated enough."""
+        if s.answer is None or s.n_votes is None or s.vote_entropy is None or s.n_distinct is None:
+            return go_on("nobody has voted yet")
+        if s.n_votes < 2 or s.n_distinct < 1:
+            return go_on(f"{s.n_votes} of at least 2 votes are in")
+        share = _entropy_beside_one(s.n_votes) if s.n_distinct == 1 else s.vote_entropy / log(s.n_distinct)
+        if share <= self.threshold:
+            return suffices(f"vote entropy {share:.3f} <= {self.threshold:g} of {s.n_votes} votes", share)
+        return go_on(f"vote entropy {share:.3f} > {self.threshold:g} of {s.n_votes} votes", share)
+
+    def stops(self, columns: Columns) -> Stops:
+        """Stop where the votes are concentrated enough."""
+        n_votes, n_distinct = known(columns, "n_votes"), known(columns, "n_distinct")
+        entropy = known(columns, "vote_entropy")
+        counted = answered(columns) & (n_votes >= 2) & (n_distinct >= 1) & ~np.isnan(entropy)
+        alone = by_counts(counted & (n_distinct == 1), (n_votes,), _entropy_beside_one)
+        even = by_counts(counted & (n_distinct > 1), (n_distinct,), log)
+        return where((alone <= self.threshold) | (entropy / even <= self.threshold), SUFFICES)
+
+
+@dataclass(frozen=True, slots=True)
+class VoteShare(Checked):
+    """Stop sampling once the leading answer has a large share of the votes.
+
+    The majority variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code): share of
+    the leader at least 0.8, never at the first vote. Two equal answers are enough for it.
+    """
+
+    name: ClassVar[str] = "vote-share"
+    threshold: Annotated[float, Range(0.0, 1.0, low_open=True)] = 0.8  # on votes of the leader over all votes
+    min_samples: Annotated[int, Range(1, 1_000_000)] = 2               # that gave an answer
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """`votes`."""
+        return ("votes",)
+
+    def decide(self, s: Signals) -> Decision:
+        """Stop at the first sample after which the leader's share is large enough."""
+        if s.answer is None or not s.n_votes or s.top_votes is None:
+            return go_on("nobody has voted yet")
+        share = s.top_votes / s.n_votes
+        if s.n_votes < self.min_samples:
+            return go_on(f"{s.n_votes} of at least {self.min_samples} votes are in", share)
+        if share >= self.threshold:
+            return suffices(f"{s.top_votes} of {s.n_votes} votes agree, {self.threshold:g} asked for", share)
+        return go_on(f"{s.top_votes} of {s.n_votes} votes agree, {self.threshold:g} asked for", share)
+
+    def stops(self, columns: Columns) -> Stops:
+        """Stop where the leader's share is large enough."""
+        n_votes = known(columns, "n_votes")
+        counted = answered(columns) & (n_votes >= self.min_samples)
+        share = known(columns, "top_votes") / np.where(counted, n_votes, np.nan)
+        return where(share >= self.threshold, SUFFICES)
+
+
+@dataclass(frozen=True, slots=True)
+class Esc(Checked):
+    """Stop sampling once one whole window of samples gave the same answer.
+
+    ESC (Li et al. 2024, ICLR, arXiv:2401.10480): windows of 5, one behind the other. Their code votes by the
+    unanimous window alone and lets "no answer" agree with itself; here the vote of all samples is returned, and
+    a sample without an answer breaks the window. `sliding` asks for as many equal answers in a row anywhere.
+    """
+
+    name: ClassVar[str] = "esc"
+    window: Annotated[int, Range(1, 1_000_000)] = 5     # samples
+    sliding: bool = False                               # windows may begin anywhere
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """`stability`."""
+        return ("stability",)
+
+    def decide(self, s: Signals) -> Decision:
+        """Stop at the end of the first unanimous window."""
+        if s.answer is None or s.answer_streak is None:
+            return go_on("agreement of the samples is unknown")
+        score = float(s.answer_streak)
+        if s.answer_streak < self.window:
+            return go_on(f"{s.answer_streak} of {self.window} samples in a row agree", score)
+        if not self.sliding and s.step % self.window:
+            return go_on(f"{s.answer_streak} samples in a row agree, across windows of {self.window}", score)
+        return suffices(f"a window of {self.window} samples is unanimous", score)
+
+    def stops(self, columns: Columns) -> Stops:
+        """Stop where a window ends unanimously."""
+        agree = answered(columns) & (known(columns, "answer_streak") >= self.window)
+        if not self.sliding:
+            agree &= columns["step"] % self.window == 0
+        return where(agree, SUFFICES)
+
+
+@dataclass(frozen=True, slots=True)
+class Momentum(Checked):
+    """Stop sampling once the lead has been safe for a while and is not shrinking.
+
+    The stopping gate of the confidence momentum controller that AutoTTS found (arXiv:2605.08083): the moving
+    mean of P(lead holds) reaches a bar, does not fall by more than a slack, and enough samples are in. One
+    dial in [0, 1] sets all: bar 0.85 + 0.12 dial, alpha 0.7 - 0.4 dial, slack 0.04 - 0.03 dial, and 2 + 3 dial
+    samples. Its probing, widening and dropping of branches need parallel chains and are not rebuilt; the fall
+    is that of the last sample, theirs over a window of 2 to 8 rounds; their mean starts at 0, ours at
+    the first value.
+    """
+
+    name: ClassVar[str] = "momentum"
+    dial: Annotated[float, Range(0.0, 1.0)] = 0.5       # 0 stops early, 1 nearly never
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """`votes`, and `vote-trend` with the dial's alpha."""
+        return ("votes", need("vote-trend", alpha=self._alpha))
+
+    @property
+    def _alpha(self) -> float:
+        return round(0.7 - 0.4 * self.dial, 4)
+
+    def decide(self, s: Signals) -> Decision:
+        """Stop at the first sample where the smoothed lead is safe and holds."""
+        if s.answer is None or s.n_votes is None or s.p_majority is None or s.majority_ema is None:
+            return go_on("nobody has voted yet")
+        score, bar = s.majority_ema, 0.85 + 0.12 * self.dial
+        if s.n_votes < round(2 + 3 * self.dial):
+            return go_on(f"{s.n_votes} of {round(2 + 3 * self.dial)} votes are in", score)
+        if not score >= bar:
+            return go_on(f"smoothed P(lead holds) {score:.4f} is below {bar:.3f}", score)
+        # The mean's own last change, from the value that made it.
+        change = (s.p_majority - score) * (self._alpha / (1 - self._alpha))
+        if change >= 0.03 * self.dial - 0.04:
+            return suffices(f"smoothed P(lead holds) {score:.4f} >= {bar:.3f}, change {change:+.4f}", score)
+        return go_on(f"smoothed P(lead holds) {score:.4f} is falling by {-change:.4f}", score)
+
+    def stops(self, columns: Columns) -> Stops:
+        """Stop where the smoothed lead is safe and holds."""
+        score = known(columns, "majority_ema")
+        change = (known(columns, "p_majority") - score) * (self._alpha / (1 - self._alpha))
+        safe = answered(columns) & (known(columns, "n_votes") >= round(2 + 3 * self.dial))
+        safe &= (score >= 0.85 + 0.12 * self.dial) & (change >= 0.03 * self.dial - 0.04)
+        return where(safe, SUFFICES)
+
+
+def _entropy_beside_one(n_votes: int) -> float:
+    """Entropy, in bits, of `n_votes` votes for one answer and one for another: 1 would be an even vote."""
+    share = n_votes / (n_votes + 1)
+    return -share * log2(share) - (1 - share) * log2(1 - share)

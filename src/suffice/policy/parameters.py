@@ -6,7 +6,8 @@ policy does with them. A parameter is a field of a frozen dataclass, and its typ
     streak: Annotated[int, Range(1, 100)] = 3                      a number
     no_hedges: bool = False                                        a switch
     effort: Literal["low", "high"] = "low"                         a word
-    prior: Annotated[tuple[float, ...], Range(0.0, 1.0)] = (0.5,)  a list of numbers
+    grid: Annotated[tuple[float, ...], Range(0.0, 1.0)] = (0.5,)   a list of numbers
+    shapes: Annotated[tuple[tuple[float, ...], ...], Range(0.0, 1.0)]  a list of lists of numbers
     inner: Nested                                                  a policy, written as a table
     policies: Annotated[tuple[Nested, ...], Length(2, 16)]         a list of policies
 """
@@ -16,14 +17,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, TypeGuard, get_args, get_origin, get_type_hints
 
 from suffice.errors import ConfigError
 from suffice.policy.protocol import Policy
 
-Value: TypeAlias = bool | int | float | str | Policy | tuple[bool | int | float | str | Policy, ...]
+One: TypeAlias = bool | int | float | str | Policy
+Value: TypeAlias = One | tuple[One | tuple[One, ...], ...]
 Build: TypeAlias = Callable[[str, object], Policy]  # where it stands, the table → the policy
 
 
@@ -48,10 +50,17 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How many items a list may have, both ends included."""
+    """How many items a list may have, both ends included. Of a list of lists: first the outer, then the inner."""
 
     low: int
     high: int
+
+    def __contains__(self, value: object) -> bool:
+        """Is it a list, and not too long or too short?"""
+        return isinstance(value, (list, tuple)) and self.low <= len(value) <= self.high
+
+    def __str__(self) -> str:
+        return f"a list of {self.low}" if self.low == self.high else f"a list of {self.low} to {self.high:,}"
 
 
 class Later:
@@ -75,6 +84,7 @@ class Parameter:
     range: Range | None = None    # of a number
     words: tuple[str, ...] = ()   # of a word
     length: Length | None = None  # of a list; None: it is none
+    inner: Length | None = None   # of each list in a list of lists; None: items are no lists
     later: bool = False           # left out of the version at its default
 
     @property
@@ -84,9 +94,8 @@ class Parameter:
 
     def allowed(self) -> str:
         """What may be written, in words."""
-        if self.length is None:
-            return self._allowed_item()
-        return f"a list of {self.length.low} to {self.length.high:,}, each {self._allowed_item()}"
+        lengths = [f"{length}, each " for length in (self.length, self.inner) if length is not None]
+        return f"{''.join(lengths)}{self._allowed_item()}"
 
     def read(self, where: str, value: object, build: Build | None = None) -> Value:
         """The value in the parameter's own type. Raises ConfigError that names `where` it stood.
@@ -96,9 +105,21 @@ class Parameter:
         where = f"{where}.{self.name}"
         if self.length is None:
             return self._read_item(where, value, build)
-        if not isinstance(value, (list, tuple)) or not self.length.low <= len(value) <= self.length.high:
+        items = self._read_list(where, value, self.length)
+        if self.inner is None:
+            return tuple(self._read_item(f"{where}[{at}]", item, build) for at, item in items)
+        return tuple(
+            tuple(
+                self._read_item(f"{where}[{at}][{inner_at}]", item, build)
+                for inner_at, item in self._read_list(f"{where}[{at}]", inner, self.inner)
+            )
+            for at, inner in items
+        )
+
+    def _read_list(self, where: str, value: object, length: Length) -> Iterable[tuple[int, object]]:
+        if not isinstance(value, (list, tuple)) or value not in length:
             raise ConfigError(f"{where}: got {_shown(value)}; {self.allowed()}")
-        return tuple(self._read_item(f"{where}[{at}]", item, build) for at, item in enumerate(value))
+        return enumerate(value)
 
     def _allowed_item(self) -> str:
         if self.type is bool:
@@ -109,7 +130,7 @@ class Parameter:
             return "a policy, written as a table"
         return f"a {'whole ' if self.type is int else ''}number {self.range}"
 
-    def _read_item(self, where: str, value: object, build: Build | None) -> bool | int | float | str | Policy:
+    def _read_item(self, where: str, value: object, build: Build | None) -> One:
         if build is not None and self.type is Policy and isinstance(value, Mapping):
             return build(where, value)
         if not self._fits(value):
@@ -117,7 +138,7 @@ class Parameter:
         # What fits has the right type; only whole numbers stand for fractions too.
         return float(value) if self.type is float and isinstance(value, int) else value
 
-    def _fits(self, value: object) -> TypeGuard[bool | int | float | str | Policy]:
+    def _fits(self, value: object) -> TypeGuard[One]:
         if self.type is Policy:
             return isinstance(value, Policy) and not isinstance(value, type)
         if self.type is str:
@@ -156,10 +177,12 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
     if get_origin(hint) is Annotated:
         hint, *rest = get_args(hint)
         marks = tuple(rest)
-    length = None
-    if get_origin(hint) is tuple:
+    lengths = iter([mark for mark in marks if isinstance(mark, Length)])
+    found: list[Length | None] = []
+    while get_origin(hint) is tuple:
         hint = get_args(hint)[0]
-        length = next((mark for mark in marks if isinstance(mark, Length)), _ANY_LENGTH)
+        found.append(next(lengths, _ANY_LENGTH))
+    length, inner = (*found, None, None)[:2]
     words = get_args(hint) if get_origin(hint) is Literal else ()
     return Parameter(
         name=field.name,
@@ -168,6 +191,7 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
         range=next((mark for mark in marks if isinstance(mark, Range)), None),
         words=words,
         length=length,
+        inner=inner,
         later=Later in marks,
     )
 
