@@ -1,0 +1,378 @@
+"""The numbers that a learned model reads: named in its artefact, computed from Signals or from columns of them.
+
+One parser (`signals.terms`) and two evaluators that agree: `row` for one step of a live run, `matrix` for
+all steps of recorded ones. A number that is unknown, or is none, gives 0 behind its transform; a model that
+wants to know asks for `unknown(field)`. This file knows fields and refuses to know models and thresholds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter, itemgetter
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import ConfigError
+from suffice.signals.base import FOLDS, SIGNAL_FIELDS, order
+from suffice.signals.columns import Columns
+from suffice.signals.derived import DERIVED
+from suffice.signals.terms import Factor, Mark, Number, Transform, found, mark, parse, product
+from suffice.types import Query, Signals
+
+__all__ = ["DERIVED", "HAS_ANSWER", "MOST_FEATURES", "QUERY_FIELDS", "FeatureSet", "found", "mark", "product"]
+
+Column: TypeAlias = NDArray[np.float64]
+Known: TypeAlias = float | None
+Read: TypeAlias = Callable[[Sequence[Known]], float]  # what is known of a step → one factor
+
+MOST_FEATURES: Final = 20_000
+QUERY_FIELDS: Final = ("n_chars", "n_words", "n_numbers", "n_operators", "planned_steps")
+HAS_ANSWER: Final = "has_answer"  # 1 where there is an answer to deliver, else 0; never unknown
+_COUNTED: Final = ("step", "tokens_used")
+_BEFORE: Final = ("query", "step_share")  # known before the first token: no evidence of how the run went
+_LEAST_P: Final = 1e-4            # logit is cut here, and at 1 minus it
+_MOST_QUERIES: Final = 256        # whose part of a row is remembered
+_BUCKET: Final = re.compile("0|[1-9][0-9]{0,8}")
+
+
+class FeatureSet:
+    """Some features, in order.
+
+    names  as `signals.terms` reads them, each once
+    where  they stand, for errors
+
+    Raises ConfigError with the place of the first feature that is unknown, badly written or given twice.
+    """
+
+    def __init__(self, names: Sequence[str], *, where: str = "features") -> None:
+        if not 0 < len(names) <= MOST_FEATURES:
+            raise ConfigError(f"{where}: got {len(names):,} features; 1 to {MOST_FEATURES:,}")
+        folds = _folds()
+        parsed, first = list[tuple[Factor, ...]](), dict[str, int]()
+        for at, name in enumerate(names):
+            parsed.append(parse(f"{where}[{at}]", name))
+            _check(f"{where}[{at}]", parsed[-1], folds)
+            if first.setdefault(name, at) != at:
+                raise ConfigError(f"{where}[{at}]: got {name!r:.80} again; each feature once")
+        self.names: tuple[str, ...] = tuple(names)
+        flat = list(dict.fromkeys(factor for factors in parsed for factor in factors))
+        self._asked = _Asked([f for f in flat if isinstance(f, Mark) or f.field in QUERY_FIELDS])
+        self._numbers = [f for f in flat if isinstance(f, Number) and f.field not in QUERY_FIELDS]
+        self._fields = _fields_of(self._numbers)
+        fields = [*self._fields, *(("query",) if self._asked.factors else ())]
+        self.needs: tuple[str, ...] = tuple(dict.fromkeys(folds[field] for field in fields if field in folds))
+        evidence = [field for field in self._fields if field in folds and field not in _BEFORE]
+        self._evidence = evidence or [field for field in fields if field in folds]
+        self._plan = _plan_of(parsed, [*self._numbers, *self._asked.factors])
+        self._compile()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FeatureSet) and self.names == other.names
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def row(self, signals: Signals) -> tuple[float, ...]:
+        """The features of one step. Some microseconds."""
+        known: list[Known] = [*self._get(signals)]
+        if self._extra:
+            extra = signals.extra or {}
+            known += [extra.get(field) for field in self._extra]
+        for derive in self._derive:
+            known.append(derive(known))
+        factors = [read(known) for read in self._reads]
+        if self._asked.factors:
+            factors += self._asked.of(signals.query)
+        for a, b in self._plan[0]:
+            factors.append(factors[a] * factors[b])
+        return self._pick(factors)
+
+    def matrix(self, columns: Columns, queries: Sequence[Query | None]) -> Column:
+        """The features of every step of some runs, shape (n rows, n features).
+
+        queries  one for each run
+        """
+        lengths = np.diff(columns.starts)
+        if len(queries) != len(lengths):
+            raise ValueError(f"queries: got {len(queries)} for {len(lengths)} runs; one for each run")
+        run = np.repeat(np.arange(len(lengths)), lengths)
+        return self.table({**columns.values, "answer": columns.answer}, queries, run)
+
+    def table(self, values: Mapping[str, Column], queries: Sequence[Query | None], run: NDArray[np.int64]) -> Column:
+        """The features of any rows, shape (n rows, n features).
+
+        values   columns named as fields of Signals, each of shape (n rows,); not a number, or not there: unknown
+        queries  what was known before the first token, one for each run
+        run      which of `queries` a row belongs to, shape (n rows,)
+        """
+        n_rows = len(values["step"])
+        unknown = np.full(n_rows, np.nan)
+        known = {field: values.get(field, unknown) for field in (*_COUNTED, *self._fields)}
+        for field in _made(self._numbers):
+            if field == HAS_ANSWER:
+                known[field] = (~np.isnan(known["answer"])).astype(np.float64)
+            else:
+                known[field] = DERIVED[field].many(*(_finite(known[name]) for name in DERIVED[field].reads))
+        factors = [_read_many(factor.transform, known[factor.field]) for factor in self._numbers]
+        factors += self._asked.many(queries, run)
+        pairs, picked = self._plan
+        for a, b in pairs:
+            factors.append(factors[a] * factors[b])
+        table = np.empty((n_rows, len(picked)), order="F")
+        for at, factor in enumerate(picked):
+            table[:, at] = factors[factor]
+        return table
+
+    def informed(self, signals: Signals) -> bool:
+        """Is anything known of how the run went, beyond its length and whether it has an answer?
+
+        True as well where the features ask for nothing else.
+        """
+        extra = signals.extra or {}
+        seen = (getattr(signals, f) if f in SIGNAL_FIELDS else extra.get(f) for f in self._evidence)
+        return not self._evidence or any(x is not None and not (isinstance(x, float) and x - x) for x in seen)
+
+    def informed_rows(self, values: Mapping[str, Column], queries: bool) -> NDArray[np.bool_]:
+        """The same of columns, shape (n rows,).
+
+        queries  is there a query for each row?
+        """
+        informed = np.full(len(values["step"]), not self._evidence or (queries and "query" in self._evidence))
+        for field in self._evidence:
+            if field in values:
+                informed |= np.isfinite(values[field])
+        return informed
+
+    def _compile(self) -> None:
+        """Make ready what `row` runs."""
+        own = [field for field in self._fields if field in SIGNAL_FIELDS]
+        self._extra = [field for field in self._fields if field not in SIGNAL_FIELDS]
+        # Any: fields of Signals have types of their own. Those read here are numbers, or the answer.
+        self._get: Callable[[Signals], tuple[Any, ...]] = attrgetter(*_COUNTED, *own)
+        index = {name: at for at, name in enumerate((*_COUNTED, *own, *self._extra))}
+        self._derive: list[Callable[[Sequence[Known]], Known]] = []
+        for field in _made(self._numbers):
+            if field == HAS_ANSWER:
+                self._derive.append(_answering(index["answer"]))
+            else:
+                self._derive.append(_deriving(DERIVED[field].one, [index[name] for name in DERIVED[field].reads]))
+            index[field] = len(index)
+        self._reads = [_READERS[factor.transform](index[factor.field]) for factor in self._numbers]
+        picked = self._plan[1]
+        self._pick: Callable[[Sequence[float]], tuple[float, ...]] = (
+            itemgetter(*picked) if len(picked) > 1 else lambda factors: (factors[picked[0]],)
+        )
+
+
+class _Asked:
+    """The factors that look at the query: the same at every step of a run, so worked out once for each query."""
+
+    def __init__(self, factors: Sequence[Factor]) -> None:
+        self.factors = factors
+        self._remembered: dict[int, tuple[Query, list[float]]] = {}
+        self._declared: dict[tuple[str, str], int] = {}
+        self._found: dict[tuple[str, str], int] = {}
+        self._ngrams: dict[int, int] = {}
+        self._numbers: list[tuple[int, Number]] = []
+        for at, factor in enumerate(factors):
+            if isinstance(factor, Number):
+                self._numbers.append((at, factor))
+            elif factor.declared:
+                self._declared[factor.key, factor.word] = at
+            elif factor.key == "ngram":
+                self._ngrams[int(factor.word)] = at
+            else:
+                self._found[factor.key, factor.word] = at
+
+    def of(self, query: Query | None) -> list[float]:
+        """One number for each factor; not to be changed. A query met lately costs next to nothing."""
+        if query is None:
+            return self._work_out(Query())
+        seen = self._remembered.get(id(query))
+        if seen is None or seen[0] is not query:
+            if len(self._remembered) >= _MOST_QUERIES:
+                self._remembered.clear()
+            seen = self._remembered[id(query)] = (query, self._work_out(query))
+        return seen[1]
+
+    def many(self, queries: Sequence[Query | None], run: NDArray[np.int64]) -> list[Column]:
+        """One column for each factor, row by row the query of its run."""
+        if not self.factors:
+            return []
+        table = np.array([self._work_out(query or Query()) for query in queries], dtype=np.float64)
+        table = table.reshape(len(queries), len(self.factors))
+        return [np.ascontiguousarray(column)[run] for column in table.T]
+
+    def _work_out(self, query: Query) -> list[float]:
+        part = [0.0] * len(self.factors)
+        marks = [self._declared.get(pair) for pair in query.metadata]
+        marks += [self._found.get(("class", query.query_class))]
+        marks += [self._found.get(("question_type", query.question_type or ""))]
+        marks += [self._found.get(("script", query.script or ""))]
+        if self._ngrams:
+            marks += [self._ngrams.get(bucket) for bucket in query.ngrams]
+        for at in marks:
+            if at is not None:
+                part[at] = 1.0
+        for at, number in self._numbers:
+            part[at] = _READERS[number.transform](0)((getattr(query, number.field),))
+        return part
+
+
+# ---- one step -----------------------------------------------------------------------------------
+# `x is None or x - x` is true of None, not-a-number and infinities: of all that is unknown.
+
+
+def _plain(at: int) -> Read:
+    def read(known: Sequence[Known]) -> float:
+        x = known[at]
+        return 0.0 if x is None or x - x else x
+
+    return read
+
+
+def _log1p(at: int) -> Read:
+    def read(known: Sequence[Known], log1p: Callable[[float], float] = math.log1p) -> float:
+        x = known[at]
+        return 0.0 if x is None or x - x or x < 0.0 else log1p(x)
+
+    return read
+
+
+def _sqrt(at: int) -> Read:
+    def read(known: Sequence[Known], sqrt: Callable[[float], float] = math.sqrt) -> float:
+        x = known[at]
+        return 0.0 if x is None or x - x or x < 0.0 else sqrt(x)
+
+    return read
+
+
+def _logit(at: int) -> Read:
+    def read(known: Sequence[Known], log: Callable[[float], float] = math.log) -> float:
+        p = known[at]
+        if p is None or p - p:
+            return 0.0
+        p = min(max(p, _LEAST_P), 1.0 - _LEAST_P)
+        return log(p / (1.0 - p))
+
+    return read
+
+
+def _unknown(at: int) -> Read:
+    def read(known: Sequence[Known]) -> float:
+        x = known[at]
+        return 1.0 if x is None or x - x else 0.0
+
+    return read
+
+
+_READERS: Final[Mapping[Transform, Callable[[int], Read]]] = {
+    "": _plain, "log1p": _log1p, "sqrt": _sqrt, "logit": _logit, "unknown": _unknown,
+}  # fmt: skip
+
+
+def _answering(at: int) -> Callable[[Sequence[Known]], Known]:
+    return lambda known: 0.0 if known[at] is None else 1.0
+
+
+def _deriving(one: Callable[..., Known], reads: Sequence[int]) -> Callable[[Sequence[Known]], Known]:
+    def derive(known: Sequence[Known]) -> Known:
+        given = [known[at] for at in reads]
+        for x in given:
+            if x is None or x - x:
+                return None
+        return one(*given)
+
+    return derive
+
+
+# ---- columns of steps ---------------------------------------------------------------------------
+
+
+def _finite(column: Column) -> Column:
+    return np.where(np.isfinite(column), column, np.nan)
+
+
+def _read_many(transform: Transform, column: Column) -> Column:
+    known = np.isfinite(column)
+    if transform == "unknown":
+        return (~known).astype(np.float64)
+    x = np.where(known, column, 0.0)
+    if transform == "log1p":
+        return np.asarray(np.log1p(np.maximum(x, 0.0)))
+    if transform == "sqrt":
+        return np.asarray(np.sqrt(np.maximum(x, 0.0)))
+    if transform == "logit":
+        p = np.clip(x, _LEAST_P, 1.0 - _LEAST_P)
+        return np.where(known, np.log(p / (1.0 - p)), 0.0)
+    return x
+
+
+# ---- what a name stands for ---------------------------------------------------------------------
+
+
+def _folds() -> dict[str, str]:
+    """Which fold fills which field; folds that cannot be asked for by their name alone are left out."""
+    filled: dict[str, str] = {}
+    for name in FOLDS:
+        try:
+            fields = order(name).fields
+        except ConfigError:
+            continue
+        filled.update(dict.fromkeys(fields, name))
+    return filled
+
+
+def _check(where: str, factors: Iterable[Factor], folds: Mapping[str, str]) -> None:
+    """Refuse what is written well and means nothing."""
+    fields = {*_COUNTED, HAS_ANSWER, *QUERY_FIELDS, *DERIVED, *folds} - {"query"}
+    for factor in factors:
+        if isinstance(factor, Mark):
+            if factor.key == "ngram" and not factor.declared and not _BUCKET.fullmatch(factor.word):
+                raise ConfigError(f"{where}: got ngram {factor.word!r:.40}; a whole number, at least 0")
+        elif factor.field not in fields:
+            near = difflib.get_close_matches(factor.field[:100], sorted(fields), n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(
+                f"{where}: unknown field {factor.field!r:.60}; {hint}a number of Signals or Query, or a derived one"
+            )
+
+
+def _made(numbers: Iterable[Number]) -> list[str]:
+    """The fields among them that are made here of others, each once."""
+    return list(dict.fromkeys(n.field for n in numbers if n.field == HAS_ANSWER or n.field in DERIVED))
+
+
+def _fields_of(numbers: Iterable[Number]) -> list[str]:
+    """What must be looked up in Signals for them, beside what is counted always; each once."""
+    fields: dict[str, None] = {}
+    for number in numbers:
+        if number.field == HAS_ANSWER:
+            fields["answer"] = None
+        else:
+            fields.update(dict.fromkeys(DERIVED[number.field].reads if number.field in DERIVED else (number.field,)))
+    return [field for field in fields if field not in _COUNTED]
+
+
+def _plan_of(
+    parsed: Iterable[tuple[Factor, ...]], factors: Sequence[Factor]
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """How features are made of factors: pairs to multiply, each appended to the factors; then which to pick."""
+    index = {factor: at for at, factor in enumerate(factors)}
+    pairs: list[tuple[int, int]] = []
+    picked = []
+    for several in parsed:
+        at = index[several[0]]
+        for factor in several[1:]:
+            pairs.append((at, index[factor]))
+            at = len(factors) + len(pairs) - 1
+        picked.append(at)
+    return pairs, picked
