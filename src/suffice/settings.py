@@ -16,7 +16,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -24,7 +24,7 @@ from suffice.errors import ConfigError
 from suffice.types import Kind, Mode
 
 S = TypeVar("S", bound=msgspec.Struct)
-Driver = Literal["openai", "llama.cpp", "vllm", "sglang", "deepseek", "mistral", "openrouter", "anthropic"]
+Driver: TypeAlias = str  # a name of `upstream.drivers.DRIVERS`, which other packages may add to
 FinishMethod = Literal["native", "prefill", "raw", "re-ask"]
 Effort = Literal["none", "minimal", "low", "medium", "high"]
 VerifiedBy = Literal["doctor", "owner"]
@@ -111,7 +111,7 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where a chain of thought is cut into steps."""
 
-    boundary: Literal["line", "paragraph", "tokens"] = "line"
+    boundary: str = "line"            # where a step may end: a name of `episode.segment.SEGMENTERS`
     min_tokens: int = 24              # a step is at least this long
     growth: float = 1.15              # each step is that much longer than the last: geometric probing
     max_tokens: int = 512             # a step that sees no boundary ends here, between words

@@ -21,11 +21,13 @@ from typing import Any
 from suffice import settings as settings_module
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.episode import ahead
+from suffice.episode.segment import build_segmenter
 from suffice.errors import ConfigError
 from suffice.gateway import desk
 from suffice.gateway.app import App, endpoints
 from suffice.gateway.context import Gateway
 from suffice.gateway.route import BuiltRoute
+from suffice.plugins import load_plugins
 from suffice.policy.base import build_policy, version_of
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Route, Settings, Upstream
@@ -36,6 +38,7 @@ from suffice.store.views import extracted_answers, read_recent, route_counts, ro
 from suffice.telemetry import LOG, Metrics
 from suffice.types import Findings, RouteFindings
 from suffice.upstream.client import UpstreamClient
+from suffice.upstream.drivers import driver_facts
 from suffice.upstream.findings import url_key
 
 LEARNT_RUNS = 2_000  # of the log's latest runs: what they teach is known again after a restart
@@ -63,6 +66,7 @@ def load_settings(path: str | Path) -> Settings:
         raw = _read_yaml(text) if file.suffix in (".yaml", ".yml") else tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: {error}") from None
+    load_plugins()
     try:
         return settings_module.parse(raw)
     except ConfigError as error:
@@ -144,6 +148,7 @@ def build_route(name: str, settings: Route, evidence: Evidence | None = None) ->
     try:
         scorer = build_scorer(settings.scorer)
         policy = build_policy(settings.policy or {"policy": "never"})
+        build_segmenter(settings.steps)
     except ConfigError as error:
         raise ConfigError(f"routes.{name}.{error}") from None
     asked = {need.partition("(")[0] for need in policy.needs}  # with parameters of its own: those count
@@ -168,7 +173,8 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
     Raises ConfigError for what cannot work.
     """
     endpoints(settings.server.relay)
-    warnings = []
+    warnings = [plugin.warning() for plugin in load_plugins() if plugin.problem is not None]
+    _check_drivers(settings)
     for name, route in settings.routes.items():
         built = build_route(name, route)
         upstream = settings.upstreams.get(route.upstream)
@@ -195,6 +201,15 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
     if keys and not _split(known.get(keys, "")):
         warnings.append(f"server.api_keys_env: the environment has no keys in {keys}")
     return warnings
+
+
+def _check_drivers(settings: Settings) -> None:
+    """Is there a driver for every upstream? Raises ConfigError with the upstream's path."""
+    for name, upstream in settings.upstreams.items():
+        try:
+            driver_facts(upstream.driver)
+        except ConfigError as error:
+            raise ConfigError(f"upstreams.{name}.{error}") from None
 
 
 def api_key(name: str, upstream: Upstream) -> str | None:

@@ -16,6 +16,7 @@ def check(path: str) -> None:
     """Build everything the file describes, beside what the log says; exit 2 and say where when it cannot work."""
     from suffice import wiring
     from suffice.errors import SufficeError
+    from suffice.plugins import load_plugins
 
     try:
         settings = wiring.load_settings(path)
@@ -24,6 +25,9 @@ def check(path: str) -> None:
     except SufficeError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+    for plugin in load_plugins():
+        if plugin.problem is None:
+            click.echo(f"plug-in: {plugin.group} {plugin.name} from {plugin.package}")
     for warning in warnings:
         click.echo(f"warning: {warning}")
     click.echo(f"{path}: ok")

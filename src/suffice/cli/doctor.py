@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import click
 
@@ -52,7 +52,7 @@ class Asked:
 @click.option("--route", help="Name of a route in the settings: see what its full runs say.")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings file. [default: suffice.toml, if there]")
 @click.option("--model", help="Model to ask for. [default: the route's, else the first that is listed]")
-@click.option("--driver", type=click.Choice(get_args(Driver)), help="Examine and suggest settings for this one.")
+@click.option("--driver", help="Examine and suggest settings for this one, as in the settings.")
 @click.option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
 @click.option("--questions", type=click.Path(path_type=Path), help="JSON lines with `question`: run them on the route.")
 @click.option("--repeats", default=10, show_default=True, help="How many of them are run twice.")
@@ -93,10 +93,14 @@ async def _examine_upstream(settings: Settings | None, asked: Asked, target: str
     from suffice.cli.findings import show_upstream
     from suffice.doctor.advise import advise
     from suffice.doctor.examine import examine
+    from suffice.plugins import load_plugins
+    from suffice.upstream.drivers import driver_facts
     from suffice.upstream.findings import honoured
 
     name, upstream = _target(settings, asked, target)
     if asked.driver is not None:
+        load_plugins()
+        driver_facts(asked.driver)  # raises where it does not exist
         upstream = msgspec.structs.replace(upstream, driver=asked.driver)
     async with _client(name, upstream) as client:
         talk = await _talk(client, asked, asked.model)

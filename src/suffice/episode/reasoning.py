@@ -18,7 +18,7 @@ from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.probe import Prober, missing, visible
 from suffice.episode.reading import first_choice, n_tokens, note_usage
 from suffice.episode.report import suffice_object
-from suffice.episode.segment import Checkpoint, Phase, Segmenter
+from suffice.episode.segment import Checkpoint, Phase, Segmenting
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.types import Step
@@ -90,7 +90,7 @@ class ReasoningRun:
         *,
         ledger: Ledger,
         delivery: Delivery,
-        segmenter: Segmenter,
+        segmenter: Segmenting,
         scorer: Scorer,
         prober: Prober | None,
         tags: tuple[str, str],

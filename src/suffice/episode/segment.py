@@ -7,9 +7,12 @@ probing a long thought costs a bounded share of it.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+from suffice.errors import ConfigError
 from suffice.settings import Steps
 from suffice.upstream.thought import safe_cut
 
@@ -27,8 +30,28 @@ class Checkpoint:
     prefix: str         # the whole thought up to here
 
 
+class Segmenting(Protocol):
+    """Anything that cuts a thought into steps. Its texts, one behind the other, are the thought, unchanged."""
+
+    @property
+    def thought(self) -> str:
+        """All the reasoning text so far."""
+        ...
+
+    def feed(self, text: str, tokens: int) -> Checkpoint | None:
+        """Add reasoning text of `tokens` tokens; return the checkpoint that it completes, if any."""
+        ...
+
+    def close(self) -> Checkpoint | None:
+        """The last step, when the model closed its thought by itself; None if nothing is left."""
+        ...
+
+
 class Segmenter:
-    """Feeds on reasoning text and says where steps end."""
+    """Feeds on reasoning text and says where steps end.
+
+    Another boundary is another class that says in `end_in` where its steps end.
+    """
 
     def __init__(self, settings: Steps) -> None:
         self._settings = settings
@@ -60,7 +83,7 @@ class Segmenter:
         self._tokens += tokens
         if self._tokens < self._need:
             return None
-        end = self._line_end(before)
+        end = self.end_in(self._text, before)
         return None if end is None else self._cut(end)
 
     def close(self) -> Checkpoint | None:
@@ -91,12 +114,16 @@ class Segmenter:
             shorter = len(safe_cut(self._text[:end], self._text[end:] or following))
         return end
 
-    def _line_end(self, before: int) -> int | None:
-        """Where the last line or paragraph ends that was completed behind `before`; None: nowhere."""
+    def end_in(self, text: str, before: int) -> int | None:
+        """Where the last line or paragraph ends that was completed behind `before`; None: nowhere.
+
+        text    of the step so far; the end is a place in it, above 0
+        before  its length when it was asked last: only what came since is new
+        """
         mark = {"line": "\n", "paragraph": "\n\n"}.get(self._settings.boundary)
         if mark is None:
             return None
-        at = self._text.rfind(mark, max(0, before - len(mark) + 1))
+        at = text.rfind(mark, max(0, before - len(mark) + 1))
         return None if at < 0 else at + len(mark)
 
     def _cut(self, end: int) -> Checkpoint:
@@ -110,3 +137,20 @@ class Segmenter:
         self._tokens = 0
         self._need *= self._settings.growth
         return point
+
+
+SEGMENTERS: dict[str, Callable[[Steps], Segmenting]] = {
+    "line": Segmenter,
+    "paragraph": Segmenter,
+    "tokens": Segmenter,
+}
+
+
+def build_segmenter(steps: Steps) -> Segmenting:
+    """What cuts a thought as the settings say. Raises ConfigError for a boundary that does not exist."""
+    name = steps.boundary
+    if name in SEGMENTERS:
+        return SEGMENTERS[name](steps)
+    near = difflib.get_close_matches(name[:100], SEGMENTERS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"steps.boundary: unknown name {name!r:.100}; {hint}known: {', '.join(SEGMENTERS)}")

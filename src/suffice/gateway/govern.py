@@ -19,7 +19,7 @@ from suffice.episode.probe import Prober
 from suffice.episode.reasoning import ReasoningRun, Wants
 from suffice.episode.report import suffice_object, usage_json
 from suffice.episode.samples import SampleRun, refusal
-from suffice.episode.segment import Segmenter
+from suffice.episode.segment import Segmenter, Segmenting, build_segmenter
 from suffice.episode.worth import Price, WorthIt
 from suffice.errors import UpstreamProtocol
 from suffice.gateway.context import Gateway
@@ -161,7 +161,7 @@ async def _open_run(
         )
         probing = job.route.settings.probe is not None and _probes(job)
         run = ReasoningRun(
-            call, account, ledger=ledger, delivery=delivery, segmenter=Segmenter(job.route.settings.steps),
+            call, account, ledger=ledger, delivery=delivery, segmenter=_segmenter(job),
             scorer=job.route.scorer,
             prober=Prober(continuer, job.route.scorer, ledger) if probing else None,
             tags=(settings.think_open, settings.think_close),
@@ -247,6 +247,16 @@ def _ahead(job: Job, continuer: Continuer) -> Ahead:
     if ahead.budget_tokens is not None:
         _estimate_saved(job, ahead.budget_tokens)  # told only if it comes to that
     return ahead
+
+
+def _segmenter(job: Job) -> Segmenting:
+    """What cuts the thought; another package's that cannot be built is replaced by the length alone."""
+    steps = job.route.settings.steps
+    try:
+        return build_segmenter(steps)
+    except Exception:  # noqa: BLE001 - a broken segmenter costs tokens, never an answer
+        job.ledger.fail_open("segment")
+        return Segmenter(steps)
 
 
 def _skipped(job: Job) -> None:

@@ -7,10 +7,12 @@ others are taken from the projects' documentation or sources and were not verifi
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from suffice.errors import ConfigError
 from suffice.settings import Driver, Effort, FinishMethod
 
 Fields = dict[str, Any]
@@ -79,7 +81,7 @@ def _switch(level: Effort) -> Fields | None:
     return {"thinking": {"type": "disabled"}} if level == "none" else None
 
 
-DRIVERS: Mapping[Driver, DriverFacts] = {
+DRIVERS: dict[Driver, DriverFacts] = {
     # Any server with OpenAI's protocol. "low" is the lowest level that all of OpenAI's reasoning models take.
     "openai": DriverFacts(methods=("re-ask",), effort=_plain_effort, lowest="low"),
     # tools/server/README.md of llama.cpp, and its server itself.
@@ -134,6 +136,15 @@ DRIVERS: Mapping[Driver, DriverFacts] = {
         effort=_switch,
     ),
 }  # fmt: skip
+
+
+def driver_facts(name: Driver) -> DriverFacts:
+    """What the driver of that name knows. Raises ConfigError with the known names."""
+    if name in DRIVERS:
+        return DRIVERS[name]
+    near = difflib.get_close_matches(name[:100], DRIVERS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"driver: unknown name {name!r:.100}; {hint}known: {', '.join(DRIVERS)}")
 
 
 def chosen_by_client(body: Mapping[str, Any]) -> bool:

@@ -1,0 +1,168 @@
+"""What other packages add: policies, signals, scorers, segmenters and upstream drivers, by entry points.
+
+Knows the five tables and what an object must be to stand in one of them; refuses to know what it does
+there. A name that exists is never overridden, and what fails to load is reported and left out: a
+broken plug-in costs tokens, never answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, get_args
+
+from suffice.episode.segment import SEGMENTERS
+from suffice.errors import ConfigError
+from suffice.policy.base import POLICIES
+from suffice.policy.parameters import parameters_of
+from suffice.scoring.base import SCORERS
+from suffice.settings import Effort, Steps
+from suffice.signals.base import FOLDS, SIGNAL_FIELDS, fields_of, order_all
+from suffice.types import Step
+from suffice.upstream.drivers import DRIVERS, DriverFacts
+
+_NAME = re.compile(r"[a-z][a-z0-9.-]{0,63}")
+_FIELD = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+
+
+class Unfit(Exception):
+    """An object that cannot stand in the table that it asks for; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    """One entry point and what became of it."""
+
+    group: str             # "suffice.policies" …
+    name: str              # as it is written in settings
+    package: str           # name and version of the distribution; "": unknown
+    problem: str | None    # why it was left out; None: it is in its table
+
+    def warning(self) -> str:
+        """The problem, for an owner."""
+        return f"plug-in {self.name!r} in {self.group} of {self.package or 'unknown'}: left out: {self.problem}"
+
+
+@cache
+def load_plugins() -> tuple[Plugin, ...]:
+    """Put every installed plug-in into its table, once in a process, and say what was found.
+
+    Never raises. Call it before settings are read: they name what stands in the tables.
+    """
+    return load(point for group in GROUPS for point in entry_points(group=group))
+
+
+def load(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
+    """Put these into their tables, in the order of GROUPS and of their names, and say what became of each."""
+    order = list(GROUPS)
+    known = sorted((p for p in points if p.group in GROUPS), key=lambda p: (order.index(p.group), p.name, p.value))
+    return tuple(_load(point) for point in known)
+
+
+def _load(point: EntryPoint) -> Plugin:
+    problem = None
+    try:
+        if not _NAME.fullmatch(point.name):
+            raise Unfit("a name is lower case: a letter, then letters, digits, dots and hyphens, 64 at most")
+        group = GROUPS[point.group]
+        if point.name in group.table:
+            raise Unfit(f"the name is taken; taken are {', '.join(sorted(group.table))}")
+        found = point.load()
+        group.check(point.name, found)
+        group.table[point.name] = found
+    except Unfit as error:
+        problem = str(error)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - what is not ours may do anything at import
+        problem = f"{type(error).__name__}: {error}"
+    package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else ""
+    return Plugin(group=point.group, name=point.name, package=package, problem=problem)
+
+
+def _check_signal(_: str, factory: Any) -> None:
+    """A fold that can be built as it is, fills fields of its own, and survives a step without anything in it."""
+    fold = factory()
+    fields = tuple(fold.fields)
+    if not fields or not all(isinstance(field, str) and _FIELD.fullmatch(field) for field in fields):
+        raise Unfit(f"fields: got {fields!r:.200}; need at least one name in lower case")
+    taken = {*SIGNAL_FIELDS, "extra", *_fields_of_folds()}.intersection(fields)
+    if taken:
+        raise Unfit(f"fields: {', '.join(sorted(taken))} exist; a fold of another package fills fields of its own")
+    fold.update(Step(index=1, tokens=0, answer=None, answer_source=None))
+    if tuple(fold.values()) != fields:
+        raise Unfit(f"values: got {tuple(fold.values())!r:.200}; need one for each of the fields, in their order")
+
+
+def _fields_of_folds() -> set[str]:
+    """What the folds fill that can be built as they are: ours, and those of packages that came before."""
+    found: set[str] = set()
+    for name in FOLDS:
+        with contextlib.suppress(ConfigError):  # it must be told something; then it is ours and fills our fields
+            found.update(fields_of((name,)))
+    return found
+
+
+def _check_scorer(name: str, factory: Any) -> None:
+    if any(parameter.default is parameter.empty for parameter in inspect.signature(factory).parameters.values()):
+        return  # it cannot be tried without its parameters; the settings will
+    scorer = factory()
+    if scorer.name != name:
+        raise Unfit(f"name: the scorer calls itself {scorer.name!r:.80}; its entry point must say the same")
+    scorer.extract("")
+    scorer.normalise("")
+    scorer.match(None, "")
+
+
+def _check_segmenter(_: str, factory: Any) -> None:
+    segmenter = factory(Steps())
+    segmenter.feed("So", 1)
+    if segmenter.thought != "So":
+        raise Unfit(f"thought: got {segmenter.thought!r:.80} after 'So' was fed; need all that was fed, unchanged")
+    segmenter.close()
+
+
+def _check_driver(_: str, facts: Any) -> None:
+    if not isinstance(facts, DriverFacts):
+        raise Unfit(f"got {type(facts).__name__}; need a DriverFacts of suffice.upstream.drivers")
+    asked = [facts.effort(level) for level in get_args(Effort)]
+    if facts.budget is not None:
+        asked.append(facts.budget(16, "\n"))
+    if not all(fields is None or isinstance(fields, Mapping) for fields in asked):
+        raise Unfit("effort and budget: need functions that give a mapping of fields, or None")
+
+
+def _check_policy(name: str, policy: Any) -> None:
+    """A class like those of `suffice.policy.rules`, under its own name, that needs only folds that exist."""
+    if not (isinstance(policy, type) and dataclasses.is_dataclass(policy)):
+        raise Unfit("need a class that is a frozen dataclass")
+    if getattr(policy, "name", None) != name:
+        raise Unfit(f"name: the policy calls itself {getattr(policy, 'name', None)!r:.80}; its entry point must agree")
+    for method in ("decide", "needs"):
+        if not hasattr(policy, method):
+            raise Unfit(f"{method}: missing; see suffice.policy.protocol.Policy")
+    if not any(parameter.required for parameter in parameters_of(policy)):
+        built: Any = policy()
+        order_all(tuple(built.needs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """A table that other packages may add to, and what they must bring."""
+
+    table: dict[str, Any]  # each table has its own type; `check` holds objects to it
+    check: Callable[[str, Any], None]  # raises whatever is wrong
+
+
+# Policies come last: they name signals.
+GROUPS: Mapping[str, _Group] = {
+    "suffice.signals": _Group(table=FOLDS, check=_check_signal),
+    "suffice.scorers": _Group(table=SCORERS, check=_check_scorer),
+    "suffice.segmenters": _Group(table=SEGMENTERS, check=_check_segmenter),
+    "suffice.drivers": _Group(table=DRIVERS, check=_check_driver),
+    "suffice.policies": _Group(table=POLICIES, check=_check_policy),
+}
