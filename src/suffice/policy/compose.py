@@ -15,6 +15,7 @@ from suffice.errors import ConfigError
 from suffice.policy.columns import BUDGET, CONTINUE, HOPELESS, SUFFICES, Columns, Stops, stops_of, where
 from suffice.policy.decisions import go_on, spent
 from suffice.policy.parameters import Checked, Length, Nested
+from suffice.policy.returning import Returns, returns_of
 from suffice.policy.rules import STEPS, TOKENS
 from suffice.signals.base import order_all
 from suffice.types import Decision, Signals
@@ -27,7 +28,8 @@ class Guarded(Checked):
     """Hold another policy between a smallest and a largest run.
 
     Before the minimum nothing stops; at the hard budget everything does, with the inner policy's own
-    reason where it would have stopped anyway. A budget below the minimum wins.
+    reason where it would have stopped anyway. A budget below the minimum wins. In a loop of rounds the
+    policy also says which round's answer is returned (`policy.returning`).
     """
 
     name: ClassVar[str] = "guarded"
@@ -36,6 +38,12 @@ class Guarded(Checked):
     min_tokens: Annotated[int, TOKENS] = 0      # never stop before as many are generated
     max_steps: Annotated[int, STEPS] = 0        # always stop at this step; 0: no limit
     max_tokens: Annotated[int, TOKENS] = 0      # always stop once as many are generated; 0: no limit
+    returns: Returns = "last"                   # which round's answer a run returns
+
+    def __post_init__(self) -> None:
+        """Refuse an inner policy that also says which answer is returned."""
+        Checked.__post_init__(self)
+        _check_returns(f"policy.{self.name}.inner", self.inner)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -82,9 +90,9 @@ class AllOf(Checked):
     policies: Annotated[tuple[Nested, ...], _SEVERAL]
 
     def __post_init__(self) -> None:
-        """Refuse parts that want the same signal with different parameters."""
+        """Refuse parts that want the same signal with different parameters, or say what is returned."""
         Checked.__post_init__(self)
-        _check_needs(self.name, self.policies)
+        _check_parts(self.name, self.policies)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -125,9 +133,9 @@ class AnyOf(Checked):
     policies: Annotated[tuple[Nested, ...], _SEVERAL]
 
     def __post_init__(self) -> None:
-        """Refuse parts that want the same signal with different parameters."""
+        """Refuse parts that want the same signal with different parameters, or say what is returned."""
         Checked.__post_init__(self)
-        _check_needs(self.name, self.policies)
+        _check_parts(self.name, self.policies)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -153,7 +161,15 @@ class AnyOf(Checked):
         return codes
 
 
-def _check_needs(name: str, policies: tuple[Nested, ...]) -> None:
+def _check_returns(where: str, policy: Nested) -> None:
+    said = returns_of(policy)
+    if said != "last":
+        raise ConfigError(f"{where}.returns: got {said!r}; only the outermost policy says what is returned")
+
+
+def _check_parts(name: str, policies: tuple[Nested, ...]) -> None:
+    for at, policy in enumerate(policies):
+        _check_returns(f"policy.{name}.policies[{at}]", policy)
     try:
         order_all(_needs_of(policies))
     except ConfigError as error:
