@@ -1,0 +1,196 @@
+"""Vectors of texts from any server with OpenAI's `/v1/embeddings`: what fold `drafts` compares where it can.
+
+Knows HTTP, one model and the vectors that it gave before; refuses to know what they mean. A text without a
+vector is no error: the drafts are then compared by their words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from suffice.errors import ConfigError
+from suffice.signals.drafts import Embedder
+from suffice.telemetry import LOG
+from suffice.types import Step
+
+_BATCH = 64                     # texts in one request
+_MOST_BYTES = 64 * 2**20        # of one reply
+_MOST_NUMBERS = 65_536          # of one vector
+
+Vector = tuple[float, ...]
+
+
+class Unusable(Exception):
+    """A reply that holds no vectors for what was asked; the message says what was wrong with it."""
+
+
+class HttpEmbedder:
+    """An `Embedder` that asks a server and remembers its vectors. Use it in `async with`.
+
+    All vectors have one length: the one that was asked for, else that of the first vector. One of another
+    length comes from another model, so its text has no vector. After a failure nothing is asked for
+    `pause_s`: a server that is down costs one wait, not one for each step.
+
+    url         base, with or without /v1
+    model       as the server calls it
+    api_key     sent as a bearer token; None: none
+    n_numbers   of each vector; None: whatever the server gives
+    timeout_s   for one request, in seconds
+    pause_s     after a failure, in seconds
+    n_kept      vectors that are remembered, by a hash of their text; beyond it the least recently used go
+    """
+
+    def __init__(
+        self, url: str, *, model: str, api_key: str | None = None, n_numbers: int | None = None,
+        timeout_s: float = 10.0, pause_s: float = 30.0, n_kept: int = 4_096,
+    ) -> None:  # fmt: skip
+        """Raises ConfigError for an address or a limit that cannot be used."""
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"embedder.url: got {url!r:.200}; need http://host[:port][/path]")
+        for name, value, least in (("n_kept", n_kept, 0), ("n_numbers", 1 if n_numbers is None else n_numbers, 1)):
+            if value < least:
+                raise ConfigError(f"embedder.{name}: got {value}; at least {least}")
+        base = url.rstrip("/")
+        self._url = f"{base if base.endswith('/v1') else base + '/v1'}/embeddings"
+        self._model, self._n_numbers, self._n_kept = model, n_numbers, n_kept
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._timeout_s, self._pause_s = timeout_s, pause_s
+        self._kept: OrderedDict[bytes, Vector] = OrderedDict()
+        self._session: aiohttp.ClientSession | None = None
+        self._again_at_s = 0.0
+        self.n_requests = 0
+        self.n_failures = 0
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=aiohttp.ClientTimeout(total=self._timeout_s)
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def embed(self, texts: Sequence[str]) -> list[Vector | None]:
+        """One vector for each text; None where there is none: the text is blank, or the server failed."""
+        keys = [_key(text) for text in texts]
+        found: dict[bytes, Vector | None] = {key: self._recall(key) for key in keys}
+        wanted = {key: text for key, text in zip(keys, texts, strict=True) if found[key] is None and text.strip()}
+        asked = list(wanted.items())
+        for begin in range(0, len(asked), _BATCH):
+            batch = asked[begin : begin + _BATCH]
+            vectors = await self._ask([text for _, text in batch])
+            for (key, _), vector in zip(batch, vectors, strict=True):
+                found[key] = vector
+                self._keep(key, vector)
+        return [found[key] for key in keys]
+
+    async def _ask(self, texts: list[str]) -> list[Vector | None]:
+        """Ask once. A failure is counted, logged once a pause, and gives no vector."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._again_at_s:
+            return [None] * len(texts)
+        try:
+            return self._checked(await self._post(texts), len(texts))
+        except (aiohttp.ClientError, TimeoutError, Unusable) as error:
+            self.n_failures += 1
+            self._again_at_s = now_s + self._pause_s
+            said = str(error) or type(error).__name__
+            LOG.warning("embedder: %s: drafts are compared by words for %g s", said, self._pause_s)
+            return [None] * len(texts)
+
+    async def _post(self, texts: list[str]) -> Any:
+        """The parsed reply. Raises aiohttp's errors, TimeoutError and Unusable."""
+        if self._session is None:
+            raise Unusable("it was not opened; use it in `async with`")
+        self.n_requests += 1
+        # Half a character is no text that a server could read.
+        readable = [text.encode("utf-8", "replace").decode() for text in texts]
+        body = {"model": self._model, "input": readable, "encoding_format": "float"}
+        async with self._session.post(self._url, json=body) as reply:
+            if reply.status != 200:
+                raise Unusable(f"status {reply.status}")
+            raw = bytearray()
+            async for part in reply.content.iter_chunked(2**16):
+                raw += part
+                if len(raw) > _MOST_BYTES:
+                    raise Unusable(f"a reply of more than {_MOST_BYTES:,} bytes")
+        try:
+            return json.loads(raw)
+        except (ValueError, RecursionError):
+            raise Unusable("a reply that is no JSON") from None
+
+    def _checked(self, reply: Any, n_texts: int) -> list[Vector | None]:
+        """The vectors of a reply in the order of their texts. Raises Unusable; one of a wrong length is None."""
+        data = reply.get("data") if isinstance(reply, dict) else None
+        if not isinstance(data, list) or len(data) != n_texts:
+            raise Unusable(f"a reply without one entry for each of {n_texts} texts in `data`")
+        vectors: list[Vector | None] = [None] * n_texts
+        for at, entry in enumerate(data):
+            index = entry.get("index", at) if isinstance(entry, dict) else None
+            if not isinstance(index, int) or not 0 <= index < n_texts:
+                raise Unusable(f"an entry with the index {index!r:.40}")
+            vectors[index] = self._fitting(_numbers(entry.get("embedding")))
+        return vectors
+
+    def _fitting(self, vector: Vector) -> Vector | None:
+        if self._n_numbers is None:
+            self._n_numbers = len(vector)
+        if len(vector) != self._n_numbers:
+            self.n_failures += 1
+            LOG.warning("embedder: a vector of %d numbers where others have %d", len(vector), self._n_numbers)
+            return None
+        return vector
+
+    def _recall(self, key: bytes) -> Vector | None:
+        vector = self._kept.get(key)
+        if vector is not None:
+            self._kept.move_to_end(key)
+        return vector
+
+    def _keep(self, key: bytes, vector: Vector | None) -> None:
+        if vector is not None and self._n_kept:
+            self._kept[key] = vector
+            if len(self._kept) > self._n_kept:
+                self._kept.popitem(last=False)
+
+
+async def with_vector(embedder: Embedder, step: Step) -> Step:
+    """The step with the vector of its text, or of its answer where it has no text, for fold `drafts`."""
+    text = step.text or step.answer
+    if not text:
+        return step
+    (vector,) = await embedder.embed([text])
+    return step if vector is None else dataclasses.replace(step, vector=vector)
+
+
+def _numbers(given: Any) -> Vector:
+    """The vector, whatever JSON held. Raises Unusable."""
+    if not isinstance(given, list) or not 0 < len(given) <= _MOST_NUMBERS:
+        raise Unusable("an entry whose `embedding` is no list of numbers")
+    if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in given):
+        raise Unusable("a vector with an element that is no number")
+    try:
+        vector = tuple(map(float, given))
+    except OverflowError:
+        raise Unusable("a vector with a number that is too large") from None
+    if not all(map(math.isfinite, vector)):
+        raise Unusable("a vector with an element that is no number")
+    return vector
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

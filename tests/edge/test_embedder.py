@@ -1,0 +1,135 @@
+"""The embedder over a real socket, and what becomes of drafts when its server misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from suffice.edge.embedder import HttpEmbedder, with_vector
+from suffice.errors import ConfigError
+from suffice.signals.observe import Observer
+from suffice.types import Step
+
+Reply = Callable[[list[str]], object]
+
+
+def letters(texts: list[str]) -> object:
+    """Vectors that count three letters, told in the wrong order."""
+    entries = [{"index": i, "embedding": [t.count(c) for c in "abc"]} for i, t in enumerate(texts)]
+    return {"data": entries[::-1]}
+
+
+@asynccontextmanager
+async def server(reply: Reply, seen: list[Any]) -> AsyncIterator[str]:
+    async def embeddings(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        seen.append((body, dict(request.headers)))
+        said = reply(body["input"])
+        if isinstance(said, float):
+            await asyncio.sleep(said)
+            return web.Response()
+        return said if isinstance(said, web.Response) else web.Response(body=json.dumps(said).encode())
+
+    app = web.Application()
+    app.router.add_post("/v1/embeddings", embeddings)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_each_text_gets_its_vector_and_is_asked_for_once() -> None:
+    seen: list[Any] = []
+    async with server(letters, seen) as url, HttpEmbedder(url + "/v1/", model="m", api_key="k") as embedder:
+        assert await embedder.embed(["ab", "", "cc", "ab", " \n"]) == [(1, 1, 0), None, (0, 0, 2), (1, 1, 0), None]
+        assert await embedder.embed(["cc", "bb"]) == [(0, 0, 2), (0, 2, 0)]
+        assert await embedder.embed([]) == []
+    assert [body["input"] for body, _ in seen] == [["ab", "cc"], ["bb"]]
+    assert seen[0][0] == {"model": "m", "input": ["ab", "cc"], "encoding_format": "float"}
+    assert seen[0][1]["Authorization"] == "Bearer k"
+
+
+async def test_many_texts_go_in_batches_and_the_least_used_vectors_are_forgotten() -> None:
+    seen: list[Any] = []
+    async with server(letters, seen) as url, HttpEmbedder(url, model="m", n_kept=2) as embedder:
+        texts = ["a" * n for n in range(1, 131)]
+        assert await embedder.embed(texts) == [(n, 0, 0) for n in range(1, 131)]
+        assert [len(body["input"]) for body, _ in seen] == [64, 64, 2]
+        await embedder.embed([texts[-1], texts[0]])
+    assert seen[-1][0]["input"] == ["a"]
+
+
+async def test_half_a_character_does_not_break_a_request() -> None:
+    async with server(letters, []) as url, HttpEmbedder(url, model="m") as embedder:
+        assert await embedder.embed(["a\ud800"]) == [(1, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda _: web.Response(status=503),
+        lambda _: web.Response(text="not JSON"),
+        lambda _: web.Response(text="[" * 200_000),
+        lambda _: {"data": []},
+        lambda _: [],
+        lambda _: {"data": [{"index": 7, "embedding": [1]}]},
+        lambda _: {"data": [{"embedding": []}]},
+        lambda _: {"data": [{"embedding": "AAAA"}]},
+        lambda _: {"data": [{"embedding": [1, None]}]},
+        lambda _: {"data": [{"embedding": [float("nan")]}]},
+        lambda _: {"data": [{"embedding": [10**400]}]},
+        lambda _: {"data": ["x"]},
+        lambda _: 30.0,
+    ],
+)
+async def test_a_server_that_fails_costs_one_wait_and_the_drafts_are_compared_by_words(reply: Reply) -> None:
+    seen: list[Any] = []
+    observer = Observer(["drafts"], "rounds")
+    async with server(reply, seen) as url, HttpEmbedder(url, model="m", timeout_s=0.2) as embedder:
+        for index, text in enumerate(["four cats", "four dogs"], 1):
+            step = Step(index=index, tokens=2, answer=None, answer_source=None, text=text)
+            signals = observer.observe(await with_vector(embedder, step))
+    assert signals.draft_distance == pytest.approx(2 / 3)
+    assert (len(seen), embedder.n_failures) == (1, 1)
+
+
+async def test_after_the_pause_it_is_asked_again() -> None:
+    answers = iter([web.Response(status=500), letters(["a"])])
+    async with server(lambda _: next(answers), []) as url, HttpEmbedder(url, model="m", pause_s=0.0) as embedder:
+        assert await embedder.embed(["a"]) == [None]
+        assert await embedder.embed(["a"]) == [(1, 0, 0)]
+
+
+async def test_a_vector_of_another_length_is_of_another_model_and_not_used() -> None:
+    lengths = iter([3, 2, 3])
+    reply = lambda texts: {"data": [{"embedding": [1.0] * next(lengths)} for _ in texts]}
+    async with server(reply, []) as url, HttpEmbedder(url, model="m") as embedder:
+        assert await embedder.embed(["a", "b", "c"]) == [(1, 1, 1), None, (1, 1, 1)]
+    async with server(letters, []) as url, HttpEmbedder(url, model="m", n_numbers=4) as strict:
+        assert await strict.embed(["a"]) == [None]
+
+
+async def test_drafts_that_say_the_same_in_other_words_are_near_with_vectors() -> None:
+    observer = Observer(["drafts"], "rounds")
+    async with server(letters, []) as url, HttpEmbedder(url, model="m") as embedder:
+        steps = [Step(index=i, tokens=1, answer=a, answer_source="caller") for i, a in enumerate(["ab", "ba", ""], 1)]
+        seen = [observer.observe(await with_vector(embedder, step)) for step in steps]
+    assert [signals.draft_distance for signals in seen] == [None, pytest.approx(0.0, abs=1e-12), 1.0]
+    assert [signals.draft_patience for signals in seen] == [0, 1, 0]
+
+
+async def test_what_cannot_work_is_refused_at_once_and_a_closed_one_gives_no_vectors() -> None:
+    for bad in ({"url": "localhost"}, {"n_kept": -1}, {"n_numbers": 0}):
+        with pytest.raises(ConfigError, match="embedder"):
+            HttpEmbedder(**{"url": "http://h", "model": "m", **bad})  # type: ignore[arg-type]
+    assert await HttpEmbedder("http://127.0.0.1:9", model="m").embed(["a"]) == [None]
