@@ -7,6 +7,7 @@ id is ever a label. Prometheus conventions: base units, `_total`, `_seconds`.
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,25 +63,43 @@ BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 class Metrics:
-    """The metrics of one process: `inc`, `observe` and `set` by a name from the table."""
+    """The metrics of one process: `inc`, `observe` and `set` by a name from the table.
+
+    What is added to counters and gauges is kept aside and taken over when somebody looks: it happens several
+    times a request, and somebody looks every few seconds.
+    """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+        self._registry = registry or CollectorRegistry()
+        self._lock = threading.Lock()
+        self._added: dict[tuple[str, ...], float] = {}   # since somebody looked; by name and labels
         self._made: dict[str, Counter | Gauge | Histogram] = {}
         self._children: dict[tuple[str, ...], Any] = {}   # by name and labels; bounded as the labels are
         for spec in METRICS:
             if spec.kind == "counter":
-                self._made[spec.name] = Counter(spec.name, spec.help, spec.labels, registry=self.registry)
+                self._made[spec.name] = Counter(spec.name, spec.help, spec.labels, registry=self._registry)
             elif spec.kind == "gauge":
-                self._made[spec.name] = Gauge(spec.name, spec.help, spec.labels, registry=self.registry)
+                self._made[spec.name] = Gauge(spec.name, spec.help, spec.labels, registry=self._registry)
             else:
                 self._made[spec.name] = Histogram(
-                    spec.name, spec.help, spec.labels, registry=self.registry, buckets=BUCKETS_S
+                    spec.name, spec.help, spec.labels, registry=self._registry, buckets=BUCKETS_S
                 )
 
-    def inc(self, name: str, *labels: str, by: float = 1) -> None:
-        """Add to a counter or gauge; `labels` in the order of the table."""
-        self._child(name, *labels).inc(by)
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Everything so far, as Prometheus' client reads it."""
+        with self._lock:
+            for key, by in self._added.items():
+                self._child(*key).inc(by)
+            self._added.clear()
+        return self._registry
+
+    def inc(self, *key: str, by: float = 1) -> None:
+        """Add to a counter or gauge, by its name and its `labels` in the order of the table."""
+        if key not in self._children:
+            self._child(*key)   # an unknown name is an error here and now
+        with self._lock:
+            self._added[key] = self._added.get(key, 0) + by
 
     def observe(self, name: str, value_s: float, *labels: str) -> None:
         """Record one duration, in seconds, in a histogram."""

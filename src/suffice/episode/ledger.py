@@ -29,6 +29,7 @@ from suffice.types import (
 )
 
 DELIVERED: frozenset[Purpose] = frozenset({"main", "sample", "continuation", "rerun"})
+_NO_OVERHEAD = Overhead()
 
 
 @dataclass(slots=True)
@@ -46,6 +47,11 @@ class CallAccount:
     cancelled: bool = True          # until its end has been seen
     discarded: bool = False         # paid for, but no part of what the client got
     is_open: bool = False           # its reply is still being read
+
+    @property
+    def is_delivered(self) -> bool:
+        """Is it a part of what the client got?"""
+        return self.purpose in DELIVERED and not self.discarded
 
     @property
     def completion_tokens(self) -> int:
@@ -163,8 +169,11 @@ class Ledger:
         Read off a call that sent nothing else where there is one; else estimated from one that sent a
         thought along, whose closing text is then counted as prompt.
         """
-        told = [c for c in self.calls if c.prompt_tokens is not None]
-        best = min(told, key=lambda c: c.context_tokens, default=None)
+        if len(self.calls) == 1:
+            best: CallAccount | None = self.calls[0]
+        else:
+            told = [c for c in self.calls if c.prompt_tokens is not None]
+            best = min(told, key=lambda c: c.context_tokens, default=None)
         if best is None or best.prompt_tokens is None:
             return None
         return max(0, best.prompt_tokens - best.context_tokens)
@@ -173,7 +182,7 @@ class Ledger:
         """What the client is told: its prompt once, and all that was generated for its answer."""
         if self.told_usage is not None:
             return self.told_usage
-        delivered = [c for c in self.calls if c.purpose in DELIVERED and not c.discarded]
+        delivered = [c for c in self.calls if c.is_delivered]
         if not delivered:
             return None
         return Usage(
@@ -185,10 +194,10 @@ class Ledger:
 
     def overhead(self) -> Overhead:
         """What was spent beside the client's usage; both together are all that was spent."""
-        usage = self.usage()
-        if usage is not None and len(self.calls) == 1 and not self.calls[0].context_tokens:
-            return Overhead()  # one call, delivered: nothing was spent beside it
-        known = self.client_prompt_tokens()
+        first = self.calls[0] if len(self.calls) == 1 else None
+        if first is not None and first.is_delivered and not first.context_tokens:
+            return _NO_OVERHEAD
+        usage, known = self.usage(), self.client_prompt_tokens()
         probes = [c for c in self.calls if c.purpose == "probe"]
         discarded = [c for c in self.calls if c.discarded and c.purpose != "probe"]
         prompts = sum(c.close(known).prompt_tokens or 0 for c in self.calls)
@@ -203,7 +212,7 @@ class Ledger:
 
     def cost(self) -> Cost | None:
         """What all calls have cost so far; None: there are no prices, or a prompt was never counted."""
-        return money.total(self._costs())
+        return None if self.prices is None else money.total(self._costs())
 
     def _costs(self) -> list[Cost | None]:
         """The cost of every call; one that never began has cost nothing."""

@@ -29,6 +29,7 @@ from suffice.gateway.exchange import (
     headers_of,
     read_body,
     supervise,
+    tells_hang_up,
 )
 from suffice.gateway.intake import Intake, check_body_headers, read_chat
 from suffice.gateway.relay import forwarded, pass_through
@@ -61,7 +62,7 @@ Answer = Callable[[Gateway, Admitted, Ledger, Exchange], Coroutine[Any, Any, Non
 async def chat(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one chat request."""
     headers = headers_of(scope)
-    exchange = Exchange(send, [], gw.monotonic_s)
+    exchange = Exchange(send, [], gw.monotonic_s, tells_hang_up(scope))
     await one_request(gw, receive, exchange, lambda episode_id: _admitted(gw, episode_id, headers, receive), _answer)
 
 

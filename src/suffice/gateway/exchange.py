@@ -19,8 +19,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
+TellHangUp = Callable[[Callable[[], None]], Callable[[], object]]   # call this one; and what ends that
 
-
+HANG_UP = "suffice.hang_up"    # our server's extension of ASGI: tells who asks when the client leaves
 _HEADERS = "suffice.headers"  # where the scope keeps what was read of them
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a header's value: no server may send it
 SSE_HEADERS = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
@@ -28,6 +29,11 @@ SSE_HEADERS = [("content-type", "text/event-stream; charset=utf-8"), ("cache-con
 
 class ClientGone(Exception):
     """The client hung up before its request was complete."""
+
+
+def tells_hang_up(scope: Scope) -> TellHangUp | None:
+    """How the server tells when the client leaves; None: only through `receive`."""
+    return (scope.get("extensions") or {}).get(HANG_UP)
 
 
 def headers_of(scope: Scope) -> list[tuple[str, str]]:
@@ -57,8 +63,11 @@ async def read_body(receive: Receive, limit_bytes: int) -> bytes:
 class Exchange:
     """The client's side of one request."""
 
-    def __init__(self, send: Send, own_headers: Headers, monotonic_s: Callable[[], float]) -> None:
+    def __init__(
+        self, send: Send, own_headers: Headers, monotonic_s: Callable[[], float], hang_up: TellHangUp | None = None
+    ) -> None:
         self._send = send
+        self.hang_up = hang_up
         self.own_headers = list(own_headers)
         self._now = monotonic_s
         self.status = 0                 # 0: nothing was sent
@@ -140,25 +149,36 @@ async def until_gone(receive: Receive) -> None:
         pass
 
 
+def _watch(receive: Receive, exchange: Exchange, gone: Callable[[], None]) -> Callable[[], object]:
+    """Have `gone` called when the client hangs up; give what ends that. Another server than ours costs a task."""
+    if exchange.hang_up is not None:
+        return exchange.hang_up(gone)
+
+    async def watch() -> None:
+        with contextlib.suppress(Exception):  # a connection that fails is gone as well
+            await until_gone(receive)
+        gone()
+
+    return asyncio.create_task(watch()).cancel
+
+
 async def supervise(work: Coroutine[Any, Any, None], receive: Receive, exchange: Exchange) -> bool:
     """Run `work`; cancel it when the client leaves before its answer is complete. True: it left.
 
     Returns only when `work` has ended, also when it is cancelled itself: whoever closes the books
-    afterwards closes them once. The work runs in the caller's own task, so that a request costs one more only.
+    afterwards closes them once. The work runs in the caller's own task.
     """
     task = asyncio.current_task()
     assert task is not None
     left = False
 
-    async def watch() -> None:
+    def gone() -> None:
         nonlocal left
-        with contextlib.suppress(Exception):  # a connection that fails is gone as well
-            await until_gone(receive)
-        if not exchange.complete:
+        if not (exchange.complete or left):
             left = True
             task.cancel()
 
-    watching = asyncio.create_task(watch())
+    end_watch = _watch(receive, exchange, gone)
     try:
         await work
     except asyncio.CancelledError:
@@ -170,7 +190,7 @@ async def supervise(work: Coroutine[Any, Any, None], receive: Receive, exchange:
         if not left:
             raise  # else what went wrong on the way out interests nobody any more
     finally:
-        watching.cancel()
+        end_watch()
         if left:
             task.uncancel()
     return left

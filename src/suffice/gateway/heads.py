@@ -1,11 +1,22 @@
-"""Bounds what a request's head may cost before there is a request: uvicorn's parser by itself has no limit.
+"""What uvicorn's parser of requests does not do by itself.
 
-It counts bytes and refuses to know what they mean; what a complete head may hold is `intake.check_head`'s.
+    a head has an end   bytes are counted until then; what a complete head may hold is `intake.check_head`'s
+    one write           an answer's head goes out together with its first bytes, where these follow at once
+    hang-ups            a handler is called when its client leaves, without a task that waits for it
+
+It knows the connection, and refuses to know what goes over it.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from suffice.gateway.exchange import HANG_UP
 
 UNFINISHED_HEAD_BYTES = 2**20
 
@@ -15,6 +26,11 @@ class LimitedHttp(HttpToolsProtocol):
 
     _in_head = True
     _head_bytes = 0
+    _lost = False
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._to_tell: set[Callable[[], None]] = set()   # called when the client leaves
 
     def data_received(self, data: bytes) -> None:
         """Take the next bytes."""
@@ -28,9 +44,61 @@ class LimitedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head has ended."""
         self._in_head, self._head_bytes = False, 0
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.transport = HeadWithBody(self.transport, self.loop)  # type: ignore[assignment]
+            self.scope["extensions"] = {HANG_UP: self.tell_hang_up}  # type: ignore[dict-item]
 
     def on_message_complete(self) -> None:
         """The next bytes are another head."""
         self._in_head = True
         super().on_message_complete()
+
+    def tell_hang_up(self, gone: Callable[[], None]) -> Callable[[], None]:
+        """Call `gone` when the client leaves, at once when it has left already. Returns what ends that."""
+        if self._lost:
+            gone()
+        else:
+            self._to_tell.add(gone)
+            self.flow.resume_reading()  # who does not read does not see it leave
+        return partial(self._to_tell.discard, gone)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left."""
+        self._lost = True
+        super().connection_lost(exc)
+        for gone in tuple(self._to_tell):
+            gone()
+
+
+class HeadWithBody:
+    """An answer's way out that lets the head wait for what follows it in the same turn of the event loop.
+
+    Each write of its own is a call into the kernel, a packet, and a wake-up of the client.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; the first ones with the next, or soon."""
+        if self._held:
+            self._held += data
+            self._flush()
+        else:
+            self._held = data
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        """Send what waits, and close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, b""
+        self.write = self._transport.write   # type: ignore[method-assign]  # from here on nothing waits
+        if held and not self._transport.is_closing():
+            self._transport.write(held)

@@ -42,31 +42,35 @@ class Intake:
 
 def check_head(headers: list[tuple[str, str]]) -> None:
     """Refuse heads that are too large, and hosts and encodings that could mean two things. Raises BadRequest."""
-    if len(headers) > MAX_HEADERS or sum(len(k) + len(v) for k, v in headers) > MAX_HEAD_CHARS:
+    n_chars, n_hosts = 0, 0
+    for name, value in headers:
+        n_chars += len(name) + len(value)
+        if name == "host":
+            n_hosts += 1
+            if n_hosts > 1 or not _HOST.fullmatch(value):
+                raise BadRequest("Host header: must be one plain host name with an optional port", code="bad_host")
+        elif name == "transfer-encoding" and value.strip().lower() != "chunked":
+            raise BadRequest("transfer-encoding: must be chunked alone", code="bad_transfer_encoding")
+    if len(headers) > MAX_HEADERS or n_chars > MAX_HEAD_CHARS:
         raise BadRequest(
             f"headers: at most {MAX_HEADERS} and {MAX_HEAD_CHARS} characters are accepted",
             status=431, code="headers_too_large",
         )  # fmt: skip
-    if any(k == "transfer-encoding" and v.strip().lower() != "chunked" for k, v in headers):
-        raise BadRequest("transfer-encoding: must be chunked alone", code="bad_transfer_encoding")
-    hosts = [v for k, v in headers if k == "host"]
-    if len(hosts) > 1 or any(not _HOST.fullmatch(h) for h in hosts):
-        raise BadRequest("Host header: must be one plain host name with an optional port", code="bad_host")
 
 
 def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None:
     """Refuse a body by what its headers say of it, before any of it is read. Raises BadRequest."""
-    encoding = next((v for k, v in headers if k == "content-encoding"), "identity")
-    if encoding.strip().lower() not in ("", "identity"):
+    named = dict(reversed(headers))  # of a header that came twice the first one counts
+    if named.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise BadRequest(
             "content-encoding: compressed request bodies are not accepted; send the JSON as it is",
             status=415, code="unsupported_encoding",
         )  # fmt: skip
-    length = next((v for k, v in headers if k == "content-length"), "0")
+    length = named.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > limit_bytes:
         raise TooLarge(f"body: longer than {limit_bytes} bytes")
-    kind = next((v for k, v in headers if k == "content-type"), "application/json")
-    if kind.split(";")[0].strip().lower() not in ("application/json", ""):
+    kind = named.get("content-type", "application/json")
+    if kind != "application/json" and kind.partition(";")[0].strip().lower() not in ("application/json", ""):
         raise BadRequest("content-type: must be application/json", status=415, code="unsupported_media_type")
 
 
@@ -149,11 +153,13 @@ def _keys_and_depth(body: dict[str, Any], limit: int) -> int:
             raise BadRequest(f"body: is nested deeper than {limit} levels", code="too_deep")
         inner: list[Any] = []
         for node in level:
-            if isinstance(node, dict):
+            values = node
+            if type(node) is dict:
                 n_keys += len(node)
-                inner.extend(v for v in node.values() if isinstance(v, dict | list))
-            else:
-                inner.extend(v for v in node if isinstance(v, dict | list))
+                values = node.values()
+            for value in values:
+                if type(value) is dict or type(value) is list:  # nothing else comes out of a JSON parser
+                    inner.append(value)  # noqa: PERF401 - twice as fast as extending by a generator
         level, depth = inner, depth + 1
     return n_keys
 

@@ -28,7 +28,7 @@ from suffice.gateway.chat import (
     one_request,
 )
 from suffice.gateway.context import Gateway
-from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body
+from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body, tells_hang_up
 from suffice.gateway.intake import Intake, check_body_headers, read_chat
 from suffice.gateway.relay import Foreign, forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
@@ -111,7 +111,7 @@ class Passing:
 
     async def __call__(self, gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        exchange = self.api.exchange(send, [], gw.monotonic_s)
+        exchange = self.api.exchange(send, [], gw.monotonic_s, tells_hang_up(scope))
         stored_id = scope.get("path_params", {}).get("id")
         ask = _Ask(api=self.api, method=self.method, endpoint=self.path, stored_id=stored_id, gw=gw)
         await one_request(

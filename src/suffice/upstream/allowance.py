@@ -159,10 +159,11 @@ class Allowance:
         extra   was it the answer to an extra call?
         wall_s  Unix time, for headers that tell a moment
         """
-        pairs = list(headers)
-        for kind, window in read_limits(pairs, wall_s=wall_s).items():
-            self._learn(kind, window, now_s)
-        asked_s = retry_after_s(pairs, wall_s=wall_s)
+        asked_s = None
+        if pairs := list(headers):  # most servers tell nothing
+            for kind, window in read_limits(pairs, wall_s=wall_s).items():
+                self._learn(kind, window, now_s)
+            asked_s = retry_after_s(pairs, wall_s=wall_s)
         if status == 429 or (status == 503 and asked_s is not None):
             self._pause(asked_s, now_s)
             return True

@@ -10,8 +10,7 @@ import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -44,8 +43,8 @@ class Call:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.status = connection.status
-        # End-to-end headers of the answer, in order, without cookies.
-        self.headers: list[tuple[str, str]] = []
+        self.headers: list[tuple[str, str]] = []   # end-to-end, in order, without cookies
+        self.told_limits: list[tuple[str, str]] = []   # those that may speak of rate limits
         self.content_type, encoding = "application/octet-stream", "identity"
         for raw_name, raw_value in connection.head:
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
@@ -56,6 +55,8 @@ class Call:
                 encoding = value.strip().lower()
             if lower not in NEVER_SENT_DOWN:
                 self.headers.append((name, value))
+            if "ratelimit" in lower or lower.startswith("retry-after"):
+                self.told_limits.append((lower, value))
         self.is_encoded = encoding != "identity"
         self.asks_for_less = False  # the upstream wants fewer calls: 429, or 503 with a time to come back
 
@@ -70,12 +71,15 @@ class Call:
         Raises UpstreamDown if the connection breaks and UpstreamTimeout after `idle_timeout_s` of
         silence.
         """
+        connection = self._connection
         try:
-            return await self._connection.read()
+            while (data := connection.take()) is None:
+                await connection.more()
         except TimeoutError:
             raise UpstreamTimeout("the upstream was silent for longer than idle_timeout_s") from None
         except Broken as error:
             raise UpstreamDown(f"the upstream broke off its answer ({error})") from None
+        return data
 
     async def read_all(self, limit_bytes: int = 64 * 2**20) -> bytes:
         """The whole rest of the body. Raises UpstreamDown when it is longer than `limit_bytes`."""
@@ -103,6 +107,35 @@ class Call:
         """Stop the call now, where it has not come to its end: the server sees it at once."""
         if not self.at_end:
             self._connection.cut()
+
+
+class Opening:
+    """One call as a block: entered with the open answer, left with the connection returned or cut."""
+
+    __slots__ = ("_body", "_client", "_connection", "_extra", "_head", "_takes_slot")
+
+    def __init__(
+        self, client: UpstreamClient, head: str, body: bytes | None, *, extra: bool, takes_slot: bool
+    ) -> None:
+        self._client, self._head, self._body = client, head, body
+        self._extra, self._takes_slot = extra, takes_slot
+        self._connection: Connection | None = None
+
+    async def __aenter__(self) -> Call:
+        self._client.n_open += self._takes_slot
+        try:
+            call, self._connection = await self._client.begin(self._head, self._body, extra=self._extra)
+        except BaseException:
+            self._client.n_open -= self._takes_slot
+            raise
+        return call
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.n_open -= self._takes_slot
+        if self._connection is not None:
+            self._client.end(self._connection)
 
 
 class UpstreamClient:
@@ -169,8 +202,7 @@ class UpstreamClient:
             raise ValueError("a header of a request to an upstream holds a line break")
         return head
 
-    @asynccontextmanager
-    async def open(
+    def open(
         self,
         path: str,
         body: bytes | None,
@@ -179,30 +211,30 @@ class UpstreamClient:
         method: str = "POST",
         key_header: str = "authorization",
         extra: bool = False,
-    ) -> AsyncIterator[Call]:
+    ) -> Opening:
         """Send one request and give the open response; tries again only while nothing came back.
 
         path        with its query, as it is to be sent: nothing in it is changed
         key_header  where the upstream wants its key: `authorization` or `x-api-key`
         extra       a call that the client did not ask for itself: it is never tried again, so that a
                     request causes at most 1 + `retries` + its route's `max_extra_calls` attempts
-        Raises UpstreamDown when no connection can be made and UpstreamTimeout when no answer begins.
+        The block raises UpstreamDown when no connection can be made and UpstreamTimeout when no answer begins.
         """
-        takes_slot = path.partition("?")[0].endswith(GENERATES)
-        self.n_open += takes_slot
-        try:
-            head = self._head(method, path, headers, None if body is None else len(body), key_header)
-            connection = await self._send(head, body, retries=0 if extra else self.settings.retries)
-            call = Call(connection)
-            try:
-                call.asks_for_less = self.allowance.note(
-                    call.status, call.headers, extra=extra, now_s=self._now_s(), wall_s=self._wall_s()
-                )
-                yield call
-            finally:
-                self._opened_pool.give_back(connection)
-        finally:
-            self.n_open -= takes_slot
+        head = self._head(method, path, headers, None if body is None else len(body), key_header)
+        return Opening(self, head, body, extra=extra, takes_slot=path.partition("?")[0].endswith(GENERATES))
+
+    async def begin(self, head: str, body: bytes | None, *, extra: bool) -> tuple[Call, Connection]:
+        """Send a request and learn from the head of its answer. For `Opening`, which ends what begins here."""
+        connection = await self._send(head, body, retries=0 if extra else self.settings.retries)
+        call = Call(connection)
+        call.asks_for_less = self.allowance.note(
+            call.status, call.told_limits, extra=extra, now_s=self._now_s(), wall_s=self._wall_s()
+        )
+        return call, connection
+
+    def end(self, connection: Connection) -> None:
+        """The call on this connection is over."""
+        self._opened_pool.give_back(connection)
 
     def extra_refusal(self) -> Refusal | None:
         """Why no probe may be sent now; None: one may."""

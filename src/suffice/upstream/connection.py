@@ -3,7 +3,7 @@
 It knows bytes, framing (llhttp's parser, through httptools) and how long somebody has waited. It refuses to
 know which request may be sent again and which connection to take: that is `client` and `pool`.
 
-    ask ──▶ head of the answer ──▶ read … read ──▶ complete ──▶ reusable, or cut
+    ask ──▶ head of the answer ──▶ take, more, take … ──▶ complete ──▶ reusable, or cut
 
 An answer is parsed once, where its bytes arrive, and wakes its reader once a packet. One timer a request
 ends a wait that lasts too long; it is not set anew for each packet, which would cost more than the parser.
@@ -12,7 +12,7 @@ ends a wait that lasts too long; it is not set anew for each packet, which would
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -37,7 +37,7 @@ class Broken(Exception):
 class Connection(asyncio.Protocol):
     """One connection. It carries one request at a time; whoever holds it is the only one to use it.
 
-    idle_timeout_s  how long `ask` and `read` wait for the next bytes; 0: for ever
+    idle_timeout_s  how long `ask` and `more` wait for the next bytes; 0: for ever
     keep            may it be used again when its answer is complete?
     """
 
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
         else:
             await self._send_long(transport, head, body)
         while not self.status:
-            await self._wait()
+            await self.more()
 
     async def _send_long(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
         """Send a long body as fast as it is taken, or until the server has answered without the rest of it."""
@@ -109,16 +109,14 @@ class Connection(asyncio.Protocol):
             transport.write(view[at : at + PIECE_BYTES])
             await asyncio.sleep(0)
             while self._writing_paused and not self.status:
-                await self._wait()
+                await self.more()
         self._sent_all = True
 
-    async def read(self) -> bytes:
-        """The next bytes of the body, as many as have come; b"" at its end. Raises as `ask`."""
-        while not self._parts:
-            if self.complete:
-                return b""
-            await self._wait()
+    def take(self) -> bytes | None:
+        """What has come of the body since the last time; b"" at its end, None when nothing has come."""
         parts = self._parts
+        if not parts:
+            return b"" if self.complete else None
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         self._held_bytes = 0
@@ -127,16 +125,17 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
-    async def _wait(self) -> None:
-        """Until something has come, or can be sent. What had come before an error is read first."""
+    def more(self) -> asyncio.Future[None]:
+        """To be awaited: done when something has come, or can be sent. Raises what `ask` does.
+
+        Bytes that came before an error are to be taken first. No coroutine: each layer here is paid for by
+        every chunk of every stream.
+        """
         if self._error is not None:
             raise self._error
-        self._waiter = self._loop.create_future()
         self._waits_since_s = self._loop.time()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        waiter = self._waiter = self._loop.create_future()
+        return waiter
 
     def rest(self) -> None:
         """The request is over: watch the time no longer."""
@@ -246,7 +245,7 @@ class Connection(asyncio.Protocol):
     def _look(self) -> None:
         """The timer fired: has somebody waited for too long?"""
         since_s = self._loop.time() - self._waits_since_s
-        waits = self._waiter is not None
+        waits = self._waiter is not None and not self._waiter.done()
         if waits and since_s >= self._idle_s:
             self._fail(TimeoutError())
             return
@@ -257,6 +256,8 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def _wake(self) -> None:
-        waiter: Any = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
