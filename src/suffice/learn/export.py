@@ -1,0 +1,87 @@
+"""From scikit-learn's fitted objects to plain data.
+
+Reads their numbers and nothing else: no pickle, no code. It knows where each object keeps what it learned and
+refuses to know features and targets. Tested against scikit-learn 1.7 and later, to 1e-6.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from suffice.model.calibration import Isotonic
+from suffice.model.linear import Linear
+from suffice.model.trees import LEAF, Tree, Trees
+
+# Any, throughout: scikit-learn has no types, and it is imported by whoever fitted, not here.
+
+
+def export_linear(fitted: Any) -> Linear:
+    """A linear model, alone or behind scalers in a pipeline, on raw features.
+
+    fitted  LogisticRegression of two classes, or a linear regressor; or a Pipeline of StandardScaler (any number
+            of them) and one of these
+
+    Raises ValueError for any other step, and for more than two classes.
+    """
+    *scalers, (_, last) = getattr(fitted, "steps", [("", fitted)])
+    _check_classes(last)
+    weights = np.array(last.coef_, dtype=np.float64).reshape(-1)
+    intercept = float(np.array(last.intercept_).reshape(-1)[0])
+    for name, scaler in reversed(scalers):
+        if type(scaler).__name__ != "StandardScaler":
+            raise ValueError(f"step {name!r}: got {type(scaler).__name__}; StandardScaler before a linear model")
+        if scaler.scale_ is not None:
+            weights /= scaler.scale_
+        if scaler.mean_ is not None and scaler.with_mean:
+            intercept -= float(weights @ scaler.mean_)
+    return Linear(tuple(weights.tolist()), intercept)
+
+
+def export_trees(fitted: Any) -> Trees:
+    """A HistGradientBoostingClassifier of two classes (its raw number is a logit) or Regressor (its prediction).
+
+    Raises ValueError for more than two classes, for splits on categories, and for a loss whose link is neither
+    the logit nor the identity.
+    """
+    _check_classes(fitted)
+    # scikit-learn keeps these under private names; the tests compare with its predictions, so a change is seen.
+    loss, predictors = fitted._loss, fitted._predictors  # noqa: SLF001
+    baseline = float(np.array(fitted._baseline_prediction).reshape(-1)[0])  # noqa: SLF001
+    link = type(loss.link).__name__
+    if link not in ("LogitLink", "IdentityLink"):
+        raise ValueError(f"loss {fitted.loss!r}: its link is {link}; LogitLink or IdentityLink")
+    return Trees(baseline, tuple(_tree(predictor.nodes) for (predictor,) in predictors))
+
+
+def export_isotonic(fitted: Any) -> Isotonic:
+    """An IsotonicRegression that rises and holds its ends: `out_of_bounds="clip"`, predictions in [0, 1].
+
+    Raises ValueError for one that falls, and ConfigError for predictions out of range.
+    """
+    if not fitted.increasing_ or fitted.out_of_bounds != "clip":
+        raise ValueError("IsotonicRegression: needs increasing=True and out_of_bounds='clip'")
+    return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
+
+
+def _check_classes(fitted: Any) -> None:
+    classes = getattr(fitted, "classes_", None)
+    if classes is not None and (len(classes) != 2 or bool(classes[0]) or not bool(classes[1])):
+        raise ValueError(f"classes: got {list(classes)[:5]}; two, 0 and 1 or False and True")
+
+
+def _tree(nodes: Any) -> Tree:
+    """One tree of a fitted HistGradientBoosting model, from its structured array of nodes."""
+    if nodes["is_categorical"].any():
+        raise ValueError("HistGradientBoosting: splits on categories; features must be numbers")
+    is_leaf = nodes["is_leaf"].astype(bool)
+    # A split of what is missing from all the rest has an infinite threshold. Nothing is missing here: all go left.
+    threshold = np.clip(nodes["num_threshold"], -1e300, 1e300)
+    return Tree(
+        feature=tuple(np.where(is_leaf, LEAF, nodes["feature_idx"]).tolist()),
+        threshold=tuple(np.where(is_leaf, 0.0, threshold).tolist()),
+        left=tuple(np.where(is_leaf, 0, nodes["left"]).astype(int).tolist()),
+        right=tuple(np.where(is_leaf, 0, nodes["right"]).astype(int).tolist()),
+        value=tuple(np.where(is_leaf, nodes["value"], 0.0).tolist()),
+    )

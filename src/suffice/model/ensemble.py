@@ -1,0 +1,89 @@
+"""Several models of one probability as one.
+
+Knows that their logits are averaged and perhaps calibrated; refuses to know what the probability is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import ConfigError
+from suffice.model.calibration import Isotonic
+from suffice.model.numbers import sigmoid
+
+MOST_PARTS: Final = 16
+
+
+class Part(Protocol):
+    """A model of one number from a row of features: a logit, or a value."""
+
+    def check(self, n_features: int) -> None:
+        """Raise ConfigError unless rows of that many features can be read."""
+        ...
+
+    def plain(self) -> dict[str, Any]:
+        """The part as JSON has it; `kind` says which it is."""
+        ...
+
+    def raw(self, row: Sequence[float]) -> float:
+        """The number for one row."""
+        ...
+
+    def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The number for each row of a matrix, shape (n rows, n features)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """The sigmoid of the mean of the parts' logits, then the calibration if there is one."""
+
+    parts: tuple[Part, ...]
+    calibration: Isotonic | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse no parts at all and too many. Raises ConfigError."""
+        if not 0 < len(self.parts) <= MOST_PARTS:
+            raise ConfigError(f"parts: got {len(self.parts)}; 1 to {MOST_PARTS}")
+
+    def check(self, n_features: int) -> None:
+        """Raise ConfigError unless every part can read rows of that many features."""
+        for at, part in enumerate(self.parts):
+            try:
+                part.check(n_features)
+            except ConfigError as error:
+                raise ConfigError(f"parts[{at}].{error}") from None
+
+    def plain(self) -> dict[str, Any]:
+        """The ensemble as JSON has it."""
+        calibration = None if self.calibration is None else self.calibration.plain()
+        return {"parts": [part.plain() for part in self.parts], "calibration": calibration}
+
+    def raw(self, row: Sequence[float]) -> float:
+        """The mean logit of one row."""
+        if len(self.parts) == 1:
+            return self.parts[0].raw(row)
+        total = 0.0
+        for part in self.parts:
+            total += part.raw(row)
+        return total / len(self.parts)
+
+    def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The mean logit of each row of a matrix, shape (n rows, n features)."""
+        return np.asarray(np.mean([part.raws(matrix) for part in self.parts], axis=0))
+
+    def score(self, row: Sequence[float]) -> float:
+        """The probability for one row, in [0, 1]."""
+        p = sigmoid(self.raw(row))
+        return p if self.calibration is None else self.calibration.one(p)
+
+    def scores(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The probability for each row of a matrix, shape (n rows, n features)."""
+        grown = np.exp(-np.abs(raws := self.raws(matrix)))
+        p = np.where(raws >= 0.0, 1.0, grown) / (1.0 + grown)
+        return p if self.calibration is None else self.calibration.many(p)

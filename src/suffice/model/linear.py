@@ -1,0 +1,47 @@
+"""A weighted sum of features.
+
+Knows weights and refuses to know what the features mean and how the weights were found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import mul
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import ConfigError
+from suffice.model.numbers import number, numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """weights · row + intercept, on raw features: whatever scaling a trainer used is in the weights."""
+
+    weights: tuple[float, ...]
+    intercept: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is not finite. Raises ConfigError."""
+        object.__setattr__(self, "weights", numbers("weights", self.weights))
+        object.__setattr__(self, "intercept", number("intercept", self.intercept))
+
+    def check(self, n_features: int) -> None:
+        """Raise ConfigError unless there is a weight for each feature."""
+        if len(self.weights) != n_features:
+            raise ConfigError(f"weights: got {len(self.weights):,}; one for each of {n_features:,} features")
+
+    def plain(self) -> dict[str, Any]:
+        """The part as JSON has it."""
+        return {"kind": "linear", "weights": list(self.weights), "intercept": self.intercept}
+
+    def raw(self, row: Sequence[float]) -> float:
+        """The sum for one row."""
+        return sum(map(mul, self.weights, row), self.intercept)
+
+    def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum for each row of a matrix, shape (n rows, n features)."""
+        return np.asarray(matrix @ np.array(self.weights) + self.intercept)

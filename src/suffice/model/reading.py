@@ -1,0 +1,122 @@
+"""Tables read key by key, so that nothing is missing, nothing is extra and every error names its place.
+
+Knows JSON's shapes and limits; refuses to know what the keys mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, NoReturn
+
+from suffice.errors import ConfigError
+from suffice.model.numbers import shown
+
+MOST_BYTES: Final = 32 * 2**20
+MOST_ITEMS: Final = 1_000_000  # of one list or table
+MOST_CHARS: Final = 2_000      # of one text
+
+
+class Table:
+    """One table of what was read. Any: its values are what came in, until they are taken."""
+
+    def __init__(self, where: str, content: object) -> None:
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{where}: got {shown(content)}; a table")
+        if len(content) > MOST_ITEMS:
+            raise ConfigError(f"{where}: got {len(content):,} keys; at most {MOST_ITEMS:,}")
+        for key in content:
+            if not isinstance(key, str) or len(key) > MOST_CHARS:
+                got = f"{len(key):,} characters" if isinstance(key, str) else shown(key)
+                raise ConfigError(f"{where}: got {got} as a key; a text of at most {MOST_CHARS:,} characters")
+        self.where, self.content = where, content
+        self._left: dict[str, None] = dict.fromkeys(content)
+
+    def take(self, key: str) -> Any:
+        """What stands at a key, whatever it is."""
+        if key not in self.content:
+            raise ConfigError(f"{self.where}.{key}: missing")
+        self._left.pop(key, None)
+        return self.content[key]
+
+    def text(self, key: str) -> str:
+        """The text at a key."""
+        return _text(f"{self.where}.{key:.60}", self.take(key))
+
+    def items(self, key: str) -> tuple[Any, ...]:
+        """The list at a key, its items as they came in."""
+        value = self.take(key)
+        if not isinstance(value, (list, tuple)) or len(value) > MOST_ITEMS:
+            got = f"{len(value):,} items" if isinstance(value, (list, tuple)) else shown(value)
+            raise ConfigError(f"{self.where}.{key}: got {got}; a list of at most {MOST_ITEMS:,}")
+        return tuple(value)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """The list of texts at a key."""
+        return tuple(_text(f"{self.where}.{key}[{at}]", item) for at, item in enumerate(self.items(key)))
+
+    def table(self, key: str) -> Table:
+        """The table at a key."""
+        return Table(f"{self.where}.{key}", self.take(key))
+
+    def table_or_none(self, key: str) -> Table | None:
+        """The table at a key; None for null."""
+        value = self.take(key)
+        return None if value is None else Table(f"{self.where}.{key}", value)
+
+    def tables(self, key: str) -> tuple[Table, ...]:
+        """The list of tables at a key."""
+        return tuple(Table(f"{self.where}.{key}[{at}]", item) for at, item in enumerate(self.items(key)))
+
+    def pairs(self) -> tuple[tuple[str, Any], ...]:
+        """All keys with what stands there."""
+        self._left.clear()
+        return tuple(self.content.items())
+
+    def done(self) -> None:
+        """Refuse keys that nobody took."""
+        for key in self._left:
+            raise ConfigError(f"{self.where}: unknown key {key!r:.60}; known: {', '.join(self._taken())}")
+
+    def _taken(self) -> list[str]:
+        return sorted(set(self.content) - set(self._left))
+
+
+@contextmanager
+def at(where: str) -> Iterator[None]:
+    """Put the place before the errors of what is built here."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+
+
+def parse(where: str, source: bytes) -> object:
+    """The JSON in some bytes. Raises ConfigError for what is none, too long, too deep or has a key twice."""
+    if len(source) > MOST_BYTES:
+        raise ConfigError(f"{where}: got {len(source):,} bytes; at most {MOST_BYTES:,}")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise ConfigError(f"{where}: a table has a key twice; each key once")
+        return table
+
+    def no_number(name: str) -> NoReturn:
+        raise ConfigError(f"{where}: got {name}; finite numbers only")
+
+    try:
+        parsed: object = json.loads(source, object_pairs_hook=once, parse_constant=no_number)
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: cannot be read as JSON: {error!s:.100}") from None
+    return parsed
+
+
+def _text(where: str, value: object) -> str:
+    if not isinstance(value, str) or len(value) > MOST_CHARS:
+        got = f"{len(value):,} characters" if isinstance(value, str) else shown(value)
+        raise ConfigError(f"{where}: got {got}; a text of at most {MOST_CHARS:,} characters")
+    return value

@@ -1,0 +1,132 @@
+"""A learned stop model as plain data: what is in it, what it came from, and its address by content.
+
+Knows the parts and their shape; refuses to know how features are computed (`signals.features` reads their
+names), how the model was fitted and what is done with its scores. How it is read back is `model.artefact`'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import ConfigError
+from suffice.model.ensemble import Ensemble
+from suffice.model.numbers import number, whole
+
+SCHEMA: Final = 1
+MOST_FEATURES: Final = 20_000
+MOST_CLASSES: Final = 1_000
+MOST_RISK: Final = 1_000.0
+_MOST_COUNT: Final = 10**12
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a further step costs, so that cheap steps are not risked for: tokens_per_step ** exponent / scale."""
+
+    exponent: float = 0.0  # 0: every step costs 1 / scale; 1: as many as its tokens
+    scale: float = 1.0     # makes the usual cost about 1
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be divided by. Raises ConfigError."""
+        object.__setattr__(self, "exponent", number("exponent", self.exponent, least=0.0, most=4.0))
+        object.__setattr__(self, "scale", number("scale", self.scale, least=1e-12, most=1e36))
+
+    def of(self, tokens_per_step: float) -> float:
+        """The cost at so many tokens a step; below one token a step, that of one."""
+        return math.pow(max(1.0, tokens_per_step), self.exponent) / self.scale
+
+    def of_many(self, tokens_per_step: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The cost of each."""
+        return np.asarray(np.maximum(1.0, tokens_per_step) ** self.exponent / self.scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a model came from."""
+
+    n_episodes: int
+    n_questions: int
+    digest: str                               # of the data, in the fitting program's own words
+    target: str                               # what the probability is of
+    seed: int
+    versions: tuple[tuple[str, str], ...] = ()  # package and version, sorted: what fitted it
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are none. Raises ConfigError."""
+        for name in ("n_episodes", "n_questions", "seed"):
+            whole(name, getattr(self, name), least=0, most=_MOST_COUNT)
+        object.__setattr__(self, "versions", tuple(sorted(self.versions)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopModel:
+    """P(stopping now is as good as the full run), and perhaps P(the full run fails anyway), from a row of features.
+
+    features    names, as `signals.features` reads them; the order of a row
+    suffices    the first probability
+    hopeless    the second; None: not learned
+    classes     for a query class the threshold that replaces the policy's, sorted by class
+    cost        what the risk of a step is measured against
+    address     `m-` and twelve hexadecimal digits of all of this: equal models, equal addresses, everywhere
+    """
+
+    features: tuple[str, ...]
+    suffices: Ensemble
+    trained: Trained
+    hopeless: Ensemble | None = None
+    classes: tuple[tuple[str, float], ...] = ()
+    cost: Cost = Cost()
+    address: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit each other, and take the address. Raises ConfigError."""
+        if not 0 < len(self.features) <= MOST_FEATURES:
+            raise ConfigError(f"features: got {len(self.features):,}; 1 to {MOST_FEATURES:,}")
+        for name, ensemble in (("suffices", self.suffices), ("hopeless", self.hopeless)):
+            if ensemble is not None:
+                _within(name, ensemble, len(self.features))
+        if len(dict(self.classes)) != len(self.classes) or len(self.classes) > MOST_CLASSES:
+            raise ConfigError(f"classes: got {len(self.classes):,}; at most {MOST_CLASSES:,}, each once")
+        risks = {name: number(f"classes.{name:.60}", risk, least=0.0, most=MOST_RISK) for name, risk in self.classes}
+        object.__setattr__(self, "classes", tuple(sorted(risks.items())))
+        digest = hashlib.blake2b(canonical(self.plain()), digest_size=6).hexdigest()
+        object.__setattr__(self, "address", f"m-{digest}")
+
+    def plain(self) -> dict[str, Any]:
+        """The model as JSON has it; Any, because each key has its own type."""
+        return {
+            "schema": SCHEMA,
+            "features": list(self.features),
+            "suffices": self.suffices.plain(),
+            "hopeless": None if self.hopeless is None else self.hopeless.plain(),
+            "classes": dict(self.classes),
+            "cost": {"exponent": self.cost.exponent, "scale": self.cost.scale},
+            "trained": {
+                "n_episodes": self.trained.n_episodes,
+                "n_questions": self.trained.n_questions,
+                "digest": self.trained.digest,
+                "target": self.trained.target,
+                "seed": self.trained.seed,
+                "versions": dict(self.trained.versions),
+            },
+        }
+
+
+def canonical(plain: Mapping[str, Any]) -> bytes:
+    """The one way to write a mapping: keys sorted, no spaces, ASCII, every float by its shortest exact form."""
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _within(name: str, ensemble: Ensemble, n_features: int) -> None:
+    try:
+        ensemble.check(n_features)
+    except ConfigError as error:
+        raise ConfigError(f"{name}.{error}") from None

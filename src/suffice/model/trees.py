@@ -1,0 +1,176 @@
+"""Trees of simple splits, whose values are added up.
+
+Knows splits and leaves; refuses to know what the features mean and how the trees were grown. Features are
+never unknown here, so there is no third way at a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import ConfigError
+from suffice.model.bits import MOST_LEAVES, Bits, Leafed, Split
+from suffice.model.numbers import number, numbers, whole
+
+MOST_TREES: Final = 2_000
+MOST_NODES: Final = 2_047    # of one tree
+MOST_DEPTH: Final = 64
+_MOST_FEATURES: Final = 1_000_000
+COLUMNS: Final = ("feature", "threshold", "left", "right", "value")
+LEAF: Final = -1             # in the place of a feature
+
+Nested: TypeAlias = tuple[int, float, "Nested | None", "Nested | None"]  # feature, threshold or value, left, right
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One tree as columns, one entry a node, the root first and children behind their parents.
+
+    A row goes left at a node where row[feature] <= threshold. A leaf has the feature -1, its value in `value`
+    and 0 for what it lacks; so has an inner node in `value`.
+    """
+
+    feature: tuple[int, ...]
+    threshold: tuple[float, ...]
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    value: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no tree. Raises ConfigError."""
+        n_nodes = len(self.feature)
+        if not 0 < n_nodes <= MOST_NODES:
+            raise ConfigError(f"feature: got {n_nodes:,} nodes; 1 to {MOST_NODES:,}")
+        for name in COLUMNS:
+            if len(getattr(self, name)) != n_nodes:
+                raise ConfigError(f"{name}: got {len(getattr(self, name)):,} for {n_nodes:,} nodes; one for each")
+        object.__setattr__(self, "threshold", numbers("threshold", self.threshold))
+        object.__setattr__(self, "value", numbers("value", self.value))
+        parents: dict[int, int] = {0: -1}
+        for at, feature in enumerate(self.feature):
+            whole(f"feature[{at}]", feature, least=LEAF, most=_MOST_FEATURES)
+            for name in ("left", "right"):
+                self._check_child(name, at, parents, is_leaf=feature == LEAF)
+        if len(parents) != n_nodes:
+            raise ConfigError(f"left: {n_nodes - len(parents)} of {n_nodes} nodes have no parent")
+        if self.depth > MOST_DEPTH:
+            raise ConfigError(f"left: got a tree {self.depth} deep; at most {MOST_DEPTH}")
+
+    def _check_child(self, name: str, at: int, parents: dict[int, int], *, is_leaf: bool) -> None:
+        child: int = getattr(self, name)[at]
+        if is_leaf:
+            whole(f"{name}[{at}]", child, least=0, most=0)
+        elif whole(f"{name}[{at}]", child, least=at + 1, most=len(self.feature) - 1) in parents:
+            raise ConfigError(f"{name}[{at}]: got {child}, which has a parent; each node has one")
+        else:
+            parents[child] = at
+
+    @property
+    def depth(self) -> int:
+        """Splits on the longest way to a leaf."""
+        depths = [0] * len(self.feature)
+        for at, feature in enumerate(self.feature):
+            if feature != LEAF:
+                depths[self.left[at]] = depths[self.right[at]] = depths[at] + 1
+        return max(depths)
+
+    @property
+    def n_leaves(self) -> int:
+        """Leaves of the tree."""
+        return self.feature.count(LEAF)
+
+    def plain(self) -> dict[str, Any]:
+        """The tree as JSON has it."""
+        return {name: list(getattr(self, name)) for name in COLUMNS}
+
+    def nested(self, at: int = 0) -> Nested:
+        """The tree below a node, as tuples inside tuples: what walks fastest."""
+        if self.feature[at] == LEAF:
+            return (LEAF, self.value[at], None, None)
+        return (self.feature[at], self.threshold[at], self.nested(self.left[at]), self.nested(self.right[at]))
+
+    def leafed(self) -> Leafed:
+        """The tree as splits that rule leaves out, and its leaves from left to right."""
+        splits: list[Split] = []
+        values: list[float] = []
+
+        def visit(at: int) -> None:
+            if self.feature[at] == LEAF:
+                values.append(self.value[at])
+                return
+            first = len(values)
+            visit(self.left[at])
+            splits.append(Split(self.feature[at], self.threshold[at], (1 << len(values)) - (1 << first)))
+            visit(self.right[at])
+
+        visit(0)
+        return splits, values
+
+
+@dataclass(frozen=True, slots=True)
+class Trees:
+    """A baseline plus the values of the leaves that a row reaches, one in each tree."""
+
+    baseline: float
+    trees: tuple[Tree, ...]
+    _small: Bits = field(init=False, repr=False, compare=False)
+    _large: tuple[Nested, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse too many trees, and make ready what is evaluated. Raises ConfigError."""
+        object.__setattr__(self, "baseline", number("baseline", self.baseline))
+        if len(self.trees) > MOST_TREES:
+            raise ConfigError(f"trees: got {len(self.trees):,}; at most {MOST_TREES:,}")
+        object.__setattr__(self, "_small", Bits([t.leafed() for t in self.trees if t.n_leaves <= MOST_LEAVES]))
+        object.__setattr__(self, "_large", tuple(t.nested() for t in self.trees if t.n_leaves > MOST_LEAVES))
+
+    def check(self, n_features: int) -> None:
+        """Raise ConfigError where a split is on a feature that there is not."""
+        for at, tree in enumerate(self.trees):
+            if max(tree.feature) >= n_features:
+                raise ConfigError(f"trees[{at}].feature: got {max(tree.feature)}; there are {n_features:,} features")
+
+    def plain(self) -> dict[str, Any]:
+        """The part as JSON has it."""
+        return {"kind": "trees", "baseline": self.baseline, "trees": [tree.plain() for tree in self.trees]}
+
+    def raw(self, row: Sequence[float]) -> float:
+        """The sum for one row."""
+        total = self.baseline + self._small.one(row)
+        for node in self._large:
+            total += _walk(node, row)
+        return total
+
+    def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum for each row of a matrix, shape (n rows, n features)."""
+        total = self.baseline + self._small.many(matrix)
+        for tree in self.trees:
+            if tree.n_leaves > MOST_LEAVES:
+                total += _descend(tree, matrix)
+        return total
+
+
+def _walk(node: Nested, row: Sequence[float]) -> float:
+    feature, number, left, right = node
+    while left is not None and right is not None:
+        feature, number, left, right = left if row[feature] <= number else right
+    return number
+
+
+def _descend(tree: Tree, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """All rows go down together, level by level; a leaf leads to itself."""
+    itself = np.arange(len(tree.feature))
+    is_leaf = np.array(tree.feature) == LEAF
+    feature = np.where(is_leaf, 0, tree.feature)
+    threshold = np.array(tree.threshold)
+    left, right = np.where(is_leaf, itself, tree.left), np.where(is_leaf, itself, tree.right)
+    rows, node = np.arange(len(matrix)), np.zeros(len(matrix), dtype=np.int64)
+    for _ in range(tree.depth):
+        goes_left = matrix[rows, feature[node]] <= threshold[node]
+        node = np.where(goes_left, left[node], right[node])
+    return np.array(tree.value)[node]

@@ -1,0 +1,118 @@
+"""What is exported says the same as its trainer, to 1e-6 and mostly to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from threadpoolctl import threadpool_limits
+
+from suffice.learn.export import export_isotonic, export_linear, export_trees
+from suffice.model.ensemble import Ensemble, Part
+
+Matrix = NDArray[np.float64]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with threadpool_limits(1):  # threads that wait for one another cost more than these small fits
+        yield
+
+
+def data(seed: int = 0, n_rows: int = 1_000) -> tuple[Matrix, NDArray[np.bool_], Matrix]:
+    """Rows with columns of very different scale, some 0/1 and one constant; labels; and rows never trained on."""
+    rng = np.random.default_rng(seed)
+
+    def rows(n: int) -> Matrix:
+        matrix = rng.normal(size=(n, 8)) * [1, 100, 1e-3, 1, 1, 1e6, 1, 1] + [0, 50, 0, 0, 0, 0, 0, 0]
+        matrix[:, 3] = matrix[:, 3] > 0
+        matrix[:, 4] = np.round(matrix[:, 4])
+        matrix[:, 7] = 1.0
+        return matrix
+
+    matrix = rows(n_rows)
+    logit = matrix[:, 0] + matrix[:, 3] * 2 + np.sin(matrix[:, 1] / 50) - 1
+    return matrix, rng.random(n_rows) < 1 / (1 + np.exp(-logit)), rows(2_000)
+
+
+def agree(part: Part, expected: Matrix, seen: Matrix) -> None:
+    np.testing.assert_allclose(part.raws(seen), expected, rtol=1e-6, atol=1e-6)
+    alone = [part.raw(row) for row in seen[:500].tolist()]
+    np.testing.assert_allclose(alone, expected[:500], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_logistic_regression_with_its_scaler(scaled: bool) -> None:
+    matrix, label, seen = data()
+    if not scaled:
+        matrix, seen = matrix[:, [0, 3, 4, 6]], seen[:, [0, 3, 4, 6]]
+    steps = [StandardScaler(), LogisticRegression(C=1.0)] if scaled else [LogisticRegression(C=1.0)]
+    fitted: Any = make_pipeline(*steps).fit(matrix, label)
+    part = export_linear(fitted)
+    agree(part, fitted.decision_function(seen), seen)
+    np.testing.assert_allclose(Ensemble((part,)).scores(seen), fitted.predict_proba(seen)[:, 1], atol=1e-6)
+    assert export_linear(fitted[-1]) == export_linear(make_pipeline(fitted[-1]))
+
+
+def test_a_ridge_regression_behind_two_scalers() -> None:
+    matrix, label, seen = data()
+    fitted = make_pipeline(StandardScaler(with_std=False), StandardScaler(), Ridge()).fit(matrix, label)
+    agree(export_linear(fitted), fitted.predict(seen), seen)
+
+
+@pytest.mark.parametrize(("leaves", "early"), [(6, False), (8, True), (31, False)])
+def test_boosted_trees_that_classify(leaves: int, early: bool) -> None:
+    matrix, label, seen = data()
+    grower = HistGradientBoostingClassifier(max_iter=20, max_leaf_nodes=leaves, early_stopping=early, random_state=0)
+    fitted: Any = grower.fit(matrix, label)
+    part = export_trees(fitted)
+    agree(part, fitted.decision_function(seen), seen)
+    agree(part, fitted.decision_function(matrix), matrix)  # values that stood at a threshold's edge in training
+    np.testing.assert_allclose(Ensemble((part,)).scores(seen), fitted.predict_proba(seen)[:, 1], atol=1e-6)
+
+
+def test_boosted_trees_that_estimate_a_number() -> None:
+    matrix, label, seen = data()
+    fitted = HistGradientBoostingRegressor(max_iter=10, max_leaf_nodes=6, random_state=0).fit(matrix, label * 3.0 - 1)
+    agree(export_trees(fitted), fitted.predict(seen), seen)
+
+
+def test_trees_that_met_missing_values_in_training_read_rows_without_any() -> None:
+    matrix, label, seen = data()
+    matrix[::3, 0] = np.nan
+    fitted = HistGradientBoostingRegressor(max_iter=10, max_leaf_nodes=6, random_state=0).fit(matrix, label)
+    agree(export_trees(fitted), fitted.predict(seen), seen)
+
+
+def test_an_isotonic_curve() -> None:
+    rng = np.random.default_rng(1)
+    score = rng.random(500).round(2)
+    fitted = IsotonicRegression(out_of_bounds="clip").fit(score, rng.random(500) < score)
+    curve, at = export_isotonic(fitted), np.concatenate([[-1.0, 0.0, 1.0, 2.0], score, rng.random(500)])
+    np.testing.assert_allclose(curve.many(at), fitted.predict(at), atol=1e-9)
+    np.testing.assert_allclose([curve.one(x) for x in at.tolist()], fitted.predict(at), atol=1e-9)
+
+
+def test_what_cannot_be_exported_is_refused() -> None:
+    matrix, label, _ = data(n_rows=200)
+    three = np.arange(200) % 3
+    with pytest.raises(ValueError, match=r"classes: got \[.*\]; two, 0 and 1"):
+        export_linear(LogisticRegression().fit(matrix[:, :2], three))
+    with pytest.raises(ValueError, match="classes: got"):
+        export_trees(HistGradientBoostingClassifier(max_iter=2).fit(matrix, three))
+    with pytest.raises(ValueError, match="step 'minmaxscaler': got MinMaxScaler; StandardScaler before"):
+        export_linear(make_pipeline(MinMaxScaler(), LogisticRegression()).fit(matrix, label))
+    with pytest.raises(ValueError, match="splits on categories"):
+        export_trees(HistGradientBoostingClassifier(max_iter=2, categorical_features=[3]).fit(matrix, matrix[:, 3] > 0))
+    with pytest.raises(ValueError, match="link is LogLink"):
+        export_trees(HistGradientBoostingRegressor(loss="poisson", max_iter=2).fit(matrix, label))
+    with pytest.raises(ValueError, match="out_of_bounds='clip'"):
+        export_isotonic(IsotonicRegression().fit([0, 1], [0, 1]))
