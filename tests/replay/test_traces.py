@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 from suffice.episode.vote import count
 from suffice.errors import ConfigError, TraceError
 from suffice.replay.columns import vote_winners
-from suffice.replay.form import RUN_COLUMNS, STEP_COLUMNS
+from suffice.replay.form import KIND_OF_SETTING, RUN_COLUMNS, STEP_COLUMNS
 from suffice.replay.jsonl import RunLog, RunRow, StepRow, run_rows, write_traces_jsonl
 from suffice.replay.parquet import write_traces_parquet
 from suffice.replay.traces import Batch, read_traces, set_name
+from suffice.signals.query import query_signals
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 
@@ -315,6 +317,18 @@ def test_settings_in_one_file_come_apart_and_keep_their_rows(tmp_path: Path) -> 
     assert found["agent", "rounds"].steps(0)[0].confidence == 0.5
 
 
+def test_a_query_is_what_a_live_route_would_know(tmp_path: Path) -> None:
+    path = tmp_path / "asked.jsonl"
+    write_raw(path, [a_row(question="How many are 12 + 30?"), a_row(run="r2")])
+    (batch,) = read_traces([path])
+    declared = {"dataset": "d", "model": "m", "task": "t"}
+    for i, question in enumerate(("How many are 12 + 30?", None)):
+        assert batch.query(i) == query_signals(question, metadata=declared, query_class="t")
+    assert batch.query(0).n_numbers == 2
+    samples = next(Synthetic(kind="samples", n_runs=3, seed=1, n_steps=5).batches())
+    assert samples.query(0).planned_steps == 5
+
+
 def test_where_selects_runs(tmp_path: Path) -> None:
     path = tmp_path / "runs.parquet"
     Synthetic(kind="samples", n_runs=120, seed=1, n_questions=20).write(path)
@@ -412,3 +426,17 @@ def test_a_log_refuses_a_run_twice_a_broken_middle_and_gzip(tmp_path: Path) -> N
         RunLog(path)
     with pytest.raises(TraceError, match=r"plain \.jsonl"):
         RunLog(tmp_path / "runs.jsonl.gz")
+
+
+def test_the_reference_lists_the_columns_as_they_are() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "traces.md").read_text(encoding="utf-8")
+    for heading, table in (("Columns of a run", RUN_COLUMNS), ("Columns of a step", STEP_COLUMNS)):
+        section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+        lines = [line for line in section.splitlines() if line.startswith("| `")]
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        shown = {row[0].strip("`"): row[1:4] for row in rows if row[0] != "`steps`"}
+        assert shown == {
+            name: [column.type, "yes" if column.required else "no", "no" if column.never_null else "yes"]
+            for name, column in table.items()
+        }
+    assert set(re.findall(r"`([a-z_]+)`", text.split("| setting | kind |")[1].split("\n\n")[0])) >= set(KIND_OF_SETTING)

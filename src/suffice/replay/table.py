@@ -28,7 +28,7 @@ def print_report(report: SetReport, console: Console) -> None:
     console.print(Text(f"{printable(report.set)}, {report.kind}{size}", style="bold"))
     for note in report.notes:
         console.print(Text(f"Note: {printable(note)}", style="yellow"))
-    for k, sentence in enumerate(reading(report)[:4]):
+    for k, sentence in enumerate(reading(report)[:5]):
         console.print(Text(sentence, style="bold" if k == 0 else ""))
     console.print()
     console.print(_table(report))

@@ -7,7 +7,8 @@ a policy may be shown of a run: no label, no reference, nothing of the full run'
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from suffice.replay.jsonl import read_jsonl
 from suffice.replay.parquet import read_parquet
 from suffice.replay.seen import Seen
 from suffice.replay.where import Where, parse_where
+from suffice.signals.query import query_signals
 from suffice.types import AnswerSource, Kind, Query, Step
 
 SUFFIXES: Final = (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -95,31 +97,53 @@ class Batch:
     def steps(self, i: int) -> list[Step]:
         """The steps of run i as a live policy would have seen them."""
         start, end = int(self.offset[i]), int(self.offset[i + 1])
-        source = _SOURCE[self.kind]
-        return [self._step(t, t - start + 1, source) for t in range(start, end)]
-
-    def _step(self, t: int, index: int, source: AnswerSource) -> Step:
-        answer, confidence = self.answer[t], _known(self.confidence[t])
-        text = self.text[t] if self.text is not None else None
-        return Step(
-            index=index,
-            tokens=int(self.tokens[t]),
-            answer=answer,
-            answer_source=None if answer is None else source,
-            logprobs=() if self.logprobs is None else self.logprobs[t],
-            entropy=_known(self.entropy[t]),
-            text=text or "",
-            probe_tokens=max(0, int(self.probe_tokens[t])),
-            ctx_tokens=int(self.ctx_tokens[t]),
-            confidence=None if self.stated else confidence,
-            mass=_known(self.mass[t]),
-            margin=_known(self.margin[t]),
-            closed_entropy=_known(self.closed_entropy[t]),
-            logprob=_known(self.logprob[t]),
-            stated_confidence=confidence if self.stated else None,
-            said_done=None if self.stop_flag[t] < 0 else bool(self.stop_flag[t]),
-            action=self.action[t],
+        source, confidence = _SOURCE[self.kind], _known(self.confidence[start:end])
+        unknown: list[float | None] = [None] * (end - start)
+        texts = self.text[start:end] if self.text is not None else unknown
+        columns = zip(
+            range(1, end - start + 1),
+            self.tokens[start:end].tolist(),
+            self.answer[start:end],
+            self.logprobs[start:end] if self.logprobs is not None else [()] * (end - start),
+            _known(self.entropy[start:end]),
+            [text or "" for text in texts],
+            np.maximum(self.probe_tokens[start:end], 0).tolist(),
+            self.ctx_tokens[start:end].tolist(),
+            unknown if self.stated else confidence,
+            _known(self.mass[start:end]),
+            _known(self.margin[start:end]),
+            _known(self.closed_entropy[start:end]),
+            _known(self.logprob[start:end]),
+            confidence if self.stated else unknown,
+            [None if flag < 0 else flag > 0 for flag in self.stop_flag[start:end].tolist()],
+            self.action[start:end],
+            strict=True,
         )
+        return [
+            Step(
+                index=index,
+                tokens=tokens,
+                answer=answer,
+                answer_source=None if answer is None else source,
+                logprobs=logprobs,
+                entropy=entropy,
+                text=text,
+                probe_tokens=probe_tokens,
+                ctx_tokens=ctx_tokens,
+                confidence=said,
+                mass=mass,
+                margin=margin,
+                closed_entropy=closed_entropy,
+                logprob=logprob,
+                stated_confidence=stated,
+                said_done=said_done,
+                action=action,
+            )
+            for (
+                index, tokens, answer, logprobs, entropy, text, probe_tokens, ctx_tokens, said, mass, margin,
+                closed_entropy, logprob, stated, said_done, action,
+            ) in columns
+        ]  # fmt: skip
 
     def query(self, i: int) -> Query:
         """What was known of run i before its first token.
@@ -129,7 +153,8 @@ class Batch:
         """
         planned = int(self.offset[i + 1] - self.offset[i]) if self.kind == "samples" else None
         metadata = (("dataset", self.dataset[i]), ("model", self.model[i]), ("task", self.task[i]))
-        return Query(query_class=self.task[i], metadata=metadata, planned_steps=planned)
+        told = _read_off(self.question[i])
+        return replace(told, query_class=self.task[i], metadata=metadata, planned_steps=planned)
 
     def by_column(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """The columns of runs and those of steps under their names in the form, for writers."""
@@ -288,5 +313,12 @@ def _full_answers(column: Words, answers: tuple[str, ...]) -> tuple[list[str | N
     return [None if text == NO_ANSWER else text for text in column.texts()], codes
 
 
-def _known(value: np.float64) -> float | None:
-    return None if np.isnan(value) else float(value)
+@lru_cache(maxsize=4_096)
+def _read_off(question: str | None) -> Query:
+    """What the words of a question tell, remembered, because many runs ask the same one."""
+    return query_signals(question, metadata={})
+
+
+def _known(values: NDArray[np.float64]) -> list[float | None]:
+    """Numbers as a policy sees them: None for what is unknown."""
+    return [None if value != value else value for value in values.tolist()]  # noqa: PLR0124 (only NaN differs from itself)

@@ -97,10 +97,11 @@ def reading(report: SetReport) -> list[str]:
     if main is not None:
         name = "ours" if main.family == "ours" else printable(main.policy)
         said += [f"At most {target} of Exact Match: {_saves(name, main)}", _verdict(main, report.max_em_drop)]
+        said += _splits(name, main, published)
     if published is not None and published is not main:
         said.append(
             f"The published rule whose point was picked in the same way saves {percent(published.token_reduction)} %; "
-            f"{_change(published)}."
+            f"{_change(published)}{', which misses the target' if published.em_drop > report.max_em_drop else ''}."
         )
     if hindsight is not None:
         said.append(
@@ -108,7 +109,7 @@ def reading(report: SetReport) -> list[str]:
             f"{percent(hindsight.token_reduction)} %. Nobody could have known it beforehand; it stands here to compare."
         )
     if main is not None:
-        said += _asides(main)
+        said += _probes(main)
     return [sentence.replace(" %", "\u00a0%") for sentence in said + _oracles(report)]
 
 
@@ -142,18 +143,22 @@ def _verdict(line: Line, target: float) -> str:
     )
 
 
-def _asides(line: Line) -> list[str]:
-    said = []
-    if line.miss_share is not None:
-        said.append(
-            f"Picked on one random half of the questions, its point misses the target on the other half in "
-            f"{percent(line.miss_share, 0)} % of the splits."
-        )
+def _splits(name: str, line: Line, published: Line | None) -> list[str]:
+    if line.miss_share is None:
+        return []
+    other = None if published is None or published is line else published.miss_share
+    beside = "" if other is None else f" (the published rule: in {percent(other, 0)} %)"
+    share = percent(line.miss_share, 0)
+    split = "Tuned on a random half of the questions"
+    return [f"{split}, {name} misses the target on the other half in {share} % of the splits{beside}."]
+
+
+def _probes(line: Line) -> list[str]:
     probes = line.token_reduction_without_probes - line.token_reduction
-    if probes >= 0.0005:
-        saved = percent(line.token_reduction_without_probes)
-        said.append(f"Probes cost {points(probes)} of the saving; leaving them out it is {saved} %.")
-    return said
+    if not probes >= 0.0005:
+        return []
+    saved = percent(line.token_reduction_without_probes)
+    return [f"Probes cost {points(probes)} of the saving; leaving them out it is {saved} %."]
 
 
 def _oracles(report: SetReport) -> list[str]:
