@@ -19,6 +19,8 @@ FRAGMENTS = st.sampled_from([
     "B", "b.", "I ", "A", "the ", "a ", "Paris", "\n", ". ", "1,234", "-", "−", "0.50", "1/2", "/", ",",
     "50%", " percent", "1e5", "e", "× 10^3", "$", "=", "+", "٣", "½", "²", "ﷺ", "é", "\u0301", "\u0345", "ß",
     "İ", "\u200d", "\ud800", "\udfff", "\x00", "\u2028", "?", "NaN", "inf", "None", "Ｂ", "（", "`", "_", "*",
+    "$", r"\(", r"\[", r"\frac12", r"\sqrt", r"^{", r"\text{cm}", "x=", r"\%", "²", "√", "{1}", r"\ ", r"\\", "`" * 3,
+    '{"a": 1}', '"', "null", "long text " + "0" * 32,
 ])  # fmt: skip
 ANY_TEXT = st.one_of(
     st.text(st.characters(), max_size=30),  # surrogates included
@@ -105,7 +107,7 @@ HOSTILE = {
     "boxes": r"\boxed{", "braces": "{", "closing": "}", "announcements": "answer: ", "asked": "answer is ",
     "hashes": "#", "stars": "*", "minus": "-", "percents": "5 % ", "powers": "5 * 10 ^ ", "latex": r"\frac{1",
     "marks": "\u0300\u0316", "halves": "\ud800", "sentences": ". a", "lines": "\n", "options": "(",
-    "dots": ".",
+    "dots": ".", "dollars": "$", "text": r"\text{", "roots": r"\sqrt", "objects": '{"a":', "fences": "```\n",
 }  # fmt: skip
 
 

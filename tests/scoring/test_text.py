@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from suffice.scoring.text import MAX_ANSWER_CHARS, TextScorer
+from suffice.scoring.normal import MAX_ANSWER_CHARS
+from suffice.scoring.text import TextScorer
 
 SCORER = TextScorer()
 

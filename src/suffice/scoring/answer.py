@@ -37,6 +37,12 @@ def last_boxed(text: str) -> str | None:
     The braces of ``\text{…}`` and its kin are opened up: ``\boxed{\text{Paris}}`` gives ``Paris}``,
     and the scorers drop the stray brace as punctuation.
     """
+    raw = last_boxed_raw(text)
+    return None if raw is None else _STYLING.sub("", raw)
+
+
+def last_boxed_raw(text: str) -> str | None:
+    """The same as it was written."""
     text = last_part(text)
     if "boxed" not in text and "fbox" not in text:
         return None  # as nearly every step of a thought
@@ -50,9 +56,7 @@ def last_boxed(text: str) -> str | None:
             opened.append(brace.end() if len(mark) > 1 else -1)
         elif opened and (begin := opened.pop()) >= 0:
             found = (begin, brace.start())
-    if found is None:
-        return None
-    return _STYLING.sub("", text[found[0] : found[1]])
+    return None if found is None else text[found[0] : found[1]]
 
 
 def last_announced(text: str) -> str | None:

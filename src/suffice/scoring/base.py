@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 from suffice.errors import ConfigError
 from suffice.scoring.choice import ChoiceScorer
 from suffice.scoring.json import JsonScorer
+from suffice.scoring.math import MathJudge, MathScorer
 from suffice.scoring.number import NumberScorer
 from suffice.scoring.regex import RegexScorer
 from suffice.scoring.spec import short
@@ -54,6 +55,7 @@ Spec: TypeAlias = str | Mapping[str, Any]  # a name, or a table as it stands in 
 SCORERS: dict[str, Callable[..., Scorer]] = {
     "choice": ChoiceScorer,
     "json": JsonScorer,
+    "math": MathScorer,
     "number": NumberScorer,
     "regex": RegexScorer,
     "squad": SquadScorer,
@@ -62,13 +64,24 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
 }
 
 
-def build_scorer(spec: Spec) -> Scorer:
+def build_scorer(spec: Spec, *, math_judge: MathJudge | None = None) -> Scorer:
     """The scorer of a name, or of a table `{scorer = name, …parameters}`.
+
+    math_judge  for the scorer `math`, wherever in the table it stands; None: it compares strings and numbers
 
     Raises ConfigError, and nothing else, whatever is in the table: for an unknown name or parameter with the
     nearest known one, for a missing parameter, and for a value of the wrong type or out of range.
     """
-    return _build("scorer", spec, depth=0)
+    return _build("scorer", spec, math_judge, depth=0)
+
+
+def asks_judge(spec: Spec) -> bool:
+    """Does the scorer of a spec, or one inside of it, ask a judge of formulas?"""
+    if isinstance(spec, str):
+        return spec == MathScorer.name
+    return spec.get("scorer") == MathScorer.name or (
+        isinstance(spec.get("compare"), (str, Mapping)) and asks_judge(spec["compare"])
+    )
 
 
 def scorer_label(spec: Spec) -> str:
@@ -85,10 +98,10 @@ def scorer_label(spec: Spec) -> str:
 
 def parameters_of(name: str) -> Mapping[str, inspect.Parameter]:
     """The parameters that may be written for a scorer, in order."""
-    return inspect.signature(SCORERS[name]).parameters
+    return {key: p for key, p in inspect.signature(SCORERS[name]).parameters.items() if key != "judge"}
 
 
-def _build(where: str, spec: object, depth: int) -> Scorer:
+def _build(where: str, spec: object, math_judge: MathJudge | None, depth: int) -> Scorer:
     if isinstance(spec, str):
         spec = {"scorer": spec}
     if not isinstance(spec, Mapping):
@@ -101,7 +114,9 @@ def _build(where: str, spec: object, depth: int) -> Scorer:
     if given.get("compare") is not None:
         if depth > 1:
             raise ConfigError(f"{where}.compare: a scorer inside a scorer inside a scorer; two levels are enough")
-        given["compare"] = _build(f"{where}.compare", given["compare"], depth + 1)
+        given["compare"] = _build(f"{where}.compare", given["compare"], math_judge, depth + 1)
+    if SCORERS[name] is MathScorer:
+        given["judge"] = math_judge
     try:
         return SCORERS[name](**given)
     except ConfigError as error:

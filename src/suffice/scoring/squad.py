@@ -10,7 +10,7 @@ import string
 from dataclasses import dataclass
 from typing import ClassVar
 
-from suffice.scoring.answer import told
+from suffice.scoring.answer import READ_CHARS, told
 from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest, readable, says_something
 
 _PUNCTUATION = {ord(mark): None for mark in string.punctuation}
@@ -25,10 +25,10 @@ class SquadScorer(ByNormalForm):
     `hotpot_evaluate_v1.py`, Yang et al. 2018, arXiv:1809.09600): lower case, without ASCII punctuation,
     without the words a, an, the, one space between words. So `-5` is `5` and `1.5` is `15`.
 
-    Three things differ, and only where the script's result could not be logged or compared: half
-    surrogates and control characters are replaced first; a form of more than 2,000 characters stands
-    as a digest; a form without a letter, digit or symbol is no answer,
-    where the script calls two empty forms equal.
+    What differs, and only where the script's result could not be logged or compared: half surrogates and
+    control characters are replaced first; a form of more than 2,000 characters stands as a digest, and a text
+    of more than 200,000 is not looked into; a form without a letter, digit or symbol is no answer, where the
+    script calls two empty forms equal.
     """
 
     name: ClassVar[str] = "squad"
@@ -39,6 +39,8 @@ class SquadScorer(ByNormalForm):
 
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer; None when no letter, digit or symbol is left of it."""
+        if len(answer) > READ_CHARS:
+            return digest(answer)
         # ASCII punctuation goes before the articles do, so one pass is all: `a.n` is gone at once.
         normal = " ".join(_ARTICLES.sub(" ", readable(answer).lower().translate(_PUNCTUATION)).split())
         if not says_something(normal):

@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar
 
-from suffice.scoring.answer import told
+from suffice.scoring.answer import READ_CHARS, told
 from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest, settled
 
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -34,7 +34,7 @@ class TextScorer(ByNormalForm):
     - articles stay when nothing else is left: "A" is an answer to "which letter?"
 
     A text longer than 2,000 characters is folded only in case and white space and stands as a
-    digest, so that a log never holds an essay where an answer belongs.
+    digest (one of more than 200,000 is not folded at all), so that a log never holds an essay where an answer belongs.
     """
 
     name: ClassVar[str] = "text"
@@ -45,6 +45,8 @@ class TextScorer(ByNormalForm):
 
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer; None when only punctuation or nothing is in it."""
+        if len(answer) > READ_CHARS:
+            return digest(answer)
         if len(answer) > MAX_ANSWER_CHARS:
             # Not NFKC: long runs of combining marks make it quadratic.
             folded = _SPACES.sub(" ", answer.casefold()).strip()

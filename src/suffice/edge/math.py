@@ -1,0 +1,193 @@
+"""The judge of formulas: math-verify in processes that are killed when they take too long.
+
+A parser of LaTeX on hostile text can hang or take all memory, and a thread that hangs cannot be ended. So
+it runs elsewhere, one question at a time, under a limit of time and of memory. Knows processes and limits;
+refuses to know scorers: `scoring.math` asks only what strings and numbers could not tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import queue
+import subprocess
+import sys
+import threading
+from types import TracebackType
+from typing import Self
+
+from suffice.errors import ConfigError
+from suffice.telemetry import LOG
+
+_ENDED = object()  # a worker's output came to its end
+
+
+class MathWorkers:
+    """A `MathJudge` of a few worker processes, started when they are first needed. Safe for threads.
+
+    A verdict is kept: the same two formulas get the same one for as long as the judge lives, so a slow machine
+    cannot make one answer right today and wrong a minute later. That includes "cannot tell".
+
+    n_workers      processes; each takes about 100 MiB and two seconds to start
+    limit_s        for one verdict, in seconds
+    start_limit_s  for loading the libraries
+    memory_bytes   of one process, where the system can limit it
+    n_kept         verdicts that are remembered; beyond it the oldest are forgotten
+    """
+
+    def __init__(
+        self,
+        *,
+        n_workers: int = 1,
+        limit_s: float = 2.0,
+        start_limit_s: float = 60.0,
+        memory_bytes: int = 2 * 2**30,
+        n_kept: int = 100_000,
+    ) -> None:
+        """Raises ConfigError when math-verify is not installed."""
+        if importlib.util.find_spec("math_verify") is None:
+            raise ConfigError("scorer math: the package math-verify is missing; install suffice[math]")
+        if n_workers < 1 or limit_s <= 0 or start_limit_s <= 0:
+            raise ValueError(f"need n_workers >= 1 and limits above 0; got {n_workers=} {limit_s=} {start_limit_s=}")
+        self._limit_s, self._start_limit_s, self._memory_bytes = limit_s, start_limit_s, memory_bytes
+        self._n_kept = n_kept
+        self._kept: dict[tuple[str, str], bool | None] = {}
+        self._free: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # None: to be started
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        for _ in range(n_workers):
+            self._free.put(None)
+        self.n_judged = 0   # verdicts given by a worker
+        self.n_killed = 0   # workers that took too long or died
+        self.n_refused = 0  # questions asked on an event loop, which are not answered
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def equivalent(self, one: str, other: str) -> bool | None:
+        """Have two formulas the same value? None: it cannot tell, or not in time. Never raises.
+
+        It blocks for up to the limits. On a thread that runs an event loop it answers None at once and counts:
+        use `equivalent_async` there.
+        """
+        if _on_event_loop():
+            self.n_refused += 1
+            LOG.warning("math judge: asked on an event loop, which it would block; nothing was judged")
+            return None
+        return self._verdict(one, other)
+
+    async def equivalent_async(self, one: str, other: str) -> bool | None:
+        """The same without blocking the event loop."""
+        if (one, other) in self._kept:
+            return self._kept[one, other]
+        return await asyncio.to_thread(self._verdict, one, other)
+
+    def close(self) -> None:
+        """End all processes. Whoever still waits for a verdict gets None."""
+        self._closed.set()
+        taken: list[_Worker | None] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                taken.append(self._free.get_nowait())
+        for worker in taken:
+            if worker is not None:
+                worker.end()
+            self._free.put(None)  # whoever waits for one must wake up and see that all is closed
+
+    def _verdict(self, one: str, other: str) -> bool | None:
+        pair = (one, other)
+        if pair in self._kept:
+            return self._kept[pair]
+        worker = self._free.get()
+        try:
+            if self._closed.is_set():
+                return None
+            verdict, worker = self._ask(worker, pair)
+        finally:
+            if self._closed.is_set() and worker is not None:
+                worker.end()
+                worker = None
+            self._free.put(worker)
+        with self._lock:
+            self.n_judged += 1
+            while len(self._kept) >= self._n_kept:
+                del self._kept[next(iter(self._kept))]
+            return self._kept.setdefault(pair, verdict)
+
+    def _ask(self, worker: _Worker | None, pair: tuple[str, str]) -> tuple[bool | None, _Worker | None]:
+        """The verdict and the worker that may be asked again; a new one is started where there is none."""
+        try:
+            if worker is None:
+                worker = _Worker(self._memory_bytes)
+                worker.answer(self._start_limit_s)
+            return worker.ask(pair, self._limit_s), worker
+        except (OSError, TimeoutError, ValueError) as error:
+            with self._lock:
+                self.n_killed += 1
+            LOG.info("math judge: a worker was ended: %s", str(error) or type(error).__name__)
+            if worker is not None:
+                worker.end()
+            return None, None
+
+
+class _Worker:
+    """One process and the thread that reads what it says: pipes cannot be waited for everywhere."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "suffice.edge.math_worker", str(memory_bytes)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
+        )  # fmt: skip
+        self._said: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name="math judge", daemon=True)
+        self._reader.start()
+
+    def ask(self, pair: tuple[str, str], limit_s: float) -> bool | None:
+        """One verdict. Raises OSError, TimeoutError or ValueError; then the process must be ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([*pair, limit_s]) + "\n")
+        self._process.stdin.flush()
+        return self.answer(limit_s)
+
+    def answer(self, limit_s: float) -> bool | None:
+        """The next thing that it says. Raises as `ask` does."""
+        try:
+            said = self._said.get(timeout=limit_s)
+        except queue.Empty:
+            raise TimeoutError(f"no verdict in {limit_s:g} s") from None
+        if said is _ENDED:
+            raise ConnectionError("it died")
+        verdict = json.loads(str(said))
+        return verdict if isinstance(verdict, bool) else None
+
+    def end(self) -> None:
+        """Kill the process and wait until it is gone."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError, ValueError):
+            for line in self._process.stdout:
+                self._said.put(line)
+        self._said.put(_ENDED)
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
