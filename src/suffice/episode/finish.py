@@ -28,6 +28,7 @@ from suffice.upstream.wire import encode_json
 CHARS_A_TOKEN = 4.5  # of English text; only to estimate the prompt of a call that was cut off before it counted
 CONTROL_TIMEOUT_S = 2.0
 TEMPLATE_TIMEOUT_S = 5.0
+N_RIVALS = 5  # tokens that a probe asks to be listed at each place: the most that plain completions give
 
 
 class Continuer:
@@ -195,7 +196,8 @@ class Continuer:
         if method == "raw" and prompt is None:
             raise UpstreamProtocol(f"raw continuation: driver {self.settings.driver!r} writes no template")
         limits = Limits(
-            max_tokens=max_tokens, stop=self._probe.stop if trial else (), logprobs=1 if trial else 0
+            max_tokens=max_tokens, stop=self._probe.stop if trial else (),
+            logprobs=N_RIVALS if trial else 0,
         )
         try:
             request = continuation.build(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from suffice.episode.finish import Continuer
 from suffice.episode.ledger import Ledger
+from suffice.episode.reading import margin_of
 from suffice.episode.segment import Checkpoint
 from suffice.errors import UpstreamBusy, UpstreamError
 from suffice.scoring.base import Scorer
@@ -27,6 +28,7 @@ class Trial:
     text: str
     logprobs: tuple[float, ...]    # natural log, of the answer's tokens
     entropy: float | None          # nats, of the first token
+    margin: float | None           # of the first token over its strongest rival, [0, 1]
     tokens: int                    # generated for it
 
 
@@ -57,6 +59,7 @@ class Prober:
             answer_source="probe",
             logprobs=trial.logprobs,
             entropy=trial.entropy,
+            margin=trial.margin,
             text=point.text,
             probe_tokens=trial.tokens,
         )
@@ -80,7 +83,7 @@ class Prober:
         method = self._continuer.second_call
         if method is None:
             return None
-        text, logprobs, entropy = "", list[float](), None
+        text, logprobs, entropy, first = "", list[float](), None, None
         try:
             async with asyncio.timeout(self._continuer.timeout_s):
                 request = await self._continuer.prepare(
@@ -93,6 +96,7 @@ class Prober:
                         text += piece.text
                         logprobs.extend(piece.logprobs)
                         entropy = piece.entropy if entropy is None else entropy
+                        first = piece.tokens[0] if first is None and piece.tokens else first
                     spent = account.completion_tokens
         except UpstreamBusy as busy:  # others were quicker while the request was being written
             self._ledger.skipped[busy.reason] += 1
@@ -101,7 +105,8 @@ class Prober:
             self._ledger.fail_open("probe")
             return None
         said = request.answer_prefix + cut_at(text, request.stop)
-        return Trial(text=said, logprobs=tuple(logprobs), entropy=entropy, tokens=spent)
+        margin = None if first is None else margin_of(first)
+        return Trial(text=said, logprobs=tuple(logprobs), entropy=entropy, margin=margin, tokens=spent)
 
 
 def missing(point: Checkpoint) -> Step:

@@ -73,6 +73,14 @@ def entropy_of(rivals: tuple[tuple[str, float], ...]) -> float | None:
     return max(0.0, tail - sum(p * value for p, value in listed))
 
 
+def margin_of(token: TokenLogprob) -> float | None:
+    """Probability of a token minus that of its strongest listed rival, [0, 1]; None: no rival, or a stronger one."""
+    rivals = [value for text, value in token.top if text != token.token]
+    if not rivals or not max(rivals) <= token.logprob <= 1e-3:
+        return None
+    return min(1.0, exp(token.logprob)) - exp(max(rivals))
+
+
 async def chunks(
     call: Call, account: CallAccount, *, inside: str
 ) -> AsyncGenerator[tuple[Chunk, bytes], None]:
