@@ -369,6 +369,14 @@ def test_files_that_are_no_traces_are_named(tmp_path: Path) -> None:
         read_traces([tmp_path / "x.csv"])
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_without_runs_is_an_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"empty{suffix}"
+    (write_traces_parquet if suffix == ".parquet" else write_traces_jsonl)(path, [])
+    with pytest.raises(TraceError, match="holds no run"):
+        list(read_traces([path]))
+
+
 def test_half_a_surrogate_pair_is_read_as_a_replacement(tmp_path: Path) -> None:
     path = tmp_path / "odd.jsonl"
     torn = [{**step, "answer": "x\udfffy"} for step in steps()]

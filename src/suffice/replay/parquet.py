@@ -37,7 +37,7 @@ def read_parquet(path: Path, *, batch_rows: int) -> Iterator[Columns]:
             for batch in file.iter_batches(batch_size=_rows(file.metadata, batch_rows), columns=names):
                 yield _columns(batch, str(path), first)
                 first += batch.num_rows
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, arrow.ArrowException, UnicodeDecodeError) as error:
         raise TraceError(f"cannot be read as Parquet: {error}", file=str(path)) from error
 
 
@@ -190,6 +190,8 @@ def _words(array: Any, pc: Any) -> Words:
 
     if pa.types.is_null(array.type):
         return Words(np.full(len(array), -1, dtype=np.int32), ())
+    if pa.types.is_string_view(array.type):
+        array = array.cast("string")
     coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     codes = pc.fill_null(coded.indices.cast("int32"), -1).to_numpy(zero_copy_only=False)
     words = coded.dictionary.to_pylist()

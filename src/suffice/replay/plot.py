@@ -171,7 +171,9 @@ def _view(report: SetReport) -> tuple[float, float]:
 def _family(axes: Any, label: str, dots: Sequence[Point], colour: str, high: float) -> None:
     """All settings of a family, and the line along the best of them."""
     x, y = [100 * dot.em_drop for dot in dots], [100 * dot.token_reduction for dot in dots]
-    axes.scatter(x, y, s=9, color=colour, alpha=0.35, linewidths=0, marker=_MARKERS.get(label, "o"))
+    shown = sorted({(round(a, 2), round(b, 1)) for a, b in zip(x, y, strict=True) if a <= high})  # no dot twice
+    look = {"s": 9, "color": colour, "alpha": 0.35, "linewidths": 0, "marker": _MARKERS.get(label, "o")}
+    axes.scatter([a for a, _ in shown], [b for _, b in shown], **look)
     n_outside = sum(drop > high for drop in x)
     beyond = f" ({n_outside:,} right of the figure)" if n_outside else ""
     best = _best(dots)

@@ -208,7 +208,9 @@ def _read(files: Sequence[Path], selection: Where | None, batch_rows: int) -> It
     models: set[str] = set()
     for path in files:
         read = read_parquet if path.name.endswith(".parquet") else read_jsonl
+        n_runs = 0
         for columns in read(path, batch_rows=batch_rows):
+            n_runs += len(columns)
             check(columns)
             seen.setdefault(set_name(path), Seen()).add(columns)
             chosen = columns
@@ -219,6 +221,8 @@ def _read(files: Sequence[Path], selection: Where | None, batch_rows: int) -> It
             for batch in as_batches(chosen, set_name(path)):
                 found = True
                 yield batch
+        if not n_runs:
+            raise TraceError("holds no run", file=str(path))
     if selection is not None and not found:
         known = f"tasks {', '.join(sorted(tasks)[:10])}; models {', '.join(sorted(models)[:10])}"
         raise TraceError(f"no run matches {selection.text!r}; there are {known}", file=", ".join(map(str, files)))
