@@ -6,9 +6,11 @@ import copy
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -22,6 +24,7 @@ from suffice.signals.observe import Observer
 from suffice.signals.query import query_signals
 from suffice.types import Kind, Query, Signals, Step
 
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "signals.md"
 FIELDS = {field.name for field in dataclasses.fields(Signals)}
 SHARES = (
     "confidence", "confidence_min", "confidence_mean", "confidence_margin", "mass", "stated_confidence", "said_done",
@@ -213,3 +216,39 @@ def test_an_unknown_fold_or_kind_names_the_way_out() -> None:
         Observer(["stabilty"], "reasoning")
     with pytest.raises(ConfigError, match=r"kind 'reasonning'; allowed: reasoning, samples, rounds"):
         Observer([], "reasonning")  # type: ignore[arg-type]
+
+
+# ---- the reference page -----------------------------------------------------------------------
+
+
+def rows(section: str) -> Mapping[str, list[str]]:
+    """One table of the page: name → the cells behind it."""
+    part = DOCS.read_text("utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    lines = [line.split("|")[1:-1] for line in part.splitlines() if line.startswith("| `")]
+    return {cells[0].strip().strip("`"): [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+def test_the_page_has_one_row_for_each_fold_and_each_field_and_no_other() -> None:
+    assert set(rows("Folds")) == set(FOLDS)
+    assert set(rows("Fields")) == {*ALWAYS_FILLED, *fields_of(FOLDS)}
+
+
+@EVERY_FOLD
+def test_the_page_names_a_folds_fields_its_parameters_with_their_defaults_and_a_source(name: str) -> None:
+    fills, parameters, looks_at, source = rows("Folds")[name]
+    assert re.findall(r"`(\w+)`", fills) == list(build_fold(name).fields)
+    written = re.findall(r"`(\w+)` = (\S+):", parameters)
+    assert written == [(key, str(value)) for key, value in order(name).parameters]
+    assert parameters == "none" or written
+    assert looks_at
+    assert source
+
+
+@pytest.mark.parametrize("field", sorted({*ALWAYS_FILLED, *fields_of(FOLDS)}))
+def test_the_page_gives_a_fields_range_and_when_it_is_unknown(field: str) -> None:
+    says, bounds, unknown = rows("Fields")[field]
+    assert says
+    assert unknown
+    if field in RANGES and math.isfinite(RANGES[field][0]):
+        low, high = RANGES[field]
+        assert bounds.replace("−", "-") in {f"{low:g} to {high:g}", f"{low:g} or {high:g}"}
