@@ -28,6 +28,7 @@ COLOURS: Final = {"ours": "#d55e00", "published": "#0072b2", "given": "#009e73",
 _MARKERS: Final = {"ours": "o", "published": "s", "given": "D", "oracle": "*", "full": "X"}
 _SPARE: Final = ("#cc79a7", "#56b4e9", "#e69f00", "#999999")
 _MOST_CLASSES: Final = 20
+_FEW: Final = 10            # lines of a table up to which each is drawn with its intervals
 _SETTINGS: Final[dict[str, Any]] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica", "sans-serif"],
@@ -60,7 +61,7 @@ class Figure:
 
 def frontier(report: SetReport) -> Figure:
     """Every setting tried as a dot, each family's best as a line, and the chosen points on top."""
-    n_rows = (len(report.lines) + len(report.frontier) + 2) // 2
+    n_rows = (len(report.lines) + len(report.frontier) + 3) // 2
     with _drawing(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as drawn:
         axes = drawn.figure.add_subplot()
         low, high = _view(report)
@@ -69,11 +70,15 @@ def frontier(report: SetReport) -> Figure:
         for label, dots in report.frontier.items():
             if dots:
                 _family(axes, label, dots, COLOURS.get(label) or next(spare), high)
+        first = {(line.family, line.choice): line for line in reversed(report.lines)}
         for letter, line in zip(letters(report.lines), report.lines, strict=True):
-            _chosen(axes, line, letter, low)
+            is_main = len(report.lines) <= _FEW or line is first[line.family, line.choice]
+            _chosen(axes, line, letter, low, is_main=is_main)
+        if any(line.choice == "hindsight" for line in report.lines):
+            look = {"marker": "s", "color": INK, "markerfacecolor": PAPER, "linestyle": "none", "markersize": 6}
+            axes.plot([], [], label="hollow: picked in hindsight", **look)
         axes.set_xlim(low, high)
-        spent_more = [100 * line.token_reduction for line in report.lines if line.token_reduction < 0]
-        axes.set_ylim(min([0.0, *spent_more]) - 2, 102)
+        axes.set_ylim(*_height(report, high))
         axes.set_xlabel("drop of Exact Match, points (left is better)")
         axes.set_ylabel("tokens saved, % (up is better)")
         axes.grid(visible=True)
@@ -168,6 +173,14 @@ def _view(report: SetReport) -> tuple[float, float]:
     return min(known) - room, max(known) + room
 
 
+def _height(report: SetReport, high: float) -> tuple[float, float]:
+    """Lowest and highest saving shown, in percent: all lines, and all settings in view."""
+    in_view = [dot for dots in report.frontier.values() for dot in dots if 100 * dot.em_drop <= high]
+    of_lines = [100 * line.token_reduction for line in report.lines if math.isfinite(line.token_reduction)]
+    of_dots = [100 * dot.token_reduction for dot in in_view]
+    return min([0.0, *of_lines]) - 2, min(102.0, 1.12 * max([20.0, *of_lines, *of_dots]))
+
+
 def _family(axes: Any, label: str, dots: Sequence[Point], colour: str, high: float) -> None:
     """All settings of a family, and the line along the best of them."""
     x, y = [100 * dot.em_drop for dot in dots], [100 * dot.token_reduction for dot in dots]
@@ -196,23 +209,24 @@ def _best(dots: Sequence[Point]) -> list[Point]:
     return best
 
 
-def _chosen(axes: Any, line: Line, letter: str, low: float) -> None:
-    """One line of the table, with its intervals; hollow where it was picked in hindsight."""
+def _chosen(axes: Any, line: Line, letter: str, low: float, *, is_main: bool) -> None:
+    """One line of the table, hollow where it was picked in hindsight; the main ones with their intervals."""
     x, y = 100 * line.em_drop, 100 * line.token_reduction
     colour = COLOURS.get(line.family, FAINT)
     hollow = line.choice == "hindsight"
-    name = f"{letter}  {_short(line.policy)}" if letter else _short(line.policy)
-    aside = ", hindsight" if hollow else f", at {percent(line.em_drop)} points" if x < low else ""
+    name = f"{letter}  {_short(line.policy, 38)}" if letter else _short(line.policy)
+    aside = f", at {percent(line.em_drop)} points" if x < low else ""
     across, up = line.em_drop_interval, line.token_reduction_interval
-    if line.family == "oracle":
-        across = up = None  # an oracle has no error that matters, and its star stays clear of the rest
+    if line.family == "oracle" or not is_main:
+        across = up = None  # an oracle has no error that matters, and many crosses hide each other
+    size = 13 if line.family == "oracle" else 9 if is_main else 7
     axes.errorbar(
         [x],
         [y],
         xerr=None if across is None else [[max(0, x - 100 * across.low)], [max(0, 100 * across.high - x)]],
         yerr=None if up is None else [[max(0, y - 100 * up.low)], [max(0, 100 * up.high - y)]],
         marker=_MARKERS[line.family],
-        markersize=13 if line.family == "oracle" else 9,
+        markersize=size,
         color=colour,
         markerfacecolor=PAPER if hollow else colour,
         markeredgecolor=colour if hollow else PAPER,

@@ -168,7 +168,8 @@ def _set(one: _Drawn) -> list[Html]:
 
 _CAPTION: Final = (
     "Small dots: every setting that was tried, measured on these questions; the line joins the best of a family. "
-    "Letters: the lines of the table, with 95 % intervals; hollow where the point was picked in hindsight."
+    "Letters: the lines of the table, the main ones with 95\u00a0% intervals; hollow where the point was picked in "
+    "hindsight."
 )
 
 
