@@ -101,6 +101,13 @@ def test_every_line_stands_in_the_table_under_its_heading_within_the_width() -> 
         assert percent(line.em_drop) in row
 
 
+def test_a_narrow_terminal_folds_names_and_keeps_every_number() -> None:
+    text = table_text(a_report(), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    for number in ("84.2", "86.1", "−0.3 to 1.4", "36"):
+        assert number in text
+
+
 @pytest.mark.parametrize("name", [HOSTILE, "x" * 400, "名前" * 60, "", "[bold]", "a\nb\tc"])
 def test_no_name_breaks_the_terminal(name: str) -> None:
     text = table_text(renamed(a_report(), name))

@@ -31,7 +31,7 @@ def print_report(report: SetReport, console: Console) -> None:
     for k, sentence in enumerate(reading(report)[:5]):
         console.print(Text(sentence, style="bold" if k == 0 else ""))
     console.print()
-    console.print(_table(report))
+    console.print(_table(report, min(WIDTH, console.width)))
     console.print()
     console.print(Text(_legend(report), style="dim"))
 
@@ -43,8 +43,8 @@ def table_text(report: SetReport, *, width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def _table(report: SetReport) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", width=WIDTH)
+def _table(report: SetReport, width: int) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", width=width)
     table.add_column(_HEADS[0], ratio=1, overflow="fold")
     for head in _HEADS[1:]:
         table.add_column(head, justify="right", no_wrap=True)
