@@ -1,0 +1,108 @@
+"""The stop model: P(stopping now is as good as the full run), fitted on the checkpoints of full runs.
+
+Knows rows of numbers with their targets, and how to fit; refuses to know policies, thresholds and files.
+Nothing here is imported by a request: what is fitted leaves as plain data (`learn.export`).
+
+    target     a row is good when …                           which side of the rule it learns
+    as-good    the full run is wrong, or stopping is right    both: suffices, and hopeless (needs labels)
+    suffices   stopping gives the full run's answer, or       the answer suffices; with `same` alone it
+               a right one                                    needs no label
+    hopeless   the full run is wrong                          the run will fail anyway
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import ConfigError
+from suffice.learn.features import Chosen
+
+Floats: TypeAlias = NDArray[np.float64]
+Bools: TypeAlias = NDArray[np.bool_]
+Target: TypeAlias = Literal["as-good", "suffices", "hopeless"]
+Parts: TypeAlias = Literal["ensemble", "linear", "trees"]
+
+# Inverse strength of the linear part's L2 penalty: enough for dozens of marks with a few hundred rows each.
+LINEAR_C = 0.02
+# Small trees, many rows a leaf: a few hundred questions do not carry more (ASSURANCE 4.1 found the same).
+TREES: Mapping[str, float] = {
+    "max_iter": 60, "learning_rate": 0.06, "max_leaf_nodes": 6, "min_samples_leaf": 100, "l2_regularization": 20.0,
+}  # fmt: skip
+MAX_ROWS = 40_000   # more rows are thinned evenly: they repeat questions, and fitting time is bounded
+_CLIP = 1e-4        # of a part's probability, before logits are averaged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Checkpoints of full runs, one row each; the last step of a run is none, for stopping there is the full run."""
+
+    x: Floats          # (R, P): features, the dense ones first
+    good: Mapping[Target, Bools]  # R each
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A fitted model: its parts as the trainer left them, each from rows to probabilities of `good`."""
+
+    parts: tuple[Callable[[Floats], Floats], ...]  # (R, P) → (R,)
+    trained: tuple[object, ...]                    # the trainer's own objects, for `learn.export`; () for a constant
+
+    def scores(self, x: Floats) -> Floats:
+        """P(good) of each row: the mean of the parts' logits, as a probability, shape (R,)."""
+        logits = [np.log(p / (1 - p)) for p in (np.clip(part(x), _CLIP, 1 - _CLIP) for part in self.parts)]
+        mean: Floats = 1 / (1 + np.exp(-np.mean(logits, axis=0)))
+        return mean
+
+
+def fit(examples: Examples, chosen: Chosen, target: Target, *, parts: Parts = "ensemble", seed: int = 0) -> Fitted:
+    """Fit P(good).
+
+    The default is a penalised logistic regression on all features beside small boosted trees on the dense
+    ones, their logits averaged: the two err in different places.
+    With fewer than 20 rows of either outcome the model is a constant, the share of good rows.
+    Raises ConfigError when scikit-learn is not installed.
+    """
+    good = examples.good[target]
+    if min(int(good.sum()), int((~good).sum())) < 20:
+        share = (float(good.sum()) + 1) / (len(good) + 2)
+        return Fitted((lambda x: np.full(len(x), share),), ())
+    thin = slice(None, None, -(-len(good) // MAX_ROWS))
+    x, y = examples.x[thin], good[thin]
+    n_dense = len(chosen.dense)
+    made: list[Callable[[Floats], Floats]] = []
+    trained: list[object] = []
+    if parts != "trees":
+        linear = _linear().fit(x, y)
+        made.append(lambda rows: np.asarray(linear.predict_proba(rows)[:, 1]))
+        trained.append(linear)
+    if parts != "linear":
+        trees = _trees(seed).fit(x[:, :n_dense], y)
+        made.append(lambda rows: np.asarray(trees.predict_proba(rows[:, :n_dense])[:, 1]))
+        trained.append(trees)
+    return Fitted(tuple(made), tuple(trained))
+
+
+def _linear() -> Any:  # scikit-learn brings no types
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError:
+        raise ConfigError("learn: needs scikit-learn; install suffice[train]") from None
+    return make_pipeline(StandardScaler(), LogisticRegression(C=LINEAR_C, max_iter=300))
+
+
+def _trees(seed: int) -> Any:  # as above
+    try:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+    except ImportError:
+        raise ConfigError("learn: needs scikit-learn; install suffice[train]") from None
+    return HistGradientBoostingClassifier(**TREES, early_stopping=False, random_state=seed)

@@ -1,0 +1,156 @@
+"""Ladders: families of stopping rules in order, from the safest setting to the most aggressive.
+
+A point is picked on a ladder from its safe end (`replay.points`). Published rules stand in one grid,
+`grid.toml`, the same for every replay; learned scores make ladders of their own from their risk levels.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import ConfigError
+from suffice.policy.base import build_policy, stops_of
+from suffice.policy.protocol import Policy
+from suffice.replay.runs import Floats, Halts, Runs, first_passages, first_stops
+from suffice.types import Kind
+
+# Folds that read the run's own text and tokens: a policy that needs no others asks for no probe before its stop.
+_WITHOUT_PROBES = frozenset({"plan", "query", "wording", "hedges", "loops", "said"})
+
+Origin = Literal["published", "ours", "given"]
+
+
+class Rung(Protocol):
+    """One setting of a rule: where it halts each run, and whether it asks for an answer at every checkpoint."""
+
+    @property
+    def label(self) -> str:
+        """Its name for people, with the parameter that matters."""
+        ...
+
+    @property
+    def spec(self) -> Mapping[str, Any] | None:
+        """What `build_policy` takes; None where there is no single policy. Any: parameters differ in type."""
+        ...
+
+    @property
+    def asks(self) -> bool:
+        """Does it read a trial answer at every checkpoint?"""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRung:
+    """A policy of the table at fixed parameters."""
+
+    policy: Policy
+    spec: Mapping[str, Any]
+    label: str
+
+    @property
+    def asks(self) -> bool:
+        """Does it need a fold that reads trial answers?"""
+        return any(need.partition("(")[0] not in _WITHOUT_PROBES for need in self.policy.needs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskRung:
+    """A learned score that stops at the first step whose risk is at or below a level."""
+
+    score: str      # which of the scores that a study has computed
+    level: float
+    label: str
+    spec: Mapping[str, Any] | None = None
+
+    @property
+    def asks(self) -> bool:
+        """A learned score reads everything."""
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ladder:
+    """Rungs of one rule, safe first."""
+
+    name: str
+    origin: Origin
+    rungs: tuple[PolicyRung, ...] | tuple[RiskRung, ...]
+
+
+def published(kind: Kind, *, longest: int) -> tuple[Ladder, ...]:
+    """The published rules of the grid that make sense for runs of this kind with up to `longest` steps."""
+    text = resources.files("suffice.replay").joinpath("grid.toml").read_text(encoding="utf-8")
+    return read_grid(text, kind, longest=longest)
+
+
+def read_grid(text: str, kind: Kind, *, longest: int) -> tuple[Ladder, ...]:
+    """Ladders from a grid file's text. Raises ConfigError with the ladder at fault."""
+    ladders = []
+    for table in tomllib.loads(text).get("ladder", []):
+        if kind not in table.get("kinds", (kind,)):
+            continue
+        name, parameter = str(table["name"]), str(table["parameter"])
+        values = [value for value in _values(table["values"]) if not isinstance(value, int) or value <= longest]
+        specs = [{"policy": table["policy"], **table.get("fixed", {}), parameter: value} for value in values]
+        try:
+            rungs = tuple(
+                PolicyRung(policy=build_policy(spec), spec=spec, label=f"{name} {value:g}")
+                for spec, value in zip(specs, values, strict=True)
+            )
+        except ConfigError as error:
+            raise ConfigError(f"grid: ladder {name!r}: {error}") from None
+        ladders.append(Ladder(name=name, origin="published", rungs=rungs))
+    return tuple(ladders)
+
+
+def given(spec: Mapping[str, Any], label: str) -> Ladder:
+    """A ladder of one rung: a policy that the user wrote down. Raises ConfigError."""
+    return Ladder(name=label, origin="given", rungs=(PolicyRung(policy=build_policy(spec), spec=spec, label=label),))
+
+
+def needs_of(ladders: Sequence[Ladder]) -> tuple[str, ...]:
+    """All folds that the ladders' policies read."""
+    rungs = (rung for ladder in ladders for rung in ladder.rungs if isinstance(rung, PolicyRung))
+    return tuple(dict.fromkeys(need for rung in rungs for need in rung.policy.needs))
+
+
+def halts_of(rung: PolicyRung, runs: Runs) -> Halts:
+    """Where a policy's rung ends each run."""
+    return first_stops(stops_of(rung.policy, runs.readable()), runs)
+
+
+def halts_at(risk: Floats, levels: Floats, runs: Runs, code: NDArray[np.int8]) -> list[Halts]:
+    """Where a learned score ends each run, one result for each level.
+
+    code  what a stop at each row would be called, shape (T,)
+    """
+    passages = first_passages(risk, runs, levels)
+    return [Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8)) for row in passages]
+
+
+def levels_of(risk: Floats, n_levels: int) -> Floats:
+    """Levels of a ladder, safe first: quantiles of the risks seen, close together where risk is low.
+
+    The shares of steps at or below a level are geometric from 0.0003 to 0.999: the first rungs decide how
+    well a small budget is used.
+    """
+    known = risk[np.isfinite(risk)]
+    if not len(known):
+        return np.empty(0)
+    return np.unique(np.quantile(known, np.geomspace(3e-4, 0.999, n_levels)))
+
+
+def _values(given_values: Any) -> list[int | float]:
+    """A list as it stands, or whole numbers from … down or up to … ."""
+    if isinstance(given_values, Mapping):
+        first, last = int(given_values["from"]), int(given_values["to"])
+        step = -1 if last < first else 1
+        return list(range(first, last + step, step))
+    return list(given_values)

@@ -1,0 +1,150 @@
+"""Learned scores over recorded runs: fitted on some questions, computed for others, never for their own.
+
+Knows which rows are examples, which folds may train for which rows, and how a probability becomes the risk
+that a ladder of levels is cut from; refuses to know levels and policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.learn.features import Chosen, choose_features
+from suffice.learn.stop_model import Examples, Fitted, Parts, Target, fit
+from suffice.policy.columns import HOPELESS, SUFFICES
+from suffice.replay.runs import Bools, Floats, Runs
+from suffice.replay.sums import N_FOLDS
+from suffice.signals.features import FeatureSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A learned score, as a study names and uses it."""
+
+    name: str
+    target: Target
+    cost: float             # exponent of the tokens a step costs: risk is taken where it saves much
+    parts: Parts = "ensemble"
+    query_signals: bool = True
+
+
+# What is proposed as ours. Stopping a costly run saves more than stopping a cheap one, so the risk that is
+# compared with a level is divided by a power of what a step of this run costs; 0 is the plain probability.
+SCORES: tuple[Score, ...] = (
+    Score(name="as-good", target="as-good", cost=0.0),
+    Score(name="as-good, by cost", target="as-good", cost=0.5),
+    Score(name="suffices", target="suffices", cost=0.0),
+    Score(name="suffices, by cost", target="suffices", cost=0.5),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The runs' features with the rows that are examples: computed once for all scores of one feature choice."""
+
+    chosen: Chosen
+    x: Floats                  # (T, P)
+    example: NDArray[np.int64]  # rows that are no last step
+    fold: NDArray[np.int64]    # of each example
+
+
+def make_table(runs: Runs, chosen: Chosen, fold: NDArray[np.int64]) -> Table:
+    """Features of all rows. `fold` is that of each run, shape (E,)."""
+    last = np.zeros(len(runs.cost), dtype=bool)
+    last[runs.last] = True
+    example = np.flatnonzero(~last)
+    x = FeatureSet(chosen.names).matrix(runs.columns, runs.queries)
+    return Table(chosen=chosen, x=x, example=example, fold=fold[runs.run_of_row[example]])
+
+
+def targets(runs: Runs) -> Mapping[Target, Bools]:
+    """What makes a row good, shape (T,) each, see `learn.stop_model`."""
+    full_ok = runs.full_ok[runs.run_of_row]
+    return {"as-good": ~full_ok | runs.ok, "suffices": runs.same | runs.ok, "hopeless": ~full_ok}
+
+
+def fit_on(
+    table: Table, good: Mapping[Target, Bools], target: Target, keep: Bools, parts: Parts, seed: int
+) -> Fitted:
+    """Fit on the examples where `keep` holds, shape (examples,)."""
+    rows = table.example[keep]
+    examples = Examples(x=table.x[rows], good={target: good[target][rows]})
+    return fit(examples, table.chosen, target, parts=parts, seed=seed)
+
+
+def risk_of(p: Floats, runs: Runs, cost: float, may_lack_answer: Bools) -> Floats:
+    """The risk of stopping: P(not good) over a power of the tokens that a step of this run costs, shape (T,).
+
+    Not a number, which never stops, where there is no answer to deliver, unless `may_lack_answer`: a run
+    that will fail anyway may end without one.
+    """
+    risk: Floats = 1 - p
+    if cost:
+        per_step = np.maximum(runs.columns.values["tokens_used"] / runs.columns.values["step"], 1.0)
+        risk = risk / per_step**cost
+    risk[np.isnan(runs.columns.answer) & ~may_lack_answer] = np.nan
+    return risk
+
+
+class CrossFit:
+    """Scores whose every row is computed by models that have not seen its question.
+
+    `without(v)` gives the scores that an outer fold v may use: rows of fold v come from the model fitted on all
+    other folds, rows of another fold u from the model fitted without u and v. A point picked on the rows
+    outside v was thus picked on honest scores, and is judged on questions that neither the model nor the
+    pick has seen. `out_of_fold` takes each row from the model fitted without its own fold.
+    """
+
+    def __init__(
+        self, runs: Runs, table: Table, fold: NDArray[np.int64], *, seed: int, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        self._runs, self._table, self._seed, self._tick = runs, table, seed, tick
+        self._row_fold = fold[runs.run_of_row]
+        self._good = targets(runs)
+        self._models: dict[tuple[Target, Parts, frozenset[int]], Fitted] = {}
+        self._scores: dict[tuple[Target, Parts, frozenset[int], int], Floats] = {}
+
+    def model(self, target: Target, parts: Parts, left_out: Sequence[int]) -> Fitted:
+        """The model fitted without some folds; fitted once."""
+        key = (target, parts, frozenset(left_out))
+        if key not in self._models:
+            keep = ~np.isin(self._table.fold, list(left_out))
+            self._models[key] = fit_on(self._table, self._good, target, keep, parts, self._seed)
+            self._tick()
+        return self._models[key]
+
+    def without(self, v: int, target: Target, parts: Parts) -> Floats:
+        """P(good) of every row as outer fold v may use it, shape (T,)."""
+        return self._join(target, parts, {u: (u, v) for u in range(N_FOLDS)})
+
+    def out_of_fold(self, target: Target, parts: Parts) -> Floats:
+        """P(good) of every row by the model fitted without its fold, shape (T,)."""
+        return self._join(target, parts, {u: (u,) for u in range(N_FOLDS)})
+
+    def _join(self, target: Target, parts: Parts, left_out: Mapping[int, Sequence[int]]) -> Floats:
+        joined = np.empty(len(self._row_fold))
+        for u, folds in left_out.items():
+            rows = self._row_fold == u
+            joined[rows] = self._of(target, parts, folds, u)
+        return joined
+
+    def _of(self, target: Target, parts: Parts, left_out: Sequence[int], u: int) -> Floats:
+        key = (target, parts, frozenset(left_out), u)
+        if key not in self._scores:
+            rows = np.flatnonzero(self._row_fold == u)
+            model = self.model(target, parts, left_out)
+            self._scores[key] = model.scores(self._table.x[rows]) if len(rows) else np.empty(0)
+        return self._scores[key]
+
+
+def stop_codes(p_hopeless: Floats) -> NDArray[np.int8]:
+    """What a stop of a learned score is called: hopeless where the full run more likely fails, else it suffices."""
+    return np.where(p_hopeless >= 0.5, np.int8(HOPELESS), np.int8(SUFFICES))
+
+
+def features_for(runs: Runs, *, query_signals: bool) -> Chosen:
+    """The default features for these runs."""
+    return choose_features(runs.kind, runs.queries, query_signals=query_signals)

@@ -1,0 +1,213 @@
+"""A whole study of one set: published rules and learned scores, tuned on some questions, judged on others.
+
+    runs ──▶ ladders ──▶ sums by question ──▶ points picked on training questions ──▶ halts of unseen ones
+             scores                            (nested: a score, too, has not seen them)
+
+Without other files the questions are cut into five folds by their hash: for each fold, scores are fitted and
+points picked on the other four. With `fit` runs, both come from those alone. What is reported as *frozen*
+was picked on questions that are not in the figure; *hindsight* was picked on the very questions shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.learn.stop_model import Fitted
+from suffice.policy.columns import SUFFICES, stops_of
+from suffice.replay.ladders import Ladder, PolicyRung, RiskRung, halts_at, halts_of, levels_of
+from suffice.replay.points import MARGIN, NONE, pick, seen
+from suffice.replay.runs import Floats, Halts, Runs, first_stops
+from suffice.replay.scores import (
+    CrossFit,
+    Score,
+    Table,
+    features_for,
+    make_table,
+    risk_of,
+    stop_codes,
+)
+from suffice.replay.sums import N_FOLDS, Summing, Sums, folds_of
+
+N_LEVELS = 61
+
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a study is asked for."""
+
+    max_em_drop: float = 0.01       # fraction: the target
+    scores: tuple[Score, ...] = ()  # learned scores; () leaves out everything that needs training
+    margin: float = MARGIN
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Ladders that one pick chooses from."""
+
+    name: str
+    ladders: tuple[str, ...]  # by name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """What one fold, or the runs of the `fit` files, settled on: a rung for each pool, and the models it needs."""
+
+    rungs: Mapping[str, PolicyRung | RiskRung | None]  # by pool; None: never stop
+    models: Mapping[str, Fitted] = field(default_factory=dict)  # by score, and "hopeless"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laid:
+    """Every rung of every ladder on some runs, summed by question."""
+
+    sums: Sums
+    rungs: tuple[PolicyRung | RiskRung, ...]
+    slices: Mapping[str, slice]  # by ladder
+
+    def of(self, ladders: Sequence[str]) -> tuple[Sums, tuple[PolicyRung | RiskRung, ...], list[slice]]:
+        """The sums, rungs and new slices of some ladders alone."""
+        keep: list[int] = []
+        slices = []
+        for name in ladders:
+            places = range(len(self.rungs))[self.slices[name]]
+            slices.append(slice(len(keep), len(keep) + len(places)))
+            keep += places
+        return self.sums.columns(keep), tuple(self.rungs[at] for at in keep), slices
+
+
+class Study:
+    """The runs of one set with everything that is computed from them once."""
+
+    def __init__(self, runs: Runs, ladders: Sequence[Ladder], options: Options, tick: Tick = lambda: None) -> None:
+        self.runs, self.ladders, self.options = runs, tuple(ladders), options
+        self.fold = folds_of(runs)
+        self._fixed = [
+            (ladder, [halts_of(rung, runs) for rung in ladder.rungs if isinstance(rung, PolicyRung)])
+            for ladder in ladders
+        ]
+        self._tables: dict[bool, Table] = {}
+        self._fits: dict[bool, CrossFit] = {}
+        if options.scores:
+            for query_signals in sorted({score.query_signals for score in options.scores} | {True}):
+                chosen = features_for(runs, query_signals=query_signals)
+                table = make_table(runs, chosen, self.fold)
+                self._tables[query_signals] = table
+                self._fits[query_signals] = CrossFit(runs, table, self.fold, seed=options.seed, tick=tick)
+
+    # ---- scores -----------------------------------------------------------------------------------
+
+    def _p(self, score: Score, v: int | None) -> Floats:
+        fits = self._fits[score.query_signals]
+        if v is None:
+            return fits.out_of_fold(score.target, score.parts)
+        return fits.without(v, score.target, score.parts)
+
+    def _hopeless(self, v: int | None) -> Floats:
+        fits = self._fits[True]
+        return fits.out_of_fold("hopeless", "linear") if v is None else fits.without(v, "hopeless", "linear")
+
+    def risk(self, score: Score, v: int | None) -> tuple[Floats, NDArray[np.int8]]:
+        """Risk and stop codes of every row: cross-fitted for all rows, or as outer fold `v` may use them."""
+        return risk_and_codes(score, self._p(score, v), self._hopeless(v), self.runs)
+
+    # ---- every rung -------------------------------------------------------------------------------
+
+    def lay(self, v: int | None) -> Laid:
+        """All rungs of all ladders: published ones, and learned ones at the levels that fold `v` may know."""
+        rungs: list[PolicyRung | RiskRung] = []
+        halts: list[Halts] = []
+        slices: dict[str, slice] = {}
+        for ladder, fixed in self._fixed:
+            slices[ladder.name] = slice(len(rungs), len(rungs) + len(fixed))
+            rungs += ladder.rungs
+            halts += fixed
+        train = np.ones(len(self.runs.cost), dtype=bool) if v is None else self.fold[self.runs.run_of_row] != v
+        for score in self.options.scores:
+            risk, codes = self.risk(score, v)
+            levels = levels_of(risk[train], N_LEVELS)
+            slices[score.name] = slice(len(rungs), len(rungs) + len(levels))
+            rungs += [
+                RiskRung(score=score.name, level=float(level), label=f"{score.name} {level:.3g}") for level in levels
+            ]
+            halts += halts_at(risk, levels, self.runs, codes)
+        summing = Summing(len(rungs))
+        summing.add(self.runs, halts, [rung.asks for rung in rungs])
+        return Laid(sums=summing.sums(), rungs=tuple(rungs), slices=slices)
+
+    # ---- points -----------------------------------------------------------------------------------
+
+    def freeze(self, pools: Sequence[Pool], v: int | None) -> Frozen:
+        """Pick each pool's point on the questions outside fold `v`, or on all; keep the models that it needs."""
+        laid = self.lay(v)
+        rungs: dict[str, PolicyRung | RiskRung | None] = {}
+        for pool in pools:
+            sums, of_pool, slices = laid.of(pool.ladders)
+            weights = (np.ones(len(sums.n)) if v is None else (sums.fold != v).astype(np.float64))[None, :]
+            choice = int(pick(seen(sums, weights), slices, self.options.max_em_drop, self.options.margin)[0])
+            rungs[pool.name] = None if choice == NONE else of_pool[choice]
+        models: dict[str, Fitted] = {}
+        if self.options.scores:
+            left_out = () if v is None else (v,)
+            models["hopeless"] = self._fits[True].model("hopeless", "linear", left_out)
+            for score in self.options.scores:
+                models[score.name] = self._fits[score.query_signals].model(score.target, score.parts, left_out)
+        return Frozen(rungs=rungs, models=models)
+
+    def halts(self, frozen: Frozen, pools: Sequence[Pool], runs: Runs) -> dict[str, tuple[Halts, NDArray[np.bool_]]]:
+        """Where each pool's frozen point ends other runs, and which of them it asks at every checkpoint."""
+        found: dict[str, tuple[Halts, NDArray[np.bool_]]] = {}
+        scored: dict[str, tuple[Floats, NDArray[np.int8]]] = {}
+        for pool in pools:
+            rung = frozen.rungs[pool.name]
+            asks = np.full(len(runs), rung is not None and rung.asks)
+            if rung is None:
+                found[pool.name] = (Halts(runs.last, np.zeros(len(runs), dtype=np.int8)), asks)
+            elif isinstance(rung, PolicyRung):
+                found[pool.name] = (first_stops(stops_of(rung.policy, runs.readable()), runs), asks)
+            else:
+                if rung.score not in scored:
+                    scored[rung.score] = self._score_others(rung.score, frozen, runs)
+                risk, codes = scored[rung.score]
+                found[pool.name] = (halts_at(risk, np.array([rung.level]), runs, codes)[0], asks)
+        return found
+
+    def _score_others(self, name: str, frozen: Frozen, runs: Runs) -> tuple[Floats, NDArray[np.int8]]:
+        score = next(score for score in self.options.scores if score.name == name)
+        table = make_table(runs, self._tables[score.query_signals].chosen, folds_of(runs))
+        full = table if score.query_signals else make_table(runs, self._tables[True].chosen, folds_of(runs))
+        hopeless = frozen.models["hopeless"].scores(full.x)
+        return risk_and_codes(score, frozen.models[name].scores(table.x), hopeless, runs)
+
+
+def risk_and_codes(
+    score: Score, p: Floats, p_hopeless: Floats, runs: Runs
+) -> tuple[Floats, NDArray[np.int8]]:
+    """From probabilities to the risk that levels cut, and what a stop would be called, shape (T,) each."""
+    if score.target == "suffices":
+        none = np.zeros(len(p), dtype=bool)
+        return risk_of(p, runs, score.cost, none), np.full(len(p), SUFFICES, dtype=np.int8)
+    return risk_of(p, runs, score.cost, p_hopeless >= 0.5), stop_codes(p_hopeless)
+
+
+def frozen_by_fold(
+    study: Study, pools: Sequence[Pool], tick: Tick = lambda: None
+) -> tuple[list[Frozen], dict[str, tuple[Halts, NDArray[np.bool_]]]]:
+    """Each fold's frozen points, and the halts of all runs put together from the fold that had not seen them."""
+    frozen = []
+    row = {pool.name: study.runs.last.copy() for pool in pools}
+    code = {pool.name: np.zeros(len(study.runs), dtype=np.int8) for pool in pools}
+    asks = {pool.name: np.zeros(len(study.runs), dtype=bool) for pool in pools}
+    for v in range(N_FOLDS):
+        frozen.append(study.freeze(pools, v))
+        mine = study.fold == v
+        for name, (halt, asked) in study.halts(frozen[-1], pools, study.runs).items():
+            row[name][mine], code[name][mine], asks[name][mine] = halt.row[mine], halt.code[mine], asked[mine]
+        tick()
+    return frozen, {pool.name: (Halts(row[pool.name], code[pool.name]), asks[pool.name]) for pool in pools}
