@@ -146,6 +146,15 @@ async def test_a_stumbling_server_is_asked_again_and_no_run_counts_twice(tmp_pat
     assert sorted(r.question_id for r in rows(tmp_path / "t.jsonl")) == ["q0", "q1"]
 
 
+async def test_a_sample_that_breaks_off_is_drawn_again_alone_and_seeds_are_the_gateways(tmp_path: Path) -> None:
+    model = FirstFails(Samples(["4"]), (status(503),), n_calls=1)
+    async with FakeUpstream(model, slots=8) as fake:
+        await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe("samples"), concurrency=1)
+        seeds = [c.request.body["seed"] for c in fake.calls]
+    assert len(seeds) == 6                       # five samples, and the first one twice
+    assert seeds[1:] == [seeds[0] + k for k in range(5)]
+
+
 async def test_a_question_that_the_server_refuses_is_left_and_the_others_are_recorded(tmp_path: Path) -> None:
     model = Questions({"question 1?": lambda _: failing(400)}, otherwise=CHAIN)
     told = Told()

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from math import exp
 from typing import Any
 
@@ -22,8 +23,9 @@ from suffice.episode.ending import Delivery
 from suffice.episode.finish import Continuer
 from suffice.episode.ledger import Ledger
 from suffice.episode.reading import entropy_of, first_choice
-from suffice.episode.reasoning import ReasoningRun, Wants
+from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.samples import SampleRun, refusal, text_of
+from suffice.episode.seen import Wants
 from suffice.episode.segment import Checkpoint, Segmenter
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.replay.form import LAST, MAJORITY_VOTE
@@ -62,34 +64,46 @@ class Recorder:
     # ---- samples
 
     async def _samples(self, asked: Asked) -> RunRow:
-        run: SampleRun = await self.again(lambda: self._drawn(asked))
-        answers = [s.answer for s in run.seen]
+        n, drawn = self.recipe.n_samples, list[SampleRun]()
+        while len(drawn) < n:
+            wave = range(len(drawn) + 1, min(len(drawn) + self.wave, n) + 1)
+            calls = (self.again(partial(self._draw, asked, index)) for index in wave)
+            ended = await asyncio.gather(*calls, return_exceptions=True)
+            for one in ended:
+                if isinstance(one, BaseException):
+                    raise one  # a vote needs all of them
+                drawn.append(one)
+        samples = [run.seen[0] for run in drawn]
         steps = [
             _step(
                 tokens=s.tokens, answer=s.answer, correct=self._is_right(s.answer, asked),
                 logprob=_mean(_logprobs_in(s.body or {})), text=text_of(s.body or {}),
             )
-            for s in run.seen
+            for s in samples
         ]  # fmt: skip
-        counted = all(c.reported_tokens is not None for c in run.ledger.calls)
+        counted = all(c.reported_tokens is not None for run in drawn for c in run.ledger.calls)
         return self._row(
-            asked, steps, answer=vote.count(answers).answer, counted=counted, ledger=run.ledger,
-            extra={"truncated": run.ledger.truncated},
+            asked, steps, answer=vote.count([s.answer for s in samples]).answer, counted=counted,
+            ledger=drawn[0].ledger, extra={"truncated": any(run.ledger.truncated for run in drawn)},
         )  # fmt: skip
 
-    async def _drawn(self, asked: Asked) -> SampleRun:
-        ledger = Ledger(self._request(asked), 0.0)
+    async def _draw(self, asked: Asked, index: int) -> SampleRun:
+        """One sample, with the seed that the gateway would give it. Each is a call of its own right.
+
+        A gateway never tries its further samples again; a recording that waits for all of them must.
+        """
+        body = self.recipe.body(asked)
+        if isinstance(body.get("seed"), int):
+            body["seed"] += index - 1
         run = SampleRun(
-            client=self.client, path=CHAT_PATH, body=self.recipe.body(asked), headers=[], ledger=ledger,
-            scorer=self.scorer, n_samples=self.recipe.n_samples, wave=self.wave, draws_all=True,
+            client=self.client, path=CHAT_PATH, body=body, headers=[], ledger=Ledger(self._request(asked), 0.0),
+            scorer=self.scorer, n_samples=1, wave=1, draws_all=True,
         )  # fmt: skip
         async with aclosing(run.steps()) as steps:
             async for _ in steps:
-                failure = run.seen[-1].failure
+                failure = run.seen[0].failure
                 if failure is not None:
                     raise failure
-        if len(run.seen) < self.recipe.n_samples:
-            raise UpstreamProtocol("the upstream asked for fewer calls before all samples were drawn")
         run.result()
         return run
 
@@ -282,10 +296,6 @@ class Tap(Delivery):
         for frame in frames:
             if frame.data is not None and frame.data != DONE_DATA:
                 self._look(frame.data)
-
-    async def event(self, raw: bytes) -> None:
-        """Look at one event that carries data."""
-        self._look(raw[6:-2])
 
     def can_begin_again(self) -> bool:
         """Nobody reads along."""
