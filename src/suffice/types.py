@@ -154,9 +154,6 @@ class Signals:
     step_share: float | None = None        # steps so far over the planned steps, (0, 1]; None: no plan
     action_code: float | None = None       # hash of `Step.action` into [0, 1); None: no action
     query: Query | None = None             # what was known before the first token
-    p_suffices: float | None = None        # learned P(stopping now is as good as the full run), running maximum
-    p_hopeless: float | None = None        # learned P(the full run fails anyway), of this step
-    stop_value: float | None = None        # learned advantage of stopping over going on, running maximum
     extra: Mapping[str, float | None] | None = None  # fields of other packages' folds; None: none was asked for
 
 

@@ -10,6 +10,10 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
+from suffice.model.artefact import Cost, StopModel, Trained
+from suffice.model.ensemble import Ensemble
+from suffice.model.linear import Linear
+from suffice.model.trees import LEAF, Tree, Trees
 from suffice.policy.base import POLICIES, Columns, Policy, build_policy, describe
 from suffice.policy.parameters import Parameter, parameters_of
 from suffice.types import Signals
@@ -20,6 +24,10 @@ INTEGERS = {name for name in OPTIONAL if int in get_args(HINTS[name])}
 NUMBERS = {name for name in OPTIONAL if float in get_args(HINTS[name])}
 SIMPLE = sorted(
     name for name in POLICIES if not any(p.type is Policy for p in parameters_of(POLICIES[name]))
+)
+# A learned policy was taught what to make of one unknown signal; it goes on where all of them are unknown.
+MODELLED = sorted(
+    name for name in POLICIES if any(p.type is StopModel for p in parameters_of(POLICIES[name]))
 )
 
 
@@ -62,6 +70,26 @@ def columns(seed: int, n_rows: int = 200) -> Columns:
     return drawn
 
 
+def models() -> tuple[dict[str, Any], ...]:
+    """Stop models as they are written: one signal alone, and several with trees, classes and a hopeless side."""
+    one = StopModel(
+        features=("logit(confidence)", "unknown(confidence)"),
+        suffices=Ensemble((Linear((1.0, -9.0), -1.0),)),
+        trained=Trained(n_episodes=9, n_questions=3, digest="", target="suffices", seed=0),
+    )
+    stump = Tree((1, LEAF, LEAF), (0.5, 0.0, 0.0), (1, 0, 0), (2, 0, 0), (0.0, -2.0, 2.0))
+    fallen = Tree((1, LEAF, LEAF), (0.2, 0.0, 0.0), (1, 0, 0), (2, 0, 0), (0.0, 2.0, -2.0))
+    several = StopModel(
+        features=("logit(p_majority)", "agreement", "agreement*streak_share", "class=hard", "has_answer"),
+        suffices=Ensemble((Linear((1.0, 2.0, -1.0, -1.0, 0.5), -1.0), Trees(0.5, (stump, stump)))),
+        hopeless=Ensemble((Trees(0.5, (fallen,)),)),
+        classes=(("hard", 0.2),),
+        cost=Cost(0.5, 10.0),
+        trained=Trained(n_episodes=9, n_questions=3, digest="", target="as-good", seed=0),
+    )
+    return one.plain(), several.plain()
+
+
 def values_for(parameter: Parameter) -> st.SearchStrategy[Any]:
     """Values that the parameter allows, the small ones more often."""
     values = _item(parameter)
@@ -74,6 +102,8 @@ def values_for(parameter: Parameter) -> st.SearchStrategy[Any]:
 def _item(parameter: Parameter) -> st.SearchStrategy[Any]:
     if parameter.type is Policy:
         return st.sampled_from(SIMPLE).flatmap(policies).map(describe)
+    if parameter.type is StopModel:
+        return st.sampled_from(models())
     if parameter.type is str:
         return st.sampled_from(parameter.words)
     if parameter.range is None:
@@ -107,6 +137,8 @@ def _first(parameter: Parameter) -> object:
     if parameter.type is Policy:
         parts = [{"policy": "stable-answer", "streak": 2}, {"policy": "confidence-threshold", "threshold": 0.5}]
         return parts if parameter.length else parts[0]
+    if parameter.type is StopModel:
+        return models()[0]
     assert parameter.range is not None, f"{parameter.name}: say here what an example of it is"
     if parameter.inner is not None:
         return [[parameter.range.high / 2**place for place in range(1, 9)]]

@@ -15,7 +15,7 @@ def seen(*, step: int = 5, tokens_used: int = 100, **known: object) -> Signals:
 
 
 def test_never_never_stops() -> None:
-    certain = seen(answer_streak=99, confidence=1.0, p_majority=1.0, n_votes=99, p_suffices=1.0)
+    certain = seen(answer_streak=99, confidence=1.0, p_majority=1.0, n_votes=99)
     assert Never().decide(certain).action == "continue"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,6 +142,16 @@ def test_a_derived_field_is_unknown_where_something_in_it_is(field: str) -> None
         assert features.row(Signals(**{**fields, name: None})) == (1.0,)
 
 
+def test_the_page_has_a_row_for_each_derived_field_and_each_field_of_the_query() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "models.md").read_text("utf-8")
+    table = page.split("Derived fields:")[1].split("\n\n")[1]
+    named = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
+    assert named.pop(HAS_ANSWER)
+    assert named == {name: derived.says for name, derived in DERIVED.items()}
+    sentence = page.split("Fields of the query are ")[1].split(". ")[0]
+    assert re.findall(r"`(\w+)`", sentence) == list(QUERY_FIELDS)
+
+
 @pytest.mark.parametrize(
     ("top", "second", "share", "lead_share", "settled"),
     [(4, 1, 0.8, 3.0, 1.0), (3, 1, 0.5, 0.5, 0.0), (3, 2, 1.0, 3.0, 1.0), (6, 2, 0.5, 1.0, 0.0), (1, 1, 0.5, 0.0, 0.0)],
@@ -211,7 +223,7 @@ def test_the_same_query_gives_the_same_row_whatever_came_between(query: Query | 
         (["confidence", "n_words", "step_share"], {"query": Query(n_words=3), "step_share": 0.5}, False),
         (["n_words"], {"query": Query(n_words=3)}, True),
         (["n_words"], {}, False),
-        (["step", "tokens_per_step", "has_answer"], {"answer": "a"}, True),
+        (["step", "tokens_per_step", "has_answer"], {"answer": "a"}, False),
     ],
 )
 def test_features_say_whether_anything_is_known_of_the_run(
@@ -221,7 +233,8 @@ def test_features_say_whether_anything_is_known_of_the_run(
     assert features.informed(Signals(step=1, tokens_used=1, **known)) is informed
     columns = {name: np.array([value]) for name, value in known.items() if name not in {"query", "answer"}}
     columns |= {"step": np.ones(1), "tokens_used": np.ones(1)}
-    assert features.informed_rows(columns, queries="query" in known).tolist() == [informed]
+    queries, run = [known.get("query")], np.zeros(1, np.int64)
+    assert features.informed_rows(columns, queries, run).tolist() == [informed]
 
 
 def test_another_packages_field_is_read_from_extra(monkeypatch: pytest.MonkeyPatch) -> None:

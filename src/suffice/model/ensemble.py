@@ -5,6 +5,7 @@ Knows that their logits are averaged and perhaps calibrated; refuses to know wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -17,6 +18,7 @@ from suffice.model.calibration import Isotonic
 from suffice.model.numbers import sigmoid
 
 MOST_PARTS: Final = 16
+MOST_LOGIT: Final = math.log(0.9999 / 0.0001)
 
 
 class Part(Protocol):
@@ -41,7 +43,10 @@ class Part(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The sigmoid of the mean of the parts' logits, then the calibration if there is one."""
+    """The sigmoid of the mean of the parts' logits, then the calibration if there is one.
+
+    No part is surer than 1 in 10,000: beyond, its logit is cut, so that none outvotes the others alone.
+    """
 
     parts: tuple[Part, ...]
     calibration: Isotonic | None = None
@@ -66,16 +71,15 @@ class Ensemble:
 
     def raw(self, row: Sequence[float]) -> float:
         """The mean logit of one row."""
-        if len(self.parts) == 1:
-            return self.parts[0].raw(row)
         total = 0.0
         for part in self.parts:
-            total += part.raw(row)
+            logit = part.raw(row)
+            total += MOST_LOGIT if logit > MOST_LOGIT else max(logit, -MOST_LOGIT)
         return total / len(self.parts)
 
     def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """The mean logit of each row of a matrix, shape (n rows, n features)."""
-        return np.asarray(np.mean([part.raws(matrix) for part in self.parts], axis=0))
+        return np.asarray(np.mean([np.clip(part.raws(matrix), -MOST_LOGIT, MOST_LOGIT) for part in self.parts], axis=0))
 
     def score(self, row: Sequence[float]) -> float:
         """The probability for one row, in [0, 1]."""

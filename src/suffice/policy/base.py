@@ -13,12 +13,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from suffice.errors import ConfigError
+from suffice.model.stop import StopModel
 from suffice.policy.bayes import BayesVote
 from suffice.policy.columns import Columns, Stops, stops_of
 from suffice.policy.compose import AllOf, AnyOf, Guarded
 from suffice.policy.counts import BetaVote, Esc, Momentum, VoteEntropy, VoteShare
 from suffice.policy.drafts import SemanticDistance
 from suffice.policy.entropy import Eat, HaltCot
+from suffice.policy.learned import Learned
 from suffice.policy.parameters import One, Parameter, Value, parameters_of
 from suffice.policy.probes import CodeStop, Deer, Dynasor, Tasr
 from suffice.policy.protocol import Policy
@@ -57,6 +59,7 @@ _ALL: tuple[type[Policy], ...] = (
     Momentum,
     Tasr,
     SemanticDistance,
+    Learned,
     Guarded,
     AllOf,
     AnyOf,
@@ -88,7 +91,7 @@ def version_of(policy: Policy) -> str:
     """The policy's address by content, such as `p-1a2b3c4d5e6f`: equal policies, equal versions, everywhere.
 
     48 bits of BLAKE2b over the canonical JSON of `describe`, without the parameters that came later and
-    stand at their default: an old version stays what it was.
+    stand at their default: an old version stays what it was. A learned model counts by its own address.
     """
     written = _describe(policy, in_full=False)
     canonical = json.dumps(written, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -138,6 +141,8 @@ def _plain(value: Value | tuple[One, ...], *, in_full: bool) -> Any:
     """The value as JSON has it."""
     if isinstance(value, tuple):
         return [_plain(item, in_full=in_full) for item in value]
+    if isinstance(value, StopModel):
+        return value.plain() if in_full else value.address
     return value if isinstance(value, (bool, int, float, str)) else _describe(value, in_full=in_full)
 
 

@@ -8,7 +8,7 @@ a code for each answer, NaN for none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isnan
 from typing import Any, Final, Protocol, TypeAlias, get_args, get_type_hints, runtime_checkable
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.policy.protocol import Policy
-from suffice.types import Signals, StopReason
+from suffice.types import Query, Signals, StopReason
 
 Columns: TypeAlias = Mapping[str, NDArray[np.float64]]
 Stops: TypeAlias = NDArray[np.int8]
@@ -32,6 +32,18 @@ CODES: Final[Mapping[StopReason | None, int]] = {
     "hopeless": HOPELESS,
     "budget": BUDGET,
 }
+
+
+class AskedColumns(dict[str, NDArray[np.float64]]):
+    """Columns that know which run each row is of and what was asked in it, for the rules that read queries.
+
+    queries  what was known before the first token, one for each run
+    run      which of `queries` belongs to a row, shape (n rows,)
+    """
+
+    def __init__(self, columns: Columns, *, queries: Sequence[Query | None], run: NDArray[np.int64]) -> None:
+        super().__init__(columns)
+        self.queries, self.run = queries, run
 
 
 @runtime_checkable
@@ -57,12 +69,15 @@ def rows_of(columns: Columns) -> Iterator[Signals]:
     """Each row as Signals. Raises KeyError where `step` or `tokens_used` is missing."""
     names = [name for name in columns if name in _FIELDS]
     others = [name for name in columns if name not in _FIELDS and name not in ("step", "tokens_used")]
+    asked = asked_of(columns)
     for at, (step, tokens_used) in enumerate(zip(columns["step"], columns["tokens_used"], strict=True)):
         row = ((name, columns[name][at]) for name in names)
         filled = {name: _FIELDS[name](value) for name, value in row if not isnan(value)}
         if others:
             values = ((name, float(columns[name][at])) for name in others)
             filled["extra"] = {name: None if isnan(value) else value for name, value in values}
+        if asked is not None:
+            filled["query"] = asked.queries[asked.run[at]]
         yield Signals(step=int(step), tokens_used=int(tokens_used), **filled)
 
 
@@ -70,6 +85,11 @@ def known(columns: Columns, field: str) -> NDArray[np.float64]:
     """The column of a field; unknown in every row where nobody filled it."""
     column = columns.get(field)
     return np.full(len(columns["step"]), np.nan) if column is None else column
+
+
+def asked_of(columns: Columns) -> AskedColumns | None:
+    """The columns with their queries; None: nobody knows what was asked."""
+    return columns if isinstance(columns, AskedColumns) else None
 
 
 def answered(columns: Columns) -> Mask:

@@ -1,6 +1,6 @@
 """The parameters of policies: what may be written, and the check that every policy makes of its own.
 
-Knows numbers and their ranges, words, lists and policies inside policies; refuses to know what a
+Knows numbers and their ranges, words, lists, learned models and policies inside policies; refuses to know what a
 policy does with them. A parameter is a field of a frozen dataclass, and its type says all:
 
     streak: Annotated[int, Range(1, 100)] = 3                      a number
@@ -10,6 +10,7 @@ policy does with them. A parameter is a field of a frozen dataclass, and its typ
     shapes: Annotated[tuple[tuple[float, ...], ...], Range(0.0, 1.0)]  a list of lists of numbers
     inner: Nested                                                  a policy, written as a table
     policies: Annotated[tuple[Nested, ...], Length(2, 16)]         a list of policies
+    model: StopModel                                               a learned model, written as a table
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, TypeGuard, get_args, get_origin, get_type_hints
 
 from suffice.errors import ConfigError
+from suffice.model.artefact import StopModel, load
 from suffice.policy.protocol import Policy
 
-One: TypeAlias = bool | int | float | str | Policy
+One: TypeAlias = bool | int | float | str | Policy | StopModel
 Value: TypeAlias = One | tuple[One | tuple[One, ...], ...]
 Build: TypeAlias = Callable[[str, object], Policy]  # where it stands, the table → the policy
 
@@ -79,7 +81,7 @@ class Parameter:
     """One parameter as its policy declares it."""
 
     name: str
-    type: type                    # bool, int, float, str (a word) or Policy: of the value, or of each item
+    type: type                    # bool, int, float, str (a word), Policy or StopModel: of the value or each item
     default: Any                  # dataclasses.MISSING: it must be given
     range: Range | None = None    # of a number
     words: tuple[str, ...] = ()   # of a word
@@ -128,11 +130,15 @@ class Parameter:
             return f"one of {', '.join(self.words)}"
         if self.type is Policy:
             return "a policy, written as a table"
+        if self.type is StopModel:
+            return "a stop model, written as a table"
         return f"a {'whole ' if self.type is int else ''}number {self.range}"
 
     def _read_item(self, where: str, value: object, build: Build | None) -> One:
         if build is not None and self.type is Policy and isinstance(value, Mapping):
             return build(where, value)
+        if self.type is StopModel and isinstance(value, Mapping):
+            return load(value, where=where)
         if not self._fits(value):
             raise ConfigError(f"{where}: got {_shown(value)}; {self.allowed()}")
         # What fits has the right type; only whole numbers stand for fractions too.
@@ -141,6 +147,8 @@ class Parameter:
     def _fits(self, value: object) -> TypeGuard[One]:
         if self.type is Policy:
             return isinstance(value, Policy) and not isinstance(value, type)
+        if self.type is StopModel:
+            return isinstance(value, StopModel)
         if self.type is str:
             return isinstance(value, str) and value in self.words
         if type(value) is not self.type and not (self.type is float and type(value) is int):

@@ -77,6 +77,9 @@ class FeatureSet:
     def __hash__(self) -> int:
         return hash(self.names)
 
+    def __reduce__(self) -> tuple[type[FeatureSet], tuple[tuple[str, ...]]]:
+        return FeatureSet, (self.names,)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -132,22 +135,23 @@ class FeatureSet:
         return table
 
     def informed(self, signals: Signals) -> bool:
-        """Is anything known of how the run went, beyond its length and whether it has an answer?
+        """Is anything known of what they read of the run, beyond its length and whether it has an answer?
 
-        True as well where the features ask for nothing else.
+        What was known before the first token counts only where they read nothing else.
         """
-        extra = signals.extra or {}
+        extra = signals.extra or {} if self._extra else {}
         seen = (getattr(signals, f) if f in SIGNAL_FIELDS else extra.get(f) for f in self._evidence)
-        return not self._evidence or any(x is not None and not (isinstance(x, float) and x - x) for x in seen)
+        return any(x is not None and not (isinstance(x, float) and x - x) for x in seen)
 
-    def informed_rows(self, values: Mapping[str, Column], queries: bool) -> NDArray[np.bool_]:
-        """The same of columns, shape (n rows,).
-
-        queries  is there a query for each row?
-        """
-        informed = np.full(len(values["step"]), not self._evidence or (queries and "query" in self._evidence))
+    def informed_rows(
+        self, values: Mapping[str, Column], queries: Sequence[Query | None], run: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """The same of the rows of `table`, shape (n rows,)."""
+        informed = np.zeros(len(values["step"]), np.bool_)
         for field in self._evidence:
-            if field in values:
+            if field == "query":
+                informed |= np.array([query is not None for query in queries], np.bool_)[run]
+            elif field in values:
                 informed |= np.isfinite(values[field])
         return informed
 

@@ -1,0 +1,129 @@
+"""Stop where a learned model says that going on is not worth its risk.
+
+Knows a model's two probabilities and what a step costs; refuses to know how the model was fitted. The score is
+computed here, from this step's signals alone: that the first step whose risk passes the threshold stops is the
+same as comparing the running minimum of the risk, and a pure rule needs no memory for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import ConfigError
+from suffice.model.stop import MOST_RISK, StopModel
+from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, asked_of
+from suffice.policy.decisions import go_on, hopeless, suffices
+from suffice.policy.parameters import Checked, Range
+from suffice.policy.rules import STEPS
+from suffice.signals.features import FeatureSet
+from suffice.types import Decision, Query, Signals
+
+# Live, a score is summed number by number, in replay column by column: the last digits may differ. A threshold
+# is often a risk that was seen, so it holds a little more than itself, and both stop at the same step.
+_SLACK: Final = 1e-9
+_ALMOST_0: Final = 1e-12
+
+
+class Risks(NamedTuple):
+    """What a model says of many steps, before any threshold; each of shape (n rows,)."""
+
+    risk: NDArray[np.float64]  # of stopping, over the cost of a step; not a number: no stop, whatever the threshold
+    code: Stops                # what a stop would be called: SUFFICES or HOPELESS
+
+
+@dataclass(frozen=True)  # without slots: the features are compiled once and kept beside the parameters
+class Learned(Checked):
+    """Stop at the first step whose risk is small enough: (1 - P(as good as the full run)) over a step's cost.
+
+    Where the model holds the full run more likely to fail than not, a stop is called hopeless and needs no
+    answer; `on_hopeless = "continue"` makes no such stop. Some unknown signals are the model's business (it
+    learned what to make of them); where all that it reads of the run is unknown, it goes on.
+    """
+
+    name: ClassVar[str] = "learned"
+    model: StopModel                                          # written as a table, or a built one
+    threshold: Annotated[float, Range(0.0, MOST_RISK)] = 0.02 # on the risk; a class's own in the model replaces it
+    on_hopeless: Literal["continue", "stop"] = "continue"     # stop runs that will fail anyway?
+    min_steps: Annotated[int, STEPS] = 0                      # never stop before this step
+
+    def __post_init__(self) -> None:
+        """Refuse features that do not exist, and a model that reads nothing of the run. Raises ConfigError."""
+        Checked.__post_init__(self)
+        if not self._features.needs:
+            raise ConfigError(
+                "policy.learned.model.features: got none that reads the run; at least one, beside steps and tokens"
+            )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the model reads, and `query` if it has thresholds for classes."""
+        needs = self._features.needs
+        return (*needs, "query") if self.model.classes and "query" not in needs else needs
+
+    def decide(self, s: Signals) -> Decision:
+        """Stop at the first step whose risk is at or below the threshold."""
+        if s.step < self.min_steps:
+            return go_on(f"step {s.step}, no stop before step {self.min_steps}")
+        model = self.model
+        if s.answer is None and (model.hopeless is None or self.on_hopeless == "continue"):
+            return go_on("there is no answer yet")
+        row = self._features.row(s)
+        p = model.suffices.score(row)
+        risk = (1.0 - p) / model.cost.of(s.tokens_used / max(1, s.step))
+        threshold = self._threshold(s) if model.classes else self.threshold
+        if risk > threshold * (1.0 + _SLACK) + _ALMOST_0:
+            return go_on(f"risk {risk:.4g} is above {threshold:g}, P(as good) {p:.4f}", risk)
+        if not self._features.informed(s):
+            return go_on("nothing that the model reads of the run is known")
+        lost = model.hopeless is not None and model.hopeless.score(row) >= 0.5
+        if lost and self.on_hopeless == "stop":
+            return hopeless(f"risk {risk:.4g} <= {threshold:g}; the full run more likely fails than not", risk)
+        if lost or s.answer is None:
+            return go_on("the full run more likely fails" if lost else "there is no answer yet", risk)
+        return suffices(f"risk {risk:.4g} <= {threshold:g}, P(as good as the full run) {p:.4f}", risk)
+
+    def stops(self, columns: Columns) -> Stops:
+        """Stop where the risk is at or below the threshold. Queries are read where the columns carry them."""
+        found = self.risks(columns)
+        threshold: float | NDArray[np.float64] = self.threshold
+        asked = asked_of(columns)
+        if self.model.classes and asked is not None:
+            own = dict(self.model.classes)
+            classes = ["" if query is None else query.query_class for query in asked.queries]
+            threshold = np.array([own.get(name, self.threshold) for name in classes], dtype=np.float64)[asked.run]
+        passed = (found.risk <= threshold * (1.0 + _SLACK) + _ALMOST_0) & (columns["step"] >= self.min_steps)
+        return np.where(passed, found.code, np.int8(CONTINUE))
+
+    def risks(self, columns: Columns) -> Risks:
+        """The risk of a stop at each row and what it would be called, whatever the threshold and `min_steps`."""
+        asked, n_rows = asked_of(columns), len(columns["step"])
+        queries: Sequence[Query | None] = [None] if asked is None else asked.queries
+        run = np.zeros(n_rows, np.int64) if asked is None else asked.run
+        table = self._features.table(columns, queries, run)
+        per_step = columns["tokens_used"] / np.maximum(1.0, columns["step"])
+        risk = (1.0 - self.model.suffices.scores(table)) / self.model.cost.of_many(per_step)
+        lost: Mask = np.zeros(n_rows, np.bool_)
+        if self.model.hopeless is not None:
+            lost = self.model.hopeless.scores(table) >= 0.5
+        stoppable = np.where(lost, self.on_hopeless == "stop", answered(columns))
+        stoppable &= self._features.informed_rows(columns, queries, run)
+        codes = np.where(lost, np.int8(HOPELESS), np.int8(SUFFICES))
+        return Risks(np.where(stoppable, risk, np.nan), codes)
+
+    @cached_property
+    def _features(self) -> FeatureSet:
+        return FeatureSet(self.model.features, where="policy.learned.model.features")
+
+    @cached_property
+    def _thresholds(self) -> dict[str, float]:
+        return dict(self.model.classes)
+
+    def _threshold(self, s: Signals) -> float:
+        """The class's own, or the policy's."""
+        return self.threshold if s.query is None else self._thresholds.get(s.query.query_class, self.threshold)
