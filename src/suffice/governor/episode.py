@@ -29,6 +29,7 @@ class Round:
     index: int              # 1 is the first
     answer: str | None
     tokens: int
+    ctx_tokens: int
     text: str
     action: str | None      # what the caller calls this kind of step
     decision: Decision
@@ -55,8 +56,8 @@ class Core:
             index = len(self.history) + 1
             decision = self._judged(index, told, done=done)
             self.history += (Round(
-                index=index, answer=told.answer, tokens=told.tokens, text=told.text, action=told.action,
-                decision=decision,
+                index=index, answer=told.answer, tokens=told.tokens, ctx_tokens=told.ctx_tokens, text=told.text,
+                action=told.action, decision=decision,
             ),)  # fmt: skip
             if done:
                 self.ended = f"step {index} was its last"
