@@ -5,9 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.signals.base import build_fold, fields_of
+from suffice.signals.base import FOLDS, build_fold, fields_of
 from suffice.signals.needs import need, parse_need
 from suffice.signals.observe import Observer
+from suffice.types import Step
+from tests.signals.steps import step
 
 PROPERTY = settings(max_examples=150, derandomize=True, deadline=None)
 VALUES = (
@@ -63,6 +65,31 @@ def test_whatever_is_written_a_need_is_read_or_refused_with_a_way_out(text: str)
 def test_what_is_wrong_is_said_with_what_is_allowed(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Observer([text], "reasoning")
+
+
+def test_a_fold_that_must_be_told_something_or_cannot_be_built_is_refused_by_name() -> None:
+    class Told:
+        fields: tuple[str, ...] = ("told.value",)
+
+        def __init__(self, *, model: str) -> None:
+            self._model = {"known": 1.0}[model]
+
+        def update(self, step: Step) -> None:
+            pass
+
+        def values(self) -> dict[str, float]:
+            return {"told.value": self._model}
+
+    FOLDS["told"] = Told
+    try:
+        signals = Observer(["told(model=known)"], "rounds").observe(step())
+        assert signals.extra == {"told.value": 1.0}
+        with pytest.raises(ConfigError, match=r"needs: told\.model: missing; write told\(model=…\)"):
+            build_fold("told")
+        with pytest.raises(ConfigError, match="needs: told: cannot be built: KeyError: 'other'"):
+            build_fold("told(model=other)")
+    finally:
+        del FOLDS["told"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("Votes", 1), ("votes", "no good"), ("votes", float("nan"))])

@@ -17,6 +17,7 @@ from suffice.episode.ledger import Ledger
 from suffice.episode.samples import Refusal
 from suffice.errors import BadRequest, UpstreamError, UpstreamTimeout
 from suffice.gateway import books, govern, route
+from suffice.gateway.asked import query_of
 from suffice.gateway.auth import without_keys
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.context import Gateway
@@ -248,6 +249,7 @@ def _request(
         propensity=lot.propensity, policy_version=found.policy_version, certified=found.certified,
         question_key=question,
         ungoverned=reason, received_at_s=gw.wall_s(),
+        query=query_of(intake.body, found.settings.kind, samples) if reason is None else None,
     )  # fmt: skip
 
 

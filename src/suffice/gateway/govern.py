@@ -64,7 +64,8 @@ def observer(job: Job) -> Callable[[Step], Signals]:
     def observe(step: Step) -> Signals:
         nonlocal folds
         try:
-            folds = folds or Observer(job.route.needs, job.route.settings.kind)
+            request = job.ledger.request
+            folds = folds or Observer(job.route.needs, request.kind, query=request.query)
             return folds.observe(step)
         except Exception:  # noqa: BLE001 - broken signals cost tokens, never an answer
             job.ledger.fail_open("signals")

@@ -1,7 +1,7 @@
 """What a question tells before its first token: numbers about its form, and no word of it.
 
 Knows characters, words and a few English turns of phrase; refuses to know the answer, the model and
-the tenant. O(text), for any text. What it returns may be stored; the question may not.
+the tenant. O(text) and at most some milliseconds, for any text. What it returns may be stored; the question may not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from suffice.types import Query
 
 N_BUCKETS = 4_096            # of the hashed n-grams
 MAX_NGRAMS = 512             # different buckets that are kept, those first met
-_MAX_WORDS = 512             # that are hashed: of a longer text the first and the last half of them
+MOST_CHARS = 32_768          # that are read: of a longer text the first and the last half of them
+_MAX_WORDS = 256             # that are hashed: of a longer text the first and the last half of them
 _WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 # A hyphen counts as minus behind a digit, a bracket or a space only; half of LaTeX's operators are words.
@@ -54,7 +55,8 @@ def query_signals(
 ) -> Query:
     """What may be known, and kept, of a question before the first token. O(text), never raises.
 
-    question       its text; None: it was not shown, and everything read off it stays None
+    question       its text, of a long one its beginning and its end; None: it was not shown, and everything
+                   read off it stays None
     metadata       declared words, such as the task's name; kept as they are, sorted by name
     query_class    declared or found; "": none
     planned_steps  steps of a full run; None: open
@@ -62,13 +64,16 @@ def query_signals(
     declared = tuple(sorted(metadata.items()))
     if question is None:
         return Query(query_class=query_class, metadata=declared, planned_steps=planned_steps)
+    n_chars = len(question)
+    if n_chars > MOST_CHARS:
+        question = f"{question[: MOST_CHARS // 2]}\n{question[-MOST_CHARS // 2 :]}"
     folded = question.casefold()
     words, script = _WORD.findall(folded), _script(question)
     return Query(
         query_class=query_class,
         metadata=declared,
         planned_steps=planned_steps,
-        n_chars=len(question),
+        n_chars=n_chars,
         n_words=len(words),
         n_numbers=len(_NUMBER.findall(question)),
         n_operators=len(_OPERATOR.findall(question)),
