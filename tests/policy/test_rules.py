@@ -6,7 +6,8 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.policy.base import describe, version_of
-from suffice.policy.rules import ConfidenceThreshold, FixedBudget, Never, StableAnswer
+from suffice.policy.counts import BetaVote
+from suffice.policy.rules import ConfidenceThreshold, FixedBudget, FixedRounds, Never, StableAnswer
 from suffice.types import Signals
 
 
@@ -28,6 +29,13 @@ def test_a_budget_stops_where_it_is_reached_even_without_an_answer(tokens_used: 
     assert "100" in decision.reason
 
 
+def test_so_many_rounds_stop_even_without_an_answer() -> None:
+    assert FixedRounds(max_steps=6).decide(seen(answer=None)).action == "continue"
+    decision = FixedRounds(max_steps=5).decide(seen(answer=None))
+    assert decision.stop_reason == "budget"
+    assert decision.reason == "step 5 reached the limit of 5"
+
+
 @pytest.mark.parametrize(
     ("policy", "signals", "action"),
     [
@@ -42,6 +50,10 @@ def test_a_budget_stops_where_it_is_reached_even_without_an_answer(tokens_used: 
         (StableAnswer(streak=3, no_hedges=True), seen(answer_streak=3, hedges=None), "continue"),
         (StableAnswer(streak=3, no_hedges=True), seen(answer_streak=3, hedges=0), "stop"),
         (StableAnswer(streak=1), seen(answer=None, answer_streak=0), "continue"),
+        (StableAnswer(min_share=0.4), seen(answer_streak=3, step_share=0.39), "continue"),
+        (StableAnswer(min_share=0.4), seen(answer_streak=3, step_share=0.4), "stop"),
+        (StableAnswer(min_share=0.4), seen(answer_streak=3, step_share=None), "continue"),
+        (StableAnswer(min_share=0.4), seen(answer_streak=3, step_share=math.nan), "continue"),
     ],
 )
 def test_a_stable_answer_stops_once_nothing_speaks_against_it(
@@ -59,6 +71,10 @@ def test_a_stable_answer_stops_once_nothing_speaks_against_it(
         (ConfidenceThreshold(), seen(confidence=math.nan), "continue"),
         (ConfidenceThreshold(threshold=0.5, patience=2), seen(confidence=0.6, answer_streak=1), "continue"),
         (ConfidenceThreshold(threshold=0.5, patience=2), seen(confidence=0.6, answer_streak=2), "stop"),
+        (ConfidenceThreshold(min_mass=0.5), seen(confidence=0.99, mass=0.49), "continue"),
+        (ConfidenceThreshold(min_mass=0.5), seen(confidence=0.99, mass=0.5), "stop"),
+        (ConfidenceThreshold(min_mass=0.5), seen(confidence=0.99, mass=None), "continue"),
+        (ConfidenceThreshold(), seen(confidence=0.99, mass=0.01), "stop"),
     ],
 )
 def test_a_confident_answer_stops(policy: ConfidenceThreshold, signals: Signals, action: str) -> None:
@@ -85,6 +101,14 @@ def test_versions_written_into_logs_stay_what_they_are() -> None:
     # Another value here cuts every logged decision off from its policy: only with a migration.
     assert version_of(Never()) == "p-2c07130b248a"
     assert version_of(StableAnswer()) == "p-731547829e8a"
+    assert version_of(ConfidenceThreshold()) == "p-c78382d6a14e"
+    assert version_of(BetaVote()) == "p-37749b821efc"
+
+
+def test_a_parameter_that_came_later_changes_a_version_only_where_it_is_used() -> None:
+    assert version_of(StableAnswer(min_share=0.0)) == version_of(StableAnswer())
+    assert version_of(StableAnswer(min_share=0.1)) != version_of(StableAnswer())
+    assert describe(StableAnswer())["min_share"] == 0.0
 
 
 def test_what_is_not_in_the_table_has_no_version() -> None:
