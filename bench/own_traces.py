@@ -27,7 +27,7 @@ from suffice.upstream.client import UpstreamClient
 
 WEIGHTS = "qwen0.5b"
 MODEL = "qwen2.5-coder-0.5b-instruct-q4_k_m"
-N_A_TASK = {"reasoning": 75, "samples": 25}
+N_A_TASK = {"reasoning": 75, "samples": 50}
 SLOTS = {"reasoning": 4, "samples": 2}
 RECIPES = {
     "reasoning": Recipe(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from suffice.errors import LocalModelError
 from suffice.local import facts
 from suffice.local.questions import FAMILIES_OF_QUESTIONS, STORIES, Item
-from suffice.local.tasks import EXAMPLES, FAMILIES, Question, questions
+from suffice.local.tasks import EXAMPLES, FAMILIES, TRACED, Question, questions, traced
 from suffice.scoring.base import build_scorer
 
 KINDS = sorted(FAMILIES)
@@ -121,7 +121,7 @@ def test_no_worked_example_gives_away_a_question(kind: str) -> None:
     assert not shown & {q.messages[-1]["content"] for q in questions(kind, N_AVAILABLE)}
 
 
-@pytest.mark.parametrize("task", FAMILIES["reasoning"])
+@pytest.mark.parametrize("task", TRACED["reasoning"])
 def test_worked_thoughts_close_with_a_line_break_and_reach_the_answer_that_they_show(task: str) -> None:
     thoughts = [m for m in EXAMPLES[task] if "reasoning_content" in m]
     assert thoughts
@@ -139,6 +139,25 @@ def test_samples_are_drawn_at_a_temperature_and_thoughts_are_not() -> None:
 
     assert temperatures(questions("samples", 60)) == {0.7}
     assert temperatures(questions("reasoning", 60)) == {0.0}
+
+
+@pytest.mark.parametrize("kind", TRACED)
+def test_traced_questions_are_distinct_and_come_task_after_task(kind: str) -> None:
+    found = traced(kind, 75)
+    assert [q.task for q in found] == [task for task in TRACED[kind] for _ in range(75)]
+    assert len({q.id for q in found}) == len({q.messages[-1]["content"] for q in found}) == len(found)
+    assert traced(kind, 20) == tuple(q for task in TRACED[kind] for q in [x for x in found if x.task == task][:20])
+    shown = {m["content"] for task in TRACED[kind] for m in EXAMPLES[task] if m["role"] == "user"}
+    assert not shown & {q.messages[-1]["content"] for q in found}
+
+
+def test_traced_samples_ask_questions_of_the_traced_chains() -> None:
+    chains = {q.id: q for q in traced("reasoning", 75)}
+    samples = traced("samples", 50)
+    assert all(chains[q.id].messages == q.messages and chains[q.id].gold == q.gold for q in samples)
+    assert {q.temperature for q in samples} == {0.7}
+    with pytest.raises(LocalModelError, match="unknown kind 'rounds'; known: reasoning, samples"):
+        traced("rounds", 3)
 
 
 @given(seed=seeds)
@@ -160,6 +179,27 @@ def test_chains_have_the_value_that_their_text_has_and_never_fall_below_zero(see
             running.append(running[-1] + (int(value) if sign == "+" else -int(value)))
         assert min(running) >= 0
         assert running[-1] == int(item.gold)
+
+
+@given(seed=seeds)
+@settings(max_examples=10)
+def test_the_largest_is_the_largest_of_different_numbers(seed: int) -> None:
+    for item in drawn("largest", seed, 40):
+        listed = numbers(item.ask)
+        assert len(set(listed)) == len(listed) in (4, 5)
+        assert max(listed) == int(item.gold)
+
+
+@given(seed=seeds)
+@settings(max_examples=10)
+def test_a_series_goes_on_with_its_one_step_and_never_falls_below_zero(seed: int) -> None:
+    for item in drawn("series", seed, 40):
+        listed = [*numbers(item.ask), int(item.gold)]
+        steps = {b - a for a, b in zip(listed, listed[1:], strict=False)}
+        assert len(listed) == 5
+        assert len(steps) == 1
+        assert steps != {0}
+        assert min(listed) >= 0
 
 
 def test_sums_are_right_and_complete() -> None:

@@ -32,7 +32,11 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "samples": ("capitals", "sentiment", "sums", "letters", "lists"),
     "reasoning": ("stories", "chains"),
 }
-TRACED = ("stories", "chains", "largest", "series")  # of the traces that this project recorded itself
+# Of the traces that this project recorded itself: with a thought, and those that need none.
+TRACED: Mapping[str, tuple[str, ...]] = {
+    "reasoning": ("stories", "chains", "largest", "series"),
+    "samples": ("largest", "series"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,15 +166,15 @@ def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[Question, ...]:
 def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[Question, ...]:
     """The questions of the recorded traces: `n_a_task` of each task of `TRACED`, one task after the other.
 
-    kind  "reasoning": with a thought, greedy; "samples": the same questions, the first of each task, with
-          the thought switched off by the request and the answer drawn at temperature 0.7
+    kind  "reasoning": with a thought, greedy; "samples": the same questions of those tasks that the model can
+          answer at once, with the thought to be switched off by the request, at temperature 0.7
     The same seed gives the same questions. Raises LocalModelError for an unknown kind.
     """
-    if kind not in FAMILIES:
-        raise LocalModelError(f"traced: unknown kind {kind!r}; known: {', '.join(FAMILIES)}")
+    if kind not in TRACED:
+        raise LocalModelError(f"traced: unknown kind {kind!r}; known: {', '.join(TRACED)}")
     drawn = [
         _question("reasoning", task, item)
-        for task in TRACED
+        for task in TRACED[kind]
         for item in islice(FAMILIES_OF_QUESTIONS[task](random.Random(f"{seed}:{task}")), n_a_task)
     ]
     if kind == "samples":
