@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from suffice.episode.ledger import Ledger
-from suffice.episode.reasoning import ReasoningRun, Wants
+from suffice.episode.reasoning import ReasoningRun
+from suffice.episode.seen import Wants
 from suffice.episode.segment import Segmenter
 from suffice.errors import UpstreamDown
 from suffice.scoring.base import build_scorer
@@ -61,9 +62,6 @@ class Kept:
     async def frames(self, frames: Sequence[Frame]) -> None:
         assert not self.ended
         self.got += frames
-
-    async def event(self, raw: bytes) -> None:
-        await self.frames([Frame(raw, raw[6:-2], None)])
 
     def can_begin_again(self) -> bool:
         return False

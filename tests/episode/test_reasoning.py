@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suffice.episode.seen import Wants
 from suffice.errors import UpstreamDown, UpstreamError, UpstreamProtocol
 from suffice.settings import Steps
 from tests.episode.runs import chunk, run_of
@@ -188,8 +189,6 @@ async def test_an_error_frame_ends_the_run_and_is_the_last_thing_seen() -> None:
 
 @pytest.mark.parametrize("usage", [True, False])
 async def test_the_usage_chunk_reaches_only_those_who_asked(usage: bool) -> None:
-    from suffice.episode.reasoning import Wants
-
     frames = stream("reasoning", ["so\n"], "answer")
     told = b'data: {"id":"c1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
     run, client, ledger = run_of([*frames[:-1], told, DONE], wants=Wants(usage=usage, object=False))
@@ -218,3 +217,31 @@ async def test_a_template_that_opened_the_thought_itself_does_not_spoil_the_answ
     assert client.raw == b"".join(frames)
     assert ledger.answer == "4"
     assert run.answer_text == "It is 4"
+
+
+TOKENS = st.sampled_from([" so", " it", "\n", '"', "\\n", " is 4", "é", " and so on"])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["reasoning", "reasoning", "reasoning_content"]), TOKENS), max_size=20),
+    st.lists(TOKENS, min_size=1, max_size=9), st.sampled_from([1, 2, 3, 7, 100]), st.integers(0, 3),
+)  # fmt: skip
+async def test_chunks_that_go_together_mean_what_they_mean_one_by_one(
+    thought: list[tuple[str, str]], answer: list[str], per_read: int, n_cut: int
+) -> None:
+    frames = [chunk({"role": "assistant"}), *(chunk({field: text}) for field, text in thought)]
+    frames += [b": ping\n\n", *(chunk({"content": text}) for text in answer), chunk({}, "stop"), DONE]
+    data = b"".join(frames)
+    size = per_read * len(frames[1]) + n_cut   # reads that end at events, near them and far from them
+    reads = [data[at : at + size] for at in range(0, len(data), size)]
+    told = []
+    for joined in (False, True):
+        run, client, ledger = run_of(reads, wants=Wants(usage=True, object=False, joined=joined))
+        steps = [step async for step in run.steps()]
+        account = ledger.calls[0]
+        told.append((
+            client.raw, steps, run.thought, run.answer_text, account.received_tokens, account.reasoning_tokens,
+            ledger.answer, run.seen, ledger.degraded,
+        ))  # fmt: skip
+    assert told[0] == told[1]
+    assert told[1][0] == data

@@ -46,14 +46,14 @@ def test_a_match_says_what_parsing_says(field: str, first: str, second: str, spa
         assert read is not None
         assert read[0].delta is not None
         assert getattr(read[0].delta, pattern.field) == found
-        assert pattern.shown(again, found) is again
+        assert pattern.shown(again) is again
 
 
 @pytest.mark.parametrize("spaced", [False, True])
 @pytest.mark.parametrize("field", FIELDS)
 def test_ordinary_words_are_recognised(field: str, spaced: bool) -> None:
     pattern = learnt(frame(chunk(field, " so"), spaced=spaced))
-    for text in (" 17", "é", "然后", " plus/minus", "?", "}"):
+    for text in (" 17", "é", "然后", " plus/minus", "?", "}", '"', "\\", "\n", 'say "so"\n', "\u2028"):
         assert pattern.text_of(frame(chunk(field, text), spaced=spaced).raw) == text
     assert pattern.field == field
 
@@ -61,9 +61,6 @@ def test_ordinary_words_are_recognised(field: str, spaced: bool) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        frame(chunk("reasoning", '"')),
-        frame(chunk("reasoning", "\\")),
-        frame(chunk("reasoning", "\n")),
         frame(chunk("reasoning", "")),
         frame(chunk("content", " so")),
         frame(chunk("reasoning", " so", created=2)),
@@ -120,7 +117,7 @@ def test_a_text_that_stands_elsewhere_too_is_not_mistaken_for_the_field() -> Non
 def test_an_empty_usage_is_cut_out_and_nothing_else() -> None:
     pattern = learnt(frame(chunk("reasoning", " so", usage=None)), without_usage=True)
     again = frame(chunk("reasoning", " 17", usage=None))
-    shown = pattern.shown(again, pattern.text_of(again.raw))
+    shown = pattern.shown(again)
     assert json.loads(shown.data or b"") == chunk("reasoning", " 17")
     assert shown.raw == b"data: " + (shown.data or b"") + b"\n\n"
 
@@ -129,8 +126,8 @@ def test_an_empty_usage_is_cut_out_and_nothing_else() -> None:
 def test_an_empty_usage_that_stands_deeper_stays(timings: dict[str, Any]) -> None:
     body = chunk("reasoning", " so", usage=None, timings=timings)
     pattern = learnt(frame(body), without_usage=True)
-    if text := pattern.text_of(frame(body).raw):
-        shown = pattern.shown(frame(body), text)
+    if pattern.text_of(frame(body).raw):
+        shown = pattern.shown(frame(body))
         assert json.loads(shown.data or b"") == chunk("reasoning", " so", timings=timings)
 
 
@@ -143,3 +140,47 @@ def test_chunks_that_never_repeat_are_given_up() -> None:
     assert not pattern.learns
     assert pattern.text_of(first.raw) == " so"
     assert pattern.learns
+
+
+PIECES = st.one_of(
+    st.builds(lambda text: frame(chunk("reasoning", text)), st.sampled_from([" so", "\n", '"', "\\", "é", ", ", "n"])),
+    st.sampled_from([
+        frame(chunk("content", " 4")), frame(chunk("reasoning", "")), frame(chunk("reasoning", " so", created=2)),
+        Frame(b": ping\n\n", None, None),
+        Frame(b'data: {"choices":[{"delta":{"reasoning":"a","x":"b"}}]}\n\n', None, None),
+    ]),
+)  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=12), st.integers(0, 40))
+def test_a_run_is_the_chunks_that_match_one_by_one(frames: list[Frame], n_cut: int) -> None:
+    """Whatever follows, and wherever the read breaks off."""
+    pattern = learnt(frame(chunk("reasoning", " so")))
+    data = b"start" + b"".join(f.raw for f in frames)
+    data = data[: max(5, len(data) - n_cut)]
+    texts, sent, end = pattern.run_in(data, 5)
+    expected, at = [], 5
+    for each in frames:
+        at += len(each.raw)
+        text = pattern.text_of(each.raw)
+        if not text or at > len(data):
+            break
+        expected.append((text, each.raw))
+    assert texts == [text for text, _ in expected]
+    assert sent == b"".join(raw for _, raw in expected) == data[5:end]
+
+
+def test_a_long_read_is_looked_at_in_windows() -> None:
+    pattern = learnt(frame(chunk("reasoning", " so")))
+    data = frame(chunk("reasoning", " so")).raw * 1_000
+    texts, sent, end = pattern.run_in(data, 0)
+    assert 10 < len(texts) < 1_000
+    assert sent == data[:end] == data[: len(data) * len(texts) // 1_000]
+
+
+def test_an_empty_usage_is_cut_out_of_a_run_too() -> None:
+    pattern = learnt(frame(chunk("reasoning", " so", usage=None)), without_usage=True)
+    data = b"".join(frame(chunk("reasoning", text, usage=None)).raw for text in ("a", "\n", " b"))
+    texts, sent, end = pattern.run_in(data, 0)
+    assert (texts, end) == (["a", "\n", " b"], len(data))
+    assert sent == b"".join(frame(chunk("reasoning", text)).raw for text in ("a", "\n", " b"))

@@ -18,10 +18,6 @@ class Delivery(Protocol):
         """Hand over whole frames, in order."""
         ...
 
-    async def event(self, raw: bytes) -> None:
-        """Hand over one event that carries data, as its bytes."""
-        ...
-
     def can_begin_again(self) -> bool:
         """May another answer take the place of what was handed over so far?"""
         ...

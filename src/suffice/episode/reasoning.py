@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from suffice.episode.ending import Delivery, OwnEnd, data_frame
@@ -18,7 +17,8 @@ from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.probe import Prober, missing, visible
 from suffice.episode.reading import first_choice, n_tokens, note_usage
 from suffice.episode.report import suffice_object
-from suffice.episode.segment import Checkpoint, Phase, Segmenting
+from suffice.episode.seen import Cut, Seen, Wants
+from suffice.episode.segment import Checkpoint, Segmenting
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.types import Step
@@ -44,40 +44,8 @@ ANSWER_LIMIT_CHARS = 256 * 1024  # what is kept of an answer to score it
 THOUGHT_LIMIT_CHARS = 2**20      # a longer thought passes on unwatched: what is kept of it has an end
 BUDGET_SLACK_TOKENS = 32         # an engine that is this far beyond its budget does not know budgets
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wants:
-    """What the client asked to see."""
-
-    usage: bool        # a usage chunk, or usage in the body
-    object: bool       # the `suffice` object even when nothing was stopped
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Where a step ends: the thought up to there."""
-
-    n_chars: int
-    n_tokens: int
-
-
-@dataclass(slots=True)
-class Seen:
-    """What the stream has shown so far."""
-
-    phase: Phase = "start"
-    inline: bool = False           # the thought stands in `content`, between tags
-    field: str = "reasoning_content"
-    id: str | None = None
-    model: str | None = None
-    created: int | None = None
-    finish_reason: str | None = None
-    failed: bool = False           # the upstream sent an error frame
-    done: bool = False             # [DONE] was seen
-    ended: bool = False            # nothing more will come
-
-
 DONE_FRAME = Frame(raw=DONE, data=DONE_DATA, event=None)
+_NOTHING = Frame(raw=b"", data=None, event=None)
 
 
 class ReasoningRun:
@@ -265,45 +233,62 @@ class ReasoningRun:
             while True:
                 reading = self._reading
                 data = await (self.call.read() if reading is None else self._begun_bytes(reading))
-                if (event := self._repeated(data, points)) is None:
-                    await self._relay(data, points)
+                sent, at = self._repeated(data, 0, points)
+                if 0 < at == len(data):
+                    await self.delivery.frames((sent,))
                 else:
-                    await self.delivery.event(event)
+                    await self._relay(data, at, [sent] if at else [], points)
                 if points or self.seen.ended or not to_step:
                     return points
         except UpstreamError as error:
             self.failure, self.seen.ended = error, True
             raise
 
-    def _repeated(self, data: bytes, points: list[Checkpoint]) -> bytes | None:
-        """What the client is to get of a read that is one repeated chunk, folded already; None: read it as any other.
+    def _repeated(self, data: bytes, at: int, points: list[Checkpoint]) -> tuple[Frame, int]:
+        """The repeated chunks that stand in `data` from `at` on, folded, as one frame; and where they end.
 
-        It does what `_relay` would do, by the shortest way: nearly every read of a paced stream is such a one.
+        It does what `_look` does, by the shortest way: nearly all of a stream is such chunks. Where the same
+        place comes back, there are none.
         """
-        if self._splitter.holds or self._last is not None or self.held is not None or self.own_end.kept is not None:
-            return None
-        text = self._pattern.text_of(data)
-        if not text or not self._folds_again(text, points):
-            return None
-        return self._pattern.around(text) or data
+        if not self.wants.joined or self.held is not None or self._last is not None or self._splitter.holds:
+            return _NOTHING, at
+        if self.own_end.kept is not None or self.seen.done or self.seen.failed:
+            return _NOTHING, at
+        texts, sent, end = self._pattern.run_in(data, at)
+        if not texts or not self._folds_again(texts, points):
+            return _NOTHING, at
+        return Frame(sent, None, None), end
 
-    async def _relay(self, data: bytes, points: list[Checkpoint]) -> None:
-        frames = self._splitter.feed(data) if data else self._splitter.close()
-        out: list[Frame] = []
+    async def _relay(self, data: bytes, at: int, out: list[Frame], points: list[Checkpoint]) -> None:
+        """Pass on a read from `at` on, behind what is `out` of it already, in one write."""
         try:
-            for frame in frames:
-                last, self._last = self._last, None
-                kept = self._look(frame, points)
-                kept_by = out if self.own_end.kept is None else self.own_end.kept
-                if last is not None:
-                    kept_by += self._with_object(last)
-                if kept is not None:
-                    kept_by.append(kept)
+            if not data:
+                self._take(self._splitter.close(), out, points)
+            while at < len(data):
+                # Event by event, where a run of repeated ones may begin behind each.
+                end = data.find(b"\n\n", at) + 2 if self.wants.joined and self._pattern.learns else 1
+                at, start = end if end > 1 else len(data), at
+                self._take(self._splitter.feed(data[start:at]), out, points)
+                sent, end = self._repeated(data, at, points)
+                if end > at:
+                    out.append(sent)
+                    at = end
         finally:
             if out:
                 await self._pass(out)
         if not data or self.seen.done or self.seen.failed:
             await self._end()
+
+    def _take(self, frames: list[Frame], out: list[Frame], points: list[Checkpoint]) -> None:
+        """Look at frames and lay out what the client is to get."""
+        for frame in frames:
+            last, self._last = self._last, None
+            kept = self._look(frame, points)
+            kept_by = out if self.own_end.kept is None else self.own_end.kept
+            if last is not None:
+                kept_by += self._with_object(last)
+            if kept is not None:
+                kept_by.append(kept)
 
     def _with_object(self, last: dict[str, Any] | None) -> list[Frame]:
         """The chunk with the finish reason, which waits for the upstream's usage: money is known then."""
@@ -383,8 +368,8 @@ class ReasoningRun:
         seen = self.seen
         if seen.done or seen.failed:
             return None
-        if (text := self._pattern.text_of(frame.raw)) and self._folds_again(text, points):
-            return self._pattern.shown(frame, text)
+        if (text := self._pattern.text_of(frame.raw)) and self._folds_again((text,), points):
+            return self._pattern.shown(frame)
         if frame.data is None:
             # Comments keep a connection alive; a lone `retry:` or `id:` is an error to some clients.
             return frame if frame.raw.startswith(b":") else None
@@ -482,21 +467,22 @@ class ReasoningRun:
         self.seen.phase = "answering"  # nothing can be stopped from here on
         self.ledger.fail_open("segment")
 
-    def _folds_again(self, text: str, points: list[Checkpoint]) -> bool:
-        """Fold what a repeated chunk adds, exactly as `_fold` would; False: it must be read in full."""
+    def _folds_again(self, texts: Sequence[str], points: list[Checkpoint]) -> bool:
+        """Fold what repeated chunks add, exactly as `_fold` would; False: they must be read in full."""
         field, seen = self._pattern.field, self.seen
         is_answer = field == "content"
         if is_answer and (seen.inline or seen.phase != "answering"):
             return False
         if self._blind:
             return True
-        self.account.received_tokens += 1
+        self.account.received_tokens += len(texts)
         try:
             if is_answer:
-                self._answers(text)
-            else:
-                seen.field = field
-                self.account.reasoning_tokens += 1
+                self._answers("".join(texts))
+                return True
+            seen.field = field
+            self.account.reasoning_tokens += len(texts)
+            for text in texts:
                 self._thinks(text, 1, points)
         except Exception:  # noqa: BLE001 - as above
             self._goes_blind()

@@ -18,11 +18,7 @@ class StreamDelivery:
 
     def frames(self, frames: Sequence[Frame]) -> Coroutine[Any, Any, None]:
         """Send whole frames. Gives the send itself to be awaited: one layer less for each read."""
-        return self._exchange.body(b"".join([f.raw for f in frames]))
-
-    def event(self, raw: bytes) -> Coroutine[Any, Any, None]:
-        """Send one event."""
-        return self._exchange.body(raw)
+        return self._exchange.body(frames[0].raw if len(frames) == 1 else b"".join([f.raw for f in frames]))
 
     def can_begin_again(self) -> bool:
         """What was sent cannot be taken back."""
@@ -48,10 +44,6 @@ class BodyDelivery:
         for frame in frames:
             if frame.data is not None and frame.data != DONE_DATA:
                 self._assembler.add(frame.data)
-
-    async def event(self, raw: bytes) -> None:
-        """Take one event in."""
-        self._assembler.add(raw[6:-2])
 
     def can_begin_again(self) -> bool:
         """Nothing was sent yet: another run may take the place of this one."""

@@ -128,19 +128,44 @@ class Exchange:
             await self.body(self.error_frame(status, message, kind, code), more=False)
 
 
-async def keep_alive(exchange: Exchange, every_s: float, monotonic_s: Callable[[], float]) -> None:
-    """Send a comment line whenever a stream has been silent for `every_s`; runs until cancelled.
+class KeptAlive:
+    """A block in which a stream that is silent for `every_s` gets a comment line.
 
-    A stream that has not begun by then begins with the first comment: its client would give up.
+    A stream that has not begun by then begins with the first comment: its client would give up. One timer a
+    stream; a task only while a line is on its way.
     """
-    while True:
-        idle = monotonic_s() - exchange.last_sent_s
-        if not exchange.complete and idle >= every_s:
-            if not exchange.status:
-                await exchange.start(200, SSE_HEADERS, events=True)
-            await exchange.body(PING)
-            idle = 0.0
-        await asyncio.sleep(max(0.01, every_s - idle))
+
+    def __init__(self, exchange: Exchange, every_s: float, monotonic_s: Callable[[], float]) -> None:
+        self._exchange, self._every_s, self._now = exchange, every_s, monotonic_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._line: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._wait(self._every_s)
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._line is not None:
+            self._line.cancel()
+            await asyncio.gather(self._line, return_exceptions=True)
+
+    def _wait(self, for_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(max(0.01, for_s), self._look)
+
+    def _look(self) -> None:
+        left_s = self._every_s - (self._now() - self._exchange.last_sent_s)
+        on_its_way = self._line is not None and not self._line.done()
+        if left_s > 0 or on_its_way or self._exchange.complete:
+            self._wait(left_s)
+            return
+        self._line = asyncio.create_task(self._say())
+        self._wait(self._every_s)
+
+    async def _say(self) -> None:
+        if not self._exchange.status:
+            await self._exchange.start(200, SSE_HEADERS, events=True)
+        await self._exchange.body(PING)
 
 
 async def until_gone(receive: Receive) -> None:

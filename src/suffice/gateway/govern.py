@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +15,16 @@ from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.loop import FailOpen, run_episode
 from suffice.episode.pace import Pace
 from suffice.episode.probe import Prober
-from suffice.episode.reasoning import ReasoningRun, Wants
+from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.report import suffice_object, usage_json
 from suffice.episode.samples import SampleRun, refusal
+from suffice.episode.seen import Wants
 from suffice.episode.segment import Segmenter, Segmenting, build_segmenter
 from suffice.episode.worth import Price, WorthIt
 from suffice.errors import UpstreamProtocol
 from suffice.gateway.context import Gateway
 from suffice.gateway.deliver import BodyDelivery, StreamDelivery
-from suffice.gateway.exchange import SSE_HEADERS, Exchange, keep_alive
+from suffice.gateway.exchange import SSE_HEADERS, Exchange, KeptAlive
 from suffice.gateway.intake import Intake
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.rules import FixedBudget
@@ -167,7 +167,8 @@ async def _open_run(
             prober=Prober(continuer, job.route.scorer, ledger) if probing else None,
             tags=(settings.think_open, settings.think_close),
             wants=Wants(
-                usage=job.intake.wants_usage or not job.intake.stream, object=job.intake.has_options
+                usage=job.intake.wants_usage or not job.intake.stream, object=job.intake.has_options,
+                joined=job.intake.stream,
             ),
             drain=ledger.request.audit,
             opened=settings.think_opened and not thinking_is_off(with_fields(job.intake.body, took.fields)),
@@ -278,18 +279,11 @@ def _estimate_saved(job: Job, tokens_used: int) -> None:
     job.ledger.estimate_method = f"mean of {remaining.n} full runs of this route that thought longer"
 
 
-@asynccontextmanager
-async def _pinged(job: Job) -> AsyncIterator[None]:
+def _pinged(job: Job) -> AbstractAsyncContextManager[None]:
     """Comment lines while a governed stream is silent."""
     if not job.intake.stream:
-        yield
-        return
-    ping = asyncio.create_task(keep_alive(job.exchange, job.gw.settings.server.ping_s, job.gw.monotonic_s))
-    try:
-        yield
-    finally:
-        ping.cancel()
-        await asyncio.gather(ping, return_exceptions=True)
+        return nullcontext()
+    return KeptAlive(job.exchange, job.gw.settings.server.ping_s, job.gw.monotonic_s)
 
 
 # --------------------------------------------------------------------------- samples

@@ -8,6 +8,9 @@ what the text is for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import msgspec
 from msgspec.structs import replace
 
 from suffice.upstream.wire import REASONING_FIELDS, Chunk, Frame, decode_chunk, decode_json, is_given
@@ -15,6 +18,9 @@ from suffice.upstream.wire import REASONING_FIELDS, Chunk, Frame, decode_chunk, 
 _NEVER = b"\x00"       # begins no event
 _MAX_TRIES = 4         # patterns in a row that matched nothing: the chunks of this upstream do not repeat
 _NO_USAGE = b'"usage":null'
+WINDOW_BYTES = 16 * 1024   # of a read that holds many chunks, how much is looked at in one go
+
+_string: Callable[[bytes], str] = msgspec.json.Decoder(str).decode
 
 
 class TextPattern:
@@ -23,11 +29,13 @@ class TextPattern:
     field     where the text stands in the delta
     """
 
-    __slots__ = ("_after", "_before", "_matched", "_n_after", "_n_before", "_shown", "_tries", "field")
+    __slots__ = (
+        "_after", "_before", "_between", "_matched", "_n_after", "_n_around", "_n_before", "_shown", "_tries", "field",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self._before = self._after = _NEVER
-        self._n_before = self._n_after = 1
+        self._before = self._after = self._between = _NEVER
+        self._n_before = self._n_after = self._n_around = 1
         self._shown: tuple[bytes, bytes] | None = None   # what the client gets around the text; None: the same
         self._matched = False
         self._tries = 0
@@ -42,27 +50,47 @@ class TextPattern:
         """The text of a frame that is the known one but for its text; "": read that frame as any other."""
         if not raw.startswith(self._before) or not raw.endswith(self._after):
             return ""
-        middle = raw[self._n_before : -self._n_after]
-        # `find`, because `in` first tries whether bytes are a number, and raises an error in doing so.
-        if middle.find(b'"') >= 0 or middle.find(b"\\") >= 0:
-            return ""
-        try:
-            text = middle.decode()
-        except UnicodeDecodeError:
-            return ""
-        if not text.isprintable():  # JSON allows no bare control characters; what else this leaves out is rare
-            return ""
-        self._matched = True
+        text = _string_in(raw[self._n_before : -self._n_after])
+        self._matched = self._matched or bool(text)
         return text
 
-    def shown(self, frame: Frame, text: str) -> Frame:
-        """The frame as the client is to see it."""
-        raw = self.around(text)
-        return Frame(raw, raw[6:-2], None) if raw else frame
+    def run_in(self, data: bytes, at: int) -> tuple[list[str], bytes, int]:
+        """The known chunks that follow one another from `at` on: their texts, what the client sees, where they end.
 
-    def around(self, text: str) -> bytes:
-        """The bytes that the client is to see around a matched text; b"": the same as came."""
-        return b"" if self._shown is None else text.encode().join(self._shown)
+        No texts: what stands there is to be read as any other. Only so much of `data` is looked at that a read
+        of any size costs no more than its parts.
+        """
+        texts: list[str] = []
+        if not data.startswith(self._before, at):
+            return texts, b"", at
+        end, parts = at, list[bytes]()
+        *others, last = data[at + self._n_before : at + WINDOW_BYTES].split(self._between)
+        for part in others:
+            text = _string_in(part)
+            if not text:
+                last = part
+                break
+            texts.append(text)
+            parts.append(part)
+            end += self._n_around + len(part)
+        part = last[: max(0, last.find(self._after))]  # the run's last chunk; behind it stands something else
+        if text := _string_in(part):
+            texts.append(text)
+            parts.append(part)
+            end += self._n_around + len(part)
+        self._matched = self._matched or bool(texts)
+        return texts, self._written(parts) if self._shown else data[at:end], end
+
+    def _written(self, parts: list[bytes]) -> bytes:
+        before, after = self._shown or (b"", b"")
+        return before + (after + before).join(parts) + after if parts else b""
+
+    def shown(self, frame: Frame) -> Frame:
+        """A frame that matched, as the client is to see it."""
+        if self._shown is None:
+            return frame
+        raw = frame.raw[self._n_before : -self._n_after].join(self._shown)
+        return Frame(raw, raw[6:-2], None)
 
     def learn(self, frame: Frame, chunk: Chunk, *, without_usage: bool) -> None:
         """Take the bytes around the text of `frame`, whose only choice says text and nothing else.
@@ -83,6 +111,15 @@ class TextPattern:
             return
         self.field, (self._before, self._after), self._shown = field, cut, shown
         self._n_before, self._n_after = len(self._before), len(self._after)
+        self._n_around, self._between = self._n_before + self._n_after, self._after + self._before
+
+
+def _string_in(middle: bytes) -> str:
+    """What these bytes say between two quotation marks; "": they are not one JSON string."""
+    try:
+        return _string(b'"%b"' % middle)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
 
 
 def _said(chunk: Chunk) -> tuple[str, str] | None:
