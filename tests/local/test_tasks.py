@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -195,7 +195,7 @@ def test_the_largest_is_the_largest_of_different_numbers(seed: int) -> None:
 def test_a_series_goes_on_with_its_one_step_and_never_falls_below_zero(seed: int) -> None:
     for item in drawn("series", seed, 40):
         listed = [*numbers(item.ask), int(item.gold)]
-        steps = {b - a for a, b in zip(listed, listed[1:], strict=False)}
+        steps = {b - a for a, b in pairwise(listed)}
         assert len(listed) == 5
         assert len(steps) == 1
         assert steps != {0}
