@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from suffice.learn.export import export_isotonic, export_linear, export_trees
+from suffice.learn.export import export_ensemble, export_isotonic, export_linear, export_trees
 from suffice.model.ensemble import Ensemble, Part
 
 Matrix = NDArray[np.float64]
@@ -90,6 +90,28 @@ def test_trees_that_met_missing_values_in_training_read_rows_without_any() -> No
     matrix[::3, 0] = np.nan
     fitted = HistGradientBoostingRegressor(max_iter=10, max_leaf_nodes=6, random_state=0).fit(matrix, label)
     agree(export_trees(fitted), fitted.predict(seen), seen)
+
+
+def test_an_ensemble_is_the_mean_of_the_logits_of_parts_that_read_the_first_features() -> None:
+    matrix, label, seen = data()
+    linear: Any = make_pipeline(StandardScaler(), LogisticRegression()).fit(matrix, label)
+    trees: Any = HistGradientBoostingClassifier(max_iter=10, max_leaf_nodes=6, random_state=0).fit(matrix[:, :3], label)
+    both, small = (export_ensemble(trained, n_features=8) for trained in ([linear, trees], [trees]))
+    logits = (linear.decision_function(seen) + trees.decision_function(seen[:, :3])) / 2
+    np.testing.assert_allclose(both.scores(seen), 1 / (1 + np.exp(-logits)), atol=1e-6)
+    np.testing.assert_allclose(small.scores(seen), trees.predict_proba(seen[:, :3])[:, 1], atol=1e-6)
+    wider = export_ensemble([make_pipeline(LogisticRegression()).fit(matrix[:, 3:4], label)], n_features=8)
+    wider.check(8)
+    assert export_ensemble([], n_features=8, otherwise=0.25).score(seen[0].tolist()) == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="Pipeline: fitted on 8 features of 7"):
+        export_ensemble([linear], n_features=7)
+
+
+def test_no_part_is_surer_than_one_in_ten_thousand() -> None:
+    sure = LogisticRegression(C=1e6).fit([[-1.0], [1.0]], [0, 1])
+    ensemble = export_ensemble([sure], n_features=1)
+    assert [ensemble.score([x]) for x in (-1e6, 1e6)] == pytest.approx([1e-4, 1 - 1e-4])
+    assert ensemble.scores(np.array([[-1e6], [1e6]])) == pytest.approx([1e-4, 1 - 1e-4])
 
 
 def test_an_isotonic_curve() -> None:

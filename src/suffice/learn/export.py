@@ -6,15 +6,41 @@ refuses to know features and targets. Tested against scikit-learn 1.7 and later,
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from suffice.model.calibration import Isotonic
+from suffice.model.ensemble import Ensemble, Part
 from suffice.model.linear import Linear
 from suffice.model.trees import LEAF, Tree, Trees
 
 # Any, throughout: scikit-learn has no types, and it is imported by whoever fitted, not here.
+
+
+def export_ensemble(trained: Sequence[Any], *, n_features: int, otherwise: float = 0.5) -> Ensemble:
+    """The mean of the logits of several fitted models, each cut to that of 0.0001 … 0.9999.
+
+    trained     as `export_linear` and `export_trees` take them, each fitted on the first features of a row
+    n_features  of a row
+    otherwise   the probability where nothing was trained, above 0 and below 1
+
+    Raises ValueError as those do, and for a model of more features than there are.
+    """
+    if not trained:
+        return Ensemble((Linear((0.0,) * n_features, math.log(otherwise / (1.0 - otherwise))),))
+    return Ensemble(tuple(_part(fitted, n_features) for fitted in trained))
+
+
+def _part(fitted: Any, n_features: int) -> Part:
+    if fitted.n_features_in_ > n_features:
+        raise ValueError(f"{type(fitted).__name__}: fitted on {fitted.n_features_in_} features of {n_features}")
+    if hasattr(fitted, "_predictors"):
+        return export_trees(fitted)
+    linear = export_linear(fitted)
+    return Linear((*linear.weights, *(0.0,) * (n_features - len(linear.weights))), linear.intercept)
 
 
 def export_linear(fitted: Any) -> Linear:

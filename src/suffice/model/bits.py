@@ -52,6 +52,7 @@ class Bits:
     def one(self, row: Sequence[float]) -> float:
         """The sum for one row."""
         left = self._all
+        # Measured against map and reduce, which are slower here: calls from a loop are specialised.
         for feature, thresholds, masks in self._plan:
             left &= masks[bisect_left(thresholds, row[feature])]
         return sum(map(getitem, self._tables, left.to_bytes(self._n_bytes, "little")))

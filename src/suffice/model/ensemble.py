@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.model.calibration import Isotonic
-from suffice.model.numbers import sigmoid
 
 MOST_PARTS: Final = 16
 MOST_LOGIT: Final = math.log(0.9999 / 0.0001)
@@ -83,11 +82,10 @@ class Ensemble:
 
     def score(self, row: Sequence[float]) -> float:
         """The probability for one row, in [0, 1]."""
-        p = sigmoid(self.raw(row))
+        p = 1.0 / (1.0 + math.exp(-self.raw(row)))  # logits are cut, so this cannot overflow
         return p if self.calibration is None else self.calibration.one(p)
 
     def scores(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """The probability for each row of a matrix, shape (n rows, n features)."""
-        grown = np.exp(-np.abs(raws := self.raws(matrix)))
-        p = np.where(raws >= 0.0, 1.0, grown) / (1.0 + grown)
+        p = 1.0 / (1.0 + np.exp(-self.raws(matrix)))
         return p if self.calibration is None else self.calibration.many(p)

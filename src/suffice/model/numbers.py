@@ -5,7 +5,6 @@ Knows ranges and how to say where a bad one stands; refuses to know models.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -42,11 +41,3 @@ def shown(value: object) -> str:
     if isinstance(value, int):
         return repr(value) if abs(value) < 10**18 else f"a whole number of {value.bit_length():,} bits"
     return f"a {type(value).__name__}"
-
-
-def sigmoid(logit: float) -> float:
-    """1 / (1 + exp(-logit)), for any finite logit."""
-    if logit >= 0.0:
-        return 1.0 / (1.0 + math.exp(-logit))
-    grown = math.exp(logit)
-    return grown / (1.0 + grown)

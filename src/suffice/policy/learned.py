@@ -78,7 +78,7 @@ class Learned(Checked):
         risk = (1.0 - p) / model.cost.of(s.tokens_used / max(1, s.step))
         threshold = self._threshold(s) if model.classes else self.threshold
         if risk > threshold * (1.0 + _SLACK) + _ALMOST_0:
-            return go_on(f"risk {risk:.4g} is above {threshold:g}, P(as good) {p:.4f}", risk)
+            return go_on(f"risk {risk:.4g} is above {threshold:g}", risk)
         if not self._features.informed(s):
             return go_on("nothing that the model reads of the run is known")
         lost = model.hopeless is not None and model.hopeless.score(row) >= 0.5

@@ -8,9 +8,9 @@ wants to know asks for `unknown(field)`. This file knows fields and refuses to k
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import log, log1p, sqrt
 from operator import attrgetter, itemgetter
 from typing import Any, Final, TypeAlias
 
@@ -28,14 +28,16 @@ __all__ = ["DERIVED", "HAS_ANSWER", "MOST_FEATURES", "QUERY_FIELDS", "FeatureSet
 
 Column: TypeAlias = NDArray[np.float64]
 Known: TypeAlias = float | None
-Read: TypeAlias = Callable[[Sequence[Known]], float]  # what is known of a step → one factor
 
 MOST_FEATURES: Final = 20_000
 QUERY_FIELDS: Final = ("n_chars", "n_words", "n_numbers", "n_operators", "planned_steps")
 HAS_ANSWER: Final = "has_answer"  # 1 where there is an answer to deliver, else 0; never unknown
 _COUNTED: Final = ("step", "tokens_used")
 _BEFORE: Final = ("query", "step_share")  # known before the first token: no evidence of how the run went
-_LEAST_P: Final = 1e-4            # logit is cut here, and at 1 minus it
+_LEAST_P: Final = 1e-4            # logit is cut here …
+_MOST_P: Final = 1.0 - _LEAST_P   # … and here
+_LOGIT_LEAST: Final = log(_LEAST_P / _MOST_P)
+_LOGIT_MOST: Final = log(_MOST_P / (1.0 - _MOST_P))
 _MOST_QUERIES: Final = 256        # whose part of a row is remembered
 _BUCKET: Final = re.compile("0|[1-9][0-9]{0,8}")
 
@@ -62,14 +64,16 @@ class FeatureSet:
         self.names: tuple[str, ...] = tuple(names)
         flat = list(dict.fromkeys(factor for factors in parsed for factor in factors))
         self._asked = _Asked([f for f in flat if isinstance(f, Mark) or f.field in QUERY_FIELDS])
-        self._numbers = [f for f in flat if isinstance(f, Number) and f.field not in QUERY_FIELDS]
+        numbers = [f for f in flat if isinstance(f, Number) and f.field not in QUERY_FIELDS]
+        transforms = list(dict.fromkeys(number.transform for number in numbers))
+        self._numbers = [number for transform in transforms for number in numbers if number.transform == transform]
         self._fields = _fields_of(self._numbers)
         fields = [*self._fields, *(("query",) if self._asked.factors else ())]
         self.needs: tuple[str, ...] = tuple(dict.fromkeys(folds[field] for field in fields if field in folds))
         evidence = [field for field in self._fields if field in folds and field not in _BEFORE]
         self._evidence = evidence or [field for field in fields if field in folds]
         self._plan = _plan_of(parsed, [*self._numbers, *self._asked.factors])
-        self._compile()
+        self._compile(transforms)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FeatureSet) and self.names == other.names
@@ -89,9 +93,13 @@ class FeatureSet:
         if self._extra:
             extra = signals.extra or {}
             known += [extra.get(field) for field in self._extra]
+        if self._has_answer:
+            known.append(0.0 if signals.answer is None else 1.0)
         for derive in self._derive:
             known.append(derive(known))
-        factors = [read(known) for read in self._reads]
+        factors: list[float] = []
+        for transform, pick in self._groups:
+            factors += transform(pick(known))
         if self._asked.factors:
             factors += self._asked.of(signals.query)
         for a, b in self._plan[0]:
@@ -155,25 +163,22 @@ class FeatureSet:
                 informed |= np.isfinite(values[field])
         return informed
 
-    def _compile(self) -> None:
+    def _compile(self, transforms: Sequence[Transform]) -> None:
         """Make ready what `row` runs."""
-        own = [field for field in self._fields if field in SIGNAL_FIELDS]
+        own = [field for field in self._fields if field in SIGNAL_FIELDS and field != "answer"]
         self._extra = [field for field in self._fields if field not in SIGNAL_FIELDS]
-        # Any: fields of Signals have types of their own. Those read here are numbers, or the answer.
+        self._has_answer = "answer" in self._fields
+        # Any: fields of Signals have types of their own. Those read here are numbers.
         self._get: Callable[[Signals], tuple[Any, ...]] = attrgetter(*_COUNTED, *own)
-        index = {name: at for at, name in enumerate((*_COUNTED, *own, *self._extra))}
-        self._derive: list[Callable[[Sequence[Known]], Known]] = []
-        for field in _made(self._numbers):
-            if field == HAS_ANSWER:
-                self._derive.append(_answering(index["answer"]))
-            else:
-                self._derive.append(_deriving(DERIVED[field].one, [index[name] for name in DERIVED[field].reads]))
-            index[field] = len(index)
-        self._reads = [_READERS[factor.transform](index[factor.field]) for factor in self._numbers]
-        picked = self._plan[1]
-        self._pick: Callable[[Sequence[float]], tuple[float, ...]] = (
-            itemgetter(*picked) if len(picked) > 1 else lambda factors: (factors[picked[0]],)
-        )
+        names = [*_COUNTED, *own, *self._extra, *([HAS_ANSWER] if self._has_answer else [])]
+        derived = [field for field in _made(self._numbers) if field != HAS_ANSWER]
+        index = {name: at for at, name in enumerate([*names, *derived])}
+        self._derive = [_deriving(DERIVED[name].one, [index[read] for read in DERIVED[name].reads]) for name in derived]
+        self._groups = [
+            (_TRANSFORMED[transform], _picker([index[n.field] for n in self._numbers if n.transform == transform]))
+            for transform in transforms
+        ]
+        self._pick = _picker(self._plan[1])
 
 
 class _Asked:
@@ -227,7 +232,7 @@ class _Asked:
             if at is not None:
                 part[at] = 1.0
         for at, number in self._numbers:
-            part[at] = _READERS[number.transform](0)((getattr(query, number.field),))
+            part[at] = _TRANSFORMED[number.transform]((getattr(query, number.field),))[0]
         return part
 
 
@@ -235,56 +240,41 @@ class _Asked:
 # `x is None or x - x` is true of None, not-a-number and infinities: of all that is unknown.
 
 
-def _plain(at: int) -> Read:
-    def read(known: Sequence[Known]) -> float:
-        x = known[at]
-        return 0.0 if x is None or x - x else x
-
-    return read
+def _plain(given: Iterable[Known]) -> list[float]:
+    return [0.0 if x is None or x - x else x for x in given]
 
 
-def _log1p(at: int) -> Read:
-    def read(known: Sequence[Known], log1p: Callable[[float], float] = math.log1p) -> float:
-        x = known[at]
-        return 0.0 if x is None or x - x or x < 0.0 else log1p(x)
-
-    return read
+def _log1p(given: Iterable[Known]) -> list[float]:
+    return [0.0 if x is None or x - x or x < 0.0 else log1p(x) for x in given]
 
 
-def _sqrt(at: int) -> Read:
-    def read(known: Sequence[Known], sqrt: Callable[[float], float] = math.sqrt) -> float:
-        x = known[at]
-        return 0.0 if x is None or x - x or x < 0.0 else sqrt(x)
-
-    return read
+def _sqrt(given: Iterable[Known]) -> list[float]:
+    return [0.0 if x is None or x - x or x < 0.0 else sqrt(x) for x in given]
 
 
-def _logit(at: int) -> Read:
-    def read(known: Sequence[Known], log: Callable[[float], float] = math.log) -> float:
-        p = known[at]
-        if p is None or p - p:
-            return 0.0
-        p = min(max(p, _LEAST_P), 1.0 - _LEAST_P)
-        return log(p / (1.0 - p))
-
-    return read
+def _logit(given: Iterable[Known]) -> list[float]:
+    return [
+        0.0 if p is None or p - p
+        else log(p / (1.0 - p)) if _LEAST_P < p < _MOST_P
+        else _LOGIT_MOST if p > 0.5 else _LOGIT_LEAST
+        for p in given
+    ]  # fmt: skip
 
 
-def _unknown(at: int) -> Read:
-    def read(known: Sequence[Known]) -> float:
-        x = known[at]
-        return 1.0 if x is None or x - x else 0.0
-
-    return read
+def _unknown(given: Iterable[Known]) -> list[float]:
+    return [1.0 if x is None or x - x else 0.0 for x in given]
 
 
-_READERS: Final[Mapping[Transform, Callable[[int], Read]]] = {
+_TRANSFORMED: Final[Mapping[Transform, Callable[[Iterable[Known]], list[float]]]] = {
     "": _plain, "log1p": _log1p, "sqrt": _sqrt, "logit": _logit, "unknown": _unknown,
 }  # fmt: skip
 
 
-def _answering(at: int) -> Callable[[Sequence[Known]], Known]:
-    return lambda known: 0.0 if known[at] is None else 1.0
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """What stands at these places, as a tuple. Any: numbers, known or not."""
+    if len(places) == 1:
+        return lambda items: (items[places[0]],)
+    return itemgetter(*places) if places else lambda items: ()  # noqa: ARG005 - all three have one form
 
 
 def _deriving(one: Callable[..., Known], reads: Sequence[int]) -> Callable[[Sequence[Known]], Known]:
@@ -315,7 +305,7 @@ def _read_many(transform: Transform, column: Column) -> Column:
     if transform == "sqrt":
         return np.asarray(np.sqrt(np.maximum(x, 0.0)))
     if transform == "logit":
-        p = np.clip(x, _LEAST_P, 1.0 - _LEAST_P)
+        p = np.clip(x, _LEAST_P, _MOST_P)
         return np.where(known, np.log(p / (1.0 - p)), 0.0)
     return x
 
