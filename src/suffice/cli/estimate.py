@@ -73,6 +73,7 @@ def _estimate(paths: tuple[Path, ...], given: Options) -> tuple[Estimate, Log]:
     import numpy as np
 
     from suffice.errors import ConfigError
+    from suffice.plugins import load_plugins
     from suffice.replay.estimate import estimate as run
     from suffice.replay.estimate import traffic_of
     from suffice.replay.estimate_runs import replay_ladder, runs_of_calls
@@ -83,6 +84,7 @@ def _estimate(paths: tuple[Path, ...], given: Options) -> tuple[Estimate, Log]:
         if not 0 < getattr(given, name) < 1:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option}: got {getattr(given, name)}; a fraction between 0 and 1 (1 point = 0.01)")
+    load_plugins()
     scorer = build_scorer(given.scorer)
     log = read_logs(paths, as_format=given.as_format)
     own = runs_of_calls(log.calls, scorer)

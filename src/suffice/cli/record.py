@@ -87,6 +87,7 @@ def record(questions: Path, **options: object) -> None:
 
 async def _record(questions: Path, given: Options) -> Progress:
     """Read what is asked, open the server and the file, and record."""
+    from suffice.plugins import load_plugins
     from suffice.replay.record import record as run
     from suffice.replay.record import upstream_for_recording
     from suffice.replay.record_ask import read_questions
@@ -97,6 +98,7 @@ async def _record(questions: Path, given: Options) -> Progress:
 
     if not given.out.name.endswith((".jsonl", ".jsonl.gz")):
         raise click.UsageError(f"--out: got {given.out.name!r}; a name that ends in .jsonl or .jsonl.gz")
+    load_plugins()
     asked = read_questions(_lines(questions), str(questions))
     settings = load_settings(given.config) if given.config is not None else None
     route = _route(settings, given)

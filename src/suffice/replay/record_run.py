@@ -26,7 +26,7 @@ from suffice.episode.reading import entropy_of, first_choice
 from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.samples import SampleRun, refusal, text_of
 from suffice.episode.seen import Wants
-from suffice.episode.segment import Checkpoint, Segmenter
+from suffice.episode.segment import Checkpoint, build_segmenter
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.replay.form import LAST, MAJORITY_VOTE
 from suffice.replay.jsonl import RunRow, StepRow
@@ -151,7 +151,7 @@ class Recorder:
                     raise await refusal(call)
                 account.began = True
                 run = ReasoningRun(
-                    call, account, ledger=ledger, delivery=tap, segmenter=Segmenter(self.recipe.steps),
+                    call, account, ledger=ledger, delivery=tap, segmenter=build_segmenter(self.recipe.steps),
                     scorer=self.scorer, prober=None, tags=(settings.think_open, settings.think_close),
                     wants=Wants(usage=True, object=False), drain=True,
                     opened=settings.think_opened and not thinking_is_off(body),
