@@ -20,7 +20,8 @@ FRAGMENTS = st.sampled_from([
     "50%", " percent", "1e5", "e", "× 10^3", "$", "=", "+", "٣", "½", "²", "ﷺ", "é", "\u0301", "\u0345", "ß",
     "İ", "\u200d", "\ud800", "\udfff", "\x00", "\u2028", "?", "NaN", "inf", "None", "Ｂ", "（", "`", "_", "*",
     "$", r"\(", r"\[", r"\frac12", r"\sqrt", r"^{", r"\text{cm}", "x=", r"\%", "²", "√", "{1}", r"\ ", r"\\", "`" * 3,
-    '{"a": 1}', '"', "null", "long text " + "0" * 32,
+    '{"a": 1}', '"', "null", "Yes", "no.", "是", "- ", "1. ", " and ", "[", "]", "March ",
+    "5, 2024", "3/4/2024", "2024-02-30", "2024年3月", "long text " + "0" * 32,
 ])  # fmt: skip
 ANY_TEXT = st.one_of(
     st.text(st.characters(), max_size=30),  # surrogates included
@@ -30,6 +31,8 @@ ANY_TEXT = st.one_of(
 # Every scorer, with and without its parameters. The first test refuses a table without a row here.
 SPECS: dict[str, Spec] = {
     **{name: name for name in sorted(SCORERS) if name != "regex"},
+    "date, day first": {"scorer": "date", "order": "dmy"},
+    "list, ordered numbers": {"scorer": "list", "ordered": True, "compare": "number"},
     "json, one field": {"scorer": "json", "path": '$.items[-1]["final answer"]'},
     "json, a number": {"scorer": "json", "path": "$.answer", "compare": "number"},
     "number, percent as a share": {"scorer": "number", "percent": "share"},
@@ -39,7 +42,7 @@ SPECS: dict[str, Spec] = {
     "whole, as squad": {"scorer": "whole", "compare": "squad"},
 }
 EVERY_SCORER = pytest.mark.parametrize("name", sorted(SPECS))
-PROPERTY = settings(max_examples=100, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=50, derandomize=True, deadline=None)
 
 
 def scorer_of(name: str) -> Scorer:
@@ -161,6 +164,8 @@ def test_a_label_is_short_and_names_the_scorer(name: str) -> None:
         ({"scorer": "regex"}, r"scorer\.pattern: missing"),
         ({"scorer": "regex", "pattern": "(a"}, r"scorer\.pattern: character 3: a \( that is never closed"),
         ({"scorer": "regex", "pattern": "a", "ignore_case": "yes"}, r"scorer\.ignore_case: got 'yes'; allowed: true"),
+        ({"scorer": "date", "order": "ymd"}, r"scorer\.order: got 'ymd'; allowed: as-written, dmy, mdy"),
+        ({"scorer": "list", "ordered": 1}, r"scorer\.ordered: got a value of type int; allowed: true, false"),
         ({"scorer": "number", "percent": "no"}, r"scorer\.percent: got 'no'; allowed: keep, drop, share"),
     ],
 )

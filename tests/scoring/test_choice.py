@@ -18,6 +18,8 @@ SCORER = ChoiceScorer()
         ("B) Paris", "B"),
         ("B: Paris", "B"),
         ("b. Paris", "B"),
+        ("c ) Paris", "C"),
+        ("D ) Paris", "D"),
         ("B\nbecause Paris", "B"),
         ("Option C", "C"),
         ("（Ｂ）", "B"),

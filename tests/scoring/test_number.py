@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -120,3 +121,27 @@ def test_a_million_digits_are_compared_without_being_converted() -> None:
     assert SCORER.normalise("1." + "0" * 1_000_000) is not None
     assert SCORER.normalise("9" * 1_000_000) is None
     assert SCORER.normalise("9" * 1_000) == "9" * 1_000
+
+
+@pytest.mark.parametrize(
+    ("written", "normal"),
+    [
+        ("2 1/2", "2.5"),
+        (r"2\frac{1}{2}", "2.5"),
+        (r"-3\frac13", "-10/3"),
+        (r"\frac12", "0.5"),
+        ("½", "0.5"),
+        ("2½ cups", "2.5"),
+        ("12 3/2", "1.5"),  # no mixed number is written so
+        ("The answer is 1 1/2 hours", "1.5"),
+    ],
+)
+def test_mixed_numbers_and_small_fractions(written: str, normal: str) -> None:
+    assert SCORER.normalise(written) == normal
+
+
+@pytest.mark.parametrize(("percent", "normal"), [("keep", "12.5%"), ("drop", "12.5"), ("share", "0.125")])
+def test_the_owner_says_what_a_percent_sign_means(percent: Literal["keep", "drop", "share"], normal: str) -> None:
+    scorer = NumberScorer(percent=percent)
+    assert scorer.extract("The answer is 12.5%.") == normal
+    assert scorer.extract("25/2 percent") == normal

@@ -15,7 +15,9 @@ from typing import Any, Protocol, TypeAlias
 
 from suffice.errors import ConfigError
 from suffice.scoring.choice import ChoiceScorer
+from suffice.scoring.date import DateScorer
 from suffice.scoring.json import JsonScorer
+from suffice.scoring.list import ListScorer
 from suffice.scoring.math import MathJudge, MathScorer
 from suffice.scoring.number import NumberScorer
 from suffice.scoring.regex import RegexScorer
@@ -23,6 +25,7 @@ from suffice.scoring.spec import short
 from suffice.scoring.squad import SquadScorer
 from suffice.scoring.text import TextScorer
 from suffice.scoring.whole import WholeScorer
+from suffice.scoring.yes_no import YesNoScorer
 
 
 class Scorer(Protocol):
@@ -54,13 +57,16 @@ Spec: TypeAlias = str | Mapping[str, Any]  # a name, or a table as it stands in 
 
 SCORERS: dict[str, Callable[..., Scorer]] = {
     "choice": ChoiceScorer,
+    "date": DateScorer,
     "json": JsonScorer,
+    "list": ListScorer,
     "math": MathScorer,
     "number": NumberScorer,
     "regex": RegexScorer,
     "squad": SquadScorer,
     "text": TextScorer,
     "whole": WholeScorer,
+    "yes-no": YesNoScorer,
 }
 
 

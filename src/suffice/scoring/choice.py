@@ -17,7 +17,7 @@ from suffice.scoring.normal import ByNormalForm
 _OPEN = r"[\s(\[{（【*_$\"'`]{0,6}"
 _NAMED = r"(?i:(?:option|choice|letter)\s{1,4})?"
 _UPPER, _LOWER = "[A-JＡ-Ｊ]", "[a-jａ-ｊ]"
-_CLOSE = r"(?=[)\]}）】*_:：$\"`]|\.(?!\w)|\s{0,8}\Z|\s{0,4}\n)"
+_CLOSE = r"(?=\s?[)\]}）】]|[*_:：$\"`]|\.(?!\w)|\s{0,8}\Z|\s{0,4}\n)"
 _NO_WORD = r"(?![\w'’-])"
 
 # Upper case stands alone or closed. Lower case needs something that closes it: "a dog" is no option.
