@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -92,6 +93,7 @@ def _compared(
     questions: Sequence[Asked], run: Callable[[Governor, Any], Episode | AsyncEpisode], *, title: str, scorer: str,
     policy: Mapping[str, Any], verbose: bool,
 ) -> dict[str, list[Ran]]:  # fmt: skip
+    os.environ.setdefault("SUFFICE_SALT", "examples")  # the same audits each time, so that figures can be repeated
     yardstick, found, started = build_scorer(scorer), dict[str, list[Ran]](), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         for name, mode in (("full", "observe"), ("governed", "enforce")):

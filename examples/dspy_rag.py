@@ -1,18 +1,17 @@
 """The loop of iterative_rag.py as a DSPy module: its `forward` tells Suffice each hop.
 
-    pip install dspy
-    python examples/dspy_rag.py
+`pip install dspy`, then `python examples/dspy_rag.py`.
 """
 
 from __future__ import annotations
 
 import dspy
+
 from bm25 import Index
 from compare import arguments, compare
 from corpus import Question, corpus, questions
 from iterative_rag import POLICY, ROUNDS, next_query
 from local_model import NAME, local_model
-
 from suffice import Episode
 
 

@@ -1,20 +1,19 @@
 """The loop of iterative_rag.py as a LangGraph graph: the edge behind `answer` asks Suffice where to go.
 
-    pip install langgraph
-    python examples/langgraph_rag.py
+`pip install langgraph`, then `python examples/langgraph_rag.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from langgraph.graph import END, START, StateGraph
+
 from bm25 import Index
 from compare import arguments, compare
 from corpus import Question, corpus, questions
 from iterative_rag import POLICY, ROUNDS, next_query, prompt
-from langgraph.graph import END, START, StateGraph
 from local_model import Model, local_model
-
 from suffice import Episode
 
 

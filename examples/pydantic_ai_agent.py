@@ -1,7 +1,6 @@
 """Self-revision with pydantic-ai: an agent answers, and is asked to check its work until the answer stands.
 
-    pip install "pydantic-ai-slim[openai]"
-    python examples/pydantic_ai_agent.py
+`pip install pydantic-ai-slim[openai]`, then `python examples/pydantic_ai_agent.py`.
 
 The conversation is the agent's own; Suffice is told after each of its runs, and awaited.
 """
@@ -9,15 +8,15 @@ The conversation is the agent's own; Suffice is told after each of its runs, and
 from __future__ import annotations
 
 import openai
-from compare import arguments, compare_async
-from local_model import NAME, local_model
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
-from self_revision import POLICY, REVISE, ROUNDS, SHOWN, Sum, questions
 
+from compare import arguments, compare_async
+from local_model import NAME, local_model
+from self_revision import POLICY, REVISE, ROUNDS, SHOWN, Sum, questions
 from suffice import AsyncEpisode
 
 FIRST: list[ModelMessage] = [

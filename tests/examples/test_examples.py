@@ -1,0 +1,157 @@
+"""The examples run as a user runs them, in front of a fake model; their tools and their gold are exact."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from suffice.local.weights import cached_file, find
+from suffice.testing import FakeUpstream, Reply
+from suffice.testing.prompt import cut
+from suffice.testing.reply import RequestSeen
+from tests.house.test_packaging import pins
+from tests.house.tree import ROOT
+
+EXAMPLES = ROOT / "examples"
+FRAMEWORKS = {"langgraph_rag": "langgraph", "dspy_rag": "dspy", "pydantic_ai_agent": "pydantic-ai-slim"}
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Import a module of the examples as it stands in its folder."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def get(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return get
+
+
+def reads(passages: str) -> str:
+    """A model that finds the country once its passages name it; before, it says what it saw last."""
+    born = re.findall(r"was born in ([\w ]+)\.", passages)
+    known = dict(re.findall(r"([A-Z][\w ]*) is the capital of ([\w ]+)\.", passages))
+    return next((known[city] for city in born if city in known), born[-1] if born else "Nowhere")
+
+
+def says(request: RequestSeen) -> Reply:
+    """What the fake model answers to each of the loops."""
+    messages = request.messages
+    last = str(messages[-1]["content"])
+    if "Answer with the name of the country only." in last:
+        text = reads(last)
+    elif str(messages[0]["content"]).startswith("Solve the problem."):
+        text = f"CALC {len(messages)} * 0 + 7" if len(messages) > 10 else "CALC 1 + 1"
+    else:
+        text = "1 + 1 = 3" if len(messages) == 3 else "1 + 1 = 2"
+    return Reply(answer=cut(text))
+
+
+def run(name: str, url: str, *more: str) -> str:
+    """The program's output."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *more], capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"SUFFICE_EXAMPLES_URL": url},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def table(printed: str) -> dict[str, tuple[float, float]]:
+    """EM in percent and steps of both passes."""
+    found = re.findall(r"^  (full|governed) +([\d.]+)% +([\d.]+)", printed, re.MULTILINE)
+    return {name: (float(em), float(steps)) for name, em, steps in found}
+
+
+# steps of a full and of a governed run: audits, a tenth, run in full
+LOOPS = [("iterative_rag", 6.0, 4.5), ("self_revision", 4.0, 3.3), ("tool_agent", 6.0, 3.5)]
+
+
+@pytest.mark.parametrize(("name", "n_full", "n_governed"), LOOPS)
+def test_an_example_runs_saves_and_says_what_it_cost(name: str, n_full: float, n_governed: float) -> None:
+    with FakeUpstream.in_thread(says) as fake:
+        printed = run(name, fake.url, "--questions", "8", "--verbose")
+    found = table(printed)
+    assert found["full"][1] == n_full
+    assert 2.0 <= found["governed"][1] <= n_governed
+    saved = re.search(r"tokens saved: ([\d.]+)% generated, ([\d.]+)% with prompts; (\d) of 8 runs stopped", printed)
+    assert saved is not None
+    assert float(saved[1]) > 0
+    assert int(saved[3]) >= 5
+    assert printed.count(" gold ") == 16
+    if name == "iterative_rag":
+        assert found["full"][0] >= 50.0
+
+
+def test_the_questions_have_one_answer_each_and_the_index_finds_the_way_to_it(example: type) -> None:
+    corpus, rag, bm25 = example("corpus"), example("iterative_rag"), example("bm25")
+    index, asked = bm25.Index(corpus.corpus()), corpus.questions(24)
+    assert len(index.passages) == 402
+    assert len(set(index.passages)) == 402
+    n_found = 0
+    for question in asked:
+        passages: list[str] = []
+        query = question.text
+        for _ in range(rag.ROUNDS):
+            passages += index.search(query, 1, without=passages)
+            query = rag.next_query(question.text, passages[-1])
+        assert len(set(passages)) == rag.ROUNDS
+        n_found += reads("\n".join(passages)) == question.gold
+    assert n_found >= 16
+
+
+def test_the_index_ranks_by_rare_words(example: type) -> None:
+    index = example("bm25").Index(["the cat sat", "the dog sat", "the cat ran off with the dog", "a bird"])
+    assert index.search("the cat sat", 1) == ["the cat sat"]
+    assert index.search("cat", 9) == ["the cat sat", "the cat ran off with the dog"]
+    assert index.search("bird", 3) == ["a bird"]
+    assert index.search("bird", 3, without=["a bird"]) == []
+    assert index.search("zebra", 3) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("4 * 6 - 5", "19"), (" (1+2)*3 ", "9"), ("7 / 2", "3.5"), ("-3 + 1", "-2"),
+        ("1 / 0", "error"), ("2 ** 9", "error"), ("__import__('os')", "error"), ("a + 1", "error"), ("", "error"),
+        ("(" * 500, "error"),
+    ],
+)  # fmt: skip
+def test_the_calculator_reads_sums_and_nothing_else(example: type, written: str, said: str) -> None:
+    assert example("tool_agent").calculate(written).startswith(said)
+
+
+def test_every_example_is_run_by_make_and_pinned_where_it_needs_another_library() -> None:
+    listed = (EXAMPLES / "__main__.py").read_text(encoding="utf-8")
+    programs = {path.stem for path in EXAMPLES.glob("*.py") if "def main()" in path.read_text(encoding="utf-8")}
+    assert programs - {"__main__"} == {"iterative_rag", "self_revision", "tool_agent", *FRAMEWORKS}
+    base = pins(ROOT / "requirements" / "base.txt")
+    for name, package in FRAMEWORKS.items():
+        environment = re.search(rf'"{name}": "([\w-]+)"', listed)
+        assert environment is not None, name
+        wanted = EXAMPLES / "requirements" / f"{environment[1]}.txt"
+        assert re.search(rf"^{package}(\[\w+\])?==", wanted.read_text(encoding="utf-8"), re.MULTILINE)
+        assert "--hash=sha256:" in wanted.read_text(encoding="utf-8")
+        assert base.items() <= pins(wanted).items(), f"{wanted.name} lacks what suffice needs; run make lock-clients"
+
+
+@pytest.mark.model
+def test_the_first_example_runs_on_the_real_model() -> None:
+    if not cached_file(find("qwen0.5b")).is_file():
+        pytest.skip("the weights of qwen0.5b are not in the cache; make demo fetches them")
+    environment = {k: v for k, v in os.environ.items() if k != "SUFFICE_EXAMPLES_URL"}
+    program = str(Path("examples") / "iterative_rag.py")
+    done = subprocess.run(
+        [sys.executable, program, "--questions", "2"], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    assert table(done.stdout)["full"][1] == 6.0
