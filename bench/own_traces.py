@@ -28,6 +28,7 @@ from suffice.upstream.client import UpstreamClient
 WEIGHTS = "qwen0.5b"
 MODEL = "qwen2.5-coder-0.5b-instruct-q4_k_m"
 N_A_TASK = {"reasoning": 75, "samples": 50}
+BLOCK = 25
 SLOTS = {"reasoning": 4, "samples": 2}
 RECIPES = {
     "reasoning": Recipe(
@@ -39,9 +40,15 @@ RECIPES = {
 
 
 def lines(kind: str) -> Iterator[str]:
-    """The question file, as `suffice record` reads it."""
-    for one in traced(kind, N_A_TASK[kind]):
-        yield json.dumps(line(kind, one))
+    """The question file, as `suffice record` reads it.
+
+    Tasks in turn, so that they grow alike; in blocks, so that a server reads their worked examples seldom.
+    """
+    found, n = traced(kind, N_A_TASK[kind]), N_A_TASK[kind]
+    tasks = [found[start : start + n] for start in range(0, len(found), n)]
+    for start in range(0, n, BLOCK):
+        for task in tasks:
+            yield from (json.dumps(line(kind, one)) for one in task[start : start + BLOCK])
 
 
 def line(kind: str, one: Question) -> dict[str, object]:
