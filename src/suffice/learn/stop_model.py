@@ -13,6 +13,7 @@ Nothing here is imported by a request: what is fitted leaves as plain data (`lea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -57,7 +58,8 @@ class Fitted:
 
     def scores(self, x: Floats) -> Floats:
         """P(good) of each row: the mean of the parts' logits, as a probability, shape (R,)."""
-        logits = [np.log(p / (1 - p)) for p in (np.clip(part(x), _CLIP, 1 - _CLIP) for part in self.parts)]
+        with one_thread():
+            logits = [np.log(p / (1 - p)) for p in (np.clip(part(x), _CLIP, 1 - _CLIP) for part in self.parts)]
         mean: Floats = 1 / (1 + np.exp(-np.mean(logits, axis=0)))
         return mean
 
@@ -79,15 +81,26 @@ def fit(examples: Examples, chosen: Chosen, target: Target, *, parts: Parts = "e
     n_dense = len(chosen.dense)
     made: list[Callable[[Floats], Floats]] = []
     trained: list[object] = []
-    if parts != "trees":
-        linear = _linear().fit(x, y)
-        made.append(lambda rows: np.asarray(linear.predict_proba(rows)[:, 1]))
-        trained.append(linear)
-    if parts != "linear":
-        trees = _trees(seed).fit(x[:, :n_dense], y)
-        made.append(lambda rows: np.asarray(trees.predict_proba(rows[:, :n_dense])[:, 1]))
-        trained.append(trees)
+    with one_thread():
+        if parts != "trees":
+            linear = _linear().fit(x, y)
+            made.append(lambda rows: np.asarray(linear.predict_proba(rows)[:, 1]))
+            trained.append(linear)
+        if parts != "linear":
+            trees = _trees(seed).fit(x[:, :n_dense], y)
+            made.append(lambda rows: np.asarray(trees.predict_proba(rows[:, :n_dense])[:, 1]))
+            trained.append(trees)
     return Fitted(tuple(made), tuple(trained))
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Numerics on one thread: on small data more threads only wait for each other, and on a busy machine for long."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return nullcontext()
+    limits: AbstractContextManager[object] = threadpool_limits(1)
+    return limits
 
 
 def _linear() -> Any:  # scikit-learn brings no types

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,8 @@ from suffice.replay.scores import (
     risk_of,
     stop_codes,
 )
-from suffice.replay.sums import N_FOLDS, Summing, Sums, folds_of
+from suffice.replay.sums import Summing, Sums, folds_of
+from suffice.signals.features import FeatureSet
 
 N_LEVELS = 61
 
@@ -82,16 +84,49 @@ class Laid:
         return self.sums.columns(keep), tuple(self.rungs[at] for at in keep), slices
 
 
+class Levels(NamedTuple):
+    """A learned score over some runs: risk and stop code of each row, and the levels that make its ladder."""
+
+    risk: Floats
+    codes: NDArray[np.int8]
+    levels: Floats
+
+
+Fixed = Sequence[tuple[Ladder, Sequence[Halts]]]
+
+
+def fix(ladders: Sequence[Ladder], runs: Runs) -> list[tuple[Ladder, list[Halts]]]:
+    """Where each policy of each ladder ends the runs: nothing in it is learned, so it is computed once."""
+    return [
+        (ladder, [halts_of(rung, runs) for rung in ladder.rungs if isinstance(rung, PolicyRung)]) for ladder in ladders
+    ]
+
+
+def lay(runs: Runs, fixed: Fixed, learned: Mapping[str, Levels]) -> Laid:
+    """Every rung of every ladder on the runs, summed by question."""
+    rungs: list[PolicyRung | RiskRung] = []
+    halts: list[Halts] = []
+    slices: dict[str, slice] = {}
+    for ladder, of_ladder in fixed:
+        slices[ladder.name] = slice(len(rungs), len(rungs) + len(of_ladder))
+        rungs += ladder.rungs
+        halts += of_ladder
+    for name, (risk, codes, levels) in learned.items():
+        slices[name] = slice(len(rungs), len(rungs) + len(levels))
+        rungs += [RiskRung(score=name, level=float(level), label=f"{name} {level:.3g}") for level in levels]
+        halts += halts_at(risk, levels, runs, codes)
+    summing = Summing(len(rungs))
+    summing.add(runs, halts, [rung.asks for rung in rungs])
+    return Laid(sums=summing.sums(), rungs=tuple(rungs), slices=slices)
+
+
 class Study:
     """The runs of one set with everything that is computed from them once."""
 
     def __init__(self, runs: Runs, ladders: Sequence[Ladder], options: Options, tick: Tick = lambda: None) -> None:
         self.runs, self.ladders, self.options = runs, tuple(ladders), options
         self.fold = folds_of(runs)
-        self._fixed = [
-            (ladder, [halts_of(rung, runs) for rung in ladder.rungs if isinstance(rung, PolicyRung)])
-            for ladder in ladders
-        ]
+        self._fixed = fix(ladders, runs)
         self._tables: dict[bool, Table] = {}
         self._fits: dict[bool, CrossFit] = {}
         if options.scores:
@@ -121,25 +156,12 @@ class Study:
 
     def lay(self, v: int | None) -> Laid:
         """All rungs of all ladders: published ones, and learned ones at the levels that fold `v` may know."""
-        rungs: list[PolicyRung | RiskRung] = []
-        halts: list[Halts] = []
-        slices: dict[str, slice] = {}
-        for ladder, fixed in self._fixed:
-            slices[ladder.name] = slice(len(rungs), len(rungs) + len(fixed))
-            rungs += ladder.rungs
-            halts += fixed
         train = np.ones(len(self.runs.cost), dtype=bool) if v is None else self.fold[self.runs.run_of_row] != v
+        learned = {}
         for score in self.options.scores:
             risk, codes = self.risk(score, v)
-            levels = levels_of(risk[train], N_LEVELS)
-            slices[score.name] = slice(len(rungs), len(rungs) + len(levels))
-            rungs += [
-                RiskRung(score=score.name, level=float(level), label=f"{score.name} {level:.3g}") for level in levels
-            ]
-            halts += halts_at(risk, levels, self.runs, codes)
-        summing = Summing(len(rungs))
-        summing.add(self.runs, halts, [rung.asks for rung in rungs])
-        return Laid(sums=summing.sums(), rungs=tuple(rungs), slices=slices)
+            learned[score.name] = Levels(risk, codes, levels_of(risk[train], N_LEVELS))
+        return lay(self.runs, self._fixed, learned)
 
     # ---- points -----------------------------------------------------------------------------------
 
@@ -160,30 +182,29 @@ class Study:
                 models[score.name] = self._fits[score.query_signals].model(score.target, score.parts, left_out)
         return Frozen(rungs=rungs, models=models)
 
-    def halts(self, frozen: Frozen, pools: Sequence[Pool], runs: Runs) -> dict[str, tuple[Halts, NDArray[np.bool_]]]:
-        """Where each pool's frozen point ends other runs, and which of them it asks at every checkpoint."""
-        found: dict[str, tuple[Halts, NDArray[np.bool_]]] = {}
+    def halts(self, frozen: Frozen, runs: Runs) -> dict[str, Halts]:
+        """Where each frozen point ends runs that it has not seen, by its name in `frozen.rungs`."""
+        found: dict[str, Halts] = {}
         scored: dict[str, tuple[Floats, NDArray[np.int8]]] = {}
-        for pool in pools:
-            rung = frozen.rungs[pool.name]
-            asks = np.full(len(runs), rung is not None and rung.asks)
+        for name, rung in frozen.rungs.items():
             if rung is None:
-                found[pool.name] = (Halts(runs.last, np.zeros(len(runs), dtype=np.int8)), asks)
+                found[name] = Halts(runs.last, np.zeros(len(runs), dtype=np.int8))
             elif isinstance(rung, PolicyRung):
-                found[pool.name] = (first_stops(stops_of(rung.policy, runs.readable()), runs), asks)
+                found[name] = first_stops(stops_of(rung.policy, runs.readable()), runs)
             else:
                 if rung.score not in scored:
-                    scored[rung.score] = self._score_others(rung.score, frozen, runs)
+                    scored[rung.score] = self.score_others(rung.score, frozen, runs)
                 risk, codes = scored[rung.score]
-                found[pool.name] = (halts_at(risk, np.array([rung.level]), runs, codes)[0], asks)
+                found[name] = halts_at(risk, np.array([rung.level]), runs, codes)[0]
         return found
 
-    def _score_others(self, name: str, frozen: Frozen, runs: Runs) -> tuple[Floats, NDArray[np.int8]]:
+    def score_others(self, name: str, frozen: Frozen, runs: Runs) -> tuple[Floats, NDArray[np.int8]]:
+        """Risk and stop codes of other runs by frozen models."""
         score = next(score for score in self.options.scores if score.name == name)
-        table = make_table(runs, self._tables[score.query_signals].chosen, folds_of(runs))
-        full = table if score.query_signals else make_table(runs, self._tables[True].chosen, folds_of(runs))
-        hopeless = frozen.models["hopeless"].scores(full.x)
-        return risk_and_codes(score, frozen.models[name].scores(table.x), hopeless, runs)
+        x = {asked: FeatureSet(table.chosen.names).matrix(runs.columns, runs.queries)
+             for asked, table in self._tables.items() if asked or asked == score.query_signals}  # fmt: skip
+        hopeless = frozen.models["hopeless"].scores(x[True])
+        return risk_and_codes(score, frozen.models[name].scores(x[score.query_signals]), hopeless, runs)
 
 
 def risk_and_codes(
@@ -194,20 +215,3 @@ def risk_and_codes(
         none = np.zeros(len(p), dtype=bool)
         return risk_of(p, runs, score.cost, none), np.full(len(p), SUFFICES, dtype=np.int8)
     return risk_of(p, runs, score.cost, p_hopeless >= 0.5), stop_codes(p_hopeless)
-
-
-def frozen_by_fold(
-    study: Study, pools: Sequence[Pool], tick: Tick = lambda: None
-) -> tuple[list[Frozen], dict[str, tuple[Halts, NDArray[np.bool_]]]]:
-    """Each fold's frozen points, and the halts of all runs put together from the fold that had not seen them."""
-    frozen = []
-    row = {pool.name: study.runs.last.copy() for pool in pools}
-    code = {pool.name: np.zeros(len(study.runs), dtype=np.int8) for pool in pools}
-    asks = {pool.name: np.zeros(len(study.runs), dtype=bool) for pool in pools}
-    for v in range(N_FOLDS):
-        frozen.append(study.freeze(pools, v))
-        mine = study.fold == v
-        for name, (halt, asked) in study.halts(frozen[-1], pools, study.runs).items():
-            row[name][mine], code[name][mine], asks[name][mine] = halt.row[mine], halt.code[mine], asked[mine]
-        tick()
-    return frozen, {pool.name: (Halts(row[pool.name], code[pool.name]), asks[pool.name]) for pool in pools}

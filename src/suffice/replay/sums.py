@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.policy.columns import HOPELESS
-from suffice.replay.runs import Floats, Halts, Runs
+from suffice.replay.runs import Bools, Floats, Halts, Runs
 
 N_FOLDS = 5
 MAX_GROUPS = 5_120  # a multiple of N_FOLDS, so that a group lies in one fold
@@ -77,10 +77,15 @@ class Summing:
         self._fold: list[int] = []
         self._base = np.zeros((0, len(BASE)))
         self._values = np.zeros((0, n_policies, len(FIELDS)))
-        self.n_questions = 0
+        self._seen: set[int] = set()
 
-    def add(self, runs: Runs, halts: Sequence[Halts], asks: Sequence[bool]) -> None:
-        """Add runs: for each policy where it ended them, and whether it asked at every checkpoint."""
+    @property
+    def n_questions(self) -> int:
+        """Different questions so far."""
+        return len(self._seen)
+
+    def add(self, runs: Runs, halts: Sequence[Halts], asks: Sequence[bool | Bools]) -> None:
+        """Add runs: for each policy where it ended them, and whether it asked (each of them) at every checkpoint."""
         group = self._groups(runs)
         n_groups = len(self._fold)
         self._base = _grown(self._base, n_groups)
@@ -97,6 +102,7 @@ class Summing:
 
     def _groups(self, runs: Runs) -> NDArray[np.int64]:
         for question in dict.fromkeys(runs.question):
+            self._seen.add(_number(question))
             self._take_in(question)
         return np.array([self._of(question) for question in runs.question], dtype=np.int64)
 
@@ -120,7 +126,7 @@ class Summing:
         return _number(question) % MAX_GROUPS if self._bucketed else self._place[question]
 
 
-def columns_of(runs: Runs, halt: Halts, *, asks: bool) -> tuple[Floats, ...]:
+def columns_of(runs: Runs, halt: Halts, *, asks: bool | Bools) -> tuple[Floats, ...]:
     """What one policy did to each run, in the order of FIELDS, shape (E,) each.
 
     A policy that reads no trial answer asks once, where it stops; one that does asks at every
@@ -128,13 +134,13 @@ def columns_of(runs: Runs, halt: Halts, *, asks: bool) -> tuple[Floats, ...]:
     """
     row, stopped = halt.row, halt.row < runs.last
     ok = np.where(stopped, runs.ok[row], runs.full_ok)
-    if asks:
-        probes, resent = runs.probes[row], runs.resent[row]
-    else:
-        first = row == runs.starts[:-1]
-        before = np.where(first, 0, row - 1)
-        probes = np.where(stopped, runs.probes[row] - np.where(first, 0.0, runs.probes[before]), 0.0)
-        resent = np.where(stopped, runs.resent[row] - np.where(first, 0.0, runs.resent[before]), 0.0)
+    once = stopped & ~np.asarray(asks)
+    before = np.where(row == runs.starts[:-1], -1, row - 1)
+    probes, resent = (
+        total[row] - np.where(once & (before >= 0), total[before], 0.0) for total in (runs.probes, runs.resent)
+    )
+    silent = ~stopped & ~np.asarray(asks)
+    probes, resent = np.where(silent, 0.0, probes), np.where(silent, 0.0, resent)
     return (
         (runs.full_ok & ~ok).astype(np.float64),
         (~runs.full_ok & ok).astype(np.float64),

@@ -6,7 +6,7 @@ a policy may be shown of a run: no label, no reference, nothing of the full run'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -179,12 +179,17 @@ def set_name(path: str | Path) -> str:
 
 
 def read_traces(
-    paths: Iterable[str | Path], *, where: str | None = None, batch_rows: int = 20_000
+    paths: Iterable[str | Path],
+    *,
+    where: str | None = None,
+    batch_rows: int = 20_000,
+    keep: Callable[[Columns], NDArray[np.bool_]] | None = None,
 ) -> Iterator[Batch]:
     """Read files of recorded runs, batch by batch, in the order of their rows.
 
     where       conditions such as "task=mmlu_pro,model!=gpt*"; see `replay.where`
     batch_rows  runs in a batch at most, at least 1
+    keep        which runs of a stretch to take, beyond `where`; None: all
 
     Memory is bounded by the batch, beside 8 bytes a run that find duplicates. Rows of one stretch
     with different settings come as several batches. Raises TraceError (file, row, column) for what
@@ -198,10 +203,15 @@ def read_traces(
     for path in files:
         if not path.name.endswith(SUFFIXES):
             raise TraceError(f"has an unknown suffix; allowed: {', '.join(SUFFIXES)}", file=str(path))
-    return _read(files, selection, batch_rows)
+    return _read(files, selection, batch_rows, keep)
 
 
-def _read(files: Sequence[Path], selection: Where | None, batch_rows: int) -> Iterator[Batch]:
+def _read(
+    files: Sequence[Path],
+    selection: Where | None,
+    batch_rows: int,
+    keep: Callable[[Columns], NDArray[np.bool_]] | None,
+) -> Iterator[Batch]:
     seen: dict[str, Seen] = {}
     found = False
     tasks: set[str] = set()
@@ -218,6 +228,9 @@ def _read(files: Sequence[Path], selection: Where | None, batch_rows: int) -> It
                 tasks.update(columns.texts["task"].words[:10])
                 models.update(columns.texts["model"].words[:10])
                 chosen = columns.take(np.flatnonzero(selection.holds(columns)))
+            if keep is not None:
+                found |= len(chosen) > 0
+                chosen = chosen.take(np.flatnonzero(keep(chosen)))
             for batch in as_batches(chosen, set_name(path)):
                 found = True
                 yield batch
