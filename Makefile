@@ -76,6 +76,7 @@ examples: $(VENV)/.ready-dev $(VENV)/.ready-lock ## run the loops in examples/ a
 
 lock-clients: $(VENV)/.ready-lock ## pin the client libraries again; ARGS=--upgrade takes newer releases
 	sh tests/clients/peers/lock.sh $(BIN)/uv $(ARGS)
+	sh examples/requirements/lock.sh $(BIN)/uv $(ARGS)
 
 peer-suite: $(VENV)/.ready-demo ## llama.cpp's own server tests, direct and through the gateway (about 30 minutes)
 	$(PY) -m tests.peers.llama_cpp $(ARGS)

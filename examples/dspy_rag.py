@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+
 import dspy
 
 from bm25 import Index
@@ -54,6 +56,7 @@ class IterativeRag(dspy.Module):
 def main() -> None:
     """Run it in full and governed."""
     asked = arguments(__doc__)
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # prices are not looked up
     with local_model() as model:
         dspy.configure(lm=dspy.LM(
             f"openai/{NAME}", api_base=f"{model.url}/v1", api_key="unused", temperature=0.0, max_tokens=48,

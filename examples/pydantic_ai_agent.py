@@ -33,7 +33,7 @@ async def loop(url: str, question: Sum, ep: AsyncEpisode) -> None:
         prompt, history = question.text, FIRST
         for attempt in range(ROUNDS):
             result = await agent.run(prompt, message_history=history)
-            usage = result.usage() if callable(result.usage) else result.usage
+            usage = result.usage
             decision = await ep.step(
                 text=result.output, tokens=usage.output_tokens, ctx_tokens=usage.input_tokens,
                 action="revise" if attempt else "solve",

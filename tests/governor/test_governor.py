@@ -479,3 +479,36 @@ def test_importing_suffice_loads_nothing_until_it_is_asked() -> None:
         "assert suffice.Governor and suffice.Decision and set(suffice.__all__) <= set(dir(suffice))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+# ── which round's answer ────────────────────────────────────────────────────────────────────────────
+
+BEST = {"policy": "guarded", "inner": {"policy": "never"}, "max_steps": 4, "returns": "most-confident"}
+ROUNDS = [("a", 0.5), ("b", 0.9), ("c", 0.2), ("d", 0.1), ("e", 0.8)]
+
+
+def revise(ep: Episode, n: int) -> None:
+    for answer, confidence in ROUNDS[:n]:
+        if ep.step(answer=answer.upper(), tokens=1, confidence=confidence).stop:
+            break
+
+
+def test_the_policy_chooses_whose_answer_is_used_and_it_is_what_counts(tmp_path: Path) -> None:
+    with local(tmp_path, policy=BEST) as gov, gov.episode("q") as ep:
+        revise(ep, 5)
+    assert (len(ep.history), ep.return_step, ep.answer) == (4, 2, "B")
+    ended = outcome(tmp_path)
+    assert (ended.stop_step, ended.stop_reason, ended.answer, ended.would_answer) == (4, "budget", "b", "b")
+
+
+@pytest.mark.parametrize("n", [5, 3])
+def test_a_full_run_keeps_its_own_answer_and_records_what_the_policy_would_have_returned(
+    tmp_path: Path, n: int
+) -> None:
+    with local(tmp_path, policy=BEST, audit_share=1.0) as gov, gov.episode("q") as ep:
+        revise(ep, n)
+    assert ep.answer == ROUNDS[n - 1][0].upper()
+    ended = outcome(tmp_path)
+    # Where the policy lets the loop come to its end, the other answer counts as a stop there.
+    assert (ended.stop_step, ended.answer, ended.would_answer) == (min(n, 4), ROUNDS[n - 1][0], "b")
+    assert ended.stopped is False

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from suffice.episode.rounds import Returning, last_answer
+from suffice.episode.rounds import Returning
 from suffice.policy.base import Policy
+from suffice.policy.returning import returning
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
 from suffice.types import Findings
@@ -77,7 +78,7 @@ class BuiltRoute:
     @property
     def returning(self) -> Returning:
         """Which step's answer a run of a caller's own loop returns."""
-        return last_answer
+        return returning(self.policy)
 
     @property
     def may_probe(self) -> bool:
