@@ -295,8 +295,9 @@ def test_only_a_mapping_is_a_policy() -> None:
 
 
 def rows() -> Mapping[str, list[str]]:
-    """The page's table: name → the cells behind it."""
-    lines = [line.split("|")[1:-1] for line in DOCS.read_text("utf-8").splitlines() if line.startswith("| `")]
+    """The page's first tables: name → the cells behind it."""
+    head = DOCS.read_text("utf-8").split("\n## ")[0]
+    lines = [line.split("|")[1:-1] for line in head.splitlines() if line.startswith("| `")]
     return {cells[0].strip().strip("`"): [cell.strip() for cell in cells[1:]] for cells in lines}
 
 
