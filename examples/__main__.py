@@ -59,7 +59,7 @@ def main() -> int:
     """Run what was asked for; 1: one of them failed."""
     parser = argparse.ArgumentParser(prog="make examples", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXAMPLES)}; none: all")
-    parser.add_argument("--questions", type=int, default=24, help="for each of them")
+    parser.add_argument("--questions", type=int, help="for each of them; without it, each as many as it says")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in EXAMPLES]
     if unknown:
@@ -69,7 +69,8 @@ def main() -> int:
         for name in options.names or EXAMPLES:
             python = interpreter(EXAMPLES[name])
             around = os.environ | QUIET | {ADDRESS: url, "PYTHONPATH": str(ROOT / "src")}
-            command = [python, str(HERE / f"{name}.py"), "--questions", str(options.questions)]
+            command = [python, str(HERE / f"{name}.py")]
+            command += ["--questions", str(options.questions)] if options.questions else []
             if subprocess.run(command, env=around, check=False).returncode:
                 failed.append(name)
     if failed:

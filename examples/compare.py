@@ -20,8 +20,6 @@ from suffice import AsyncEpisode, Episode, Governor
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.settings import parse
 
-N_QUESTIONS = 24
-
 
 class Asked(Protocol):
     """A question with an exact answer."""
@@ -48,10 +46,10 @@ class Ran:
     stopped: bool
 
 
-def arguments(doc: str | None) -> argparse.Namespace:
-    """What an example takes from the command line."""
+def arguments(doc: str | None, *, questions: int) -> argparse.Namespace:
+    """What an example takes from the command line. `questions` of them take under 3 minutes of one core."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument("--questions", type=int, default=N_QUESTIONS, help="how many")
+    parser.add_argument("--questions", type=int, default=questions, help="how many (default: %(default)s)")
     parser.add_argument("--verbose", action="store_true", help="one line a run")
     return parser.parse_args()
 

@@ -55,7 +55,7 @@ class IterativeRag(dspy.Module):
 
 def main() -> None:
     """Run it in full and governed."""
-    asked = arguments(__doc__)
+    asked = arguments(__doc__, questions=6)
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # prices are not looked up
     with local_model() as model:
         dspy.configure(lm=dspy.LM(

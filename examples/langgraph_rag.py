@@ -57,7 +57,7 @@ def loop(model: Model, index: Index, question: Question, ep: Episode) -> None:
 
 def main() -> None:
     """Run it in full and governed."""
-    asked = arguments(__doc__)
+    asked = arguments(__doc__, questions=24)
     index = Index(corpus())
     with local_model() as model:
         compare(

@@ -46,7 +46,7 @@ async def loop(url: str, question: Sum, ep: AsyncEpisode) -> None:
 
 def main() -> None:
     """Run it in full and governed."""
-    asked = arguments(__doc__)
+    asked = arguments(__doc__, questions=8)
     with local_model() as model:
         compare_async(
             questions(asked.questions), lambda question, ep: loop(model.url, question, ep),

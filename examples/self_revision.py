@@ -16,7 +16,7 @@ from local_model import Model, local_model
 from suffice import Episode
 from suffice.local.questions import chains
 
-ROUNDS = 4
+ROUNDS = 3
 POLICY = {"policy": "stable-answer", "streak": 2}   # a revision that changed nothing
 SHOWN = [
     {"role": "user", "content": "Calculate 20 + 5 - 3 + 10."},
@@ -52,7 +52,7 @@ def loop(model: Model, question: Sum, ep: Episode) -> None:
 
 def main() -> None:
     """Run it in full and governed."""
-    asked = arguments(__doc__)
+    asked = arguments(__doc__, questions=16)
     with local_model() as model:
         compare(
             questions(asked.questions), lambda question, ep: loop(model, question, ep),

@@ -96,7 +96,7 @@ def _mean(logprobs: tuple[float, ...]) -> float | None:
 
 def main() -> None:
     """Run it in full and governed."""
-    asked = arguments(__doc__)
+    asked = arguments(__doc__, questions=16)
     with local_model() as model:
         compare(
             questions(asked.questions), lambda question, ep: loop(model, question, ep),

@@ -50,7 +50,7 @@ def says(request: RequestSeen) -> Reply:
     elif str(messages[0]["content"]).startswith("Solve the problem."):
         text = f"CALC {len(messages)} * 0 + 7" if len(messages) > 10 else "CALC 1 + 1"
     else:
-        text = "1 + 1 = 3" if len(messages) == 3 else "1 + 1 = 2"
+        text = "1 + 1 = 2"
     return Reply(answer=cut(text))
 
 
@@ -71,7 +71,7 @@ def table(printed: str) -> dict[str, tuple[float, float]]:
 
 
 # steps of a full and of a governed run: audits, a tenth, run in full
-LOOPS = [("iterative_rag", 6.0, 4.5), ("self_revision", 4.0, 3.3), ("tool_agent", 6.0, 3.5)]
+LOOPS = [("iterative_rag", 6.0, 4.5), ("self_revision", 3.0, 2.7), ("tool_agent", 6.0, 3.5)]
 
 
 @pytest.mark.parametrize(("name", "n_full", "n_governed"), LOOPS)
