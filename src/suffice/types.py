@@ -227,6 +227,11 @@ class StepRecord:
     said_done: bool | None = None          # the model's own flag that it is done
     caller_action: str | None = None       # `Step.action`: what the caller calls this kind of step
     draft_distance: float | None = None    # signal: from the step before; its text is not kept
+    hedge_rate: float | None = None        # signal, as `draft_distance`
+    loop_share: float | None = None        # signal, as `draft_distance`
+    margin: float | None = None            # probability of the trial answer minus the runner-up's, [0, 1]
+    mass: float | None = None              # probability on all valid answers together, [0, 1]
+    closed_entropy: float | None = None    # nats, of the first token behind the closed thought
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,12 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suffice.episode.ledger import Ledger
 from suffice.policy.base import Policy, build_policy
 from suffice.replay.run import replay
-from suffice.types import Episode, Kind, Outcome, Request, StepRecord, Usage
+from suffice.signals.observe import Observer
+from suffice.types import Episode, Kind, Outcome, Query, Request, Step, StepRecord, Usage
+from tests.contracts.policy_space import SIMPLE, policies
 
 NEVER = build_policy({"policy": "never"})
 BETA = build_policy({"policy": "beta"})
@@ -91,3 +94,36 @@ def test_a_decision_depends_on_nothing_that_comes_later(answers: list[str | None
         assert long is not None
         if short.stop_step is not None:
             assert (long.stop_step, long.answer, long.tokens) == (short.stop_step, short.answer, short.tokens)
+
+
+FACTS = st.none() | st.sampled_from([0.0, 0.3, 0.96, 0.99, 1.0])
+LIVE = st.lists(
+    st.builds(
+        Step, index=st.just(1), tokens=st.sampled_from([0, 10, 400]), answer=st.sampled_from(["a", "a", "b", None]),
+        answer_source=st.just("probe"), logprobs=st.sampled_from([(), (-0.01,), (-2.0, -0.1)]), entropy=FACTS,
+        text=st.sampled_from(["so it is a", "wait, but no", "one two three four five six seven eight nine ten"]),
+        confidence=FACTS, mass=FACTS, margin=FACTS, closed_entropy=FACTS, logprob=FACTS.map(lambda p: p and -p),
+        stated_confidence=FACTS, said_done=st.none() | st.booleans(),
+    ),
+    min_size=2, max_size=12,
+).map(lambda steps: [replace(step, index=index) for index, step in enumerate(steps, 1)])  # fmt: skip
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(steps=LIVE, data=st.data())
+def test_a_run_in_the_log_is_stopped_where_it_would_have_been_stopped_live(
+    steps: list[Step], data: st.DataObject
+) -> None:
+    """Whatever a policy reads of a step is kept, though the text is not; only drafts' patience is not."""
+    policy = data.draw(st.sampled_from([name for name in SIMPLE if name != "semantic-distance"]).flatmap(policies))
+    empty = episode("reasoning", [])
+    request = replace(empty.request, query=Query(planned_steps=len(steps)))
+    ledger, observer, stopped = Ledger(request, 0.0), Observer(policy.needs, "reasoning", query=request.query), None
+    for step in steps:
+        signals = observer.observe(step)
+        decision = policy.decide(signals)
+        ledger.record_step(step, signals, decision)
+        stopped = step.index if stopped is None and decision.action == "stop" else stopped
+    found = replay(Episode(request=request, outcome=replace(empty.outcome, steps=tuple(ledger.steps))), policy)
+    assert found is not None
+    assert found.stop_step == stopped

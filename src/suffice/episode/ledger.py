@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from suffice.assurance import money
 from suffice.assurance.money import Cost
 from suffice.settings import Prices
+from suffice.signals.confidence import confidence_of
 from suffice.types import (
     CountSource,
     Decision,
@@ -144,7 +145,7 @@ class Ledger:
                 tokens=step.tokens,
                 answer=step.answer,
                 answer_source=step.answer_source,
-                confidence=signals.confidence,
+                confidence=confidence_of(step),
                 entropy=step.entropy,
                 probe_tokens=step.probe_tokens,
                 action=decision.action,
@@ -157,6 +158,11 @@ class Ledger:
                 said_done=step.said_done,
                 caller_action=step.action,
                 draft_distance=signals.draft_distance,
+                hedge_rate=signals.hedge_rate,
+                loop_share=signals.loop_share,
+                margin=step.margin,
+                mass=step.mass,
+                closed_entropy=step.closed_entropy,
             )
         )
         if decision.action == "stop" and self.stop_step is None:

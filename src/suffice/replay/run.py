@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from suffice.policy.base import Policy
+from suffice.signals.base import fields_of
 from suffice.signals.observe import Observer
-from suffice.types import Episode, Kind, Signals, Step, StepRecord, StopReason
+from suffice.types import Episode, Request, Signals, Step, StepRecord, StopReason
+
+_OF_THE_TEXT = ("hedges", "hedge_rate", "loop_share", "draft_distance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ def replay(episode: Episode, policy: Policy, *, wave: int = 1) -> Replayed | Non
     request, outcome = episode.request, episode.outcome
     if outcome.stopped or outcome.usage is None or outcome.end_reason not in ("done", "truncated"):
         return None
-    stop_step, reason, answer = _first_stop(outcome.steps, policy, request.kind)
+    stop_step, reason, answer = _first_stop(outcome.steps, policy, request)
     probes = [s.probe_tokens for s in outcome.steps]
     full_tokens = outcome.usage.completion_tokens
     if stop_step is None:
@@ -64,21 +68,26 @@ def replay(episode: Episode, policy: Policy, *, wave: int = 1) -> Replayed | Non
 
 
 def _first_stop(
-    steps: Sequence[StepRecord], policy: Policy, kind: Kind
+    steps: Sequence[StepRecord], policy: Policy, request: Request
 ) -> tuple[int | None, StopReason | None, str | None]:
     """The first stop before the last sample, or anywhere in a thought, with the answer there."""
-    observer = Observer(policy.needs, kind)
+    observer = Observer(policy.needs, request.kind, query=request.query)
+    asked = set(fields_of(policy.needs))
     for record in steps:
-        signals = _as_recorded(observer.observe(as_step(record)), record)
-        decision = policy.decide(signals)
-        if decision.action == "stop" and not (kind == "samples" and record.index == len(steps)):
+        decision = policy.decide(signals := _as_recorded(observer.observe(as_step(record)), record, asked))
+        if decision.action == "stop" and not (request.kind == "samples" and record.index == len(steps)):
             return record.index, decision.stop_reason, signals.answer
     return None, None, None
 
 
-def _as_recorded(signals: Signals, record: StepRecord) -> Signals:
-    """Signals of the text come from the record: the text itself was never stored."""
-    return replace(signals, hedges=None if signals.hedges is None else record.hedges, loop_share=None)
+def _as_recorded(signals: Signals, record: StepRecord, asked: set[str]) -> Signals:
+    """Signals of the text come from the record, for the text itself was never stored; the others are unknown.
+
+    asked  the fields that the policy's folds fill; the others stay unknown, as they were live
+    """
+    kept: dict[str, Any] = {field: getattr(record, field) for field in _OF_THE_TEXT if field in asked}
+    # A patience depends on a threshold that may be another today; another package's fold may have read the text.
+    return replace(signals, **kept, draft_patience=None, extra=None)
 
 
 def as_step(record: StepRecord) -> Step:
@@ -91,6 +100,15 @@ def as_step(record: StepRecord) -> Step:
         logprobs=record.logprobs,
         entropy=record.entropy,
         probe_tokens=record.probe_tokens,
+        ctx_tokens=record.ctx_tokens,
+        confidence=record.confidence,
+        mass=record.mass,
+        margin=record.margin,
+        closed_entropy=record.closed_entropy,
+        logprob=record.logprob,
+        stated_confidence=record.stated_confidence,
+        said_done=record.said_done,
+        action=record.caller_action,
     )
 
 
