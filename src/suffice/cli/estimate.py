@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from suffice.replay.estimate import Estimate, Promise, Range
     from suffice.replay.estimate_runs import Found
     from suffice.replay.logs import Log
-    from suffice.scoring.base import Scorer
 
 SEED = 0                   # of the draws: the same log gives the same figures
 FORMATS = ("openai", "litellm", "langfuse", "vllm")
@@ -76,8 +75,9 @@ def _estimate(paths: tuple[Path, ...], given: Options) -> tuple[Estimate, Log]:
     from suffice.plugins import load_plugins
     from suffice.replay.estimate import estimate as run
     from suffice.replay.estimate import traffic_of
-    from suffice.replay.estimate_runs import replay_ladder, runs_of_calls
+    from suffice.replay.estimate_runs import replay_ladder, runs_of_calls, runs_of_traces
     from suffice.replay.logs import read_logs
+    from suffice.replay.traces import read_traces
     from suffice.scoring.base import build_scorer
 
     for name in ("max_em_drop", "confidence", "audit_share"):
@@ -88,7 +88,7 @@ def _estimate(paths: tuple[Path, ...], given: Options) -> tuple[Estimate, Log]:
     scorer = build_scorer(given.scorer)
     log = read_logs(paths, as_format=given.as_format)
     own = runs_of_calls(log.calls, scorer)
-    judged = _like(given, scorer) if given.like else own
+    judged = runs_of_traces(read_traces(given.like)) if given.like else own
     if not judged.runs:
         raise ConfigError(
             f"{', '.join(map(str, paths))}: shows no thought, and no prompt was answered three times: nothing says when"
@@ -103,13 +103,6 @@ def _estimate(paths: tuple[Path, ...], given: Options) -> tuple[Estimate, Log]:
         assumed=_assumed(given, own, judged, traffic.span_s),
     )  # fmt: skip
     return found, log
-
-
-def _like(given: Options, scorer: Scorer) -> Found:  # noqa: ARG001 - the answers in traces are normalised already
-    from suffice.replay.estimate_runs import runs_of_traces
-    from suffice.replay.traces import read_traces
-
-    return runs_of_traces(read_traces(given.like))
 
 
 def _assumed(given: Options, own: Found, judged: Found, span_s: float | None) -> list[str]:

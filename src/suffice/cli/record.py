@@ -87,12 +87,12 @@ def record(questions: Path, **options: object) -> None:
 
 async def _record(questions: Path, given: Options) -> Progress:
     """Read what is asked, open the server and the file, and record."""
+    from suffice.edge.yardstick import yardstick
     from suffice.plugins import load_plugins
     from suffice.replay.record import record as run
     from suffice.replay.record import upstream_for_recording
     from suffice.replay.record_ask import read_questions
     from suffice.replay.record_file import Recording
-    from suffice.scoring.base import build_scorer
     from suffice.upstream.client import UpstreamClient
     from suffice.wiring import api_key, load_settings
 
@@ -104,11 +104,10 @@ async def _record(questions: Path, given: Options) -> Progress:
     route = _route(settings, given)
     name, upstream = _upstream(settings, route, given)
     recipe = _recipe(route, upstream, given)
-    scorer = build_scorer(recipe.scorer)
     client = UpstreamClient(
         name, upstream_for_recording(upstream, concurrency=given.concurrency), api_key(name, upstream)
     )
-    with Recording(given.out, recipe) as recording:
+    with yardstick(recipe.scorer) as scorer, Recording(given.out, recipe) as recording:
         _warn(recipe, given, torn=recording.torn)
         async with client:
             with _telling(asked, given) as tell:
