@@ -123,6 +123,19 @@ def test_a_configuration_brings_the_routes_scorer_and_confidence(database: Path,
     assert math["measured"]["em_live"]["value"] == pytest.approx(0.75), "4.0 is 4 to a scorer of numbers"
 
 
+def test_labels_are_joined_by_algebra_where_the_route_asks_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "suffice.toml"
+    file.write_text(CONFIG.format(database=tmp_path / "suffice.db").replace('"number"', '"math"'))
+    log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
+    for i, gold in enumerate(["2(x+1)", "2x+2", "x+2"]):
+        write(log, f"live{i}", answer="2x+2", gold=gold)
+    log.close()
+    lines = call("--config", file, "--route", "math", "--json").output.splitlines()
+    (one,) = map(json.loads, lines)
+    assert one["scorer"] == "math"
+    assert one["measured"]["em_live"]["value"] == pytest.approx(2 / 3), "2(x+1) is 2x+2 to a judge, x+2 is not"
+
+
 def test_money_stands_beside_tokens_where_there_were_prices(tmp_path: Path) -> None:
     log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
     for i in range(60):

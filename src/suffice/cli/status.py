@@ -6,8 +6,9 @@ and to change anything. Heavy imports stand inside the command, so `suffice --he
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,13 +87,13 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
         if route is not None and one.route != route:
             continue
         configured = settings.routes.get(one.route) if settings is not None else None
-        scorer, match = _match(configured)
         confidence = configured.confidence if configured is not None else 0.95
         max_em_drop = configured.max_em_drop if configured is not None else 0.02
-        report = estimate_route(
-            read_episodes(database, one.route),
-            route=one.route, match=match, rng=np.random.default_rng(SEED), confidence=confidence,
-        )
+        with _match(configured) as (scorer, match):
+            report = estimate_route(
+                read_episodes(database, one.route),
+                route=one.route, match=match, rng=np.random.default_rng(SEED), confidence=confidence,
+            )
         refused = _refused(database, settings, one.route)
         statuses.append(_status(report, one, scorer, confidence, max_em_drop, refused))
     return statuses
@@ -124,19 +125,22 @@ def _refused(database: Path, settings: Settings | None, route: str) -> str | Non
     return build_route(route, configured, read_evidence(settings, database)).refused
 
 
-def _match(configured: Route | None) -> tuple[str, Callable[[str | None, str], bool]]:
-    """The name of the yardstick and the yardstick itself."""
+@contextlib.contextmanager
+def _match(configured: Route | None) -> Iterator[tuple[str, Callable[[str | None, str], bool]]]:
+    """The name of the yardstick and the yardstick itself, with its judge of formulas if it asks one."""
     if configured is None:
-        return EXACT, lambda answer, gold: answer == gold
-    from suffice.scoring.base import build_scorer, scorer_label
+        yield EXACT, lambda answer, gold: answer == gold
+        return
+    from suffice.edge.yardstick import yardstick
+    from suffice.scoring.base import scorer_label
 
-    scorer = build_scorer(configured.scorer)
+    with yardstick(configured.scorer) as scorer:
 
-    def match(answer: str | None, gold: str) -> bool:
-        reference = scorer.normalise(gold)  # labels come as people write them
-        return reference is not None and scorer.match(answer, reference)
+        def match(answer: str | None, gold: str) -> bool:
+            reference = scorer.normalise(gold)  # labels come as people write them
+            return reference is not None and scorer.match(answer, reference)
 
-    return scorer_label(configured.scorer), match
+        yield scorer_label(configured.scorer), match
 
 
 def _status(

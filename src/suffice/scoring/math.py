@@ -73,7 +73,7 @@ class MathScorer:
         answer, gold  in normal form or not
         """
         mine = None if answer is None else self.normalise(answer)
-        other = self.normalise(gold)
+        other = mine if answer == gold else self.normalise(gold)
         if mine is None or other is None:
             return False
         if mine == other:

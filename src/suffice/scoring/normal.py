@@ -76,4 +76,4 @@ class ByNormalForm(ABC):
         if answer is None:
             return False
         normal = self.normalise(answer)
-        return normal is not None and normal == self.normalise(gold)
+        return normal is not None and (answer == gold or normal == self.normalise(gold))

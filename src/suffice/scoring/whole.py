@@ -59,4 +59,4 @@ class WholeScorer:
         if self.compare is not None:
             return self.compare.match(answer, gold)
         normal = self.normalise(answer)
-        return normal is not None and normal == self.normalise(gold)
+        return normal is not None and (answer == gold or normal == self.normalise(gold))
