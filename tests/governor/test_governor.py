@@ -205,7 +205,7 @@ def test_closing_ends_what_is_open_and_a_closed_governor_says_so(tmp_path: Path)
         ):  # fmt: skip
             with pytest.raises(NotOpen, match="is closed; open another one"):
                 use()
-    assert outcome(tmp_path).end_reason == "shutdown"
+    assert outcome(tmp_path).end_reason == "client_left"  # the caller broke it off
 
 
 def test_a_governor_that_is_let_go_of_writes_what_it_knows(tmp_path: Path) -> None:
@@ -437,6 +437,15 @@ def test_what_a_step_told_is_recorded_and_its_text_is_not(tmp_path: Path) -> Non
     assert (step.tokens, step.ctx_tokens, step.logprob, step.stated_confidence) == (12, 700, -0.5, 0.9)
     assert (step.said_done, step.caller_action, step.answer_source, step.entropy) == (True, "search", "caller", 0.25)
     assert b"SECRET" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_checkpoints_of_a_thought_are_steps_like_any_other(tmp_path: Path) -> None:
+    with local(tmp_path, kind="reasoning") as gov, gov.episode("q") as ep:
+        drive(ep, SAME, logprobs=[-0.1, -0.3])
+    assert (ep.answer, ep.return_step) == ("Danube", 3)
+    steps = outcome(tmp_path).steps
+    assert steps[0].logprobs == (-0.1, -0.3)
+    assert steps[0].confidence == pytest.approx(0.8187, abs=1e-4)  # exp(-0.2)
 
 
 def test_samples_are_voted_on_whoever_draws_them(tmp_path: Path) -> None:

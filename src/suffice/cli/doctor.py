@@ -208,6 +208,8 @@ def _examine_route(settings: Settings | None, asked: Asked, name: str) -> None:
         known = ", ".join(sorted(settings.routes)) or "none is configured"
         raise ConfigError(f"--route: unknown route {name!r}; known: {known}")
     route = settings.routes[name]
+    if asked.questions is not None and not route.upstream:
+        raise ConfigError(f"routes.{name}.upstream: none is named, so no question can be asked; the caller runs it")
     logged = _logged(settings, name, route)
     live = asyncio.run(_run_questions(settings, asked, name, route)) if asked.questions is not None else None
     show_route(

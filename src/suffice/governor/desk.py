@@ -99,5 +99,5 @@ class Desk(Protocol):
         ...
 
     def close(self) -> None:
-        """End what is open and release everything; closing it again does nothing."""
+        """Break off what is open and release everything; closing it again does nothing."""
         ...

@@ -163,7 +163,7 @@ class Episode(_Face):
         """Tell one step of the loop; `.stop` says whether to leave it.
 
         tokens             generated in this step
-        answer             the answer that would be used now; None: read from `text` by the route's scorer
+        answer             the answer that would be used now; None: read from `text` by the route's scorer; "": none
         text               the step's own text: read by signals, never stored
         confidence         probability of the answer, in [0, 1]; logprobs, entropy: of its tokens, natural log
         logprob            mean log-probability of the step's own tokens, at most 0

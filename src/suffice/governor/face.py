@@ -164,7 +164,7 @@ class Governor:
         return self._desk.flush(timeout_s)
 
     def close(self) -> None:
-        """End the runs that are open (outcome `shutdown`), write everything down, release everything.
+        """Break off the runs that are open, write everything down, release everything.
 
         Closing it again, or in a forked process, does nothing.
         """

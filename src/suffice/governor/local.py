@@ -71,12 +71,8 @@ class LocalRun:
 
     def end(self, *, aborted: bool) -> None:
         """End the run."""
-        self.close("client_left" if aborted else "done")
-
-    def close(self, end: EndReason) -> None:
-        """End the run for a reason of one's own."""
         with self._lock:
-            self._close(self._run, end)
+            self._close(self._run, "client_left" if aborted else "done")
 
 
 class LocalDesk:
@@ -141,11 +137,11 @@ class LocalDesk:
         return log.drain(timeout_s) if isinstance(log, SqliteLog) else True
 
     def close(self) -> None:
-        """End what is open, write everything down, and close the log."""
+        """Break off what is open, write everything down, and close the log."""
         with self._lock:
             left = list(self._open.values())
         for run in left:
-            run.close("shutdown")
+            run.end(aborted=True)
         self._gw.log.close()
 
 
