@@ -25,7 +25,7 @@ from suffice.testing import (
 )
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
-from tests.gateway.test_stop import N_THOUGHT, STEPS, accounted, enforcing, spent
+from tests.gateway.test_stop import N_THOUGHT, STEPS, accounted, chain, enforcing, spent
 
 FULL = "5 dear"
 THOUGHT = "".join(text for text, _ in STEPS)
@@ -388,3 +388,14 @@ async def test_a_probe_that_still_runs_at_the_end_is_left_out_of_the_object_whol
         outcome = await g.outcome()
         assert outcome.overhead.probe_tokens > 0
         assert outcome.overhead.extra_prompt_tokens > 0
+
+
+async def test_an_engine_that_caches_by_slot_may_let_the_originals_slot_go(serve: Serve) -> None:
+    """Asked at once, llama.cpp would take another slot and read the whole prompt again."""
+    upstream = {"driver": "llama.cpp", "finish": ["prefill"], "slots": 1}
+    async with serve(chain(delay_s=0.05), upstream=upstream, route=enforcing()) as g:
+        assert (await g.ask(chat(stream=True))).told["stopped"]
+        await g.quiet()
+        original, continuation = g.fake.calls[0], g.fake.calls[-1]
+        assert original.closed_at_s is not None
+        assert 0.12 < continuation.opened_at_s - original.closed_at_s < 2.0

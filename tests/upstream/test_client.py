@@ -15,6 +15,7 @@ from suffice.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from suffice.settings import Upstream
 from suffice.testing import FakeUpstream, Reply, die_after, slow_headers, stall_after, status
 from suffice.upstream.client import UpstreamClient, governed_headers
+from suffice.upstream.pool import REST_S
 
 PATH = "/v1/chat/completions"
 BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true}'
@@ -91,6 +92,7 @@ async def test_a_finished_answer_gives_its_connection_back() -> None:
                 while b"[DONE]" not in await call.read():
                     pass
                 await call.settle()
+            await asyncio.sleep(1.5 * REST_S)
         assert len(fake._tasks) == 1
 
 

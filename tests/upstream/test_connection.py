@@ -13,7 +13,7 @@ import pytest
 from suffice.errors import UpstreamDown, UpstreamTimeout
 from suffice.settings import Upstream
 from suffice.upstream.client import UpstreamClient
-from suffice.upstream.pool import Address
+from suffice.upstream.pool import REST_S, Address
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
@@ -87,7 +87,9 @@ WHOLE: dict[str, tuple[bytes, ...]] = {
 @pytest.mark.parametrize("name", WHOLE)
 async def test_an_answer_is_whole_however_it_is_framed_and_its_connection_is_used_again(name: str) -> None:
     async with Scripted(WHOLE[name], [OK]) as server, client_of(server.url) as client:
-        assert [await ask(client), await ask(client)] == [(200, b"ok"), (200, b"ok")]
+        first = await ask(client)
+        await asyncio.sleep(1.5 * REST_S)
+        assert [first, await ask(client)] == [(200, b"ok"), (200, b"ok")]
         assert server.n_connections == 1
 
 
@@ -123,6 +125,27 @@ async def test_nobody_gets_what_another_one_left_behind(name: str) -> None:
         await asyncio.sleep(0.02)
         await ask(client)
         assert server.n_connections == 2
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+
+
+async def test_a_server_that_closes_behind_a_stream_without_saying_so_costs_no_call() -> None:
+    """Not even one that may not be tried again, and not the first one either."""
+    async with Scripted([CHUNKED], stays=False) as server, client_of(server.url) as client:
+        for _ in range(20):
+            async with client.open("/x", b"{}", extra=True) as call:
+                assert await call.read_all() == b"ok"
+        assert server.n_connections == 20
+
+
+async def test_a_server_that_keeps_connections_behind_streams_gets_them_all() -> None:
+    async with Scripted(*[[CHUNKED]] * 20) as server, client_of(server.url) as client:
+        await ask(client)
+        await asyncio.sleep(1.5 * REST_S)
+        for _ in range(10):
+            assert await ask(client) == (200, b"ok")
+        assert server.n_connections == 1
 
 
 BROKEN: dict[str, tuple[bytes, ...]] = {

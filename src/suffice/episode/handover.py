@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from suffice.episode.finish import Continuer
 from suffice.episode.ledger import CallAccount, Ledger
@@ -31,6 +31,8 @@ from suffice.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.settings import FinishMethod
 from suffice.upstream.continuation import Continuation
 from suffice.upstream.wire import Frame
+
+SLOT_TOKENS, SLOT_S = 4.0, 0.25   # how long an engine may take to see a call cancelled: in tokens' time, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,11 @@ class HandOver:
     handover_ms: int
     buffer_bytes: int
     monotonic_s: Clock
+    _began_s: float = field(init=False)
     _overlaps: bool = False   # does the original run on beside the continuation that is being opened?
+
+    def __post_init__(self) -> None:
+        self._began_s = self.monotonic_s()
 
     @property
     def _came_too_late(self) -> bool:
@@ -93,6 +99,16 @@ class HandOver:
             await self.finish_unclosed(self._left())
         return True
 
+    async def _let_slot_go(self) -> None:
+        """Give the engine a moment to see that the original was cancelled, where its slot holds what was read.
+
+        llama.cpp sees it at the end of a decoding step or two. Asked before that, it takes a slot that is free
+        already and reads the whole prompt again; a server with no other slot lets us wait as long anyway.
+        """
+        if self.continuer.facts.caches_by_slot:
+            a_token_s = (self.monotonic_s() - self._began_s) / max(1, self.run.account.received_tokens)
+            await asyncio.sleep(min(SLOT_TOKENS * a_token_s, SLOT_S))
+
     def _stopped(self, method: FinishMethod, start_s: float) -> None:
         self.ledger.stopped, self.ledger.finish_method = True, method
         self.ledger.handover_ms = (self.monotonic_s() - start_s) * 1e3
@@ -116,6 +132,7 @@ class HandOver:
                 run.held = []
             else:
                 run.abandon()
+                await self._let_slot_go()
             try:
                 opened = await self._open(stack, request, thought_tokens)
             except UpstreamError as error:

@@ -47,6 +47,7 @@ class Connection(asyncio.Protocol):
         self.status = 0                 # of the answer; 0: its head has not come
         self.head: list[tuple[bytes, bytes]] = []   # header names and values as they came
         self.complete = True            # no answer is awaited
+        self.lost_s = 0.0               # when it was found closed, by the event loop's clock
         self._idle_s = idle_timeout_s
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -78,6 +79,11 @@ class Connection(asyncio.Protocol):
     def at_end(self) -> bool:
         """Has the whole answer been read?"""
         return self.complete and not self._parts
+
+    @property
+    def came_in_chunks(self) -> bool:
+        """Was the answer's length unknown when it began, as a stream's is?"""
+        return any(name.lower() == b"transfer-encoding" for name, _ in self.head)
 
     async def ask(self, head: bytes, body: bytes | None) -> None:
         """Send one request and return when the head of its answer has come.
@@ -185,7 +191,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone. An answer without a length ends here; any other one was broken off."""
-        self.closed = True
+        self.closed, self.lost_s = True, self._loop.time()
         if not self.complete:
             if self.status and exc is None and not self._has_length():
                 self.complete = True
@@ -235,7 +241,7 @@ class Connection(asyncio.Protocol):
     # ----
 
     def _has_length(self) -> bool:
-        return any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.head)
+        return self.came_in_chunks or any(name.lower() == b"content-length" for name, _ in self.head)
 
     def _spoil(self) -> None:
         self._spoiled = True

@@ -57,6 +57,7 @@ class DriverFacts:
     writes_prompt: Literal["apply-template", "tokenize"] | None = None
     has_control: bool = False      # llama.cpp's POST …/chat/completions/control
     counts_prompts: bool = False   # POST /tokenize {"prompt"} → {"count"}
+    caches_by_slot: bool = False   # what a run has read is at hand in the slot that it left, once it has left it
 
 
 def _plain_effort(level: Effort) -> Fields:
@@ -92,6 +93,7 @@ DRIVERS: dict[Driver, DriverFacts] = {
         effort=_llama_effort,
         writes_prompt="apply-template",
         has_control=True,
+        caches_by_slot=True,
     ),
     # docs.vllm.ai: "OpenAI-compatible server" (chat's extra parameters, tokenizer API) and "Reasoning outputs"
     # (thinking_token_budget; the server must be started with --reasoning-config, or refuses the field).

@@ -16,6 +16,7 @@ from yarl import URL
 
 from suffice.upstream.connection import Connection
 
+REST_S = 0.02           # a server that closes behind an answer without saying so has done it by then
 NEXT_ADDRESS_S = 0.25   # a server's next address is tried beside a silent one after this long (RFC 8305)
 
 
@@ -39,14 +40,29 @@ class Address:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A connection that waits to be used again."""
+
+    connection: Connection
+    since_s: float
+    behind_stream: bool   # its last answer came in chunks
+
+
 class Pool:
-    """The connections to one server. There is no limit to them: `slots` are the engine's affair."""
+    """The connections to one server. There is no limit to them: `slots` are the engine's affair.
+
+    llama.cpp closes a connection about a millisecond behind a stream and announces the contrary. A request that
+    takes it at once is lost, and some calls may not be made twice. So behind a stream a connection rests for
+    REST_S, until one that has rested was still open: this server keeps them.
+    """
 
     def __init__(self, address: Address, *, connect_timeout_s: float, idle_timeout_s: float, keep_s: float) -> None:
         self._address = address
         self._connect_timeout_s, self._idle_timeout_s, self._keep_s = connect_timeout_s, idle_timeout_s, keep_s
-        self._kept: deque[tuple[float, Connection]] = deque()   # since when; the latest stands last
+        self._kept: deque[_Kept] = deque()   # the latest stands last
         self._held: set[Connection] = set()
+        self._keeps = {True: False, False: True}   # is one known to stay open, behind a stream and behind a body?
         self._sweep: asyncio.TimerHandle | None = None
         self._tls = ssl.create_default_context() if address.tls else None
         if self._tls is not None:
@@ -59,16 +75,33 @@ class Pool:
 
         Raises OSError when none can be made and TimeoutError when that takes too long.
         """
-        now_s = asyncio.get_running_loop().time()
-        while self._kept and not fresh:
-            since_s, kept = self._kept.pop()
-            if not kept.closed and now_s - since_s < self._keep_s:
-                self._held.add(kept)
-                return kept
-            kept.cut()
-        made = await self._connect(keep=not fresh)
-        self._held.add(made)
-        return made
+        taken = None if fresh else self._take_kept(asyncio.get_running_loop().time())
+        if taken is None:
+            taken = await self._connect(keep=not fresh)
+        self._held.add(taken)
+        return taken
+
+    def _take_kept(self, now_s: float) -> Connection | None:
+        """The latest one that is open and has rested for long enough."""
+        resting, found = list[_Kept](), None
+        while self._kept and found is None:
+            kept = self._kept.pop()
+            age_s = now_s - kept.since_s
+            if kept.connection.closed or age_s >= self._keep_s:
+                self._drop(kept)
+            elif age_s < REST_S and not self._keeps[kept.behind_stream]:
+                resting.append(kept)
+            else:
+                self._keeps[kept.behind_stream] |= age_s >= REST_S
+                found = kept.connection
+        self._kept.extend(reversed(resting))
+        return found
+
+    def _drop(self, kept: _Kept) -> None:
+        """Close one that waited, and learn from one that the server has closed at once."""
+        if kept.connection.closed and kept.connection.lost_s - kept.since_s < REST_S:
+            self._keeps[kept.behind_stream] = False
+        kept.connection.cut()
 
     def give_back(self, connection: Connection) -> None:
         """The request is over: keep the connection, or cut it where its answer was not read to its end."""
@@ -78,7 +111,7 @@ class Pool:
             return
         connection.rest()
         loop = asyncio.get_running_loop()
-        self._kept.append((loop.time(), connection))
+        self._kept.append(_Kept(connection, loop.time(), connection.came_in_chunks))
         if self._sweep is None:
             self._sweep = loop.call_later(self._keep_s, self._drop_old)
 
@@ -86,7 +119,7 @@ class Pool:
         """Cut all of them."""
         if self._sweep is not None:
             self._sweep.cancel()
-        for connection in (*self._held, *(kept for _, kept in self._kept)):
+        for connection in (*self._held, *(kept.connection for kept in self._kept)):
             connection.cut()
         self._kept.clear()
 
@@ -94,9 +127,9 @@ class Pool:
         """Close what has waited for too long; one timer for all of them."""
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        while self._kept and (now_s - self._kept[0][0] >= self._keep_s or self._kept[0][1].closed):
-            self._kept.popleft()[1].cut()
-        left_s = self._kept[0][0] + self._keep_s - now_s if self._kept else 0.0
+        while self._kept and (now_s - self._kept[0].since_s >= self._keep_s or self._kept[0].connection.closed):
+            self._drop(self._kept.popleft())
+        left_s = self._kept[0].since_s + self._keep_s - now_s if self._kept else 0.0
         self._sweep = loop.call_later(left_s, self._drop_old) if self._kept else None
 
     async def _connect(self, *, keep: bool) -> Connection:
