@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.policy.columns import BUDGET, CONTINUE
+from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
 from suffice.replay.traces import Batch
 from suffice.signals.columns import Columns, observe_columns
 from suffice.types import Kind, Query
@@ -58,9 +58,10 @@ class Runs:
         """The run that each row belongs to, shape (T,)."""
         return np.repeat(np.arange(len(self)), self.n_steps)
 
-    def readable(self) -> dict[str, Floats]:
-        """The columns as policies read them, `answer` among them."""
-        return {**self.columns.values, "answer": self.columns.answer}
+    def readable(self) -> AskedColumns:
+        """The columns as policies read them, `answer` and each run's query among them."""
+        columns = {**self.columns.values, "answer": self.columns.answer}
+        return AskedColumns(columns, queries=self.queries, run=self.run_of_row)
 
 
 class Halts(NamedTuple):

@@ -35,7 +35,7 @@ class Derived:
 
 
 def _over_step(count: float, step: float) -> float:
-    return count / max(1, step)
+    return count / step if step > 1 else count
 
 
 def _over_steps(count: Column, step: Column) -> Column:

@@ -278,6 +278,16 @@ def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
 def _deriving(one: Callable[..., Known], reads: Sequence[int]) -> Callable[[Sequence[Known]], Known]:
+    """Ask for the number of what stands at some places, unless something there is unknown."""
+    if len(reads) == 2:  # most are: spelled out, they cost two thirds
+        first, second = reads
+
+        def derive_of_two(known: Sequence[Known]) -> Known:
+            a, b = known[first], known[second]
+            return None if a is None or b is None or a - a or b - b else one(a, b)
+
+        return derive_of_two
+
     def derive(known: Sequence[Known]) -> Known:
         given = [known[at] for at in reads]
         for x in given:
