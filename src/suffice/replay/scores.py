@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.learn.features import Chosen, choose_features
 from suffice.learn.stop_model import Examples, Fitted, Parts, Target, fit
+from suffice.learn.value_model import Trajectories, Values, fit_values
 from suffice.policy.columns import HOPELESS, SUFFICES
-from suffice.replay.runs import Bools, Floats, Runs
+from suffice.replay.runs import Bools, Floats, Runs, take
 from suffice.replay.sums import N_FOLDS
 from suffice.signals.features import FeatureSet
 
@@ -25,8 +27,8 @@ class Score:
     """A learned score, as a study names and uses it."""
 
     name: str
-    target: Target
-    cost: float             # exponent of the tokens a step costs: risk is taken where it saves much
+    target: Target | Literal["value"]
+    cost: float = 0.0       # exponent of the tokens a step costs: risk is taken where it saves much
     parts: Parts = "ensemble"
     query_signals: bool = True
 
@@ -34,10 +36,9 @@ class Score:
 # What is proposed as ours. Stopping a costly run saves more than stopping a cheap one, so the risk that is
 # compared with a level is divided by a power of what a step of this run costs; 0 is the plain probability.
 SCORES: tuple[Score, ...] = (
-    Score(name="as-good", target="as-good", cost=0.0),
+    Score(name="as-good", target="as-good"),
     Score(name="as-good, by cost", target="as-good", cost=0.5),
-    Score(name="suffices", target="suffices", cost=0.0),
-    Score(name="suffices, by cost", target="suffices", cost=0.5),
+    Score(name="value", target="value"),
 )
 
 
@@ -49,6 +50,7 @@ class Table:
     x: Floats                  # (T, P)
     example: NDArray[np.int64]  # rows that are no last step
     fold: NDArray[np.int64]    # of each example
+    run_fold: NDArray[np.int64]  # of each run
 
 
 def make_table(runs: Runs, chosen: Chosen, fold: NDArray[np.int64]) -> Table:
@@ -57,7 +59,7 @@ def make_table(runs: Runs, chosen: Chosen, fold: NDArray[np.int64]) -> Table:
     last[runs.last] = True
     example = np.flatnonzero(~last)
     x = FeatureSet(chosen.names).matrix(runs.columns, runs.queries)
-    return Table(chosen=chosen, x=x, example=example, fold=fold[runs.run_of_row[example]])
+    return Table(chosen=chosen, x=x, example=example, fold=fold[runs.run_of_row[example]], run_fold=fold)
 
 
 def targets(runs: Runs) -> Mapping[Target, Bools]:
@@ -66,13 +68,26 @@ def targets(runs: Runs) -> Mapping[Target, Bools]:
     return {"as-good": ~full_ok | runs.ok, "suffices": runs.same | runs.ok, "hopeless": ~full_ok}
 
 
-def fit_on(
-    table: Table, good: Mapping[Target, Bools], target: Target, keep: Bools, parts: Parts, seed: int
-) -> Fitted:
-    """Fit on the examples where `keep` holds, shape (examples,)."""
-    rows = table.example[keep]
-    examples = Examples(x=table.x[rows], good={target: good[target][rows]})
+Key = tuple[Target | Literal["value"], Parts]
+Model = Fitted | Values
+
+
+def fit_on(runs: Runs, table: Table, key: Key, left_out: Sequence[int], seed: int) -> Model:
+    """Fit on the runs outside some folds."""
+    target, parts = key
+    if target == "value":
+        kept = ~np.isin(table.run_fold, list(left_out))
+        those = take(runs, kept)
+        x = table.x[kept[runs.run_of_row]]
+        return fit_values(Trajectories(x=x, starts=those.starts, ok=those.ok, tokens=those.cost))
+    rows = table.example[~np.isin(table.fold, list(left_out))]
+    examples = Examples(x=table.x[rows], good={target: targets(runs)[target][rows]})
     return fit(examples, table.chosen, target, parts=parts, seed=seed)
+
+
+def score_rows(model: Model, x: Floats) -> Floats:
+    """What a model says of rows: P(good), or the lowest price at which it would stop, shape (R,)."""
+    return model.lowest_price(x) if isinstance(model, Values) else model.scores(x)
 
 
 def risk_of(p: Floats, runs: Runs, cost: float, may_lack_answer: Bools) -> Floats:
@@ -98,46 +113,42 @@ class CrossFit:
     pick has seen. `out_of_fold` takes each row from the model fitted without its own fold.
     """
 
-    def __init__(
-        self, runs: Runs, table: Table, fold: NDArray[np.int64], *, seed: int, tick: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, runs: Runs, table: Table, *, seed: int, tick: Callable[[], None] = lambda: None) -> None:
         self._runs, self._table, self._seed, self._tick = runs, table, seed, tick
-        self._row_fold = fold[runs.run_of_row]
-        self._good = targets(runs)
-        self._models: dict[tuple[Target, Parts, frozenset[int]], Fitted] = {}
-        self._scores: dict[tuple[Target, Parts, frozenset[int], int], Floats] = {}
+        self._row_fold = table.run_fold[runs.run_of_row]
+        self._models: dict[tuple[Key, frozenset[int]], Model] = {}
+        self._scores: dict[tuple[Key, frozenset[int], int], Floats] = {}
 
-    def model(self, target: Target, parts: Parts, left_out: Sequence[int]) -> Fitted:
+    def model(self, key: Key, left_out: Sequence[int]) -> Model:
         """The model fitted without some folds; fitted once."""
-        key = (target, parts, frozenset(left_out))
-        if key not in self._models:
-            keep = ~np.isin(self._table.fold, list(left_out))
-            self._models[key] = fit_on(self._table, self._good, target, keep, parts, self._seed)
+        place = (key, frozenset(left_out))
+        if place not in self._models:
+            self._models[place] = fit_on(self._runs, self._table, key, left_out, self._seed)
             self._tick()
-        return self._models[key]
+        return self._models[place]
 
-    def without(self, v: int, target: Target, parts: Parts) -> Floats:
-        """P(good) of every row as outer fold v may use it, shape (T,)."""
-        return self._join(target, parts, {u: (u, v) for u in range(N_FOLDS)})
+    def without(self, v: int, key: Key) -> Floats:
+        """What outer fold v may know of every row, shape (T,)."""
+        return self._join(key, {u: (u, v) for u in range(N_FOLDS)})
 
-    def out_of_fold(self, target: Target, parts: Parts) -> Floats:
-        """P(good) of every row by the model fitted without its fold, shape (T,)."""
-        return self._join(target, parts, {u: (u,) for u in range(N_FOLDS)})
+    def out_of_fold(self, key: Key) -> Floats:
+        """Every row by the model fitted without its own fold, shape (T,)."""
+        return self._join(key, {u: (u,) for u in range(N_FOLDS)})
 
-    def _join(self, target: Target, parts: Parts, left_out: Mapping[int, Sequence[int]]) -> Floats:
+    def _join(self, key: Key, left_out: Mapping[int, Sequence[int]]) -> Floats:
         joined = np.empty(len(self._row_fold))
         for u, folds in left_out.items():
-            rows = self._row_fold == u
-            joined[rows] = self._of(target, parts, folds, u)
+            joined[self._row_fold == u] = self._of(key, folds, u)
         return joined
 
-    def _of(self, target: Target, parts: Parts, left_out: Sequence[int], u: int) -> Floats:
-        key = (target, parts, frozenset(left_out), u)
-        if key not in self._scores:
+    def _of(self, key: Key, left_out: Sequence[int], u: int) -> Floats:
+        place = (key, frozenset(left_out), u)
+        if place not in self._scores:
             rows = np.flatnonzero(self._row_fold == u)
-            model = self.model(target, parts, left_out)
-            self._scores[key] = model.scores(self._table.x[rows]) if len(rows) else np.empty(0)
-        return self._scores[key]
+            self._scores[place] = (
+                score_rows(self.model(key, left_out), self._table.x[rows]) if len(rows) else np.empty(0)
+            )
+        return self._scores[place]
 
 
 def stop_codes(p_hopeless: Floats) -> NDArray[np.int8]:

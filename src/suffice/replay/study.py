@@ -17,24 +17,27 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.stop_model import Fitted
 from suffice.policy.columns import SUFFICES, stops_of
 from suffice.replay.ladders import Ladder, PolicyRung, RiskRung, halts_at, halts_of, levels_of
 from suffice.replay.points import MARGIN, NONE, pick, seen
 from suffice.replay.runs import Floats, Halts, Runs, first_stops
 from suffice.replay.scores import (
     CrossFit,
+    Key,
+    Model,
     Score,
     Table,
     features_for,
     make_table,
     risk_of,
+    score_rows,
     stop_codes,
 )
 from suffice.replay.sums import Summing, Sums, folds_of
 from suffice.signals.features import FeatureSet
 
 N_LEVELS = 61
+HOPELESS_KEY: Key = ("hopeless", "linear")
 
 Tick = Callable[[], None]
 
@@ -62,7 +65,7 @@ class Frozen:
     """What one fold, or the runs of the `fit` files, settled on: a rung for each pool, and the models it needs."""
 
     rungs: Mapping[str, PolicyRung | RiskRung | None]  # by pool; None: never stop
-    models: Mapping[str, Fitted] = field(default_factory=dict)  # by score, and "hopeless"
+    models: Mapping[str, Model] = field(default_factory=dict)  # by score, and "hopeless"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,19 +137,17 @@ class Study:
                 chosen = features_for(runs, query_signals=query_signals)
                 table = make_table(runs, chosen, self.fold)
                 self._tables[query_signals] = table
-                self._fits[query_signals] = CrossFit(runs, table, self.fold, seed=options.seed, tick=tick)
+                self._fits[query_signals] = CrossFit(runs, table, seed=options.seed, tick=tick)
 
     # ---- scores -----------------------------------------------------------------------------------
 
     def _p(self, score: Score, v: int | None) -> Floats:
-        fits = self._fits[score.query_signals]
-        if v is None:
-            return fits.out_of_fold(score.target, score.parts)
-        return fits.without(v, score.target, score.parts)
+        fits, key = self._fits[score.query_signals], (score.target, score.parts)
+        return fits.out_of_fold(key) if v is None else fits.without(v, key)
 
     def _hopeless(self, v: int | None) -> Floats:
         fits = self._fits[True]
-        return fits.out_of_fold("hopeless", "linear") if v is None else fits.without(v, "hopeless", "linear")
+        return fits.out_of_fold(HOPELESS_KEY) if v is None else fits.without(v, HOPELESS_KEY)
 
     def risk(self, score: Score, v: int | None) -> tuple[Floats, NDArray[np.int8]]:
         """Risk and stop codes of every row: cross-fitted for all rows, or as outer fold `v` may use them."""
@@ -174,12 +175,12 @@ class Study:
             weights = (np.ones(len(sums.n)) if v is None else (sums.fold != v).astype(np.float64))[None, :]
             choice = int(pick(seen(sums, weights), slices, self.options.max_em_drop, self.options.margin)[0])
             rungs[pool.name] = None if choice == NONE else of_pool[choice]
-        models: dict[str, Fitted] = {}
+        models: dict[str, Model] = {}
         if self.options.scores:
             left_out = () if v is None else (v,)
-            models["hopeless"] = self._fits[True].model("hopeless", "linear", left_out)
+            models["hopeless"] = self._fits[True].model(HOPELESS_KEY, left_out)
             for score in self.options.scores:
-                models[score.name] = self._fits[score.query_signals].model(score.target, score.parts, left_out)
+                models[score.name] = self._fits[score.query_signals].model((score.target, score.parts), left_out)
         return Frozen(rungs=rungs, models=models)
 
     def halts(self, frozen: Frozen, runs: Runs) -> dict[str, Halts]:
@@ -203,15 +204,18 @@ class Study:
         score = next(score for score in self.options.scores if score.name == name)
         x = {asked: FeatureSet(table.chosen.names).matrix(runs.columns, runs.queries)
              for asked, table in self._tables.items() if asked or asked == score.query_signals}  # fmt: skip
-        hopeless = frozen.models["hopeless"].scores(x[True])
-        return risk_and_codes(score, frozen.models[name].scores(x[score.query_signals]), hopeless, runs)
+        hopeless = score_rows(frozen.models["hopeless"], x[True])
+        return risk_and_codes(score, score_rows(frozen.models[name], x[score.query_signals]), hopeless, runs)
 
 
 def risk_and_codes(
     score: Score, p: Floats, p_hopeless: Floats, runs: Runs
 ) -> tuple[Floats, NDArray[np.int8]]:
-    """From probabilities to the risk that levels cut, and what a stop would be called, shape (T,) each."""
+    """From what a model says to the risk that levels cut, and what a stop would be called, shape (T,) each."""
+    may_lack_answer = p_hopeless >= 0.5
+    if score.target == "value":  # a price is a risk as it stands: a low one stops only where much is gained
+        return np.where(np.isnan(runs.columns.answer) & ~may_lack_answer, np.nan, p), stop_codes(p_hopeless)
     if score.target == "suffices":
         none = np.zeros(len(p), dtype=bool)
         return risk_of(p, runs, score.cost, none), np.full(len(p), SUFFICES, dtype=np.int8)
-    return risk_of(p, runs, score.cost, p_hopeless >= 0.5), stop_codes(p_hopeless)
+    return risk_of(p, runs, score.cost, may_lack_answer), stop_codes(p_hopeless)

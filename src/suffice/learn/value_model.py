@@ -1,0 +1,136 @@
+"""The value model: reinforcement learning of when to stop, as a finite-horizon decision process.
+
+State: the features after a step. Actions: stop, and be paid EM minus the price of the tokens spent so far;
+or continue, and decide again after the next step. Q of both actions is fitted on full trajectories with
+forward-view Q(λ) targets (Stop-RAG, arXiv:2510.14337, which has no price on tokens):
+
+    stop      r_k = ok_k − price · tokens_k / mean full tokens
+    continue  target_k = (1 − λ) · max(Q_stop, Q_continue)_{k+1} + λ · target_{k+1},  target_{n−1} = r_n
+
+Full runs show every reward that any policy would have got, so nothing is off-policy here. One model is
+fitted for every price of a sweep at once (a linear Q has one factorisation for all targets), and the sweep is
+a ladder: a low price stops late. Knows trajectories as arrays; refuses to know files and policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# EM that the tokens of one mean full run are worth: from "hardly anything" to "more than any answer".
+PRICES: Floats = np.geomspace(0.01, 10.0, 61)
+LAMBDA = 0.8        # near 1: long looks ahead on recorded ends; near 0: one step, then the model's own word
+N_SWEEPS = 4        # of policy improvement; the targets hardly move after the third
+RIDGE = 300.0       # in rows: with standardised features, about one question's worth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectories:
+    """Full runs as arrays: R rows in all, run after run, the last row of each being its end."""
+
+    x: Floats                   # (R, P): features
+    starts: NDArray[np.int64]   # (runs + 1,)
+    ok: NDArray[np.bool_]       # R: would the answer be right if the run were stopped after the step
+    tokens: Floats              # R: spent up to and with the step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """Fitted linear Q for each price: plain arrays."""
+
+    mean: Floats        # P
+    scale: Floats       # P
+    stop: Floats        # (P + 1, 1): P(right) if stopped; the last weight is the constant
+    go_on: Floats       # (P + 1, prices): EM to come minus the price of the tokens still to come, if continued
+    mean_tokens: float  # of a full run: the unit of prices
+    prices: Floats
+
+    def advantage(self, x: Floats) -> Floats:
+        """Q(stop) − Q(continue) of each row at each price, shape (R, prices): stop where it is at least 0.
+
+        What is already spent is spent either way, so both sides leave it out.
+        """
+        z = _with_one((x - self.mean) / self.scale)
+        gain: Floats = z @ self.stop - z @ self.go_on
+        return gain
+
+    def lowest_price(self, x: Floats) -> Floats:
+        """The lowest price at which each row would stop, shape (R,); not a number where none of the sweep would."""
+        stops = self.advantage(x) >= 0
+        price: Floats = np.where(stops.any(axis=1), self.prices[stops.argmax(axis=1)], np.nan)
+        return price
+
+
+def fit_values(t: Trajectories, *, prices: Floats = PRICES, lam: float = LAMBDA, sweeps: int = N_SWEEPS) -> Values:
+    """Fit Q(stop) and Q(continue) on full trajectories for each price.
+
+    lam     in [0, 1], see the head of this file
+    sweeps  how often targets are rebuilt from the last fit, at least 1
+
+    Raises ValueError without a run of two steps, or for parameters out of range.
+    """
+    if not 0 <= lam <= 1 or sweeps < 1:
+        raise ValueError(f"need 0 <= lam <= 1 and sweeps >= 1; got {lam=} {sweeps=}")
+    last = t.starts[1:] - 1
+    inner = np.ones(len(t.x), dtype=bool)
+    inner[last] = False  # at its end a run has nothing left to decide
+    rows = np.flatnonzero(inner)
+    if not len(rows):
+        raise ValueError("value model: needs at least one run of two steps")
+    mean_tokens = float(np.maximum(t.tokens[last].mean(), 1.0))
+    mean, scale = t.x[rows].mean(axis=0), t.x[rows].std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    z = _with_one((t.x - mean) / scale)
+    solve = _solver(z[rows])
+    spent = np.outer(t.tokens / mean_tokens, prices)             # (R, prices)
+    reward = t.ok[:, None] - spent                               # what stopping after the row pays
+    stop = solve(t.ok[rows].astype(np.float64)[:, None])
+    value = reward.copy()                                        # of each row as its successor sees it
+    go_on = np.zeros((z.shape[1], len(prices)))
+    for sweep in range(sweeps):
+        if sweep:
+            value = np.maximum(z @ stop, z @ go_on) - spent
+            value[last] = reward[last]
+        target = _targets(value, reward, t.starts, 1.0 if sweep == 0 else lam)
+        go_on = solve(target[rows] + spent[rows])
+    return Values(mean=mean, scale=scale, stop=stop, go_on=go_on, mean_tokens=mean_tokens, prices=prices)
+
+
+def _targets(value: Floats, reward: Floats, starts: NDArray[np.int64], lam: float) -> Floats:
+    """Forward-view λ-returns of continuing after each row, shape (R, prices); 0 at the ends.
+
+    All runs step back together, from the row before their last one to their first.
+    """
+    target = np.zeros_like(value)
+    last = starts[1:] - 1
+    later = reward[last]                       # a run's end pays what it pays
+    longest = int(np.diff(starts).max())
+    for back in range(1, longest):
+        runs = np.flatnonzero(last - back >= starts[:-1])
+        row = last[runs] - back
+        following = value[row + 1] if back > 1 else reward[row + 1]
+        later[runs] = (1 - lam) * following + lam * later[runs]
+        target[row] = later[runs]
+    return target
+
+
+def _solver(z: Floats) -> Callable[[Floats], Floats]:
+    """Ridge regression on these rows for any number of targets, from one factorisation."""
+    gram = z.T @ z + RIDGE * np.eye(z.shape[1])
+    gram[-1, -1] -= RIDGE  # the constant is not shrunk
+    inverse = np.linalg.inv(gram)
+
+    def solve(y: Floats) -> Floats:
+        found: Floats = inverse @ (z.T @ y)
+        return found
+
+    return solve
+
+
+def _with_one(z: Floats) -> Floats:
+    return np.hstack([z, np.ones((len(z), 1))])
