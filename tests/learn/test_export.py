@@ -15,7 +15,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from suffice.learn.export import export_ensemble, export_isotonic, export_linear, export_trees
+from suffice.learn.export import (
+    export_advantage,
+    export_ensemble,
+    export_isotonic,
+    export_linear,
+    export_stop_model,
+    export_trees,
+)
+from suffice.learn.features import Chosen
+from suffice.learn.stop_model import Examples, Parts, Target, fit
+from suffice.learn.value_model import Trajectories, fit_values
+from suffice.model.artefact import Cost, Trained, dump, load
 from suffice.model.ensemble import Ensemble, Part
 
 Matrix = NDArray[np.float64]
@@ -105,6 +116,39 @@ def test_an_ensemble_is_the_mean_of_the_logits_of_parts_that_read_the_first_feat
     assert export_ensemble([], n_features=8, otherwise=0.25).score(seen[0].tolist()) == pytest.approx(0.25)
     with pytest.raises(ValueError, match="Pipeline: fitted on 8 features of 7"):
         export_ensemble([linear], n_features=7)
+
+
+@pytest.mark.parametrize("parts", ["ensemble", "linear", "trees"])
+def test_a_fitted_stop_model_says_as_an_artefact_what_it_said_to_its_trainer(parts: Parts) -> None:
+    matrix, label, seen = data()
+    chosen = Chosen(("step", "tokens_used", "confidence"), ("agreement", "n_votes", "lead", "model=a", "model=b"))
+    examples = Examples(x=matrix, good={"as-good": label, "hopeless": np.ones(len(label), bool)})
+    targets: tuple[Target, Target] = ("as-good", "hopeless")
+    good, hopeless = (fit(examples, chosen, target, parts=parts) for target in targets)
+    facts = Trained(n_episodes=100, n_questions=50, digest="d", target="as-good", seed=0)
+    model = export_stop_model(chosen, good, hopeless, trained=facts, cost=Cost(0.5), classes=[("hard", 0.1)])
+    assert model.hopeless is not None
+    assert model.features == chosen.names
+    assert {"suffice", "numpy", "scikit-learn"} <= dict(model.trained.versions).keys()
+    read = load(dump(model))
+    assert read == model
+    for ensemble, fitted in ((read.suffices, good), (read.hopeless, hopeless)):
+        assert ensemble is not None
+        np.testing.assert_allclose(ensemble.scores(seen), fitted.scores(seen), atol=1e-6)
+        alone = [ensemble.score(row) for row in seen[:200].tolist()]
+        np.testing.assert_allclose(alone, fitted.scores(seen[:200]), atol=1e-6)
+
+
+def test_a_value_model_stops_where_stopping_is_worth_more() -> None:
+    matrix, label, seen = data()
+    starts, tokens = np.arange(0, len(matrix) + 1, 5), np.tile(np.arange(1.0, 6), len(matrix) // 5) * 100
+    values = fit_values(Trajectories(x=matrix, starts=starts, ok=label, tokens=tokens))
+    for at in (0, 30, len(values.prices) - 1):
+        part = export_advantage(values, at)
+        agree(part, values.advantage(seen)[:, at], seen)
+        assert ((Ensemble((part,)).scores(seen) >= 0.5) == (part.raws(seen) >= 0)).all()
+    with pytest.raises(IndexError, match="price: got number 61; 0 to 60"):
+        export_advantage(values, 61)
 
 
 def test_no_part_is_surer_than_one_in_ten_thousand() -> None:

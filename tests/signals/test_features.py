@@ -163,6 +163,17 @@ def test_a_lead_is_settled_once_the_planned_steps_that_remain_cannot_level_it(
     assert FeatureSet(["lead_share", "settled"]).row(seen) == (lead_share, settled)
 
 
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
+@pytest.mark.parametrize("field", ["remaining_steps", "lead_share", "settled"])
+def test_a_share_of_a_plan_that_cannot_be_makes_what_remains_unknown(field: str, share: float) -> None:
+    features = FeatureSet([f"unknown({field})", field])
+    seen = Signals(step=4, tokens_used=1, top_votes=3, second_votes=1, step_share=share)
+    assert features.row(seen) == (1.0, 0.0)
+    columns = {name: np.array([float(getattr(seen, name))]) for name in ("step", "tokens_used", "step_share")}
+    columns |= {"top_votes": np.full(1, 3.0), "second_votes": np.ones(1)}
+    assert features.table(columns, [None], np.zeros(1, np.int64)).tolist() == [[1.0, 0.0]]
+
+
 @PROPERTY
 @given(key=ANY_TEXT, word=ANY_TEXT, declared=st.booleans(), field=st.sampled_from(FIELDS))
 def test_any_word_can_be_written_and_read_back(key: str, word: str, declared: bool, field: str) -> None:

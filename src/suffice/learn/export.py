@@ -1,4 +1,4 @@
-"""From scikit-learn's fitted objects to plain data.
+"""From fitted objects, scikit-learn's and our own, to plain data.
 
 Reads their numbers and nothing else: no pickle, no code. It knows where each object keeps what it learned and
 refuses to know features and targets. Tested against scikit-learn 1.7 and later, to 1e-6.
@@ -8,16 +8,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
+from suffice.learn.features import Chosen
+from suffice.learn.stop_model import Fitted
+from suffice.learn.value_model import Values
 from suffice.model.calibration import Isotonic
 from suffice.model.ensemble import Ensemble, Part
 from suffice.model.linear import Linear
+from suffice.model.stop import Cost, StopModel, Trained
 from suffice.model.trees import LEAF, Tree, Trees
 
 # Any, throughout: scikit-learn has no types, and it is imported by whoever fitted, not here.
+
+
+def export_stop_model(
+    chosen: Chosen,
+    suffices: Fitted,
+    hopeless: Fitted | None = None,
+    *,
+    trained: Trained,
+    cost: Cost | None = None,
+    classes: Sequence[tuple[str, float]] = (),
+) -> StopModel:
+    """What `learn.stop_model` fitted, as the artefact that the policy `learned` reads; `Fitted.scores` to 1e-6.
+
+    trained  facts about the data; the versions of what fitted it are added
+    cost     None: the risk is the plain probability
+    classes  thresholds by query class, if they have their own
+
+    Raises ValueError as `export_ensemble` does.
+    """
+    return StopModel(
+        features=chosen.names,
+        suffices=_fitted(suffices, chosen),
+        hopeless=None if hopeless is None else _fitted(hopeless, chosen),
+        trained=replace(trained, versions=(*trained.versions, *_versions())),
+        cost=cost or Cost(),
+        classes=tuple(classes),
+    )
+
+
+def _fitted(fitted: Fitted, chosen: Chosen) -> Ensemble:
+    n_features = len(chosen.names)
+    constant = float(fitted.scores(np.zeros((1, n_features)))[0])  # what it always says, if nothing was trained
+    return export_ensemble(fitted.trained, n_features=n_features, otherwise=constant)
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    found = [("suffice", version("suffice")), ("numpy", version("numpy"))]
+    with suppress(PackageNotFoundError):
+        found.append(("scikit-learn", version("scikit-learn")))
+    return tuple(found)
 
 
 def export_ensemble(trained: Sequence[Any], *, n_features: int, otherwise: float = 0.5) -> Ensemble:
@@ -41,6 +88,19 @@ def _part(fitted: Any, n_features: int) -> Part:
         return export_trees(fitted)
     linear = export_linear(fitted)
     return Linear((*linear.weights, *(0.0,) * (n_features - len(linear.weights))), linear.intercept)
+
+
+def export_advantage(values: Values, at: int) -> Linear:
+    """Q(stop) - Q(continue) of a value model at its price number `at`, on raw features.
+
+    As the only part of an ensemble, and with a threshold of 0.5, the policy `learned` stops where it is at least 0:
+    the sigmoid of 0 is 1/2. Raises IndexError for a price that there is not.
+    """
+    if not 0 <= at < len(values.prices):
+        raise IndexError(f"price: got number {at}; 0 to {len(values.prices) - 1}")
+    gain = values.stop[:, 0] - values.go_on[:, at]
+    weights = gain[:-1] / values.scale
+    return Linear(tuple(weights.tolist()), float(gain[-1] - weights @ values.mean))
 
 
 def export_linear(fitted: Any) -> Linear:

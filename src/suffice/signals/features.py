@@ -75,12 +75,6 @@ class FeatureSet:
         self._plan = _plan_of(parsed, [*self._numbers, *self._asked.factors])
         self._compile(transforms)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, FeatureSet) and self.names == other.names
-
-    def __hash__(self) -> int:
-        return hash(self.names)
-
     def __reduce__(self) -> tuple[type[FeatureSet], tuple[tuple[str, ...]]]:
         return FeatureSet, (self.names,)
 
