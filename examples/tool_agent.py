@@ -12,6 +12,7 @@ import ast
 import operator
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -33,7 +34,7 @@ SHOWN = (
     {"role": "user", "content": "19"},
     {"role": "assistant", "content": "ANSWER 19"},
 )  # fmt: skip
-OPERATORS = {
+OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.USub: operator.neg,
 }  # fmt: skip

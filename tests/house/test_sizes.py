@@ -29,7 +29,7 @@ REGISTRIES = ("pypi" + ".org", "python" + "hosted", "npm" + "js", "index" + "-ur
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|root|home|Users|opt)/[\w.-]+")
 
 SOURCES = python_files("src")
-ALL_PYTHON = python_files("src", "tests", "bench")
+ALL_PYTHON = python_files("src", "tests", "bench", "examples")
 TEXTS = [path for path in files() if path.suffix not in {".png", ".gguf", ".ico", ".db"}]
 
 
