@@ -26,6 +26,7 @@ from suffice.policy.probes import CodeStop, Deer, Dynasor, Tasr
 from suffice.policy.protocol import Policy
 from suffice.policy.rules import ConfidenceThreshold, FixedBudget, FixedRounds, Never, StableAnswer
 from suffice.policy.sequential import MixtureSprt, Sprt
+from suffice.policy.stated import StatedConfidence
 
 __all__ = [
     "POLICIES",
@@ -44,6 +45,7 @@ _ALL: tuple[type[Policy], ...] = (
     FixedRounds,
     StableAnswer,
     ConfidenceThreshold,
+    StatedConfidence,
     Dynasor,
     Deer,
     CodeStop,
