@@ -160,7 +160,7 @@ async def test_repeated_chunks_are_not_parsed_again(usage: bool) -> None:
     assert all(json.loads(f[6:]) for f in sent.split(b"\n\n") if f and f[6:] != b"[DONE]")
 
 
-@pytest.mark.parametrize(("per_read", "at_most"), [(1, 42), (16, 16)])
+@pytest.mark.parametrize(("per_read", "at_most"), [(1, 40), (16, 10)])
 async def test_a_chunk_costs_few_calls(per_read: int, at_most: float) -> None:
     """Function calls a chunk, awaits and built-ins included."""
     made = await calls_of(governed, Upstream(frames(N_CHUNKS), per_read), Client())

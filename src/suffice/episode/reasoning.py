@@ -482,8 +482,7 @@ class ReasoningRun:
                 return True
             seen.field = field
             self.account.reasoning_tokens += len(texts)
-            for text in texts:
-                self._thinks(text, 1, points)
+            self._thinks(texts, 1, points)
         except Exception:  # noqa: BLE001 - as above
             self._goes_blind()
         return True
@@ -499,7 +498,7 @@ class ReasoningRun:
         if thought:
             self.seen.field = field
             self.account.reasoning_tokens += tokens
-            self._thinks(thought, tokens, points)
+            self._thinks((thought,), tokens, points)
         if delta.calls_tool or delta.refusal:
             self.seen.phase = "answering"
         if not delta.content:
@@ -520,7 +519,7 @@ class ReasoningRun:
         for channel, text in pieces:
             if channel == "reasoning":
                 placed, self._unplaced_tokens = self._unplaced_tokens, 0
-                self._thinks(text, placed, points)
+                self._thinks((text,), placed, points)
             else:
                 self._answers(text)
                 said += text
@@ -529,15 +528,17 @@ class ReasoningRun:
         self._tail = (self._tail + content)[1 - len(self._close_tag):] if self._think.inside else ""
         return said
 
-    def _thinks(self, text: str, tokens: int, points: list[Checkpoint]) -> None:
+    def _thinks(self, texts: Sequence[str], tokens: int, points: list[Checkpoint]) -> None:
+        """Take thought in; each of `texts` has so many tokens."""
         if self.seen.phase == "answering":
             return
         self.seen.phase = "thinking"
-        self._thought_chars += len(text)
-        point = self._segmenter.feed(text, tokens)
-        if point is not None:
-            self._cuts[point.index] = Cut(len(point.prefix), point.tokens_used)
-            points.append(point)
+        feed = self._segmenter.feed
+        for text in texts:
+            if (point := feed(text, tokens)) is not None:
+                self._cuts[point.index] = Cut(len(point.prefix), point.tokens_used)
+                points.append(point)
+        self._thought_chars += sum(map(len, texts))
         if self._thought_chars > THOUGHT_LIMIT_CHARS:
             self._goes_blind()
 

@@ -56,6 +56,7 @@ class Segmenter:
     def __init__(self, settings: Steps) -> None:
         self._settings = settings
         self._need = float(settings.min_tokens)
+        self._limit = settings.min_tokens if settings.boundary == "tokens" else settings.max_tokens
         self._done = ""        # the thought up to the last checkpoint
         self._text = ""        # the thought since then
         self._tokens = 0       # … and its tokens
@@ -73,7 +74,8 @@ class Segmenter:
         A step ends behind its line or paragraph, or before a word. Text behind the end belongs to the
         next step; its tokens cannot be told apart and stay with this one.
         """
-        if earlier := self._end_before(text):
+        too_long = self._tokens >= self._limit and self._tokens >= self._need
+        if too_long and (earlier := self._end_before(text)):
             point = self._cut(earlier)
             self._text += text
             self._tokens = tokens
@@ -93,18 +95,15 @@ class Segmenter:
         return self._cut(len(self._text))
 
     def _end_before(self, text: str) -> int:
-        """Where a step that is long enough ends, given the text that comes next; 0: nowhere yet.
+        """Where a step that is too long ends, given the text that comes next; 0: nowhere yet.
 
         Between two words; in a script without spaces, when it is twice too long, between two characters.
         """
-        settings = self._settings
-        limit = settings.min_tokens if settings.boundary == "tokens" else settings.max_tokens
-        longest = max(self._need, limit)
-        if self._tokens < longest or not self._text:
+        if not self._text:
             return 0
         if text[:1].isspace() or self._text[-1].isspace():
             return len(self._text)
-        return self._end_between_characters(text) if self._tokens >= 2 * longest else 0
+        return self._end_between_characters(text) if self._tokens >= 2 * max(self._need, self._limit) else 0
 
     def _end_between_characters(self, following: str) -> int:
         """The last place before `following` that no character of several parts stretches over."""

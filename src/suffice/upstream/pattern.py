@@ -8,6 +8,7 @@ what the text is for.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import msgspec
@@ -21,6 +22,7 @@ _NO_USAGE = b'"usage":null'
 WINDOW_BYTES = 16 * 1024   # of a read that holds many chunks, how much is looked at in one go
 
 _string: Callable[[bytes], str] = msgspec.json.Decoder(str).decode
+_strings: Callable[[bytes], list[str]] = msgspec.json.Decoder(list[str]).decode
 
 
 class TextPattern:
@@ -60,24 +62,19 @@ class TextPattern:
         No texts: what stands there is to be read as any other. Only so much of `data` is looked at that a read
         of any size costs no more than its parts.
         """
-        texts: list[str] = []
         if not data.startswith(self._before, at):
-            return texts, b"", at
-        end, parts = at, list[bytes]()
-        *others, last = data[at + self._n_before : at + WINDOW_BYTES].split(self._between)
-        for part in others:
-            text = _string_in(part)
-            if not text:
-                last = part
-                break
-            texts.append(text)
-            parts.append(part)
-            end += self._n_around + len(part)
+            return [], b"", at
+        *parts, last = data[at + self._n_before : at + WINDOW_BYTES].split(self._between)
+        texts = _strings_in(parts) if parts else []   # of a paced stream nearly every read is one chunk
+        if len(texts) < len(parts):
+            last = parts[len(texts)]
         part = last[: max(0, last.find(self._after))]  # the run's last chunk; behind it stands something else
+        parts = [*parts[: len(texts)], part]
         if text := _string_in(part):
             texts.append(text)
-            parts.append(part)
-            end += self._n_around + len(part)
+        else:
+            parts.pop()
+        end = at + len(parts) * self._n_around + sum(map(len, parts))
         self._matched = self._matched or bool(texts)
         return texts, self._written(parts) if self._shown else data[at:end], end
 
@@ -120,6 +117,23 @@ def _string_in(middle: bytes) -> str:
         return _string(b'"%b"' % middle)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return ""
+
+
+def _strings_in(middles: list[bytes]) -> list[str]:
+    """What each of these says between two quotation marks, up to the first that says nothing."""
+    joined = b'","'.join(middles)
+    # Read as one list where no quotation mark but ours stands in it, and none of ours is escaped.
+    if joined.count(b'"') == 2 * (len(middles) - 1) and joined.find(b'\\"') < 0 and joined[-1:] != b"\\":
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            texts = _strings(b'["%b"]' % joined)
+            return texts if all(texts) else texts[: texts.index("")]
+    texts = []
+    for middle in middles:
+        text = _string_in(middle)
+        if not text:
+            break
+        texts.append(text)
+    return texts
 
 
 def _said(chunk: Chunk) -> tuple[str, str] | None:
