@@ -399,4 +399,6 @@ def test_the_desk_ends_a_run_once(tmp_path: Path) -> None:
         run = desk.open_run(gw, gw.routes[0], desk.Asked(question="q"))
         for _ in range(3):
             desk.close_run(gw, run)
+        assert gw.metrics.value("suffice_open_episodes") == 0
+        assert gw.metrics.value("suffice_requests_total", route=ROUTE, mode="enforce", end_reason="done") == 1
     assert episodes(tmp_path, 1)[0].episode.outcome.end_reason == "done"
