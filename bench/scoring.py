@@ -25,6 +25,7 @@ CASES: tuple[tuple[str, Spec, str, str], ...] = (
     ("text", "text", "The answer is Paris.", "Paris"),
     ("squad", "squad", "The answer is the Eiffel Tower.", "Eiffel Tower"),
     ("number", "number", "The answer is 1,234.50 dollars.", "1234.5"),
+    ("quantity", "quantity", "The answer is 1.5 km.", "1500 metres"),
     ("choice", "choice", "The answer is (C).", "C"),
     ("yes-no", "yes-no", "Yes, it is.", "yes"),
     ("date", "date", "The answer is March 5, 2024.", "2024-03-05"),

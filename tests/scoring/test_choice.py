@@ -27,6 +27,8 @@ SCORER = ChoiceScorer()
         ("J", "J"),
         ("K", None),
         ("The answer is B because", "B"),
+        ("因此，答案是B。", "B"),
+        ("La réponse est (c).", "C"),
         ("The answer is A because", "A"),
         ("the answer is (c), not (d)", "C"),
         ("The correct answer is option (D).", "D"),

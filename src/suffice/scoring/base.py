@@ -20,6 +20,7 @@ from suffice.scoring.json import JsonScorer
 from suffice.scoring.list import ListScorer
 from suffice.scoring.math import MathJudge, MathScorer
 from suffice.scoring.number import NumberScorer
+from suffice.scoring.quantity import QuantityScorer
 from suffice.scoring.regex import RegexScorer
 from suffice.scoring.spec import short
 from suffice.scoring.squad import SquadScorer
@@ -62,6 +63,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
     "list": ListScorer,
     "math": MathScorer,
     "number": NumberScorer,
+    "quantity": QuantityScorer,
     "regex": RegexScorer,
     "squad": SquadScorer,
     "text": TextScorer,

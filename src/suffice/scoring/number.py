@@ -13,7 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.scoring.answer import ANNOUNCEMENT_PATTERN, last_boxed, last_part
+from suffice.scoring.answer import Announced, last_boxed, last_part
 from suffice.scoring.normal import ByNormalForm
 from suffice.scoring.spec import check_word
 
@@ -42,7 +42,7 @@ _NUMBER = rf"""
     (?P<percent>\s?\\?%(?!\s?\d)|\s?(?i:per\s?cent)\b)?
 """
 _NUMBER_ONLY = re.compile(_NUMBER, re.VERBOSE)
-_WALK = re.compile(rf"(?P<announcement>(?-x:{ANNOUNCEMENT_PATTERN}))|{_NUMBER}", re.VERBOSE)
+_WALK = Announced(lambda announcement: rf"(?P<announcement>(?-x:{announcement}))|{_NUMBER}", re.VERBOSE)
 _OPERATORS = re.compile(r"[\s$€£¥+*/×÷·()^=\\-]*+")
 _BRACED = r"\s{0,4}\{\s{0,4}([+-]?\d++)\s{0,4}\}\s{0,4}"
 _LATEX_FRACTION = re.compile(rf"(?P<glued>(?<=\d)\s?)?\\[dt]?frac(?:{_BRACED}{_BRACED}|\s?(\d)\s?(\d))")
@@ -79,24 +79,8 @@ class NumberScorer(ByNormalForm):
         Announced: the first number within 80 characters of "answer is", "answer:" or "####"; where
         a sum follows, its result ("the answer is 3 + 4 = 7" gives 7).
         """
-        plain = _plain(text)
-        boxed = last_boxed(plain)
-        if boxed is not None:
-            first = _NUMBER_ONLY.search(boxed)
-            if first is not None and (value := _value(_result(boxed, first), self.percent)) is not None:
-                return value
-        last, announced, announced_at = None, None, -1
-        for found in _WALK.finditer(plain):
-            if found.group("announcement") is not None:
-                announced_at = found.end()
-                continue
-            last = found
-            if announced_at >= 0 and found.start() - announced_at <= _MAX_ANNOUNCED_GAP:
-                announced = found
-            announced_at = -1
-        if announced is not None:
-            return _value(_result(plain, announced), self.percent)
-        return None if last is None else _value(last, self.percent)
+        found = chosen_number(text)
+        return None if found is None else value_of(found[1], self.percent)
 
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer: the same reading as `extract`; None when it holds no number."""
@@ -106,7 +90,44 @@ class NumberScorer(ByNormalForm):
 def exact_number(written: str) -> str | None:
     """The normal form of a text that is one number and nothing else; None: it is more, or none."""
     found = _NUMBER_ONLY.fullmatch(written if written.isascii() else written.translate(_MINUS))
-    return None if found is None else _value(found)
+    return None if found is None else value_of(found)
+
+
+def chosen_number(text: str) -> tuple[str, re.Match[str]] | None:
+    """The number that is the answer: (the text in which it stands, in plain signs; its place there)."""
+    plain = _plain(text)
+    boxed = last_boxed(plain)
+    if boxed is not None:
+        first = _NUMBER_ONLY.search(boxed)
+        if first is not None and value_of(in_box := _result(boxed, first)) is not None:
+            return boxed, in_box
+    last, announced, announced_at = None, None, -1
+    for found in _WALK.finditer(plain):
+        if found.group("announcement") is not None:
+            announced_at = found.end()
+            continue
+        last = found
+        if announced_at >= 0 and found.start() - announced_at <= _MAX_ANNOUNCED_GAP:
+            announced = found
+        announced_at = -1
+    if announced is not None:
+        return plain, _result(plain, announced)
+    return None if last is None else (plain, last)
+
+
+def shifted(value: str, exponent: int) -> str | None:
+    """A value in normal form times a power of ten, in normal form; None: it gets too long.
+
+    exponent  from -999 to 999
+    """
+    sign, plain = ("-", value[1:]) if value.startswith("-") else ("", value)
+    above, slash, below = plain.partition("/")
+    if slash:
+        moved = _fraction(above + "0" * exponent, below + "0" * -exponent)
+    else:
+        whole, _, part = plain.partition(".")
+        moved = _decimal(whole, part, exponent)
+    return None if moved is None or len(moved) > MAX_DIGITS + 1 else f"{'' if moved == '0' else sign}{moved}"
 
 
 def _plain(text: str) -> str:
@@ -155,8 +176,8 @@ def _result(text: str, first: re.Match[str]) -> re.Match[str]:
             result = following
 
 
-def _value(number: re.Match[str], percent: str = "keep") -> str | None:
-    """The normal form of one number as it was written; None: too long, or divided by zero."""
+def value_of(number: re.Match[str], percent: str = "keep") -> str | None:
+    """The normal form of one number as it was found; None: too long, or divided by zero."""
     sign = "-" if number.group("sign") == "-" else ""
     is_percent = number.group("percent") is not None
     hundredth = 2 if is_percent and percent == "share" else 0
