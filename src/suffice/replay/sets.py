@@ -80,7 +80,7 @@ def replay_set(data: Survey, asked: Asked, *, fit: Sequence[Survey] = (), tick: 
     source = concatenate([r for other in fit for r in reader.runs(other, other.share)]) if fit else sample
     options = Options(max_em_drop=asked.max_em_drop, scores=scores, margin=asked.margin, seed=asked.seed)
     study = Study(source, [lad for lad in ladders if lad.origin == "published"], options, tick=lambda: tick("fitting"))
-    pools = _pools(ladders, scores)
+    pools = pools_of(ladders, scores)
     frozen = [study.freeze(pools, None)] if fit else [study.freeze(pools, v) for v in range(N_FOLDS)]
     tick("picking")
     case = _Case(data, asked, study, pools, frozen, sample, longest)
@@ -145,7 +145,8 @@ def family_of(ladder: str) -> str:
     return ladder.partition(",")[0]
 
 
-def _pools(ladders: Sequence[Ladder], scores: Sequence[Score]) -> tuple[Pool, ...]:
+def pools_of(ladders: Sequence[Ladder], scores: Sequence[Score]) -> tuple[Pool, ...]:
+    """What points are picked from: ours, all published rules, and each rule alone."""
     names = tuple(ladder.name for ladder in ladders if ladder.origin == "published")
     pools = []
     if scores:
