@@ -105,7 +105,7 @@ def reading(report: SetReport) -> list[str]:
         )
     if hindsight is not None:
         said.append(
-            f"In hindsight, picked on these very questions, a published rule ({printable(hindsight.policy)}) saves "
+            f"In hindsight, picked on these very questions, a published rule ({printable(hindsight.note or hindsight.policy)}) saves "
             f"{percent(hindsight.token_reduction)} %. Nobody could have known it beforehand; it stands here to compare."
         )
     if main is not None:
