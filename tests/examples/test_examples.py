@@ -149,7 +149,7 @@ def test_the_first_example_runs_on_the_real_model() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "SUFFICE_EXAMPLES_URL"}
     program = str(Path("examples") / "iterative_rag.py")
     done = subprocess.run(
-        [sys.executable, program, "--questions", "2"], cwd=ROOT, env=environment, capture_output=True, text=True,
+        [sys.executable, program, "--questions", "1"], cwd=ROOT, env=environment, capture_output=True, text=True,
         timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

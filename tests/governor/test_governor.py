@@ -249,6 +249,25 @@ def test_a_forked_process_is_told_and_its_parent_goes_on(tmp_path: Path) -> None
     assert (ended.end_reason, len(ended.steps)) == ("done", 2)
 
 
+CRASH = """
+import os, sys
+from pathlib import Path
+from tests.governor.loops import local
+gov = local(Path(sys.argv[1]))
+ep = gov.episode("q").__enter__()
+ep.step(answer="a", tokens=1)
+assert gov.flush()
+os._exit(7)
+"""
+
+
+def test_a_process_that_dies_leaves_a_run_that_is_lost(tmp_path: Path) -> None:
+    died = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path)], check=False, timeout=30)
+    assert died.returncode == 7
+    local(tmp_path).close()
+    assert outcome(tmp_path).end_reason == "lost"
+
+
 def test_many_threads_share_a_governor(tmp_path: Path) -> None:
     wrong: list[str] = []
 
