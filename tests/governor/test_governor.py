@@ -454,6 +454,7 @@ def test_what_a_step_told_is_recorded_and_its_text_is_not(tmp_path: Path) -> Non
         ep.step(answer="a", tokens=12, **told)
     step = outcome(tmp_path).steps[0]
     assert (step.tokens, step.ctx_tokens, step.logprob, step.stated_confidence) == (12, 700, -0.5, 0.9)
+    assert step.confidence == 0.75
     assert (step.said_done, step.caller_action, step.answer_source, step.entropy) == (True, "search", "caller", 0.25)
     assert b"SECRET" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
 
@@ -527,6 +528,13 @@ def test_the_policy_chooses_whose_answer_is_used_and_it_is_what_counts(tmp_path:
     assert (len(ep.history), ep.return_step, ep.answer) == (4, 2, "B")
     ended = outcome(tmp_path)
     assert (ended.stop_step, ended.stop_reason, ended.answer, ended.would_answer) == (4, "budget", "b", "b")
+
+
+def test_a_run_that_nothing_governs_has_no_shadow(tmp_path: Path) -> None:
+    with local(tmp_path, policy=BEST, mode="off") as gov, gov.episode("q") as ep:
+        revise(ep, 5)
+    ended = outcome(tmp_path)
+    assert (ep.answer, ended.answer, ended.stop_step, ended.would_answer) == ("E", "e", None, None)
 
 
 @pytest.mark.parametrize("n", [5, 3])

@@ -138,13 +138,13 @@ class RoundsRun:
             return decision
         signals, decision = self._decide(step)
         self.ledger.record_step(step, signals, decision)
-        answer_given = self._as_told(decision)
+        shown = self._shown(decision)
         confidence = step.confidence if signals.confidence is None else signals.confidence
-        self.seen.append(Seen(told.answer, told.tokens, step.answer, confidence, answer_given))
+        self.seen.append(Seen(told.answer, told.tokens, step.answer, confidence, shown))
         if decision.stop and self.ledger.stop_step == index:
             self.ledger.would_answer = self.answer_of(self._chosen(acting=True))
-        self.ledger.stopped = answer_given.stop  # a stop that was not obeyed is no stop
-        return answer_given
+        self.ledger.stopped = shown.stop  # a stop that was not obeyed is no stop
+        return shown
 
     @property
     def return_step(self) -> int | None:
@@ -167,7 +167,8 @@ class RoundsRun:
         if ledger.request.kind == "samples" and self.seen:
             ledger.vote = vote.count([s.answer for s in self.seen]).counts
         would = self._chosen(acting=True)
-        if not self.may_act and ledger.stop_step is None and self.answer_of(would) != ledger.answer:
+        shadow = not self.may_act and ledger.request.ungoverned is None and ledger.stop_step is None
+        if shadow and self.answer_of(would) != ledger.answer:
             # The policy lets the loop run to its end and then takes another round's answer: a stop there.
             ledger.stop_step, ledger.would_answer = len(self.seen), self.answer_of(would)
             ledger.decision = f"the answer of step {would} is the one to use"
@@ -238,7 +239,7 @@ class RoundsRun:
             self.ledger.fail_open("signals")
             return Signals(step=step.index, tokens_used=0)
 
-    def _as_told(self, decision: Decision) -> Decision:
+    def _shown(self, decision: Decision) -> Decision:
         """The decision as the caller gets it: a stop only where one may be carried out.
 
         In an audit nothing is said of what the policy would have done.
