@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import log, log1p, sqrt
 from operator import attrgetter, itemgetter
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,16 +63,17 @@ class FeatureSet:
                 raise ConfigError(f"{where}[{at}]: got {name!r:.80} again; each feature once")
         self.names: tuple[str, ...] = tuple(names)
         flat = list(dict.fromkeys(factor for factors in parsed for factor in factors))
-        self._asked = _Asked([f for f in flat if isinstance(f, Mark) or f.field in QUERY_FIELDS])
+        asked = [f for f in flat if isinstance(f, Mark) or f.field in QUERY_FIELDS]
         numbers = [f for f in flat if isinstance(f, Number) and f.field not in QUERY_FIELDS]
         transforms = list(dict.fromkeys(number.transform for number in numbers))
         self._numbers = [number for transform in transforms for number in numbers if number.transform == transform]
+        self._plan = _plan_of(parsed, [*self._numbers, *asked])
+        self._asked = _Asked(asked, len(self._numbers), self._plan[0])
         self._fields = _fields_of(self._numbers)
-        fields = [*self._fields, *(("query",) if self._asked.factors else ())]
+        fields = [*self._fields, *(("query",) if asked else ())]
         self.needs: tuple[str, ...] = tuple(dict.fromkeys(folds[field] for field in fields if field in folds))
         evidence = [field for field in self._fields if field in folds and field not in _BEFORE]
         self._evidence = evidence or [field for field in fields if field in folds]
-        self._plan = _plan_of(parsed, [*self._numbers, *self._asked.factors])
         self._compile(transforms)
 
     def __reduce__(self) -> tuple[type[FeatureSet], tuple[tuple[str, ...]]]:
@@ -94,10 +95,14 @@ class FeatureSet:
         factors: list[float] = []
         for transform, pick in self._groups:
             factors += transform(pick(known))
-        if self._asked.factors:
-            factors += self._asked.of(signals.query)
-        for a, b in self._plan[0]:
-            factors.append(factors[a] * factors[b])
+        if not self._asked.factors:
+            for a, b in self._plan[0]:
+                factors.append(factors[a] * factors[b])
+            return self._pick(factors)
+        tail, live = self._asked.of(signals.query)
+        factors += tail
+        for at, a, b in live:
+            factors[at] = factors[a] * factors[b]
         return self._pick(factors)
 
     def matrix(self, columns: Columns, queries: Sequence[Query | None]) -> Column:
@@ -175,12 +180,23 @@ class FeatureSet:
         self._pick = _picker(self._plan[1])
 
 
-class _Asked:
-    """The factors that look at the query: the same at every step of a run, so worked out once for each query."""
+class _Prepared(NamedTuple):
+    """What of a row is settled by its query."""
 
-    def __init__(self, factors: Sequence[Factor]) -> None:
-        self.factors = factors
-        self._remembered: dict[int, tuple[Query, list[float]]] = {}
+    tail: list[float]                 # its factors, and a 0 for each product
+    live: list[tuple[int, int, int]]  # products that are not 0 for it: place in the row, and what is multiplied
+
+
+class _Asked:
+    """The factors that look at the query: the same at every step of a run, so worked out once for each query.
+
+    before  factors that stand before these in a row
+    pairs   products, as `_plan_of` gives them: most are 0 for a given query, whatever the step
+    """
+
+    def __init__(self, factors: Sequence[Factor], before: int, pairs: Sequence[tuple[int, int]]) -> None:
+        self.factors, self._before, self._pairs = factors, before, pairs
+        self._remembered: dict[int, tuple[Query, _Prepared]] = {}
         self._declared: dict[tuple[str, str], int] = {}
         self._found: dict[tuple[str, str], int] = {}
         self._ngrams: dict[int, int] = {}
@@ -194,16 +210,17 @@ class _Asked:
                 self._ngrams[int(factor.word)] = at
             else:
                 self._found[factor.key, factor.word] = at
+        self._nobody = self._prepare(Query())
 
-    def of(self, query: Query | None) -> list[float]:
-        """One number for each factor; not to be changed. A query met lately costs next to nothing."""
+    def of(self, query: Query | None) -> _Prepared:
+        """What of a row this query settles; not to be changed. A query met lately costs next to nothing."""
         if query is None:
-            return self._work_out(Query())
+            return self._nobody
         seen = self._remembered.get(id(query))
         if seen is None or seen[0] is not query:
             if len(self._remembered) >= _MOST_QUERIES:
                 self._remembered.clear()
-            seen = self._remembered[id(query)] = (query, self._work_out(query))
+            seen = self._remembered[id(query)] = (query, self._prepare(query))
         return seen[1]
 
     def many(self, queries: Sequence[Query | None], run: NDArray[np.int64]) -> list[Column]:
@@ -213,6 +230,17 @@ class _Asked:
         table = np.array([self._work_out(query or Query()) for query in queries], dtype=np.float64)
         table = table.reshape(len(queries), len(self.factors))
         return [np.ascontiguousarray(column)[run] for column in table.T]
+
+    def _prepare(self, query: Query) -> _Prepared:
+        part = self._work_out(query)
+        zero = {self._before + at for at, factor in enumerate(part) if factor == 0.0}
+        live = []
+        for at, (a, b) in enumerate(self._pairs, self._before + len(part)):
+            if a in zero or b in zero:
+                zero.add(at)
+            else:
+                live.append((at, a, b))
+        return _Prepared([*part, *[0.0] * len(self._pairs)], live)
 
     def _work_out(self, query: Query) -> list[float]:
         part = [0.0] * len(self.factors)
