@@ -104,8 +104,9 @@ def reading(report: SetReport) -> list[str]:
             f"{_change(published)}{', which misses the target' if published.em_drop > report.max_em_drop else ''}."
         )
     if hindsight is not None:
+        rule = printable(hindsight.note or hindsight.policy)
         said.append(
-            f"In hindsight, picked on these very questions, a published rule ({printable(hindsight.note or hindsight.policy)}) saves "
+            f"In hindsight, picked on these very questions, a published rule ({rule}) saves "
             f"{percent(hindsight.token_reduction)} %. Nobody could have known it beforehand; it stands here to compare."
         )
     if main is not None:
