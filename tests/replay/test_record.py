@@ -12,7 +12,7 @@ import pytest
 
 from suffice.episode import vote
 from suffice.errors import ConfigError
-from suffice.replay.jsonl import RunRow
+from suffice.replay.jsonl import RunRow, StepRow
 from suffice.replay.record_ask import read_questions
 from suffice.replay.traces import Batch, read_traces
 from suffice.settings import Probe
@@ -45,11 +45,12 @@ async def test_a_chain_is_cut_and_probed_as_a_live_audit_is(tmp_path: Path) -> N
         await s.ask(chat(stream=True))
         outcome = await s.outcome()
 
-    def facts(step: StepRecord) -> tuple[object, ...]:
-        return step.tokens, step.answer, step.probe_tokens, tuple(round(x, 5) for x in step.logprobs), step.hedges
+    def facts(step: StepRecord | StepRow) -> tuple[object, ...]:
+        sure = [round(x, 5) for x in (*step.logprobs, step.entropy or -1, step.margin or -1, step.closed_entropy or -1)]
+        return step.tokens, step.answer, step.probe_tokens, sure, step.hedges
 
     live = [facts(step) for step in outcome.steps]
-    ours = [(s.tokens, s.answer, s.probe_tokens, tuple(s.logprobs), s.hedges) for s in run.steps[:-1]]
+    ours = [facts(step) for step in run.steps[:-1]]
     assert len(live) == 4
     assert ours == live
     assert run.steps[-1].answer == run.full_answer == outcome.answer

@@ -29,6 +29,7 @@ class Trial:
     logprobs: tuple[float, ...]    # natural log, of the answer's tokens
     entropy: float | None          # nats, of the first token
     margin: float | None           # of the first token over its strongest rival, [0, 1]
+    closed_entropy: float | None   # nats, of the first token behind the closed thought; None: words of ours are
     tokens: int                    # generated for it
 
 
@@ -60,6 +61,7 @@ class Prober:
             logprobs=trial.logprobs,
             entropy=trial.entropy,
             margin=trial.margin,
+            closed_entropy=trial.closed_entropy,
             text=point.text,
             probe_tokens=trial.tokens,
         )
@@ -106,7 +108,11 @@ class Prober:
             return None
         said = request.answer_prefix + cut_at(text, request.stop)
         margin = None if first is None else margin_of(first)
-        return Trial(text=said, logprobs=tuple(logprobs), entropy=entropy, margin=margin, tokens=spent)
+        # Behind words of ours the answer's first token is not the first behind the closed thought.
+        closed = None if request.answer_prefix else entropy
+        return Trial(
+            text=said, logprobs=tuple(logprobs), entropy=entropy, margin=margin, closed_entropy=closed, tokens=spent
+        )
 
 
 def missing(point: Checkpoint) -> Step:

@@ -1,6 +1,6 @@
 """What is to be recorded: the questions of a file, and the settings that every run of a recording shares.
 
-Pure: it knows lines and fields, and refuses to know servers and files. The settings travel with each
+It knows lines and fields, and refuses to know servers and files. The settings travel with each
 run in its `meta`, so that a recording can be resumed only as it was begun.
 """
 
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from suffice.episode.finish import N_RIVALS
 from suffice.errors import ConfigError
 from suffice.scoring.base import Spec
 from suffice.settings import Probe, Steps
@@ -48,7 +49,7 @@ class Recipe:
     temperature: float | None = None # None: the question's own, else the server's default
     max_tokens: int | None = None    # None: likewise
     logprobs: bool = True            # ask for the log-probabilities of the run's own tokens
-    top_logprobs: int = 5            # rivals listed at each token of a probe
+    top_logprobs: int = N_RIVALS     # rivals listed at each token of a probe, as live
     steps: Steps = field(default_factory=Steps)
     probe: Probe = field(default_factory=Probe)
 

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from math import exp
 from typing import Any
 
 import msgspec
@@ -22,7 +21,7 @@ from suffice.episode import vote
 from suffice.episode.ending import Delivery
 from suffice.episode.finish import Continuer
 from suffice.episode.ledger import Ledger
-from suffice.episode.reading import entropy_of, first_choice
+from suffice.episode.reading import entropy_of, first_choice, margin_of
 from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.samples import SampleRun, refusal, text_of
 from suffice.episode.seen import Wants
@@ -185,7 +184,7 @@ class Recorder:
         return trial
 
     async def _ask(self, continuer: Continuer, thought: str, thought_tokens: int) -> Trial:
-        """The trial answer behind `thought`, asked for as a live probe does, with more rivals listed."""
+        """The trial answer behind `thought`, asked for as a live probe does."""
         method = continuer.second_call
         if method is None:
             raise UpstreamProtocol("this upstream offers no way to ask for a trial answer")
@@ -195,8 +194,6 @@ class Recorder:
                 request = await continuer.prepare(
                     method, thought, purpose="probe", max_tokens=continuer.trial_tokens
                 )
-                name = "top_logprobs" if "top_logprobs" in request.body else "logprobs"
-                request.body[name] = self.recipe.top_logprobs
                 opened = continuer.open(request, thought_tokens=thought_tokens, purpose="probe")
                 async with opened as (reply, account):
                     async for piece in reply:
@@ -327,20 +324,12 @@ def _step(
         entropy=entropy,
         probe_tokens=0 if trial is None else trial.n_tokens,
         logprobs=[] if trial is None else [round(t.logprob, 5) for t in trial.tokens],
-        margin=None if first is None else _margin(first),
+        margin=None if first is None else _rounded(margin_of(first)),
         # Behind words of ours the answer's first token is not the first behind the thought.
         closed_entropy=None if trial is None or trial.has_prefix else entropy,
         hedges=int(marks.values()["hedges"] or 0),
         text=text,
     )
-
-
-def _margin(token: TokenLogprob) -> float | None:
-    """Probability of a token minus that of its strongest rival, at least 0; None: no rival was listed."""
-    rivals = [exp(min(0.0, value)) for other, value in token.top if other != token.token]
-    if not rivals:
-        return None
-    return round(max(0.0, exp(min(0.0, token.logprob)) - max(rivals)), 5)
 
 
 def _logprobs_in(body: Mapping[str, Any]) -> list[float]:
