@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -26,11 +25,12 @@ class LimitedHttp(HttpToolsProtocol):
 
     _in_head = True
     _head_bytes = 0
-    _lost = False
+    _hang_up: HangUp
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self._to_tell: set[Callable[[], None]] = set()   # called when the client leaves
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        self._hang_up = HangUp(self.flow.resume_reading)
 
     def data_received(self, data: bytes) -> None:
         """Take the next bytes."""
@@ -48,26 +48,44 @@ class LimitedHttp(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not before:
             self.cycle.transport = HeadWithBody(self.transport, self.loop)  # type: ignore[assignment]
-            self.scope["extensions"] = {HANG_UP: self.tell_hang_up}  # type: ignore[dict-item]
+            self.scope["extensions"] = {HANG_UP: self._hang_up.tell}  # type: ignore[dict-item]
 
     def on_message_complete(self) -> None:
         """The next bytes are another head."""
         self._in_head = True
         super().on_message_complete()
 
-    def tell_hang_up(self, gone: Callable[[], None]) -> Callable[[], None]:
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left."""
+        super().connection_lost(exc)
+        self._hang_up.happened()
+
+
+class HangUp:
+    """Tells handlers that their client has left.
+
+    It does not know the connection, which knows it: that would be a circle for every client, and the
+    garbage collector comes seldom here.
+    """
+
+    __slots__ = ("_lost", "_read_on", "_to_tell")
+
+    def __init__(self, read_on: Callable[[], None]) -> None:
+        self._read_on, self._lost = read_on, False
+        self._to_tell: set[Callable[[], None]] = set()
+
+    def tell(self, gone: Callable[[], None]) -> Callable[[], None]:
         """Call `gone` when the client leaves, at once when it has left already. Returns what ends that."""
         if self._lost:
             gone()
         else:
             self._to_tell.add(gone)
-            self.flow.resume_reading()  # who does not read does not see it leave
+            self._read_on()  # who does not read does not see it leave
         return partial(self._to_tell.discard, gone)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def happened(self) -> None:
         """The client has left."""
         self._lost = True
-        super().connection_lost(exc)
         for gone in tuple(self._to_tell):
             gone()
 
