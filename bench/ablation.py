@@ -1,0 +1,225 @@
+"""What each part of the learned rule is worth: leave it out, and compare with the default on the same questions.
+
+    SUFFICE_TRACES=folder python bench/ablation.py [--target 0.01] [--only NAME ...]
+
+Every variant is fitted and its point picked on four fifths of the questions and judged on the other one, as the default
+is. Differences are *variant minus default*, with 95 % intervals from 1,000 draws of whole questions, both judged on
+the same draw. Probes are charged. Everything follows from the seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import SufficeError
+from suffice.replay.ladders import RiskRung
+from suffice.replay.nested import Difference, Nested, difference, nest, open_study
+from suffice.replay.points import NONE, pick, seen, share_of
+from suffice.replay.runs import take
+from suffice.replay.scores import SCORES, Score
+from suffice.replay.sets import FALLBACKS
+from suffice.replay.study import Laid, Levels, Pool, Study, fix, lay
+from suffice.replay.sums import FIELDS, N_FOLDS, Sums
+from suffice.replay.survey import survey
+
+N_DRAWS = 1_000
+SMALL_CLASS = 200   # runs to pick from; a smaller class takes the pooled level (CONTRACT: it is unknown)
+SETS: Sequence[tuple[str, str | None, float | None]] = (  # file, condition, least EM of a run
+    ("sc_epoch_gpqa.dev.parquet", None, None),
+    ("sc_epoch_aime.dev.parquet", None, 0.3),
+    ("cot_gemma12b.dev.parquet", "task=mmlu_pro", None),
+    ("cot_gemma12b.dev.parquet", None, None),
+    ("loop_revise_gsm8k.dev.parquet", None, None),
+    ("agent_mint.dev.parquet", None, None),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """What ours is made of when one thing is different."""
+
+    name: str
+    scores: tuple[Score, ...]
+    fallbacks: bool = True
+    by_class: bool = False
+
+
+def renamed(mark: str, scores: Sequence[Score], **changes: Any) -> tuple[Score, ...]:
+    """The same scores under other names with something changed. Any: fields of a score differ in type."""
+    return tuple(replace(score, name=f"{score.name}, {mark}", **changes) for score in scores)
+
+
+LEARNED = tuple(score for score in SCORES if score.target != "value")
+VALUE = tuple(score for score in SCORES if score.target == "value")
+COSTS = {cost: Score(name=f"as-good, cost {cost:g}", target="as-good", cost=cost) for cost in (0.0, 0.5, 1.0)}
+DEFAULT = Variant(name="default", scores=SCORES)
+VARIANTS = (
+    Variant(name="without learned scores", scores=()),
+    Variant(name="without published rules to fall back on", scores=SCORES, fallbacks=False),
+    Variant(name="without query signals", scores=renamed("no query", SCORES, query_signals=False)),
+    Variant(name="a level for each class", scores=SCORES, by_class=True),
+    Variant(name="linear part alone", scores=(*renamed("linear", LEARNED, parts="linear"), *VALUE)),
+    Variant(name="trees alone", scores=(*renamed("trees", LEARNED, parts="trees"), *VALUE)),
+    Variant(name="without the value model", scores=LEARNED),
+    Variant(name="value model alone", scores=VALUE),
+    Variant(
+        name="without the hopeless side (and the value model)",
+        scores=renamed("suffices", LEARNED, target="suffices"),
+    ),
+    *(Variant(name=f"cost exponent {cost:g} alone", scores=(score, *VALUE)) for cost, score in COSTS.items()),
+)
+
+
+def pool_of(variant: Variant, study: Study) -> Pool:
+    names = [ladder.name for ladder in study.ladders if variant.fallbacks and ladder.name in FALLBACKS]
+    return Pool(name=variant.name, ladders=(*names, *(score.name for score in variant.scores)))
+
+
+# ---- a level for each class -------------------------------------------------------------------------
+
+
+def classes_of(study: Study) -> NDArray[np.str_]:
+    """The class of each run: its task, or its model where all have one task, shape (E,)."""
+    tasks = [query.query_class for query in study.runs.queries]
+    if len(set(tasks)) > 1:
+        return np.array(tasks)
+    return np.array([dict(query.metadata).get("model", "") for query in study.runs.queries])
+
+
+def frozen_by_class(study: Study, nested: Nested, pool: Pool, target: float) -> Sums:
+    """Each question under the points that were picked without its fold, one for each class that is large enough."""
+    classes = classes_of(study)
+    place = {question: at for at, question in enumerate(dict.fromkeys(study.runs.question))}
+    base = nested.all.sums
+    values = np.zeros((len(base.n), 1, len(FIELDS)))
+    for v in range(N_FOLDS):
+        pooled = nested.by_fold[v]
+        for name in np.unique(classes):
+            keep = classes == name
+            mine = of_class(study, pooled, keep, v)
+            enough = int((keep & (study.fold != v)).sum()) >= SMALL_CLASS
+            sums, _, slices = (mine if enough else pooled).of(pool.ladders)
+            outside = (sums.fold != v).astype(np.float64)[None, :]
+            choice = int(pick(seen(sums, outside), slices, target, 1.0)[0])
+            questions = dict.fromkeys(q for q, kept in zip(study.runs.question, keep, strict=True) if kept)
+            rows = np.array([place[question] for question in questions])
+            judged, _, _ = mine.of(pool.ladders)
+            inside = judged.fold == v
+            if choice == NONE:
+                values[rows[inside], 0, FIELDS.index("tokens")] += judged.full_tokens[inside]
+            else:
+                values[rows[inside], 0] += judged.values[inside, choice]
+    return Sums(fold=base.fold, base=base.base, values=values)
+
+
+def of_class(study: Study, pooled: Laid, keep: NDArray[np.bool_], v: int) -> Laid:
+    """Every rung of a fold on the runs of one class alone."""
+    runs = take(study.runs, keep)
+    rows = keep[study.runs.run_of_row]
+    learned: dict[str, Levels] = {}
+    for score in study.options.scores:
+        risk, codes = study.risk(score, v)
+        rungs = pooled.rungs[pooled.slices[score.name]]
+        levels = np.array([rung.level for rung in rungs if isinstance(rung, RiskRung)])
+        learned[score.name] = Levels(risk[rows], codes[rows], levels)
+    return lay(runs, fix(study.ladders, runs), learned)
+
+
+# ---- the table --------------------------------------------------------------------------------------
+
+
+def judge(study: Study, nested: Nested, variant: Variant, target: float) -> Sums:
+    pool = pool_of(variant, study)
+    return frozen_by_class(study, nested, pool, target) if variant.by_class else nested.frozen(pool, target)
+
+
+def show(study: Study, name: str, target: float) -> None:
+    nested = nest(study)
+    n_runs, n_questions = len(study.runs), len(set(study.runs.question))
+    print(f"\n### {name}, at most {100 * target:g} points\n\n{n_runs:,} runs of {n_questions:,} questions\n")
+    print("| variant | saved | drop | hopeless | misses | more saved, 95 % | more dropped, 95 % | reading |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    default = judge(study, nested, DEFAULT, target)
+    print(f"| {DEFAULT.name} | {figures(default, nested, study, DEFAULT, target)} | | | |")
+    for variant in VARIANTS:
+        other = judge(study, nested, variant, target)
+        cells = figures(other, nested, study, variant, target)
+        if variant.by_class and max(np.unique(classes_of(study), return_counts=True)[1]) < SMALL_CLASS:
+            print(f"| {variant.name} | {cells} | | | no class has {SMALL_CLASS} runs: all take the pooled level |")
+            continue
+        found = difference(default, other, n_draws=N_DRAWS, rng=np.random.default_rng(0))
+        print(
+            f"| {variant.name} | {cells} | {signed(found.saved)} ({signed(found.saved_interval.low)} to"
+            f" {signed(found.saved_interval.high)}) | {signed(found.drop, 2)} ({signed(found.drop_interval.low, 2)} to"
+            f" {signed(found.drop_interval.high, 2)}) | {reading(found)} |",
+            flush=True,
+        )
+
+
+def figures(sums: Sums, nested: Nested, study: Study, variant: Variant, target: float) -> str:
+    saved = 1 - sums.of("tokens").sum() / sums.full_tokens.sum()
+    drop = share_of(sums, "lost")[0] - share_of(sums, "gained")[0]
+    misses = "" if variant.by_class else f"{nested.miss_share(pool_of(variant, study), target):.0%}"
+    return f"{saved:.1%} | {signed(drop, 2)} | {share_of(sums, 'hopeless')[0]:.0%} | {misses}"
+
+
+def signed(share: float, digits: int = 1) -> str:
+    return f"{100 * share:+.{digits}f}"
+
+
+def reading(found: Difference) -> str:
+    """What the intervals allow to say of the variant."""
+    said = []
+    for interval, less, more in (
+        (found.saved_interval, "saves less", "saves more"),
+        (found.drop_interval, "loses less", "loses more"),
+    ):
+        if interval.high < 0:
+            said.append(less)
+        elif interval.low > 0:
+            said.append(more)
+    return ", ".join(said) or "no difference shown"
+
+
+def every_score() -> tuple[Score, ...]:
+    """All scores of all variants, each once: a study fits what several of them need only once."""
+    found: Mapping[str, Score] = {
+        score.name: score for variant in (DEFAULT, *VARIANTS) for score in variant.scores
+    }
+    return tuple(found.values())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=float, default=0.01, help="largest EM drop, a fraction")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="sets whose name begins so")
+    asked = parser.parse_args()
+    folder = Path(os.environ.get("SUFFICE_TRACES") or "no folder was named")
+    if not any((folder / file).exists() for file, *_ in SETS):
+        print("ablation: set SUFFICE_TRACES to a folder with files named SET.dev.parquet", file=sys.stderr)
+        return 2
+    for file, where, min_run_em in SETS:
+        if not (folder / file).exists() or (asked.only and not file.startswith(tuple(asked.only))):
+            continue
+        try:
+            (data,) = survey([folder / file], where=where, min_run_em=min_run_em)
+            study = open_study(data, scores=every_score())
+        except SufficeError as error:
+            print(f"ablation: {error}", file=sys.stderr)
+            return 2
+        more = [where or "", "" if min_run_em is None else f"runs with EM > {min_run_em:g}"]
+        show(study, ", ".join(part for part in (data.set, *more) if part), asked.target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Runs for the tests of the replay: made up from a seed, or written down step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from suffice.replay.jsonl import RunRow, StepRow
+from suffice.replay.ladders import Ladder, PolicyRung, needs_of, published
+from suffice.replay.runs import Runs, make_runs
+from suffice.replay.traces import Batch, read_traces
+from suffice.testing.traces import Synthetic
+from suffice.types import Kind
+
+KINDS: tuple[Kind, ...] = ("samples", "reasoning", "rounds")
+SETTING: dict[Kind, str] = {"samples": "samples", "reasoning": "reasoning", "rounds": "agent"}
+
+
+def batch_of(kind: Kind, n_runs: int = 60, seed: int = 1, **more: Any) -> Batch:
+    """Made-up runs in one batch."""
+    made = Synthetic(kind=kind, n_runs=n_runs, seed=seed, **{"n_questions": max(2, n_runs // 3), **more})
+    (batch,) = made.batches(batch_rows=n_runs)
+    return batch
+
+
+def longest_of(batch: Batch) -> int:
+    return int((batch.offset[1:] - batch.offset[:-1]).max())
+
+
+def runs_of(
+    batch: Batch, *, needs: Sequence[str] = (), probe_tokens: int | None = None, planned_steps: int | None = None
+) -> Runs:
+    """The batch as `suffice replay` makes it ready for every published rule, and for more folds."""
+    longest = planned_steps or longest_of(batch)
+    asked = tuple(dict.fromkeys([*needs_of(published(batch.kind, longest=longest)), *needs]))
+    return make_runs([batch], asked, probe_tokens=probe_tokens, planned_steps=longest)
+
+
+def rungs_of(ladders: Sequence[Ladder]) -> list[PolicyRung]:
+    return [rung for ladder in ladders for rung in ladder.rungs if isinstance(rung, PolicyRung)]
+
+
+def written(
+    folder: Path, kind: Kind, rows: Sequence[tuple[str, str, Sequence[tuple[str | None, int]]]], **of_step: Any
+) -> Batch:
+    """Runs written down: for each its question, the right answer, and its steps as (trial answer, tokens).
+
+    of_step  further fields of every step
+    """
+    found = []
+    for number, (question, gold, steps) in enumerate(rows):
+        answers = [answer for answer, _ in steps]
+        votes = [answer for answer in answers if answer is not None]
+        voted = max(votes, key=lambda answer: (votes.count(answer), -votes.index(answer))) if votes else None
+        full = voted if kind == "samples" else answers[-1]
+        made = [StepRow(tokens=tokens, answer=answer, correct=None if answer is None else answer == gold, **of_step)
+                for answer, tokens in steps]  # fmt: skip
+        found.append(
+            RunRow(
+                dataset="made", setting=SETTING[kind], task="sums", model="m", run=str(number), question_id=question,
+                gold=gold, aggregation="majority_vote" if kind == "samples" else "last", full_answer=full,
+                full_em=full == gold, n_steps=len(steps), steps=made,
+                full_tokens=sum(step.tokens + (step.ctx_tokens or 0) for step in made),
+            )
+        )
+    file = folder / "made.jsonl"
+    file.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in found))
+    (batch,) = read_traces([file])
+    return batch
