@@ -1,0 +1,94 @@
+"""Query classes that were found in data: plain rules over what is known before the first token.
+
+A declared class (route, header, metadata) needs nothing of this file. Found classes are the leaves of a small
+tree (`learn.classes`), written down as conjunctions that a person can read; the first rule that holds names
+the class. Knows queries and refuses to know labels, thresholds and how the rules were found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from suffice.errors import ConfigError
+from suffice.signals.features import FeatureSet
+from suffice.types import Query, Signals
+
+MOST_RULES = 64
+MOST_TESTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One comparison: the feature is above the value, or at most the value."""
+
+    feature: str   # as `signals.features` names it, of the query alone
+    above: bool
+    value: float
+
+    def __str__(self) -> str:
+        if "=" in self.feature:  # a mark is 0 or 1
+            return self.feature if self.above else f"not {self.feature}"
+        return f"{self.feature} {'>' if self.above else '≤'} {self.value:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A class with the tests that all hold for its queries."""
+
+    tests: tuple[Comparison, ...]
+
+    @property
+    def name(self) -> str:
+        """What it is called: its tests in words; "every query" without any."""
+        return " and ".join(map(str, self.tests)) or "every query"
+
+
+class Classes:
+    """Which class a query belongs to. Raises ConfigError for a feature that is unknown or no feature of a query."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        if not 0 < len(rules) <= MOST_RULES or any(len(rule.tests) > MOST_TESTS for rule in rules):
+            raise ConfigError(f"classes: got {len(rules)} rules; 1 to {MOST_RULES}, of at most {MOST_TESTS} tests each")
+        self.rules = tuple(rules)
+        names = dict.fromkeys(test.feature for rule in rules for test in rule.tests)
+        self._features = FeatureSet(tuple(names), where="classes") if names else None
+        if self._features is not None and set(self._features.needs) - {"query"}:
+            raise ConfigError(f"classes: {', '.join(self._features.needs)} are known after the first token only")
+        self._index = {name: at for at, name in enumerate(names)}
+
+    def of(self, query: Query | None) -> str:
+        """The name of the first rule that holds; "" when none does."""
+        row: Sequence[float] = ()
+        if self._features is not None:
+            row = self._features.row(Signals(step=0, tokens_used=0, query=query))
+        for rule in self.rules:
+            if all((row[self._index[test.feature]] > test.value) == test.above for test in rule.tests):
+                return rule.name
+        return ""
+
+    def describe(self) -> list[list[list[Any]]]:
+        """The rules as plain data, for `classes_from`. Any: each test is [feature, above, value]."""
+        return [[[test.feature, test.above, test.value] for test in rule.tests] for rule in self.rules]
+
+
+def classes_from(described: Sequence[Sequence[Sequence[Any]]]) -> Classes:
+    """Classes from plain data. Raises ConfigError with the place at fault. Any: what a file may hold."""
+    rules = []
+    for r, rule in enumerate(described):
+        tests = []
+        for t, test in enumerate(rule):
+            where = f"classes[{r}][{t}]"
+            if len(test) != 3 or not isinstance(test[0], str) or not isinstance(test[1], bool):
+                raise ConfigError(f"{where}: got {str(list(test))[:80]}; need [feature, true or false, number]")
+            if isinstance(test[2], bool) or not isinstance(test[2], (int, float)) or test[2] != test[2]:
+                raise ConfigError(f"{where}: got {str(test[2])[:40]} for a number")
+            tests.append(Comparison(test[0], test[1], float(test[2])))
+        rules.append(Rule(tuple(tests)))
+    return Classes(rules)
+
+
+def with_class(query: Query, classes: Classes) -> Query:
+    """The query with its found class, unless one was declared."""
+    return query if query.query_class else replace(query, query_class=classes.of(query))
