@@ -3,8 +3,8 @@
     SUFFICE_TRACES=folder python bench/ablation.py [--target 0.01] [--only NAME ...]
 
 Every variant is fitted and its point picked on four fifths of the questions and judged on the other one, as the default
-is. Differences are *variant minus default*, with 95 % intervals from 1,000 draws of whole questions, both judged on
-the same draw. Probes are charged. Everything follows from the seed.
+is. Differences are *variant minus default*, or minus the variant that is named, with 95 % intervals from 1,000 draws
+of whole questions, both judged on the same draw. Probes are charged. Everything follows from the seed.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Variant:
     scores: tuple[Score, ...]
     fallbacks: bool = True
     by_class: bool = False
+    against: str = "default"   # or another variant, where only that one differs in one thing alone
 
 
 def renamed(mark: str, scores: Sequence[Score], **changes: Any) -> tuple[Score, ...]:
@@ -62,20 +63,25 @@ LEARNED = tuple(score for score in SCORES if score.target != "value")
 VALUE = tuple(score for score in SCORES if score.target == "value")
 COSTS = {cost: Score(name=f"as-good, cost {cost:g}", target="as-good", cost=cost) for cost in (0.0, 0.5, 1.0)}
 DEFAULT = Variant(name="default", scores=SCORES)
+WITHOUT_VALUE = "without the value model"
 VARIANTS = (
     Variant(name="without learned scores", scores=()),
     Variant(name="without published rules to fall back on", scores=SCORES, fallbacks=False),
     Variant(name="without query signals", scores=renamed("no query", SCORES, query_signals=False)),
     Variant(name="a level for each class", scores=SCORES, by_class=True),
-    Variant(name="linear part alone", scores=(*renamed("linear", LEARNED, parts="linear"), *VALUE)),
-    Variant(name="trees alone", scores=(*renamed("trees", LEARNED, parts="trees"), *VALUE)),
-    Variant(name="without the value model", scores=LEARNED),
     Variant(name="value model alone", scores=VALUE),
+    Variant(name=WITHOUT_VALUE, scores=LEARNED),
+    Variant(name="linear part alone", scores=renamed("linear", LEARNED, parts="linear"), against=WITHOUT_VALUE),
+    Variant(name="trees alone", scores=renamed("trees", LEARNED, parts="trees"), against=WITHOUT_VALUE),
     Variant(
-        name="without the hopeless side (and the value model)",
+        name="without the hopeless side",
         scores=renamed("suffices", LEARNED, target="suffices"),
+        against=WITHOUT_VALUE,
     ),
-    *(Variant(name=f"cost exponent {cost:g} alone", scores=(score, *VALUE)) for cost, score in COSTS.items()),
+    *(
+        Variant(name=f"cost exponent {cost:g} alone", scores=(score,), against=WITHOUT_VALUE)
+        for cost, score in COSTS.items()
+    ),
 )
 
 
@@ -148,21 +154,28 @@ def show(study: Study, name: str, target: float) -> None:
     print(f"\n### {name}, at most {100 * target:g} points\n\n{n_runs:,} runs of {n_questions:,} questions\n")
     print("| variant | saved | drop | hopeless | misses | more saved, 95 % | more dropped, 95 % | reading |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    default = judge(study, nested, DEFAULT, target)
-    print(f"| {DEFAULT.name} | {figures(default, nested, study, DEFAULT, target)} | | | |")
-    for variant in VARIANTS:
-        other = judge(study, nested, variant, target)
-        cells = figures(other, nested, study, variant, target)
-        if variant.by_class and max(np.unique(classes_of(study), return_counts=True)[1]) < SMALL_CLASS:
-            print(f"| {variant.name} | {cells} | | | no class has {SMALL_CLASS} runs: all take the pooled level |")
-            continue
-        found = difference(default, other, n_draws=N_DRAWS, rng=np.random.default_rng(0))
-        print(
-            f"| {variant.name} | {cells} | {signed(found.saved)} ({signed(found.saved_interval.low)} to"
-            f" {signed(found.saved_interval.high)}) | {signed(found.drop, 2)} ({signed(found.drop_interval.low, 2)} to"
-            f" {signed(found.drop_interval.high, 2)}) | {reading(found)} |",
-            flush=True,
-        )
+    judged: dict[str, Sums] = {}
+    for variant in (DEFAULT, *VARIANTS):
+        judged[variant.name] = judge(study, nested, variant, target)
+        cells = figures(judged[variant.name], nested, study, variant, target)
+        print(f"| {variant.name} | {cells} | {compared(study, variant, judged)} |", flush=True)
+
+
+def compared(study: Study, variant: Variant, judged: Mapping[str, Sums]) -> str:
+    """What the variant saves and loses beyond the one it stands against."""
+    if variant is DEFAULT:
+        return "| |"
+    if variant.by_class and max(np.unique(classes_of(study), return_counts=True)[1]) < SMALL_CLASS:
+        return f"| | no class has {SMALL_CLASS} runs: all take the pooled level"
+    found = difference(
+        judged[variant.against], judged[variant.name], n_draws=N_DRAWS, rng=np.random.default_rng(0)
+    )
+    saved, drop = found.saved_interval, found.drop_interval
+    other = "" if variant.against == DEFAULT.name else f", against *{variant.against}*"
+    return (
+        f"{signed(found.saved)} ({signed(saved.low)} to {signed(saved.high)}) | {signed(found.drop, 2)}"
+        f" ({signed(drop.low, 2)} to {signed(drop.high, 2)}) | {reading(found)}{other}"
+    )
 
 
 def figures(sums: Sums, nested: Nested, study: Study, variant: Variant, target: float) -> str:
