@@ -136,14 +136,20 @@ EXAMPLES: Mapping[str, tuple[Message, ...]] = {
         *_shown(
             "Which number comes next: 5, 8, 11, 14?",
             "17",
-            "8 - 5 = 3.\n14 + 3 = 17.\nSo the answer is 17.\n"
-            "Let me check: 17 - 14 = 3. That is right, the answer is 17.\n",
+            "From 5 to 8 it goes up by 3.\n14 and 3 more is 17.\nSo the answer is 17.\n"
+            "Let me check: from 14 to 17 it goes up by 3. That is right, the answer is 17.\n",
         ),
         *_shown(
             "Which number comes next: 60, 51, 42, 33?",
             "24",
-            "60 - 51 = 9.\n33 - 9 = 24.\nSo the answer is 24.\n"
-            "Let me check: 33 - 24 = 9. That is right, the answer is 24.\n",
+            "From 60 to 51 it goes down by 9.\n33 and 9 less is 24.\nSo the answer is 24.\n"
+            "Let me check: from 33 to 24 it goes down by 9. That is right, the answer is 24.\n",
+        ),
+        *_shown(
+            "Which number comes next: 20, 26, 32, 38?",
+            "44",
+            "From 20 to 26 it goes up by 6.\n38 and 6 more is 44.\nSo the answer is 44.\n"
+            "Let me check: from 38 to 44 it goes up by 6. That is right, the answer is 44.\n",
         ),
     ),
 }
@@ -167,7 +173,8 @@ def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[Question,
     """The questions of the recorded traces: `n_a_task` of each task of `TRACED`, one task after the other.
 
     kind  "reasoning": with a thought, greedy; "samples": the same questions of those tasks that the model can
-          answer at once, with the thought to be switched off by the request, at temperature 0.7
+          answer at once, behind two worked examples, with the thought to be switched off by the request, at
+          temperature 0.7
     The same seed gives the same questions. Raises LocalModelError for an unknown kind.
     """
     if kind not in TRACED:
@@ -178,7 +185,9 @@ def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[Question,
         for item in islice(FAMILIES_OF_QUESTIONS[task](random.Random(f"{seed}:{task}")), n_a_task)
     ]
     if kind == "samples":
-        return tuple(replace(one, max_tokens=8, temperature=0.7) for one in drawn)
+        return tuple(
+            replace(one, messages=(*one.messages[:5], one.messages[-1]), max_tokens=8, temperature=0.7) for one in drawn
+        )
     return tuple(drawn)
 
 
