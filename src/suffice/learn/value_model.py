@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.learn.stop_model import one_thread
+
 Floats = NDArray[np.float64]
 
 # EM that the tokens of one mean full run are worth: from "hardly anything" to "more than any answer".
@@ -56,7 +58,8 @@ class Values:
         What is already spent is spent either way, so both sides leave it out.
         """
         z = _with_one((x - self.mean) / self.scale)
-        gain: Floats = z @ self.stop - z @ self.go_on
+        with one_thread():
+            gain: Floats = z @ self.stop - z @ self.go_on
         return gain
 
     def lowest_price(self, x: Floats) -> Floats:
@@ -76,6 +79,11 @@ def fit_values(t: Trajectories, *, prices: Floats = PRICES, lam: float = LAMBDA,
     """
     if not 0 <= lam <= 1 or sweeps < 1:
         raise ValueError(f"need 0 <= lam <= 1 and sweeps >= 1; got {lam=} {sweeps=}")
+    with one_thread():
+        return _fit(t, prices, lam, sweeps)
+
+
+def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
     last = t.starts[1:] - 1
     inner = np.ones(len(t.x), dtype=bool)
     inner[last] = False  # at its end a run has nothing left to decide

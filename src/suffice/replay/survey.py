@@ -37,11 +37,12 @@ class Survey:
     n_steps: int
     longest: int               # steps of the longest run: the cap that a live route would declare
     good_runs: frozenset[tuple[str, str]] | None  # (model, run) whose EM is high enough; None: all
+    most_steps: int = MOST_STEPS  # that may be held in memory
 
     @property
     def share(self) -> float:
         """Share of the questions that fit into memory, in (0, 1]."""
-        return min(1.0, MOST_STEPS / max(1, self.n_steps))
+        return min(1.0, self.most_steps / max(1, self.n_steps))
 
     def batches(self, *, share: float = 1.0) -> Iterator[Batch]:
         """Read the set again: all of it, or that share of its questions."""
