@@ -12,6 +12,7 @@ import pytest
 from suffice.server import serving
 from suffice.store.views import read_episodes
 from suffice.testing import Chain, EchoNonce, FakeUpstream, Reply, RequestSeen
+from suffice.upstream.pool import REST_S
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Answer, chat, post, settings_for
 
@@ -152,6 +153,7 @@ async def test_the_upstreams_connections_are_used_again(serve: Serve) -> None:
     async with serve(fake) as g:
         for n in range(12):
             await g.ask(chat(stream=n % 2 == 0))
+            await asyncio.sleep(1.5 * REST_S if n == 0 else 0)  # once it is seen whether the server keeps them
         assert fake.n_connections == 1
 
 
