@@ -32,7 +32,9 @@ from suffice.types import Kind
 
 N_DRAWS = 1_000
 # Published rules that ours may fall back on: one ladder a rule. Near twins would only add chances for a fluke.
-FALLBACKS = ("stable-answer", "beta", "esc", "confidence-threshold", "stated-confidence, patience 2")
+FALLBACKS = (
+    "fixed-rounds", "stable-answer", "beta", "esc", "confidence-threshold", "stated-confidence, patience 2",
+)  # fmt: skip
 TOO_SMALL_RUNS, TOO_SMALL_QUESTIONS = 1_000, 50
 
 LEARNED = "learned"
