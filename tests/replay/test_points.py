@@ -82,6 +82,14 @@ def test_a_rung_that_saves_nothing_is_not_worth_taking() -> None:
     assert at_choice(at.saved, np.array([NONE])).tolist() == [0.0]
 
 
+def test_of_no_rung_at_all_none_is_picked() -> None:
+    """Runs may be too short for every setting of a rule."""
+    at = Seen(*(np.zeros((3, 0)) for _ in range(3)))
+    assert pick(at, [slice(0, 0)], 0.01, MARGIN).tolist() == [NONE] * 3
+    assert pick_plainly(at, 0.01).tolist() == [NONE] * 3
+    assert at_choice(at.saved, np.full(3, NONE)).tolist() == [0.0] * 3
+
+
 def test_what_is_seen_by_hand() -> None:
     """Two questions of one and three runs; two answers lost in the second."""
     sums = sums_of(np.array([[0.0], [2.0]]), np.array([[0.5], [0.25]]), np.array([1.0, 3.0]))

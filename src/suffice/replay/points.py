@@ -64,6 +64,8 @@ def pick_plainly(at: Seen, target: float) -> NDArray[np.int64]:
 
 def at_choice(values: Floats, choice: NDArray[np.int64]) -> Floats:
     """The value of each set's chosen policy, shape (R,); 0 where none was chosen."""
+    if not values.shape[1]:
+        return np.zeros(len(values))
     found: Floats = np.where(choice >= 0, values[np.arange(len(choice)), np.maximum(choice, 0)], 0.0)
     return found
 
@@ -107,6 +109,8 @@ def share_of(sums: Sums, field: str) -> Floats:
 
 
 def _most_saving(at: Seen, within: Bools) -> NDArray[np.int64]:
+    if not within.shape[1]:  # runs may be too short for every setting of a rule
+        return np.full(len(within), NONE)
     saved = np.where(within, at.saved, 0.0)
     best = saved.argmax(axis=1)
     return np.where(saved.max(axis=1) > 0, best, NONE)
