@@ -65,7 +65,8 @@ class MathScorer:
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer; a box around it is opened."""
         boxed = last_boxed_raw(answer)
-        return normal_formula(answer if boxed is None else boxed)
+        inside = None if boxed is None else normal_formula(boxed)
+        return normal_formula(answer) if inside is None else inside
 
     def quick(self, answer: str | None, gold: str) -> bool | None:
         """What strings and numbers say alone, in microseconds; None: only the judge can tell.

@@ -61,7 +61,7 @@ _UNIT = re.compile(
 )
 _PRODUCT = re.compile(r"\s?(?:[·*⋅]|\\cdot)\s?[A-Za-zµμΩ]|\s[A-Za-zµμΩ]{1,4}⁻?[¹²³]")
 # Written as a sign, a power is no number that somebody could take for the answer.
-_WRITTEN_POWER = re.compile(r"(?<=[A-Za-z}])\s?\^\s?\{?\s?(-?)([123])(?!\d)\s?\}?")
+_WRITTEN_POWER = re.compile(r"(?<=[A-Za-zΩ}])\s?\^\s?\{?\s?(-?)([123])(?!\d)\s?\}?")
 _POWERS = {"1": "¹", "2": "²", "3": "³"}
 _CURRENCY = re.compile(r"[$€£¥]")
 
@@ -121,6 +121,7 @@ def _named(name: str, power: str | None) -> tuple[str, int] | None:
     known = _UNITS.get(bare) or _UNITS.get(bare.lower() if len(bare) > 3 else bare)
     if known is None:
         return None
-    times = 1 if not power else "¹²³".index(power[-1]) + 1
-    times = -times if power and power.startswith("⁻") else times
+    times = 1
+    if power and bare.isalpha():  # there are no square dollars and no square degrees
+        times = ("¹²³".index(power[-1]) + 1) * (-1 if power.startswith("⁻") else 1)
     return (known[0] if times == 1 else f"{known[0]}^{times}", known[1] * times)
