@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,17 +65,26 @@ class Survey:
         return keep
 
 
-def survey(files: Sequence[str | Path], *, where: str | None = None, min_run_em: float | None = None) -> list[Survey]:
+def survey(
+    files: Sequence[str | Path],
+    *,
+    where: str | None = None,
+    min_run_em: float | None = None,
+    most_steps: int = MOST_STEPS,
+) -> list[Survey]:
     """Look at all files; one entry for each set, in the order in which they come.
 
     min_run_em  leave out a (model, run) whose full EM over the set is not above it, in [0, 1)
+    most_steps  of a set that may be held in memory at once, at least 1
 
     Raises TraceError as `read_traces` does, for a set of several kinds, and when no run is left.
     """
     by_set: dict[str, list[Path]] = {}
     for file in files:
         by_set.setdefault(set_name(file), []).append(Path(file))
-    return [_survey(name, paths, where, min_run_em) for name, paths in by_set.items()]
+    return [
+        replace(_survey(name, paths, where, min_run_em), most_steps=most_steps) for name, paths in by_set.items()
+    ]
 
 
 def _survey(name: str, files: Sequence[Path], where: str | None, min_run_em: float | None) -> Survey:
