@@ -31,10 +31,11 @@ _MONTH_WORDS = (
     "december dec dezember décembre diciembre dicembre dezembro",
 )
 _MONTHS = {word: number for number, words in enumerate(_MONTH_WORDS, start=1) for word in words.split()}
+_FIRST = "".join(sorted({word[0] for word in _MONTHS}))
 _MONTH = "(?:" + "|".join(sorted(_MONTHS, key=len, reverse=True)) + r")(?!\w)\.?"
 _GAP = r"[ \t,]{1,4}"
 _DATE = re.compile(
-    rf"""(?<![\w./-])(?:
+    rf"""(?=[\d{_FIRST}])(?<![\w./-])(?:      # most characters end here
       (?P<y1>\d{{4}})(?P<s1>[-/.])(?P<m1>\d{{1,2}})(?P=s1)(?P<d1>\d{{1,2}})(?!\d)
     | (?P<y2>\d{{4}})\s?[年년]\s?(?P<m2>\d{{1,2}})\s?[月월](?:\s?(?P<d2>\d{{1,2}})\s?[日일])?
     | (?P<a>\d{{1,2}})(?P<s3>[/.-])(?P<b>\d{{1,2}})(?P=s3)(?P<y3>\d{{4}})(?!\d|[./-]\d)
