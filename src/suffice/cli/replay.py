@@ -144,13 +144,14 @@ def _show(reports: list[SetReport], out: Path | None, *, no_report: bool, as_jso
 
     from suffice.replay.lines import json_lines
     from suffice.replay.report import write_report
-    from suffice.replay.table import print_report
+    from suffice.replay.table import WIDTH, print_report
 
     if as_json:
         click.echo(json_lines(reports), nl=False)
     else:
+        screen = Console()
         for report in reports:
-            print_report(report, Console())
+            print_report(report, screen if screen.is_terminal else Console(width=WIDTH))
     if no_report or (as_json and out is None):
         return
     folder = out or Path("replay-report")
