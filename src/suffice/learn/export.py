@@ -24,6 +24,8 @@ from suffice.model.linear import Linear
 from suffice.model.stop import Cost, StopModel, Trained
 from suffice.model.trees import LEAF, Tree, Trees
 
+_LAST_DIGITS = 1e-10  # relative: more than rounding, less than any two values that a tree was to tell apart
+
 # Any, throughout: scikit-learn has no types, and it is imported by whoever fitted, not here.
 
 
@@ -51,6 +53,21 @@ def export_stop_model(
         trained=replace(trained, versions=(*trained.versions, *_versions())),
         cost=cost or Cost(),
         classes=tuple(classes),
+    )
+
+
+def export_value_model(
+    chosen: Chosen, values: Values, at: int, hopeless: Fitted | None = None, *, trained: Trained
+) -> StopModel:
+    """A value model at its price number `at`, as an artefact: with a threshold of 0.5 it stops where Q(stop) is larger.
+
+    Raises IndexError for a price that there is not.
+    """
+    return StopModel(
+        features=chosen.names,
+        suffices=Ensemble((export_advantage(values, at),)),
+        hopeless=None if hopeless is None else _fitted(hopeless, chosen),
+        trained=replace(trained, versions=(*trained.versions, *_versions())),
     )
 
 
@@ -163,7 +180,9 @@ def _tree(nodes: Any) -> Tree:
         raise ValueError("HistGradientBoosting: splits on categories; features must be numbers")
     is_leaf = nodes["is_leaf"].astype(bool)
     # A split of what is missing from all the rest has an infinite threshold. Nothing is missing here: all go left.
-    threshold = np.clip(nodes["num_threshold"], -1e300, 1e300)
+    # A threshold is often a value that was seen, and live the same value may differ in its last digit.
+    seen = nodes["num_threshold"]
+    threshold = np.clip(seen + _LAST_DIGITS * np.maximum(1.0, np.abs(seen)), -1e300, 1e300)
     return Tree(
         feature=tuple(np.where(is_leaf, LEAF, nodes["feature_idx"]).tolist()),
         threshold=tuple(np.where(is_leaf, 0.0, threshold).tolist()),

@@ -58,8 +58,17 @@ def make_table(runs: Runs, chosen: Chosen, fold: NDArray[np.int64]) -> Table:
     last = np.zeros(len(runs.cost), dtype=bool)
     last[runs.last] = True
     example = np.flatnonzero(~last)
-    x = FeatureSet(chosen.names).matrix(runs.columns, runs.queries)
+    x = features_of(runs, chosen)
     return Table(chosen=chosen, x=x, example=example, fold=fold[runs.run_of_row[example]], run_fold=fold)
+
+
+def features_of(runs: Runs, chosen: Chosen) -> Floats:
+    """Features of all rows to ten digits, shape (T, P).
+
+    What is equal but for rounding must be equal here: a tree would split between two of its last digits, and live,
+    where numbers are computed one by one, the same step would come down on the other side.
+    """
+    return np.round(FeatureSet(chosen.names).matrix(runs.columns, runs.queries), 10)
 
 
 def targets(runs: Runs) -> Mapping[Target, Bools]:

@@ -28,13 +28,13 @@ from suffice.replay.scores import (
     Score,
     Table,
     features_for,
+    features_of,
     make_table,
     risk_of,
     score_rows,
     stop_codes,
 )
 from suffice.replay.sums import Summing, Sums, folds_of
-from suffice.signals.features import FeatureSet
 
 N_LEVELS = 61
 HOPELESS_KEY: Key = ("hopeless", "linear")
@@ -202,7 +202,7 @@ class Study:
     def score_others(self, name: str, frozen: Frozen, runs: Runs) -> tuple[Floats, NDArray[np.int8]]:
         """Risk and stop codes of other runs by frozen models."""
         score = next(score for score in self.options.scores if score.name == name)
-        x = {asked: FeatureSet(table.chosen.names).matrix(runs.columns, runs.queries)
+        x = {asked: features_of(runs, table.chosen)
              for asked, table in self._tables.items() if asked or asked == score.query_signals}  # fmt: skip
         hopeless = score_rows(frozen.models["hopeless"], x[True])
         return risk_and_codes(score, score_rows(frozen.models[name], x[score.query_signals]), hopeless, runs)

@@ -67,6 +67,18 @@ def folds_of(runs: Runs) -> NDArray[np.int64]:
     return np.array([cache[question] for question in runs.question], dtype=np.int64)
 
 
+def groups_of(runs: Runs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The group of each run, shape (E,), and the fold of each group: questions, or as many random groups of them."""
+    number = {question: _number(question) for question in dict.fromkeys(runs.question)}
+    if len(number) > MAX_GROUPS:
+        keys = [number[question] % MAX_GROUPS for question in runs.question]
+        place = {key: at for at, key in enumerate(dict.fromkeys(keys))}
+        return np.array([place[key] for key in keys], np.int64), np.array([key % N_FOLDS for key in place], np.int64)
+    order = {question: at for at, question in enumerate(number)}
+    folds = [number[question] % N_FOLDS for question in order]
+    return np.array([order[question] for question in runs.question], np.int64), np.array(folds, np.int64)
+
+
 class Summing:
     """Takes runs in, batch by batch, and gives the sums. Memory: at most 5,120 questions times the policies."""
 

@@ -1,0 +1,127 @@
+"""From a policy that replay chose to one that a route runs: its settings, and the model that they name.
+
+What replay calls `{"policy": "learned", "model": "as-good", …}` becomes a policy of the table with a model of
+plain data, fitted on all the runs; it decides every step as the replay of that model did. Writes two files,
+each whole or not at all. Knows models and settings and refuses to know how the policy was found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from suffice.learn.export import export_stop_model, export_value_model
+from suffice.learn.stop_model import Fitted
+from suffice.learn.value_model import Values
+from suffice.model.artefact import StopModel, Trained, dump
+from suffice.policy.base import build_policy
+from suffice.policy.protocol import Policy
+from suffice.replay.atomic import whole_file, write_whole
+from suffice.replay.runs import Runs
+from suffice.replay.scored import HOPELESS_KEY, Named, Scores, model_named, with_model
+
+MODEL_FILE: Final = "stop-model.json"
+POLICY_FILE: Final = "policy.toml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A policy for a route. Any: parameters differ in type."""
+
+    spec: Mapping[str, Any]      # what a settings file says: a model is named by its file
+    model: StopModel | None      # None: nothing in the policy is learned
+
+    def policy(self) -> Policy:
+        """The live policy, as `wiring` builds it."""
+        return build_policy(with_model(self.spec, self._with_data))
+
+    def _with_data(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        return {**spec, "model": self.model}
+
+
+def propose(spec: Mapping[str, Any] | None, scores: Scores | None, *, left_out: Sequence[int] = ()) -> Proposal:
+    """The live form of what a search chose; None is `never`.
+
+    scores    where the model that the spec names comes from
+    left_out  folds whose runs the model must not have seen; (): it is fitted on everything
+
+    Raises ConfigError when scikit-learn is not installed.
+    """
+    name = None if spec is None else model_named(spec)
+    if spec is None or name is None:
+        return Proposal(spec=spec or {"policy": "never"}, model=None)
+    assert scores is not None, "a spec names a model where there are scores"
+    model = _model(scores, scores.names[name], tuple(left_out))
+    return Proposal(spec=with_model(spec, lambda one: {**one, "model": MODEL_FILE}), model=model)
+
+
+def write_proposal(
+    proposal: Proposal, folder: Path, *, route: str, settings: Mapping[str, Any], head: str
+) -> list[Path]:
+    """Write the files of a proposal and give their paths. Raises OSError as the system does.
+
+    route     name of the route in the fragment
+    settings  further keys of the route, such as its kind. Any: each has its own type
+    head      comment at the top of the fragment
+    """
+    written = []
+    if proposal.model is not None:
+        with whole_file(folder / MODEL_FILE) as part:
+            part.write_bytes(dump(proposal.model))
+        written.append(folder / MODEL_FILE)
+    lines = [f"# {line}".rstrip() for line in head.splitlines()]
+    lines += ["", f"[routes.{_key(route)}]"]
+    lines += [f"{_key(key)} = {toml(value)}" for key, value in {**settings, "policy": proposal.spec}.items()]
+    write_whole(folder / POLICY_FILE, "\n".join(lines) + "\n")
+    return [*written, folder / POLICY_FILE]
+
+
+def digest_of(runs: Runs) -> str:
+    """The runs' address: equal runs in the same order, equal digests."""
+    parts = hashlib.blake2b(digest_size=12)
+    parts.update(json.dumps([runs.set, runs.kind, runs.question]).encode("utf-8", "surrogatepass"))
+    for column in (runs.starts, runs.cost, runs.ok, runs.full_ok):
+        parts.update(column.tobytes())
+    return parts.hexdigest()
+
+
+def toml(value: Any) -> str:
+    """A value on one line of TOML. Raises ValueError for what settings never hold."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{_key(key)} = {toml(inner)}' for key, inner in value.items())} }}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value)  # a basic string of TOML reads JSON's escapes
+    raise ValueError(f"toml: got {type(value).__name__}; a table, a list, a number, a text, true or false")
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _model(scores: Scores, named: Named, left_out: tuple[int, ...]) -> StopModel:
+    runs, score = scores.runs, named.score
+    fitted = scores.model((score.target, score.parts), left_out)
+    hopeless = scores.model(HOPELESS_KEY, left_out) if score.target != "suffices" else None
+    assert hopeless is None or isinstance(hopeless, Fitted), "this target is a probability"
+    kept = scores.kept(left_out)
+    trained = Trained(
+        n_episodes=int(kept.sum()),
+        n_questions=len({question for question, here in zip(runs.question, kept, strict=True) if here}),
+        digest=f"{runs.set} {digest_of(runs)}"[:2_000],
+        target=score.target,
+        seed=scores.seed,
+    )
+    if isinstance(fitted, Values):
+        return export_value_model(scores.chosen, fitted, named.price, hopeless, trained=trained)
+    return export_stop_model(scores.chosen, fitted, hopeless, trained=trained, cost=scores.cost(score))

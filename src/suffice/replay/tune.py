@@ -1,0 +1,296 @@
+"""Searching a policy and all its parameters, and telling how far the winner's own figures may be trusted.
+
+    runs ──▶ columns, once ──▶ search on the questions outside fold v ──▶ winner ──▶ judged on fold v   (5 times)
+                          └──▶ search on all questions ──▶ the proposal
+
+The whole search, its learned scores included, runs again in each outer fold without the fold's questions, so
+what the folds' winners do on them is what such a search is worth on new questions. The difference from what
+the searches saw of their winners is the *optimism*. A trial is a vectorised pass over columns that are there
+already; the search is Optuna's TPE (Bergstra, Bardenet, Bengio, Kégl 2011, NeurIPS), seeded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import ConfigError, TraceError
+from suffice.learn.features import DENSE
+from suffice.policy.base import build_policy
+from suffice.policy.columns import AskedColumns, stops_of
+from suffice.replay.ladders import PolicyRung
+from suffice.replay.points import MARGIN, Seen, seen
+from suffice.replay.runs import Floats, Runs, concatenate, first_stops, make_runs
+from suffice.replay.scored import Scores, build_scored, model_named
+from suffice.replay.scores import SCORES, Score
+from suffice.replay.space import LEARNED, Size, draw_spec, families, first_tries
+from suffice.replay.sums import FIELDS, N_FOLDS, Sums, columns_of, folds_of, groups_of
+from suffice.replay.survey import Survey
+from suffice.replay.tuned import Figure, Fold, Tuned, optimism_of
+from suffice.signals.features import FeatureSet
+
+Spec = Mapping[str, Any]  # what `build_policy` takes, a model named by a word. Any: parameters differ in type
+Tick = Callable[[str], None]
+
+_INFEASIBLE = 2.0   # below every saving: what misses the target ranks by how far
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What the user asked for."""
+
+    max_em_drop: float = 0.01        # fraction
+    margin: float = MARGIN           # standard errors that a drop keeps from the target on the training questions
+    trials: int = 200                # of each of the searches, one a fold and one on everything
+    time_limit_s: float | None = None  # for all searches together; None: only trials count
+    policies: tuple[str, ...] = ()   # names to search among, "learned" for the learned scores; (): all that make sense
+    scores: tuple[Score, ...] = SCORES
+    probe_tokens: int | None = None  # a probe; None: as recorded, else 15 for `reasoning`
+    seed: int = 0
+    n_draws: int = 1_000             # of the bootstrap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """One search's winner with its sums by question, and how many trials were made."""
+
+    spec: Spec | None    # None: nothing met the target and saved anything
+    sums: Sums           # of this policy alone
+    n_trials: int
+
+
+@dataclass(slots=True)
+class Bench:
+    """The runs with everything that trials read, computed once."""
+
+    runs: Runs
+    asked: Tuning
+    scores: Scores | None
+    names: tuple[str, ...]                 # policies that are tried
+    fold: NDArray[np.int64] = field(init=False)   # of each question
+    group: NDArray[np.int64] = field(init=False)  # question of each run
+    base: Floats = field(init=False)
+    _readable: AskedColumns = field(init=False)
+    _sorted: dict[tuple[str, int | None], Floats] = field(default_factory=dict)
+    _known: dict[tuple[str, int | None], Floats] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Group the runs by question."""
+        self.group, self.fold = groups_of(self.runs)
+        each = (np.ones(len(self.runs)), self.runs.full_ok, self.runs.full_tokens)
+        self.base = np.stack([np.bincount(self.group, column, len(self.fold)) for column in each], axis=1)
+        self._readable = self.runs.readable()
+
+    def judge(self, spec: Spec | None, v: int | None) -> Sums:
+        """What a policy does to each question, its scores taken as outer fold `v` may know them."""
+        if spec is None:
+            return Sums(fold=self.fold, base=self.base, values=_never(self.base))
+        model = model_named(spec)
+        place = (json.dumps(spec, sort_keys=True), v if model is not None else None)
+        if place not in self._known:
+            self._known[place] = self._judge(spec, model, v)
+        return Sums(fold=self.fold, base=self.base, values=self._known[place][:, None, :])
+
+    def _judge(self, spec: Spec, model: str | None, v: int | None) -> Floats:
+        columns = self._readable
+        if model is None:
+            policy = build_policy(spec)
+        else:
+            assert self.scores is not None, "a spec names a model where there are scores"
+            policy = build_scored(spec, self.scores.names)
+            own = {**columns, **self.scores.columns(model, v)}
+            columns = AskedColumns(own, queries=columns.queries, run=columns.run)
+        halts = first_stops(stops_of(policy, columns), self.runs)
+        asks = model is not None or PolicyRung(policy=policy, spec=spec, label="").asks
+        found = columns_of(self.runs, halts, asks=asks)
+        return np.stack([np.bincount(self.group, column, len(self.fold)) for column in found], axis=1)
+
+    def weights(self, v: int | None) -> Floats:
+        """1 for each question that a search without fold `v` may look at, shape (1, G)."""
+        taken = np.ones(len(self.fold)) if v is None else (self.fold != v).astype(np.float64)
+        return taken[None, :]
+
+    def level(self, model: str, share: float, v: int | None) -> float:
+        """The risk at or below which that share of the steps is, in the runs outside fold `v`."""
+        if (model, v) not in self._sorted:
+            assert self.scores is not None, "a level belongs to a score"
+            risk = next(iter(self.scores.columns(model, v).values()))
+            rows = np.ones(len(risk), dtype=bool) if v is None else (self.fold[self.group] != v)[self.runs.run_of_row]
+            known = risk[rows & np.isfinite(risk)]
+            self._sorted[model, v] = np.sort(known) if len(known) else np.zeros(1)
+        risks = self._sorted[model, v]
+        return float(f"{risks[min(len(risks) - 1, int(share * len(risks)))]:.6g}")
+
+    def size(self, v: int | None) -> Size:
+        """What may be tried: lengths of the runs outside fold `v`, and their models' levels."""
+        runs = np.ones(len(self.runs), dtype=bool) if v is None else self.fold[self.group] != v
+        few, many = np.quantile(self.runs.full_tokens[runs], [0.02, 0.98])
+        models = tuple(self.scores.names) if self.scores is not None else ()
+        return Size(
+            kind=self.runs.kind,
+            longest=int(self.runs.n_steps[runs].max()),
+            few_tokens=max(1, int(few / 4)),
+            many_tokens=max(2, int(many) + 1),
+            models=models,
+            level=lambda model, share: self.level(model, share, v),
+        )
+
+
+def tune_set(
+    data: Survey, asked: Tuning, *, clock: Callable[[], float], tick: Tick = lambda _: None
+) -> tuple[Tuned, Bench]:
+    """Tune one set: the nested searches, the search on everything, and what to make of them.
+
+    clock  seconds that only rise; asked only where there is a time limit
+
+    Raises TraceError for data with too few questions, ConfigError for policies that do not exist or make no
+    sense here, and for a missing package.
+    """
+    bench = make_bench(data, asked, tick)
+    folds = [v for v in range(N_FOLDS) if (bench.fold == v).any()]
+    if len(folds) < 2:
+        raise TraceError(
+            f"holds {len(bench.fold)} questions, which is too few to hold some of them back",
+            file=", ".join(map(str, data.files)),
+        )
+    searches: dict[int | None, Search] = {}
+    end_s = None if asked.time_limit_s is None else clock() + asked.time_limit_s
+    for at, v in enumerate([*folds, None]):
+        until = _share_of(end_s, len(folds) + 1 - at, clock)
+        what = "searching on all questions" if v is None else f"searching without fold {at + 1} of {len(folds)}"
+        searches[v] = search(bench, v, until=until, clock=clock, tick=partial(tick, what))
+    nested = [(v, searches[v]) for v in folds]
+    final = searches[None]
+    rng = np.random.default_rng(asked.seed)
+    return Tuned(
+        set=data.set,
+        kind=data.kind,
+        n_episodes=len(bench.runs),
+        n_questions=len(set(bench.runs.question)),
+        full_em=float(bench.runs.full_ok.mean()),
+        max_em_drop=asked.max_em_drop,
+        margin=asked.margin,
+        seed=asked.seed,
+        folds=tuple(_fold(bench, v, found) for v, found in nested),
+        optimism=optimism_of([(v, found.sums) for v, found in nested], n_draws=asked.n_draws, rng=rng),
+        proposal=final.spec,
+        proposal_in_search=_figure(seen(final.sums, bench.weights(None))),
+        n_trials=final.n_trials,
+        n_trials_in_all=sum(found.n_trials for found in searches.values()),
+    ), bench
+
+
+def make_bench(data: Survey, asked: Tuning, tick: Tick = lambda _: None) -> Bench:
+    """Read a set and compute what trials read. Raises as `tune_set` does."""
+    names = _names(data, asked)
+    published = tuple(name for name in names if name != LEARNED)
+    needs = [need for name in published for need in _example(name).needs]
+    if LEARNED in names:
+        needs += FeatureSet(DENSE[data.kind]).needs
+    tick("reading")
+    batches = data.batches(share=data.share)
+    runs = concatenate([
+        make_runs([batch], tuple(dict.fromkeys(needs)), probe_tokens=asked.probe_tokens, planned_steps=data.longest)
+        for batch in batches
+    ])  # fmt: skip
+    scores = None
+    if LEARNED in names:
+        scores = Scores(runs, folds_of(runs), asked.scores, seed=asked.seed, tick=lambda: tick("fitting"))
+    return Bench(runs, asked, scores, names)
+
+
+def search(
+    bench: Bench, v: int | None, *, until: float | None, clock: Callable[[], float], tick: Callable[[], None]
+) -> Search:
+    """Search on the questions outside fold `v`, or on all: of what meets the target, what saves most."""
+    asked, size, weights = bench.asked, bench.size(v), bench.weights(v)
+    study = _study(asked, size, bench.names)
+    best: tuple[float, Spec | None] = (0.0, None)
+    made = 0
+    while made < asked.trials and (until is None or not made or clock() < until):
+        trial = study.ask()
+        made += 1
+        try:
+            spec = draw_spec(trial, size, bench.names)
+            figure = _figure(seen(bench.judge(spec, v), weights))
+        except ConfigError:  # each parameter is allowed, but not beside the others
+            study.tell(trial, -_INFEASIBLE - 1.0)
+            tick()
+            continue
+        excess = figure.em_drop + asked.margin * figure.error - asked.max_em_drop
+        study.tell(trial, figure.token_reduction if excess <= 0 else -_INFEASIBLE - excess)
+        if excess <= 0 and figure.token_reduction > best[0]:
+            best = (figure.token_reduction, spec)
+        tick()
+    return Search(spec=best[1], sums=bench.judge(best[1], v), n_trials=made)
+
+
+def _study(asked: Tuning, size: Size, names: Sequence[str]) -> Any:  # Optuna's types are not asked for
+    """A seeded study that tries each policy alone before it draws."""
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("tune: needs Optuna; install suffice[train]") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    tries = first_tries(size, names)
+    sampler = optuna.samplers.TPESampler(seed=asked.seed, n_startup_trials=min(len(tries), asked.trials // 2))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for tried in tries:
+        study.enqueue_trial(tried)
+    return study
+
+
+def _names(data: Survey, asked: Tuning) -> tuple[str, ...]:
+    """The policies that are tried. Raises ConfigError for a name that is none of them."""
+    models = ("some",) if asked.scores else ()
+    size = Size(kind=data.kind, longest=data.longest, few_tokens=1, many_tokens=2, models=models)
+    known = families(size)
+    for name in asked.policies:
+        if name not in known:
+            raise ConfigError(f"policies: got {name!r:.80}; for {data.kind}: {', '.join(known)}")
+    return tuple(name for name in known if not asked.policies or name in asked.policies)
+
+
+def _example(name: str) -> Any:
+    """A policy of that name: what it needs does not depend on what is drawn."""
+    required = {"fixed-budget": {"max_tokens": 1}, "fixed-rounds": {"max_steps": 1}}
+    return build_policy({"policy": name, **required.get(name, {})})
+
+
+def _fold(bench: Bench, v: int, found: Search) -> Fold:
+    unseen = 1.0 - bench.weights(v)
+    return Fold(
+        fold=v,
+        n_questions=int(unseen.sum()),
+        spec=found.spec,
+        in_search=_figure(seen(found.sums, bench.weights(v))),
+        unseen=_figure(seen(found.sums, unseen)),
+        n_trials=found.n_trials,
+    )
+
+
+def _figure(at: Seen) -> Figure:
+    return Figure(
+        token_reduction=float(at.saved[0, 0]), em_drop=float(at.drop[0, 0]), error=float(at.error[0, 0])
+    )
+
+
+def _never(base: Floats) -> Floats:
+    """The sums of running everything in full, shape (G, 1, 7)."""
+    values = np.zeros((len(base), 1, len(FIELDS)))
+    values[:, 0, FIELDS.index("tokens")] = base[:, 2]
+    return values
+
+
+def _share_of(end_s: float | None, n_left: int, clock: Callable[[], float]) -> float | None:
+    """When the next of so many searches must end, so that each gets its part of the time that is left."""
+    if end_s is None:
+        return None
+    now = clock()
+    return now + max(0.0, end_s - now) / n_left

@@ -1,0 +1,138 @@
+"""What a tuning found, as records, and its optimism: what a search sees of its winner against what it is worth.
+
+Pure: sums by question in, numbers out. Rates are fractions. It refuses to know how policies are searched.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from suffice.assurance.bounds import Interval
+from suffice.replay.points import seen
+from suffice.replay.runs import Floats
+from suffice.replay.scored import PRICED, model_named
+from suffice.replay.sums import Sums
+from suffice.types import Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """What a policy does on some questions."""
+
+    token_reduction: float
+    em_drop: float
+    error: float           # standard error of the drop, clustered by question
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranged:
+    """A number with its 95 % interval, by resampling whole questions."""
+
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimism:
+    """In-search figures of the folds' winners, theirs on unseen questions, and the difference.
+
+    In search is the mean over the folds, each on the questions that its search looked at; unseen are all
+    questions, each under the winner of the search that did not. The bootstrap resamples questions, not searches.
+    """
+
+    token_reduction_in_search: Ranged
+    token_reduction_unseen: Ranged
+    token_reduction: Ranged   # in search - unseen: above 0, the search promised too much
+    em_drop_in_search: Ranged
+    em_drop_unseen: Ranged
+    em_drop: Ranged           # unseen - in search: likewise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """One outer fold: the winner of the search without it, and what that does on it."""
+
+    fold: int
+    n_questions: int                  # unseen ones
+    spec: Mapping[str, Any] | None    # a model named by a word; None: never stop
+    in_search: Figure
+    unseen: Figure
+    n_trials: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """One set, tuned."""
+
+    set: str
+    kind: Kind
+    n_episodes: int
+    n_questions: int
+    full_em: float
+    max_em_drop: float                # the target
+    margin: float
+    seed: int
+    folds: tuple[Fold, ...]
+    optimism: Optimism
+    proposal: Mapping[str, Any] | None  # the winner on all questions, a model named by a word; None: never stop
+    proposal_in_search: Figure
+    n_trials: int                     # of that search
+    n_trials_in_all: int
+
+    @property
+    def winners(self) -> dict[str, int]:
+        """Which policies won, by name, and in how many folds; the most frequent first."""
+        return dict(Counter(title_of(fold.spec) for fold in self.folds).most_common())
+
+
+def optimism_of(nested: Sequence[tuple[int, Sums]], *, n_draws: int, rng: np.random.Generator) -> Optimism:
+    """The optimism of some searches: for each the fold that it left out, and the sums of its winner.
+
+    Percentile intervals (Davison and Hinkley 1997, section 3.8); with fewer than about 20 questions a sketch.
+    """
+    fold = nested[0][1].fold
+    n_groups = len(fold)
+    drawn = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws).astype(np.float64)
+    weights = np.concatenate([np.ones((1, n_groups)), drawn])  # the first row is what was seen
+    looks = [_looked_at(sums, weights * (fold != v)) for v, sums in nested]
+    in_search = np.nanmean(looks, axis=0)
+    values = nested[0][1].values.copy()
+    for v, sums in nested:
+        values[fold == v] = sums.values[fold == v]
+    unseen = _looked_at(Sums(fold=fold, base=nested[0][1].base, values=values), weights)
+    return Optimism(
+        token_reduction_in_search=_ranged(in_search[:, 0]),
+        token_reduction_unseen=_ranged(unseen[:, 0]),
+        token_reduction=_ranged(in_search[:, 0] - unseen[:, 0]),
+        em_drop_in_search=_ranged(in_search[:, 1]),
+        em_drop_unseen=_ranged(unseen[:, 1]),
+        em_drop=_ranged(unseen[:, 1] - in_search[:, 1]),
+    )
+
+
+def title_of(spec: Mapping[str, Any] | None) -> str:
+    """A policy's name without its parameters: "beta", "any-of(learned as-good, esc)"."""
+    if spec is None:
+        return "never"
+    name = str(spec["policy"])
+    if name == "learned":
+        return f"learned ({str(model_named(spec)).partition(PRICED)[0]})"
+    inner = [spec["inner"]] if "inner" in spec else spec.get("policies", ())
+    return f"{name}({', '.join(title_of(one) for one in inner)})" if inner else name
+
+
+def _looked_at(sums: Sums, weights: Floats) -> Floats:
+    """Token reduction and EM drop on some sets of questions, shape (R, 2); not a number on an empty set."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        at = seen(sums, weights)
+    return np.concatenate([at.saved, at.drop], axis=1)
+
+
+def _ranged(values: Floats) -> Ranged:
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return Ranged(value=float(values[0]), interval=Interval(float(low), float(high)))
