@@ -1,0 +1,92 @@
+"""The stop model: where the chance of being as good is known, it is found; what cannot be learned is said plainly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from suffice.learn.features import Chosen
+from suffice.learn.stop_model import MAX_ROWS, Examples, Parts, fit
+
+CHOSEN = Chosen(("agreement", "step_share"), ("found(class=a)",))
+
+
+def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows with two dense features and a mark, and the true chance that a row is good."""
+    rng = np.random.default_rng(seed)
+    x = np.column_stack([rng.normal(size=n), rng.random(n), rng.random(n) < 0.3]).astype(np.float64)
+    p = 1 / (1 + np.exp(-(0.5 + 1.5 * x[:, 0] + 1.0 * x[:, 2])))
+    return x, p
+
+
+def examples(n: int, seed: int = 0) -> Examples:
+    x, p = drawn(n, seed)
+    good = np.random.default_rng(seed + 1).random(n) < p
+    return Examples(x=x, good={"as-good": good, "suffices": good, "hopeless": ~good})
+
+
+@pytest.mark.parametrize(("parts", "error"), [("ensemble", 0.06), ("linear", 0.04), ("trees", 0.1)])
+def test_known_chances_are_recovered_on_rows_that_it_has_not_seen(parts: Parts, error: float) -> None:
+    model = fit(examples(8_000), CHOSEN, "as-good", parts=parts)
+    x, p = drawn(4_000, seed=9)
+    found = model.scores(x)
+    assert np.sqrt(((found - p) ** 2).mean()) < error
+    for low in (0.2, 0.4, 0.6, 0.8):  # and in each part of the range: it is calibrated
+        there = (found >= low - 0.1) & (found < low + 0.1)
+        assert abs(found[there].mean() - p[there].mean()) < 0.04
+
+
+def test_trees_do_not_read_marks_and_the_linear_part_does() -> None:
+    rows = np.array([[0.0, 0.5, 0.0], [0.0, 0.5, 1.0]])
+    a, b = fit(examples(4_000), CHOSEN, "as-good", parts="trees").scores(rows)
+    assert a == b
+    a, b = fit(examples(4_000), CHOSEN, "as-good", parts="linear").scores(rows)
+    assert b > a + 0.1
+
+
+def test_the_ensemble_is_the_mean_of_its_parts_logits() -> None:
+    given = examples(3_000)
+    both, linear, trees = (fit(given, CHOSEN, "as-good", parts=parts) for parts in ("ensemble", "linear", "trees"))
+    logits = [np.log(p / (1 - p)) for p in (linear.scores(given.x), trees.scores(given.x))]
+    assert both.scores(given.x) == pytest.approx(1 / (1 + np.exp(-np.mean(logits, axis=0))))
+
+
+def test_hopeless_is_the_other_side() -> None:
+    given = examples(4_000)
+    good, hopeless = (fit(given, CHOSEN, target, parts="linear").scores(given.x) for target in ("as-good", "hopeless"))
+    assert good + hopeless == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("n_bad", [0, 19])
+def test_with_too_few_rows_of_an_outcome_it_is_a_constant_that_is_never_certain(n_bad: int) -> None:
+    x, _ = drawn(500)
+    good = np.arange(500) >= n_bad
+    model = fit(Examples(x=x, good={"as-good": good}), CHOSEN, "as-good")
+    scores = model.scores(x)
+    assert set(scores.round(12)) == {round((500 - n_bad + 1) / 502, 12)}
+    assert model.trained == ()
+    assert 0 < scores[0] < 1
+
+
+def test_the_same_rows_and_seed_give_the_same_model() -> None:
+    given = examples(1_000)
+    x, _ = drawn(200, seed=3)
+    assert fit(given, CHOSEN, "as-good").scores(x).tolist() == fit(given, CHOSEN, "as-good").scores(x).tolist()
+
+
+def test_many_rows_are_thinned_evenly_not_cut_off() -> None:
+    """The second half of the rows says the opposite of the first; a model of the first half alone would be sure."""
+    n = 2 * MAX_ROWS
+    x = np.zeros((n, 3))
+    x[:, 0] = np.random.default_rng(0).normal(size=n)
+    good = (x[:, 0] > 0) ^ (np.arange(n) >= n // 2)
+    scores = fit(Examples(x=x, good={"as-good": good}), CHOSEN, "as-good", parts="linear").scores(x[:1000])
+    assert np.abs(scores - 0.5).max() < 0.1
+
+
+def test_scores_are_chances() -> None:
+    given = examples(1_000)
+    wild = np.array([[1e6, -1e6, 0.0], [-1e6, 1e6, 1.0], [0.0, 0.0, 0.0]])
+    for parts in ("ensemble", "linear", "trees"):
+        scores = fit(given, CHOSEN, "as-good", parts=parts).scores(wild)
+        assert ((scores > 0) & (scores < 1)).all()
