@@ -6,6 +6,7 @@ import re
 import site
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -71,3 +72,20 @@ def test_the_wheel_holds_every_module_and_every_data_file(tmp_path: Path) -> Non
     assert "suffice/py.typed" in data
     assert any(name.startswith("suffice/local/templates/") for name in data)
     assert any(name.endswith("licenses/LICENSE") for name in shipped)
+
+
+def test_the_one_grid_of_published_rules_is_in_the_wheel_and_in_the_sources(tmp_path: Path) -> None:
+    """In the repository it is a link; what is installed or unpacked must hold its text."""
+    grid = (ROOT / "bench" / "grid.toml").read_bytes()
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--directory", str(tmp_path)],
+        cwd=ROOT, check=True, capture_output=True, timeout=60,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("suffice/replay/grid.toml") == grid
+    (sources,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sources) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").glob("*/src/suffice/replay/grid.toml")
+    assert unpacked.read_bytes() == grid
