@@ -275,7 +275,8 @@ def _levels(
 
 
 def _range(values: NDArray[np.float64]) -> Range:
-    low, middle, high = np.quantile(values, [(1 - INTERVAL) / 2, 0.5, (1 + INTERVAL) / 2])
+    ends = np.quantile(values, [(1 - INTERVAL) / 2, 0.5, (1 + INTERVAL) / 2])
+    low, middle, high = ends.round(12) + 0.0  # sums of weights leave a trace of -0
     return Range(middle=float(middle), low=float(low), high=float(high))
 
 
