@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,20 @@ from suffice.errors import ConfigError
 from suffice.model.artefact import load
 from suffice.policy.columns import CODES, stops_of
 from suffice.policy.learned import Learned
-from suffice.replay.proposal import MODEL_FILE, POLICY_FILE, Proposal, propose, toml, write_proposal
+from suffice.replay.ladders import RiskRung, published
+from suffice.replay.proposal import (
+    MODEL_FILE,
+    POLICY_FILE,
+    Proposal,
+    propose,
+    propose_frozen,
+    toml,
+    write_proposal,
+)
 from suffice.replay.runs import Halts, Runs, first_stops, take
 from suffice.replay.scored import Scores, build_scored, model_named, risk_column
+from suffice.replay.scores import SCORES, Score
+from suffice.replay.study import Options, Pool, Study
 from suffice.replay.sums import folds_of
 from suffice.replay.survey import survey
 from suffice.replay.traces import Batch, read_traces
@@ -38,7 +50,7 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> Mapping[Kind, tuple[Ben
     found: dict[Kind, tuple[Bench, list[Batch]]] = {}
     for kind in KINDS:
         file = tmp_path_factory.mktemp("traces") / f"{kind}.parquet"
-        Synthetic(kind=kind, n_runs=500, n_questions=100, seed=3, p_no_answer=0.2).write(file)
+        Synthetic(kind=kind, n_runs=300, n_questions=100, seed=3, p_no_answer=0.2).write(file)
         found[kind] = (make_bench(survey([file])[0], Tuning()), list(read_traces([file])))
     return found
 
@@ -97,7 +109,7 @@ def test_the_live_policy_ends_unseen_runs_where_the_replay_did(
     runs, expected, risk = frozen_halts(bench, spec)
     proposal = propose(spec, bench.scores, left_out=(HELD_OUT,))
     found, scores = live_halts(proposal, kind, runs, batches)
-    assert len(runs) > 50
+    assert len(runs) > 30
     assert found.row.tolist() == expected.row.tolist()
     assert found.code.tolist() == expected.code.tolist()
     told = {at: score for at, score in enumerate(scores) if score is not None}
@@ -120,6 +132,28 @@ def test_compositions_with_a_learned_part_are_carried_over_whole(
         runs, expected, _ = frozen_halts(bench, spec)
         found, _ = live_halts(propose(spec, bench.scores, left_out=(HELD_OUT,)), kind, runs, batches)
         assert (expected.row < runs.last).any()
+        assert found.row.tolist() == expected.row.tolist()
+        assert found.code.tolist() == expected.code.tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("score", SCORES[:2], ids=lambda score: score.name)
+def test_what_a_study_froze_ends_unseen_runs_live_where_the_study_says(
+    benches: Mapping[Kind, tuple[Bench, list[Batch]]], kind: Kind, score: Score
+) -> None:
+    bench, batches = benches[kind]
+    held_out = folds_of(bench.runs) == HELD_OUT
+    seen, unseen = take(bench.runs, ~held_out), take(bench.runs, held_out)
+    study = Study(seen, published(kind, longest=8)[:1], Options(scores=(score,), max_em_drop=0.05))
+    pools = [Pool(name="ours", ladders=(score.name,)), Pool(name="published", ladders=("fixed-rounds",))]
+    frozen = study.freeze(pools, None)
+    levels = [level for level in study.risk(score, None)[0].tolist() if level < 0.2]
+    frozen = replace(frozen, rungs={"ours": RiskRung(score=score.name, level=levels[0], label="")} | {
+        "published": frozen.rungs["published"], "none": None,
+    })  # fmt: skip
+    for pool in frozen.rungs:
+        expected = study.halts(frozen, unseen)[pool]
+        found, _ = live_halts(propose_frozen(study, frozen, pool), kind, unseen, batches)
         assert found.row.tolist() == expected.row.tolist()
         assert found.code.tolist() == expected.code.tolist()
 

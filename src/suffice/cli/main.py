@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("suffice.cli.doctor", "doctor", "Examine a model server, or a route, before you rely on it."),
     "record": ("suffice.cli.record", "record", "Record full traces of questions at a live model server."),
     "replay": ("suffice.cli.replay", "replay", "Replay stopping policies over recorded runs: frontier, plots, report."),
+    "tune": ("suffice.cli.tune", "tune", "Search for a policy on recorded runs, and say how far to trust the find."),
     "estimate": ("suffice.cli.estimate", "estimate", "Predict from logs what stopping would save; makes no calls."),
     "config": ("suffice.cli.config", "config", "Check a settings file, or show it with all defaults."),
 }

@@ -62,6 +62,10 @@ class Values:
             gain: Floats = z @ self.stop - z @ self.go_on
         return gain
 
+    def number_of(self, level: float) -> int:
+        """Number of the highest price that is at most `level`; 0 where none is."""
+        return max(0, int(np.searchsorted(self.prices, level, side="right")) - 1)
+
     def lowest_price(self, x: Floats) -> Floats:
         """The lowest price at which each row would stop, shape (R,); not a number where none of the sweep would."""
         stops = self.advantage(x) >= 0

@@ -15,15 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
+from suffice.errors import ConfigError
 from suffice.learn.export import export_stop_model, export_value_model
 from suffice.learn.stop_model import Fitted
 from suffice.learn.value_model import Values
-from suffice.model.artefact import StopModel, Trained, dump
+from suffice.model.artefact import Cost, StopModel, Trained, dump
 from suffice.policy.base import build_policy
 from suffice.policy.protocol import Policy
 from suffice.replay.atomic import whole_file, write_whole
-from suffice.replay.runs import Runs
-from suffice.replay.scored import HOPELESS_KEY, Named, Scores, model_named, with_model
+from suffice.replay.ladders import PolicyRung
+from suffice.replay.runs import Bools, Runs
+from suffice.replay.scored import EVEN, HOPELESS_KEY, Named, Scores, model_named, with_model
+from suffice.replay.study import Frozen, Study
 
 MODEL_FILE: Final = "stop-model.json"
 POLICY_FILE: Final = "policy.toml"
@@ -109,19 +114,51 @@ def _key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 
+def propose_frozen(study: Study, frozen: Frozen, pool: str) -> Proposal:
+    """The live form of what a study froze for a pool, with the models that it froze beside it.
+
+    A value model's ladder takes the lowest price of all at which a run would stop; live, the model of the frozen
+    price alone decides, which differs where its advantage does not rise with the price.
+
+    Raises ConfigError for a score whose features are not those of the model of hopeless runs.
+    """
+    rung = frozen.rungs[pool]
+    if rung is None or isinstance(rung, PolicyRung):
+        return Proposal(spec={"policy": "never"} if rung is None else rung.spec, model=None)
+    score = next(score for score in study.options.scores if score.name == rung.score)
+    needs_hopeless = score.target != "suffices"
+    if needs_hopeless and not score.query_signals:
+        raise ConfigError(f"score {score.name!r}: reads no query signals, and the model of hopeless runs does")
+    fitted, hopeless = frozen.models[rung.score], frozen.models["hopeless"] if needs_hopeless else None
+    assert hopeless is None or isinstance(hopeless, Fitted), "this target is a probability"
+    facts = _facts(study.runs, np.ones(len(study.runs), dtype=bool), score.target, study.options.seed)
+    spec: dict[str, Any] = {"policy": "learned", "model": MODEL_FILE, "on_hopeless": "stop"}
+    if isinstance(fitted, Values):
+        at = fitted.number_of(rung.level)
+        model = export_value_model(study.chosen(score), fitted, at, hopeless, trained=facts)
+        return Proposal(spec=spec | {"threshold": EVEN}, model=model)
+    cost = Cost(score.cost)
+    model = export_stop_model(study.chosen(score), fitted, hopeless, trained=facts, cost=cost)
+    return Proposal(spec=spec | {"threshold": rung.level}, model=model)
+
+
 def _model(scores: Scores, named: Named, left_out: tuple[int, ...]) -> StopModel:
-    runs, score = scores.runs, named.score
+    score = named.score
     fitted = scores.model((score.target, score.parts), left_out)
     hopeless = scores.model(HOPELESS_KEY, left_out) if score.target != "suffices" else None
     assert hopeless is None or isinstance(hopeless, Fitted), "this target is a probability"
-    kept = scores.kept(left_out)
-    trained = Trained(
+    facts = _facts(scores.runs, scores.kept(left_out), score.target, scores.seed)
+    if isinstance(fitted, Values):
+        return export_value_model(scores.chosen, fitted, named.price, hopeless, trained=facts)
+    return export_stop_model(scores.chosen, fitted, hopeless, trained=facts, cost=scores.cost(score))
+
+
+def _facts(runs: Runs, kept: Bools, target: str, seed: int) -> Trained:
+    """What a model came from: some of the runs of a set."""
+    return Trained(
         n_episodes=int(kept.sum()),
         n_questions=len({question for question, here in zip(runs.question, kept, strict=True) if here}),
         digest=f"{runs.set} {digest_of(runs)}"[:2_000],
-        target=score.target,
-        seed=scores.seed,
+        target=target,
+        seed=seed,
     )
-    if isinstance(fitted, Values):
-        return export_value_model(scores.chosen, fitted, named.price, hopeless, trained=trained)
-    return export_stop_model(scores.chosen, fitted, hopeless, trained=trained, cost=scores.cost(score))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
+from suffice.policy.base import build_policy
 from suffice.replay.scored import EVEN, PRICED
 from suffice.types import Kind
 
@@ -105,17 +106,20 @@ class Family:
 
     kinds: tuple[Kind, ...] = ALL
     draws: Mapping[str, Draw] = field(default_factory=dict)
+    fullest: Mapping[str, Any] = field(default_factory=dict)  # parameters with which it reads all that it ever reads
 
 
 SPACE: Final[Mapping[str, Family]] = {
-    "fixed-budget": Family(draws={"max_tokens": _tokens}),
-    "fixed-rounds": Family(draws={"max_steps": _whole(1)}),
+    "fixed-budget": Family(draws={"max_tokens": _tokens}, fullest={"max_tokens": 1}),
+    "fixed-rounds": Family(draws={"max_steps": _whole(1)}, fullest={"max_steps": 1}),
     "stable-answer": Family(
         draws={"streak": _whole(2), "min_share": _between(0.0, 0.8), "no_hedges": _one_of(False, True)},
+        fullest={"min_share": 0.1, "no_hedges": True},
     ),
     "confidence-threshold": Family(
         kinds=PROBED,
         draws={"threshold": _near_1(0.4), "patience": _whole(1, 8), "min_mass": _one_of(0.0, 0.3, 0.5, 0.7, 0.9)},
+        fullest={"patience": 2, "min_mass": 0.5},
     ),
     "stated-confidence": Family(kinds=("rounds",), draws={"threshold": _near_1(0.4), "patience": _whole(1, 8)}),
     "dynasor": Family(kinds=("reasoning",), draws={"effort": _one_of("mild", "low", "mid", "high", "crazy")}),
@@ -161,6 +165,12 @@ def families(size: Size) -> tuple[str, ...]:
     """The policies that may be tried on runs of this size, the learned one first."""
     published = tuple(name for name, family in SPACE.items() if size.kind in family.kinds)
     return (LEARNED, *published) if size.models else published
+
+
+def needs_of(names: Sequence[str]) -> tuple[str, ...]:
+    """All folds that the published policies among these may read, whatever is drawn."""
+    policies = [build_policy({"policy": name, **SPACE[name].fullest}) for name in names if name in SPACE]
+    return tuple(dict.fromkeys(need for policy in policies for need in policy.needs))
 
 
 def first_tries(size: Size, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.learn.features import Chosen
 from suffice.policy.columns import SUFFICES, stops_of
 from suffice.replay.ladders import Ladder, PolicyRung, RiskRung, halts_at, halts_of, levels_of
 from suffice.replay.points import MARGIN, NONE, pick, seen
@@ -138,6 +139,10 @@ class Study:
                 table = make_table(runs, chosen, self.fold)
                 self._tables[query_signals] = table
                 self._fits[query_signals] = CrossFit(runs, table, seed=options.seed, tick=tick)
+
+    def chosen(self, score: Score) -> Chosen:
+        """The features that a score's model reads."""
+        return self._tables[score.query_signals].chosen
 
     # ---- scores -----------------------------------------------------------------------------------
 

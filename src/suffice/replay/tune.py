@@ -29,7 +29,7 @@ from suffice.replay.points import MARGIN, Seen, seen
 from suffice.replay.runs import Floats, Runs, concatenate, first_stops, make_runs
 from suffice.replay.scored import Scores, build_scored, model_named
 from suffice.replay.scores import SCORES, Score
-from suffice.replay.space import LEARNED, Size, draw_spec, families, first_tries
+from suffice.replay.space import LEARNED, Size, draw_spec, families, first_tries, needs_of
 from suffice.replay.sums import FIELDS, N_FOLDS, Sums, columns_of, folds_of, groups_of
 from suffice.replay.survey import Survey
 from suffice.replay.tuned import Figure, Fold, Tuned, optimism_of
@@ -145,20 +145,22 @@ class Bench:
 def tune_set(
     data: Survey, asked: Tuning, *, clock: Callable[[], float], tick: Tick = lambda _: None
 ) -> tuple[Tuned, Bench]:
-    """Tune one set: the nested searches, the search on everything, and what to make of them.
+    """Tune one set: read it, compute its columns, search. Raises as `make_bench` and `tune_runs` do."""
+    bench = make_bench(data, asked, tick)
+    return tune_runs(bench, clock=clock, tick=tick), bench
+
+
+def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _: None) -> Tuned:
+    """The nested searches, the search on everything, and what to make of them.
 
     clock  seconds that only rise; asked only where there is a time limit
 
-    Raises TraceError for data with too few questions, ConfigError for policies that do not exist or make no
-    sense here, and for a missing package.
+    Raises TraceError for too few questions, and ConfigError for a missing package.
     """
-    bench = make_bench(data, asked, tick)
+    asked, runs = bench.asked, bench.runs
     folds = [v for v in range(N_FOLDS) if (bench.fold == v).any()]
     if len(folds) < 2:
-        raise TraceError(
-            f"holds {len(bench.fold)} questions, which is too few to hold some of them back",
-            file=", ".join(map(str, data.files)),
-        )
+        raise TraceError(f"holds {len(bench.fold)} questions, too few to hold some of them back", file=runs.set)
     searches: dict[int | None, Search] = {}
     end_s = None if asked.time_limit_s is None else clock() + asked.time_limit_s
     for at, v in enumerate([*folds, None]):
@@ -169,11 +171,11 @@ def tune_set(
     final = searches[None]
     rng = np.random.default_rng(asked.seed)
     return Tuned(
-        set=data.set,
-        kind=data.kind,
-        n_episodes=len(bench.runs),
-        n_questions=len(set(bench.runs.question)),
-        full_em=float(bench.runs.full_ok.mean()),
+        set=runs.set,
+        kind=runs.kind,
+        n_episodes=len(runs),
+        n_questions=len(set(runs.question)),
+        full_em=float(runs.full_ok.mean()),
         max_em_drop=asked.max_em_drop,
         margin=asked.margin,
         seed=asked.seed,
@@ -183,20 +185,22 @@ def tune_set(
         proposal_in_search=_figure(seen(final.sums, bench.weights(None))),
         n_trials=final.n_trials,
         n_trials_in_all=sum(found.n_trials for found in searches.values()),
-    ), bench
+    )
 
 
 def make_bench(data: Survey, asked: Tuning, tick: Tick = lambda _: None) -> Bench:
-    """Read a set and compute what trials read. Raises as `tune_set` does."""
+    """Read a set and compute what trials read.
+
+    Raises TraceError for data, ConfigError for policies that do not exist or make no sense for these runs, and for
+    a missing package.
+    """
     names = _names(data, asked)
-    published = tuple(name for name in names if name != LEARNED)
-    needs = [need for name in published for need in _example(name).needs]
-    if LEARNED in names:
-        needs += FeatureSet(DENSE[data.kind]).needs
+    learned = FeatureSet(DENSE[data.kind]).needs if LEARNED in names else ()
+    needs = tuple(dict.fromkeys((*needs_of(names), *learned)))
     tick("reading")
     batches = data.batches(share=data.share)
     runs = concatenate([
-        make_runs([batch], tuple(dict.fromkeys(needs)), probe_tokens=asked.probe_tokens, planned_steps=data.longest)
+        make_runs([batch], needs, probe_tokens=asked.probe_tokens, planned_steps=data.longest)
         for batch in batches
     ])  # fmt: skip
     scores = None
@@ -255,12 +259,6 @@ def _names(data: Survey, asked: Tuning) -> tuple[str, ...]:
         if name not in known:
             raise ConfigError(f"policies: got {name!r:.80}; for {data.kind}: {', '.join(known)}")
     return tuple(name for name in known if not asked.policies or name in asked.policies)
-
-
-def _example(name: str) -> Any:
-    """A policy of that name: what it needs does not depend on what is drawn."""
-    required = {"fixed-budget": {"max_tokens": 1}, "fixed-rounds": {"max_steps": 1}}
-    return build_policy({"policy": name, **required.get(name, {})})
 
 
 def _fold(bench: Bench, v: int, found: Search) -> Fold:

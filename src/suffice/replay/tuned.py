@@ -5,9 +5,10 @@ Pure: sums by question in, numbers out. Rates are fractions. It refuses to know 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,24 @@ def title_of(spec: Mapping[str, Any] | None) -> str:
         return f"learned ({str(model_named(spec)).partition(PRICED)[0]})"
     inner = [spec["inner"]] if "inner" in spec else spec.get("policies", ())
     return f"{name}({', '.join(title_of(one) for one in inner)})" if inner else name
+
+
+def tuned_object(tuned: Tuned) -> dict[str, Any]:
+    """Everything as JSON has it: intervals are [low, high], what is not a number is null, `winners` is added."""
+    plain: dict[str, Any] = _plain(tuned)
+    return plain | {"winners": tuned.winners}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return [_plain(value.low), _plain(value.high)]
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _looked_at(sums: Sums, weights: Floats) -> Floats:
