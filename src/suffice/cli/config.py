@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 
@@ -36,7 +38,7 @@ def check(path: str) -> None:
 @config.command("show")
 @click.argument("path", default="suffice.toml")
 def show(path: str) -> None:
-    """Print all settings as JSON, defaults filled in; secrets are never in them."""
+    """Print all settings as JSON, defaults filled in; secrets are never in them. A learned model is its address."""
     import msgspec
 
     from suffice.errors import SufficeError
@@ -47,4 +49,16 @@ def show(path: str) -> None:
     except SufficeError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
-    click.echo(msgspec.json.format(msgspec.json.encode(settings), indent=2).decode())
+    plain = _with_addresses(msgspec.to_builtins(settings))
+    click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
+
+
+def _with_addresses(value: Any) -> Any:
+    """The settings with each model, thousands of numbers, replaced by its address. Any: settings of each type."""
+    from suffice.model.artefact import load
+
+    if isinstance(value, dict):
+        if value.get("policy") == "learned" and isinstance(value.get("model"), dict):
+            return {**value, "model": load(value["model"]).address}
+        return {key: _with_addresses(inner) for key, inner in value.items()}
+    return [_with_addresses(inner) for inner in value] if isinstance(value, (list, tuple)) else value
