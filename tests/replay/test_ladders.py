@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from suffice.errors import ConfigError
 from suffice.policy.base import POLICIES, build_policy
 from suffice.replay.ladders import given, halts_at, halts_of, levels_of, published, read_grid
 from suffice.replay.runs import first_passages
+from suffice.replay.sums import columns_of
 from suffice.types import Kind
-from tests.replay.made import KINDS, batch_of, rungs_of, runs_of
+from tests.replay.made import KINDS, batch_of, rungs_of, runs_of, written
 
 GRID = resources.files("suffice.replay").joinpath("grid.toml").read_text(encoding="utf-8")
 
@@ -92,3 +94,18 @@ def test_halts_of_levels_are_their_first_passages_and_say_why() -> None:
         stopped = halt.row < runs.last
         assert halt.code[stopped].tolist() == code[halt.row[stopped]].tolist()
         assert not halt.code[~stopped].any()
+
+
+def test_a_policy_says_which_rounds_answer_a_stopped_loop_returns(tmp_path: Path) -> None:
+    """Two right answers, then a wrong one: the last loses, the most frequent does not."""
+    runs = runs_of(written(tmp_path, "rounds", [("q", "a", [("a", 5), ("a", 5), ("b", 5), ("a", 5)])]))
+    last = {"policy": "fixed-rounds", "max_steps": 3}
+    most = {"policy": "guarded", "inner": last, "returns": "most-frequent"}
+    lost, stopped_at = {}, {}
+    for spec in (last, most):
+        (rung,) = rungs_of([given(spec, "mine")])
+        halts = halts_of(rung, runs)
+        stopped_at[rung.spec["policy"]] = halts.row.tolist()
+        lost[rung.spec["policy"]] = columns_of(runs, halts, asks=True)[0].tolist()
+    assert stopped_at == {"fixed-rounds": [2], "guarded": [2]}
+    assert lost == {"fixed-rounds": [1.0], "guarded": [0.0]}

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from math import isnan
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from suffice.errors import ConfigError
 from suffice.policy.base import build_policy, stops_of
 from suffice.policy.protocol import Policy
+from suffice.policy.returning import return_step, returns_of
 from suffice.replay.runs import Floats, Halts, Runs, first_passages, first_stops
 from suffice.types import Kind
 
@@ -122,8 +124,19 @@ def needs_of(ladders: Sequence[Ladder]) -> tuple[str, ...]:
 
 
 def halts_of(rung: PolicyRung, runs: Runs) -> Halts:
-    """Where a policy's rung ends each run."""
-    return first_stops(stops_of(rung.policy, runs.readable()), runs)
+    """Where a policy's rung ends each run, and in a loop which round's answer it returns."""
+    halts = first_stops(stops_of(rung.policy, runs.readable()), runs)
+    returns = returns_of(rung.policy)
+    if runs.kind != "rounds" or returns == "last":
+        return halts
+    confidence = runs.columns.values.get("confidence", np.full(len(runs.cost), np.nan))
+    returned = halts.row.copy()
+    for run in np.flatnonzero(halts.row < runs.last).tolist():
+        rows = slice(int(runs.starts[run]), int(halts.row[run]) + 1)
+        answers = [None if isnan(code) else str(code) for code in runs.columns.answer[rows].tolist()]
+        sure = [None if isnan(p) else p for p in confidence[rows].tolist()]
+        returned[run] = rows.start + return_step(returns, answers, sure) - 1
+    return halts._replace(returned=returned)
 
 
 def halts_at(risk: Floats, levels: Floats, runs: Runs, code: NDArray[np.int8]) -> list[Halts]:

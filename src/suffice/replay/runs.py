@@ -69,6 +69,7 @@ class Halts(NamedTuple):
 
     row: NDArray[np.int64]   # E: its last row that is run
     code: NDArray[np.int8]   # E: why, as in `policy.columns`; CONTINUE: it ran in full
+    returned: NDArray[np.int64] | None = None  # E: the row whose answer a stopped run returns; None: its last
 
 
 def make_runs(

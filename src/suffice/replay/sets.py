@@ -234,6 +234,7 @@ def _halts(case: _Case, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
     """Where each line ends each run, and whether it asked at every checkpoint."""
     row: dict[str, NDArray[np.int64]] = {}
     code: dict[str, NDArray[np.int8]] = {}
+    returned: dict[str, NDArray[np.int64]] = {}
     asks: dict[str, Bools] = {}
     fold = folds_of(runs) if case.by_fold else np.zeros(len(runs), dtype=np.int64)
     for v, frozen in enumerate(case.frozen):
@@ -244,12 +245,14 @@ def _halts(case: _Case, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
         shift = runs.starts[mine] - those.starts[:-1]
         for name, halt in case.study.halts(frozen, those).items():
             row.setdefault(name, runs.last.copy())[mine] = halt.row + shift
+            given_row = halt.row if halt.returned is None else halt.returned
+            returned.setdefault(name, runs.last.copy())[mine] = given_row + shift
             code.setdefault(name, np.zeros(len(runs), dtype=np.int8))[mine] = halt.code
             rung = frozen.rungs[name]
             asks.setdefault(name, np.zeros(len(runs), dtype=bool))[mine] = rung is not None and rung.asks
     silent = np.zeros(len(runs), dtype=bool)
     full = Halts(runs.last, np.zeros(len(runs), dtype=np.int8))
-    found = {name: (Halts(row[name], code[name]), asks[name]) for name in row}
+    found = {name: (Halts(row[name], code[name], returned[name]), asks[name]) for name in row}
     return {
         **found,
         "full": (full, silent),

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.learn.features import Chosen
-from suffice.policy.columns import SUFFICES, stops_of
+from suffice.policy.columns import SUFFICES
 from suffice.replay.ladders import Ladder, PolicyRung, RiskRung, halts_at, halts_of, levels_of
 from suffice.replay.points import MARGIN, NONE, pick, seen
-from suffice.replay.runs import Floats, Halts, Runs, first_stops
+from suffice.replay.runs import Floats, Halts, Runs
 from suffice.replay.scores import (
     CrossFit,
     Key,
@@ -196,7 +196,7 @@ class Study:
             if rung is None:
                 found[name] = Halts(runs.last, np.zeros(len(runs), dtype=np.int8))
             elif isinstance(rung, PolicyRung):
-                found[name] = first_stops(stops_of(rung.policy, runs.readable()), runs)
+                found[name] = halts_of(rung, runs)
             else:
                 if rung.score not in scored:
                     scored[rung.score] = self.score_others(rung.score, frozen, runs)

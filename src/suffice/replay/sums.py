@@ -145,7 +145,7 @@ def columns_of(runs: Runs, halt: Halts, *, asks: bool | Bools) -> tuple[Floats, 
     checkpoint up to its stop, and in a run that it never stops at all but the last.
     """
     row, stopped = halt.row, halt.row < runs.last
-    ok = np.where(stopped, runs.ok[row], runs.full_ok)
+    ok = np.where(stopped, runs.ok[row if halt.returned is None else halt.returned], runs.full_ok)
     once = stopped & ~np.asarray(asks)
     before = np.where(row == runs.starts[:-1], -1, row - 1)
     probes, resent = (
