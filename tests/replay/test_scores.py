@@ -9,11 +9,13 @@ import pytest
 
 from suffice.learn.features import DENSE
 from suffice.learn.stop_model import Parts
+from suffice.learn.value_model import MAX_ROWS
 from suffice.policy.columns import HOPELESS, SUFFICES
-from suffice.replay.runs import Runs
+from suffice.replay.runs import Runs, concatenate
 from suffice.replay.scores import (
     CrossFit,
     Key,
+    _thinned,
     features_for,
     make_table,
     risk_of,
@@ -154,3 +156,14 @@ def test_a_score_tells_good_rows_from_bad_ones_of_unseen_questions(parts: Parts)
     p, good = score_rows(scores, table.x[rows]), targets(runs)["as-good"][rows]
     above = (p[good][:, None] > p[~good][None, :]).mean() + 0.5 * (p[good][:, None] == p[~good][None, :]).mean()
     assert above > 0.7  # area under the curve
+
+
+def test_the_value_model_takes_whole_runs_evenly_and_no_more_than_it_may() -> None:
+    few = runs_of(batch_of("rounds", 20, n_steps=8))
+    runs = concatenate([few] * 1_000)
+    everything = np.ones(len(runs), dtype=bool)
+    kept = _thinned(everything, runs)
+    assert 0.5 * MAX_ROWS < runs.n_steps[kept].sum() <= MAX_ROWS
+    assert abs(np.flatnonzero(kept).mean() / len(runs) - 0.5) < 0.01
+    some = np.arange(len(runs)) % 4 == 0
+    assert (_thinned(some, runs) == some).all()  # these fit as they are

@@ -28,6 +28,7 @@ Floats = NDArray[np.float64]
 PRICES: Floats = np.geomspace(0.01, 10.0, 61)
 LAMBDA = 0.8        # near 1: long looks ahead on recorded ends; near 0: one step, then the model's own word
 N_SWEEPS = 4        # of policy improvement; the targets hardly move after the third
+MAX_ROWS = 120_000  # that are worth fitting on: each is held once for every price, several times over
 RIDGE = 300.0       # in rows: with standardised features, about one question's worth
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from suffice.learn.features import Chosen, choose_features
 from suffice.learn.stop_model import Examples, Fitted, Parts, Target, fit
-from suffice.learn.value_model import Trajectories, Values, fit_values
+from suffice.learn.value_model import MAX_ROWS, Trajectories, Values, fit_values
 from suffice.policy.columns import HOPELESS, SUFFICES
 from suffice.replay.runs import Bools, Floats, Runs, take
 from suffice.replay.sums import N_FOLDS
@@ -85,13 +85,22 @@ def fit_on(runs: Runs, table: Table, key: Key, left_out: Sequence[int], seed: in
     """Fit on the runs outside some folds."""
     target, parts = key
     if target == "value":
-        kept = ~np.isin(table.run_fold, list(left_out))
+        kept = _thinned(~np.isin(table.run_fold, list(left_out)), runs)
         those = take(runs, kept)
         x = table.x[kept[runs.run_of_row]]
         return fit_values(Trajectories(x=x, starts=those.starts, ok=those.ok, tokens=those.cost))
     rows = table.example[~np.isin(table.fold, list(left_out))]
     examples = Examples(x=table.x[rows], good={target: targets(runs)[target][rows]})
     return fit(examples, table.chosen, target, parts=parts, seed=seed)
+
+
+def _thinned(kept: Bools, runs: Runs) -> Bools:
+    """Of these runs as many as the value model takes, evenly: whole runs, for it learns from their ends."""
+    places = np.flatnonzero(kept)
+    n_rows = int(runs.n_steps[places].sum())
+    thin = np.zeros_like(kept)
+    thin[places[:: max(1, -(-n_rows // MAX_ROWS))]] = True
+    return thin
 
 
 def score_rows(model: Model, x: Floats) -> Floats:

@@ -20,7 +20,7 @@ from suffice.replay.runs import Bools
 from suffice.replay.traces import Batch, read_traces, set_name
 from suffice.types import Kind
 
-MOST_STEPS = 2_000_000  # that are held in memory at once; more are sampled for fitting and picking
+MOST_STEPS = 500_000  # that are held in memory at once; more are sampled for fitting and picking
 
 Keep = Callable[[Columns], Bools]
 
