@@ -45,7 +45,7 @@ def test_in_batches_is_as_at_once() -> None:
     runs = runs_of(batch_of("rounds", 120))
     once, often = Parts(["some"]), Parts(["some"])
     once.add(runs, halted(runs))
-    row, code = halted(runs)["some"][0]
+    row, code, _ = halted(runs)["some"][0]
     for part in range(4):
         keep = np.arange(len(runs)) % 4 == part
         those = take(runs, keep)
