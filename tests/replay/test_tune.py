@@ -14,6 +14,7 @@ import pytest
 from suffice.errors import ConfigError, TraceError
 from suffice.policy.base import POLICIES, build_policy, version_of
 from suffice.policy.parameters import parameters_of
+from suffice.replay.points import seen
 from suffice.replay.runs import Runs
 from suffice.replay.scored import Scores, build_scored, model_named, names_of
 from suffice.replay.scores import SCORES, Score
@@ -31,7 +32,7 @@ from suffice.replay.space import (
 )
 from suffice.replay.sums import N_FOLDS, folds_of
 from suffice.replay.survey import survey
-from suffice.replay.tune import Bench, Tuning, make_bench, search, tune_runs, tune_set
+from suffice.replay.tune import Bench, Tuning, figure_of, make_bench, search, tune_runs, tune_set, winner_of
 from suffice.replay.tuned import Tuned, title_of
 from suffice.signals.base import order_all
 from suffice.testing.traces import Synthetic
@@ -132,7 +133,8 @@ def test_the_search_saves_tokens_and_keeps_its_target_on_questions_that_it_has_n
     kind: Kind, tmp_path: Path
 ) -> None:
     asked = replace(WITHOUT_LEARNING, probe_tokens=0, margin=2.0)
-    tuned = tune_runs(bench_of(tmp_path, asked, kind=kind), clock=never)
+    bench = bench_of(tmp_path, asked, kind=kind)
+    tuned = tune_runs(bench, clock=never)
     found = tuned.optimism
     assert found.token_reduction_unseen.value > 0.1
     assert found.em_drop_unseen.value <= tuned.max_em_drop
@@ -142,6 +144,19 @@ def test_the_search_saves_tokens_and_keeps_its_target_on_questions_that_it_has_n
     assert sum(tuned.winners.values()) == len(tuned.folds) == N_FOLDS
     assert sum(fold.n_questions for fold in tuned.folds) == tuned.n_questions == 500
     assert tuned.n_trials_in_all == 40 * (N_FOLDS + 1)
+    for fold in tuned.folds:  # what a fold's search found is looked at again on all questions
+        again = figure_of(seen(bench.judge(fold.spec, None), bench.weights(None)))
+        if again.em_drop + 2 * again.error <= tuned.max_em_drop:
+            assert tuned.proposal_in_search.token_reduction >= again.token_reduction - 0.001
+
+
+def test_of_policies_that_save_as_much_the_one_with_fewer_parts_wins() -> None:
+    beta, fixed = {"policy": "beta", "threshold": 0.9}, {"policy": "fixed-rounds", "max_steps": 5}
+    both = {"policy": "any-of", "policies": [beta, fixed]}
+    assert winner_of([(0.5, both), (0.4995, beta), (0.4999, fixed)]) == fixed
+    assert winner_of([(0.5, beta), (0.52, both)]) == both
+    assert winner_of([(0.0, beta), (-0.1, fixed)]) is None
+    assert winner_of([]) is None
 
 
 def noise(bench: Bench, seed: int) -> Bench:

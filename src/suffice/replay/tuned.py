@@ -117,14 +117,24 @@ def optimism_of(nested: Sequence[tuple[int, Sums]], *, n_draws: int, rng: np.ran
 
 
 def title_of(spec: Mapping[str, Any] | None) -> str:
-    """A policy's name without its parameters: "beta", "any-of(learned as-good, esc)"."""
+    """A policy's name without its parameters: "beta", "any-of(learned (as-good), esc)"."""
     if spec is None:
         return "never"
     name = str(spec["policy"])
     if name == "learned":
         return f"learned ({str(model_named(spec)).partition(PRICED)[0]})"
-    inner = [spec["inner"]] if "inner" in spec else spec.get("policies", ())
+    inner = _inside(spec)
     return f"{name}({', '.join(title_of(one) for one in inner)})" if inner else name
+
+
+def n_parts(spec: Mapping[str, Any]) -> int:
+    """How many rules a policy is made of, what combines them included."""
+    return 1 + sum(map(n_parts, _inside(spec)))
+
+
+def _inside(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    inside: Sequence[Mapping[str, Any]] = [spec["inner"]] if "inner" in spec else spec.get("policies", ())
+    return inside
 
 
 def tuned_object(tuned: Tuned) -> dict[str, Any]:
