@@ -19,9 +19,9 @@ from suffice.types import Kind
 RECORDED: dict[Kind, dict[str, tuple[int, float]]] = {
     "reasoning": {
         "stories": (75, 0.76),
-        "chains": (67, 0.657),
-        "largest": (47, 0.766),
-        "series": (50, 0.22),
+        "chains": (75, 0.64),
+        "largest": (75, 0.76),
+        "series": (75, 0.187),
     },
     "samples": {
         "largest": (50, 0.7),
@@ -54,10 +54,11 @@ def test_each_task_has_its_runs_and_its_recorded_exact_match(kind: Kind) -> None
     assert set(found) == set(TRACED[kind])
 
 
-def test_there_are_hundreds_of_questions_over_four_tasks_and_a_hundred_votes_of_sixteen() -> None:
+def test_there_are_three_hundred_questions_over_four_tasks_and_a_hundred_votes_of_sixteen() -> None:
     chains, votes = batch_of("reasoning"), batch_of("samples")
-    assert len(set(chains.question_id)) >= 200
+    assert len(set(chains.question_id)) >= 300
     assert len(set(votes.question_id)) >= 100
+    assert set(votes.question_id) <= set(chains.question_id)
     assert (np.diff(votes.offset) == 16).all()
 
 
