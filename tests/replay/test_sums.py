@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.replay.ladders import PolicyRung, halts_of, published
+from suffice.replay.own import own_traces
 from suffice.replay.runs import Halts, Runs, first_passages, take
 from suffice.replay.sums import FIELDS, MAX_GROUPS, N_FOLDS, Summing, Sums, columns_of, fold_of, folds_of
+from suffice.replay.traces import read_traces
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, rungs_of, runs_of, written
 
@@ -149,3 +152,16 @@ def test_the_same_questions_with_some_policies() -> None:
     assert some.values[:, 0].tolist() == sums.values[:, 2].tolist()
     assert some.base is sums.base
     assert (sums.drop == sums.of("lost") - sums.of("gained")).all()
+
+
+def test_a_stopped_chain_still_writes_the_answer_that_its_recording_counted(tmp_path: Path) -> None:
+    chain = [("q", "a", [("a", 10), ("a", 10), ("a", 10)])]
+    plain = runs_of(written(tmp_path, "reasoning", chain), probe_tokens=0)
+    noted = replace(plain, finish=np.array([4.0]))
+    stopped = Halts(np.array([0]), np.array([CODE]))
+    whole = Halts(noted.last, np.zeros(1, dtype=np.int8))
+    assert columns_of(plain, stopped, asks=True)[2].tolist() == [10.0]
+    assert columns_of(noted, stopped, asks=True)[2].tolist() == [14.0]
+    assert columns_of(noted, whole, asks=True)[2].tolist() == [30.0]
+    (batch,) = read_traces([own_traces("reasoning")], batch_rows=1_000)
+    assert (runs_of(batch).finish > 0).mean() > 0.9

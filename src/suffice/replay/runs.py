@@ -6,6 +6,7 @@ the very observer that serves live traffic; `ok`, `same` and the costs are what 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -39,6 +40,7 @@ class Runs:
     same: Bools                 # T: it is the full run's answer
     full_ok: Bools              # E
     full_tokens: Floats         # E
+    finish: Floats              # E: tokens of the answer that a stop still writes, where the recording tells them
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -109,7 +111,7 @@ def concatenate(parts: Sequence[Runs]) -> Runs:
         starts=starts,
         **{
             name: np.concatenate([getattr(p, name) for p in parts])
-            for name in ("cost", "probes", "resent", "ok", "same", "full_ok", "full_tokens")
+            for name in ("cost", "probes", "resent", "ok", "same", "full_ok", "full_tokens", "finish")
         },
     )
 
@@ -132,6 +134,7 @@ def take(runs: Runs, keep: Bools) -> Runs:
         **{name: getattr(runs, name)[rows] for name in ("cost", "probes", "resent", "ok", "same")},
         full_ok=runs.full_ok[keep],
         full_tokens=runs.full_tokens[keep],
+        finish=runs.finish[keep],
     )
 
 
@@ -198,6 +201,7 @@ def _part(batch: Batch, needs: Sequence[str], probe_tokens: int | None, planned_
         same=(answer >= 0) & (answer == batch.full_code[run]),
         full_ok=batch.full_em,
         full_tokens=batch.full_tokens.astype(np.float64),
+        finish=np.array([_answer_tokens(meta) if batch.kind == "reasoning" else 0.0 for meta in batch.meta]),
     )
 
 
@@ -223,6 +227,20 @@ def _probe_costs(batch: Batch, probe_tokens: int | None) -> Floats:
         costs = np.full(len(batch.tokens), float(probe_tokens))
     costs[batch.offset[1:] - 1] = 0.0
     return costs
+
+
+def _answer_tokens(meta: str | None) -> float:
+    """Tokens of the answer behind the thought, as `suffice record` notes them; 0 where nothing is noted.
+
+    In the full run they are part of the last step; a run that is stopped writes its answer all the same.
+    """
+    if meta is None or '"answer_tokens"' not in meta:
+        return 0.0
+    try:
+        noted = json.loads(meta).get("answer_tokens")
+    except (ValueError, AttributeError):
+        return 0.0
+    return float(noted) if isinstance(noted, int) and not isinstance(noted, bool) and noted > 0 else 0.0
 
 
 def _codes_in(batch: Batch, columns: Columns) -> NDArray[np.int64]:

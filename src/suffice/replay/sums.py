@@ -156,7 +156,7 @@ def columns_of(runs: Runs, halt: Halts, *, asks: bool | Bools) -> tuple[Floats, 
     return (
         (runs.full_ok & ~ok).astype(np.float64),
         (~runs.full_ok & ok).astype(np.float64),
-        runs.cost[row] + probes,
+        runs.cost[row] + probes + np.where(stopped, runs.finish, 0.0),
         probes,
         resent,
         stopped.astype(np.float64),
