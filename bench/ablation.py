@@ -4,7 +4,8 @@
 
 Every variant is fitted and its point picked on four fifths of the questions and judged on the other one, as the default
 is. Differences are *variant minus default*, or minus the variant that is named, with 95 % intervals from 1,000 draws
-of whole questions, both judged on the same draw. Probes are charged. Everything follows from the seed.
+of whole questions, both judged on the same draw; that points might have been picked otherwise is not in them. Probes
+are charged. Everything follows from the seed.
 """
 
 from __future__ import annotations
