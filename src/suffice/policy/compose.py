@@ -79,14 +79,9 @@ class Guarded(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class AllOf(Checked):
-    """Stop where every one of several policies would, and they do not contradict each other.
+class _Several(Checked):
+    """What `all-of` and `any-of` share: parts that can be asked about one run together."""
 
-    A stable answer *and* a confident one, say. Budget stops agree with everything, so a part such as
-    `fixed-rounds` says how early is too early. "Suffices" beside "hopeless" is a contradiction: continue.
-    """
-
-    name: ClassVar[str] = "all-of"
     policies: Annotated[tuple[Nested, ...], _SEVERAL]
 
     def __post_init__(self) -> None:
@@ -98,6 +93,17 @@ class AllOf(Checked):
     def needs(self) -> tuple[str, ...]:
         """What all parts need together."""
         return _needs_of(self.policies)
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf(_Several):
+    """Stop where every one of several policies would, and they do not contradict each other.
+
+    A stable answer *and* a confident one, say. Budget stops agree with everything, so a part such as
+    `fixed-rounds` says how early is too early. "Suffices" beside "hopeless" is a contradiction: continue.
+    """
+
+    name: ClassVar[str] = "all-of"
 
     def decide(self, s: Signals) -> Decision:
         """Continue with the first part that does; otherwise stop with the first that claims something."""
@@ -123,24 +129,13 @@ class AllOf(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class AnyOf(Checked):
+class AnyOf(_Several):
     """Stop where one of several policies would; the first in the list that does gives the reason.
 
     Two-sided stopping is this: one rule for answers that suffice, one for runs that are hopeless.
     """
 
     name: ClassVar[str] = "any-of"
-    policies: Annotated[tuple[Nested, ...], _SEVERAL]
-
-    def __post_init__(self) -> None:
-        """Refuse parts that want the same signal with different parameters, or say what is returned."""
-        Checked.__post_init__(self)
-        _check_parts(self.name, self.policies)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What all parts need together."""
-        return _needs_of(self.policies)
 
     def decide(self, s: Signals) -> Decision:
         """Stop with the first part that does; otherwise continue with the first part's sentence."""

@@ -200,7 +200,6 @@ def _judge(case: _Case, everything: Iterator[Runs], here: Laid, fitted_on: tuple
         summing.add(runs, [judged[name][0] for name in names], [judged[name][1] for name in names])
         parts.add(runs, judged)
         count.update(runs=len(runs), answered=int((~np.isnan(runs.columns.answer[runs.last])).sum()))
-        count.update(differing=int((runs.ok[runs.last] != runs.full_ok).sum()))
         tick("judging")
     sums = summing.sums()
     drops, reductions = bootstrap(sums, case.asked.n_draws, np.random.default_rng(case.asked.seed))
