@@ -1,0 +1,153 @@
+"""The certificate: which stopping levels have been shown to keep the EM budget, by counts alone.
+
+    audits ──▶ Counts (per level: gained, same, lost) ──▶ log E ──▶ certified level
+
+Levels are ordered from the safe end: level 0 never stops. Each level has a wealth process that bets against
+"its EM drop is at least epsilon"; wealth of 1/delta refutes that, and it may be looked at after every audit. Levels
+are accepted in order until one fails (fixed-sequence test). Constant bets make wealth a function of three counts, so
+late labels, replicas and replays add up to the same certificate whatever the order. ASSURANCE.md §3.3; betting:
+Waudby-Smith and Ramdas (2024), JRSS B 86(1), arXiv:2010.09686.
+
+Knows counts; refuses to know where audits come from, how levels were cut and when an audit counts (`maturity`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp, log
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# Fractions of the largest bet that cannot go bankrupt. The best one is near 1 - drop/epsilon, and four cover it.
+BETS: Final = (0.25, 0.45, 0.65, 0.85)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counts:
+    """What audits showed at each of M levels: the sums that certificates are made of."""
+
+    gained: Ints  # (M,): audits where the stop would have been right and the full run was wrong, Z = -1
+    same: Ints    # (M,): Z = 0
+    lost: Ints    # (M,): Z = +1
+
+    def __add__(self, other: Counts) -> Counts:
+        """The counts of both: of two replicas, or of an old and a new batch."""
+        return Counts(self.gained + other.gained, self.same + other.same, self.lost + other.lost)
+
+    def __sub__(self, other: Counts) -> Counts:
+        """Without those, which leave the window."""
+        return Counts(self.gained - other.gained, self.same - other.same, self.lost - other.lost)
+
+    @property
+    def n(self) -> Ints:
+        """Audits at each level, shape (M,)."""
+        return self.gained + self.same + self.lost
+
+    @property
+    def drop(self) -> Floats:
+        """Mean EM drop seen at each level, a fraction, shape (M,); not a number without audits."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray((self.lost - self.gained) / self.n, dtype=np.float64)
+
+
+def count(z: NDArray[np.int8]) -> Counts:
+    """Count outcomes.
+
+    z  EM drop of each audit at each level, -1, 0 or +1, shape (audits, M)
+    """
+    gained = (z < 0).sum(axis=0, dtype=np.int64)
+    lost = (z > 0).sum(axis=0, dtype=np.int64)
+    return Counts(gained, len(z) - gained - lost, lost)
+
+
+def log_wealth(counts: Counts, *, max_em_drop: float) -> Floats:
+    """Natural logarithm of the e-process of each level, shape (M,): the mean of four constant bets.
+
+    E_j = mean_b (1 + nu_b (eps + 1))^gained (1 + nu_b eps)^same (1 + nu_b (eps - 1))^lost, nu_b = BETS[b] / (1 - eps).
+    At each look it is an e-value against "the drop is at least eps".
+
+    max_em_drop  eps, a fraction in (0, 1)
+    Raises ValueError outside of it.
+    """
+    if not 0 < max_em_drop < 1:
+        raise ValueError(f"max_em_drop: got {max_em_drop}; a fraction above 0 and below 1")
+    total = np.full((len(BETS), len(counts.same)), -log(len(BETS)))
+    for at, share in enumerate(BETS):
+        nu = share / (1 - max_em_drop)
+        total[at] += (
+            counts.gained * log(1 + nu * (max_em_drop + 1))
+            + counts.same * log(1 + nu * max_em_drop)
+            + counts.lost * log(1 + nu * (max_em_drop - 1))
+        )
+    peak = total.max(axis=0)
+    return np.asarray(peak + np.log(np.exp(total - peak).sum(axis=0)))
+
+
+def certified_level(wealth: Floats, *, delta: float) -> int:
+    """The last level of the unbroken run of passes from the safe end; 0, which never stops, if level 1 fails.
+
+    wealth  log E of levels 0 … M - 1; level 0 needs no proof, so its own is not looked at
+    delta   probability of ever accepting a level that breaks the budget, in (0, 1)
+    """
+    if not 0 < delta < 1:
+        raise ValueError(f"delta: got {delta}; above 0 and below 1")
+    failed = np.flatnonzero(wealth[1:] < log(1 / delta))
+    return int(failed[0]) if len(failed) else len(wealth) - 1
+
+
+def spent_delta(delta: float, version: int) -> float:
+    """The part of delta that the v-th version of a window may use, so that all versions together keep it.
+
+    delta * 6 / (pi^2 v^2), which sums to delta. For auditors who insist; the plain rule gives each version all of it.
+
+    version  1 is the first
+    """
+    if version < 1:
+        raise ValueError(f"version: got {version}; the first is 1")
+    return delta * 6 / (np.pi**2 * version**2)
+
+
+def smallest_proved_drop(gained: int, same: int, lost: int, *, delta: float) -> float | None:
+    """The smallest drop that these audits refute at `delta`: "the deployed level loses less than this".
+
+    A claim about the window that was counted, found by bisection over `max_em_drop`; None: no drop below 1 is refuted.
+    """
+    counts = Counts(np.array([gained]), np.array([same]), np.array([lost]))
+
+    def refutes(drop: float) -> bool:
+        return float(log_wealth(counts, max_em_drop=drop)[0]) >= log(1 / delta)
+
+    low, high = 0.0, 1 - 1e-9
+    if not refutes(high):
+        return None
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (low, middle) if refutes(middle) else (middle, high)
+    return high
+
+
+def audits_to_certify(drop: float, *, max_em_drop: float, delta: float) -> int:
+    """About how many audits certify a level whose losses come at rate `drop` and which gains nothing.
+
+    The expected log wealth of each bet grows linearly; the best of the four must pay for the mixture and for 1/delta.
+
+    drop  a fraction below `max_em_drop`
+    Raises ValueError where no number would be enough.
+    """
+    best = 0.0
+    for share in BETS:
+        nu = share / (1 - max_em_drop)
+        best = max(best, (1 - drop) * log(1 + nu * max_em_drop) + drop * log(1 + nu * (max_em_drop - 1)))
+    if best <= 0:
+        raise ValueError(f"no number of audits certifies a drop of {drop:g} against a budget of {max_em_drop:g}")
+    return int(np.ceil((log(1 / delta) + log(len(BETS))) / best))
+
+
+def wealth_of(log_e: float) -> str:
+    """The e-value for people: "20.3", or "over 10^6"."""
+    return "over 10^6" if log_e > log(1e6) else f"{exp(log_e):.3g}"
