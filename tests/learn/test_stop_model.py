@@ -90,3 +90,31 @@ def test_scores_are_chances() -> None:
     for parts in ("ensemble", "linear", "trees"):
         scores = fit(given, CHOSEN, "as-good", parts=parts).scores(wild)
         assert ((scores > 0) & (scores < 1)).all()
+
+
+@pytest.mark.parametrize(("parts", "apart"), [("linear", 1e-6), ("trees", 0.05)])
+def test_a_weight_of_two_is_as_good_as_the_row_twice(parts: Parts, apart: float) -> None:
+    """Trees count rows where they ask for enough in a leaf, so they agree nearly."""
+    given = examples(3_000)
+    twice = np.repeat(np.arange(3_000), np.where(np.arange(3_000) % 2, 2, 1))
+    weight = np.where(np.arange(3_000) % 2, 2.0, 1.0)
+    good = given.good["as-good"]
+    weighted = fit(Examples(x=given.x, good={"as-good": good}, weight=weight), CHOSEN, "as-good", parts=parts)
+    repeated = fit(Examples(x=given.x[twice], good={"as-good": good[twice]}), CHOSEN, "as-good", parts=parts)
+    x, _ = drawn(500, seed=5)
+    assert np.abs(weighted.scores(x) - repeated.scores(x)).max() < apart
+
+
+def test_rows_of_weight_zero_are_not_there() -> None:
+    given, contrary = examples(2_000), examples(2_000, seed=4)
+    x = np.vstack([given.x, contrary.x])
+    good = np.concatenate([given.good["as-good"], ~contrary.good["as-good"]])
+    weight = np.repeat([1.0, 0.0], 2_000)
+    mixed = fit(Examples(x=x, good={"as-good": good}, weight=weight), CHOSEN, "as-good")
+    assert mixed.scores(given.x).tolist() == fit(given, CHOSEN, "as-good").scores(given.x).tolist()
+
+
+@pytest.mark.parametrize("weight", [np.ones(9), np.full(10, -1.0), np.full(10, np.nan)])
+def test_weights_that_weigh_nothing_are_refused(weight: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="weight: "):
+        fit(Examples(x=np.zeros((10, 3)), good={"as-good": np.ones(10, bool)}, weight=weight), CHOSEN, "as-good")

@@ -44,6 +44,7 @@ class Examples:
 
     x: Floats          # (R, P): features, the dense ones first
     good: Mapping[Target, Bools]  # R each
+    weight: Floats | None = None  # R, at least 0: how many rows each stands for; None: one
 
     def __len__(self) -> int:
         return len(self.x)
@@ -69,28 +70,47 @@ def fit(examples: Examples, chosen: Chosen, target: Target, *, parts: Parts = "e
 
     The default is a penalised logistic regression on all features beside small boosted trees on the dense
     ones, their logits averaged: the two err in different places.
-    With fewer than 20 rows of either outcome the model is a constant, the share of good rows.
-    Raises ConfigError when scikit-learn is not installed.
+    With fewer than 20 rows of either outcome the model is a constant, the share of good rows. Rows of weight 0
+    are as if they were not there. Raises ConfigError when scikit-learn is not installed, ValueError for weights
+    that are not finite, below 0, or not one a row.
     """
-    good = examples.good[target]
-    if min(int(good.sum()), int((~good).sum())) < 20:
-        share = (float(good.sum()) + 1) / (len(good) + 2)
+    x, y, weight = _rows(examples, target)
+    if min(int(y.sum()), int((~y).sum())) < 20:
+        share = _share(y, weight)
         return Fitted((lambda x: np.full(len(x), share),), ())
-    thin = slice(None, None, -(-len(good) // MAX_ROWS))
-    x, y = examples.x[thin], good[thin]
+    thin = slice(None, None, -(-len(y) // MAX_ROWS))
+    x, y, weight = x[thin], y[thin], None if weight is None else weight[thin]
     n_dense = len(chosen.dense)
     made: list[Callable[[Floats], Floats]] = []
     trained: list[object] = []
     with one_thread():
         if parts != "trees":
-            linear = _linear().fit(x, y)
+            scaled = {"standardscaler__sample_weight": weight, "logisticregression__sample_weight": weight}
+            linear = _linear().fit(x, y, **scaled)
             made.append(lambda rows: np.asarray(linear.predict_proba(rows)[:, 1]))
             trained.append(linear)
         if parts != "linear":
-            trees = _trees(seed).fit(x[:, :n_dense], y)
+            trees = _trees(seed).fit(x[:, :n_dense], y, sample_weight=weight)
             made.append(lambda rows: np.asarray(trees.predict_proba(rows[:, :n_dense])[:, 1]))
             trained.append(trees)
     return Fitted(tuple(made), tuple(trained))
+
+
+def _rows(examples: Examples, target: Target) -> tuple[Floats, Bools, Floats | None]:
+    """Features, outcomes and weights of the rows that count."""
+    y, weight = examples.good[target], examples.weight
+    if weight is None:
+        return examples.x, y, None
+    if weight.shape != y.shape or not np.isfinite(weight).all() or (weight < 0).any():
+        raise ValueError(f"weight: got shape {weight.shape} for {len(y)} rows; one a row, finite and at least 0")
+    counts = weight > 0
+    return examples.x[counts], y[counts], weight[counts]
+
+
+def _share(y: Bools, weight: Floats | None) -> float:
+    """The share of good rows, never 0 and never 1."""
+    n, n_good = (len(y), y.sum()) if weight is None else (weight.sum(), weight @ y)
+    return (float(n_good) + 1) / (float(n) + 2)
 
 
 def one_thread() -> AbstractContextManager[object]:
