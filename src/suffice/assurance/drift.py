@@ -5,10 +5,9 @@
     ShiryaevRoberts     outcomes of audits at the deployed level                     drift that cannot
     DisagreementRatio   audits that disagree, no labels needed                       … while labels are late
 
-Each detector holds a few numbers, says True at an alarm and goes on saying so until it is reset. Pure: no clock, no store.
-`state` gives the numbers as a frozen record of plain data and `restore` takes them back, so that a worker that was
-killed goes on where it was. What an alarm leads to (a new epoch, full runs, a new certificate) is the caller's business.
-ASSURANCE.md §3.5.
+Each detector holds a few numbers and says True at an alarm; after one, the caller resets it. `state` gives the numbers
+as plain data and `restore` takes them back, so that a worker that was killed goes on where it was. Pure: no clock, no
+store. What an alarm leads to (a new epoch, full runs, a new certificate) is not decided here. ASSURANCE.md §3.5.
 """
 
 from __future__ import annotations
@@ -92,8 +91,7 @@ class CusumState:
 class Cusum:
     """Watch F signals of all traffic, batch by batch, for a shift up or down that stays.
 
-    Two-sided cumulative sums (Page 1954, Biometrika 41) of batch means, standardised by the first batches. At the
-    defaults, with batches of 100 requests: 0.045 false alarms in 10,000 requests in the simulation of ASSURANCE.md §3.5.
+    Two-sided cumulative sums (Page 1954, Biometrika 41) of batch means, standardised by the first batches.
 
     n_features         F, at least 1
     reference_batches  that say what is normal, at least 2; no alarm before they are there
@@ -149,9 +147,9 @@ class Cusum:
 class ShiryaevRoberts:
     """Watch the outcomes of audits at the deployed level for an EM drop above the budget.
 
-    An e-detector: M_b <- (M_b + 1)(1 + nu_b (Z - eps)) for eight bets, alarm when their mean reaches `threshold`. While the
-    drop is within the budget an alarm comes on average after at least `threshold` audits, by construction (Shin, Ramdas,
-    Rinaldo 2023, arXiv:2203.03532). `state` is the eight numbers M_b.
+    An e-detector: M_b <- (M_b + 1)(1 + nu_b (Z - eps)) for eight bets, alarm when their mean reaches `threshold`.
+    While the drop is within the budget an alarm comes on average after at least `threshold` audits, by construction
+    (Shin, Ramdas, Rinaldo 2023, arXiv:2203.03532). Its state is the eight numbers M_b.
 
     max_em_drop  eps, a fraction in (0, 1)
     threshold    mean number of audits to a false alarm, above 1

@@ -1,0 +1,206 @@
+"""What each alarm must notice at once, must put up with, and must not forget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from math import log, prod
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from suffice.assurance.drift import (
+    LEAST_RATE,
+    SR_SHARES,
+    Cusum,
+    DisagreementRatio,
+    Fingerprint,
+    ShiryaevRoberts,
+    changed,
+    latest_known,
+)
+
+BEFORE = Fingerprint(
+    model="m-7b", system_fingerprint="fp_1", prompt="3", sampling="t=0.6", scorer="choice/2", index="i9"
+)
+PARTS = [field.name for field in fields(Fingerprint)]
+
+# --------------------------------------------------------------------------- known changes (F53)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_of_a_fingerprint_is_watched(part: str) -> None:
+    (found,) = changed(BEFORE, replace(BEFORE, **{part: "another"}))
+    assert found.part == part
+    assert str(found) == f"{part} changed from {getattr(BEFORE, part)!r} to 'another'"
+
+
+def test_what_is_not_told_is_no_change_and_hides_none() -> None:
+    silent = replace(BEFORE, system_fingerprint=None)
+    assert changed(BEFORE, BEFORE) == changed(BEFORE, silent) == changed(silent, BEFORE) == ()
+    known = latest_known(BEFORE, silent)
+    assert known == BEFORE
+    swapped = replace(BEFORE, system_fingerprint="fp_2")
+    assert [change.part for change in changed(known, swapped)] == ["system_fingerprint"]
+    assert latest_known(known, swapped) == swapped
+
+
+def test_several_changes_are_all_named() -> None:
+    other = Fingerprint(model="m-8b", system_fingerprint="fp_2", prompt="3", sampling="t=0.6", scorer="choice/2")
+    assert [change.part for change in changed(BEFORE, other)] == ["model", "system_fingerprint"]
+
+
+# --------------------------------------------------------------------------- signals
+
+
+def batches(n: int, seed: int = 0, n_features: int = 3) -> NDArray[np.float64]:
+    """Means of n batches that come from one and the same world."""
+    return np.random.default_rng(seed).normal(5.0, 0.1, (n, n_features))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("feature", [0, 1, 2])
+def test_a_shift_of_any_feature_in_either_direction_is_an_alarm(feature: int, sign: int) -> None:
+    cusum, calm = Cusum(3), batches(30)
+    assert not any(cusum.add(batch) for batch in calm)
+    shifted = batches(10, seed=1)
+    shifted[:, feature] += sign * 0.5  # five standard deviations
+    alarms = [cusum.add(batch) for batch in shifted]
+    assert alarms.index(True) <= 4
+
+
+def test_the_sums_are_those_of_the_formula() -> None:
+    cusum = Cusum(1, reference_batches=3, slack=0.5, limit=4.0)
+    for mean in (1.0, 2.0, 3.0):  # mean 2, sd 1
+        assert not cusum.add(np.array([mean]))
+    assert not cusum.add(np.array([4.0]))
+    assert np.allclose(cusum.state().up, 1.5)
+    assert not cusum.add(np.array([0.0]))
+    assert np.allclose(cusum.state().up, 0.0)
+    assert np.allclose(cusum.state().down, 1.5)
+    assert not cusum.add(np.array([-0.5]))
+    assert cusum.add(np.array([1.0])), "1.5 + 2 + 0.5 reaches the limit of 4"
+
+
+def test_a_feature_that_never_moved_has_no_false_alarm_and_no_division_by_zero() -> None:
+    cusum = Cusum(1)
+    assert not any(cusum.add(np.array([0.1 + 0.2])) for _ in range(20))
+    assert not cusum.add(np.array([0.3])), "the last bit of a sum is no drift"
+    assert cusum.add(np.array([0.31])), "a constant that moves is"
+
+
+def test_after_a_reset_the_new_world_is_the_reference() -> None:
+    cusum = Cusum(3)
+    for batch in batches(15):
+        cusum.add(batch)
+    moved = batches(40, seed=2) + 1
+    assert any(cusum.add(batch) for batch in moved)
+    cusum.reset()
+    assert not any(cusum.add(batch) for batch in moved)
+
+
+@pytest.mark.parametrize("bad", [np.zeros(2), np.zeros((3, 1)), np.array([0.0, np.nan, 0.0])])
+def test_a_batch_that_cannot_be_compared_is_refused_and_changes_nothing(bad: NDArray[np.float64]) -> None:
+    cusum = Cusum(3)
+    with pytest.raises(ValueError, match="3 finite means"):
+        cusum.add(bad)
+    assert cusum.state() == Cusum(3).state()
+
+
+# --------------------------------------------------------------------------- outcomes
+
+
+@given(z=st.lists(st.sampled_from([-1, 0, 0, 0, 1]), max_size=30), eps=st.sampled_from([0.005, 0.02, 0.1]))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_the_detector_sums_the_wealth_of_bets_begun_at_every_audit(z: list[int], eps: float) -> None:
+    detector = ShiryaevRoberts(eps, threshold=1e9)
+    for outcome in z:
+        detector.add(outcome)
+    begun = [
+        prod(1 + share / (1 + eps) * (outcome - eps) for outcome in z[start:])
+        for share in SR_SHARES for start in range(len(z))
+    ]  # fmt: skip
+    assert detector.mean == pytest.approx(sum(begun) / len(SR_SHARES), abs=1e-12)
+
+
+def test_the_bets_are_geometric_and_none_can_go_bankrupt() -> None:
+    steps = np.diff(np.log(SR_SHARES))
+    assert len(SR_SHARES) == 8
+    assert np.allclose([SR_SHARES[0], SR_SHARES[-1]], [0.02, 0.9])
+    assert np.allclose(steps, steps[0])
+    detector = ShiryaevRoberts(0.02)
+    for _ in range(5_000):
+        detector.add(-1)
+    assert min(detector.state()) > 0
+
+
+def test_losses_in_a_row_are_an_alarm_and_gains_make_none() -> None:
+    detector = ShiryaevRoberts(0.02)
+    assert [detector.add(1) for _ in range(20)].index(True) < 16
+    detector.reset()
+    assert detector.mean == 0
+    assert not any(detector.add(z) for z in (-1, 0) * 500)
+
+
+# --------------------------------------------------------------------------- disagreement
+
+
+def test_the_ratio_is_that_of_the_window_and_only_a_rise_counts() -> None:
+    watch = DisagreementRatio(0.1, window=10)
+    for disagrees in [True] * 5 + [False] * 5:
+        watch.add(disagrees)
+    assert watch.log_ratio == pytest.approx(5 * log(0.5 / 0.1) + 5 * log(0.5 / 0.9))
+    for _ in range(5):
+        watch.add(False)
+    assert watch.log_ratio == 0, "the five have left the window; fewer than before is no harm"
+
+
+def test_disagreement_that_doubles_is_an_alarm_and_a_full_window_of_it_too() -> None:
+    watch = DisagreementRatio(0.05)
+    assert [watch.add(True) for _ in range(4)] == [False, False, True, True], "3 ln 20 is more than ln 4,000"
+    watch.reset(0.5)
+    assert not any(watch.add(disagrees) for disagrees in (True, False) * 100)
+
+
+def test_a_set_without_disagreement_is_not_taken_for_a_rate_of_zero() -> None:
+    watch = DisagreementRatio(0.0)
+    assert not watch.add(True), "one disagreement is no drift"
+    assert watch.log_ratio == pytest.approx(log(1 / LEAST_RATE))
+
+
+# --------------------------------------------------------------------------- kept, and refused
+
+
+def test_a_detector_that_is_restored_goes_on_as_if_it_had_never_stopped() -> None:
+    rng = np.random.default_rng(3)
+    z, disagrees = rng.choice([-1, 0, 1], 60, p=[0.02, 0.9, 0.08]).tolist(), (rng.random(60) < 0.1).tolist()
+    cusum, outcomes, ratio = Cusum(3), ShiryaevRoberts(0.02), DisagreementRatio(0.05)
+    for i, batch in enumerate(batches(60, seed=4)):
+        cusum_2, outcomes_2, ratio_2 = Cusum(3), ShiryaevRoberts(0.02), DisagreementRatio(0.9)
+        cusum_2.restore(cusum.state())
+        outcomes_2.restore(outcomes.state())
+        ratio_2.restore(ratio.state())
+        drifted = batch + 0.004 * i
+        assert cusum.add(drifted) == cusum_2.add(drifted)
+        assert outcomes.add(z[i]) == outcomes_2.add(z[i])
+        assert ratio.add(disagrees[i]) == ratio_2.add(disagrees[i])
+        assert (cusum.state(), outcomes.state()) == (cusum_2.state(), outcomes_2.state())
+        assert ratio.state() == ratio_2.state()
+    assert ratio.log_ratio == ratio_2.log_ratio > 0
+
+
+@pytest.mark.parametrize("bad", [
+    lambda: Cusum(0),
+    lambda: Cusum(1, reference_batches=1),
+    lambda: ShiryaevRoberts(0.0),
+    lambda: ShiryaevRoberts(0.02, threshold=1.0),
+    lambda: ShiryaevRoberts(0.02).restore((0.0,) * 7),
+    lambda: DisagreementRatio(0.1, window=0),
+    lambda: DisagreementRatio(-0.1),
+])
+def test_what_has_no_meaning_is_refused(bad: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="got"):
+        bad()

@@ -1,0 +1,74 @@
+"""How soon each alarm comes, and how rarely for nothing: measured, seeded, with the figures in the docs.
+
+ASSURANCE.md §8.4 names the run lengths of the outcome detector: 2,183 audits at the budget, 457, 255 and 140 at a drop
+of 4, 6 and 10 % for a budget of 2 %.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from suffice.assurance.drift import Cusum, DisagreementRatio, ShiryaevRoberts
+
+
+def run_length(rate: float, rng: np.random.Generator) -> int:
+    """Audits until the alarm, at a budget of 2 % and losses that come at `rate`."""
+    detector, n = ShiryaevRoberts(0.02), 0
+    while True:
+        for lost in (rng.random(1_000) < rate).tolist():
+            n += 1
+            if detector.add(int(lost)):
+                return n
+
+
+@pytest.mark.parametrize(("rate", "expected", "runs"), [
+    (0.02, 2_183, 150), (0.04, 457, 150), (0.06, 255, 150), (0.10, 140, 150)])
+def test_the_outcome_detector_is_as_fast_as_promised_and_as_patient(rate: float, expected: int, runs: int) -> None:
+    rng = np.random.default_rng(21)
+    mean = float(np.mean([run_length(rate, rng) for _ in range(runs)]))
+    print(f"drop {rate:.0%}: {mean:.0f} audits")
+    assert 0.8 * expected <= mean <= 1.25 * expected
+    if rate == 0.02:
+        assert mean >= 2_000 * 0.9, "the threshold bounds the mean run length; 150 runs know it to 4 %"
+
+
+def first_alarms(shift: float, n_batches: int, runs: int, rng: np.random.Generator) -> list[int | None]:
+    """Batches behind the reference until the alarm, one of four features shifted by `shift` sd; None: no alarm."""
+    found: list[int | None] = []
+    for _ in range(runs):
+        cusum, means = Cusum(4), rng.normal(size=(15 + n_batches, 4))
+        means[15:, 0] += shift
+        alarms = [at - 14 for at, batch in enumerate(means) if cusum.add(batch)]
+        found.append(alarms[0] if alarms else None)
+    return found
+
+
+def test_the_signal_alarm_is_rare_without_drift() -> None:
+    found = first_alarms(0.0, 85, 100, np.random.default_rng(22))
+    n_false = sum(alarm is not None for alarm in found)
+    print(f"CUSUM: {n_false} of 100 runs of 8,500 requests with a false alarm")
+    assert n_false <= 22, "seen 0.2 in 10,000 requests on independent normal features; 22 is six sd above its mean"
+
+
+@pytest.mark.parametrize(("shift", "within"), [(5.0, 4), (3.0, 8), (2.0, 18)])
+def test_the_signal_alarm_comes_soon_after_a_shift(shift: float, within: int) -> None:
+    found = first_alarms(shift, 40, 100, np.random.default_rng(23))
+    soon = sum(alarm is not None and alarm <= within for alarm in found)
+    assert soon >= 90, f"a shift of {shift:g} sd: {soon} of 100 within {within * 100} requests"
+
+
+def alarms_within(before: float, now: float, n_audits: int, runs: int, rng: np.random.Generator) -> float:
+    """Share of runs in which the disagreement alarm comes within so many audits."""
+    found = 0
+    for _ in range(runs):
+        watch = DisagreementRatio(before)
+        found += any(watch.add(disagrees) for disagrees in (rng.random(n_audits) < now).tolist())
+    return found / runs
+
+
+def test_the_disagreement_alarm_tells_a_drift_from_chance() -> None:
+    rng = np.random.default_rng(24)
+    assert alarms_within(0.05, 0.05, 2_000, 60, rng) <= 0.05
+    assert alarms_within(0.05, 0.10, 2_000, 60, rng) >= 0.9
+    assert alarms_within(0.05, 0.20, 150, 60, rng) >= 0.9
