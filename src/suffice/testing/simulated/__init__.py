@@ -1,0 +1,44 @@
+"""Simulated traffic of step-wise reasoning: to test a control loop where the truth is known.
+
+    world ──▶ stories ──▶ rows ──▶ Traffic       labels, arrivals
+    who asks  what        what is  arrays        when an outcome is known,
+              happens     seen                   when a request comes
+
+No text and no model: numbers that behave as recorded runs do. What is drawn follows from the seed alone.
+
+>>> from suffice.testing.simulated import SCENARIOS, simulate
+>>> traffic = simulate(SCENARIOS["harsh"], 2_000, seed=1)
+>>> len(traffic), traffic.x.shape[1], sorted(set(traffic.z.tolist()))
+(2000, 16, [-1, 0, 1])
+"""
+
+from __future__ import annotations
+
+from suffice.testing.simulated.arrivals import Load, arrival_times, spiked
+from suffice.testing.simulated.labels import NEVER, Labels, label_times
+from suffice.testing.simulated.scenarios import SCENARIOS, Path, Scenario, in_world, simulate
+from suffice.testing.simulated.traffic import EARLY, FEATURES, Traffic
+from suffice.testing.simulated.worlds import HARSH, MANY, USUAL, WORLDS, QueryClass, World
+
+__all__ = [
+    "EARLY",
+    "FEATURES",
+    "HARSH",
+    "MANY",
+    "NEVER",
+    "SCENARIOS",
+    "USUAL",
+    "WORLDS",
+    "Labels",
+    "Load",
+    "Path",
+    "QueryClass",
+    "Scenario",
+    "Traffic",
+    "World",
+    "arrival_times",
+    "in_world",
+    "label_times",
+    "simulate",
+    "spiked",
+]

@@ -1,0 +1,47 @@
+"""When requests come: a steady load, and spikes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A stretch of time with one rate of arrivals."""
+
+    seconds: float        # above 0
+    requests_per_s: float  # mean, at least 0
+
+
+def arrival_times(loads: Sequence[Load], *, seed: int) -> Floats:
+    """Arrival times in seconds from 0, rising: a Poisson process whose rate changes from stretch to stretch.
+
+    Raises ValueError for a stretch without length or with a negative rate.
+    """
+    rng = np.random.default_rng([seed, 2])
+    begin, times = 0.0, [np.empty(0)]
+    for load in loads:
+        if load.seconds <= 0 or load.requests_per_s < 0:
+            raise ValueError(f"load: got {load}; seconds above 0, a rate of at least 0")
+        n = int(rng.poisson(load.seconds * load.requests_per_s))
+        times.append(np.sort(rng.uniform(begin, begin + load.seconds, n)))
+        begin += load.seconds
+    return np.concatenate(times)
+
+
+def spiked(
+    *, requests_per_s: float, factor: float = 5.0,
+    before_s: float = 120.0, spike_s: float = 60.0, after_s: float = 120.0,
+) -> tuple[Load, ...]:  # fmt: skip
+    """A steady load that is multiplied by `factor` for a while."""
+    return (
+        Load(seconds=before_s, requests_per_s=requests_per_s),
+        Load(seconds=spike_s, requests_per_s=factor * requests_per_s),
+        Load(seconds=after_s, requests_per_s=requests_per_s),
+    )

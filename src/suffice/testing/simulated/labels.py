@@ -1,0 +1,39 @@
+"""When the outcome of a run is known: late, seldom, or mostly when the answer was wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.testing.simulated.traffic import Traffic
+
+NEVER: Final = np.iinfo(np.int64).max  # no label comes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """How labels come. Rates are fractions, delays are counted in requests."""
+
+    delay: Literal["fixed", "geometric"] = "fixed"
+    mean_delay: int = 0            # requests from an answer to its label
+    p_when_right: float = 1.0      # a label comes at all, when the full run's answer was right
+    p_when_wrong: float = 1.0      # … when it was wrong: users complain when something is wrong
+
+
+def label_times(traffic: Traffic, labels: Labels, *, seed: int) -> NDArray[np.int64]:
+    """The request before which each run's label is there, shape (n,); NEVER: it does not come.
+
+    Raises ValueError for rates outside 0 … 1 and delays below 0.
+    """
+    if labels.mean_delay < 0 or not 0 <= labels.p_when_right <= 1 or not 0 <= labels.p_when_wrong <= 1:
+        raise ValueError(f"labels: got {labels}; rates from 0 to 1, a delay of at least 0")
+    rng = np.random.default_rng([seed, 1])
+    n = len(traffic)
+    delay = np.full(n, labels.mean_delay, dtype=np.int64)
+    if labels.delay == "geometric" and labels.mean_delay > 0:
+        delay = rng.geometric(1 / labels.mean_delay, n)
+    comes = rng.random(n) < np.where(traffic.right, labels.p_when_right, labels.p_when_wrong)
+    return np.where(comes, np.arange(n) + delay, NEVER)

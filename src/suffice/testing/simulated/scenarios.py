@@ -1,0 +1,81 @@
+"""Scenarios: how traffic changes over time, by name.
+
+A scenario is a way from one world to another: at once, along a line, or to and fro. `labels` and `arrivals` say when
+outcomes and requests come; they go with any scenario.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.testing.simulated.traffic import Traffic, draw
+from suffice.testing.simulated.worlds import BENIGN, HARDER, HARSH, MANY, STEALTH, SWAPPED, USUAL, World
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """How far the traffic is on the way to its new world, request by request."""
+
+    shape: Literal["step", "ramp", "sine"] = "step"
+    at: int | None = None   # first request of the change; None: in the middle
+    over: int = 5_000       # ramp: requests from beginning to end; sine: of one period
+
+    def share(self, n: int) -> Floats:
+        """0 at the old world, 1 at the new one, shape (n,)."""
+        since = np.arange(n) - (n // 2 if self.at is None else self.at)
+        if self.shape == "step":
+            return np.where(since >= 0, 1.0, 0.0)
+        if self.shape == "ramp":
+            return np.clip((since + 1) / self.over, 0.0, 1.0)
+        return np.where(since >= 0, 0.5 - 0.5 * np.cos(2 * np.pi * since / self.over), 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One way in which traffic can change."""
+
+    name: str
+    says: str               # one sentence for tables
+    before: World = USUAL
+    after: World = USUAL
+    path: Path = field(default_factory=Path)
+
+
+SCENARIOS: Final[Mapping[str, Scenario]] = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(name="none", says="nothing changes"),
+        Scenario(name="harsh", says="bolder confidence, false plateaus, harder questions, at once", after=HARSH),
+        Scenario(name="stealth", says="three times the false plateaus behind unchanged signals", after=STEALTH),
+        Scenario(name="benign", says="a better model and easier questions", after=BENIGN),
+        Scenario(name="mix", says="harder questions for the same model", after=HARDER),
+        Scenario(name="gradual", says="harsh, along a line over 5,000 requests", after=HARSH, path=Path(shape="ramp")),
+        Scenario(name="seasonal", says="to the harder mix and back, every 5,000 requests", after=HARDER,
+                 path=Path(shape="sine", at=0)),
+        Scenario(name="swap", says="another model behind the same name", after=SWAPPED),
+        Scenario(name="many", says="24 small classes of unequal size", before=MANY, after=MANY),
+    )
+}  # fmt: skip
+
+
+def simulate(scenario: Scenario, n: int, *, seed: int) -> Traffic:
+    """n requests of a scenario, each run to its end; the same for the same seed.
+
+    n     at least 1
+    Raises ValueError below it.
+    """
+    if n < 1:
+        raise ValueError(f"n: got {n}; at least 1")
+    return draw(scenario.before, scenario.after, scenario.path.share(n), np.random.default_rng(seed))
+
+
+def in_world(world: World, n: int, *, seed: int) -> Traffic:
+    """n requests of one world: to learn its truth from many of them."""
+    return draw(world, world, np.zeros(n), np.random.default_rng(seed))

@@ -1,0 +1,111 @@
+"""Stories: what happens in a run, as a few step numbers and answers, before anybody looks at it.
+
+    1 ──── searching ────┬─ on a plateau ─┬──── settled ────┬─ led away ── n_steps
+                         plateau_from     settles           leads_away
+
+Answers are small numbers: 0 is right, everything else is wrong. A phase that a run does not have begins after its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.testing.simulated.worlds import Blend
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+SHORTEST: Final = 3
+LONGEST: Final = 16
+SEARCHING, PLATEAU, SETTLED, LED_AWAY = range(4)
+RIGHT: Final = 0
+N_DISTRACTORS: Final = 5       # wrong answers that a search may pass, numbered from 1
+HELD: Final = 6                # the wrong answer of a plateau
+AWAY: Final = 7                # the wrong answer that a settled run is led to
+P_MOVES_ON: Final = 0.55       # a searching run drops its answer at a step
+SPREAD_OF_LENGTHS: Final = 0.33  # standard deviation of the logarithm
+P_REPAIRED: Final = 0.30       # leading away from a wrong answer leads to the right one
+
+
+@dataclass(frozen=True, slots=True)
+class Stories:
+    """n runs; step numbers count from 1."""
+
+    n_steps: Ints        # natural length, 3 … 16
+    settles: Ints        # first step at which the settled answer stands
+    plateau_from: Ints   # first step of a false plateau, which ends where the run settles
+    leads_away: Ints     # first step after which the settled answer is gone
+    settled: Ints        # the answer that it settles on
+    away: Ints           # the answer that it is led to
+
+    def __len__(self) -> int:
+        return len(self.n_steps)
+
+    @property
+    def starts(self) -> Ints:
+        """First row of each run, and the number of rows behind it, shape (n + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.n_steps)])
+
+
+def tell(of: Blend, rng: np.random.Generator) -> Stories:
+    """Draw one story for each request.
+
+    of  parameters of the requests by name, see `worlds.blended`
+    """
+    n = len(of("steps"))
+    drawn = of("steps") * rng.lognormal(-SPREAD_OF_LENGTHS**2 / 2, SPREAD_OF_LENGTHS, n)
+    n_steps = np.clip(np.rint(drawn), SHORTEST, LONGEST).astype(np.int64)
+    settles = 1 + np.floor((n_steps - 1) * rng.beta(of("settle_a"), of("settle_b"))).astype(np.int64)
+    settled = np.where(rng.random(n) < of("p_right"), RIGHT, rng.integers(1, 4, n))
+
+    plateau = rng.random(n) < of("p_plateau")
+    settles = np.where(plateau, np.maximum(settles, np.ceil(0.75 * n_steps).astype(np.int64)), settles)
+    begins = np.maximum(1, np.rint(settles * rng.uniform(0.15, 0.45, n))).astype(np.int64)
+
+    room = n_steps - settles
+    overthinks = (rng.random(n) < of("p_overthink")) & (room >= 3)
+    after = np.maximum(2, np.rint(room * rng.uniform(0.4, 0.95, n))).astype(np.int64)
+    repaired = (settled != RIGHT) & (rng.random(n) < P_REPAIRED)
+    return Stories(
+        n_steps=n_steps,
+        settles=settles,
+        plateau_from=np.where(plateau, begins, n_steps + 1),
+        leads_away=np.where(overthinks, settles + after, n_steps + 1),
+        settled=settled,
+        away=np.where(repaired, RIGHT, AWAY),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The steps of n runs, one row each, T in all."""
+
+    run: Ints      # T
+    step: Ints     # T, from 1
+    phase: Ints    # T: SEARCHING, PLATEAU, SETTLED or LED_AWAY
+    answer: Ints   # T
+
+
+def unfold(stories: Stories, p_lucky: Floats, rng: np.random.Generator) -> Rows:
+    """Every step of every story with its phase and answer.
+
+    p_lucky  an answer drawn while searching is the settled one already, shape (n,)
+    """
+    run = np.repeat(np.arange(len(stories)), stories.n_steps)
+    step = np.arange(len(run)) - stories.starts[run] + 1
+    phase = np.where(step >= stories.settles[run], SETTLED, SEARCHING)
+    phase[(step >= stories.plateau_from[run]) & (phase == SEARCHING)] = PLATEAU
+    phase[step >= stories.leads_away[run]] = LED_AWAY
+
+    found = np.where(
+        rng.random(len(run)) < p_lucky[run], stories.settled[run], rng.integers(1, N_DISTRACTORS + 1, len(run))
+    )
+    new = (step == 1) | (rng.random(len(run)) < P_MOVES_ON)
+    # A searching run keeps what it found at the last step at which it looked anew.
+    kept = found[np.maximum.accumulate(np.where(new, np.arange(len(run)), 0))]
+    answer = np.choose(phase, [kept, np.full(len(run), HELD), stories.settled[run], stories.away[run]])
+    return Rows(run, step, phase, answer)
