@@ -7,7 +7,9 @@ forward-view Q(λ) targets (Stop-RAG, arXiv:2510.14337, which has no price on to
     stop      r_k = ok_k − price · tokens_k / mean full tokens
     continue  target_k = (1 − λ) · max(Q_stop, Q_continue)_{k+1} + λ · target_{k+1},  target_{n−1} = r_n
 
-Full runs show every reward that any policy would have got, so nothing is off-policy here. One model is
+Full runs show every reward that any policy would have got, so nothing is off-policy here. A run that was stopped
+early shows what stopping pays, up to and with its stop, and nothing of going on: it takes part with a weight in
+the one fit and with none in the other. One model is
 fitted for every price of a sweep at once (a linear Q has one factorisation for all targets), and the sweep is
 a ladder: a low price stops late. Knows trajectories as arrays; refuses to know files and policies.
 """
@@ -40,6 +42,8 @@ class Trajectories:
     starts: NDArray[np.int64]   # (runs + 1,)
     ok: NDArray[np.bool_]       # R: would the answer be right if the run were stopped after the step
     tokens: Floats              # R: spent up to and with the step
+    stop_weight: Floats | None = None   # R, at least 0: of what stopping pays; None: 1, and 0 at the ends
+    go_on_weight: Floats | None = None  # R, at least 0: of what going on pays; a run without any has no known end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,29 +84,32 @@ def fit_values(t: Trajectories, *, prices: Floats = PRICES, lam: float = LAMBDA,
     lam     in [0, 1], see the head of this file
     sweeps  how often targets are rebuilt from the last fit, at least 1
 
-    Raises ValueError without a run of two steps, or for parameters out of range.
+    Raises ValueError without a run of two steps, for parameters out of range, and for weights that are none.
     """
     if not 0 <= lam <= 1 or sweeps < 1:
         raise ValueError(f"need 0 <= lam <= 1 and sweeps >= 1; got {lam=} {sweeps=}")
+    for name in ("stop_weight", "go_on_weight"):
+        weight = getattr(t, name)
+        if weight is not None and (weight.shape != t.ok.shape or not (weight >= 0).all() or np.isinf(weight).any()):
+            raise ValueError(f"{name}: got shape {weight.shape} for {len(t.ok)} rows; one a row, finite and at least 0")
     with one_thread():
         return _fit(t, prices, lam, sweeps)
 
 
 def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
     last = t.starts[1:] - 1
-    inner = np.ones(len(t.x), dtype=bool)
-    inner[last] = False  # at its end a run has nothing left to decide
-    rows = np.flatnonzero(inner)
+    stop_weight, go_on_weight = _weights(t, last)
+    rows = np.flatnonzero(go_on_weight)
     if not len(rows):
         raise ValueError("value model: needs at least one run of two steps")
-    mean_tokens = float(np.maximum(t.tokens[last].mean(), 1.0))
-    mean, scale = t.x[rows].mean(axis=0), t.x[rows].std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
+    stops = np.flatnonzero(stop_weight)
+    mean_tokens = float(np.maximum(np.average(t.tokens[last], weights=_of_runs(t)), 1.0))
+    mean, scale = _moments(t.x[rows], go_on_weight[rows])
     z = _with_one((t.x - mean) / scale)
-    solve = _solver(z[rows])
+    solve = _solver(z[rows], go_on_weight[rows])
     spent = np.outer(t.tokens / mean_tokens, prices)             # (R, prices)
     reward = t.ok[:, None] - spent                               # what stopping after the row pays
-    stop = solve(t.ok[rows].astype(np.float64)[:, None])
+    stop = _solver(z[stops], stop_weight[stops])(t.ok[stops].astype(np.float64)[:, None])
     value = reward.copy()                                        # of each row as its successor sees it
     go_on = np.zeros((z.shape[1], len(prices)))
     for sweep in range(sweeps):
@@ -112,6 +119,26 @@ def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
         target = _targets(value, reward, t.starts, 1.0 if sweep == 0 else lam)
         go_on = solve(target[rows] + spent[rows])
     return Values(mean=mean, scale=scale, stop=stop, go_on=go_on, mean_tokens=mean_tokens, prices=prices)
+
+
+def _weights(t: Trajectories, last: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Of stopping and of going on, shape (R,) each; at its end a run has nothing left to decide."""
+    inner = np.ones(len(t.x))
+    inner[last] = 0.0
+    stop = inner if t.stop_weight is None else t.stop_weight
+    return stop, inner if t.go_on_weight is None else t.go_on_weight * inner
+
+
+def _of_runs(t: Trajectories) -> Floats | None:
+    """What each run's length counts for, shape (runs,): a run without an end has no length. None: all the same."""
+    return None if t.go_on_weight is None else np.asarray(np.maximum.reduceat(t.go_on_weight, t.starts[:-1]))
+
+
+def _moments(x: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """Weighted mean and standard deviation of each feature, the latter 1 where nothing moves."""
+    mean = np.average(x, axis=0, weights=weight)
+    scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weight))
+    return np.asarray(mean), np.where(scale > 0, scale, 1.0)
 
 
 def _targets(value: Floats, reward: Floats, starts: NDArray[np.int64], lam: float) -> Floats:
@@ -132,14 +159,15 @@ def _targets(value: Floats, reward: Floats, starts: NDArray[np.int64], lam: floa
     return target
 
 
-def _solver(z: Floats) -> Callable[[Floats], Floats]:
+def _solver(z: Floats, weight: Floats) -> Callable[[Floats], Floats]:
     """Ridge regression on these rows for any number of targets, from one factorisation."""
-    gram = z.T @ z + RIDGE * np.eye(z.shape[1])
+    weighted = z * weight[:, None]
+    gram = weighted.T @ z + RIDGE * np.eye(z.shape[1])
     gram[-1, -1] -= RIDGE  # the constant is not shrunk
     inverse = np.linalg.inv(gram)
 
     def solve(y: Floats) -> Floats:
-        found: Floats = inverse @ (z.T @ y)
+        found: Floats = inverse @ (weighted.T @ y)
         return found
 
     return solve
