@@ -39,6 +39,15 @@ EndReason: TypeAlias = Literal[
     "shutdown",        # the gateway was told to end before the answer was complete; the client was told so
     "lost",            # the process died; written at the next start
 ]
+AlarmCause: TypeAlias = Literal[
+    "change",          # the upstream's model or fingerprint, the scorer or the route's own settings are others now
+    "signals",         # early signals of all traffic moved
+    "outcomes",        # audits lose more than the budget
+    "disagreement",    # audits disagree more often than when the level was certified
+    "sample_ratio",    # the lot is not what it was drawn with: audits are missing
+    "person",          # somebody asked for it
+]
+PauseCause: TypeAlias = Literal["critical_em", "sample_ratio", "person"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,3 +337,111 @@ class RouteFindings:
     n_extractable: int                     # of them with an answer that the scorer can read
     n_repeats: int = 0                     # questions that were run twice in full
     n_agreeing: int = 0                    # of them with twice the same answer; none is never the same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceSummary:
+    """The audits that stand behind a publication, in numbers for people."""
+
+    n_audits: int = 0                      # that were counted
+    n_gained: int = 0                      # of them, at the level: the stop alone was right
+    n_lost: int = 0                        # of them, at the level: lost by the stop, or held to be lost
+    e_value: float | None = None           # of the level, against "it loses the budget or more"; 1/delta accepts it
+    share: float | None = None             # of tokens that the level would have saved on them
+    max_em_drop: float | None = None       # what was tested: the owner's budget, less what finishing may change
+    confidence: float | None = None
+    unit: str = "request"                  # what the audits are a sample of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """What is in force on a route from here on: a learned version at a level, and what vouches for it."""
+
+    route: str
+    number: int                            # of the route's publications, from 1: no two publishers take the same one
+    epoch: int                             # in which the evidence was gathered; in a later one this is void
+    at: int                                # requests of the route when it was decided
+    version: str                           # address by content of models, thresholds and level; "": nothing is learned
+    fit: str                               # address of the artefact that holds models and thresholds; "": none
+    level: int                             # 0 never stops
+    n_levels: int
+    certified: bool                        # has the test accepted the level?
+    reason: str                            # a short sentence
+    author: str                            # a worker, or a person
+    evidence: EvidenceSummary = EvidenceSummary()
+    upstream: tuple[tuple[str, str], ...] = ()  # (model, system fingerprint) that the evidence was gathered with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """Evidence of a route counts from here on: what came before belongs to another world."""
+
+    route: str
+    number: int                            # 1 is the cold start
+    at: int                                # requests of the route when it began
+    since_seq: int                         # place in the log behind which audits count
+    reason: str
+    author: str
+    n_kept: int = 0                        # audits before `since_seq` that count all the same, the latest
+    burst: int = 0                         # requests that run in full from here on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Something says that the certificate no longer fits the traffic."""
+
+    route: str
+    epoch: int                             # that it ended
+    at: int                                # requests of the route when it was raised
+    cause: AlarmCause
+    reason: str                            # a short sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Enforcement rests on a route until a person decides."""
+
+    route: str
+    number: int                            # of the route's pauses, from 1
+    cause: PauseCause
+    reason: str
+    author: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumption:
+    """A person decided that enforcement goes on."""
+
+    route: str
+    number: int                            # of the pause that ends
+    reason: str
+    author: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelRequest:
+    """A label is worth asking for: this audit disagrees at a level in play."""
+
+    episode_id: str
+    route: str
+    level: int                             # the safest level in play at which the stop would have answered otherwise
+    would_answer: str | None               # what that stop would have delivered
+    answer: str | None                     # what the full run delivered
+    why: str                               # a short sentence
+    deadline_s: float | None = None        # Unix time after which it counts as a loss; None: it does already
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRun:
+    """One run of a job that did something, failed, or was asked for by a person."""
+
+    run_id: str
+    job: str
+    route: str                             # "": all routes
+    author: str                            # a worker, or a person
+    began_at_s: float                      # Unix time; informative
+    duration_s: float
+    ok: bool
+    said: str                              # what it did, or the error's kind
+    read_to_seq: int = 0                   # place in the log up to which it has read
+    at: int = 0                            # requests of the route up to which everything is decided

@@ -259,6 +259,12 @@ RECORDS = {
     "Feedback": (types.Feedback,),
     "Findings": (types.Findings, types.Finding),
     "Route findings": (types.RouteFindings,),
+    "Publication": (types.Publication, types.EvidenceSummary),
+    "Epoch": (types.Epoch,),
+    "Alarm": (types.Alarm,),
+    "Pause": (types.Pause, types.Resumption),
+    "Label request": (types.LabelRequest,),
+    "Job run": (types.JobRun,),
 }
 
 

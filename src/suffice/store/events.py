@@ -4,6 +4,7 @@
     RequestEnded   the one outcome of that request
     FeedbackGiven  someone said how good an answer was
     UpstreamExamined, RouteExamined  `suffice doctor` looked at a model server, or at a route's answers
+    … and what the control loop decides, in `control_events`
 
 This file knows the shape of a row and refuses to know where rows are kept. A new kind of event is
 one class here and one line in EVENTS. Unknown fields in a stored row are skipped, so a log that a
@@ -19,6 +20,15 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from suffice.store.control_events import (
+    AlarmRaised,
+    EnforcementPaused,
+    EnforcementResumed,
+    EpochBegan,
+    JobRan,
+    LabelWanted,
+    PolicyPublished,
+)
 from suffice.types import Feedback, Findings, Outcome, Request, RouteFindings
 
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
@@ -139,7 +149,10 @@ class RouteExamined:
         return self.findings.route
 
 
-Event: TypeAlias = RequestSeen | RequestEnded | FeedbackGiven | UpstreamExamined | RouteExamined
+Event: TypeAlias = (
+    RequestSeen | RequestEnded | FeedbackGiven | UpstreamExamined | RouteExamined
+    | PolicyPublished | EpochBegan | AlarmRaised | EnforcementPaused | EnforcementResumed | LabelWanted | JobRan
+)
 E = TypeVar("E", bound=Event)
 
 EVENTS: Mapping[str, type[Event]] = {
@@ -148,6 +161,13 @@ EVENTS: Mapping[str, type[Event]] = {
     FeedbackGiven.kind: FeedbackGiven,
     UpstreamExamined.kind: UpstreamExamined,
     RouteExamined.kind: RouteExamined,
+    PolicyPublished.kind: PolicyPublished,
+    EpochBegan.kind: EpochBegan,
+    AlarmRaised.kind: AlarmRaised,
+    EnforcementPaused.kind: EnforcementPaused,
+    EnforcementResumed.kind: EnforcementResumed,
+    LabelWanted.kind: LabelWanted,
+    JobRan.kind: JobRan,
 }
 
 _ENCODER = msgspec.json.Encoder()
