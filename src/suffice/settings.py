@@ -117,6 +117,16 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_tokens: int = 512             # a step that sees no boundary ends here, between words
 
 
+class Embeddings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which server turns drafts into vectors, so that they are compared by meaning and not by their words."""
+
+    url: str                          # base of a server with OpenAI's /v1/embeddings, with or without /v1
+    model: str                        # as that server calls it
+    api_key_env: str = ""             # environment variable; "": no key is sent
+    timeout_s: float = 1.0            # a vector that takes longer is missing: words are compared
+    pause_s: float = 30.0             # after a failure, nothing is asked for so long
+
+
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which requests belong to a route. All given conditions must hold; none: every request."""
 
@@ -144,6 +154,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_extra_calls: int = 32         # a request: probes, further samples, continuation, reruns together
     probe: Probe | None = None        # None: no upstream call is ever added while observing
     steps: Steps = Steps()
+    embeddings: Embeddings | None = None  # None: drafts are compared by their words
     effort: Effort | None = None      # asked for before the call, where the route acts; None: the client's
     budget_tokens: int | None = None  # of thought, kept by the engine, where the route acts; None: none
     finish_unclosed: bool = False     # a run cut inside its thought: give the client a forced answer
@@ -259,6 +270,7 @@ def _check(settings: Settings) -> None:
             known = ", ".join(sorted(settings.upstreams)) or "none is configured"
             raise ConfigError(f"{where}.upstream: unknown upstream {route.upstream!r}; known: {known}")
         _check_route(where, route)
+        _check_tables(where, route)
 
 
 def _check_extra(where: str, extra: Extra) -> None:
@@ -297,8 +309,49 @@ def _check_route(where: str, route: Route) -> None:
         raise ConfigError(f"{where}.budget_tokens: got {route.budget_tokens}; at least 0, which is no thought at all")
     if route.kind != "reasoning" and (route.effort is not None or route.budget_tokens is not None):
         raise ConfigError(f"{where}: effort and budget_tokens belong to the kind 'reasoning', got {route.kind!r}")
+
+
+def _check_tables(where: str, route: Route) -> None:
     if route.probe is not None:
         _check_probe(f"{where}.probe", route.probe)
+    if route.embeddings is not None:
+        _check_embeddings(f"{where}.embeddings", route.embeddings, route.kind)
+
+
+def _check_embeddings(where: str, embeddings: Embeddings, kind: Kind) -> None:
+    if kind == "samples":
+        raise ConfigError(f"{where}: belongs to 'rounds' and 'reasoning'; samples are no drafts of each other")
+    if not re.match(r"https?://[^/\s]+", embeddings.url):
+        raise ConfigError(f"{where}.url: got {embeddings.url!r}; need http://host[:port][/path]")
+    for field in ("timeout_s", "pause_s"):
+        value = getattr(embeddings, field)
+        if not (isfinite(value) and value > 0):
+            raise ConfigError(f"{where}.{field}: got {value}; more than 0 seconds")
+
+
+def _check_load(where: str, route: Route) -> None:
+    if route.min_satisfaction is not None and not 0 < route.min_satisfaction <= 5:
+        got = route.min_satisfaction
+        raise ConfigError(f"{where}.min_satisfaction: got {got}; a fraction up to 1, or a rating above 1 and up to 5")
+    if route.fallback_capacity is not None and not (isfinite(route.fallback_capacity) and route.fallback_capacity > 0):
+        raise ConfigError(f"{where}.fallback_capacity: got {route.fallback_capacity}; a ratio above 0")
+    if route.pressure is not None:
+        if not route.upstream:
+            raise ConfigError(f"{where}.pressure: needs a route with an upstream, whose load is measured")
+        _check_pressure(f"{where}.pressure", route.pressure)
+
+
+def _check_pressure(where: str, pressure: Pressure) -> None:
+    targets = {name: getattr(pressure, name) for name in ("queue", "latency_s", "tokens_per_s", "usd_per_hour")}
+    if all(target is None for target in targets.values()):
+        raise ConfigError(f"{where}: names no target; at least one of {', '.join(targets)}")
+    for field, value in (targets | {"hold_s": pressure.hold_s}).items():
+        if value is not None and not (isfinite(value) and value > 0):
+            raise ConfigError(f"{where}.{field}: got {value}; more than 0")
+    usual = pressure.operating_point
+    for field, value, most in (("operating_point", usual, 1.0), ("slack_point", pressure.slack_point, usual)):
+        if value is not None and not 0 <= value <= most:
+            raise ConfigError(f"{where}.{field}: got {value}; a fraction from 0 to {most:g}")
 
 
 def _check_probe(where: str, probe: Probe) -> None:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from suffice import settings as settings_module
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
@@ -44,6 +44,9 @@ from suffice.types import Findings, RouteFindings
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import driver_facts
 from suffice.upstream.findings import url_key
+
+if TYPE_CHECKING:
+    from suffice.edge.embedder import HttpEmbedder
 
 LEARNT_RUNS = 2_000  # of the log's latest runs: what they teach is known again after a restart
 
@@ -205,7 +208,8 @@ def build_route(name: str, settings: Route, evidence: Evidence | None = None) ->
     except ConfigError as error:
         raise ConfigError(f"routes.{name}.{error}") from None
     asked = {need.partition("(")[0] for need in policy.needs}  # with parameters of its own: those count
-    needs = (*(need for need in RECORDED[settings.kind] if need not in asked), *policy.needs)
+    recorded = (*RECORDED[settings.kind], *(("drafts",) if settings.embeddings is not None else ()))
+    needs = (*dict.fromkeys(need for need in recorded if need not in asked), *policy.needs)
     Observer(needs, settings.kind)  # a signal that does not exist must fail here, not in a request
     return BuiltRoute(
         name=name,
@@ -226,6 +230,7 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
     Raises ConfigError for what cannot work.
     """
     endpoints(settings.server.relay)
+    known = os.environ if environment is None else environment
     warnings = [plugin.warning() for plugin in load_plugins() if plugin.problem is not None]
     _check_drivers(settings)
     for name, route in settings.routes.items():
@@ -244,9 +249,11 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
                 f"routes.{name}.probe: upstreams.{route.upstream} has slots = 1, so a probe is sent only while"
                 " one call runs there; write how many it serves at once"
             )
+        given = route.embeddings
+        if given is not None and given.api_key_env and given.api_key_env not in known:
+            warnings.append(f"routes.{name}.embeddings: the environment has no {given.api_key_env}")
         if route.kind == "samples" and route.samples == 1:
             warnings.append(f"routes.{name}: samples = 1 passes through unless a request asks for more")
-    known = os.environ if environment is None else environment
     for name, one in settings.upstreams.items():
         if one.api_key_env and one.api_key_env not in known:
             warnings.append(f"upstreams.{name}: the environment has no {one.api_key_env}")
@@ -267,12 +274,33 @@ def _check_drivers(settings: Settings) -> None:
 
 def api_key(name: str, upstream: Upstream) -> str | None:
     """An upstream's key from the environment; None: it has none. Raises ConfigError where it is missing."""
-    if not upstream.api_key_env:
+    return _key(f"upstreams.{name}.api_key_env", upstream.api_key_env)
+
+
+def _key(where: str, variable: str) -> str | None:
+    """What an environment variable holds; None: none was named. Raises ConfigError where it is missing."""
+    if not variable:
         return None
-    key = os.environ.get(upstream.api_key_env)
+    key = os.environ.get(variable)
     if not key:
-        raise ConfigError(f"upstreams.{name}.api_key_env: the environment has no {upstream.api_key_env}")
+        raise ConfigError(f"{where}: the environment has no {variable}")
     return key
+
+
+def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
+    """The embedders of routes that have one, not opened yet. Raises ConfigError."""
+    given = {name: route.embeddings for name, route in settings.routes.items() if route.mode != "off"}
+    if not any(given.values()):
+        return {}
+    from suffice.edge.embedder import HttpEmbedder  # a general HTTP client, slow to import, and rarely needed
+
+    return {
+        name: HttpEmbedder(
+            one.url, model=one.model, timeout_s=one.timeout_s, pause_s=one.pause_s,
+            api_key=_key(f"routes.{name}.embeddings.api_key_env", one.api_key_env),
+        )
+        for name, one in given.items() if one is not None
+    }  # fmt: skip
 
 
 def _client_keys(settings: Settings) -> tuple[str, ...]:
@@ -359,12 +387,14 @@ def _recovered(settings: Settings, log: EventLog) -> Evidence:
 
 
 def _running(
-    settings: Settings, log: EventLog, evidence: Evidence, clients: Mapping[str, UpstreamClient]
+    settings: Settings, log: EventLog, evidence: Evidence, clients: Mapping[str, UpstreamClient],
+    vectors: Mapping[str, HttpEmbedder],
 ) -> Gateway:
     """All that handlers need, with what the log's history teaches."""
     gw = Gateway(
         settings=settings, routes=tuple(build_route(name, r, evidence) for name, r in settings.routes.items()),
-        upstreams=clients, log=log, metrics=Metrics(), api_keys=_client_keys(settings) if clients else (),
+        upstreams=clients, embedders=vectors, log=log, metrics=Metrics(),
+        api_keys=_client_keys(settings) if clients else (),
         salt=deployment_salt(settings), new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
     )  # fmt: skip
     if isinstance(log, SqliteLog):
@@ -376,8 +406,10 @@ def _running(
     return gw
 
 
-def library(settings: Settings) -> Gateway:
+def library(settings: Settings, vectors: Mapping[str, HttpEmbedder]) -> Gateway:
     """What a loop in this process is governed with: routes and the log, without sockets and without clients.
+
+    vectors  of `embedders`; the caller opens and closes them
 
     The caller closes `log`. Raises ConfigError and StoreError.
     """
@@ -385,7 +417,7 @@ def library(settings: Settings) -> Gateway:
         LOG.warning(warning)
     log = SqliteLog.open(settings.store, now=time.time)
     try:
-        gw = _running(settings, log, _recovered(settings, log), {})
+        gw = _running(settings, log, _recovered(settings, log), {}, vectors)
     except BaseException:
         log.close()
         raise
@@ -402,6 +434,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
     for warning in check(settings):
         LOG.warning(warning)
     keys = {name: api_key(name, upstream) for name, upstream in settings.upstreams.items()}
+    vectors = embedders(settings)
     if not settings.upstreams:
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
     opened = log or SqliteLog.open(settings.store, now=time.time)
@@ -414,10 +447,12 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
             )
             for name, upstream in settings.upstreams.items()
         }  # fmt: skip
-        gw = _running(settings, opened, evidence, clients)
+        gw = _running(settings, opened, evidence, clients, vectors)
         async with AsyncExitStack() as stack:
             for client in clients.values():
                 await stack.enter_async_context(client)
+            for embedder in vectors.values():
+                await stack.enter_async_context(embedder)
             gw.ready = True
             try:
                 yield App(gw)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -15,37 +11,7 @@ from suffice.edge.embedder import HttpEmbedder, with_vector
 from suffice.errors import ConfigError
 from suffice.signals.observe import Observer
 from suffice.types import Step
-
-Reply = Callable[[list[str]], object]
-
-
-def letters(texts: list[str]) -> object:
-    """Vectors that count three letters, told in the wrong order."""
-    entries = [{"index": i, "embedding": [t.count(c) for c in "abc"]} for i, t in enumerate(texts)]
-    return {"data": entries[::-1]}
-
-
-@asynccontextmanager
-async def server(reply: Reply, seen: list[Any]) -> AsyncIterator[str]:
-    async def embeddings(request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        seen.append((body, dict(request.headers)))
-        said = reply(body["input"])
-        if isinstance(said, float):
-            await asyncio.sleep(said)
-            return web.Response()
-        return said if isinstance(said, web.Response) else web.Response(body=json.dumps(said).encode())
-
-    app = web.Application()
-    app.router.add_post("/v1/embeddings", embeddings)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+from tests.edge.embeddings import Reply, letters, server
 
 
 async def test_each_text_gets_its_vector_and_is_asked_for_once() -> None:

@@ -12,6 +12,7 @@ import pytest
 from suffice import settings as house
 from suffice.errors import ConfigError
 from suffice.settings import (
+    Embeddings,
     Extra,
     Match,
     Prices,
@@ -35,7 +36,11 @@ RAW: dict[str, Any] = {
             "template": {"turn": "{content}", "generate": ""},
         },
     },
-    "routes": {"math": {"upstream": "box", "match": {}, "probe": {}, "steps": {}}},
+    "routes": {
+        "math": {
+            "upstream": "box", "match": {}, "probe": {}, "steps": {}, "embeddings": {"url": "http://h", "model": "m"},
+        },
+    },
     "store": {},
 }
 LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
@@ -49,6 +54,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("routes", "math", "match"): Match,
     ("routes", "math", "probe"): Probe,
     ("routes", "math", "steps"): Steps,
+    ("routes", "math", "embeddings"): Embeddings,
     ("store",): Store,
 }
 

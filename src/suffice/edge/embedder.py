@@ -84,6 +84,15 @@ class HttpEmbedder:
             await self._session.close()
             self._session = None
 
+    @property
+    def rests(self) -> bool:
+        """Has it failed within the last `pause_s`? Then nothing is asked."""
+        return asyncio.get_running_loop().time() < self._again_at_s
+
+    def recall(self, text: str) -> Vector | None:
+        """The vector that is remembered for this text."""
+        return self._recall(_key(text))
+
     async def embed(self, texts: Sequence[str]) -> list[Vector | None]:
         """One vector for each text; None where there is none: the text is blank, or the server failed."""
         keys = [_key(text) for text in texts]
@@ -100,14 +109,13 @@ class HttpEmbedder:
 
     async def _ask(self, texts: list[str]) -> list[Vector | None]:
         """Ask once. A failure is counted, logged once a pause, and gives no vector."""
-        now_s = asyncio.get_running_loop().time()
-        if now_s < self._again_at_s:
+        if self.rests:
             return [None] * len(texts)
         try:
             return self._checked(await self._post(texts), len(texts))
         except (aiohttp.ClientError, TimeoutError, Unusable) as error:
             self.n_failures += 1
-            self._again_at_s = now_s + self._pause_s
+            self._again_at_s = asyncio.get_running_loop().time() + self._pause_s
             said = str(error) or type(error).__name__
             LOG.warning("embedder: %s: drafts are compared by words for %g s", said, self._pause_s)
             return [None] * len(texts)

@@ -89,7 +89,7 @@ class Continuer:
 
     def may_call(self, *, keep: int) -> bool:
         """May one more extra call be made, with `keep` of them left over for what may have to follow?"""
-        return len(self._ledger.calls) - 1 + keep < self._max_extra_calls
+        return self._ledger.n_extra_calls + keep < self._max_extra_calls
 
     @property
     def is_paused(self) -> bool:

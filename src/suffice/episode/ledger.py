@@ -95,6 +95,7 @@ class Ledger:
     degraded: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)   # probes that were not sent, by reason
     n_refused: int = 0                  # extra calls that the upstream answered with "fewer, please"
+    n_embeddings: int = 0               # calls to the route's embedder, which is no upstream of the client's
     warnings: list[str] = field(default_factory=list)   # told to the client in the `suffice` object
     stop_step: int | None = None        # the first stop that the policy asked for
     stop_reason: StopReason | None = None
@@ -117,6 +118,11 @@ class Ledger:
     prices: Prices | None = None        # of the upstream, as they stood when the request came
     end_reason: EndReason | None = None
     told_usage: Usage | None = None     # of a caller's own loop: what its owner says it spent; no call was ours
+
+    @property
+    def n_extra_calls(self) -> int:
+        """Calls of all kinds beside the client's own."""
+        return max(0, len(self.calls) - 1) + self.n_embeddings
 
     def open_call(self, purpose: Purpose) -> CallAccount:
         """Start the account of one more upstream call."""
@@ -201,7 +207,7 @@ class Ledger:
     def overhead(self) -> Overhead:
         """What was spent beside the client's usage; both together are all that was spent."""
         first = self.calls[0] if len(self.calls) == 1 else None
-        if first is not None and first.is_delivered and not first.context_tokens:
+        if first is not None and first.is_delivered and not first.context_tokens and not self.n_embeddings:
             return _NO_OVERHEAD
         usage, known = self.usage(), self.client_prompt_tokens()
         probes = [c for c in self.calls if c.purpose == "probe"]
@@ -213,7 +219,7 @@ class Ledger:
             extra_prompt_tokens=max(0, prompts - (usage.prompt_tokens if usage else 0)),
             cached_prompt_tokens=max(0, cached - (usage.cached_tokens if usage else 0)),
             discarded_tokens=sum(c.completion_tokens for c in discarded),
-            n_extra_calls=max(0, len(self.calls) - 1),
+            n_extra_calls=self.n_extra_calls,
         )
 
     def cost(self) -> Cost | None:

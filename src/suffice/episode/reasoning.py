@@ -19,6 +19,7 @@ from suffice.episode.reading import first_choice, n_tokens, note_usage
 from suffice.episode.report import suffice_object
 from suffice.episode.seen import Cut, Seen, Wants
 from suffice.episode.segment import Checkpoint, Segmenting
+from suffice.episode.vectors import Vectors
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.types import Step
@@ -61,6 +62,7 @@ class ReasoningRun:
         segmenter: Segmenting,
         scorer: Scorer,
         prober: Prober | None,
+        vectors: Vectors | None = None,
         tags: tuple[str, str],
         wants: Wants,
         drain: bool,
@@ -70,7 +72,7 @@ class ReasoningRun:
         self.seen = Seen()
         self.wants = wants
         self.hidden_thought = False    # rerun: the client has already seen a thought
-        self._segmenter, self._scorer, self._prober = segmenter, scorer, prober
+        self._segmenter, self._scorer, self._prober, self._vectors = segmenter, scorer, prober, vectors
         self._think, self._close_tag = ThinkTag(*tags, opened=opened), tags[1]
         self._prober_broke = False
         self._drain = drain            # audit: every scheduled step is probed, even after the end
@@ -142,7 +144,7 @@ class ReasoningRun:
     # ---- steps
 
     async def steps(self) -> AsyncGenerator[Step, None]:
-        """Yield the run's steps while relaying it; with a prober, each with its trial answer."""
+        """Yield the run's steps while relaying it, each with what a prober and an embedder say of it."""
         waiting: deque[Checkpoint] = deque()
         asked: Checkpoint | None = None
         probing: asyncio.Task[Step] | None = None
@@ -151,7 +153,7 @@ class ReasoningRun:
             while not self.seen.ended or probing or (self._drain and waiting):
                 if probing is None and waiting and not (self.seen.ended and not self._drain):
                     asked = waiting.popleft()
-                    probing = self._probe(asked)
+                    probing = self._ask(asked)
                     if probing is None:
                         yield self._unprobed(asked)
                         continue
@@ -169,14 +171,24 @@ class ReasoningRun:
                 probing.cancel()
                 await asyncio.gather(probing, return_exceptions=True)
 
-    def _probe(self, point: Checkpoint) -> asyncio.Task[Step] | None:
-        if self._prober is None or self._prober_broke:
+    def _ask(self, point: Checkpoint) -> asyncio.Task[Step] | None:
+        """Begin to ask for what the step does not show by itself; None: nobody is to be asked."""
+        prober = self._ready_prober()
+        if prober is None and self._vectors is None:
             return None
+        return asyncio.create_task(self._asked(point, prober))
+
+    async def _asked(self, point: Checkpoint, prober: Prober | None) -> Step:
+        step = self._unprobed(point) if prober is None else await prober.ask(point)
+        return step if self._vectors is None else await self._vectors.put_in(step)
+
+    def _ready_prober(self) -> Prober | None:
         try:
-            return asyncio.create_task(self._prober.ask(point)) if self._prober.ready() else None
+            usable = self._prober is not None and not self._prober_broke and self._prober.ready()
         except Exception:  # noqa: BLE001 - as for the probe itself
             self._prober_fails()
             return None
+        return self._prober if usable else None
 
     def _prober_fails(self) -> None:
         self.ledger.fail_open("probe")

@@ -18,6 +18,7 @@ from suffice.episode import vote
 from suffice.episode.ledger import Ledger
 from suffice.episode.loop import Decides, FailOpen
 from suffice.episode.pace import Pace
+from suffice.episode.vectors import Vectors
 from suffice.errors import BadRequest
 from suffice.scoring.base import Scorer
 from suffice.signals.observe import Observer
@@ -102,6 +103,7 @@ class RoundsRun:
     may_act: bool
     returning: Returning
     monotonic_s: Callable[[], float]
+    vectors: Vectors | None = None         # who may be asked for them; this class asks nobody
     seen: list[Seen] = field(default_factory=list)
     is_over: bool = False
     _observer: Observer | None = None
@@ -114,8 +116,20 @@ class RoundsRun:
         """The episode's id."""
         return self.ledger.request.episode_id
 
-    def take(self, index: int, told: Told) -> Decision:
+    async def vector_of(self, index: int, told: Told) -> tuple[float, ...]:
+        """The vector of step `index`, for `take`; () where there is none, or nobody would look at it.
+
+        Whoever drives the run awaits it before the step: it is the only part of a run that waits for anybody.
+        """
+        is_next = index == len(self.seen) + 1 and not self._n_beyond and not self.is_over
+        if self.vectors is None or not is_next or self.ledger.request.ungoverned is not None:
+            return ()
+        return await self.vectors.of(told.text or told.answer or "")
+
+    def take(self, index: int, told: Told, vector: tuple[float, ...] = ()) -> Decision:
         """Take step `index` in and decide; the same step again gives the same decision again.
+
+        vector  of the step's text, or of its answer where it has none; (): unknown
 
         Raises BadRequest (409) for a step that leaves a gap, contradicts what was told before, or comes
         after the end.
@@ -131,7 +145,7 @@ class RoundsRun:
         if index != expected:
             message = f"step.index: got {index}; the next step of this run is {expected}"
             raise BadRequest(message, status=409, param="step.index", code="step_gap")
-        step = self._step(index, told)
+        step = self._step(index, told, vector)
         if self.ledger.request.ungoverned is not None:
             decision = Decision(action="continue", reason=f"not governed: {self.ledger.request.ungoverned}")
             self.seen.append(Seen(told.answer, told.tokens, step.answer, step.confidence, decision))
@@ -192,7 +206,7 @@ class RoundsRun:
         self.ledger.fail_open("steps")
         return Decision(action="continue", reason="too long a run: no step of it is judged any more")
 
-    def _step(self, index: int, told: Told) -> Step:
+    def _step(self, index: int, told: Told, vector: tuple[float, ...]) -> Step:
         self._spend(told)
         source: AnswerSource = "sample" if self.ledger.request.kind == "samples" else "caller"
         answer = self._normal(told)
@@ -203,7 +217,7 @@ class RoundsRun:
             ctx_tokens=told.ctx_tokens,
             confidence=_probability(told.confidence), logprob=_finite(told.logprob),
             stated_confidence=_probability(told.stated_confidence), action=told.action,
-            said_done=told.said_done if isinstance(told.said_done, bool) else None,
+            said_done=told.said_done if isinstance(told.said_done, bool) else None, vector=vector,
         )  # fmt: skip
 
     def _spend(self, told: Told) -> None:

@@ -71,6 +71,8 @@ def _count_extra_calls(metrics: Metrics, ledger: Ledger) -> None:
         metrics.inc("suffice_extra_calls_skipped_total", ledger.request.route, reason, by=n_skipped)
     if ledger.n_refused:
         metrics.inc("suffice_extra_calls_refused_total", ledger.request.route, by=ledger.n_refused)
+    if ledger.n_embeddings:
+        metrics.inc("suffice_upstream_calls_total", ledger.request.route, "embedding", by=ledger.n_embeddings)
 
 
 def _count_tokens(metrics: Metrics, route_name: str, outcome: Outcome) -> None:

@@ -16,6 +16,7 @@ from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import audit_share
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
+from suffice.signals.drafts import Embedder
 from suffice.store.log import EventLog
 from suffice.telemetry import LOG, Metrics
 from suffice.types import Outcome, Request
@@ -124,6 +125,7 @@ class Gateway:
     settings: Settings
     routes: tuple[BuiltRoute, ...]
     upstreams: Mapping[str, UpstreamClient]
+    embedders: Mapping[str, Embedder] = field(default_factory=dict)  # by route; `wiring` or the library opens them
     log: EventLog
     metrics: Metrics
     api_keys: tuple[str, ...]              # accepted from clients; (): open

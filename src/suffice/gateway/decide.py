@@ -70,9 +70,10 @@ async def decide(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> Non
         raw = await read_body(receive, LIMIT_BYTES)
         said = read_decide(parse_json(raw, gw.settings.server))
         desk.close_old(gw)
-        # From here to the answer nothing waits: clients that ask at once are served one after the other.
         run = _run(gw, said, dict(headers))
-        decision = _advance(gw, run, said)
+        vector = () if said.told is None or said.index is None else await run.vector_of(said.index, said.told)
+        # From here to the answer nothing waits: clients that ask at once are served one after the other.
+        decision = _advance(gw, run, said, vector)
     except ClientGone:
         return
     except BadRequest as error:
@@ -131,11 +132,11 @@ def _open(gw: Gateway, route: BuiltRoute, said: Said, headers: Mapping[str, str]
     return run
 
 
-def _advance(gw: Gateway, run: RoundsRun, said: Said) -> Decision:
+def _advance(gw: Gateway, run: RoundsRun, said: Said, vector: tuple[float, ...]) -> Decision:
     """Take the step in, if there is one, and end the run, if it is to end."""
     decision = Decision(action="continue", reason="the run is over" if run.is_over or said.done else "the run is open")
     if said.told is not None and said.index is not None:
-        decision = run.take(said.index, said.told)
+        decision = run.take(said.index, said.told, vector)
     if said.done or said.aborted:
         desk.close_run(gw, run, "client_left" if said.aborted else "done")
     return decision

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from suffice.episode.ledger import Ledger
 from suffice.episode.rounds import RoundsRun
+from suffice.episode.vectors import Vectors
 from suffice.gateway import books
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.context import Gateway
@@ -43,9 +44,11 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     gw.metrics.inc("suffice_open_episodes")
     if request.ungoverned is not None:
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned)
+    embedder, most = gw.embedders.get(route.name), route.settings.max_extra_calls
     return RoundsRun(
         ledger=ledger, route=route, may_act=request.ungoverned is None and route.acts and not request.audit,
         returning=route.returning, monotonic_s=gw.monotonic_s,
+        vectors=None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most),
     )  # fmt: skip
 
 

@@ -14,12 +14,13 @@ from suffice.episode.handover import HandOver
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.loop import FailOpen, run_episode
 from suffice.episode.pace import Pace
-from suffice.episode.probe import Prober
+from suffice.episode.probe import KEPT_CALLS, Prober
 from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.report import suffice_object, usage_json
 from suffice.episode.samples import SampleRun, refusal
 from suffice.episode.seen import Wants
 from suffice.episode.segment import Segmenter, Segmenting, build_segmenter
+from suffice.episode.vectors import Vectors
 from suffice.episode.worth import Price, WorthIt
 from suffice.errors import UpstreamProtocol
 from suffice.gateway.context import Gateway
@@ -164,7 +165,7 @@ async def _open_run(
         run = ReasoningRun(
             call, account, ledger=ledger, delivery=delivery, segmenter=_segmenter(job),
             scorer=job.route.scorer,
-            prober=Prober(continuer, job.route.scorer, ledger) if probing else None,
+            prober=Prober(continuer, job.route.scorer, ledger) if probing else None, vectors=_vectors(job),
             tags=(settings.think_open, settings.think_close),
             wants=Wants(
                 usage=job.intake.wants_usage or not job.intake.stream, object=job.intake.has_options,
@@ -219,6 +220,15 @@ async def _accepted(
 def _probes(job: Job) -> bool:
     """Probes are sent where their answer can change what happens, and in audits where they are known to work."""
     return job.route.acts or (job.ledger.request.audit and job.route.may_probe)
+
+
+def _vectors(job: Job) -> Vectors | None:
+    """Who gives the steps their vectors; a stop keeps the calls that it needs."""
+    embedder = job.gw.embedders.get(job.route.name)
+    if embedder is None:
+        return None
+    most = job.route.settings.max_extra_calls
+    return Vectors(embedder=embedder, ledger=job.ledger, max_calls=most, keep=KEPT_CALLS)
 
 
 def _upstream_body(job: Job) -> dict[str, Any]:

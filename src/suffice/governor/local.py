@@ -11,23 +11,27 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from suffice.episode.rounds import RoundsRun, Told
+from suffice.episode.vectors import SITE
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway import desk
 from suffice.gateway.context import Gateway
+from suffice.governor.beside import Beside
 from suffice.governor.desk import Opening, Taken
 from suffice.settings import Settings
 from suffice.store.events import FeedbackGiven
 from suffice.store.log import Receipt
 from suffice.store.sqlite import SqliteLog
 from suffice.types import Decision, EndReason, Feedback, Mode
-from suffice.wiring import library
+from suffice.wiring import embedders, library
 
 
 class LocalRun:
     """One run in this process."""
 
-    def __init__(self, run: RoundsRun, close: Callable[[RoundsRun, EndReason], None]) -> None:
-        self._run, self._close = run, close
+    def __init__(
+        self, run: RoundsRun, close: Callable[[RoundsRun, EndReason], None], embedder: Beside | None
+    ) -> None:
+        self._run, self._close, self._embedder = run, close, embedder
         self._lock = threading.Lock()
         self._request = run.ledger.request
 
@@ -64,10 +68,20 @@ class LocalRun:
     def take(self, index: int, told: Told, *, done: bool) -> Decision:
         """Take a step in; `done` ends the run with it."""
         with self._lock:
-            decision = self._run.take(index, told)
+            decision = self._run.take(index, told, self._vector(index, told))
             if done:
                 self._close(self._run, "done")
             return decision
+
+    def _vector(self, index: int, told: Told) -> tuple[float, ...]:
+        """What the route's embedder makes of the step, if it has one; it is waited for."""
+        if self._embedder is None:
+            return ()
+        try:
+            return self._embedder.wait(self._run.vector_of(index, told))
+        except Exception:  # noqa: BLE001 - without its vector a step is judged all the same
+            self._run.ledger.fail_open(SITE)
+            return ()
 
     def end(self, *, aborted: bool) -> None:
         """End the run."""
@@ -78,14 +92,15 @@ class LocalRun:
 class LocalDesk:
     """Everything that governs one route in this process. Raises ConfigError and StoreError."""
 
-    blocks = False
-
     def __init__(self, settings: Settings, route: str) -> None:
         if route not in settings.routes:
             known = ", ".join(sorted(settings.routes)) or "none is configured"
             raise ConfigError(f"route: unknown route {route[:80]!r}; known: {known}")
-        self._gw: Gateway = library(settings)
+        vectors = embedders(settings)
+        self._gw: Gateway = library(settings, vectors)
+        self._embedder = Beside(vectors[route]) if route in vectors else None
         self._route = route
+        self.blocks = self._embedder is not None
         self._lock = threading.Lock()
         self._open: dict[str, LocalRun] = {}
 
@@ -109,7 +124,7 @@ class LocalDesk:
         )  # fmt: skip
         with self._lock:
             route = next(r for r in self._gw.routes if r.name == self._route)
-            run = LocalRun(desk.open_run(self._gw, route, asked), self._close_run)
+            run = LocalRun(desk.open_run(self._gw, route, asked), self._close_run, self._embedder)
             self._open[run.id] = run
             return run
 
@@ -142,6 +157,8 @@ class LocalDesk:
             left = list(self._open.values())
         for run in left:
             run.end(aborted=True)
+        if self._embedder is not None:
+            self._embedder.close()
         self._gw.log.close()
 
 

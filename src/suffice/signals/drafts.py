@@ -25,6 +25,15 @@ class Embedder(Protocol):
     `edge/embedder` asks any `/v1/embeddings`.
     """
 
+    @property
+    def rests(self) -> bool:
+        """Has it failed lately, so that asking now would give nothing?"""
+        ...
+
+    def recall(self, text: str) -> tuple[float, ...] | None:
+        """The vector that it gave for this text before, at no cost; None: it would have to ask."""
+        ...
+
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...] | None]:
         """One vector for each text; None where there is none, which is never an error."""
         ...

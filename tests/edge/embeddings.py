@@ -1,0 +1,73 @@
+"""A server with /v1/embeddings on loopback, and what it says. Knows no expectation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+Reply = Callable[[list[str]], object]
+
+
+def letters(texts: list[str]) -> object:
+    """Vectors that count three letters, told in the wrong order."""
+    entries = [{"index": i, "embedding": [t.count(c) for c in "abc"]} for i, t in enumerate(texts)]
+    return {"data": entries[::-1]}
+
+
+@asynccontextmanager
+async def server(reply: Reply, seen: list[Any]) -> AsyncIterator[str]:
+    """Its base address; `reply` may be an answer, a whole response, or so many seconds of silence."""
+
+    async def embeddings(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        seen.append((body, dict(request.headers)))
+        said = reply(body["input"])
+        if isinstance(said, float):
+            await asyncio.sleep(said)
+            return web.Response()
+        return said if isinstance(said, web.Response) else web.Response(body=json.dumps(said).encode())
+
+    app = web.Application()
+    app.router.add_post("/v1/embeddings", embeddings)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@contextlib.contextmanager
+def served(reply: Reply, seen: list[Any]) -> Iterator[str]:
+    """The same in a thread, for tests that are synchronous."""
+    ready, urls = threading.Event(), list[str]()
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+
+    async def host() -> None:
+        async with server(reply, seen) as url:
+            urls.append(url)
+            ready.set()
+            await stop.wait()
+
+    def run() -> None:
+        loop.run_until_complete(host())
+        loop.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield urls[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        assert not thread.is_alive()
