@@ -329,31 +329,6 @@ def _check_embeddings(where: str, embeddings: Embeddings, kind: Kind) -> None:
             raise ConfigError(f"{where}.{field}: got {value}; more than 0 seconds")
 
 
-def _check_load(where: str, route: Route) -> None:
-    if route.min_satisfaction is not None and not 0 < route.min_satisfaction <= 5:
-        got = route.min_satisfaction
-        raise ConfigError(f"{where}.min_satisfaction: got {got}; a fraction up to 1, or a rating above 1 and up to 5")
-    if route.fallback_capacity is not None and not (isfinite(route.fallback_capacity) and route.fallback_capacity > 0):
-        raise ConfigError(f"{where}.fallback_capacity: got {route.fallback_capacity}; a ratio above 0")
-    if route.pressure is not None:
-        if not route.upstream:
-            raise ConfigError(f"{where}.pressure: needs a route with an upstream, whose load is measured")
-        _check_pressure(f"{where}.pressure", route.pressure)
-
-
-def _check_pressure(where: str, pressure: Pressure) -> None:
-    targets = {name: getattr(pressure, name) for name in ("queue", "latency_s", "tokens_per_s", "usd_per_hour")}
-    if all(target is None for target in targets.values()):
-        raise ConfigError(f"{where}: names no target; at least one of {', '.join(targets)}")
-    for field, value in (targets | {"hold_s": pressure.hold_s}).items():
-        if value is not None and not (isfinite(value) and value > 0):
-            raise ConfigError(f"{where}.{field}: got {value}; more than 0")
-    usual = pressure.operating_point
-    for field, value, most in (("operating_point", usual, 1.0), ("slack_point", pressure.slack_point, usual)):
-        if value is not None and not 0 <= value <= most:
-            raise ConfigError(f"{where}.{field}: got {value}; a fraction from 0 to {most:g}")
-
-
 def _check_probe(where: str, probe: Probe) -> None:
     if probe.closing.endswith(" "):
         raise ConfigError(f"{where}.closing: must not end in a space: models then lose minus signs")
