@@ -28,6 +28,7 @@ Driver: TypeAlias = str  # a name of `upstream.drivers.DRIVERS`, which other pac
 FinishMethod = Literal["native", "prefill", "raw", "re-ask"]
 Effort = Literal["none", "minimal", "low", "medium", "high"]
 VerifiedBy = Literal["doctor", "owner"]
+OnFallback = Literal["quality_first", "availability_first"]
 _RELAY = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)")
 
 
@@ -127,6 +128,22 @@ class Embeddings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     pause_s: float = 30.0             # after a failure, nothing is asked for so long
 
 
+class Pressure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where inside what is certified a route operates, by the load that its gateway measures.
+
+    A target that is None is not watched; at least one must be given. A point is a fraction of the certified levels:
+    0 never stops, 1 saves the most.
+    """
+
+    queue: float | None = None          # target: calls open at the upstream, over its `slots`
+    latency_s: float | None = None      # target: 95th percentile of the route's runs that may be stopped
+    tokens_per_s: float | None = None   # target: generated for the route
+    usd_per_hour: float | None = None   # target: spent by the route; needs `prices`
+    operating_point: float = 1.0        # usual place; under pressure it is 1
+    slack_point: float | None = None    # place while the load is far below every target; None: `operating_point`
+    hold_s: float = 30.0                # how long the load must be low before the next move to the safer side
+
+
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which requests belong to a route. All given conditions must hold; none: every request."""
 
@@ -147,6 +164,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_em_drop: float = 0.02         # fraction: the largest EM drop that the owner accepts
     confidence: float = 0.95          # fraction: how sure the promise must be
     critical_em: float | None = None  # fraction: below it a person decides
+    min_satisfaction: float | None = None  # fraction, or above 1 a rating up to 5; None: ratings do not steer
     audit_share: float | None = None  # fraction; None: 0.10 for the first 20,000 requests, then 0.05
     model: str | None = None          # model name to send upstream; None: the client's
     samples: int = 1                  # kind "samples": answers in a full run; 1 = pass-through
@@ -157,6 +175,9 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     embeddings: Embeddings | None = None  # None: drafts are compared by their words
     effort: Effort | None = None      # asked for before the call, where the route acts; None: the client's
     budget_tokens: int | None = None  # of thought, kept by the engine, where the route acts; None: none
+    pressure: Pressure | None = None  # None: always the most aggressive certified level
+    fallback_capacity: float | None = None  # tokens/s that the upstream bears for it, over those now; None: unknown
+    on_fallback: OnFallback = "quality_first"  # what gives way when all must run in full and that is too much
     finish_unclosed: bool = False     # a run cut inside its thought: give the client a forced answer
     handover_ms: int = 5_000          # a continuation that takes longer is dropped
     handover_buffer_bytes: int = 256 * 1024
@@ -270,6 +291,7 @@ def _check(settings: Settings) -> None:
             known = ", ".join(sorted(settings.upstreams)) or "none is configured"
             raise ConfigError(f"{where}.upstream: unknown upstream {route.upstream!r}; known: {known}")
         _check_route(where, route)
+        _check_load(where, route)
         _check_tables(where, route)
 
 
@@ -327,6 +349,31 @@ def _check_embeddings(where: str, embeddings: Embeddings, kind: Kind) -> None:
         value = getattr(embeddings, field)
         if not (isfinite(value) and value > 0):
             raise ConfigError(f"{where}.{field}: got {value}; more than 0 seconds")
+
+
+def _check_load(where: str, route: Route) -> None:
+    if route.min_satisfaction is not None and not 0 < route.min_satisfaction <= 5:
+        got = route.min_satisfaction
+        raise ConfigError(f"{where}.min_satisfaction: got {got}; a fraction up to 1, or a rating above 1 and up to 5")
+    if route.fallback_capacity is not None and not (isfinite(route.fallback_capacity) and route.fallback_capacity > 0):
+        raise ConfigError(f"{where}.fallback_capacity: got {route.fallback_capacity}; a ratio above 0")
+    if route.pressure is not None:
+        if not route.upstream:
+            raise ConfigError(f"{where}.pressure: needs a route with an upstream, whose load is measured")
+        _check_pressure(f"{where}.pressure", route.pressure)
+
+
+def _check_pressure(where: str, pressure: Pressure) -> None:
+    targets = {name: getattr(pressure, name) for name in ("queue", "latency_s", "tokens_per_s", "usd_per_hour")}
+    if all(target is None for target in targets.values()):
+        raise ConfigError(f"{where}: names no target; at least one of {', '.join(targets)}")
+    for field, value in (targets | {"hold_s": pressure.hold_s}).items():
+        if value is not None and not (isfinite(value) and value > 0):
+            raise ConfigError(f"{where}.{field}: got {value}; more than 0")
+    usual = pressure.operating_point
+    for field, value, most in (("operating_point", usual, 1.0), ("slack_point", pressure.slack_point, usual)):
+        if value is not None and not 0 <= value <= most:
+            raise ConfigError(f"{where}.{field}: got {value}; a fraction from 0 to {most:g}")
 
 
 def _check_probe(where: str, probe: Probe) -> None:

@@ -31,6 +31,7 @@ from suffice.server import serving
 from suffice.settings import (
     Extra,
     Match,
+    Pressure,
     Prices,
     Probe,
     Route,
@@ -209,6 +210,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "`[routes.NAME.match]`": Match,
     "`[routes.NAME.probe]`": Probe,
     "`[routes.NAME.steps]`": Steps,
+    "`[routes.NAME.pressure]`": Pressure,
     "`[store]`": Store,
 }
 

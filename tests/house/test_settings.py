@@ -15,6 +15,7 @@ from suffice.settings import (
     Embeddings,
     Extra,
     Match,
+    Pressure,
     Prices,
     Probe,
     Route,
@@ -38,7 +39,8 @@ RAW: dict[str, Any] = {
     },
     "routes": {
         "math": {
-            "upstream": "box", "match": {}, "probe": {}, "steps": {}, "embeddings": {"url": "http://h", "model": "m"},
+            "upstream": "box", "match": {}, "probe": {}, "steps": {}, "pressure": {"queue": 1},
+            "embeddings": {"url": "http://h", "model": "m"},
         },
     },
     "store": {},
@@ -54,6 +56,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("routes", "math", "match"): Match,
     ("routes", "math", "probe"): Probe,
     ("routes", "math", "steps"): Steps,
+    ("routes", "math", "pressure"): Pressure,
     ("routes", "math", "embeddings"): Embeddings,
     ("store",): Store,
 }
@@ -197,6 +200,39 @@ def test_effort_and_budget_belong_to_reasoning() -> None:
     raw = with_value(("routes", "math"), "kind", "samples")
     raw["routes"]["math"]["effort"] = "low"
     with pytest.raises(ConfigError, match="reasoning"):
+        parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("level", "key", "value", "allowed"),
+    [
+        (("routes", "math"), "min_satisfaction", 0, "a fraction up to 1, or a rating"),
+        (("routes", "math"), "min_satisfaction", 5.1, "a fraction up to 1, or a rating"),
+        (("routes", "math"), "fallback_capacity", 0, "above 0"),
+        (("routes", "math"), "on_fallback", "quality", "quality_first, availability_first"),
+        (("routes", "math"), "pressure", {}, "at least one of queue, latency_s"),
+        (("routes", "math", "pressure"), "queue", 0, "more than 0"),
+        (("routes", "math", "pressure"), "hold_s", float("inf"), "more than 0"),
+        (("routes", "math", "pressure"), "operating_point", 1.1, "from 0 to 1"),
+        (("routes", "math", "pressure"), "slack_point", 1.1, "from 0 to 1"),
+    ],
+)
+def test_what_steers_by_load_and_ratings_is_checked(
+    level: tuple[str, ...], key: str, value: object, allowed: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"routes\.math.*{key}|names no target") as refused:
+        parse(with_value(level, key, value))
+    assert allowed in str(refused.value)
+
+
+def test_pressure_needs_an_upstream_whose_load_is_measured_and_slack_is_the_safer_side() -> None:
+    raw = with_value(("routes", "math"), "kind", "rounds")
+    raw["routes"]["math"].pop("upstream")
+    with pytest.raises(ConfigError, match=r"routes\.math\.pressure: needs a route with an upstream"):
+        parse(raw)
+    raw = with_value(("routes", "math", "pressure"), "slack_point", 0.8)
+    raw["routes"]["math"]["pressure"]["operating_point"] = 0.7
+    with pytest.raises(ConfigError, match=r"slack_point: got 0\.8; a fraction from 0 to 0\.7"):
         parse(raw)
 
 
