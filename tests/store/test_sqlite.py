@@ -115,7 +115,9 @@ def test_a_log_of_the_first_version_gets_the_later_views(open_log: Open, databas
     log.append(ended("e", cost_usd=2.0))
     log.close()
     with closing(sqlite3.connect(database)) as connection:
-        connection.execute("DROP VIEW costs")
+        connection.executescript(
+            "DROP VIEW costs; DROP TABLE leases; DROP TABLE artefacts; DROP INDEX decisions; DROP INDEX jobs"
+        )
         connection.execute("PRAGMA user_version = 1")
         connection.commit()
     open_log().close()

@@ -1,8 +1,9 @@
 """The database's shape: numbered migrations, and the views that people read with any SQL tool.
 
 The table `events` is the only truth. `requests`, `outcomes`, `costs`, `steps` and `feedback` are views over
-it, so `sqlite3 suffice.db 'select count(*) from outcomes'` just works. `owners` is bookkeeping: it
-says which processes may still be running, and holds no history.
+it, so `sqlite3 suffice.db 'select count(*) from outcomes'` just works. `owners` and `leases` are bookkeeping:
+they say which processes may still be running and which of them does which job, and hold no history. `artefacts`
+holds what events name by an address of its content.
 """
 
 from __future__ import annotations
@@ -141,6 +142,26 @@ MIGRATIONS: tuple[str, ...] = (
         json_extract(o.body, '$.outcome.saved_usd_estimate') AS saved_usd_estimate
     FROM events o LEFT JOIN events r ON r.kind = 'request' AND r.key = o.key
     WHERE o.kind = 'outcome';
+    """,
+    """
+    CREATE TABLE leases (
+        job     TEXT PRIMARY KEY,
+        owner   INTEGER NOT NULL,   -- the process that holds the job, or held it last
+        token   INTEGER NOT NULL,   -- grows with each holder: what an earlier one still wants to write is refused
+        beat    INTEGER NOT NULL,   -- grows with each renewal
+        held    INTEGER NOT NULL,
+        until_s REAL NOT NULL       -- Unix time; for people: clocks step, so beats decide
+    );
+
+    CREATE TABLE artefacts (
+        address TEXT PRIMARY KEY,   -- made of the content
+        body    TEXT NOT NULL,
+        at_s    REAL NOT NULL       -- Unix time; informative
+    );
+
+    CREATE INDEX decisions ON events (seq) WHERE kind IN
+        ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published');
+    CREATE INDEX jobs ON events (seq) WHERE kind IN ('job_ran', 'label_wanted');
     """,
 )
 

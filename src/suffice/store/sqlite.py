@@ -46,7 +46,7 @@ _WAITING_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}  # somebody else w
 # A duplicate of a row is answered without a write, so the first one must have been synced.
 _ALWAYS_SYNCED = {FeedbackGiven.kind}
 
-_INSERT = """INSERT OR IGNORE INTO events (kind, key, episode_id, route, at_s, owner, body)
+INSERT = """INSERT OR IGNORE INTO events (kind, key, episode_id, route, at_s, owner, body)
              VALUES (?, ?, ?, ?, ?, ?, ?)"""
 _UNFINISHED = """SELECT r.key FROM events r WHERE r.kind = 'request' AND r.owner = ?
                  AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)"""
@@ -79,6 +79,29 @@ def database_path(url: str) -> Path:
     if "?" in name or name.endswith("/"):
         raise ConfigError(f"store.url: got {url!r}; need a file's name without options")
     return Path(name)
+
+
+def enter(path: Path, *, now_s: float) -> tuple[owners.Claim, int]:
+    """Open or create the file for a process that will write to it: its claim to be alive, and its number as a writer.
+
+    now_s  Unix time; informative
+
+    Raises StoreError for a file that cannot be used.
+    """
+    if not path.parent.is_dir():
+        raise StoreError(f"store {path}: the folder {path.parent} does not exist; create it first")
+    try:
+        with contextlib.closing(_connect(path, _OPEN_BUSY_S)) as connection:
+            schema.check_pages(connection, str(path))
+            schema.migrate(connection, str(path))
+            claim = owners.claim(path)
+            owner = int(connection.execute(
+                "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id",
+                (claim.name, os.getpid(), now_s),
+            ).fetchone()[0])
+    except (sqlite3.Error, OSError) as error:
+        raise unusable(path, error) from error
+    return claim, owner
 
 
 class SqliteLog:
@@ -115,19 +138,7 @@ class SqliteLog:
         """
         # Resolved, so that two ways to write one path share one set of lock files.
         path = database_path(settings.url).resolve()
-        if not path.parent.is_dir():
-            raise StoreError(f"store {path}: the folder {path.parent} does not exist; create it first")
-        try:
-            with contextlib.closing(_connect(path, _OPEN_BUSY_S)) as connection:
-                schema.check_pages(connection, str(path))
-                schema.migrate(connection, str(path))
-                claim = owners.claim(path)
-                owner = int(connection.execute(
-                    "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id",
-                    (claim.name, os.getpid(), now()),
-                ).fetchone()[0])
-        except (sqlite3.Error, OSError) as error:
-            raise _unusable(path, error) from error
+        claim, owner = enter(path, now_s=now())
         return cls(path, settings, now, claim, owner)
 
     @property
@@ -201,7 +212,7 @@ class SqliteLog:
                 for _, name in dead:
                     owners.forget(self.path, name)
         except (sqlite3.Error, OSError) as error:
-            raise _unusable(self.path, error) from error
+            raise unusable(self.path, error) from error
         return n_lost
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -314,7 +325,7 @@ class SqliteLog:
             if row is None:
                 continue
             values = (row.kind, row.key, row.episode_id, row.route, item.at_s, self._owner, row.body)
-            cursor = connection.execute(_INSERT, values)
+            cursor = connection.execute(INSERT, values)
             n_written += cursor.rowcount
             if item.done is not None:
                 waiting.append((item.done, row, cursor.rowcount == 0))
@@ -382,7 +393,7 @@ class SqliteLog:
             for (episode_id,) in connection.execute(_UNFINISHED, (owner,)).fetchall():
                 row = to_row(RequestEnded(_lost(episode_id)))
                 values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
-                n_lost += connection.execute(_INSERT, values).rowcount
+                n_lost += connection.execute(INSERT, values).rowcount
             connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
         connection.execute("COMMIT")
         return n_lost
@@ -410,7 +421,7 @@ def _receipt(connection: sqlite3.Connection, row: Row, duplicate: bool) -> Recei
     return Receipt(seq=seq, duplicate=duplicate, joined=bool(joined))
 
 
-def _unusable(path: Path, error: sqlite3.Error | OSError) -> StoreError:
+def unusable(path: Path, error: sqlite3.Error | OSError) -> StoreError:
     """Say which file cannot be used and why, in words an operator can act on."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _WAITING_CODES:

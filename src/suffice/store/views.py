@@ -118,7 +118,7 @@ def read_episodes(
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with _reading(path_or_connection) as connection:
+    with reading(path_or_connection) as connection:
         after = 0
         while True:
             wanted = {"after": after, "since": since_seq, "route": route, "limit": _PAGE_ROWS}
@@ -138,7 +138,7 @@ def read_recent(path_or_connection: Path | str | sqlite3.Connection, n: int) -> 
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with _reading(path_or_connection) as connection:
+    with reading(path_or_connection) as connection:
         for outcome_seq, request_seq, outcome, request in connection.execute(_RECENT, (n,)):
             yield _labelled(outcome_seq, request_seq, outcome, request, []).episode
 
@@ -150,14 +150,14 @@ def read_events(
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with _reading(path_or_connection) as connection:
+    with reading(path_or_connection) as connection:
         left = limit
         while left is None or left > 0:
             n_rows = _PAGE_ROWS if left is None else min(left, _PAGE_ROWS)
             page = connection.execute(_EVENTS, (since_seq, n_rows)).fetchall()
             for seq, at_s, kind, body in page:
                 if kind in EVENTS:
-                    yield Stored(seq=seq, at_s=at_s, event=_decoded(seq, EVENTS[kind], body))
+                    yield Stored(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
             if len(page) < n_rows:
                 return
             since_seq = page[-1][0]
@@ -169,22 +169,22 @@ def route_counts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[R
 
     Raises StoreError when the file is missing or is not ours.
     """
-    with _reading(path_or_connection) as connection:
+    with reading(path_or_connection) as connection:
         counts = []
         for route, n_requests, n_outcomes, latest_seq, n_feedback in connection.execute(_COUNTS).fetchall():
             body = connection.execute("SELECT body FROM events WHERE seq = ?", (latest_seq,)).fetchone()[0]
             counts.append(RouteCounts(
                 route=route, n_requests=n_requests, n_outcomes=n_outcomes, n_feedback=n_feedback,
-                latest=_decoded(latest_seq, RequestSeen, body),
+                latest=decoded(latest_seq, RequestSeen, body),
             ))
         return tuple(counts)
 
 
 def upstream_findings(path_or_connection: Path | str | sqlite3.Connection) -> dict[str, Findings]:
     """The latest examination of every upstream, by the upstream's name. Raises StoreError."""
-    with _reading(path_or_connection) as connection:
+    with reading(path_or_connection) as connection:
         rows = connection.execute(_EXAMINED, (UpstreamExamined.kind,)).fetchall()
-    found = [_decoded(seq, UpstreamExamined, body).findings for seq, body in rows]
+    found = [decoded(seq, UpstreamExamined, body).findings for seq, body in rows]
     return {one.upstream: one for one in found}
 
 
@@ -192,9 +192,9 @@ def route_findings(
     path_or_connection: Path | str | sqlite3.Connection,
 ) -> dict[str, tuple[int, RouteFindings]]:
     """The latest examination of every route with its place in the log, by name. Raises StoreError."""
-    with _reading(path_or_connection) as connection:
+    with reading(path_or_connection) as connection:
         rows = connection.execute(_EXAMINED, (RouteExamined.kind,)).fetchall()
-    found = [(seq, _decoded(seq, RouteExamined, body).findings) for seq, body in rows]
+    found = [(seq, decoded(seq, RouteExamined, body).findings) for seq, body in rows]
     return {one.route: (seq, one) for seq, one in found}
 
 
@@ -203,12 +203,12 @@ def extracted_answers(
 ) -> list[bool]:
     """For each of the latest full runs of a route, oldest first: was there an answer? Raises StoreError."""
     wanted = {"route": route, "since": since_seq, "limit": limit}
-    with _reading(path_or_connection) as connection:
+    with reading(path_or_connection) as connection:
         return [bool(one) for (one,) in reversed(connection.execute(_EXTRACTED, wanted).fetchall())]
 
 
 @contextlib.contextmanager
-def _reading(path_or_connection: Path | str | sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+def reading(path_or_connection: Path | str | sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     """A connection to read from: the caller's own, or a read-only one that is closed at the end."""
     if isinstance(path_or_connection, sqlite3.Connection):
         yield path_or_connection
@@ -232,16 +232,17 @@ def _labelled(
     return Labelled(
         seq=max(outcome_seq, request_seq),
         episode=Episode(
-            request=_decoded(request_seq, RequestSeen, request_body).request,
-            outcome=_decoded(outcome_seq, RequestEnded, outcome_body).outcome,
+            request=decoded(request_seq, RequestSeen, request_body).request,
+            outcome=decoded(outcome_seq, RequestEnded, outcome_body).outcome,
         ),
         labels=tuple(
-            Label(seq=seq, feedback=_decoded(seq, FeedbackGiven, body).feedback) for seq, body in labels
+            Label(seq=seq, feedback=decoded(seq, FeedbackGiven, body).feedback) for seq, body in labels
         ),
     )
 
 
-def _decoded(seq: int, record: type[E], body: str) -> E:
+def decoded(seq: int, record: type[E], body: str) -> E:
+    """The event in a stored body, `seq` its place. Raises StoreError, which names the row."""
     try:
         return decode_as(record, body)
     except ValueError as error:

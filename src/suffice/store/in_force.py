@@ -1,0 +1,112 @@
+"""What the log says is in force on each route: a fold over decisions, and its cheap reader.
+
+A follower asks as often as it likes: only rows that it has not seen are read, through an index that holds nothing
+else. Knows the order of decisions and which of them end others; refuses to know models, routes and who acts on it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from suffice.store.control_events import (
+    AlarmRaised,
+    EnforcementPaused,
+    EnforcementResumed,
+    EpochBegan,
+    PolicyPublished,
+)
+from suffice.store.events import EVENTS, Event
+from suffice.store.views import decoded, reading
+from suffice.types import Alarm, Epoch, Pause, Publication
+
+_SINCE_SCHEMA: Final = 3
+
+# The condition stands to the letter as in the index. Left to itself, SQLite would look through all decisions.
+_NEW: Final = """
+    SELECT seq, kind, body FROM events INDEXED BY decisions WHERE seq > ? AND kind IN
+        ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published')
+    ORDER BY seq"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InForce:
+    """What holds on one route."""
+
+    epoch: Epoch | None = None              # the latest; None: no worker has begun with this route
+    publication: Publication | None = None  # the latest of this epoch; None: nothing was published in it
+    last: Publication | None = None         # the latest of any epoch
+    pause: Pause | None = None              # that has not ended
+    alarm: Alarm | None = None              # the latest
+    n_publications: int = 0                 # numbers that are taken
+    n_pauses: int = 0
+    n_epochs: int = 0
+
+    @property
+    def level(self) -> int:
+        """The level that is certified and may be acted on; 0: none."""
+        found = self.publication
+        return found.level if found is not None and found.certified and self.pause is None else 0
+
+    @property
+    def in_burst(self) -> bool:
+        """Does every request run in full, as an audit, until something is published?"""
+        return self.publication is None
+
+    def after(self, event: Event) -> InForce:
+        """What holds after one more decision; other events change nothing."""
+        if isinstance(event, EpochBegan) and event.epoch.number > self.n_epochs:
+            return replace(self, epoch=event.epoch, publication=None, n_epochs=event.epoch.number)
+        if isinstance(event, PolicyPublished) and event.publication.number > self.n_publications:
+            made = event.publication
+            mine = made if made.epoch == self.n_epochs else self.publication  # of an ended epoch: void
+            return replace(self, publication=mine, last=made, n_publications=made.number)
+        if isinstance(event, AlarmRaised):
+            return replace(self, alarm=event.alarm)
+        if isinstance(event, EnforcementPaused) and event.pause.number > self.n_pauses:
+            return replace(self, pause=event.pause, n_pauses=event.pause.number)
+        if isinstance(event, EnforcementResumed) and self.pause is not None:
+            return replace(self, pause=None) if event.resumption.number >= self.pause.number else self
+        return self
+
+
+NOTHING: Final = InForce()
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What holds on all routes, as far as the log has been read."""
+
+    seq: int
+    routes: Mapping[str, InForce]
+
+    def of(self, route: str) -> InForce:
+        """What holds on a route; nothing where nothing was decided."""
+        return self.routes.get(route, NOTHING)
+
+
+NOTHING_DECIDED: Final = Decided(0, {})
+
+
+def read_decided(path_or_connection: Path | str | sqlite3.Connection, known: Decided = NOTHING_DECIDED) -> Decided:
+    """What holds now, given what was known before; the same object where nothing is new. Raises StoreError."""
+    with reading(path_or_connection) as connection:
+        if connection.execute("PRAGMA user_version").fetchone()[0] < _SINCE_SCHEMA:
+            return known  # a log that no version with decisions has opened yet
+        rows = connection.execute(_NEW, (known.seq,)).fetchall()
+    if not rows:
+        return known
+    events = (decoded(seq, EVENTS[kind], body) for seq, kind, body in rows)
+    return Decided(rows[-1][0], fold(events, known.routes))
+
+
+def fold(events: Iterable[Event], known: Mapping[str, InForce]) -> dict[str, InForce]:
+    """What holds on each route after these decisions."""
+    routes = dict(known)
+    for event in events:
+        if event.route is not None:
+            routes[event.route] = routes.get(event.route, NOTHING).after(event)
+    return routes
