@@ -1,0 +1,212 @@
+"""The certificate by counts: its published values, its order of levels, and what no order of audits may change."""
+
+from __future__ import annotations
+
+from math import ceil, log
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from suffice.assurance.certify import (
+    BETS,
+    Counts,
+    audits_to_certify,
+    certified_level,
+    count,
+    log_wealth,
+    smallest_proved_drop,
+    spent_delta,
+    wealth_of,
+)
+
+LIMIT: Final = log(20)
+outcomes = arrays(np.int8, st.tuples(st.integers(0, 60), st.just(4)), elements=st.integers(-1, 1))
+n_audits = st.integers(0, 3_000)
+budgets = st.floats(0.002, 0.3)
+
+
+def counts_of(gained: int, same: int, lost: int) -> Counts:
+    return Counts(np.array([gained]), np.array([same]), np.array([lost]))
+
+
+def wealth(gained: int, same: int, lost: int, max_em_drop: float = 0.02) -> float:
+    return float(log_wealth(counts_of(gained, same, lost), max_em_drop=max_em_drop)[0])
+
+
+def equal(a: Counts, b: Counts) -> bool:
+    return all(np.array_equal(x, y) for x, y in ((a.gained, b.gained), (a.same, b.same), (a.lost, b.lost)))
+
+
+# --------------------------------------------------------------------------- the wealth
+
+
+@pytest.mark.parametrize(("gained", "same", "lost", "log_e"), [
+    (0, 150, 0, 1.890788), (0, 300, 0, 4.120310), (5, 485, 5, 3.078734),
+    (0, 598, 2, 5.585509), (3, 990, 7, 6.282488), (10, 980, 10, 6.631661)])
+def test_the_wealth_has_its_published_values(gained: int, same: int, lost: int, log_e: float) -> None:
+    assert wealth(gained, same, lost) == pytest.approx(log_e, abs=5e-7)
+
+
+@pytest.mark.parametrize(("max_em_drop", "n", "unmixed"), [(0.02, 227, 149), (0.01, 456, 299), (0.05, 89, 59)])
+def test_so_many_audits_without_a_loss_are_enough(max_em_drop: float, n: int, unmixed: int) -> None:
+    # The reference prints 457 for 1 %; by its own formula the wealth after 456 is 20.04.
+    assert wealth(0, n - 1, 0, max_em_drop) < LIMIT <= wealth(0, n, 0, max_em_drop)
+    assert n == audits_to_certify(0.0, max_em_drop=max_em_drop, delta=0.05)
+    assert ceil(LIMIT / -log(1 - max_em_drop)) == unmixed < n, "no bet of this kind needs fewer"
+
+
+@given(gained=n_audits, same=n_audits, lost=n_audits, max_em_drop=budgets)
+@settings(max_examples=80, derandomize=True, deadline=None)
+def test_the_wealth_is_the_mean_of_what_each_bet_makes_audit_by_audit(
+    gained: int, same: int, lost: int, max_em_drop: float
+) -> None:
+    z = np.repeat([-1.0, 0.0, 1.0], [gained, same, lost])
+    each = [float(np.log1p(share / (1 - max_em_drop) * (max_em_drop - z)).sum()) for share in BETS]
+    assert wealth(gained, same, lost, max_em_drop) == pytest.approx(np.logaddexp.reduce(each) - log(4), abs=1e-7)
+
+
+@given(gained=n_audits, same=n_audits, lost=n_audits, max_em_drop=budgets)
+@settings(max_examples=80, derandomize=True, deadline=None)
+def test_a_loss_lowers_the_wealth_and_everything_else_raises_it(
+    gained: int, same: int, lost: int, max_em_drop: float
+) -> None:
+    before = wealth(gained, same, lost, max_em_drop)
+    assert wealth(gained, same, lost + 1, max_em_drop) < before
+    assert before < wealth(gained, same + 1, lost, max_em_drop) < wealth(gained + 1, same, lost, max_em_drop)
+    assert before <= wealth(gained, same, lost, max_em_drop * 1.1), "a larger budget is easier"
+    if lost - gained >= max_em_drop * (gained + same + lost):
+        assert before <= 1e-9, "what looks as bad as the budget, or worse, is never a proof"
+
+
+@given(same=st.integers(1, 3_000), lost=st.integers(0, 40), max_em_drop=budgets)
+@settings(max_examples=80, derandomize=True, deadline=None)
+def test_no_bet_makes_more_than_the_best_one_in_hindsight(same: int, lost: int, max_em_drop: float) -> None:
+    n = same + lost
+    rate = lost / n
+    assume(rate < max_em_drop)
+    divergence = (1 - rate) * log((1 - rate) / (1 - max_em_drop)) + (rate * log(rate / max_em_drop) if lost else 0.0)
+    assert wealth(0, same, lost, max_em_drop) <= n * divergence + 1e-9
+
+
+# --------------------------------------------------------------------------- counts
+
+
+@given(z=outcomes, split=st.integers(0, 60), seed=st.integers(0, 1_000))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_counts_merge_by_addition_and_no_order_changes_a_bit(z: NDArray[np.int8], split: int, seed: int) -> None:
+    whole, first, second = count(z), count(z[:split]), count(z[split:])
+    shuffled = np.random.default_rng(seed).permutation(z)
+    assert equal(first + second, whole)
+    assert equal(second + first, count(shuffled))
+    assert equal(whole - first, second), "what leaves the window leaves no trace"
+    assert np.array_equal(
+        log_wealth(second + first, max_em_drop=0.02), log_wealth(count(shuffled), max_em_drop=0.02)
+    ), "to the last bit"
+    assert (whole.n == len(z)).all()
+
+
+def test_the_drop_of_nothing_is_not_a_number_and_passes_nothing() -> None:
+    nothing = count(np.zeros((0, 3), dtype=np.int8))
+    assert np.isnan(nothing.drop).all()
+    assert certified_level(log_wealth(nothing, max_em_drop=0.02), delta=0.05) == 0
+    assert count(np.array([[1, 0], [0, -1], [0, -1], [0, 0]], dtype=np.int8)).drop.tolist() == [0.25, -0.5]
+
+
+# --------------------------------------------------------------------------- the level
+
+
+@given(log_es=st.lists(st.floats(-50, 50), min_size=1, max_size=41), delta=st.floats(0.001, 0.5))
+@settings(max_examples=100, derandomize=True)
+def test_levels_pass_in_order_from_the_safe_end(log_es: list[float], delta: float) -> None:
+    level = certified_level(np.array(log_es), delta=delta)
+    assert all(log_e >= log(1 / delta) for log_e in log_es[1 : level + 1])
+    assert level == len(log_es) - 1 or log_es[level + 1] < log(1 / delta)
+    assert certified_level(np.array([-9.0, *log_es[1:]]), delta=delta) == level, "level 0 needs no proof"
+
+
+def test_the_rule_is_the_fixed_sequence_test_of_p_values() -> None:
+    p = np.array([0.001, 0.01, 0.04, 0.06, 0.001])
+    assert certified_level(np.append(0.0, -np.log(p)), delta=0.05) == 3, "the first three, and not the last again"
+
+
+def test_what_is_not_a_number_has_not_passed_and_a_grid_of_nothing_is_level_0() -> None:
+    assert certified_level(np.array([0.0, 9.0, np.nan, 9.0]), delta=0.05) == 1
+    assert certified_level(np.array([0.0]), delta=0.05) == certified_level(np.array([]), delta=0.05) == 0
+
+
+def test_versions_that_spend_delta_share_all_of_it() -> None:
+    spent = [spent_delta(0.05, version) for version in range(1, 20_001)]
+    assert spent == sorted(spent, reverse=True)
+    assert 0.04999 < sum(spent) < 0.05
+
+
+# --------------------------------------------------------------------------- what is printed
+
+
+@given(gained=st.integers(0, 50), same=st.integers(0, 3_000), lost=st.integers(0, 50))
+@settings(max_examples=40, derandomize=True, deadline=None)
+def test_the_smallest_proved_drop_is_where_the_certificate_begins_to_pass(gained: int, same: int, lost: int) -> None:
+    proved = smallest_proved_drop(gained, same, lost, delta=0.05)
+    if proved is None:
+        assert wealth(gained, same, lost, 0.999) < LIMIT
+        return
+    assert wealth(gained, same, lost, proved) >= LIMIT
+    assert proved < 2e-6 or wealth(gained, same, lost, proved - 2e-6) < LIMIT
+    assert proved > (lost - gained) / (gained + same + lost), "a bound lies above what was seen"
+
+
+def test_nothing_is_proved_by_too_little() -> None:
+    assert smallest_proved_drop(0, 0, 0, delta=0.05) is None
+    assert smallest_proved_drop(0, 0, 20, delta=0.05) is None
+
+
+@pytest.mark.parametrize(("max_em_drop", "published"), [
+    (0.005, (915, 1_795, 4_993, 25_469)), (0.01, (457, 887, 2_487, 12_669)),
+    (0.02, (227, 442, 1_226, 6_290)), (0.05, (89, 172, 482, 2_437))])
+def test_the_number_of_audits_follows_the_published_law(max_em_drop: float, published: tuple[int, ...]) -> None:
+    drops = [0.0, max_em_drop / 4, max_em_drop / 2, max_em_drop * 3 / 4]
+    needed = [audits_to_certify(drop, max_em_drop=max_em_drop, delta=0.05) for drop in drops]
+    assert needed == pytest.approx(published, rel=0.01)
+
+
+def test_gains_beside_losses_make_the_same_drop_dearer() -> None:
+    plain = audits_to_certify(0.01, max_em_drop=0.02, delta=0.05)
+    mixed = audits_to_certify(0.01, max_em_drop=0.02, delta=0.05, gained=0.02)
+    assert mixed > 2 * plain
+    assert audits_to_certify(-0.01, max_em_drop=0.02, delta=0.05, gained=0.01) < 227, "a stop that only gains"
+
+
+def test_an_e_value_for_people() -> None:
+    assert [wealth_of(x) for x in (0.0, 3.0, log(1e6) + 1)] == ["1", "20.1", "over 10^6"]
+
+
+@pytest.mark.parametrize("bad", [
+    lambda: wealth(0, 1, 0, 0.0),
+    lambda: wealth(0, 1, 0, 1.0),
+    lambda: certified_level(np.zeros(3), delta=0.0),
+    lambda: certified_level(np.zeros(3), delta=1.0),
+    lambda: spent_delta(0.05, 0),
+    lambda: audits_to_certify(0.02, max_em_drop=0.02, delta=0.05),
+    lambda: audits_to_certify(-0.1, max_em_drop=0.02, delta=0.05),
+    lambda: audits_to_certify(0.0, max_em_drop=0.02, delta=0.05, gained=-0.1),
+    lambda: audits_to_certify(0.0, max_em_drop=0.02, delta=0.05, gained=0.6)])
+def test_what_has_no_meaning_is_refused(bad: object) -> None:
+    assert callable(bad)
+    with pytest.raises(ValueError, match=r"got|no number of audits"):
+        bad()
+
+
+def test_recertifying_a_full_window_takes_well_under_5_ms() -> None:
+    z = (np.random.default_rng(0).random((800, 41)) < 0.02).astype(np.int8)
+    took = []
+    for _ in range(20):
+        began = perf_counter()
+        certified_level(log_wealth(count(z), max_em_drop=0.02), delta=0.05)
+        took.append(perf_counter() - began)
+    assert min(took) < 0.005
