@@ -10,7 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
+from suffice.cli.tune import _show
 from suffice.model.artefact import load
+from suffice.replay.proposal import propose
+from suffice.replay.survey import survey
+from suffice.replay.tune import Tuning, tune_set
 from suffice.testing.traces import Synthetic
 from suffice.wiring import build_route, load_settings
 
@@ -63,6 +67,12 @@ def test_a_program_reads_the_same_as_json_and_twice_the_same(votes: Path, tmp_pa
     assert found["written"] == []
     written = json.loads(tune(votes, *QUICK, "--policies", "beta", "--json", "--out", tmp_path / "new").stdout)
     assert written["written"] == [str(tmp_path / "new" / "policy.toml")]
+
+
+def test_a_set_that_was_not_searched_whole_is_called_so(votes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tuned, bench = tune_set(survey([votes], most_steps=960)[0], Tuning(trials=2, policies=("beta",)), clock=lambda: 0.0)
+    _show(tuned, propose(tuned.proposal, bench.scores), [])
+    assert "searched on 50.0 % of its questions, chosen by hash" in capsys.readouterr().out
 
 
 def test_what_cannot_be_tuned_is_said_in_one_line_with_exit_code_2(votes: Path, tmp_path: Path) -> None:

@@ -97,15 +97,15 @@ def test_it_is_worth_waiting_where_only_the_end_is_right(lam: float) -> None:
     assert (stopped_at(values, t, 10.0) == 1).all()        # it costs 8 and pays 1
 
 
-def test_the_lowest_price_is_the_first_that_stops() -> None:
+def test_the_bits_of_a_row_are_the_prices_at_which_it_stops() -> None:
     t, _ = settling(500)
     values = fit_values(t)
     stops = values.advantage(t.x) >= 0
-    lowest = values.lowest_price(t.x)
-    for row in range(0, len(t.x), 97):
-        assert np.isnan(lowest[row]) != stops[row].any()
-        if stops[row].any():
-            assert lowest[row] == values.prices[np.flatnonzero(stops[row])[0]]
+    assert len(values.prices) <= 64
+    assert stops.any(axis=1).sum() < stops.size
+    bits = values.stopping_prices(t.x)
+    for at in range(len(values.prices)):
+        assert (((bits >> np.uint64(at)) & np.uint64(1)).astype(bool) == stops[:, at]).all()
 
 
 def test_what_cannot_be_fitted_is_said() -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from suffice.episode import vote
 from suffice.local.tasks import TRACED, traced
+from suffice.replay.batch import Batch
 from suffice.replay.own import FILES, own_traces
-from suffice.replay.traces import Batch, read_traces
+from suffice.replay.traces import read_traces
 from suffice.scoring.base import build_scorer
 from suffice.types import Kind
 

@@ -12,9 +12,10 @@ import pytest
 
 from suffice.episode import vote
 from suffice.errors import ConfigError
+from suffice.replay.batch import Batch
 from suffice.replay.jsonl import RunRow, StepRow
 from suffice.replay.record_ask import read_questions
-from suffice.replay.traces import Batch, read_traces
+from suffice.replay.traces import read_traces
 from suffice.settings import Probe
 from suffice.testing import Chain, FakeUpstream, FirstFails, Questions, Reply, Samples, status
 from suffice.types import StepRecord

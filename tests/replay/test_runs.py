@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from suffice.policy.columns import CODES
+from suffice.replay.batch import Batch
 from suffice.replay.ladders import halts_of, published
-from suffice.replay.runs import Runs, concatenate, first_passages, first_stops, make_runs, oracle, take
-from suffice.replay.traces import Batch
+from suffice.replay.runs import Runs, concatenate, first_bits, first_passages, first_stops, make_runs, oracle, take
 from suffice.signals.observe import Observer
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, longest_of, rungs_of, runs_of, written
@@ -120,6 +120,16 @@ def test_a_level_is_passed_where_the_lowest_risk_so_far_first_reaches_it(
             reached = [row for row in rows if risk[row] <= level]  # not a number compares as false
             assert found[j, i] == (reached[0] if reached else rows[-1])
     assert (np.diff(found, axis=0) <= 0).all()  # a higher level never stops later
+
+
+@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=8), seed=st.integers(0, 10**6))
+@settings(max_examples=40)
+def test_a_bit_is_first_set_where_its_setting_first_stops(lengths: list[int], seed: int) -> None:
+    runs, places = with_lengths(lengths), np.array([0, 5, 63])
+    stops = np.random.default_rng(seed).random((len(places), sum(lengths))) < 0.3
+    bits = sum(row.astype(np.uint64) << np.uint64(place) for row, place in zip(stops, places, strict=True))
+    for found, row in zip(first_bits(np.asarray(bits, dtype=np.uint64), runs, places), stops, strict=True):
+        assert found.tolist() == first_stops(row.astype(np.int8), runs).row.tolist()
 
 
 def with_lengths(lengths: list[int]) -> Runs:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from suffice.learn.features import DENSE
-from suffice.learn.stop_model import Parts
+from suffice.learn.stop_model import Parts, Target
 from suffice.learn.value_model import MAX_ROWS
 from suffice.policy.columns import HOPELESS, SUFFICES
 from suffice.replay.runs import Runs, concatenate
@@ -17,11 +18,11 @@ from suffice.replay.scores import (
     Key,
     _thinned,
     features_for,
+    good_rows,
     make_table,
     risk_of,
     score_rows,
     stop_codes,
-    targets,
 )
 from suffice.replay.sums import N_FOLDS, folds_of
 from suffice.signals.features import FeatureSet
@@ -114,7 +115,7 @@ def test_the_last_step_of_a_run_teaches_nothing() -> None:
 
 def test_what_makes_a_row_good() -> None:
     runs = learnable(n_runs=60)
-    good = targets(runs)
+    good = {target: good_rows(runs, target) for target in get_args(Target)}
     for row in range(len(runs.cost)):
         full_ok = runs.full_ok[runs.run_of_row[row]]
         assert good["as-good"][row] == (not full_ok or runs.ok[row])
@@ -153,7 +154,7 @@ def test_a_score_tells_good_rows_from_bad_ones_of_unseen_questions(parts: Parts)
     scores = cross_fit(runs).model(("as-good", parts), (0,))
     table = make_table(runs, features_for(runs, query_signals=True), folds_of(runs))
     rows = table.example[table.fold == 0]
-    p, good = score_rows(scores, table.x[rows]), targets(runs)["as-good"][rows]
+    p, good = score_rows(scores, table.x[rows]), good_rows(runs, "as-good")[rows]
     above = (p[good][:, None] > p[~good][None, :]).mean() + 0.5 * (p[good][:, None] == p[~good][None, :]).mean()
     assert above > 0.7  # area under the curve
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from suffice.errors import TraceError
+from suffice.replay.batch import Batch
 from suffice.replay.survey import survey
-from suffice.replay.traces import Batch
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from suffice.episode.vote import count
 from suffice.errors import ConfigError, TraceError
+from suffice.replay.batch import Batch
 from suffice.replay.columns import vote_winners
 from suffice.replay.form import KIND_OF_SETTING, RUN_COLUMNS, STEP_COLUMNS
 from suffice.replay.jsonl import RunLog, RunRow, StepRow, run_rows, write_traces_jsonl
 from suffice.replay.parquet import write_traces_parquet
-from suffice.replay.traces import Batch, read_traces, set_name
+from suffice.replay.traces import read_traces, set_name
 from suffice.signals.query import query_signals
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from suffice.replay.traces import Batch, read_traces
+from suffice.replay.batch import Batch
+from suffice.replay.traces import read_traces
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 

@@ -247,3 +247,14 @@ def test_what_cannot_be_tuned_is_said_before_anything_is_searched(tmp_path: Path
         tune_set(survey([file])[0], WITHOUT_LEARNING, clock=never)
     with pytest.raises(ConfigError, match="policies: got 'deer'; for samples: fixed-budget, "):
         make_bench(survey([file])[0], replace(WITHOUT_LEARNING, policies=("beta", "deer")))
+
+
+def test_a_set_too_long_for_memory_is_searched_on_part_of_its_questions_and_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "long.parquet"
+    Synthetic(kind="samples", n_runs=300, n_questions=300, seed=0).write(file)
+    asked = replace(WITHOUT_LEARNING, trials=3, n_draws=20)
+    part, _ = tune_set(survey([file], most_steps=800)[0], asked, clock=never)
+    whole, _ = tune_set(survey([file])[0], asked, clock=never)
+    assert (whole.share, whole.n_questions) == (1.0, 300)
+    assert part.share == pytest.approx(800 / (300 * 8))
+    assert 60 < part.n_questions < 140

@@ -164,6 +164,10 @@ def _show(tuned: Tuned, proposal: Proposal, written: list[Path]) -> None:
         f"{printable(tuned.set)}, {tuned.kind}: {tuned.n_episodes:,} runs of {tuned.n_questions:,} questions,"
         f" full EM {percent(tuned.full_em)} %"
     )
+    if tuned.share < 1:
+        console.print(
+            f"the set is too long for memory: searched on {percent(tuned.share)} % of its questions, chosen by hash"
+        )
     console.print(
         f"target: EM drop at most {points(tuned.max_em_drop)}, kept by {tuned.margin:g} standard errors;"
         f" {tuned.n_trials_in_all:,} trials in {len(tuned.folds) + 1} searches, seed {tuned.seed}\n"

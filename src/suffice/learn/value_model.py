@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from suffice.learn.stop_model import one_thread
 
 Floats = NDArray[np.float64]
+Bits = NDArray[np.uint64]
 
 # EM that the tokens of one mean full run are worth: from "hardly anything" to "more than any answer".
 PRICES: Floats = np.geomspace(0.01, 10.0, 61)
@@ -67,15 +68,16 @@ class Values:
             gain: Floats = z @ self.stop - z @ self.go_on
         return gain
 
-    def number_of(self, level: float) -> int:
-        """Number of the highest price that is at most `level`; 0 where none is."""
-        return max(0, int(np.searchsorted(self.prices, level, side="right")) - 1)
+    def stopping_prices(self, x: Floats) -> Bits:
+        """At which prices each row would stop, shape (R,): bit j stands for price j; at most 64 prices.
 
-    def lowest_price(self, x: Floats) -> Floats:
-        """The lowest price at which each row would stop, shape (R,); not a number where none of the sweep would."""
+        An advantage need not rise with the price, so that one number a row would not tell.
+        """
         stops = self.advantage(x) >= 0
-        price: Floats = np.where(stops.any(axis=1), self.prices[stops.argmax(axis=1)], np.nan)
-        return price
+        bits = np.zeros(len(x), dtype=np.uint64)
+        for at in range(stops.shape[1]):
+            bits |= stops[:, at].astype(np.uint64) << np.uint64(at)
+        return bits
 
 
 def fit_values(t: Trajectories, *, prices: Floats = PRICES, lam: float = LAMBDA, sweeps: int = N_SWEEPS) -> Values:

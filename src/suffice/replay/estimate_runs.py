@@ -19,8 +19,8 @@ from suffice.episode import vote
 from suffice.episode.probe import visible
 from suffice.episode.segment import Segmenter
 from suffice.policy.base import build_policy
+from suffice.replay.batch import Batch
 from suffice.replay.log_formats import Call
-from suffice.replay.traces import Batch
 from suffice.scoring.base import Scorer
 from suffice.settings import Probe, Steps
 from suffice.signals.observe import Observer

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Annotated, Any, Self, TypeAlias
+from typing import IO, Annotated, Any, Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -23,11 +23,9 @@ from numpy.typing import NDArray
 
 from suffice.errors import TraceError
 from suffice.replay.atomic import whole_file
+from suffice.replay.batch import Batch
 from suffice.replay.columns import MOST, Columns, Words
 from suffice.replay.form import NULL, RUN_COLUMNS, STEP_COLUMNS, Column
-
-if TYPE_CHECKING:
-    from suffice.replay.traces import Batch
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 RunId: TypeAlias = tuple[str, str, str, str]  # dataset, model, run, question_id

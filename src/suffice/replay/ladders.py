@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
+from suffice.learn.value_model import PRICES
 from suffice.policy.base import build_policy, stops_of
 from suffice.policy.protocol import Policy
 from suffice.policy.returning import return_step, returns_of
-from suffice.replay.runs import Floats, Halts, Runs, first_passages, first_stops
+from suffice.replay.runs import Floats, Halts, Runs, Says, first_bits, first_passages, first_stops
 from suffice.types import Kind
 
 # Folds that read the run's own text and tokens: a policy that needs no others asks for no probe before its stop.
@@ -64,7 +65,7 @@ class PolicyRung:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RiskRung:
-    """A learned score that stops at the first step whose risk is at or below a level."""
+    """A learned score at one level: a risk at or below which it stops, or for the value model a price of tokens."""
 
     score: str      # which of the scores that a study has computed
     level: float
@@ -139,21 +140,27 @@ def halts_of(rung: PolicyRung, runs: Runs) -> Halts:
     return halts._replace(returned=returned)
 
 
-def halts_at(risk: Floats, levels: Floats, runs: Runs, code: NDArray[np.int8]) -> list[Halts]:
+def halts_at(risk: Says, levels: Floats, runs: Runs, code: NDArray[np.int8]) -> list[Halts]:
     """Where a learned score ends each run, one result for each level.
 
+    risk  of each row, shape (T,); or bits: at which of `PRICES` it stops, and the levels are some of these
     code  what a stop at each row would be called, shape (T,)
     """
-    passages = first_passages(risk, runs, levels)
+    if risk.dtype == np.uint64:
+        passages = first_bits(risk, runs, np.searchsorted(PRICES, levels))
+    else:
+        passages = first_passages(risk, runs, levels)
     return [Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8)) for row in passages]
 
 
-def levels_of(risk: Floats, n_levels: int) -> Floats:
+def levels_of(risk: Says, n_levels: int) -> Floats:
     """Levels of a ladder, safe first: quantiles of the risks seen, close together where risk is low.
 
     The shares of steps at or below a level are geometric from 0.0003 to 0.999: the first rungs decide how
-    well a small budget is used.
+    well a small budget is used. Where the rows hold bits, the levels are the prices.
     """
+    if risk.dtype == np.uint64:
+        return PRICES
     known = risk[np.isfinite(risk)]
     if not len(known):
         return np.empty(0)

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TraceError
 from suffice.replay.atomic import whole_file
+from suffice.replay.batch import Batch
 from suffice.replay.columns import Columns, Words
 from suffice.replay.form import NULL, RUN_COLUMNS, STEP_COLUMNS, Column
-
-if TYPE_CHECKING:
-    from suffice.replay.traces import Batch
 
 MOST_STEPS: Final = 2_000_000  # of one stretch, on average; longer runs come in fewer rows
 

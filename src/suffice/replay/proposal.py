@@ -117,9 +117,6 @@ def _key(key: str) -> str:
 def propose_frozen(study: Study, frozen: Frozen, pool: str) -> Proposal:
     """The live form of what a study froze for a pool, with the models that it froze beside it.
 
-    A value model's ladder takes the lowest price of all at which a run would stop; live, the model of the frozen
-    price alone decides, which differs where its advantage does not rise with the price.
-
     Raises ConfigError for a score whose features are not those of the model of hopeless runs.
     """
     rung = frozen.rungs[pool]
@@ -134,7 +131,7 @@ def propose_frozen(study: Study, frozen: Frozen, pool: str) -> Proposal:
     facts = _facts(study.runs, np.ones(len(study.runs), dtype=bool), score.target, study.options.seed)
     spec: dict[str, Any] = {"policy": "learned", "model": MODEL_FILE, "on_hopeless": "stop"}
     if isinstance(fitted, Values):
-        at = fitted.number_of(rung.level)
+        at = int(np.searchsorted(fitted.prices, rung.level))
         model = export_value_model(study.chosen(score), fitted, at, hopeless, trained=facts)
         return Proposal(spec=spec | {"threshold": EVEN}, model=model)
     cost = Cost(score.cost)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
-from suffice.replay.traces import Batch
+from suffice.replay.batch import Batch
 from suffice.signals.columns import Columns, observe_columns
 from suffice.types import Kind, Query
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Bits = NDArray[np.uint64]
+Says = NDArray[Any]  # of each row by a model: float64, a risk or a probability; uint64, bits of the settings that stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +171,24 @@ def first_passages(risk: Floats, runs: Runs, levels: Floats) -> NDArray[np.int64
     passed = np.empty((len(levels), n_runs), dtype=np.int64)
     for at, level in enumerate(levels):
         np.sum(lowest > level, axis=0, out=passed[at])
+    return runs.starts[:-1] + np.minimum(passed, n_steps - 1)
+
+
+def first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row where each run first has each of these bits set, else its last, shape (places, E).
+
+    bits  of each row, shape (T,): bit j is set where setting j would stop
+
+    As `first_passages`, for settings that are in no order: a bit that was set stays set for the rest of its run.
+    """
+    n_steps, n_runs = runs.n_steps, len(runs)
+    padded = np.zeros((int(n_steps.max()), n_runs), dtype=np.uint64)  # (steps, E)
+    step = np.arange(len(bits)) - np.repeat(runs.starts[:-1], n_steps)
+    padded[step, runs.run_of_row] = bits
+    so_far = np.bitwise_or.accumulate(padded, axis=0)
+    passed = np.empty((len(places), n_runs), dtype=np.int64)
+    for at, place in enumerate(places):
+        np.sum(so_far & (np.uint64(1) << np.uint64(place)) == 0, axis=0, out=passed[at])
     return runs.starts[:-1] + np.minimum(passed, n_steps - 1)
 
 

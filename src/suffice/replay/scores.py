@@ -17,7 +17,7 @@ from suffice.learn.features import Chosen, choose_features
 from suffice.learn.stop_model import Examples, Fitted, Parts, Target, fit
 from suffice.learn.value_model import MAX_ROWS, Trajectories, Values, fit_values
 from suffice.policy.columns import HOPELESS, SUFFICES
-from suffice.replay.runs import Bools, Floats, Runs, take
+from suffice.replay.runs import Bools, Floats, Runs, Says, take
 from suffice.replay.sums import N_FOLDS
 from suffice.signals.features import FeatureSet
 
@@ -71,10 +71,12 @@ def features_of(runs: Runs, chosen: Chosen) -> Floats:
     return np.round(FeatureSet(chosen.names).matrix(runs.columns, runs.queries), 10)
 
 
-def targets(runs: Runs) -> Mapping[Target, Bools]:
-    """What makes a row good, shape (T,) each, see `learn.stop_model`."""
-    full_ok = runs.full_ok[runs.run_of_row]
-    return {"as-good": ~full_ok | runs.ok, "suffices": runs.same | runs.ok, "hopeless": ~full_ok}
+def good_rows(runs: Runs, target: Target) -> Bools:
+    """Which rows are good by a target, see `learn.stop_model`, shape (T,)."""
+    if target == "suffices":
+        return runs.same | runs.ok
+    full_failed = ~runs.full_ok[runs.run_of_row]
+    return full_failed if target == "hopeless" else full_failed | runs.ok
 
 
 Key = tuple[Target | Literal["value"], Parts]
@@ -90,7 +92,7 @@ def fit_on(runs: Runs, table: Table, key: Key, left_out: Sequence[int], seed: in
         x = table.x[kept[runs.run_of_row]]
         return fit_values(Trajectories(x=x, starts=those.starts, ok=those.ok, tokens=those.cost))
     rows = table.example[~np.isin(table.fold, list(left_out))]
-    examples = Examples(x=table.x[rows], good={target: targets(runs)[target][rows]})
+    examples = Examples(x=table.x[rows], good={target: good_rows(runs, target)[rows]})
     return fit(examples, table.chosen, target, parts=parts, seed=seed)
 
 
@@ -103,9 +105,9 @@ def _thinned(kept: Bools, runs: Runs) -> Bools:
     return thin
 
 
-def score_rows(model: Model, x: Floats) -> Floats:
-    """What a model says of rows: P(good), or the lowest price at which it would stop, shape (R,)."""
-    return model.lowest_price(x) if isinstance(model, Values) else model.scores(x)
+def score_rows(model: Model, x: Floats) -> Says:
+    """What a model says of rows, shape (R,): P(good), or for the value model the prices at which it would stop."""
+    return model.stopping_prices(x) if isinstance(model, Values) else model.scores(x)
 
 
 def risk_of(p: Floats, runs: Runs, cost: float, may_lack_answer: Bools) -> Floats:
@@ -135,7 +137,7 @@ class CrossFit:
         self._runs, self._table, self._seed, self._tick = runs, table, seed, tick
         self._row_fold = table.run_fold[runs.run_of_row]
         self._models: dict[tuple[Key, frozenset[int]], Model] = {}
-        self._scores: dict[tuple[Key, frozenset[int], int], Floats] = {}
+        self._scores: dict[tuple[Key, frozenset[int], int], Says] = {}
 
     def model(self, key: Key, left_out: Sequence[int]) -> Model:
         """The model fitted without some folds; fitted once."""
@@ -145,21 +147,21 @@ class CrossFit:
             self._tick()
         return self._models[place]
 
-    def without(self, v: int, key: Key) -> Floats:
+    def without(self, v: int, key: Key) -> Says:
         """What outer fold v may know of every row, shape (T,)."""
         return self._join(key, {u: (u, v) for u in range(N_FOLDS)})
 
-    def out_of_fold(self, key: Key) -> Floats:
+    def out_of_fold(self, key: Key) -> Says:
         """Every row by the model fitted without its own fold, shape (T,)."""
         return self._join(key, {u: (u,) for u in range(N_FOLDS)})
 
-    def _join(self, key: Key, left_out: Mapping[int, Sequence[int]]) -> Floats:
-        joined = np.empty(len(self._row_fold))
+    def _join(self, key: Key, left_out: Mapping[int, Sequence[int]]) -> Says:
+        joined = np.empty(len(self._row_fold), dtype=np.uint64 if key[0] == "value" else np.float64)
         for u, folds in left_out.items():
             joined[self._row_fold == u] = self._of(key, folds, u)
         return joined
 
-    def _of(self, key: Key, left_out: Sequence[int], u: int) -> Floats:
+    def _of(self, key: Key, left_out: Sequence[int], u: int) -> Says:
         place = (key, frozenset(left_out), u)
         if place not in self._scores:
             rows = np.flatnonzero(self._row_fold == u)

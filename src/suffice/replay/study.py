@@ -21,7 +21,7 @@ from suffice.learn.features import Chosen
 from suffice.policy.columns import SUFFICES
 from suffice.replay.ladders import Ladder, PolicyRung, RiskRung, halts_at, halts_of, levels_of
 from suffice.replay.points import MARGIN, NONE, pick, seen
-from suffice.replay.runs import Floats, Halts, Runs
+from suffice.replay.runs import Floats, Halts, Runs, Says
 from suffice.replay.scores import (
     CrossFit,
     Key,
@@ -91,7 +91,7 @@ class Laid:
 class Levels(NamedTuple):
     """A learned score over some runs: risk and stop code of each row, and the levels that make its ladder."""
 
-    risk: Floats
+    risk: Says
     codes: NDArray[np.int8]
     levels: Floats
 
@@ -146,7 +146,7 @@ class Study:
 
     # ---- scores -----------------------------------------------------------------------------------
 
-    def _p(self, score: Score, v: int | None) -> Floats:
+    def _p(self, score: Score, v: int | None) -> Says:
         fits, key = self._fits[score.query_signals], (score.target, score.parts)
         return fits.out_of_fold(key) if v is None else fits.without(v, key)
 
@@ -154,7 +154,7 @@ class Study:
         fits = self._fits[True]
         return fits.out_of_fold(HOPELESS_KEY) if v is None else fits.without(v, HOPELESS_KEY)
 
-    def risk(self, score: Score, v: int | None) -> tuple[Floats, NDArray[np.int8]]:
+    def risk(self, score: Score, v: int | None) -> tuple[Says, NDArray[np.int8]]:
         """Risk and stop codes of every row: cross-fitted for all rows, or as outer fold `v` may use them."""
         return risk_and_codes(score, self._p(score, v), self._hopeless(v), self.runs)
 
@@ -191,7 +191,7 @@ class Study:
     def halts(self, frozen: Frozen, runs: Runs) -> dict[str, Halts]:
         """Where each frozen point ends runs that it has not seen, by its name in `frozen.rungs`."""
         found: dict[str, Halts] = {}
-        scored: dict[str, tuple[Floats, NDArray[np.int8]]] = {}
+        scored: dict[str, tuple[Says, NDArray[np.int8]]] = {}
         for name, rung in frozen.rungs.items():
             if rung is None:
                 found[name] = Halts(runs.last, np.zeros(len(runs), dtype=np.int8))
@@ -204,7 +204,7 @@ class Study:
                 found[name] = halts_at(risk, np.array([rung.level]), runs, codes)[0]
         return found
 
-    def score_others(self, name: str, frozen: Frozen, runs: Runs) -> tuple[Floats, NDArray[np.int8]]:
+    def score_others(self, name: str, frozen: Frozen, runs: Runs) -> tuple[Says, NDArray[np.int8]]:
         """Risk and stop codes of other runs by frozen models."""
         score = next(score for score in self.options.scores if score.name == name)
         x = {asked: features_of(runs, table.chosen)
@@ -214,12 +214,12 @@ class Study:
 
 
 def risk_and_codes(
-    score: Score, p: Floats, p_hopeless: Floats, runs: Runs
-) -> tuple[Floats, NDArray[np.int8]]:
-    """From what a model says to the risk that levels cut, and what a stop would be called, shape (T,) each."""
+    score: Score, p: Says, p_hopeless: Floats, runs: Runs
+) -> tuple[Says, NDArray[np.int8]]:
+    """From what a model says to what levels cut, and what a stop would be called, shape (T,) each."""
     may_lack_answer = p_hopeless >= 0.5
-    if score.target == "value":  # a price is a risk as it stands: a low one stops only where much is gained
-        return np.where(np.isnan(runs.columns.answer) & ~may_lack_answer, np.nan, p), stop_codes(p_hopeless)
+    if p.dtype == np.uint64:  # prices at which it stops: at none where there is nothing to deliver
+        return np.where(np.isnan(runs.columns.answer) & ~may_lack_answer, np.uint64(0), p), stop_codes(p_hopeless)
     if score.target == "suffices":
         none = np.zeros(len(p), dtype=bool)
         return risk_of(p, runs, score.cost, none), np.full(len(p), SUFFICES, dtype=np.int8)

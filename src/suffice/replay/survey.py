@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from suffice.errors import TraceError
+from suffice.replay.batch import Batch
 from suffice.replay.columns import Columns
 from suffice.replay.runs import Bools
-from suffice.replay.traces import Batch, read_traces, set_name
+from suffice.replay.traces import read_traces, set_name
 from suffice.types import Kind
 
 MOST_STEPS = 500_000  # that are held in memory at once; more are sampled for fitting and picking

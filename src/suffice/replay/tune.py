@@ -74,6 +74,7 @@ class Bench:
     asked: Tuning
     scores: Scores | None
     names: tuple[str, ...]                 # policies that are tried
+    share: float = 1.0                     # of the set's questions that these runs are
     fold: NDArray[np.int64] = field(init=False)   # of each question
     group: NDArray[np.int64] = field(init=False)  # question of each run
     base: Floats = field(init=False)
@@ -177,6 +178,7 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
         kind=runs.kind,
         n_episodes=len(runs),
         n_questions=len(set(runs.question)),
+        share=bench.share,
         full_em=float(runs.full_ok.mean()),
         max_em_drop=asked.max_em_drop,
         margin=asked.margin,
@@ -208,7 +210,7 @@ def make_bench(data: Survey, asked: Tuning, tick: Tick = lambda _: None) -> Benc
     scores = None
     if LEARNED in names:
         scores = Scores(runs, folds_of(runs), asked.scores, seed=asked.seed, tick=lambda: tick("fitting"))
-    return Bench(runs, asked, scores, names)
+    return Bench(runs, asked, scores, names, data.share)
 
 
 def search(

@@ -74,6 +74,7 @@ class Tuned:
     kind: Kind
     n_episodes: int
     n_questions: int
+    share: float                      # of the set's questions: 1, or what of a set too long for memory was searched on
     full_em: float
     max_em_drop: float                # the target
     margin: float
