@@ -188,6 +188,16 @@ def test_noise_about_a_threshold_makes_no_storm_of_moves(mean: float, noise: flo
     assert len(walk.moves) <= 4, "half an hour of noise: from any stance to where it belongs, and hardly ever again"
 
 
+@pytest.mark.parametrize(("start", "low", "high"), [("spike", 0.72, 5.0), ("slack", 0.0, 0.58), ("usual", 0.32, 0.98)])
+def test_each_stance_has_a_band_of_loads_that_it_stays_in_for_ever(start: Stance, low: float, high: float) -> None:
+    rng = random.Random(5)
+    walk = Walk(operation=Operation(stance=start))
+    walk.stay(lambda t: rng.choice([low, high]), 900)
+    walk.stay(lambda t: low, 900)
+    walk.stay(lambda t: high, 900)
+    assert walk.moves == []
+
+
 def test_a_single_outlier_moves_nothing() -> None:
     walk = Walk()
     walk.stay(lambda t: 50.0 if t == 5.0 else 0.5, 60)

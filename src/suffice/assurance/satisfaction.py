@@ -1,0 +1,154 @@
+"""Do people like stopped answers less than full ones? Paired by the audit lottery, valid at every look.
+
+    ratings, in order ──▶ pairs (audits against the stopped runs between them) ──▶ e-process ──▶ a safer level, or not
+
+Exact Match can hold while people are served worse: shorter explanations, a colder tone. Audits were drawn by lot and
+got the full answer, so ratings of both differ by what stopping did to them, as far as people rate both alike often.
+Each pair is a bet that audits are rated better; while they are not, such bets have no growth to expect, and may be
+looked at for ever (Waudby-Smith and Ramdas 2024, JRSS B 86(1), arXiv:2010.09686; Ville's inequality). A bound for means
+of any data in [-1, 1], such as `bounds.mean_interval`, needs about four times the audits for the same fall.
+
+Pure: ratings in, a verdict out. Knows fractions and lots; refuses to know whose ratings count, and how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import isfinite, pi
+from typing import Final
+
+from suffice.types import Feedback
+
+BETS: Final = (0.1, 0.3, 0.6, 0.9)   # parts of the wealth; small ones find small falls, large ones large falls quickly
+START_EVERY: Final = 50              # pairs after which new bets begin, so that a long peace costs no old wealth
+MEMORY_RATINGS: Final = 200          # of stopped runs: the mean that is compared with the floor forgets older ones
+MOST_WEALTH: Final = 1e100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rated:
+    """One rated run that the lottery could have made an audit, and that was stopped if it was none."""
+
+    audit: bool
+    satisfaction: float   # [0, 1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the ratings say of stopping."""
+
+    safer: bool               # take the next safer level
+    reason: str
+    n_pairs: int
+    drop: float | None        # mean satisfaction of audits minus that of stopped runs, over pairs; None: no pair
+    stopped: float | None     # mean satisfaction of the latest stopped runs; None: none was rated
+    e_value: float            # evidence against "stopped runs are rated as well"; 1/delta proves a fall
+
+
+def satisfaction_of(feedback: Feedback) -> float | None:
+    """How satisfied somebody was, [0, 1]: a rating from 1 to 5, else a thumb; None: he did not say."""
+    if feedback.rating is not None:
+        return (feedback.rating - 1) / 4
+    return None if feedback.thumbs is None else float(feedback.thumbs == "up")
+
+
+def floor_of(min_satisfaction: float) -> float:
+    """The route's `min_satisfaction` as a fraction: up to 1 it is one, above it is a rating from 1 to 5."""
+    return min_satisfaction if min_satisfaction <= 1 else (min_satisfaction - 1) / 4
+
+
+def judge(ratings: Iterable[Rated], *, min_satisfaction: float, delta: float) -> Verdict:
+    """Say whether the next safer level is due: stopped runs are rated worse than audits, and below the floor.
+
+    The fall must be proven, for a floor alone cannot tell stopping from a harder week: the level goes down only where
+    that can help. Where stopping changes nothing, whatever the floor, a move is ever asked for with probability at most
+    `delta`. After a move begin anew, with the ratings that come behind it.
+
+    ratings           of one route since the last such move, in order of arrival; a run counts once
+    min_satisfaction  as in the settings: a fraction up to 1, or a rating above 1 and up to 5
+    delta             in (0, 1)
+    """
+    if not 0 < min_satisfaction <= 5 or not 0 < delta < 1:
+        raise ValueError(f"need 0 < min_satisfaction <= 5 and 0 < delta < 1; got {min_satisfaction=} {delta=}")
+    floor, seen = floor_of(min_satisfaction), _Comparison()
+    for rated in ratings:
+        seen.add(rated)
+        if seen.e_value >= 1 / delta and seen.stopped is not None and seen.stopped < floor:
+            return seen.verdict(safer=True, reason=(
+                f"stopped runs are rated {seen.stopped:.2f}, below {floor:.2f}, and worse than audits"
+                f" (by {seen.drop:.2f} in {seen.n_pairs} pairs)"
+            ))  # fmt: skip
+    if seen.e_value >= 1 / delta:
+        return seen.verdict(safer=False, reason=f"rated worse than audits, but not below {floor:.2f}")
+    return seen.verdict(safer=False, reason=f"no fall is proven by {seen.n_pairs} pairs")
+
+
+def next_safer(level: int) -> int:
+    """The next safer level; level 0 never stops, and there is none safer."""
+    return max(0, level - 1)
+
+
+@dataclass(slots=True)
+class _Mean:
+    total: float = 0.0
+    n: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self.n += 1
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.n if self.n else None
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """The fold over ratings."""
+
+    n_pairs: int = 0
+    e_value: float = 1.0
+    stopped: float | None = None
+    drops: _Mean = field(default_factory=_Mean)
+    _audits: _Mean = field(default_factory=_Mean)      # that wait for a partner
+    _partners: _Mean = field(default_factory=_Mean)    # stopped runs since the last pair
+    _wealth: list[float] = field(default_factory=lambda: [0.0] * len(BETS))  # of the bets that have begun
+    _unspent: float = 1.0                              # weight of those that have not
+    _n_stopped: int = 0
+
+    @property
+    def drop(self) -> float | None:
+        return self.drops.mean
+
+    def add(self, rated: Rated) -> None:
+        if not (isfinite(rated.satisfaction) and 0 <= rated.satisfaction <= 1):
+            raise ValueError(f"satisfaction: got {rated.satisfaction}; a fraction from 0 to 1")
+        if not rated.audit:
+            self._n_stopped += 1
+            before = rated.satisfaction if self.stopped is None else self.stopped
+            self.stopped = before + (rated.satisfaction - before) / min(self._n_stopped, MEMORY_RATINGS)
+            self._partners.add(rated.satisfaction)
+            return
+        self._audits.add(rated.satisfaction)
+        partners, audits = self._partners.mean, self._audits.mean
+        if partners is not None and audits is not None:
+            self._bet(audits - partners)
+            self._partners, self._audits = _Mean(), _Mean()
+
+    def _bet(self, drop: float) -> None:
+        """Bet on one pair. Bets that begin later have their own wealth, set aside at the start: sum 6/(pi v)^2 = 1."""
+        if self.n_pairs % START_EVERY == 0:
+            start = 6 / (pi * (1 + self.n_pairs // START_EVERY)) ** 2
+            self._unspent -= start
+            self._wealth = [wealth + start for wealth in self._wealth]
+        self.n_pairs += 1
+        self.drops.add(drop)
+        self._wealth = [min(MOST_WEALTH, w * (1 + bet * drop)) for w, bet in zip(self._wealth, BETS, strict=True)]
+        self.e_value = sum(self._wealth) / len(BETS) + self._unspent
+
+    def verdict(self, *, safer: bool, reason: str) -> Verdict:
+        return Verdict(
+            safer=safer, reason=reason, n_pairs=self.n_pairs, drop=self.drop, stopped=self.stopped,
+            e_value=self.e_value,
+        )  # fmt: skip

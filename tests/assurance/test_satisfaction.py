@@ -1,0 +1,130 @@
+"""A real fall of satisfaction is found, and stopping that changes nothing moves the level no oftener than it may."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from suffice.assurance.satisfaction import Rated, Verdict, floor_of, judge, next_safer, satisfaction_of
+from suffice.types import Feedback
+
+SHARE = 0.1  # of audits
+ANYTHING = 1.0  # a floor that nobody reaches, so that only the comparison decides
+
+
+def ratings(
+    seed: int, n: int, *, full: float, stopped: float, peace: int = 0, trend: float = 0.0
+) -> list[Rated]:
+    """Stars of `n` runs by lot: the mean satisfaction of full and of stopped runs, the same before `peace` is over.
+
+    trend  by how much both fall from the first run to the last
+    """
+    rng = np.random.default_rng(seed)
+    audit = rng.random(n) < SHARE
+    at = np.arange(n)
+    mean = np.where(audit | (at < peace), full, stopped) - trend * at / n
+    stars = rng.binomial(2, mean) + rng.binomial(2, mean)   # of 4, and correlated less than people are
+    harsh = rng.random(n) < 0.3
+    values = np.where(harsh, rng.random(n) < mean, stars / 4)  # some give only one star or five
+    return [Rated(audit=bool(a), satisfaction=float(v)) for a, v in zip(audit, values, strict=True)]
+
+
+def verdicts(n_seeds: int, n: int, *, floor: float, delta: float = 0.05, **world: float) -> list[Verdict]:
+    return [
+        judge(ratings(seed, n, peace=int(world.get("peace", 0)), full=world["full"], stopped=world["stopped"],
+                      trend=world.get("trend", 0.0)), min_satisfaction=floor, delta=delta)
+        for seed in range(n_seeds)
+    ]  # fmt: skip
+
+
+def moved(found: list[Verdict]) -> float:
+    return sum(v.safer for v in found) / len(found)
+
+
+# --------------------------------------------------------------------------- promises
+
+
+def test_stopping_that_changes_nothing_moves_the_level_no_oftener_than_delta_whenever_one_looks() -> None:
+    same = verdicts(150, 3_000, floor=ANYTHING, delta=0.2, full=0.8, stopped=0.8)
+    assert 0.03 < moved(same) <= 0.2, "and is not idle"
+    assert np.mean([v.n_pairs for v in same]) > 200
+    assert moved(verdicts(60, 3_000, floor=ANYTHING, delta=0.2, full=0.85, stopped=0.85, trend=0.4)) <= 0.2
+
+
+@pytest.mark.parametrize("peace", [0, 20_000])
+def test_a_real_fall_is_found_also_after_a_long_peace(peace: int) -> None:
+    found = verdicts(30, peace + 3_000, floor=0.8, full=0.85, stopped=0.70, peace=peace)
+    assert moved(found) >= 0.95
+    after = np.median([v.n_pairs for v in found]) - 0.9 * SHARE * peace
+    assert after <= 120, "audits that were rated, from the fall on, at the median"
+    assert all("worse than audits" in v.reason for v in found if v.safer)
+
+
+def test_a_fall_that_leaves_people_above_the_floor_moves_nothing_and_is_told() -> None:
+    found = verdicts(20, 3_000, floor=0.6, full=0.9, stopped=0.75)
+    assert moved(found) == 0
+    assert sum("not below" in v.reason for v in found) >= 19
+    assert {0.12 < (v.drop or 0) < 0.18 for v in found} == {True}
+
+
+def test_a_harder_week_for_everybody_is_no_reason_to_stop_less() -> None:
+    assert moved(verdicts(60, 3_000, floor=0.8, full=0.6, stopped=0.6)) <= 0.05
+
+
+def test_stopped_runs_that_people_like_better_never_move_the_level() -> None:
+    found = verdicts(60, 2_000, floor=ANYTHING, delta=0.2, full=0.7, stopped=0.85)
+    assert moved(found) <= 1 / 60
+    assert np.mean([v.drop or 0 for v in found]) == pytest.approx(-0.15, abs=0.02)
+
+
+def test_a_larger_fall_takes_fewer_pairs() -> None:
+    n_pairs = [
+        float(np.median([v.n_pairs for v in verdicts(20, 4_000, floor=ANYTHING, full=0.9, stopped=stopped)]))
+        for stopped in (0.8, 0.7, 0.5)
+    ]
+    assert all(smaller < larger for larger, smaller in pairwise(n_pairs)), n_pairs
+
+
+# --------------------------------------------------------------------------- the words
+
+
+def test_a_pair_needs_both_sides_and_takes_all_that_wait() -> None:
+    audit, stopped = Rated(audit=True, satisfaction=1.0), Rated(audit=False, satisfaction=0.0)
+    nothing = judge([audit] * 50, min_satisfaction=0.9, delta=0.05)
+    assert (nothing.n_pairs, nothing.e_value, nothing.drop, nothing.stopped) == (0, 1.0, None, None)
+    one = judge([audit, audit, stopped, Rated(audit=False, satisfaction=0.5), Rated(audit=True, satisfaction=0.25)],
+                min_satisfaction=0.9, delta=0.05)  # fmt: skip
+    assert one.n_pairs == 1
+    assert one.drop == pytest.approx((1 + 1 + 0.25) / 3 - 0.25)
+    assert one.stopped == pytest.approx(0.25)
+    assert judge([stopped] * 50, min_satisfaction=0.9, delta=0.05).safer is False, "no audit, no comparison"
+
+
+def test_the_latest_stopped_runs_are_compared_with_the_floor() -> None:
+    good, bad, audit = (Rated(audit=a, satisfaction=s) for a, s in [(False, 1.0), (False, 0.0), (True, 1.0)])
+    proven = [bad, audit] * 40 + [good] * 2_000
+    assert judge(proven, min_satisfaction=0.9, delta=0.05).safer, "at the moment when both held"
+    late = judge([bad, audit, bad, audit] + [good] * 2_000 + [bad, audit] * 40, min_satisfaction=0.6, delta=0.05)
+    assert late.stopped is not None
+    assert late.stopped > 0.6
+    assert not late.safer
+
+
+def test_stars_and_thumbs_become_fractions() -> None:
+    stars = [satisfaction_of(Feedback(feedback_id="f", rating=n)) for n in (1, 2, 3, 4, 5)]
+    assert stars == [0, 0.25, 0.5, 0.75, 1]
+    assert satisfaction_of(Feedback(feedback_id="f", thumbs="up")) == 1
+    assert satisfaction_of(Feedback(feedback_id="f", thumbs="down")) == 0
+    assert satisfaction_of(Feedback(feedback_id="f", thumbs="down", rating=5)) == 1
+    assert satisfaction_of(Feedback(feedback_id="f", correct=False)) is None
+    assert [floor_of(floor) for floor in (0.8, 1.0, 4.2, 5.0)] == pytest.approx([0.8, 1.0, 0.8, 1.0])
+    assert (next_safer(7), next_safer(0)) == (6, 0)
+
+
+@pytest.mark.parametrize(("floor", "delta", "satisfaction"), [
+    (0.0, 0.05, 0.5), (5.5, 0.05, 0.5), (0.8, 0.0, 0.5), (0.8, 1.0, 0.5), (0.8, 0.05, 1.5), (0.8, 0.05, float("nan"))])
+def test_what_has_no_meaning_is_refused(floor: float, delta: float, satisfaction: float) -> None:
+    with pytest.raises(ValueError, match=r"min_satisfaction|satisfaction: got"):
+        judge([Rated(audit=True, satisfaction=satisfaction)], min_satisfaction=floor, delta=delta)
