@@ -1,0 +1,140 @@
+"""A version as it is served and certified: a few stop models, each for the part of the traffic it has not seen.
+
+A hash of the unit puts every request, audit or not, into one of five folds. The model that serves and judges a fold
+was fitted on the audits of the other four, so every audit is scored by a model that never saw it, and what is
+certified is what is served. ASSURANCE.md §3.1 does this with two folds, where each model learns from half of the
+audits; with five it learns from four fifths. Levels run from 0, never stop, to the most aggressive one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, first_passages
+
+N_FOLDS: Final = 5
+N_LEVELS: Final = 41
+LEAST_AUDITS: Final = 40    # to learn from
+N_CANDIDATES: Final = 400   # thresholds that levels are picked from
+HALF_LIFE: Final = 800.0    # audits after which a row weighs half
+MOST_AUDITS: Final = 3_000  # that a fit looks back on
+
+PGood: TypeAlias = Callable[[Floats], Floats]                  # rows of features → P(stopping is as good), (R,)
+Learner: TypeAlias = Callable[[Floats, Bools, Floats], PGood]  # rows, good, weights → the fitted model
+Split: TypeAlias = Literal["folds", "half"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Served:
+    """The models with their levels: fold f is served by models[f], which was fitted on all others."""
+
+    models: tuple[PGood, ...]  # K
+    levels: Floats             # (K, M): risks at or below which a run of that fold stops; level 0 is below all
+    cost_exponent: float       # the risk is 1 - P over the tokens of a step to this power
+
+    @property
+    def n_levels(self) -> int:
+        """M, level 0 included."""
+        return int(self.levels.shape[1])
+
+    def risk(self, runs: AuditRuns) -> Floats:
+        """Risk of a stop after each row by the model that serves its run, shape (T,)."""
+        fold = runs.fold[runs.run_of_row]
+        risk = np.empty(len(fold))
+        for f, model in enumerate(self.models):
+            rows = np.flatnonzero(fold == f)
+            if len(rows):
+                risk[rows] = 1.0 - model(runs.x[rows])
+        return risk_of(risk, runs, self.cost_exponent)
+
+    def rows(self, runs: AuditRuns) -> Ints:
+        """Row where each level ends each run, shape (N, M)."""
+        return self._passages(runs, self.levels)
+
+    def rows_at(self, runs: AuditRuns, level: int) -> Ints:
+        """Row where one level ends each run, shape (N,)."""
+        if level == 0 or not len(runs):
+            return runs.last
+        return self._passages(runs, self.levels[:, level : level + 1])[:, 0]
+
+    def _passages(self, runs: AuditRuns, levels: Floats) -> Ints:
+        """A run's risk over its fold's level of rank r: all folds share the ranks, so one pass serves them all."""
+        risk, rank = self.risk(runs), np.empty(len(runs.x))
+        fold = runs.fold[runs.run_of_row]
+        for f in range(len(self.models)):
+            rows = np.flatnonzero(fold == f)
+            # How many levels, from the safe end, are below the risk: the first that would stop here has this rank.
+            rank[rows] = np.searchsorted(levels[f], np.where(np.isnan(risk[rows]), np.inf, risk[rows]), side="left")
+        return first_passages(rank, runs.starts, np.arange(levels.shape[1], dtype=np.float64)).T
+
+
+def risk_of(one_minus_p: Floats, runs: AuditRuns, exponent: float) -> Floats:
+    """The risk that levels are cut from: 1 - P(as good) over a power of what a step costs; never where none may stop.
+
+    A stop that saves many tokens may risk more than one that saves few, at the same loss over all.
+    """
+    risk = one_minus_p / runs.per_step**exponent if exponent else one_minus_p
+    return np.where(runs.may_stop, risk, np.nan)
+
+
+def fit_served(
+    runs: AuditRuns, learner: Learner, *, now: float, label_free: bool = False, split: Split = "folds",
+    n_levels: int = N_LEVELS, cost_exponent: float = 0.5,
+) -> Served | None:  # fmt: skip
+    """Fit the models and cut their levels; None while there is too little to learn from.
+
+    The target is "stopping here is as good as the full run": the drop is not positive where a label has come, else
+    the answers agree. Levels of a model are cut on the runs that it was fitted on, never on those it will be judged by.
+
+    now    in the unit of `runs.at`; labels that came later are not read
+    split  "folds": a model for each fold, every audit certifies; "half": one model, fitted on the even folds for
+           all, and only odd folds certify, which is exact
+    """
+    recent = runs.take(np.arange(max(0, len(runs) - MOST_AUDITS), len(runs)))
+    kept_out = [recent.fold % 2 == 1] if split == "half" else [recent.fold == f for f in range(N_FOLDS)]
+    models, levels = [], []
+    for out in kept_out:
+        learn_from = recent.take(np.flatnonzero(~out))
+        if len(learn_from) < LEAST_AUDITS:
+            return None
+        model = learner(*_examples(learn_from, now, label_free))
+        risk = risk_of(1.0 - model(learn_from.x), learn_from, cost_exponent)
+        models.append(model)
+        levels.append(cut_levels(risk, learn_from, n_levels))
+    each = N_FOLDS // len(models)
+    return Served(models=tuple(models * each), levels=np.stack(levels * each), cost_exponent=cost_exponent)
+
+
+def cut_levels(risk: Floats, runs: AuditRuns, n_levels: int) -> Floats:
+    """Thresholds of M levels, safe first, evenly spaced in the tokens that they would save on these runs.
+
+    Level 0 is minus infinity. Levels that save alike teach alike: even steps in saving waste no audit at the safe end
+    and miss nothing at the other.
+    """
+    known = risk[np.isfinite(risk)]
+    if not len(known):
+        return np.full(n_levels, -np.inf)
+    shares = np.geomspace(max(3e-4, 1 / len(known)), 1.0, N_CANDIDATES)
+    candidates = np.unique(np.quantile(known, shares))
+    rows = first_passages(risk, runs.starts, candidates)
+    saved = runs.full.sum() - runs.cost[rows].sum(axis=1)
+    saved = np.maximum.accumulate(np.maximum(saved, 0.0))
+    wanted = saved[-1] * np.arange(1, n_levels) / (n_levels - 1)
+    at = np.minimum(np.searchsorted(saved, wanted - 1e-9), len(candidates) - 1)
+    return np.concatenate([[-np.inf], candidates[at]])
+
+
+def _examples(runs: AuditRuns, now: float, label_free: bool) -> tuple[Floats, Bools, Floats]:
+    """Rows, targets and weights; a run's last row is no example, for stopping there is the full run."""
+    run = runs.run_of_row
+    example = np.ones(len(run), dtype=bool)
+    example[runs.last] = False
+    labelled = (runs.label_at <= now)[run] & (not label_free)
+    good = np.where(labelled, runs.z <= 0, ~runs.d)
+    age = np.arange(len(runs) - 1, -1, -1.0)
+    weight = (0.5 ** (age / HALF_LIFE))[run]
+    return runs.x[example], good[example], weight[example]

@@ -1,0 +1,99 @@
+"""Recorded runs as if they were traffic: what a request would show, cost and lose, whichever way it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from suffice.learn.audits import AuditRuns, Floats, Ints
+from suffice.learn.features import Chosen, choose_features
+from suffice.learn.served import Learner, PGood
+from suffice.learn.stop_model import Examples, Parts, fit
+from suffice.replay.runs import Bools, Runs
+from suffice.replay.sums import fold_of
+from suffice.signals.features import FeatureSet
+
+N_EARLY = 4  # features of the first checkpoint that stand for the signals of all traffic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Traffic:
+    """Requests in the order of their recording; a stream takes them in another."""
+
+    runs: AuditRuns
+    probes: Floats                # (T,): the part of `runs.cost` that probes cost
+    early: Floats                 # (N, F): early signals, seen of every request
+    question: tuple[str, ...]     # (N,): requests of one question are not independent
+    chosen: Chosen                # the columns of `runs.x`
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def take(self, which: Ints) -> Traffic:
+        """Some requests in the given order, numbered anew from 0; one may come several times."""
+        runs = self.runs.take(which)
+        sizes = np.diff(self.runs.starts)[which]
+        rows = np.repeat(self.runs.starts[which] - runs.starts[:-1], sizes) + np.arange(runs.starts[-1])
+        at = np.arange(len(which), dtype=np.float64)
+        delay = self.runs.label_at[which] - self.runs.at[which]
+        return replace(
+            self,
+            runs=replace(runs, at=at, label_at=at + delay),
+            probes=self.probes[rows],
+            early=self.early[which],
+            question=tuple(self.question[i] for i in which.tolist()),
+        )
+
+
+def make_traffic(runs: Runs, chosen: Chosen | None = None) -> Traffic:
+    """Traffic from recorded runs. A question's hash decides which model serves it, so that repeats stay together."""
+    chosen = chosen or choose_features(runs.kind, runs.queries)
+    x = np.round(FeatureSet(chosen.names).matrix(runs.columns, runs.queries), 10)
+    answered = ~np.isnan(runs.columns.answer)
+    run, at = runs.run_of_row, np.arange(len(runs), dtype=np.float64)
+    z = runs.full_ok[run].astype(np.int8) - runs.ok.astype(np.int8)
+    d = ~runs.same
+    z[runs.last], d[runs.last] = 0, False
+    finish = runs.finish[run]
+    finish[runs.last] = 0.0  # the full run has written its answer
+    per_step = np.maximum(runs.columns.values["tokens_used"] / runs.columns.values["step"], 1.0)
+    fold = {question: fold_of(question) for question in set(runs.question)}
+    classes = {name: i for i, name in enumerate(sorted({query.query_class for query in runs.queries}))}
+    return Traffic(
+        runs=AuditRuns(
+            x=x, starts=runs.starts, z=z, d=d, may_stop=answered, cost=runs.cost + runs.probes + finish,
+            per_step=per_step, full=runs.full_tokens, fold=np.array([fold[q] for q in runs.question], np.int8),
+            at=at, label_at=at.copy(), query_class=np.array([classes[q.query_class] for q in runs.queries], np.int64),
+            abandoned=np.zeros(len(runs), dtype=bool),
+        ),
+        probes=runs.probes,
+        early=early_signals(x, runs.starts, len(chosen.dense)),
+        question=runs.question,
+        chosen=chosen,
+    )  # fmt: skip
+
+
+def early_signals(x: Floats, starts: Ints, n_dense: int) -> Floats:
+    """What every request shows before any level could stop it: the first checkpoint's most varied features, (N, F)."""
+    first = x[starts[:-1], :n_dense]
+    spread = first.std(axis=0)
+    most = np.argsort(-spread / (np.abs(first).mean(axis=0) + 1e-9), kind="stable")[:N_EARLY]
+    return first[:, np.sort(most)]
+
+
+def learner_of(chosen: Chosen, *, parts: Parts = "ensemble", seed: int = 0) -> Learner:
+    """The stop model's trainer as the keeper calls it."""
+    return partial(_learn, chosen, parts, seed)
+
+
+def _learn(chosen: Chosen, parts: Parts, seed: int, x: Floats, good: Bools, weight: Floats) -> PGood:
+    fitted = fit(Examples(x=x, good={"as-good": good}, weight=weight), chosen, "as-good", parts=parts, seed=seed)
+    return fitted.scores
+
+
+def questions_of(traffic: Traffic) -> Sequence[str]:
+    """Its questions, each once, in order of first appearance."""
+    return list(dict.fromkeys(traffic.question))
