@@ -74,6 +74,8 @@ class Request:
     received_at_s: float      # Unix time; informative, never used to order events
     endpoint: str = "/v1/chat/completions"  # what was called; an id in a path is written {id}; "library": no HTTP
     query: Query | None = None  # what the caller declared of the question; None: nothing, or nobody looked
+    unit: str = ""            # keyed hash of what drew the lot: turns of one conversation, and retries, share it
+    setup: str = ""           # the route's settings that evidence rests on; others are another world
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,7 @@ class Step:
     said_done: bool | None = None       # the model's own flag that it is done
     action: str | None = None           # what the caller calls this kind of step: "tool", "propose" …
     vector: tuple[float, ...] = ()      # embedding of `text`, or of `answer` if there is none; (): unknown
+    missing: bool = False               # a trial answer should have been there, and nobody got it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +244,7 @@ class StepRecord:
     margin: float | None = None            # probability of the trial answer minus the runner-up's, [0, 1]
     mass: float | None = None              # probability on all valid answers together, [0, 1]
     closed_entropy: float | None = None    # nats, of the first token behind the closed thought
+    missing: bool = False                  # a trial answer should have been there, and nobody got it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +278,8 @@ class Outcome:
     unclosed: bool = False                 # the cap was reached inside the thought
     duration_s: float = 0.0
     ttft_s: float | None = None            # to the first byte that the client got
+    model: str | None = None               # as the upstream names itself; None: it did not say
+    system_fingerprint: str | None = None  # of its engine and weights; None: it did not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from suffice.errors import ConfigError
 from suffice.gateway import desk
 from suffice.gateway.app import App, endpoints
 from suffice.gateway.context import Gateway
-from suffice.gateway.route import BuiltRoute
+from suffice.gateway.route import BuiltRoute, setup_of
 from suffice.model.artefact import StopModel
 from suffice.model.artefact import load as load_model
 from suffice.model.reading import MOST_BYTES
@@ -198,7 +198,9 @@ def evidence_warnings(settings: Settings, evidence: Evidence) -> list[str]:
     return warnings
 
 
-def build_route(name: str, settings: Route, evidence: Evidence | None = None) -> BuiltRoute:
+def build_route(
+    name: str, settings: Route, evidence: Evidence | None = None, upstream: Upstream | None = None
+) -> BuiltRoute:
     """Build a route's scorer and policy. Raises ConfigError with the route's path."""
     known = evidence or Evidence()
     try:
@@ -221,6 +223,7 @@ def build_route(name: str, settings: Route, evidence: Evidence | None = None) ->
         needs=needs,
         findings=known.upstreams.get(settings.upstream),
         refused=refusal(known.extracted.get(name, ()), scorer_label(settings.scorer)),
+        setup=setup_of(settings, scorer_label(settings.scorer), "" if upstream is None else url_key(upstream.url)),
     )
 
 
@@ -392,7 +395,9 @@ def _running(
 ) -> Gateway:
     """All that handlers need, with what the log's history teaches."""
     gw = Gateway(
-        settings=settings, routes=tuple(build_route(name, r, evidence) for name, r in settings.routes.items()),
+        settings=settings, routes=tuple(
+            build_route(name, r, evidence, settings.upstreams.get(r.upstream)) for name, r in settings.routes.items()
+        ),
         upstreams=clients, embedders=vectors, log=log, metrics=Metrics(),
         api_keys=_client_keys(settings) if clients else (),
         salt=deployment_salt(settings), new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,

@@ -30,6 +30,7 @@ from suffice.types import (
 )
 
 DELIVERED: frozenset[Purpose] = frozenset({"main", "sample", "continuation", "rerun"})
+NAME_CHARS = 200  # of an upstream's own names, kept
 _NO_OVERHEAD = Overhead()
 
 
@@ -106,6 +107,8 @@ class Ledger:
     handover_ms: float | None = None
     answer: str | None = None
     response_id: str | None = None
+    model: str | None = None            # as the upstream names itself
+    system_fingerprint: str | None = None
     status: int = 0
     first_byte_s: float | None = None   # monotonic
     truncated: bool = False
@@ -138,6 +141,13 @@ class Ledger:
         self.stopped, self.finish_method, self.handover_ms, self.vote = False, None, None, ()
         self.tokens_saved_estimate = self.estimate_method = self.full_tokens_estimate = None
 
+    def note_upstream(self, model: object, system_fingerprint: object) -> None:
+        """Remember how the upstream named itself, where it did: at the first call that says so."""
+        if self.model is None and isinstance(model, str):
+            self.model = model[:NAME_CHARS]
+        if self.system_fingerprint is None and isinstance(system_fingerprint, str):
+            self.system_fingerprint = system_fingerprint[:NAME_CHARS]
+
     def fail_open(self, site: str) -> None:
         """Note that Suffice failed at `site` and carried on without itself."""
         if site not in self.degraded:
@@ -169,6 +179,7 @@ class Ledger:
                 margin=step.margin,
                 mass=step.mass,
                 closed_entropy=step.closed_entropy,
+                missing=step.missing,
             )
         )
         if decision.action == "stop" and self.stop_step is None:
@@ -317,4 +328,6 @@ class Ledger:
             unclosed=self.unclosed,
             duration_s=now_s - self.started_s,
             ttft_s=None if self.first_byte_s is None else self.first_byte_s - self.started_s,
+            model=self.model,
+            system_fingerprint=self.system_fingerprint,
         )

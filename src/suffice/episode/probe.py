@@ -117,7 +117,9 @@ class Prober:
 
 def missing(point: Checkpoint) -> Step:
     """A step whose trial answer is unknown."""
-    return Step(index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text)
+    return Step(
+        index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text, missing=True
+    )  # fmt: skip
 
 
 def visible(point: Checkpoint, found: str | None, before: str | None) -> Step:

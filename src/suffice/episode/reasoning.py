@@ -411,7 +411,9 @@ class ReasoningRun:
     def _identify(self, chunk: Chunk, data: bytes) -> None:
         self.seen.id, self.seen.model = chunk.id, chunk.model
         body = decode_json(data)
-        self.seen.created = body.get("created") if isinstance(body, dict) else None
+        body = body if isinstance(body, dict) else {}
+        self.seen.created = body.get("created")
+        self.ledger.note_upstream(chunk.model, body.get("system_fingerprint"))
         # The client of a rerun knows the id of the run before.
         self.ledger.response_id = chunk.id if self.alias is None else self.alias.id
 

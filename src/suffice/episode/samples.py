@@ -139,13 +139,17 @@ class SampleRun:
         self.ledger.answer = result.answer
         body = dict(winner.body or {})
         self.ledger.response_id = body.get("id")
+        self.ledger.note_upstream(body.get("model"), body.get("system_fingerprint"))
         choices = body.get("choices") or [{}]
         self.ledger.truncated = choices[0].get("finish_reason") == "length"
         return body
 
 
 def _step(sample: Sample) -> Step:
-    return Step(index=sample.index, tokens=sample.tokens, answer=sample.answer, answer_source="sample")
+    return Step(
+        index=sample.index, tokens=sample.tokens, answer=sample.answer, answer_source="sample",
+        missing=sample.failure is not None,
+    )  # fmt: skip
 
 
 async def _assemble(call: Call, account: CallAccount) -> dict[str, Any]:

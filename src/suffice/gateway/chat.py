@@ -250,6 +250,7 @@ def _request(
         question_key=question,
         ungoverned=reason, received_at_s=gw.wall_s(),
         query=query_of(intake.body, found.settings.kind, samples) if reason is None else None,
+        unit=lot.unit, setup=found.setup,
     )  # fmt: skip
 
 

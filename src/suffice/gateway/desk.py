@@ -106,6 +106,7 @@ def _request(gw: Gateway, route: BuiltRoute, asked: Asked) -> Request:
         audit=lot.audit, propensity=lot.propensity, policy_version=route.policy_version,
         certified=route.certified, question_key=question, ungoverned=reason, received_at_s=gw.wall_s(),
         endpoint=asked.endpoint, query=_query(asked) if reason is None else None,
+        unit=lot.unit, setup=route.setup,
     )  # fmt: skip
 
 

@@ -6,10 +6,13 @@ reason counted and visible.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
+
+import msgspec
 
 from suffice.episode.rounds import Returning
 from suffice.policy.base import Policy
@@ -51,6 +54,7 @@ BLOCKING: Mapping[str, str] = {
     "best_of": "n",
     "use_beam_search": "n",
 }
+_EVIDENCE = ("kind", "model", "samples", "wave", "effort", "budget_tokens", "finish_unclosed", "embeddings")
 # Parts of a message that a chat template writes out as text.
 TEXT_PARTS = ("text", "refusal")
 
@@ -68,6 +72,7 @@ class BuiltRoute:
     needs: tuple[str, ...]      # signals to compute
     findings: Findings | None = None  # what doctor saw at the upstream; None: nothing is known
     refused: str | None = None  # why it must not be enforced, whatever the settings say; None: it may
+    setup: str = ""             # what evidence rests on, see `setup_of`
 
     @property
     def acts(self) -> bool:
@@ -85,6 +90,18 @@ class BuiltRoute:
         """May a run that nothing can stop be probed? Only where somebody saw what a probe costs there."""
         probe = self.settings.probe
         return probe is not None and (probe.verified_by == "owner" or allows_probes(self.findings))
+
+
+def setup_of(settings: Route, scorer: str, url_key: str) -> str:
+    """The settings that a route's evidence rests on, in short: where they differ, it is evidence of something else.
+
+    Not in it: the mode, the promise, shares and budgets, which requests match.
+
+    url_key  of the upstream's address
+    """
+    kept = {name: getattr(settings, name) for name in (*_EVIDENCE, "scorer", "steps", "probe")}
+    written = msgspec.json.encode([kept, url_key], order="deterministic")
+    return f"{settings.kind}, scorer {scorer}, {hashlib.blake2b(written, digest_size=4).hexdigest()}"
 
 
 def find(routes: tuple[BuiltRoute, ...], *, model: str, asked: str | None) -> BuiltRoute | None:

@@ -23,6 +23,7 @@ class Lot:
     audit: bool        # run in full, every checkpoint recorded
     propensity: float  # P(this value of `audit`), in (0, 1]
     point: float       # where the unit fell, in [0, 1); an audit is a point below the share
+    unit: str = ""     # a name for the unit, 16 hexadecimal digits, meaningless without the salt
 
 
 NO_LOT = Lot(audit=False, propensity=1.0, point=0.0)  # of a request that nothing governs: none is drawn
@@ -42,7 +43,8 @@ def draw_audit(unit: str, *, share: float, salt: str) -> Lot:
     number = int.from_bytes(_keyed(unit, salt=salt, purpose=b"audit-lot", n_bytes=8), "big")
     point = (number >> 11) / 2**53  # a float holds 53 bits
     audit = point < share
-    return Lot(audit=audit, propensity=share if audit else 1.0 - share, point=point)
+    name = _keyed(unit, salt=salt, purpose=b"lot-unit", n_bytes=8).hex()
+    return Lot(audit=audit, propensity=share if audit else 1.0 - share, point=point, unit=name)
 
 
 def audit_share(n_requests_so_far: int, configured: float | None) -> float:
