@@ -85,8 +85,8 @@ def fit(examples: Examples, chosen: Chosen, target: Target, *, parts: Parts = "e
     trained: list[object] = []
     with one_thread():
         if parts != "trees":
-            scaled = {"standardscaler__sample_weight": weight, "logisticregression__sample_weight": weight}
-            linear = _linear().fit(x, y, **scaled)
+            # The scale only shapes the penalty; weighted, scikit-learn's own is not a number for what never moves.
+            linear = _linear().fit(x, y, logisticregression__sample_weight=weight)
             made.append(lambda rows: np.asarray(linear.predict_proba(rows)[:, 1]))
             trained.append(linear)
         if parts != "linear":
