@@ -11,12 +11,14 @@ import hashlib
 import json
 import tempfile
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from suffice.replay.estimate import Range, estimate, traffic_of
-from suffice.replay.estimate_runs import Found, Run, replay_ladder, runs_of_calls, runs_of_traces
+from suffice.replay.estimate_runs import Evidence, Found, Run, replay_ladder, runs_of_calls, runs_of_traces
 from suffice.replay.logs import read_logs
 from suffice.replay.own import FILES, own_traces
 from suffice.replay.traces import read_traces
@@ -24,6 +26,7 @@ from suffice.scoring.base import build_scorer
 
 SCORER = build_scorer("number")
 MINUTE_S = 60.0
+N_HALVINGS = 200
 
 
 def figures() -> None:
@@ -89,6 +92,37 @@ def compare() -> None:
         )
 
 
+def halve() -> None:
+    """How often an estimate from any half holds what comes on the other."""
+    runs = runs_of_traces(read_traces([own_traces("samples")])).runs
+    everything = replay_ladder(Found(runs=runs, kind="samples"), SCORER)
+    rng = np.random.default_rng(1)
+    held = np.zeros(len(everything.levels))
+    for _ in range(N_HALVINGS):
+        order = rng.permutation(len(runs))
+        here, there = (part_of(everything, half) for half in np.array_split(order, 2))
+        said = estimate(
+            here, traffic_of([], len(here.question), rng), rng=rng,
+            max_em_drop=0.05, confidence=0.95, audit_share=0.1, most_audits=800,
+        )  # fmt: skip
+        came = 1 - there.tokens.sum(axis=0) / there.full_tokens.sum()
+        intervals = [level.saving for level in said.levels]
+        held += [at.low <= saving <= at.high for at, saving in zip(intervals, came, strict=True)]
+    print(f"\n{N_HALVINGS} random halvings: how often the saving on the other half lies in the interval from the first")
+    print("(an exact interval of 90 % for the saving of all traffic holds that of an equal half, which varies as much")
+    print("itself, in 75 %)")
+    print(", ".join(f"{name} {share:.0%}" for name, share in zip(everything.levels, held / N_HALVINGS, strict=True)))
+
+
+def part_of(evidence: Evidence, keep: NDArray[np.int64]) -> Evidence:
+    assert evidence.drop is not None
+    return replace(
+        evidence, question=tuple(evidence.question[i] for i in keep), drop=evidence.drop[keep],
+        full_tokens=evidence.full_tokens[keep], tokens=evidence.tokens[keep], differs=evidence.differs[keep],
+        stopped=evidence.stopped[keep], probe_tokens=evidence.probe_tokens[keep],
+    )  # fmt: skip
+
+
 def span(value: Range) -> str:
     return f"{value.middle:.1%} [{value.low:.1%}, {value.high:.1%}]"
 
@@ -96,3 +130,4 @@ def span(value: Range) -> str:
 if __name__ == "__main__":
     figures()
     compare()
+    halve()

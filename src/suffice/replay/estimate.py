@@ -145,16 +145,17 @@ def estimate(
     most_audits  a certificate may rest on: older ones are forgotten
 
     Runs are drawn by the Bayesian bootstrap (Rubin 1981, Annals of Statistics 9(1)) over questions, with half
-    a disagreement and half an agreement added, so that no disagreement seen does not mean none there is.
+    a disagreement and half an agreement added, so that no disagreement seen does not mean none there is; and
+    likewise half a run that every level stops and half a run that none does.
     """
     weights, extra = _weights(evidence.question, rng)
     total = weights @ evidence.full_tokens
-    saving = 1 - (weights @ evidence.tokens) / total[:, None]
     n = weights.sum(axis=1) + extra.sum(axis=1)
     disagreement = (weights @ evidence.differs + extra[:, :1]) / n[:, None]
     probing = (weights @ evidence.probe_tokens) / total
     per_disagreement, said = _per_disagreement(evidence, weights, rng)
     rate = _rates(traffic, rng)
+    saving = _savings(evidence, weights, rng)
 
     def promise(judged_by: str, risk: NDArray[np.float64]) -> Promise:
         audits = audits_to_certify(risk, max_em_drop=max_em_drop, confidence=confidence)
@@ -191,6 +192,22 @@ def _weights(
     extra = rng.gamma(0.5, size=(N_DRAWS, 2))
     place = np.array([names[q] for q in questions])
     return each[:, place], extra
+
+
+def _savings(
+    evidence: Evidence, weights: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Share of the full runs' tokens that each level saves, drawn (draws x levels).
+
+    A safe level stops few runs, and its interval must not rest on those alone. So half a run is added that every
+    level stops as the boldest does, and half a run that none stops, both of mean length.
+    """
+    full, bold = evidence.full_tokens, evidence.stopped[:, -1]
+    kept = 1 + evidence.probe_tokens.sum() / full.sum()
+    cut = evidence.tokens[bold, -1].sum() / full[bold].sum() if bold.any() else kept
+    extra = rng.gamma(0.5, size=(N_DRAWS, 2)) * full.mean()
+    spent = weights @ evidence.tokens + (extra @ np.array([cut, kept]))[:, None]
+    return np.asarray(1 - spent / (weights @ full + extra.sum(axis=1))[:, None])
 
 
 def _per_disagreement(
