@@ -209,4 +209,5 @@ def test_recertifying_a_full_window_takes_well_under_5_ms() -> None:
         began = perf_counter()
         certified_level(log_wealth(count(z), max_em_drop=0.02), delta=0.05)
         took.append(perf_counter() - began)
+    print(f"800 audits at 41 levels: {min(took) * 1e3:.2f} ms")
     assert min(took) < 0.005
