@@ -47,7 +47,7 @@ class Ran:
 
 
 def arguments(doc: str | None, *, questions: int) -> argparse.Namespace:
-    """What an example takes from the command line. `questions` of them take under 3 minutes of one core."""
+    """What an example takes from the command line. `questions` of them take two to four minutes of one core."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--questions", type=int, default=questions, help="how many (default: %(default)s)")
     parser.add_argument("--verbose", action="store_true", help="one line a run")
