@@ -3,7 +3,8 @@
     SufficeError
     ├── ConfigError            the configuration cannot be used; raised at start-up only
     ├── BadRequest             the client's request cannot be served; carries an HTTP status
-    │   └── TooLarge           a limit of ours was passed (413)
+    │   ├── TooLarge           a limit of ours was passed (413)
+    │   └── Overloaded         turned away while all must run in full; says when to come again (429)
     ├── UpstreamError          the model server failed; carries what the client is told
     │   ├── UpstreamDown       no connection, or it broke off
     │   ├── UpstreamTimeout    silent for longer than its limit
@@ -50,6 +51,17 @@ class TooLarge(BadRequest):
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message, status=413, param=param, code="too_large")
+
+
+class Overloaded(BadRequest):
+    """A new request is turned away, because the upstream could not bear it beside those that run in full.
+
+    retry_after_s  when to come again
+    """
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message, status=429, code="fallback_capacity")
+        self.retry_after_s = retry_after_s
 
 
 class UpstreamError(SufficeError):

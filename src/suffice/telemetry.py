@@ -55,6 +55,14 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec("suffice_open_episodes", "gauge", "Callers' own loops that have not ended."),
     MetricSpec("suffice_live_requests", "gauge", "Requests being served now."),
+    MetricSpec("suffice_upstream_queue_ratio", "gauge", "Calls open at an upstream over its slots.", ("upstream",)),
+    MetricSpec("suffice_latency_p95_seconds", "gauge", "95th percentile of runs that may be stopped.", ("route",)),
+    MetricSpec("suffice_generated_tokens_per_second", "gauge", "Tokens generated a second.", ("route",)),
+    MetricSpec("suffice_spend_usd_per_second", "gauge", "US dollars a second, where prices are known.", ("route",)),
+    MetricSpec("suffice_operating_level", "gauge", "Level that new requests get; 0 never stops.", ("route",)),
+    MetricSpec("suffice_operating_moves_total", "counter", "Moves of the operating point.", ("route", "stance")),
+    MetricSpec("suffice_fallback_load_ratio", "gauge", "Tokens/s if all ran in full over those now.", ("route",)),
+    MetricSpec("suffice_shed_total", "counter", "New requests turned away while the brake held.", ("route",)),
     MetricSpec("suffice_ttft_seconds", "histogram", "Time to the first byte for the client.", ("route",)),
     MetricSpec("suffice_handover_seconds", "histogram", "Pause that a stop put into a stream.", ("method",)),
 )
@@ -100,6 +108,10 @@ class Metrics:
             self._child(*key)   # an unknown name is an error here and now
         with self._lock:
             self._added[key] = self._added.get(key, 0) + by
+
+    def set(self, name: str, value: float, *labels: str) -> None:
+        """Give a gauge its value; not one that `inc` counts up and down."""
+        self._child(name, *labels).set(value)
 
     def observe(self, name: str, value_s: float, *labels: str) -> None:
         """Record one duration, in seconds, in a histogram."""

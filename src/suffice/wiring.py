@@ -26,6 +26,8 @@ from suffice.errors import ConfigError
 from suffice.gateway import desk
 from suffice.gateway.app import App, endpoints
 from suffice.gateway.context import Gateway
+from suffice.gateway.operating import warnings as load_warnings
+from suffice.gateway.operating import watched
 from suffice.gateway.route import BuiltRoute, setup_of
 from suffice.model.artefact import StopModel
 from suffice.model.artefact import load as load_model
@@ -255,6 +257,7 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
         given = route.embeddings
         if given is not None and given.api_key_env and given.api_key_env not in known:
             warnings.append(f"routes.{name}.embeddings: the environment has no {given.api_key_env}")
+        warnings += load_warnings(f"routes.{name}", route, upstream)
         if route.kind == "samples" and route.samples == 1:
             warnings.append(f"routes.{name}: samples = 1 passes through unless a request asks for more")
     for name, one in settings.upstreams.items():
@@ -458,6 +461,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
                 await stack.enter_async_context(client)
             for embedder in vectors.values():
                 await stack.enter_async_context(embedder)
+            stack.enter_context(watched(gw.look_at_load, gw.metrics))
             gw.ready = True
             try:
                 yield App(gw)

@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
+from suffice.assurance.fallback import Admission
 from suffice.episode.ledger import Ledger
 from suffice.episode.samples import Refusal
-from suffice.errors import BadRequest, UpstreamError, UpstreamTimeout
+from suffice.errors import BadRequest, Overloaded, UpstreamError, UpstreamTimeout
 from suffice.gateway import books, govern, route
 from suffice.gateway.asked import query_of
 from suffice.gateway.auth import without_keys
@@ -33,6 +34,7 @@ from suffice.gateway.exchange import (
     tells_hang_up,
 )
 from suffice.gateway.intake import Intake, check_body_headers, read_chat
+from suffice.gateway.operating import placed
 from suffice.gateway.relay import forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import NO_LOT, Lot, draw_audit, question_key
@@ -54,6 +56,7 @@ class Admitted:
     route: BuiltRoute | None
     upstream: str
     request: Request
+    turned_away: Admission | None = None   # there is no room for it, and when there may be
 
 
 Admit = Callable[[str], Awaitable[Admitted]]   # given the episode id
@@ -125,6 +128,9 @@ async def _serve(
     """Run the request under the eye of its client; say how it ended."""
     try:
         left = await supervise(work, receive, exchange)
+    except Overloaded as error:
+        await exchange.refuse(error)
+        return "rejected"
     except Refusal as refusal:
         if exchange.status:
             await exchange.fail(502, str(refusal), refusal.code)
@@ -146,6 +152,12 @@ async def _serve(
 
 async def _answer(gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exchange) -> None:
     request, intake = admitted.request, admitted.intake
+    if admitted.turned_away is not None:
+        gw.metrics.inc("suffice_shed_total", request.route)
+        raise Overloaded(
+            "this route has to run everything in full for a while, and its model server has no room for more;"
+            " come again", retry_after_s=admitted.turned_away.retry_after_s,
+        )  # fmt: skip
     client = gw.upstreams[admitted.upstream]
     body = forwarded(intake.raw, intake.body, changed=intake.changed)
     if request.ungoverned is not None or admitted.route is None:
@@ -183,10 +195,15 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
     _check_version(intake, named, found)
     intake = for_route(intake, found)
     count_stripped(gw, intake)
-    request = _request(gw, episode_id, intake, named, found)
+    reason, place = _reason(gw, episode_id, intake, found)
+    found = placed(found, place) if found is not None and place is not None else found
+    request = _request(gw, episode_id, intake, named, found, reason)
     upstream = (found.settings.upstream if found is not None else "") or gw.fallback_upstream()
     kept = without_keys(headers, gw.api_keys)
-    return Admitted(intake=intake, headers=kept, route=found, upstream=upstream, request=request)
+    return Admitted(
+        intake=intake, headers=kept, route=found, upstream=upstream, request=request,
+        turned_away=place if place is not None and place.level is None else None,
+    )  # fmt: skip
 
 
 def find_route(gw: Gateway, model: str, named: dict[str, str]) -> BuiltRoute | None:
@@ -226,19 +243,38 @@ def _check_version(intake: Intake, named: dict[str, str], found: BuiltRoute | No
         )  # fmt: skip
 
 
-def _request(
-    gw: Gateway, episode_id: str, intake: Intake, named: dict[str, str], found: BuiltRoute | None
-) -> Request:
-    """Write down what was asked, and the lot with its odds."""
+def _reason(
+    gw: Gateway, episode_id: str, intake: Intake, found: BuiltRoute | None
+) -> tuple[str | None, Admission | None]:
+    """Why the request is not governed (None: it is), and where its route operates (None: that does not matter)."""
     if found is None:
-        return blank(gw, episode_id, intake, "no_route")
+        return "no_route", None
     samples = route.n_samples(found, intake.options)
     if found.settings.kind == "samples":
         _check_samples(samples, found)
     reason = route.ungoverned(found, intake.body, samples)
-    if reason is None and found.settings.kind == "reasoning":  # samples without a policy are all drawn: harmless
+    if reason is not None:
+        return reason, None
+
+    def draw() -> float:  # anew for each try: who was turned away comes again
+        return draw_audit(episode_id, share=0.0, salt=f"{gw.salt}/shed").point
+
+    place = gw.operating.admit(found, now_s=gw.monotonic_s(), draw=draw)
+    if place.level is None:
+        return "shed", place
+    if found.settings.kind == "reasoning":  # samples without a policy are all drawn: harmless
         allowed = gw.breakers.setdefault(found.name, Breaker()).allows(gw.monotonic_s())
         reason = None if allowed else "breaker"
+    return reason, place
+
+
+def _request(
+    gw: Gateway, episode_id: str, intake: Intake, named: dict[str, str], found: BuiltRoute | None, reason: str | None
+) -> Request:
+    """Write down what was asked, and the lot with its odds."""
+    if found is None:
+        return blank(gw, episode_id, intake, reason or "no_route")
+    samples = route.n_samples(found, intake.options)
     lot, question = (_lot(gw, intake, named, found), _question(gw, intake)) if reason is None else (NO_LOT, "")
     gw.n_requests[found.name] = gw.n_requests.get(found.name, 0) + 1
     if lot.audit:

@@ -12,6 +12,7 @@ from suffice.assurance.lengths import FullRuns, HandOvers
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
 from suffice.gateway.breaker import Breaker
+from suffice.gateway.operating import Operating
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import audit_share
 from suffice.scoring.base import scorer_label
@@ -141,6 +142,7 @@ class Gateway:
     n_since_check: dict[str, int] = field(default_factory=dict)      # by route: full runs since then
     answered_by: dict[str, str] = field(default_factory=dict)  # id of a stored response → its upstream
     breakers: dict[str, Breaker] = field(default_factory=dict)   # by route
+    operating: Operating = field(default_factory=Operating)      # where routes operate inside what is certified
     runs: OpenRuns = field(default_factory=OpenRuns)             # loops that callers drive through /v1/decide
     watches_runs: bool = False   # a look for loops that were left is due
     ready: bool = False
@@ -150,6 +152,10 @@ class Gateway:
     def share(self, route: BuiltRoute) -> float:
         """The audit share in force for a route's next request."""
         return audit_share(self.n_requests.get(route.name, 0), route.settings.audit_share)
+
+    def look_at_load(self) -> None:
+        """Measure the load and move operating points, if it is time to."""
+        self.operating.look(self.upstreams, self.routes, self.metrics, now_s=self.monotonic_s())
 
     def note_full_run(self, request: Request, outcome: Outcome) -> None:
         """Take the end of a full run in; now and then, see whether its route may still be enforced."""

@@ -15,6 +15,7 @@ from suffice.episode.vectors import Vectors
 from suffice.gateway import books
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.context import Gateway
+from suffice.gateway.operating import placed
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import NO_LOT, draw_audit, question_key
 from suffice.signals.query import query_signals
@@ -38,6 +39,7 @@ class Asked:
 
 def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     """Draw the lot, write the request down, and give the run that takes its steps."""
+    route = placed(route, gw.operating.admit(route, now_s=gw.monotonic_s()))
     request = _request(gw, route, asked)
     ledger = Ledger(request, gw.monotonic_s())
     books.append(gw, RequestSeen(request), ledger)

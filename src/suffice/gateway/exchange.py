@@ -11,7 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any
 
-from suffice.errors import BadRequest, TooLarge
+from suffice.errors import BadRequest, Overloaded, TooLarge
 from suffice.upstream.wire import PING, error_body, error_frame
 
 Scope = MutableMapping[str, Any]
@@ -23,6 +23,7 @@ TellHangUp = Callable[[Callable[[], None]], Callable[[], object]]   # call this 
 
 HANG_UP = "suffice.hang_up"    # our server's extension of ASGI: tells who asks when the client leaves
 _HEADERS = "suffice.headers"  # where the scope keeps what was read of them
+_REFUSAL_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a header's value: no server may send it
 SSE_HEADERS = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
 
@@ -111,7 +112,9 @@ class Exchange:
 
     async def refuse(self, error: BadRequest, headers: Headers = ()) -> None:
         """Send our own 4xx in the shape of the API."""
-        kind = "authentication_error" if error.status == 401 else "invalid_request_error"
+        kind = _REFUSAL_KINDS.get(error.status, "invalid_request_error")
+        if isinstance(error, Overloaded):
+            headers = [*headers, ("retry-after", str(error.retry_after_s))]
         await self.json(error.status, self.error_body(error.status, str(error), kind, error.param, error.code), headers)
 
     async def fail(self, status: int, message: str, code: str, *, kind: str = "upstream_error") -> None:

@@ -73,11 +73,13 @@ class BuiltRoute:
     findings: Findings | None = None  # what doctor saw at the upstream; None: nothing is known
     refused: str | None = None  # why it must not be enforced, whatever the settings say; None: it may
     setup: str = ""             # what evidence rests on, see `setup_of`
+    levels: tuple[Policy, ...] = ()  # the policy at each level, 0 never stops; (): one policy, and no levels
+    risks: bool = False         # the brake holds, and its owner lets an uncertified level act rather than turn away
 
     @property
     def acts(self) -> bool:
         """May the policy end a run here?"""
-        vouched = self.certified or self.settings.uncertified
+        vouched = self.certified or self.settings.uncertified or self.risks
         return self.settings.mode == "enforce" and vouched and self.refused is None
 
     @property

@@ -1,0 +1,226 @@
+"""Where each route operates now: the level that the load asks for, and what gives way while all must run in full.
+
+    load (measured) ──▶ stance ──▶ level inside what is certified ──▶ the route as a new request gets it
+                        brake  ──▶ admitted in full, at a safer level, or turned away
+
+The control loop says what is certified and when the brake holds (`RouteOperation`: `certified`, `fall_back`, `resume`);
+a timer looks at the load. A request reads one number. A failure here leaves every level where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from suffice.assurance.fallback import Admission, Fallback, admission
+from suffice.assurance.pressure import Operation, level_of, look
+from suffice.gateway.load import QUEUE_S, RouteLoad, Smooth
+from suffice.gateway.route import BuiltRoute
+from suffice.settings import Route, Upstream
+from suffice.telemetry import LOG, Metrics
+from suffice.types import Outcome, Request
+from suffice.upstream.client import UpstreamClient
+
+LOOK_S: Final = 0.5
+ALERT_RUNS: Final = 50      # governed runs before a load ratio is worth an alert
+ALERT_UNTIL: Final = 0.9    # of the capacity: an alert ends below that
+
+
+@dataclass(slots=True)
+class RouteOperation:
+    """One route: its load, its place, and whether its brake holds."""
+
+    name: str
+    settings: Route
+    load: RouteLoad = field(default_factory=RouteLoad)
+    operation: Operation = field(default_factory=Operation)
+    certified: int = 0                 # the most aggressive level that may be used; 0 never stops
+    fallback: Fallback | None = None   # None: the brake does not hold
+    alerted: bool = False
+    _before_tokens_per_s: float = 0.0  # of governed runs, when the brake fired
+    _before_ratio: float = 1.0
+
+    @property
+    def level(self) -> int:
+        """The level that new requests get, the brake left out."""
+        return level_of(self.operation.stance, self.settings.pressure, certified=self.certified)
+
+    def fall_back(self, now_s: float, loads: tuple[float, ...] = ()) -> None:
+        """The brake has fired: everything runs in full from now on, as far as the upstream bears it.
+
+        loads  by level, from 0: tokens/s there over tokens/s now; (): unknown
+        """
+        if self.fallback is not None:
+            return
+        self._before_tokens_per_s = self.load.spent.per_s(now_s)
+        self._before_ratio = self.load.ratio(now_s) or 1.0
+        self.fallback = Fallback(
+            level=self.level, on_fallback=self.settings.on_fallback, capacity=self.settings.fallback_capacity,
+            loads=loads,
+        )  # fmt: skip
+
+    def resume(self) -> None:
+        """The brake is released: what is certified may be used again."""
+        self.fallback = None
+
+    def ratio(self, now_s: float) -> float | None:
+        """Tokens/s if all ran in full, over those now; while the brake holds, over those before it fired.
+
+        Then it moves with what is asked for, and who comes again because he was turned away counts as asking.
+        """
+        if self.fallback is None:
+            return self.load.ratio(now_s)
+        asked_tokens_per_s = self.load.asked.per_s(now_s) * self.load.mean_full(now_s)
+        if not self._before_tokens_per_s or not asked_tokens_per_s:
+            return self._before_ratio
+        return asked_tokens_per_s / self._before_tokens_per_s
+
+    def admission(self, now_s: float, *, queue: float | None = 0.0, point: float = 0.0) -> Admission:
+        """What becomes of a new governed request; with the defaults, of one that cannot be turned away."""
+        if self.fallback is None:
+            return Admission(level=self.level, certified=True, reason=self.operation.reason)
+        return admission(self.fallback, ratio=self.ratio(now_s) or 1.0, queue=queue, point=point)
+
+
+class Operating:
+    """All routes of a gateway, and the queues of their upstreams."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, RouteOperation] = {}
+        self._queues: dict[str, Smooth] = {}
+
+    def of(self, name: str, settings: Route) -> RouteOperation:
+        """The route's operation."""
+        found = self._routes.get(name)
+        if found is None:
+            found = self._routes[name] = RouteOperation(name, settings)
+        return found
+
+    def queue(self, upstream: str) -> float | None:
+        """Calls open at an upstream over its slots, smoothed; None: nobody has looked yet."""
+        found = self._queues.get(upstream)
+        return None if found is None else found.value
+
+    def admit(self, route: BuiltRoute, *, now_s: float, draw: Callable[[], float] | None = None) -> Admission:
+        """Take a new governed request of a route in, and say what becomes of it.
+
+        draw  gives a lot in [0, 1) for this try; None: nobody is turned away here
+        """
+        operation = self.of(route.name, route.settings)
+        operation.load.asked.add(1, now_s)
+        if operation.fallback is None or draw is None:
+            return operation.admission(now_s)
+        return operation.admission(now_s, queue=self.queue(route.settings.upstream), point=draw())
+
+    def note(self, request: Request, outcome: Outcome, *, now_s: float) -> None:
+        """Take the end of a request in."""
+        found = self._routes.get(request.route)
+        if found is not None:
+            found.load.note(request, outcome, now_s=now_s, falls_back=found.fallback is not None)
+
+    def look(
+        self, upstreams: Mapping[str, UpstreamClient], routes: Sequence[BuiltRoute], metrics: Metrics, *, now_s: float
+    ) -> None:
+        """Measure, move, export and alert: twice a second."""
+        for name, client in upstreams.items():
+            queue = self._queues.setdefault(name, Smooth(QUEUE_S))
+            metrics.set("suffice_upstream_queue_ratio", queue.look(client.n_open / client.settings.slots, now_s), name)
+        for route in routes:
+            operation = self.of(route.name, route.settings)
+            self._move(operation, metrics, now_s)
+            _export(operation, metrics, now_s)
+            _alert(operation, now_s)
+
+    def _move(self, route: RouteOperation, metrics: Metrics, now_s: float) -> None:
+        targets = route.settings.pressure
+        if targets is None:
+            return
+        before, queue = route.operation, self.queue(route.settings.upstream)
+        route.operation = look(before, targets, route.load.measured(now_s, queue=queue), now_s=now_s)
+        if route.operation.n_moves > before.n_moves:
+            stance = route.operation.stance
+            metrics.inc("suffice_operating_moves_total", route.name, stance)
+            LOG.info(
+                "routes.%s: operates as in %s, at level %d of %d: %s",
+                route.name, stance, route.level, route.certified, route.operation.reason,
+            )  # fmt: skip
+
+
+@contextmanager
+def watched(look_at_load: Callable[[], None], metrics: Metrics) -> Iterator[None]:
+    """A block in which the load is looked at, by a timer of the running event loop."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def look_again() -> None:
+        nonlocal timer
+        timer = loop.call_later(LOOK_S, look_again)
+        try:
+            look_at_load()
+        except Exception as error:  # noqa: BLE001 - every level stays where it is
+            LOG.error("the load could not be looked at (%s)", type(error).__name__)
+            metrics.inc("suffice_failopen_total", "load")
+
+    timer = loop.call_later(LOOK_S, look_again)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def placed(route: BuiltRoute, place: Admission) -> BuiltRoute:
+    """The route as a request gets it; one that has no levels is as it is."""
+    if not route.levels or place.level is None:
+        return route
+    return replace(
+        route, policy=route.levels[place.level], policy_version=f"{route.policy_version}@{place.level}",
+        certified=route.certified and place.certified, risks=not place.certified,
+    )  # fmt: skip
+
+
+def warnings(where: str, route: Route, upstream: Upstream | None) -> Iterator[str]:
+    """What an owner may have meant otherwise."""
+    pressure = route.pressure
+    if pressure is None or upstream is None:
+        return
+    if pressure.operating_point == 1 and pressure.slack_point in (None, 1):
+        yield (
+            f"{where}.pressure: moves nothing: the route saves the most already; write an operating_point below 1 to"
+            " keep a reserve for spikes, or a slack_point below 1 to stop less while there is slack"
+        )
+    if pressure.queue is not None and upstream.slots == 1:
+        yield f"{where}.pressure.queue: upstreams.{route.upstream} has slots = 1; write how many it serves at once"
+    if pressure.usd_per_hour is not None and upstream.prices is None:
+        yield f"{where}.pressure.usd_per_hour: upstreams.{route.upstream} has no prices, so nothing is measured"
+
+
+def _export(route: RouteOperation, metrics: Metrics, now_s: float) -> None:
+    load = route.load
+    metrics.set("suffice_operating_level", route.admission(now_s).level or 0, route.name)
+    metrics.set("suffice_generated_tokens_per_second", load.tokens.per_s(now_s), route.name)
+    latency_s, ratio = load.latency_s(now_s, idle=False), route.ratio(now_s)
+    if latency_s is not None:
+        metrics.set("suffice_latency_p95_seconds", latency_s, route.name)
+    if load.priced:
+        metrics.set("suffice_spend_usd_per_second", load.usd.per_s(now_s), route.name)
+    if ratio is not None:
+        metrics.set("suffice_fallback_load_ratio", ratio, route.name)
+
+
+def _alert(route: RouteOperation, now_s: float) -> None:
+    """Say once when full runs would be more than the upstream bears, and once when they would not any more."""
+    capacity, ratio = route.settings.fallback_capacity, route.ratio(now_s)
+    if capacity is None or ratio is None or route.load.n_runs < ALERT_RUNS:
+        return
+    if ratio > capacity and not route.alerted:
+        LOG.warning(
+            "routes.%s: if all ran in full, it would take %.2f times the tokens/s, and fallback_capacity is %g",
+            route.name, ratio, capacity,
+        )  # fmt: skip
+        route.alerted = True
+    elif ratio < ALERT_UNTIL * capacity and route.alerted:
+        LOG.warning("routes.%s: full runs would fit fallback_capacity again", route.name)
+        route.alerted = False
