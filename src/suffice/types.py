@@ -297,6 +297,7 @@ class Feedback:
     comment: str | None = None
     source: str = ""                       # "user", "exact-match", "reviewer" …
     reason: str | None = None
+    sender: str = ""                       # keyed hash of the API key that it came with; "": none was asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,7 +376,8 @@ class Publication:
     reason: str                            # a short sentence
     author: str                            # a worker, or a person
     evidence: EvidenceSummary = EvidenceSummary()
-    upstream: tuple[tuple[str, str], ...] = ()  # (model, system fingerprint) that the evidence was gathered with
+    setup: str = ""                        # of the requests that the evidence was gathered on
+    upstream: tuple[tuple[str, str, str], ...] = ()  # (model asked for, its own name, fingerprint) behind the evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,11 +387,13 @@ class Epoch:
     route: str
     number: int                            # 1 is the cold start
     at: int                                # requests of the route when it began
-    since_seq: int                         # place in the log behind which audits count
+    since_seq: int                         # place in the log: requests that came behind it count
     reason: str
     author: str
-    n_kept: int = 0                        # audits before `since_seq` that count all the same, the latest
+    kept: tuple[str, ...] = ()             # episodes of earlier audits that count all the same, oldest first
     burst: int = 0                         # requests that run in full from here on
+    max_em_drop: float = 0.02              # fraction: the promise that is kept in it
+    confidence: float = 0.95               # fraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

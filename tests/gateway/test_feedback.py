@@ -17,7 +17,7 @@ import pytest
 from suffice.errors import ConfigError, StoreError, StoreFull
 from suffice.gateway.context import Gateway
 from suffice.settings import Store
-from suffice.store.events import Event
+from suffice.store.events import Event, FeedbackGiven
 from suffice.store.log import Receipt, Stored
 from suffice.store.sqlite import SqliteLog
 from suffice.store.views import read_episodes
@@ -376,3 +376,25 @@ async def test_nothing_of_a_label_is_lost_on_its_way_to_the_log(serve: Serve) ->
         (found,) = list(read_episodes(g.database))
         (kept,) = found.labels
         assert {name: getattr(kept.feedback, name) for name in everything} == everything
+
+
+async def test_a_label_carries_its_key_under_a_name_and_nobody_writes_that_name(serve: Serve, keys: None) -> None:
+    async with serve(server=KEYS) as g:
+        for n, key in enumerate((KEY, "sk-two", KEY)):
+            given = await say(g, label("ep", feedback_id=f"f-{n}"), headers={"authorization": f"Bearer {key}"})
+            assert given.status == 200
+        forged = await say(g, label("ep", feedback_id="f-9", sender="x"), headers={"authorization": f"Bearer {KEY}"})
+        assert forged.status == 400
+        assert "sender: unknown field" in forged.json["error"]["message"]
+        senders = [stored.event.feedback.sender for stored in g.gateway.log.read()
+                   if isinstance(stored.event, FeedbackGiven)]
+    assert senders[0] == senders[2] != senders[1]
+    assert all(len(sender) == 16 and KEY not in sender for sender in senders)
+
+
+async def test_a_key_that_nobody_checked_names_nobody(serve: Serve) -> None:
+    async with serve() as g:
+        await say(g, label("ep"), headers={"authorization": "Bearer anything"})
+        senders = [stored.event.feedback.sender for stored in g.gateway.log.read()
+                   if isinstance(stored.event, FeedbackGiven)]
+    assert senders == [""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from suffice.gateway.auth import without_keys
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
 from suffice.gateway.intake import check_body_headers, parse_json
+from suffice.rollout.assign import sender_key
 from suffice.store.events import FeedbackGiven
 from suffice.types import Feedback
 from suffice.upstream.client import UpstreamClient
@@ -58,7 +60,10 @@ async def feedback(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> N
     try:
         check_body_headers(headers, FEEDBACK_LIMIT_BYTES)
         raw = await read_body(receive, FEEDBACK_LIMIT_BYTES)
-        given = read_feedback(parse_json(raw, gw.settings.server))
+        said = read_feedback(parse_json(raw, gw.settings.server))
+        # A key that nobody checked could be another one for every label.
+        key = dict(headers).get("authorization", "") if gw.api_keys else ""
+        given = replace(said, sender=sender_key(key, salt=gw.salt))
         receipt = await gw.log.append_durable(FeedbackGiven(given))
     except ClientGone:
         return
@@ -79,7 +84,7 @@ async def feedback(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> N
 
 def read_feedback(body: dict[str, Any]) -> Feedback:
     """Check a feedback body. Raises BadRequest naming the field and what is allowed."""
-    known = Feedback.__dataclass_fields__
+    known = [name for name in Feedback.__dataclass_fields__ if name != "sender"]  # that one we know ourselves
     for key in body:
         if key not in known:
             raise BadRequest(f"{key[:80]}: unknown field; known: {', '.join(known)}", param=key[:80])

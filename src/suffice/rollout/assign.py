@@ -73,6 +73,11 @@ def question_key(text: str, *, salt: str) -> str:
     return _keyed(text, salt=salt, purpose=b"question-key", n_bytes=8).hex()
 
 
+def sender_key(key: str, *, salt: str) -> str:
+    """A name for whoever holds an API key: 16 hexadecimal digits, meaningless without the salt; "" without a key."""
+    return _keyed(key, salt=salt, purpose=b"sender", n_bytes=8).hex() if key else ""
+
+
 def _keyed(text: str, *, salt: str, purpose: bytes, n_bytes: int) -> bytes:
     """A keyed hash. `purpose` keeps the lot and the key of one text apart."""
     # Broken Unicode must draw a lot like anything else. A key holds 64 bytes at most: hash the salt first.
