@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -184,6 +186,14 @@ def test_hardened_counts_prove_nothing_that_the_truth_does_not(
     assert wealth(hard) <= wealth(counts_of(truth)) + 1e-9
     assert hard.n == gained + same + lost
     assert wealth(hardened(counts_of(told), 0)) == wealth(counts_of(told))
+
+
+def test_what_it_costs_to_allow_for_two_lies() -> None:
+    def passes(n: int) -> bool:
+        without_loss = Counts(np.array([0]), np.array([n]), np.array([0]))
+        return float(log_wealth(hardened(without_loss, 2), max_em_drop=0.02)[0]) >= log(20)
+
+    assert next(n for n in range(2, 1_000) if passes(n)) == 422, "without lies 227 audits without a loss are enough"
 
 
 @pytest.mark.parametrize("bad", [

@@ -84,6 +84,7 @@ def test_bets_that_are_picked_afterwards_would_break_the_promise() -> None:
         rate = lost / n
         best = xlogy(lost, rate / MAX_EM_DROP) + xlogy(n - lost, (1 - rate) / (1 - MAX_EM_DROP))
         n_wrong += bool((np.where(rate < MAX_EM_DROP, best, 0) >= LIMIT).any())
+    print(f"the best bet in hindsight: certified in {n_wrong / n_streams:.1%} of {n_streams} streams")
     assert n_wrong / n_streams > 1.5 * DELTA
 
 

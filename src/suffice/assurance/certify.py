@@ -127,7 +127,7 @@ def audits_to_certify(drop: float, *, max_em_drop: float, delta: float, gained: 
     """How many audits certify a level, if they show just what is expected of them.
 
     The smallest n at which n audits with the expected counts pass. Real ones come by chance: where there are losses,
-    two in three levels are there by then, half of them at 0.7 n, nine in ten at 1.75 n (docs/reference/assurance.md).
+    two in three levels are there by then, half at 0.7 n, nine in ten before 1.75 n (docs/reference/assurance.md).
 
     drop    mean EM drop, a fraction below `max_em_drop`
     gained  part of the audits where the stop is right and the full run wrong; losses come at `drop + gained`
