@@ -4,7 +4,8 @@
     ├── server      our HTTP edge: address, limits, keys
     ├── upstreams   model servers by name: address, driver, time-outs, ways to finish
     ├── routes      what is governed and how: match, kind, mode, scorer, policy, budgets
-    └── store       where events go
+    ├── store       where events go
+    └── control     the loop that certifies, watches and brakes
 
 Every field has a unit in its name or comment and a safe default. `parse` refuses what it does
 not know, with the path of the key and the nearest key that exists.
@@ -174,6 +175,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     steps: Steps = Steps()
     embeddings: Embeddings | None = None  # None: drafts are compared by their words
     effort: Effort | None = None      # asked for before the call, where the route acts; None: the client's
+    label_timeout_s: float | None = None  # longest normal delay of a label; None: learnt from those that came
     budget_tokens: int | None = None  # of thought, kept by the engine, where the route acts; None: none
     pressure: Pressure | None = None  # None: always the most aggressive certified level
     fallback_capacity: float | None = None  # tokens/s that the upstream bears for it, over those now; None: unknown
@@ -203,6 +205,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 def parse(raw: Mapping[str, Any]) -> Settings:
     """Turn a nested mapping (TOML or YAML as read) into settings.
 
+class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The loop that certifies, watches and brakes; numbers of ASSURANCE.md, section 3.9."""
+
+    enabled: bool = True              # a worker runs beside `suffice serve`; False: only where `suffice worker` runs
+    period_s: float = 2.0             # between two looks at the log
+    tick_requests: int = 100          # of a route, between two looks at its evidence
+    burst_requests: int = 1_000       # that run in full at a cold start and after an alarm
+    refit_requests: int = 1_000       # between two fits
+    window_audits: int = 800          # that a certificate looks back on
+
+
     Raises ConfigError with the path of the value at fault, what it was and what is allowed.
     """
     _refuse_unknown(raw, Settings, path="")
@@ -210,6 +223,7 @@ def parse(raw: Mapping[str, Any]) -> Settings:
         for name, item in raw.get(table, {}).items():
             _convert(item, model, path=f"{table}.{name}")  # one by one, so that an error names its own table
     settings = _convert(raw, Settings, path="")
+    control: Control = Control()
     _check(settings)
     return settings
 
@@ -305,6 +319,15 @@ def _check_extra(where: str, extra: Extra) -> None:
         if not 0 <= value <= 1:
             raise ConfigError(f"{where}.{field}: got {value}; a fraction from 0 to 1")
 
+    _check_control(settings.control)
+
+
+def _check_control(control: Control) -> None:
+    for field in ("tick_requests", "burst_requests", "refit_requests", "window_audits"):
+        if getattr(control, field) < 1:
+            raise ConfigError(f"control.{field}: got {getattr(control, field)}; at least 1")
+    if not (isfinite(control.period_s) and control.period_s > 0):
+        raise ConfigError(f"control.period_s: got {control.period_s}; more than 0 seconds")
 
 def _check_prices(where: str, prices: Prices) -> None:
     for field, value in msgspec.structs.asdict(prices).items():
@@ -329,6 +352,9 @@ def _check_route(where: str, route: Route) -> None:
         )
     if route.budget_tokens is not None and route.budget_tokens < 0:
         raise ConfigError(f"{where}.budget_tokens: got {route.budget_tokens}; at least 0, which is no thought at all")
+    timeout_s = route.label_timeout_s
+    if timeout_s is not None and not (isfinite(timeout_s) and timeout_s >= 0):
+        raise ConfigError(f"{where}.label_timeout_s: got {timeout_s}; at least 0 seconds")
     if route.kind != "reasoning" and (route.effort is not None or route.budget_tokens is not None):
         raise ConfigError(f"{where}: effort and budget_tokens belong to the kind 'reasoning', got {route.kind!r}")
 

@@ -29,6 +29,7 @@ from suffice.policy.base import POLICIES
 from suffice.scoring.base import SCORERS
 from suffice.server import serving
 from suffice.settings import (
+    Control,
     Extra,
     Match,
     Pressure,
@@ -212,6 +213,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "`[routes.NAME.steps]`": Steps,
     "`[routes.NAME.pressure]`": Pressure,
     "`[store]`": Store,
+    "`[control]`": Control,
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 from suffice import settings as house
 from suffice.errors import ConfigError
 from suffice.settings import (
+    Control,
     Embeddings,
     Extra,
     Match,
@@ -44,6 +45,7 @@ RAW: dict[str, Any] = {
         },
     },
     "store": {},
+    "control": {},
 }
 LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     (): Settings,
@@ -59,6 +61,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("routes", "math", "pressure"): Pressure,
     ("routes", "math", "embeddings"): Embeddings,
     ("store",): Store,
+    ("control",): Control,
 }
 
 
@@ -175,6 +178,17 @@ def test_an_upstream_needs_an_address() -> None:
     for url in ("", "box:8080", "ftp://box", "http://"):
         with pytest.raises(ConfigError, match=r"upstreams\.box\.url"):
             parse(with_value(("upstreams", "box"), "url", url))
+
+
+@pytest.mark.parametrize(("key", "value"), [("period_s", 0.0), ("tick_requests", 0), ("window_audits", -1)])
+def test_a_control_loop_needs_numbers_that_it_can_work_with(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"control\.{key}: got {value}"):
+        parse(with_value(("control",), key, value))
+
+
+def test_a_label_cannot_be_late_before_it_comes() -> None:
+    with pytest.raises(ConfigError, match=r"routes\.math\.label_timeout_s: got -1\.0"):
+        parse(with_value(("routes", "math"), "label_timeout_s", -1.0))
 
 
 def test_a_closing_text_must_not_end_in_a_space() -> None:
