@@ -164,6 +164,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     uncertified: bool = False         # let an uncertified policy act; everything says so
     max_em_drop: float = 0.02         # fraction: the largest EM drop that the owner accepts
     confidence: float = 0.95          # fraction: how sure the promise must be
+    label_timeout_s: float | None = None  # longest normal delay of a label; None: learnt from those that came
     critical_em: float | None = None  # fraction: below it a person decides
     min_satisfaction: float | None = None  # fraction, or above 1 a rating up to 5; None: ratings do not steer
     audit_share: float | None = None  # fraction; None: 0.10 for the first 20,000 requests, then 0.05
@@ -175,7 +176,6 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     steps: Steps = Steps()
     embeddings: Embeddings | None = None  # None: drafts are compared by their words
     effort: Effort | None = None      # asked for before the call, where the route acts; None: the client's
-    label_timeout_s: float | None = None  # longest normal delay of a label; None: learnt from those that came
     budget_tokens: int | None = None  # of thought, kept by the engine, where the route acts; None: none
     pressure: Pressure | None = None  # None: always the most aggressive certified level
     fallback_capacity: float | None = None  # tokens/s that the upstream bears for it, over those now; None: unknown
@@ -193,18 +193,6 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     flush_ms: int = 20                # the writer gathers this long before it commits
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything, as one value."""
-
-    server: Server = Server()
-    upstreams: dict[str, Upstream] = {}
-    routes: dict[str, Route] = {}
-    store: Store = Store()
-
-
-def parse(raw: Mapping[str, Any]) -> Settings:
-    """Turn a nested mapping (TOML or YAML as read) into settings.
-
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The loop that certifies, watches and brakes; numbers of ASSURANCE.md, section 3.9."""
 
@@ -216,6 +204,19 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     window_audits: int = 800          # that a certificate looks back on
 
 
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything, as one value."""
+
+    server: Server = Server()
+    upstreams: dict[str, Upstream] = {}
+    routes: dict[str, Route] = {}
+    store: Store = Store()
+    control: Control = Control()
+
+
+def parse(raw: Mapping[str, Any]) -> Settings:
+    """Turn a nested mapping (TOML or YAML as read) into settings.
+
     Raises ConfigError with the path of the value at fault, what it was and what is allowed.
     """
     _refuse_unknown(raw, Settings, path="")
@@ -223,7 +224,6 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         for name, item in raw.get(table, {}).items():
             _convert(item, model, path=f"{table}.{name}")  # one by one, so that an error names its own table
     settings = _convert(raw, Settings, path="")
-    control: Control = Control()
     _check(settings)
     return settings
 
@@ -307,6 +307,15 @@ def _check(settings: Settings) -> None:
         _check_route(where, route)
         _check_load(where, route)
         _check_tables(where, route)
+    _check_control(settings.control)
+
+
+def _check_control(control: Control) -> None:
+    for field in ("tick_requests", "burst_requests", "refit_requests", "window_audits"):
+        if getattr(control, field) < 1:
+            raise ConfigError(f"control.{field}: got {getattr(control, field)}; at least 1")
+    if not (isfinite(control.period_s) and control.period_s > 0):
+        raise ConfigError(f"control.period_s: got {control.period_s}; more than 0 seconds")
 
 
 def _check_extra(where: str, extra: Extra) -> None:
@@ -319,15 +328,6 @@ def _check_extra(where: str, extra: Extra) -> None:
         if not 0 <= value <= 1:
             raise ConfigError(f"{where}.{field}: got {value}; a fraction from 0 to 1")
 
-    _check_control(settings.control)
-
-
-def _check_control(control: Control) -> None:
-    for field in ("tick_requests", "burst_requests", "refit_requests", "window_audits"):
-        if getattr(control, field) < 1:
-            raise ConfigError(f"control.{field}: got {getattr(control, field)}; at least 1")
-    if not (isfinite(control.period_s) and control.period_s > 0):
-        raise ConfigError(f"control.period_s: got {control.period_s}; more than 0 seconds")
 
 def _check_prices(where: str, prices: Prices) -> None:
     for field, value in msgspec.structs.asdict(prices).items():
@@ -340,6 +340,9 @@ def _check_route(where: str, route: Route) -> None:
         value = getattr(route, field)
         if value is not None and not 0 <= value <= 1:
             raise ConfigError(f"{where}.{field}: got {value}; a fraction from 0 to 1 (1 point of EM = 0.01)")
+    timeout_s = route.label_timeout_s
+    if timeout_s is not None and not (isfinite(timeout_s) and timeout_s >= 0):
+        raise ConfigError(f"{where}.label_timeout_s: got {timeout_s}; at least 0 seconds")
     for field in ("samples", "wave"):
         if getattr(route, field) < 1:
             raise ConfigError(f"{where}.{field}: got {getattr(route, field)}; at least 1")
@@ -352,9 +355,6 @@ def _check_route(where: str, route: Route) -> None:
         )
     if route.budget_tokens is not None and route.budget_tokens < 0:
         raise ConfigError(f"{where}.budget_tokens: got {route.budget_tokens}; at least 0, which is no thought at all")
-    timeout_s = route.label_timeout_s
-    if timeout_s is not None and not (isfinite(timeout_s) and timeout_s >= 0):
-        raise ConfigError(f"{where}.label_timeout_s: got {timeout_s}; at least 0 seconds")
     if route.kind != "reasoning" and (route.effort is not None or route.budget_tokens is not None):
         raise ConfigError(f"{where}: effort and budget_tokens belong to the kind 'reasoning', got {route.kind!r}")
 
