@@ -87,6 +87,24 @@ def test_a_larger_fall_takes_fewer_pairs() -> None:
     assert all(smaller < larger for larger, smaller in pairwise(n_pairs)), n_pairs
 
 
+def test_what_it_takes_to_prove_a_fall_in_thumbs() -> None:
+    taken = {}
+    for fall in (0.2, 0.1):
+        n_pairs = []
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            audit = rng.random(8_000) < SHARE
+            up = rng.random(8_000) < np.where(audit, 0.85, 0.85 - fall)
+            rated = [Rated(audit=bool(a), satisfaction=float(u)) for a, u in zip(audit, up, strict=True)]
+            found = judge(rated, min_satisfaction=ANYTHING, delta=0.05)
+            assert found.safer
+            n_pairs.append(found.n_pairs)
+        taken[fall] = float(np.median(n_pairs))
+    print(f"rated audits that prove a fall, at the median: {taken}")
+    assert taken[0.2] < 80
+    assert taken[0.1] < 260
+
+
 # --------------------------------------------------------------------------- the words
 
 
