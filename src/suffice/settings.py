@@ -145,6 +145,17 @@ class Pressure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     hold_s: float = 30.0                # how long the load must be low before the next move to the safer side
 
 
+class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which model may say whether an answer is right, where nobody else does; asked by `suffice feedback judge`."""
+
+    url: str                          # base of an OpenAI-compatible server, with or without /v1
+    model: str                        # as that server calls it
+    api_key_env: str = ""             # environment variable; "": no key is sent
+    questions: str = ""               # file of the route's questions, relative to this one; "": named when asked
+    timeout_s: float = 60.0           # for one grade
+    max_tokens: int = 1_024           # of one grade; a model that thinks needs more
+
+
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which requests belong to a route. All given conditions must hold; none: every request."""
 
@@ -175,6 +186,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     probe: Probe | None = None        # None: no upstream call is ever added while observing
     steps: Steps = Steps()
     embeddings: Embeddings | None = None  # None: drafts are compared by their words
+    judge: Judge | None = None        # None: no model ever judges an answer
     effort: Effort | None = None      # asked for before the call, where the route acts; None: the client's
     budget_tokens: int | None = None  # of thought, kept by the engine, where the route acts; None: none
     pressure: Pressure | None = None  # None: always the most aggressive certified level
@@ -364,6 +376,17 @@ def _check_tables(where: str, route: Route) -> None:
         _check_probe(f"{where}.probe", route.probe)
     if route.embeddings is not None:
         _check_embeddings(f"{where}.embeddings", route.embeddings, route.kind)
+    if route.judge is not None:
+        _check_judge(f"{where}.judge", route.judge)
+
+
+def _check_judge(where: str, judge: Judge) -> None:
+    if not re.match(r"https?://[^/\s]+", judge.url):
+        raise ConfigError(f"{where}.url: got {judge.url!r}; need http://host[:port][/path]")
+    if not (isfinite(judge.timeout_s) and judge.timeout_s > 0):
+        raise ConfigError(f"{where}.timeout_s: got {judge.timeout_s}; more than 0 seconds")
+    if judge.max_tokens < 1:
+        raise ConfigError(f"{where}.max_tokens: got {judge.max_tokens}; at least 1")
 
 
 def _check_embeddings(where: str, embeddings: Embeddings, kind: Kind) -> None:

@@ -280,10 +280,10 @@ def _check_drivers(settings: Settings) -> None:
 
 def api_key(name: str, upstream: Upstream) -> str | None:
     """An upstream's key from the environment; None: it has none. Raises ConfigError where it is missing."""
-    return _key(f"upstreams.{name}.api_key_env", upstream.api_key_env)
+    return secret(f"upstreams.{name}.api_key_env", upstream.api_key_env)
 
 
-def _key(where: str, variable: str) -> str | None:
+def secret(where: str, variable: str) -> str | None:
     """What an environment variable holds; None: none was named. Raises ConfigError where it is missing."""
     if not variable:
         return None
@@ -303,7 +303,7 @@ def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
     return {
         name: HttpEmbedder(
             one.url, model=one.model, timeout_s=one.timeout_s, pause_s=one.pause_s,
-            api_key=_key(f"routes.{name}.embeddings.api_key_env", one.api_key_env),
+            api_key=secret(f"routes.{name}.embeddings.api_key_env", one.api_key_env),
         )
         for name, one in given.items() if one is not None
     }  # fmt: skip

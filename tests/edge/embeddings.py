@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
+
+from tests.edge.threaded import threaded
 
 Reply = Callable[[list[str]], object]
 
@@ -49,25 +50,5 @@ async def server(reply: Reply, seen: list[Any]) -> AsyncIterator[str]:
 @contextlib.contextmanager
 def served(reply: Reply, seen: list[Any]) -> Iterator[str]:
     """The same in a thread, for tests that are synchronous."""
-    ready, urls = threading.Event(), list[str]()
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
-
-    async def host() -> None:
-        async with server(reply, seen) as url:
-            urls.append(url)
-            ready.set()
-            await stop.wait()
-
-    def run() -> None:
-        loop.run_until_complete(host())
-        loop.close()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield urls[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
-        assert not thread.is_alive()
+    with threaded(lambda: server(reply, seen)) as url:
+        yield url

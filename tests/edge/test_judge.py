@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.edge.judge import Grade, JudgeModel, as_feedback, messages, read_grade
+from suffice.edge.judge import Grade, JudgeModel, messages, read_grade
 from suffice.testing import FakeUpstream, Reply, RequestSeen, die_after, html200, slow_headers, status
 from suffice.testing.prompt import cut
 
@@ -160,13 +160,3 @@ def test_an_answer_cannot_close_its_tag_and_a_huge_one_is_cut() -> None:
     assert len(huge) < 25_000
     assert "980,000 characters left out" in huge
     assert "<reference>" not in huge
-
-
-def test_a_grade_becomes_a_label_that_names_its_source() -> None:
-    label = as_feedback(Grade(value=0.5), episode_id="ep_1", feedback_id="f1", model="grader")
-    assert label is not None
-    assert (label.correct, label.source, label.reason) == (True, "judge:grader", "grade 0.5")
-    assert as_feedback(Grade(value=None), episode_id="ep_1", feedback_id="f1", model="grader") is None
-    cannot_tell = as_feedback(Grade(value=0.0), episode_id="ep_1", feedback_id="f1", model="grader")
-    assert cannot_tell is not None
-    assert cannot_tell.correct is False

@@ -30,7 +30,9 @@ from suffice.scoring.base import SCORERS
 from suffice.server import serving
 from suffice.settings import (
     Control,
+    Embeddings,
     Extra,
+    Judge,
     Match,
     Pressure,
     Prices,
@@ -211,6 +213,8 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "`[routes.NAME.match]`": Match,
     "`[routes.NAME.probe]`": Probe,
     "`[routes.NAME.steps]`": Steps,
+    "`[routes.NAME.embeddings]`": Embeddings,
+    "`[routes.NAME.judge]`": Judge,
     "`[routes.NAME.pressure]`": Pressure,
     "`[store]`": Store,
     "`[control]`": Control,

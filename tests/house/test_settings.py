@@ -15,6 +15,7 @@ from suffice.settings import (
     Control,
     Embeddings,
     Extra,
+    Judge,
     Match,
     Pressure,
     Prices,
@@ -42,6 +43,7 @@ RAW: dict[str, Any] = {
         "math": {
             "upstream": "box", "match": {}, "probe": {}, "steps": {}, "pressure": {"queue": 1},
             "embeddings": {"url": "http://h", "model": "m"},
+            "judge": {"url": "http://h", "model": "m"},
         },
     },
     "store": {},
@@ -60,6 +62,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("routes", "math", "steps"): Steps,
     ("routes", "math", "pressure"): Pressure,
     ("routes", "math", "embeddings"): Embeddings,
+    ("routes", "math", "judge"): Judge,
     ("store",): Store,
     ("control",): Control,
 }

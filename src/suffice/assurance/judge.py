@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
+from typing import Final
 
 from suffice.assurance.bounds import exact_binomial
+
+JUDGE: Final = "judge"  # the source of its labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

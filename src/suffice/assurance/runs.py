@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from suffice.assurance.judge import JUDGE
 from suffice.types import Episode, Feedback, Outcome, Request
 
 UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # nothing was asked of the model, or nobody knows what came back
@@ -73,10 +74,14 @@ class Run:
 
 
 def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
-    """The last feedback received that says what is right; thumbs and ratings do not overrule it."""
+    """The last feedback received that says what is right; thumbs and ratings do not overrule it.
+
+    A judge model's word stands only where nobody else said anything, however late it came.
+    """
     said = sorted(labels, key=lambda label: label.seq)
     telling = [x.feedback for x in said if x.feedback.correct is not None or x.feedback.gold is not None]
-    return telling[-1] if telling else None
+    people = [feedback for feedback in telling if feedback.source != JUDGE]
+    return next(reversed(people or telling), None)
 
 
 def measure_run(item: LabelledEpisode, match: Match) -> Run:

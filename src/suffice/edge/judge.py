@@ -1,8 +1,8 @@
 """The judge model: any OpenAI-compatible model says how good an answer is, for tasks without an exact match.
 
-Nothing asks it unless somebody builds one. It knows a question, an answer, perhaps a reference, and a
-model server; it refuses to know routes, and it is no yardstick before its error has been measured
-(`assurance.judge`).
+Only a route with a `judge` table has one asked (`control.judging`). It knows a question, an answer, perhaps a
+reference, and a model server; it refuses to know routes, and it is no yardstick before its error has been
+measured (`assurance.judge`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
-
-from suffice.types import Feedback
 
 MAX_CHARS = 20_000          # of a question, an answer or a reference: more is cut in its middle
 MAX_REPLY_BYTES = 2**20
@@ -190,16 +188,6 @@ def read_grade(text: str) -> float | None:
     last = written[-1] if written else bare.group(1) if bare is not None else ""
     value = float(last.replace("−", "-"))
     return value if -1 <= value <= 1 else None
-
-
-def as_feedback(grade: Grade, *, episode_id: str, feedback_id: str, model: str) -> Feedback | None:
-    """The grade as a label for the log, with the judge as its source; None: there is no grade."""
-    if grade.value is None:
-        return None
-    return Feedback(
-        feedback_id=feedback_id, episode_id=episode_id, correct=grade.value > 0, source=f"judge:{model}",
-        reason=f"grade {grade.value:g}",
-    )  # fmt: skip
 
 
 def _contained(text: str, tag: str) -> str:

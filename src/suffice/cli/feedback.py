@@ -1,0 +1,140 @@
+"""`suffice feedback`: labels that do not come over HTTP.
+
+Knows options, where questions and the log are, and how the result looks; refuses to know whose word counts
+(`control.judging`). Heavy imports stand inside the functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from suffice.control.judging import Judged
+    from suffice.settings import Judge, Route, Settings
+
+
+@click.group()
+def feedback() -> None:
+    """Labels that do not come over HTTP."""
+
+
+@feedback.command()
+@click.option("--route", required=True, help="Name of a route with a [judge] table in the settings.")
+@click.option("--config", type=click.Path(path_type=Path), default=Path("suffice.toml"), show_default=True,
+              help="Settings file.")
+@click.option("--questions", type=click.Path(path_type=Path), metavar="FILE",
+              help="JSON lines with `question` or `messages`: the log holds none  [default: the table's]")
+@click.option("--most", type=click.IntRange(2, 1_000_000), default=200, show_default=True, metavar="N",
+              help="Answers to grade, at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def judge(route: str, config: Path, questions: Path | None, most: int, *, as_json: bool) -> None:
+    """Grade full runs whose stop would have answered otherwise, and label them if the judge is good enough.
+
+    Runs that people labelled are graded first: they say how often the judge is wrong. As long as that leaves nothing
+    of the route's EM budget, or no run has both words, no label is written.
+    """
+    from suffice.errors import SufficeError
+    from suffice.wiring import load_settings
+
+    try:
+        settings = load_settings(config)
+        found = asyncio.run(_judge(settings, route, _questions_file(settings, route, config, questions), most))
+    except (SufficeError, OSError) as error:
+        click.echo(f"suffice feedback judge: {error}", err=True)
+        sys.exit(2)
+    _show(found, as_json=as_json)
+
+
+def _tables(settings: Settings, name: str) -> tuple[Route, Judge]:
+    from suffice.errors import ConfigError
+
+    if name not in settings.routes:
+        known = ", ".join(sorted(settings.routes)) or "none is configured"
+        raise ConfigError(f"--route: unknown route {name!r}; known: {known}")
+    route = settings.routes[name]
+    if route.judge is None:
+        raise ConfigError(f"routes.{name}.judge: is missing; name the url and the model of a judge")
+    return route, route.judge
+
+
+def _questions_file(settings: Settings, name: str, config: Path, given: Path | None) -> Path:
+    from suffice.errors import ConfigError
+
+    named = _tables(settings, name)[1].questions
+    if given is None and not named:
+        raise ConfigError(f"routes.{name}.judge.questions: names no file, and --questions neither")
+    return given or config.parent / named
+
+
+async def _judge(settings: Settings, name: str, questions: Path, most: int) -> Judged:
+    from suffice.control.judging import judge_labels
+    from suffice.edge.judge import JudgeModel
+    from suffice.edge.yardstick import yardstick
+    from suffice.store.events import FeedbackGiven
+    from suffice.store.sqlite import SqliteLog, database_path
+    from suffice.store.views import read_episodes
+    from suffice.wiring import secret
+
+    route, table = _tables(settings, name)
+    path = database_path(settings.store.url)
+    texts = _texts(questions, settings)
+    key = secret(f"routes.{name}.judge.api_key_env", table.api_key_env)
+    episodes = list(read_episodes(path, name))
+    log = SqliteLog.open(settings.store, now=time.time)
+    model = JudgeModel(table.url, table.model, api_key=key, timeout_s=table.timeout_s, max_tokens=table.max_tokens)
+    try:
+        async with model:
+            with yardstick(route.scorer) as scorer:
+                return await judge_labels(
+                    episodes, model, lambda given: log.append_durable(FeedbackGiven(given)), questions=texts,
+                    match=scorer.match, max_em_drop=route.max_em_drop, confidence=(1 + route.confidence) / 2,
+                    most_calls=most,
+                )  # fmt: skip
+    finally:
+        log.close()
+
+
+def _texts(file: Path, settings: Settings) -> Mapping[str, str]:
+    """What a person would read of each question, by the keys under which the log may know it."""
+    from suffice.doctor.route import read_questions
+    from suffice.rollout.assign import question_key
+    from suffice.upstream.wire import encode_json
+    from suffice.wiring import deployment_salt
+
+    salt, found = deployment_salt(settings), dict[str, str]()
+    for body in read_questions(file.read_text("utf-8").splitlines(), str(file)):
+        text = _written_out(body["messages"])
+        found[question_key(encode_json(body["messages"]).decode(), salt=salt)] = text  # as a chat
+        found[question_key(text, salt=salt)] = text                                    # as a loop of the caller's
+    return found
+
+
+def _written_out(messages: list[Any]) -> str:
+    """A conversation as text; a single message is its own text. Any: a client's JSON."""
+    told = [(str(m.get("role", "")), m.get("content")) for m in messages if isinstance(m, dict)]
+    texts = [(role, content if isinstance(content, str) else "") for role, content in told]
+    return texts[0][1] if len(texts) == 1 else "\n\n".join(f"{role}: {text}" for role, text in texts)
+
+
+def _show(found: Judged, *, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        click.echo(msgspec.json.encode(asdict(found)).decode())
+        return
+    click.echo(
+        f"{found.n_full:,} full runs, {found.n_differing:,} in which the stop would have answered otherwise"
+        f" (at most {found.disagreement:.1%} of all)"
+    )
+    if found.n_unknown:
+        click.echo(f"{found.n_unknown:,} of these have no question in the file")
+    click.echo(f"{found.n_graded:,} runs graded, {found.n_ungraded:,} without a grade, {found.n_labelled:,} labelled")
+    click.echo(f"The judge: {found.reason}.")
