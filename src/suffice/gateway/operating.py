@@ -51,6 +51,8 @@ class RouteOperation:
     def fall_back(self, now_s: float, loads: tuple[float, ...] = ()) -> None:
         """The brake has fired: everything runs in full from now on, as far as the upstream bears it.
 
+        To be told before `certified` is taken back: the level in force until now is kept in mind.
+
         loads  by level, from 0: tokens/s there over tokens/s now; (): unknown
         """
         if self.fallback is not None:
