@@ -1,0 +1,402 @@
+"""The certify loop of one route: rows of the log in, decisions out.
+
+    requests, outcomes, labels ──▶ RouteLoop.feed ──▶ Resolution: what to write, all of it or nothing
+
+A pure fold over the log: time is the number of the route's requests, looks fall on every hundredth of them, whatever
+the hour and however often somebody asks. So a worker that was killed, a second one, and a person who replays the log
+a year later come to the same decisions, to the last bit; what stands in the log already is checked and not written
+again, and fits that stand there are read, not repeated. What cannot be reproduced begins a new epoch: the loop would
+rather know nothing than something else than it said.
+
+Knows records of the log and the keeper; refuses to know databases, clocks and who asks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any, Final
+
+import numpy as np
+
+from suffice.assurance.fidelity import VERBATIM, Fidelity, budget_left, measured
+from suffice.assurance.runs import Match
+from suffice.control.audits import Audit, Said, Verdicts, is_evidence, shown, verdicts
+from suffice.control.brake import Floor, Lottery, Upstreams, upstream_of
+from suffice.control.early import Early
+from suffice.control.fitting import LiveLearner, ServedVersion, fit_version, written
+from suffice.control.joining import Joining
+from suffice.control.keeping import LiveKeeper
+from suffice.control.lateness import Lateness
+from suffice.control.resolution import Diverged, Resolution
+from suffice.control.wanted import wanted
+from suffice.learn.audits import AuditRuns
+from suffice.learn.features import Chosen, choose_features
+from suffice.learn.keeper import KEPT_BEFORE, Change, Plan
+from suffice.settings import Control, Route
+from suffice.store.control_events import (
+    AlarmRaised,
+    EnforcementPaused,
+    EnforcementResumed,
+    EpochBegan,
+    PolicyPublished,
+)
+from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.in_force import InForce
+from suffice.store.log import Stored
+from suffice.types import (
+    Alarm,
+    AlarmCause,
+    Episode,
+    Epoch,
+    Feedback,
+    Outcome,
+    Pause,
+    PauseCause,
+    Publication,
+    Query,
+    Request,
+)
+
+FIDELITY_CONFIDENCE: Final = 0.99  # of the bound on how often a finish changes the answer
+MOST_OPEN: Final = 200_000         # requests without an outcome that are remembered
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RouteLoop:
+    """One route, from the beginning of its epoch on.
+
+    held      what is in force, as the log says; its epoch is the one that is folded
+    match     does an answer equal a reference?
+    load      the version under an address
+    author    who decides
+    expected  publications of that epoch that stand in the log, oldest first
+    kept      audits from before that count in it
+    seq       place of the last row that was read
+    n         requests of the route so far
+    level     in force
+    """
+
+    name: str
+    route: Route
+    control: Control
+    held: InForce
+    match: Match
+    load: Callable[[str], ServedVersion]
+    author: str
+    expected: deque[Publication] = field(default_factory=deque)
+    kept: Sequence[Audit] = ()
+    seq: int = field(init=False)
+    n: int = field(init=False)
+    level: int = field(init=False)
+    epoch: Epoch = field(init=False)
+    keeper: LiveKeeper = field(init=False)
+    audits: list[Audit] = field(init=False)     # as the keeper has them, then those that it has not seen yet
+    chosen: Chosen | None = field(init=False)   # features; None: not before the burst is over
+    lottery: Lottery = field(init=False)
+    floor: Floor = field(init=False)
+    _setup: str = ""
+    _n_taken: int = field(init=False)           # audits that the keeper has
+    _counts: Verdicts = field(init=False)       # what counts as said, as the keeper knows it
+    _places: dict[str, int] = field(init=False) # of audits, by episode
+    _units: set[str] = field(init=False)
+    _upstreams: Upstreams = field(init=False)
+    _early: Early = field(init=False)
+    _finished: list[bool] = field(init=False)   # stops that were compared with their trial answer: did it differ?
+    _open: dict[str, Request] = field(default_factory=dict)
+    _joining: Joining = field(init=False)
+    _lateness: Lateness = field(init=False)
+    _asked: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Begin where the epoch began."""
+        epoch = self.held.epoch
+        assert epoch is not None
+        self.n, self.seq = epoch.at, epoch.since_seq
+        self.floor = Floor(self.route.critical_em, delta=1 - self.route.confidence)
+        # What was published stands in `expected`: it holds again once the fold has come to it.
+        self.held = replace(self.held, publication=None)
+        self._begin(epoch, self.kept)
+
+    def _begin(self, epoch: Epoch, kept: Sequence[Audit]) -> None:
+        """Start counting: of what came before only `kept` counts, as if it had come just now."""
+        plan = Plan(
+            max_em_drop=epoch.max_em_drop, confidence=epoch.confidence, warm_up=epoch.at + epoch.burst,
+            burst=epoch.burst, window=self.control.window_audits, refit_every=self.control.refit_requests,
+        )  # fmt: skip
+        self.epoch, self.level, self.chosen = epoch, 0, None
+        self.keeper = LiveKeeper(plan, LiveLearner(Chosen((), ()), plan.cost_exponent), fit=self._fit)
+        self.keeper.now = float(epoch.at)
+        self.audits = [replace(audit, at=epoch.at, label_at=_by(audit.label_at, epoch.at)) for audit in kept]
+        self._n_taken, self._counts = 0, {}
+        self._index()
+        self._upstreams, self.lottery, self._early, self._finished = Upstreams(), Lottery(), Early(), []
+        self._joining, self._lateness = Joining(), Lateness(self.route.label_timeout_s)
+        for audit in self.audits:
+            self._upstreams.note(upstream_of(audit.episode.request, audit.episode.outcome), gathers=True)
+            self._joining.ended(audit.episode.outcome)
+        self._open.clear()  # whoever was asked in another world answers for that one
+
+    # ---- the fold --------------------------------------------------------------------------------
+
+    def feed(self, stored: Stored) -> Resolution | None:
+        """Take the next row of the log in; one that was read before changes nothing. Raises Diverged."""
+        if stored.seq <= self.seq:
+            return None
+        self.seq, event = stored.seq, stored.event
+        if isinstance(event, RequestSeen):
+            return self._asked_for(event.request, stored) if event.route == self.name else None
+        if isinstance(event, RequestEnded):
+            return self._ended(event.outcome, stored)
+        if isinstance(event, FeedbackGiven):
+            self._said(event.feedback, stored)
+        elif isinstance(event, EnforcementPaused | EnforcementResumed) and event.route == self.name:
+            # A person's; our own decisions are known since they were made.
+            self.held = self.held.after(event)
+            if isinstance(event, EnforcementResumed):
+                self.floor.forget()
+        return None
+
+    def _asked_for(self, request: Request, stored: Stored) -> Resolution | None:
+        if request.ungoverned is not None:
+            return None
+        self.n += 1
+        self._open[request.episode_id] = request
+        if len(self._open) > MOST_OPEN:
+            del self._open[next(iter(self._open))]
+        return self._look(stored) if self.n % self.control.tick_requests == 0 else None
+
+    def _ended(self, outcome: Outcome, stored: Stored) -> Resolution | None:
+        request = self._open.pop(outcome.episode_id, None)
+        if request is None:
+            return None
+        self._setup = request.setup or self._setup
+        world = self._upstreams.note(upstream_of(request, outcome), gathers=self.held.in_burst)
+        if world is not None:
+            return self._new_epoch("change", world, stored)
+        episode = Episode(request=request, outcome=outcome)
+        self.lottery.note(request)
+        self._early.note(episode)
+        if request.kind == "reasoning" and outcome.stopped and outcome.stop_step is not None:
+            self._finished.append(outcome.answer != outcome.would_answer)
+        waiting = self._joining.ended(outcome)
+        for said in waiting:
+            self._note_right(outcome.episode_id, said.feedback)
+        if is_evidence(request, outcome, probes=self.route.probe is not None):
+            audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
+            self._keep(reduce(lambda known, said: known.with_label(said, self.n), waiting, audit))
+        return None
+
+    def _keep(self, audit: Audit) -> None:
+        """Take an audit in, unless one of its unit is there already: turns of one conversation are one witness."""
+        if audit.unit in self._units:
+            return
+        self._places[audit.id] = len(self.audits)
+        self._units.add(audit.unit)
+        self.audits.append(audit)
+
+    def _said(self, given: Feedback, stored: Stored) -> None:
+        said = Said(stored.seq, given, stored.at_s)
+        name = self._joining.said(said)
+        if name is None:
+            return
+        self._note_right(name, given)
+        place = self._places.get(name)
+        if place is not None:
+            audit = self.audits[place]
+            self.audits[place] = audit.with_label(said, self.n)
+            self._lateness.note_label(stored.at_s - audit.ended_at_s)
+
+    def _note_right(self, name: str, given: Feedback) -> None:
+        """Keep in mind whether what was delivered was right, where a critical EM asks for it."""
+        if self.floor.critical is None or (given.correct is None and given.gold is None):
+            return
+        answer, gold = self._joining.answers[name], given.gold
+        right = given.correct if gold is None else answer is not None and self.match(answer, gold)
+        self.floor.note(name, right=bool(right))
+
+    # ---- a look ----------------------------------------------------------------------------------
+
+    def _look(self, stored: Stored) -> Resolution | None:
+        """Every so many requests: count what is new, watch, refit, certify."""
+        keeper = self.keeper
+        keeper.now = float(self.n)
+        self._lateness.note_look(stored.at_s, self.n)
+        if any(keeper.notice(batch) for batch in self._early.batches()):
+            return self._new_epoch("signals", "signals of all traffic drifted", stored, keep=KEPT_BEFORE)
+        if keeper.in_burst:
+            return None
+        budget = budget_left(self.epoch.max_em_drop, self._fidelity())
+        keeper.plan = replace(
+            keeper.plan, max_em_drop=budget.max_em_drop or self.epoch.max_em_drop,
+            label_timeout=self._lateness.timeout_requests(since=self.epoch.at),
+        )  # fmt: skip
+        self._take()
+        changes = keeper.tick(float(self.n))
+        alarm = next((change for change in changes if change.kind == "alarm"), None)
+        if alarm is not None:
+            cause: AlarmCause = "disagreement" if "disagree" in alarm.reason else "outcomes"
+            return self._new_epoch(cause, alarm.reason, stored)
+        self._let_go()
+        self.level = keeper.level if budget.max_em_drop else 0
+        return self._publish(changes, reason="" if budget.max_em_drop else budget.reason)
+
+    def _fidelity(self) -> Fidelity | None:
+        """How often a finish changed the answer; votes and rounds are returned word for word."""
+        if self.route.kind != "reasoning":
+            return VERBATIM
+        return measured(sum(self._finished), len(self._finished), confidence=FIDELITY_CONFIDENCE)
+
+    def _take(self) -> None:
+        """Give the keeper what is new: labels of audits that it has, and audits that it has not."""
+        keeper = self.keeper
+        if self.chosen is None:  # not before the burst is over, when the epoch's queries are known
+            self.chosen = choose_features(self.route.kind, [_query(audit) for audit in self.audits])
+            keeper.learner = LiveLearner(self.chosen, keeper.plan.cost_exponent)
+        if any(audit.labels for audit in self.audits):
+            self._judge_labels()
+        runs = self._rows(self.audits[self._n_taken :])
+        if runs is not None:
+            keeper.take(runs)
+        self._n_taken = len(self.audits)
+
+    def _judge_labels(self) -> None:
+        """Find out what counts as said; the keeper sees again what that changes."""
+        apart = self.keeper.disagreeing()
+        differing = [
+            audit for place, audit in enumerate(self.audits)
+            if (apart[place] if place < len(apart) and self.keeper.served is not None else _differs(audit))
+        ]  # fmt: skip
+        before, (self._counts, _) = self._counts, verdicts(differing, self.match)
+        changed = {name for name in {*before, *self._counts} if before.get(name) != self._counts.get(name)}
+        places = sorted(self._places[name] for name in changed if self._places.get(name, self._n_taken) < self._n_taken)
+        again = self._rows([self.audits[place] for place in places])
+        if again is not None:
+            self.keeper.amend(np.array(places), again)
+
+    def _rows(self, audits: Sequence[Audit]) -> AuditRuns | None:
+        assert self.chosen is not None
+        return shown(audits, chosen=self.chosen, match=self.match, wave=self.route.wave, counts=self._counts)
+
+    def _let_go(self) -> None:
+        """Forget what the keeper has forgotten."""
+        n_gone = len(self.audits) - self.keeper.n_audits
+        if n_gone > 0:
+            self.audits = self.audits[n_gone:]
+            self._n_taken = len(self.audits)
+            self._index()
+
+    def _index(self) -> None:
+        self._places = {audit.id: place for place, audit in enumerate(self.audits)}
+        self._units = {audit.unit for audit in self.audits}
+
+    # ---- decisions -------------------------------------------------------------------------------
+
+    def _fit(self, *arguments: Any, **options: Any) -> ServedVersion | None:  # as the keeper calls `fit_served`
+        """Fit anew; at a place of the log that has been decided, take what was fitted there."""
+        if not self.expected:
+            return fit_version(*arguments, **options)
+        told = self.expected[0]
+        if told.at != self.n or told.fit == self._address():
+            return None  # a fit was made here and not taken up
+        return self.load(told.fit)
+
+    def _address(self) -> str:
+        served = self.keeper.served
+        return served.version.address if isinstance(served, ServedVersion) else ""
+
+    def _publish(self, changes: Sequence[Change], reason: str) -> Resolution | None:
+        """Say what is in force, if that is something else than was said before."""
+        served, said, address = self.keeper.served, self.held.publication, self._address()
+        if said is not None and (said.fit, said.level) == (address, self.level):
+            return None
+        made = Publication(
+            route=self.name, number=self.held.n_publications + 1, epoch=self.epoch.number, at=self.n,
+            version=f"{address}.{self.level}" if address else "", fit=address, level=self.level,
+            n_levels=served.n_levels if served is not None else self.keeper.plan.n_levels, certified=self.level > 0,
+            reason=reason or self._why(changes), author=self.author, evidence=self.keeper.evidence(),
+            setup=self._setup, upstream=self._upstreams.plain(),
+        )  # fmt: skip
+        if self.expected:
+            told = self.expected.popleft()
+            if (told.at, told.fit, told.level) != (made.at, made.fit, made.level):
+                raise Diverged(f"route {self.name}: publication {told.number} does not follow from the log")
+            self.held = replace(self.held, publication=told, last=told)
+            return None
+        event = PolicyPublished(made)
+        self.held = self.held.after(event)
+        return Resolution((event,), {address: written(served.version)} if isinstance(served, ServedVersion) else {})
+
+    def _why(self, changes: Sequence[Change]) -> str:
+        if changes:
+            return "; ".join(change.reason for change in changes)
+        n = self.keeper.n_audits
+        return f"no level passes on {n} audits" if self._address() else f"{n} audits are too few to learn from"
+
+    def _new_epoch(self, cause: AlarmCause, reason: str, stored: Stored, *, keep: int = 0) -> Resolution:
+        """Forget what no longer holds: level 0, a burst of full runs, and of the audits the last `keep`."""
+        if self.expected:
+            raise Diverged(f"route {self.name}: an alarm follows from the log and does not stand in it: {reason}")
+        alarm = Alarm(route=self.name, epoch=self.epoch.number, at=self.n, cause=cause, reason=reason)
+        kept = self.audits[max(0, len(self.audits) - keep) :] if keep else []
+        return self._start(reason, stored.seq, kept, burst=self.control.burst_requests, alarm=alarm)
+
+    def _start(
+        self, reason: str, seq: int, kept: Sequence[Audit], *, burst: int, alarm: Alarm | None = None
+    ) -> Resolution:
+        epoch = Epoch(
+            route=self.name, number=self.held.n_epochs + 1, at=self.n, since_seq=seq, reason=reason,
+            author=self.author, kept=tuple(audit.id for audit in kept), burst=burst,
+            max_em_drop=self.route.max_em_drop, confidence=self.route.confidence,
+        )  # fmt: skip
+        events: tuple[Event, ...] = (EpochBegan(epoch),) if alarm is None else (AlarmRaised(alarm), EpochBegan(epoch))
+        for event in events:
+            self.held = self.held.after(event)
+        self._begin(epoch, kept)
+        return Resolution(events)
+
+    def settle(self) -> Resolution | None:
+        """Everything that is there has been read: decide what does not depend on the place in the log.
+
+        A promise that the owner changed, a pause that is due, labels that are worth asking for. Raises Diverged.
+        """
+        if self.expected:
+            raise Diverged(f"route {self.name}: publication {self.expected[0].number} does not follow from the log")
+        promise = self.route.max_em_drop, self.route.confidence
+        if promise != (self.epoch.max_em_drop, self.epoch.confidence):
+            return self._start(f"the promise is {promise[0]:g} at {promise[1]:g} now", self.seq, self.audits, burst=0)
+        events: list[Event] = list(wanted(self.name, self.keeper, self.audits, self._asked, self._lateness.timeout_s))
+        pause = self._pause()
+        if pause is not None:
+            events.append(EnforcementPaused(pause))
+            self.held = self.held.after(events[-1])
+        return Resolution(tuple(events)) if events else None
+
+    def _pause(self) -> Pause | None:
+        """Why a person has to decide, if nobody has to already."""
+        if self.held.pause is not None:
+            return None
+        found: tuple[tuple[PauseCause, str | None], ...] = (
+            ("sample_ratio", self.lottery.broken()), ("critical_em", self.floor.below()),
+        )  # fmt: skip
+        for cause, why in found:
+            if why is not None:
+                number = self.held.n_pauses + 1
+                return Pause(route=self.name, number=number, cause=cause, reason=why, author=self.author)
+        return None
+
+
+def _by(label_at: float, at: int) -> float:
+    """When a label came, as a new epoch sees it: by its beginning, if at all."""
+    return label_at if label_at == np.inf else min(label_at, float(at))
+
+
+def _query(audit: Audit) -> Query:
+    return audit.episode.request.query or Query()
+
+
+def _differs(audit: Audit) -> bool:
+    """Does it give another answer anywhere on the way?"""
+    return len({step.answer for step in audit.episode.outcome.steps} | {audit.episode.outcome.answer}) > 1

@@ -1,0 +1,60 @@
+"""What all traffic shows at its first step, stopped or not, in batches: what a drift that can be seen is seen by.
+
+A policy cannot stop a run before its first step, so these signals are there for every request and no stop selects
+them. A signal that does not move while the reference is taken is left out: with no spread of its own, any later value
+would look like drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from suffice.learn.audits import Floats
+from suffice.learn.dataset import early_features
+from suffice.types import Episode
+
+SIGNALS: Final = ("log1p(tokens_used)", "has_answer", "logit(confidence)", "log1p(n_words)")
+BATCH: Final = 100       # requests
+REFERENCE: Final = 15    # batches, as `assurance.drift.Cusum` has it
+LEAST_SD: Final = 1e-3   # of a batch mean, over 1 plus its mean
+
+
+@dataclass(frozen=True, slots=True)
+class _First:
+    """One run, as `learn.dataset` reads it."""
+
+    episode: Episode
+    labels: tuple[()] = ()
+    seq: int = 0
+
+
+@dataclass(slots=True)
+class Early:
+    """Requests that make up no batch yet, and the batches of the reference."""
+
+    _firsts: list[_First] = field(default_factory=list)
+    _reference: list[Floats] = field(default_factory=list)
+
+    def note(self, episode: Episode) -> None:
+        """Take a run in, whatever became of it."""
+        if episode.outcome.steps:
+            self._firsts.append(_First(episode))
+
+    def batches(self) -> Iterator[Floats]:
+        """The means of each whole batch since the last time, shape (F,)."""
+        while len(self._firsts) >= BATCH:
+            batch, self._firsts = self._firsts[:BATCH], self._firsts[BATCH:]
+            yield self._steady(early_features(batch, SIGNALS).mean(axis=0))
+
+    def _steady(self, batch: Floats) -> Floats:
+        """The batch, with signals that do not move in the reference held where they were."""
+        if len(self._reference) < REFERENCE:
+            self._reference.append(batch)
+            return batch
+        seen = np.array(self._reference)
+        mean = seen.mean(axis=0)
+        return np.where(seen.std(axis=0, ddof=1) < LEAST_SD * (1 + np.abs(mean)), mean, batch)

@@ -1,0 +1,84 @@
+"""The keeper of a live route: labels may come late, and what it found can be told.
+
+Adds to `learn.keeper` what only live traffic needs. An audit is judged when it comes and judged again when its label
+does; the certificate is a function of counts, so it ends as if the label had been there from the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp
+from typing import Final
+
+import numpy as np
+
+from suffice.learn.audits import AuditRuns, Bools, Ints
+from suffice.learn.keeper import Keeper
+from suffice.types import EvidenceSummary
+
+AHEAD: Final = 2            # levels above the one in force whose disagreements are worth a label
+_MOST_LOG: Final = 700.0    # whose exponential is still a number
+
+
+@dataclass(slots=True, eq=False)
+class LiveKeeper(Keeper):
+    """`Keeper`, fed from a log."""
+
+    def amend(self, which: Ints, runs: AuditRuns) -> None:
+        """Audits that were taken before are seen again, with a label that has come since.
+
+        which  their numbers among the audits of this epoch, shape (n,)
+        runs   the same audits as they are known now, in that order
+        """
+        epoch = self._epoch
+        if epoch.runs is None or not len(which):
+            return
+        for number, at in enumerate(which.tolist()):
+            old = slice(int(epoch.runs.starts[at]), int(epoch.runs.starts[at + 1]))
+            new = slice(int(runs.starts[number]), int(runs.starts[number + 1]))
+            epoch.runs.z[old], epoch.runs.label_at[at] = runs.z[new], runs.label_at[number]
+        if epoch.served is not None and epoch.judged is not None:
+            epoch.judged.z[which] = runs.z[epoch.served.rows(runs)]
+
+    def disagreeing(self) -> Bools:
+        """Audits that disagree at a level in play, shape (N,): only their labels can change what is certified."""
+        judged = self._epoch.judged
+        if judged is None:
+            return np.zeros(self.n_audits, dtype=bool)
+        return np.asarray(judged.d[:, 1 : self.level + AHEAD + 1].any(axis=1))
+
+    def first_disagreement(self, number: int) -> int:
+        """The safest level in play at which an audit disagrees; 0: none."""
+        judged = self._epoch.judged
+        if judged is None:
+            return 0
+        found = np.flatnonzero(judged.d[number, 1 : self.level + AHEAD + 1])
+        return int(found[0]) + 1 if len(found) else 0
+
+    def row_at(self, number: int, level: int) -> int:
+        """The checkpoint, from 0, at which a level ends an audit."""
+        served, runs = self._epoch.served, self._epoch.runs
+        if served is None or runs is None:
+            return 0
+        one = runs.take(np.array([number]))
+        return int(served.rows_at(one, level)[0])
+
+    def evidence(self) -> EvidenceSummary:
+        """What stands behind the level in force."""
+        plan, judged, runs = self.plan, self._epoch.judged, self._epoch.runs
+        if judged is None or runs is None:
+            return EvidenceSummary(
+                n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence
+            )
+        z, inside = self._window(judged)
+        at = z[:, self.level]
+        full = float(runs.full[inside].sum())
+        return EvidenceSummary(
+            n_audits=len(z),
+            n_gained=int((at < 0).sum()),
+            n_lost=int((at > 0).sum()),
+            e_value=exp(min(_MOST_LOG, float(self.log_e[self.level]))) if self.level else None,
+            share=float(judged.saved[inside, self.level].sum()) / full if full else None,
+            max_em_drop=plan.max_em_drop,
+            confidence=plan.confidence,
+        )

@@ -1,0 +1,69 @@
+"""What a control loop needs of the log to go on: publications of an epoch, audits that it keeps, places to begin."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from suffice.store.control_events import PolicyPublished
+from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.log import Stored
+from suffice.store.views import decoded
+from suffice.types import Publication
+
+_PUBLISHED = """
+    SELECT seq, body FROM events INDEXED BY decisions
+    WHERE kind = 'policy_published' AND kind IN
+        ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published')
+        AND route = ? ORDER BY seq"""
+_ROW = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
+_LABELS = """
+    SELECT seq, at_s, body FROM events WHERE kind = 'feedback' AND episode_id = :episode AND seq <= :until
+    UNION ALL
+    SELECT seq, at_s, body FROM events WHERE kind = 'feedback' AND episode_id IS NULL AND seq <= :until
+        AND json_extract(body, '$.feedback.response_id') = :response
+    ORDER BY seq"""
+_NTH_LATEST = "SELECT seq FROM events WHERE kind = 'request' AND route = ? ORDER BY seq DESC LIMIT 1 OFFSET ?"
+
+
+def publications(connection: sqlite3.Connection, route: str, epoch: int) -> list[Publication]:
+    """What was published on a route in one epoch, oldest first. Raises StoreError."""
+    rows = connection.execute(_PUBLISHED, (route,)).fetchall()
+    found = [decoded(seq, PolicyPublished, body).publication for seq, body in rows]
+    return [one for one in found if one.epoch == epoch]
+
+
+def whole_episodes(
+    connection: sqlite3.Connection, episodes: Sequence[str], until_seq: int
+) -> list[tuple[Stored, Stored, list[Stored]]]:
+    """Request, outcome and labels of each of these episodes, as far as they stood in the log; others are left out.
+
+    until_seq  labels that came later do not count
+
+    Raises StoreError.
+    """
+    found = list[tuple[Stored, Stored, list[Stored]]]()
+    for name in episodes:
+        asked, ended = (connection.execute(_ROW, (kind, name)).fetchone() for kind in ("request", "outcome"))
+        if asked is None or ended is None:
+            continue
+        outcome = decoded(ended[0], RequestEnded, ended[2])
+        wanted = {"episode": name, "response": outcome.outcome.response_id, "until": until_seq}
+        labels = [
+            Stored(seq=seq, at_s=at_s, event=decoded(seq, FeedbackGiven, body))
+            for seq, at_s, body in connection.execute(_LABELS, wanted).fetchall()
+        ]
+        request = Stored(seq=asked[0], at_s=asked[1], event=decoded(asked[0], RequestSeen, asked[2]))
+        found.append((request, Stored(seq=ended[0], at_s=ended[1], event=outcome), labels))
+    return found
+
+
+def place_before(connection: sqlite3.Connection, route: str, n_requests: int) -> int:
+    """The place in the log behind which the latest `n_requests` requests of a route stand; 0: there are no more."""
+    found = connection.execute(_NTH_LATEST, (route, n_requests)).fetchone()
+    return 0 if found is None else int(found[0])
+
+
+def last_place(connection: sqlite3.Connection) -> int:
+    """The place of the last row of the log; 0: it is empty."""
+    return int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])

@@ -1,0 +1,132 @@
+"""Traffic of a made-up `samples` route, as rows of the log: how sure its votes are is known, and what is right."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from suffice.control.certify import RouteLoop
+from suffice.control.fitting import ServedVersion, read_back
+from suffice.control.resolution import Resolution
+from suffice.settings import Control, Route
+from suffice.store.control_events import PolicyPublished
+from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.in_force import InForce
+from suffice.store.log import Stored
+from suffice.types import Epoch, Feedback, Outcome, Publication, Query, Request, StepRecord, Usage
+
+CONTROL = Control(tick_requests=20, burst_requests=160, refit_requests=160, window_audits=400)
+ROUTE = Route(
+    upstream="up", kind="samples", samples=8, scorer="number", mode="enforce", max_em_drop=0.08, confidence=0.9
+)
+
+
+def run(
+    number: int, rng: random.Random, *, p_right: float = 0.9, sure: bool | None = None, model: str = "m", **changes: Any
+) -> tuple[Request, Outcome]:
+    """One full run of eight samples: an easy question's samples agree, a hard one's do not.
+
+    p_right  of each sample of a hard question
+    """
+    sure = rng.random() < 0.8 if sure is None else sure
+    right = str(rng.randrange(1, 9))
+    answers = [right if sure or rng.random() < p_right else str(rng.randrange(10, 99)) for _ in range(8)]
+    votes: dict[str, int] = {}
+    for answer in answers:
+        votes[answer] = votes.get(answer, 0) + 1
+    leader = max(votes, key=lambda answer: votes[answer])
+    name = f"ep_{number:05}"
+    known: dict[str, Any] = {
+        "episode_id": name, "route": "r", "kind": "samples", "mode": "enforce", "model": "m", "stream": False,
+        "n_samples": 8, "audit": True, "propensity": 1.0, "policy_version": "", "certified": False,
+        "question_key": f"q{number}", "ungoverned": None, "received_at_s": 0.0, "unit": f"u{number}", "setup": "s1",
+        "query": Query(planned_steps=8, n_words=rng.randrange(5, 40)),
+    }  # fmt: skip
+    steps = tuple(
+        StepRecord(
+            index=at + 1, tokens=rng.randrange(20, 60), answer=answer, answer_source="sample", confidence=None,
+            entropy=None, probe_tokens=0, action="continue", reason="",
+        )
+        for at, answer in enumerate(answers)
+    )  # fmt: skip
+    outcome = Outcome(
+        episode_id=name, end_reason="done", status=200, answer=leader, response_id=f"r-{name}",
+        usage=Usage(prompt_tokens=5, completion_tokens=sum(step.tokens for step in steps)), steps=steps, model=model,
+        system_fingerprint="fp",
+    )  # fmt: skip
+    ends = {key: changes.pop(key) for key in list(changes) if key not in known}
+    return Request(**(known | changes)), replace(outcome, **ends)
+
+
+def rows(events: Iterable[Event], *, first: int = 1, second_s: float = 1.0) -> list[Stored]:
+    """The events as a log keeps them, one a second."""
+    return [Stored(seq=seq, at_s=seq * second_s, event=event) for seq, event in enumerate(events, first)]
+
+
+def traffic(n: int, seed: int = 0, *, first: int = 0, **options: Any) -> list[Event]:
+    """Full runs, one after the other."""
+    rng, events = random.Random(seed), list[Event]()
+    for number in range(first, first + n):
+        request, outcome = run(number, rng, **options)
+        events += [RequestSeen(request), RequestEnded(outcome)]
+    return events
+
+
+def label(number: int, **said: Any) -> FeedbackGiven:
+    """A reviewer's word on a run."""
+    fields = {"feedback_id": f"f{number}-{len(said)}-{said.get('gold')}", "source": "reviewer", **said}
+    return FeedbackGiven(Feedback(episode_id=said.pop("episode_id", f"ep_{number:05}"), **fields))
+
+
+def began(route: Route = ROUTE, **changes: Any) -> InForce:
+    """A cold start at the beginning of the log."""
+    known: dict[str, Any] = {
+        "route": "r", "number": 1, "at": 0, "since_seq": 0, "reason": "cold start", "author": "w",
+        "burst": CONTROL.burst_requests, "max_em_drop": route.max_em_drop, "confidence": route.confidence,
+    }  # fmt: skip
+    epoch = Epoch(**(known | changes))
+    return InForce(epoch=epoch, n_epochs=epoch.number)
+
+
+@dataclass
+class Story:
+    """A loop, what it was fed and what it decided."""
+
+    loop: RouteLoop
+    artefacts: dict[str, str]
+    decided: list[Event]
+
+    @property
+    def published(self) -> list[Publication]:
+        return [event.publication for event in self.decided if isinstance(event, PolicyPublished)]
+
+    def feed(self, stored: Iterable[Stored]) -> Story:
+        for one in stored:
+            self._take(self.loop.feed(one))
+        return self
+
+    def settle(self) -> Story:
+        self._take(self.loop.settle())
+        return self
+
+    def _take(self, resolution: Resolution | None) -> None:
+        if resolution is not None:
+            self.decided += resolution.events
+            self.artefacts.update(resolution.artefacts)
+
+
+def story(
+    route: Route = ROUTE, *, control: Control = CONTROL, held: InForce | None = None,
+    expected: Sequence[Publication] = (), artefacts: dict[str, str] | None = None, **options: Any,
+) -> Story:  # fmt: skip
+    """A loop at the beginning of its epoch."""
+    kept = dict(artefacts or {})
+    load: Callable[[str], ServedVersion] = lambda address: read_back(address, kept.get(address))
+    loop = RouteLoop(
+        name="r", route=route, control=control, held=replace(held or began(route), n_publications=len(expected)),
+        match=lambda answer, gold: answer == gold, load=load, author="w", expected=deque(expected), **options,
+    )  # fmt: skip
+    return Story(loop, kept, [])

@@ -1,0 +1,334 @@
+"""The certify loop as a fold over the log: what it decides follows from the rows alone; late words change the past."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from suffice.control.certify import RouteLoop
+from suffice.control.fitting import read_back
+from suffice.control.resolution import Diverged
+from suffice.errors import ConfigError
+from suffice.settings import Control, Route
+from suffice.store.control_events import (
+    AlarmRaised,
+    EnforcementPaused,
+    EnforcementResumed,
+    EpochBegan,
+    LabelWanted,
+    PolicyPublished,
+)
+from suffice.store.events import Event, RequestEnded, RequestSeen
+from suffice.types import Resumption
+from tests.control.made import CONTROL, ROUTE, Story, began, label, rows, run, story, traffic
+
+LONG = 400
+
+
+@pytest.fixture(scope="module")
+def whole() -> Story:
+    """A cold start and what follows, read in one go."""
+    return story().feed(rows(traffic(LONG))).settle()
+
+
+def same_state(a: RouteLoop, b: RouteLoop) -> bool:
+    """Do two loops know the same, to the last bit?"""
+    counts = [(one.n, one.level, one.keeper.version, [audit.id for audit in one.audits]) for one in (a, b)]
+    levels = [one.keeper.served.levels if one.keeper.served else np.zeros(0) for one in (a, b)]
+    return (
+        counts[0] == counts[1] and np.array_equal(levels[0], levels[1])
+        and np.array_equal(a.keeper.log_e, b.keeper.log_e)
+    )  # fmt: skip
+
+
+def test_nothing_is_decided_before_the_burst_is_over_and_then_a_level_is_certified(whole: Story) -> None:
+    first = whole.published[0]
+    assert first.at == CONTROL.burst_requests
+    assert (first.epoch, first.number, first.certified, first.level > 0) == (1, 1, True, True)
+    assert first.version == f"{first.fit}.{first.level}"
+    assert first.evidence.n_audits == CONTROL.burst_requests - 1
+    assert first.evidence.e_value is not None
+    assert first.evidence.e_value >= 1 / (1 - ROUTE.confidence)
+    assert (first.evidence.max_em_drop, first.setup, first.upstream) == (ROUTE.max_em_drop, "s1", (("m", "m", "fp"),))
+    assert first.reason.startswith("fitted on 159 audits; level")
+
+
+@pytest.mark.parametrize("cut", [1, 333, 2 * CONTROL.burst_requests, 777])
+def test_a_worker_that_was_killed_is_followed_by_one_that_decides_the_same(whole: Story, cut: int) -> None:
+    log = rows(traffic(LONG))
+    before = story().feed(log[:cut])
+    after = story(expected=before.published, artefacts=before.artefacts).feed(log).settle()
+    assert before.published + after.published == whole.published
+    assert same_state(after.loop, whole.loop)
+
+
+def test_a_replay_of_the_whole_log_reads_its_fits_and_comes_to_the_same(
+    whole: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("suffice.control.certify.fit_version", lambda *_, **__: pytest.fail("fitted again"))
+    until = 2 * (whole.published[-1].at + CONTROL.tick_requests - 1)
+    again = story(expected=whole.published, artefacts=whole.artefacts).feed(rows(traffic(LONG))[:until])
+    assert again.decided == []
+    assert again.loop.level == whole.published[-1].level
+
+
+def test_a_row_that_is_read_twice_counts_once(whole: Story) -> None:
+    log = rows(traffic(LONG))
+    again = story().feed(log[:300]).feed(log[100:300]).feed(log).settle()
+    assert same_state(again.loop, whole.loop)
+
+
+@pytest.mark.parametrize("change", [{"level": 7}, {"fit": "v-000000000000"}, {"at": CONTROL.burst_requests + 20}])
+def test_a_log_that_says_otherwise_is_not_built_on(whole: Story, change: dict[str, Any]) -> None:
+    wrong = [replace(whole.published[0], **change), *whole.published[1:]]
+    with pytest.raises((Diverged, ConfigError)):
+        story(expected=wrong, artefacts=whole.artefacts).feed(rows(traffic(LONG))).settle()
+
+
+def test_what_is_served_is_what_was_certified(whole: Story) -> None:
+    told = whole.published[0]
+    loaded = read_back(told.fit, whole.artefacts[told.fit])
+    assert loaded.version.address == told.fit
+    with pytest.raises(ConfigError, match="what is kept under it is v-"):
+        read_back("v-000000000000", whole.artefacts[told.fit])
+    for broken in (None, "no json", "[1]", "{}"):
+        with pytest.raises(ConfigError):
+            read_back(told.fit, broken)
+
+
+# ---------------------------------------------------------------- labels
+
+
+def delivered(log: list[Event]) -> list[str]:
+    """What each run answered."""
+    return [event.outcome.answer or "" for event in log if isinstance(event, RequestEnded)]
+
+
+def test_late_labels_in_any_order_end_in_the_same_certificate() -> None:
+    log = traffic(260, seed=3, p_right=0.75)
+    golds = [label(n, gold=answer) for n, answer in enumerate(delivered(log))]
+    at_once = [event for pair in zip(log[::2], log[1::2], golds, strict=True) for event in pair]
+    tail = traffic(40, seed=4, first=260)
+    orders = [golds, golds[::-1], random.Random(1).sample(golds, len(golds))]
+    late = [story().feed(rows([*log, *order, *tail])).settle() for order in orders]
+    assert same_state(late[0].loop, late[1].loop)
+    assert same_state(late[0].loop, late[2].loop)
+    early = story().feed(rows([*at_once, *tail])).settle()
+    assert early.loop.n == late[0].loop.n == 300
+
+
+def test_a_label_corrects_an_audit_that_counted_as_lost() -> None:
+    log = traffic(200, seed=5, p_right=0.6)
+    unlabelled = story().feed(rows([*log, *traffic(20, first=200)])).settle()
+    labels = [label(n, gold="1000") for n in range(200)]  # every full run was wrong: no stop has lost anything
+    labelled = story().feed(rows([*log, *labels, *traffic(20, first=200)])).settle()
+    assert unlabelled.loop.keeper.evidence().n_lost > 0
+    gain = labelled.loop.keeper.log_e[1:] - unlabelled.loop.keeper.log_e[1:]
+    assert (gain >= 0).all()
+    assert gain.max() > 5
+
+
+def test_the_last_word_of_a_reviewer_counts_whatever_the_order_of_clocks() -> None:
+    log = traffic(180, seed=6, p_right=0.6)
+    asked = story().feed(rows(log)).settle().decided
+    names = [int(event.key.removeprefix("ep_")) for event in asked if isinstance(event, LabelWanted)]
+    assert names
+    right = [label(n, gold="1000") for n in names]
+    first_said = [label(n, gold=delivered(log)[n]) for n in names]
+    tail = traffic(20, first=180)
+    changed_mind = story().feed(rows([*log, *first_said, *right, *tail])).settle()
+    at_once = story().feed(rows([*log, *right, *tail])).settle()
+    assert np.array_equal(changed_mind.loop.keeper.log_e, at_once.loop.keeper.log_e)
+
+
+def test_labels_are_asked_for_once_and_only_where_a_stop_in_play_disagrees(whole: Story) -> None:
+    wanted = [event.request for event in whole.decided if isinstance(event, LabelWanted)]
+    assert 0 < len(wanted) < 0.1 * LONG
+    assert len({one.episode_id for one in wanted}) == len(wanted)
+    assert all(one.would_answer != one.answer and 1 <= one.level <= whole.loop.level + 2 for one in wanted)
+    assert whole.loop.settle() is None
+
+
+# ---------------------------------------------------------------- what is no evidence, and what counts against
+
+
+def test_turns_of_one_conversation_are_one_witness() -> None:
+    log = traffic(200, seed=7)
+    talk = [
+        RequestSeen(replace(event.request, unit=f"talk-{n % 20}")) if isinstance(event, RequestSeen) else event
+        for n, event in enumerate(log)
+    ]
+    assert len(story().feed(rows(talk)).loop.audits) == 10
+
+
+def test_runs_that_a_policy_could_have_stopped_are_no_evidence() -> None:
+    live = story().feed(rows(traffic(60, audit=False, propensity=0.9)))
+    assert (live.loop.n, live.loop.audits) == (60, [])
+    ungoverned = story().feed(rows(traffic(60, ungoverned="tools")))
+    assert (ungoverned.loop.n, ungoverned.loop.audits) == (0, [])
+    observed = story().feed(rows(traffic(60, audit=False, propensity=0.9, mode="observe")))
+    assert len(observed.loop.audits) == 60
+
+
+@pytest.mark.parametrize("end", ["client_left", "timeout"])
+def test_an_abandoned_audit_is_a_loss_and_its_lost_evidence_is_never_dropped(end: str) -> None:
+    rng, log = random.Random(8), list[Event]()
+    for number in range(240):
+        request, outcome = run(number, rng, end_reason=end if number % 4 == 0 else "done")
+        log += [RequestSeen(request), RequestEnded(outcome)]
+    told = story().feed(rows(log)).settle()
+    assert len(told.loop.audits) == 240
+    assert told.loop.level == 0
+    assert all(one.level == 0 and not one.certified for one in told.published)
+
+
+def test_a_checkpoint_that_nobody_saw_counts_against_every_stop_behind_it() -> None:
+    rng, log = random.Random(9), list[Event]()
+    for number in range(240):
+        request, outcome = run(number, rng, sure=True)
+        steps = list(outcome.steps)
+        if number % 4 == 0:
+            steps[2] = replace(steps[2], answer=None, missing=True)
+        log += [RequestSeen(request), RequestEnded(replace(outcome, steps=tuple(steps)))]
+    gaps = story().feed(rows(log)).settle()
+    runs = gaps.loop.keeper._epoch.runs
+    assert runs is not None
+    first = slice(int(runs.starts[0]), int(runs.starts[1]))
+    assert runs.z[first].tolist() == [0, 0, 1, 1, 1, 1, 1, 0]
+    assert runs.d[first].tolist() == [False, False, True, True, True, True, True, False]
+
+
+# ---------------------------------------------------------------- the brake
+
+
+def world(**changes: Any) -> list[Event]:
+    return traffic(30, seed=11, first=LONG, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"model": "m-2"}, {"system_fingerprint": "fp-2"}, {"setup": "s2"}])
+def test_another_world_behind_the_same_name_begins_an_epoch_at_once(whole: Story, changes: dict[str, Any]) -> None:
+    told = story(expected=whole.published, artefacts=whole.artefacts)
+    told.feed(rows([*traffic(LONG), *world(**changes)]))
+    alarm, epoch = told.decided
+    assert isinstance(alarm, AlarmRaised)
+    assert isinstance(epoch, EpochBegan)
+    assert (alarm.alarm.cause, alarm.alarm.epoch, alarm.alarm.at) == ("change", 1, LONG + 1)
+    assert "changed from" in alarm.alarm.reason
+    assert (epoch.epoch.number, epoch.epoch.since_seq, epoch.epoch.kept) == (2, 2 * LONG + 2, ())
+    assert (told.loop.level, told.loop.held.level, told.loop.held.in_burst) == (0, 0, True)
+    assert len(told.loop.audits) == 29
+
+
+def test_a_name_that_nobody_asked_for_before_costs_no_burst_until_many_do(whole: Story) -> None:
+    strangers = [
+        RequestSeen(replace(event.request, model="typo")) if isinstance(event, RequestSeen) else event
+        for event in world(model="typo")
+    ]
+    quiet = story(expected=whole.published, artefacts=whole.artefacts).feed(rows([*traffic(LONG), *strangers]))
+    assert quiet.decided == []
+
+
+def test_two_versions_that_answer_side_by_side_are_one_world_once_both_were_seen() -> None:
+    mixed = [
+        RequestEnded(replace(event.outcome, system_fingerprint=f"fp-{n % 4}"))
+        if isinstance(event, RequestEnded) else event
+        for n, event in enumerate(traffic(LONG, seed=12))
+    ]  # fmt: skip
+    told = story().feed(rows(mixed)).settle()
+    assert not any(isinstance(event, EpochBegan) for event in told.decided)
+    assert told.published[0].upstream == (("m", "m", "fp-1"), ("m", "m", "fp-3"))
+
+
+def test_a_model_that_answers_worse_under_the_same_name_is_noticed_by_its_audits(whole: Story) -> None:
+    told = story(expected=whole.published, artefacts=whole.artefacts)
+    told.feed(rows([*traffic(LONG), *traffic(300, seed=13, first=LONG, sure=False, p_right=0.45)]))
+    alarm = next(event.alarm for event in told.decided if isinstance(event, AlarmRaised))
+    assert alarm.cause in ("outcomes", "disagreement", "signals")
+    assert alarm.at <= LONG + 200
+
+
+def test_signals_that_moved_keep_the_latest_audits_and_a_new_worker_keeps_the_same() -> None:
+    quick = replace_control(refit_requests=100_000)
+    calm = traffic(1_600, seed=14)
+    moved = [
+        RequestEnded(replace(event.outcome, steps=tuple(replace(s, tokens=s.tokens * 9) for s in event.outcome.steps)))
+        if isinstance(event, RequestEnded) else event
+        for event in traffic(600, seed=15, first=1_600)
+    ]  # fmt: skip
+    told = story(control=quick).feed(rows([*calm, *moved]))
+    epoch = next(event.epoch for event in told.decided if isinstance(event, EpochBegan))
+    assert len(epoch.kept) == 300
+    assert next(event.alarm.cause for event in told.decided if isinstance(event, AlarmRaised)) == "signals"
+
+
+def replace_control(**changes: Any) -> Control:
+    return msgspec.structs.replace(CONTROL, **changes)
+
+
+def test_a_lottery_that_forgets_audits_pauses_enforcement_until_a_person_decides(whole: Story) -> None:
+    told = story(expected=whole.published, artefacts=whole.artefacts)
+    rng, log = random.Random(16), list[Event]()
+    for number in range(LONG, LONG + 400):  # one in ten was to be audited, and none is
+        request, outcome = run(number, rng, audit=False, propensity=0.9)
+        log += [RequestSeen(request), RequestEnded(outcome)]
+    told.feed(rows([*traffic(LONG), *log])).settle()
+    pause = next(event.pause for event in told.decided if isinstance(event, EnforcementPaused))
+    assert (pause.cause, pause.number) == ("sample_ratio", 1)
+    assert "where 440 were expected" in pause.reason
+    assert told.loop.held.level == 0
+    assert told.loop.settle() is None, "one pause is enough"
+    over = EnforcementResumed(Resumption(route="r", number=1, reason="sampler mended", author="ann"))
+    told.feed(rows([over], first=2 * LONG + 801))
+    assert told.loop.held.level > 0
+
+
+def test_an_em_below_the_critical_one_pauses_and_its_end_counts_anew(whole: Story) -> None:
+    strict = replace_route(critical_em=0.8)
+    said = [label(n, correct=n % 2 == 0) for n in range(60)]
+    told = story(strict, expected=whole.published, artefacts=whole.artefacts)
+    told.feed(rows([*traffic(LONG), *said])).settle()
+    pause = next(event.pause for event in told.decided if isinstance(event, EnforcementPaused))
+    assert pause.cause == "critical_em"
+    assert "50.0% over the last 60 labels" in pause.reason
+    over = EnforcementResumed(Resumption(route="r", number=1, reason="known outage", author="ann"))
+    told.feed(rows([over, label(61, correct=True)], first=2 * LONG + 61)).settle()
+    assert told.loop.held.pause is None
+    fine = [label(n, correct=n % 10 > 0) for n in range(60)]
+    calm = story(strict, expected=whole.published, artefacts=whole.artefacts)
+    calm.feed(rows([*traffic(LONG), *fine])).settle()
+    assert not any(isinstance(event, EnforcementPaused) for event in calm.decided)
+
+
+def replace_route(**changes: Any) -> Route:
+    return msgspec.structs.replace(ROUTE, **changes)
+
+
+def test_another_promise_keeps_the_audits_and_certifies_anew_without_a_burst(whole: Story) -> None:
+    stricter = replace_route(max_em_drop=0.02)
+    told = story(stricter, held=began(), expected=whole.published, artefacts=whole.artefacts)
+    told.feed(rows(traffic(LONG))).settle()
+    (event,) = told.decided
+    assert isinstance(event, EpochBegan)
+    assert (event.epoch.max_em_drop, event.epoch.burst, len(event.epoch.kept)) == (0.02, 0, LONG)
+    told.feed(rows(traffic(20, seed=17, first=LONG), first=2 * LONG + 1))
+    (published,) = [event.publication for event in told.decided if isinstance(event, PolicyPublished)]
+    assert published.at == LONG + 20
+    assert published.evidence.max_em_drop == 0.02
+    assert published.level < whole.loop.level
+
+
+def test_a_route_of_thoughts_is_not_certified_before_its_finish_was_measured() -> None:
+    thoughts = replace_route(kind="reasoning", samples=1)
+    log = [
+        RequestSeen(replace(event.request, kind="reasoning", n_samples=1)) if isinstance(event, RequestSeen) else event
+        for event in traffic(240, seed=18)
+    ]
+    told = story(thoughts).feed(rows(log)).settle()
+    assert told.loop.keeper.level > 0, "the audits alone would do"
+    assert [(one.level, one.certified) for one in told.published] == [(0, False)]
+    assert "the finish was never compared" in told.published[0].reason
