@@ -1,0 +1,184 @@
+"""Rows and weights of a dataset for each model: what a run may teach it, and how much.
+
+    as-good, suffices   full runs                                1 / p_full
+    hopeless            full runs with a label                   1 / p_full, 1 / share of its like that is labelled
+    P(right | stop)     rows up to the stop, of all labelled     1: they are seen whatever the lot
+                        … and behind it, of audits               1 / p_full
+    Q(go on)            full runs with a label                   as hopeless
+
+Gold is asked for where audits disagree, so labelled runs are not like the others: each stands for the runs that
+agree and disagree as it does. Where one such group has hardly a label, what needs labels is not fitted. No weight mends
+labels that come because an answer was wrong. Weights fade with age and are shared among repeats of a prompt.
+`learn.censoring` has the reasons; this file knows datasets and refuses to know models.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from suffice.learn.audits import AuditRuns
+from suffice.learn.dataset import Bools, Dataset, Floats, Ints, Small
+from suffice.learn.groups import repeat_weights
+from suffice.learn.served import HALF_LIFE
+from suffice.learn.stop_model import Examples, Target
+from suffice.learn.value_model import Trajectories
+
+LEAST_LABELS: Final = 20  # of a group of runs, if it is to speak for those without a label
+_RARE: Final = 0.01       # of all full runs: a smaller group may go without
+
+
+def full_weights(data: Dataset) -> Floats:
+    """How many runs each full run stands for, at least 1, shape (N,); 0 for runs that are not seen in full."""
+    seen = data.full | data.abandoned
+    return np.where(seen, 1.0 / np.where(seen, data.p_full, 1.0), 0.0)
+
+
+def label_weights(data: Dataset) -> Floats | None:
+    """How many full runs each labelled one stands for, shape (N,), 0 for the others; None: labels are too few.
+
+    Within runs that would have been stopped with another answer, that give another answer elsewhere on the way, and
+    that never do, a label must not depend on the outcome: the question is asked of disagreements, not of mistakes.
+    """
+    full = data.full
+    if not full.any():
+        return None
+    group, labelled = _disagreement(data), data.labelled & full
+    weight = np.zeros(len(data))
+    for number in np.unique(group[full]):
+        members = full & (group == number)
+        n_labelled = int((members & labelled).sum())
+        if n_labelled < min(LEAST_LABELS, int(members.sum())):
+            if members.sum() > _RARE * full.sum():
+                return None
+            continue
+        weight[members & labelled] = members.sum() / n_labelled
+    return weight
+
+
+def examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = HALF_LIFE) -> Examples | None:
+    """Checkpoints of some runs for a stop model; None: the target needs labels, and there are too few.
+
+    Weights are those of runs: they fade with age, and sum to as many runs as there are so far as they have faded.
+
+    runs       which may be learned from, shape (N,)
+    half_life  in audits
+    """
+    stands_for = full_weights(data) * data.full * runs
+    if target == "hopeless":
+        labels = label_weights(data)
+        if labels is None:
+            return None
+        stands_for = stands_for * labels
+    weight = _scaled(stands_for, _fading(data, half_life))
+    run = data.run_of_row
+    rows = np.flatnonzero(_inner(data) & (weight > 0)[run])
+    return Examples(x=data.x[rows], good={target: good_rows(data, target)[rows]}, weight=weight[run][rows])
+
+
+def good_rows(data: Dataset, target: Target) -> Bools:
+    """What makes a row of a full run good, shape (T,): by its label, else by agreement; False where it is hidden."""
+    full_right, right = data.full_right[data.run_of_row], data.right == 1
+    full = data.full[data.run_of_row]
+    if target == "hopeless":
+        return np.asarray(full & (full_right == 0))
+    if target == "suffices":
+        return np.asarray(full & (data.same | right))
+    return np.asarray(full & (data.same | right | (full_right == 0)))
+
+
+def trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LIFE) -> Trajectories | None:
+    """Some runs for the value model; None: there are too few labels.
+
+    Rows up to a stop are seen whether the lot let the run go on or not, so with labels by design they count once each,
+    and those of stopped runs are among them; only rows behind it must stand for the ones that nobody saw. An answer
+    of which a label does not say whether it is right counts as wrong.
+    """
+    labels = label_weights(data)
+    if labels is None:
+        return None
+    run, fading = data.run_of_row, _fading(data, half_life)
+    odds = full_weights(data) * data.full
+    go_on = _scaled(odds * labels * runs, fading)[run]
+    stopped = _stopped_weights(data)
+    seen = (odds * labels)[run]
+    if stopped is not None:
+        before = (np.arange(len(run)) <= data.stop[run]) & data.full[run]
+        seen = np.where(before, labels[run], seen) + stopped[run]
+    decides = _inner(data) | ~data.full[run]  # a stop at a run's end decides nothing; where it was stopped, it did
+    stop = _scaled(seen * runs[run] * decides, fading[run])
+    rows = np.flatnonzero(((labels > 0) | (stopped > 0 if stopped is not None else False))[run] & runs[run])
+    return _trajectories(data, rows, stop, go_on)
+
+
+def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
+    """Some full or abandoned runs as evidence, in their order; labels count as here now.
+
+    For a certificate take those `by_design` alone: they are a plain sample of the traffic.
+
+    which  numbers of runs
+    """
+    full_right = data.full_right[data.run_of_row]
+    z = np.where(full_right < 0, ~data.same, full_right == 1).astype(np.int8)
+    z -= ((full_right >= 0) & (data.right == 1)).astype(np.int8)
+    names = sorted(set(data.query_class))
+    runs = AuditRuns(
+        x=data.x,
+        starts=data.starts,
+        z=z,
+        d=~data.same,
+        may_stop=data.may_stop,
+        cost=data.cost,
+        per_step=data.per_step,
+        full=data.full_tokens,
+        fold=data.fold,
+        at=data.seq.astype(np.float64),
+        label_at=np.where(data.full_right >= 0, data.seq.astype(np.float64), np.inf),
+        query_class=np.array([names.index(name) for name in data.query_class], dtype=np.int64),
+        abandoned=data.abandoned,
+    )
+    return runs.take(which)
+
+
+def _trajectories(data: Dataset, rows: Ints, stop: Floats, go_on: Floats) -> Trajectories:
+    """Those rows, whole runs or their beginnings, with what stopping and going on there teaches."""
+    run = data.run_of_row[rows]
+    starts = np.concatenate([np.flatnonzero(np.diff(run, prepend=-1)), [len(rows)]])
+    return Trajectories(
+        x=data.x[rows], starts=starts.astype(np.int64), ok=data.right[rows] == 1, tokens=data.cost[rows],
+        stop_weight=stop[rows], go_on_weight=go_on[rows],
+    )  # fmt: skip
+
+
+def _scaled(stands_for: Floats, fading: Floats) -> Floats:
+    """Both together, so that in sum they are as much evidence as the fading alone of what takes part."""
+    weight = stands_for * fading
+    total = weight.sum()
+    return weight * (fading[stands_for > 0].sum() / total) if total > 0 else weight
+
+
+def _fading(data: Dataset, half_life: float) -> Floats:
+    return np.asarray(0.5 ** (data.age / half_life) * repeat_weights(data.key))
+
+
+def _inner(data: Dataset) -> Bools:
+    """Rows that are no last row of their run, shape (T,): behind those there is something to decide."""
+    inner = np.ones(len(data.x), dtype=bool)
+    inner[data.last] = False
+    return inner
+
+
+def _disagreement(data: Dataset) -> Small:
+    """Of each run: 2 its stop would have answered otherwise, 1 another row would have, 0 none would; shape (N,)."""
+    other = ~data.same & data.may_stop
+    anywhere = np.logical_or.reduceat(other, data.starts[:-1])
+    at_stop = (data.stop >= 0) & ~data.same[np.maximum(data.stop, 0)]
+    return np.where(at_stop, 2, np.where(anywhere, 1, 0)).astype(np.int8)
+
+
+def _stopped_weights(data: Dataset) -> Floats | None:
+    """How many stopped runs each labelled one stands for, shape (N,), 0 for the others; None: too few have a label."""
+    labelled = ~data.full & ~data.abandoned & data.labelled
+    n = int(labelled.sum())
+    return None if n < LEAST_LABELS else np.where(labelled, max(data.n_stopped, n) / n, 0.0)

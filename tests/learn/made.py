@@ -1,0 +1,110 @@
+"""Episodes whose truth is known: chains that settle, and some that hold a wrong answer boldly until late.
+
+The policy in force stops at the first step that is bold and says the same as the step before. It is good for most
+runs, and wrong for those that are led astray; only a run that went on shows which.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from suffice.store.views import Label, Labelled
+from suffice.types import Episode, Feedback, Mode, Outcome, Query, Request, StepRecord, Usage
+
+GOLD = "42"
+BOLD = 0.9            # confidence from which the policy in force stops
+STEP_TOKENS = 100
+ANSWER_TOKENS = 20
+PROBE_TOKENS = 4
+LabelsOf = Literal["all", "audits", "disagreements", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """How runs go. Rates are fractions."""
+
+    p_astray: float = 0.25       # a run holds a wrong answer from its first step to its last but one
+    p_fails: float = 0.15        # the full run is wrong
+    audit_share: float = 0.1
+    mode: Mode = "enforce"
+    labels: LabelsOf = "all"
+    n_prompts: int | None = None # None: each run has a prompt of its own
+    astray_class: str = ""       # class of the runs that are led astray; "": the same as of all others
+
+
+def match(answer: str | None, gold: str) -> bool:
+    """Answers are compared as they are written."""
+    return answer == gold
+
+
+def episodes(n: int, seed: int = 0, world: World | None = None) -> list[Labelled]:
+    """n runs in their order; the same for the same seed."""
+    world, rng = world or World(), random.Random(seed)
+    return [_one(number, rng, world) for number in range(1, n + 1)]
+
+
+def would_stop(steps: tuple[StepRecord, ...]) -> int | None:
+    """The step at which the policy in force stops a run; None: it lets it run."""
+    for before, step in pairwise(steps[:-1]):
+        if step.answer == before.answer and (step.confidence or 0.0) >= BOLD:
+            return step.index
+    return None
+
+
+def _one(number: int, rng: random.Random, world: World) -> Labelled:
+    astray, fails = rng.random() < world.p_astray, rng.random() < world.p_fails
+    audit = rng.random() < world.audit_share
+    steps, final = _steps(rng, astray=astray, fails=fails)
+    stop = would_stop(steps)
+    stopped = stop is not None and world.mode == "enforce" and not audit
+    would = None if stop is None else steps[stop - 1].answer
+    taken = steps[:stop] if stopped else steps
+    prompt = number if world.n_prompts is None else rng.randrange(world.n_prompts)
+    request = Request(
+        episode_id=f"e{number}", route="r", kind="reasoning", mode=world.mode, model="m", stream=False, n_samples=1,
+        audit=audit, propensity=world.audit_share if audit else 1 - world.audit_share, policy_version="p-1",
+        certified=True, question_key=f"q{prompt}", ungoverned=None, received_at_s=float(number),
+        query=Query(query_class=world.astray_class if astray else ""),
+    )  # fmt: skip
+    thought = STEP_TOKENS * len(taken)
+    outcome = Outcome(
+        episode_id=f"e{number}", end_reason="stopped" if stopped else "done", status=200,
+        answer=would if stopped else final, response_id=None,
+        usage=Usage(prompt_tokens=9, completion_tokens=thought + ANSWER_TOKENS, reasoning_tokens=thought),
+        stopped=stopped, stop_reason="suffices" if stop else None, stop_step=stop, would_answer=would, steps=taken,
+    )  # fmt: skip
+    asked = {
+        "all": True, "none": False, "audits": audit or world.mode == "observe",
+        "disagreements": stop is not None and would != final,
+    }[world.labels]  # fmt: skip
+    label = Label(seq=10 * number + 5, feedback=Feedback(feedback_id=f"f{number}", gold=GOLD, source="exact-match"))
+    return Labelled(
+        seq=10 * number, episode=Episode(request=request, outcome=outcome), labels=(label,) if asked else ()
+    )
+
+
+def _steps(rng: random.Random, *, astray: bool, fails: bool) -> tuple[tuple[StepRecord, ...], str]:
+    """A run's steps with trial answers, and its final answer."""
+    n = rng.randint(5, 9)
+    final = "7" if fails else GOLD
+    settles = rng.randint(1, n - 2)
+    steps = []
+    for index in range(1, n + 1):
+        if astray:
+            answer, bold = ("13" if index < n else final), True
+        else:
+            answer, bold = (final, True) if index >= settles else (str(rng.randint(100, 999)), False)
+        # Led astray a run is a little less sure than one that knows: there is something to learn, and no certainty.
+        confidence = min(0.999, max(0.01, rng.gauss((0.84 if astray else 0.88) if bold else 0.5, 0.05)))
+        steps.append(_step(index, answer, confidence))
+    return tuple(steps), final
+
+
+def _step(index: int, answer: str, confidence: float) -> StepRecord:
+    return StepRecord(
+        index=index, tokens=STEP_TOKENS, answer=answer, answer_source="probe", confidence=confidence, entropy=None,
+        probe_tokens=PROBE_TOKENS, action="continue", reason="",
+    )  # fmt: skip

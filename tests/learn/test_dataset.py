@@ -1,0 +1,243 @@
+"""Episodes become rows: as a live policy saw them, with what is known of each, and nothing that is not."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from suffice.learn.dataset import Dataset, build, early_features
+from suffice.learn.groups import MOST_REPEATS, fold_of, repeat_weights, shared
+from suffice.learn.rows import examples
+from suffice.signals.features import FeatureSet
+from suffice.signals.observe import Observer
+from suffice.store.views import Label, Labelled
+from suffice.types import Feedback, StepRecord
+from tests.learn.made import ANSWER_TOKENS, GOLD, PROBE_TOKENS, STEP_TOKENS, World, episodes, match
+
+LIVE = episodes(400, seed=1)
+OBSERVED = World(mode="observe")
+
+
+def changed(item: Labelled, **outcome: Any) -> Labelled:
+    """The same run with another end."""
+    return replace(item, episode=replace(item.episode, outcome=replace(item.episode.outcome, **outcome)))
+
+
+def said(item: Labelled, **what: Any) -> Labelled:
+    """The same run with one label."""
+    label = Label(seq=item.seq + 1, feedback=Feedback(feedback_id=f"f{item.seq}", **what))
+    return replace(item, labels=(label,))
+
+
+def run_of(data: Dataset, number: int) -> slice:
+    return slice(int(data.starts[number]), int(data.starts[number + 1]))
+
+
+def test_every_run_is_learned_from_or_counted_with_its_reason() -> None:
+    data = build(LIVE, match=match)
+    assert len(data) + sum(data.left_out.values()) == len(LIVE)
+    n_stopped = sum(item.episode.outcome.stopped for item in LIVE)
+    assert data.left_out == {"stopped, without a label by design": n_stopped}
+    assert data.n_stopped == n_stopped > 100
+    assert data.full.all()
+    assert len(build(LIVE, match=match, stopped_labels=True)) == len(LIVE)
+
+
+def test_rows_hold_what_a_live_policy_read() -> None:
+    """Number by number, for a run taken step by step through the live observer."""
+    data = build(LIVE, match=match)
+    features = FeatureSet(data.chosen.names)
+    by_seq = {item.seq: item for item in LIVE}
+    for number in range(0, len(data), 40):
+        episode = by_seq[int(data.seq[number])].episode
+        observer = Observer((*features.needs, "query"), episode.request.kind, query=episode.request.query)
+        for row, record in zip(data.x[run_of(data, number)], episode.outcome.steps, strict=True):
+            signals = observer.observe(_live(record))
+            assert row == pytest.approx(features.row(signals), abs=1e-9)
+
+
+def _live(record: StepRecord) -> Any:
+    from suffice.replay.run import as_step
+
+    return as_step(record)
+
+
+def test_the_order_in_which_episodes_and_labels_are_read_changes_nothing() -> None:
+    shuffled = list(LIVE)
+    random.Random(3).shuffle(shuffled)
+    assert build(shuffled, match=match).digest() == build(LIVE, match=match).digest()
+
+
+def test_a_label_more_is_another_dataset() -> None:
+    plain = episodes(100, seed=1, world=replace(OBSERVED, labels="none"))
+    labelled = [said(plain[0], gold=GOLD), *plain[1:]]
+    first, second = build(plain, match=match), build(labelled, match=match)
+    assert first.digest() != second.digest()
+    assert (first.last_seq, second.last_seq) == (plain[-1].seq, plain[-1].seq)
+    assert second.labelled.sum() == 1
+
+
+def test_of_a_stopped_run_the_rows_end_at_its_stop_and_only_its_own_answer_is_judged() -> None:
+    data = build(LIVE, match=match, stopped_labels=True)
+    stopped = np.flatnonzero(~data.full)
+    assert (data.stop[stopped] == data.last[stopped]).all()
+    assert not data.same[np.isin(data.run_of_row, stopped)].any()  # the full run's answer is hidden
+    assert np.isnan(data.full_tokens[stopped]).all()
+    assert np.isnan(data.p_full[stopped]).all()
+    assert (data.full_right[stopped] == -1).all()
+
+
+@pytest.mark.parametrize("target", ["as-good", "suffices", "hopeless"])
+def test_no_row_of_a_stopped_run_teaches_what_the_full_run_would_have_done(target: Any) -> None:
+    """Whatever its label says: a row's features tell the run that it came from."""
+    data = build(LIVE, match=match, stopped_labels=True)
+    marked = replace(data, x=np.column_stack([data.x, data.run_of_row]))
+    taken = examples(marked, np.ones(len(data), bool), target)
+    assert taken is not None
+    runs = np.unique(taken.x[:, -1]).astype(int)
+    assert data.full[runs].all()
+    assert len(runs) > 50
+
+
+@pytest.mark.parametrize(
+    ("label", "right"),
+    [
+        ({"gold": GOLD}, [0, 1, 1, 1]),                   # a reference judges every answer
+        ({"gold": "7"}, [0, 0, 0, 0]),
+        ({"correct": True}, [0, 1, 1, 1]),                # another answer than the right one is wrong
+        ({"correct": False}, [-1, 0, 0, 0]),              # another answer than a wrong one may be right
+        ({"thumbs": "down"}, [-1, -1, -1, -1]),           # taste is no label
+    ],
+)  # fmt: skip
+def test_an_answer_is_right_wrong_or_unknown(label: dict[str, Any], right: list[int]) -> None:
+    item = episodes(1, seed=0, world=replace(OBSERVED, p_astray=0.0, p_fails=0.0, labels="none"))[0]
+    steps = tuple(
+        replace(item.episode.outcome.steps[0], index=index, answer=answer)
+        for index, answer in enumerate(["5", GOLD, GOLD, GOLD], 1)
+    )
+    data = build([said(changed(item, steps=steps, answer=GOLD), **label)], match=match)
+    assert data.right.tolist() == right
+    assert data.same.tolist() == [False, True, True, True]
+
+
+def test_costs_are_what_a_stop_would_have_paid() -> None:
+    item = episodes(1, seed=2, world=OBSERVED)[0]
+    n = len(item.episode.outcome.steps)
+    data = build([item], match=match)
+    step = np.arange(1, n + 1)
+    assert data.cost.tolist() == (step * (STEP_TOKENS + PROBE_TOKENS) + ANSWER_TOKENS).tolist()
+    assert data.full_tokens.tolist() == [n * STEP_TOKENS + ANSWER_TOKENS]
+    assert data.per_step.tolist() == [STEP_TOKENS] * n
+
+
+def test_a_stop_inside_a_wave_of_samples_pays_for_the_wave() -> None:
+    item = episodes(1, seed=2, world=OBSERVED)[0]
+    steps = tuple(replace(item.episode.outcome.steps[0], index=i, probe_tokens=0) for i in range(1, 7))
+    request = replace(item.episode.request, kind="samples", n_samples=6)
+    votes = changed(item, steps=steps, usage=replace(item.episode.outcome.usage, completion_tokens=600))  # type: ignore[type-var]
+    votes = replace(votes, episode=replace(votes.episode, request=request))
+    assert build([votes], match=match).cost.tolist() == [400, 400, 400, 400, 600, 600]
+
+
+def test_only_the_latest_audits_are_looked_at_and_what_came_since() -> None:
+    data = build(LIVE, match=match, most_audits=10)
+    assert data.by_design.sum() == 10
+    assert data.left_out["too old"] > 0
+    assert data.age[data.by_design].tolist() == list(range(9, -1, -1))
+    assert (np.diff(data.seq) > 0).all()
+
+
+def test_runs_under_other_settings_are_another_world() -> None:
+    setups = ["old"] * 300 + ["new"] * 100
+    moved = [
+        replace(item, episode=replace(item.episode, request=replace(item.episode.request, setup=setup)))
+        for item, setup in zip(LIVE, setups, strict=True)
+    ]
+    data = build(moved, match=match)
+    assert data.seq.min() > LIVE[299].seq
+    assert data.left_out["other settings"] > 0
+
+
+def test_live_runs_that_nobody_asked_on_the_way_stand_for_nothing() -> None:
+    """Then only audits speak, each for as many as its odds say."""
+    mute = [
+        changed(item, steps=tuple(replace(step, answer=None) for step in item.episode.outcome.steps))
+        if not item.episode.request.audit and not item.episode.outcome.stopped and number % 2
+        else item
+        for number, item in enumerate(LIVE)
+    ]
+    data = build(mute, match=match)
+    assert data.by_design.all()
+    assert data.p_full.tolist() == [0.1] * len(data)
+    assert data.left_out["live, unprobed"] > 0
+    assert data.left_out["live, not stopped, most of them unprobed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"end_reason": "upstream_error"}, "broken"),
+        ({"end_reason": "done", "steps": ()}, "broken"),
+        ({"end_reason": "client_left"}, "broken"),
+    ],
+)
+def test_a_run_without_a_telling_end_is_left_out(changes: dict[str, Any], reason: str) -> None:
+    observed = episodes(30, seed=4, world=replace(OBSERVED, audit_share=0.0))
+    data = build([changed(observed[0], **changes), *observed[1:]], match=match)
+    assert data.left_out == {reason: 1}
+
+
+def test_an_audit_that_was_broken_off_is_kept_as_a_loss() -> None:
+    audits = episodes(30, seed=4, world=World(audit_share=1.0))
+    data = build([changed(audits[0], end_reason="client_left"), *audits[1:]], match=match)
+    assert data.abandoned.sum() == 1
+    assert not data.full[data.abandoned].any()
+    assert not data.labelled[data.abandoned].any()
+
+
+def test_without_anything_to_learn_it_says_what_there_was() -> None:
+    with pytest.raises(ValueError, match="4 stopped, without a label by design"):
+        build([item for item in LIVE if item.episode.outcome.stopped][:4], match=match)
+    with pytest.raises(ValueError, match="none at all"):
+        build([], match=match)
+
+
+def test_drift_is_watched_on_the_first_step_of_all_traffic_stopped_or_not() -> None:
+    """Later steps are missing where the policy stopped: their means move with the policy, not with the world."""
+    found = early_features(LIVE, ("logit(confidence)", "log1p(tokens_used)"))
+    assert found.shape == (len(LIVE), 2)
+    whole = build(episodes(400, seed=1, world=OBSERVED), match=match)
+    first = whole.x[whole.starts[:-1], whole.chosen.names.index("logit(confidence)")]
+    assert np.sort(found[:, 0]) == pytest.approx(np.sort(first), abs=1e-9)
+    assert early_features([], ("has_answer",)).shape == (0, 1)
+
+
+# --------------------------------------------------------------------------- groups
+
+
+def test_planted_duplicates_never_cross_a_split() -> None:
+    """Forty prompts asked again and again: no fold shares one with another, now or in a later version."""
+    data = build(episodes(600, seed=5, world=replace(OBSERVED, n_prompts=40)), match=match)
+    for fold in range(5):
+        ours = [key for key, f in zip(data.key, data.fold, strict=True) if f == fold]
+        theirs = [key for key, f in zip(data.key, data.fold, strict=True) if f != fold]
+        assert not shared(ours, theirs)
+    later = build(episodes(600, seed=6, world=replace(OBSERVED, n_prompts=40)), match=match)
+    known = dict(zip(data.key, data.fold.tolist(), strict=True))
+    assert all(known.get(key, fold) == fold for key, fold in zip(later.key, later.fold.tolist(), strict=True))
+
+
+def test_folds_are_about_equal_and_a_leak_is_seen() -> None:
+    counts = np.bincount([fold_of(f"q{i}", 5) for i in range(5_000)])
+    assert counts.min() > 900
+    assert shared(["a", "b"], ["c", "b"]) == {"b"}
+
+
+def test_a_prompt_asked_a_thousand_times_counts_as_a_few() -> None:
+    weights = repeat_weights(["a"] * 1_000 + ["b", "c", "b"])
+    assert weights[:1_000].sum() == pytest.approx(MOST_REPEATS)
+    assert weights[1_000:].tolist() == [1, 1, 1]

@@ -1,0 +1,151 @@
+"""Weights stand for what the lot has hidden: weighted means over what is seen are means over all that happened."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from suffice.learn.censoring import fate, p_full
+from suffice.learn.dataset import Dataset, build
+from suffice.learn.rows import audit_runs, examples, full_weights, good_rows, label_weights, trajectories
+from suffice.learn.value_model import fit_values
+from tests.learn.made import World, episodes, match
+
+N = 3_000
+SEEN = episodes(N, seed=11)
+ALL = build(episodes(N, seed=11, world=World(mode="observe")), match=match)  # the same runs, each seen in full
+
+
+def everyone(data: Dataset) -> np.ndarray:
+    return np.ones(len(data), dtype=bool)
+
+
+def test_full_runs_stand_for_all_traffic_and_unweighted_ones_for_the_hard_runs() -> None:
+    """The share that the policy would stop, and the tokens of a full run: here every run was made in full, too."""
+    data = build(SEEN, match=match)
+    weight = full_weights(data)
+    would_stop, tokens = data.stop >= 0, data.full_tokens
+    true_share, true_tokens = (ALL.stop >= 0).mean(), ALL.full_tokens.mean()
+    assert weight.sum() == pytest.approx(N, rel=0.1)
+    assert np.average(would_stop, weights=weight) == pytest.approx(true_share, abs=0.05)
+    assert np.average(tokens, weights=weight) == pytest.approx(true_tokens, rel=0.01)
+    assert would_stop.mean() < true_share - 0.3
+
+
+def test_the_odds_follow_the_way_that_a_run_went() -> None:
+    audits = [item.episode for item in SEEN if item.episode.request.audit]
+    stops = {p_full(e.request, e.outcome) for e in audits if e.outcome.stop_step is not None}
+    others = {p_full(e.request, e.outcome) for e in audits if e.outcome.stop_step is None}
+    assert (stops, others) == ({0.1}, {1.0})
+    assert {p_full(e.request, e.outcome, live_stands=False) for e in audits} == {0.1}
+
+
+def test_a_live_run_that_should_have_been_stopped_and_was_not_stands_for_nobody() -> None:
+    stopped = next(item.episode for item in SEEN if item.episode.outcome.stopped)
+    went_on = replace(stopped.outcome, stopped=False, end_reason="done")
+    assert fate(stopped.request, stopped.outcome) == "stopped"
+    assert fate(stopped.request, went_on) == "by failure"
+    assert fate(replace(stopped.request, audit=True), went_on) == "full"
+    assert fate(replace(stopped.request, ungoverned="tools"), went_on) == "ungoverned"
+    assert fate(stopped.request, replace(stopped.outcome, end_reason="client_left")) == "broken"
+
+
+def test_labels_for_disagreements_alone_still_tell_how_often_the_full_run_fails_or_say_that_they_cannot() -> None:
+    """Disagreeing runs fail less often than agreeing ones here, so the plain mean of the labelled is off by far."""
+    asked = build(episodes(N, seed=11, world=World(mode="observe", labels="disagreements")), match=match)
+    assert label_weights(asked) is None  # runs that agree have no label at all
+    rng = np.random.default_rng(0)
+    dropped = rng.random(len(ALL)) < np.where(good_rows(ALL, "suffices")[np.maximum(ALL.stop, 0)], 0.9, 0.1)
+    some = replace(ALL, full_right=np.where(dropped, -1, ALL.full_right).astype(np.int8))
+    weight = label_weights(some)
+    assert weight is not None
+    truth = (ALL.full_right == 0).mean()
+    labelled = some.labelled
+    assert weight.sum() == pytest.approx(N)
+    assert np.average(some.full_right[labelled] == 0, weights=weight[labelled]) == pytest.approx(truth, abs=0.02)
+
+
+def test_weights_fade_with_age_and_sum_to_no_more_evidence_than_there_is() -> None:
+    data = build(SEEN, match=match)
+    taken = examples(replace(data, x=np.column_stack([data.x, data.run_of_row])), everyone(data), "as-good",
+                     half_life=50.0)  # fmt: skip
+    assert taken is not None
+    assert taken.weight is not None
+    run, first = np.unique(taken.x[:, -1].astype(int), return_index=True)
+    weight = taken.weight[first]
+    assert weight.sum() == pytest.approx((0.5 ** (data.age[run] / 50.0)).sum())
+    like = data.p_full[run] == 1.0
+    ratio = weight[like] / 0.5 ** (data.age[run][like] / 50.0)
+    assert ratio == pytest.approx(ratio[0])
+
+
+def test_stopped_runs_teach_what_stopping_pays_and_full_ones_what_going_on_does() -> None:
+    data = build(SEEN, match=match, stopped_labels=True)
+    runs = trajectories(data, everyone(data))
+    assert runs is not None
+    assert runs.stop_weight is not None
+    assert runs.go_on_weight is not None
+    sizes = np.diff(runs.starts)
+    of_run = np.repeat(np.arange(len(sizes)), sizes)
+    going_on = np.maximum.reduceat(runs.go_on_weight, runs.starts[:-1]) > 0
+    assert going_on.sum() == data.full.sum()
+    assert (~going_on).sum() == data.n_stopped
+    last = runs.starts[1:] - 1
+    assert (runs.stop_weight[last[~going_on]] > 0).all()   # the stop itself decided something
+    assert (runs.stop_weight[last[going_on]] == 0).all()   # the end of a full run did not
+    assert (runs.go_on_weight[~going_on[of_run]] == 0).all()
+
+
+def test_what_stopping_pays_is_learned_without_bias_from_a_mixture_of_audits_and_stopped_runs() -> None:
+    """P(right | stop) at the first step, over all traffic; there the truth is a plain mean."""
+    data = build(SEEN, match=match, stopped_labels=True)
+    runs, whole = trajectories(data, everyone(data)), trajectories(ALL, everyone(ALL))
+    assert runs is not None
+    assert whole is not None
+    assert runs.stop_weight is not None
+    first = runs.starts[:-1]
+    found = np.average(runs.ok[first], weights=runs.stop_weight[first])
+    truth = whole.ok[whole.starts[:-1]].mean()
+    assert found == pytest.approx(truth, abs=0.02)
+    bold = fit_values(runs, prices=np.array([0.1])).mean_tokens
+    assert bold == pytest.approx(fit_values(whole, prices=np.array([0.1])).mean_tokens, rel=0.02)
+
+
+def test_labels_of_a_few_stopped_runs_speak_for_all_of_them() -> None:
+    """One in ten has a label, by lot; the others are known to be there by their number alone."""
+    few = [item if not item.episode.outcome.stopped or n % 10 == 0 else replace(item, labels=())
+           for n, item in enumerate(SEEN)]  # fmt: skip
+    data = build(few, match=match, stopped_labels=True)
+    runs = trajectories(data, everyone(data))
+    assert runs is not None
+    assert runs.stop_weight is not None
+    first = runs.starts[:-1]
+    truth = (ALL.right[ALL.starts[:-1]] == 1).mean()
+    assert np.average(runs.ok[first], weights=runs.stop_weight[first]) == pytest.approx(truth, abs=0.03)
+
+
+def test_evidence_is_the_same_as_the_log_says_of_the_policy_in_force() -> None:
+    """Z and D of the shadow stop, from the rows, are those of the outcome's own `would_answer`."""
+    data = build(SEEN, match=match)
+    runs = audit_runs(data, np.arange(len(data)))
+    by_seq = {item.seq: item.episode.outcome for item in SEEN}
+    outcomes = [by_seq[int(seq)] for seq in data.seq]
+    row = np.where(data.stop < 0, data.last, data.stop)
+    d = [o.stop_step is not None and o.would_answer != o.answer for o in outcomes]
+    z = [
+        int(o.answer == "42") - int((o.answer if o.stop_step is None else o.would_answer) == "42") for o in outcomes
+    ]
+    assert runs.d[row].tolist() == d
+    assert runs.z[row].tolist() == z
+    assert any(z)
+
+
+def test_without_labels_every_disagreement_counts_as_a_loss() -> None:
+    data = build(episodes(200, seed=3, world=World(mode="observe", labels="none")), match=match)
+    runs = audit_runs(data, np.arange(len(data)))
+    assert runs.z.tolist() == runs.d.astype(int).tolist()
+    assert np.isinf(runs.label_at).all()
+    assert examples(data, everyone(data), "hopeless") is None
+    assert trajectories(data, everyone(data)) is None
