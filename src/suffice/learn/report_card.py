@@ -1,0 +1,251 @@
+"""The report card of a version: is it calibrated, what would it save and lose, whom would it harm, is it better.
+
+Every number is of prompts that the judged model has not seen: each fold of them is judged by the model fitted on the
+others. A fold's level is picked on the runs of the other folds. Runs count for as many as they stand for
+(`learn.rows`). A card says what was measured and decides nothing; certificates and rollouts do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+
+from suffice.assurance.estimate import Estimate
+from suffice.errors import ConfigError
+from suffice.learn.audits import AuditRuns, Floats, Ints
+from suffice.learn.calibrating import Calibration, calibrate
+from suffice.learn.dataset import Dataset
+from suffice.learn.picking import pick
+from suffice.learn.resample import Resamples, ratio
+from suffice.learn.rows import audit_runs, full_weights
+from suffice.learn.served import N_FOLDS
+from suffice.learn.version import Version, as_served, served
+
+Verdict: TypeAlias = Literal["better", "worse", "inconclusive", "first"]
+ClassStatus: TypeAlias = Literal["unknown", "within budget", "unclear", "harmed"]
+
+TARGETS: Final = (0.005, 0.01, 0.02)  # EM drops at which a frontier is read, beside the route's own
+LEAST_CLASS_RUNS: Final = 200         # below it a class is unknown (CONTRACT.md §8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One place on a frontier."""
+
+    max_em_drop: float        # that was aimed at, a fraction
+    levels: tuple[int, ...]   # picked for each fold on the runs of the others
+    saving: Estimate          # token reduction, probes counted
+    drop: Estimate            # EM(full) - EM(stopped)
+    lost: Estimate            # share of runs that the stop makes wrong
+    gained: Estimate          # … and right
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassHarm:
+    """What the version does to one class of queries at the route's own target."""
+
+    query_class: str
+    n_runs: int
+    n_prompts: int
+    saving: Estimate
+    drop: Estimate
+    lost: Estimate
+    gained: Estimate          # gains do not pay for losses of others, so both are told
+    status: ClassStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """Against the parent on the same runs, at the route's own target: paired by prompt."""
+
+    parent: str               # its address
+    saving: Estimate          # of the version minus the parent's
+    drop: Estimate            # likewise
+    parent_point: Point
+    newly_harmed: tuple[str, ...]  # classes that the parent does not harm
+    verdict: Verdict
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportCard:
+    """What one version did on prompts that it had not seen. Plain data."""
+
+    version: str
+    max_em_drop: float        # the route's own target
+    n_runs: int               # full runs, and audits that were broken off
+    n_prompts: int
+    n_labelled: int           # of the others a stop is judged by agreement, which can only look worse
+    calibration: Calibration  # of P(as good)
+    failing: Calibration | None   # of P(the full run fails); None: not learned
+    curve: tuple[tuple[float, float], ...]  # (saving, drop) of each level, safe first; no interval
+    frontier: tuple[Point, ...]
+    value: tuple[Point, ...]  # of the value model at its price; () without one
+    classes: tuple[ClassHarm, ...]
+    compared: Compared | None # None: there is no parent, or it cannot read these runs
+
+
+def make_card(
+    data: Dataset, version: Version, parent: Version | None, *, max_em_drop: float, rng: np.random.Generator
+) -> ReportCard:
+    """Judge a version on the runs that its models have not seen, beside its parent.
+
+    rng  for the bootstrap; the same seed gives the same card
+    """
+    judge = _Judge(data, max_em_drop, rng)
+    outcome = judge.outcome(version)
+    own = judge.point(outcome, max_em_drop)
+    targets = sorted({*TARGETS, max_em_drop})
+    return ReportCard(
+        version=version.address,
+        max_em_drop=max_em_drop,
+        n_runs=len(judge.runs),
+        n_prompts=judge.draws.n_groups,
+        n_labelled=int(data.labelled[judge.which].sum()),
+        calibration=calibrate(data, version, "as-good", rng),
+        failing=None if version.models[0].hopeless is None else calibrate(data, version, "hopeless", rng),
+        curve=judge.curve(outcome),
+        frontier=tuple(own if target == max_em_drop else judge.point(outcome, target) for target in targets),
+        value=() if version.values is None else (judge.value_point(version),),
+        classes=judge.classes(outcome, own.levels),
+        compared=None if parent is None else judge.compared(outcome, own, parent),
+    )
+
+
+# --------------------------------------------------------------------------- frontier
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outcome:
+    """What each level does with each run: n runs, M levels, level 0 among them."""
+
+    z: Floats     # (n, M): EM drop
+    cost: Floats  # (n, M): tokens
+
+
+class _Judge:
+    """The runs that versions are judged on, with what each stands for."""
+
+    def __init__(self, data: Dataset, max_em_drop: float, rng: np.random.Generator) -> None:
+        self.data, self.max_em_drop = data, max_em_drop
+        self.which = np.flatnonzero(data.full | data.abandoned)
+        self.runs = audit_runs(data, self.which)
+        self.weight = full_weights(data)[self.which]
+        self.classes_of = np.array([data.query_class[i] for i in self.which])
+        self.draws = Resamples([data.key[i] for i in self.which], rng)
+
+    def outcome(self, version: Version) -> _Outcome:
+        """What a version's levels do. Raises ConfigError where its models read other features than the data has."""
+        if version.models[0].features != self.data.chosen.names or len(version.models) != N_FOLDS:
+            raise ConfigError(f"version {version.address}: reads other features or folds than this dataset has")
+        runs = as_served(self.runs, version)
+        return self._at(runs, served(version).rows(runs))
+
+    def _at(self, runs: AuditRuns, rows: Ints) -> _Outcome:
+        z = runs.z[rows].astype(np.float64)
+        z[:, 1:][runs.abandoned] = 1.0  # broken off: lost at every level that may stop
+        return _Outcome(z, runs.cost[rows])
+
+    def curve(self, outcome: _Outcome) -> tuple[tuple[float, float], ...]:
+        """(saving, drop) of every level."""
+        saving = 1 - self.weight @ outcome.cost / (self.weight @ self.runs.full)
+        drop = self.weight @ outcome.z / self.weight.sum()
+        return tuple(zip(saving.tolist(), drop.tolist(), strict=True))
+
+    def point(self, outcome: _Outcome, target: float) -> Point:
+        """The frontier at a target, each fold at the level that was picked on the others."""
+        folds = [self.runs.fold != f for f in range(N_FOLDS)]
+        levels = tuple(pick(outcome.z[others], self.weight[others], target) for others in folds)
+        z, cost = self._chosen(outcome, levels)
+        return self._measured(z, cost, np.ones(len(z), dtype=bool), target, levels)
+
+    def value_point(self, version: Version) -> Point:
+        """The value models, each at the price that was picked on the runs of the other folds."""
+        assert version.values is not None
+        ladders = ((_EVEN,),) * len(version.values)
+        at_price = replace(version, models=version.values, levels=ladders, values=None)
+        outcome = self._at(self.runs, served(at_price).rows(self.runs))
+        everyone, levels = np.ones(len(self.runs), dtype=bool), (1,) * len(version.values)
+        return self._measured(outcome.z[:, 1], outcome.cost[:, 1], everyone, self.max_em_drop, levels)
+
+    def classes(self, outcome: _Outcome, levels: tuple[int, ...]) -> tuple[ClassHarm, ...]:
+        """What happens to each class at these levels, the largest class first."""
+        z, cost = self._chosen(outcome, levels)
+        names, sizes = np.unique(self.classes_of, return_counts=True)
+        found = []
+        for name in names[np.argsort(-sizes, kind="stable")]:
+            member = self.classes_of == name
+            point = self._measured(z, cost, member, self.max_em_drop, levels)
+            found.append(ClassHarm(
+                query_class=str(name), n_runs=int(member.sum()),
+                n_prompts=len({self.data.key[i] for i in self.which[member]}), saving=point.saving, drop=point.drop,
+                lost=point.lost, gained=point.gained, status=_status(int(member.sum()), point.drop, self.max_em_drop),
+            ))  # fmt: skip
+        return tuple(found)
+
+    def compared(self, outcome: _Outcome, own: Point, parent: Version) -> Compared | None:
+        """Version minus parent; None: the parent cannot read these runs."""
+        try:
+            before = self.outcome(parent)
+        except ConfigError:
+            return None
+        theirs = self.point(before, self.max_em_drop)
+        (z, cost), (old_z, old_cost) = self._chosen(outcome, own.levels), self._chosen(before, theirs.levels)
+        w = self.weight
+        columns = np.stack([w * (z - old_z), w * (old_cost - cost), w, w * self.runs.full], axis=1)
+        sums, n = self.draws.drawn(columns), len(self.runs)
+        saving, drop = self.draws.estimate(sums, ratio(1, 3), n=n), self.draws.estimate(sums, ratio(0, 2), n=n)
+        harmed = {one.query_class for one in self.classes(before, theirs.levels) if one.status == "harmed"}
+        newly = tuple(
+            one.query_class
+            for one in self.classes(outcome, own.levels)
+            if one.status == "harmed" and one.query_class not in harmed
+        )
+        verdict, why = _verdict(saving, drop, newly)
+        return Compared(
+            parent=parent.address, saving=saving, drop=drop, parent_point=theirs, newly_harmed=newly, verdict=verdict,
+            why=why,
+        )  # fmt: skip
+
+    def _chosen(self, outcome: _Outcome, levels: tuple[int, ...]) -> tuple[Floats, Floats]:
+        """Drop and cost of each run at the level of its fold, shape (n,) each."""
+        level = np.array(levels)[self.runs.fold]
+        run = np.arange(len(level))
+        return outcome.z[run, level], outcome.cost[run, level]
+
+    def _measured(self, z: Floats, cost: Floats, member: Any, target: float, levels: tuple[int, ...]) -> Point:
+        """Saving and harm over some of the runs, shape (n,) each. Any: numpy's own booleans."""
+        w = self.weight * member
+        saved, full = w * (self.runs.full - cost), w * self.runs.full
+        columns = np.stack([w * z, w * (z > 0), w * (z < 0), w, saved, full], axis=1)
+        n, sums = int(member.sum()), self.draws.drawn(columns)
+        drop, lost, gained = (self.draws.estimate(sums, ratio(at, 3), n=n) for at in (0, 1, 2))
+        saving = self.draws.estimate(sums, ratio(4, 5), n=n)
+        return Point(max_em_drop=target, levels=levels, saving=saving, drop=drop, lost=lost, gained=gained)
+
+
+_EVEN: Final = 0.5  # threshold of a value model: its sigmoid is 1/2 where stopping and going on are worth the same
+
+
+def _status(n: int, drop: Estimate, max_em_drop: float) -> ClassStatus:
+    if n < LEAST_CLASS_RUNS or drop.low is None or drop.high is None:
+        return "unknown"
+    if drop.low > max_em_drop:
+        return "harmed"
+    return "within budget" if drop.high <= max_em_drop else "unclear"
+
+
+def _verdict(saving: Estimate, drop: Estimate, newly_harmed: Sequence[str]) -> tuple[Verdict, str]:
+    """What a paired comparison allows to say; "inconclusive" is a result."""
+    if newly_harmed:
+        return "worse", f"harms what the parent does not: {', '.join(newly_harmed)}"
+    if saving.low is None or saving.high is None or drop.low is None:
+        return "inconclusive", "too few prompts for an interval"
+    if saving.high < 0:
+        return "worse", "saves less than the parent on the same runs"
+    if saving.low > 0:
+        return ("better", "saves more, loses no more") if drop.low <= 0 else ("inconclusive", "saves more, loses more")
+    return "inconclusive", "the difference in saving may be chance"

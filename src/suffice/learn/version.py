@@ -1,0 +1,143 @@
+"""A version: a few stop models as plain data, each for the fold of the prompts that it has not seen, with their levels.
+
+What a refit proposes, what a rollout may take up, what a parent is compared by. It has an address by content and
+no way to put itself in force. Knows models and levels; refuses to know how they were fitted and who is served by them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from suffice.errors import ConfigError
+from suffice.learn.audits import AuditRuns
+from suffice.learn.groups import fold_of
+from suffice.learn.served import Served
+from suffice.model.artefact import load
+from suffice.model.numbers import numbers, shown
+from suffice.model.stop import MOST_RISK, StopModel, canonical
+from suffice.signals.features import FeatureSet
+
+SCHEMA: Final = 1
+MOST_FOLDS: Final = 20
+_LOST: Final = 0.5  # P(fails) from which a stop is called hopeless and needs no answer (`policy.learned`)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """K models with their levels; fold f of the prompts (`groups.fold_of`) is served by models[f].
+
+    models   each fitted on the other folds; all of the same features and cost
+    levels   for each fold the risks at or below which levels 1, 2 … stop, rising; level 0 never stops, is not listed
+    values   value models at one price each, as stop models with a threshold of 0.5; None: labels did not allow them
+    address  `v-` and twelve hexadecimal digits of all of this
+    """
+
+    models: tuple[StopModel, ...]
+    levels: tuple[tuple[float, ...], ...]
+    values: tuple[StopModel, ...] | None = None
+    address: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check that the folds fit each other, and take the address. Raises ConfigError."""
+        n = len(self.models)
+        if not 1 <= n <= MOST_FOLDS or len(self.levels) != n or (self.values is not None and len(self.values) != n):
+            raise ConfigError(f"version: got {n} models and {len(self.levels)} ladders; one each, 1 to {MOST_FOLDS}")
+        if len({(model.features, model.cost) for model in self.models}) != 1:
+            raise ConfigError("version.models: must all read the same features and weigh cost alike")
+        if len({len(levels) for levels in self.levels}) != 1 or not self.levels[0]:
+            raise ConfigError("version.levels: must be as many for each fold, and at least one")
+        checked = []
+        for f, levels in enumerate(self.levels):
+            checked.append(numbers(f"version.levels[{f}]", levels, least=0.0, most=MOST_RISK))
+            if list(checked[f]) != sorted(checked[f]):
+                raise ConfigError(f"version.levels[{f}]: must rise, safe first")
+        object.__setattr__(self, "levels", tuple(checked))
+        digest = hashlib.blake2b(canonical(self.plain()), digest_size=6).hexdigest()
+        object.__setattr__(self, "address", f"v-{digest}")
+
+    @property
+    def n_levels(self) -> int:
+        """Level 0 included."""
+        return len(self.levels[0]) + 1
+
+    def plain(self) -> dict[str, Any]:
+        """The version as JSON has it; Any, because each key has its own type."""
+        return {
+            "schema": SCHEMA,
+            "models": [model.plain() for model in self.models],
+            "levels": [list(levels) for levels in self.levels],
+            "values": None if self.values is None else [model.plain() for model in self.values],
+        }
+
+    def policy(self, key: str, level: int) -> dict[str, Any]:
+        """The policy that serves one prompt at a level, as `policy.base.build_policy` takes it.
+
+        key    `Request.question_key`
+        level  0 never stops
+
+        Raises IndexError for a level that there is not.
+        """
+        if not 0 <= level < self.n_levels:
+            raise IndexError(f"level: got {level}; 0 to {self.n_levels - 1}")
+        if level == 0:
+            return {"policy": "never"}
+        fold = fold_of(key, len(self.models))
+        threshold = self.levels[fold][level - 1]
+        return {"policy": "learned", "model": self.models[fold], "threshold": threshold, "on_hopeless": "stop"}
+
+
+def served(version: Version) -> Served:
+    """The version as it serves and is certified; rows of features must be in the order of its models' features."""
+    levels = np.array(version.levels, dtype=np.float64)
+    cost = version.models[0].cost
+    return Served(
+        models=tuple(model.suffices.scores for model in version.models),
+        levels=np.concatenate([np.full((len(levels), 1), -np.inf), levels / cost.scale], axis=1),
+        cost_exponent=cost.exponent,
+    )
+
+
+def as_served(runs: AuditRuns, version: Version) -> AuditRuns:
+    """The runs with the stops that the version may make: where it holds a run for lost, also without an answer."""
+    lost = np.zeros(len(runs.x), dtype=bool)
+    fold = runs.fold[runs.run_of_row]
+    for f, model in enumerate(version.models):
+        if model.hopeless is not None:
+            rows = np.flatnonzero((fold == f) & ~runs.may_stop)
+            lost[rows] = model.hopeless.scores(runs.x[rows]) >= _LOST
+    return replace(runs, may_stop=runs.may_stop | lost)
+
+
+def load_version(plain: Mapping[str, Any]) -> Version:
+    """The version that was written (`plain`), every number checked. Raises ConfigError with the place."""
+    if plain.get("schema") != SCHEMA:
+        raise ConfigError(f"version.schema: got {shown(plain.get('schema'))}; this one reads {SCHEMA}")
+    unknown = set(plain) - {"schema", "models", "levels", "values"}
+    if unknown:
+        raise ConfigError(f"version.{min(unknown):.60}: unknown; schema, models, levels, values")
+    models, levels = _list(plain, "models"), _list(plain, "levels")
+    values = None if plain.get("values") is None else _list(plain, "values")
+    if not all(isinstance(one, list) for one in levels):
+        raise ConfigError("version.levels: must be lists of numbers, one for each fold")
+    made = Version(
+        models=tuple(load(one, where=f"version.models[{f}]") for f, one in enumerate(models)),
+        levels=tuple(tuple(one) for one in levels),
+        values=None
+        if values is None
+        else tuple(load(one, where=f"version.values[{f}]") for f, one in enumerate(values)),
+    )
+    FeatureSet(made.models[0].features, where="version.models[0].features")
+    return made
+
+
+def _list(plain: Mapping[str, Any], name: str) -> list[Any]:
+    """What stands under a name, one for each fold. Any: nothing is checked yet."""
+    value = plain.get(name)
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_FOLDS:
+        raise ConfigError(f"version.{name}: got {shown(value)}; a list of 1 to {MOST_FOLDS}, one for each fold")
+    return value
