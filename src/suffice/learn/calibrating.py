@@ -16,7 +16,7 @@ from suffice.errors import ConfigError
 from suffice.learn.audits import Floats, Ints
 from suffice.learn.dataset import Dataset
 from suffice.learn.export import export_isotonic
-from suffice.learn.resample import Resamples, ratio
+from suffice.learn.resample import Resamples
 from suffice.learn.rows import full_weights, good_rows, label_weights
 from suffice.learn.version import Version
 from suffice.model.calibration import Isotonic
@@ -68,7 +68,7 @@ def calibrate(data: Dataset, version: Version, target: Learned, rng: np.random.G
         bins.append(Bin(
             low=float(p[here].min()), high=float(p[here].max()), n=n,
             said=float(np.average(p[here], weights=weight[here])),
-            seen=draws.estimate(sums, ratio(N_BINS + int(b), 2 * N_BINS + int(b)), n=n),
+            seen=draws.rate(sums, N_BINS + int(b), 2 * N_BINS + int(b), n=n),
         ))  # fmt: skip
     ece = draws.estimate(sums, _ece, n=len(rows), pivot=True)
     bias = draws.estimate(sums, _bias, n=len(rows))

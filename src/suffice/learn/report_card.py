@@ -28,6 +28,7 @@ Verdict: TypeAlias = Literal["better", "worse", "inconclusive", "first"]
 ClassStatus: TypeAlias = Literal["unknown", "within budget", "unclear", "harmed"]
 
 TARGETS: Final = (0.005, 0.01, 0.02)  # EM drops at which a frontier is read, beside the route's own
+_STRIDE: Final = 2                     # of the levels that two versions are compared at
 LEAST_CLASS_RUNS: Final = 200         # below it a class is unknown (CONTRACT.md §8)
 
 
@@ -62,7 +63,8 @@ class Compared:
     """Against the parent on the same runs, at the route's own target: paired by prompt."""
 
     parent: str               # its address
-    saving: Estimate          # of the version minus the parent's
+    gain: Estimate            # saving of the version minus the parent's, at drops that are no larger
+    saving: Estimate          # the same of the two as they were picked
     drop: Estimate            # likewise
     parent_point: Point
     newly_harmed: tuple[str, ...]  # classes that the parent does not harm
@@ -204,11 +206,35 @@ class _Judge:
             for one in self.classes(outcome, own.levels)
             if one.status == "harmed" and one.query_class not in harmed
         )
-        verdict, why = _verdict(saving, drop, newly)
+        gain = self.gain(outcome, before)
+        verdict, why = _verdict(gain, newly)
         return Compared(
-            parent=parent.address, saving=saving, drop=drop, parent_point=theirs, newly_harmed=newly, verdict=verdict,
-            why=why,
+            parent=parent.address, gain=gain, saving=saving, drop=drop, parent_point=theirs, newly_harmed=newly,
+            verdict=verdict, why=why,
         )  # fmt: skip
+
+    def gain(self, outcome: _Outcome, before: _Outcome) -> Estimate:
+        """Saving of one minus the other at equal harm: the best level within a drop, mean over drops up to the target.
+
+        Two versions are picked at different places of their curves, and less saving for less harm is no loss.
+        Best in hindsight, for both alike.
+        """
+        w = self.weight[:, None]
+        parts = [w * one for o in (outcome, before) for one in (o.z[:, ::_STRIDE], o.cost[:, ::_STRIDE])]
+        columns = np.concatenate([*parts, w, w * self.runs.full[:, None]], axis=1)
+        n_levels, budgets = parts[0].shape[1], np.linspace(0.1, 1.0, 10) * self.max_em_drop
+
+        def of(sums: Floats) -> Floats:
+            runs, full = sums[:, -2:-1], sums[:, -1:]
+            best = []
+            for at in (0, 2):
+                drop = sums[:, at * n_levels : (at + 1) * n_levels] / runs
+                saving = 1 - sums[:, (at + 1) * n_levels : (at + 2) * n_levels] / full
+                within = [np.where(drop <= budget, saving, saving[:, :1]).max(axis=1) for budget in budgets]
+                best.append(np.mean(within, axis=0))
+            return np.asarray(best[0] - best[1])
+
+        return self.draws.estimate(self.draws.drawn(columns), of, n=len(self.runs))
 
     def _chosen(self, outcome: _Outcome, levels: tuple[int, ...]) -> tuple[Floats, Floats]:
         """Drop and cost of each run at the level of its fold, shape (n,) each."""
@@ -222,12 +248,22 @@ class _Judge:
         saved, full = w * (self.runs.full - cost), w * self.runs.full
         columns = np.stack([w * z, w * (z > 0), w * (z < 0), w, saved, full], axis=1)
         n, sums = int(member.sum()), self.draws.drawn(columns)
-        drop, lost, gained = (self.draws.estimate(sums, ratio(at, 3), n=n) for at in (0, 1, 2))
+        lost, gained = (self.draws.rate(sums, at, 3, n=n) for at in (1, 2))
+        drop = _as_open(self.draws.estimate(sums, ratio(0, 3), n=n), lost, gained)
         saving = self.draws.estimate(sums, ratio(4, 5), n=n)
         return Point(max_em_drop=target, levels=levels, saving=saving, drop=drop, lost=lost, gained=gained)
 
 
 _EVEN: Final = 0.5  # threshold of a value model: its sigmoid is 1/2 where stopping and going on are worth the same
+
+
+def _as_open(drop: Estimate, lost: Estimate, gained: Estimate) -> Estimate:
+    """The drop with ends as open as those of losses and gains that were never seen."""
+    if drop.low is None or drop.high is None or lost.high is None or gained.high is None:
+        return drop
+    low = drop.low if gained.value > 0 else min(drop.low, -gained.high)
+    high = drop.high if lost.value > 0 else max(drop.high, lost.high)
+    return replace(drop, low=low, high=high)
 
 
 def _status(n: int, drop: Estimate, max_em_drop: float) -> ClassStatus:
@@ -238,14 +274,14 @@ def _status(n: int, drop: Estimate, max_em_drop: float) -> ClassStatus:
     return "within budget" if drop.high <= max_em_drop else "unclear"
 
 
-def _verdict(saving: Estimate, drop: Estimate, newly_harmed: Sequence[str]) -> tuple[Verdict, str]:
+def _verdict(gain: Estimate, newly_harmed: Sequence[str]) -> tuple[Verdict, str]:
     """What a paired comparison allows to say; "inconclusive" is a result."""
     if newly_harmed:
         return "worse", f"harms what the parent does not: {', '.join(newly_harmed)}"
-    if saving.low is None or saving.high is None or drop.low is None:
+    if gain.low is None or gain.high is None:
         return "inconclusive", "too few prompts for an interval"
-    if saving.high < 0:
-        return "worse", "saves less than the parent on the same runs"
-    if saving.low > 0:
-        return ("better", "saves more, loses no more") if drop.low <= 0 else ("inconclusive", "saves more, loses more")
-    return "inconclusive", "the difference in saving may be chance"
+    if gain.high < 0:
+        return "worse", "saves less than the parent at the same harm"
+    if gain.low > 0:
+        return "better", "saves more than the parent at the same harm"
+    return "inconclusive", "the difference to the parent may be chance"

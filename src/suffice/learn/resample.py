@@ -7,11 +7,13 @@ together. Knows sums and refuses to know what they are of.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.estimate import Estimate
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -25,8 +27,9 @@ _FEW: Final = 20              # prompts below which an interval is a sketch
 class Drawn(NamedTuple):
     """Column sums."""
 
-    seen: Floats   # (1, d)
-    again: Floats  # (draws, d)
+    by_group: Floats  # (prompts, d)
+    seen: Floats      # (1, d)
+    again: Floats     # (draws, d)
 
 
 class Resamples:
@@ -55,7 +58,7 @@ class Resamples:
     def drawn(self, columns: Floats) -> Drawn:
         """Column sums as they are and in each draw. `columns` has a row a run, shape (n, d)."""
         by_group = self.sums(columns)
-        return Drawn(by_group.sum(axis=0)[None, :], self._times @ by_group)
+        return Drawn(by_group, by_group.sum(axis=0)[None, :], self._times @ by_group)
 
     def estimate(self, sums: Drawn, statistic: Statistic, *, n: int, pivot: bool = False) -> Estimate:
         """A statistic of column sums, with its interval.
@@ -77,6 +80,20 @@ class Resamples:
         note = f"only {self.n_groups} prompts: a sketch" if self.n_groups < _FEW else None
         method = f"bootstrap over {self.n_groups} prompts"
         return Estimate(value=value, low=low, high=high, n=n, method=method, note=note)
+
+    def rate(self, sums: Drawn, above: int, below: int, *, n: int) -> Estimate:
+        """The share of one column's weight in another's, [0, 1]; what was never seen, or always, is still not certain.
+
+        Draws of runs without an event hold none either. Then the open end is exact for as many prompts as their
+        weights are worth (Clopper and Pearson 1934; Kish 1965).
+        """
+        found = self.estimate(sums, ratio(above, below), n=n)
+        if found.low is None or found.high is None or 0.0 < found.value < 1.0:
+            return found
+        weight = sums.by_group[:, below]
+        worth = max(1, int(weight.sum() ** 2 / max((weight**2).sum(), 1e-300)))
+        exact = exact_binomial(0 if found.value <= 0.0 else worth, worth, self._confidence)
+        return replace(found, low=exact.low, high=exact.high, method=f"exact, {worth} prompts")
 
 
 def ratio(above: int, below: int) -> Statistic:
