@@ -99,9 +99,14 @@ def mixture_bound(v: float, confidence: float, v_opt: float) -> float:
     """
     if v <= 0 or v_opt <= 0 or not 0 < confidence < 1:
         raise ValueError(f"need v > 0, v_opt > 0, 0 < confidence < 1; got {v=} {v_opt=} {confidence=}")
-    surprise = 2 * log(1 / (1 - confidence))
-    rho = v_opt / (surprise + log(1 + surprise))
-    return sqrt((v + rho) * (log((v + rho) / rho) + surprise))
+    rho = best_rho(v_opt, 1 - confidence)
+    return sqrt((v + rho) * (log((v + rho) / rho) + 2 * log(1 / (1 - confidence))))
+
+
+def best_rho(v_opt: float, alpha: float) -> float:
+    """The mixture's width at which a two-sided bound is tightest at `v_opt`; for a one-sided one double alpha."""
+    surprise = 2 * log(1 / alpha)
+    return v_opt / (surprise + log(1 + surprise))
 
 
 def bootstrap_interval(

@@ -1,0 +1,196 @@
+"""Confidence sequences for people: an interval for a running mean that may be read at any moment, again and again.
+
+    values in [low, high], in order ──▶ Watched (three sums) ──▶ mean_below, mean_above, mean_between
+
+The mean that is covered is that of the conditional expectations so far, so the world may drift and the deployed level
+may change while one watches. For that reason no interval is cut with earlier ones: an old one speaks of an old mean.
+The width follows the variance that was seen, which for an EM drop near 0 is far below the range: `bounds.mean_interval`
+knows the range alone. ASSURANCE.md §3.4.
+
+Knows numbers in their order; refuses to know what they mean. It reports, and steers nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import exp, inf, lgamma, log, log1p, sqrt
+from statistics import NormalDist
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.assurance.bounds import Interval, best_rho
+
+V_OPT: Final = 8.0  # squared deviations, of values scaled to [0, 1], where the bound is tightest: 1,000 audits or so
+FIRST_GUESS: Final = 0.5  # of the first value, scaled; every later one is guessed by the mean before it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """The values so far, scaled to [0, 1]: all that an interval is made of. Plain data; a worker may keep it."""
+
+    n: int = 0
+    total: float = 0.0
+    deviation: float = 0.0  # squared, each value from the mean of those before it
+
+    @property
+    def mean(self) -> float:
+        """Of the scaled values; `FIRST_GUESS` before there is one."""
+        return self.total / self.n if self.n else FIRST_GUESS
+
+
+def watch(
+    values: NDArray[np.float64], before: Watched | None = None, *, low: float = 0.0, high: float = 1.0
+) -> Watched:
+    """Take in the next values, in the order in which they came.
+
+    values     shape (n,), each in [low, high]
+    before     those that came earlier, watched with the same `low` and `high`
+    low, high  range of the data: -1 and 1 for an EM drop
+    Raises ValueError for a value outside of it.
+    """
+    if not low < high or not ((values >= low) & (values <= high)).all():
+        raise ValueError(f"values: need all of them in [{low:g}, {high:g}]")
+    start = before or Watched()
+    scaled = (values - low) / (high - low)
+    totals = start.total + np.cumsum(scaled)
+    guesses = np.empty(len(scaled))
+    if len(scaled):
+        guesses[0] = start.mean
+        guesses[1:] = totals[:-1] / (start.n + np.arange(1, len(scaled)))
+    return Watched(
+        n=start.n + len(scaled), total=start.total + float(scaled.sum()),
+        deviation=start.deviation + float(((scaled - guesses) ** 2).sum()),
+    )  # fmt: skip
+
+
+def mean_below(watched: Watched, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT) -> float:
+    """Upper bound: the chance that it is ever below the running mean is at most `alpha`.
+
+    Conjugate-mixture empirical Bernstein: a gamma-exponential mixture over S_t = sum of (X - mean) with V_t the squared
+    deviations from predictable guesses, scale c = 1. Howard, Ramdas, McAuliffe, Sekhon (2021), Annals of Statistics
+    49(2), arXiv:1810.08240, theorem 4 and proposition 9.
+
+    alpha  in (0, 1)
+    v_opt  deviations at which it is tightest, above 0; a constant, not a result of the data
+    """
+    return low + (high - low) * min(1.0, watched.mean + _radius(watched, alpha, v_opt))
+
+
+def mean_above(watched: Watched, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT) -> float:
+    """Lower bound, as `mean_below`."""
+    return low + (high - low) * max(0.0, watched.mean - _radius(watched, alpha, v_opt))
+
+
+def mean_between(
+    watched: Watched, confidence: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT
+) -> Interval:
+    """Both ends, each with half of what `confidence` leaves."""
+    alpha = (1 - confidence) / 2
+    return Interval(
+        mean_above(watched, alpha, low=low, high=high, v_opt=v_opt),
+        mean_below(watched, alpha, low=low, high=high, v_opt=v_opt),
+    )
+
+
+def _radius(watched: Watched, alpha: float, v_opt: float) -> float:
+    return gamma_exponential_bound(watched.deviation, alpha, v_opt=v_opt) / watched.n if watched.n else inf
+
+
+# --------------------------------------------------------------------------- mixtures
+
+
+def normal_bound(v: float, alpha: float, *, v_opt: float) -> float:
+    """Bound above a sub-Gaussian sum with variance v, one-sided; `bounds.mixture_bound` is the two-sided one.
+
+    One-sided normal mixture, Howard et al. (2021), proposition 6: the half of a normal that lies above 0.
+    """
+    _check(v, alpha, v_opt)
+    rho = best_rho(v_opt, 2 * alpha)
+
+    def log_wealth(s: float) -> float:
+        likely = log(NormalDist().cdf(s / sqrt(v + rho)))
+        return log(2) + 0.5 * log(rho / (v + rho)) + s * s / (2 * (v + rho)) + likely
+
+    return _reached(log_wealth, log(1 / alpha))
+
+
+def gamma_exponential_bound(v: float, alpha: float, *, v_opt: float, scale: float = 1.0) -> float:
+    """Bound above a sub-exponential sum with intrinsic variance v, one-sided.
+
+    v      at least 0
+    alpha  in (0, 1)
+    v_opt  where it is tightest, above 0
+    scale  c of the sub-exponential law: the largest step down, in the unit of the sum
+    """
+    _check(v, alpha, v_opt)
+    return _reached(lambda s: gamma_exponential_log_wealth(s, v, alpha, v_opt=v_opt, scale=scale), log(1 / alpha))
+
+
+def gamma_exponential_log_wealth(s: float, v: float, alpha: float, *, v_opt: float, scale: float = 1.0) -> float:
+    """Natural logarithm of the gamma-exponential mixture supermartingale at sum s and variance v; at most 1 on average.
+
+    Howard et al. (2021), proposition 9; `alpha` and `v_opt` choose its width alone.
+    """
+    c2 = scale * scale
+    start = best_rho(v_opt, 2 * alpha) / c2
+    grown, reached = v / c2 + start, (scale * s + v) / c2 + start
+    return _log_lower_gamma(grown, reached) - _log_lower_gamma(start, start)
+
+
+def _check(v: float, alpha: float, v_opt: float) -> None:
+    # At twice an alpha of one half the tuning of the width has no meaning any more.
+    if v < 0 or not 0 < alpha < 0.5 or v_opt <= 0:
+        raise ValueError(f"need v >= 0, 0 < alpha < 0.5, v_opt > 0; got {v=} {alpha=} {v_opt=}")
+
+
+def _reached(log_wealth: Callable[[float], float], goal: float) -> float:
+    """The smallest s, to ten digits, at which a wealth that grows with s reaches its goal."""
+    low, high = 0.0, 1.0
+    while log_wealth(high) < goal:
+        low, high = high, 2 * high
+    while high - low > 1e-10 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if log_wealth(middle) < goal else (low, middle)
+    return high
+
+
+def _log_lower_gamma(a: float, x: float) -> float:
+    """Logarithm of e^x x^-a times the lower incomplete gamma function at (a, x), a and x above 0.
+
+    Below a + 1 by its power series, whose terms are all positive; above by what the continued fraction of the upper one
+    leaves (Abramowitz and Stegun 6.5.29 and 6.5.31, the fraction by Lentz's method). So scaled, nothing overflows.
+    """
+    if x < a + 1:
+        term = total = 1 / a
+        step = a
+        while term > total * 1e-17:
+            step += 1
+            term *= x / step
+            total += term
+        return log(total)
+    whole = lgamma(a) - a * log(x) + x
+    return whole + log1p(-exp(log(_upper_gamma_fraction(a, x)) - whole))
+
+
+def _upper_gamma_fraction(a: float, x: float) -> float:
+    """The continued fraction behind the upper incomplete gamma function, x >= a + 1."""
+    tiny = 1e-300
+    b = x + 1 - a
+    c, d = 1 / tiny, 1 / b
+    found = d
+    for i in range(1, 100_000):
+        part = i * (a - i)
+        b += 2
+        d = 1 / _off_zero(part * d + b, tiny)
+        c = _off_zero(b + part / c, tiny)
+        found *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return found
+
+
+def _off_zero(number: float, tiny: float) -> float:
+    return number if abs(number) > tiny else tiny
