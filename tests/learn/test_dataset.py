@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from suffice.errors import ConfigError
 from suffice.learn.dataset import Dataset, build, early_features
 from suffice.learn.groups import MOST_REPEATS, fold_of, repeat_weights, shared
 from suffice.learn.rows import examples
@@ -95,10 +96,10 @@ def test_of_a_stopped_run_the_rows_end_at_its_stop_and_only_its_own_answer_is_ju
 def test_no_row_of_a_stopped_run_teaches_what_the_full_run_would_have_done(target: Any) -> None:
     """Whatever its label says: a row's features tell the run that it came from."""
     data = build(LIVE, match=match, stopped_labels=True)
-    marked = replace(data, x=np.column_stack([data.x, data.run_of_row]))
+    marked = replace(data, x=np.column_stack([data.run_of_row, data.x[:, 1:]]))
     taken = examples(marked, np.ones(len(data), bool), target)
     assert taken is not None
-    runs = np.unique(taken.x[:, -1]).astype(int)
+    runs = np.unique(taken.x[:, 0]).astype(int)
     assert data.full[runs].all()
     assert len(runs) > 50
 
@@ -122,6 +123,15 @@ def test_an_answer_is_right_wrong_or_unknown(label: dict[str, Any], right: list[
     data = build([said(changed(item, steps=steps, answer=GOLD), **label)], match=match)
     assert data.right.tolist() == right
     assert data.same.tolist() == [False, True, True, True]
+
+
+def test_features_of_the_version_in_force_stand_behind_its_own() -> None:
+    data = build(LIVE, match=match, also=("agreement", "n_chars"))
+    assert data.also == ("n_chars",)
+    assert data.own.shape[1] + 1 == data.x.shape[1]
+    assert (data.columns(("n_chars", "agreement"))[:, 1] == data.x[:, data.chosen.names.index("agreement")]).all()
+    with pytest.raises(ConfigError, match="does not have the feature 'n_words'"):
+        data.columns(("n_words",))
 
 
 def test_costs_are_what_a_stop_would_have_paid() -> None:

@@ -69,11 +69,11 @@ def test_labels_for_disagreements_alone_still_tell_how_often_the_full_run_fails_
 
 def test_weights_fade_with_age_and_sum_to_no_more_evidence_than_there_is() -> None:
     data = build(SEEN, match=match)
-    taken = examples(replace(data, x=np.column_stack([data.x, data.run_of_row])), everyone(data), "as-good",
-                     half_life=50.0)  # fmt: skip
+    marked = replace(data, x=np.column_stack([data.run_of_row, data.x[:, 1:]]))
+    taken = examples(marked, everyone(data), "as-good", half_life=50.0)
     assert taken is not None
     assert taken.weight is not None
-    run, first = np.unique(taken.x[:, -1].astype(int), return_index=True)
+    run, first = np.unique(taken.x[:, 0].astype(int), return_index=True)
     weight = taken.weight[first]
     assert weight.sum() == pytest.approx((0.5 ** (data.age[run] / 50.0)).sum())
     like = data.p_full[run] == 1.0

@@ -89,12 +89,12 @@ def _rows(data: Dataset, target: Learned) -> tuple[Ints, Floats]:
 
 def _said(data: Dataset, version: Version, target: Learned, rows: Ints) -> Floats:
     fold = data.fold[data.run_of_row[rows]]
-    p = np.empty(len(rows))
+    x, p = data.columns(version.models[0].features), np.empty(len(rows))
     for f, model in enumerate(version.models):
         ensemble = model.suffices if target == "as-good" else model.hopeless
         if ensemble is None:
             raise ValueError(f"version {version.address}: has no model of {target}")
-        p[fold == f] = ensemble.scores(data.x[rows[fold == f]])
+        p[fold == f] = ensemble.scores(x[rows[fold == f]])
     return p
 
 

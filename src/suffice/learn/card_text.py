@@ -38,7 +38,7 @@ def _lineage(lineage: Lineage) -> list[str]:
         "learned from": f"{n_full} full runs ({lineage.n_by_design:,} by design) of {n_prompts} prompts",
         "labels": f"{lineage.n_labelled:,}, {lineage.n_stopped:,} of them of stopped runs",
         "left out": "; ".join(f"{n:,} {why}" for why, n in lineage.left_out) or "none",
-        "recipe": f"{recipe.parts}, half-life {recipe.half_life:g} audits, {recipe.n_levels} levels, seed {recipe.seed}",
+        "recipe": f"{recipe.parts}, half-life {recipe.half_life:g}, {recipe.n_levels} levels, seed {recipe.seed}",
         "packages": ", ".join(f"{name} {version}" for name, version in lineage.versions),
     }
     return [f"  {what:<13} {value}" for what, value in said.items()]

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.runs import LabelledEpisode, Match, SequencedLabel, current_label
+from suffice.errors import ConfigError
 from suffice.learn.censoring import Fate, by_design, fate, p_full
 from suffice.learn.features import Chosen, choose_features
 from suffice.learn.groups import fold_of
@@ -60,7 +61,7 @@ class Dataset:
 
     kind: Kind
     chosen: Chosen
-    x: Floats           # (T, P): features, in the order of `chosen.names`
+    x: Floats           # (T, P + E): features, in the order of `chosen.names`, and behind them of `also`
     starts: Ints        # (N + 1,)
     same: Bools         # (T,): the answer after the row is the full run's; False where that is hidden
     right: Small        # (T,): 1 the answer after the row is right, 0 it is not, -1 nobody knows
@@ -81,6 +82,7 @@ class Dataset:
     key: tuple[str, ...]          # (N,): hash of the prompt
     query_class: tuple[str, ...]  # (N,): "" for none
     n_stopped: int                # runs that were stopped in the same time, with or without a label
+    also: tuple[str, ...]         # E further features, for versions that read others
     last_seq: int                 # of the log's rows behind it, labels among them
     left_out: Mapping[str, int]   # reason: runs that teach nothing here
 
@@ -98,6 +100,19 @@ class Dataset:
         return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
     @property
+    def own(self) -> Floats:
+        """The features of `chosen` alone, shape (T, P)."""
+        return self.x[:, : len(self.chosen.names)]
+
+    def columns(self, names: Sequence[str]) -> Floats:
+        """Some features in their order, shape (T, names). Raises ConfigError for one that is not here."""
+        place = {name: at for at, name in enumerate((*self.chosen.names, *self.also))}
+        missing = [name for name in names if name not in place]
+        if missing:
+            raise ConfigError(f"dataset: does not have the feature {missing[0]!r:.80}; build it with also=…")
+        return self.x[:, [place[name] for name in names]]
+
+    @property
     def labelled(self) -> Bools:
         """Runs of which a label says whether the delivered answer is right, shape (N,)."""
         delivered = np.where(self.full, self.full_right, self.right[self.last] if len(self) else 0)
@@ -106,7 +121,7 @@ class Dataset:
     def digest(self) -> str:
         """Address of everything in it: equal runs with equal labels, equal digests. O(all of it)."""
         parts = hashlib.blake2b(digest_size=12)
-        parts.update(json.dumps([self.kind, self.chosen.names, self.key, self.query_class]).encode())
+        parts.update(json.dumps([self.kind, self.chosen.names, self.also, self.key, self.query_class]).encode())
         for column in fields(self):
             value = getattr(self, column.name)
             if isinstance(value, np.ndarray):
@@ -115,13 +130,14 @@ class Dataset:
 
 
 def build(
-    episodes: Iterable[Recorded], *, match: Match, chosen: Chosen | None = None, wave: int = WAVE,
-    most_audits: int = MOST_AUDITS, label_of: LabelOf = current_label, stopped_labels: bool = False,
+    episodes: Iterable[Recorded], *, match: Match, chosen: Chosen | None = None, also: Sequence[str] = (),
+    wave: int = WAVE, most_audits: int = MOST_AUDITS, label_of: LabelOf = current_label, stopped_labels: bool = False,
 ) -> Dataset:  # fmt: skip
     """Make columns of the episodes of one route, in any order.
 
     match           does an answer equal a reference? The route's scorer; never asked about None
     chosen          features; None: the default ones of the kind
+    also            further features: those of the version in force, so that the two can be compared
     wave            samples launched together: a stop inside a wave pays for all of it
     most_audits     look back on so many runs in full by design, and on what came since the first of them
     label_of        which label of a run counts; None where none may be believed
@@ -138,8 +154,10 @@ def build(
         said = ", ".join(f"{n} {why}" for why, n in (+left).items()) or "none at all"
         raise ValueError(f"dataset: no run to learn from; left out: {said}")
     chosen = chosen or choose_features(kept[-1].request.kind, [_query(run) for run in kept])
-    columns = _observed(kept, chosen)
-    x = np.round(FeatureSet(chosen.names).matrix(columns, [_query(run) for run in kept]), 10)
+    also = tuple(name for name in also if name not in chosen.names)
+    features = FeatureSet((*chosen.names, *also))
+    columns = _observed(kept, features.needs)
+    x = np.round(features.matrix(columns, [_query(run) for run in kept]), 10)
     same, right = _judged(kept, columns, match)
     by_run = _by_run(kept, columns.starts, match, live_stands=live_stands)
     return Dataset(
@@ -154,6 +172,7 @@ def build(
         per_step=np.maximum(1.0, columns.values["tokens_used"] / np.maximum(1.0, columns.values["step"])),
         key=tuple(_key(run.request) for run in kept),
         query_class=tuple(_query(run).query_class for run in kept),
+        also=also,
         n_stopped=sum(seq >= kept[0].seq for seq in stopped),
         last_seq=last_seq,
         left_out=dict(+left),
@@ -262,8 +281,7 @@ def as_step(record: StepRecord) -> Step:
     return Step(**kept, action=record.caller_action)
 
 
-def _observed(runs: Sequence[_Run], chosen: Chosen) -> Columns:
-    needs = FeatureSet(chosen.names).needs
+def _observed(runs: Sequence[_Run], needs: Sequence[str]) -> Columns:
     seen = ((_query(run), [as_step(step) for step in run.steps]) for run in runs)
     return _with_recorded(
         observe_columns(needs, runs[-1].request.kind, seen), [step for run in runs for step in run.steps]

@@ -141,10 +141,14 @@ class _Judge:
 
     def outcome(self, version: Version) -> _Outcome:
         """What a version's levels do. Raises ConfigError where its models read other features than the data has."""
-        if version.models[0].features != self.data.chosen.names or len(version.models) != N_FOLDS:
-            raise ConfigError(f"version {version.address}: reads other features or folds than this dataset has")
-        runs = as_served(self.runs, version)
+        if len(version.models) != N_FOLDS:
+            raise ConfigError(f"version {version.address}: has {len(version.models)} folds; {N_FOLDS} are judged")
+        runs = as_served(self._read_by(version), version)
         return self._at(runs, served(version).rows(runs))
+
+    def _read_by(self, version: Version) -> AuditRuns:
+        rows = np.isin(self.data.run_of_row, self.which)
+        return replace(self.runs, x=self.data.columns(version.models[0].features)[rows])
 
     def _at(self, runs: AuditRuns, rows: Ints) -> _Outcome:
         z = runs.z[rows].astype(np.float64)
@@ -169,7 +173,8 @@ class _Judge:
         assert version.values is not None
         ladders = ((_EVEN,),) * len(version.values)
         at_price = replace(version, models=version.values, levels=ladders, values=None)
-        outcome = self._at(self.runs, served(at_price).rows(self.runs))
+        runs = self._read_by(at_price)
+        outcome = self._at(runs, served(at_price).rows(runs))
         everyone, levels = np.ones(len(self.runs), dtype=bool), (1,) * len(version.values)
         return self._measured(outcome.z[:, 1], outcome.cost[:, 1], everyone, self.max_em_drop, levels)
 
@@ -261,8 +266,8 @@ def _as_open(drop: Estimate, lost: Estimate, gained: Estimate) -> Estimate:
     """The drop with ends as open as those of losses and gains that were never seen."""
     if drop.low is None or drop.high is None or lost.high is None or gained.high is None:
         return drop
-    low = drop.low if gained.value > 0 else min(drop.low, -gained.high)
-    high = drop.high if lost.value > 0 else max(drop.high, lost.high)
+    low = drop.low if gained.value > 0 else drop.low - gained.high
+    high = drop.high if lost.value > 0 else drop.high + lost.high
     return replace(drop, low=low, high=high)
 
 

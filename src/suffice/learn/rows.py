@@ -74,7 +74,7 @@ def examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = H
     weight = _scaled(stands_for, _fading(data, half_life))
     run = data.run_of_row
     rows = np.flatnonzero(_inner(data) & (weight > 0)[run])
-    return Examples(x=data.x[rows], good={target: good_rows(data, target)[rows]}, weight=weight[run][rows])
+    return Examples(x=data.own[rows], good={target: good_rows(data, target)[rows]}, weight=weight[run][rows])
 
 
 def good_rows(data: Dataset, target: Target) -> Bools:
@@ -124,7 +124,7 @@ def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
     z -= ((full_right >= 0) & (data.right == 1)).astype(np.int8)
     names = sorted(set(data.query_class))
     runs = AuditRuns(
-        x=data.x,
+        x=data.own,
         starts=data.starts,
         z=z,
         d=~data.same,
@@ -146,7 +146,7 @@ def _trajectories(data: Dataset, rows: Ints, stop: Floats, go_on: Floats) -> Tra
     run = data.run_of_row[rows]
     starts = np.concatenate([np.flatnonzero(np.diff(run, prepend=-1)), [len(rows)]])
     return Trajectories(
-        x=data.x[rows], starts=starts.astype(np.int64), ok=data.right[rows] == 1, tokens=data.cost[rows],
+        x=data.own[rows], starts=starts.astype(np.int64), ok=data.right[rows] == 1, tokens=data.cost[rows],
         stop_weight=stop[rows], go_on_weight=go_on[rows],
     )  # fmt: skip
 

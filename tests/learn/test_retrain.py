@@ -1,0 +1,353 @@
+"""A refit is a proposal: made again from its lineage, honest about unseen prompts, and in force nowhere."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+
+from suffice.errors import ConfigError
+from suffice.learn.card_text import as_json, as_text
+from suffice.learn.dataset import Dataset, build
+from suffice.learn.groups import fold_of
+from suffice.learn.report_card import make_card
+from suffice.learn.retrain import Recipe, Schedule, VersionProposal, due, retrain
+from suffice.learn.rows import audit_runs
+from suffice.learn.version import Version, as_served, load_version, served
+from suffice.policy.base import build_policy
+from suffice.replay.run import replay
+from suffice.store.views import Labelled
+from tests.learn.made import World, episodes, match
+
+WORLD = World(mode="observe", astray_class="trick")
+EPISODES = episodes(900, seed=21, world=WORLD)
+QUICK = Recipe(parts="linear", n_levels=11)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return build(EPISODES, match=match)
+
+
+@pytest.fixture(scope="module")
+def proposal(data: Dataset) -> VersionProposal:
+    return retrain(data, max_em_drop=0.02, recipe=QUICK)
+
+
+@pytest.fixture(scope="module")
+def version(proposal: VersionProposal) -> Version:
+    assert proposal.version is not None
+    return proposal.version
+
+
+# --------------------------------------------------------------------------- when
+
+
+@pytest.mark.parametrize(
+    ("n_requests", "n_new", "since_alarm", "reason"),
+    [
+        (1_000, 50, None, "schedule"),
+        (999, 50, None, None),
+        (5_000, 29, None, None),        # nothing new to learn from
+        (600, 0, 300, "drift"),
+        (5_000, 900, 299, None),        # after an alarm it waits for runs of the new world, schedule or not
+        (499, 400, 400, None),          # no two refits within 500 requests: no flapping
+    ],
+)  # fmt: skip
+def test_a_refit_is_due_on_schedule_and_after_drift_and_never_flaps(
+    n_requests: int, n_new: int, since_alarm: int | None, reason: str | None
+) -> None:
+    assert due(Schedule(), n_requests=n_requests, n_new_runs=n_new, n_runs_since_alarm=since_alarm) == reason
+
+
+# --------------------------------------------------------------------------- lineage
+
+
+def test_the_same_data_parent_and_recipe_give_the_same_proposal(data: Dataset, proposal: VersionProposal) -> None:
+    again = retrain(build(EPISODES[::-1], match=match), max_em_drop=0.02, recipe=QUICK)
+    assert again == proposal
+    other = retrain(data, max_em_drop=0.02, recipe=replace(QUICK, half_life=100.0))
+    assert other.version != proposal.version
+    assert other.lineage.digest == proposal.lineage.digest
+
+
+def test_lineage_tells_parent_data_log_rows_packages_and_seed(data: Dataset, version: Version) -> None:
+    found = retrain(data, version, max_em_drop=0.02, reason="drift", recipe=QUICK).lineage
+    assert (found.parent, found.reason, found.digest) == (version.address, "drift", data.digest())
+    assert (found.first_seq, found.last_seq) == (EPISODES[0].seq, EPISODES[-1].labels[-1].seq)
+    assert (found.n_runs, found.n_by_design, found.n_prompts, found.n_labelled) == (900, 900, 900, 900)
+    assert [name for name, _ in found.versions] == ["numpy", "python", "scikit-learn", "suffice"]
+    assert found.recipe == QUICK
+    assert {model.trained.digest for model in version.models} == {data.digest()}
+
+
+def test_a_proposal_cannot_put_itself_in_force(proposal: VersionProposal) -> None:
+    """It is a frozen record of plain data, and says so to whoever reads it."""
+    with pytest.raises(FrozenInstanceError):
+        proposal.verdict = "better"  # type: ignore[misc]
+    assert "Nothing is in force by this" in as_text(proposal)
+    assert (proposal.verdict, proposal.why) == ("first", "there is no parent")
+
+
+def test_too_little_to_learn_from_is_an_answer_and_no_version() -> None:
+    few = build(episodes(30, seed=1, world=WORLD), match=match)
+    found = retrain(few, max_em_drop=0.02, recipe=QUICK)
+    assert (found.version, found.card, found.verdict) == (None, None, "inconclusive")
+    assert "fewer than" in found.why
+    assert found.lineage.n_runs == 30
+    assert json.loads(as_json(found))["version"] is None
+    assert "proposal none" in as_text(found)
+
+
+# --------------------------------------------------------------------------- version
+
+
+def test_a_version_is_read_back_as_it_was_written(proposal: VersionProposal, version: Version) -> None:
+    plain = json.loads(as_json(proposal))
+    assert load_version(plain["version"]) == version
+    assert load_version(plain["version"]).address == version.address == plain["address"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "version.schema: got 2"),
+        ({"more": 1}, "version.more: unknown"),
+        ({"models": []}, "version.models: got a list; a list of 1 to 20"),
+        ({"levels": [1, 2]}, "version.levels: must be lists"),
+        ({"levels": [[0.1], [0.1]]}, "5 models and 2 ladders"),
+        ({"levels": [[0.2, 0.1]] * 5}, r"levels\[0\]: must rise"),
+        ({"levels": [[0.1, float("nan")]] * 5}, r"levels\[0\]\[1\]: got nan"),
+        ({"levels": [[0.1]] * 4 + [[0.1, 0.2]]}, "as many for each fold"),
+        ({"values": [1, 2, 3, 4, 5]}, r"version.values\[0\]"),
+    ],
+)
+def test_a_version_that_is_none_is_refused_with_its_place(
+    version: Version, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_version({**version.plain(), **change})
+
+
+@pytest.mark.parametrize("level", [0, 1, 5, 10])
+def test_what_is_judged_is_what_is_served(data: Dataset, version: Version, level: int) -> None:
+    """The live policy of each prompt, taken through its episode step by step, stops where the card's rows say."""
+    runs = as_served(audit_runs(data, np.arange(len(data))), version)
+    row = served(version).rows_at(runs, level)
+    by_seq = {item.seq: item.episode for item in EPISODES}
+    for number in range(0, len(data), 9):
+        episode = by_seq[int(data.seq[number])]
+        found = replay(episode, build_policy(version.policy(episode.request.question_key, level)))
+        assert found is not None
+        last = int(data.last[number])
+        expected = None if row[number] == last else int(row[number] - data.starts[number]) + 1
+        assert (found.stop_step if found.stop_step != len(episode.outcome.steps) else None) == expected
+
+
+def test_a_level_that_there_is_not_is_refused(version: Version) -> None:
+    with pytest.raises(IndexError, match="level: got 11; 0 to 10"):
+        version.policy("q1", 11)
+
+
+def test_no_model_has_seen_a_prompt_that_it_serves(version: Version) -> None:
+    """Duplicates planted with labels by the toss of a coin: what was remembered of a prompt would show as skill.
+
+    Each prompt's runs are told apart by nothing but their prompt; across the split there is nothing to know.
+    """
+    planted = build(episodes(900, seed=22, world=replace(WORLD, n_prompts=60)), match=match)
+    coin = np.array([fold_of(key + "coin", 2) for key in planted.key])  # one toss a prompt
+    number = np.array([int(key[1:]) for key in planted.key], dtype=np.float64)
+    marks = (number[:, None] == np.arange(60)).astype(np.float64)       # a feature that names each prompt
+    told = replace(
+        planted,
+        x=np.hstack([planted.x * 0.0, marks[planted.run_of_row]]),
+        chosen=replace(planted.chosen, dense=(), marks=tuple([f"q{i}" for i in range(planted.x.shape[1] + 60)])),
+        same=(coin == 1)[planted.run_of_row], full_right=np.full(len(planted), -1, dtype=np.int8),
+        right=np.full(len(planted.x), -1, dtype=np.int8),
+    )  # fmt: skip
+    from suffice.learn.rows import examples
+    from suffice.learn.stop_model import fit
+
+    within, across = [], []
+    inner = np.ones(len(told.x), dtype=bool)
+    inner[told.last] = False
+    for fold in range(5):
+        rows = examples(told, told.fold != fold, "as-good")
+        assert rows is not None
+        model = fit(rows, told.chosen, "as-good", parts="linear")
+        seen = inner & (told.fold != fold)[told.run_of_row]
+        unseen = inner & (told.fold == fold)[told.run_of_row]
+        within.append(_skill(model.scores(told.x[seen]), told.same[seen]))
+        across.append(_skill(model.scores(told.x[unseen]), told.same[unseen]))
+    assert min(within) > 0.95              # a split by run would have measured this
+    assert abs(np.mean(across)) < 0.05
+
+
+def _skill(p: np.ndarray, good: np.ndarray) -> float:
+    """How much more often a good row is above a bad one than below it, [-1, 1]."""
+    order = np.argsort(p, kind="stable")
+    _, first, size = np.unique(p[order], return_index=True, return_counts=True)
+    rank = np.repeat(first + (size - 1) / 2, size)
+    of = np.empty(len(p))
+    of[order] = rank
+    n, m = good.sum(), (~good).sum()
+    return float(2 * (of[good].sum() - n * (n - 1) / 2) / (n * m) - 1)
+
+
+# --------------------------------------------------------------------------- report card
+
+
+def test_a_card_says_what_was_saved_and_lost_on_prompts_that_nobody_had_seen(
+    proposal: VersionProposal, version: Version
+) -> None:
+    """On three thousand fresh runs the card's numbers come true, within its own intervals and a little."""
+    assert proposal.card is not None
+    fresh = build(episodes(3_000, seed=5, world=WORLD), match=match)
+    runs = as_served(audit_runs(fresh, np.arange(len(fresh))), version)
+    for point in proposal.card.frontier:
+        levels = np.array(point.levels)[runs.fold]
+        row = served(version).rows(runs)[np.arange(len(runs)), levels]
+        saving, drop = 1 - runs.cost[row].sum() / runs.full.sum(), runs.z[row].mean()
+        assert point.saving.low is not None
+        assert point.saving.high is not None
+        assert point.drop.high is not None
+        assert point.saving.low - 0.03 < saving < point.saving.high + 0.03
+        assert drop < point.drop.high + 0.005
+        assert point.drop.value == pytest.approx(point.lost.value - point.gained.value)
+    savings = [point.saving.value for point in proposal.card.frontier]
+    assert savings == sorted(savings)
+    assert savings[-1] > 0.1
+
+
+def test_calibration_is_told_with_its_interval_and_sees_a_model_that_is_too_sure(
+    data: Dataset, proposal: VersionProposal, version: Version
+) -> None:
+    assert proposal.card is not None
+    honest = proposal.card.calibration
+    assert honest.ece.low is not None
+    assert honest.ece.value < 0.06
+    assert honest.ece.low <= honest.ece.value
+    assert sum(b.n for b in honest.bins) == honest.ece.n
+    blind = replace(WORLD, astray_class="")
+    learned = retrain(build(episodes(600, seed=24, world=blind), match=match), max_em_drop=0.02, recipe=QUICK).version
+    assert learned is not None
+    harder = build(episodes(900, seed=23, world=replace(blind, p_astray=0.6)), match=match)
+    moved = make_card(harder, learned, None, max_em_drop=0.02, rng=np.random.default_rng(0)).calibration
+    assert moved.bias.low is not None
+    assert moved.bias.low > 0.05
+    assert honest.bias.high is not None
+    assert honest.bias.high < 0.05
+    assert moved.shown is not None
+    assert moved.shown.one(0.9) < honest_of(honest.shown, 0.9)
+
+
+def honest_of(curve: object, p: float) -> float:
+    from suffice.model.calibration import Isotonic
+
+    assert isinstance(curve, Isotonic)
+    assert len(curve.scores) <= 20
+    return curve.one(p)
+
+
+def test_gains_in_one_class_do_not_hide_harm_in_another() -> None:
+    """A sixth of the runs are tricks that a stop loses; the pool alone would look bearable."""
+    plain = build(episodes(1_200, seed=31, world=replace(WORLD, p_astray=0.0, p_fails=0.0)), match=match)
+    learned = retrain(plain, max_em_drop=0.02, recipe=QUICK).version
+    assert learned is not None
+    mixed = build(
+        episodes(1_500, seed=32, world=replace(WORLD, p_astray=0.16, p_fails=0.0)), match=match,
+        also=learned.models[0].features,
+    )  # fmt: skip
+    card = make_card(mixed, learned, None, max_em_drop=0.15, rng=np.random.default_rng(0))
+    harm = {one.query_class: one for one in card.classes}
+    assert harm[""].status == "within budget"
+    assert harm["trick"].status == "harmed"
+    assert harm["trick"].lost.value > 0.4
+    assert harm["trick"].gained.value == 0.0
+    assert "harmed" in as_text(retrain_card(card))
+
+
+def retrain_card(card: object) -> VersionProposal:
+    """A proposal around a card, to be shown."""
+    from suffice.learn.report_card import ReportCard
+
+    assert isinstance(card, ReportCard)
+    few = retrain(build(episodes(30, seed=1, world=WORLD), match=match), max_em_drop=0.02, recipe=QUICK)
+    return replace(few, card=card)
+
+
+def test_a_class_of_few_runs_is_unknown(data: Dataset, version: Version) -> None:
+    small = build(EPISODES[:400], match=match)
+    card = make_card(small, version, None, max_em_drop=0.02, rng=np.random.default_rng(0))
+    by_name = {one.query_class: one for one in card.classes}
+    assert by_name["trick"].n_runs < 200
+    assert by_name["trick"].status == "unknown"
+
+
+def test_nothing_lost_in_a_hundred_runs_is_no_proof_of_nothing_lost(data: Dataset, version: Version) -> None:
+    """Draws of runs without a loss hold none either: the end of the interval is the exact one."""
+    easy = episodes(100, seed=40, world=replace(WORLD, p_astray=0.0, p_fails=0.0))
+    few = build(easy, match=match, also=version.models[0].features)
+    card = make_card(few, version, None, max_em_drop=0.02, rng=np.random.default_rng(0))
+    lost = card.frontier[0].lost
+    assert lost.value == 0.0
+    assert lost.high == pytest.approx(1 - 0.025 ** (1 / 100), rel=1e-6)
+    assert card.frontier[0].drop.high == lost.high
+
+
+# --------------------------------------------------------------------------- against the parent
+
+
+def test_a_version_is_not_better_than_itself(data: Dataset, version: Version) -> None:
+    card = make_card(data, version, version, max_em_drop=0.02, rng=np.random.default_rng(0))
+    assert card.compared is not None
+    assert card.compared.verdict == "inconclusive"
+    assert (card.compared.gain.low, card.compared.gain.high) == (0.0, 0.0)
+
+
+def test_a_version_of_the_new_world_is_better_there_than_its_parent_and_the_other_way_round() -> None:
+    """In the second world confidence is worth nothing and a long streak is: what the first one taught is wrong."""
+    before = retrain(build(episodes(900, seed=51, world=WORLD), match=match), max_em_drop=0.02, recipe=QUICK).version
+    turned = build([_turned(item) for item in episodes(1_500, seed=52, world=WORLD)], match=match)
+    assert before is not None
+    after = retrain(turned, before, max_em_drop=0.02, reason="drift", recipe=QUICK)
+    assert (after.verdict, after.lineage.reason) == ("better", "drift")
+    assert after.version is not None
+    back = make_card(turned, before, after.version, max_em_drop=0.02, rng=np.random.default_rng(0)).compared
+    assert back is not None
+    assert back.verdict == "worse"
+    assert f"against the parent {before.address}" in as_text(after)
+
+
+def _turned(item: Labelled) -> Labelled:
+    """The same run in a world where the model is sure when it is led astray, and unsure when it knows."""
+    outcome = item.episode.outcome
+    steps = tuple(replace(step, confidence=1.0 - (step.confidence or 0.0)) for step in outcome.steps)
+    turned = replace(outcome, steps=steps)
+    return replace(item, episode=replace(item.episode, outcome=turned))
+
+
+def test_a_parent_that_reads_other_features_is_not_compared_with(data: Dataset, version: Version) -> None:
+    names = version.models[0].features
+    renamed = tuple(replace(model, features=(*names[:-1], "n_chars")) for model in version.models)
+    stranger = replace(version, models=renamed, values=None)
+    found = retrain(data, stranger, max_em_drop=0.02, recipe=QUICK)
+    assert found.verdict == "inconclusive"
+    assert "other features" in found.why
+
+
+def test_learned_values_stand_beside_the_stop_model(proposal: VersionProposal, version: Version) -> None:
+    assert proposal.card is not None
+    assert version.values is not None
+    (point,) = proposal.card.value
+    assert point.saving.value > 0.0
+    assert point.drop.value < 0.02 + 0.015
+    unlabelled = build(episodes(300, seed=8, world=replace(WORLD, labels="none")), match=match)
+    without = retrain(unlabelled, max_em_drop=0.02, recipe=QUICK)
+    assert without.version is not None
+    assert without.version.values is None
+    assert without.card is not None
+    assert without.card.value == ()
+    assert without.card.failing is None
