@@ -1,0 +1,186 @@
+"""The ledger books every run where it belongs, hides no missing label, and prints the promise in full."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from suffice.assurance.certify import Counts, certified_level, log_wealth
+from suffice.assurance.claim import Claim, Delay, sentence
+from suffice.assurance.ledger import KNOWN_AUDITS, Account, Entry, accounts, next_level
+from suffice.assurance.runs import Run
+
+AUDIT = Run(
+    group="q", full=True, enforce=True, audit=True, weight=10.0, stopped=False, would_stop=True, delivered=1_000.0,
+    spent=1_010.0, processed=None, baseline_processed=None, would_spend=600.0, cost_usd=None, baseline_usd=None,
+    would_cost_usd=None, correct=True, disagrees=False, drop=0, abandoned_audit=False,
+)
+STOPPED = replace(
+    AUDIT, full=False, audit=False, stopped=True, would_stop=False, spent=620.0, would_spend=None, disagrees=None,
+    drop=None,
+)
+LOST = replace(AUDIT, disagrees=True, drop=1)
+PENDING = replace(AUDIT, disagrees=True, drop=None, correct=None)
+UNLABELLED = replace(AUDIT, drop=None, correct=None)
+
+
+def entries(*runs: Run, query_class: str = "code", version: str = "v1", route: str = "r") -> list[Entry]:
+    return [Entry(route=route, query_class=query_class, version=version, run=run) for run in runs]
+
+
+def total(*runs: Run) -> Account:
+    return accounts(entries(*runs), cap_tokens=4_000)[0]
+
+
+def test_every_group_is_booked_once_and_adds_up() -> None:
+    booked = accounts(
+        [
+            *entries(*[AUDIT] * 30), *entries(*[LOST] * 10, query_class="law", version="v2"),
+            *entries(*[STOPPED] * 60, version="v2"), *entries(AUDIT, route="other"),
+        ],
+        cap_tokens=4_000,
+    )  # fmt: skip
+    assert [(at.route, at.query_class, at.version, at.n_runs) for at in booked] == [
+        ("other", None, None, 1), ("other", None, "v1", 1), ("other", "code", None, 1), ("other", "code", "v1", 1),
+        ("r", None, None, 100), ("r", None, "v1", 30), ("r", None, "v2", 70),
+        ("r", "code", None, 90), ("r", "code", "v1", 30), ("r", "code", "v2", 60),
+        ("r", "law", None, 10), ("r", "law", "v2", 10),
+    ]  # fmt: skip
+
+
+def test_each_number_stands_on_the_runs_that_may_tell_it() -> None:
+    wrong = replace(STOPPED, correct=False)
+    account = total(*[AUDIT] * 290, *[LOST] * 10, *[STOPPED] * 450, *[wrong] * 50)
+    assert account.em_full is not None
+    assert account.em_stopped is not None
+    assert account.em_drop is not None
+    assert account.tokens_full is not None
+    assert account.tokens_live is not None
+    assert account.saving is not None
+    assert (account.n_audits, account.known, account.n_pending) == (300, True, 0)
+    assert (account.em_full.value, account.em_full.n) == (1.0, 300)
+    assert (account.em_stopped.value, account.em_stopped.n) == (0.9, 500)
+    assert account.em_drop.value == pytest.approx(10 / 300)
+    assert (account.tokens_full.value, account.tokens_live.value) == (1_010, 620)
+    assert account.saving.value == pytest.approx(0.4)
+    for estimate in (account.em_full, account.em_stopped, account.em_drop, account.tokens_full, account.saving):
+        assert estimate.low is not None
+        assert estimate.high is not None
+        assert estimate.low < estimate.high
+        assert estimate.low <= estimate.value <= estimate.high
+        assert estimate.note is None
+
+
+def test_what_was_never_measured_is_none_and_not_zero() -> None:
+    account = total(replace(STOPPED, correct=None, spent=None))
+    assert (account.em_full, account.em_stopped, account.em_drop, account.saving) == (None,) * 4
+    assert (account.tokens_full, account.tokens_live, account.known) == (None, None, False)
+    assert total(replace(AUDIT, would_spend=0.0, delivered=0.0)).saving is None
+
+
+def test_agreement_needs_no_label_and_a_missing_one_widens_the_interval_both_ways() -> None:
+    labelled = total(*[AUDIT] * 500).em_drop
+    unlabelled = total(*[UNLABELLED] * 500).em_drop
+    assert labelled == unlabelled
+    pending = total(*[AUDIT] * 490, *[PENDING] * 10)
+    lost, gained = total(*[AUDIT] * 490, *[LOST] * 10), total(*[AUDIT] * 490, *[replace(LOST, drop=-1)] * 10)
+    assert pending.n_pending == 10
+    assert pending.em_drop is not None
+    assert lost.em_drop is not None
+    assert gained.em_drop is not None
+    assert (pending.em_drop.value, pending.em_drop.high) == (lost.em_drop.value, lost.em_drop.high)
+    assert pending.em_drop.low == gained.em_drop.low
+    assert pending.em_drop.note == "10 audits without a label count as lost"
+
+
+def test_unlabelled_runs_are_left_out_of_em_and_it_says_so() -> None:
+    em = total(*[AUDIT] * 30, *[UNLABELLED] * 12).em_full
+    assert em is not None
+    assert (em.n, em.note) == (30, "12 runs without a label are left out")
+
+
+def test_a_run_beyond_the_cap_is_counted_as_the_cap_and_shows() -> None:
+    account = total(*[AUDIT] * 10, replace(AUDIT, spent=9_000.0, delivered=9_000.0))
+    assert account.n_cut == 1
+    assert account.tokens_full is not None
+    assert account.tokens_full.value == pytest.approx((10 * 1_010 + 4_000) / 11)
+
+
+def test_an_abandoned_audit_is_a_loss() -> None:
+    drop = total(*[AUDIT] * 9, replace(AUDIT, abandoned_audit=True, disagrees=True, drop=1, correct=None)).em_drop
+    assert drop is not None
+    assert drop.value == pytest.approx(0.1)
+
+
+# --------------------------------------------------------------------------- the next level
+
+
+def counted(n: int, lost: tuple[int, ...]) -> Counts:
+    return Counts(np.zeros(len(lost), dtype=np.int64), n - np.array(lost), np.array(lost))
+
+
+def passes(counts: Counts, n_more: int, level: int) -> bool:
+    """Does the level pass after so many more audits in the same proportions?"""
+    grown = (1 + n_more / counts.n[level]) * np.stack([counts.gained, counts.same, counts.lost])
+    rounded = Counts(*(np.rint(row).astype(np.int64) for row in grown))
+    return certified_level(log_wealth(rounded, max_em_drop=0.02), delta=0.05) >= level
+
+
+def test_the_missing_audits_are_those_after_which_the_same_proportions_pass() -> None:
+    counts = counted(300, (0, 0, 2, 30))
+    found = next_level(counts, max_em_drop=0.02, delta=0.05)
+    assert found is not None
+    assert (found.level, found.n_audits) == (2, 300)
+    assert found.drop == pytest.approx(2 / 300)
+    assert found.n_missing is not None
+    assert passes(counts, found.n_missing + 5, 2)
+    assert not passes(counts, found.n_missing - 100, 2)
+    assert str(found.n_missing) in found.reason
+
+
+def test_a_level_out_of_reach_says_why_and_the_last_one_has_no_next() -> None:
+    beyond = next_level(counted(700, (0, 0, 9)), max_em_drop=0.02, delta=0.05)
+    assert beyond is not None
+    assert beyond.n_missing is None
+    assert "the window holds 800" in beyond.reason
+    never = next_level(counted(700, (0, 0, 20)), max_em_drop=0.02, delta=0.05)
+    assert never is not None
+    assert never.n_missing is None
+    assert "too near" in never.reason
+    assert next_level(counted(700, (0, 0, 0)), max_em_drop=0.02, delta=0.05) is None
+    unseen = next_level(counted(0, (0, 0)), max_em_drop=0.02, delta=0.05)
+    assert unseen is not None
+    assert (unseen.n_missing, unseen.drop) == (227, None)
+
+
+def test_the_next_level_is_the_first_that_fails_even_if_a_later_one_would_pass() -> None:
+    found = next_level(counted(400, (0, 0, 8, 0)), max_em_drop=0.02, delta=0.05)
+    assert found is not None
+    assert found.level == 2
+
+
+# --------------------------------------------------------------------------- the sentence
+
+CLAIM = Claim(
+    route="gpqa", scorer="choice", max_em_drop=0.02, confidence=0.95, n_window=800, per="pooled", labels="labelled",
+    delay=Delay(median_requests=1_000, p90_requests=3_310, where="200 simulated silent drifts"),
+    classes={"physics": 650, "law": KNOWN_AUDITS - 1, "": 12},
+)  # fmt: skip
+
+
+def test_the_sentence_names_everything_that_the_promise_hangs_on() -> None:
+    text = sentence(CLAIM)
+    for said in ("'gpqa'", "'choice'", "2 points of EM", "95 % confidence", "last 800 audits", "with labels",
+                 "over all classes", "1,000 requests at the median", "3,310", "200 simulated silent drifts",
+                 "unknown, with under 200 audits: no class, law"):
+        assert said in text, said
+    assert "physics" not in text
+
+
+def test_what_was_not_measured_or_has_no_labels_is_said() -> None:
+    text = sentence(replace(CLAIM, delay=None, labels="label-free", per="class", max_em_drop=0.01, classes={}))
+    for said in ("1 point of EM", "not measured", "without labels", "in each class"):
+        assert said in text, said
+    assert "unknown" not in text
