@@ -28,7 +28,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
 
-.PHONY: help demo demo-full test examples clients lock-clients check lint types layers house packages bench peer-suite lock wheel clean
+.PHONY: help demo demo-full test examples clients lock-clients check lint types layers house packages bench claims-full peer-suite lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -67,6 +67,9 @@ bench: $(VENV)/.ready-dev ## run every program in bench/; one that lacks what it
 	@$(PY) -c 'import os, platform; print("machine:", platform.platform(), "| Python", platform.python_version(), "| cores", os.cpu_count())'
 	@set -e; for program in bench/*.py; do \
 	echo "== $$program"; $(PY) "$$program" $(ARGS) || [ $$? -eq 2 ]; done
+
+claims-full: $(VENV)/.ready-dev ## the control loop and naive designs on 200 seeds of every simulated drift (hours; resumable)
+	$(PY) -m bench.claims $(ARGS)
 
 clients: $(VENV)/.ready-dev $(VENV)/.ready-lock ## compare 12 client libraries, direct and through the gateway (installs them, 1.2 GB)
 	$(PY) -m tests.clients.peers $(ARGS)

@@ -1,0 +1,100 @@
+"""The claims in full: every design in every setting on the same seeds, resumable, without a time limit.
+
+    python -m bench.claims [--seeds 200] [--only WORD ...] [--jobs 2] [--results FILE] [--table]
+
+Each cell (setting, design, seed) is 20,000 requests from a cold start; its figures become one line of the results
+file, and what stands there already for the same code is not run again. Seeds are the outer loop, so a run that is
+broken off leaves every cell with about as many. `--only` keeps settings and designs whose names contain one of the
+words; with several words for one of them, any will do: `--only harsh certified`. `--table` only prints the tables. With
+SUFFICE_SIM naming the folder of another generator (`generator.py`), its scenarios are settings too.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: a process a core, not a core a product
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from bench.claims import reference
+from bench.claims.cells import DESIGNS, run_cell
+from bench.claims.results import ROOT, Cell, Line, append, cell_of, code_mark, lines
+from bench.claims.streams import SETTINGS
+from bench.claims.table import tables
+
+from suffice.testing.simulated import SCENARIOS
+
+COMPLAINTS = "complaints"  # where labels are missing not at random, the design that leaves out what has none is shown
+SAYS = {name: scenario.says for name, scenario in SCENARIOS.items()} | {
+    "none, spread labels": "delays from 0 to thousands of requests, 700 on average",
+    "none, complaints only": "a label for 5 % of right answers and 50 % of wrong ones",
+    "harsh, complaints only": "both at once",
+    "stealth, spread labels": "both at once",
+}
+
+
+def order(words: Sequence[str]) -> list[tuple[str, str]]:
+    """(setting, design) of every row, in their order."""
+    settings, designs = [*SETTINGS, *reference.settings()], list(DESIGNS)
+    about_settings = [word for word in words if any(word in name for name in settings)]
+    about_designs = [word for word in words if any(word in name for name in designs)]
+    unknown = set(words) - set(about_settings) - set(about_designs)
+    if unknown:
+        sys.exit(f"--only: nothing is named {', '.join(sorted(unknown))}; there are {', '.join(settings + designs)}")
+    return [
+        (setting, design)
+        for setting in settings if not about_settings or any(word in setting for word in about_settings)
+        for design in designs if not about_designs or any(word in design for word in about_designs)
+        if design != "labelled-only" or COMPLAINTS in setting
+    ]  # fmt: skip
+
+
+def work(cell: Cell) -> Line:
+    """One cell, in a process of the pool."""
+    return run_cell(*cell)
+
+
+def run(cells: Sequence[Cell], results: Path, mark: str, jobs: int) -> None:
+    """Run cells and write each down as it ends."""
+    begin, n_done = time.monotonic(), 0
+    with ProcessPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(work, cell) for cell in cells}
+        for done in as_completed(waiting):
+            append(results, {**done.result(), "code": mark})
+            n_done += 1
+            if n_done % 100 == 0:
+                left = (time.monotonic() - begin) / n_done * (len(cells) - n_done)
+                print(f"{n_done:,} of {len(cells):,} cells, {left / 60:.0f} min left", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.claims", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=200, help="seeds 0 … N - 1 of every cell")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="settings and designs to run")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--results", type=Path, default=ROOT / "build" / "claims.jsonl", help="where lines are kept")
+    parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is there")
+    asked = parser.parse_args()
+    mark, rows = code_mark(), order(asked.only)
+    wanted = [(setting, design, seed) for seed in range(asked.seeds) for setting, design in rows]
+    if not asked.table:
+        there = {cell_of(line) for line in lines(asked.results) if line["code"] == mark}
+        run([cell for cell in wanted if cell not in there], asked.results, mark, asked.jobs)
+    found = [line for line in lines(asked.results) if line["code"] == mark and cell_of(line) in set(wanted)]
+    hours = sum(line["cpu_s"] for line in found) / 3600
+    command = " ".join(["python -m bench.claims", *sys.argv[1:]])
+    version = f"code {mark}, Python {platform.python_version()}"
+    print(f"`{command}`: {len(found):,} streams, {hours:.2f} h of CPU time; {version}")
+    for text in tables(found, rows, SAYS):
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

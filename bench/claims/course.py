@@ -1,0 +1,128 @@
+"""One stream from cold start to end under one design, and what the tables say of it.
+
+`serve` is `replay.online.loop.run_stream` with two things added: any design with a keeper's face can be served, and
+after every period the truth about what is deployed is written down (`tests/claims/test_loop.py` holds the two equal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+from bench.claims.truth import Truth
+
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
+from suffice.learn.keeper import Change
+from suffice.learn.served import Served
+from suffice.replay.online.traffic import Traffic
+
+PERIOD: Final = 100
+CALM: Final = 1_000   # requests for which the true drop must keep the budget before a drift counts as recovered from
+
+
+class Design(Protocol):
+    """What decides about a stream: the keeper, or something naive in its place."""
+
+    level: int
+    now: float
+
+    @property
+    def served(self) -> Served | None: ...
+    @property
+    def share(self) -> float: ...
+    def take(self, runs: AuditRuns) -> None: ...
+    def notice(self, signals: Floats) -> tuple[Change, ...]: ...
+    def tick(self, now: float) -> tuple[Change, ...]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Course:
+    """What happened to N requests in order."""
+
+    audit: Bools       # (N,): ran in full for the record
+    level: Ints        # (N,): in force when the request came
+    z: Small           # (N,): EM drop
+    tokens: Floats     # (N,)
+    full: Floats       # (N,): tokens of the full run
+    true_drop: Floats  # (N / PERIOD,): of what was deployed in each period
+    alarms: tuple[float, ...] = ()
+
+
+def serve(
+    traffic: Traffic, design: Design, truth: Truth, ways: Floats, rng: np.random.Generator, *, period: int = PERIOD
+) -> Course:
+    """Serve all requests.
+
+    ways  how far the world is from its old to its new state at each request, 0 … 1, shape (N,)
+    rng   draws the audit lots
+    """
+    runs, n = traffic.runs, len(traffic)
+    audit, level, row = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64), runs.last.copy()
+    changes: list[Change] = []
+    true_drop = []
+    for begin in range(0, n, period):
+        block = np.arange(begin, min(begin + period, n))
+        audit[block] = rng.random(len(block)) < design.share
+        level[block] = design.level
+        true_drop.append(truth.drop(design.served, design.level, float(ways[block[-1]])))
+        if design.level and design.served is not None:
+            served = block[~audit[block]]
+            part = runs.take(served)
+            row[served] = design.served.rows_at(part, design.level) - part.starts[:-1] + runs.starts[served]
+        design.now = float(block[-1] + 1)
+        design.take(runs.take(block[audit[block]]))
+        if len(block) == period:  # the mean of fewer would look like drift
+            changes += design.notice(traffic.early[block].mean(axis=0))
+        changes += design.tick(float(block[-1] + 1))
+    return Course(
+        audit=audit, level=level, z=runs.z[row], tokens=runs.cost[row], full=runs.full,
+        true_drop=np.array(true_drop), alarms=tuple(change.at for change in changes if change.kind == "alarm"),
+    )  # fmt: skip
+
+
+def figures(course: Course, *, max_em_drop: float, drift_at: int) -> dict[str, float | None]:
+    """The columns of the tables for one stream; drops and savings are fractions, times are requests after the drift."""
+    n = len(course.z)
+    period = n // len(course.true_drop)
+    after = course.true_drop[drift_at // period :]
+    late = [at - drift_at for at in course.alarms if at > drift_at]
+    pre, post = float(course.z[:drift_at].mean()) if drift_at else 0.0, float(course.z[drift_at:].mean())
+    return {
+        "saved_all": _saved(course, slice(0, n)),
+        "saved_steady": _saved(course, slice(n // 4, n // 2)),
+        "saved_last": _saved(course, slice(3 * n // 4, n)),
+        "drop_pre": pre,
+        "drop_post": post,
+        "over_pre": float(pre > max_em_drop),
+        "over_post": float(post > max_em_drop),
+        "true_pre": float(course.true_drop[max(0, drift_at // period - 1)]),
+        "true_end": float(course.true_drop[-1]),
+        "recover": _recovered(after, period, max_em_drop),
+        "for_good": float(np.flatnonzero(after > max_em_drop).max(initial=-1) + 1) * period,
+        "surplus": float(np.maximum(after - max_em_drop, 0).sum() * period),
+        "alarm_delay": late[0] if late else None,
+        "alarms_pre": float(sum(at <= drift_at for at in course.alarms)),
+        "alarms_post": float(len(late)),
+        "audits": float(course.audit.sum()),
+    }
+
+
+def _saved(course: Course, part: slice) -> float:
+    return float(1 - course.tokens[part].sum() / course.full[part].sum())
+
+
+def _recovered(true_drop: Floats, period: int, max_em_drop: float) -> float:
+    """Requests until the true drop keeps the budget for `CALM` requests; all of them where it never does."""
+    calm = CALM // period
+    kept = true_drop <= max_em_drop
+    for at in range(len(kept) - calm + 1):
+        if kept[at : at + calm].all():
+            return float(at * period)
+    return float(len(kept) * period)
+
+
+def summary(values: Sequence[float]) -> tuple[float, float]:
+    """Median and 90th percentile."""
+    return float(np.median(values)), float(np.quantile(values, 0.9))

@@ -1,0 +1,70 @@
+"""The results file: one JSON line for each finished cell, with a mark of the code that made it.
+
+A run that is broken off goes on where it was. Lines of other code are kept and not counted, so that no table mixes two
+versions of the loop; comments and docstrings do not make another version.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+ROOT = Path(__file__).resolve().parents[2]
+MADE_BY = (
+    "src/suffice/learn/audits.py", "src/suffice/learn/served.py", "src/suffice/learn/keeper.py",
+    "src/suffice/assurance/certify.py", "src/suffice/assurance/drift.py", "src/suffice/testing/simulated",
+    "bench/claims/streams.py", "bench/claims/truth.py", "bench/claims/course.py", "bench/claims/score.py",
+    "bench/claims/cells.py",
+)  # fmt: skip
+MADE_NAIVE = ("bench/claims/naive.py", "bench/claims/empirical.py")
+Cell: TypeAlias = tuple[str, str, int]  # setting, design, seed
+Line: TypeAlias = dict[str, Any]        # as `cells.run_cell` returns it
+
+
+def code_mark() -> str:
+    """Twelve hex digits that say which code makes a cell."""
+    digest = hashlib.sha256()
+    for name in (*MADE_BY, *MADE_NAIVE):
+        place = ROOT / name
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(path.name.encode())
+            digest.update(ast.dump(_without_words(path.read_text(encoding="utf-8"))).encode())
+    return digest.hexdigest()[:12]
+
+
+def _without_words(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return tree
+
+
+def lines(path: Path) -> Iterator[Line]:
+    """Every whole line; a line that a crash cut off is left out."""
+    if not path.exists():
+        return
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError:
+            continue
+
+
+def cell_of(line: Line) -> Cell:
+    return line["setting"], line["design"], line["seed"]
+
+
+def append(path: Path, line: Line) -> None:
+    """Write one line and bring it to disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        cut_off = False
+        if file.tell():
+            file.seek(file.tell() - 1)
+            cut_off = file.read(1) != "\n"
+        file.write(("\n" if cut_off else "") + json.dumps(line) + "\n")

@@ -1,0 +1,112 @@
+"""Simulated traffic as the control loop takes it, from our own generator or from the one in SUFFICE_SIM.
+
+A *setting* is a scenario with a law of labels. What a generator emits is turned into the records of `replay.online`,
+so that the loop cannot know where its requests come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from suffice.learn.audits import AuditRuns, Bools, Floats, Small
+from suffice.learn.features import Chosen
+from suffice.learn.served import N_FOLDS
+from suffice.replay.online.traffic import Traffic
+from suffice.testing import simulated
+from suffice.testing.simulated.traffic import PROBE_TOKENS
+
+N_REQUESTS: Final = 20_000
+LATE: Final = simulated.Labels(mean_delay=1_000)
+SPREAD: Final = simulated.Labels(delay="geometric", mean_delay=700)
+COMPLAINTS: Final = simulated.Labels(mean_delay=1_000, p_when_right=0.05, p_when_wrong=0.5)
+SIGNALS: Final = Chosen(simulated.FEATURES[:10], simulated.FEATURES[10:])
+Worlds = Callable[[float, int, int], simulated.Traffic]  # way from old to new world, runs, seed → runs of that world
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """N requests of a setting."""
+
+    traffic: Traffic
+    right: Bools    # (N,): the full run's answer is right; audits do not need it
+    ways: Floats    # (N,): how far the world is from its old to its new state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One row of the tables: a scenario, and when labels come."""
+
+    name: str
+    simulate: Callable[[int, int], simulated.Traffic]  # n, seed
+    in_world: Worlds
+    path: simulated.Path = field(default_factory=simulated.Path)
+    labels: simulated.Labels = LATE
+    label_timeout: int = 1_000      # requests after which an audit counts, labelled or not
+
+    def draw(self, n: int, seed: int) -> Drawn:
+        """n requests in order."""
+        made = self.simulate(n, seed)
+        times = simulated.label_times(made, self.labels, seed=seed)
+        label_at = np.where(times == simulated.NEVER, np.inf, times.astype(np.float64))
+        return Drawn(online(made, label_at, seed=seed), made.right, self.path.share(n))
+
+    def drift_at(self, n: int) -> int:
+        """First request of the drift; the middle where there is none."""
+        return n // 2 if self.path.at is None else self.path.at
+
+
+def ours(scenario: simulated.Scenario, name: str | None = None, labels: simulated.Labels = LATE,
+         label_timeout: int = 1_000) -> Setting:
+    """A scenario of our own generator."""
+
+    def in_world(way: float, n: int, seed: int) -> simulated.Traffic:
+        return simulated.traffic.draw(scenario.before, scenario.after, np.full(n, way), np.random.default_rng(seed))
+
+    return Setting(
+        name=name or scenario.name,
+        simulate=lambda n, seed: simulated.simulate(scenario, n, seed=seed),
+        in_world=in_world, path=scenario.path, labels=labels, label_timeout=label_timeout,
+    )  # fmt: skip
+
+
+def _settings() -> Mapping[str, Setting]:
+    none, harsh, stealth = (simulated.SCENARIOS[name] for name in ("none", "harsh", "stealth"))
+    made = [ours(scenario) for scenario in simulated.SCENARIOS.values()]
+    made += [
+        ours(none, "none, spread labels", SPREAD, 3_000),
+        ours(none, "none, complaints only", COMPLAINTS),
+        ours(harsh, "harsh, complaints only", COMPLAINTS),
+        ours(stealth, "stealth, spread labels", SPREAD, 3_000),
+    ]
+    return {setting.name: setting for setting in made}
+
+
+SETTINGS: Final = _settings()
+
+
+def online(made: simulated.Traffic, label_at: Floats, *, seed: int) -> Traffic:
+    """Simulated runs as records of `replay.online`.
+
+    label_at  request before which each label is there, infinite: none comes, shape (n,)
+    seed      of the hash that deals requests to folds
+    """
+    n = len(made)
+    probes = PROBE_TOKENS * made.step.astype(np.float64)
+    return Traffic(
+        runs=AuditRuns(
+            x=made.x, starts=made.starts, z=made.z, d=made.d, may_stop=np.ones(len(made.z), dtype=bool),
+            cost=made.cost, per_step=np.maximum((made.cost - probes) / made.step, 1.0), full=made.full,
+            fold=folds(n, seed), at=np.arange(n, dtype=np.float64), label_at=label_at, query_class=made.query_class,
+            abandoned=np.zeros(n, dtype=bool),
+        ),
+        probes=probes, early=made.early, question=tuple(str(i) for i in range(n)), chosen=SIGNALS,
+    )  # fmt: skip
+
+
+def folds(n: int, seed: int) -> Small:
+    """The fold of each of n requests, as a hash would deal them."""
+    return np.random.default_rng([seed, 3]).integers(0, N_FOLDS, n).astype(np.int8)
