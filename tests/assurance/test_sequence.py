@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from math import erf, exp, lgamma, log, sqrt
 
 import numpy as np
@@ -73,6 +74,10 @@ def test_batches_add_up_to_the_whole_and_a_worker_may_be_killed_between_them(val
     assert parts.n == whole.n == len(values)
     assert parts.total == pytest.approx(whole.total)
     assert parts.deviation == pytest.approx(whole.deviation)
+    one_by_one = reduce(lambda so_far, z: so_far.plus((z + 1) / 2), values, Watched())
+    assert one_by_one.n == whole.n
+    assert one_by_one.total == pytest.approx(whole.total)
+    assert one_by_one.deviation == pytest.approx(whole.deviation)
     interval = mean_between(whole, 0.95, low=-1)
     assert -1 <= interval.low <= np.mean(values) <= interval.high <= 1
     assert interval.low == mean_above(whole, 0.025, low=-1)

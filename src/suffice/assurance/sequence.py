@@ -40,6 +40,11 @@ class Watched:
         """Of the scaled values; `FIRST_GUESS` before there is one."""
         return self.total / self.n if self.n else FIRST_GUESS
 
+    def plus(self, value: float) -> Watched:
+        """With one more value, scaled to [0, 1]; `watch` takes many."""
+        away = value - self.mean
+        return Watched(n=self.n + 1, total=self.total + value, deviation=self.deviation + away * away)
+
 
 def watch(
     values: NDArray[np.float64], before: Watched | None = None, *, low: float = 0.0, high: float = 1.0

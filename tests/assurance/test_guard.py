@@ -1,0 +1,177 @@
+"""A class that is harmed steps back alone, returns when audits prove it, and is unknown while they are few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from suffice.assurance.certify import Counts
+from suffice.assurance.guard import ClassGuards, certified_by_class
+from suffice.assurance.ledger import KNOWN_AUDITS
+from suffice.assurance.strata import Cell, standardise
+
+M, POOLED = 9, 8  # three levels are a third of all
+
+
+def audit(lost_from: int | None, gained_from: int | None = None) -> NDArray[np.int8]:
+    """Z of an audit that is lost at all levels from one on, or gained."""
+    z = np.zeros(M, dtype=np.int8)
+    if lost_from is not None:
+        z[lost_from:] = 1
+    if gained_from is not None:
+        z[gained_from:] = -1
+    return z
+
+
+SAME = audit(None)
+
+
+def harmed(guards: ClassGuards, name: str = "law", *, lost_from: int = 6) -> None:
+    """200 audits without harm, then losses until the alarm."""
+    for _ in range(KNOWN_AUDITS):
+        guards.add(name, SAME, POOLED)
+    for _ in range(60):
+        if guards.add(name, audit(lost_from), POOLED):
+            return
+    pytest.fail("no alarm")
+
+
+def test_a_harmed_class_goes_a_third_down_and_no_other_class_with_it() -> None:
+    guards = ClassGuards(M, 0.02)
+    for _ in range(300):
+        guards.add("code", SAME, POOLED)
+    harmed(guards)
+    assert (guards.level("law", POOLED), guards.level("code", POOLED), guards.level("new", POOLED)) == (5, 8, 8)
+    law = {report.query_class: report for report in guards.report()}["law"]
+    assert (law.status, law.n_alarms) == ("held", 1)
+    assert guards.level("law", 2) == 0, "below the pool, never below level 0"
+
+
+def test_a_class_under_200_audits_is_unknown_and_has_no_alarm_until_then() -> None:
+    guards = ClassGuards(M, 0.02)
+    alarms = [guards.add("rare", audit(1), POOLED) for _ in range(KNOWN_AUDITS)]
+    assert alarms.index(True) == KNOWN_AUDITS - 1
+    fresh = ClassGuards(M, 0.02)
+    fresh.add("rare", audit(1), POOLED)
+    (report,) = fresh.report()
+    assert (report.status, report.n_audits, fresh.level("rare", POOLED)) == ("unknown", 1, POOLED)
+
+
+def test_a_class_that_stays_harmed_ends_at_level_0() -> None:
+    guards = ClassGuards(M, 0.02)
+    harmed(guards, lost_from=1)
+    assert guards.level("law", POOLED) == 5
+    after = [guards.level("law", POOLED) for _ in range(200) if guards.add("law", audit(1), POOLED)]
+    assert after == [2, 0]
+    assert not guards.add("law", audit(1), POOLED), "level 0 loses nothing"
+
+
+def test_it_returns_only_when_fresh_audits_prove_the_level_that_it_returns_to() -> None:
+    guards = ClassGuards(M, 0.02)
+    harmed(guards)
+    for _ in range(400):
+        guards.add("law", audit(7), POOLED)  # harmless where it runs, harmful where it would return to
+    assert guards.level("law", POOLED) == 5
+    held = ClassGuards(M, 0.02)
+    harmed(held)
+    n = next(n for n in range(1, 500) if not held.add("law", SAME, POOLED) and held.level("law", POOLED) == POOLED)
+    assert 75 <= n <= 150, "about ln(20) / 0.04 audits without a loss, and what the mixture costs"
+    (report,) = held.report()
+    assert (report.status, report.n_alarms) == ("watched", 1)
+
+
+def test_two_steps_down_are_two_proofs_up() -> None:
+    guards = ClassGuards(M, 0.02)
+    harmed(guards, lost_from=1)
+    while guards.level("law", POOLED) != 2:
+        guards.add("law", audit(1), POOLED)
+    seen = [guards.level("law", POOLED)]
+    for _ in range(400):
+        guards.add("law", SAME, POOLED)
+        if guards.level("law", POOLED) != seen[-1]:
+            seen.append(guards.level("law", POOLED))
+    assert seen == [2, 5, 8]
+
+
+def test_losses_and_gains_are_told_apart() -> None:
+    guards = ClassGuards(M, 0.02)
+    for i in range(300):
+        guards.add("mixed", audit(8) if i % 50 == 0 else audit(None, 8) if i % 30 == 0 else SAME, POOLED)
+    (report,) = guards.report()
+    assert report.lost == pytest.approx(6 / 300)
+    assert report.gained == pytest.approx(8 / 300)
+    assert report.lost_between.low <= report.lost <= report.lost_between.high
+    assert report.gained_between.low <= report.gained <= report.gained_between.high
+
+
+def test_guards_that_are_restored_go_on_as_if_they_had_never_stopped() -> None:
+    rng = np.random.default_rng(51)
+    guards = ClassGuards(M, 0.02)
+    harmed(guards)
+    for _ in range(300):
+        name = str(rng.choice(["law", "code", "math"]))
+        z = audit(int(rng.integers(1, M))) if rng.random() < 0.1 else SAME
+        other = ClassGuards(M, 0.02)
+        other.restore(guards.state())
+        assert guards.add(name, z, POOLED) == other.add(name, z, POOLED)
+        assert guards.state() == other.state()
+        assert guards.report() == other.report()
+
+
+# --------------------------------------------------------------------------- certificates by class
+
+
+def test_each_chosen_class_has_its_own_certificate_at_its_part_of_delta() -> None:
+    n = np.array([300, 300, 300])
+    clean, lossy = Counts(n * 0, n, n * 0), Counts(n * 0, n - [0, 0, 9], n * 0 + [0, 0, 9])
+    few = Counts(n * 0, n - 70, n * 0)  # 230 audits: enough at delta, not at a third of it
+    levels = certified_by_class({"law": clean, "code": lossy, "rare": few}, pooled=2, max_em_drop=0.02, delta=0.05)
+    assert levels == {"law": 2, "code": 1, "rare": 0}
+    assert certified_by_class({"rare": few}, pooled=2, max_em_drop=0.02, delta=0.05) == {"rare": 2}
+    assert certified_by_class({"law": clean}, pooled=1, max_em_drop=0.02, delta=0.05) == {"law": 1}, "never above"
+    assert certified_by_class({}, pooled=1, max_em_drop=0.02, delta=0.05) == {}
+
+
+# --------------------------------------------------------------------------- Simpson's paradox, F40 of the faults
+
+# The stopping side got the easy class; in each class it is two points worse.
+SIMPSON = (
+    Cell(query_class="easy", n_full=1_000, n_full_right=950, n_stopping=9_000, n_stopping_right=8_370),
+    Cell(query_class="hard", n_full=9_000, n_full_right=4_500, n_stopping=1_000, n_stopping_right=480),
+)
+
+
+def test_better_over_all_and_worse_in_each_class_is_seen_through() -> None:
+    found = standardise(SIMPSON)
+    assert found.pooled_drop is not None
+    assert found.pooled_drop < -0.3, "over all runs stopping seems to gain 34 points"
+    assert found.standardised_drop == pytest.approx(0.02)
+    assert found.harmed == ("easy", "hard")
+    assert found.misleading
+    assert standardise(SIMPSON, margin=0.03).harmed == ()
+
+
+def test_a_class_with_few_runs_is_unknown_and_one_sided_ones_allow_no_standard() -> None:
+    small = Cell(query_class="rare", n_full=3, n_full_right=3, n_stopping=2, n_stopping_right=0)
+    found = standardise([*SIMPSON, small])
+    assert found.unknown == ("rare",)
+    assert "rare" not in found.harmed
+    lonely = Cell(query_class="new", n_full=50, n_full_right=20, n_stopping=0, n_stopping_right=0)
+    assert standardise([*SIMPSON, lonely]).standardised_drop is None
+    nothing = standardise([])
+    assert (nothing.pooled_drop, nothing.standardised_drop, nothing.misleading) == (None, None, False)
+
+
+@pytest.mark.parametrize("bad", [
+    lambda: ClassGuards(0, 0.02),
+    lambda: ClassGuards(3, 0.45),
+    lambda: ClassGuards(3, 0.02, delta=1.0),
+    lambda: ClassGuards(3, 0.02).add("law", SAME, 1),
+    lambda: ClassGuards(M, 0.02).add("law", SAME, M),
+])
+def test_what_has_no_meaning_is_refused(bad: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="need"):
+        bad()
