@@ -129,7 +129,7 @@ def test_scheduled_refits_win_back_what_a_drift_has_cost() -> None:
     assert refit.version is not None
     fresh = build(turned_round(episodes(2_000, seed=63, world=world)), match=match, also=names)
     (none_saved, none_lost), (saved, lost) = (at_target(one, turned, fresh) for one in (before, refit.version))
-    print(f"after the drift: {none_saved:.3f} saved, {none_lost:.4f} lost without, {saved:.3f}, {lost:.4f} with a refit")
+    print(f"after the drift: saved {none_saved:.3f}, lost {none_lost:.4f}; with a refit {saved:.3f}, {lost:.4f}")
     assert refit.verdict == "better"
     assert lost < 0.02 + 0.01
     assert saved > none_saved + 0.1
