@@ -19,6 +19,7 @@ from typing import Any
 
 import uvicorn
 
+from suffice.control.child import beside
 from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
 from suffice.gateway.heads import LimitedHttp
@@ -187,7 +188,7 @@ def _server(app: App, settings: Settings, stop: Stop | None = None) -> GatewaySe
 async def _serve(
     settings: Settings, listener: socket.socket, listening: Callable[[str], None], stop: Stop
 ) -> None:
-    async with gateway(settings) as app:
+    async with gateway(settings) as app, beside(settings, app.gateway.told):
         host, port = listener.getsockname()[:2]
         server = _server(app, settings, stop)
         listener.listen(BACKLOG)  # said only when it is true: who comes now waits a moment

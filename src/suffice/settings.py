@@ -171,7 +171,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     kind: Kind = "reasoning"
     mode: Mode = "observe"
     scorer: str | dict[str, Any] = "text"  # a name, or {"scorer": name, **parameters}
-    policy: dict[str, Any] = {}       # {"policy": name, **parameters}; empty: never stop
+    policy: dict[str, Any] = {}       # {"policy": name, **parameters}; empty: learned, and certified before it acts
     uncertified: bool = False         # let an uncertified policy act; everything says so
     max_em_drop: float = 0.02         # fraction: the largest EM drop that the owner accepts
     confidence: float = 0.95          # fraction: how sure the promise must be
@@ -195,6 +195,11 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     finish_unclosed: bool = False     # a run cut inside its thought: give the client a forced answer
     handover_ms: int = 5_000          # a continuation that takes longer is dropped
     handover_buffer_bytes: int = 256 * 1024
+
+    @property
+    def is_learned(self) -> bool:
+        """Does the control loop decide what stops this route? Not where its owner wrote a policy down."""
+        return not self.policy and self.mode != "off"
 
 
 class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -54,6 +54,7 @@ METRICS: tuple[MetricSpec, ...] = (
         "suffice_decisions_total", "counter", "Steps of callers' own loops by what was decided.", ("route", "action")
     ),
     MetricSpec("suffice_open_episodes", "gauge", "Callers' own loops that have not ended."),
+    MetricSpec("suffice_certified_level", "gauge", "Most aggressive level in force; 0 never stops.", ("route",)),
     MetricSpec("suffice_live_requests", "gauge", "Requests being served now."),
     MetricSpec("suffice_upstream_queue_ratio", "gauge", "Calls open at an upstream over its slots.", ("upstream",)),
     MetricSpec("suffice_latency_p95_seconds", "gauge", "95th percentile of runs that may be stopped.", ("route",)),

@@ -373,6 +373,7 @@ class Publication:
     level: int                             # 0 never stops
     n_levels: int
     certified: bool                        # has the test accepted the level?
+    share: float                           # fraction of the next requests to be audited
     reason: str                            # a short sentence
     author: str                            # a worker, or a person
     evidence: EvidenceSummary = EvidenceSummary()

@@ -12,20 +12,24 @@ import secrets
 import time
 import tomllib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suffice import settings as settings_module
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
+from suffice.control.jobs import Worker
+from suffice.control.loops import Certify
+from suffice.control.matching import matching
 from suffice.episode import ahead
 from suffice.episode.segment import build_segmenter
 from suffice.errors import ConfigError
 from suffice.gateway import desk
 from suffice.gateway.app import App, endpoints
 from suffice.gateway.context import Gateway
+from suffice.gateway.follow import Follower, following
 from suffice.gateway.operating import warnings as load_warnings
 from suffice.gateway.operating import watched
 from suffice.gateway.route import BuiltRoute, setup_of
@@ -38,6 +42,7 @@ from suffice.policy.parameters import parameters_of
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Route, Settings, Upstream
 from suffice.signals.observe import Observer
+from suffice.store.decisions import Decisions
 from suffice.store.log import EventLog
 from suffice.store.sqlite import SqliteLog, database_path
 from suffice.store.views import extracted_answers, read_recent, route_counts, route_findings, upstream_findings
@@ -244,7 +249,7 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
         wrong = ahead.problem(route, upstream) if upstream is not None else None
         if wrong is not None:
             raise ConfigError(f"routes.{name}.{wrong}")
-        if route.mode == "enforce" and not built.acts:
+        if route.mode == "enforce" and not built.acts and not route.is_learned:
             warnings.append(
                 f"routes.{name}: enforce without a certified policy behaves as observe;"
                 " write uncertified = true to let it act all the same"
@@ -426,11 +431,35 @@ def library(settings: Settings, vectors: Mapping[str, HttpEmbedder]) -> Gateway:
     log = SqliteLog.open(settings.store, now=time.time)
     try:
         gw = _running(settings, log, _recovered(settings, log), {}, vectors)
+        gw.refresh = Follower(gw, log.path).refresh
+        gw.refresh()
     except BaseException:
         log.close()
         raise
     gw.new_id = lambda: f"ep_{int(time.time() * 1e3):011x}{os.urandom(8).hex()}"  # asked from many threads
     return gw
+
+
+def decisions(settings: Settings) -> Decisions:
+    """The settings' log, open for a person's decisions; the caller closes it. Raises ConfigError and StoreError."""
+    return Decisions.open(database_path(settings.store.url), now=time.time, monotonic_s=time.monotonic)
+
+
+@contextmanager
+def worker(settings: Settings) -> Iterator[Worker]:
+    """The control loop's jobs on the settings' log, while the block lasts. Raises ConfigError and StoreError."""
+    with decisions(settings) as writer:
+        author = f"worker {secrets.token_hex(3)}"
+        certify = Certify(
+            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
+        )
+        try:
+            yield Worker(
+                decisions=writer, jobs=(certify,), author=author, now=time.time, monotonic_s=time.monotonic,
+                new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
+            )
+        finally:
+            certify.close()
 
 
 @asynccontextmanager
@@ -462,6 +491,10 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
             for embedder in vectors.values():
                 await stack.enter_async_context(embedder)
             stack.enter_context(watched(gw.look_at_load, gw.metrics))
+            if isinstance(opened, SqliteLog):
+                follower = Follower(gw, opened.path)
+                await stack.enter_async_context(following(follower))
+                gw.told = follower.tell
             gw.ready = True
             try:
                 yield App(gw)

@@ -58,7 +58,7 @@ def writer(database: Path, clock: Clock) -> Iterator[Callable[[], Decisions]]:
 def published(number: int, *, epoch: int = 1, level: int = 5, route: str = "r") -> PolicyPublished:
     return PolicyPublished(Publication(
         route=route, number=number, epoch=epoch, at=number, version=f"c-{number}", fit="f-1", level=level, n_levels=41,
-        certified=True, reason="because", author="worker",
+        certified=True, share=0.1, reason="because", author="worker",
     ))  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def test_a_good_file_is_good(tmp_path: Path) -> None:
 
 
 def test_a_warning_does_not_fail_the_check(tmp_path: Path) -> None:
-    result = check(write(tmp_path, GOOD + 'mode = "enforce"\nkind = "samples"\n'))
+    result = check(write(tmp_path, GOOD + 'mode = "enforce"\nkind = "samples"\npolicy = {policy = "beta"}\n'))
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:-1]] == ["warning", "warning"]

@@ -16,6 +16,9 @@ from suffice import __version__
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("suffice.cli.demo", "demo", "Run a real local model through the gateway and show what stopping saves."),
     "serve": ("suffice.cli.serve", "serve", "Serve the OpenAI-compatible gateway."),
+    "worker": ("suffice.cli.worker", "worker", "Certify, watch and brake the routes of a log."),
+    "pause": ("suffice.cli.hold", "pause", "Let a route run in full until somebody resumes it."),
+    "resume": ("suffice.cli.hold", "resume", "End a pause: what is certified on a route acts again."),
     "status": ("suffice.cli.status", "status", "Show EM, tokens and saving per route."),
     "doctor": ("suffice.cli.doctor", "doctor", "Examine a model server, or a route, before you rely on it."),
     "record": ("suffice.cli.record", "record", "Record full traces of questions at a live model server."),

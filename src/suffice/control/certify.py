@@ -35,6 +35,7 @@ from suffice.control.wanted import wanted
 from suffice.learn.audits import AuditRuns
 from suffice.learn.features import Chosen, choose_features
 from suffice.learn.keeper import KEPT_BEFORE, Change, Plan
+from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
 from suffice.store.control_events import (
     AlarmRaised,
@@ -126,6 +127,8 @@ class RouteLoop:
             max_em_drop=epoch.max_em_drop, confidence=epoch.confidence, warm_up=epoch.at + epoch.burst,
             burst=epoch.burst, window=self.control.window_audits, refit_every=self.control.refit_requests,
         )  # fmt: skip
+        if self.route.audit_share is not None:
+            plan = replace(plan, ramp_share=0.0)  # the owner has said how many
         self.epoch, self.level, self.chosen = epoch, 0, None
         self.keeper = LiveKeeper(plan, LiveLearner(Chosen((), ()), plan.cost_exponent), fit=self._fit)
         self.keeper.now = float(epoch.at)
@@ -231,6 +234,7 @@ class RouteLoop:
         budget = budget_left(self.epoch.max_em_drop, self._fidelity())
         keeper.plan = replace(
             keeper.plan, max_em_drop=budget.max_em_drop or self.epoch.max_em_drop,
+            share=audit_share(self.n, self.route.audit_share),
             label_timeout=self._lateness.timeout_requests(since=self.epoch.at),
         )  # fmt: skip
         self._take()
@@ -310,18 +314,19 @@ class RouteLoop:
     def _publish(self, changes: Sequence[Change], reason: str) -> Resolution | None:
         """Say what is in force, if that is something else than was said before."""
         served, said, address = self.keeper.served, self.held.publication, self._address()
-        if said is not None and (said.fit, said.level) == (address, self.level):
+        share = self.keeper.share
+        if said is not None and (said.fit, said.level, said.share) == (address, self.level, share):
             return None
         made = Publication(
             route=self.name, number=self.held.n_publications + 1, epoch=self.epoch.number, at=self.n,
-            version=f"{address}.{self.level}" if address else "", fit=address, level=self.level,
+            version=f"{address}@{self.level}" if address else "", fit=address, level=self.level,
             n_levels=served.n_levels if served is not None else self.keeper.plan.n_levels, certified=self.level > 0,
-            reason=reason or self._why(changes), author=self.author, evidence=self.keeper.evidence(),
+            share=share, reason=reason or self._why(changes), author=self.author, evidence=self.keeper.evidence(),
             setup=self._setup, upstream=self._upstreams.plain(),
         )  # fmt: skip
         if self.expected:
             told = self.expected.popleft()
-            if (told.at, told.fit, told.level) != (made.at, made.fit, made.level):
+            if (told.at, told.fit, told.level, told.share) != (made.at, made.fit, made.level, made.share):
                 raise Diverged(f"route {self.name}: publication {told.number} does not follow from the log")
             self.held = replace(self.held, publication=told, last=told)
             return None

@@ -42,11 +42,6 @@ LONGEST_REST_S: Final = 600.0  # … up to this
 Matches = Callable[[Route], AbstractContextManager[Match]]
 
 
-def is_governed_here(route: Route) -> bool:
-    """Does the control loop decide what stops this route? Not where its owner wrote a policy down."""
-    return not route.policy and route.mode != "off"
-
-
 @dataclass(slots=True)
 class _Rest:
     """A route that is left alone after a failure."""
@@ -103,7 +98,7 @@ class Certify:
         now_s = self.monotonic_s()
         routes = {
             name: route for name, route in self.settings.routes.items()
-            if is_governed_here(route) and (name not in self._rests or self._rests[name].until_s <= now_s)
+            if route.is_learned and (name not in self._rests or self._rests[name].until_s <= now_s)
         }  # fmt: skip
         if not routes or not self.path.is_file():
             return ()

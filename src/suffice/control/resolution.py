@@ -31,9 +31,9 @@ class Resolution:
 
 def _sentence(event: Event) -> str:
     if isinstance(event, PolicyPublished):
-        return f"{event.publication.route}: level {event.publication.level} published ({event.publication.reason})"
+        return f"level {event.publication.level} published ({event.publication.reason})"
     if isinstance(event, EpochBegan):
-        return f"{event.epoch.route}: epoch {event.epoch.number} begins ({event.epoch.reason})"
+        return f"epoch {event.epoch.number} begins ({event.epoch.reason})"
     if isinstance(event, EnforcementPaused):
-        return f"{event.pause.route}: enforcement paused ({event.pause.reason})"
+        return f"enforcement paused ({event.pause.reason})"
     return ""

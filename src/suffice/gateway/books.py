@@ -53,6 +53,7 @@ def close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
             metrics.inc("suffice_cost_usd_total", request.route, kind, by=spent_usd)
     _note_breaker(gw, ledger)
     gw.operating.note(request, outcome, now_s=gw.monotonic_s())
+    gw.note_upstream(request, outcome)
     gw.learn(request, outcome)
     if runs_in_full(request):
         gw.note_full_run(request, outcome)

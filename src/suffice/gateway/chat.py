@@ -196,8 +196,10 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
     intake = for_route(intake, found)
     count_stripped(gw, intake)
     reason, place = _reason(gw, episode_id, intake, found)
-    found = placed(found, place) if found is not None and place is not None else found
-    request = _request(gw, episode_id, intake, named, found, reason)
+    question = _question(gw, intake) if found is not None and reason is None else ""
+    if found is not None and place is not None:
+        found = placed(found.for_request(question, intake.model), place)
+    request = _request(gw, episode_id, intake, named, found, reason, question)
     upstream = (found.settings.upstream if found is not None else "") or gw.fallback_upstream()
     kept = without_keys(headers, gw.api_keys)
     return Admitted(
@@ -236,7 +238,7 @@ def _check_version(intake: Intake, named: dict[str, str], found: BuiltRoute | No
     if asked is None:
         return
     known = found.policy_version if found is not None else "none"
-    if asked != known:
+    if str(asked).partition("@")[0] != known:  # where it operates between its levels is no choice of a client
         raise BadRequest(
             f"policy version {str(asked)[:80]!r} is not in force on this route; in force: {known}",
             param="policy_version", code="unknown_policy_version",
@@ -269,13 +271,14 @@ def _reason(
 
 
 def _request(
-    gw: Gateway, episode_id: str, intake: Intake, named: dict[str, str], found: BuiltRoute | None, reason: str | None
+    gw: Gateway, episode_id: str, intake: Intake, named: dict[str, str], found: BuiltRoute | None, reason: str | None,
+    question: str,
 ) -> Request:
     """Write down what was asked, and the lot with its odds."""
     if found is None:
         return blank(gw, episode_id, intake, reason or "no_route")
     samples = route.n_samples(found, intake.options)
-    lot, question = (_lot(gw, intake, named, found), _question(gw, intake)) if reason is None else (NO_LOT, "")
+    lot = _lot(gw, intake, named, found) if reason is None else NO_LOT
     gw.n_requests[found.name] = gw.n_requests.get(found.name, 0) + 1
     if lot.audit:
         gw.metrics.inc("suffice_audits_total", found.name)

@@ -14,6 +14,7 @@ from suffice.errors import ConfigError
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.operating import Operating
 from suffice.gateway.route import BuiltRoute
+from suffice.policy.base import version_of
 from suffice.rollout.assign import audit_share
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
@@ -144,6 +145,8 @@ class Gateway:
     breakers: dict[str, Breaker] = field(default_factory=dict)   # by route
     operating: Operating = field(default_factory=Operating)      # where routes operate inside what is certified
     runs: OpenRuns = field(default_factory=OpenRuns)             # loops that callers drive through /v1/decide
+    refresh: Callable[[], None] = lambda: None   # sees what was decided, where no timer does
+    told: Callable[[], None] = lambda: None      # something was decided just now: look at once
     watches_runs: bool = False   # a look for loops that were left is due
     ready: bool = False
     draining: bool = False   # shutdown has begun: connections are closed behind their answer
@@ -151,7 +154,44 @@ class Gateway:
 
     def share(self, route: BuiltRoute) -> float:
         """The audit share in force for a route's next request."""
+        made = route.in_force.publication
+        if route.settings.mode == "enforce" and not route.risks and route.settings.is_learned:
+            # Where all run in full anyway and no probe is paid for, every run may as well be evidence.
+            if route.in_burst or (made is not None and not route.certified and route.settings.probe is None):
+                return 1.0
+            if made is not None:
+                return made.share
         return audit_share(self.n_requests.get(route.name, 0), route.settings.audit_share)
+
+    def put_in_force(self, name: str, route: BuiltRoute) -> None:
+        """Give a route's requests to come what was decided; those that run now keep what they have."""
+        now = next(one for one in self.routes if one.name == name)
+        made, operation = replace(route, refused=now.refused), self.operating.of(name, route.settings)
+        if made.certified:
+            operation.certified = made.in_force.level
+            operation.resume()
+        elif now.certified:
+            if made.settings.mode == "enforce":
+                operation.fall_back(self.monotonic_s())  # told before the certificate goes
+                if made.settings.on_fallback == "availability_first":  # a safer level may act, and says so
+                    made = replace(made, folds=now.folds, needs=now.needs, policy_version=now.policy_version)
+            operation.certified = 0
+        self.routes = tuple(made if one.name == name else one for one in self.routes)
+        self.metrics.set("suffice_certified_level", operation.certified, name)
+        if now.certified != made.certified:
+            LOG.warning("routes.%s: %s", name, "certified" if made.certified else "runs in full, nothing is certified")
+
+    def note_upstream(self, request: Request, outcome: Outcome) -> None:
+        """Suspend a route at once where another model answers than its evidence knows, until the loop has decided."""
+        route = next((one for one in self.routes if one.name == request.route), None)
+        if route is None or not route.certified or request.policy_version.partition("@")[0] != route.policy_version:
+            return  # a request from before the publication says nothing about it
+        named = outcome.model if request.kind != "rounds" else request.model or None
+        if route.answers_as_known(request.model, named, outcome.system_fingerprint):
+            return
+        LOG.warning("routes.%s: the upstream answers as another model than the evidence knows", route.name)
+        resting = replace(route, certified=False, folds=(), in_burst=True, policy_version=version_of(route.policy))
+        self.put_in_force(route.name, resting)
 
     def look_at_load(self) -> None:
         """Measure the load and move operating points, if it is time to."""

@@ -39,8 +39,13 @@ class Asked:
 
 def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     """Draw the lot, write the request down, and give the run that takes its steps."""
-    route = placed(route, gw.operating.admit(route, now_s=gw.monotonic_s()))
-    request = _request(gw, route, asked)
+    gw.refresh()
+    route = next((one for one in gw.routes if one.name == route.name), route)
+    question = question_key(asked.question, salt=gw.salt)
+    route = placed(
+        route.for_request(question, asked.model), gw.operating.admit(route, now_s=gw.monotonic_s())
+    )
+    request = _request(gw, route, asked, question)
     ledger = Ledger(request, gw.monotonic_s())
     books.append(gw, RequestSeen(request), ledger)
     gw.metrics.inc("suffice_open_episodes")
@@ -86,18 +91,17 @@ def close_all(gw: Gateway) -> None:
         close_run(gw, run, "shutdown")
 
 
-def _request(gw: Gateway, route: BuiltRoute, asked: Asked) -> Request:
+def _request(gw: Gateway, route: BuiltRoute, asked: Asked, question: str) -> Request:
     settings = route.settings
     reason = "off" if settings.mode == "off" else None
     if reason is None:
         allowed = gw.breakers.setdefault(route.name, Breaker()).allows(gw.monotonic_s())
         reason = None if allowed else "breaker"
-    lot, question = NO_LOT, ""
+    lot = NO_LOT
     if reason is None:
         text = asked.question.encode("utf-8", "surrogatepass")
         unit = gw.lots.unit(named=asked.key, body=text, caller=asked.caller, now_s=gw.monotonic_s())
         lot = draw_audit(unit, share=gw.share(route), salt=gw.salt)
-        question = question_key(asked.question, salt=gw.salt)
     gw.n_requests[route.name] = gw.n_requests.get(route.name, 0) + 1
     if lot.audit:
         gw.metrics.inc("suffice_audits_total", route.name)
@@ -106,7 +110,8 @@ def _request(gw: Gateway, route: BuiltRoute, asked: Asked) -> Request:
         model=asked.model or settings.model or "", stream=False,
         n_samples=settings.samples if settings.kind == "samples" else 1,
         audit=lot.audit, propensity=lot.propensity, policy_version=route.policy_version,
-        certified=route.certified, question_key=question, ungoverned=reason, received_at_s=gw.wall_s(),
+        certified=route.certified, question_key=question if reason is None else "", ungoverned=reason,
+        received_at_s=gw.wall_s(),
         endpoint=asked.endpoint, query=_query(asked) if reason is None else None,
         unit=lot.unit, setup=route.setup,
     )  # fmt: skip

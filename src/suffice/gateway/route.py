@@ -7,18 +7,20 @@ reason counted and visible.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
 
 from suffice.episode.rounds import Returning
+from suffice.learn.groups import fold_of
 from suffice.policy.base import Policy
 from suffice.policy.returning import returning
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
+from suffice.store.in_force import NOTHING, InForce
 from suffice.types import Findings
 from suffice.upstream.findings import allows_probes
 
@@ -73,7 +75,10 @@ class BuiltRoute:
     findings: Findings | None = None  # what doctor saw at the upstream; None: nothing is known
     refused: str | None = None  # why it must not be enforced, whatever the settings say; None: it may
     setup: str = ""             # what evidence rests on, see `setup_of`
-    levels: tuple[Policy, ...] = ()  # the policy at each level, 0 never stops; (): one policy, and no levels
+    levels: Sequence[Policy] = ()    # the policy at each level, 0 never stops; (): one policy, and no levels
+    folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): nothing learned is in force
+    in_force: InForce = NOTHING      # what the control loop has said of it
+    in_burst: bool = False           # everything runs in full now, and is an audit
     risks: bool = False         # the brake holds, and its owner lets an uncertified level act rather than turn away
 
     @property
@@ -81,6 +86,31 @@ class BuiltRoute:
         """May the policy end a run here?"""
         vouched = self.certified or self.settings.uncertified or self.risks
         return self.settings.mode == "enforce" and vouched and self.refused is None
+
+    def for_request(self, question_key: str, model: str) -> BuiltRoute:
+        """The route as it serves one prompt: by the model that has not seen it, in full where nothing is proved.
+
+        model  that is asked for: of one that no evidence speaks of, nothing is known
+        """
+        if not self.folds:
+            return self
+        made = self.in_force.publication or self.in_force.last
+        asked = "" if self.settings.kind == "rounds" else model
+        if made is None or all(one[0] != asked for one in made.upstream):
+            return replace(self, certified=False, folds=(), levels=())
+        return replace(self, levels=self.folds[fold_of(question_key, len(self.folds))])
+
+    def answers_as_known(self, model: str, named: str | None, fingerprint: str | None) -> bool:
+        """Is whoever answered a request for `model` the one that the evidence speaks of, as far as it says?"""
+        made = self.in_force.publication
+        if not self.folds or made is None:
+            return True
+        asked = "" if self.settings.kind == "rounds" else model
+        known = [one for one in made.upstream if one[0] == asked]
+        return not known or any(
+            (not one[1] or named is None or one[1] == named) and (not one[2] or fingerprint in (None, one[2]))
+            for one in known
+        )
 
     @property
     def returning(self) -> Returning:

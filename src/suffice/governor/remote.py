@@ -276,7 +276,7 @@ class RemoteDesk:
 
     def feedback(self, given: Feedback) -> Taken:
         """Store a label; waits until it is on disk at the server. Raises StoreError and BadRequest."""
-        body = {k: v for k, v in asdict(given).items() if v is not None}
+        body = {k: v for k, v in asdict(given).items() if v is not None and k != "sender"}  # the server knows that
         try:
             said = self._http.post("/v1/feedback", body, timeout_s=FEEDBACK_TIMEOUT_S)
         except Unanswered as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
 
-from suffice.store.control_events import PolicyPublished
+from suffice.store.control_events import JobRan, PolicyPublished
 from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.log import Stored
-from suffice.store.views import decoded
-from suffice.types import Publication
+from suffice.store.views import decoded, reading
+from suffice.types import JobRun, Publication
 
 _PUBLISHED = """
     SELECT seq, body FROM events INDEXED BY decisions
@@ -67,3 +68,12 @@ def place_before(connection: sqlite3.Connection, route: str, n_requests: int) ->
 def last_place(connection: sqlite3.Connection) -> int:
     """The place of the last row of the log; 0: it is empty."""
     return int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
+
+
+def job_history(path: Path | str, *, n: int = 50) -> list[JobRun]:
+    """The latest runs of jobs that did something, oldest first. Raises StoreError."""
+    with reading(path) as connection:
+        rows = connection.execute(
+            "SELECT seq, body FROM events WHERE kind = 'job_ran' ORDER BY seq DESC LIMIT ?", (n,)
+        ).fetchall()
+    return [decoded(seq, JobRan, body).run for seq, body in reversed(rows)]

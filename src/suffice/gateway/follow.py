@@ -1,0 +1,131 @@
+"""Follows what the control loop decides: reads new decisions of the log, and gives requests to come their routes.
+
+    told, or once a second ──▶ read (a thread) ──▶ built routes ──▶ swap (the event loop)
+
+A request keeps the route that it got. When a decision cannot be read or its version cannot be loaded, a route that has
+lost its certificate runs in full, and every other one stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from suffice.errors import ConfigError, StoreError
+from suffice.gateway.context import Gateway
+from suffice.gateway.in_force import serving
+from suffice.gateway.route import BuiltRoute
+from suffice.learn.version import Version, load_version
+from suffice.store.decisions import read_artefact
+from suffice.store.in_force import NOTHING_DECIDED, InForce, read_decided
+from suffice.store.views import reading
+from suffice.telemetry import LOG
+
+LOOK_S: Final = 1.0  # between two looks at the log; whoever is told looks at once
+
+
+class Follower:
+    """One gateway's view of what is decided. `look` may run in a thread; `take` belongs to the event loop."""
+
+    def __init__(self, gw: Gateway, path: Path) -> None:
+        self._gw, self._path = gw, path
+        self._decided = NOTHING_DECIDED
+        self._base = {route.name: route for route in gw.routes if route.settings.is_learned}
+        self._versions: dict[str, Version] = {}
+        self._told = asyncio.Event()
+        self._looked_s: float | None = None
+
+    def tell(self) -> None:
+        """Something was decided just now: look at once."""
+        self._told.set()
+
+    def look(self) -> Mapping[str, BuiltRoute]:
+        """Read what is new; the routes that it changes, as they serve from now on. Raises StoreError."""
+        if not self._base:
+            return {}
+        with reading(self._path) as connection:
+            before, self._decided = self._decided, read_decided(connection, self._decided)
+            if self._decided is before:
+                return {}
+            return {
+                name: self._serving(base, self._decided.of(name), connection)
+                for name, base in self._base.items()
+                if self._decided.of(name) is not before.of(name)
+            }
+
+    def _serving(self, base: BuiltRoute, held: InForce, connection: sqlite3.Connection) -> BuiltRoute:
+        try:
+            return serving(base, held, self._version(held, connection))
+        except ConfigError as error:
+            LOG.error("control: %s; the route runs in full", error)
+            return serving(base, held, None)
+
+    def _version(self, held: InForce, connection: sqlite3.Connection) -> Version | None:
+        """The version that is in force, read once. Raises ConfigError when it is gone or another one."""
+        made = held.publication
+        if made is None or not made.fit or not held.level:
+            return None
+        if made.fit not in self._versions:
+            body = read_artefact(connection, made.fit)
+            try:
+                version = load_version(json.loads(body or "null"))
+            except (ValueError, AttributeError, TypeError) as error:  # ConfigError is a ValueError
+                raise ConfigError(f"version {made.fit}: cannot be read ({type(error).__name__})") from None
+            if version.address != made.fit:
+                raise ConfigError(f"version {made.fit}: what is kept under it is {version.address}")
+            self._versions = {made.fit: version, **dict(list(self._versions.items())[:8])}
+        return self._versions[made.fit]
+
+    def take(self, changed: Mapping[str, BuiltRoute]) -> None:
+        """Give requests to come these routes."""
+        for name, route in changed.items():
+            self._gw.put_in_force(name, route)
+
+    def refresh(self) -> None:
+        """Look and take, at most once a second: for a process without an event loop. Raises nothing."""
+        now_s = self._gw.monotonic_s()
+        if self._looked_s is not None and now_s - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now_s
+        with self._failing_open():
+            self.take(self.look())
+
+    async def follow(self) -> None:
+        """Look whenever told, and once a second, until cancelled."""
+        while True:
+            with self._failing_open():
+                self.take(await asyncio.to_thread(self.look))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._told.wait()
+            self._told.clear()
+
+    @contextlib.contextmanager
+    def _failing_open(self) -> Iterator[None]:
+        """Whatever goes wrong here leaves everything as it is."""
+        try:
+            yield
+        except StoreError as error:
+            LOG.warning("control: %s", error)
+            self._gw.metrics.inc("suffice_failopen_total", "follow")
+        except Exception as error:  # noqa: BLE001 - what is in force stays in force
+            LOG.error("control: what was decided could not be followed (%s)", type(error).__name__)
+            self._gw.metrics.inc("suffice_failopen_total", "follow")
+
+
+@asynccontextmanager
+async def following(follower: Follower) -> AsyncIterator[None]:
+    """A block in which the gateway follows; what is decided already is in force before it begins."""
+    follower.refresh()
+    task = asyncio.create_task(follower.follow())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
