@@ -1,7 +1,8 @@
 """One stream from cold start to end under one design, and what the tables say of it.
 
-`serve` is `replay.online.loop.run_stream` with two things added: any design with a keeper's face can be served, and
-after every period the truth about what is deployed is written down (`tests/claims/test_loop.py` holds the two equal).
+`serve` is `replay.online.loop.run_stream` with three things added: any design with a keeper's face can be served, the
+truth about what is deployed is written down in every period, and signals come in batches of 100 requests whatever the
+period is. `tests/claims/test_loop.py` holds the two equal.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from suffice.learn.keeper import Change
 from suffice.learn.served import Served
 from suffice.replay.online.traffic import Traffic
 
-PERIOD: Final = 100
+PERIOD: Final = 100   # requests between two looks of the control loop
+BATCH: Final = 100    # requests whose signals are averaged for the detector, however often the loop looks
 CALM: Final = 1_000   # requests for which the true drop must keep the budget before a drift counts as recovered from
 
 
 class Design(Protocol):
     """What decides about a stream: the keeper, or something naive in its place."""
 
-    level: int
     now: float
 
+    @property
+    def level(self) -> int: ...
     @property
     def served(self) -> Served | None: ...
     @property
@@ -46,7 +49,7 @@ class Course:
     z: Small           # (N,): EM drop
     tokens: Floats     # (N,)
     full: Floats       # (N,): tokens of the full run
-    true_drop: Floats  # (N / PERIOD,): of what was deployed in each period
+    true_drop: Floats  # (periods,): of what was deployed in each period
     alarms: tuple[float, ...] = ()
 
 
@@ -61,7 +64,7 @@ def serve(
     runs, n = traffic.runs, len(traffic)
     audit, level, row = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64), runs.last.copy()
     changes: list[Change] = []
-    true_drop = []
+    true_drop, n_noticed = [], 0
     for begin in range(0, n, period):
         block = np.arange(begin, min(begin + period, n))
         audit[block] = rng.random(len(block)) < design.share
@@ -73,8 +76,9 @@ def serve(
             row[served] = design.served.rows_at(part, design.level) - part.starts[:-1] + runs.starts[served]
         design.now = float(block[-1] + 1)
         design.take(runs.take(block[audit[block]]))
-        if len(block) == period:  # the mean of fewer would look like drift
-            changes += design.notice(traffic.early[block].mean(axis=0))
+        while n_noticed + BATCH <= block[-1] + 1:
+            changes += design.notice(traffic.early[n_noticed : n_noticed + BATCH].mean(axis=0))
+            n_noticed += BATCH
         changes += design.tick(float(block[-1] + 1))
     return Course(
         audit=audit, level=level, z=runs.z[row], tokens=runs.cost[row], full=runs.full,
@@ -115,7 +119,7 @@ def _saved(course: Course, part: slice) -> float:
 
 def _recovered(true_drop: Floats, period: int, max_em_drop: float) -> float:
     """Requests until the true drop keeps the budget for `CALM` requests; all of them where it never does."""
-    calm = CALM // period
+    calm = max(1, CALM // period)
     kept = true_drop <= max_em_drop
     for at in range(len(kept) - calm + 1):
         if kept[at : at + calm].all():

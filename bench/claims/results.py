@@ -18,9 +18,9 @@ MADE_BY = (
     "src/suffice/learn/audits.py", "src/suffice/learn/served.py", "src/suffice/learn/keeper.py",
     "src/suffice/assurance/certify.py", "src/suffice/assurance/drift.py", "src/suffice/testing/simulated",
     "bench/claims/streams.py", "bench/claims/truth.py", "bench/claims/course.py", "bench/claims/score.py",
-    "bench/claims/cells.py",
+    "bench/claims/cells.py", "bench/claims/window.py", "bench/claims/budget.py", "bench/claims/naive.py",
+    "bench/claims/empirical.py", "src/suffice/assurance/budgeted.py",
 )  # fmt: skip
-MADE_NAIVE = ("bench/claims/naive.py", "bench/claims/empirical.py")
 Cell: TypeAlias = tuple[str, str, int]  # setting, design, seed
 Line: TypeAlias = dict[str, Any]        # as `cells.run_cell` returns it
 
@@ -28,7 +28,7 @@ Line: TypeAlias = dict[str, Any]        # as `cells.run_cell` returns it
 def code_mark() -> str:
     """Twelve hex digits that say which code makes a cell."""
     digest = hashlib.sha256()
-    for name in (*MADE_BY, *MADE_NAIVE):
+    for name in MADE_BY:
         place = ROOT / name
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(path.name.encode())
