@@ -16,20 +16,22 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import SufficeError
+from suffice.learn.classes import MAX_CLASSES as MOST_CLASSES
+from suffice.replay.classed import Target, pick_classed
 from suffice.replay.ladders import RiskRung
 from suffice.replay.nested import Difference, Nested, difference, nest, open_study
-from suffice.replay.points import NONE, pick, seen, share_of
+from suffice.replay.points import MARGIN, NONE, pick, seen, share_of
 from suffice.replay.runs import take
 from suffice.replay.scores import SCORES, Score
 from suffice.replay.sets import FALLBACKS
 from suffice.replay.study import Laid, Levels, Pool, Study, fix, lay
-from suffice.replay.sums import FIELDS, N_FOLDS, Sums
+from suffice.replay.sums import FIELDS, N_FOLDS, Summing, Sums
 from suffice.replay.survey import survey
 
 N_DRAWS = 1_000
@@ -51,7 +53,7 @@ class Variant:
     name: str
     scores: tuple[Score, ...]
     fallbacks: bool = True
-    by_class: bool = False
+    by_class: Literal["", "declared", "found"] = ""
     against: str = "default"   # or another variant, where only that one differs in one thing alone
 
 
@@ -69,7 +71,8 @@ VARIANTS = (
     Variant(name="without learned scores", scores=()),
     Variant(name="without published rules to fall back on", scores=SCORES, fallbacks=False),
     Variant(name="without query signals", scores=renamed("no query", SCORES, query_signals=False)),
-    Variant(name="a level for each class", scores=SCORES, by_class=True),
+    Variant(name="a level for each class", scores=SCORES, by_class="declared"),
+    Variant(name="a level for each found class", scores=SCORES, by_class="found"),
     Variant(name="value model alone", scores=VALUE),
     Variant(name=WITHOUT_VALUE, scores=LEARNED),
     Variant(name="linear part alone", scores=renamed("linear", LEARNED, parts="linear"), against=WITHOUT_VALUE),
@@ -141,10 +144,39 @@ def of_class(study: Study, pooled: Laid, keep: NDArray[np.bool_], v: int) -> Lai
     return lay(runs, fix(study.ladders, runs), learned)
 
 
+def frozen_by_found_class(study: Study, nested: Nested, variant: Variant, target: float) -> Sums:
+    """Each question under the levels by found class that were picked without its fold, where these save more there."""
+    pool = pool_of(variant, study)
+    pooled = nested.frozen(pool, target)
+    values = pooled.values.copy()
+    place = {question: at for at, question in enumerate(dict.fromkeys(study.runs.question))}
+    for v in range(N_FOLDS):
+        picked = pick_classed(study, v, MOST_CLASSES, Target(target, MARGIN), scores=variant.scores)
+        if picked is None or picked[1] <= saved_in_pick(nested, pool, v, target):
+            continue
+        mine, rung = study.fold == v, picked[0]
+        risk, codes = study.risk(next(score for score in variant.scores if score.name == rung.score), v)
+        rows, runs = mine[study.runs.run_of_row], take(study.runs, mine)
+        summing = Summing(1)
+        summing.add(runs, [rung.halts(risk[rows], codes[rows], runs)], [True])
+        values[[place[question] for question in dict.fromkeys(runs.question)]] = summing.sums().values
+    return Sums(fold=pooled.fold, base=pooled.base, values=values)
+
+
+def saved_in_pick(nested: Nested, pool: Pool, v: int, target: float) -> float:
+    """What the pooled pick saves on the questions where it was picked."""
+    sums, _, slices = nested.by_fold[v].of(pool.ladders)
+    at = seen(sums, (sums.fold != v).astype(np.float64)[None, :])
+    choice = int(pick(at, slices, target, MARGIN)[0])
+    return 0.0 if choice == NONE else float(at.saved[0, choice])
+
+
 # ---- the table --------------------------------------------------------------------------------------
 
 
 def judge(study: Study, nested: Nested, variant: Variant, target: float) -> Sums:
+    if variant.by_class == "found":
+        return frozen_by_found_class(study, nested, variant, target)
     pool = pool_of(variant, study)
     return frozen_by_class(study, nested, pool, target) if variant.by_class else nested.frozen(pool, target)
 
@@ -166,7 +198,7 @@ def compared(study: Study, variant: Variant, judged: Mapping[str, Sums]) -> str:
     """What the variant saves and loses beyond the one it stands against."""
     if variant is DEFAULT:
         return "| |"
-    if variant.by_class and max(np.unique(classes_of(study), return_counts=True)[1]) < SMALL_CLASS:
+    if variant.by_class == "declared" and max(np.unique(classes_of(study), return_counts=True)[1]) < SMALL_CLASS:
         return f"| | no class has {SMALL_CLASS} runs: all take the pooled level"
     found = difference(
         judged[variant.against], judged[variant.name], n_draws=N_DRAWS, rng=np.random.default_rng(0)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.learn.classes import find_classes, pooled_thresholds
-from suffice.signals.classes import Classes, Comparison, Rule, classes_from, with_class
+from suffice.learn.classes import find_classes
+from suffice.signals.classes import classes_from
 from suffice.types import Query
 
 
@@ -58,19 +58,7 @@ def test_every_query_has_a_class_and_plain_data_builds_the_same_classes(
     classes = FOUND
     query = Query(n_words=words, n_numbers=numbers, metadata=(("model", model),))
     assert classes.of(query) in {rule.name for rule in classes.rules}
-    assert classes_from(classes.describe()).of(query) == classes.of(query)
-
-
-def test_a_declared_class_wins_over_a_found_one() -> None:
-    classes = Classes([Rule((Comparison("n_words", above=True, value=3.0),)), Rule(())])
-    assert with_class(Query(n_words=9, query_class="billing"), classes).query_class == "billing"
-    assert with_class(Query(n_words=9), classes).query_class == "n_words > 3"
-    assert with_class(Query(n_words=2), classes).query_class == "every query"
-
-
-def test_a_class_that_is_too_small_takes_the_pooled_level() -> None:
-    levels = pooled_thresholds({"a": 0.3, "b": 0.9}, {"a": 500, "b": 12}, pooled=0.1)
-    assert levels == {"a": 0.3, "b": 0.1}
+    assert classes_from(classes.plain()).of(query) == classes.of(query)
 
 
 @pytest.mark.parametrize(

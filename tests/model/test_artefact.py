@@ -23,6 +23,7 @@ from tests.model.forest import N_FEATURES, rows, some_trees
 
 PROPERTY = settings(max_examples=30, derandomize=True, deadline=None)
 FLOATS = st.floats(-1e300, 1e300, allow_nan=False)
+TESTS = st.tuples(st.text(st.characters(), max_size=5), st.booleans(), FLOATS)
 FEATURES = ("step", "logit(confidence)", 'model="a*b \\ud800"', "n_words", "agreement*step")
 
 
@@ -37,6 +38,7 @@ def models(draw: st.DrawFn) -> StopModel:
         suffices=ensemble,
         hopeless=draw(st.none() | st.just(Ensemble((linear,)))),
         classes=tuple(draw(st.dictionaries(st.text(st.characters(), max_size=5), st.floats(0, 1_000))).items()),
+        found=tuple(draw(st.lists(st.lists(TESTS, max_size=3).map(tuple), max_size=3))),
         cost=draw(st.builds(Cost, st.floats(0, 4), st.floats(1e-6, 1e6))),
         trained=Trained(
             n_episodes=draw(st.integers(0, 10**9)), n_questions=3, digest=draw(st.text(st.characters(), max_size=9)),
@@ -131,6 +133,11 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("hopeless", [], "model.hopeless: got a list; a table"),
         ("hopeless.parts.0.intercept", math.inf, "model.hopeless.parts[0].intercept: got inf"),
         ("classes", [], "model.classes: got a list; a table"),
+        ("found", {}, "model.found: got a dict; a list of at most 1,000,000"),
+        ("found", [[]] * 65, "model.found: got 65 rules; at most 64"),
+        ("found", [7], "model.found[0]: got 7; a list of at most 16 tests"),
+        ("found", [[["n_words", 1, 2.0]]], "model.found[0][0]: got a list; [feature, above, value]"),
+        ("found", [[["n_words", True, None]]], "model.found[0][0][2]: got None; a finite number"),
         ("classes.hard", -1, "model.classes.hard: got -1; a number from 0 to 1000"),
         ("classes.hard", 10**400, "model.classes.hard: got a whole number of 1,329 bits"),
         ("cost.exponent", 5, "model.cost.exponent: got 5; a number from 0 to 4"),

@@ -98,6 +98,23 @@ def test_a_class_may_have_a_threshold_of_its_own() -> None:
         assert [name for name, decision in decided.items() if decision.stop] == stopped
 
 
+FOUND = ((("n_words", True, 20.0),), ())  # long questions, and all others
+
+
+def test_a_found_class_is_told_by_the_models_own_rules_and_not_by_what_was_declared() -> None:
+    own = (("n_words > 20", 0.01), ("every query", 0.3))
+    policy = Learned(model=model(classes=own, found=FOUND), threshold=0.1)
+    asked = {
+        "long": Query(n_words=30, query_class="every query"), "short": Query(n_words=5), "unread": Query(), "": None,
+    }  # fmt: skip
+    for confidence, stopped in ((0.75, ["short", "unread"]), (0.95, ["short", "unread", ""]), (0.995, list(asked))):
+        decided = {name: policy.decide(seen(confidence=confidence, query=query)) for name, query in asked.items()}
+        assert [name for name, decision in decided.items() if decision.stop] == stopped
+    for rules, says in (((("answer_streak", True, 1.0),), "known after the first token"), ((("x", True, 1.0),), "x")):
+        with pytest.raises(ConfigError, match=rf"policy\.learned\.model\.found: .*{says}"):
+            Learned(model=model(found=(rules,)))
+
+
 @pytest.mark.parametrize("on_hopeless", ["stop", "continue"])
 def test_it_goes_on_where_nothing_that_the_model_reads_of_the_run_is_known(on_hopeless: Any) -> None:
     sure = Ensemble((Linear((0.0, 0.0, 9.0, 0.0), 9.0),))  # the less is known, the surer
@@ -120,12 +137,17 @@ def test_the_first_step_that_passes_is_where_the_running_minimum_of_the_risk_wou
 
 
 @PROPERTY
-@given(seed=st.integers(0, 2**32), on_hopeless=st.sampled_from(["stop", "continue"]), by_cost=st.booleans())
-def test_columns_with_queries_are_decided_as_live(seed: int, on_hopeless: Any, by_cost: bool) -> None:
+@given(
+    seed=st.integers(0, 2**32), on_hopeless=st.sampled_from(["stop", "continue"]), by_cost=st.booleans(),
+    found=st.booleans(),
+)  # fmt: skip
+def test_columns_with_queries_are_decided_as_live(seed: int, on_hopeless: Any, by_cost: bool, found: bool) -> None:
     rng = np.random.default_rng(seed)
-    changes = {"classes": (("easy", 0.6),), "cost": Cost(0.5 if by_cost else 0.0, 5.0)}
+    changes: dict[str, Any] = {"classes": (("easy", 0.6),), "cost": Cost(0.5 if by_cost else 0.0, 5.0)}
+    if found:
+        changes |= {"classes": (("n_words > 20", 0.6),), "found": FOUND}
     policy = Learned(model=model(**changes), threshold=0.25, on_hopeless=on_hopeless)
-    queries = [Query(query_class="easy"), None, Query(query_class="hard")]
+    queries = [Query(query_class="easy", n_words=5), None, Query(query_class="hard", n_words=30)]
     runs = [(query, [step_of(rng, at) for at in range(1, 8)]) for query in queries]
     columns = observe_columns(policy.needs, "reasoning", runs)
     run = np.repeat(np.arange(3), 7)
@@ -136,8 +158,8 @@ def test_columns_with_queries_are_decided_as_live(seed: int, on_hopeless: Any, b
         live += [policy.decide(observer.observe(step)) for step in steps]
     expected = [CODES[decision.stop_reason] for decision in live]
     assert stops_of(policy, asked).tolist() == decide_rows(policy, asked).tolist() == expected
-    found = policy.risks(asked)
-    for decision, risk in zip(live, found.risk.tolist(), strict=True):
+    risks = policy.risks(asked).risk.tolist()
+    for decision, risk in zip(live, risks, strict=True):
         if decision.stop:
             assert decision.score == pytest.approx(risk, rel=1e-9)
 

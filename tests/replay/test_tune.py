@@ -13,11 +13,13 @@ import pytest
 
 from suffice.errors import ConfigError, TraceError
 from suffice.policy.base import POLICIES, build_policy, version_of
+from suffice.policy.columns import stops_of
 from suffice.policy.parameters import parameters_of
 from suffice.replay.points import seen
-from suffice.replay.runs import Runs
-from suffice.replay.scored import Scores, build_scored, model_named, names_of
-from suffice.replay.scores import SCORES, Score
+from suffice.replay.proposal import propose
+from suffice.replay.runs import Runs, first_stops
+from suffice.replay.scored import Scores, build_scored, learned_in, model_named, names_of, uses_classes
+from suffice.replay.scores import SCORES, Score, features_of, score_rows
 from suffice.replay.space import (
     FIXED,
     LEARNED,
@@ -33,7 +35,7 @@ from suffice.replay.space import (
 from suffice.replay.sums import N_FOLDS, folds_of
 from suffice.replay.survey import survey
 from suffice.replay.tune import Bench, Tuning, figure_of, make_bench, search, tune_runs, tune_set, winner_of
-from suffice.replay.tuned import Tuned, title_of
+from suffice.replay.tuned import Tuned, n_parts, title_of
 from suffice.signals.base import order_all
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
@@ -96,10 +98,13 @@ def test_every_policy_and_every_parameter_is_tried_or_left_out_with_a_reason() -
     assert all(LEFT_OUT.values())
 
 
-def size_of(kind: Kind, longest: int) -> Size:
+CLASSES = ("n_words > 20", "every query")
+
+
+def size_of(kind: Kind, longest: int, classes: tuple[str, ...] = ()) -> Size:
     return Size(
         kind=kind, longest=longest, few_tokens=40, many_tokens=900, models=tuple(names_of(SCORES)),
-        level=lambda _, share: share,
+        level=lambda _, share, name: share if name is None else 2 * share, classes=classes,
     )  # fmt: skip
 
 
@@ -123,6 +128,24 @@ def test_whatever_is_drawn_can_be_built_and_reads_what_is_there(kind: Kind, long
     assert refused < len(drawn) / 20
     alone = {spec["policy"] for spec in drawn if spec["policy"] not in SHAPES}
     assert alone >= {name for name in families(size) if name != LEARNED}
+
+
+def test_a_learned_policy_may_have_a_level_for_each_found_class_and_only_where_there_are_some() -> None:
+    size, names = size_of("samples", 12, CLASSES), names_of(SCORES)
+    specs = [draw_spec(Dice(seed), size) for seed in range(300)]
+    specs += [draw_spec(Dice(7, tried), size) for tried in first_tries(size, families(size))]
+    by_class = [spec for spec in specs if uses_classes(spec)]
+    assert 30 < len(by_class) < len(specs) / 2
+    for spec in by_class:
+        learned = learned_in(spec)
+        assert list(learned["classes"]) == list(CLASSES)
+        assert "at price" not in learned["model"]
+        assert n_parts(spec) == n_parts(spec | {"policy": spec["policy"]}) >= 2
+        assert "by class" in title_of(spec)
+    assert not any(uses_classes(draw_spec(Dice(seed), size_of("samples", 12))) for seed in range(300))
+    spec = {"policy": LEARNED, "model": "as-good", "threshold": 0.1, "classes": {"every query": 0.4, "gone": 0.9}}
+    policy = build_scored(spec, names, CLASSES)
+    assert getattr(policy, "classes", None) == (0.1, 0.4)  # a class of another search has no level here
 
 
 # ---- what is found --------------------------------------------------------------------------------
@@ -213,6 +236,32 @@ def test_the_same_seed_finds_the_same_and_learned_scores_are_among_what_is_tried
     bench = bench_of(tmp_path, quick, n_runs=300)
     other = replace(bench, asked=replace(quick, seed=1))
     assert tune_runs(bench, clock=never).folds != tune_runs(other, clock=never).folds
+
+
+def test_levels_by_class_are_tried_told_with_an_interval_and_carried_into_the_model(tmp_path: Path) -> None:
+    score = Score(name="suffices", target="suffices", parts="linear")
+    asked = Tuning(trials=45, max_em_drop=0.02, scores=(score,), n_draws=100, policies=(LEARNED,), classes=8)
+    bench = bench_of(tmp_path, asked, n_runs=1_500)
+    tuned = tune_runs(bench, clock=never)
+    assert any("by class" in title for title in tuned.winners) == (tuned.by_class is not None)
+    found = bench.classes(None)
+    assert found.classes is not None
+    levels = {name: 0.05 * (at + 1) for at, name in enumerate(found.names)}
+    assert len(levels) >= 2
+    spec = {"policy": LEARNED, "model": score.name, "threshold": 0.1, "classes": levels}
+    proposal = propose({"policy": "guarded", "inner": spec, "min_steps": 2}, bench.scores, classes=found.classes)
+    assert proposal.model is not None
+    assert dict(proposal.model.classes) == levels
+    assert "classes" not in str(proposal.spec)
+    policy, columns = proposal.policy(), bench.runs.readable()
+    live = first_stops(stops_of(policy, columns), bench.runs)
+    assert bench.scores is not None
+    model = bench.scores.model(("suffices", "linear"))
+    risk = 1 - score_rows(model, features_of(bench.runs, bench.scores.chosen))
+    level = np.array([levels.get(found.classes.of(query), 0.1) for query in bench.runs.queries])
+    passed = risk <= level[bench.runs.run_of_row] * (1 + 1e-9)
+    late = passed & (bench.runs.columns.values["step"] >= 2) & ~np.isnan(bench.runs.columns.answer)
+    assert live.row.tolist() == first_stops(late.astype(np.int8), bench.runs).row.tolist()
 
 
 def with_scores_again(folder: Path, asked: Tuning) -> Tuned:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
               help="Only these rules of the grid, comma-separated; 'learned' stands for the learned scores.")
 @click.option("--policy", "given", multiple=True, metavar="JSON",
               help="""Also a policy of yours, such as '{"policy": "beta", "threshold": 0.97}'.""")
+@click.option("--classes", type=click.IntRange(2, 64), metavar="N",
+              help="Also ours with a level for each of at most N classes that are found in the data.")
 @click.option("--margin", type=click.FloatRange(0, 10), metavar="Z",
               help="Standard errors that a frozen point keeps from the target  [default: 1]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of splits, bootstrap and trees.")
@@ -42,8 +44,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line for each set and policy, and nothing else.")
 def replay(
     files: tuple[Path, ...], fit_files: tuple[Path, ...], where: str | None, min_run_em: float | None,
-    max_em_drop: float, probe_tokens: int | None, policies: str | None, given: tuple[str, ...], margin: float | None,
-    seed: int, out: Path | None, *, no_report: bool, as_json: bool,
+    max_em_drop: float, probe_tokens: int | None, policies: str | None, given: tuple[str, ...], classes: int | None,
+    margin: float | None, seed: int, out: Path | None, *, no_report: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Replay stopping policies over recorded runs (Parquet or JSON lines).
 
@@ -55,7 +57,7 @@ def replay(
 
     load_plugins()
     try:
-        asked = _asked(max_em_drop, probe_tokens, policies, given, margin, seed)
+        asked = _asked(max_em_drop, probe_tokens, policies, given, classes, margin, seed)
         reports = _replay(files, fit_files, where, min_run_em, asked, quiet=as_json)
         _show(reports, out, no_report=no_report, as_json=as_json)
     except SufficeError as error:
@@ -64,8 +66,8 @@ def replay(
 
 
 def _asked(
-    max_em_drop: float, probe_tokens: int | None, policies: str | None, given: Sequence[str], margin: float | None,
-    seed: int,
+    max_em_drop: float, probe_tokens: int | None, policies: str | None, given: Sequence[str], classes: int | None,
+    margin: float | None, seed: int,
 ) -> Asked:  # fmt: skip
     from suffice.replay.points import MARGIN
     from suffice.replay.sets import Asked
@@ -77,6 +79,7 @@ def _asked(
         margin=MARGIN if margin is None else margin,
         families=tuple(name.strip() for name in policies.split(",")) if policies else (),
         policies={_label(spec): spec for spec in specs},
+        classes=classes or 0,
         seed=seed,
     )
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
               help="Seconds for all searches together; results then depend on the machine  [default: none]")
 @click.option("--policies", metavar="NAMES",
               help="Search among these alone, comma-separated; 'learned' stands for the learned scores.")
+@click.option("--classes", type=click.IntRange(2, 64), metavar="N",
+              help="Learned scores may have a level for each of at most N classes that are found in the data.")
 @click.option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
 @click.option("--min-run-em", type=click.FloatRange(0, 1, max_open=True), metavar="EM",
               help="Leave out a model's run whose full EM over the set is not above this.")
@@ -74,8 +76,8 @@ def tune(
 
 
 def _tuning(
-    max_em_drop: float, trials: int, time_limit: float | None, policies: str | None, probe_tokens: int | None,
-    margin: float | None, seed: int,
+    max_em_drop: float, trials: int, time_limit: float | None, policies: str | None, classes: int | None,
+    probe_tokens: int | None, margin: float | None, seed: int,
 ) -> Tuning:  # fmt: skip
     from suffice.replay.points import MARGIN
     from suffice.replay.tune import Tuning
@@ -86,6 +88,7 @@ def _tuning(
         trials=trials,
         time_limit_s=time_limit,
         policies=tuple(name.strip() for name in policies.split(",")) if policies else (),
+        classes=classes or 0,
         probe_tokens=probe_tokens,
         seed=seed,
     )
@@ -113,7 +116,8 @@ def _tune(data: Survey, tuning: Tuning, *, quiet: bool) -> tuple[Tuned, Bench]:
     shown = console.is_terminal and not quiet
     progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
     with progress if shown else nullcontext():
-        task = progress.add_task("looking at the files", total=(N_FOLDS + 1) * tuning.trials)
+        n_searches = N_FOLDS + 1 + (N_FOLDS if tuning.classes else 0)
+        task = progress.add_task("looking at the files", total=n_searches * tuning.trials)
 
         def tick(what: str) -> None:
             progress.update(task, description=what, advance=1 if what.startswith("searching") else 0)
@@ -124,7 +128,7 @@ def _tune(data: Survey, tuning: Tuning, *, quiet: bool) -> tuple[Tuned, Bench]:
 def _write(tuned: Tuned, bench: Bench, route: str, folder: Path | None) -> tuple[list[Path], Proposal]:
     from suffice.replay.proposal import propose, write_proposal
 
-    proposal = propose(tuned.proposal, bench.scores)
+    proposal = propose(tuned.proposal, bench.scores, classes=bench.classes(None).classes)
     if folder is None:
         return [], proposal
     seen = tuned.optimism
@@ -170,7 +174,7 @@ def _show(tuned: Tuned, proposal: Proposal, written: list[Path]) -> None:
         )
     console.print(
         f"target: EM drop at most {points(tuned.max_em_drop)}, kept by {tuned.margin:g} standard errors;"
-        f" {tuned.n_trials_in_all:,} trials in {len(tuned.folds) + 1} searches, seed {tuned.seed}\n"
+        f" {tuned.n_trials_in_all:,} trials in {tuned.n_searches} searches, seed {tuned.seed}\n"
     )
     _show_folds(tuned, console)
     _show_optimism(tuned, console)
@@ -220,4 +224,12 @@ def _show_optimism(tuned: Tuned, console: Console) -> None:
     ):
         console.print(f"{name:<10} {ranged(saved):>24} {ranged(drop):>24}")
     n_folds = len(tuned.folds)
+    if (by := tuned.by_class) is not None:
+        gained, low, high = map(percent, (by.saved, by.saved_interval.low, by.saved_interval.high))
+        ends = by.drop_interval
+        dropped, least, most = (percent(x, 2) for x in (by.drop, ends.low, ends.high))
+        console.print(
+            f"levels by class against as many trials without them, unseen: saved {gained} points ({low} to {high}),"
+            f" drop {dropped} ({least} to {most})"
+        )
     console.print("winners: " + ", ".join(f"{name} ({n} of {n_folds} folds)" for name, n in tuned.winners.items()))

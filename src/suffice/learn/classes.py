@@ -2,13 +2,13 @@
 
 A small decision tree over query signals alone, grown on whether the run's first answer was as good as the full
 run. Its leaves are the classes. None is smaller than `min_runs`, so a threshold of its own has something to
-stand on; a class that turns out smaller elsewhere takes the pooled threshold (`pooled_thresholds`).
+stand on; a class that is smaller elsewhere takes the pooled one (`replay.classed`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,18 +47,6 @@ def find_classes(
     return Classes([Rule(_merged(tests)) for tests in _leaves(tree, names)])
 
 
-def pooled_thresholds(
-    levels: Mapping[str, float], sizes: Mapping[str, int], pooled: float, *, min_runs: int = MIN_RUNS
-) -> dict[str, float]:
-    """Each class's own level where it has enough runs, else the pooled one.
-
-    levels  picked on the class alone
-    sizes   runs of each class
-    pooled  picked on all classes together
-    """
-    return {name: level if sizes.get(name, 0) >= min_runs else pooled for name, level in levels.items()}
-
-
 def _candidates(queries: Sequence[Query]) -> list[str]:
     """Features of the query that differ between enough runs to divide them."""
     marks: Counter[str] = Counter()
@@ -91,7 +79,6 @@ def _leaves(tree: Any, names: Sequence[str]) -> list[tuple[Comparison, ...]]:
         name, value = names[tree.feature[node]], float(tree.threshold[node])
         walk(tree.children_left[node], (*tests, Comparison(name, above=False, value=value)))
         walk(tree.children_right[node], (*tests, Comparison(name, above=True, value=value)))
-
 
     walk(0, ())
     return leaves

@@ -23,6 +23,7 @@ from suffice.model.ensemble import Ensemble, Part
 from suffice.model.linear import Linear
 from suffice.model.stop import Cost, StopModel, Trained
 from suffice.model.trees import LEAF, Tree, Trees
+from suffice.signals.classes import Classes
 
 _LAST_DIGITS = 1e-10  # relative: more than rounding, less than any two values that a tree was to tell apart
 
@@ -37,12 +38,14 @@ def export_stop_model(
     trained: Trained,
     cost: Cost | None = None,
     classes: Sequence[tuple[str, float]] = (),
+    found: Classes | None = None,
 ) -> StopModel:
     """What `learn.stop_model` fitted, as the artefact that the policy `learned` reads; `Fitted.scores` to 1e-6.
 
     trained  facts about the data; the versions of what fitted it are added
     cost     None: the risk is the plain probability
     classes  thresholds by query class, if they have their own
+    found    what says a query's class; None: it is the declared one
 
     Raises ValueError as `export_ensemble` does.
     """
@@ -53,6 +56,7 @@ def export_stop_model(
         trained=replace(trained, versions=(*trained.versions, *_versions())),
         cost=cost or Cost(),
         classes=tuple(classes),
+        found=() if found is None else found.plain(),
     )
 
 

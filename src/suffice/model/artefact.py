@@ -46,6 +46,7 @@ def load(source: bytes | Mapping[str, Any], *, where: str = "model") -> StopMode
         "suffices": _ensemble(table.table("suffices")),
         "hopeless": None if hopeless is None else _ensemble(hopeless),
         "classes": table.table("classes").pairs(),
+        "found": table.items("found") if "found" in table.content else (),
         "cost": _cost(table.table("cost")),
         "trained": _trained(table.table("trained")),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.model.ensemble import Ensemble
-from suffice.model.numbers import number, whole
+from suffice.model.numbers import number, shown, whole
 
 SCHEMA: Final = 1
 MOST_FEATURES: Final = 20_000
 MOST_CLASSES: Final = 1_000
+MOST_RULES: Final = 64
+MOST_TESTS: Final = 16         # of one rule
 MOST_RISK: Final = 1_000.0
 _MOST_COUNT: Final = 10**12
 
@@ -74,6 +76,8 @@ class StopModel:
     suffices    the first probability
     hopeless    the second; None: not learned
     classes     for a query class the threshold that replaces the policy's, sorted by class
+    found       rules that say a query's class, the first that holds, as `signals.classes` reads them: of each its
+                tests (feature, above, value); (): the class is the declared one
     cost        what the risk of a step is measured against
     address     `m-` and twelve hexadecimal digits of all of this: equal models, equal addresses, everywhere
     """
@@ -83,6 +87,7 @@ class StopModel:
     trained: Trained
     hopeless: Ensemble | None = None
     classes: tuple[tuple[str, float], ...] = ()
+    found: tuple[tuple[tuple[str, bool, float], ...], ...] = ()
     cost: Cost = Cost()
     address: str = field(init=False, compare=False, repr=False)
 
@@ -97,12 +102,14 @@ class StopModel:
             raise ConfigError(f"classes: got {len(self.classes):,}; at most {MOST_CLASSES:,}, each once")
         risks = {name: number(f"classes.{name:.60}", risk, least=0.0, most=MOST_RISK) for name, risk in self.classes}
         object.__setattr__(self, "classes", tuple(sorted(risks.items())))
+        object.__setattr__(self, "found", _rules(self.found))
         digest = hashlib.blake2b(canonical(self.plain()), digest_size=6).hexdigest()
         object.__setattr__(self, "address", f"m-{digest}")
 
     def plain(self) -> dict[str, Any]:
-        """The model as JSON has it; Any, because each key has its own type."""
-        return {
+        """The model as JSON has it; Any, because each key has its own type. `found` is there where there are rules."""
+        found = {"found": [[list(test) for test in rule] for rule in self.found]} if self.found else {}
+        return found | {
             "schema": SCHEMA,
             "features": list(self.features),
             "suffices": self.suffices.plain(),
@@ -123,6 +130,25 @@ class StopModel:
 def canonical(plain: Mapping[str, Any]) -> bytes:
     """The one way to write a mapping: keys sorted, no spaces, ASCII, every float by its shortest exact form."""
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _rules(rules: Sequence[object]) -> tuple[tuple[tuple[str, bool, float], ...], ...]:
+    """The rules with every number checked. What a feature means is for whoever reads queries."""
+    if len(rules) > MOST_RULES:
+        raise ConfigError(f"found: got {len(rules):,} rules; at most {MOST_RULES}")
+    return tuple(_tests(f"found[{at}]", rule) for at, rule in enumerate(rules))
+
+
+def _tests(where: str, rule: object) -> tuple[tuple[str, bool, float], ...]:
+    if not isinstance(rule, (list, tuple)) or len(rule) > MOST_TESTS:
+        raise ConfigError(f"{where}: got {shown(rule)}; a list of at most {MOST_TESTS} tests")
+    tests = []
+    for at, test in enumerate(rule):
+        fits = isinstance(test, (list, tuple)) and len(test) == 3
+        if not fits or not isinstance(test[0], str) or not isinstance(test[1], bool):
+            raise ConfigError(f"{where}[{at}]: got {shown(test)}; [feature, above, value]")
+        tests.append((test[0], test[1], number(f"{where}[{at}][2]", test[2])))
+    return tuple(tests)
 
 
 def _within(name: str, ensemble: Ensemble, n_features: int) -> None:

@@ -21,6 +21,7 @@ from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, 
 from suffice.policy.decisions import go_on, hopeless, suffices
 from suffice.policy.parameters import Checked, Range
 from suffice.policy.rules import STEPS
+from suffice.signals.classes import Classes, classes_from
 from suffice.signals.features import FeatureSet
 from suffice.types import Decision, Query, Signals
 
@@ -59,6 +60,7 @@ class Learned(Checked):
             raise ConfigError(
                 "policy.learned.model.features: got none that reads the run; at least one, beside steps and tokens"
             )
+        self._found  # noqa: B018 - rules that cannot be read must fail here
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ class Learned(Checked):
         row = self._features.row(s)
         p = model.suffices.score(row)
         risk = (1.0 - p) / model.cost.of(s.tokens_used / max(1, s.step))
-        threshold = self._threshold(s) if model.classes else self.threshold
+        threshold = self._threshold_of(s.query) if model.classes else self.threshold
         if risk > threshold * (1.0 + _SLACK) + _ALMOST_0:
             return go_on(f"risk {risk:.4g} is above {threshold:g}", risk)
         if not self._features.informed(s):
@@ -94,9 +96,8 @@ class Learned(Checked):
         threshold: float | NDArray[np.float64] = self.threshold
         asked = asked_of(columns)
         if self.model.classes and asked is not None:
-            own = dict(self.model.classes)
-            classes = ["" if query is None else query.query_class for query in asked.queries]
-            threshold = np.array([own.get(name, self.threshold) for name in classes], dtype=np.float64)[asked.run]
+            each = [self._threshold_of(query) for query in asked.queries]
+            threshold = np.array(each, dtype=np.float64)[asked.run]
         passed = (found.risk <= threshold * (1.0 + _SLACK) + _ALMOST_0) & (columns["step"] >= self.min_steps)
         return np.where(passed, found.code, np.int8(CONTINUE))
 
@@ -121,9 +122,20 @@ class Learned(Checked):
         return FeatureSet(self.model.features, where="policy.learned.model.features")
 
     @cached_property
+    def _found(self) -> Classes | None:
+        """The model's own rules for classes; None: classes are declared."""
+        try:
+            return classes_from(self.model.found) if self.model.found else None
+        except ConfigError as error:
+            raise ConfigError(f"policy.learned.model.found: {error}") from None
+
+    @cached_property
     def _thresholds(self) -> dict[str, float]:
         return dict(self.model.classes)
 
-    def _threshold(self, s: Signals) -> float:
+    def _threshold_of(self, query: Query | None) -> float:
         """The class's own, or the policy's."""
-        return self.threshold if s.query is None else self._thresholds.get(s.query.query_class, self.threshold)
+        if query is None:
+            return self.threshold
+        name = query.query_class if self._found is None else self._found.of(query)
+        return self._thresholds.get(name, self.threshold)

@@ -22,6 +22,7 @@ from suffice.policy.base import build_policy, stops_of
 from suffice.policy.protocol import Policy
 from suffice.policy.returning import return_step, returns_of
 from suffice.replay.runs import Floats, Halts, Runs, Says, first_bits, first_passages, first_stops
+from suffice.signals.classes import Classes
 from suffice.types import Kind
 
 # Folds that read the run's own text and tokens: a policy that needs no others asks for no probe before its stop.
@@ -76,6 +77,34 @@ class RiskRung:
     def asks(self) -> bool:
         """A learned score reads everything."""
         return True
+
+    def halts(self, risk: Says, code: NDArray[np.int8], runs: Runs) -> Halts:
+        """Where it ends each run: see `halts_at`."""
+        return halts_at(risk, np.array([self.level]), runs, code)[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassedRung:
+    """A learned score with a level of its own for some classes of queries."""
+
+    score: str
+    level: float                 # of queries of every other class
+    classes: Classes             # what says a query's class
+    levels: Mapping[str, float]  # by class
+    label: str
+    spec: Mapping[str, Any] | None = None
+
+    @property
+    def asks(self) -> bool:
+        """A learned score reads everything."""
+        return True
+
+    def halts(self, risk: Floats, code: NDArray[np.int8], runs: Runs) -> Halts:
+        """Where it ends each run: see `halts_at`."""
+        level = np.array([self.levels.get(self.classes.of(query), self.level) for query in runs.queries])
+        different, which = np.unique(level, return_inverse=True)
+        row = first_passages(risk, runs, different)[which, np.arange(len(runs))]
+        return Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

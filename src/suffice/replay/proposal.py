@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +25,11 @@ from suffice.model.artefact import Cost, StopModel, Trained, dump
 from suffice.policy.base import build_policy
 from suffice.policy.protocol import Policy
 from suffice.replay.atomic import whole_file, write_whole
-from suffice.replay.ladders import PolicyRung
+from suffice.replay.ladders import ClassedRung, PolicyRung
 from suffice.replay.runs import Bools, Runs
-from suffice.replay.scored import EVEN, HOPELESS_KEY, Named, Scores, model_named, with_model
+from suffice.replay.scored import EVEN, HOPELESS_KEY, Named, Scores, learned_in, model_named, with_model
 from suffice.replay.study import Frozen, Study
+from suffice.signals.classes import Classes
 
 MODEL_FILE: Final = "stop-model.json"
 POLICY_FILE: Final = "policy.toml"
@@ -49,10 +50,14 @@ class Proposal:
         return {**spec, "model": self.model}
 
 
-def propose(spec: Mapping[str, Any] | None, scores: Scores | None, *, left_out: Sequence[int] = ()) -> Proposal:
+def propose(
+    spec: Mapping[str, Any] | None, scores: Scores | None, *, classes: Classes | None = None,
+    left_out: Sequence[int] = (),
+) -> Proposal:  # fmt: skip
     """The live form of what a search chose; None is `never`.
 
     scores    where the model that the spec names comes from
+    classes   what says a query's class, where the spec has a level for each; None: it has none
     left_out  folds whose runs the model must not have seen; (): it is fitted on everything
 
     Raises ConfigError when scikit-learn is not installed.
@@ -61,8 +66,17 @@ def propose(spec: Mapping[str, Any] | None, scores: Scores | None, *, left_out: 
     if spec is None or name is None:
         return Proposal(spec=spec or {"policy": "never"}, model=None)
     assert scores is not None, "a spec names a model where there are scores"
-    model = _model(scores, scores.names[name], tuple(left_out))
-    return Proposal(spec=with_model(spec, lambda one: {**one, "model": MODEL_FILE}), model=model)
+    model, learned = _model(scores, scores.names[name], tuple(left_out)), learned_in(spec)
+    if classes is not None and "classes" in learned:
+        known = {rule.name for rule in classes.rules}
+        levels = tuple((name, level) for name, level in learned["classes"].items() if name in known)
+        model = replace(model, classes=levels, found=classes.plain())
+    return Proposal(spec=with_model(spec, _in_file), model=model)
+
+
+def _in_file(learned: Mapping[str, Any]) -> dict[str, Any]:
+    """A learned policy as a route writes it: its model, levels by class among it, stands in a file."""
+    return {key: value for key, value in learned.items() if key != "classes"} | {"model": MODEL_FILE}
 
 
 def write_proposal(
@@ -120,6 +134,8 @@ def propose_frozen(study: Study, frozen: Frozen, pool: str) -> Proposal:
     Raises ConfigError for a score whose features are not those of the model of hopeless runs.
     """
     rung = frozen.rungs[pool]
+    found = rung.classes if isinstance(rung, ClassedRung) else None
+    levels = tuple(rung.levels.items()) if isinstance(rung, ClassedRung) else ()
     if rung is None or isinstance(rung, PolicyRung):
         return Proposal(spec={"policy": "never"} if rung is None else rung.spec, model=None)
     score = next(score for score in study.options.scores if score.name == rung.score)
@@ -135,7 +151,9 @@ def propose_frozen(study: Study, frozen: Frozen, pool: str) -> Proposal:
         model = export_value_model(study.chosen(score), fitted, at, hopeless, trained=facts)
         return Proposal(spec=spec | {"threshold": EVEN}, model=model)
     cost = Cost(score.cost)
-    model = export_stop_model(study.chosen(score), fitted, hopeless, trained=facts, cost=cost)
+    model = export_stop_model(
+        study.chosen(score), fitted, hopeless, trained=facts, cost=cost, classes=levels, found=found
+    )
     return Proposal(spec=spec | {"threshold": rung.level}, model=model)
 
 

@@ -32,6 +32,7 @@ from suffice.types import Decision, Signals
 
 HOPELESS_KEY: Final[Key] = ("hopeless", "linear")
 PRICED: Final = " at price "  # in the word for a value model
+CLASS_COLUMN: Final = "class"  # number of a run's found class; not a number: it is too small, or there are none
 EVEN: Final = 0.5  # the threshold of a value model: the sigmoid of no advantage either way
 
 
@@ -44,6 +45,7 @@ class Scored:
     threshold: float
     on_hopeless: str = "continue"
     min_steps: int = 0
+    classes: tuple[float, ...] = ()  # thresholds of found classes, by number; (): all take `threshold`
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -59,8 +61,17 @@ class Scored:
         lost = known(columns, lost_column(self.score)) > 0
         answered = ~np.isnan(known(columns, "answer"))
         may = np.where(lost, self.on_hopeless == "stop", answered) & (columns["step"] >= self.min_steps)
-        passed = may & (known(columns, risk_column(self.score)) <= self.threshold)
+        passed = may & (known(columns, risk_column(self.score)) <= self._thresholds(columns))
         return np.where(passed, np.where(lost, np.int8(HOPELESS), np.int8(SUFFICES)), np.int8(CONTINUE))
+
+
+    def _thresholds(self, columns: Columns) -> Floats | float:
+        if not self.classes:
+            return self.threshold
+        of_class = known(columns, CLASS_COLUMN)
+        place = np.where(np.isnan(of_class), len(self.classes), of_class).astype(np.int64)
+        found: Floats = np.array([*self.classes, self.threshold])[place]
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,21 +177,29 @@ def advantage_risk(values: Values, x: Floats, price: int) -> Floats:
     return risk
 
 
-def build_scored(spec: Mapping[str, Any], names: Mapping[str, Named]) -> Policy:
+def build_scored(spec: Mapping[str, Any], names: Mapping[str, Named], classes: Sequence[str] = ()) -> Policy:
     """A policy of a spec in which `learned` names its model by a word. Any: parameters differ in type.
+
+    classes  names of the found classes, by number
 
     Raises ConfigError as `build_policy` does, and for a word that is no score.
     """
-    found = spec if model_named(spec) is None else with_model(spec, lambda one: _scored(one, names))
+    found = spec if model_named(spec) is None else with_model(spec, lambda one: _scored(one, names, classes))
     return found if isinstance(found, Scored) else build_policy(found)
 
 
 def model_named(spec: Mapping[str, Any]) -> str | None:
     """The word for a model in a spec, at any depth; None: nothing in it is learned."""
+    learned = learned_in(spec)
+    return str(learned["model"]) if learned else None
+
+
+def learned_in(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `learned` of a spec, at whatever depth; empty: nothing in it is learned. Any: parameters differ in type."""
     if spec.get("policy") == "learned":
-        return str(spec["model"])
-    inner = [spec["inner"]] if "inner" in spec else spec.get("policies", ())
-    return next((name for name in map(model_named, inner) if name is not None), None)
+        return spec
+    inside = [spec["inner"]] if "inner" in spec else spec.get("policies", ())
+    return next((found for found in map(learned_in, inside) if found), {})
 
 
 def with_model(spec: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Any]) -> Any:
@@ -195,8 +214,15 @@ def with_model(spec: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Any]
     return found
 
 
-def _scored(spec: Mapping[str, Any], names: Mapping[str, Named]) -> Scored:
-    given = {key: value for key, value in spec.items() if key not in ("policy", "model")}
+def uses_classes(spec: Mapping[str, Any]) -> bool:
+    """Has the learned policy in a spec a level for each class?"""
+    return "classes" in learned_in(spec)
+
+
+def _scored(spec: Mapping[str, Any], names: Mapping[str, Named], classes: Sequence[str]) -> Scored:
+    given = {key: value for key, value in spec.items() if key not in ("policy", "model", "classes")}
+    if own := spec.get("classes"):  # a class that another search had found has no level here
+        given["classes"] = tuple(own.get(name, spec["threshold"]) for name in classes)
     if spec["model"] not in names:
         raise ConfigError(f"policy.learned.model: got {spec['model']!r:.60}; known: {', '.join(names)}")
     return Scored(score=str(spec["model"]), **given)

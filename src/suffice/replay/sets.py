@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError
 from suffice.learn.features import DENSE
-from suffice.replay.ladders import Ladder, PolicyRung, RiskRung, given, levels_of, needs_of, published
+from suffice.replay.classed import Target, pick_classed
+from suffice.replay.ladders import ClassedRung, Ladder, PolicyRung, RiskRung, given, levels_of, needs_of, published
+from suffice.replay.nested import difference
 from suffice.replay.parts import Parts
 from suffice.replay.points import MARGIN, NONE, bootstrap, miss_share, pick_plainly, seen
 from suffice.replay.result import Choice, Family, Line, Point, SetReport
@@ -38,11 +40,13 @@ FALLBACKS = (
 TOO_SMALL_RUNS, TOO_SMALL_QUESTIONS = 1_000, 50
 
 LEARNED = "learned"
+OURS, BY_CLASS = "ours", "ours_by_class"
 HINDSIGHT = {"published": "hindsight", "ours": "ours_hindsight"}  # pool → its line picked after the fact
 DETAILED = ("ours", "published", "hindsight")                     # lines that are shown by class and by step
 FAMILIES: Mapping[str, tuple[Family, Choice]] = {
     "full": ("full", "fixed"),
-    "ours": ("ours", "frozen"),
+    OURS: ("ours", "frozen"),
+    BY_CLASS: ("ours", "frozen"),
     "ours_hindsight": ("ours", "hindsight"),
     "published": ("published", "frozen"),
     "hindsight": ("published", "hindsight"),
@@ -63,6 +67,7 @@ class Asked:
     families: tuple[str, ...] = ()                 # published rules and "learned"; (): all
     policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # given ones, by label
     scores: tuple[Score, ...] = SCORES
+    classes: int = 0                               # found in the data, at most, each with its own level; 0: none
     seed: int = 0
     n_draws: int = N_DRAWS
 
@@ -83,7 +88,8 @@ def replay_set(data: Survey, asked: Asked, *, fit: Sequence[Survey] = (), tick: 
     options = Options(max_em_drop=asked.max_em_drop, scores=scores, margin=asked.margin, seed=asked.seed)
     study = Study(source, [lad for lad in ladders if lad.origin == "published"], options, tick=lambda: tick("fitting"))
     pools = pools_of(ladders, scores)
-    frozen = [study.freeze(pools, None)] if fit else [study.freeze(pools, v) for v in range(N_FOLDS)]
+    folds: Sequence[int | None] = [None] if fit else range(N_FOLDS)
+    frozen = [_with_classes(study, v, asked, study.freeze(pools, v)) for v in folds]
     tick("picking")
     case = _Case(data, asked, study, pools, frozen, sample, longest)
     here = _lay_here(case) if fit else study.lay(None)
@@ -93,6 +99,16 @@ def replay_set(data: Survey, asked: Asked, *, fit: Sequence[Survey] = (), tick: 
     case.frozen[:] = [replace(one, rungs={**one.rungs, **late}) for one in frozen]
     everything = iter([sample]) if data.share >= 1 else reader.runs(data, 1.0)
     return _judge(case, everything, here, tuple(path.name for other in fit for path in other.files), tick)
+
+
+def _with_classes(study: Study, v: int | None, asked: Asked, frozen: Frozen) -> Frozen:
+    """Beside ours also ours by found classes, where that saves more on the questions that may be known."""
+    if not asked.classes or OURS not in frozen.rungs:
+        return frozen
+    picked = pick_classed(study, v, asked.classes, Target(asked.max_em_drop, asked.margin))
+    better = picked is not None and picked[1] > frozen.saved[OURS]
+    rung = picked[0] if picked is not None and better else frozen.rungs[OURS]
+    return replace(frozen, rungs={**frozen.rungs, BY_CLASS: rung})
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +169,7 @@ def pools_of(ladders: Sequence[Ladder], scores: Sequence[Score]) -> tuple[Pool, 
     pools = []
     if scores:
         fallbacks = tuple(name for name in names if name in FALLBACKS)
-        pools.append(Pool(name="ours", ladders=(*fallbacks, *(score.name for score in scores))))
+        pools.append(Pool(name=OURS, ladders=(*fallbacks, *(score.name for score in scores))))
     if names:
         pools.append(Pool(name="published", ladders=names))
     return (
@@ -217,7 +233,7 @@ def _judge(case: _Case, everything: Iterator[Runs], here: Laid, fitted_on: tuple
         frontier=_frontier(case, here),
         by_class=parts.by_class(),
         by_step=parts.by_step(),
-        notes=_notes(case, summing.n_questions, count, plain),
+        notes=(*_notes(case, summing.n_questions, count, plain), *_about_classes(case, names, sums)),
         fitted_on=fitted_on,
     )
 
@@ -225,8 +241,10 @@ def _judge(case: _Case, everything: Iterator[Runs], here: Laid, fitted_on: tuple
 def _order(case: _Case) -> list[str]:
     """The lines of the report, the one that counts first in each group."""
     pools = [pool.name for pool in case.pools]
-    late = [name for name in case.frozen[0].rungs if name not in pools]
-    return ["full", *pools, *late, "oracle_agree", "oracle_correct"]
+    by_class = [BY_CLASS] if BY_CLASS in case.frozen[0].rungs else []
+    late = [name for name in case.frozen[0].rungs if name not in (*pools, BY_CLASS)]
+    first = [name for name in pools if name == OURS]
+    return ["full", *first, *by_class, *pools[len(first):], *late, "oracle_agree", "oracle_correct"]
 
 
 def _halts(case: _Case, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
@@ -318,7 +336,7 @@ def _reduction(tokens: float, full_tokens: float) -> float:
     return 1 - tokens / full_tokens if full_tokens else 0.0
 
 
-def _chosen(name: str, rungs: Sequence[PolicyRung | RiskRung | None]) -> str:
+def _chosen(name: str, rungs: Sequence[PolicyRung | RiskRung | ClassedRung | None]) -> str:
     """Which rungs the folds settled on: "beta 0.95 (4 of 5 folds), never (1)"."""
     labels = Counter(
         "never stops" if rung is None else rung.score if isinstance(rung, RiskRung) else rung.label for rung in rungs
@@ -373,3 +391,23 @@ def _notes(case: _Case, n_questions: int, count: Counter[str], plain: Mapping[st
         share = count["answered"] / max(1, count["runs"])
         notes.append(f"only {share:.0%} of the full runs gave an answer; the others count as wrong")
     return tuple(notes)
+
+
+def _about_classes(case: _Case, names: Sequence[str], sums: Sums) -> tuple[str, ...]:
+    """What the found classes are, and what their own levels are worth, question by question."""
+    if BY_CLASS not in names:
+        return ()
+    rungs = [one.rungs[BY_CLASS] for one in case.frozen]
+    found = [rung for rung in rungs if isinstance(rung, ClassedRung)]
+    if not found:
+        return ("no classes were found that are large enough and save more with levels of their own",)
+    first, other = (sums.columns([names.index(name)]) for name in (OURS, BY_CLASS))
+    by = difference(first, other, n_draws=case.asked.n_draws, rng=np.random.default_rng(case.asked.seed))
+    saved, drop = by.saved_interval, by.drop_interval
+    classes = "; ".join(f"{name} ({level:.3g})" for name, level in found[0].levels.items())
+    told = (
+        f"levels by found class, in {len(found)} of {len(rungs)} folds, against one level for all: saved"
+        f" {100 * by.saved:+.1f} points ({100 * saved.low:+.1f} to {100 * saved.high:+.1f}), drop"
+        f" {100 * by.drop:+.2f} ({100 * drop.low:+.2f} to {100 * drop.high:+.2f}). Classes of the first: {classes}"
+    )
+    return (told,)

@@ -62,7 +62,9 @@ class Size:
     few_tokens: int            # of a short run …
     many_tokens: int           # … and of a long one
     models: tuple[str, ...] = ()                       # words for learned models, see `replay.scored`
-    level: Callable[[str, float], float] | None = None  # the risk at or below which a share of a model's steps is
+    # The risk at or below which a share of a model's steps is: of all runs, or of those of one of `classes`.
+    level: Callable[[str, float, str | None], float] | None = None
+    classes: tuple[str, ...] = ()                      # found ones that are large enough for a level of their own
 
 
 Draw: TypeAlias = Callable[[Trial, str, Size], Any]  # with the name under which the value is drawn
@@ -187,10 +189,18 @@ def first_tries(size: Size, names: Sequence[str]) -> list[dict[str, Any]]:
     scattered = [
         {**learned, "first.model": word, f"first.{word}.share": share} for share in _SHARES for word in words
     ]
+    if size.classes:
+        scattered += [_by_class(learned, word, share, len(size.classes)) for share in _SHARES[::2] for word in words]
     if prices:
         spread = [round(at * (len(prices) - 1) / (len(_SHARES) - 1)) for at in range(len(_SHARES))]
         scattered += [{**learned, "first.model": VALUE, "first.price": at} for at in spread]
     return tries + scattered
+
+
+def _by_class(learned: Mapping[str, Any], word: str, share: float, n_classes: int) -> dict[str, Any]:
+    """A try in which each class stops at that share of its own steps. Any: parameters differ in type."""
+    shares = {f"first.{word}.class {at}.share": share for at in range(1, n_classes + 1)}
+    return {**learned, "first.model": word, f"first.{word}.share": share, "first.by_class": True, **shares}
 
 
 def draw_spec(trial: Trial, size: Size, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -243,9 +253,20 @@ def _draw_learned(trial: Trial, place: str, size: Size) -> dict[str, Any]:
         model, threshold = prices[trial.suggest_int(f"{place}.price", 0, len(prices) - 1)], EVEN
     else:
         share = trial.suggest_float(f"{place}.{word}.share", _SHARES[0], _SHARES[-1], log=True)
-        model, threshold = word, size.level(word, share)
+        model, threshold = word, size.level(word, share, None)
     give_up = trial.suggest_categorical(f"{place}.on_hopeless", ("stop", "continue"))
-    return {"policy": LEARNED, "model": model, "threshold": threshold, "on_hopeless": give_up}
+    spec = {"policy": LEARNED, "model": model, "threshold": threshold, "on_hopeless": give_up}
+    if word == VALUE or not size.classes or not trial.suggest_categorical(f"{place}.by_class", (False, True)):
+        return spec
+    return {**spec, "classes": {name: _own_level(trial, f"{place}.{word}", size, name) for name in size.classes}}
+
+
+def _own_level(trial: Trial, place: str, size: Size, name: str) -> float:
+    """A class's level, by the share of its own steps that are at or below it."""
+    assert size.level is not None, "a size that names models says their levels"
+    at = size.classes.index(name) + 1
+    share = trial.suggest_float(f"{place}.class {at}.share", _SHARES[0], _SHARES[-1], log=True)
+    return size.level(place.rpartition(".")[2], share, name)
 
 
 def _words(size: Size) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from suffice.learn.features import Chosen
 from suffice.policy.columns import SUFFICES
-from suffice.replay.ladders import Ladder, PolicyRung, RiskRung, halts_at, halts_of, levels_of
+from suffice.replay.ladders import ClassedRung, Ladder, PolicyRung, RiskRung, halts_at, halts_of, levels_of
 from suffice.replay.points import MARGIN, NONE, pick, seen
 from suffice.replay.runs import Floats, Halts, Runs, Says
 from suffice.replay.scores import (
@@ -65,7 +65,8 @@ class Pool:
 class Frozen:
     """What one fold, or the runs of the `fit` files, settled on: a rung for each pool, and the models it needs."""
 
-    rungs: Mapping[str, PolicyRung | RiskRung | None]  # by pool; None: never stop
+    rungs: Mapping[str, PolicyRung | RiskRung | ClassedRung | None]  # by pool; None: never stop
+    saved: Mapping[str, float] = field(default_factory=dict)   # by pool: token reduction where the point was picked
     models: Mapping[str, Model] = field(default_factory=dict)  # by score, and "hopeless"
 
 
@@ -166,27 +167,34 @@ class Study:
         learned = {}
         for score in self.options.scores:
             risk, codes = self.risk(score, v)
-            learned[score.name] = Levels(risk, codes, levels_of(risk[train], N_LEVELS))
+            learned[score.name] = Levels(risk, codes, self.levels(risk[train]))
         return lay(self.runs, self._fixed, learned)
+
+    def levels(self, risk: Says) -> Floats:
+        """The levels of a score's ladder, from what it says of the rows that may be known."""
+        return levels_of(risk, N_LEVELS)
 
     # ---- points -----------------------------------------------------------------------------------
 
     def freeze(self, pools: Sequence[Pool], v: int | None) -> Frozen:
         """Pick each pool's point on the questions outside fold `v`, or on all; keep the models that it needs."""
         laid = self.lay(v)
-        rungs: dict[str, PolicyRung | RiskRung | None] = {}
+        rungs: dict[str, PolicyRung | RiskRung | ClassedRung | None] = {}
+        saved: dict[str, float] = {}
         for pool in pools:
             sums, of_pool, slices = laid.of(pool.ladders)
             weights = (np.ones(len(sums.n)) if v is None else (sums.fold != v).astype(np.float64))[None, :]
-            choice = int(pick(seen(sums, weights), slices, self.options.max_em_drop, self.options.margin)[0])
+            at = seen(sums, weights)
+            choice = int(pick(at, slices, self.options.max_em_drop, self.options.margin)[0])
             rungs[pool.name] = None if choice == NONE else of_pool[choice]
+            saved[pool.name] = 0.0 if choice == NONE else float(at.saved[0, choice])
         models: dict[str, Model] = {}
         if self.options.scores:
             left_out = () if v is None else (v,)
             models["hopeless"] = self._fits[True].model(HOPELESS_KEY, left_out)
             for score in self.options.scores:
                 models[score.name] = self._fits[score.query_signals].model((score.target, score.parts), left_out)
-        return Frozen(rungs=rungs, models=models)
+        return Frozen(rungs=rungs, saved=saved, models=models)
 
     def halts(self, frozen: Frozen, runs: Runs) -> dict[str, Halts]:
         """Where each frozen point ends runs that it has not seen, by its name in `frozen.rungs`."""
@@ -200,8 +208,7 @@ class Study:
             else:
                 if rung.score not in scored:
                     scored[rung.score] = self.score_others(rung.score, frozen, runs)
-                risk, codes = scored[rung.score]
-                found[name] = halts_at(risk, np.array([rung.level]), runs, codes)[0]
+                found[name] = rung.halts(*scored[rung.score], runs)
         return found
 
     def score_others(self, name: str, frozen: Frozen, runs: Runs) -> tuple[Says, NDArray[np.int8]]:

@@ -24,15 +24,17 @@ from suffice.errors import ConfigError, TraceError
 from suffice.learn.features import DENSE
 from suffice.policy.base import build_policy
 from suffice.policy.columns import AskedColumns, stops_of
+from suffice.replay.classed import FoundClasses, found_classes
 from suffice.replay.ladders import PolicyRung
+from suffice.replay.nested import Difference, difference
 from suffice.replay.points import MARGIN, Seen, seen
-from suffice.replay.runs import Floats, Runs, concatenate, first_stops, make_runs
-from suffice.replay.scored import Scores, build_scored, model_named
+from suffice.replay.runs import Bools, Floats, Runs, concatenate, first_stops, make_runs
+from suffice.replay.scored import CLASS_COLUMN, Scores, build_scored, model_named, uses_classes
 from suffice.replay.scores import SCORES, Score
 from suffice.replay.space import LEARNED, Size, draw_spec, families, first_tries, needs_of
 from suffice.replay.sums import FIELDS, N_FOLDS, Sums, columns_of, folds_of, groups_of
 from suffice.replay.survey import Survey
-from suffice.replay.tuned import Figure, Fold, Tuned, n_parts, optimism_of
+from suffice.replay.tuned import Figure, Fold, Tuned, n_parts, optimism_of, unseen_of
 from suffice.signals.features import FeatureSet
 
 Spec = Mapping[str, Any]  # what `build_policy` takes, a model named by a word. Any: parameters differ in type
@@ -52,6 +54,7 @@ class Tuning:
     time_limit_s: float | None = None  # for all searches together; None: only trials count
     policies: tuple[str, ...] = ()   # names to search among, "learned" for the learned scores; (): all that make sense
     scores: tuple[Score, ...] = SCORES
+    classes: int = 0                 # found in the data, at most, for levels of their own; 0: none
     probe_tokens: int | None = None  # a probe; None: as recorded, else 15 for `reasoning`
     seed: int = 0
     n_draws: int = 1_000             # of the bootstrap
@@ -79,8 +82,9 @@ class Bench:
     group: NDArray[np.int64] = field(init=False)  # question of each run
     base: Floats = field(init=False)
     _readable: AskedColumns = field(init=False)
-    _sorted: dict[tuple[str, int | None], Floats] = field(default_factory=dict)
+    _sorted: dict[tuple[str, int | None, str | None], Floats] = field(default_factory=dict)
     _known: dict[tuple[str, int | None], Floats] = field(default_factory=dict)
+    _classes: dict[int | None, FoundClasses] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Group the runs by question."""
@@ -105,8 +109,9 @@ class Bench:
             policy = build_policy(spec)
         else:
             assert self.scores is not None, "a spec names a model where there are scores"
-            policy = build_scored(spec, self.scores.names)
-            own = {**columns, **self.scores.columns(model, v)}
+            classes = self.classes(v)
+            policy = build_scored(spec, self.scores.names, classes.names)
+            own = {**columns, **self.scores.columns(model, v), CLASS_COLUMN: classes.number[self.runs.run_of_row]}
             columns = AskedColumns(own, queries=columns.queries, run=columns.run)
         halts = first_stops(stops_of(policy, columns), self.runs)
         asks = model is not None or PolicyRung(policy=policy, spec=spec, label="").asks
@@ -118,20 +123,36 @@ class Bench:
         taken = np.ones(len(self.fold)) if v is None else (self.fold != v).astype(np.float64)
         return taken[None, :]
 
-    def level(self, model: str, share: float, v: int | None) -> float:
-        """The risk at or below which that share of the steps is, in the runs outside fold `v`."""
-        if (model, v) not in self._sorted:
+    def taken(self, v: int | None) -> Bools:
+        """The runs that a search without fold `v` may look at, shape (E,)."""
+        return np.ones(len(self.runs), dtype=bool) if v is None else self.fold[self.group] != v
+
+    def classes(self, v: int | None) -> FoundClasses:
+        """The classes that a search without fold `v` finds."""
+        if v not in self._classes:
+            self._classes[v] = found_classes(self.runs, self.taken(v), self.asked.classes if self.scores else 0)
+        return self._classes[v]
+
+    def level(self, model: str, share: float, v: int | None, name: str | None = None) -> float:
+        """The risk at or below which that share of the steps is, in the runs outside fold `v`.
+
+        name  of a class: of its runs alone
+        """
+        place = (model, v, name)
+        if place not in self._sorted:
             assert self.scores is not None, "a level belongs to a score"
-            risk = next(iter(self.scores.columns(model, v).values()))
-            rows = np.ones(len(risk), dtype=bool) if v is None else (self.fold[self.group] != v)[self.runs.run_of_row]
-            known = risk[rows & np.isfinite(risk)]
-            self._sorted[model, v] = np.sort(known) if len(known) else np.zeros(1)
-        risks = self._sorted[model, v]
+            risk, mine = next(iter(self.scores.columns(model, v).values())), self.taken(v)
+            if name is not None:
+                classes = self.classes(v)
+                mine = mine & (classes.number == classes.names.index(name))
+            known = risk[mine[self.runs.run_of_row] & np.isfinite(risk)]
+            self._sorted[place] = np.sort(known) if len(known) else np.zeros(1)
+        risks = self._sorted[place]
         return float(f"{risks[min(len(risks) - 1, int(share * len(risks)))]:.6g}")
 
-    def size(self, v: int | None) -> Size:
-        """What may be tried: lengths of the runs outside fold `v`, and their models' levels."""
-        runs = np.ones(len(self.runs), dtype=bool) if v is None else self.fold[self.group] != v
+    def size(self, v: int | None, *, by_class: bool = False) -> Size:
+        """What may be tried: lengths of the runs outside fold `v`, their models' levels, and their found classes."""
+        runs = self.taken(v)
         few, many = np.quantile(self.runs.full_tokens[runs], [0.02, 0.98])
         models = tuple(self.scores.names) if self.scores is not None else ()
         return Size(
@@ -140,7 +161,8 @@ class Bench:
             few_tokens=max(1, int(few / 4)),
             many_tokens=max(2, int(many) + 1),
             models=models,
-            level=lambda model, share: self.level(model, share, v),
+            level=lambda model, share, name: self.level(model, share, v, name),
+            classes=self.classes(v).names if by_class else (),
         )
 
 
@@ -163,15 +185,20 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
     folds = [v for v in range(N_FOLDS) if (bench.fold == v).any()]
     if len(folds) < 2:
         raise TraceError(f"holds {len(bench.fold)} questions, too few to hold some of them back", file=runs.set)
-    searches: dict[int | None, Search] = {}
+    both = (False, True) if asked.classes else (False,)
+    plans: list[tuple[int | None, bool]] = [(v, by_class) for v in folds for by_class in both]
+    plans.append((None, asked.classes > 0))
+    searches: dict[tuple[int | None, bool], Search] = {}
     end_s = None if asked.time_limit_s is None else clock() + asked.time_limit_s
-    for at, v in enumerate([*folds, None]):
-        until = _share_of(end_s, len(folds) + 1 - at, clock)
-        what = "searching on all questions" if v is None else f"searching without fold {at + 1} of {len(folds)}"
+    for at, (v, by_class) in enumerate(plans):
+        until = _share_of(end_s, len(plans) - at, clock)
+        place = "on all questions" if v is None else f"without fold {folds.index(v) + 1} of {len(folds)}"
         also = [found.spec for found in searches.values() if found.spec is not None] if v is None else []
-        searches[v] = search(bench, v, until=until, clock=clock, tick=partial(tick, what), also=also)
-    nested = [(v, searches[v]) for v in folds]
-    final = searches[None]
+        searches[v, by_class] = search(
+            bench, v, by_class=by_class, until=until, clock=clock, tick=partial(tick, f"searching {place}"), also=also
+        )
+    nested = [(v, searches[v, asked.classes > 0]) for v in folds]
+    final = searches[None, asked.classes > 0]
     rng = np.random.default_rng(asked.seed)
     return Tuned(
         set=runs.set,
@@ -189,7 +216,19 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
         proposal_in_search=figure_of(seen(final.sums, bench.weights(None))),
         n_trials=final.n_trials,
         n_trials_in_all=sum(found.n_trials for found in searches.values()),
+        n_searches=len(searches),
+        by_class=_by_class([(v, searches[v, False]) for v in folds], nested, asked) if asked.classes else None,
     )
+
+
+def _by_class(
+    plain: Sequence[tuple[int, Search]], nested: Sequence[tuple[int, Search]], asked: Tuning
+) -> Difference | None:
+    """What searching with levels by class is worth on unseen questions; None: no winner has any."""
+    if not any(found.spec is not None and uses_classes(found.spec) for _, found in nested):
+        return None
+    without, within = (unseen_of([(v, found.sums) for v, found in of]) for of in (plain, nested))
+    return difference(without, within, n_draws=asked.n_draws, rng=np.random.default_rng(asked.seed))
 
 
 def make_bench(data: Survey, asked: Tuning, tick: Tick = lambda _: None) -> Bench:
@@ -215,13 +254,14 @@ def make_bench(data: Survey, asked: Tuning, tick: Tick = lambda _: None) -> Benc
 
 def search(
     bench: Bench, v: int | None, *, until: float | None, clock: Callable[[], float], tick: Callable[[], None],
-    also: Sequence[Spec] = (),
+    by_class: bool = False, also: Sequence[Spec] = (),
 ) -> Search:  # fmt: skip
     """Search on the questions outside fold `v`, or on all: of what meets the target, what saves most.
 
-    also  policies that are looked at beside those that are drawn
+    by_class  learned scores may have a level for each found class
+    also      policies that are looked at beside those that are drawn
     """
-    asked, size, weights = bench.asked, bench.size(v), bench.weights(v)
+    asked, size, weights = bench.asked, bench.size(v, by_class=by_class), bench.weights(v)
     study = _study(asked, size, bench.names)
     good: list[tuple[float, Spec]] = []
     for spec in also:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from suffice.assurance.bounds import Interval
+from suffice.replay.nested import Difference
 from suffice.replay.points import seen
 from suffice.replay.runs import Floats
 from suffice.replay.scored import PRICED, model_named
@@ -85,6 +86,8 @@ class Tuned:
     proposal_in_search: Figure
     n_trials: int                     # of that search
     n_trials_in_all: int
+    n_searches: int
+    by_class: Difference | None = None  # unseen: less what as many trials without levels by class find; None: no level
 
     @property
     def winners(self) -> dict[str, int]:
@@ -103,10 +106,7 @@ def optimism_of(nested: Sequence[tuple[int, Sums]], *, n_draws: int, rng: np.ran
     weights = np.concatenate([np.ones((1, n_groups)), drawn])  # the first row is what was seen
     looks = [_looked_at(sums, weights * (fold != v)) for v, sums in nested]
     in_search = np.nanmean(looks, axis=0)
-    values = nested[0][1].values.copy()
-    for v, sums in nested:
-        values[fold == v] = sums.values[fold == v]
-    unseen = _looked_at(Sums(fold=fold, base=nested[0][1].base, values=values), weights)
+    unseen = _looked_at(unseen_of(nested), weights)
     return Optimism(
         token_reduction_in_search=_ranged(in_search[:, 0]),
         token_reduction_unseen=_ranged(unseen[:, 0]),
@@ -117,20 +117,30 @@ def optimism_of(nested: Sequence[tuple[int, Sums]], *, n_draws: int, rng: np.ran
     )
 
 
+def unseen_of(nested: Sequence[tuple[int, Sums]]) -> Sums:
+    """All questions, each under the policy of the search that left its fold out."""
+    first = nested[0][1]
+    values = first.values.copy()
+    for v, sums in nested:
+        values[first.fold == v] = sums.values[first.fold == v]
+    return Sums(fold=first.fold, base=first.base, values=values)
+
+
 def title_of(spec: Mapping[str, Any] | None) -> str:
     """A policy's name without its parameters: "beta", "any-of(learned (as-good), esc)"."""
     if spec is None:
         return "never"
     name = str(spec["policy"])
     if name == "learned":
-        return f"learned ({str(model_named(spec)).partition(PRICED)[0]})"
+        by_class = ", by class" if "classes" in spec else ""
+        return f"learned ({str(model_named(spec)).partition(PRICED)[0]}{by_class})"
     inner = _inside(spec)
     return f"{name}({', '.join(title_of(one) for one in inner)})" if inner else name
 
 
 def n_parts(spec: Mapping[str, Any]) -> int:
-    """How many rules a policy is made of, what combines them included."""
-    return 1 + sum(map(n_parts, _inside(spec)))
+    """How many rules a policy is made of, what combines them and levels by class included."""
+    return 1 + ("classes" in spec) + sum(map(n_parts, _inside(spec)))
 
 
 def _inside(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ the class. Knows queries and refuses to know labels, thresholds and how the rule
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from suffice.errors import ConfigError
@@ -17,6 +17,7 @@ from suffice.types import Query, Signals
 
 MOST_RULES = 64
 MOST_TESTS = 16
+_MOST_QUERIES = 256  # whose class is remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,20 @@ class Classes:
         if self._features is not None and set(self._features.needs) - {"query"}:
             raise ConfigError(f"classes: {', '.join(self._features.needs)} are known after the first token only")
         self._index = {name: at for at, name in enumerate(names)}
+        self._remembered: dict[int, tuple[Query, str]] = {}
 
     def of(self, query: Query | None) -> str:
-        """The name of the first rule that holds; "" when none does."""
+        """The name of the first rule that holds; "" when none does. A query met lately costs next to nothing."""
+        if query is None:
+            return self._of(None)
+        seen = self._remembered.get(id(query))
+        if seen is None or seen[0] is not query:
+            if len(self._remembered) >= _MOST_QUERIES:
+                self._remembered.clear()
+            seen = self._remembered[id(query)] = (query, self._of(query))
+        return seen[1]
+
+    def _of(self, query: Query | None) -> str:
         row: Sequence[float] = ()
         if self._features is not None:
             row = self._features.row(Signals(step=0, tokens_used=0, query=query))
@@ -68,9 +80,9 @@ class Classes:
                 return rule.name
         return ""
 
-    def describe(self) -> list[list[list[Any]]]:
-        """The rules as plain data, for `classes_from`. Any: each test is [feature, above, value]."""
-        return [[[test.feature, test.above, test.value] for test in rule.tests] for rule in self.rules]
+    def plain(self) -> tuple[tuple[tuple[str, bool, float], ...], ...]:
+        """The rules as plain data, for `classes_from`: of each rule its tests (feature, above, value)."""
+        return tuple(tuple((test.feature, test.above, test.value) for test in rule.tests) for rule in self.rules)
 
 
 def classes_from(described: Sequence[Sequence[Sequence[Any]]]) -> Classes:
@@ -87,8 +99,3 @@ def classes_from(described: Sequence[Sequence[Sequence[Any]]]) -> Classes:
             tests.append(Comparison(test[0], test[1], float(test[2])))
         rules.append(Rule(tuple(tests)))
     return Classes(rules)
-
-
-def with_class(query: Query, classes: Classes) -> Query:
-    """The query with its found class, unless one was declared."""
-    return query if query.query_class else replace(query, query_class=classes.of(query))
