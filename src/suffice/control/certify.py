@@ -75,6 +75,7 @@ class RouteLoop:
     author    who decides
     expected  publications of that epoch that stand in the log, oldest first
     kept      audits from before that count in it
+    asked     episodes whose label was asked for
     seq       place of the last row that was read
     n         requests of the route so far
     level     in force
@@ -89,6 +90,7 @@ class RouteLoop:
     author: str
     expected: deque[Publication] = field(default_factory=deque)
     kept: Sequence[Audit] = ()
+    asked: set[str] = field(default_factory=set)
     seq: int = field(init=False)
     n: int = field(init=False)
     level: int = field(init=False)
@@ -109,7 +111,6 @@ class RouteLoop:
     _open: dict[str, Request] = field(default_factory=dict)
     _joining: Joining = field(init=False)
     _lateness: Lateness = field(init=False)
-    _asked: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Begin where the epoch began."""
@@ -372,7 +373,7 @@ class RouteLoop:
         promise = self.route.max_em_drop, self.route.confidence
         if promise != (self.epoch.max_em_drop, self.epoch.confidence):
             return self._start(f"the promise is {promise[0]:g} at {promise[1]:g} now", self.seq, self.audits, burst=0)
-        events: list[Event] = list(wanted(self.name, self.keeper, self.audits, self._asked, self._lateness.timeout_s))
+        events: list[Event] = list(wanted(self.name, self.keeper, self.audits, self.asked, self._lateness.timeout_s))
         pause = self._pause()
         if pause is not None:
             events.append(EnforcementPaused(pause))

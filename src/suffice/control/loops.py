@@ -27,7 +27,7 @@ from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.settings import Route, Settings
 from suffice.store.control_events import EpochBegan
 from suffice.store.decisions import read_artefact
-from suffice.store.epochs import last_place, place_before, publications, whole_episodes
+from suffice.store.epochs import labels_wanted, last_place, place_before, publications, whole_episodes
 from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.in_force import InForce, read_decided
 from suffice.store.views import read_events, reading
@@ -157,7 +157,7 @@ class Certify:
         return RouteLoop(
             name=name, route=route, control=self.settings.control, held=held, match=self._matched[name],
             load=self._load, author=self.author, expected=deque(publications(connection, name, epoch.number)),
-            kept=_kept(connection, epoch),
+            kept=_kept(connection, epoch), asked=labels_wanted(connection, name),
         )  # fmt: skip
 
     def _begin(self, name: str, held: InForce, here: _Round, since_seq: int, reason: str, *, at: int) -> InForce:

@@ -61,6 +61,7 @@ class Decisions:
         self.path, self.owner = path, owner
         self._claim, self._now, self._monotonic_s, self._lease_s = claim, now, monotonic_s, lease_s
         self._seen: dict[str, _Sight] = {}
+        self._closed = False
 
     @classmethod
     def open(
@@ -87,7 +88,10 @@ class Decisions:
         self.close()
 
     def close(self) -> None:
-        """Let everything go: leases that are still held pass on at once."""
+        """Let everything go: leases that are still held pass on at once. Closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         with contextlib.suppress(sqlite3.Error, StoreError), self._transaction() as connection:
             connection.execute("UPDATE leases SET held = 0 WHERE owner = ?", (self.owner,))
             connection.execute("DELETE FROM owners WHERE id = ?", (self.owner,))

@@ -34,6 +34,12 @@ def publications(connection: sqlite3.Connection, route: str, epoch: int) -> list
     return [one for one in found if one.epoch == epoch]
 
 
+def labels_wanted(connection: sqlite3.Connection, route: str) -> set[str]:
+    """Episodes of a route whose label was asked for."""
+    rows = connection.execute("SELECT key FROM events WHERE kind = 'label_wanted' AND route = ?", (route,)).fetchall()
+    return {key for (key,) in rows}
+
+
 def whole_episodes(
     connection: sqlite3.Connection, episodes: Sequence[str], until_seq: int
 ) -> list[tuple[Stored, Stored, list[Stored]]]:

@@ -1,0 +1,158 @@
+"""Jobs: one worker at a time, all of a decision or nothing, a history, and no failure that spreads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from suffice.control.jobs import Desk, LeaseLost, Report, Worker
+from suffice.errors import StoreError
+from suffice.store.decisions import Decisions
+from suffice.store.epochs import job_history
+from tests.store.test_decisions import Clock, began
+
+
+@dataclass
+class Counting:
+    """A job that writes one epoch each time, and may be disturbed in the middle."""
+
+    name: str = "count"
+    n: int = 0
+    n_forgotten: int = 0
+    disturb: Callable[[], None] = lambda: None
+    reports: Sequence[Report] = (Report(said="counted"),)
+    desks: list[Desk] = field(default_factory=list)
+
+    def run(self, desk: Desk) -> Sequence[Report]:
+        self.disturb()
+        desk.write([began(self.n + 1)])
+        self.n += 1
+        return self.reports
+
+    def forget(self) -> None:
+        self.n_forgotten += 1
+
+
+Make = Callable[..., Worker]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+@pytest.fixture
+def make(database: Path, clock: Clock) -> Iterator[Make]:
+    ids = itertools.count()
+    with ExitStack() as stack:
+
+        def made(*jobs: Counting) -> Worker:
+            decisions = stack.enter_context(Decisions.open(database, now=lambda: 5.0, monotonic_s=clock))
+            return Worker(
+                decisions=decisions, jobs=jobs, author="w", now=lambda: 5.0, monotonic_s=clock,
+                new_id=lambda: f"jr_{next(ids)}",
+            )
+
+        yield made
+
+
+def test_a_job_is_done_by_one_worker_and_passes_on_with_nothing_in_memory(make: Make) -> None:
+    first, second = Counting(), Counting()
+    one, other = make(first), make(second)
+    assert [report.said for report in one.round()] == ["counted"]
+    assert other.round() == []
+    assert (first.n, second.n, first.n_forgotten) == (1, 0, 1)
+    one.round()
+    assert first.n_forgotten == 1, "what is known stays known while the lease is held"
+    one.decisions.close()
+    other.round()
+    assert (second.n, second.n_forgotten) == (1, 1)
+
+
+def test_by_hand_it_says_who_has_it_and_leaves_a_history(make: Make, database: Path) -> None:
+    held, wanted = make(Counting()), make(Counting(reports=(Report(said="", route="quiz", at=7),)))
+    held.round()
+    assert wanted.once("count") is None
+    held.decisions.close()
+    reports = wanted.once("count")
+    assert reports is not None
+    assert [(report.route, report.at) for report in reports] == [("quiz", 7)]
+    history = job_history(database)
+    assert [(run.job, run.route, run.said, run.ok, run.author) for run in history] == [
+        ("count", "", "counted", True, "w"), ("count", "quiz", "nothing to do", True, "w")]
+    with pytest.raises(KeyError):
+        wanted.once("unheard of")
+
+
+def test_a_round_without_news_leaves_no_row(make: Make, database: Path) -> None:
+    quiet = make(Counting(reports=(Report(said=""),)))
+    assert quiet.round() == []
+    assert job_history(database) == []
+
+
+def test_a_worker_that_was_too_slow_writes_nothing_of_what_it_decided(
+    make: Make, clock: Clock, database: Path
+) -> None:
+    slow, quick = Counting(), Counting()
+    late, other = make(slow), make(quick)
+    late.round()
+    assert other.round() == []
+
+    def sleeps() -> None:
+        clock.now_s += 31.0
+        assert other.round() != []
+
+    slow.disturb = sleeps
+    assert late.round() == []
+    assert (slow.n, quick.n) == (1, 1)
+    assert slow.n_forgotten == 2
+    assert len(job_history(database)) == 2
+
+
+def test_a_desk_renews_and_says_when_the_lease_is_gone(make: Make, clock: Clock) -> None:
+    job = Counting()
+    worker, other = make(job), make(Counting())
+
+    def long_work() -> None:
+        desk = job.desks[-1]
+        for _ in range(4):
+            clock.now_s += 12.0
+            desk.renew()
+            assert other.round() == [], "renewed in time"
+
+    class Long(Counting):
+        def run(self, desk: Desk) -> Sequence[Report]:
+            self.desks.append(desk)
+            return Counting.run(self, desk)
+
+    job.__class__ = Long
+    job.disturb = long_work
+    assert worker.round() != []
+    clock.now_s += 40.0
+    assert other.round() != []
+    with pytest.raises(LeaseLost):
+        job.desks[-1].renew()
+
+
+def test_a_disk_that_fails_is_not_the_end(make: Make) -> None:
+    ill = Counting()
+
+    def fails() -> None:
+        raise StoreError("disk")
+
+    ill.disturb = fails
+    well = Counting(name="well")
+    worker = make(ill, well)
+    assert [report.said for report in worker.round()] == ["counted"]
+    ill.disturb = lambda: None
+    assert len(worker.round()) == 2
