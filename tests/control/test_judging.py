@@ -17,6 +17,7 @@ from suffice import Governor
 from suffice.assurance.judge import judge_error_bound
 from suffice.assurance.runs import current_label
 from suffice.cli.main import main
+from suffice.control.audits import Audit, Said, verdicts
 from suffice.control.judging import Judged, judge_labels
 from suffice.edge.judge import JudgeModel
 from suffice.rollout.assign import question_key
@@ -165,6 +166,25 @@ def test_a_judges_word_never_stands_over_a_persons() -> None:
     labels = [Label(seq=1, feedback=word), Label(seq=2, feedback=late)]
     assert current_label(labels) == word
     assert current_label(labels[1:]) == late
+
+
+def test_a_certificate_counts_no_word_of_a_judge_whose_charge_it_does_not_take_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = observed(tmp_path, [("bad", "good")] * 2, monkeypatch)
+    judge = Feedback(feedback_id="j", episode_id=ids[0], source="judge", correct=True)
+    said(tmp_path, judge, person(ids[1], correct=True))
+    audits = [
+        Audit(
+            seq=item.seq, at=n, ended_at_s=0.0, episode=item.episode,
+            labels=tuple(Said(label.seq, label.feedback) for label in item.labels),
+        )
+        for n, item in enumerate(read_episodes(tmp_path / "log.db"))
+    ]  # fmt: skip
+    assert all(audit.labels for audit in audits)
+    counts, contested = verdicts(audits, SCORER.match)
+    assert list(counts) == [ids[1]]
+    assert not contested
 
 
 def test_the_command_reads_questions_from_a_file_and_says_what_came_of_it(

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from suffice.assurance import trust
+from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import Match, SequencedLabel
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small, join
 from suffice.learn.censoring import Fate, fate
@@ -110,8 +111,13 @@ _NOBODY: Final = object()
 
 
 def _tells(said: Said) -> bool:
-    """Does it say what is right? Ratings and thumbs do not."""
-    return said.feedback.correct is not None or said.feedback.gold is not None
+    """Does it say what is right? Ratings and thumbs do not.
+
+    Nor does a judge model: nothing here takes its charge off the budget (`assurance.judge`), and without that its word
+    would promise what nobody measured.
+    """
+    feedback = said.feedback
+    return feedback.source != JUDGE and (feedback.correct is not None or feedback.gold is not None)
 
 
 def _meaning(audit: Audit, said: Feedback, match: Match) -> Hashable:
