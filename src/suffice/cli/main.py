@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "replay": ("suffice.cli.replay", "replay", "Replay stopping policies over recorded runs: frontier, plots, report."),
     "tune": ("suffice.cli.tune", "tune", "Search for a policy on recorded runs, and say how far to trust the find."),
     "estimate": ("suffice.cli.estimate", "estimate", "Predict from logs what stopping would save; makes no calls."),
+    "export": ("suffice.cli.export", "export", "Write training pairs from runs that were cut at their stop."),
     "feedback": ("suffice.cli.feedback", "feedback", "Have a judge model label what nobody else does."),
     "config": ("suffice.cli.config", "config", "Check a settings file, or show it with all defaults."),
 }

@@ -1,0 +1,173 @@
+"""Training lines for a language model from runs cut at a stop, so that its answers survive early termination.
+
+    Cut ──▶ line (supervised, or preference)        kept: the stop's answer stands    lost: it lost the right one
+
+A supervised line teaches to answer rightly from the thought so far. A preference line sets closing at the cut against
+going on: closing is chosen where the cut kept the answer, going on where it lost it. Prompts are grouped by their
+hash, so that none is in both files, and a line that holds what looks like a key is never made. Knows texts that its
+caller may use; refuses to know where they come from, and files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+from suffice.learn.groups import place_of
+
+Format: TypeAlias = Literal["supervised", "preference"]
+ThoughtAs: TypeAlias = Literal["tags", "field"]
+Seen: TypeAlias = Literal["audit", "observed", "stopped", "recorded"]
+Line: TypeAlias = Mapping[str, Any]     # one JSON object; each key has its own type
+Message: TypeAlias = Mapping[str, Any]  # as OpenAI's API has it
+
+# What keys and passwords look like. A prompt that only speaks of keys is no loss; a key in a model's weights is one.
+_SECRETS: Final = re.compile(
+    r"\bsk-[A-Za-z0-9_-]{16,}|\b(?:gh[pousr]|glpat|xox[abprs]|hf|npm)[_-][A-Za-z0-9_-]{16,}|\bgithub_pat_\w{20,}"
+    r"|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\."
+    r"|\b[Bb]earer\s+[\w.~+/-]{20,}"
+    r"|\b(?:password|passwd|secret|api[_-]?key|access[_-]?token)[\\\"']*\s*[:=]\s*[\\\"']*[^\s\\\"']{8,}",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Where a thought was cut and who decided it: what travels with every line."""
+
+    policy_version: str
+    certified: bool           # was that version certified at that level when it stopped, or would have
+    level: int | None         # None: the version has no levels
+    step: int                 # 1 is the first
+    n_steps: int | None       # of the full run; None: it was stopped, so nobody knows
+    seen: Seen                # how the run is known
+    model: str
+    exact: bool = True        # False: the place of the cut in the text was estimated from token counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """One run with its thought cut at the stop, and what is known of the answers on both ways."""
+
+    messages: tuple[Message, ...]  # the prompt
+    thought: str                   # up to the cut
+    rest: str | None               # behind it; None: it was never written, or is not at hand
+    answer: str                    # the right one to teach, in full words where they are at hand
+    stopped_answer: str | None     # what closing at the cut gives; None: not at hand
+    full_answer: str | None        # what the full run gives; None: hidden by the stop
+    kept: bool                     # the stop's answer stands
+    labelled: bool                 # a label says so; else it agrees with the full run's
+    stop: Stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How lines look."""
+
+    format: Format = "supervised"
+    thought_as: ThoughtAs = "tags"      # inside the content, or as `reasoning_content` beside it
+    think_open: str = "<think>\n"
+    think_close: str = "\n</think>\n\n"
+    val_share: float = 0.1              # of prompts, in [0, 1)
+
+
+@dataclass(slots=True)
+class Pairs:
+    """What came of the cuts; filled by `make_pairs` alone."""
+
+    train: list[Line] = field(default_factory=list)
+    val: list[Line] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)  # reason: cuts
+
+
+def make_pairs(cuts: Iterable[Cut], shape: Shape) -> Pairs:
+    """Lines for training and validation, in the order of the cuts; the same cuts, the same lines."""
+    pairs, seen = Pairs(), set[str]()
+    for cut in cuts:
+        why = _unfit(cut, shape)
+        if why is not None:
+            pairs.left_out[why] += 1
+            continue
+        group = prompt_group(cut.messages)
+        line = {**_said(cut, shape), **_provenance(cut, group)}
+        twin = _digest(f"{group}\0{cut.thought.strip()}\0{cut.answer.strip()}", 16)
+        if twin in seen:
+            pairs.left_out["the same prompt, thought and answer again"] += 1
+            continue
+        seen.add(twin)
+        (pairs.val if place_of(group, purpose="finetune") < shape.val_share else pairs.train).append(line)
+    return pairs
+
+
+def prompt_group(messages: Sequence[Message]) -> str:
+    """A hash of what a prompt says: case, white space and Unicode form aside, so that near twins stay together."""
+    words = [f"{message.get('role')}: {text_of(message.get('content'))}" for message in messages]
+    plain = " ".join(unicodedata.normalize("NFKC", "\n".join(words)).casefold().split())
+    return _digest(plain, 8)
+
+
+def _digest(text: str, n_bytes: int) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=n_bytes).hexdigest()
+
+
+def text_of(content: object) -> str:
+    """The text of a message's content, which may be a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = [part.get("text") for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
+    return "\n".join(part for part in parts if isinstance(part, str))
+
+
+def holds_secret(text: str) -> bool:
+    """Is there anything in it that looks like a key, a token or a password?"""
+    return _SECRETS.search(text) is not None
+
+
+def _unfit(cut: Cut, shape: Shape) -> str | None:
+    """Why no line is made of a cut; None: one is."""
+    if not cut.messages or not any(text_of(message.get("content")).strip() for message in cut.messages):
+        return "no prompt"
+    if not cut.thought.strip():
+        return "no thought before the stop"
+    if not cut.answer.strip():
+        return "no answer to teach"
+    if shape.format == "preference" and (cut.rest is None or not cut.rest.strip()):
+        return "nothing known behind the stop, which a preference needs"
+    if shape.format == "preference" and cut.stopped_answer is None:
+        return "no answer at the stop, which a preference needs"
+    tags = [tag for tag in (shape.think_open.strip(), shape.think_close.strip()) if tag]
+    if shape.thought_as == "tags" and any(tag in cut.thought + (cut.rest or "") for tag in tags):
+        return "a tag inside the thought"
+    texts = [text_of(message.get("content")) for message in cut.messages]
+    texts += [json.dumps(dict(message), ensure_ascii=False) for message in cut.messages]  # calls of tools, names …
+    texts += [cut.thought, cut.rest or "", cut.answer, cut.stopped_answer or "", cut.full_answer or ""]
+    return "holds what looks like a key" if any(map(holds_secret, texts)) else None
+
+
+def _said(cut: Cut, shape: Shape) -> Line:
+    """The part that a trainer reads."""
+    prompt = [dict(message) for message in cut.messages]
+    if shape.format == "supervised":
+        return {"messages": [*prompt, _assistant(cut.thought, cut.answer, shape)]}
+    at_cut = _assistant(cut.thought, cut.answer if cut.kept else cut.stopped_answer or "", shape)
+    in_full = _assistant(cut.thought + (cut.rest or ""), cut.full_answer or cut.answer, shape)
+    chosen, rejected = (at_cut, in_full) if cut.kept else (in_full, at_cut)
+    return {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
+
+
+def _assistant(thought: str, answer: str, shape: Shape) -> Message:
+    if shape.thought_as == "field":
+        return {"role": "assistant", "reasoning_content": thought, "content": answer}
+    return {"role": "assistant", "content": f"{shape.think_open}{thought.strip()}{shape.think_close}{answer}"}
+
+
+def _provenance(cut: Cut, group: str) -> Line:
+    """The part that a person, and the next export, reads."""
+    word = "kept" if cut.kept else "lost"
+    return {"cut": word, "labelled": cut.labelled, "prompt_group": group, "stop": asdict(cut.stop)}
