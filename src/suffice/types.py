@@ -355,6 +355,7 @@ class EvidenceSummary:
     n_lost: int = 0                        # of them, at the level: lost by the stop, or held to be lost
     e_value: float | None = None           # of the level, against "it loses the budget or more"; 1/delta accepts it
     share: float | None = None             # of tokens that the level would have saved on them
+    n_missing: int | None = None           # audits to the next level at the rates seen; None: no number, or no next one
     max_em_drop: float | None = None       # what was tested: the owner's budget, less what finishing may change
     confidence: float | None = None
     unit: str = "request"                  # what the audits are a sample of

@@ -269,6 +269,34 @@ def test_a_person_takes_enforcement_away_and_gives_it_back(
     assert (unknown.exit_code, unknown.stderr) == (2, "pause: unknown route 'q'; known: r\n")
 
 
+def test_status_says_where_a_route_stands_what_is_missing_and_what_happened_last(
+    command: Callable[..., click.testing.Result], folder: Path
+) -> None:
+    def lines() -> dict[str, str]:
+        shown = command("status", "--route", "r")
+        assert shown.exit_code == 0, shown.output
+        rows = [line for line in shown.stdout.splitlines() if line.startswith("  ")]
+        return {line[2:24].strip(): line[25:] for line in rows}
+
+    before = lines()
+    assert before["phase"] == "all in full: no control loop has begun with this route"
+    command("worker", "--once", "certify")
+    level = read_decided(folder / "log.db").of("r").level
+    then = lines()
+    assert then["phase"].startswith(f"certified, level {level} of 40: a drop below 8 points at 90%, saves ")
+    assert then["evidence"].startswith("319 audits in the window: fitted on 319 audits")
+    assert then["next level"] == "none: this is the last"
+    assert (then["last alarm"], then["control loop"][:11]) == ("none", "NOT RUNNING")
+    assert int(then["labels wanted"].partition(":")[0]) > 3
+    with worker(settings_for(folder)) as here:
+        here.round()
+        assert "control loop" not in lines(), "somebody looks after it"
+    command("pause", "r", "--reason", "maintenance")
+    assert lines()["phase"] == "PAUSED until somebody resumes it: maintenance"
+    told = json.loads(command("status", "--route", "r", "--json").stdout)["control"]
+    assert (told["phase"], told["level"], told["epoch"], told["n_levels"]) == ("paused", 0, 1, 40)
+
+
 # ---------------------------------------------------------------- beside a gateway
 
 

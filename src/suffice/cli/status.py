@@ -18,10 +18,12 @@ import click
 if TYPE_CHECKING:
     from suffice.assurance.estimate import Estimate, Measured, MoneyTotals, RouteReport, TokenTotals
     from suffice.assurance.evidence import Evidence
+    from suffice.cli.phase import Phase
     from suffice.settings import Route, Settings
     from suffice.store.views import RouteCounts
 
 EXACT = "exact string equality (no --config, so no route scorers)"
+LOUD = ("UNCERTIFIED", "PAUSED", "NOT RUNNING")  # how a line begins that a reader must not overlook
 SEED = 20_240_229  # of the bootstrap: the same log gives the same report
 
 
@@ -38,6 +40,7 @@ class RouteStatus:
     max_em_drop: float    # fraction: what a certificate would have to promise
     evidence: Evidence    # what is missing for it
     refused: str | None   # why the settings' "enforce" is not obeyed; None: it is, or was not asked for
+    control: Phase | None = None  # where it stands with its certificate; None: no control loop is meant for it
 
 
 @click.command()
@@ -75,10 +78,12 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
     import numpy as np
 
     from suffice.assurance.estimate import estimate_route
+    from suffice.cli.phase import phase_of, read_phases
     from suffice.errors import StoreError
+    from suffice.store.in_force import NOTHING
     from suffice.store.views import read_episodes, route_counts
 
-    counts = route_counts(database)
+    counts, phases = route_counts(database), read_phases(database)
     if route is not None and route not in (known := [one.route for one in counts]):
         names = ", ".join(name or '""' for name in known) or "none yet"
         raise StoreError(f"--route: no request of route {route!r} in {database}; routes seen: {names}")
@@ -95,7 +100,10 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
                 route=one.route, match=match, rng=np.random.default_rng(SEED), confidence=confidence,
             )
         refused = _refused(database, settings, one.route)
-        statuses.append(_status(report, one, scorer, confidence, max_em_drop, refused))
+        control = phases.get(one.route)
+        if control is None and configured is not None and configured.is_learned:
+            control = phase_of(NOTHING)
+        statuses.append(replace(_status(report, one, scorer, confidence, max_em_drop, refused), control=control))
     return statuses
 
 
@@ -196,7 +204,7 @@ def _print_route(one: RouteStatus) -> None:
     table.add_column(overflow="fold")
     for what, value in _lines(one):
         # Text, not str: a model's name or a reason may look like markup.
-        table.add_row(what, Text(value, style="bold red" if value.startswith("UNCERTIFIED") else ""))
+        table.add_row(what, Text(value, style="bold red" if value.startswith(LOUD) else ""))
     Console().print(table)
 
 
@@ -212,13 +220,13 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
     lines += [
         ("mode", one.mode + (f" (earlier: {', '.join(earlier)})" if earlier else "")),
         ("policy", one.policy_version or "none"),
-        ("certified", _certified(report)),
+        *_control(one),
         ("requests", f"{report.n_requests + one.n_without_outcome:,}{running}"),
         ("governed", _share(report.governed_share) + _reasons(", untouched: ", report.ungoverned)),
         ("ended", _reasons("", report.end_reasons) or "none yet"),
         ("stopped early", f"{report.n_stopped:,} (would have stopped in full runs: {report.n_would_stop:,})"),
         ("audits", f"{report.n_audits:,}{abandoned}"),
-        ("audits missing", _missing(one, sure)),
+        *([("audits missing", _missing(one, sure))] if one.control is None else []),
         ("labels", f"{report.n_labelled:,} requests, scored by {one.scorer}"),
         ("EM, full runs", _rate(measured.em_full, sure)),
         ("EM, live runs", _rate(measured.em_live, sure)),
@@ -240,6 +248,14 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
     return lines
 
 
+def _control(one: RouteStatus) -> list[tuple[str, str]]:
+    from suffice.cli.phase import phase_lines
+
+    if one.control is None:
+        return [("certified", _certified(one.report))]
+    return phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=one.mode == "enforce")
+
+
 def _missing(one: RouteStatus, sure: str) -> str:
     if not one.report.n_governed:
         return "nothing was governed yet"
@@ -254,11 +270,11 @@ def audits_missing(evidence: Evidence, *, max_em_drop: float, sure: str) -> str:
     seen = f"{evidence.n_disagreements:,} of {evidence.n_audits:,} disagree so far"
     if evidence.n_missing == 0:
         return f"none: {evidence.n_audits:,} are enough for {goal} ({seen})"
-    when = "no rate is known yet" if evidence.wait_s is None else f"in {_wait(evidence.wait_s)} at the present rate"
+    when = "no rate is known yet" if evidence.wait_s is None else f"in {wait(evidence.wait_s)} at the present rate"
     return f"{evidence.n_missing:,} more, {when}, if none of them disagrees, for {goal} ({seen})"
 
 
-def _wait(wait_s: float) -> str:
+def wait(wait_s: float) -> str:
     """A time to wait in the unit that reads best."""
     for unit, unit_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if wait_s >= 2 * unit_s:

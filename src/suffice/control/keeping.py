@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns, Bools, Ints
+from suffice.assurance.certify import audits_to_certify
+from suffice.learn.audits import AuditRuns, Bools, Ints, Small
 from suffice.learn.keeper import Keeper
 from suffice.types import EvidenceSummary
 
@@ -63,6 +64,23 @@ class LiveKeeper(Keeper):
         one = runs.take(np.array([number]))
         return int(served.rows_at(one, level)[0])
 
+    def _n_missing(self, z: Small) -> int | None:
+        """Audits still to come for the next level, if they show what those so far have shown; None: none would do.
+
+        z  outcomes that certify now, shape (n, M)
+        """
+        n, above = len(z), self.level + 1
+        if above >= z.shape[1] or not n:
+            return None
+        gained, lost = int((z[:, above] < 0).sum()), int((z[:, above] > 0).sum())
+        try:
+            needed = audits_to_certify(
+                (lost - gained) / n, max_em_drop=self.plan.max_em_drop, delta=self.plan.delta, gained=gained / n
+            )
+        except ValueError:
+            return None
+        return max(1, needed - n)
+
     def evidence(self) -> EvidenceSummary:
         """What stands behind the level in force."""
         plan, judged, runs = self.plan, self._epoch.judged, self._epoch.runs
@@ -79,6 +97,7 @@ class LiveKeeper(Keeper):
             n_lost=int((at > 0).sum()),
             e_value=exp(min(_MOST_LOG, float(self.log_e[self.level]))) if self.level else None,
             share=float(judged.saved[inside, self.level].sum()) / full if full else None,
+            n_missing=self._n_missing(z),
             max_em_drop=plan.max_em_drop,
             confidence=plan.confidence,
         )

@@ -188,3 +188,9 @@ def read_artefact(connection: sqlite3.Connection, address: str) -> str | None:
     """What is kept under an address; None: nothing. Whoever reads it checks that it still has that address."""
     found = connection.execute("SELECT body FROM artefacts WHERE address = ?", (address,)).fetchone()
     return None if found is None else str(found[0])
+
+
+def is_attended(connection: sqlite3.Connection, path: Path) -> bool:
+    """Does a living worker hold a job of this log now?"""
+    rows = connection.execute("SELECT o.lock FROM leases l JOIN owners o ON o.id = l.owner WHERE l.held = 1").fetchall()
+    return any(owners.is_alive(path.resolve(), lock) for (lock,) in rows)

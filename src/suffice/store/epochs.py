@@ -83,3 +83,13 @@ def job_history(path: Path | str, *, n: int = 50) -> list[JobRun]:
             "SELECT seq, body FROM events WHERE kind = 'job_ran' ORDER BY seq DESC LIMIT ?", (n,)
         ).fetchall()
     return [decoded(seq, JobRan, body).run for seq, body in reversed(rows)]
+
+
+def requests_since(connection: sqlite3.Connection, route: str, seq: int) -> int:
+    """Governed requests of a route behind a place of the log."""
+    found = connection.execute(
+        "SELECT count(*) FROM events WHERE kind = 'request' AND seq > ? AND route = ?"
+        " AND json_extract(body, '$.request.ungoverned') IS NULL",
+        (seq, route),
+    ).fetchone()
+    return int(found[0])
