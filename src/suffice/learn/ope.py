@@ -1,0 +1,260 @@
+"""Off-policy evaluation: what another policy would have earned, from the draws of the one that ran.
+
+    Logged (context, arm, odds of all arms, reward, was it learned by lot?) ──▶ Estimate (value, interval, n_effective)
+
+    naive    mean of what was seen under the target's arms      biased by who is drawn and by who complains; to compare
+    ips      weight x reward                                    unbiased, noisy
+    snips    the same over the sum of weights                   a little biased, calmer
+    dr       a guess for every arm, corrected by weight x miss  unbiased whatever the guess, calm where it is good
+
+Unbiased means: the odds are the true ones, and a reward either was learned by a lot of known odds or is worth nothing
+here. Rewards that came by themselves (who complains?) fit the guess of `dr` and never correct it. Intervals hold at
+every look and under drift: they cover the mean, over the rows so far, of what the target earns (`assurance.weighted`).
+
+Knows arrays; refuses to know routes, stores and clocks. Dudik, Langford, Li (2011), arXiv:1103.4601; intervals:
+Waudby-Smith et al. (2024), arXiv:2210.10768.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.assurance.weighted import lower_bound
+from suffice.learn.reward_model import Guess, ModelKind, fit_rewards
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+Bools: TypeAlias = NDArray[np.bool_]
+Method: TypeAlias = Literal["naive", "ips", "snips", "dr"]
+
+FIRST_FIT: Final = 32  # rows before the first guess is fitted; refitted whenever they have doubled
+REACH: Final = 8.0     # weight up to which the guess is used in full; any fixed number gives a valid interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Logged:
+    """N draws in the order in which they were made."""
+
+    x: Floats              # (N, d): contexts, as a reward model reads them; no intercept
+    arm: Ints              # (N,): what was drawn, 0 … K - 1
+    odds: Floats           # (N, K): P(arm) of every arm under the lottery that drew; rows sum to 1
+    reward: Floats         # (N,): not a number: unknown
+    by_lot: Bools          # (N,): was the reward learned because a lot chose this row? False for who complained
+    p_by_lot: Floats       # (N,): the odds of that lot, the same whatever the arm, in (0, 1]; 1: always learned
+    low: float = 0.0       # smallest reward there can be
+    high: float = 1.0      # largest
+
+    def __post_init__(self) -> None:
+        n = len(self.odds)
+        if not n == len(self.x) == len(self.arm) == len(self.reward) == len(self.by_lot) == len(self.p_by_lot):
+            raise ValueError(f"logged: need one of everything for each of {n} rows")
+        if n and not (np.abs(self.odds.sum(axis=1) - 1) < 1e-6).all():
+            raise ValueError("logged.odds: each row must sum to 1")
+        if n and (self.odds[np.arange(n), self.arm] <= 0).any():
+            raise ValueError("logged.odds: got 0 for an arm that was drawn; above 0")
+        if (self.p_by_lot <= 0).any() or (self.p_by_lot > 1).any():
+            raise ValueError("logged.p_by_lot: above 0, at most 1")
+        known = self.reward[~np.isnan(self.reward)]
+        if not self.low < self.high or (known < self.low).any() or (known > self.high).any():
+            raise ValueError(f"logged.reward: outside [{self.low:g}, {self.high:g}]")
+        if np.isnan(self.reward[self.by_lot]).any():
+            raise ValueError("logged.reward: unknown in a row whose lot was drawn; time-outs need a value, the bad one")
+
+    def __len__(self) -> int:
+        return len(self.arm)
+
+    @property
+    def n_arms(self) -> int:
+        """K."""
+        return int(self.odds.shape[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a policy would have earned, in the unit of the rewards."""
+
+    method: Method
+    value: float          # not a number: no row says anything
+    low: float            # with `confidence` the mean lies between the two, at every look
+    high: float
+    confidence: float
+    n: int                # rows
+    n_effective: float    # Kish: (sum of weights)^2 / sum of squares; few of many: the interval rests on few rows
+    largest_weight: float
+    clipped_share: float = 0.0  # of the weight, cut off by `clip`: bias of the value, never of the interval
+
+
+def naive(logged: Logged, target: Floats, *, confidence: float = 0.95) -> Estimate:
+    """Mean of all known rewards, weighted by the target's odds alone; what one would print without the lots.
+
+    Its interval is that of a plain mean, and as wrong as the mean. For comparison only.
+    """
+    _check(logged, target, confidence)
+    seen = ~np.isnan(logged.reward)
+    share = target[np.arange(len(logged)), logged.arm][seen]
+    reward = logged.reward[seen]
+    value = float(share @ reward / share.sum()) if share.sum() else float("nan")
+    spread = 2 * float(np.sqrt(share**2 @ (reward - value) ** 2) / share.sum()) if share.sum() else float("nan")
+    return Estimate(
+        method="naive", value=value, low=value - spread, high=value + spread, confidence=confidence, n=len(logged),
+        n_effective=_effective(share), largest_weight=float(share.max(initial=0.0)),
+    )  # fmt: skip
+
+
+def ips(
+    logged: Logged, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
+) -> Estimate:
+    """Inverse propensity score: the mean of weight x reward.
+
+    The weight is P(arm | target) / P(arm | logged lottery) / P(reward learned by lot), and 0 where it was not.
+
+    target  (N, K): the odds that the evaluated policy would have given, known without looking at rewards
+    clip    largest weight in `value`, above 0; None: none. Rewards are measured from `low`, so clipping can only make
+            the value too small; `clipped_share` of all weight is gone. `low` and `high` never clip
+    reach   weight up to which guesses support the interval; any number that was fixed before looking is valid
+
+    Raises ValueError for shapes that do not fit.
+    """
+    weights, value, clipped = _weighted(logged, target, confidence, clip)
+    mean = float((value * _unit(logged, logged.reward)).mean()) if len(logged) else float("nan")
+    bounds = _bounds(logged, target, weights, np.zeros_like(logged.odds), confidence, reach)
+    return _estimate("ips", mean, bounds, logged, weights, clipped, confidence)
+
+
+def snips(
+    logged: Logged, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
+) -> Estimate:
+    """Self-normalised IPS: the sum of weight x reward over the sum of weights; arguments as `ips`.
+
+    Swaminathan and Joachims (2015), NeurIPS 28. Always within the range of the rewards. Its interval is that of `dr`
+    with the mean so far as its guess, which has the same variance in the limit and is valid at every look.
+    """
+    weights, value, clipped = _weighted(logged, target, confidence, clip)
+    total = float(value.sum())
+    mean = float(value @ _unit(logged, logged.reward)) / total if total else float("nan")
+    bounds = _bounds(logged, target, weights, _running_mean(logged, weights), confidence, reach)
+    return _estimate("snips", mean, bounds, logged, weights, clipped, confidence)
+
+
+def dr(
+    logged: Logged, target: Floats, *, confidence: float = 0.95, kind: ModelKind = "ridge", reach: float = REACH
+) -> Estimate:
+    """Doubly robust: the target's guessed reward, plus weight x (reward - guess) where the reward was learned by lot.
+
+    Each row's guess was fitted on earlier rows only, on all rewards that are known, volunteered ones included; it is
+    fitted again whenever the rows have doubled. So the value is unbiased and the interval exact at every look.
+
+    target  as in `ips`
+    kind    logistic where rewards are right or wrong; ridge else
+    """
+    weights, _, _ = _weighted(logged, target, confidence, None)
+    guess = sequential_guess(logged, kind=kind)
+    mean = float(_terms(logged, target, weights, guess).mean()) if len(logged) else float("nan")
+    bounds = _bounds(logged, target, weights, guess, confidence, reach)
+    return _estimate("dr", mean, bounds, logged, weights, 0.0, confidence)
+
+
+def dr_terms(logged: Logged, target: Floats, *, kind: ModelKind = "ridge") -> Floats:
+    """One term a row whose mean is the value of `dr`, shape (N,): for differences of two targets on the same rows."""
+    weights, _, _ = _weighted(logged, target, 0.5, None)
+    terms = _terms(logged, target, weights, sequential_guess(logged, kind=kind))
+    return logged.low + (logged.high - logged.low) * terms
+
+
+def sequential_guess(logged: Logged, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
+    """Guessed rewards of all arms in every row, in [0, 1], each from earlier rows only, shape (N, K)."""
+    guess = np.full((len(logged), logged.n_arms), 0.5)
+    known = ~np.isnan(logged.reward)
+    unit = _unit(logged, logged.reward)
+    begin = first_fit
+    while begin < len(logged):
+        end = min(2 * begin, len(logged))
+        rows = np.flatnonzero(known[:begin])
+        fitted: Guess = fit_rewards(logged.x[rows], logged.arm[rows], unit[rows], n_arms=logged.n_arms, kind=kind)
+        guess[begin:end] = fitted(logged.x[begin:end])
+        begin = end
+    return guess
+
+
+# --------------------------------------------------------------------------- the parts
+
+
+def _check(logged: Logged, target: Floats, confidence: float) -> None:
+    if target.shape != logged.odds.shape or not 0 < confidence < 1:
+        raise ValueError(f"need a target of shape {logged.odds.shape}, 0 < confidence < 1; got {target.shape=}")
+    if len(logged) and ((target < 0).any() or not (np.abs(target.sum(axis=1) - 1) < 1e-6).all()):
+        raise ValueError("target: each row must be odds that sum to 1")
+    if ((target > 0) & (logged.odds <= 0)).any():
+        raise ValueError("target: gives odds to an arm that the lottery could not draw; nothing was learned of it")
+
+
+def _weighted(
+    logged: Logged, target: Floats, confidence: float, clip: float | None
+) -> tuple[Floats, Floats, float]:
+    """Weights (N,), the same clipped, and the share that clipping took; 0 where no lot taught the reward."""
+    _check(logged, target, confidence)
+    rows = np.arange(len(logged))
+    ratio = target[rows, logged.arm] / logged.odds[rows, logged.arm] / logged.p_by_lot
+    weights = np.where(logged.by_lot, ratio, 0.0)
+    if clip is None:
+        return weights, weights, 0.0
+    cut = np.minimum(weights, clip)
+    total = float(weights.sum())
+    return weights, cut, float(1 - cut.sum() / total) if total else 0.0
+
+
+def _unit(logged: Logged, reward: Floats) -> Floats:
+    """Rewards in [0, 1]; 0 where unknown, which only ever meets a weight of 0."""
+    return np.asarray(np.nan_to_num((reward - logged.low) / (logged.high - logged.low)))
+
+
+def _running_mean(logged: Logged, weights: Floats) -> Floats:
+    """The self-normalised mean of the rows before each row, for all arms alike."""
+    gained = weights * _unit(logged, logged.reward)
+    before, total = np.cumsum(gained) - gained, np.cumsum(weights) - weights
+    return np.repeat(((before + 0.5) / (total + 1))[:, np.newaxis], logged.n_arms, axis=1)
+
+
+def _terms(logged: Logged, target: Floats, weights: Floats, guess: Floats) -> Floats:
+    """One term a row, in the unit [0, 1], whose mean is the doubly robust value."""
+    of_arm = guess[np.arange(len(logged)), logged.arm]
+    return np.asarray((target * guess).sum(axis=1) + weights * (_unit(logged, logged.reward) - of_arm))
+
+
+def _bounds(
+    logged: Logged, target: Floats, weights: Floats, guess: Floats, confidence: float, reach: float
+) -> tuple[float, float]:
+    """Both ends in the unit [0, 1]. The upper one is one minus the lower end of what is missing to 1."""
+    alpha = (1 - confidence) / 2
+    missing = replace(logged, reward=logged.low + logged.high - logged.reward)
+    low = _low(logged, target, weights, guess, alpha, reach)
+    return low, 1 - _low(missing, target, weights, 1 - guess, alpha, reach)
+
+
+def _low(logged: Logged, target: Floats, weights: Floats, guess: Floats, alpha: float, reach: float) -> float:
+    """Lower end in the unit [0, 1]. The guess is cut where a weight could make a term fall below -reach."""
+    could_be = np.divide(target, logged.odds, out=np.zeros_like(target), where=logged.odds > 0)
+    could_be /= logged.p_by_lot[:, np.newaxis]
+    cut = np.minimum(guess, np.divide(reach, could_be, out=np.ones_like(guess), where=could_be > 0))
+    return lower_bound(_terms(logged, target, weights, cut), floor=reach if cut.any() else 0.0, alpha=alpha)
+
+
+def _estimate(
+    method: Method, mean: float, bounds: tuple[float, float], logged: Logged, weights: Floats, clipped: float,
+    confidence: float,
+) -> Estimate:  # fmt: skip
+    width = logged.high - logged.low
+    value, low, high = (logged.low + width * number for number in (mean, *bounds))
+    return Estimate(
+        method=method, value=value, low=low, high=high, confidence=confidence, n=len(logged),
+        n_effective=_effective(weights), largest_weight=float(weights.max(initial=0.0)), clipped_share=clipped,
+    )  # fmt: skip
+
+
+def _effective(weights: Floats) -> float:
+    squares = float((weights**2).sum())
+    return float(weights.sum()) ** 2 / squares if squares else 0.0
