@@ -1,0 +1,152 @@
+"""Effort and thinking budgets where the upstream cannot be cut: certified by asking twice on audits.
+
+    audit ──▶ draw_pair ──▶ one more call: an arm, or a second full run ──▶ Pair ──▶ certify_arms ──▶ arm in force
+
+The audit's client gets the full answer; both calls are paid for. Arms stand in order from the safe end and are accepted
+in this order until one fails, by the e-process of `assurance.paired`. Which arm is asked is a lot that looks at nothing
+but what is certified, so each arm's pairs are a plain sample of the traffic.
+
+Knows pairs and arms; refuses to know calls, clocks and stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from suffice.assurance.certify import Counts, certified_level, count
+from suffice.assurance.paired import PairedView, Repeats, log_wealth, upper_drop
+
+REPEAT_SHARE: Final = 0.1  # of the pairs: second full runs, for the noise
+WATCH_SHARE: Final = 0.3   # of the rest: arms that are certified already, the one in force above all
+WINDOW: Final = 2_000      # latest pairs of an arm that count
+
+
+@dataclass(frozen=True, slots=True)
+class PairDraw:
+    """Which second call an audit makes."""
+
+    arm: int           # 0: a second full run
+    propensity: float  # P(this arm), in (0, 1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One audit that was asked twice."""
+
+    arm: int                 # of the second call; 0: a second full run
+    disagrees: bool          # do the two answers differ?
+    z: int | None            # full right - arm right; None: they differ, and no label says who is right
+    due_s: float             # when a label that is still missing counts as a loss
+    full_tokens: int = 0
+    arm_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertifiedArms:
+    """What is proved of a route's arms."""
+
+    in_force: int                  # the most aggressive arm that is certified; 0: the full run
+    views: tuple[PairedView, ...]  # one for each arm behind the full run
+    log_e: tuple[float, ...]       # evidence against "loses the budget or more", likewise
+    repeats: Repeats
+
+
+def draw_pair(point: float, *, n_arms: int, in_force: int, repeat_share: float = REPEAT_SHARE) -> PairDraw:
+    """Draw the second call of one audit.
+
+    The first arm that is not certified gets most; certified ones are watched, half of it the one in force; an arm
+    further out gets nothing before its turn.
+
+    point         the unit's place in [0, 1), by keyed hash, so that a retry draws the same
+    n_arms        the full run included, at least 2
+    in_force      0 … n_arms - 1
+    repeat_share  in [0, 1)
+    """
+    odds = pair_odds(n_arms=n_arms, in_force=in_force, repeat_share=repeat_share)
+    arm = min(int(np.searchsorted(np.cumsum(odds), point, side="right")), int(np.flatnonzero(odds)[-1]))
+    return PairDraw(arm, float(odds[arm]))
+
+
+def pair_odds(*, n_arms: int, in_force: int, repeat_share: float = REPEAT_SHARE) -> tuple[float, ...]:
+    """The odds of each second call, as `draw_pair` draws; they sum to 1."""
+    if n_arms < 2 or not 0 <= in_force < n_arms or not 0 <= repeat_share < 1:
+        raise ValueError(f"need n_arms >= 2, 0 <= in_force < n_arms, repeat_share in [0, 1); got {n_arms=} {in_force=}")
+    odds = np.zeros(n_arms)
+    is_last = in_force == n_arms - 1
+    watched = 0.0 if in_force == 0 else 1.0 if is_last else WATCH_SHARE
+    odds[1 : in_force + 1] += watched / 2 / max(1, in_force)
+    odds[in_force] += watched / 2
+    if not is_last:
+        odds[in_force + 1] += 1 - watched
+    odds *= 1 - repeat_share
+    odds[0] = repeat_share
+    return tuple((odds / odds.sum()).tolist())
+
+
+def judge_pair(
+    full: str | None, arm: str | None, gold: str | None, match: Callable[[str | None, str], bool]
+) -> tuple[bool, int | None]:
+    """Do the two answers differ, and what did the arm lose? Answers as the scorer normalises them.
+
+    Two equal answers lose nothing, whatever is right; so do two that are missing. None is no answer and is wrong.
+    gold  None: nobody knows; then the loss is None where the answers differ
+    """
+    if full == arm:
+        return False, 0
+    if gold is None:
+        return True, None
+    return True, int(full is not None and match(full, gold)) - int(arm is not None and match(arm, gold))
+
+
+def certify_arms(
+    pairs: Sequence[Pair], *, n_arms: int, max_em_drop: float, delta: float, now_s: float, window: int = WINDOW
+) -> CertifiedArms:
+    """What the pairs prove, in any order of arms; the latest `window` of each arm count.
+
+    A pair counts once its label is due, whether it differs or not: to count the equal ones at once and wait for the
+    others would be optimistic. One that differs and has no label by then is a loss.
+
+    pairs  oldest first
+    delta  probability of ever accepting an arm that breaks the budget, in (0, 1)
+    """
+    due = [pair for pair in pairs if pair.due_s <= now_s]
+    of_arm = [[pair for pair in due if pair.arm == arm][-window:] for arm in range(n_arms)]
+    repeats = Repeats(
+        n=len(of_arm[0]),
+        n_disagree=sum(pair.disagrees for pair in of_arm[0]),
+        n_flips=sum(pair.z not in (0, None) for pair in of_arm[0]),
+    )
+    counts = _counts([[_loss(pair) for pair in some] for some in of_arm])
+    wealth = log_wealth(counts, max_em_drop=max_em_drop)
+    highs = upper_drop(counts, delta=delta)
+    return CertifiedArms(
+        in_force=certified_level(wealth, delta=delta),
+        views=tuple(_view(of_arm[arm], float(highs[arm]), repeats) for arm in range(1, n_arms)),
+        log_e=tuple(wealth[1:].tolist()),
+        repeats=repeats,
+    )
+
+
+def _loss(pair: Pair) -> int:
+    return 1 if pair.z is None else pair.z
+
+
+def _counts(z: Sequence[Sequence[int]]) -> Counts:
+    each = [count(np.array(some, dtype=np.int8).reshape(-1, 1)) for some in z]
+    return Counts(*(np.concatenate([getattr(one, name) for one in each]) for name in ("gained", "same", "lost")))
+
+
+def _view(pairs: Sequence[Pair], high: float, repeats: Repeats) -> PairedView:
+    n, full = len(pairs), sum(pair.full_tokens for pair in pairs)
+    return PairedView(
+        n=n,
+        drop=sum(_loss(pair) for pair in pairs) / n if n else float("nan"),
+        drop_high=high,
+        disagreement=sum(pair.disagrees for pair in pairs) / n if n else float("nan"),
+        repeats=repeats,
+        saved_share=1 - sum(pair.arm_tokens for pair in pairs) / full if full else None,
+    )
