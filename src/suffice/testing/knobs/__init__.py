@@ -1,0 +1,15 @@
+"""Worlds in which arms can be tuned and whose truth is known, and learners that live in them.
+
+    story(name) ──▶ Story (worlds, labels) ──▶ run_tuner, run_greedy, run_fixed ──▶ Lived (reward, drop, by request)
+
+`worlds` has the truth, `lives` lets a learner see what it would see. Rewards are expectations, so that a comparison of
+learners has no noise but that of what they learned.
+"""
+
+from suffice.testing.knobs.lives import Lived, best_fixed, hindsight, run_fixed, run_greedy, run_tuner, tuning_of
+from suffice.testing.knobs.worlds import ARMS, CLASSES, SCENARIOS, Labels, Story, World, story
+
+__all__ = [
+    "ARMS", "CLASSES", "SCENARIOS", "Labels", "Lived", "Story", "World", "best_fixed", "hindsight", "run_fixed",
+    "run_greedy", "run_tuner", "story", "tuning_of",
+]  # fmt: skip

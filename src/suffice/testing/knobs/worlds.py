@@ -1,0 +1,105 @@
+"""What is true: classes of requests, what each arm loses, gains and costs there, and how labels come.
+
+A full run is right or wrong; an arm may lose that, gain it, or merely answer otherwise. Easy questions need next to no
+thought and hard ones all of it, so no arm is right for all classes. Worlds may follow each other within a story.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.learn.arms import Arm
+
+Floats = NDArray[np.float64]
+
+CLASSES: Final = ("easy", "medium", "hard")
+ARMS: Final = (
+    Arm(name="full"),
+    Arm(name="trim", expected_share=0.8, knobs={"budget_tokens": 4_000}),
+    Arm(name="short", expected_share=0.6, knobs={"budget_tokens": 2_000}),
+    Arm(name="brief", expected_share=0.4, knobs={"budget_tokens": 1_000}),
+    Arm(name="terse", expected_share=0.25, knobs={"budget_tokens": 500}),
+    Arm(name="none", expected_share=0.05, knobs={"budget_tokens": 0}),
+)
+SCENARIOS: Final = ("steady", "drifting", "cold", "delayed", "censored", "poisoned")
+SECONDS_A_REQUEST: Final = 5.0
+FULL_TOKENS: Final = 1_000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class World:
+    """What is true for a while. Rows are classes, columns arms."""
+
+    mix: Floats      # (C,): part of the requests that each class is
+    right: Floats    # (C,): P(the full run is right)
+    lost: Floats     # (C, K): P(the full run is right and the arm is wrong)
+    gained: Floats   # (C, K): P(the arm alone is right)
+    differ: Floats   # (C, K): P(other answers, both wrong)
+    shares: Floats   # (C, K): tokens over those of a mean full run
+
+    @property
+    def drop(self) -> Floats:
+        """EM drop of each class and arm, shape (C, K)."""
+        return self.lost - self.gained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """How the labels of disagreeing audits come."""
+
+    delay_s: float = 600.0       # on average; none takes more than half as long again
+    p_if_lost: float = 1.0       # that one comes where the arm lost
+    p_otherwise: float = 1.0
+    liars: tuple[tuple[str, float], ...] = ()  # keys of users with the part that they label: "nothing lost", always
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Story:
+    """A scenario: how many requests, which worlds one after the other, which labels."""
+
+    n_requests: int
+    worlds: tuple[World, ...]    # each for an equal part of the requests
+    labels: Labels = Labels()
+
+    def world(self, request: int) -> World:
+        """The world that a request lives in."""
+        return self.worlds[min(len(self.worlds) - 1, request * len(self.worlds) // self.n_requests)]
+
+
+def story(name: str, n_requests: int = 200_000) -> Story:
+    """A scenario of SCENARIOS; a cold one has a twentieth of the requests. Raises KeyError for another name."""
+    base = world()
+    if name == "drifting":
+        harder = world(mix=(0.3, 0.3, 0.4), worse=(1.0, 4.0, 1.5))
+        turned = world(worse=(25.0, 1.0, 0.2))  # the easy ones have become treacherous, the hard ones harmless
+        return Story(n_requests=n_requests, worlds=(base, harder, turned))
+    if name == "cold":
+        return Story(n_requests=n_requests // 20, worlds=(base,))
+    many = tuple((f"sybil-{i}", 0.01) for i in range(20))
+    labels = {
+        "steady": Labels(),
+        "delayed": Labels(delay_s=20_000.0),
+        "censored": Labels(p_if_lost=0.9, p_otherwise=0.4),
+        "poisoned": Labels(liars=(("mallory", 0.3), *many)),
+    }
+    return Story(n_requests=n_requests, worlds=(base,), labels=labels[name])
+
+
+def world(
+    *, mix: tuple[float, float, float] = (0.5, 0.3, 0.2), worse: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> World:
+    """The usual world, with each class's losses multiplied."""
+    usual = np.array([
+        [0.0, 0.000, 0.001, 0.001, 0.002, 0.15],
+        [0.0, 0.001, 0.004, 0.015, 0.060, 0.30],
+        [0.0, 0.004, 0.050, 0.120, 0.200, 0.45],
+    ])  # fmt: skip
+    lost = np.minimum(usual * np.array(worse)[:, np.newaxis], 0.5)
+    shares = np.array([arm.expected_share for arm in ARMS]) * np.array([[0.8], [1.0], [1.5]])
+    return World(
+        mix=np.array(mix), right=np.array([0.95, 0.85, 0.6]), lost=lost, gained=0.2 * lost, differ=lost, shares=shares
+    )
