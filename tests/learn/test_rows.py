@@ -39,7 +39,19 @@ def test_the_odds_follow_the_way_that_a_run_went() -> None:
     stops = {p_full(e.request, e.outcome) for e in audits if e.outcome.stop_step is not None}
     others = {p_full(e.request, e.outcome) for e in audits if e.outcome.stop_step is None}
     assert (stops, others) == ({0.1}, {1.0})
-    assert {p_full(e.request, e.outcome, live_stands=False) for e in audits} == {0.1}
+    assert {p_full(e.request, e.outcome, live_share=0.0) for e in audits} == {0.1}
+    halved = {p_full(e.request, e.outcome, live_share=0.5) for e in audits if e.outcome.stop_step is None}
+    assert halved == {0.1 + 0.9 * 0.5}
+
+
+def test_of_very_many_live_runs_a_part_is_drawn_that_stands_for_all() -> None:
+    data = build(SEEN, match=match, most_live=300)
+    n_live = int((~data.by_design).sum())
+    assert 240 < n_live < 360
+    assert data.left_out["live, not stopped, enough others are there"] > 500
+    weight = full_weights(data)
+    assert weight.sum() == pytest.approx(N, rel=0.12)
+    assert np.average(data.full_tokens, weights=weight) == pytest.approx(ALL.full_tokens.mean(), rel=0.02)
 
 
 def test_a_live_run_that_should_have_been_stopped_and_was_not_stands_for_nobody() -> None:
@@ -76,7 +88,7 @@ def test_weights_fade_with_age_and_sum_to_no_more_evidence_than_there_is() -> No
     run, first = np.unique(taken.x[:, 0].astype(int), return_index=True)
     weight = taken.weight[first]
     assert weight.sum() == pytest.approx((0.5 ** (data.age[run] / 50.0)).sum())
-    like = data.p_full[run] == 1.0
+    like = data.p_full[run] == data.p_full[run].max()
     ratio = weight[like] / 0.5 ** (data.age[run][like] / 50.0)
     assert ratio == pytest.approx(ratio[0])
 

@@ -65,13 +65,15 @@ def by_design(request: Request) -> bool:
     return request.mode == "observe" or request.audit
 
 
-def p_full(request: Request, outcome: Outcome, *, live_stands: bool = True) -> float:
-    """P(a run that goes as this one is seen in full), in (0, 1]; for runs of fate `full` or `abandoned` alone.
+def p_full(request: Request, outcome: Outcome, *, live_share: float = 1.0) -> float:
+    """P(a run that goes as this one is kept in full), in (0, 1]; for runs of fate `full` or `abandoned` alone.
 
     Holds where a decision is a function of what the run shows, as for every policy of the table.
 
-    live_stands  False: live runs that were not stopped take no part, so that audits stand for them, too
+    live_share  of live runs that were not stopped, those that are kept, by a lot of their own; 0: none, so that their
+                audits stand for them, too
     """
-    if request.mode == "observe" or not request.audit:
+    if request.mode == "observe":
         return 1.0
-    return 1.0 if live_stands and outcome.stop_step is None else request.propensity
+    audit_share = request.propensity if request.audit else 1.0 - request.propensity
+    return audit_share + (1.0 - audit_share) * (live_share if outcome.stop_step is None else 0.0)

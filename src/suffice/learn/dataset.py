@@ -24,7 +24,7 @@ from suffice.assurance.runs import LabelledEpisode, Match, SequencedLabel, curre
 from suffice.errors import ConfigError
 from suffice.learn.censoring import Fate, by_design, fate, p_full
 from suffice.learn.features import Chosen, choose_features
-from suffice.learn.groups import fold_of
+from suffice.learn.groups import fold_of, place_of
 from suffice.learn.served import MOST_AUDITS, N_FOLDS
 from suffice.signals.columns import Columns, observe_columns
 from suffice.signals.features import FeatureSet
@@ -37,8 +37,10 @@ Small: TypeAlias = NDArray[np.int8]
 LabelOf: TypeAlias = Callable[[Sequence[SequencedLabel]], Feedback | None]
 
 WAVE: Final = 4                  # samples that are launched together
+MOST_LIVE: Final = 1_000         # of live runs that were not stopped: more only take time
 _MOST_UNPROBED: Final = 0.1      # of live runs that were not stopped; above it they stand for nothing
-UNPROBED: Final = "live, unprobed"  # the reason under which they are counted
+UNPROBED: Final = "live, unprobed"  # reasons under which runs are counted
+MOST_ARE_UNPROBED: Final = "live, not stopped, most of them unprobed"
 _OF_THE_TEXT: Final = ("hedges", "hedge_rate", "loop_share", "draft_distance")  # kept as signals, for the text is not
 _KEPT: Final = tuple({f.name for f in fields(Step)} & {f.name for f in fields(StepRecord)} - {"action"})
 
@@ -131,7 +133,8 @@ class Dataset:
 
 def build(
     episodes: Iterable[Recorded], *, match: Match, chosen: Chosen | None = None, also: Sequence[str] = (),
-    wave: int = WAVE, most_audits: int = MOST_AUDITS, label_of: LabelOf = current_label, stopped_labels: bool = False,
+    wave: int = WAVE, most_audits: int = MOST_AUDITS, most_live: int = MOST_LIVE, label_of: LabelOf = current_label,
+    stopped_labels: bool = False,
 ) -> Dataset:  # fmt: skip
     """Make columns of the episodes of one route, in any order.
 
@@ -140,6 +143,7 @@ def build(
     also            further features: those of the version in force, so that the two can be compared
     wave            samples launched together: a stop inside a wave pays for all of it
     most_audits     look back on so many runs in full by design, and on what came since the first of them
+    most_live       live runs that were not stopped, beside these; of more a part is drawn that stands for all
     label_of        which label of a run counts; None where none may be believed
     stopped_labels  keep labelled runs that were stopped, too: their labels came by design (a scorer, a drawn
                     reviewer). Where users speak up mostly when an answer was wrong, leave it False
@@ -148,8 +152,10 @@ def build(
     """
     kept, stopped, left = _sort_out(episodes, label_of, stopped_labels=stopped_labels)
     last_seq = max((run.label_seq for run in kept), default=0)
-    live_stands = _live_stands(kept, n_unprobed=left[UNPROBED])
-    kept = _standing(_window(kept, most_audits, left), left, live_stands=live_stands)
+    n_unprobed = left[UNPROBED]
+    kept = _window(kept, most_audits, left)
+    live_share = _live_share(kept, most_live, n_unprobed=n_unprobed)
+    kept = _drawn(kept, left, live_share=live_share)
     if not kept:
         said = ", ".join(f"{n} {why}" for why, n in (+left).items()) or "none at all"
         raise ValueError(f"dataset: no run to learn from; left out: {said}")
@@ -159,7 +165,7 @@ def build(
     columns = _observed(kept, features.needs)
     x = np.round(features.matrix(columns, [_query(run) for run in kept]), 10)
     same, right = _judged(kept, columns, match)
-    by_run = _by_run(kept, columns.starts, match, live_stands=live_stands)
+    by_run = _by_run(kept, columns.starts, match, live_share=live_share)
     return Dataset(
         kind=kept[-1].request.kind,
         chosen=chosen,
@@ -231,17 +237,29 @@ def _window(runs: list[_Run], most_audits: int, left: Counter[str]) -> list[_Run
     return recent
 
 
-def _live_stands(runs: Sequence[_Run], *, n_unprobed: int) -> bool:
-    """May live runs that were not stopped stand for their like? Only where nearly all of them were asked on the way."""
-    n_live = sum(run.fate == "full" and not by_design(run.request) for run in runs)
-    return n_live > 0 and n_unprobed <= _MOST_UNPROBED * (n_live + n_unprobed)
+def _live_share(runs: Sequence[_Run], most_live: int, *, n_unprobed: int) -> float:
+    """Which share of the live runs that were not stopped is kept: more than `most_live` only take time.
+
+    0 where most of them were not asked for an answer on the way: the others then stand for nothing.
+    """
+    n_live = sum(_is_live(run) for run in runs)
+    if n_live == 0 or n_unprobed > _MOST_UNPROBED * (n_live + n_unprobed):
+        return 0.0
+    return min(1.0, most_live / n_live)
 
 
-def _standing(runs: list[_Run], left: Counter[str], *, live_stands: bool) -> list[_Run]:
-    """Without live full runs where they stand for nothing; those are counted as left out."""
-    kept = [run for run in runs if live_stands or run.fate != "full" or by_design(run.request)]
-    left["live, not stopped, most of them unprobed"] += len(runs) - len(kept)
+def _drawn(runs: list[_Run], left: Counter[str], *, live_share: float) -> list[_Run]:
+    """With that share of the live runs, drawn by hash; the others are counted as left out."""
+    kept = [
+        run for run in runs
+        if not _is_live(run) or place_of(run.request.episode_id, purpose="live") < live_share
+    ]  # fmt: skip
+    left["live, not stopped, enough others are there" if live_share else MOST_ARE_UNPROBED] += len(runs) - len(kept)
     return kept
+
+
+def _is_live(run: _Run) -> bool:
+    return run.fate == "full" and not by_design(run.request)
 
 
 def _key(request: Request) -> str:
@@ -341,7 +359,7 @@ def _delivered_right(run: _Run, match: Match) -> int:
     return int(answer is not None and label.gold is not None and match(answer, label.gold))
 
 
-def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_stands: bool) -> dict[str, Any]:
+def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: float) -> dict[str, Any]:
     """The columns of shape (N,), each with its own type."""
     full = np.array([run.fate == "full" for run in runs])
     design = np.array([by_design(run.request) for run in runs])
@@ -350,7 +368,7 @@ def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_stands: bo
         "full": full,
         "abandoned": np.array([run.fate == "abandoned" for run in runs]),
         "by_design": design,
-        "p_full": np.array([_odds(run, live_stands=live_stands) for run in runs]),
+        "p_full": np.array([_odds(run, live_share) for run in runs]),
         "stop": np.array([_stop_row(run, start) for run, start in zip(runs, starts, strict=False)], dtype=np.int64),
         "full_right": np.array(right, dtype=np.int8),
         "full_tokens": np.array([_full_tokens(run) if run.fate != "stopped" else np.nan for run in runs]),
@@ -361,11 +379,11 @@ def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_stands: bo
     }
 
 
-def _odds(run: _Run, *, live_stands: bool) -> float:
-    """P(a run that goes as this one is seen in full); where no live run stands for its like, its audit does alone."""
+def _odds(run: _Run, live_share: float) -> float:
+    """P(a run that goes as this one is kept in full); of a live run that was broken off nothing is kept."""
     if run.fate == "stopped":
         return np.nan
-    return p_full(run.request, run.outcome, live_stands=live_stands and run.fate == "full")
+    return p_full(run.request, run.outcome, live_share=live_share if run.fate == "full" else 0.0)
 
 
 def _stop_row(run: _Run, start: int) -> int:
