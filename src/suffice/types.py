@@ -280,6 +280,8 @@ class Outcome:
     ttft_s: float | None = None            # to the first byte that the client got
     model: str | None = None               # as the upstream names itself; None: it did not say
     system_fingerprint: str | None = None  # of its engine and weights; None: it did not say
+    finish_step: int | None = None         # audits: behind it a whole finish was asked for, for the record; None: none
+    finish_answer: str | None = None       # what that finish answered, normalised; None: no answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import tomllib
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +220,7 @@ def build_route(
     recorded = (*RECORDED[settings.kind], *(("drafts",) if settings.embeddings is not None else ()))
     needs = (*dict.fromkeys(need for need in recorded if need not in asked), *policy.needs)
     Observer(needs, settings.kind)  # a signal that does not exist must fail here, not in a request
-    return BuiltRoute(
+    built = BuiltRoute(
         name=name,
         settings=settings,
         scorer=scorer,
@@ -230,8 +230,10 @@ def build_route(
         needs=needs,
         findings=known.upstreams.get(settings.upstream),
         refused=refusal(known.extracted.get(name, ()), scorer_label(settings.scorer)),
-        setup=setup_of(settings, scorer_label(settings.scorer), "" if upstream is None else url_key(upstream.url)),
     )
+    address = "" if upstream is None else url_key(upstream.url)
+    setup = setup_of(settings, scorer_label(settings.scorer), address, probes=built.may_probe)
+    return replace(built, setup=setup)
 
 
 def check(settings: Settings, environment: Mapping[str, str] | None = None) -> list[str]:

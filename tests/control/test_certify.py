@@ -332,3 +332,27 @@ def test_a_route_of_thoughts_is_not_certified_before_its_finish_was_measured() -
     assert told.loop.keeper.level > 0, "the audits alone would do"
     assert {(one.level, one.certified) for one in told.published} == {(0, False)}
     assert "the finish was never compared" in told.published[0].reason
+
+
+@pytest.mark.parametrize("n_changed", [0, 40])
+def test_what_finishing_may_change_is_taken_off_the_budget(n_changed: int) -> None:
+    thoughts = replace_route(kind="reasoning", samples=1, max_em_drop=0.12)
+    log = list[Event]()
+    for number, event in enumerate(traffic(240, seed=19, sure=True)):
+        if isinstance(event, RequestSeen):
+            log.append(RequestSeen(replace(event.request, kind="reasoning", n_samples=1)))
+        elif isinstance(event, RequestEnded):
+            answer = event.outcome.answer if number >= 2 * n_changed else "another"
+            log.append(RequestEnded(replace(event.outcome, finish_step=4, finish_answer=answer)))
+    told = story(thoughts).feed(rows(log)).settle()
+    assert told.loop.epoch.max_em_drop == 0.12
+    charge = 0.12 - told.loop.keeper.plan.max_em_drop
+    if n_changed:
+        assert told.published[-1].level == 0
+        assert "use up the budget" in told.published[-1].reason
+    else:
+        assert 0.01 < charge < 0.05
+        assert told.published[-1].level > 0
+        tested = told.published[-1].evidence.max_em_drop
+        assert tested is not None
+        assert 0.07 < tested < 0.11, "what is promised to a gateway is what was tested"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from suffice.learn.groups import fold_of
-from suffice.testing import Chain, Reply, Samples, cut, status
+from suffice.testing import Chain, Reply, RequestSeen, Samples, cut, status
 from suffice.wiring import build_route
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat, settings_for
@@ -52,6 +52,58 @@ async def test_the_upstreams_own_name_is_on_record(serve: Serve, route: dict[str
         outcome = await g.outcome()
     assert outcome.model == "m"
     assert outcome.system_fingerprint == "fake-1"
+
+
+PROBING = {
+    "kind": "reasoning", "mode": "enforce", "scorer": "number", "probe": {"verified_by": "owner"}, "audit_share": 1.0,
+    "steps": {"min_tokens": 1, "growth": 1.0},
+}  # fmt: skip
+SLOW = Chain(
+    [("two and two\n", "4"), ("is four\n", "4"), ("or five\n", "5")], "it is 4", reply=Reply(delay_s=0.005)
+)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_audit_finishes_once_for_the_record_and_its_client_gets_the_full_run(
+    serve: Serve, stream: bool
+) -> None:
+    async with serve(SLOW, route=PROBING, upstream={"finish": ["raw"], "slots": 4}) as g:
+        answer = await g.ask(chat(stream=stream, suffice={}))
+        outcome = await g.outcome()
+        direct = await g.direct(chat(stream=stream))
+    assert (answer.text, answer.thought, answer.finish) == (direct.text, direct.thought, direct.finish)
+    assert outcome.finish_step in {step.index for step in outcome.steps if step.answer_source == "probe"}
+    assert outcome.finish_answer == next(s.answer for s in outcome.steps if s.index == outcome.finish_step)
+    n_probed = sum(step.answer_source == "probe" for step in outcome.steps)
+    assert sum(call.purpose == "probe" for call in outcome.calls) == n_probed + 1
+    assert outcome.degraded == ()
+
+
+@pytest.mark.parametrize("change", [
+    {"audit_share": 0.0}, {"policy": {"policy": "never"}}, {"probe": {}}, {"max_extra_calls": 0},
+])  # fmt: skip
+async def test_no_finish_is_measured_where_none_is_wanted_or_allowed(serve: Serve, change: dict[str, object]) -> None:
+    async with serve(SLOW, route={**PROBING, **change}, upstream={"finish": ["raw"], "slots": 4}) as g:
+        await g.ask(chat())
+        outcome = await g.outcome()
+    assert (outcome.finish_step, outcome.finish_answer) == (None, None)
+
+
+async def test_a_finish_that_fails_costs_a_measurement(serve: Serve) -> None:
+    n_whole = 0
+
+    def says(seen: RequestSeen) -> Reply:
+        nonlocal n_whole
+        reply = SLOW(seen)
+        whole = seen.path == "/completions" and "stop" not in seen.body
+        n_whole += whole
+        return Reply(faults=(status(500),)) if whole else reply
+
+    async with serve(says, route=PROBING, upstream={"finish": ["raw"], "slots": 4, "retries": 0}) as g:
+        answer = await g.ask(chat())
+        outcome = await g.outcome()
+    assert (answer.status, answer.text, n_whole) == (200, "it is 4", 1)
+    assert (outcome.end_reason, outcome.finish_step, outcome.degraded) == ("done", None, ("probe",))
 
 
 async def test_a_sample_that_failed_is_missing_and_one_without_an_answer_is_not(serve: Serve) -> None:

@@ -183,8 +183,8 @@ class RouteLoop:
         episode = Episode(request=request, outcome=outcome)
         self.lottery.note(request)
         self._early.note(episode)
-        if request.kind == "reasoning" and outcome.stopped and outcome.stop_step is not None:
-            self._finished.append(outcome.answer != outcome.would_answer)
+        if request.kind == "reasoning":
+            self._finished += finishes(outcome)
         waiting = self._joining.ended(outcome)
         for said in waiting:
             self._note_right(outcome.episode_id, said.feedback)
@@ -392,6 +392,17 @@ class RouteLoop:
                 number = self.held.n_pauses + 1
                 return Pause(route=self.name, number=number, cause=cause, reason=why, author=self.author)
         return None
+
+
+def finishes(outcome: Outcome) -> list[bool]:
+    """Did a whole finish change the trial answer? One for each that was seen: of a stop, or for the record."""
+    seen = []
+    if outcome.stopped and outcome.stop_step is not None and outcome.end_reason in ("stopped", "done"):
+        seen.append(outcome.answer != outcome.would_answer)
+    trial = next((step for step in outcome.steps if step.index == outcome.finish_step), None)
+    if trial is not None:
+        seen.append(outcome.finish_answer != trial.answer)
+    return seen
 
 
 def _by(label_at: float, at: int) -> float:

@@ -109,6 +109,8 @@ class Ledger:
     response_id: str | None = None
     model: str | None = None            # as the upstream names itself
     system_fingerprint: str | None = None
+    finish_step: int | None = None
+    finish_answer: str | None = None
     status: int = 0
     first_byte_s: float | None = None   # monotonic
     truncated: bool = False
@@ -330,4 +332,6 @@ class Ledger:
             ttft_s=None if self.first_byte_s is None else self.first_byte_s - self.started_s,
             model=self.model,
             system_fingerprint=self.system_fingerprint,
+            finish_step=self.finish_step,
+            finish_answer=self.finish_answer,
         )

@@ -18,6 +18,7 @@ from suffice.scoring.base import Scorer
 from suffice.types import Step
 from suffice.upstream.continuation import cut_at
 
+FINISH_TIMEOUT_S = 60.0  # of a whole finish that is asked for the record alone
 KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, one to run again if that fails
 
 
@@ -79,6 +80,32 @@ class Prober:
         except Exception:  # noqa: BLE001 - a broken yardstick costs a measurement, never an answer
             self._ledger.fail_open("scorer")
             return None
+
+    async def finish_at(self, step: int, thought: str, tokens: int, *, max_tokens: int | None) -> None:
+        """Ask for a whole finish behind a step, for the record: what a stop there would have delivered.
+
+        It is written as a stop's continuation is, and sent as a probe is: now or not at all.
+
+        tokens      of the thought
+        max_tokens  of the answer; None: no cap
+        """
+        method, text = self._continuer.second_call, ""
+        if method is None or not self._continuer.may_call(keep=0):
+            return
+        try:
+            async with asyncio.timeout(FINISH_TIMEOUT_S):
+                request = await self._continuer.prepare(method, thought, purpose="continuation", max_tokens=max_tokens)
+                async with self._continuer.open(request, thought_tokens=tokens, purpose="probe") as (reply, _):
+                    async for piece in reply:
+                        text += piece.text
+        except UpstreamBusy as busy:
+            self._ledger.skipped[busy.reason] += 1
+            return
+        except (UpstreamError, TimeoutError):
+            self._ledger.fail_open("probe")
+            return
+        answer = self._scorer.extract(request.answer_prefix + text)
+        self._ledger.finish_step, self._ledger.finish_answer = step, answer
 
     async def _try(self, thought: str, thought_tokens: int) -> Trial | None:
         """Ask once; None: no way to ask, or the upstream failed or was too slow."""

@@ -29,6 +29,7 @@ from suffice.gateway.exchange import SSE_HEADERS, Exchange, KeptAlive
 from suffice.gateway.intake import Intake
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.rules import FixedBudget
+from suffice.rollout.assign import draw_audit
 from suffice.settings import Probe
 from suffice.signals.observe import Observer
 from suffice.types import Decision, Purpose, Signals, Step
@@ -120,6 +121,7 @@ async def reasoning(job: Job) -> None:
         verdict = await run_episode(run.steps(), pace.observing(observer(job)), policy, recorder(job, may_stop))
         if verdict is None:
             await _after_full_run(job, run, continuer, hand_over)
+            await _measure_finish(job, run, continuer, hand_over.max_tokens)
             return
         run.own_end.wanted = False
         if run.is_over_budget:
@@ -144,6 +146,29 @@ async def _after_full_run(
     elif job.route.settings.probe is not None and _probes(job) and continuer.may_call(keep=0):
         prober = Prober(continuer, job.route.scorer, ledger)
         ledger.answer = await prober.answer_to(run.thought, run.account.reasoning_tokens)
+
+
+async def _measure_finish(job: Job, run: ReasoningRun, continuer: Continuer, cap: int | None) -> None:
+    """In an audit of a route that certifies itself, finish once for the record: does it change the trial answer?
+
+    Behind the step at which the policy would have stopped; where it would not have, behind any that was probed.
+    """
+    ledger, route = job.ledger, job.route.settings
+    if not (ledger.request.audit and route.is_learned and route.probe is not None and _probes(job)):
+        return
+    probed = [step for step in ledger.steps if step.answer_source == "probe" and step.answer is not None]
+    chosen = next((step for step in probed if step.index == ledger.stop_step), None)
+    if chosen is None and probed:
+        point = draw_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/finish").point
+        chosen = probed[int(point * len(probed))]
+    if chosen is None:
+        return
+    thought, tokens = run.thought_at(chosen.index)
+    left = None if cap is None else max(1, cap - tokens)
+    try:
+        await Prober(continuer, job.route.scorer, ledger).finish_at(chosen.index, thought, tokens, max_tokens=left)
+    except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
+        ledger.fail_open("probe")
 
 
 @asynccontextmanager
@@ -218,7 +243,12 @@ async def _accepted(
 
 
 def _probes(job: Job) -> bool:
-    """Probes are sent where their answer can change what happens, and in audits where they are known to work."""
+    """Probes are sent where their answer can change what happens, and in audits where they are known to work.
+
+    On a route that certifies itself live runs see what its audits have seen, and nothing else.
+    """
+    if job.route.settings.is_learned:
+        return job.route.may_probe and (job.route.acts or job.ledger.request.audit)
     return job.route.acts or (job.ledger.request.audit and job.route.may_probe)
 
 

@@ -124,15 +124,16 @@ class BuiltRoute:
         return probe is not None and (probe.verified_by == "owner" or allows_probes(self.findings))
 
 
-def setup_of(settings: Route, scorer: str, url_key: str) -> str:
+def setup_of(settings: Route, scorer: str, url_key: str, *, probes: bool) -> str:
     """The settings that a route's evidence rests on, in short: where they differ, it is evidence of something else.
 
     Not in it: the mode, the promise, shares and budgets, which requests match.
 
     url_key  of the upstream's address
+    probes   are trial answers asked for by extra calls?
     """
     kept = {name: getattr(settings, name) for name in (*_EVIDENCE, "scorer", "steps", "probe")}
-    written = msgspec.json.encode([kept, url_key], order="deterministic")
+    written = msgspec.json.encode([kept, url_key, probes], order="deterministic")
     return f"{settings.kind}, scorer {scorer}, {hashlib.blake2b(written, digest_size=4).hexdigest()}"
 
 

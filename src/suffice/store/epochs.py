@@ -25,6 +25,7 @@ _LABELS = """
         AND json_extract(body, '$.feedback.response_id') = :response
     ORDER BY seq"""
 _NTH_LATEST = "SELECT seq FROM events WHERE kind = 'request' AND route = ? ORDER BY seq DESC LIMIT 1 OFFSET ?"
+_FIRST = "SELECT min(seq) - 1 FROM events WHERE kind = 'request' AND route = ?"
 
 
 def publications(connection: sqlite3.Connection, route: str, epoch: int) -> list[Publication]:
@@ -66,9 +67,11 @@ def whole_episodes(
 
 
 def place_before(connection: sqlite3.Connection, route: str, n_requests: int) -> int:
-    """The place in the log behind which the latest `n_requests` requests of a route stand; 0: there are no more."""
+    """The place in the log behind which the latest `n_requests` requests of a route stand; all, if there are fewer."""
     found = connection.execute(_NTH_LATEST, (route, n_requests)).fetchone()
-    return 0 if found is None else int(found[0])
+    if found is None:
+        found = connection.execute(_FIRST, (route,)).fetchone()
+    return last_place(connection) if found[0] is None else int(found[0])
 
 
 def last_place(connection: sqlite3.Connection) -> int:
