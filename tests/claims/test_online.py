@@ -62,7 +62,7 @@ def test_the_acceptance_rule_itself() -> None:
 
 def test_without_drift_the_budget_is_kept_and_tokens_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = short("none")
-    kept = results(monkeypatch, setting, "certified 10 %", 12)
+    kept = results(monkeypatch, setting, "certified 10 %", 10)
     assert not rejected(breaches(kept), len(kept))
     assert median(one["saved_last"] for one in kept) > 0.2
     naive = [one for design in ("fixed", "feedback") for one in results(monkeypatch, setting, design, 12)]
@@ -71,7 +71,7 @@ def test_without_drift_the_budget_is_kept_and_tokens_are_saved(monkeypatch: pyte
 
 def test_a_violent_drift_is_seen_and_the_budget_kept_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = short("harsh")
-    kept = results(monkeypatch, setting, "certified 10 %", 12)
+    kept = results(monkeypatch, setting, "certified 10 %", 10)
     missed = sum(one["alarm_delay"] is None or one["alarm_delay"] > 500 for one in kept)
     assert not rejected(missed, len(kept)), "an alarm within 500 requests in at least 95 %"
     assert median(one["recover"] for one in kept) <= 500
@@ -85,14 +85,15 @@ def test_a_silent_drift_is_outlived_by_forgetting(monkeypatch: pytest.MonkeyPatc
     setting = short("stealth")
     kept = results(monkeypatch, setting, "certified 10 %", 6, n=9_000)
     assert not rejected(breaches(kept), len(kept))
-    assert median(one["recover"] for one in kept) <= 3_500
+    assert median(one["recover"] for one in kept) <= 4_000
     naive = results(monkeypatch, setting, "fixed", 6, n=9_000)
     assert rejected(breaches(naive), len(naive))
+    assert median(one["recover"] for one in naive) == 6_000, "never"
 
 
 def test_labels_that_come_when_something_was_wrong_cannot_mislead(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = short("none", COMPLAINTS)
-    kept = results(monkeypatch, setting, "certified 10 %", 6)
+    kept = results(monkeypatch, setting, "certified 10 %", 5)
     assert not rejected(breaches(kept), len(kept))
     assert median(one["saved_last"] for one in kept) > 0.05, "safe, and still of use"
     naive = results(monkeypatch, setting, "labelled-only", 4)
