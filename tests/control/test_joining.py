@@ -1,0 +1,102 @@
+"""Labels find their run in any order of arrival, name nobody where two could be meant, and are late as labels are."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from suffice.control import joining
+from suffice.control.audits import Said
+from suffice.control.early import BATCH, REFERENCE, Early
+from suffice.control.joining import Joining
+from suffice.control.lateness import Lateness
+from suffice.types import Episode, Feedback, Outcome
+from tests.control.made import run
+
+
+def ended(name: str, response: str | None) -> Outcome:
+    return Outcome(episode_id=name, end_reason="done", status=200, answer="4", response_id=response, usage=None)
+
+
+def said(seq: int, **names: str) -> Said:
+    return Said(seq, Feedback(feedback_id=str(seq), **names))
+
+
+def test_a_run_and_its_labels_meet_whichever_comes_first() -> None:
+    things: list[Outcome | Said] = [ended("e", "r"), said(1, episode_id="e"), said(2, response_id="r"), said(3, episode_id="e")]
+    for order in permutations(things):
+        joined, heard = Joining(), set[int]()
+        for thing in order:
+            if isinstance(thing, Outcome):
+                heard |= {one.seq for one in joined.ended(thing)}
+            elif joined.said(thing) == "e":
+                heard.add(thing.seq)
+        assert heard == {1, 2, 3}, order
+
+
+def test_a_response_id_that_two_runs_share_names_neither() -> None:
+    joined = Joining()
+    joined.ended(ended("a", "same"))
+    joined.ended(ended("b", "same"))
+    assert joined.said(said(1, response_id="same")) is None
+    assert joined.ended(ended("c", "same")) == []
+    assert joined.said(said(2, episode_id="a")) == "a"
+
+
+def test_a_run_that_is_seen_again_is_the_same_run() -> None:
+    joined = Joining()
+    joined.ended(ended("a", "r"))
+    joined.ended(ended("a", "r"))
+    assert joined.said(said(1, response_id="r")) == "a"
+
+
+def test_what_waits_for_nobody_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "MOST_WAITING", 10)
+    joined = Joining()
+    for seq in range(100):
+        assert joined.said(said(seq, episode_id=f"nobody-{seq}")) is None
+    assert len(joined._waiting) == 10
+    assert [one.seq for one in joined.ended(ended("nobody-99", None))] == [99]
+    assert joined.ended(ended("nobody-0", None)) == []
+
+
+def test_lateness_is_what_the_owner_says_or_what_labels_took() -> None:
+    learnt, told = Lateness(), Lateness(told_s=50.0)
+    for n in range(100, 1_001, 100):
+        for one in (learnt, told):
+            one.note_look(float(n), n)
+    assert (learnt.timeout_s, learnt.timeout_requests(since=0)) == (0.0, 0.0)
+    assert (told.timeout_s, told.timeout_requests(since=0)) == (50.0, 100.0)
+    for delay_s in np.linspace(0, 200, 101):
+        learnt.note_label(float(delay_s))
+    assert learnt.timeout_s == pytest.approx(1.25 * 190)
+    assert learnt.timeout_requests(since=0) == 300.0
+    learnt.note_label(-5.0)
+    assert Lateness(told_s=1e9)._at_s == []
+    told.note_look(10.0, 1_100)  # the clock steps back
+    assert told.timeout_requests(since=0) == 200.0
+
+
+def test_a_time_out_longer_than_the_epoch_waits_for_its_beginning() -> None:
+    late = Lateness(told_s=1e6)
+    assert late.timeout_requests(since=40) == 0.0
+    late.note_look(1.0, 100)
+    assert late.timeout_requests(since=40) == 60.0
+
+
+def test_early_signals_come_in_batches_and_what_never_moved_says_nothing() -> None:
+    rng, early = random.Random(1), Early()
+    for number in range(BATCH * (REFERENCE + 1) + 20):
+        request, outcome = run(number, rng)
+        if number >= BATCH * REFERENCE:  # has_answer has always been 1 in the reference
+            outcome = replace(outcome, steps=(replace(outcome.steps[0], answer=None), *outcome.steps[1:]))
+        early.note(Episode(request=request, outcome=outcome))
+    batches = list(early.batches())
+    assert len(batches) == REFERENCE + 1
+    assert batches[-1][1] == batches[0][1] == 1.0
+    assert batches[-1][0] != batches[0][0], "tokens move, and are shown"
+    assert list(early.batches()) == []
