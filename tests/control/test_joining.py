@@ -22,12 +22,13 @@ def ended(name: str, response: str | None) -> Outcome:
     return Outcome(episode_id=name, end_reason="done", status=200, answer="4", response_id=response, usage=None)
 
 
-def said(seq: int, **names: str) -> Said:
-    return Said(seq, Feedback(feedback_id=str(seq), **names))
+def said(seq: int, episode_id: str | None = None, response_id: str | None = None) -> Said:
+    return Said(seq, Feedback(feedback_id=str(seq), episode_id=episode_id, response_id=response_id))
 
 
 def test_a_run_and_its_labels_meet_whichever_comes_first() -> None:
-    things: list[Outcome | Said] = [ended("e", "r"), said(1, episode_id="e"), said(2, response_id="r"), said(3, episode_id="e")]
+    labels = [said(1, episode_id="e"), said(2, response_id="r"), said(3, episode_id="e")]
+    things: list[Outcome | Said] = [ended("e", "r"), *labels]
     for order in permutations(things):
         joined, heard = Joining(), set[int]()
         for thing in order:
