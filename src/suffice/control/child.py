@@ -14,6 +14,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from typing import Final
 
 import msgspec
@@ -33,7 +34,10 @@ async def beside(settings: Settings, told: Callable[[], None], *, first_s: float
 
     told  called in this loop when the worker has decided something
     """
-    if not settings.control.enabled or not any(route.is_learned for route in settings.routes.values()):
+    wanted = settings.control.enabled and any(route.is_learned for route in settings.routes.values())
+    if wanted and find_spec("sklearn") is None:
+        LOG.warning("control: nothing is certified here: a fit needs scikit-learn; install suffice[train]")
+    if not wanted or find_spec("sklearn") is None:
         yield
         return
     task = asyncio.create_task(_keep(settings, told, first_s))
