@@ -101,7 +101,7 @@ async def test_each_level_stops_as_it_was_certified_and_a_pause_and_a_new_epoch_
         base, *(f"{VERSION.address}@{level}" for level in (1, 2)), base, f"{VERSION.address}@2", base, base,
         f"{VERSION.address}@1",
     ]  # fmt: skip
-    assert [request.audit for request in requests] == [False, False, False, True, False, True, True, False]
+    assert [request.audit for request in requests] == [False, False, False, False, False, True, True, False]
 
 
 async def test_what_is_decided_already_is_in_force_from_the_first_request(serve: Serve, tmp_path: Path) -> None:

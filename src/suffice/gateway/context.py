@@ -157,7 +157,8 @@ class Gateway:
         made = route.in_force.publication
         if route.settings.mode == "enforce" and not route.risks and route.settings.is_learned:
             # Where all run in full anyway and no probe is paid for, every run may as well be evidence.
-            if route.in_burst or (made is not None and not route.certified and route.settings.probe is None):
+            free = not route.certified and route.settings.probe is None and route.settings.audit_share is None
+            if route.in_burst or free:
                 return 1.0
             if made is not None:
                 return made.share
