@@ -3,9 +3,9 @@
     python bench/tuner.py [--seeds 5] [--requests 200000] [--only drifting] [--lengths]
 
 Six stories (`suffice.testing.knobs`): nothing changes; the world changes twice; a route with a twentieth of the
-requests; labels after 20,000 seconds; labels that come for losses above all; labels of which half are lies. A reward is
-the expected EM over the full run's, less 0.1 for the tokens of a mean full run, second calls of audits counted.
-`--lengths` asks instead how many requests it takes. Prints Markdown; the CPU time is that of one life.
+requests; labels after 20,000 seconds; labels that come for losses above all; labels of which two fifths are lies. A
+reward is the expected EM over the full run's, less 0.1 for the tokens of a mean full run, second calls of audits
+counted. `--lengths` asks instead how many requests it takes. Prints Markdown; the CPU time is that of one life.
 """
 
 from __future__ import annotations

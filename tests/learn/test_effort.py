@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.learn.arms import Arm, check_arms, effort_arms
-from suffice.learn.effort import Pair, certify_arms, draw_pair, judge_pair, pair_odds
+from suffice.learn.effort import Pair, certify_arms, judge_pair, pair_of
+from suffice.types import Outcome, Usage
 
 EPS, DELTA = 0.05, 0.05
 answers = st.none() | st.sampled_from(["4", "5", "six"])
@@ -48,37 +51,6 @@ def test_an_arm_costs_something(share: float) -> None:
         Arm(name="x", expected_share=share)
     with pytest.raises(ValueError, match="arm: needs a name"):
         Arm(name="")
-
-
-# --------------------------------------------------------------------------- the lot
-
-
-@given(n_arms=st.integers(2, 7), in_force=st.integers(0, 6), repeat=st.floats(0, 0.9), point=st.floats(0, 0.999))
-def test_the_lot_asks_what_comes_next_and_nothing_further_out(
-    n_arms: int, in_force: int, repeat: float, point: float
-) -> None:
-    in_force = min(in_force, n_arms - 1)
-    odds = pair_odds(n_arms=n_arms, in_force=in_force, repeat_share=repeat)
-    assert sum(odds) == pytest.approx(1)
-    assert odds[0] == pytest.approx(repeat)
-    assert all(share > 0 for share in odds[1 : min(in_force + 2, n_arms)])
-    assert not any(odds[in_force + 2 :])
-    draw = draw_pair(point, n_arms=n_arms, in_force=in_force, repeat_share=repeat)
-    assert draw.propensity == odds[draw.arm] > 0
-
-
-def test_the_propensity_is_the_frequency() -> None:
-    points = (np.arange(20_000) + 0.5) / 20_000
-    draws = [draw_pair(float(point), n_arms=5, in_force=2) for point in points]
-    for arm in {draw.arm for draw in draws}:
-        drawn = [draw for draw in draws if draw.arm == arm]
-        assert len(drawn) / 20_000 == pytest.approx(drawn[0].propensity, abs=1e-4)
-
-
-@pytest.mark.parametrize(("n_arms", "in_force"), [(1, 0), (3, 3), (3, -1)])
-def test_a_lot_without_arms_is_refused(n_arms: int, in_force: int) -> None:
-    with pytest.raises(ValueError, match="need n_arms"):
-        draw_pair(0.5, n_arms=n_arms, in_force=in_force)
 
 
 # --------------------------------------------------------------------------- pairs
@@ -158,3 +130,17 @@ def test_nothing_is_proved_of_nothing() -> None:
     assert [view.n for view in found.views] == [0, 0]
     assert found.views[0].saved_share is None
     assert found.views[0].drop_high == pytest.approx(1.0)
+
+
+def test_what_an_audit_recorded_becomes_a_pair() -> None:
+    arms = effort_arms(("low",))
+    told = Outcome(
+        episode_id="e", end_reason="done", status=200, answer="4", response_id=None, pair_arm="effort=low",
+        pair_propensity=0.9, pair_answer="5", pair_tokens=40, usage=Usage(prompt_tokens=9, completion_tokens=100),
+    )  # fmt: skip
+    pair = pair_of(told, arms, "4", equal, due_s=7.0)
+    assert pair == Pair(arm=1, disagrees=True, z=1, due_s=7.0, full_tokens=100, arm_tokens=40)
+    again = pair_of(replace(told, pair_arm="full", pair_answer="4", usage=None), arms, None, equal, due_s=7.0)
+    assert again == Pair(arm=0, disagrees=False, z=0, due_s=7.0, full_tokens=0, arm_tokens=40)
+    assert pair_of(replace(told, pair_arm=None), arms, "4", equal, due_s=7.0) is None
+    assert pair_of(replace(told, pair_arm="effort=none"), arms, "4", equal, due_s=7.0) is None

@@ -111,6 +111,10 @@ class Ledger:
     system_fingerprint: str | None = None
     finish_step: int | None = None
     finish_answer: str | None = None
+    pair_call: CallAccount | None = None   # of an audit's second call with an arm; None: it was asked once
+    pair_arm: str | None = None
+    pair_propensity: float | None = None
+    pair_answer: str | None = None
     status: int = 0
     first_byte_s: float | None = None   # monotonic
     truncated: bool = False
@@ -292,9 +296,13 @@ class Ledger:
             return cost.total_usd - sum(one.total_usd for one in drawn[self.stop_step:])
         if self.closing_usd is None:
             return None
-        probes = [one for call, one in zip(self.calls, costs, strict=True) if call.purpose == "probe"]
+        second = next((one for call, one in zip(self.calls, costs, strict=True) if call is self.pair_call), Cost())
+        probes = [
+            one for call, one in zip(self.calls, costs, strict=True)
+            if call.purpose == "probe" and call is not self.pair_call
+        ]  # fmt: skip
         n_later = sum(step.answer_source == "probe" for step in later)
-        unmade = sum(one.total_usd for one in probes[len(probes) - n_later:])
+        unmade = second.total_usd + sum(one.total_usd for one in probes[len(probes) - n_later:])
         unmade += money.remaining_cost(self.prices, sum(step.tokens for step in later)).total_usd
         return cost.total_usd - unmade + self.closing_usd
 
@@ -334,4 +342,8 @@ class Ledger:
             system_fingerprint=self.system_fingerprint,
             finish_step=self.finish_step,
             finish_answer=self.finish_answer,
+            pair_arm=self.pair_arm,
+            pair_propensity=self.pair_propensity,
+            pair_answer=self.pair_answer,
+            pair_tokens=None if self.pair_call is None else self.pair_call.completion_tokens,
         )

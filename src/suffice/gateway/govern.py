@@ -20,6 +20,7 @@ from suffice.episode.report import suffice_object, usage_json
 from suffice.episode.samples import SampleRun, refusal
 from suffice.episode.seen import Wants
 from suffice.episode.segment import Segmenter, Segmenting, build_segmenter
+from suffice.episode.twice import Arm, ask_twice
 from suffice.episode.vectors import Vectors
 from suffice.episode.worth import Price, WorthIt
 from suffice.errors import UpstreamProtocol
@@ -30,6 +31,7 @@ from suffice.gateway.intake import Intake
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.rules import FixedBudget
 from suffice.rollout.assign import draw_audit
+from suffice.rollout.pairs import draw_pair
 from suffice.settings import Probe
 from suffice.signals.observe import Observer
 from suffice.types import Decision, Purpose, Signals, Step
@@ -122,12 +124,14 @@ async def reasoning(job: Job) -> None:
         if verdict is None:
             await _after_full_run(job, run, continuer, hand_over)
             await _measure_finish(job, run, continuer, hand_over.max_tokens)
-            return
-        run.own_end.wanted = False
-        if run.is_over_budget:
-            ledger.fail_open("budget")  # the engine was told to end the thought by itself, and did not
-        _estimate_saved(job, verdict.signals.tokens_used)
-        await hand_over.carry_out(*run.thought_at(verdict.step.index))
+        else:
+            run.own_end.wanted = False
+            if run.is_over_budget:
+                ledger.fail_open("budget")  # the engine was told to end the thought by itself, and did not
+            _estimate_saved(job, verdict.signals.tokens_used)
+            await hand_over.carry_out(*run.thought_at(verdict.step.index))
+    if verdict is None:
+        await _ask_twice(job, continuer)
 
 
 async def _after_full_run(
@@ -167,6 +171,25 @@ async def _measure_finish(job: Job, run: ReasoningRun, continuer: Continuer, cap
     left = None if cap is None else max(1, cap - tokens)
     try:
         await Prober(continuer, job.route.scorer, ledger).finish_at(chosen.index, thought, tokens, max_tokens=left)
+    except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
+        ledger.fail_open("probe")
+
+
+async def _ask_twice(job: Job, continuer: Continuer) -> None:
+    """In an audit of a route that chooses effort or budget before the call, ask with it too, for the record alone."""
+    ledger, route = job.ledger, job.route.settings
+    if not ledger.request.audit or route.probe is None or not continuer.may_call(keep=0):
+        return
+    ahead = choose(route, job.client.settings, job.intake.body, methods=(), policy_budget_tokens=None)
+    if not ahead.fields:
+        return
+    draw = draw_pair(draw_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point, n_arms=2)
+    name = f"effort={route.effort}" if ahead.has_effort else f"budget_tokens={ahead.budget_tokens}"
+    arm = Arm(name=name, fields=ahead.fields, propensity=draw.propensity)
+    if draw.arm == 0:
+        arm = Arm(name="full", fields={}, propensity=draw.propensity)
+    try:
+        await ask_twice(job.client, ledger, job.route.scorer, arm, body=_upstream_body(job), headers=job.headers)
     except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
         ledger.fail_open("probe")
 

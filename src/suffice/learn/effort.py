@@ -1,10 +1,9 @@
 """Effort and thinking budgets where the upstream cannot be cut: certified by asking twice on audits.
 
-    audit ──▶ draw_pair ──▶ one more call: an arm, or a second full run ──▶ Pair ──▶ certify_arms ──▶ arm in force
+    audit ──▶ rollout.pairs ──▶ one more call: an arm, or a second full run ──▶ Pair ──▶ certify_arms ──▶ arm in force
 
 The audit's client gets the full answer; both calls are paid for. Arms stand in order from the safe end and are accepted
-in this order until one fails, by the e-process of `assurance.paired`. Which arm is asked is a lot that looks at nothing
-but what is certified, so each arm's pairs are a plain sample of the traffic.
+in this order until one fails, by the e-process of `assurance.paired`.
 
 Knows pairs and arms; refuses to know calls, clocks and stores.
 """
@@ -19,18 +18,10 @@ import numpy as np
 
 from suffice.assurance.certify import Counts, certified_level, count
 from suffice.assurance.paired import PairedView, Repeats, log_wealth, upper_drop
+from suffice.learn.arms import Arm
+from suffice.types import Outcome
 
-REPEAT_SHARE: Final = 0.1  # of the pairs: second full runs, for the noise
-WATCH_SHARE: Final = 0.3   # of the rest: arms that are certified already, the one in force above all
-WINDOW: Final = 2_000      # latest pairs of an arm that count
-
-
-@dataclass(frozen=True, slots=True)
-class PairDraw:
-    """Which second call an audit makes."""
-
-    arm: int           # 0: a second full run
-    propensity: float  # P(this arm), in (0, 1]
+WINDOW: Final = 2_000  # latest pairs of an arm that count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,36 +46,22 @@ class CertifiedArms:
     repeats: Repeats
 
 
-def draw_pair(point: float, *, n_arms: int, in_force: int, repeat_share: float = REPEAT_SHARE) -> PairDraw:
-    """Draw the second call of one audit.
+def pair_of(
+    outcome: Outcome, arms: Sequence[Arm], gold: str | None, match: Callable[[str | None, str], bool], *, due_s: float
+) -> Pair | None:
+    """The pair that an audit's outcome records; None: it was not asked twice, or with an arm that is none of these.
 
-    The first arm that is not certified gets most; certified ones are watched, half of it the one in force; an arm
-    further out gets nothing before its turn.
-
-    point         the unit's place in [0, 1), by keyed hash, so that a retry draws the same
-    n_arms        the full run included, at least 2
-    in_force      0 … n_arms - 1
-    repeat_share  in [0, 1)
+    gold   the right answer, from a label that counts; None: nobody knows
+    due_s  see `Pair`
     """
-    odds = pair_odds(n_arms=n_arms, in_force=in_force, repeat_share=repeat_share)
-    arm = min(int(np.searchsorted(np.cumsum(odds), point, side="right")), int(np.flatnonzero(odds)[-1]))
-    return PairDraw(arm, float(odds[arm]))
-
-
-def pair_odds(*, n_arms: int, in_force: int, repeat_share: float = REPEAT_SHARE) -> tuple[float, ...]:
-    """The odds of each second call, as `draw_pair` draws; they sum to 1."""
-    if n_arms < 2 or not 0 <= in_force < n_arms or not 0 <= repeat_share < 1:
-        raise ValueError(f"need n_arms >= 2, 0 <= in_force < n_arms, repeat_share in [0, 1); got {n_arms=} {in_force=}")
-    odds = np.zeros(n_arms)
-    is_last = in_force == n_arms - 1
-    watched = 0.0 if in_force == 0 else 1.0 if is_last else WATCH_SHARE
-    odds[1 : in_force + 1] += watched / 2 / max(1, in_force)
-    odds[in_force] += watched / 2
-    if not is_last:
-        odds[in_force + 1] += 1 - watched
-    odds *= 1 - repeat_share
-    odds[0] = repeat_share
-    return tuple((odds / odds.sum()).tolist())
+    numbers = {arm.name: number for number, arm in enumerate(arms)}
+    if outcome.pair_arm not in numbers:
+        return None
+    disagrees, z = judge_pair(outcome.answer, outcome.pair_answer, gold, match)
+    return Pair(
+        arm=numbers[outcome.pair_arm], disagrees=disagrees, z=z, due_s=due_s,
+        full_tokens=outcome.usage.completion_tokens if outcome.usage else 0, arm_tokens=outcome.pair_tokens or 0,
+    )  # fmt: skip
 
 
 def judge_pair(
