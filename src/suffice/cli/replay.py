@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from suffice.cli.replay_online import online_options, run_online
+
 if TYPE_CHECKING:
     from suffice.replay.result import SetReport
     from suffice.replay.sets import Asked
@@ -42,21 +44,29 @@ if TYPE_CHECKING:
               help="Where the report goes  [default: replay-report]")
 @click.option("--no-report", is_flag=True, help="Write no report.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line for each set and policy, and nothing else.")
+@online_options
 def replay(
     files: tuple[Path, ...], fit_files: tuple[Path, ...], where: str | None, min_run_em: float | None,
     max_em_drop: float, probe_tokens: int | None, policies: str | None, given: tuple[str, ...], classes: int | None,
-    margin: float | None, seed: int, out: Path | None, *, no_report: bool, as_json: bool,
+    margin: float | None, seed: int, out: Path | None, *, no_report: bool, as_json: bool, **traffic: Any,
 ) -> None:  # fmt: skip
     """Replay stopping policies over recorded runs (Parquet or JSON lines).
 
     Prints the frontier table: full runs, ours and the published rules, each with its point picked on other
-    questions (frozen) and in hindsight, and the oracles; writes a report with plots.
+    questions (frozen) and in hindsight, and the oracles; writes a report with plots. With --online the runs come as
+    traffic instead: a cold start, audits by lot, the certified level, alarms; the figure shows the course.
     """
     from suffice.errors import SufficeError
     from suffice.plugins import load_plugins
 
     load_plugins()
     try:
+        if traffic.pop("online"):
+            run_online(
+                files, where=where, min_run_em=min_run_em, max_em_drop=max_em_drop, probe_tokens=probe_tokens,
+                seed=seed, out=out, no_report=no_report, as_json=as_json, given=traffic,
+            )  # fmt: skip
+            return
         asked = _asked(max_em_drop, probe_tokens, policies, given, classes, margin, seed)
         reports = _replay(files, fit_files, where, min_run_em, asked, quiet=as_json)
         _show(reports, out, no_report=no_report, as_json=as_json)

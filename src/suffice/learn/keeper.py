@@ -25,6 +25,8 @@ from suffice.learn.served import MOST_AUDITS, N_LEVELS, Learner, Served, Split, 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
 EARLY_AUDITS: Final = 300     # after a reset, while fewer have matured, all count, the unlabelled ones as losses
 KEPT_BEFORE: Final = 300      # audits before an alarm on signals that are kept: the world had changed already
+RAMP_LAW: Final = 16.0        # audits that are enough, times the budget
+RAMP_PART: Final = 0.35       # … and at most this part of the horizon
 MIN_RATE_AUDITS: Final = 100  # of a certification set whose disagreement rate is worth comparing with
 
 
@@ -39,15 +41,25 @@ class Plan:
     warm_up: float = 1_000          # full runs at a cold start
     burst: float = 1_000            # full runs after an alarm
     window: int | None = 800        # matured audits that certify; None: all of the epoch
+    span: float = 8_000             # … and whatever is younger than that, however much it is: bursts prove more
     share: float = 0.05             # of requests that are audited once there is evidence
-    ramp_share: float = 0.0         # audited above that while evidence is thin …
-    ramp_audits: int = 1_000        # … falling to nothing at so many audits
+    ramp_share: float = 0.5         # of requests that are audited after a burst, until evidence is enough
+    horizon: float = 20_000         # requests over which audits shall pay for themselves
     refit_every: float = 1_000
     label_timeout: float = 0.0      # an audit counts when it is that old
     n_levels: int = N_LEVELS
     cost_exponent: float = 0.5
     watches_signals: bool = True
     watches_outcomes: bool = True
+
+    @property
+    def ramp_audits(self) -> float:
+        """Audits that are enough: what is won by more of them, in proportion to 1/budget, is no longer worth them.
+
+        To certify a level that loses a quarter of the budget takes about 9 over the budget, and one that loses half of
+        it about 25 (`certify.audits_to_certify`); of a short horizon, audits take about a third.
+        """
+        return min(RAMP_LAW / self.max_em_drop, RAMP_PART * self.horizon)
 
     @property
     def delta(self) -> float:
@@ -132,8 +144,8 @@ class Keeper:
         """Share of the next requests to audit: known before they come, whatever is in them."""
         if self.in_burst:
             return 1.0
-        thin = max(0.0, 1.0 - self.n_audits / self.plan.ramp_audits)
-        return min(1.0, max(self.plan.share, self.plan.ramp_share * thin))
+        thin = self.n_audits < self.plan.ramp_audits
+        return max(self.plan.share, self.plan.ramp_share) if thin else self.plan.share
 
     # ---- what happens --------------------------------------------------------------------------
 
@@ -229,7 +241,8 @@ class Keeper:
         if plan.split == "half":
             inside &= runs.fold % 2 == 1
         if plan.window is not None:
-            inside &= np.cumsum(inside[::-1])[::-1] <= plan.window
+            newest = np.cumsum(inside[::-1])[::-1] <= plan.window
+            inside &= newest | (runs.at > self.now - plan.span)
         return z[inside], inside
 
     def _certified(self, judged: _Judged) -> tuple[int, Floats, Bools]:

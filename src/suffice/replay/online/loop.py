@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,9 @@ class Stream:
     """What happened to each of N requests, in the order in which they came."""
 
     audit: Bools          # (N,): ran in full by lot, or because all did
+    burst: Bools          # (N,): all requests ran in full then
     level: Ints           # (N,): in force when the request came
+    n_levels: int         # level 0 included
     z: Small              # (N,): EM drop; 0 for audits
     tokens: Floats        # (N,): spent, everything in
     probes: Floats        # (N,): the part of them that probes took
@@ -37,31 +40,35 @@ class Stream:
 
 
 def run_stream(
-    traffic: Traffic, plan: Plan, learner: Learner, rng: np.random.Generator, *, period: int = PERIOD
-) -> Stream:
+    traffic: Traffic, plan: Plan, learner: Learner, rng: np.random.Generator, *, period: int = PERIOD,
+    learns: Bools | None = None, watch: Callable[[Keeper], None] = lambda _: None,
+) -> Stream:  # fmt: skip
     """Serve the requests of `traffic` in their order.
 
     rng     draws the audit lots
     period  requests between two looks of the control loop
+    learns  requests whose audits count as evidence, shape (N,); None: all
+    watch   is shown the keeper after each look
     """
     keeper, runs, n = Keeper(plan, learner), traffic.runs, len(traffic)
-    audit, level = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
+    audit, burst, level = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
     row = runs.last.copy()
     changes: list[Change] = []
     for begin in range(0, n, period):
         block = np.arange(begin, min(begin + period, n))
         audit[block] = rng.random(len(block)) < keeper.share
-        level[block] = keeper.level
+        level[block], burst[block] = keeper.level, keeper.in_burst
         if keeper.level and keeper.served is not None:
             served = block[~audit[block]]
             part = runs.take(served)
             row[served] = keeper.served.rows_at(part, keeper.level) - part.starts[:-1] + runs.starts[served]
         keeper.now = float(block[-1] + 1)
-        keeper.take(runs.take(block[audit[block]]))
+        keeper.take(runs.take(block[audit[block] if learns is None else audit[block] & learns[block]]))
         if len(block) == period:  # the mean of fewer would look like drift
             changes += keeper.notice(traffic.early[block].mean(axis=0))
         changes += keeper.tick(float(block[-1] + 1))
+        watch(keeper)
     return Stream(
-        audit=audit, level=level, z=runs.z[row], tokens=runs.cost[row], probes=traffic.probes[row], full=runs.full,
-        changes=tuple(changes),
+        audit=audit, burst=burst, level=level, n_levels=plan.n_levels, z=runs.z[row], tokens=runs.cost[row],
+        probes=traffic.probes[row], full=runs.full, changes=tuple(changes),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from suffice.replay.runs import Bools, Runs
 from suffice.replay.sums import fold_of
 from suffice.signals.features import FeatureSet
 
+V = TypeVar("V")
 N_EARLY = 4  # features of the first checkpoint that stand for the signals of all traffic
 
 
@@ -28,6 +30,10 @@ class Traffic:
     early: Floats                 # (N, F): early signals, seen of every request
     question: tuple[str, ...]     # (N,): requests of one question are not independent
     chosen: Chosen                # the columns of `runs.x`
+    # What a drift may tell apart, (N,) each; () where nobody told.
+    query_class: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
+    full_ok: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -44,7 +50,10 @@ class Traffic:
             runs=replace(runs, at=at, label_at=at + delay),
             probes=self.probes[rows],
             early=self.early[which],
-            question=tuple(self.question[i] for i in which.tolist()),
+            question=_picked(self.question, which),
+            query_class=_picked(self.query_class, which),
+            model=_picked(self.model, which),
+            full_ok=_picked(self.full_ok, which),
         )
 
 
@@ -72,6 +81,9 @@ def make_traffic(runs: Runs, chosen: Chosen | None = None) -> Traffic:
         probes=runs.probes,
         early=early_signals(x, runs.starts, len(chosen.dense)),
         question=runs.question,
+        query_class=tuple(query.query_class for query in runs.queries),
+        model=tuple(dict(query.metadata).get("model", "") for query in runs.queries),
+        full_ok=tuple(runs.full_ok.tolist()),
         chosen=chosen,
     )  # fmt: skip
 
@@ -94,6 +106,6 @@ def _learn(chosen: Chosen, parts: Parts, seed: int, x: Floats, good: Bools, weig
     return fitted.scores
 
 
-def questions_of(traffic: Traffic) -> Sequence[str]:
-    """Its questions, each once, in order of first appearance."""
-    return list(dict.fromkeys(traffic.question))
+def _picked(names: Sequence[V], which: Ints) -> tuple[V, ...]:
+    """Some of them, in that order; () stays ()."""
+    return tuple(names[i] for i in which.tolist()) if names else ()
