@@ -1,0 +1,210 @@
+"""When will the budget be crossed? A trend with its interval, and an alert only where even its lower end crosses.
+
+    windows of all traffic and audits ──▶ trend of the harm ──▶ the request of the crossing, an alert, or doubt
+
+Audits are few and their losses rare: at 5 % of traffic, a drop that climbs from 0.3 to 2 % within 2,000 requests shows
+one loss. So the forecast borrows strength three times, each time for an assumption that is written as a prior:
+
+    neighbouring levels   an audit that bolder levels would lose is a loss foreseen. Disagreement at the deployed level
+                          and those above it that disagree up to three times as often counts, and needs no label
+    all traffic           signals far from where they were certified lose trust until audits show that they may keep it;
+                          what the stop model itself predicts to lose is believed until audits contradict
+    time                  a drift that no signal shows may still be under way
+
+How often it warns in time, and how often for nothing: docs/reference/assurance.md. It steers nothing and certifies
+nothing. Knows sums of windows; refuses to know requests, thresholds and clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.assurance.trend import MEMORY, Anchor, Floats, Priors, Series, Trend, column, trend
+
+Bools = NDArray[np.bool_]
+Of = Literal["em_drop", "em"]
+
+HORIZON: Final = 3_000         # requests ahead: an alert says that the crossing is nearer
+MIN_WINDOWS: Final = 30
+NEAR: Final = 3.0              # times the deployed level's disagreement: up to there levels are its neighbours
+DROP_PER_NEAR: Final = 0.6     # EM drop for each rise of disagreement among neighbours
+DROP_PRIORS: Final = Priors(away=(0.05, 0.04), predicted=(1.0, 0.5), ramp=0.004)
+EM_PRIORS: Final = Priors(away=(0.0, 0.1), predicted=(1.0, 1.0), ramp=0.01)
+DROP_VARIANCE: Final = 0.02    # of Z of one audit: losses and gains are about so many
+LOW_SD: Final = 0.4            # lower end of the interval: about two in three that the truth is above
+HIGH_SD: Final = 1.25          # upper end: about nine in ten that it is below
+CALM_SD: Final = 0.85          # a standing alert ends when the mean and so much more stays below
+CALM_PART: Final = 0.85        # … so much of the limit: no flapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What about 100 requests of one epoch showed, everything at the level deployed now: audits are replayed at it."""
+
+    until: int                    # number of the window's last request
+    n_requests: int
+    signals: tuple[float, ...]    # means over all traffic of what no stop selects, such as first steps; () for none
+    predicted_drop: float | None  # mean over all traffic of what the stop model expects to lose; None: no model
+    n_audits: int
+    near: float                   # sum of `near_share` over the audits
+    near_squares: float           # sum of its squares
+    n_settled: int                # audits whose drop is known or counted (`maturity`)
+    drop: int                     # sum of their Z
+    n_labelled: int = 0           # delivered runs that a label calls right or wrong
+    n_right: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossing:
+    """Numbers of the requests at which the limit is crossed. None: not within 20,000 requests."""
+
+    earliest: int | None
+    expected: int | None
+    latest: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """A trend and what it leads to. Values are fractions: an EM drop, or an EM."""
+
+    of: Of
+    limit: float
+    now: float
+    per_1000: float    # change within the next 1,000 requests
+    ahead: float       # at the horizon, 3,000 requests from now
+    ahead_low: float
+    ahead_high: float
+    crossing: Crossing
+    alert: bool        # even the end of the interval that is farther from harm crosses within the horizon
+    doubtful: bool     # the end that is nearer to it does: more audits now would tell
+    reason: str
+
+
+def near_levels(disagrees: Bools, deployed: int) -> range:
+    """The deployed level and those above it, up to where three times as many audits disagree.
+
+    To be chosen once, on the audits of the certificate, and kept while the level stays.
+
+    disagrees  shape (N, M)
+    deployed   level in force, 0 … M - 1
+    """
+    n_disagreeing = disagrees[:, deployed:].sum(axis=0)
+    too_many = np.flatnonzero(n_disagreeing > NEAR * max(1, n_disagreeing[0]))
+    return range(deployed, deployed + (int(too_many[0]) if len(too_many) else len(n_disagreeing)))
+
+
+def near_share(disagrees: Bools, levels: range) -> Floats:
+    """Part of those levels at which a stop would have answered otherwise, by audit, shape (N,).
+
+    disagrees  shape (N, M)
+    """
+    return np.asarray(disagrees[:, levels.start : levels.stop].mean(axis=1), dtype=np.float64)
+
+
+def forecast_drop(windows: Sequence[Window], *, budget: float, alerted: bool = False) -> Forecast | None:
+    """When will the EM drop at the deployed level cross the budget? None: under 30 windows, or no audits.
+
+    windows  of one epoch, oldest first, all with the same signals
+    budget   EM drop, a fraction in (0, 1)
+    alerted  is an alert standing? It ends only where the forecast is clearly lower
+    """
+    kept = windows[-MEMORY:]
+    n_settled = sum(window.n_settled for window in kept)
+    if len(windows) < MIN_WINDOWS or not n_settled or not any(window.n_audits for window in kept):
+        return None
+    # A certified level loses a quarter of the budget or so; chance has chosen it, so it is not believed at once.
+    anchor = _drawn(
+        sum(window.drop for window in kept) / n_settled, DROP_VARIANCE / n_settled, mean=budget / 4, sd=budget / 4
+    )
+    series = _series(
+        windows, [window.n_audits for window in windows], [DROP_PER_NEAR * window.near for window in windows],
+        [DROP_PER_NEAR**2 * window.near_squares for window in windows],
+    )  # fmt: skip
+    return _judged(trend(series, DROP_PRIORS, anchor), "em_drop", budget, windows[-1].until, alerted=alerted)
+
+
+def forecast_em(windows: Sequence[Window], *, critical_em: float, alerted: bool = False) -> Forecast | None:
+    """When will the EM of delivered answers fall below the critical one? None: under 30 windows, or no labels.
+
+    Of labelled runs alone: if labels come mostly for mistakes, this EM is too low from the start.
+
+    windows, alerted  as in `forecast_drop`
+    critical_em       a fraction in (0, 1)
+    """
+    kept = windows[-MEMORY:]
+    n_labelled = sum(window.n_labelled for window in kept)
+    if len(windows) < MIN_WINDOWS or not n_labelled:
+        return None
+    wrong = [window.n_labelled - window.n_right for window in windows]
+    rate = sum(wrong[-MEMORY:]) / n_labelled
+    anchor = Anchor(mean=rate, variance=max(rate * (1 - rate), 0.01) / n_labelled)
+    series = _series(windows, [window.n_labelled for window in windows], wrong, wrong)
+    return _judged(trend(series, EM_PRIORS, anchor), "em", critical_em, windows[-1].until, alerted=alerted)
+
+
+def _drawn(observed: float, variance: float, *, mean: float, sd: float) -> Anchor:
+    """What was observed, drawn towards what was believed before."""
+    weight = sd**2 / (sd**2 + variance)
+    return Anchor(mean=weight * observed + (1 - weight) * mean, variance=weight * variance)
+
+
+def _series(
+    windows: Sequence[Window], n: Sequence[float], total: Sequence[float], squares: Sequence[float]
+) -> Series:
+    told = [window.predicted_drop for window in windows if window.predicted_drop is not None]
+    return Series(
+        until=column([window.until for window in windows]),
+        n_requests=column([window.n_requests for window in windows]),
+        signals=np.array([window.signals for window in windows], dtype=np.float64).reshape(len(windows), -1),
+        predicted=column(told) if len(told) == len(windows) else None,
+        n=column(n), total=column(total), squares=column(squares),
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------- the verdict
+
+
+def _judged(path: Trend, of: Of, limit: float, now: int, *, alerted: bool) -> Forecast:
+    """Read crossings, alert and doubt off a trend of harm: the drop itself, or what an EM lacks to 1."""
+    harm = limit if of == "em_drop" else 1 - limit
+    low, high = path.mean - LOW_SD * path.sd, path.mean + HIGH_SD * path.sd
+    near = path.ahead <= HORIZON
+    alert = bool((low[near] >= harm).any())
+    if alerted and not alert:
+        alert = bool((path.mean[near] + CALM_SD * path.sd[near] >= CALM_PART * harm).any())
+    crossing = Crossing(
+        earliest=_first(path, high, harm, now), expected=_first(path, path.mean, harm, now),
+        latest=_first(path, low, harm, now),
+    )  # fmt: skip
+    middle, better, worse = (path.mean, low, high) if of == "em_drop" else (1 - path.mean, 1 - low, 1 - high)
+    at_horizon = int(np.flatnonzero(near)[-1])
+    ends = sorted((float(better[at_horizon]), float(worse[at_horizon])))
+    per_1000 = float(np.interp(1_000, path.ahead, middle) - middle[0])
+    return Forecast(
+        of=of, limit=limit, now=float(middle[0]), per_1000=per_1000, ahead=float(middle[at_horizon]),
+        ahead_low=ends[0], ahead_high=ends[1], crossing=crossing, alert=alert,
+        doubtful=not alert and bool((high[near] >= harm).any()),
+        reason=_said(of, limit, float(middle[0]), per_1000, crossing, now),
+    )  # fmt: skip
+
+
+def _first(path: Trend, harm: Floats, limit: float, now: int) -> int | None:
+    """The request at which a path first reaches the limit; None: it does not."""
+    reached = np.flatnonzero(harm >= limit)
+    return now + int(path.ahead[reached[0]]) if len(reached) else None
+
+
+def _said(of: Of, limit: float, value: float, per_1000: float, crossing: Crossing, now: int) -> str:
+    name = "EM drop" if of == "em_drop" else "EM"
+    moving = f"{name} is about {value:.2%} and moves by {100 * per_1000:+.2f} points in 1,000 requests"
+    if crossing.expected is None:
+        return f"{moving}; {limit:.2%} is not in sight"
+    if crossing.expected == now:
+        return f"{moving}; {limit:.2%} is crossed"
+    ends = " to ".join("never" if end is None else f"{end:,}" for end in (crossing.earliest, crossing.latest))
+    return f"{moving}; {limit:.2%} is crossed at about request {crossing.expected:,} ({ends})"

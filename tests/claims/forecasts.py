@@ -1,0 +1,292 @@
+"""Streams for the forecast where the truth is known, and what it made of them: python -m tests.claims.forecasts.
+
+Two makers of streams. *Worlds*: simulated runs judged by a real stop model at a level that a certificate would allow;
+on the way to another world its confidence grows bolder and its plateaus false. *Laws*: outcomes drawn from a drop that
+climbs from 0.3 to 4 %, with signals that tell it all, half of it, something else, or nothing.
+
+All are 100 requests to a window, after 1,000 full runs at the start of an epoch; drifts begin at request 4,000.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import numpy as np
+from bench.claims.score import Logistic
+from bench.claims.streams import online
+from numpy.typing import NDArray
+
+from suffice.assurance.forecast import Window, forecast_drop, near_levels, near_share
+from suffice.learn.audits import AuditRuns
+from suffice.learn.served import Served, fit_served
+from suffice.testing.simulated import USUAL, WORLDS, World
+from suffice.testing.simulated.traffic import Traffic, draw
+
+Floats = NDArray[np.float64]
+BUDGET: Final = 0.02
+SIZE: Final = 100           # requests in a window
+BURST: Final = 1_000        # full runs at the start
+ONSET: Final = 4_000        # first request of a drift
+FIRST_LOOK: Final = 30      # windows
+LEAD: Final = 300           # requests before the crossing that an alert must come
+N_WAYS: Final = 21          # steps from one world to another
+N_RUNS: Final = 4_000       # of each
+FRESH: Final = 200          # first seed of the tables; the constants of the forecast were chosen on those before it
+DOUBT_SHARE: Final = 0.4    # of requests that are audited while the forecast is in doubt, where that is allowed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """What each of n requests would show if it were an audit, and what all traffic shows, by window."""
+
+    near: Floats       # (n,)
+    z: NDArray[np.int8]  # (n,)
+    signals: Floats    # (n / 100, F)
+    predicted: Floats  # (n / 100,)
+    lot: Floats        # (n,): a request is an audit if it is below the share
+    crossing: int | None  # request at which the true drop reaches the budget; None: never
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the forecast said of one stream."""
+
+    raised: tuple[int, ...]  # requests at which an alert began
+    n_looks: int
+    share: float             # of requests behind the burst that were audited
+    crossing: int | None
+
+    @property
+    def in_time(self) -> bool:
+        """Did an alert begin within the drift, and at least 300 requests before the crossing?"""
+        assert self.crossing is not None
+        return any(ONSET < at <= self.crossing - LEAD for at in self.raised)
+
+
+def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
+    """Look at a stream after every window.
+
+    share        of requests that are audited
+    doubt_share  … while the forecast was in doubt at the last look, if that is more
+    """
+    windows: list[Window] = []
+    raised, n_audited, found = [], 0, None
+    for b in range(len(stream.predicted)):
+        rows = slice(b * SIZE, (b + 1) * SIZE)
+        doubtful = found is not None and found.doubtful
+        drawn = stream.lot[rows] < (1.0 if b * SIZE < BURST else max(share, doubt_share) if doubtful else share)
+        near, z = stream.near[rows][drawn], stream.z[rows][drawn]
+        n_audited += int(drawn.sum()) if b * SIZE >= BURST else 0
+        windows.append(Window(
+            until=(b + 1) * SIZE, n_requests=SIZE, signals=tuple(stream.signals[b].tolist()),
+            predicted_drop=float(stream.predicted[b]), n_audits=len(z), near=float(near.sum()),
+            near_squares=float((near**2).sum()), n_settled=len(z), drop=int(z.sum()),
+        ))  # fmt: skip
+        if b + 1 >= FIRST_LOOK:
+            before = found is not None and found.alert
+            found = forecast_drop(windows, budget=BUDGET, alerted=before)
+            if found is not None and found.alert and not before:
+                raised.append(windows[-1].until)
+    n_behind = len(stream.z) - BURST
+    return Told(tuple(raised), len(windows) - FIRST_LOOK, n_audited / n_behind, stream.crossing)
+
+
+# --------------------------------------------------------------------------- worlds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """Runs on each part of the way from the usual world to another, at one level."""
+
+    near: Floats       # (ways, runs)
+    z: NDArray[np.int8]
+    signals: Floats    # (ways, runs, F)
+    predicted: Floats
+    drop: Floats       # (ways,): true drop, smoothed
+
+    def stream(self, ways: Floats, rng: np.random.Generator) -> Stream:
+        """A stream whose request i is so far on the way, 0 … 1; it ends where the drop crosses the budget."""
+        drops = np.interp(ways, np.linspace(0, 1, N_WAYS), self.drop)
+        over = np.flatnonzero(drops >= BUDGET)
+        n = (int(over[0]) if len(over) else len(ways)) // SIZE * SIZE
+        at, pick = np.rint(ways[:n] * (N_WAYS - 1)).astype(int), rng.integers(N_RUNS, size=n)
+        return Stream(
+            near=self.near[at, pick], z=self.z[at, pick], lot=rng.random(n),
+            signals=_by_window(self.signals[at, pick]).mean(axis=1),
+            predicted=_by_window(self.predicted[at, pick]).mean(axis=1),
+            crossing=int(over[0]) if len(over) else None,
+        )
+
+
+@cache
+def stop_model() -> Served:
+    """A stop model fitted on 1,500 full runs of the usual world, with its levels."""
+    served = fit_served(_runs(USUAL, 0.0, 1_500, seed=1)[1], Logistic(), now=np.inf)
+    assert served is not None
+    return served
+
+
+@cache
+def pool(world: str, safer: int) -> Pool:
+    """The pool of one world.
+
+    safer  levels below the highest one that loses at most 0.3 % in the usual world
+    """
+    served, usual = stop_model(), _runs(USUAL, 0.0, 20_000, seed=2)[1]
+    rows = served.rows(usual)
+    level = int(np.flatnonzero(usual.z[rows].mean(axis=0) <= 0.003)[-1]) - safer
+    levels = near_levels(usual.d[rows], level)
+    parts = []
+    for way in np.linspace(0, 1, N_WAYS):
+        traffic, runs = _runs(WORLDS[world], float(way), N_RUNS, seed=3)
+        stops = served.rows(runs)
+        predicted = _predicted(served, runs, stops[:, level])
+        signals = np.concatenate([traffic.early, predicted[:, np.newaxis]], axis=1)
+        parts.append((near_share(runs.d[stops], levels), runs.z[stops[:, level]], signals, predicted))
+    near, z, signals, predicted = (np.stack(part) for part in zip(*parts, strict=True))
+    ways = np.linspace(0, 1, N_WAYS)
+    drop = np.asarray(np.polyval(np.polyfit(ways, z.mean(axis=1), 2), ways), dtype=np.float64)
+    return Pool(near, z, signals, predicted, drop)
+
+
+def _runs(world: World, way: float, n: int, seed: int) -> tuple[Traffic, AuditRuns]:
+    made = draw(USUAL, world, np.full(n, way), np.random.default_rng([seed, round(100 * way)]))
+    return made, online(made, np.zeros(n), seed=seed).runs
+
+
+def _predicted(served: Served, runs: AuditRuns, stop: NDArray[np.int64]) -> Floats:
+    """What the model expects each run to lose by its stop; nothing where it is not stopped."""
+    expected = np.empty(len(runs))
+    for fold, model in enumerate(served.models):
+        mine = runs.fold == fold
+        expected[mine] = 1 - model(runs.x[stop[mine]])
+    return np.where(stop < runs.last, expected, 0.0)
+
+
+def _by_window(values: Floats) -> Floats:
+    return values.reshape(-1, SIZE, *values.shape[1:])
+
+
+# --------------------------------------------------------------------------- laws
+
+
+def by_law(
+    drops: Floats, moved: Floats, rng: np.random.Generator, *, away: float = 0.0, predicts: float = 0.0
+) -> Stream:
+    """A stream whose request i has so large a true drop.
+
+    moved     how far the signals have moved, 0 … 1, shape (n,)
+    away      … at 1, in sd of single requests, in a direction that is drawn
+    predicts  part of the climb of the drop that the stop model sees
+    """
+    over = np.flatnonzero(drops >= BUDGET)
+    n = (int(over[0]) if len(over) else len(drops)) // SIZE * SIZE
+    drops, moved = drops[:n], moved[:n]
+    differs = drops + 0.022  # at the deployed level; each level above has an eighth more, up to three times as many
+    u, v = rng.random(n), rng.random(n)
+    near = np.clip(11 - np.maximum(np.ceil(np.log(np.maximum(u / differs, 1e-9)) / np.log(1.12)), 0), 0, 11) / 11
+    lost, gained = (drops + 0.004) / differs, 0.004 / differs
+    z = np.where(u < differs, np.where(v < lost, 1, np.where(v < lost + gained, -1, 0)), 0).astype(np.int8)
+    mixing = np.eye(4) + 0.4 * rng.normal(size=(4, 4))
+    direction = rng.normal(size=4)
+    direction *= away / np.sqrt(direction @ np.linalg.solve(mixing @ mixing.T, direction))
+    predicted = rng.gamma(2.0, (0.012 + predicts * (drops - drops[0])) / 2)
+    signals = np.column_stack([rng.normal(size=(n, 4)) @ mixing.T + np.outer(moved, direction), predicted])
+    return Stream(
+        near=near, z=z, signals=_by_window(signals).mean(axis=1), predicted=_by_window(predicted).mean(axis=1),
+        lot=rng.random(n), crossing=int(over[0]) if len(over) else None,
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------- scenarios
+
+
+def _line(over: int, n: int | None = None) -> Floats:
+    return np.clip((np.arange(n or ONSET + over) - ONSET) / over, 0.0, 1.0)
+
+
+def _season(period: int, n: int = 20_000) -> Floats:
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.maximum(np.arange(n) - BURST, 0) / period)
+
+
+def _climb(rng: np.random.Generator, **signals: float) -> Stream:
+    way = _line(int(rng.integers(5_000, 10_001)))
+    return by_law(0.003 + 0.037 * way, way, rng, **signals)
+
+
+def _wave(rng: np.random.Generator, **signals: float) -> Stream:
+    way = _season(int(rng.integers(5_000, 10_001)))
+    return by_law(0.003 + (rng.uniform(0.006, 0.012) - 0.003) * way, rng.uniform(0.3, 1.0) * way, rng, **signals)
+
+
+Maker = Callable[[np.random.Generator], Stream]
+
+
+def _to(world: str, ways: Callable[[np.random.Generator], Floats], n_levels: int = 3) -> Maker:
+    return lambda rng: pool(world, int(rng.integers(n_levels))).stream(ways(rng), rng)
+
+
+DRIFTS: Final[Mapping[str, Maker]] = {
+    "world: harsh over 5,000 requests": _to("harsh", lambda _: _line(5_000)),
+    "world: harsh over 7,500": _to("harsh", lambda _: _line(7_500)),
+    "world: harsh over 10,000": _to("harsh", lambda _: _line(10_000)),
+    "world: stealth over 10,000": _to("stealth", lambda _: _line(10_000), n_levels=1),
+    "law: the stop model sees all of it": lambda rng: _climb(rng, away=0.6, predicts=1.0),
+    "law: the stop model sees half of it": lambda rng: _climb(rng, away=0.6, predicts=0.5),
+    "law: signals move, the model sees nothing": lambda rng: _climb(rng, away=0.6),
+    "law: nothing shows": _climb,
+}
+
+CALM: Final[Mapping[str, Maker]] = {
+    "world: none": _to("harsh", lambda _: np.zeros(20_000)),
+    "world: harder mix, to and fro": _to("harder", lambda rng: _season(int(rng.choice([5_000, 10_000])))),
+    "world: harder mix, for good": _to("harder", lambda _: _line(6_000, 14_000)),
+    "world: a fifth of harsh, to and fro": _to(
+        "harsh", lambda rng: 0.2 * _season(int(rng.choice([5_000, 10_000])))),
+    "world: benign, for good": _to("benign", lambda _: _line(6_000, 14_000)),
+    "law: none": lambda rng: by_law(np.full(20_000, rng.uniform(0.001, 0.006)), np.zeros(20_000), rng),
+    "law: up to 0.6 … 1.2 % and back, seen": lambda rng: _wave(rng, away=0.6, predicts=1.0),
+    "law: up to 0.6 … 1.2 % and back, not seen": lambda rng: _wave(rng, away=0.6),
+    "law: signals move, the drop does not": lambda rng: by_law(
+        np.full(14_000, 0.003), _line(7_500, 14_000), rng, away=0.6),
+}  # fmt: skip
+
+
+def measure(make: Maker, seeds: range, share: float, doubt_share: float = 0.0) -> list[Told]:
+    """What the forecast said of one stream for each seed."""
+    return [told(make(np.random.default_rng([seed, 71])), share, doubt_share) for seed in seeds]
+
+
+def in_time(tolds: list[Told]) -> float:
+    """Share of the drifts with an alert in time."""
+    return sum(each.in_time for each in tolds) / len(tolds)
+
+
+def false_alerts(tolds: list[Told]) -> float:
+    """Alerts in 10,000 requests."""
+    return sum(len(each.raised) for each in tolds) / sum(each.n_looks for each in tolds) * 10_000 / SIZE
+
+
+def main(n_seeds: int) -> None:
+    """Print the tables of docs/reference/assurance.md."""
+    seeds = range(FRESH, FRESH + n_seeds)
+    plans = [(0.05, 0.0), (0.1, 0.0), (0.05, DOUBT_SHARE), (0.1, DOUBT_SHARE)]
+    head = "".join(f" | {s:.0%}, in doubt {d:.0%}" if d else f" | {s:.0%}" for s, d in plans)
+    print(f"{n_seeds} seeds; audits{head}\n| drift: alert in time |")
+    for name, make in DRIFTS.items():
+        cells = [measure(make, seeds, *plan) for plan in plans]
+        print(f"| {name} | " + " | ".join(f"{in_time(cell):.0%}" for cell in cells) + " |", flush=True)
+    print("| no crossing: false alerts in 10,000 requests (audited) |")
+    for name, make in CALM.items():
+        cells = [measure(make, seeds, *plan) for plan in plans]
+        shares = [float(np.mean([each.share for each in cell])) for cell in cells]
+        told_cells = [f"{false_alerts(cell):.2f} ({share:.0%})" for cell, share in zip(cells, shares, strict=True)]
+        print(f"| {name} | " + " | ".join(told_cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
