@@ -44,5 +44,6 @@ class Window:
         if labelled_only:
             z, inside = self._z, self.runs.label_at <= now
         if self._plan.window is not None:
-            inside = inside & (np.cumsum(inside[::-1])[::-1] <= self._plan.window)
+            newest = np.cumsum(inside[::-1])[::-1] <= self._plan.window
+            inside = inside & (newest | (self.runs.at > now - self._plan.span))
         return z[inside]
