@@ -1,11 +1,12 @@
 """What tuning is worth in worlds whose truth is known: ours, the best fixed arm in hindsight, an even lot, and greed.
 
-    python bench/tuner.py [--seeds 5] [--requests 200000] [--only drifting] [--lengths]
+    python bench/tuner.py [--seeds 5] [--requests 200000] [--only drifting] [--lengths | --exploring]
 
-Six stories (`suffice.testing.knobs`): nothing changes; the world changes twice; a route with a twentieth of the
-requests; labels after 20,000 seconds; labels that come for losses above all; labels of which two fifths are lies. A
-reward is the expected EM over the full run's, less 0.1 for the tokens of a mean full run, second calls of audits
-counted. `--lengths` asks instead how many requests it takes. Prints Markdown; the CPU time is that of one life.
+Seven stories (`suffice.testing.knobs`): nothing changes; the world changes twice; a route with a twentieth of the
+requests; labels after 20,000 seconds; labels that come for losses above all; labels of which two fifths are lies; arms
+whose answers are draws of their own. A reward is the expected EM over the full run's, less 0.1 for the tokens of a mean
+full run, second calls of audits counted. `--lengths` asks instead how many requests it takes, `--exploring` what
+exploring costs. Prints Markdown; the CPU time is that of one life.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,6 +29,7 @@ from suffice.testing.knobs import (
     run_greedy,
     run_tuner,
     story,
+    tuning_of,
 )
 
 MAX_EM_DROP = 0.02
@@ -83,15 +86,32 @@ def lengths(n_seeds: int) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def exploring(n_seeds: int, n_requests: int) -> None:
+    print("| share that explores | steady, by worth | steady, alike | drifting, by worth | drifting, alike |")
+    print("| --- | --- | --- | --- | --- |")
+    for ceiling in (0.05, 0.15, 0.3):
+        cells = []
+        for name in ("steady", "drifting"):
+            told = story(name, n_requests)
+            for sharpness in (4.0, 0.0):
+                tuning = replace(tuning_of(told), explore_ceiling=ceiling, explore_sharpness=sharpness)
+                lives = [run_tuner(told, seed, tuning) for seed in range(n_seeds)]
+                cells.append(f"{1000 * np.mean([lived.reward.mean() for lived in lives]):.1f}")
+        print(f"| {100 * ceiling:.0f} % | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--only", choices=SCENARIOS, default=None)
     parser.add_argument("--lengths", action="store_true")
+    parser.add_argument("--exploring", action="store_true")
     chosen = parser.parse_args()
     if chosen.lengths:
         lengths(chosen.seeds)
+    elif chosen.exploring:
+        exploring(chosen.seeds, chosen.requests)
     else:
         compare([chosen.only] if chosen.only else SCENARIOS, chosen.seeds, chosen.requests)
 

@@ -52,6 +52,15 @@ def test_on_a_cold_route_it_is_off_and_harms_nobody() -> None:
     assert forced.reward.mean() < fixed.reward.mean(), "forced on, it loses there: this is why it is off"
 
 
+def test_where_pairs_are_noisy_it_loses_saving_and_nothing_of_the_budget() -> None:
+    """Said in docs/reference/tuner.md; if this fails, it has become better than its page."""
+    told = story("noisy", 60_000)
+    lived = run_tuner(told, seed=0)
+    _, fixed = best_fixed(told, in_each_world=True)
+    assert run_fixed(told, FULL).reward.mean() < lived.reward.mean() < fixed.reward.mean()
+    assert lived.drops(told).max() <= MAX_EM_DROP
+
+
 @pytest.mark.parametrize("scenario", ["steady", "drifting", "poisoned"])
 def test_who_learns_from_his_own_answers_alone_breaks_the_budget(scenario: str) -> None:
     told = story(scenario)

@@ -50,9 +50,10 @@ async def test_an_audit_asks_with_the_arm_too_and_its_client_gets_the_full_run(
 
 
 async def test_now_and_then_the_second_call_is_a_full_run(serve: Serve) -> None:
-    async with serve(chain(), route=enforcing(**AUDIT), **VLLM) as g:
+    async with serve(chain(), route=enforcing(**AUDIT, mode="observe"), **VLLM) as g:
         for n in range(30):
             await g.ask(chat(f"nonce=q{n}"))
+            await g.episodes(n + 1)  # a second call that met others would find no room, and not be made
         outcomes = [item.episode.outcome for item in await g.episodes(30)]
     drawn = {outcome.episode_id: arm_of(g, outcome.episode_id) for outcome in outcomes}
     for outcome in outcomes:

@@ -37,6 +37,11 @@ def test_arms_that_look_better_are_explored_more_and_experience_sharpens_it() ->
     assert old[2] == pytest.approx(0.01, abs=0.005), "the floor stays for ever"
 
 
+def test_without_sharpness_all_arms_in_play_are_explored_alike() -> None:
+    odds = inverse_gap([0.0, -0.1, -0.4, 9.0], [0, 1, 2], 0, n_draws=4_000, floor=0.0, ceiling=0.3, sharpness=0.0)
+    assert odds == pytest.approx((0.8, 0.1, 0.1, 0.0))
+
+
 def test_the_odds_are_the_frequencies() -> None:
     odds = inverse_gap([0.0, 0.02, -0.1, 0.3], [0, 1, 3], 1, n_draws=50, floor=0.02, ceiling=0.2)
     points = (np.arange(50_000) + 0.5) / 50_000

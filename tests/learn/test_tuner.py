@@ -120,8 +120,8 @@ def test_it_rests_between_proposals_and_has_a_largest_number_a_day() -> None:
     """F51: whatever is proposed is thrown over at once, and the evidence is there again an hour later."""
     life = Life(replace(TUNING, cool_down_s=5_000.0, proposals_a_day=3))
     made, refusals = [], []
-    for _ in range(40):
-        life.audits(900, SAFE)
+    for _ in range(30):
+        life.audits(800, SAFE)
         tick = life.tick(2_000.0)
         refusals.append(tick.refusal)
         if tick.proposal is not None:
@@ -130,7 +130,7 @@ def test_it_rests_between_proposals_and_has_a_largest_number_a_day() -> None:
     assert len(made) == 3, "in less than a day"
     assert all(later - earlier >= 5_000 for earlier, later in pairwise(made))
     assert {"cooling_down", "day_is_full"} <= set(refusals)
-    life.audits(900, SAFE)
+    life.audits(800, SAFE)
     assert life.tick(40_000.0).proposal is not None, "another day"
 
 

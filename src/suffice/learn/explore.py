@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-SHARPNESS: Final = 4.0  # of inverse gaps: higher explores near-best arms only
-
-
 def inverse_gap(
-    values: Sequence[float], in_play: Sequence[int], incumbent: int, *, n_draws: float, floor: float, ceiling: float
-) -> tuple[float, ...]:
+    values: Sequence[float], in_play: Sequence[int], incumbent: int, *, n_draws: float, floor: float, ceiling: float,
+    sharpness: float = 4.0,
+) -> tuple[float, ...]:  # fmt: skip
     """Odds of each arm for a live request, shape (K,): the incumbent, and a bounded share of arms that look good.
 
     Inverse gap weighting (SquareCB: Foster and Rakhlin 2020, arXiv:2002.04926): of the share that explores, an arm
@@ -34,8 +31,9 @@ def inverse_gap(
     n_draws    discounted number of draws behind the values, at least 0: bounded, so that exploring never ends
     floor      least share of an arm in play; lowered where all floors together would exceed the ceiling
     ceiling    largest share of all arms but the incumbent, in [0, 1)
+    sharpness  how fast gamma grows, at least 0; 0: all arms in play alike
     """
-    if incumbent not in in_play or not 0 <= floor <= ceiling < 1:
+    if incumbent not in in_play or not 0 <= floor <= ceiling < 1 or sharpness < 0:
         raise ValueError(f"need the incumbent in play, 0 <= floor <= ceiling < 1; got {incumbent=} {in_play=} {floor=}")
     odds = np.zeros(len(values))
     others = [arm for arm in in_play if arm != incumbent]
@@ -44,7 +42,7 @@ def inverse_gap(
         return tuple(odds.tolist())
     floor = min(floor, ceiling / len(others))
     best = max(values[arm] for arm in in_play)
-    gamma = SHARPNESS * sqrt(len(in_play) * n_draws)
+    gamma = sharpness * sqrt(len(in_play) * n_draws)
     gaps = np.array([best - values[arm] for arm in in_play])
     weights = 1 / (len(in_play) + gamma * gaps)
     weights[int(gaps.argmin())] += 1 - weights.sum()

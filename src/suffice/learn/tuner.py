@@ -255,7 +255,7 @@ class Tuner:
             shares, in_force = all_shares[at], self._in_force[at]
             self._live[at] = inverse_gap(
                 values[at].tolist(), self._in_play[at], in_force, n_draws=self._costs.n_draws(at),
-                floor=tuning.explore_floor, ceiling=tuning.explore_ceiling,
+                floor=tuning.explore_floor, ceiling=tuning.explore_ceiling, sharpness=tuning.explore_sharpness,
             )  # fmt: skip
             within = within_a_step(shares, in_force, tuning)
             saved = np.where(within, min(shares[arm] for arm in self._in_play[at] if within[arm]) - shares, 0.0)

@@ -38,6 +38,7 @@ class Tuning:
     latency_price: float = 0.0         # EM that a second is worth, a fraction
     explore_floor: float = 0.02        # least share of live requests of an arm in play
     explore_ceiling: float = 0.15      # largest share of live requests that do not get the arm in force
+    explore_sharpness: float = 4.0     # how much better arms are preferred in exploring; 0: all alike
     least_kept: float = 0.1            # arms that keep a smaller part of the tokens are never shown to a client
     largest_step: float = 0.6          # part of a class's full runs' tokens that one proposal may take off it
     least_gain: float = 0.002          # EM value that a change of arm must promise, a fraction
@@ -55,8 +56,8 @@ class Tuning:
         for name in ("max_em_drop", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; above 0 and below 1")
-        if not 0 <= self.explore_floor <= self.explore_ceiling < 1:
-            raise ValueError("explore_floor, explore_ceiling: need 0 <= floor <= ceiling < 1")
+        if not 0 <= self.explore_floor <= self.explore_ceiling < 1 or self.explore_sharpness < 0:
+            raise ValueError("need 0 <= explore_floor <= explore_ceiling < 1, explore_sharpness >= 0")
         if not 0 <= self.least_kept < 1 or not 0 < self.largest_step <= 1 or not 0 <= self.key_cap <= 1:
             raise ValueError("need 0 <= least_kept < 1, 0 < largest_step <= 1, 0 <= key_cap <= 1")
         if min(self.window, self.least_audits, self.proposals_a_day) < 1:

@@ -25,7 +25,7 @@ ARMS: Final = (
     Arm(name="terse", expected_share=0.25, knobs={"budget_tokens": 500}),
     Arm(name="none", expected_share=0.05, knobs={"budget_tokens": 0}),
 )
-SCENARIOS: Final = ("steady", "drifting", "cold", "delayed", "censored", "poisoned")
+SCENARIOS: Final = ("steady", "drifting", "cold", "delayed", "censored", "poisoned", "noisy")
 SECONDS_A_REQUEST: Final = 5.0
 FULL_TOKENS: Final = 1_000.0
 
@@ -79,6 +79,8 @@ def story(name: str, n_requests: int = 200_000) -> Story:
         return Story(n_requests=n_requests, worlds=(base, harder, turned))
     if name == "cold":
         return Story(n_requests=n_requests // 20, worlds=(base,))
+    if name == "noisy":
+        return Story(n_requests=n_requests, worlds=(world(flips=(0.01, 0.03, 0.03)),))
     many = tuple((f"sybil-{i}", 0.01) for i in range(20))
     labels = {
         "steady": Labels(),
@@ -90,9 +92,13 @@ def story(name: str, n_requests: int = 200_000) -> Story:
 
 
 def world(
-    *, mix: tuple[float, float, float] = (0.5, 0.3, 0.2), worse: tuple[float, float, float] = (1.0, 1.0, 1.0)
-) -> World:
-    """The usual world, with each class's losses multiplied."""
+    *, mix: tuple[float, float, float] = (0.5, 0.3, 0.2), worse: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    flips: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> World:  # fmt: skip
+    """The usual world, with each class's losses multiplied.
+
+    flips  by class: how often two independent draws differ in being right, one way as often as the other
+    """
     usual = np.array([
         [0.0, 0.000, 0.001, 0.001, 0.002, 0.15],
         [0.0, 0.001, 0.004, 0.015, 0.060, 0.30],
@@ -100,6 +106,8 @@ def world(
     ])  # fmt: skip
     lost = np.minimum(usual * np.array(worse)[:, np.newaxis], 0.5)
     shares = np.array([arm.expected_share for arm in ARMS]) * np.array([[0.8], [1.0], [1.5]])
+    noise = np.array(flips)[:, np.newaxis] * (np.arange(len(ARMS)) > 0)
     return World(
-        mix=np.array(mix), right=np.array([0.95, 0.85, 0.6]), lost=lost, gained=0.2 * lost, differ=lost, shares=shares
-    )
+        mix=np.array(mix), right=np.array([0.95, 0.85, 0.6]), lost=lost + noise, gained=0.2 * lost + noise,
+        differ=lost + noise, shares=shares,
+    )  # fmt: skip
