@@ -93,6 +93,15 @@ def test_an_alert_needs_the_better_end_and_doubt_only_the_worse_one() -> None:
         assert found.doubtful == (near and not found.alert)
 
 
+def test_what_would_be_an_alert_is_doubt_until_the_epoch_has_45_windows() -> None:
+    steep = windows(0.03 + ramp(60, 15, 0.12), drop=ramp(60, 15, 0.07))
+    early, settled = drop_of(steep[:44]), drop_of(steep[:45])
+    assert early.crossing.latest is not None
+    assert early.crossing.latest <= 4_400 + HORIZON
+    assert (early.alert, early.doubtful) == (False, True)
+    assert (settled.alert, settled.doubtful) == (True, False)
+
+
 def test_a_standing_alert_ends_only_when_the_forecast_is_clearly_lower() -> None:
     budgets = np.linspace(0.006, 0.06, 55).tolist()
     fresh = [drop_of(RISING, budget=budget).alert for budget in budgets]

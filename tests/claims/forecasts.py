@@ -4,7 +4,7 @@ Two makers of streams. *Worlds*: simulated runs judged by a real stop model at a
 on the way to another world its confidence grows bolder and its plateaus false. *Laws*: outcomes drawn from a drop that
 climbs from 0.3 to 4 %, with signals that tell it all, half of it, something else, or nothing.
 
-All are 100 requests to a window, after 1,000 full runs at the start of an epoch; drifts begin at request 4,000.
+All are 100 requests to a window, after 1,000 full runs at the start of an epoch; drifts begin at request 10,000.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 BUDGET: Final = 0.02
 SIZE: Final = 100           # requests in a window
 BURST: Final = 1_000        # full runs at the start
-ONSET: Final = 4_000        # first request of a drift
+ONSET: Final = 10_000       # first request of a drift
 FIRST_LOOK: Final = 30      # windows
 LEAD: Final = 300           # requests before the crossing that an alert must come
 N_WAYS: Final = 21          # steps from one world to another
@@ -56,6 +56,7 @@ class Told:
     """What the forecast said of one stream."""
 
     raised: tuple[int, ...]  # requests at which an alert began
+    ended: tuple[int, ...]   # … and ended, where it did
     n_looks: int
     share: float             # of requests behind the burst that were audited
     crossing: int | None
@@ -66,6 +67,13 @@ class Told:
         assert self.crossing is not None
         return any(ONSET < at <= self.crossing - LEAD for at in self.raised)
 
+    @property
+    def standing(self) -> bool:
+        """Did an alert stand within the drift, at least 300 requests before the crossing? It may be an older one."""
+        assert self.crossing is not None
+        before = sum(at <= ONSET for at in self.raised) - sum(at <= ONSET for at in self.ended)
+        return self.in_time or before > 0
+
 
 def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
     """Look at a stream after every window.
@@ -74,7 +82,9 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
     doubt_share  … while the forecast was in doubt at the last look, if that is more
     """
     windows: list[Window] = []
-    raised, n_audited, found = [], 0, None
+    raised: list[int] = []
+    ended: list[int] = []
+    n_audited, found = 0, None
     for b in range(len(stream.predicted)):
         rows = slice(b * SIZE, (b + 1) * SIZE)
         doubtful = found is not None and found.doubtful
@@ -89,10 +99,11 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
         if b + 1 >= FIRST_LOOK:
             before = found is not None and found.alert
             found = forecast_drop(windows, budget=BUDGET, alerted=before)
-            if found is not None and found.alert and not before:
-                raised.append(windows[-1].until)
+            after = found is not None and found.alert
+            if after != before:
+                (raised if after else ended).append(windows[-1].until)
     n_behind = len(stream.z) - BURST
-    return Told(tuple(raised), len(windows) - FIRST_LOOK, n_audited / n_behind, stream.crossing)
+    return Told(tuple(raised), tuple(ended), len(windows) - FIRST_LOOK, n_audited / n_behind, stream.crossing)
 
 
 # --------------------------------------------------------------------------- worlds
@@ -244,15 +255,15 @@ DRIFTS: Final[Mapping[str, Maker]] = {
 CALM: Final[Mapping[str, Maker]] = {
     "world: none": _to("harsh", lambda _: np.zeros(20_000)),
     "world: harder mix, to and fro": _to("harder", lambda rng: _season(int(rng.choice([5_000, 10_000])))),
-    "world: harder mix, for good": _to("harder", lambda _: _line(6_000, 14_000)),
+    "world: harder mix, for good": _to("harder", lambda _: _line(6_000, 20_000)),
     "world: a fifth of harsh, to and fro": _to(
         "harsh", lambda rng: 0.2 * _season(int(rng.choice([5_000, 10_000])))),
-    "world: benign, for good": _to("benign", lambda _: _line(6_000, 14_000)),
+    "world: benign, for good": _to("benign", lambda _: _line(6_000, 20_000)),
     "law: none": lambda rng: by_law(np.full(20_000, rng.uniform(0.001, 0.006)), np.zeros(20_000), rng),
     "law: up to 0.6 … 1.2 % and back, seen": lambda rng: _wave(rng, away=0.6, predicts=1.0),
     "law: up to 0.6 … 1.2 % and back, not seen": lambda rng: _wave(rng, away=0.6),
     "law: signals move, the drop does not": lambda rng: by_law(
-        np.full(14_000, 0.003), _line(7_500, 14_000), rng, away=0.6),
+        np.full(20_000, 0.003), _line(7_500, 20_000), rng, away=0.6),
 }  # fmt: skip
 
 
@@ -276,10 +287,12 @@ def main(n_seeds: int) -> None:
     seeds = range(FRESH, FRESH + n_seeds)
     plans = [(0.05, 0.0), (0.1, 0.0), (0.05, DOUBT_SHARE), (0.1, DOUBT_SHARE)]
     head = "".join(f" | {s:.0%}, in doubt {d:.0%}" if d else f" | {s:.0%}" for s, d in plans)
-    print(f"{n_seeds} seeds; audits{head}\n| drift: alert in time |")
+    print(f"{n_seeds} seeds; audits{head}\n| drift: alert in time (standing) |")
     for name, make in DRIFTS.items():
         cells = [measure(make, seeds, *plan) for plan in plans]
-        print(f"| {name} | " + " | ".join(f"{in_time(cell):.0%}" for cell in cells) + " |", flush=True)
+        standing = [sum(each.standing for each in cell) / len(cell) for cell in cells]
+        told_cells = [f"{in_time(cell):.0%} ({stood:.0%})" for cell, stood in zip(cells, standing, strict=True)]
+        print(f"| {name} | " + " | ".join(told_cells) + " |", flush=True)
     print("| no crossing: false alerts in 10,000 requests (audited) |")
     for name, make in CALM.items():
         cells = [measure(make, seeds, *plan) for plan in plans]

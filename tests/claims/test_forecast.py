@@ -10,25 +10,25 @@ import pytest
 
 from tests.claims.forecasts import CALM, DOUBT_SHARE, DRIFTS, false_alerts, in_time, measure
 
-SEEDS = range(16)
+SEEDS = range(12)
 
 
 @pytest.mark.parametrize("name", ["world: harsh over 10,000", "law: the stop model sees all of it"])
 def test_drifts_that_can_be_seen_are_announced(name: str) -> None:
     found = in_time(measure(DRIFTS[name], SEEDS, 0.05, DOUBT_SHARE))
     print(f"{name}: {found:.0%} in time")
-    assert found >= 9 / 16
+    assert found >= 7 / 12
 
 
 @pytest.mark.parametrize("name", ["world: none", "world: harder mix, to and fro"])
 def test_traffic_that_never_crosses_is_left_in_peace(name: str) -> None:
-    tolds = measure(CALM[name], range(8), 0.1)
+    tolds = measure(CALM[name], range(6), 0.1)
     print(f"{name}: {false_alerts(tolds):.2f} false alerts in 10,000 requests")
     assert false_alerts(tolds) <= 1.5
 
 
 def test_more_audits_while_in_doubt_are_few_where_nothing_happens() -> None:
-    tolds = measure(CALM["law: none"], range(8), 0.05, DOUBT_SHARE)
+    tolds = measure(CALM["law: none"], range(6), 0.05, DOUBT_SHARE)
     share = sum(each.share for each in tolds) / len(tolds)
     print(f"audited {share:.1%}, {false_alerts(tolds):.2f} false alerts in 10,000 requests")
     assert 0.05 < share < 0.25

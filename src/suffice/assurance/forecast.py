@@ -31,15 +31,16 @@ Of = Literal["em_drop", "em"]
 
 HORIZON: Final = 3_000         # requests ahead: an alert says that the crossing is nearer
 MIN_WINDOWS: Final = 30
+SETTLED: Final = 45            # windows from which an alert is raised; what would be one before is doubt
 NEAR: Final = 3.0              # times the deployed level's disagreement: up to there levels are its neighbours
 DROP_PER_NEAR: Final = 0.6     # EM drop for each rise of disagreement among neighbours
 DROP_PRIORS: Final = Priors(away=(0.05, 0.04), predicted=(1.0, 0.5), ramp=0.004)
 EM_PRIORS: Final = Priors(away=(0.0, 0.1), predicted=(1.0, 1.0), ramp=0.01)
 DROP_VARIANCE: Final = 0.02    # of Z of one audit: losses and gains are about so many
-LOW_SD: Final = 0.4            # lower end of the interval: about two in three that the truth is above
+LOW_SD: Final = 0.3            # lower end of the interval: six in ten that the truth is above
 HIGH_SD: Final = 1.25          # upper end: about nine in ten that it is below
-CALM_SD: Final = 0.85          # a standing alert ends when the mean and so much more stays below
-CALM_PART: Final = 0.85        # … so much of the limit: no flapping
+CALM_SD: Final = 0.6           # a standing alert ends when the mean and so much more stays below
+CALM_PART: Final = 0.9         # … so much of the limit: no flapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +126,7 @@ def forecast_drop(windows: Sequence[Window], *, budget: float, alerted: bool = F
         windows, [window.n_audits for window in windows], [DROP_PER_NEAR * window.near for window in windows],
         [DROP_PER_NEAR**2 * window.near_squares for window in windows],
     )  # fmt: skip
-    return _judged(trend(series, DROP_PRIORS, anchor), "em_drop", budget, windows[-1].until, alerted=alerted)
+    return _judged(trend(series, DROP_PRIORS, anchor), "em_drop", budget, windows, alerted=alerted)
 
 
 def forecast_em(windows: Sequence[Window], *, critical_em: float, alerted: bool = False) -> Forecast | None:
@@ -144,7 +145,7 @@ def forecast_em(windows: Sequence[Window], *, critical_em: float, alerted: bool 
     rate = sum(wrong[-MEMORY:]) / n_labelled
     anchor = Anchor(mean=rate, variance=max(rate * (1 - rate), 0.01) / n_labelled)
     series = _series(windows, [window.n_labelled for window in windows], wrong, wrong)
-    return _judged(trend(series, EM_PRIORS, anchor), "em", critical_em, windows[-1].until, alerted=alerted)
+    return _judged(trend(series, EM_PRIORS, anchor), "em", critical_em, windows, alerted=alerted)
 
 
 def _drawn(observed: float, variance: float, *, mean: float, sd: float) -> Anchor:
@@ -169,12 +170,13 @@ def _series(
 # --------------------------------------------------------------------------- the verdict
 
 
-def _judged(path: Trend, of: Of, limit: float, now: int, *, alerted: bool) -> Forecast:
+def _judged(path: Trend, of: Of, limit: float, windows: Sequence[Window], *, alerted: bool) -> Forecast:
     """Read crossings, alert and doubt off a trend of harm: the drop itself, or what an EM lacks to 1."""
+    now = windows[-1].until
     harm = limit if of == "em_drop" else 1 - limit
     low, high = path.mean - LOW_SD * path.sd, path.mean + HIGH_SD * path.sd
     near = path.ahead <= HORIZON
-    alert = bool((low[near] >= harm).any())
+    alert = bool((low[near] >= harm).any()) and len(windows) >= SETTLED
     if alerted and not alert:
         alert = bool((path.mean[near] + CALM_SD * path.sd[near] >= CALM_PART * harm).any())
     crossing = Crossing(
