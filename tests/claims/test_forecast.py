@@ -22,9 +22,9 @@ def test_drifts_that_can_be_seen_are_announced(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["world: none", "world: harder mix, to and fro"])
 def test_traffic_that_never_crosses_is_left_in_peace(name: str) -> None:
-    tolds = measure(CALM[name], range(6), 0.1)
+    tolds = measure(CALM[name], range(6), 0.1, DOUBT_SHARE)
     print(f"{name}: {false_alerts(tolds):.2f} false alerts in 10,000 requests")
-    assert false_alerts(tolds) <= 1.5
+    assert false_alerts(tolds) <= 1.2
 
 
 def test_more_audits_while_in_doubt_are_few_where_nothing_happens() -> None:
@@ -32,4 +32,4 @@ def test_more_audits_while_in_doubt_are_few_where_nothing_happens() -> None:
     share = sum(each.share for each in tolds) / len(tolds)
     print(f"audited {share:.1%}, {false_alerts(tolds):.2f} false alerts in 10,000 requests")
     assert 0.05 < share < 0.25
-    assert false_alerts(tolds) <= 1.5
+    assert false_alerts(tolds) <= 1.2
