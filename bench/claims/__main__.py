@@ -17,6 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: a process a 
 
 import argparse
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ def main() -> None:
         run([cell for cell in wanted if cell not in there], asked.results, mark, asked.jobs)
     found = [line for line in lines(asked.results) if line["code"] == mark and cell_of(line) in set(wanted)]
     hours = sum(line["cpu_s"] for line in found) / 3600
-    command = " ".join(["python -m bench.claims", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "bench.claims", *sys.argv[1:]])
     version = f"code {mark}, Python {platform.python_version()}"
     print(f"`{command}`: {len(found):,} streams, {hours:.2f} h of CPU time; {version}")
     for text in tables(found, rows, SAYS):
