@@ -24,7 +24,8 @@ AT_ONCE = {"samples": 1, "reasoning": 4}   # questions
 
 
 @click.command()
-@click.option("--small", is_flag=True, help="Only the small model (98 MB): leaves the reasoning route out.")
+@click.option("--small", is_flag=True, help="Only the small model (98 MB), no reasoning route; --online: shorter.")
+@click.option("--online", is_flag=True, help="Let a route certify itself, live; then swap the model. 10 to 15 minutes.")
 @click.option("--full", is_flag=True, help="300 questions a route and 16 samples: takes about an hour.")
 @click.option("--model", default="qwen0.5b", show_default=True, help="Reasoning route: qwen0.5b or qwen1.5b.")
 @click.option("--upstream", default=None, help="Use a running server instead, e.g. http://127.0.0.1:8080.")
@@ -34,7 +35,7 @@ AT_ONCE = {"samples": 1, "reasoning": 4}   # questions
 @click.option("--samples", type=click.IntRange(2, 64), default=None, help="Samples in a full run (default: 8).")
 @click.option("--out", default="demo-out", show_default=True, help="Folder for the report, the picture and the logs.")
 def demo(
-    small: bool, full: bool, model: str, upstream: str | None, upstream_model: str, driver: str,
+    small: bool, online: bool, full: bool, model: str, upstream: str | None, upstream_model: str, driver: str,
     questions: int | None, samples: int | None, out: str,
 ) -> None:  # fmt: skip
     """Run a real local model through the gateway and show what stopping saves.
@@ -47,11 +48,15 @@ def demo(
     from suffice.demo.run import write_report
     from suffice.errors import SufficeError
 
+    if online and (full or upstream or upstream_model or questions or samples):
+        raise click.UsageError("--online swaps a model of its own and goes with --small and --out only")
     console = Console()
     folder = Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.db*"):
         old.unlink()
+    if online:
+        raise SystemExit(_online(console, folder, small=small))
     plan = _Plan(
         n_samples_questions=questions or (300 if full else 120),
         n_reasoning_questions=questions or (300 if full else 40),
@@ -71,6 +76,16 @@ def demo(
     console.print(show.NEXT, highlight=False, markup=False)
     if any(result.errors for result in results):
         raise SystemExit(1)
+
+
+def _online(console: Console, folder: Path, *, small: bool) -> int:
+    from suffice.cli.demo_online import run_online
+    from suffice.errors import SufficeError
+
+    try:
+        return run_online(console, folder, small=small)
+    except SufficeError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _near(path: Path) -> str:

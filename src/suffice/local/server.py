@@ -4,7 +4,7 @@ It knows how to start the server, when it is ready and how to end it. It refuses
 model files come from (`weights`) and what is asked (`tasks`).
 
 The server is native code: it runs in a process of its own, so that a crash in it cannot take
-the caller along. The child listens on 127.0.0.1 only, at a port that was free, and ends by
+the caller along. The child listens on 127.0.0.1 only, at a port that was free or was asked for, and ends by
 itself when the parent's end of its standard input closes, however the parent ended.
 """
 
@@ -43,6 +43,7 @@ class ServerSpec:
     alias: str = "local"              # the model's name on the wire
     n_parallel: int = 4               # slots: requests that are served at once
     ctx_tokens_per_slot: int = 2048   # prompt and answer together
+    port: int = 0                     # 0: one that is free
     n_threads: int = 1                # threads wait for each other: one too many is far slower than one too few
 
 
@@ -197,6 +198,7 @@ def child_command(spec: ServerSpec) -> list[str]:
         sys.executable, "-m", "suffice.local.server", "--model", str(spec.model_path), "--alias", spec.alias,
         "--template", spec.template or "", "--n-parallel", str(spec.n_parallel),
         "--ctx", str(spec.ctx_tokens_per_slot), "--threads", str(spec.n_threads),
+        "--port", str(spec.port),
     ]
 
 
@@ -218,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--n-parallel", type=int, default=4)
     parser.add_argument("--ctx", type=int, default=2048, help="tokens of context per slot")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args(arguments)
     # The native code writes to descriptor 1 as it likes; the address must not get lost in that.
     address_pipe = os.fdopen(os.dup(1), "w")
@@ -242,7 +245,7 @@ def _parameters(xllamacpp: object, options: argparse.Namespace) -> object:
     parameters.model.path = options.model
     parameters.model_alias = {options.alias}
     parameters.hostnames = ["127.0.0.1"]
-    parameters.port = 0
+    parameters.port = options.port
     parameters.n_parallel = options.n_parallel
     parameters.n_ctx = options.ctx * options.n_parallel
     parameters.cpuparams.n_threads = options.threads

@@ -1,0 +1,218 @@
+"""The online demonstration against the fake upstream: a certificate, a swap, and what is said where nothing is."""
+
+from __future__ import annotations
+
+import io
+import json
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from suffice.cli.demo_online import ALIASES, LineScreen, followed, lines, local_world
+from suffice.demo.online import course, show, story
+from suffice.demo.online.course import Run
+from suffice.demo.online.plan import ROUTE, Plan, drawn, name_of, toml
+from suffice.demo.online.story import Report, Snapshot, World
+from suffice.local import weights
+from suffice.local.tasks import Question
+from suffice.testing import FakeUpstream, Reply
+from suffice.testing.reply import RequestSeen
+from suffice.wiring import load_settings
+from tests.control.made import run as made
+
+POOL = tuple(
+    Question(
+        id=f"q{i}", task="t", messages=({"role": "user", "content": f"question {i:02d} please"},), gold="four",
+        scorer="text", max_tokens=50, temperature=0.5,
+    )
+    for i in range(40)
+)  # fmt: skip
+PLAN = Plan(
+    burst=100, most=400, n_certified=40, n_swapped=10, max_em_drop=0.2, confidence=0.9, tick=20, wave=2, period_s=0.2
+)
+
+
+class Model:
+    """Answers in an order of its own for every prompt, under a name that can change."""
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        self.answers, self.name = answers, "first"
+
+    def __call__(self, seen: RequestSeen) -> Reply:
+        """The next answer, at three tokens."""
+        answer = self.answers[seen.nth_same % len(self.answers)]
+        return Reply(answer=("it ", "is ", answer), extra={"model": self.name})
+
+    def swap(self) -> None:
+        """Another model, as far as anybody can see."""
+        self.name = "second"
+
+
+class Notes:
+    """Keeps what a screen would have shown."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.seen: list[Snapshot] = []
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+    def look(self, now: Snapshot) -> None:
+        self.seen.append(now)
+
+
+async def told(folder: Path, model: Model, plan: Plan) -> tuple[Report, Notes]:
+    notes = Notes()
+    pool = [replace(one, gold="it is four") for one in POOL]
+    async with FakeUpstream(model) as fake:
+        world = World(url=fake.url, driver="llama.cpp", slots=8, swap=model.swap)
+        return await story.run(plan, world, folder, pool, notes, first_s=0.0), notes
+
+
+def of(report: Report, period: course.Period) -> list[Run]:
+    return [run for run in report.runs if run.period == period]
+
+
+async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_model_changes(tmp_path: Path) -> None:
+    """Eight samples that agree: stopping cannot lose, is certified, acts, and ends with the first answer of another."""
+    report, notes = await told(tmp_path, Model(["four"]), PLAN)
+    assert not report.errors
+    assert report.certified is not None
+    assert report.certified.level > 0
+    figures = course.all_figures(report.runs, sure=True)
+    assert figures["before"].n >= PLAN.burst
+    assert figures["before"].n_stopped == 0
+    assert figures["certified"].n_stopped > PLAN.n_certified / 2
+    assert (figures["certified"].saved or 0) > 0.2
+    assert (figures["before"].em, figures["certified"].em) == (1.0, 1.0)
+    swapped = of(report, "swapped")
+    assert len(swapped) == PLAN.n_swapped
+    assert not any(run.episode.outcome.stopped for run in swapped[1:]), "from the second request on all run in full"
+    assert {run.episode.outcome.model for run in swapped} == {"second"}
+    assert report.held.alarm is not None
+    assert report.held.alarm.cause == "change"
+    assert report.held.level == 0
+    assert story.n_reconciled(report.runs) == len(report.runs)
+    # What is seen on the way is the same story: it stands in the sentences, in order.
+    order = [next(n for n, said in enumerate(notes.said) if word in said)
+             for word in ("epoch 1 begins", "certified", "replaced", "alarm, change", "epoch 2 begins")]  # fmt: skip
+    assert order == sorted(order)
+    _reads_well(report, notes, tmp_path)
+
+
+def _reads_well(report: Report, notes: Notes, folder: Path) -> None:
+    """Without a terminal there is no control character, and the table fits into 80 columns."""
+    page = io.StringIO()
+    console = Console(file=page, width=80)
+    with followed(console) as screen:
+        assert isinstance(screen, LineScreen)
+        for said, now in zip(notes.said, notes.seen, strict=False):
+            screen.say(said)
+            screen.look(now)
+    figures = show.show(console, report)
+    assert all(line.isprintable() for line in page.getvalue().splitlines())
+    assert "\r" not in page.getvalue()
+    alone = Console(file=io.StringIO(), width=80, record=True)
+    alone.print(show.table(figures))
+    text = alone.export_text()
+    assert all(title in text for title in show.TITLES.values())
+    assert "…" not in text.replace(" … ", ""), "a column was cut"
+    last = dict(lines(notes.seen[-1]))
+    assert "saved" in last["tokens"]
+    assert "stopped runs" in last["EM"]
+    show.write_report(report, figures, folder / "r.json")
+    assert json.loads((folder / "r.json").read_text())["certificate"]["certified"] is True
+
+
+async def test_where_every_early_stop_loses_nothing_is_certified_and_nothing_is_claimed(tmp_path: Path) -> None:
+    """Two votes for a wrong answer, then three for the right one: each stop before the end is wrong."""
+    plan = replace(PLAN, n_samples=5, most=160)
+    report, notes = await told(tmp_path, Model(["five", "five", "four", "four", "four"]), plan)
+    assert report.certified is None
+    assert len(report.runs) == plan.most
+    assert not any(run.episode.outcome.stopped for run in report.runs)
+    assert not of(report, "swapped"), "there is nothing to fall back from"
+    figures = course.all_figures(report.runs)
+    assert figures["before"].em > 0.9
+    assert "Nothing was certified within 160 requests" in show.verdict(report, figures)
+    assert dict(lines(notes.seen[-1]))["certified"] == "none"
+
+
+def _run(number: int, period: course.Period, tokens: int, *, correct: bool, **changes: object) -> Run:
+    import random
+
+    from suffice.types import Episode, Usage
+
+    request, outcome = made(number, random.Random(number), usage=Usage(prompt_tokens=1, completion_tokens=tokens))
+    stop = changes.pop("stop_correct", None)
+    assert stop is None or isinstance(stop, bool)
+    episode = Episode(request=replace(request, **changes), outcome=outcome)  # type: ignore[arg-type]
+    return Run(period=period, question=f"q{number % 7}", episode=episode, correct=correct, stop_correct=stop)
+
+
+def test_savings_compare_mean_tokens_with_the_full_runs_before() -> None:
+    full = [_run(n, "before", 80 + n % 2 * 40, correct=n % 4 > 0) for n in range(40)]   # mean 100, EM 0.75
+    under = [_run(n, "certified", 60, correct=n % 2 > 0) for n in range(20)]            # EM 0.5
+    found = course.all_figures([*full, *under], sure=True)
+    assert found["before"].saved is None
+    assert found["certified"].saved == pytest.approx(0.4)
+    assert found["certified"].em_change == pytest.approx(-0.25)
+    interval = found["certified"].saved_interval
+    assert interval is not None
+    assert interval.low <= 0.4 <= interval.high
+
+
+def test_only_audits_by_lot_under_the_certificate_speak_for_it() -> None:
+    """A burst's audits are there by design, and a run that was no audit shows no full run."""
+    lot = {"audit": True, "propensity": 0.1}
+    runs = [
+        _run(1, "certified", 9, correct=True, stop_correct=False, **lot),
+        _run(2, "certified", 9, correct=False, stop_correct=True, **lot),
+        _run(3, "certified", 9, correct=True, **lot),
+        _run(4, "certified", 9, correct=True, audit=False, propensity=0.9),
+        _run(5, "before", 9, correct=True, stop_correct=False, audit=True, propensity=1.0),
+    ]
+    assert course.audited(runs) == course.Audited(n=3, n_stops=2, n_lost=1, n_gained=1)
+
+
+def test_traffic_is_the_same_for_the_same_seed_and_every_request_has_an_id_of_its_own() -> None:
+    first, again, other = (list(islice(drawn(POOL, seed=seed), 300)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert len({one.id for one in first}) == 300
+    assert {name_of(one) for one in first} == {one.id for one in POOL}, "every question comes, again and again"
+
+
+def test_the_settings_that_are_shown_are_those_that_serve(tmp_path: Path) -> None:
+    text = toml(PLAN, upstream="http://127.0.0.1:9", driver="llama.cpp", slots=2, database=tmp_path / "x.db")
+    (tmp_path / "s.toml").write_text(text)
+    settings = load_settings(tmp_path / "s.toml")
+    route = settings.routes[ROUTE]
+    assert route.is_learned
+    assert (route.mode, route.uncertified, route.samples) == ("enforce", False, PLAN.n_samples)
+    assert (route.max_em_drop, route.confidence) == (PLAN.max_em_drop, PLAN.confidence)
+    assert settings.control.burst_requests == PLAN.burst
+
+
+@pytest.mark.model
+def test_the_swap_of_the_local_model_keeps_its_address_and_changes_its_name(tmp_path: Path) -> None:
+    if not weights.is_whole(weights.cached_file(weights.find("smol")), weights.find("smol")):
+        pytest.skip("the small model's weights are not in the cache; make demo fetches them")
+
+    def named(url: str) -> str:
+        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2})
+        request = urllib.request.Request(
+            f"{url}/v1/chat/completions", body.encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as reply:
+            return str(json.load(reply)["model"])
+
+    with local_world(Console(file=io.StringIO()), tmp_path) as world:
+        before = named(world.url)
+        world.swap()
+        assert (before, named(world.url)) == ALIASES
