@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from suffice.assurance.fallback import RETRY_AFTER_S, Fallback, admission, safer_level, shed_share
+from suffice.assurance.fallback import RETRY_AFTER_S, Fallback, admission, even_loads, safer_level, shed_share
 from suffice.settings import OnFallback
 
 
@@ -77,6 +77,13 @@ def test_availability_takes_the_safest_level_that_fits() -> None:
     assert bears(2.5, level=10) == 9, "nobody knows what levels take: likewise"
     assert bears(None, level=10, loads=20) == 9, "nobody said what the upstream bears: likewise"
     assert bears(1.1, level=1) == 0
+
+
+def test_levels_that_are_cut_evenly_fall_evenly_and_take_more_when_more_is_asked_for() -> None:
+    assert even_loads(3.0, 4) == pytest.approx((3.0, 2.5, 2.0, 1.5, 1.0))
+    assert even_loads(None, 4) == even_loads(3.0, 0) == ()
+    route = Fallback(level=4, on_fallback="availability_first", capacity=2.2, loads=even_loads(3.0, 4))
+    assert [safer_level(route, ratio) for ratio in (2.0, 3.0, 4.0, 9.0)] == [0, 2, 3, 3]
 
 
 def test_nobody_is_turned_away_while_slots_are_free_or_where_no_capacity_was_declared() -> None:

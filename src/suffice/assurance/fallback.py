@@ -28,7 +28,7 @@ class Fallback:
     level: int                    # in force when the brake fired
     on_fallback: OnFallback
     capacity: float | None        # ratio, above 0; None: nobody said
-    loads: tuple[float, ...] = () # by level, from 0: tokens/s there, as a ratio; (): unknown
+    loads: tuple[float, ...] = () # by level, from 0: tokens/s there, as a ratio, when it fired; (): unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,16 @@ IN_FULL: Final = Admission(level=0, certified=True, reason="in full while the br
 def shed_share(ratio: float, capacity: float | None) -> float:
     """The share of requests to turn away so that the others, in full, are no more than `capacity`: [0, 1)."""
     return 0.0 if capacity is None or ratio <= capacity else 1 - capacity / ratio
+
+
+def even_loads(ratio: float | None, level: int) -> tuple[float, ...]:
+    """What each level takes, from `ratio` in full down to 1 at the level in force; (): unknown, or nothing stops.
+
+    Levels are cut evenly by the tokens that they save, so between the two it falls along a line.
+    """
+    if ratio is None or level < 1:
+        return ()
+    return tuple(ratio + (1 - ratio) * at / level for at in range(level + 1))
 
 
 def admission(fallback: Fallback, *, ratio: float, queue: float | None, point: float) -> Admission:
@@ -78,14 +88,18 @@ def admission(fallback: Fallback, *, ratio: float, queue: float | None, point: f
 def safer_level(fallback: Fallback, ratio: float) -> int:
     """The safest level that the upstream bears; where that cannot be told, or none does, the next safer one.
 
-    Never the level that was in force, unless that was 0.
+    Never the level that was in force, unless that was 0. What levels take grows with what is asked for, as the full
+    runs do.
     """
     next_safer = max(0, fallback.level - 1)
     if fallback.capacity is None:
         return next_safer
     if ratio <= fallback.capacity:
         return 0
-    return _first_within(fallback.loads[1:next_safer], fallback.capacity) or next_safer
+    if not fallback.loads or not fallback.loads[0] > 0:
+        return next_safer
+    bears = fallback.capacity * fallback.loads[0] / ratio
+    return _first_within(fallback.loads[1:next_safer], bears) or next_safer
 
 
 def _first_within(loads: Sequence[float], capacity: float) -> int:

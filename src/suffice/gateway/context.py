@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
+from suffice.assurance.fallback import even_loads
 from suffice.assurance.lengths import FullRuns, HandOvers
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
@@ -171,11 +172,13 @@ class Gateway:
         if made.certified:
             operation.certified = made.in_force.level
             operation.resume()
-        elif now.certified:
-            if made.settings.mode == "enforce":
-                operation.fall_back(self.monotonic_s())  # told before the certificate goes
-                if made.settings.on_fallback == "availability_first":  # a safer level may act, and says so
-                    made = replace(made, folds=now.folds, needs=now.needs, policy_version=now.policy_version)
+        else:
+            if now.certified and made.settings.mode == "enforce":
+                now_s = self.monotonic_s()  # told before the certificate goes
+                operation.fall_back(now_s, even_loads(operation.load.ratio(now_s), operation.level))
+            if operation.fallback is not None and made.settings.on_fallback == "availability_first":
+                # A safer level may act, and says so: until something is certified again, whatever else is decided.
+                made = replace(made, folds=now.folds, needs=now.needs, policy_version=now.policy_version)
             operation.certified = 0
         self.routes = tuple(made if one.name == name else one for one in self.routes)
         self.metrics.set("suffice_certified_level", operation.certified, name)
