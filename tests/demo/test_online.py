@@ -159,8 +159,9 @@ def _run(number: int, period: course.Period, tokens: int, *, correct: bool, **ch
 def test_savings_compare_mean_tokens_with_the_full_runs_before() -> None:
     full = [_run(n, "before", 80 + n % 2 * 40, correct=n % 4 > 0) for n in range(40)]   # mean 100, EM 0.75
     under = [_run(n, "certified", 60, correct=n % 2 > 0) for n in range(20)]            # EM 0.5
-    found = course.all_figures([*full, *under], sure=True)
-    assert found["before"].saved is None
+    after = [_run(n, "swapped", 90, correct=True) for n in range(5)]                    # in full: by chance shorter
+    found = course.all_figures([*full, *under, *after], sure=True)
+    assert found["before"].saved is found["swapped"].saved is None, "no saving is claimed of runs in full"
     assert found["certified"].saved == pytest.approx(0.4)
     assert found["certified"].em_change == pytest.approx(-0.25)
     interval = found["certified"].saved_interval

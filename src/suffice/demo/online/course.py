@@ -1,7 +1,7 @@
 """What came of the requests so far, in three periods: before a certificate, under it, and behind the swap. Pure.
 
-Tokens are generated tokens a request, cancelled samples and audits included. Savings and changes of EM compare a period
-with all runs in full before the certificate: other requests of the same traffic, so nothing is paired but the audits.
+Tokens are generated tokens a request, cancelled samples and audits included. Saving and change of EM compare the runs
+under the certificate with all runs before it: other requests of the same traffic, so nothing is paired but the audits.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """One period in numbers; fractions. None: there is nothing to compare with."""
+    """One period in numbers; fractions. None: it is the runs under the certificate that are compared, and no others."""
 
     period: Period
     n: int
@@ -102,7 +102,7 @@ def all_figures(runs: Sequence[Run], *, sure: bool = False) -> Mapping[Period, F
 
 
 def _figures(period: Period, runs: Sequence[Run], full: Sequence[Run], *, sure: bool) -> Figures:
-    compared = period != "before" and bool(full)
+    compared = period == "certified" and bool(full)
     values = np.array([*(_row(run, 0) for run in full), *(_row(run, 3) for run in runs)])
     groups = [run.question for run in (*full, *runs)]
     sums = values.sum(axis=0)
