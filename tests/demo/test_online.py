@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from suffice.cli.demo_online import ALIASES, LineScreen, followed, lines, local_world
+from suffice.cli.demo_online import ALIASES, LineScreen, LiveScreen, followed, lines, local_world
 from suffice.demo.online import course, show, story
 from suffice.demo.online.course import Run
 from suffice.demo.online.plan import ROUTE, Plan, drawn, name_of, toml
@@ -107,7 +107,7 @@ async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_mo
 
 
 def _reads_well(report: Report, notes: Notes, folder: Path) -> None:
-    """Without a terminal there is no control character, and the table fits into 80 columns."""
+    """Without a terminal there is no control character, with one the rows stay in place; the table fits into 80."""
     page = io.StringIO()
     console = Console(file=page, width=80)
     with followed(console) as screen:
@@ -118,6 +118,12 @@ def _reads_well(report: Report, notes: Notes, folder: Path) -> None:
     figures = show.show(console, report)
     assert all(line.isprintable() for line in page.getvalue().splitlines())
     assert "\r" not in page.getvalue()
+    terminal = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with followed(terminal) as screen:
+        assert isinstance(screen, LiveScreen)
+        screen.say(notes.said[0])
+        screen.look(notes.seen[-1])
+    assert notes.said[0] in str(terminal.file.getvalue())  # type: ignore[attr-defined]
     alone = Console(file=io.StringIO(), width=80, record=True)
     alone.print(show.table(figures))
     text = alone.export_text()
