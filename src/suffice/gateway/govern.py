@@ -177,21 +177,26 @@ async def _measure_finish(job: Job, run: ReasoningRun, continuer: Continuer, cap
 
 async def _ask_twice(job: Job, continuer: Continuer) -> None:
     """In an audit of a route that chooses effort or budget before the call, ask with it too, for the record alone."""
-    ledger, route = job.ledger, job.route.settings
-    if not ledger.request.audit or route.probe is None or not continuer.may_call(keep=0):
+    if not job.ledger.request.audit or job.route.settings.probe is None:
         return
+    try:
+        await _ask_with_arm(job, continuer)
+    except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
+        job.ledger.fail_open("probe")
+
+
+async def _ask_with_arm(job: Job, continuer: Continuer) -> None:
+    """The second call of an audit: with the route's own effort or budget, or in full once more."""
+    ledger, route = job.ledger, job.route.settings
     ahead = choose(route, job.client.settings, job.intake.body, methods=(), policy_budget_tokens=None)
-    if not ahead.fields:
+    if not ahead.fields or not continuer.may_call(keep=0):
         return
     draw = draw_pair(draw_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point, n_arms=2)
     name = f"effort={route.effort}" if ahead.has_effort else f"budget_tokens={ahead.budget_tokens}"
     arm = Arm(name=name, fields=ahead.fields, propensity=draw.propensity)
     if draw.arm == 0:
         arm = Arm(name="full", fields={}, propensity=draw.propensity)
-    try:
-        await ask_twice(job.client, ledger, job.route.scorer, arm, body=_upstream_body(job), headers=job.headers)
-    except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
-        ledger.fail_open("probe")
+    await ask_twice(job.client, ledger, job.route.scorer, arm, body=_upstream_body(job), headers=job.headers)
 
 
 @asynccontextmanager
