@@ -386,6 +386,7 @@ class Publication:
     evidence: EvidenceSummary = EvidenceSummary()
     setup: str = ""                        # of the requests that the evidence was gathered on
     upstream: tuple[tuple[str, str, str], ...] = ()  # (model asked for, its own name, fingerprint) behind the evidence
+    ceiling: int | None = None             # the highest level that people's ratings allow; None: they take nothing off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,19 +69,12 @@ def judge(ratings: Iterable[Rated], *, min_satisfaction: float, delta: float) ->
     min_satisfaction  as in the settings: a fraction up to 1, or a rating above 1 and up to 5
     delta             in (0, 1)
     """
-    if not 0 < min_satisfaction <= 5 or not 0 < delta < 1:
-        raise ValueError(f"need 0 < min_satisfaction <= 5 and 0 < delta < 1; got {min_satisfaction=} {delta=}")
-    floor, seen = floor_of(min_satisfaction), _Comparison()
+    seen = Comparison(min_satisfaction=min_satisfaction, delta=delta)
     for rated in ratings:
         seen.add(rated)
-        if seen.e_value >= 1 / delta and seen.stopped is not None and seen.stopped < floor:
-            return seen.verdict(safer=True, reason=(
-                f"stopped runs are rated {seen.stopped:.2f}, below {floor:.2f}, and worse than audits"
-                f" (by {seen.drop:.2f} in {seen.n_pairs} pairs)"
-            ))  # fmt: skip
-    if seen.e_value >= 1 / delta:
-        return seen.verdict(safer=False, reason=f"rated worse than audits, but not below {floor:.2f}")
-    return seen.verdict(safer=False, reason=f"no fall is proven by {seen.n_pairs} pairs")
+        if seen.asks is not None:
+            break
+    return seen.verdict()
 
 
 def next_safer(level: int) -> int:
@@ -103,10 +96,16 @@ class _Mean:
         return self.total / self.n if self.n else None
 
 
-@dataclass(slots=True)
-class _Comparison:
-    """The fold over ratings."""
+@dataclass(slots=True, kw_only=True)
+class Comparison:
+    """The fold behind `judge`, for ratings that come one by one. Raises ValueError for parameters out of range.
 
+    asks  why the next safer level is due, from the rating on that proved it; None: it is not
+    """
+
+    min_satisfaction: float
+    delta: float
+    asks: str | None = None
     n_pairs: int = 0
     e_value: float = 1.0
     stopped: float | None = None
@@ -117,11 +116,43 @@ class _Comparison:
     _unspent: float = 1.0                              # weight of those that have not
     _n_stopped: int = 0
 
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        floor, delta = self.min_satisfaction, self.delta
+        if not 0 < floor <= 5 or not 0 < delta < 1:
+            raise ValueError(f"need 0 < min_satisfaction <= 5 and 0 < delta < 1; got min_satisfaction={floor} {delta=}")
+
+    @property
+    def floor(self) -> float:
+        """What stopped runs must not be rated below, as a fraction."""
+        return floor_of(self.min_satisfaction)
+
     @property
     def drop(self) -> float | None:
+        """Mean satisfaction of audits minus that of stopped runs; None: no pair."""
         return self.drops.mean
 
     def add(self, rated: Rated) -> None:
+        """Take the next rating in. Raises ValueError for one that is no fraction."""
+        self._add(rated)
+        proven = self.e_value >= 1 / self.delta
+        if self.asks is None and proven and self.stopped is not None and self.stopped < self.floor:
+            self.asks = (
+                f"stopped runs are rated {self.stopped:.2f}, below {self.floor:.2f}, and worse than audits"
+                f" (by {self.drop:.2f} in {self.n_pairs} pairs)"
+            )
+
+    def verdict(self) -> Verdict:
+        """What the ratings so far say."""
+        reason = f"no fall is proven by {self.n_pairs} pairs"
+        if self.e_value >= 1 / self.delta:
+            reason = f"rated worse than audits, but not below {self.floor:.2f}"
+        return Verdict(
+            safer=self.asks is not None, reason=self.asks or reason, n_pairs=self.n_pairs, drop=self.drop,
+            stopped=self.stopped, e_value=self.e_value,
+        )  # fmt: skip
+
+    def _add(self, rated: Rated) -> None:
         if not (isfinite(rated.satisfaction) and 0 <= rated.satisfaction <= 1):
             raise ValueError(f"satisfaction: got {rated.satisfaction}; a fraction from 0 to 1")
         if not rated.audit:
@@ -146,9 +177,3 @@ class _Comparison:
         self.drops.add(drop)
         self._wealth = [min(MOST_WEALTH, w * (1 + bet * drop)) for w, bet in zip(self._wealth, BETS, strict=True)]
         self.e_value = sum(self._wealth) / len(BETS) + self._unspent
-
-    def verdict(self, *, safer: bool, reason: str) -> Verdict:
-        return Verdict(
-            safer=safer, reason=reason, n_pairs=self.n_pairs, drop=self.drop, stopped=self.stopped,
-            e_value=self.e_value,
-        )  # fmt: skip

@@ -34,6 +34,7 @@ class Phase:
     alarm: str | None             # the latest, with its cause
     n_labels_wanted: int
     attended: bool = False        # does a living worker look after it?
+    ceiling: int | None = None    # the highest level that people's ratings allow; None: they take nothing off
 
 
 def read_phases(database: Path) -> dict[str, Phase]:
@@ -88,6 +89,7 @@ def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, at
         alarm=f"{held.alarm.cause}: {held.alarm.reason} (ended epoch {held.alarm.epoch})" if held.alarm else None,
         n_labels_wanted=n_labels_wanted,
         attended=attended,
+        ceiling=made.ceiling if made is not None else None,
     )
 
 
@@ -129,6 +131,8 @@ def _phase(one: Phase, *, acts: bool) -> str:
 def _next(one: Phase, per_s: float | None) -> str:
     if one.level and one.level == one.n_levels:
         return "none: this is the last"
+    if one.ceiling is not None and one.level == one.ceiling:
+        return "none: people's ratings allow no higher one in this epoch"
     if one.n_missing is None:
         return "no number of such audits would certify it"
     return f"about {one.n_missing:,} more audits at the rates seen{_when(one.n_missing, per_s)}"

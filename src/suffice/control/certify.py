@@ -23,6 +23,7 @@ import numpy as np
 
 from suffice.assurance.fidelity import VERBATIM, Fidelity, budget_left, measured
 from suffice.assurance.runs import Match
+from suffice.assurance.satisfaction import next_safer
 from suffice.control.audits import Audit, Said, Verdicts, is_evidence, shown, verdicts
 from suffice.control.brake import Floor, Lottery, Upstreams, upstream_of
 from suffice.control.early import Early
@@ -30,6 +31,7 @@ from suffice.control.fitting import LiveLearner, ServedVersion, fit_version, wri
 from suffice.control.joining import Joining
 from suffice.control.keeping import LiveKeeper
 from suffice.control.lateness import Lateness
+from suffice.control.ratings import Ratings
 from suffice.control.resolution import Diverged, Resolution
 from suffice.control.wanted import wanted
 from suffice.learn.audits import AuditRuns
@@ -79,6 +81,7 @@ class RouteLoop:
     seq       place of the last row that was read
     n         requests of the route so far
     level     in force
+    ceiling   the highest level that ratings allow in this epoch; None: they take nothing off
     """
 
     name: str
@@ -94,6 +97,7 @@ class RouteLoop:
     seq: int = field(init=False)
     n: int = field(init=False)
     level: int = field(init=False)
+    ceiling: int | None = field(init=False)
     epoch: Epoch = field(init=False)
     keeper: LiveKeeper = field(init=False)
     audits: list[Audit] = field(init=False)     # as the keeper has them, then those that it has not seen yet
@@ -111,6 +115,7 @@ class RouteLoop:
     _open: dict[str, Request] = field(default_factory=dict)
     _joining: Joining = field(init=False)
     _lateness: Lateness = field(init=False)
+    _ratings: Ratings = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin where the epoch began."""
@@ -138,6 +143,7 @@ class RouteLoop:
         self._index()
         self._upstreams, self.lottery, self._early, self._finished = Upstreams(), Lottery(), Early(), []
         self._joining, self._lateness = Joining(), Lateness(self.route.label_timeout_s)
+        self.ceiling, self._ratings = None, Ratings.of(self.route)
         for audit in self.audits:
             self._upstreams.note(upstream_of(audit.episode.request, audit.episode.outcome), gathers=True)
             self._joining.ended(audit.episode.outcome)
@@ -185,9 +191,10 @@ class RouteLoop:
         self._early.note(episode)
         if request.kind == "reasoning":
             self._finished += finishes(outcome)
+        self._ratings.ended(episode)
         waiting = self._joining.ended(outcome)
         for said in waiting:
-            self._note_right(outcome.episode_id, said.feedback)
+            self._heard(outcome.episode_id, said.feedback)
         if is_evidence(request, outcome, probes=self.route.probe is not None):
             audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
             self._keep(reduce(lambda known, said: known.with_label(said, self.n), waiting, audit))
@@ -206,12 +213,16 @@ class RouteLoop:
         name = self._joining.said(said)
         if name is None:
             return
-        self._note_right(name, given)
+        self._heard(name, given)
         place = self._places.get(name)
         if place is not None:
             audit = self.audits[place]
             self.audits[place] = audit.with_label(said, self.n)
             self._lateness.note_label(stored.at_s - audit.ended_at_s)
+
+    def _heard(self, name: str, given: Feedback) -> None:
+        self._ratings.said(name, given)
+        self._note_right(name, given)
 
     def _note_right(self, name: str, given: Feedback) -> None:
         """Keep in mind whether what was delivered was right, where a critical EM asks for it."""
@@ -245,8 +256,32 @@ class RouteLoop:
             cause: AlarmCause = "disagreement" if "disagree" in alarm.reason else "outcomes"
             return self._new_epoch(cause, alarm.reason, stored)
         self._let_go()
+        rated = self._lower_ceiling()
         self.level = keeper.level if budget.max_em_drop else 0
-        return self._publish(changes, reason="" if budget.max_em_drop else budget.reason)
+        if self.ceiling is not None:
+            self.level = min(self.level, self.ceiling)
+        return self._publish(changes, reason=rated if budget.max_em_drop else budget.reason)
+
+    def _lower_ceiling(self) -> str:
+        """Take one level off where people's ratings ask for it; why, or "" where nothing changes.
+
+        Levels that the log has decided already are taken from it: a floor that the owner moves speaks of what follows.
+        """
+        if self.expected:
+            told = self.expected[0]
+            if told.at == self.n and told.ceiling != self.ceiling:
+                self.ceiling = told.ceiling
+                self._ratings.begin_anew()
+            return ""
+        if self.route.min_satisfaction is None and self.ceiling is not None:
+            self.ceiling = None
+            return "ratings take nothing off any more"
+        why = self._ratings.asks
+        if why is None or not self.level:
+            return ""
+        self.ceiling = next_safer(self.level)
+        self._ratings.begin_anew()
+        return f"{why}: level {self.ceiling} at most"
 
     def _fidelity(self) -> Fidelity | None:
         """How often a finish changed the answer; votes and rounds are returned word for word."""
@@ -322,8 +357,9 @@ class RouteLoop:
             route=self.name, number=self.held.n_publications + 1, epoch=self.epoch.number, at=self.n,
             version=f"{address}@{self.level}" if address else "", fit=address, level=self.level,
             n_levels=served.n_levels if served is not None else self.keeper.plan.n_levels, certified=self.level > 0,
-            share=share, reason=reason or self._why(changes), author=self.author, evidence=self.keeper.evidence(),
-            setup=self._setup, upstream=self._upstreams.plain(),
+            share=share, reason=reason or self._why(changes), author=self.author,
+            evidence=self.keeper.evidence(most=self.ceiling), setup=self._setup, upstream=self._upstreams.plain(),
+            ceiling=self.ceiling,
         )  # fmt: skip
         if self.expected:
             told = self.expected.popleft()
@@ -336,8 +372,11 @@ class RouteLoop:
         return Resolution((event,), {address: written(served.version)} if isinstance(served, ServedVersion) else {})
 
     def _why(self, changes: Sequence[Change]) -> str:
-        if changes:
-            return "; ".join(change.reason for change in changes)
+        said = [change.reason for change in changes]
+        if self.ceiling is not None and self.ceiling < self.keeper.level:
+            said.append(f"ratings allow level {self.ceiling} at most")
+        if said:
+            return "; ".join(said)
         n = self.keeper.n_audits
         return f"no level passes on {n} audits" if self._address() else f"{n} audits are too few to learn from"
 

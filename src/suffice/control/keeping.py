@@ -81,23 +81,24 @@ class LiveKeeper(Keeper):
             return None
         return max(1, needed - n)
 
-    def evidence(self) -> EvidenceSummary:
-        """What stands behind the level in force."""
+    def evidence(self, *, most: int | None = None) -> EvidenceSummary:
+        """What stands behind the level that passes, or behind `most` where no higher one may be used."""
         plan, judged, runs = self.plan, self._epoch.judged, self._epoch.runs
         if judged is None or runs is None:
             return EvidenceSummary(
                 n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence
             )
         z, inside = self._window(judged)
-        at = z[:, self.level]
+        level = self.level if most is None else min(self.level, most)
+        at = z[:, level]
         full = float(runs.full[inside].sum())
         return EvidenceSummary(
             n_audits=len(z),
             n_gained=int((at < 0).sum()),
             n_lost=int((at > 0).sum()),
-            e_value=exp(min(_MOST_LOG, float(self.log_e[self.level]))) if self.level else None,
-            share=float(judged.saved[inside, self.level].sum()) / full if full else None,
-            n_missing=self._n_missing(z),
+            e_value=exp(min(_MOST_LOG, float(self.log_e[level]))) if level else None,
+            share=float(judged.saved[inside, level].sum()) / full if full else None,
+            n_missing=self._n_missing(z) if level == self.level else None,
             max_em_drop=plan.max_em_drop,
             confidence=plan.confidence,
         )

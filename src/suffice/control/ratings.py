@@ -1,0 +1,84 @@
+"""What people's ratings say of stopping on one route, read from the log.
+
+    ends of runs, ratings ──▶ Ratings ──▶ why the next safer level is due, or None
+
+Only runs that the lottery could have made the other kind, and that a certified level would have stopped: an audit in
+which the policy asked for a stop, against a run that was stopped. So both kinds are alike in all but the stop. Turns of
+one conversation drew one lot and are one witness, by its first rating.
+
+Knows records of the log; refuses to know levels. Whoever rates can only make a route safer, never bolder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from suffice.assurance.satisfaction import Comparison, Rated, satisfaction_of
+from suffice.settings import Route
+from suffice.types import Episode, Feedback
+
+MOST_RUNS: Final = 50_000   # that wait for a rating
+MOST_UNITS: Final = 50_000  # whose rating has counted
+
+V = TypeVar("V")
+
+
+@dataclass(slots=True, kw_only=True)
+class Ratings:
+    """Ratings since the level was last lowered, or since the epoch began.
+
+    floor  as in the settings; None: ratings do not steer, and nothing is kept
+    delta  in (0, 1): how likely stopping that changes nothing may ever be held to change something
+    """
+
+    floor: float | None
+    delta: float
+    _seen: Comparison | None = field(init=False)
+    _runs: dict[str, tuple[bool, str]] = field(default_factory=dict)  # audit and unit, by episode
+    _units: dict[str, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin with no rating."""
+        self.begin_anew()
+
+    @classmethod
+    def of(cls, route: Route) -> Ratings:
+        """What a route's owner asks of ratings."""
+        return cls(floor=route.min_satisfaction, delta=1 - route.confidence)
+
+    @property
+    def asks(self) -> str | None:
+        """Why the next safer level is due."""
+        return None if self._seen is None else self._seen.asks
+
+    def begin_anew(self) -> None:
+        """Forget all: what people liked less was another level's."""
+        self._runs.clear()
+        self._units.clear()
+        self._seen = None if self.floor is None else Comparison(min_satisfaction=self.floor, delta=self.delta)
+
+    def ended(self, episode: Episode) -> None:
+        """Take the end of a run in."""
+        request, outcome = episode.request, episode.outcome
+        drawn = request.certified and 0 < request.propensity < 1
+        stops = outcome.stop_step is not None if request.audit else outcome.stopped
+        if self._seen is None or not drawn or not stops or outcome.end_reason not in ("done", "stopped"):
+            return
+        _remember(self._runs, request.episode_id, (request.audit, request.unit or request.episode_id), MOST_RUNS)
+
+    def said(self, episode_id: str, given: Feedback) -> None:
+        """Take what somebody said of a run in; only the first rating counts."""
+        satisfaction = satisfaction_of(given)
+        if self._seen is None or satisfaction is None or episode_id not in self._runs:
+            return
+        audit, unit = self._runs.pop(episode_id)
+        if unit not in self._units:
+            _remember(self._units, unit, None, MOST_UNITS)
+            self._seen.add(Rated(audit=audit, satisfaction=satisfaction))
+
+
+def _remember(kept: dict[str, V], name: str, value: V, most: int) -> None:
+    kept[name] = value
+    if len(kept) > most:
+        del kept[next(iter(kept))]
