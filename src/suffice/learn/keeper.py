@@ -24,7 +24,7 @@ from suffice.learn.served import MOST_AUDITS, N_LEVELS, Learner, Served, Split, 
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
 EARLY_AUDITS: Final = 300     # after a reset, while fewer have matured, all count, the unlabelled ones as losses
-KEPT_BEFORE: Final = 300      # audits before an alarm on signals that are kept: the world had changed already
+KEPT_BEFORE: Final = 300      # requests before an alarm on signals whose audits are kept: all had changed already
 RAMP_LAW: Final = 16.0        # audits that are enough, times the budget
 RAMP_PART: Final = 0.35       # … and at most this part of the horizon
 MIN_RATE_AUDITS: Final = 100  # of a certification set whose disagreement rate is worth comparing with
@@ -41,7 +41,7 @@ class Plan:
     warm_up: float = 1_000          # full runs at a cold start
     burst: float = 1_000            # full runs after an alarm
     window: int | None = 800        # matured audits that certify; None: all of the epoch
-    span: float = 8_000             # … and whatever is younger than that, however much it is: bursts prove more
+    span: float = 2_400             # … and whatever is younger: bursts prove more, but a longer span forgets slower
     share: float = 0.05             # of requests that are audited once there is evidence
     ramp_share: float = 0.5         # of requests that are audited after a burst, until evidence is enough
     horizon: float = 20_000         # requests over which audits shall pay for themselves
@@ -98,6 +98,7 @@ class _Epoch:
     refit_at: float = 0.0
     n_seen: int = 0         # audits that the detectors have had
     n_matured: int = 0      # audits that they have had as outcomes
+    n_certified: int = 0    # audits that were there when a level was first certified
     sr: ShiryaevRoberts | None = None
     ratio: DisagreementRatio | None = None
     ratio_level: int = 0
@@ -174,9 +175,9 @@ class Keeper:
         return self.reset("signals of all traffic drifted", keep=KEPT_BEFORE) if self._cusum.add(signals) else ()
 
     def reset(self, reason: str, *, keep: int = 0) -> tuple[Change, ...]:
-        """Begin a new epoch: level 0, a burst of full runs, and of the old audits only the last `keep`."""
+        """Begin a new epoch: level 0, a burst of full runs, of old audits those of the last `keep` requests."""
         runs = self._epoch.runs
-        kept = None if runs is None or not keep else runs.take(np.arange(max(0, len(runs) - keep), len(runs)))
+        kept = None if runs is None or not keep else runs.take(np.flatnonzero(runs.at >= self.now - keep))
         until = self.now + self.plan.burst
         self._epoch = _Epoch(burst_until=until, refit_at=until, runs=kept)
         self._cusum, self.level, self.n_epochs = None, 0, self.n_epochs + 1
@@ -259,6 +260,8 @@ class Keeper:
         before = self.level
         self.level, self.log_e, inside = self._certified(judged)
         epoch = self._epoch
+        if self.level and epoch.sr is None:
+            epoch.n_certified = len(judged.z)
         if epoch.ratio is None or epoch.ratio_level != self.level:
             epoch.ratio, epoch.ratio_level = None, self.level
             if self.level and int(inside.sum()) >= MIN_RATE_AUDITS:
@@ -274,7 +277,9 @@ class Keeper:
         if not plan.watches_outcomes or judged is None or runs is None or not level:
             return None
         z, inside = effective(judged.z[:, [level]], judged.d[:, [level]], runs, self.now, plan)
-        epoch.sr = epoch.sr or ShiryaevRoberts(plan.max_em_drop)
+        if epoch.sr is None:  # what the level was certified on is no news about it
+            epoch.n_seen = epoch.n_matured = epoch.n_certified
+            epoch.sr = ShiryaevRoberts(plan.max_em_drop)
         matured = np.flatnonzero(inside)
         for value in z[matured[matured >= epoch.n_matured], 0].tolist():
             if epoch.sr.add(value):

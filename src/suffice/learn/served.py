@@ -120,12 +120,29 @@ def cut_levels(risk: Floats, runs: AuditRuns, n_levels: int) -> Floats:
         return np.full(n_levels, -np.inf)
     shares = np.geomspace(max(3e-4, 1 / len(known)), 1.0, N_CANDIDATES)
     candidates = np.unique(np.quantile(known, shares))
-    rows = first_passages(risk, runs.starts, candidates)
-    saved = runs.full.sum() - runs.cost[rows].sum(axis=1)
-    saved = np.maximum.accumulate(np.maximum(saved, 0.0))
+    saved = np.maximum.accumulate(np.maximum(_saved(risk, runs, candidates), 0.0))
     wanted = saved[-1] * np.arange(1, n_levels) / (n_levels - 1)
     at = np.minimum(np.searchsorted(saved, wanted - 1e-9), len(candidates) - 1)
     return np.concatenate([[-np.inf], candidates[at]])
+
+
+def _saved(risk: Floats, runs: AuditRuns, thresholds: Floats) -> Floats:
+    """Tokens that each threshold saves on these runs, shape (thresholds,).
+
+    A run stops at its first row at or below the threshold, and that is one of its record lows: a record takes the
+    stop over from the next one, further on, once the threshold reaches it. So one sort serves all thresholds.
+    """
+    run, sizes = runs.run_of_row, np.diff(runs.starts)
+    padded = np.full((len(runs), int(sizes.max(initial=1)) + 1), np.inf)
+    step = np.arange(len(risk)) - runs.starts[run]
+    padded[run, step + 1] = np.where(np.isnan(risk), np.inf, risk)
+    records = np.flatnonzero(risk < np.minimum.accumulate(padded, axis=1)[run, step])
+    ends = np.append(run[records[1:]] != run[records[:-1]], True)[: len(records)]
+    following = np.where(ends, runs.last[run[records]], np.append(records[1:], 0)[: len(records)])
+    order = np.argsort(risk[records], kind="stable")
+    gained = np.concatenate([[0.0], np.cumsum((runs.cost[following] - runs.cost[records])[order])])
+    reached = np.searchsorted(risk[records][order], thresholds, side="right")
+    return np.asarray(runs.full.sum() - runs.cost[runs.last].sum() + gained[reached])
 
 
 def _examples(runs: AuditRuns, now: float, label_free: bool) -> tuple[Floats, Bools, Floats]:
