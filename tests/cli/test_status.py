@@ -225,3 +225,18 @@ def test_help_does_not_load_the_heavy_parts() -> None:
             "print(sorted({'numpy', 'rich', 'sqlite3', 'msgspec', 'asyncio'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_route_that_ratings_hold_down_says_so_and_asks_for_no_audits() -> None:
+    from suffice.cli.phase import phase_lines, phase_of
+    from suffice.store.in_force import InForce
+    from suffice.types import Epoch, EvidenceSummary, Publication
+
+    made = Publication(
+        route="math", number=2, epoch=1, at=900, version="v@6", fit="v", level=6, n_levels=40, certified=True,
+        share=0.1, reason="stopped runs are rated worse", author="w", evidence=EvidenceSummary(n_audits=400), ceiling=6,
+    )  # fmt: skip
+    held = InForce(epoch=Epoch(route="math", number=1, at=0, since_seq=0, reason="x", author="w"), publication=made)
+    said = dict(phase_lines(phase_of(held), per_s=None, acts=True))
+    assert said["next level"] == "none: people's ratings allow no higher one in this epoch"
+    assert said["evidence"].endswith("stopped runs are rated worse")
