@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -109,5 +110,5 @@ def _replayed(sets: Sequence[Any], later: Any, asked: OnlineAsked, *, quiet: boo
         reports = []
         for data in sets:
             task = progress.add_task(data.set, total=asked.n_seeds)
-            reports.append(replay_online(data, asked, later=later, tick=lambda task=task: progress.advance(task)))
+            reports.append(replay_online(data, asked, later=later, tick=partial(progress.advance, task)))
     return reports
