@@ -159,19 +159,19 @@ def n_counted(*episodes: Episode) -> int:
             ratings.ended(told)
             ratings.said(told.request.episode_id, Feedback(feedback_id="f", rating=1))
             ratings.said(told.request.episode_id, Feedback(feedback_id="g", rating=5))
-    seen = ratings._seen
-    assert seen is not None
-    return seen.n_pairs
+    assert ratings.verdict is not None
+    return ratings.verdict.n_pairs
 
 
 def test_a_pair_is_made_of_runs_that_differ_in_nothing_but_the_lot() -> None:
     assert n_counted(one()) == 1
     assert n_counted(one(1), one(2)) == 2
     for change in (
-        {"certified": False}, {"propensity": 1.0}, {"stopped": False, "stop_step": None, "end_reason": "done"},
-        {"end_reason": "client_left"}, {"stopped": False},
+        {"certified": False}, {"propensity": 1.0}, {"mode": "observe"},
+        {"stopped": False, "stop_step": None, "end_reason": "done"},
     ):  # fmt: skip
         assert n_counted(one(**change)) == 0, change
+    assert n_counted(one(stopped=False, end_reason="client_left")) == 1, "what the stop has led to picks nothing"
 
 
 def test_turns_of_one_conversation_are_one_witness_and_a_run_counts_once() -> None:
@@ -183,8 +183,8 @@ def test_ratings_of_runs_from_before_a_move_speak_of_another_level() -> None:
     ratings.ended(one())
     ratings.begin_anew()
     ratings.said("ep_00001", Feedback(feedback_id="f", rating=1))
-    assert ratings._seen is not None
-    assert ratings._seen.stopped is None
+    assert ratings.verdict is not None
+    assert ratings.verdict.stopped is None
 
 
 def test_publications_from_before_there_were_ceilings_are_read(disliked: Story) -> None:

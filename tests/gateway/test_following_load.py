@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import pytest
 
+from suffice.control.ratings import Ratings
 from suffice.gateway.operating import RouteOperation
 from suffice.store.control_events import EnforcementPaused, EnforcementResumed
 from suffice.testing import FakeUpstream, Reply, cut
-from suffice.types import Pause, Resumption
+from suffice.types import Feedback, Pause, Resumption
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 from tests.gateway.test_follow import ROUTE, VERSION, began, decide, published
@@ -75,6 +76,23 @@ async def test_a_fivefold_load_takes_the_published_level_within_ten_seconds_and_
         }
         requests = [one.episode.request for one in await g.episodes(len(answers))]
         assert {request.policy_version for request in requests} == {f"{VERSION.address}@{level}" for level in (1, 2)}
+
+
+async def test_stopped_runs_and_audits_are_written_down_so_that_ratings_can_compare_them(serve: Serve) -> None:
+    async with serve(server(), upstream={"slots": SLOTS}, route=ROUTE) as g:
+        await decide(g, began(), published(g.gateway.settings, 2, share=0.5))
+        await asyncio.gather(*(g.ask(chat(f"question {n}")) for n in range(16)))
+        episodes = [one.episode for one in await g.episodes(16)]
+    ratings = Ratings(floor=0.9, delta=0.05)
+    for number, episode in enumerate(sorted(episodes, key=lambda one: one.request.audit)):  # audits behind all others
+        ratings.ended(episode)
+        stars = 5 if episode.request.audit else 2
+        ratings.said(episode.request.episode_id, Feedback(feedback_id=str(number), rating=stars))
+    n_audits = sum(episode.request.audit for episode in episodes)
+    assert 0 < n_audits < len(episodes)
+    said = ratings.verdict
+    assert said is not None
+    assert (said.n_pairs, said.drop, said.stopped) == (1, 0.75, 0.25)
 
 
 # ---- what ends a certificate, and what begins it again

@@ -2,9 +2,10 @@
 
     ends of runs, ratings ──▶ Ratings ──▶ why the next safer level is due, or None
 
-Only runs that the lottery could have made the other kind, and that a certified level would have stopped: an audit in
-which the policy asked for a stop, against a run that was stopped. So both kinds are alike in all but the stop. Turns of
-one conversation drew one lot and are one witness, by its first rating.
+Only runs that the lottery could have made the other kind, and in which a certified level asked for a stop: audits went
+on from there, the others stopped, where nothing failed. Both are alike in all but that, for what picks them lies before
+it; how a run ended lies behind, and picks nothing. Turns of one conversation drew one lot and are one witness, by its
+first rating.
 
 Knows records of the log; refuses to know levels. Whoever rates can only make a route safer, never bolder.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from suffice.assurance.satisfaction import Comparison, Rated, satisfaction_of
+from suffice.assurance.satisfaction import Comparison, Rated, Verdict, satisfaction_of
 from suffice.settings import Route
 from suffice.types import Episode, Feedback
 
@@ -52,6 +53,11 @@ class Ratings:
         """Why the next safer level is due."""
         return None if self._seen is None else self._seen.asks
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the ratings so far say; None: nobody has asked."""
+        return None if self._seen is None else self._seen.verdict()
+
     def begin_anew(self) -> None:
         """Forget all: what people liked less was another level's."""
         self._runs.clear()
@@ -61,9 +67,8 @@ class Ratings:
     def ended(self, episode: Episode) -> None:
         """Take the end of a run in."""
         request, outcome = episode.request, episode.outcome
-        drawn = request.certified and 0 < request.propensity < 1
-        stops = outcome.stop_step is not None if request.audit else outcome.stopped
-        if self._seen is None or not drawn or not stops or outcome.end_reason not in ("done", "stopped"):
+        drawn = request.mode == "enforce" and request.certified and 0 < request.propensity < 1
+        if self._seen is None or not drawn or outcome.stop_step is None:
             return
         _remember(self._runs, request.episode_id, (request.audit, request.unit or request.episode_id), MOST_RUNS)
 
