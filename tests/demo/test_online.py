@@ -101,7 +101,7 @@ async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_mo
     assert story.n_reconciled(report.runs) == len(report.runs)
     # What is seen on the way is the same story: it stands in the sentences, in order.
     order = [next(n for n, said in enumerate(notes.said) if word in said)
-             for word in ("epoch 1 begins", "certified", "replaced", "alarm, change", "epoch 2 begins")]  # fmt: skip
+             for word in ("epoch 1 begins", "certified", "the swap", "alarm, change", "epoch 2 begins")]  # fmt: skip
     assert order == sorted(order)
     _reads_well(report, notes, tmp_path)
 
@@ -128,6 +128,7 @@ def _reads_well(report: Report, notes: Notes, folder: Path) -> None:
     alone.print(show.table(figures))
     text = alone.export_text()
     assert all(title in text for title in show.TITLES.values())
+    assert max(len(line) for line in show.CAPTION.splitlines()) <= 80
     assert "…" not in text.replace(" … ", ""), "a column was cut"
     last = dict(lines(notes.seen[-1]))
     assert "saved" in last["tokens"]
@@ -146,6 +147,7 @@ async def test_where_every_early_stop_loses_nothing_is_certified_and_nothing_is_
     assert not of(report, "swapped"), "there is nothing to fall back from"
     figures = course.all_figures(report.runs)
     assert figures["before"].em > 0.9
+    assert figures["before"].em_first < 0.1
     assert "Nothing was certified within 160 requests" in show.verdict(report, figures)
     assert dict(lines(notes.seen[-1]))["certified"] == "none"
 

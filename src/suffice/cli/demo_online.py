@@ -71,7 +71,8 @@ def local_world(console: Console, folder: Path) -> Iterator[World]:
         running.append(LocalServer(other, log_path=folder / f"{ALIASES[1]}-server.log").__enter__())
 
     try:
-        yield World(url=running[0].url, driver="llama.cpp", slots=SLOTS, swap=swap)
+        behind = f"a server that calls itself {ALIASES[1]!r} (of the same weights, which nobody can see from outside)"
+        yield World(url=running[0].url, driver="llama.cpp", slots=SLOTS, swap=swap, behind=behind)
     finally:
         for server in running:
             server.stop()

@@ -32,6 +32,7 @@ class Run:
     question: str      # in the pool
     episode: Episode
     correct: bool      # what the client got
+    first_correct: bool = False       # would its first sample alone have been right?
     stop_correct: bool | None = None  # audits: what a stop would have delivered; None: it would not have stopped
 
     @property
@@ -54,6 +55,7 @@ class Figures:
     n_stopped: int
     n_audits: int                        # ran in full by design
     em: float                            # of what clients got
+    em_first: float                      # of each request's first sample
     tokens: float                        # mean a request
     em_change: float | None = None       # against the full runs before
     em_change_interval: Interval | None = None
@@ -80,6 +82,7 @@ def run_of(answered: Answered, episode: Episode, scorer: Scorer, *, swapped: boo
         question=name_of(answered.question),
         episode=episode,
         correct=rows.correct(answered, scorer),
+        first_correct=bool(outcome.steps) and rows.matches(scorer, outcome.steps[0].answer, gold),
         stop_correct=rows.matches(scorer, outcome.would_answer, gold) if would_stop else None,
     )
 
@@ -114,7 +117,8 @@ def _figures(period: Period, runs: Sequence[Run], full: Sequence[Run], *, sure: 
     return Figures(
         period=period, n=len(runs), n_stopped=sum(run.episode.outcome.stopped for run in runs),
         n_audits=sum(run.episode.request.audit for run in runs),
-        em=float(np.mean([run.correct for run in runs])), tokens=float(np.mean([run.tokens for run in runs])),
+        em=float(np.mean([run.correct for run in runs])), em_first=float(np.mean([run.first_correct for run in runs])),
+        tokens=float(np.mean([run.tokens for run in runs])),
         em_change=_em_change(sums) if compared else None, em_change_interval=em_interval,
         saved=_saved(sums) if compared else None, saved_interval=saved_interval,
     )  # fmt: skip

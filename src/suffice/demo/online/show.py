@@ -19,20 +19,21 @@ from suffice.demo.show import points, span
 TITLES: Final[Mapping[Period, str]] = {"before": "before", "certified": "certified", "swapped": "swapped"}
 
 
+CAPTION: Final = """\
+before: all in full, until a level was certified; swapped: another model behind
+the same name. audits: ran in full by design. EM: Exact Match of what clients
+got; its change in points, against all runs before the certificate, not paired.
+tokens: generated for a run, audits and cancelled samples included, prompts not."""
+
+
 def table(figures: Mapping[Period, Figures]) -> Table:
     """One line a period; fits into 80 columns."""
-    shown = Table(caption_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
+    shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("period", no_wrap=True)
     for name in ("runs", "audits", "stopped", "EM", "change (95 %)", "tokens", "saved (95 %)"):
         shown.add_column(name, justify="right", no_wrap=True)
     for period, one in figures.items():
         shown.add_row(*_cells(one), style="bold" if period == "certified" else "")
-    shown.caption = (
-        "before: all in full, until a level was certified; swapped: another model behind\n"
-        "the same name. audits: ran in full by design. EM: Exact Match of what clients\n"
-        "got; its change in points, against all runs before the certificate, not paired.\n"
-        "tokens: generated for a run, audits and cancelled samples included, prompts not."
-    )
     return shown
 
 
@@ -63,6 +64,12 @@ def verdict(report: Report, figures: Mapping[Period, Figures]) -> str:
 def facts(report: Report) -> list[str]:
     """What a careful reader asks next."""
     found, runs = [], report.runs
+    full = course.all_figures(runs).get("before")
+    if full is not None:
+        found.append(
+            f"in the full runs before, one sample has EM {full.em_first:.3f} and the vote {full.em:.3f}: where a vote"
+            " pays little, much of it can be saved"
+        )
     made = report.certified.publication if report.certified is not None else None
     if made is not None:
         told = made.evidence
@@ -112,6 +119,7 @@ def show(console: Console, report: Report) -> Mapping[Period, Figures]:
     figures = course.all_figures(report.runs, sure=True)
     console.print()
     console.print(table(figures), highlight=False)
+    console.print(CAPTION, style="dim italic", highlight=False, markup=False)
     console.print()
     console.print(verdict(report, figures), style="bold", highlight=False, markup=False)
     console.print()

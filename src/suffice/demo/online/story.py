@@ -42,6 +42,7 @@ class World:
     driver: str
     slots: int
     swap: Callable[[], None]
+    behind: str = "another model"   # what answers behind the swap, in plain words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +193,7 @@ async def run(
             certified = client.held
             counted.append(await _count(world, 1))
             await asyncio.to_thread(world.swap)
-            screen.say(f"the model was replaced at the same address: clients still ask for {MODEL!r}")
+            screen.say(f"the swap: at the same address answers {world.behind}; clients still ask for {MODEL!r}")
             counted.append(await _count(world, -1))
             await client.ask(plan.n_swapped, swapped=True)
             await client.heard(lambda: client.held.in_burst, within_s=10 * plan.period_s)
