@@ -125,7 +125,7 @@ async def test_the_budget_is_shared_by_all_requests(serve: Serve) -> None:
 @pytest.mark.parametrize(("left", "n_allowed"), [(0, 0), (10, 2), (1_000, len(STEPS))])
 async def test_probes_keep_within_a_share_of_what_the_headers_leave(serve: Serve, left: int, n_allowed: int) -> None:
     headers = (("x-ratelimit-remaining-requests", str(left)), ("x-ratelimit-reset-requests", "1m0s"))
-    async with serve(ProbesGet(headers=headers), upstream=RAW, route=watching()) as g:
+    async with serve(ProbesGet(headers=headers), upstream=RAW, route=watching(policy=NEVER)) as g:
         await g.ask(chat(stream=True))
         await g.outcome()
         assert n_probes(g) == n_allowed
