@@ -18,12 +18,13 @@ import click
 if TYPE_CHECKING:
     from suffice.assurance.estimate import Estimate, Measured, MoneyTotals, RouteReport, TokenTotals
     from suffice.assurance.evidence import Evidence
+    from suffice.assurance.outlook import Outlook
     from suffice.cli.phase import Phase
     from suffice.settings import Route, Settings
     from suffice.store.views import RouteCounts
 
 EXACT = "exact string equality (no --config, so no route scorers)"
-LOUD = ("UNCERTIFIED", "PAUSED", "NOT RUNNING")  # how a line begins that a reader must not overlook
+LOUD = ("UNCERTIFIED", "PAUSED", "NOT RUNNING", "ALERT")  # how a line begins that a reader must not overlook
 SEED = 20_240_229  # of the bootstrap: the same log gives the same report
 
 
@@ -41,6 +42,8 @@ class RouteStatus:
     evidence: Evidence    # what is missing for it
     refused: str | None   # why the settings' "enforce" is not obeyed; None: it is, or was not asked for
     control: Phase | None = None  # where it stands with its certificate; None: no control loop is meant for it
+    outlook: Outlook | None = None  # the latest look of the job `monitor`; None: nobody has looked
+    promise: str = ""     # in one sentence, with all that it hangs on
 
 
 @click.command()
@@ -78,8 +81,10 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
     import numpy as np
 
     from suffice.assurance.estimate import estimate_route
+    from suffice.cli.outlook import promise
     from suffice.cli.phase import phase_of, read_phases
     from suffice.errors import StoreError
+    from suffice.store.advice import newest_outlook
     from suffice.store.in_force import NOTHING
     from suffice.store.views import read_episodes, route_counts
 
@@ -103,7 +108,10 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
         control = phases.get(one.route)
         if control is None and configured is not None and configured.is_learned:
             control = phase_of(NOTHING)
-        statuses.append(replace(_status(report, one, scorer, confidence, max_em_drop, refused), control=control))
+        outlook, labelled = newest_outlook(database, one.route), report.n_labelled > 0
+        promised = promise(one.route, configured, control, outlook, scorer=scorer, labelled=labelled)
+        found = _status(report, one, scorer, confidence, max_em_drop, refused)
+        statuses.append(replace(found, control=control, outlook=outlook, promise=promised))
     return statuses
 
 
@@ -210,6 +218,8 @@ def _print_route(one: RouteStatus) -> None:
 
 def _lines(one: RouteStatus) -> list[tuple[str, str]]:
     """What a reader sees, in the order in which it is asked."""
+    from suffice.cli.outlook import outlook_lines
+
     report, measured = one.report, one.report.measured
     sure = f"{one.confidence:.0%}"
     earlier = [mode for mode in report.modes if mode != one.mode]
@@ -242,6 +252,8 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
         ("tokens, all", _totals(report.tokens)),
         *_money(report.money, measured, sure),
         ("failed open", _reasons("", report.degraded) or "never"),
+        *outlook_lines(one.outlook),
+        ("promise", one.promise),
     ]
     if report.n_dropped is not None:
         lines.append(("dropped events", f"{report.n_dropped:,}"))

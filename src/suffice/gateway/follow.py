@@ -17,15 +17,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from suffice.assurance.outlook import Outlook
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway.context import Gateway
 from suffice.gateway.in_force import serving
 from suffice.gateway.route import BuiltRoute
 from suffice.learn.version import Version, load_version
+from suffice.store.advice import newest_outlook, newest_place
 from suffice.store.decisions import read_artefact
 from suffice.store.in_force import NOTHING_DECIDED, InForce, read_decided
 from suffice.store.views import reading
-from suffice.telemetry import LOG
+from suffice.telemetry import LOG, Metrics
 
 LOOK_S: Final = 1.0  # between two looks at the log; whoever is told looks at once
 
@@ -38,6 +40,7 @@ class Follower:
         self._decided = NOTHING_DECIDED
         self._base = {route.name: route for route in gw.routes if route.settings.is_learned}
         self._versions: dict[str, Version] = {}
+        self._outlooks: dict[str, tuple[int, Outlook | None]] = {route.name: (0, None) for route in gw.routes}
         self._told = asyncio.Event()
         self._looked_s: float | None = None
 
@@ -47,9 +50,8 @@ class Follower:
 
     def look(self) -> Mapping[str, BuiltRoute]:
         """Read what is new; the routes that it changes, as they serve from now on. Raises StoreError."""
-        if not self._base:
-            return {}
         with reading(self._path) as connection:
+            self._look_ahead(connection)
             before, self._decided = self._decided, read_decided(connection, self._decided)
             if self._decided is before:
                 return {}
@@ -58,6 +60,14 @@ class Follower:
                 for name, base in self._base.items()
                 if self._decided.of(name) is not before.of(name)
             }
+
+    def _look_ahead(self, connection: sqlite3.Connection) -> None:
+        """Read what the job `monitor` saw since; what cannot be read holds up no decision."""
+        with contextlib.suppress(StoreError):
+            for name, (seq, _) in self._outlooks.items():
+                newest = newest_place(connection, name)
+                if newest != seq:
+                    self._outlooks[name] = newest, newest_outlook(connection, name)
 
     def _serving(self, base: BuiltRoute, held: InForce, connection: sqlite3.Connection) -> BuiltRoute:
         try:
@@ -83,7 +93,10 @@ class Follower:
         return self._versions[made.fit]
 
     def take(self, changed: Mapping[str, BuiltRoute]) -> None:
-        """Give requests to come these routes."""
+        """Give requests to come these routes, and metrics what the job `monitor` saw."""
+        for name, (_, outlook) in self._outlooks.items():
+            if outlook is not None:
+                export(outlook, name, self._gw.metrics)
         for name, route in changed.items():
             self._gw.put_in_force(name, route)
 
@@ -117,6 +130,18 @@ class Follower:
         except Exception as error:  # noqa: BLE001 - what is in force stays in force
             LOG.error("control: what was decided could not be followed (%s)", type(error).__name__)
             self._gw.metrics.inc("suffice_failopen_total", "follow")
+
+
+def export(outlook: Outlook, route: str, metrics: Metrics) -> None:
+    """Write the latest look at a route into the gauges; what is not known is left out."""
+    whole, drop = outlook.whole, outlook.drop
+    if whole is not None and whole.em_drop is not None and whole.em_drop.high is not None:
+        metrics.set("suffice_em_drop_upper_bound", whole.em_drop.high, route)
+    if whole is not None and whole.saving is not None:
+        metrics.set("suffice_token_saving_ratio", whole.saving.value, route)
+    if drop is not None:
+        metrics.set("suffice_em_drop_forecast", drop.ahead, route)
+    metrics.set("suffice_alerts", len(outlook.alerts), route)
 
 
 @asynccontextmanager

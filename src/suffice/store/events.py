@@ -4,7 +4,7 @@
     RequestEnded   the one outcome of that request
     FeedbackGiven  someone said how good an answer was
     UpstreamExamined, RouteExamined  `suffice doctor` looked at a model server, or at a route's answers
-    … and what the control loop decides, in `control_events`
+    … and what the control loop decides, in `control_events`, and tells people, in `advice_events`
 
 This file knows the shape of a row and refuses to know where rows are kept. A new kind of event is
 one class here and one line in EVENTS. Unknown fields in a stored row are skipped, so a log that a
@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from suffice.store.advice_events import AlertRaised, RouteMonitored
 from suffice.store.control_events import (
     AlarmRaised,
     EnforcementPaused,
@@ -152,6 +153,7 @@ class RouteExamined:
 Event: TypeAlias = (
     RequestSeen | RequestEnded | FeedbackGiven | UpstreamExamined | RouteExamined
     | PolicyPublished | EpochBegan | AlarmRaised | EnforcementPaused | EnforcementResumed | LabelWanted | JobRan
+    | RouteMonitored | AlertRaised
 )
 E = TypeVar("E", bound=Event)
 
@@ -168,6 +170,8 @@ EVENTS: Mapping[str, type[Event]] = {
     EnforcementResumed.kind: EnforcementResumed,
     LabelWanted.kind: LabelWanted,
     JobRan.kind: JobRan,
+    RouteMonitored.kind: RouteMonitored,
+    AlertRaised.kind: AlertRaised,
 }
 
 _ENCODER = msgspec.json.Encoder()

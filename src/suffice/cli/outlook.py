@@ -1,0 +1,106 @@
+"""What the job `monitor` saw of a route, and the whole promise, as `suffice status` says them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from suffice.assurance.estimate import Estimate
+    from suffice.assurance.forecast import Forecast
+    from suffice.assurance.ledger import Account
+    from suffice.assurance.outlook import Outlook
+    from suffice.cli.phase import Phase
+    from suffice.settings import Route
+
+
+def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
+    """What a reader sees; every interval may be read at any moment, as often as one likes."""
+    if one is None:
+        return [("watched", "not yet: no worker has looked at this route; see suffice worker")]
+    lines = [("watched", _since(one))]
+    if one.whole is not None:
+        sure = f"{one.confidence:.0%}"
+        lines += _account(one.whole, sure)
+        lines += [(f"  class {part.query_class or 'none'}", _part(part, sure)) for part in one.classes]
+        lines += [(f"  {part.version or 'no version'}", _part(part, sure)) for part in one.versions]
+    return lines + _forecasts(one)
+
+
+def promise(
+    name: str, route: Route | None, phase: Phase | None, outlook: Outlook | None, *, scorer: str, labelled: bool
+) -> str:
+    """The promise in one sentence with all that it hangs on, or why there is none.
+
+    labelled  has anybody ever said what is right on this route?
+    """
+    if route is None or phase is None:
+        return "none: no control loop certifies this route"
+    if not phase.level or phase.confidence is None:
+        return "none is needed: everything runs in full"
+    from suffice.assurance.claim import Claim, sentence
+    from suffice.control.certify import FIDELITY_CONFIDENCE
+
+    # What the finish changes is bounded at its own confidence, and risks add up.
+    at_risk = 1 - FIDELITY_CONFIDENCE if route.kind == "reasoning" else 0.0
+    return sentence(Claim(
+        route=name, scorer=scorer, max_em_drop=route.max_em_drop, confidence=round(phase.confidence - at_risk, 6),
+        n_window=phase.n_audits, per="pooled", labels="labelled" if labelled else "label-free", delay=None,
+        classes={} if outlook is None else {part.query_class or "": part.n_audits for part in outlook.classes},
+    ))  # fmt: skip
+
+
+def _since(one: Outlook) -> str:
+    if one.cap_tokens is None:
+        return f"{one.at:,} requests; accounts begin behind the first hundred runs, which say what a run can cost"
+    return f"requests {one.since:,} to {one.at:,} of epoch {one.epoch}; intervals hold at every look"
+
+
+def _account(one: Account, sure: str) -> list[tuple[str, str]]:
+    def tokens(value: float) -> str:
+        return f"{value:,.1f}"
+
+    cut = f"; {one.n_cut:,} runs with more tokens than the account allows for count as that" if one.n_cut else ""
+    return [
+        ("  EM, full runs", _shown(one.em_full, _rate, sure)),
+        ("  EM, stopped runs", _shown(one.em_stopped, _rate, sure)),
+        ("  EM drop", _shown(one.em_drop, _points, sure)),
+        ("  tokens, full run", _shown(one.tokens_full, tokens, sure)),
+        ("  tokens, live run", _shown(one.tokens_live, tokens, sure)),
+        ("  saving", _shown(one.saving, _rate, sure) + cut),
+    ]
+
+
+def _part(one: Account, sure: str) -> str:
+    if not one.known:
+        return f"unknown: {one.n_audits:,} audits of {one.n_runs:,} runs"
+    return f"EM drop {_shown(one.em_drop, _points, sure)}; saving {_shown(one.saving, _rate, sure)}"
+
+
+def _forecasts(one: Outlook) -> list[tuple[str, str]]:
+    told = [forecast for forecast in (one.drop, one.em) if forecast is not None]
+    if not told:
+        return [("forecast", "none yet: it takes 3,000 requests of an epoch, with something that stops")]
+    return [("forecast", _forecast(forecast)) for forecast in told]
+
+
+def _forecast(one: Forecast) -> str:
+    if one.alert:
+        return f"ALERT: {one.reason}"
+    return one.reason + (" (in doubt: more audits would tell)" if one.doubtful else "")
+
+
+def _shown(one: Estimate | None, show: Callable[[float], str], sure: str) -> str:
+    if one is None:
+        return "not measured"
+    between = "" if one.low is None or one.high is None else f" [{show(one.low)}, {show(one.high)}] at {sure}"
+    return f"{show(one.value)}{between}, n={one.n:,}" + (f" ({one.note})" if one.note else "")
+
+
+def _rate(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f} points"

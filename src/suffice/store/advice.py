@@ -1,0 +1,43 @@
+"""The newest of what the control loop tells people about a route."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from suffice.assurance.outlook import Alert, Outlook
+from suffice.store.advice_events import AlertRaised, RouteMonitored
+from suffice.store.views import decoded, reading
+
+# Keys begin with the route and sort by place, so the unique index finds the newest at once. ";" follows ":".
+_PLACE: Final = """
+    SELECT seq FROM events WHERE kind = ? AND key > ? || ':' AND key < ? || ';' AND route = ?
+    ORDER BY key DESC LIMIT 1"""
+_NEWEST: Final = """
+    SELECT seq, body FROM events WHERE kind = ? AND key > ? || ':' AND key < ? || ';' AND route = ?
+    ORDER BY key DESC LIMIT 1"""
+
+
+def newest_outlook(path_or_connection: Path | str | sqlite3.Connection, route: str) -> Outlook | None:
+    """The latest look at a route; None: nobody has looked. Raises StoreError."""
+    found = _newest(path_or_connection, RouteMonitored.kind, route)
+    return None if found is None else decoded(found[0], RouteMonitored, found[1]).outlook
+
+
+def newest_place(connection: sqlite3.Connection, route: str) -> int:
+    """The place in the log of the latest look at a route; 0: nobody has looked."""
+    found = connection.execute(_PLACE, (RouteMonitored.kind, route, route, route)).fetchone()
+    return 0 if found is None else int(found[0])
+
+
+def newest_alert(path_or_connection: Path | str | sqlite3.Connection, route: str) -> Alert | None:
+    """The latest alert of a route, standing or not; None: there was none. Raises StoreError."""
+    found = _newest(path_or_connection, AlertRaised.kind, route)
+    return None if found is None else decoded(found[0], AlertRaised, found[1]).alert
+
+
+def _newest(path_or_connection: Path | str | sqlite3.Connection, kind: str, route: str) -> tuple[int, str] | None:
+    with reading(path_or_connection) as connection:
+        found = connection.execute(_NEWEST, (kind, route, route, route)).fetchone()
+    return None if found is None else (int(found[0]), str(found[1]))

@@ -1,0 +1,203 @@
+"""The job `monitor` on real logs: accounts that hold, an alert before the breach, one row a look, no harm to others."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from suffice.cli.status import read_statuses
+from suffice.control.jobs import Report, Worker
+from suffice.gateway.follow import export
+from suffice.settings import Settings, parse
+from suffice.store.advice import newest_alert, newest_outlook
+from suffice.store.advice_events import AlertRaised, RouteMonitored
+from suffice.store.epochs import job_history
+from suffice.store.events import Event, RequestEnded, RequestSeen
+from suffice.store.views import read_events
+from suffice.telemetry import Metrics
+from suffice.types import Outcome, Query, Request, StepRecord, Usage
+from suffice.wiring import worker
+from tests.control.made import label, traffic
+from tests.control.test_worker import fill, settings_for
+
+BUDGET = 0.04
+
+
+def looked(here: Worker) -> list[Report]:
+    reports = here.once("monitor")
+    assert reports is not None
+    return reports
+
+
+def only(here: Worker) -> Report:
+    """What was seen of the one route."""
+    (report,) = looked(here)
+    return report
+
+
+def events_of(folder: Path, kind: type[Event]) -> list[Any]:
+    return [stored.event for stored in read_events(folder / "log.db") if isinstance(stored.event, kind)]
+
+
+# ---- a route that certifies itself ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a log of four hundred full runs, every fifth labelled, that is certified."""
+    folder = tmp_path_factory.mktemp("certified")
+    events = traffic(400)
+    answers = [event.outcome.answer for event in events if isinstance(event, RequestEnded)]
+    fill(folder, [*events, *(label(number, gold=answers[number]) for number in range(0, 400, 5))])
+    with worker(settings_for(folder)) as here:
+        assert here.once("certify")
+    return folder
+
+
+@pytest.fixture
+def folder(certified: Path, tmp_path: Path) -> Path:
+    shutil.copy(certified / "log.db", tmp_path / "log.db")
+    return tmp_path
+
+
+def test_accounts_count_what_was_asked_behind_the_first_hundred_runs(folder: Path) -> None:
+    with worker(settings_for(folder)) as here:
+        report = only(here)
+    outlook = newest_outlook(folder / "log.db", "r")
+    assert outlook is not None
+    assert outlook.whole is not None
+    assert (report.ok, report.at, outlook.at, outlook.since, outlook.epoch) == (True, 400, 400, 100, 1)
+    assert (outlook.whole.n_runs, outlook.whole.n_audits, outlook.whole.n_cut) == (300, 300, 0)
+    tokens = [
+        event.outcome.usage.completion_tokens for event in events_of(folder, RequestEnded) if event.outcome.usage
+    ]  # fmt: skip
+    assert outlook.whole.tokens_full is not None
+    assert outlook.whole.tokens_full.value == pytest.approx(sum(tokens[100:]) / 300)
+    assert outlook.whole.em_full is not None
+    assert (outlook.whole.em_full.value, outlook.whole.em_full.n) == (1.0, 60)
+
+
+def test_a_look_without_news_is_not_repeated_and_a_second_worker_has_to_wait(folder: Path) -> None:
+    with worker(settings_for(folder)) as first, worker(settings_for(folder)) as second:
+        assert only(first).ok
+        assert second.once("monitor") is None
+        assert only(first).said == ""
+    with worker(settings_for(folder)) as later:
+        assert only(later).at == 400
+    assert len(events_of(folder, RouteMonitored)) == 1
+    assert {run.job for run in job_history(folder / "log.db")} == {"certify", "monitor"}
+
+
+def test_status_says_estimates_with_intervals_the_forecast_and_the_whole_promise(folder: Path) -> None:
+    settings = settings_for(folder)
+    (before,) = read_statuses(folder / "log.db", settings, "r")
+    assert before.outlook is None
+    with worker(settings) as here:
+        looked(here)
+    (one,) = read_statuses(folder / "log.db", settings, "r")
+    assert one.outlook is not None
+    assert one.outlook.whole is not None
+    drop = one.outlook.whole.em_drop
+    assert drop is not None
+    assert drop.low is not None
+    assert drop.high is not None
+    assert drop.low <= drop.value <= drop.high
+    for part in ("Route 'r'", "scorer 'number'", "8 points", "90 %", "audits", "with labels", "delay was not measured"):
+        assert part in one.promise
+
+
+def test_metrics_have_the_upper_end_and_the_saving(folder: Path) -> None:
+    with worker(settings_for(folder)) as here:
+        looked(here)
+    outlook, metrics = newest_outlook(folder / "log.db", "r"), Metrics()
+    assert outlook is not None
+    assert outlook.whole is not None
+    assert outlook.whole.em_drop is not None
+    export(outlook, "r", metrics)
+    assert metrics.value("suffice_em_drop_upper_bound", route="r") == outlook.whole.em_drop.high
+    assert metrics.value("suffice_alerts", route="r") == 0
+
+
+# ---- a drift that is announced ----------------------------------------------------------------------
+
+
+def asked(number: int, rng: random.Random, p_lost: float) -> Iterator[Event]:
+    """One observed run of two steps, whose policy would have stopped behind the first. Harder ones take longer."""
+    name, lost = f"ep_{number:05}", rng.random() < p_lost
+    request = Request(
+        episode_id=name, route="r", kind="reasoning", mode="observe", model="m", stream=False, n_samples=1,
+        audit=False, propensity=1.0, policy_version="p-1", certified=False, question_key=f"q{number}",
+        ungoverned=None, received_at_s=0.0, unit=f"u{number}", setup="s", query=Query(n_words=9),
+    )  # fmt: skip
+    steps = tuple(
+        StepRecord(
+            index=at, tokens=int(rng.randrange(20, 60) * (1 + 20 * p_lost)), answer=answer, answer_source="text",
+            confidence=None, entropy=None, probe_tokens=0, action="stop" if at == 1 else "continue", reason="",
+        )
+        for at, answer in ((1, "7" if lost else "4"), (2, "4"))
+    )  # fmt: skip
+    yield RequestSeen(request)
+    yield RequestEnded(Outcome(
+        episode_id=name, end_reason="done", status=200, answer="4", response_id=f"r-{name}", stop_step=1,
+        would_answer=steps[0].answer, usage=Usage(prompt_tokens=5, completion_tokens=sum(s.tokens for s in steps)),
+        steps=steps,
+    ))  # fmt: skip
+
+
+def watched(folder: Path) -> Settings:
+    return parse({
+        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+        "routes": {"r": {
+            "upstream": "up", "kind": "reasoning", "policy": {"policy": "stable-answer"}, "max_em_drop": BUDGET,
+        }},
+        "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("drifts", [True, False])
+def test_an_alert_comes_before_the_drop_crosses_the_budget_and_none_without_a_drift(
+    tmp_path: Path, drifts: bool
+) -> None:
+    rng, crossed, number = random.Random(3), 9_000, 0
+    with worker(watched(tmp_path)) as here:
+        for until in (4_500, 6_500, 7_500):
+            # From 0.5 % at request 4,000 to the budget at request 9,000, in a line.
+            share = [0.005 + drifts * max(0, at - 4_000) * (BUDGET - 0.005) / 5_000 for at in range(number, until)]
+            fill(tmp_path, [
+                event for at, p in zip(range(number, until), share, strict=True) for event in asked(at, rng, p)
+            ])  # fmt: skip
+            number = until
+            (report,) = looked(here)
+            assert report.ok
+    alert, outlook = newest_alert(tmp_path / "log.db", "r"), newest_outlook(tmp_path / "log.db", "r")
+    assert outlook is not None
+    if not drifts:
+        assert alert is None
+        assert outlook.alerts == ()
+        return
+    assert alert is not None
+    assert alert.of == "em_drop"
+    assert alert.at <= crossed - 1_000
+    assert alert.expected is not None
+    assert abs(alert.expected - crossed) < 1_000
+    assert outlook.alerts == ("em_drop",)
+    assert len(events_of(tmp_path, AlertRaised)) == 1, "an alert that stands is not raised again"
+    assert any(run.said.startswith("alert: EM drop is about") for run in job_history(tmp_path / "log.db"))
+
+
+def test_a_route_that_cannot_be_watched_leaves_the_others_alone(folder: Path) -> None:
+    settings = settings_for(folder, broken={})
+    broken = msgspec.structs.replace(settings.routes["broken"], scorer="no-such-scorer")
+    settings = msgspec.structs.replace(settings, routes={**settings.routes, "broken": broken})
+    with worker(settings) as here:
+        reports = {report.route: report for report in looked(here)}
+        assert [report.route for report in looked(here)] == ["r"], "it is left alone for a while"
+    assert reports["r"].ok
+    assert not reports["broken"].ok
+    assert newest_outlook(folder / "log.db", "r") is not None
