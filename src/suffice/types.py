@@ -387,6 +387,7 @@ class Publication:
     setup: str = ""                        # of the requests that the evidence was gathered on
     upstream: tuple[tuple[str, str, str], ...] = ()  # (model asked for, its own name, fingerprint) behind the evidence
     ceiling: int | None = None             # the highest level that people's ratings allow; None: they take nothing off
+    classes: tuple[tuple[str, int], ...] = ()  # classes of questions that run below the level, and theirs; sorted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,11 @@ class ClassGuards:
         guard = self._classes.get(query_class)
         return pooled if guard is None else self._below(pooled, guard.steps_down)
 
+    def steps_down(self, query_class: str) -> int:
+        """How many thirds of all levels a class stands below the pooled level; 0: it is not held."""
+        guard = self._classes.get(query_class)
+        return 0 if guard is None else guard.steps_down
+
     def add(self, query_class: str, z: NDArray[np.int8], pooled: int) -> bool:
         """Take in one audit of a class; True: the class has just stepped down.
 

@@ -35,6 +35,7 @@ class Phase:
     n_labels_wanted: int
     attended: bool = False        # does a living worker look after it?
     ceiling: int | None = None    # the highest level that people's ratings allow; None: they take nothing off
+    classes: tuple[tuple[str, int], ...] = ()  # classes of questions that the guard-rails hold, and their levels
 
 
 def read_phases(database: Path) -> dict[str, Phase]:
@@ -90,6 +91,7 @@ def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, at
         n_labels_wanted=n_labels_wanted,
         attended=attended,
         ceiling=made.ceiling if made is not None else None,
+        classes=made.classes if made is not None else (),
     )
 
 
@@ -106,6 +108,9 @@ def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> list[tuple[st
     elif one.n_audits:
         lines.append(("evidence", f"{one.n_audits:,} audits in the window: {one.reason}"))
         lines.append(("next level", _next(one, per_s)))
+    if one.classes:
+        each = ", ".join(f"{name or 'none'} at level {level}" for name, level in one.classes)
+        lines.append(("held classes", f"{each}: they lose more than twice the budget"))
     if one.n_labels_wanted:
         lines.append(("labels wanted", f"{one.n_labels_wanted:,}: audits whose stop would have answered otherwise"))
     lines.append(("last alarm", one.alarm or "none"))

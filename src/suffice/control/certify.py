@@ -28,6 +28,7 @@ from suffice.control.audits import Audit, Said, Verdicts, is_evidence, shown, ve
 from suffice.control.brake import Floor, Lottery, Upstreams, upstream_of
 from suffice.control.early import Early
 from suffice.control.fitting import LiveLearner, ServedVersion, fit_version, written
+from suffice.control.guarding import LiveGuards
 from suffice.control.joining import Joining
 from suffice.control.keeping import LiveKeeper
 from suffice.control.lateness import Lateness
@@ -116,6 +117,7 @@ class RouteLoop:
     _joining: Joining = field(init=False)
     _lateness: Lateness = field(init=False)
     _ratings: Ratings = field(init=False)
+    _guards: LiveGuards = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin where the epoch began."""
@@ -144,6 +146,7 @@ class RouteLoop:
         self._upstreams, self.lottery, self._early, self._finished = Upstreams(), Lottery(), Early(), []
         self._joining, self._lateness = Joining(), Lateness(self.route.label_timeout_s)
         self.ceiling, self._ratings = None, Ratings.of(self.route)
+        self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
         for audit in self.audits:
             self._upstreams.note(upstream_of(audit.episode.request, audit.episode.outcome), gathers=True)
             self._joining.ended(audit.episode.outcome)
@@ -255,12 +258,15 @@ class RouteLoop:
         if alarm is not None:
             cause: AlarmCause = "disagreement" if "disagree" in alarm.reason else "outcomes"
             return self._new_epoch(cause, alarm.reason, stored)
+        drawn_at = self.level or keeper.level
         self._let_go()
         rated = self._lower_ceiling()
         self.level = keeper.level if budget.max_em_drop else 0
         if self.ceiling is not None:
             self.level = min(self.level, self.ceiling)
-        return self._publish(changes, reason=rated if budget.max_em_drop else budget.reason)
+        moved = self._guards.look(keeper, self.audits, pooled=drawn_at)
+        reason = "; ".join(said for said in (rated, *moved) if said)
+        return self._publish(changes, reason=reason if budget.max_em_drop else budget.reason)
 
     def _lower_ceiling(self) -> str:
         """Take one level off where people's ratings ask for it; why, or "" where nothing changes.
@@ -326,6 +332,7 @@ class RouteLoop:
         if n_gone > 0:
             self.audits = self.audits[n_gone:]
             self._n_taken = len(self.audits)
+            self._guards.let_go(n_gone)
             self._index()
 
     def _index(self) -> None:
@@ -350,8 +357,8 @@ class RouteLoop:
     def _publish(self, changes: Sequence[Change], reason: str) -> Resolution | None:
         """Say what is in force, if that is something else than was said before."""
         served, said, address = self.keeper.served, self.held.publication, self._address()
-        share = self.keeper.share
-        if said is not None and (said.fit, said.level, said.share) == (address, self.level, share):
+        share, held = self.keeper.share, self._guards.held(self.level)
+        if said is not None and (said.fit, said.level, said.share, said.classes) == (address, self.level, share, held):
             return None
         made = Publication(
             route=self.name, number=self.held.n_publications + 1, epoch=self.epoch.number, at=self.n,
@@ -359,11 +366,11 @@ class RouteLoop:
             n_levels=served.n_levels if served is not None else self.keeper.plan.n_levels, certified=self.level > 0,
             share=share, reason=reason or self._why(changes), author=self.author,
             evidence=self.keeper.evidence(most=self.ceiling), setup=self._setup, upstream=self._upstreams.plain(),
-            ceiling=self.ceiling,
+            ceiling=self.ceiling, classes=held,
         )  # fmt: skip
         if self.expected:
             told = self.expected.popleft()
-            if (told.at, told.fit, told.level, told.share) != (made.at, made.fit, made.level, made.share):
+            if _decided(told) != _decided(made):
                 raise Diverged(f"route {self.name}: publication {told.number} does not follow from the log")
             self.held = replace(self.held, publication=told, last=told)
             return None
@@ -442,6 +449,11 @@ def finishes(outcome: Outcome) -> list[bool]:
     if trial is not None:
         seen.append(outcome.finish_answer != trial.answer)
     return seen
+
+
+def _decided(made: Publication) -> tuple[object, ...]:
+    """What a publication puts in force, and where."""
+    return made.at, made.fit, made.level, made.share, made.classes
 
 
 def _by(label_at: float, at: int) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 from suffice.assurance.certify import audits_to_certify
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small
-from suffice.learn.keeper import Keeper
+from suffice.learn.keeper import Keeper, effective
 from suffice.types import EvidenceSummary
 
 AHEAD: Final = 2            # levels above the one in force whose disagreements are worth a label
@@ -63,6 +63,11 @@ class LiveKeeper(Keeper):
             return 0
         one = runs.take(np.array([number]))
         return int(served.rows_at(one, level)[0])
+
+    def outcomes(self) -> tuple[Small, Bools] | None:
+        """What each audit of this epoch counts as at each level, shape (N, M), and whether it counts yet, (N,)."""
+        judged, runs = self._epoch.judged, self._epoch.runs
+        return None if judged is None or runs is None else effective(judged.z, judged.d, runs, self.now, self.plan)
 
     def _n_missing(self, z: Small) -> int | None:
         """Audits still to come for the next level, if they show what those so far have shown; None: none would do.

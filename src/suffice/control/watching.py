@@ -29,6 +29,7 @@ from suffice.control.lateness import Lateness
 from suffice.control.replayed import Replayed, Seen, by_itself
 from suffice.learn.served import MOST_AUDITS
 from suffice.settings import Route
+from suffice.signals.query import class_of
 from suffice.store.control_events import PolicyPublished
 from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.log import Stored
@@ -155,10 +156,10 @@ class RouteWatch:
             self._window = _Open()
 
     def _kept(self, episode: Episode, labels: tuple[Said, ...]) -> _Kept:
-        query, slim = episode.request.query, replace(episode.outcome, steps=())
+        slim = replace(episode.outcome, steps=())
         kept = _Kept(
             run=measure_run(_Recorded(episode), self.match), episode=replace(episode, outcome=slim),
-            version=episode.request.policy_version, query_class=query.query_class if query is not None else "",
+            version=episode.request.policy_version, query_class=class_of(episode.request.query),
         )  # fmt: skip
         return self._with_labels(kept, labels) if labels else kept
 

@@ -38,6 +38,7 @@ from suffice.gateway.operating import placed
 from suffice.gateway.relay import forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import NO_LOT, Lot, draw_audit, question_key
+from suffice.signals.query import class_of
 from suffice.store.events import RequestSeen
 from suffice.telemetry import LOG
 from suffice.types import EndReason, Request
@@ -198,7 +199,9 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
     reason, place = _reason(gw, episode_id, intake, found)
     question = _question(gw, intake) if found is not None and reason is None else ""
     if found is not None and place is not None:
-        found = placed(found.for_request(question, intake.model), place)
+        kind, samples = found.settings.kind, route.n_samples(found, intake.options)
+        query = query_of(intake.body, kind, samples) if found.in_force.classes else None
+        found = placed(found.for_request(question, intake.model, class_of(query)), place)
     request = _request(gw, episode_id, intake, named, found, reason, question)
     upstream = (found.settings.upstream if found is not None else "") or gw.fallback_upstream()
     kept = without_keys(headers, gw.api_keys)

@@ -18,7 +18,7 @@ from suffice.gateway.context import Gateway
 from suffice.gateway.operating import placed
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import NO_LOT, draw_audit, question_key
-from suffice.signals.query import query_signals
+from suffice.signals.query import class_of, query_signals
 from suffice.store.events import RequestSeen
 from suffice.types import EndReason, Query, Request
 
@@ -43,7 +43,8 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     route = next((one for one in gw.routes if one.name == route.name), route)
     question = question_key(asked.question, salt=gw.salt)
     route = placed(
-        route.for_request(question, asked.model), gw.operating.admit(route, now_s=gw.monotonic_s())
+        route.for_request(question, asked.model, class_of(_query(asked))),
+        gw.operating.admit(route, now_s=gw.monotonic_s()),
     )
     request = _request(gw, route, asked, question)
     ledger = Ledger(request, gw.monotonic_s())

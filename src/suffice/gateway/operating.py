@@ -177,8 +177,9 @@ def placed(route: BuiltRoute, place: Admission) -> BuiltRoute:
     """The route as a request gets it; one that has no levels is as it is."""
     if not route.levels or place.level is None:
         return route
+    level = place.level if route.ceiling is None else min(place.level, route.ceiling)
     return replace(
-        route, policy=route.levels[place.level], policy_version=f"{route.policy_version}@{place.level}",
+        route, policy=route.levels[level], policy_version=f"{route.policy_version}@{level}",
         certified=route.certified and place.certified, risks=not place.certified,
     )  # fmt: skip
 

@@ -79,6 +79,7 @@ class BuiltRoute:
     folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): nothing learned is in force
     in_force: InForce = NOTHING      # what the control loop has said of it
     in_burst: bool = False           # everything runs in full now, and is an audit
+    ceiling: int | None = None  # the highest level for this prompt's class; None: its class is not held back
     risks: bool = False         # the brake holds, and its owner lets an uncertified level act rather than turn away
 
     @property
@@ -87,10 +88,11 @@ class BuiltRoute:
         vouched = self.certified or self.settings.uncertified or self.risks
         return self.settings.mode == "enforce" and vouched and self.refused is None
 
-    def for_request(self, question_key: str, model: str) -> BuiltRoute:
+    def for_request(self, question_key: str, model: str, query_class: str = "") -> BuiltRoute:
         """The route as it serves one prompt: by the model that has not seen it, in full where nothing is proved.
 
-        model  that is asked for: of one that no evidence speaks of, nothing is known
+        model        that is asked for: of one that no evidence speaks of, nothing is known
+        query_class  as `signals.query.class_of` has it: one that the guard-rails hold gets its own ceiling
         """
         if not self.folds:
             return self
@@ -98,7 +100,8 @@ class BuiltRoute:
         asked = "" if self.settings.kind == "rounds" else model
         if made is None or all(one[0] != asked for one in made.upstream):
             return replace(self, certified=False, folds=(), levels=())
-        return replace(self, levels=self.folds[fold_of(question_key, len(self.folds))])
+        ceiling = dict(made.classes).get(query_class)
+        return replace(self, levels=self.folds[fold_of(question_key, len(self.folds))], ceiling=ceiling)
 
     def answers_as_known(self, model: str, named: str | None, fingerprint: str | None) -> bool:
         """Is whoever answered a request for `model` the one that the evidence speaks of, as far as it says?"""

@@ -83,6 +83,13 @@ def query_signals(
     )
 
 
+def class_of(query: Query | None) -> str:
+    """The class that a question is counted in: declared or found, else its type; "": nothing is known of it."""
+    if query is None:
+        return ""
+    return query.query_class or query.question_type or ""
+
+
 def _question_type(question: str, folded: str) -> str:
     """One of QUESTION_TYPES: its options first, then what its asking sentence says, in English."""
     if len(_OPTION.findall(question)) >= 2:

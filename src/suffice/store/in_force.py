@@ -52,6 +52,12 @@ class InForce:
         return found.level if found is not None and found.certified and self.pause is None else 0
 
     @property
+    def classes(self) -> tuple[tuple[str, int], ...]:
+        """Classes of questions that run below the level, and theirs; also where an ended epoch's level goes on."""
+        found = self.publication or self.last
+        return found.classes if found is not None else ()
+
+    @property
     def in_burst(self) -> bool:
         """Does every request run in full, as an audit, until something is published?"""
         return self.publication is None

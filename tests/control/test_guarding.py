@@ -1,0 +1,106 @@
+"""A class that a pooled certificate harms is served lower levels, alone, until fresh audits let it back."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from suffice.assurance.fallback import Admission
+from suffice.control.fitting import read_back
+from suffice.gateway.in_force import serving
+from suffice.gateway.operating import placed
+from suffice.gateway.route import BuiltRoute
+from suffice.store.events import Event, RequestEnded, RequestSeen
+from suffice.store.in_force import read_decided
+from suffice.types import Publication, Query
+from suffice.wiring import build_route, worker
+from tests.control.made import CONTROL, ROUTE, Story, began, rows, run, story
+from tests.control.test_worker import fill, settings_for
+
+BUDGET = 0.1
+OWNED = msgspec.structs.replace(ROUTE, max_em_drop=BUDGET)
+QUIET = msgspec.structs.replace(CONTROL, refit_requests=600)
+N_HARMED, N_WELL = 1_100, 900
+
+
+def asked(n: int, *, harmed: bool, first: int = 0) -> list[Event]:
+    """One question in five is about law; if it is harmed, a third of those turn round behind three like samples."""
+    rng, events = random.Random(first + 1), list[Event]()
+    for number in range(first, first + n):
+        law = number % 5 == 0
+        request, outcome = run(number, rng, sure=True, query=Query(query_class="law" if law else "easy"))
+        if law and harmed and rng.random() < 0.35:
+            answers = ["11"] * 3 + ["77"] * 5
+            steps = tuple(replace(step, answer=own) for step, own in zip(outcome.steps, answers, strict=True))
+            outcome = replace(outcome, steps=steps, answer="77")
+        events += [RequestSeen(request), RequestEnded(outcome)]
+    return events
+
+
+EVENTS = [*asked(N_HARMED, harmed=True), *asked(N_WELL, harmed=False, first=N_HARMED)]
+
+
+@pytest.fixture(scope="module")
+def told() -> Story:
+    return story(OWNED, control=QUIET).feed(rows(EVENTS)).settle()
+
+
+def held(told: Story) -> list[Publication]:
+    return [made for made in told.published if made.classes]
+
+
+def test_the_harmed_class_goes_a_third_of_the_levels_down_and_no_other_does(told: Story) -> None:
+    first = held(told)[0]
+    assert first.at <= N_HARMED
+    assert first.reason.startswith("class law loses more than 20 points: it is held")
+    assert first.level > 0, "the pool keeps its certificate"
+    assert first.classes == (("law", max(0, first.level - 14)),), "a third of 41 levels"
+    assert all({name for name, _ in made.classes} <= {"law"} for made in told.published)
+    assert all(own < made.level for made in held(told) for _, own in made.classes)
+
+
+def test_it_is_let_back_by_fresh_audits_of_its_own(told: Story) -> None:
+    back = next(made for made in told.published if made.number > held(told)[0].number and not made.classes)
+    assert back.at > N_HARMED, "while it is harmed, nothing proves the opposite"
+    assert "class law is let back" in back.reason
+
+
+def test_a_replay_holds_the_same_classes(told: Story) -> None:
+    again = story(OWNED, control=QUIET, expected=told.published, artefacts=told.artefacts).feed(rows(EVENTS)).settle()
+    assert again.published == []
+    assert again.loop.held.publication == told.published[-1]
+
+
+@pytest.fixture(scope="module")
+def in_force(told: Story) -> BuiltRoute:
+    """The route as a gateway serves it while a class is held."""
+    made = held(told)[0]
+    base = replace(build_route("r", OWNED, None), setup=made.setup)
+    version = read_back(made.fit, told.artefacts[made.fit]).version
+    return serving(base, replace(began(OWNED), publication=made, last=made), version)
+
+
+def test_a_gateway_serves_the_held_class_at_its_level_and_others_at_theirs(told: Story, in_force: BuiltRoute) -> None:
+    made = held(told)[0]
+    own = dict(made.classes)["law"]
+    for query_class, level in (("law", own), ("easy", made.level), ("", made.level)):
+        mine = in_force.for_request("some key", "m", query_class)
+        served = placed(mine, Admission(level=made.level, certified=True, reason=""))
+        assert served.policy_version == f"{made.fit}@{level}"
+        assert served.certified
+    slack = placed(in_force.for_request("k", "m", "law"), Admission(level=0, certified=True, reason=""))
+    assert slack.policy_version == f"{made.fit}@0", "a ceiling, and no floor"
+
+
+def test_what_a_worker_writes_into_a_real_log_holds_the_class(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    routes = {"r": msgspec.structs.replace(settings.routes["r"], max_em_drop=BUDGET)}
+    settings = msgspec.structs.replace(settings, routes=routes, control=QUIET)
+    fill(tmp_path, EVENTS[: 2 * N_HARMED])
+    with worker(settings) as here:
+        assert here.once("certify")
+    assert [name for name, _ in read_decided(tmp_path / "log.db").of("r").classes] == ["law"]
