@@ -24,6 +24,7 @@ from suffice.control.jobs import Worker
 from suffice.control.loops import Certify
 from suffice.control.matching import matching
 from suffice.control.monitor import Monitor
+from suffice.control.proposing import Retrain
 from suffice.episode import ahead
 from suffice.episode.segment import build_segmenter
 from suffice.errors import ConfigError
@@ -459,10 +460,13 @@ def worker(settings: Settings) -> Iterator[Worker]:
         monitor = Monitor(
             settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
         )
+        retrain = Retrain(
+            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
+        )
         try:
             yield Worker(
-                decisions=writer, jobs=(certify, monitor), author=author, now=time.time, monotonic_s=time.monotonic,
-                new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
+                decisions=writer, jobs=(certify, monitor, retrain), author=author, now=time.time,
+                monotonic_s=time.monotonic, new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
             )
         finally:
             certify.close()

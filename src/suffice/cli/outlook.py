@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from suffice.assurance.outlook import Outlook
     from suffice.cli.phase import Phase
     from suffice.settings import Route
+    from suffice.store.advice_events import Proposed
 
 
 def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
@@ -26,6 +27,17 @@ def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
         lines += [(f"  class {part.query_class or 'none'}", _part(part, sure)) for part in one.classes]
         lines += [(f"  {part.version or 'no version'}", _part(part, sure)) for part in one.versions]
     return lines + _forecasts(one)
+
+
+def proposal_lines(one: Proposed | None) -> list[tuple[str, str]]:
+    """The newest version that a refit proposed; [] where there is none."""
+    if one is None:
+        return []
+    at = "" if one.saving is None or one.drop is None else (
+        f"; at the route's budget it saves {one.saving.value:.1%} at a drop of {_points(one.drop.value)}"
+    )  # fmt: skip
+    parent = f", beside {one.parent}" if one.parent else ""
+    return [("proposal", f"{one.address} ({one.reason}{parent}): {one.verdict}, {one.why}{at}; in force nowhere")]
 
 
 def promise(

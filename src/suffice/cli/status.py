@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from suffice.assurance.outlook import Outlook
     from suffice.cli.phase import Phase
     from suffice.settings import Route, Settings
+    from suffice.store.advice_events import Proposed
     from suffice.store.views import RouteCounts
 
 EXACT = "exact string equality (no --config, so no route scorers)"
@@ -43,6 +44,7 @@ class RouteStatus:
     refused: str | None   # why the settings' "enforce" is not obeyed; None: it is, or was not asked for
     control: Phase | None = None  # where it stands with its certificate; None: no control loop is meant for it
     outlook: Outlook | None = None  # the latest look of the job `monitor`; None: nobody has looked
+    proposal: Proposed | None = None  # the newest of the job `retrain`
     promise: str = ""     # in one sentence, with all that it hangs on
 
 
@@ -84,7 +86,7 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
     from suffice.cli.outlook import promise
     from suffice.cli.phase import phase_of, read_phases
     from suffice.errors import StoreError
-    from suffice.store.advice import newest_outlook
+    from suffice.store.advice import newest_outlook, newest_proposal
     from suffice.store.in_force import NOTHING
     from suffice.store.views import read_episodes, route_counts
 
@@ -111,7 +113,8 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
         outlook, labelled = newest_outlook(database, one.route), report.n_labelled > 0
         promised = promise(one.route, configured, control, outlook, scorer=scorer, labelled=labelled)
         found = _status(report, one, scorer, confidence, max_em_drop, refused)
-        statuses.append(replace(found, control=control, outlook=outlook, promise=promised))
+        proposal = newest_proposal(database, one.route)
+        statuses.append(replace(found, control=control, outlook=outlook, proposal=proposal, promise=promised))
     return statuses
 
 
@@ -218,7 +221,7 @@ def _print_route(one: RouteStatus) -> None:
 
 def _lines(one: RouteStatus) -> list[tuple[str, str]]:
     """What a reader sees, in the order in which it is asked."""
-    from suffice.cli.outlook import outlook_lines
+    from suffice.cli.outlook import outlook_lines, proposal_lines
 
     report, measured = one.report, one.report.measured
     sure = f"{one.confidence:.0%}"
@@ -253,6 +256,7 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
         *_money(report.money, measured, sure),
         ("failed open", _reasons("", report.degraded) or "never"),
         *outlook_lines(one.outlook),
+        *proposal_lines(one.proposal),
         ("promise", one.promise),
     ]
     if report.n_dropped is not None:

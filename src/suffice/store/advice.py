@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.outlook import Alert, Outlook
-from suffice.store.advice_events import AlertRaised, RouteMonitored
+from suffice.store.advice_events import AlertRaised, Proposed, RouteMonitored, VersionProposed
 from suffice.store.views import decoded, reading
 
 # Keys begin with the route and sort by place, so the unique index finds the newest at once. ";" follows ":".
@@ -17,6 +17,12 @@ _PLACE: Final = """
 _NEWEST: Final = """
     SELECT seq, body FROM events WHERE kind = ? AND key > ? || ':' AND key < ? || ';' AND route = ?
     ORDER BY key DESC LIMIT 1"""
+
+_COUNTS: Final = """
+    SELECT count(*), coalesce(sum(
+        json_extract(body, '$.request.audit') OR json_extract(body, '$.request.mode') = 'observe'
+    ), 0) FROM events WHERE kind = 'request' AND seq > ? AND route = ?
+        AND json_extract(body, '$.request.ungoverned') IS NULL"""
 
 
 def newest_outlook(path_or_connection: Path | str | sqlite3.Connection, route: str) -> Outlook | None:
@@ -35,6 +41,18 @@ def newest_alert(path_or_connection: Path | str | sqlite3.Connection, route: str
     """The latest alert of a route, standing or not; None: there was none. Raises StoreError."""
     found = _newest(path_or_connection, AlertRaised.kind, route)
     return None if found is None else decoded(found[0], AlertRaised, found[1]).alert
+
+
+def newest_proposal(path_or_connection: Path | str | sqlite3.Connection, route: str) -> Proposed | None:
+    """The latest proposal of a refit for a route; None: there was none. Raises StoreError."""
+    found = _newest(path_or_connection, VersionProposed.kind, route)
+    return None if found is None else decoded(found[0], VersionProposed, found[1]).proposal
+
+
+def counts_since(connection: sqlite3.Connection, route: str, seq: int) -> tuple[int, int]:
+    """Governed requests of a route behind a place of the log, and those of them that nothing could stop."""
+    found = connection.execute(_COUNTS, (seq, route)).fetchone()
+    return int(found[0]), int(found[1])
 
 
 def _newest(path_or_connection: Path | str | sqlite3.Connection, kind: str, route: str) -> tuple[int, str] | None:

@@ -2,6 +2,7 @@
 
     RouteMonitored   accounts and forecasts of a route at one look
     AlertRaised      a limit will be crossed, as far as the forecast can tell
+    VersionProposed  a refit's version with its report card
 
 Keys are made of what was looked at: two workers that look at the same place write one row.
 """
@@ -9,8 +10,9 @@ Keys are made of what was looked at: two workers that look at the same place wri
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from suffice.assurance.estimate import Estimate
 from suffice.assurance.outlook import Alert, Outlook
 
 
@@ -58,3 +60,45 @@ class AlertRaised:
     def route(self) -> str | None:
         """The route's name."""
         return self.alert.route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposed:
+    """What a refit found: a version that is in force nowhere, and what is known of it."""
+
+    route: str
+    read_to_seq: int            # place in the log that had been read up to
+    address: str                # of the version, which is kept beside the log
+    parent: str | None          # address of the version that was in force
+    reason: str                 # schedule, drift, by hand
+    verdict: str                # against the parent: better, worse, inconclusive, first
+    why: str
+    n_runs: int                 # that it was learned from
+    saving: Estimate | None     # at the route's own EM budget, on prompts that its models have not seen
+    drop: Estimate | None       # likewise
+    lineage: dict[str, Any]     # as `learn.retrain` has it; Any, because each key has its own type
+    card: dict[str, Any] | None # as `learn.report_card` has it
+    author: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionProposed:
+    """A refit's version with its report card. It takes effect nowhere by itself."""
+
+    kind: ClassVar[Literal["version_proposed"]] = "version_proposed"
+    proposal: Proposed
+
+    @property
+    def key(self) -> str:
+        """What may exist once: a route's proposal from the log up to that place."""
+        return f"{self.proposal.route}:{self.proposal.read_to_seq:015}"
+
+    @property
+    def episode_id(self) -> str | None:
+        """None: it belongs to no episode."""
+        return None
+
+    @property
+    def route(self) -> str | None:
+        """The route's name."""
+        return self.proposal.route

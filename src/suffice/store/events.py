@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from suffice.store.advice_events import AlertRaised, RouteMonitored
+from suffice.store.advice_events import AlertRaised, RouteMonitored, VersionProposed
 from suffice.store.control_events import (
     AlarmRaised,
     EnforcementPaused,
@@ -153,7 +153,7 @@ class RouteExamined:
 Event: TypeAlias = (
     RequestSeen | RequestEnded | FeedbackGiven | UpstreamExamined | RouteExamined
     | PolicyPublished | EpochBegan | AlarmRaised | EnforcementPaused | EnforcementResumed | LabelWanted | JobRan
-    | RouteMonitored | AlertRaised
+    | RouteMonitored | AlertRaised | VersionProposed
 )
 E = TypeVar("E", bound=Event)
 
@@ -172,6 +172,7 @@ EVENTS: Mapping[str, type[Event]] = {
     JobRan.kind: JobRan,
     RouteMonitored.kind: RouteMonitored,
     AlertRaised.kind: AlertRaised,
+    VersionProposed.kind: VersionProposed,
 }
 
 _ENCODER = msgspec.json.Encoder()

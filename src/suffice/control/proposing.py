@@ -1,0 +1,172 @@
+"""The job `retrain`: on schedule and after drift, a version that might be better, with its report card.
+
+    episodes of the epoch, version in force ──▶ learn.retrain ──▶ VersionProposed, and the version as an artefact
+
+It puts nothing in force: a person may read the card, and a certificate decides. Fits are the dearest thing that a
+worker does, so a route is asked whether one is due twice a minute at most. A route whose fit fails is left alone for a
+while, and the others go on.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+from suffice.assurance.judge import JUDGE
+from suffice.assurance.runs import SequencedLabel, current_label
+from suffice.control.fitting import read_back, written
+from suffice.control.jobs import Desk, LeaseLost, Report
+from suffice.control.loops import LONGEST_REST_S, LOOK_BACK, Matches
+from suffice.errors import ConfigError, StoreError, SufficeError
+from suffice.learn.dataset import build
+from suffice.learn.retrain import Reason, Schedule, VersionProposal, due, retrain
+from suffice.learn.version import Version
+from suffice.settings import Control, Route, Settings
+from suffice.store.advice import counts_since, newest_proposal
+from suffice.store.advice_events import Proposed, VersionProposed
+from suffice.store.decisions import read_artefact
+from suffice.store.epochs import last_place, place_before
+from suffice.store.in_force import InForce, read_decided
+from suffice.store.views import read_episodes, reading
+from suffice.telemetry import LOG
+from suffice.types import Feedback
+
+ASK_S: Final = 30.0  # between two questions whether a fit is due
+
+
+@dataclass(slots=True, kw_only=True)
+class Retrain:
+    """Proposes versions for every route that has no policy of its owner's.
+
+    matches  how answers of a route are compared with references
+    """
+
+    settings: Settings
+    path: Path
+    author: str
+    matches: Matches
+    monotonic_s: Callable[[], float]
+    name: str = "retrain"
+    _rests: dict[str, float] = field(default_factory=dict)   # routes that are left alone until then, monotonic
+    _tried: dict[str, int] = field(default_factory=dict)     # place up to which nothing could be learned
+
+    def forget(self) -> None:
+        """Ask about every route anew."""
+        self._rests.clear()
+        self._tried.clear()
+
+    def run(self, desk: Desk) -> Sequence[Report]:
+        """Propose what is due. Raises LeaseLost and StoreError."""
+        now_s = self.monotonic_s()
+        routes = {
+            name: route for name, route in self.settings.routes.items()
+            if route.is_learned and self._rests.get(name, now_s) <= now_s
+        }  # fmt: skip
+        if not routes or not self.path.is_file():
+            return ()
+        reports = []
+        with reading(self.path) as connection:
+            decided = read_decided(connection)
+            for name, route in routes.items():
+                self._rests[name] = now_s + ASK_S
+                reports.append(self._alone(name, route, decided.of(name), connection, desk))
+        return reports
+
+    def _alone(
+        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk
+    ) -> Report:
+        """Do a route's work; one that fails is left alone for a while."""
+        until = last_place(connection)
+        try:
+            said = self._propose(name, route, held, connection, desk, until)
+        except (LeaseLost, StoreError):
+            raise
+        except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
+            why = str(error) if isinstance(error, SufficeError) else type(error).__name__
+            self._rests[name] = self.monotonic_s() + LONGEST_REST_S
+            LOG.error("retrain: route %s is left alone for a while: %s", name, why)
+            LOG.debug("the same, with its traceback", exc_info=True)
+            return Report(said=f"nothing proposed: {why}", route=name, ok=False, read_to_seq=until)
+        return Report(said=said, route=name, read_to_seq=until)
+
+    def _propose(
+        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk, until: int
+    ) -> str:
+        reason = self._due(name, held, connection)
+        if reason is None:
+            return ""
+        self._tried[name] = until
+        parent = _parent(held, connection)
+        desk.renew()
+        with self.matches(route) as match:
+            data = build(
+                read_episodes(connection, name, _since(name, held, connection)), match=match, wave=route.wave,
+                also=() if parent is None else parent.models[0].features, label_of=_of_people,
+            )  # fmt: skip
+        found = retrain(data, parent, max_em_drop=route.max_em_drop, reason=reason)
+        desk.renew()
+        if found.version is None:
+            return f"nothing to propose: {found.why}"
+        proposed = _plain(name, found, until, self.author)
+        desk.write([VersionProposed(proposed)], {found.version.address: written(found.version)})
+        return f"{found.version.address} proposed: {found.verdict} ({found.why})"
+
+    def _due(self, name: str, held: InForce, connection: sqlite3.Connection) -> Reason | None:
+        before = newest_proposal(connection, name)
+        last = max(before.read_to_seq if before is not None else 0, self._tried.get(name, 0))
+        since = max(last, 0 if last else _since(name, held, connection))
+        n_requests, n_full = counts_since(connection, name, since)
+        epoch, alarm = held.epoch, held.alarm
+        n_since_alarm = None
+        if epoch is not None and alarm is not None and alarm.epoch == epoch.number - 1 and epoch.since_seq > last > 0:
+            n_since_alarm = counts_since(connection, name, epoch.since_seq)[1]
+        return due(
+            schedule_of(self.settings.control), n_requests=n_requests, n_new_runs=n_full,
+            n_runs_since_alarm=n_since_alarm,
+        )  # fmt: skip
+
+
+def schedule_of(control: Control) -> Schedule:
+    """When a refit is due, by the settings: as often as the certify loop fits, and behind a burst."""
+    usual = Schedule()
+    return Schedule(
+        every_requests=control.refit_requests, burst_runs=min(usual.burst_runs, control.burst_requests),
+        rest_requests=min(usual.rest_requests, control.refit_requests),
+    )  # fmt: skip
+
+
+def _since(name: str, held: InForce, connection: sqlite3.Connection) -> int:
+    """Where the runs begin that a refit may learn from: what came before the epoch is of another world."""
+    looked_back = place_before(connection, name, LOOK_BACK)
+    return looked_back if held.epoch is None else max(held.epoch.since_seq, looked_back)
+
+
+def _parent(held: InForce, connection: sqlite3.Connection) -> Version | None:
+    """The version in force; None: there is none, or it cannot be read."""
+    made = held.publication
+    if made is None or not made.fit:
+        return None
+    try:
+        return read_back(made.fit, read_artefact(connection, made.fit)).version
+    except ConfigError:
+        return None
+
+
+def _of_people(labels: Sequence[SequencedLabel]) -> Feedback | None:
+    """The label that counts, a judge model's left out: nothing here takes its error off (`assurance.judge`)."""
+    return current_label([one for one in labels if one.feedback.source != JUDGE])
+
+
+def _plain(name: str, found: VersionProposal, until: int, author: str) -> Proposed:
+    card, version = found.card, found.version
+    assert version is not None
+    own = None if card is None else next(p for p in card.frontier if p.max_em_drop == card.max_em_drop)
+    return Proposed(
+        route=name, read_to_seq=until, address=version.address, parent=found.lineage.parent,
+        reason=found.lineage.reason, verdict=found.verdict, why=found.why, n_runs=found.lineage.n_runs,
+        saving=None if own is None else own.saving, drop=None if own is None else own.drop,
+        lineage=asdict(found.lineage), card=None if card is None else asdict(card), author=author,
+    )  # fmt: skip

@@ -1,0 +1,138 @@
+"""The job `retrain` on real logs: proposals with report cards, when they are due, and in force nowhere."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from suffice.cli.outlook import proposal_lines
+from suffice.cli.status import read_statuses
+from suffice.control.fitting import read_back
+from suffice.control.jobs import Report, Worker
+from suffice.store.advice import newest_proposal
+from suffice.store.advice_events import Proposed
+from suffice.store.control_events import AlarmRaised, EpochBegan
+from suffice.store.decisions import read_artefact
+from suffice.store.epochs import last_place
+from suffice.store.in_force import read_decided
+from suffice.store.views import reading
+from suffice.types import Alarm, Epoch
+from suffice.wiring import worker
+from tests.control.made import CONTROL, ROUTE, traffic
+from tests.control.test_worker import fill, settings_for
+
+N = 400
+
+
+def only(here: Worker) -> Report:
+    """What became of the one route; asked as by a worker that has just begun."""
+    next(job for job in here.jobs if job.name == "retrain").forget()
+    reports = here.once("retrain")
+    assert reports is not None
+    (report,) = reports
+    return report
+
+
+def proposed(folder: Path) -> Proposed:
+    found = newest_proposal(folder / "log.db", "r")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the log of a route that is certified, and has a first proposal."""
+    folder = tmp_path_factory.mktemp("certified")
+    fill(folder, traffic(N))
+    with worker(settings_for(folder)) as here:
+        assert here.once("certify")
+        assert only(here).ok
+    return folder
+
+
+@pytest.fixture
+def folder(certified: Path, tmp_path: Path) -> Path:
+    shutil.copy(certified / "log.db", tmp_path / "log.db")
+    return tmp_path
+
+
+def test_a_proposal_has_its_version_its_parent_and_its_report_card(folder: Path) -> None:
+    found, held = proposed(folder), read_decided(folder / "log.db").of("r")
+    assert held.publication is not None
+    assert (found.reason, found.parent) == ("schedule", held.publication.fit)
+    assert found.n_runs == N
+    assert found.card is not None
+    assert found.card["version"] == found.address
+    assert found.lineage["parent"] == found.parent
+    assert found.saving is not None
+    assert found.saving.low is not None
+    with reading(folder / "log.db") as connection:
+        assert read_back(found.address, read_artefact(connection, found.address)).version.address == found.address
+
+
+def test_it_is_in_force_nowhere_and_status_names_it(folder: Path) -> None:
+    found, held = proposed(folder), read_decided(folder / "log.db").of("r")
+    assert held.publication is not None
+    assert held.publication.fit != found.address
+    with worker(settings_for(folder)) as here:
+        here.once("certify")
+    assert read_decided(folder / "log.db").of("r") == held
+    (one,) = read_statuses(folder / "log.db", settings_for(folder), "r")
+    ((_, line),) = proposal_lines(one.proposal)
+    assert line.startswith(found.address)
+    assert line.endswith("in force nowhere")
+
+
+def test_the_next_one_waits_for_its_schedule(folder: Path) -> None:
+    first = proposed(folder)
+    with worker(settings_for(folder)) as here:
+        assert only(here).said == ""
+        fill(folder, traffic(CONTROL.refit_requests - 20, first=N))
+        assert only(here).said == ""
+        fill(folder, traffic(40, first=N + CONTROL.refit_requests - 20))
+        assert only(here).said.startswith("v-")
+        assert only(here).said == ""
+    assert proposed(folder).address != first.address
+    assert proposed(folder).n_runs == N + CONTROL.refit_requests + 20
+
+
+def test_after_an_alarm_it_learns_from_the_new_world_alone(folder: Path) -> None:
+    settings = settings_for(folder)
+    with worker(settings) as here:
+        with reading(folder / "log.db") as connection:
+            since = last_place(connection)
+        fill(folder, [
+            AlarmRaised(Alarm(route="r", epoch=1, at=N, cause="change", reason="another model")),
+            EpochBegan(Epoch(
+                route="r", number=2, at=N, since_seq=since, reason="another model", author="w", burst=160,
+                max_em_drop=ROUTE.max_em_drop, confidence=ROUTE.confidence,
+            )),
+            *traffic(150, seed=5, first=N),
+        ])  # fmt: skip
+        assert only(here).said == "", "the burst is not over"
+        fill(folder, traffic(20, seed=6, first=N + 150))
+        assert only(here).said.startswith("v-")
+    found = proposed(folder)
+    assert (found.reason, found.parent, found.n_runs) == ("drift", None, 170)
+
+
+def test_a_route_whose_fit_fails_is_said_and_left_alone(folder: Path) -> None:
+    settings = settings_for(folder)
+    broken = msgspec.structs.replace(settings.routes["r"], scorer="no-such-scorer")
+    fill(folder, traffic(CONTROL.refit_requests, first=N))
+    with worker(msgspec.structs.replace(settings, routes={"r": broken})) as here:
+        report = only(here)
+        assert not report.ok
+        assert report.said.startswith("nothing proposed: scorer: unknown name")
+        assert here.once("retrain") == []
+
+
+def test_a_proposal_is_a_small_row(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "log.db")) as connection:
+        (size,) = connection.execute("SELECT max(length(body)) FROM events WHERE kind = 'version_proposed'").fetchone()
+    assert size < 30_000
