@@ -219,6 +219,7 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     burst_requests: int = 1_000       # that run in full at a cold start and after an alarm
     refit_requests: int = 1_000       # between two fits
     window_audits: int = 800          # that a certificate looks back on
+    tune: bool = False                # propose a route's effort or budget from audits that were asked twice
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from suffice import settings as settings_module
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
+from suffice.control.arms import Tune
 from suffice.control.jobs import Worker
 from suffice.control.loops import Certify
 from suffice.control.matching import matching
@@ -463,9 +464,13 @@ def worker(settings: Settings) -> Iterator[Worker]:
         retrain = Retrain(
             settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
         )
+        tune = Tune(
+            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic,
+            now=time.time,
+        )  # fmt: skip
         try:
             yield Worker(
-                decisions=writer, jobs=(certify, monitor, retrain), author=author, now=time.time,
+                decisions=writer, jobs=(certify, monitor, retrain, tune), author=author, now=time.time,
                 monotonic_s=time.monotonic, new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
             )
         finally:

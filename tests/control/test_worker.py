@@ -72,7 +72,7 @@ def decided(folder: Path) -> list[str]:
     with closing(sqlite3.connect(folder / "log.db")) as connection:
         rows = connection.execute(
             "SELECT kind, body FROM events WHERE kind NOT IN ('request', 'outcome', 'feedback', 'job_ran',"
-            " 'route_monitored', 'alert_raised', 'version_proposed') ORDER BY seq"
+            " 'route_monitored', 'alert_raised', 'version_proposed', 'arm_proposed') ORDER BY seq"
         ).fetchall()
     plain = [(kind, json.loads(body)) for kind, body in rows]
     for _, body in plain:
@@ -249,7 +249,7 @@ def test_a_person_runs_a_job_and_reads_what_was_done(command: Callable[..., clic
     rows = [json.loads(line) for line in command("worker", "--history", "--json").stdout.splitlines()]
     assert [row["ok"] for row in rows] == [True, True]
     wrong = command("worker", "--once", "clean")
-    said = "worker: --once: unknown job 'clean'; known: certify, monitor, retrain\n"
+    said = "worker: --once: unknown job 'clean'; known: certify, monitor, retrain, tune\n"
     assert (wrong.exit_code, wrong.stderr) == (2, said)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from suffice.assurance.outlook import Outlook
     from suffice.cli.phase import Phase
     from suffice.settings import Route
-    from suffice.store.advice_events import Proposed
+    from suffice.store.advice_events import ArmWorth, Proposed
 
 
 def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
@@ -38,6 +38,11 @@ def proposal_lines(one: Proposed | None) -> list[tuple[str, str]]:
     )  # fmt: skip
     parent = f", beside {one.parent}" if one.parent else ""
     return [("proposal", f"{one.address} ({one.reason}{parent}): {one.verdict}, {one.why}{at}; in force nowhere")]
+
+
+def arm_lines(one: ArmWorth | None) -> list[tuple[str, str]]:
+    """What the tuner proposed last; [] where it never did."""
+    return [] if one is None else [("tuner", f"{one.arm} instead of {one.before}: {one.reason}; in force nowhere")]
 
 
 def promise(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from suffice.assurance.outlook import Outlook
     from suffice.cli.phase import Phase
     from suffice.settings import Route, Settings
-    from suffice.store.advice_events import Proposed
+    from suffice.store.advice_events import ArmWorth, Proposed
     from suffice.store.views import RouteCounts
 
 EXACT = "exact string equality (no --config, so no route scorers)"
@@ -45,6 +45,7 @@ class RouteStatus:
     control: Phase | None = None  # where it stands with its certificate; None: no control loop is meant for it
     outlook: Outlook | None = None  # the latest look of the job `monitor`; None: nobody has looked
     proposal: Proposed | None = None  # the newest of the job `retrain`
+    tuner: ArmWorth | None = None  # the latest proposal of the job `tune`
     promise: str = ""     # in one sentence, with all that it hangs on
 
 
@@ -86,7 +87,7 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
     from suffice.cli.outlook import promise
     from suffice.cli.phase import phase_of, read_phases
     from suffice.errors import StoreError
-    from suffice.store.advice import newest_outlook, newest_proposal
+    from suffice.store.advice import newest_arm, newest_outlook, newest_proposal
     from suffice.store.in_force import NOTHING
     from suffice.store.views import read_episodes, route_counts
 
@@ -114,7 +115,10 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
         promised = promise(one.route, configured, control, outlook, scorer=scorer, labelled=labelled)
         found = _status(report, one, scorer, confidence, max_em_drop, refused)
         proposal = newest_proposal(database, one.route)
-        statuses.append(replace(found, control=control, outlook=outlook, proposal=proposal, promise=promised))
+        statuses.append(replace(
+            found, control=control, outlook=outlook, proposal=proposal, tuner=newest_arm(database, one.route),
+            promise=promised,
+        ))  # fmt: skip
     return statuses
 
 
@@ -221,7 +225,7 @@ def _print_route(one: RouteStatus) -> None:
 
 def _lines(one: RouteStatus) -> list[tuple[str, str]]:
     """What a reader sees, in the order in which it is asked."""
-    from suffice.cli.outlook import outlook_lines, proposal_lines
+    from suffice.cli.outlook import arm_lines, outlook_lines, proposal_lines
 
     report, measured = one.report, one.report.measured
     sure = f"{one.confidence:.0%}"
@@ -257,6 +261,7 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
         ("failed open", _reasons("", report.degraded) or "never"),
         *outlook_lines(one.outlook),
         *proposal_lines(one.proposal),
+        *arm_lines(one.tuner),
         ("promise", one.promise),
     ]
     if report.n_dropped is not None:

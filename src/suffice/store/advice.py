@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.outlook import Alert, Outlook
-from suffice.store.advice_events import AlertRaised, Proposed, RouteMonitored, VersionProposed
+from suffice.store.advice_events import AlertRaised, ArmProposed, ArmWorth, Proposed, RouteMonitored, VersionProposed
 from suffice.store.views import decoded, reading
 
 # Keys begin with the route and sort by place, so the unique index finds the newest at once. ";" follows ":".
@@ -47,6 +47,12 @@ def newest_proposal(path_or_connection: Path | str | sqlite3.Connection, route: 
     """The latest proposal of a refit for a route; None: there was none. Raises StoreError."""
     found = _newest(path_or_connection, VersionProposed.kind, route)
     return None if found is None else decoded(found[0], VersionProposed, found[1]).proposal
+
+
+def newest_arm(path_or_connection: Path | str | sqlite3.Connection, route: str) -> ArmWorth | None:
+    """The latest proposal of the tuner for a route; None: there was none. Raises StoreError."""
+    found = _newest(path_or_connection, ArmProposed.kind, route)
+    return None if found is None else decoded(found[0], ArmProposed, found[1]).worth
 
 
 def counts_since(connection: sqlite3.Connection, route: str, seq: int) -> tuple[int, int]:

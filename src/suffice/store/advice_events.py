@@ -3,6 +3,7 @@
     RouteMonitored   accounts and forecasts of a route at one look
     AlertRaised      a limit will be crossed, as far as the forecast can tell
     VersionProposed  a refit's version with its report card
+    ArmProposed      an effort or a budget that is proved and worth it, or full runs again
 
 Keys are made of what was looked at: two workers that look at the same place write one row.
 """
@@ -102,3 +103,43 @@ class VersionProposed:
     def route(self) -> str | None:
         """The route's name."""
         return self.proposal.route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmWorth:
+    """What the tuner would put in force on a route, and what that stands on."""
+
+    route: str
+    arm: str                         # as outcomes name it; "full": nothing but full runs is proved any more
+    before: str                      # what it takes the place of
+    n_pairs: int                     # audits that were asked twice with the route's arm
+    reason: str
+    log_e: float | None = None       # evidence against "it loses the budget or more"; None: full runs need none
+    gain: float | None = None        # EM value by off-policy evaluation, a fraction
+    gain_error: float | None = None  # standard error, for one look
+    price: float | None = None       # EM that the tokens of a mean full run were worth
+    read_to_seq: int = 0             # place in the log that had been read up to
+    author: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmProposed:
+    """An effort or a budget that is proved and worth it, or full runs again. It takes effect nowhere by itself."""
+
+    kind: ClassVar[Literal["arm_proposed"]] = "arm_proposed"
+    worth: ArmWorth
+
+    @property
+    def key(self) -> str:
+        """What may exist once: a route's proposal from the log up to that place."""
+        return f"{self.worth.route}:{self.worth.read_to_seq:015}"
+
+    @property
+    def episode_id(self) -> str | None:
+        """None: it belongs to no episode."""
+        return None
+
+    @property
+    def route(self) -> str | None:
+        """The route's name."""
+        return self.worth.route

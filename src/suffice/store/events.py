@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from suffice.store.advice_events import AlertRaised, RouteMonitored, VersionProposed
+from suffice.store.advice_events import AlertRaised, ArmProposed, RouteMonitored, VersionProposed
 from suffice.store.control_events import (
     AlarmRaised,
     EnforcementPaused,
@@ -153,7 +153,7 @@ class RouteExamined:
 Event: TypeAlias = (
     RequestSeen | RequestEnded | FeedbackGiven | UpstreamExamined | RouteExamined
     | PolicyPublished | EpochBegan | AlarmRaised | EnforcementPaused | EnforcementResumed | LabelWanted | JobRan
-    | RouteMonitored | AlertRaised | VersionProposed
+    | RouteMonitored | AlertRaised | VersionProposed | ArmProposed
 )
 E = TypeVar("E", bound=Event)
 
@@ -173,6 +173,7 @@ EVENTS: Mapping[str, type[Event]] = {
     RouteMonitored.kind: RouteMonitored,
     AlertRaised.kind: AlertRaised,
     VersionProposed.kind: VersionProposed,
+    ArmProposed.kind: ArmProposed,
 }
 
 _ENCODER = msgspec.json.Encoder()
