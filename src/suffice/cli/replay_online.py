@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from suffice.replay.online.protocol import OnlineAsked
@@ -38,12 +39,38 @@ OPTIONS = (
     click.option("--label-free", is_flag=True, help="Online: certify by disagreement, without labels."),
 )  # fmt: skip
 
+_ONLINE = frozenset({
+    "confidence", "seeds", "warm_up", "label_delay", "audit_share", "resample", "disjoint", "drift", "label_free",
+})  # fmt: skip
+_OFFLINE = {"fit_files": "fit", "policies": "policies", "given": "policy", "classes": "classes", "margin": "margin"}
+
 
 def online_options(command: F) -> F:
-    """The options of `--online`, in the order of the table."""
+    """The options of `--online`, in the order of the table; what would be ignored is refused."""
+    inner = command
+
+    @wraps(inner)
+    def checked(*args: Any, **options: Any) -> Any:
+        _refuse(click.get_current_context(), online=options["online"])
+        return inner(*args, **options)
+
+    command = cast("F", checked)
     for option in reversed(OPTIONS):
         command = option(command)
     return command
+
+
+def _refuse(context: click.Context, *, online: bool) -> None:
+    """Raises click.UsageError where an option of one of the two ways was given to the other."""
+    written = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if online:
+        lost = [_OFFLINE[name] for name in written if name in _OFFLINE]
+    else:
+        lost = [name.replace("_", "-") for name in written if name in _ONLINE]
+    if lost:
+        names = ", ".join(f"--{name}" for name in sorted(lost))
+        why = "not with --online, which fits and certifies by itself" if online else "only with --online"
+        raise click.UsageError(f"{names}: {why}")
 
 
 def run_online(

@@ -14,9 +14,11 @@ from typing import Final
 
 import numpy as np
 
+from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Ints
 from suffice.learn.features import DENSE
 from suffice.learn.keeper import Keeper, Plan
+from suffice.learn.served import Served
 from suffice.replay.online.drift import Drift, order, relabelled, worlds
 from suffice.replay.online.loop import PERIOD, Stream, run_stream
 from suffice.replay.online.result import Course, OnlineReport, Seed
@@ -63,6 +65,8 @@ def replay_online(
     tick   is called after each seed
     """
     longest = max(data.longest, later.longest if later else 0)
+    if later is not None and later.kind != data.kind:
+        raise ConfigError(f"--drift: {later.set} holds {later.kind}, {data.set} holds {data.kind}; need the same kind")
     parts = [_runs(one, asked, longest) for one in (data, later) if one is not None]
     traffic = make_traffic(concatenate(parts))
     from_file = np.arange(len(traffic)) >= len(parts[0])
@@ -116,15 +120,18 @@ class _Job:
     traffic: Traffic
     worlds: tuple[Bools, Bools] | None
 
-    def plan(self, n: int) -> Plan:
-        """The numbers of the control loop for a stream of n requests."""
+    def plan(self, n: int, n_evidence: int | None = None) -> Plan:
+        """The numbers of the control loop for a stream of n requests.
+
+        n_evidence  of them, those whose audits count: no more of it comes behind them; None: all
+        """
         asked = self.asked
         warm_up = min(WARM_UP, int(WARM_UP_PART * n)) if asked.warm_up is None else asked.warm_up
         return Plan(
             max_em_drop=asked.max_em_drop, confidence=asked.confidence, label_free=asked.label_free, warm_up=warm_up,
             burst=min(1_000, max(1, n // 4)), window=round(WINDOW_LAW / asked.max_em_drop),
             span=0.0 if asked.drift else SPAN, share=asked.audit_share, ramp_share=max(0.5, asked.audit_share),
-            horizon=n, refit_every=min(1_000, max(PERIOD, n // REFITS)),
+            horizon=n if n_evidence is None else n_evidence, refit_every=min(1_000, max(PERIOD, n // REFITS)),
             label_timeout=asked.label_delay,
         )  # fmt: skip
 
@@ -138,11 +145,13 @@ class _Job:
         if self.asked.drift is not None and drift_at is not None:
             traffic = relabelled(traffic, self.asked.drift, drift_at)
         truth = _Truth(traffic, drift_at) if drift_at is not None else None
+        n_evidence = None if learns is None else int(learns.sum())
         stream = run_stream(
-            traffic, self.plan(len(traffic)), learner_of(traffic.chosen, seed=seed), rng, period=self.asked.period,
-            learns=learns, watch=truth.look if truth else lambda _: None,
+            traffic, self.plan(len(traffic), n_evidence), learner_of(traffic.chosen, seed=seed), rng,
+            period=self.asked.period, learns=learns, watch=truth.look if truth else lambda _: None,
         )  # fmt: skip
-        return _summed(seed, stream, drift_at, truth, self.asked.max_em_drop), drift_at
+        late = len(traffic) // 2 if n_evidence is None else n_evidence  # halves of the questions are not of one length
+        return _summed(seed, stream, late, drift_at, truth, self.asked.max_em_drop), drift_at
 
     def _order(self, rng: np.random.Generator) -> tuple[Ints, int | None, Bools | None]:
         """Which requests come in which order; where the drift lies; whose audits are evidence."""
@@ -181,18 +190,26 @@ class _Truth:
         self._at = drift_at
         self._known: tuple[int, int] | None = None
         self._drop = 0.0
+        self._before: tuple[Served | None, int] = (None, 0)  # in force until the next look
         self.seen: list[tuple[int, float]] = []  # requests after the drift, drop of the level from there on
 
     def look(self, keeper: Keeper) -> None:
         """Note what is in force now."""
         if keeper.now < self._at:
+            self._before = (keeper.served, keeper.level)
             return
+        if not self.seen and keeper.now > self._at:  # it came between two looks, and met the level of the one before
+            self.seen.append((0, self._lost(*self._before)))
         what = (keeper.version, keeper.level)
         if what != self._known:
-            rows = None if keeper.served is None else keeper.served.rows_at(self._runs, keeper.level)
-            self._drop = 0.0 if rows is None or not keeper.level else float(self._runs.z[rows].mean())
-            self._known = what
+            self._drop, self._known = self._lost(keeper.served, keeper.level), what
         self.seen.append((int(keeper.now) - self._at, self._drop))
+
+    def _lost(self, served: Served | None, level: int) -> float:
+        """EM drop of a level."""
+        if served is None or not level:
+            return 0.0
+        return float(self._runs.z[served.rows_at(self._runs, level)].mean())
 
     def recovery(self, max_em_drop: float) -> int | None:
         """Requests until the level in force keeps the budget from there to the end; None: it never does."""
@@ -203,9 +220,10 @@ class _Truth:
         return after[0] if after else None
 
 
-def _summed(seed: int, stream: Stream, drift_at: int | None, truth: _Truth | None, max_em_drop: float) -> Seed:
-    n = len(stream.z)
-    late = slice(n // 2, None)
+def _summed(
+    seed: int, stream: Stream, late_from: int, drift_at: int | None, truth: _Truth | None, max_em_drop: float
+) -> Seed:
+    n, late = len(stream.z), slice(late_from, None)
     alarms = [(int(change.at), change.reason) for change in stream.changes if change.kind == "alarm"]
     after = [at - drift_at for at, _ in alarms if drift_at is not None and at >= drift_at]
     return Seed(

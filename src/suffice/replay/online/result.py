@@ -32,7 +32,7 @@ class Seed:
     seed: int
     n: int
     reduction: float
-    reduction_late: float           # second half
+    reduction_late: float           # second half; with `disjoint` the other half of the questions
     reduction_late_free: float      # … without probes
     drop_late: float                # EM drop of all requests of the second half, audits as 0
     audits: int
@@ -87,6 +87,13 @@ class OnlineReport:
         known = self.values(field)
         return float(np.median(known)) if len(known) else None
 
+    @property
+    def recovery(self) -> float | None:
+        """Requests after a drift until the budget is kept for good, median; None: half of the seeds never come back."""
+        known = [np.inf if one.recovery is None else one.recovery for one in self.seeds]
+        middle = float(np.median(known))
+        return middle if np.isfinite(middle) else None
+
     def plain(self) -> dict[str, object]:
         """The JSON object of the set."""
         ends = self.violations_interval
@@ -103,7 +110,8 @@ class OnlineReport:
         if self.drift is not None:
             found |= {
                 "drift": self.drift, "drift_at": self.drift_at,
-                "recovery_requests": self.median("recovery"), "alarm_delay_requests": self.median("alarm_delay"),
+                "recovery_requests": self.recovery, "recovered": len(self.values("recovery")) / len(self.seeds),
+                "alarm_delay_requests": self.median("alarm_delay"),
                 "alarmed": len(self.values("alarm_delay")) / len(self.seeds),
             }  # fmt: skip
         return found

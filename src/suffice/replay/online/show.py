@@ -74,11 +74,12 @@ def notes(report: OnlineReport) -> list[str]:
     if report.disjoint:
         found.append(f"{name}: disjoint: fitted and certified on one half of the questions, the late half is the other")
     if report.drift is not None:
-        alarmed, recovery = report.values("alarm_delay"), report.median("recovery")
+        alarmed, recovery = report.values("alarm_delay"), report.recovery
         delay = report.median("alarm_delay")
         told = f"alarm in {len(alarmed)} of {len(report.seeds)} seeds"
         told += "" if delay is None else f", {delay:,.0f} requests after it (median)"
-        back = "no seed came back" if recovery is None else f"back within the budget for good after {recovery:,.0f}"
+        back = f"{len(report.values('recovery'))} came back within the budget for good"
+        back += "" if recovery is None else f", after {recovery:,.0f} requests (median)"
         found.append(f"{name}: drift {printable(report.drift)} at request {report.drift_at:,}: {told}; {back}")
     return found
 
@@ -108,13 +109,14 @@ def _drawn(report: OnlineReport, pyplot: Any) -> Any:
     """Three panels over requests: level, saving, drop. matplotlib has no types: Any."""
     figure, panels = pyplot.subplots(3, 1, figsize=(9, 7.6), sharex=True, layout="constrained")
     courses = [seed.course for seed in report.seeds]
-    x = np.array(courses[0].requests)
+    n_blocks = min(len(course.requests) for course in courses)  # short streams of a mixed drift differ in length
+    x = np.array(courses[0].requests[:n_blocks])
     for axes, field, title, scale in (
         (panels[0], "level", "level in force, part of the most aggressive", 1.0),
         (panels[1], "reduction", "tokens saved, %", 100.0),
         (panels[2], "drop", "EM drop, points (mean of seeds)", 100.0),
     ):
-        values = scale * np.array([getattr(course, field) for course in courses])
+        values = scale * np.array([getattr(course, field)[:n_blocks] for course in courses])
         smooth = np.array([_smoothed(row) for row in values])
         if field != "drop":
             low, high = np.quantile(smooth, [0.1, 0.9], axis=0)
@@ -143,7 +145,7 @@ def _marks(axes: Any, course: Course, report: OnlineReport) -> None:
 
 
 def _smoothed(values: Floats) -> Floats:
-    weights = np.ones(SMOOTH)
+    weights = np.ones(min(SMOOTH, len(values)))
     return np.asarray(np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same"))
 
 
