@@ -94,6 +94,18 @@ def test_a_look_without_news_is_not_repeated_and_a_second_worker_has_to_wait(fol
     assert {run.job for run in job_history(folder / "log.db")} == {"certify", "monitor"}
 
 
+def test_a_worker_that_begins_late_reads_the_latest_requests_alone_and_counts_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("suffice.control.monitor.LOOK_BACK", 250)
+    with worker(settings_for(folder)) as here:
+        assert only(here).at == 400
+    outlook = newest_outlook(folder / "log.db", "r")
+    assert outlook is not None
+    assert outlook.whole is not None
+    assert (outlook.at, outlook.since, outlook.whole.n_runs) == (400, 250, 150)
+
+
 def test_status_says_estimates_with_intervals_the_forecast_and_the_whole_promise(folder: Path) -> None:
     settings = settings_for(folder)
     (before,) = read_statuses(folder / "log.db", settings, "r")

@@ -24,7 +24,7 @@ from suffice.settings import Route, Settings
 from suffice.store.advice import newest_outlook
 from suffice.store.advice_events import AlertRaised, RouteMonitored
 from suffice.store.decisions import read_artefact
-from suffice.store.epochs import place_before
+from suffice.store.epochs import place_before, requests_since
 from suffice.store.events import Event
 from suffice.store.in_force import InForce, read_decided
 from suffice.store.views import read_events, reading
@@ -110,16 +110,19 @@ class Monitor:
         return "; ".join([*(f"alert: {alert.reason}" for alert in alerts), *(f"alert on {of} ended" for of in ended)])
 
     def _built(self, name: str, route: Route, held: InForce, connection: sqlite3.Connection) -> RouteWatch:
-        """A watch for the route, from where its epoch began."""
+        """A watch for the route, from where its epoch began, or from 20,000 requests ago in a longer one."""
         if name not in self._matched:
             self._matched[name] = self._stack.enter_context(self.matches(route))
         epoch, before = held.epoch, newest_outlook(connection, name)
         same = before is not None and before.epoch == held.n_epochs
-        since = place_before(connection, name, LOOK_BACK) if epoch is None else epoch.since_seq
+        since, n = place_before(connection, name, LOOK_BACK), 0
+        if epoch is not None:
+            since = max(since, epoch.since_seq)
+            n_all, n_left = (requests_since(connection, name, seq) for seq in (epoch.since_seq, since))
+            n = epoch.at + n_all - n_left
         return RouteWatch(
-            name=name, route=route, match=self._matched[name], load=self._load, epoch=held.n_epochs,
-            n=0 if epoch is None else epoch.at, seq=since,
-            alerts=before.alerts if before is not None and same else (),
+            name=name, route=route, match=self._matched[name], load=self._load, epoch=held.n_epochs, n=n, seq=since,
+            made=held.publication, alerts=before.alerts if before is not None and same else (),
             looked_at=before.at if before is not None and same else -1,
         )  # fmt: skip
 

@@ -2,9 +2,10 @@
 
     rows of the log ──▶ RouteWatch.feed ──▶ RouteWatch.look ──▶ Outlook, alerts that begin
 
-A fold over the log from the beginning of the route's epoch; it decides nothing. The accounts need to know what a run
-can cost at most, so their first hundred runs say it and are not counted. They begin anew every 20,000 runs: an interval
-that may be read at any moment speaks of everything since its beginning, and needs all of it in memory for late labels.
+A fold over the log from the beginning of the route's epoch, or over its latest 20,000 requests; it decides nothing. The
+accounts need to know what a run can cost at most, so their first hundred runs say it and are not counted. They begin
+anew every 20,000 runs: an interval that may be read at any moment speaks of everything since its beginning, and needs
+all of it in memory for late labels.
 
 Knows records of the log; refuses to know databases, clocks and who asks.
 """
@@ -83,6 +84,7 @@ class RouteWatch:
     epoch: int
     n: int
     seq: int
+    made: Publication | None = None  # in force
     alerts: tuple[Of, ...] = ()  # that stand
     looked_at: int = -1          # requests of the route at the last look; -1: there was none
     since: int = field(init=False)
@@ -95,7 +97,6 @@ class RouteWatch:
     _by_name: dict[str, _Kept] = field(default_factory=dict)   # runs that a label may still come to, by episode
     _window_of: dict[str, _Open] = field(default_factory=dict) # of audits, by episode
     _units: set[str] = field(default_factory=set)
-    _made: Publication | None = None                           # in force
     _early: Early = field(default_factory=Early)
     _joining: Joining = field(default_factory=Joining)
     _lateness: Lateness = field(init=False)
@@ -122,7 +123,7 @@ class RouteWatch:
         elif isinstance(event, FeedbackGiven):
             self._said(event.feedback, stored)
         elif isinstance(event, PolicyPublished) and (event.route, event.publication.epoch) == (self.name, self.epoch):
-            self._made = event.publication
+            self.made = event.publication
 
     def _asked_for(self, request: Request) -> None:
         if request.ungoverned is not None:
@@ -208,7 +209,7 @@ class RouteWatch:
     def look(self, author: str) -> tuple[Outlook, tuple[Alert, ...]]:
         """Add everything up, and say which alerts begin."""
         self.looked_at = self.n
-        made = self._made
+        made = self.made
         level = made.level if made is not None and made.certified else 0
         self._replayed.deploy(self.load(made.fit) if made is not None and level else None, level)
         drop, em = self._forecasts()
