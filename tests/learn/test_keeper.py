@@ -1,0 +1,239 @@
+"""The keeper proves before it stops, on evidence that has come and is of this world, and lets go when it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from suffice.learn.audits import AuditRuns, Bools, Floats
+from suffice.learn.keeper import KEPT_BEFORE, Change, Keeper, Plan, effective
+from suffice.learn.served import N_FOLDS, Learner, PGood, Served, cut_levels, fit_served, risk_of
+from tests.learn.runs_made import audits, believing
+
+PLAN = Plan(max_em_drop=0.02, warm_up=400, burst=400, n_levels=9, refit_every=400, watches_signals=False)
+PERIOD = 100
+
+
+def fed(keeper: Keeper, runs: AuditRuns, *, begin: int = 0) -> list[Change]:
+    """Give the keeper all runs, a period at a time; what changed."""
+    changes = list[Change]()
+    for at in range(0, len(runs), PERIOD):
+        block = np.arange(at, min(at + PERIOD, len(runs)))
+        keeper.now = float(begin + block[-1] + 1)
+        keeper.take(runs.take(block))
+        changes += keeper.tick(keeper.now)
+    return changes
+
+
+def two_steps(n: int, *, lost: float, gap: bool = False, first: int = 0, seed: int = 0, **more: Any) -> AuditRuns:
+    """Runs of two steps; a stop at the first loses with chance `lost`. With `gap` the score tells which."""
+    rng = np.random.default_rng(seed)
+    loses = rng.random(n) < lost
+    score = np.where(loses & gap, 0.1, 0.9) + rng.uniform(-0.05, 0.05, n)
+    return audits([[s, s] for s in score.tolist()], z=[[int(x), 0] for x in loses.tolist()], first=first, **more)
+
+
+def test_it_begins_cold_and_every_request_is_an_audit_until_the_warm_up_is_over() -> None:
+    keeper = Keeper(PLAN, believing)
+    runs = two_steps(1_200, lost=0.0)
+    assert keeper.share == 1.0
+    fed(keeper, runs.take(np.arange(300)))
+    assert (keeper.level, keeper.share, keeper.served) == (0, 1.0, None)
+    fed(keeper, runs.take(np.arange(300, 1_200)), begin=300)
+    assert keeper.level > 0
+    assert keeper.share < 1
+
+
+def test_audits_are_dense_until_they_are_enough_and_thin_from_then_on() -> None:
+    keeper = Keeper(replace(PLAN, horizon=2_000), believing)
+    runs = two_steps(1_200, lost=0.0)
+    shares = []
+    for begin in range(0, 1_200, PERIOD):
+        fed(keeper, runs.take(np.arange(begin, begin + PERIOD)), begin=begin)
+        shares.append(keeper.share)
+    assert keeper.plan.ramp_audits == pytest.approx(700), "a third of a short horizon"
+    assert shares == [1.0] * 3 + [0.5] * 3 + [0.05] * 6
+
+
+def memorising(x: Floats, good: Bools, _weight: Floats) -> PGood:
+    """A learner that knows every run it has seen by heart, and of others what their neighbour would say."""
+    order = np.argsort(x[:, 1], kind="stable")
+    known, of_it = x[order, 1], good[order]
+
+    def p_good(rows: Floats) -> Floats:
+        at = np.minimum(np.searchsorted(known, rows[:, 1]), len(known) - 1)
+        return np.where(of_it[at], 1.0, 0.0)
+
+    return p_good
+
+
+def fit_naive(
+    runs: AuditRuns, learner: Learner, *, now: float, label_free: bool, split: str, n_levels: int, cost_exponent: float
+) -> Served:
+    """What must not be done: one model, judged on the audits that it learned from."""
+    del now, label_free, split
+    example = np.ones(len(runs.x), dtype=bool)
+    example[runs.last] = False
+    model = learner(runs.x[example], runs.z[example] <= 0, np.ones(int(example.sum())))
+    levels = cut_levels(risk_of(1 - model(runs.x), runs, cost_exponent), runs, n_levels)
+    return Served(models=(model,) * N_FOLDS, levels=np.stack([levels] * N_FOLDS), cost_exponent=cost_exponent)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_model_that_knows_its_runs_by_heart_certifies_nothing_and_would_if_it_judged_them(seed: int) -> None:
+    runs = two_steps(1_500, lost=0.1, seed=seed)
+    honest, naive = Keeper(PLAN, memorising), Keeper(PLAN, memorising, fit=fit_naive)
+    assert not [change for change in fed(honest, runs) if change.kind == "certified"]
+    fed(naive, runs.take(np.arange(400)))  # to the first look: later audits, which it has not seen, betray it
+    assert naive.level > 0
+    fresh = two_steps(2_000, lost=0.1, seed=seed + 100, first=10_000)
+    assert naive.served is not None
+    drop = float(fresh.z[naive.served.rows_at(fresh, naive.level)].mean())
+    assert drop > 2 * PLAN.max_em_drop, "and it would have broken the promise"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_score_that_tells_loss_from_none_is_certified_just_up_to_where_loss_begins(seed: int) -> None:
+    runs = two_steps(1_500, lost=0.15, gap=True, seed=seed)
+    keeper = Keeper(PLAN, believing)
+    fed(keeper, runs)
+    assert keeper.level > 0
+    assert keeper.served is not None
+    rows = keeper.served.rows_at(runs, keeper.level)
+    assert float(runs.z[rows].mean()) <= PLAN.max_em_drop
+    assert (rows < runs.last).mean() > 0.5
+
+
+def test_nothing_is_certified_by_labels_that_have_not_come() -> None:
+    """Every stop disagrees and loses nothing, which only labels can tell."""
+    n = 1_200
+    runs = audits([[0.9, 0.9]] * n, z=[[0, 0]] * n, d=[[True, False]] * n, label_at=5_000.0)
+    other = replace(runs, z=np.where(np.arange(2 * n) % 2 == 0, np.int8(-1), np.int8(0)))
+    for one in (runs, other):
+        keeper = Keeper(PLAN, believing)
+        fed(keeper, one)
+        assert keeper.level == 0, "whatever the labels will say"
+        keeper.tick(4_999.0)
+        assert keeper.level == 0
+        keeper.tick(5_000.0)
+        assert keeper.level > 0, "and at once when they are there"
+
+
+def test_without_labels_disagreement_stands_for_the_drop() -> None:
+    n = 1_200
+    agreeing = audits([[0.9, 0.9]] * n, label_at=np.inf)
+    keeper = Keeper(replace(PLAN, label_free=True), believing)
+    fed(keeper, agreeing)
+    assert keeper.level > 0
+    gained = audits([[0.9, 0.9]] * n, z=[[-1, 0]] * n)
+    keeper = Keeper(replace(PLAN, label_free=True), believing)
+    fed(keeper, gained)
+    assert keeper.level == 0, "a label is not looked at even where it is there"
+
+
+def test_an_audit_counts_when_its_time_is_over_and_a_missing_label_is_a_loss() -> None:
+    n = 800
+    runs = replace(
+        audits([[0.5, 0.5]] * n, z=[[-1, 0]] * n), label_at=np.where(np.arange(n) % 2 == 0, np.arange(n) + 50.0, np.inf)
+    )
+    z = runs.z.reshape(n, 2)[:, ::-1]
+    d = runs.d.reshape(n, 2)[:, ::-1]
+    found, counts = effective(z, d, runs, 700.0, replace(PLAN, label_timeout=200.0))
+    assert np.array_equal(counts, runs.at <= 500)
+    assert np.array_equal(found[counts][:, 1], np.where(np.arange(501) % 2 == 0, -1, 1))
+    assert not found[:, 0].any()
+    broken = replace(runs, abandoned=np.ones(n, dtype=bool))
+    found, _ = effective(z, d, broken, 700.0, PLAN)
+    assert (found[:, 1:] == 1).all(), "an audit that was broken off is a loss at every level"
+    assert not found[:, 0].any(), "but for the one that never stops"
+
+
+def test_only_the_newest_audits_certify_once_they_fill_the_window() -> None:
+    old, new = two_steps(800, lost=0.2), two_steps(800, lost=0.0, first=800)
+    keeper = Keeper(replace(PLAN, window=500, span=0.0), believing)
+    fed(keeper, old)
+    assert keeper.level == 0
+    fed(keeper, new, begin=800)
+    assert keeper.level > 0
+    remembering = Keeper(replace(PLAN, window=None, span=0.0), believing)
+    fed(remembering, old)
+    fed(remembering, new, begin=800)
+    assert remembering.level == 0
+
+
+def test_split_in_half_only_the_other_half_certifies() -> None:
+    runs = two_steps(1_500, lost=0.0)
+    odd = runs.fold % 2 == 1
+    harmed = replace(runs, z=np.where(odd[runs.run_of_row] & (np.arange(3_000) % 2 == 0), np.int8(1), np.int8(0)))
+    spared = replace(runs, z=np.where(~odd[runs.run_of_row] & (np.arange(3_000) % 2 == 0), np.int8(1), np.int8(0)))
+    levels = []
+    for one in (harmed, spared):
+        keeper = Keeper(replace(PLAN, split="half", watches_outcomes=False), believing)
+        fed(keeper, one)
+        levels.append(keeper.level)
+    assert levels[0] == 0
+    assert levels[1] > 0
+
+
+def test_when_the_deployed_level_begins_to_lose_everything_runs_in_full_and_the_old_world_is_no_evidence() -> None:
+    keeper = Keeper(PLAN, believing)
+    fed(keeper, two_steps(1_500, lost=0.0))
+    assert keeper.level > 0
+    changes = fed(keeper, two_steps(PERIOD, lost=0.9, first=1_500, seed=1), begin=1_500)
+    assert [change.kind for change in changes] == ["alarm", "epoch"]
+    assert (keeper.level, keeper.in_burst, keeper.share, keeper.n_audits, keeper.served) == (0, True, 1.0, 0, None)
+    fed(keeper, two_steps(800, lost=0.9, first=1_600, seed=2), begin=1_600)
+    assert keeper.level == 0, "the world after is judged by itself"
+    again = Keeper(PLAN, believing)
+    fed(again, two_steps(1_500, lost=0.0))
+    fed(again, two_steps(PERIOD, lost=0.9, first=1_500, seed=1), begin=1_500)
+    fed(again, two_steps(800, lost=0.0, first=1_600, seed=2), begin=1_600)
+    assert again.level > 0, "and a good one is certified anew"
+
+
+def test_an_alarm_on_signals_keeps_the_audits_of_the_last_requests_alone() -> None:
+    keeper = Keeper(replace(PLAN, watches_signals=True), believing)
+    rng = np.random.default_rng(0)
+    runs = two_steps(2_500, lost=0.0)
+    alarms: list[int] = []
+    for begin in range(0, 2_500, PERIOD):
+        keeper.now = float(begin + PERIOD)
+        keeper.take(runs.take(np.arange(begin, begin + PERIOD)))
+        moved = 0.0 if begin < 2_000 else 1.0
+        changes = keeper.notice(moved + 0.01 * rng.standard_normal(4))
+        if changes:
+            alarms.append(begin)
+            assert keeper.n_audits == KEPT_BEFORE
+            assert keeper.in_burst
+            assert keeper.level == 0
+        keeper.tick(keeper.now)
+    assert alarms
+    assert 2_000 <= alarms[0] < 2_300
+
+
+def test_a_reset_by_hand_forgets_everything() -> None:
+    keeper = Keeper(PLAN, believing)
+    fed(keeper, two_steps(1_500, lost=0.0))
+    assert keeper.reset("another model")[0].reason == "another model"
+    assert (keeper.level, keeper.in_burst, keeper.n_audits, keeper.served) == (0, True, 0, None)
+
+
+@pytest.mark.parametrize("worse_first", [True, False])
+def test_a_new_version_serves_only_if_it_saves_as_much(worse_first: bool) -> None:
+    order: Sequence[bool] = [worse_first, not worse_first, *[True] * 10]
+    fits = iter(order)
+
+    def fit(runs: AuditRuns, learner: Learner, **options: Any) -> Served | None:
+        served = fit_served(runs, learner, **options)
+        assert served is not None
+        return replace(served, levels=np.full_like(served.levels, -np.inf)) if next(fits) else served
+
+    keeper = Keeper(PLAN, believing, fit=fit)
+    fed(keeper, two_steps(1_600, lost=0.0))
+    assert keeper.level > 0, "a version that stops nothing never replaces one that does"
+    assert keeper.served is not None
+    assert np.isfinite(keeper.served.levels[:, 1:]).any()
