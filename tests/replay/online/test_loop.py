@@ -1,0 +1,164 @@
+"""One stream, step by step: what is paid and lost is what a plain loop over the requests would say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from suffice.learn.audits import Bools
+from suffice.learn.keeper import Keeper, Plan
+from suffice.learn.served import Served
+from suffice.replay.online.loop import Stream, run_stream
+from suffice.replay.online.traffic import Traffic
+from tests.learn.runs_made import believing
+from tests.replay.online.made import made_up
+
+PLAN = Plan(max_em_drop=0.2, warm_up=200, burst=200, refit_every=200, horizon=800, n_levels=9, watches_signals=False)
+PERIOD = 50
+
+
+def streamed(
+    traffic: Traffic, plan: Plan = PLAN, *, seed: int = 0, learns: Bools | None = None
+) -> tuple[Stream, list[tuple[Served | None, int]]]:
+    """The stream, and what was in force in each period: the versions and the level."""
+    in_force: list[tuple[Served | None, int]] = [(None, 0)]
+
+    def watch(keeper: Keeper) -> None:
+        in_force.append((keeper.served, keeper.level))
+
+    rng = np.random.default_rng(seed)
+    return run_stream(traffic, plan, believing, rng, period=PERIOD, learns=learns, watch=watch), in_force
+
+
+def walked(traffic: Traffic, request: int, served: Served, level: int) -> int:
+    """The row where a request is stopped, by the words of the definition."""
+    runs = traffic.runs
+    threshold = served.levels[runs.fold[request], level]
+    for row in range(runs.starts[request], runs.starts[request + 1]):
+        risk = (1 - served.models[runs.fold[request]](runs.x[[row]])[0]) / runs.per_step[row] ** served.cost_exponent
+        if runs.may_stop[row] and risk <= threshold:
+            return row
+    return int(runs.starts[request + 1]) - 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tokens_probes_and_drops_are_those_of_a_plain_loop(seed: int) -> None:
+    traffic = made_up(800, seed)
+    stream, in_force = streamed(traffic, seed=seed)
+    runs = traffic.runs
+    stopped = 0
+    for request in range(800):
+        served, level = in_force[request // PERIOD]
+        assert stream.level[request] == level
+        row = int(runs.starts[request + 1]) - 1
+        if not stream.audit[request] and served is not None:
+            row = walked(traffic, request, served, level)
+            stopped += row < runs.starts[request + 1] - 1
+        assert stream.z[request] == runs.z[row]
+        assert stream.tokens[request] == runs.cost[row]
+        assert stream.probes[request] == traffic.probes[row]
+    assert stopped > 50, "there is something to check"
+    assert stream.z.any()
+    part = slice(300, 700)
+    assert stream.reduction(part) == pytest.approx(1 - sum(stream.tokens[300:700]) / sum(runs.full[300:700]))
+    without = sum(stream.tokens[300:700] - stream.probes[300:700])
+    assert stream.reduction(part, probes=False) == pytest.approx(1 - without / sum(runs.full[300:700]))
+    assert stream.drop(part) == pytest.approx(sum(stream.z[300:700].tolist()) / 400)
+
+
+def test_audits_cost_their_full_run_with_its_probes_and_lose_nothing() -> None:
+    traffic = made_up(800, 1)
+    stream, _ = streamed(traffic)
+    late = np.arange(800) >= 400
+    assert 0 < stream.audit[late].mean() < 1
+    audits = stream.audit & late
+    last = traffic.runs.last[audits]
+    assert np.array_equal(stream.tokens[audits], traffic.runs.full[audits] + traffic.probes[last])
+    assert not stream.z[audits].any()
+
+
+def test_at_level_0_nothing_is_lost_and_nothing_but_probes_is_spent() -> None:
+    traffic = made_up(600, 2)
+    hopeless = replace(traffic, runs=replace(traffic.runs, z=np.abs(traffic.runs.z), d=traffic.runs.z != 0))
+    stream, _ = streamed(hopeless, replace(PLAN, max_em_drop=0.001))
+    assert not stream.level.any()
+    assert not stream.audit.all(), "some were neither audited nor stopped"
+    assert not stream.z.any()
+    assert stream.reduction(slice(None), probes=False) == pytest.approx(0.0)
+    assert stream.reduction(slice(None)) < 0, "probes are paid even so"
+
+
+def test_the_lots_are_drawn_before_and_do_not_depend_on_what_is_in_a_request() -> None:
+    traffic = made_up(800, 3)
+    runs = traffic.runs
+    other_runs = replace(runs, x=1 - runs.x, z=-runs.z, cost=3 * runs.cost, full=3 * runs.full)
+    scrambled = replace(traffic, runs=other_runs)
+    (one, _), (other, _) = streamed(traffic), streamed(scrambled)
+    assert not np.array_equal(one.level, other.level), "the two are served in different ways"
+    assert np.array_equal(one.audit, other.audit)
+
+
+def test_audits_are_a_fair_sample_of_easy_and_hard_requests() -> None:
+    hard: list[float] = []
+    for seed in range(6):
+        traffic = made_up(800, seed)
+        stream, _ = streamed(traffic, seed=seed)
+        late = np.flatnonzero(~stream.burst)
+        score = traffic.runs.x[traffic.runs.starts[late], 0]
+        lots = stream.audit[late]
+        spread = float(score.std()) * float(np.sqrt(1 / lots.sum() + 1 / (~lots).sum()))
+        hard.append(float(score[lots].mean() - score[~lots].mean()) / spread)
+    assert max(map(abs, hard)) < 3
+
+
+def test_labels_that_come_after_the_stream_change_nothing_in_it() -> None:
+    traffic = made_up(800, 4)
+    late = replace(traffic, runs=replace(traffic.runs, label_at=np.full(800, 10_000.0)))
+    other = replace(late, runs=replace(late.runs, z=np.where(late.runs.d, np.int8(-1), late.runs.z)))
+    (one, _), (two, _) = streamed(late), streamed(other)
+    assert np.array_equal(one.level, two.level)
+    assert np.array_equal(one.tokens, two.tokens)
+
+
+def test_a_delay_puts_off_what_labels_prove() -> None:
+    """Every stop disagrees and is right: without labels nothing can be certified."""
+    first: list[int] = []
+    for delay in (0, 300):
+        traffic = made_up(1_000, 5)
+        runs = traffic.runs
+        ends = np.isin(np.arange(len(runs.x)), runs.last)
+        traffic = replace(
+            traffic, runs=replace(runs, z=np.zeros_like(runs.z), d=~ends, label_at=runs.at + float(delay))
+        )
+        stream, _ = streamed(traffic, replace(PLAN, label_timeout=float(delay), max_em_drop=0.05))
+        assert stream.level.any()
+        first.append(int(np.flatnonzero(stream.level)[0]))
+    assert first[0] == 200, "the warm-up alone suffices"
+    # While fewer than 300 are old enough, those that wait count as losses: 300 are there at request 400 or so.
+    assert 600 < first[1] <= 800
+
+
+def test_what_is_no_evidence_changes_nothing_but_its_own_cost() -> None:
+    traffic, half = made_up(1_000, 6), np.arange(1_000) < 500
+    runs = traffic.runs
+    late_rows = ~half[runs.run_of_row]
+    last = np.isin(np.arange(len(runs.x)), runs.last)
+    ruined = np.where(late_rows & ~last, np.int8(1), runs.z).astype(np.int8)
+    worse = replace(traffic, runs=replace(runs, z=ruined, d=ruined != 0))
+    (one, _), (two, _) = streamed(traffic, learns=half), streamed(worse, learns=half)
+    assert one.level[500:].any()
+    assert np.array_equal(one.level, two.level), "the second half cannot be heard"
+    assert two.drop(slice(500, None)) > one.drop(slice(500, None)), "and what it loses is told"
+    (three, _) = streamed(worse)
+    assert not np.array_equal(three.level, two.level), "as evidence it would have been"
+
+
+@pytest.mark.parametrize("n", [1, PERIOD - 1, PERIOD, PERIOD + 1, 401])
+def test_a_stream_of_any_length_is_served_to_its_end(n: int) -> None:
+    traffic = made_up(n, 7)
+    stream, in_force = streamed(traffic)
+    assert len(stream.tokens) == n
+    assert (stream.tokens > 0).all()
+    assert len(in_force) == 1 + -(-n // PERIOD)
