@@ -14,6 +14,7 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.learn.served import Served
 from suffice.replay.online.drift import parse_drift, worlds
+from suffice.replay.online.orders import draw_order
 from suffice.replay.online.protocol import OnlineAsked, _Job, _Truth, replay_online
 from suffice.replay.online.result import OnlineReport, Seed
 from suffice.replay.online.traffic import Traffic
@@ -49,7 +50,7 @@ def test_the_same_seed_gives_the_same_bytes_with_one_process_and_with_two(tmp_pa
 
 def test_each_row_comes_once_in_an_order_of_the_seed() -> None:
     traffic = uneven()
-    orders = [job(traffic)._order(np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    orders = [draw_order(traffic, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     for which, at, learns in orders:
         assert sorted(which.tolist()) == list(range(len(traffic)))
         assert at is None
@@ -62,7 +63,7 @@ def test_each_row_comes_once_in_an_order_of_the_seed() -> None:
 def test_disjoint_takes_evidence_from_half_of_the_questions_and_figures_from_the_other(seed: int) -> None:
     """Each stop of the other half loses, and saves half of a run: the one is twice the other if all are counted."""
     traffic = uneven()
-    which, _, learns = job(traffic, disjoint=True)._order(np.random.default_rng(seed))
+    which, _, learns = draw_order(traffic, np.random.default_rng(seed), disjoint=True)
     assert learns is not None
     n_first = int(learns.sum())
     assert learns[:n_first].all(), "first in the stream"
@@ -91,7 +92,7 @@ def test_disjoint_stops_looking_for_evidence_where_none_comes() -> None:
 @pytest.mark.parametrize("n", [100, 1_000, 5_000])
 def test_resample_draws_whole_questions(n: int) -> None:
     traffic = uneven()
-    which, _, _ = job(traffic, resample=n)._order(np.random.default_rng(n))
+    which, _, _ = draw_order(traffic, np.random.default_rng(n), resample=n)
     assert len(which) == n
     times = Counter(which.tolist())
     size = Counter(traffic.question)

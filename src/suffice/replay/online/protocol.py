@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -15,12 +15,13 @@ from typing import Final
 import numpy as np
 
 from suffice.errors import ConfigError
-from suffice.learn.audits import Bools, Ints
+from suffice.learn.audits import Bools
 from suffice.learn.features import DENSE
 from suffice.learn.keeper import Keeper, Plan
 from suffice.learn.served import Served
-from suffice.replay.online.drift import Drift, order, relabelled, worlds
+from suffice.replay.online.drift import Drift, relabelled, worlds
 from suffice.replay.online.loop import PERIOD, Stream, run_stream
+from suffice.replay.online.orders import draw_order
 from suffice.replay.online.result import Course, OnlineReport, Seed
 from suffice.replay.online.traffic import Traffic, learner_of, make_traffic
 from suffice.replay.runs import Runs, concatenate, make_runs
@@ -138,47 +139,23 @@ class _Job:
     def run(self, seed: int) -> tuple[Seed, int | None]:
         """One stream from cold start to end, and where its drift lies."""
         rng = np.random.default_rng(seed)
-        which, drift_at, learns = self._order(rng)
+        asked = self.asked
+        which, drift_at, learns = draw_order(
+            self.traffic, rng, drift=asked.drift, worlds=self.worlds, disjoint=asked.disjoint, resample=asked.resample
+        )
         traffic = self.traffic.take(which)
         runs = traffic.runs
-        traffic = replace(traffic, runs=replace(runs, label_at=runs.at + self.asked.label_delay))
-        if self.asked.drift is not None and drift_at is not None:
-            traffic = relabelled(traffic, self.asked.drift, drift_at)
+        traffic = replace(traffic, runs=replace(runs, label_at=runs.at + asked.label_delay))
+        if asked.drift is not None and drift_at is not None:
+            traffic = relabelled(traffic, asked.drift, drift_at)
         truth = _Truth(traffic, drift_at) if drift_at is not None else None
         n_evidence = None if learns is None else int(learns.sum())
         stream = run_stream(
             traffic, self.plan(len(traffic), n_evidence), learner_of(traffic.chosen, seed=seed), rng,
-            period=self.asked.period, learns=learns, watch=truth.look if truth else lambda _: None,
+            period=asked.period, learns=learns, watch=truth.look if truth else lambda _: None,
         )  # fmt: skip
         late = len(traffic) // 2 if n_evidence is None else n_evidence  # halves of the questions are not of one length
-        return _summed(seed, stream, late, drift_at, truth, self.asked.max_em_drop), drift_at
-
-    def _order(self, rng: np.random.Generator) -> tuple[Ints, int | None, Bools | None]:
-        """Which requests come in which order; where the drift lies; whose audits are evidence."""
-        asked, traffic = self.asked, self.traffic
-        if asked.drift is not None and self.worlds is not None:
-            which, at = order(traffic, asked.drift, *self.worlds, rng)
-            return which, at, None
-        if asked.disjoint:
-            questions = rng.permutation(sorted(set(traffic.question)))
-            first = set(questions[: len(questions) // 2].tolist())
-            early = np.array([question in first for question in traffic.question])
-            which = np.concatenate([rng.permutation(np.flatnonzero(early)), rng.permutation(np.flatnonzero(~early))])
-            return which, None, np.arange(len(which)) < int(early.sum())
-        if asked.resample is not None:
-            return _bootstrap(traffic.question, asked.resample, rng), None, None
-        return rng.permutation(len(traffic)), None, None
-
-
-def _bootstrap(question: Sequence[str], n: int, rng: np.random.Generator) -> Ints:
-    """n requests: whole questions drawn with replacement, then shuffled."""
-    names, number = np.unique(np.array(question, dtype=object).astype(str), return_inverse=True)
-    rows = [np.flatnonzero(number == q) for q in range(len(names))]
-    drawn, total = [], 0
-    while total < n:
-        drawn.append(rows[int(rng.integers(len(rows)))])
-        total += len(drawn[-1])
-    return np.asarray(rng.permutation(np.concatenate(drawn))[:n], dtype=np.int64)
+        return _summed(seed, stream, late, drift_at, truth, asked.max_em_drop), drift_at
 
 
 class _Truth:
