@@ -10,8 +10,10 @@ import pytest
 
 from suffice.learn.features import DENSE
 from suffice.replay.online.traffic import Traffic, make_traffic
+from suffice.replay.own import own_traces
 from suffice.replay.runs import make_runs
 from suffice.replay.sums import fold_of
+from suffice.replay.traces import read_traces
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 from tests.replay.made import batch_of, written
@@ -90,3 +92,15 @@ def test_early_signals_are_those_of_the_first_step_alone() -> None:
     for column in traffic.early.T:
         assert any(np.array_equal(column, other) for other in first.T)
         assert column.std() > 0
+
+
+def test_a_stopped_run_still_writes_its_answer_and_the_full_run_has_written_it() -> None:
+    (batch,) = read_traces([own_traces("reasoning")])
+    runs = make_runs([batch], FeatureSet(DENSE["reasoning"]).needs, probe_tokens=None, planned_steps=None)
+    assert (runs.finish > 0).any()
+    traffic = make_traffic(runs)
+    last = runs.last
+    assert np.array_equal(traffic.runs.cost[last], runs.full_tokens + traffic.probes[last])
+    early = np.setdiff1d(np.arange(len(runs.cost)), last)
+    written_out = traffic.runs.cost[early] - runs.cost[early] - traffic.probes[early]
+    assert written_out == pytest.approx(runs.finish[runs.run_of_row[early]])
