@@ -31,8 +31,9 @@ import numpy as np
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import certified_level, count, log_wealth
 from suffice.errors import SufficeError
-from suffice.learn.audits import Bools, Floats, Ints, first_passages
+from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.features import Chosen
+from suffice.learn.ragged import first_passages
 from suffice.learn.stop_model import one_thread
 from suffice.replay.online.orders import draw_order
 from suffice.replay.online.protocol import OnlineAsked, replay_online

@@ -26,9 +26,10 @@ from statistics import median
 
 import numpy as np
 
+from suffice.learn.ragged import first_passages
 from suffice.learn.stop_model import one_thread
 from suffice.replay.ladders import halts_at, needs_of, published
-from suffice.replay.runs import Runs, concatenate, first_passages, make_runs
+from suffice.replay.runs import Runs, concatenate, make_runs
 from suffice.replay.sets import Asked, replay_set
 from suffice.replay.sums import Summing
 from suffice.replay.survey import Survey, survey
@@ -82,7 +83,7 @@ def evaluations(data: Survey) -> list[Figure]:
     codes = np.ones(len(risk), dtype=np.int8)
     n = len(runs) * N_LEVELS
     with one_thread():
-        found = cpu(lambda: first_passages(risk, runs, levels))
+        found = cpu(lambda: first_passages(risk, runs.starts, levels))
         judged = cpu(lambda: judge(runs, risk, levels, codes))
     return [
         Figure(what=f"episode × level at {N_LEVELS} levels: where each run halts, a second and core",

@@ -11,7 +11,8 @@ from functools import lru_cache
 import numpy as np
 from bench.claims.streams import SETTINGS, Setting, online
 
-from suffice.learn.audits import Floats, first_passages
+from suffice.learn.audits import Floats
+from suffice.learn.ragged import first_passages
 from suffice.learn.served import Served
 from suffice.replay.online.traffic import Traffic
 

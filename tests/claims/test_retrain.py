@@ -18,8 +18,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.audits import first_passages
 from suffice.learn.dataset import Dataset, build
+from suffice.learn.ragged import first_passages
 from suffice.learn.retrain import Recipe, fit_version, retrain
 from suffice.learn.rows import audit_runs, examples, good_rows
 from suffice.learn.stop_model import Examples, Fitted, fit

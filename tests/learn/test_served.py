@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.audits import AuditRuns, Bools, Floats, first_passages
+from suffice.learn.audits import AuditRuns, Bools, Floats
+from suffice.learn.ragged import first_passages
 from suffice.learn.served import LEAST_AUDITS, N_FOLDS, PGood, Served, cut_levels, fit_served, risk_of
 from tests.learn.runs_made import audits, believing, drawn
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
+from suffice.learn.ragged import first_passages
 from suffice.policy.base import POLICIES, build_policy
 from suffice.replay.ladders import given, halts_at, halts_of, levels_of, published, read_grid
-from suffice.replay.runs import first_passages
 from suffice.replay.sums import columns_of
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, rungs_of, runs_of, written
@@ -89,7 +89,7 @@ def test_halts_of_levels_are_their_first_passages_and_say_why() -> None:
     risk, code = rng.random(len(runs.cost)), rng.integers(1, 3, len(runs.cost)).astype(np.int8)
     levels = np.array([0.05, 0.3, 0.8])
     halts = halts_at(risk, levels, runs, code)
-    assert [halt.row.tolist() for halt in halts] == first_passages(risk, runs, levels).tolist()
+    assert [halt.row.tolist() for halt in halts] == first_passages(risk, runs.starts, levels).tolist()
     for halt in halts:
         stopped = halt.row < runs.last
         assert halt.code[stopped].tolist() == code[halt.row[stopped]].tolist()

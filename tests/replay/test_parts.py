@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from suffice.learn.ragged import first_passages
 from suffice.replay.parts import MOST_CLASSES, Parts, class_names
-from suffice.replay.runs import Halts, Runs, first_passages, take
+from suffice.replay.runs import Halts, Runs, take
 from suffice.replay.sums import columns_of
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, runs_of
@@ -16,7 +17,7 @@ from tests.replay.made import KINDS, batch_of, runs_of
 
 def halted(runs: Runs) -> dict[str, tuple[Halts, bool]]:
     """Two made-up policies: one stops by lot, one never."""
-    row = first_passages(np.random.default_rng(1).random(len(runs.cost)), runs, np.array([0.2]))[0]
+    row = first_passages(np.random.default_rng(1).random(len(runs.cost)), runs.starts, np.array([0.2]))[0]
     code = (row < runs.last).astype(np.int8)
     return {"some": (Halts(row, code), True), "full": (Halts(runs.last, np.zeros_like(code)), False)}
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from suffice.learn.ragged import first_passages
 from suffice.policy.columns import CODES
 from suffice.replay.batch import Batch
 from suffice.replay.ladders import halts_of, published
-from suffice.replay.runs import Runs, concatenate, first_bits, first_passages, first_stops, make_runs, oracle, take
+from suffice.replay.runs import Runs, concatenate, first_bits, first_stops, make_runs, oracle, take
 from suffice.signals.observe import Observer
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, longest_of, rungs_of, runs_of, written
@@ -113,7 +114,7 @@ def test_a_level_is_passed_where_the_lowest_risk_so_far_first_reaches_it(
     risk = np.round(rng.random(sum(lengths)), 1)
     risk[rng.random(len(risk)) < 0.2] = np.nan
     rising = np.sort(np.array(levels))
-    found = first_passages(risk, runs, rising)
+    found = first_passages(risk, runs.starts, rising)
     for j, level in enumerate(rising):
         for i in range(len(lengths)):
             rows = range(int(runs.starts[i]), int(runs.starts[i + 1]))

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suffice.learn.ragged import first_passages
 from suffice.replay.ladders import PolicyRung, halts_of, published
 from suffice.replay.own import own_traces
-from suffice.replay.runs import Halts, Runs, first_passages, take
+from suffice.replay.runs import Halts, Runs, take
 from suffice.replay.sums import FIELDS, MAX_GROUPS, N_FOLDS, Summing, Sums, columns_of, fold_of, folds_of
 from suffice.replay.traces import read_traces
 from suffice.types import Kind
@@ -133,7 +134,7 @@ def test_a_drop_is_at_most_the_disagreement_at_every_level_and_a_stop_at_the_end
     runs = runs_of(batch_of(kind, 200))
     risk = np.random.default_rng(5).random(len(runs.cost))
     levels = np.array([-1.0, 0.02, 0.1, 0.3, 0.6, 1.0])
-    rows = first_passages(risk, runs, levels)
+    rows = first_passages(risk, runs.starts, levels)
     for level, row in enumerate(rows):
         stopped = row < runs.last
         lost, gained, *_ = columns_of(runs, Halts(row, stopped.astype(np.int8)), asks=True)

@@ -15,6 +15,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.learn.ragged import Ragged
+
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
 Ints: TypeAlias = NDArray[np.int64]
@@ -22,7 +24,7 @@ Small: TypeAlias = NDArray[np.int8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AuditRuns:
+class AuditRuns(Ragged):
     """N full runs with T checkpoints in all; run i has the rows starts[i] … starts[i + 1] - 1, its last is its end."""
 
     x: Floats          # (T, P): features, see `signals.features`
@@ -42,24 +44,12 @@ class AuditRuns:
     def __len__(self) -> int:
         return len(self.full)
 
-    @property
-    def last(self) -> Ints:
-        """Row of each run's last checkpoint, shape (N,)."""
-        return self.starts[1:] - 1
-
-    @property
-    def run_of_row(self) -> Ints:
-        """The run that each row belongs to, shape (T,)."""
-        return np.repeat(np.arange(len(self)), np.diff(self.starts))
-
     def take(self, which: Ints) -> AuditRuns:
         """Some of the runs, in the given order.
 
         which  their numbers, shape (n,)
         """
-        sizes = np.diff(self.starts)[which]
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        rows = np.repeat(self.starts[which] - starts[:-1], sizes) + np.arange(starts[-1])
+        starts, rows = self.rows_of(which)
         return AuditRuns(
             starts=starts,
             **{name: getattr(self, name)[rows] for name in _BY_ROW},
@@ -83,24 +73,3 @@ def join(parts: Sequence[AuditRuns]) -> AuditRuns:
         starts=starts,
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_BY_ROW, *_BY_RUN)},
     )
-
-
-def first_passages(risk: Floats, starts: Ints, levels: Floats) -> Ints:
-    """Row where each run's risk first is at or below each level, else its last, shape (M, N).
-
-    risk    of stopping after the row, shape (T,); not a number: unknown, which never stops
-    starts  shape (N + 1,)
-    levels  shape (M,)
-
-    The lowest risk so far falls from row to row, so a level's first passage is the number of rows whose lowest
-    so far is above it: one comparison for each row and level, no loop over runs.
-    """
-    sizes, n_runs = np.diff(starts), len(starts) - 1
-    padded = np.full((int(sizes.max(initial=1)), n_runs), np.inf)  # (steps, N)
-    step = np.arange(len(risk)) - np.repeat(starts[:-1], sizes)
-    padded[step, np.repeat(np.arange(n_runs), sizes)] = np.where(np.isnan(risk), np.inf, risk)
-    lowest = np.minimum.accumulate(padded, axis=0)
-    passed = np.empty((len(levels), n_runs), dtype=np.int64)
-    for at, level in enumerate(levels):
-        np.sum(lowest > level, axis=0, out=passed[at])
-    return np.asarray(starts[:-1] + np.minimum(passed, sizes - 1))

@@ -25,6 +25,7 @@ from suffice.errors import ConfigError
 from suffice.learn.censoring import Fate, by_design, fate, p_full
 from suffice.learn.features import Chosen, choose_features
 from suffice.learn.groups import fold_of, place_of
+from suffice.learn.ragged import Ragged
 from suffice.learn.served import MOST_AUDITS, N_FOLDS
 from suffice.signals.columns import Columns, observe_columns
 from suffice.signals.features import FeatureSet
@@ -55,7 +56,7 @@ class Recorded(LabelledEpisode, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Dataset:
+class Dataset(Ragged):
     """N runs of one route with T checkpoints in all; run i has the rows starts[i] … starts[i + 1] - 1.
 
     A full run's last row is its end; the last row of a run that was stopped is its stop.
@@ -90,16 +91,6 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.full)
-
-    @property
-    def last(self) -> Ints:
-        """Row of each run's last checkpoint, shape (N,)."""
-        return self.starts[1:] - 1
-
-    @property
-    def run_of_row(self) -> Ints:
-        """The run that each row belongs to, shape (T,)."""
-        return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
     @property
     def own(self) -> Floats:

@@ -14,7 +14,8 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, first_passages
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints
+from suffice.learn.ragged import first_passages
 
 N_FOLDS: Final = 5
 N_LEVELS: Final = 41

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
+from suffice.learn.ragged import first_passages
 from suffice.learn.value_model import PRICES
 from suffice.policy.base import build_policy, stops_of
 from suffice.policy.protocol import Policy
 from suffice.policy.returning import return_step, returns_of
-from suffice.replay.runs import Floats, Halts, Runs, Says, first_bits, first_passages, first_stops
+from suffice.replay.runs import Floats, Halts, Runs, Says, first_bits, first_stops
 from suffice.signals.classes import Classes
 from suffice.types import Kind
 
@@ -103,7 +104,7 @@ class ClassedRung:
         """Where it ends each run: see `halts_at`."""
         level = np.array([self.levels.get(self.classes.of(query), self.level) for query in runs.queries])
         different, which = np.unique(level, return_inverse=True)
-        row = first_passages(risk, runs, different)[which, np.arange(len(runs))]
+        row = first_passages(risk, runs.starts, different)[which, np.arange(len(runs))]
         return Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8))
 
 
@@ -178,7 +179,7 @@ def halts_at(risk: Says, levels: Floats, runs: Runs, code: NDArray[np.int8]) -> 
     if risk.dtype == np.uint64:
         passages = first_bits(risk, runs, np.searchsorted(PRICES, levels))
     else:
-        passages = first_passages(risk, runs, levels)
+        passages = first_passages(risk, runs.starts, levels)
     return [Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8)) for row in passages]
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.learn.ragged import Ragged
 from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
 from suffice.replay.batch import Batch
 from suffice.signals.columns import Columns, observe_columns
@@ -26,7 +27,7 @@ Says = NDArray[Any]  # of each row by a model: float64, a risk or a probability;
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Runs:
+class Runs(Ragged):
     """Some recorded runs of one set: E runs, T steps in all; run i has the rows starts[i] … starts[i + 1] - 1."""
 
     set: str
@@ -46,21 +47,6 @@ class Runs:
 
     def __len__(self) -> int:
         return len(self.queries)
-
-    @property
-    def n_steps(self) -> NDArray[np.int64]:
-        """Steps of each full run, shape (E,)."""
-        return np.diff(self.starts)
-
-    @property
-    def last(self) -> NDArray[np.int64]:
-        """Row of each run's last step, shape (E,)."""
-        return self.starts[1:] - 1
-
-    @property
-    def run_of_row(self) -> NDArray[np.int64]:
-        """The run that each row belongs to, shape (T,)."""
-        return np.repeat(np.arange(len(self)), self.n_steps)
 
     def readable(self) -> AskedColumns:
         """The columns as policies read them, `answer` and each run's query among them."""
@@ -154,32 +140,13 @@ def first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
     return Halts(row, code)
 
 
-def first_passages(risk: Floats, runs: Runs, levels: Floats) -> NDArray[np.int64]:
-    """Row where each run's risk first is at or below each level, else its last, shape (levels, E).
-
-    risk    of stopping after the step, shape (T,); not a number: unknown, which never stops
-    levels  shape (levels,)
-
-    The lowest risk so far falls from step to step, so a level's first passage is the number of steps
-    whose lowest so far is above it: one comparison for each step and level, no loop over runs.
-    """
-    n_steps, n_runs = runs.n_steps, len(runs)
-    padded = np.full((int(n_steps.max()), n_runs), np.inf)  # (steps, E)
-    step = np.arange(len(risk)) - np.repeat(runs.starts[:-1], n_steps)
-    padded[step, runs.run_of_row] = np.where(np.isnan(risk), np.inf, risk)
-    lowest = np.minimum.accumulate(padded, axis=0)
-    passed = np.empty((len(levels), n_runs), dtype=np.int64)
-    for at, level in enumerate(levels):
-        np.sum(lowest > level, axis=0, out=passed[at])
-    return runs.starts[:-1] + np.minimum(passed, n_steps - 1)
-
-
 def first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArray[np.int64]:
     """Row where each run first has each of these bits set, else its last, shape (places, E).
 
     bits  of each row, shape (T,): bit j is set where setting j would stop
 
-    As `first_passages`, for settings that are in no order: a bit that was set stays set for the rest of its run.
+    As `learn.ragged.first_passages`, for settings that are in no order: a bit that was set stays set for the rest of
+    its run.
     """
     n_steps, n_runs = runs.n_steps, len(runs)
     padded = np.zeros((int(n_steps.max()), n_runs), dtype=np.uint64)  # (steps, E)

@@ -40,9 +40,7 @@ class Traffic:
 
     def take(self, which: Ints) -> Traffic:
         """Some requests in the given order, numbered anew from 0; one may come several times."""
-        runs = self.runs.take(which)
-        sizes = np.diff(self.runs.starts)[which]
-        rows = np.repeat(self.runs.starts[which] - runs.starts[:-1], sizes) + np.arange(runs.starts[-1])
+        runs, (_, rows) = self.runs.take(which), self.runs.rows_of(which)
         at = np.arange(len(which), dtype=np.float64)
         delay = self.runs.label_at[which] - self.runs.at[which]
         return replace(
