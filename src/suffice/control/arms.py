@@ -10,98 +10,53 @@ class: with more of either, the tuner needs live draws that the gateway does not
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final
 
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import Match
 from suffice.assurance.trust import Label, trust_of
-from suffice.control.jobs import Desk, LeaseLost, Report
-from suffice.control.loops import LONGEST_REST_S, LOOK_BACK, Matches
-from suffice.errors import StoreError, SufficeError
+from suffice.control.by_route import ByRoute, since
+from suffice.control.jobs import Desk
 from suffice.learn.arms import effort_arms
 from suffice.learn.effort import judge_pair
 from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tuner
 from suffice.learn.tuning import Tuning
-from suffice.settings import Route, Settings
+from suffice.settings import Route
 from suffice.store.advice import newest_arm
 from suffice.store.advice_events import ArmProposed, ArmWorth
-from suffice.store.epochs import last_place, place_before
-from suffice.store.in_force import InForce, read_decided
-from suffice.store.views import Labelled, read_episodes, reading
-from suffice.telemetry import LOG
+from suffice.store.in_force import InForce
+from suffice.store.views import Labelled, read_episodes
 
-ASK_S: Final = 300.0   # between two looks: pairs come slowly
 EVERYBODY: Final = "all"
 FULL: Final = "full"
 
 
 @dataclass(slots=True, kw_only=True)
-class Tune:
+class Tune(ByRoute):
     """Proposes arms for routes with an effort or a budget, where `[control] tune` is on.
 
-    matches  how answers of a route are compared with references
-    now      Unix time: a pair counts once its label is due
+    now  Unix time: a pair counts once its label is due
     """
 
-    settings: Settings
-    path: Path
-    author: str
-    matches: Matches
-    monotonic_s: Callable[[], float]
+    rests_s: ClassVar[float] = 300.0  # pairs come slowly
+
     now: Callable[[], float]
     name: str = "tune"
-    _rests: dict[str, float] = field(default_factory=dict)  # routes that are left alone until then, monotonic
 
-    def forget(self) -> None:
-        """Ask about every route anew."""
-        self._rests.clear()
+    def concerns(self, route: Route) -> bool:
+        """Has the route an arm, and is the tuner on?"""
+        return self.settings.control.tune and arm_of(route) is not None and route.mode != "off"
 
-    def run(self, desk: Desk) -> Sequence[Report]:
-        """Look at the pairs. Raises LeaseLost and StoreError."""
-        now_s = self.monotonic_s()
-        routes = {
-            name: route for name, route in self.settings.routes.items()
-            if arm_of(route) and route.mode != "off" and self._rests.get(name, now_s) <= now_s
-        }  # fmt: skip
-        if not self.settings.control.tune or not routes or not self.path.is_file():
-            return ()
-        reports = []
-        with reading(self.path) as connection:
-            decided = read_decided(connection)
-            for name, route in routes.items():
-                self._rests[name] = now_s + ASK_S
-                reports.append(self._alone(name, route, decided.of(name), connection, desk))
-        return reports
-
-    def _alone(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk
-    ) -> Report:
-        """Do a route's work; one that fails is left alone for a while."""
-        until = last_place(connection)
-        try:
-            said = self._look(name, route, held, connection, desk, until)
-        except (LeaseLost, StoreError):
-            raise
-        except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
-            why = str(error) if isinstance(error, SufficeError) else type(error).__name__
-            self._rests[name] = self.monotonic_s() + LONGEST_REST_S
-            LOG.error("tune: route %s is left alone for a while: %s", name, why)
-            LOG.debug("the same, with its traceback", exc_info=True)
-            return Report(said=f"nothing proposed: {why}", route=name, ok=False, read_to_seq=until)
-        return Report(said=said, route=name, read_to_seq=until)
-
-    def _look(
+    def propose(
         self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk, until: int
     ) -> str:
-        since = place_before(connection, name, LOOK_BACK)
-        if held.epoch is not None:
-            since = max(since, held.epoch.since_seq)
+        """Look at the pairs; what was proposed, or ""."""
+        items = read_episodes(connection, name, since(name, held, connection))
         with self.matches(route) as match:
-            worth = look(name, route, read_episodes(connection, name, since), match, now_s=self.now())
+            worth = look(name, route, items, match, now_s=self.now())
         before = newest_arm(connection, name)
         if (before.arm if before is not None else FULL) == worth.arm:
             return ""

@@ -42,6 +42,11 @@ LONGEST_REST_S: Final = 600.0  # … up to this
 Matches = Callable[[Route], AbstractContextManager[Match]]
 
 
+def why_of(error: Exception) -> str:
+    """What a failure says for itself: our own errors hold no prompt; a stranger's may quote what it was given."""
+    return str(error) if isinstance(error, SufficeError) else type(error).__name__
+
+
 @dataclass(slots=True)
 class _Rest:
     """A route that is left alone after a failure."""
@@ -133,8 +138,7 @@ class Certify:
             self._begin_anew(name, str(error), here)
         except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
             self._loops.pop(name, None)
-            # Our own errors hold no prompt; a stranger's may quote what it was given.
-            why = str(error) if isinstance(error, SufficeError) else type(error).__name__
+            why = why_of(error)
             before = self._rests.get(name)
             lasts_s = FIRST_REST_S if before is None else min(LONGEST_REST_S, 2 * before.lasts_s)
             self._rests[name] = _Rest(lasts_s, self.monotonic_s() + lasts_s)

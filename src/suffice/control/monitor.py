@@ -17,9 +17,9 @@ from pathlib import Path
 from suffice.assurance.runs import Match
 from suffice.control.fitting import ServedVersion, read_back
 from suffice.control.jobs import Desk, LeaseLost, Report
-from suffice.control.loops import LONGEST_REST_S, LOOK_BACK, RENEW_ROWS, Matches
+from suffice.control.loops import LONGEST_REST_S, LOOK_BACK, RENEW_ROWS, Matches, why_of
 from suffice.control.watching import RouteWatch
-from suffice.errors import ConfigError, StoreError, SufficeError
+from suffice.errors import ConfigError, StoreError
 from suffice.settings import Route, Settings
 from suffice.store.advice import newest_outlook
 from suffice.store.advice_events import AlertRaised, RouteMonitored
@@ -152,7 +152,7 @@ class Monitor:
         """Leave a route alone for a while; why, without a word of what somebody was asked."""
         self._watches.pop(name, None)
         self._rests[name] = self.monotonic_s() + LONGEST_REST_S
-        why = str(error) if isinstance(error, SufficeError) else type(error).__name__
+        why = why_of(error)
         LOG.error("monitor: route %s is not watched: %s", name, why)
         LOG.debug("the same, with its traceback", exc_info=True)
         return f"not watched: {why}"

@@ -10,91 +10,50 @@ while, and the others go on.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Final
+from typing import ClassVar
 
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import SequencedLabel, current_label
+from suffice.control.by_route import ByRoute, since
 from suffice.control.fitting import read_back, written
-from suffice.control.jobs import Desk, LeaseLost, Report
-from suffice.control.loops import LONGEST_REST_S, LOOK_BACK, Matches
-from suffice.errors import ConfigError, StoreError, SufficeError
+from suffice.control.jobs import Desk
+from suffice.errors import ConfigError
 from suffice.learn.dataset import build
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, due, retrain
 from suffice.learn.version import Version
-from suffice.settings import Control, Route, Settings
+from suffice.settings import Control, Route
 from suffice.store.advice import counts_since, newest_proposal
 from suffice.store.advice_events import Proposed, VersionProposed
 from suffice.store.decisions import read_artefact
-from suffice.store.epochs import last_place, place_before
-from suffice.store.in_force import InForce, read_decided
-from suffice.store.views import read_episodes, reading
-from suffice.telemetry import LOG
+from suffice.store.in_force import InForce
+from suffice.store.views import read_episodes
 from suffice.types import Feedback
-
-ASK_S: Final = 30.0  # between two questions whether a fit is due
 
 
 @dataclass(slots=True, kw_only=True)
-class Retrain:
-    """Proposes versions for every route that has no policy of its owner's.
+class Retrain(ByRoute):
+    """Proposes versions for every route that has no policy of its owner's."""
 
-    matches  how answers of a route are compared with references
-    """
+    rests_s: ClassVar[float] = 30.0  # between two questions whether a fit is due
 
-    settings: Settings
-    path: Path
-    author: str
-    matches: Matches
-    monotonic_s: Callable[[], float]
     name: str = "retrain"
-    _rests: dict[str, float] = field(default_factory=dict)   # routes that are left alone until then, monotonic
-    _tried: dict[str, int] = field(default_factory=dict)     # place up to which nothing could be learned
+    _tried: dict[str, int] = field(default_factory=dict)  # place up to which nothing could be learned
 
     def forget(self) -> None:
         """Ask about every route anew."""
-        self._rests.clear()
+        ByRoute.forget(self)
         self._tried.clear()
 
-    def run(self, desk: Desk) -> Sequence[Report]:
-        """Propose what is due. Raises LeaseLost and StoreError."""
-        now_s = self.monotonic_s()
-        routes = {
-            name: route for name, route in self.settings.routes.items()
-            if route.is_learned and self._rests.get(name, now_s) <= now_s
-        }  # fmt: skip
-        if not routes or not self.path.is_file():
-            return ()
-        reports = []
-        with reading(self.path) as connection:
-            decided = read_decided(connection)
-            for name, route in routes.items():
-                self._rests[name] = now_s + ASK_S
-                reports.append(self._alone(name, route, decided.of(name), connection, desk))
-        return reports
+    def concerns(self, route: Route) -> bool:
+        """Does the route serve versions?"""
+        return route.is_learned
 
-    def _alone(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk
-    ) -> Report:
-        """Do a route's work; one that fails is left alone for a while."""
-        until = last_place(connection)
-        try:
-            said = self._propose(name, route, held, connection, desk, until)
-        except (LeaseLost, StoreError):
-            raise
-        except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
-            why = str(error) if isinstance(error, SufficeError) else type(error).__name__
-            self._rests[name] = self.monotonic_s() + LONGEST_REST_S
-            LOG.error("retrain: route %s is left alone for a while: %s", name, why)
-            LOG.debug("the same, with its traceback", exc_info=True)
-            return Report(said=f"nothing proposed: {why}", route=name, ok=False, read_to_seq=until)
-        return Report(said=said, route=name, read_to_seq=until)
-
-    def _propose(
+    def propose(
         self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk, until: int
     ) -> str:
+        """Propose what is due; what was proposed, or ""."""
         reason = self._due(name, held, connection)
         if reason is None:
             return ""
@@ -103,7 +62,7 @@ class Retrain:
         desk.renew()
         with self.matches(route) as match:
             data = build(
-                read_episodes(connection, name, _since(name, held, connection)), match=match, wave=route.wave,
+                read_episodes(connection, name, since(name, held, connection)), match=match, wave=route.wave,
                 also=() if parent is None else parent.models[0].features, label_of=_of_people,
             )  # fmt: skip
         found = retrain(data, parent, max_em_drop=route.max_em_drop, reason=reason)
@@ -117,8 +76,8 @@ class Retrain:
     def _due(self, name: str, held: InForce, connection: sqlite3.Connection) -> Reason | None:
         before = newest_proposal(connection, name)
         last = max(before.read_to_seq if before is not None else 0, self._tried.get(name, 0))
-        since = max(last, 0 if last else _since(name, held, connection))
-        n_requests, n_full = counts_since(connection, name, since)
+        begins = last or since(name, held, connection)
+        n_requests, n_full = counts_since(connection, name, begins)
         epoch, alarm = held.epoch, held.alarm
         n_since_alarm = None
         if epoch is not None and alarm is not None and alarm.epoch == epoch.number - 1 and epoch.since_seq > last > 0:
@@ -136,12 +95,6 @@ def schedule_of(control: Control) -> Schedule:
         every_requests=control.refit_requests, burst_runs=min(usual.burst_runs, control.burst_requests),
         rest_requests=min(usual.rest_requests, control.refit_requests),
     )  # fmt: skip
-
-
-def _since(name: str, held: InForce, connection: sqlite3.Connection) -> int:
-    """Where the runs begin that a refit may learn from: what came before the epoch is of another world."""
-    looked_back = place_before(connection, name, LOOK_BACK)
-    return looked_back if held.epoch is None else max(held.epoch.since_seq, looked_back)
 
 
 def _parent(held: InForce, connection: sqlite3.Connection) -> Version | None:
