@@ -15,10 +15,11 @@ from typing import Any, ClassVar, Literal
 
 from suffice.assurance.estimate import Estimate
 from suffice.assurance.outlook import Alert, Outlook
+from suffice.store.belonging import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True)
-class RouteMonitored:
+class RouteMonitored(OfNoEpisode):
     """Accounts and forecasts of a route at one look."""
 
     kind: ClassVar[Literal["route_monitored"]] = "route_monitored"
@@ -30,18 +31,13 @@ class RouteMonitored:
         return f"{self.outlook.route}:{self.outlook.epoch:06}:{self.outlook.at:012}"
 
     @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
-
-    @property
     def route(self) -> str | None:
         """The route's name."""
         return self.outlook.route
 
 
 @dataclass(frozen=True, slots=True)
-class AlertRaised:
+class AlertRaised(OfNoEpisode):
     """A limit will be crossed, as far as the forecast can tell. It ends nothing: an alarm does."""
 
     kind: ClassVar[Literal["alert_raised"]] = "alert_raised"
@@ -51,11 +47,6 @@ class AlertRaised:
     def key(self) -> str:
         """What may exist once: an alert of a kind at that place."""
         return f"{self.alert.route}:{self.alert.epoch:06}:{self.alert.at:012}:{self.alert.of}"
-
-    @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
 
     @property
     def route(self) -> str | None:
@@ -83,7 +74,7 @@ class Proposed:
 
 
 @dataclass(frozen=True, slots=True)
-class VersionProposed:
+class VersionProposed(OfNoEpisode):
     """A refit's version with its report card. It takes effect nowhere by itself."""
 
     kind: ClassVar[Literal["version_proposed"]] = "version_proposed"
@@ -93,11 +84,6 @@ class VersionProposed:
     def key(self) -> str:
         """What may exist once: a route's proposal from the log up to that place."""
         return f"{self.proposal.route}:{self.proposal.read_to_seq:015}"
-
-    @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
 
     @property
     def route(self) -> str | None:
@@ -123,7 +109,7 @@ class ArmWorth:
 
 
 @dataclass(frozen=True, slots=True)
-class ArmProposed:
+class ArmProposed(OfNoEpisode):
     """An effort or a budget that is proved and worth it, or full runs again. It takes effect nowhere by itself."""
 
     kind: ClassVar[Literal["arm_proposed"]] = "arm_proposed"
@@ -133,11 +119,6 @@ class ArmProposed:
     def key(self) -> str:
         """What may exist once: a route's proposal from the log up to that place."""
         return f"{self.worth.route}:{self.worth.read_to_seq:015}"
-
-    @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
 
     @property
     def route(self) -> str | None:

@@ -16,11 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from suffice.store.belonging import OfNoEpisode
 from suffice.types import Alarm, Epoch, JobRun, LabelRequest, Pause, Publication, Resumption
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyPublished:
+class PolicyPublished(OfNoEpisode):
     """A version at a level is in force on a route from here on."""
 
     kind: ClassVar[Literal["policy_published"]] = "policy_published"
@@ -32,18 +33,13 @@ class PolicyPublished:
         return f"{self.publication.route}:{self.publication.number}"
 
     @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
-
-    @property
     def route(self) -> str | None:
         """The route's name."""
         return self.publication.route
 
 
 @dataclass(frozen=True, slots=True)
-class EpochBegan:
+class EpochBegan(OfNoEpisode):
     """What a route knew before belongs to another world; its next requests run in full."""
 
     kind: ClassVar[Literal["epoch_began"]] = "epoch_began"
@@ -55,18 +51,13 @@ class EpochBegan:
         return f"{self.epoch.route}:{self.epoch.number}"
 
     @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
-
-    @property
     def route(self) -> str | None:
         """The route's name."""
         return self.epoch.route
 
 
 @dataclass(frozen=True, slots=True)
-class AlarmRaised:
+class AlarmRaised(OfNoEpisode):
     """Something says that a route's certificate no longer fits its traffic."""
 
     kind: ClassVar[Literal["alarm_raised"]] = "alarm_raised"
@@ -78,18 +69,13 @@ class AlarmRaised:
         return f"{self.alarm.route}:{self.alarm.epoch}"
 
     @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
-
-    @property
     def route(self) -> str | None:
         """The route's name."""
         return self.alarm.route
 
 
 @dataclass(frozen=True, slots=True)
-class EnforcementPaused:
+class EnforcementPaused(OfNoEpisode):
     """Enforcement rests on a route until a person decides."""
 
     kind: ClassVar[Literal["enforcement_paused"]] = "enforcement_paused"
@@ -101,18 +87,13 @@ class EnforcementPaused:
         return f"{self.pause.route}:{self.pause.number}"
 
     @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
-
-    @property
     def route(self) -> str | None:
         """The route's name."""
         return self.pause.route
 
 
 @dataclass(frozen=True, slots=True)
-class EnforcementResumed:
+class EnforcementResumed(OfNoEpisode):
     """A person decided that enforcement goes on."""
 
     kind: ClassVar[Literal["enforcement_resumed"]] = "enforcement_resumed"
@@ -122,11 +103,6 @@ class EnforcementResumed:
     def key(self) -> str:
         """What may exist once: the end of a route's pause of that number."""
         return f"{self.resumption.route}:{self.resumption.number}"
-
-    @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
 
     @property
     def route(self) -> str | None:
@@ -158,7 +134,7 @@ class LabelWanted:
 
 
 @dataclass(frozen=True, slots=True)
-class JobRan:
+class JobRan(OfNoEpisode):
     """A job did something, failed, or was asked for by a person."""
 
     kind: ClassVar[Literal["job_ran"]] = "job_ran"
@@ -168,11 +144,6 @@ class JobRan:
     def key(self) -> str:
         """What may exist once: the run."""
         return self.run.run_id
-
-    @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
 
     @property
     def route(self) -> str | None:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 import msgspec
 
 from suffice.store.advice_events import AlertRaised, ArmProposed, RouteMonitored, VersionProposed
+from suffice.store.belonging import OfNoEpisode
 from suffice.store.control_events import (
     AlarmRaised,
     EnforcementPaused,
@@ -105,7 +106,7 @@ class FeedbackGiven:
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamExamined:
+class UpstreamExamined(OfNoEpisode):
     """A model server was examined. The latest examination of an upstream is the one that counts."""
 
     kind: ClassVar[Literal["upstream_examined"]] = "upstream_examined"
@@ -117,18 +118,13 @@ class UpstreamExamined:
         return self.findings.examination_id
 
     @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
-
-    @property
     def route(self) -> str | None:
         """None: several routes may use the upstream."""
         return None
 
 
 @dataclass(frozen=True, slots=True)
-class RouteExamined:
+class RouteExamined(OfNoEpisode):
     """Full runs of a route's questions were examined. The latest examination is the one that counts."""
 
     kind: ClassVar[Literal["route_examined"]] = "route_examined"
@@ -138,11 +134,6 @@ class RouteExamined:
     def key(self) -> str:
         """What may exist once: the examination."""
         return self.findings.examination_id
-
-    @property
-    def episode_id(self) -> str | None:
-        """None: it belongs to no episode."""
-        return None
 
     @property
     def route(self) -> str | None:
