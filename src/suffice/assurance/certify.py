@@ -13,6 +13,7 @@ Knows counts; refuses to know where audits come from, how levels were cut and wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
 from typing import Final
@@ -75,7 +76,7 @@ def log_wealth(counts: Counts, *, max_em_drop: float) -> Floats:
     max_em_drop  eps, a fraction in (0, 1)
     Raises ValueError outside of it.
     """
-    return _mixed(_log_bets(counts.gained, counts.same, counts.lost, max_em_drop))
+    return mixed(log_bets(counts.gained, counts.same, counts.lost, max_em_drop))
 
 
 def certified_level(wealth: Floats, *, delta: float) -> int:
@@ -136,14 +137,14 @@ def audits_to_certify(drop: float, *, max_em_drop: float, delta: float, gained: 
     lost = drop + gained
     if gained < 0 or lost < 0 or gained + lost > 1:
         raise ValueError(f"need gained >= 0, drop + gained >= 0 and both together at most 1; got {drop=} {gained=}")
-    per_audit = _log_bets(np.array([gained]), np.array([1 - gained - lost]), np.array([lost]), max_em_drop)
+    per_audit = log_bets(np.array([gained]), np.array([1 - gained - lost]), np.array([lost]), max_em_drop)
     growth = float(per_audit.max())  # behind many audits the best bet is all that counts
     if growth <= 0:
         raise ValueError(f"no number of audits certifies a drop of {drop:g} against a budget of {max_em_drop:g}")
     never, enough = 0, int(np.ceil((log(1 / delta) + log(len(BETS))) / growth)) + 1
     while enough - never > 1:  # the wealth of expected counts is convex and starts at 1: it passes once
         middle = (never + enough) // 2
-        passes = _mixed(middle * per_audit)[0] >= log(1 / delta)
+        passes = mixed(middle * per_audit)[0] >= log(1 / delta)
         never, enough = (never, middle) if passes else (middle, enough)
     return enough
 
@@ -153,18 +154,29 @@ def wealth_of(log_e: float) -> str:
     return "over 10^6" if log_e > log(1e6) else f"{exp(log_e):.3g}"
 
 
-def _log_bets(gained: Ints | Floats, same: Ints | Floats, lost: Ints | Floats, max_em_drop: float) -> Floats:
-    """Log wealth of each bet alone, shape (bets, M)."""
+def log_bets(
+    gained: Ints | Floats, same: Ints | Floats, lost: Ints | Floats, max_em_drop: float, *,
+    bets: Sequence[float] = BETS,
+) -> Floats:  # fmt: skip
+    """Log wealth of each bet alone, shape (bets, M): the product of 1 + nu (eps - Z).
+
+    bets  fractions of the largest one
+
+    Raises ValueError for a budget outside (0, 1).
+    """
     if not 0 < max_em_drop < 1:
         raise ValueError(f"max_em_drop: got {max_em_drop}; a fraction above 0 and below 1")
-    nu = np.array(BETS)[:, np.newaxis] / (1 - max_em_drop)
+    nu = np.array(bets)[:, np.newaxis] / (1 - max_em_drop)
     return np.asarray(
         gained * np.log1p(nu * (max_em_drop + 1)) + same * np.log1p(nu * max_em_drop)
         + lost * np.log1p(nu * (max_em_drop - 1))
     )  # fmt: skip
 
 
-def _mixed(log_bets: Floats) -> Floats:
-    """Log of the mean wealth of the bets, shape (M,)."""
-    peak = log_bets.max(axis=0)
-    return np.asarray(peak + np.log(np.exp(log_bets - peak).mean(axis=0)))
+def mixed(each: Floats) -> Floats:
+    """Log of the mean wealth of the bets, shape (M,).
+
+    each  log wealth of each, as `log_bets` gives it
+    """
+    peak = each.max(axis=0)
+    return np.asarray(peak + np.log(np.exp(each - peak).mean(axis=0)))

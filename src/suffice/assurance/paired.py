@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval, exact_binomial
-from suffice.assurance.certify import Counts
+from suffice.assurance.certify import Counts, log_bets, mixed
 
 Floats = NDArray[np.float64]
 
@@ -45,9 +45,7 @@ def log_wealth(counts: Counts, *, max_em_drop: float) -> Floats:
     Raises ValueError outside of it.
     """
     gained, same, lost = (np.asarray(n, dtype=np.float64) for n in (counts.gained, counts.same, counts.lost))
-    bets = _each_bet(gained, same, lost, max_em_drop)
-    peak = bets.max(axis=0)
-    return np.asarray(peak + np.log(np.exp(bets - peak).mean(axis=0)))
+    return mixed(log_bets(gained, same, lost, max_em_drop, bets=BETS))
 
 
 def upper_drop(counts: Counts, *, delta: float) -> Floats:
@@ -81,7 +79,7 @@ def pairs_to_certify(drop: float, flips: float, *, max_em_drop: float, delta: fl
     if flips < 0 or lost < 0 or lost + flips > 1 or not 0 < delta < 1:
         raise ValueError(f"need flips >= 0, drop + flips >= 0, both together at most 1; got {drop=} {flips=} {delta=}")
     rates = (np.array([flips]), np.array([1 - flips - lost]), np.array([lost]))
-    growth = float(_each_bet(*rates, max_em_drop).max())
+    growth = float(log_bets(*rates, max_em_drop, bets=BETS).max())
     if growth <= 0:
         raise ValueError(f"no number of pairs certifies a drop of {drop:g} at {flips:g} flips within {max_em_drop:g}")
     return ceil((log(1 / delta) + log(len(BETS))) / growth)
@@ -132,14 +130,3 @@ class PairedView:
 
 def _one(counts: Counts, arm: int) -> Counts:
     return Counts(counts.gained[arm : arm + 1], counts.same[arm : arm + 1], counts.lost[arm : arm + 1])
-
-
-def _each_bet(gained: Floats, same: Floats, lost: Floats, max_em_drop: float) -> Floats:
-    """Log wealth of each bet alone, shape (bets, M): the product of 1 + nu (eps - Z)."""
-    if not 0 < max_em_drop < 1:
-        raise ValueError(f"max_em_drop: got {max_em_drop}; a fraction above 0 and below 1")
-    nu = np.array(BETS)[:, np.newaxis] / (1 - max_em_drop)
-    return np.asarray(
-        gained * np.log1p(nu * (max_em_drop + 1)) + same * np.log1p(nu * max_em_drop)
-        + lost * np.log1p(nu * (max_em_drop - 1))
-    )  # fmt: skip
