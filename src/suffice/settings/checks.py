@@ -1,0 +1,157 @@
+"""What the types of settings cannot say: references, ranges, and combinations that promise too much."""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+from typing import Final
+
+import msgspec
+
+from suffice.errors import ConfigError
+from suffice.settings.tables import Control, Embeddings, Extra, Judge, Pressure, Prices, Probe, Route, Settings
+from suffice.types import Kind
+
+_RELAY: Final = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)")
+
+
+def check(settings: Settings) -> None:
+    """What types cannot say: references, ranges, and combinations that promise too much."""
+    for entry in settings.server.relay:
+        if not _RELAY.fullmatch(entry):
+            raise ConfigError(
+                f"server.relay: got {entry[:200]!r}; need a method and an exact path, such as 'POST /tokenize';"
+                " methods: GET, POST, PUT, PATCH, DELETE, OPTIONS"
+            )
+    for name, upstream in settings.upstreams.items():
+        if not re.match(r"https?://[^/\s]+", upstream.url):
+            raise ConfigError(f"upstreams.{name}.url: got {upstream.url!r}; need http://host[:port][/path]")
+        _check_extra(f"upstreams.{name}.extra", upstream.extra)
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", upstream.affinity_header):
+            got = upstream.affinity_header
+            raise ConfigError(f"upstreams.{name}.affinity_header: got {got!r}; no HTTP header name")
+        if upstream.prices is not None:
+            _check_prices(f"upstreams.{name}.prices", upstream.prices)
+        if upstream.template is not None and "{content}" not in upstream.template.turn:
+            raise ConfigError(f"upstreams.{name}.template.turn: must hold {{content}}, where a message's text goes")
+    for name, route in settings.routes.items():
+        where = f"routes.{name}"
+        if route.upstream not in settings.upstreams and (route.upstream or route.kind != "rounds"):
+            known = ", ".join(sorted(settings.upstreams)) or "none is configured"
+            raise ConfigError(f"{where}.upstream: unknown upstream {route.upstream!r}; known: {known}")
+        _check_route(where, route)
+        _check_load(where, route)
+        _check_tables(where, route)
+    _check_control(settings.control)
+
+
+def _check_control(control: Control) -> None:
+    for field in ("tick_requests", "burst_requests", "refit_requests", "window_audits"):
+        if getattr(control, field) < 1:
+            raise ConfigError(f"control.{field}: got {getattr(control, field)}; at least 1")
+    if not (isfinite(control.period_s) and control.period_s > 0):
+        raise ConfigError(f"control.period_s: got {control.period_s}; more than 0 seconds")
+
+
+def _check_extra(where: str, extra: Extra) -> None:
+    for field in ("calls_per_s", "tokens_per_s"):
+        value = getattr(extra, field)
+        if value is not None and not (isfinite(value) and value >= 0):
+            raise ConfigError(f"{where}.{field}: got {value}; at least 0")
+    for field in ("concurrency_share", "rate_limit_share"):
+        value = getattr(extra, field)
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{where}.{field}: got {value}; a fraction from 0 to 1")
+
+
+def _check_prices(where: str, prices: Prices) -> None:
+    for field, value in msgspec.structs.asdict(prices).items():
+        if value is not None and not (isfinite(value) and value >= 0):
+            raise ConfigError(f"{where}.{field}: got {value}; US dollars for a million tokens, at least 0")
+
+
+def _check_route(where: str, route: Route) -> None:
+    for field in ("max_em_drop", "confidence", "critical_em", "audit_share"):
+        value = getattr(route, field)
+        if value is not None and not 0 <= value <= 1:
+            raise ConfigError(f"{where}.{field}: got {value}; a fraction from 0 to 1 (1 point of EM = 0.01)")
+    timeout_s = route.label_timeout_s
+    if timeout_s is not None and not (isfinite(timeout_s) and timeout_s >= 0):
+        raise ConfigError(f"{where}.label_timeout_s: got {timeout_s}; at least 0 seconds")
+    for field in ("samples", "wave"):
+        if getattr(route, field) < 1:
+            raise ConfigError(f"{where}.{field}: got {getattr(route, field)}; at least 1")
+    if route.max_extra_calls < 0:
+        raise ConfigError(f"{where}.max_extra_calls: got {route.max_extra_calls}; at least 0")
+    if route.kind == "samples" and route.samples - 1 > route.max_extra_calls:
+        raise ConfigError(
+            f"{where}.samples: got {route.samples}; at most {route.max_extra_calls + 1},"
+            " because every sample behind the first is one of max_extra_calls"
+        )
+    if route.budget_tokens is not None and route.budget_tokens < 0:
+        raise ConfigError(f"{where}.budget_tokens: got {route.budget_tokens}; at least 0, which is no thought at all")
+    if route.kind != "reasoning" and (route.effort is not None or route.budget_tokens is not None):
+        raise ConfigError(f"{where}: effort and budget_tokens belong to the kind 'reasoning', got {route.kind!r}")
+
+
+def _check_tables(where: str, route: Route) -> None:
+    if route.probe is not None:
+        _check_probe(f"{where}.probe", route.probe)
+    if route.embeddings is not None:
+        _check_embeddings(f"{where}.embeddings", route.embeddings, route.kind)
+    if route.judge is not None:
+        _check_judge(f"{where}.judge", route.judge)
+
+
+def _check_judge(where: str, judge: Judge) -> None:
+    if not re.match(r"https?://[^/\s]+", judge.url):
+        raise ConfigError(f"{where}.url: got {judge.url!r}; need http://host[:port][/path]")
+    if not (isfinite(judge.timeout_s) and judge.timeout_s > 0):
+        raise ConfigError(f"{where}.timeout_s: got {judge.timeout_s}; more than 0 seconds")
+    if judge.max_tokens < 1:
+        raise ConfigError(f"{where}.max_tokens: got {judge.max_tokens}; at least 1")
+
+
+def _check_embeddings(where: str, embeddings: Embeddings, kind: Kind) -> None:
+    if kind == "samples":
+        raise ConfigError(f"{where}: belongs to 'rounds' and 'reasoning'; samples are no drafts of each other")
+    if not re.match(r"https?://[^/\s]+", embeddings.url):
+        raise ConfigError(f"{where}.url: got {embeddings.url!r}; need http://host[:port][/path]")
+    for field in ("timeout_s", "pause_s"):
+        value = getattr(embeddings, field)
+        if not (isfinite(value) and value > 0):
+            raise ConfigError(f"{where}.{field}: got {value}; more than 0 seconds")
+
+
+def _check_load(where: str, route: Route) -> None:
+    if route.min_satisfaction is not None and not 0 < route.min_satisfaction <= 5:
+        got = route.min_satisfaction
+        raise ConfigError(f"{where}.min_satisfaction: got {got}; a fraction up to 1, or a rating above 1 and up to 5")
+    if route.fallback_capacity is not None and not (isfinite(route.fallback_capacity) and route.fallback_capacity > 0):
+        raise ConfigError(f"{where}.fallback_capacity: got {route.fallback_capacity}; a ratio above 0")
+    if route.pressure is not None:
+        if not route.upstream:
+            raise ConfigError(f"{where}.pressure: needs a route with an upstream, whose load is measured")
+        _check_pressure(f"{where}.pressure", route.pressure)
+
+
+def _check_pressure(where: str, pressure: Pressure) -> None:
+    targets = {name: getattr(pressure, name) for name in ("queue", "latency_s", "tokens_per_s", "usd_per_hour")}
+    if all(target is None for target in targets.values()):
+        raise ConfigError(f"{where}: names no target; at least one of {', '.join(targets)}")
+    for field, value in (targets | {"hold_s": pressure.hold_s}).items():
+        if value is not None and not (isfinite(value) and value > 0):
+            raise ConfigError(f"{where}.{field}: got {value}; more than 0")
+    usual = pressure.operating_point
+    for field, value, most in (("operating_point", usual, 1.0), ("slack_point", pressure.slack_point, usual)):
+        if value is not None and not 0 <= value <= most:
+            raise ConfigError(f"{where}.{field}: got {value}; a fraction from 0 to {most:g}")
+
+
+def _check_probe(where: str, probe: Probe) -> None:
+    if probe.closing.endswith(" "):
+        raise ConfigError(f"{where}.closing: must not end in a space: models then lose minus signs")
+    if probe.timeout_s <= 0:
+        raise ConfigError(f"{where}.timeout_s: got {probe.timeout_s}; more than 0 seconds")
+    if probe.reask_thought.count("{thought}") != 1:
+        raise ConfigError(f"{where}.reask_thought: must hold {{thought}} once, where the reasoning so far goes")

@@ -1,0 +1,81 @@
+"""From a file's tables to settings: an unknown key is refused with its path and the nearest key that exists."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from suffice.errors import ConfigError
+from suffice.settings.checks import check
+from suffice.settings.tables import Route, Settings, Upstream
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def parse(raw: Mapping[str, Any]) -> Settings:
+    """Turn a nested mapping (TOML or YAML as read) into settings.
+
+    Raises ConfigError with the path of the value at fault, what it was and what is allowed.
+    """
+    _refuse_unknown(raw, Settings, path="")
+    for table, model in (("upstreams", Upstream), ("routes", Route)):
+        for name, item in raw.get(table, {}).items():
+            _convert(item, model, path=f"{table}.{name}")  # one by one, so that an error names its own table
+    settings = _convert(raw, Settings, path="")
+    check(settings)
+    return settings
+
+
+def _convert(raw: object, model: type[S], *, path: str) -> S:
+    """Build one settings object; an error tells the path, what was found and what is allowed."""
+    try:
+        return msgspec.convert(raw, model, strict=True)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")
+        inner = where.strip("`").removeprefix("$").removeprefix(".")
+        here = ".".join(part for part in (path, inner) if part) or "config"
+        raise ConfigError(f"{here}: {what}{_allowed(model, inner)}") from None
+
+
+def _allowed(model: type[msgspec.Struct], inner: str) -> str:
+    """The words that a field may hold, where it may hold only some."""
+    hint: Any = model
+    for name in inner.split("."):
+        nested = _struct_in(hint)
+        hint = get_type_hints(nested).get(name.partition("[")[0]) if nested is not None else None
+    words = [w for part in (hint, *get_args(hint)) if get_origin(part) is Literal for w in get_args(part)]
+    return f"; allowed: {', '.join(words)}" if words else ""
+
+
+def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None:
+    """Walk the mapping beside the types; name the path of the first key that has no field."""
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{path or 'config'}: must be a table, got {type(raw).__name__}")
+    hints = get_type_hints(model)
+    for key, value in raw.items():
+        here = f"{path}.{key}" if path else str(key)
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(hints))}"
+            raise ConfigError(f"{here}: unknown key{hint}")
+        nested = _struct_in(hints[key])
+        if nested is None or value is None:
+            continue
+        if str(hints[key]).startswith("dict"):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{here}: must be a table, got {type(value).__name__}")
+            for name, item in value.items():
+                _refuse_unknown(item, nested, f"{here}.{name}")
+        else:
+            _refuse_unknown(value, nested, here)
+
+
+def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
+    """The settings class inside a type hint: itself, `X | None`, or the values of `dict[str, X]`."""
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return hint
+    found = [_struct_in(part) for part in get_args(hint)]
+    return next((part for part in found if part is not None), None)

@@ -1,0 +1,32 @@
+"""The composition root: from a settings file to running objects. Files, environment and clocks enter here.
+
+    files ──▶ settings ──▶ routes ──▶ running      with what `keys` holds
+
+Nothing below this room reads the environment, opens a file it was not given or asks for the time.
+"""
+
+from __future__ import annotations
+
+from suffice.wiring.files import load_settings
+from suffice.wiring.keys import Randomness, api_key, deployment_salt, new_id, secret
+from suffice.wiring.routes import Evidence, build_route, check, evidence_warnings, read_evidence
+from suffice.wiring.running import decisions, embedders, gateway, library, worker
+
+__all__ = [
+    "Evidence",
+    "Randomness",
+    "api_key",
+    "build_route",
+    "check",
+    "decisions",
+    "deployment_salt",
+    "embedders",
+    "evidence_warnings",
+    "gateway",
+    "library",
+    "load_settings",
+    "new_id",
+    "read_evidence",
+    "secret",
+    "worker",
+]

@@ -1,0 +1,176 @@
+"""Routes as they run: built from settings and from what the log says against them, with warnings for their owner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from suffice.assurance.extractable import WINDOW_RUNS, refusal
+from suffice.episode import ahead
+from suffice.episode.segment import build_segmenter
+from suffice.errors import ConfigError
+from suffice.gateway.app import endpoints
+from suffice.gateway.operating import warnings as load_warnings
+from suffice.gateway.route import BuiltRoute, setup_of
+from suffice.plugins import load_plugins
+from suffice.policy.base import build_policy, version_of
+from suffice.scoring.base import build_scorer, scorer_label
+from suffice.settings import Route, Settings, Upstream
+from suffice.signals.observe import Observer
+from suffice.store.sqlite import database_path
+from suffice.store.views import extracted_answers, route_findings, upstream_findings
+from suffice.types import Findings, RouteFindings
+from suffice.upstream.drivers import driver_facts
+from suffice.upstream.findings import url_key
+from suffice.wiring.keys import split_keys
+
+if TYPE_CHECKING:
+    pass
+
+# Signals that every governed route records, so that a later policy can be replayed on its log.
+RECORDED: Mapping[str, tuple[str, ...]] = {
+    "reasoning": ("stability", "confidence", "hedges"),
+    "samples": ("votes",),
+    "rounds": ("stability", "confidence", "drafts"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the log already says about upstreams and routes; empty when there is no log yet."""
+
+    upstreams: Mapping[str, Findings] = field(default_factory=dict)          # by name, same address only
+    extracted: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)  # by route, oldest first
+
+
+def read_evidence(settings: Settings, database: Path | None = None) -> Evidence:
+    """Read what `suffice doctor` and the routes' own full runs have shown. Raises StoreError.
+
+    database  the log's file; None: the one that the settings name
+    """
+    path = database or database_path(settings.store.url)
+    if not path.is_file():
+        return Evidence()
+    examined = route_findings(path)
+    return Evidence(
+        upstreams={
+            name: found for name, found in upstream_findings(path).items()
+            if name in settings.upstreams and found.url_key == url_key(settings.upstreams[name].url)
+        },
+        extracted={
+            name: _extracted(path, name, route, examined) for name, route in settings.routes.items()
+        },
+    )  # fmt: skip
+
+
+def _extracted(
+    path: Path, name: str, route: Route, examined: Mapping[str, tuple[int, RouteFindings]]
+) -> tuple[bool, ...]:
+    """The latest full runs of a route: could the answer be read? Those of the last examination come first.
+
+    Runs before it do not count: their answers may have been read by another scorer.
+    """
+    seq, found = examined.get(name, (0, None))
+    if found is None or found.scorer != scorer_label(route.scorer):
+        return tuple(extracted_answers(path, name, limit=WINDOW_RUNS))
+    seen = [True] * found.n_extractable + [False] * (found.n_runs - found.n_extractable)
+    return (*seen, *extracted_answers(path, name, since_seq=seq, limit=WINDOW_RUNS))
+
+
+def evidence_warnings(settings: Settings, evidence: Evidence) -> list[str]:
+    """What the log says against these settings, for the owner."""
+    warnings = []
+    for name, route in settings.routes.items():
+        built = build_route(name, route, evidence)
+        if route.mode == "enforce" and built.refused is not None:
+            warnings.append(f"routes.{name}: behaves as observe: {built.refused}")
+        if route.mode == "observe" and route.probe is not None and not built.may_probe:
+            warnings.append(
+                f"routes.{name}.probe: no probe is sent while observing: run suffice doctor --upstream"
+                f' {route.upstream}, or write verified_by = "owner" if you know that this upstream continues'
+                " a text and caches prefixes"
+            )
+    return warnings
+
+
+def build_route(
+    name: str, settings: Route, evidence: Evidence | None = None, upstream: Upstream | None = None
+) -> BuiltRoute:
+    """Build a route's scorer and policy. Raises ConfigError with the route's path."""
+    known = evidence or Evidence()
+    try:
+        scorer = build_scorer(settings.scorer)
+        policy = build_policy(settings.policy or {"policy": "never"})
+        build_segmenter(settings.steps)
+    except ConfigError as error:
+        raise ConfigError(f"routes.{name}.{error}") from None
+    asked = {need.partition("(")[0] for need in policy.needs}  # with parameters of its own: those count
+    recorded = (*RECORDED[settings.kind], *(("drafts",) if settings.embeddings is not None else ()))
+    needs = (*dict.fromkeys(need for need in recorded if need not in asked), *policy.needs)
+    Observer(needs, settings.kind)  # a signal that does not exist must fail here, not in a request
+    built = BuiltRoute(
+        name=name,
+        settings=settings,
+        scorer=scorer,
+        policy=policy,
+        policy_version=version_of(policy),
+        certified=False,  # nothing certifies yet
+        needs=needs,
+        findings=known.upstreams.get(settings.upstream),
+        refused=refusal(known.extracted.get(name, ()), scorer_label(settings.scorer)),
+    )
+    address = "" if upstream is None else url_key(upstream.url)
+    setup = setup_of(settings, scorer_label(settings.scorer), address, probes=built.may_probe)
+    return replace(built, setup=setup)
+
+
+def check(settings: Settings, environment: Mapping[str, str] | None = None) -> list[str]:
+    """Build everything that can be built without opening a socket; return warnings for the owner.
+
+    Raises ConfigError for what cannot work.
+    """
+    endpoints(settings.server.relay)
+    known = os.environ if environment is None else environment
+    warnings = [plugin.warning() for plugin in load_plugins() if plugin.problem is not None]
+    _check_drivers(settings)
+    for name, route in settings.routes.items():
+        built = build_route(name, route)
+        upstream = settings.upstreams.get(route.upstream)
+        wrong = ahead.problem(route, upstream) if upstream is not None else None
+        if wrong is not None:
+            raise ConfigError(f"routes.{name}.{wrong}")
+        if route.mode == "enforce" and not built.acts and not route.is_learned:
+            warnings.append(
+                f"routes.{name}: enforce without a certified policy behaves as observe;"
+                " write uncertified = true to let it act all the same"
+            )
+        if route.probe is not None and route.mode != "off" and upstream is not None and upstream.slots == 1:
+            warnings.append(
+                f"routes.{name}.probe: upstreams.{route.upstream} has slots = 1, so a probe is sent only while"
+                " one call runs there; write how many it serves at once"
+            )
+        given = route.embeddings
+        if given is not None and given.api_key_env and given.api_key_env not in known:
+            warnings.append(f"routes.{name}.embeddings: the environment has no {given.api_key_env}")
+        warnings += load_warnings(f"routes.{name}", route, upstream)
+        if route.kind == "samples" and route.samples == 1:
+            warnings.append(f"routes.{name}: samples = 1 passes through unless a request asks for more")
+    for name, one in settings.upstreams.items():
+        if one.api_key_env and one.api_key_env not in known:
+            warnings.append(f"upstreams.{name}: the environment has no {one.api_key_env}")
+    keys = settings.server.api_keys_env
+    if keys and not split_keys(known.get(keys, "")):
+        warnings.append(f"server.api_keys_env: the environment has no keys in {keys}")
+    return warnings
+
+
+def _check_drivers(settings: Settings) -> None:
+    """Is there a driver for every upstream? Raises ConfigError with the upstream's path."""
+    for name, upstream in settings.upstreams.items():
+        try:
+            driver_facts(upstream.driver)
+        except ConfigError as error:
+            raise ConfigError(f"upstreams.{name}.{error}") from None

@@ -1,0 +1,196 @@
+"""Everything that runs, opened and closed: the gateway, the library in a process, the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+from suffice.assurance.extractable import WINDOW_RUNS
+from suffice.control.arms import Tune
+from suffice.control.jobs import Worker
+from suffice.control.loops import Certify
+from suffice.control.matching import matching
+from suffice.control.monitor import Monitor
+from suffice.control.proposing import Retrain
+from suffice.errors import ConfigError
+from suffice.gateway import desk
+from suffice.gateway.app import App
+from suffice.gateway.context import Gateway
+from suffice.gateway.follow import Follower, following
+from suffice.gateway.operating import watched
+from suffice.settings import Settings
+from suffice.store.decisions import Decisions
+from suffice.store.log import EventLog
+from suffice.store.sqlite import SqliteLog, database_path
+from suffice.store.views import read_recent, route_counts
+from suffice.telemetry import LOG, Metrics
+from suffice.upstream.client import UpstreamClient
+from suffice.wiring.keys import api_key, client_keys, deployment_salt, new_id, secret
+from suffice.wiring.routes import Evidence, build_route, check, evidence_warnings, read_evidence
+
+if TYPE_CHECKING:
+    from suffice.edge.embedder import HttpEmbedder
+
+LEARNT_RUNS = 2_000  # of the log's latest runs: what they teach is known again after a restart
+HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
+
+
+def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
+    """The embedders of routes that have one, not opened yet. Raises ConfigError."""
+    given = {name: route.embeddings for name, route in settings.routes.items() if route.mode != "off"}
+    if not any(given.values()):
+        return {}
+    from suffice.edge.embedder import HttpEmbedder  # a general HTTP client, slow to import, and rarely needed
+
+    return {
+        name: HttpEmbedder(
+            one.url, model=one.model, timeout_s=one.timeout_s, pause_s=one.pause_s,
+            api_key=secret(f"routes.{name}.embeddings.api_key_env", one.api_key_env),
+        )
+        for name, one in given.items() if one is not None
+    }  # fmt: skip
+
+
+async def _handlers_end(gw: Gateway) -> None:
+    """Wait a little for handlers that still write their outcome: the log closes behind them."""
+    end_s = time.monotonic() + HANDLERS_END_S
+    while gw.n_live and time.monotonic() < end_s:  # noqa: ASYNC110 - once in a life; polling is plainest
+        await asyncio.sleep(0.01)
+
+
+def _recovered(settings: Settings, log: EventLog) -> Evidence:
+    """What an opened log knows, once the requests of dead processes have their outcome."""
+    if not isinstance(log, SqliteLog):
+        return Evidence()
+    log.recover()
+    evidence = read_evidence(settings)
+    for warning in evidence_warnings(settings, evidence):
+        LOG.warning(warning)
+    return evidence
+
+
+def _running(
+    settings: Settings, log: EventLog, evidence: Evidence, clients: Mapping[str, UpstreamClient],
+    vectors: Mapping[str, HttpEmbedder],
+) -> Gateway:
+    """All that handlers need, with what the log's history teaches."""
+    gw = Gateway(
+        settings=settings, routes=tuple(
+            build_route(name, r, evidence, settings.upstreams.get(r.upstream)) for name, r in settings.routes.items()
+        ),
+        upstreams=clients, embedders=vectors, log=log, metrics=Metrics(),
+        api_keys=client_keys(settings) if clients else (),
+        salt=deployment_salt(settings), new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
+    )  # fmt: skip
+    if isinstance(log, SqliteLog):
+        counts = route_counts(database_path(settings.store.url))
+        gw.n_requests = {c.route: c.n_requests for c in counts if c.route}
+        for episode in read_recent(database_path(settings.store.url), LEARNT_RUNS):
+            gw.learn(episode.request, episode.outcome)
+    gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in evidence.extracted.items()}
+    return gw
+
+
+def library(settings: Settings, vectors: Mapping[str, HttpEmbedder]) -> Gateway:
+    """What a loop in this process is governed with: routes and the log, without sockets and without clients.
+
+    vectors  of `embedders`; the caller opens and closes them
+
+    The caller closes `log`. Raises ConfigError and StoreError.
+    """
+    for warning in check(settings):
+        LOG.warning(warning)
+    log = SqliteLog.open(settings.store, now=time.time)
+    try:
+        gw = _running(settings, log, _recovered(settings, log), {}, vectors)
+        gw.refresh = Follower(gw, log.path).refresh
+        gw.refresh()
+    except BaseException:
+        log.close()
+        raise
+    gw.new_id = lambda: f"ep_{int(time.time() * 1e3):011x}{os.urandom(8).hex()}"  # asked from many threads
+    return gw
+
+
+def decisions(settings: Settings) -> Decisions:
+    """The settings' log, open for a person's decisions; the caller closes it. Raises ConfigError and StoreError."""
+    return Decisions.open(database_path(settings.store.url), now=time.time, monotonic_s=time.monotonic)
+
+
+@contextmanager
+def worker(settings: Settings) -> Iterator[Worker]:
+    """The control loop's jobs on the settings' log, while the block lasts. Raises ConfigError and StoreError."""
+    with decisions(settings) as writer:
+        author = f"worker {secrets.token_hex(3)}"
+        certify = Certify(
+            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
+        )
+        monitor = Monitor(
+            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
+        )
+        retrain = Retrain(
+            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
+        )
+        tune = Tune(
+            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic,
+            now=time.time,
+        )  # fmt: skip
+        try:
+            yield Worker(
+                decisions=writer, jobs=(certify, monitor, retrain, tune), author=author, now=time.time,
+                monotonic_s=time.monotonic, new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
+            )
+        finally:
+            certify.close()
+            monitor.close()
+
+
+@asynccontextmanager
+async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIterator[App]:
+    """Open the log and the upstreams, and give the ASGI application; close them all afterwards.
+
+    Raises ConfigError and StoreError before anything is served.
+    """
+    for warning in check(settings):
+        LOG.warning(warning)
+    keys = {name: api_key(name, upstream) for name, upstream in settings.upstreams.items()}
+    vectors = embedders(settings)
+    if not settings.upstreams:
+        raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
+    opened = log or SqliteLog.open(settings.store, now=time.time)
+    try:
+        evidence = _recovered(settings, opened)
+        clients = {
+            name: UpstreamClient(
+                name, upstream, keys[name], evidence.upstreams.get(name),
+                monotonic_s=time.monotonic, wall_s=time.time,
+            )
+            for name, upstream in settings.upstreams.items()
+        }  # fmt: skip
+        gw = _running(settings, opened, evidence, clients, vectors)
+        async with AsyncExitStack() as stack:
+            for client in clients.values():
+                await stack.enter_async_context(client)
+            for embedder in vectors.values():
+                await stack.enter_async_context(embedder)
+            stack.enter_context(watched(gw.look_at_load, gw.metrics))
+            if isinstance(opened, SqliteLog):
+                follower = Follower(gw, opened.path)
+                await stack.enter_async_context(following(follower))
+                gw.told = follower.tell
+            gw.ready = True
+            try:
+                yield App(gw)
+            finally:
+                gw.ready = False
+                await _handlers_end(gw)
+                desk.close_all(gw)
+    finally:
+        if log is None:
+            opened.close()
