@@ -53,6 +53,7 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         "suffice_decisions_total", "counter", "Steps of callers' own loops by what was decided.", ("route", "action")
     ),
+    MetricSpec("suffice_kill_switch", "gauge", "1 while the kill switch is pulled and nothing is stopped."),
     MetricSpec("suffice_open_episodes", "gauge", "Callers' own loops that have not ended."),
     MetricSpec("suffice_certified_level", "gauge", "Most aggressive level in force; 0 never stops.", ("route",)),
     MetricSpec("suffice_em_drop_upper_bound", "gauge", "Upper end of the EM drop's interval.", ("route",)),

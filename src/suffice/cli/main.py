@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "worker": ("suffice.cli.worker", "worker", "Certify, watch and brake the routes of a log."),
     "pause": ("suffice.cli.hold", "pause", "Let a route run in full until somebody resumes it."),
     "resume": ("suffice.cli.hold", "resume", "End a pause: what is certified on a route acts again."),
+    "kill": ("suffice.cli.kill", "kill", "Stop stopping, on every route, at once; needs nothing but a file."),
+    "unkill": ("suffice.cli.kill", "unkill", "Release the kill switch."),
     "status": ("suffice.cli.status", "status", "Show EM, tokens and saving per route."),
     "doctor": ("suffice.cli.doctor", "doctor", "Examine a model server, or a route, before you rely on it."),
     "record": ("suffice.cli.record", "record", "Record full traces of questions at a live model server."),

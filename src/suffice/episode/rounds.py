@@ -103,6 +103,7 @@ class RoundsRun:
     may_act: bool
     returning: Returning
     monotonic_s: Callable[[], float]
+    resting: Callable[[], bool] = lambda: False  # has everything been told not to act, since the run began?
     vectors: Vectors | None = None         # who may be asked for them; this class asks nobody
     seen: list[Seen] = field(default_factory=list)
     is_over: bool = False
@@ -110,6 +111,11 @@ class RoundsRun:
     _pace: Pace | None = None
     _n_chars: int = 0
     _n_beyond: int = 0
+
+    @property
+    def acts(self) -> bool:
+        """May the caller be told to stop now?"""
+        return self.may_act and not self.resting()
 
     @property
     def id(self) -> str:
@@ -167,7 +173,7 @@ class RoundsRun:
         A run that the policy may not touch returns what the caller's loop alone would: its last answer,
         or the vote of its samples.
         """
-        return self._chosen(acting=self.may_act)
+        return self._chosen(acting=self.acts)
 
     def answer_of(self, index: int | None) -> str | None:
         """The normalised answer of a step."""
@@ -181,7 +187,7 @@ class RoundsRun:
         if ledger.request.kind == "samples" and self.seen:
             ledger.vote = vote.count([s.answer for s in self.seen]).counts
         would = self._chosen(acting=True)
-        shadow = not self.may_act and ledger.request.ungoverned is None and ledger.stop_step is None
+        shadow = not self.acts and ledger.request.ungoverned is None and ledger.stop_step is None
         if shadow and self.answer_of(would) != ledger.answer:
             # The policy lets the loop run to its end and then takes another round's answer: a stop there.
             ledger.stop_step, ledger.would_answer = len(self.seen), self.answer_of(would)
@@ -258,7 +264,7 @@ class RoundsRun:
 
         In an audit nothing is said of what the policy would have done.
         """
-        if not decision.stop or self.may_act:
+        if not decision.stop or self.acts:
             return decision
         audit = self.ledger.request.audit and self.ledger.request.mode == "enforce"
         reason = GOES_ON if audit else f"not acted on: {decision.reason}"

@@ -17,7 +17,7 @@ from suffice.assurance.fallback import Admission
 from suffice.episode.ledger import Ledger
 from suffice.episode.samples import Refusal
 from suffice.errors import BadRequest, Overloaded, UpstreamError, UpstreamTimeout
-from suffice.gateway import books, govern, route
+from suffice.gateway import books, govern, kill, route
 from suffice.gateway.asked import query_of
 from suffice.gateway.auth import without_keys
 from suffice.gateway.breaker import Breaker
@@ -194,6 +194,7 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
     named = dict(headers)
     found = find_route(gw, intake.model, named)
     _check_version(intake, named, found)
+    found = gw.kill.resting(found) if found is not None else None
     intake = for_route(intake, found)
     count_stripped(gw, intake)
     reason, place = _reason(gw, episode_id, intake, found)
@@ -258,6 +259,8 @@ def _reason(
     if found.settings.kind == "samples":
         _check_samples(samples, found)
     reason = route.ungoverned(found, intake.body, samples)
+    if reason is None and gw.kill.on and found.settings.kind == "reasoning":  # samples: all of them are drawn
+        reason = kill.REASON
     if reason is not None:
         return reason, None
 

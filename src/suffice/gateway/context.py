@@ -13,6 +13,7 @@ from suffice.assurance.lengths import FullRuns, HandOvers
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
 from suffice.gateway.breaker import Breaker
+from suffice.gateway.kill import KillSwitch
 from suffice.gateway.operating import Operating
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.base import version_of
@@ -145,6 +146,7 @@ class Gateway:
     answered_by: dict[str, str] = field(default_factory=dict)  # id of a stored response → its upstream
     breakers: dict[str, Breaker] = field(default_factory=dict)   # by route
     operating: Operating = field(default_factory=Operating)      # where routes operate inside what is certified
+    kill: KillSwitch = field(default_factory=KillSwitch)         # takes enforcement away from every route
     runs: OpenRuns = field(default_factory=OpenRuns)             # loops that callers drive through /v1/decide
     refresh: Callable[[], None] = lambda: None   # sees what was decided, where no timer does
     told: Callable[[], None] = lambda: None      # something was decided just now: look at once
@@ -200,6 +202,11 @@ class Gateway:
     def look_at_load(self) -> None:
         """Measure the load and move operating points, if it is time to."""
         self.operating.look(self.upstreams, self.routes, self.metrics, now_s=self.monotonic_s())
+
+    def look_at_kill(self) -> None:
+        """See whether the kill switch is pulled."""
+        self.kill.look()
+        self.metrics.set("suffice_kill_switch", float(self.kill.on))
 
     def note_full_run(self, request: Request, outcome: Outcome) -> None:
         """Take the end of a full run in; now and then, see whether its route may still be enforced."""

@@ -40,7 +40,7 @@ class Asked:
 def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     """Draw the lot, write the request down, and give the run that takes its steps."""
     gw.refresh()
-    route = next((one for one in gw.routes if one.name == route.name), route)
+    route = gw.kill.resting(next((one for one in gw.routes if one.name == route.name), route))
     question = question_key(asked.question, salt=gw.salt)
     route = placed(
         route.for_request(question, asked.model, class_of(_query(asked))),
@@ -55,7 +55,7 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     embedder, most = gw.embedders.get(route.name), route.settings.max_extra_calls
     return RoundsRun(
         ledger=ledger, route=route, may_act=request.ungoverned is None and route.acts and not request.audit,
-        returning=route.returning, monotonic_s=gw.monotonic_s,
+        returning=route.returning, monotonic_s=gw.monotonic_s, resting=lambda: gw.kill.on,
         vectors=None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most),
     )  # fmt: skip
 

@@ -57,8 +57,8 @@ class Job:
 
     @property
     def may_act(self) -> bool:
-        """May the policy end this run? Not in observe, not uncertified, not in an audit."""
-        return self.route.acts and not self.ledger.request.audit
+        """May the policy end this run? Not in observe, uncertified, in an audit, or while the switch is pulled."""
+        return self.route.acts and not self.ledger.request.audit and not self.gw.kill.on
 
 
 def observer(job: Job) -> Callable[[Step], Signals]:

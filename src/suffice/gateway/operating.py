@@ -9,9 +9,7 @@ a timer looks at the load. A request reads one number. A failure here leaves eve
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -149,28 +147,6 @@ class Operating:
                 "routes.%s: operates as in %s, at level %d of %d: %s",
                 route.name, stance, route.level, route.certified, route.operation.reason,
             )  # fmt: skip
-
-
-@contextmanager
-def watched(look_at_load: Callable[[], None], metrics: Metrics) -> Iterator[None]:
-    """A block in which the load is looked at, by a timer of the running event loop."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle
-
-    def look_again() -> None:
-        nonlocal timer
-        timer = loop.call_later(LOOK_S, look_again)
-        try:
-            look_at_load()
-        except Exception as error:  # noqa: BLE001 - every level stays where it is
-            LOG.error("the load could not be looked at (%s)", type(error).__name__)
-            metrics.inc("suffice_failopen_total", "load")
-
-    timer = loop.call_later(LOOK_S, look_again)
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def placed(route: BuiltRoute, place: Admission) -> BuiltRoute:

@@ -26,6 +26,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ping_s: float = 15.0              # comment line on a silent stream
     grace_s: float = 10.0             # how long live streams may finish at shutdown
     client_idle_timeout_s: float = 300.0  # a client that takes nothing for so long though bytes wait is cut off
+    kill_file: str = ""               # as long as it exists nothing is stopped; "": beside the log, `.kill`
     relay: tuple[str, ...] = ()       # further paths of the engine that are relayed, such as "POST /tokenize"
 
 

@@ -4,7 +4,8 @@
     RequestEnded   the one outcome of that request
     FeedbackGiven  someone said how good an answer was
     UpstreamExamined, RouteExamined  `suffice doctor` looked at a model server, or at a route's answers
-    … and what the control loop decides, in `control_events`, and tells people, in `advice_events`
+    … and what the control loop decides, in `control_events`, what it tells people, in `advice_events`, and the kill
+    switch, in `kill_events`
 
 This file knows the shape of a row and refuses to know where rows are kept. A new kind of event is
 one class here and one line in EVENTS. Unknown fields in a stored row are skipped, so a log that a
@@ -31,6 +32,7 @@ from suffice.store.control_events import (
     LabelWanted,
     PolicyPublished,
 )
+from suffice.store.kill_events import KillSwitched
 from suffice.types import Feedback, Findings, Outcome, Request, RouteFindings
 
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
@@ -144,7 +146,7 @@ class RouteExamined(OfNoEpisode):
 Event: TypeAlias = (
     RequestSeen | RequestEnded | FeedbackGiven | UpstreamExamined | RouteExamined
     | PolicyPublished | EpochBegan | AlarmRaised | EnforcementPaused | EnforcementResumed | LabelWanted | JobRan
-    | RouteMonitored | AlertRaised | VersionProposed | ArmProposed
+    | RouteMonitored | AlertRaised | VersionProposed | ArmProposed | KillSwitched
 )
 E = TypeVar("E", bound=Event)
 
@@ -165,6 +167,7 @@ EVENTS: Mapping[str, type[Event]] = {
     AlertRaised.kind: AlertRaised,
     VersionProposed.kind: VersionProposed,
     ArmProposed.kind: ArmProposed,
+    KillSwitched.kind: KillSwitched,
 }
 
 _ENCODER = msgspec.json.Encoder()

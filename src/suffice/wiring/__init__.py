@@ -8,7 +8,7 @@ Nothing below this room reads the environment, opens a file it was not given or 
 from __future__ import annotations
 
 from suffice.wiring.files import load_settings
-from suffice.wiring.keys import Randomness, api_key, deployment_salt, new_id, secret
+from suffice.wiring.keys import Randomness, api_key, deployment_salt, kill_file, new_id, secret
 from suffice.wiring.routes import Evidence, build_route, check, evidence_warnings, read_evidence
 from suffice.wiring.running import decisions, embedders, gateway, library, worker
 
@@ -23,6 +23,7 @@ __all__ = [
     "embedders",
     "evidence_warnings",
     "gateway",
+    "kill_file",
     "library",
     "load_settings",
     "new_id",

@@ -1,4 +1,4 @@
-"""What nobody may read or guess: keys from the environment, the salt beside the log, fresh ids."""
+"""What stands in the environment and beside the log: keys, the salt, the kill switch; and fresh ids."""
 
 from __future__ import annotations
 
@@ -62,6 +62,12 @@ def deployment_salt(settings: Settings) -> str:
     if not salt:
         raise ConfigError(f"{file}: is empty; it must hold the secret of this log: restore it or delete it")
     return salt
+
+
+def kill_file(settings: Settings) -> Path:
+    """The file that pulls the kill switch: the one that the settings name, else one beside the database."""
+    named = settings.server.kill_file
+    return Path(named) if named else database_path(settings.store.url).with_suffix(".kill")
 
 
 def _write_salt(file: Path) -> None:

@@ -19,11 +19,13 @@ from suffice.control.matching import matching
 from suffice.control.monitor import Monitor
 from suffice.control.proposing import Retrain
 from suffice.errors import ConfigError
-from suffice.gateway import desk
+from suffice.gateway import desk, kill
 from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
 from suffice.gateway.follow import Follower, following
-from suffice.gateway.operating import watched
+from suffice.gateway.kill import KillSwitch
+from suffice.gateway.operating import LOOK_S
+from suffice.gateway.timer import watched
 from suffice.settings import Settings
 from suffice.store.decisions import Decisions
 from suffice.store.log import EventLog
@@ -31,7 +33,7 @@ from suffice.store.sqlite import SqliteLog, database_path
 from suffice.store.views import read_recent, route_counts
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
-from suffice.wiring.keys import api_key, client_keys, deployment_salt, new_id, secret
+from suffice.wiring.keys import api_key, client_keys, deployment_salt, kill_file, new_id, secret
 from suffice.wiring.routes import Evidence, build_route, check, evidence_warnings, read_evidence
 
 if TYPE_CHECKING:
@@ -93,6 +95,8 @@ def _running(
         gw.n_requests = {c.route: c.n_requests for c in counts if c.route}
         for episode in read_recent(database_path(settings.store.url), LEARNT_RUNS):
             gw.learn(episode.request, episode.outcome)
+    file = kill_file(settings)
+    gw.kill = KillSwitch(file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append)
     gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in evidence.extracted.items()}
     return gw
 
@@ -109,7 +113,13 @@ def library(settings: Settings, vectors: Mapping[str, HttpEmbedder]) -> Gateway:
     log = SqliteLog.open(settings.store, now=time.time)
     try:
         gw = _running(settings, log, _recovered(settings, log), {}, vectors)
-        gw.refresh = Follower(gw, log.path).refresh
+        follower = Follower(gw, log.path)
+
+        def refresh() -> None:
+            follower.refresh()
+            gw.look_at_kill()
+
+        gw.refresh = refresh
         gw.refresh()
     except BaseException:
         log.close()
@@ -179,7 +189,8 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
                 await stack.enter_async_context(client)
             for embedder in vectors.values():
                 await stack.enter_async_context(embedder)
-            stack.enter_context(watched(gw.look_at_load, gw.metrics))
+            stack.enter_context(watched(gw.look_at_load, gw.metrics, site="load", every_s=LOOK_S))
+            stack.enter_context(watched(gw.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S))
             if isinstance(opened, SqliteLog):
                 follower = Follower(gw, opened.path)
                 await stack.enter_async_context(following(follower))

@@ -1,0 +1,196 @@
+"""The kill switch: a file, and within a second nothing is stopped any more, whatever else is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from suffice import Governor
+from suffice.cli.main import main
+from suffice.gateway import kill
+from suffice.gateway.kill import KillSwitch, pull, release
+from suffice.store.events import RequestEnded
+from suffice.store.kill_events import KillSwitched
+from suffice.testing import Reply, Samples
+from suffice.wiring import kill_file
+from tests.gateway.conftest import Serve
+from tests.gateway.served import Served, chat, settings_for
+from tests.gateway.test_stop import chain, enforcing
+
+VOTES = {
+    "kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
+    "audit_share": 0.0, "policy": {"policy": "stable-answer", "streak": 3},
+}  # fmt: skip
+
+
+async def seen(g: Served, *, on: bool) -> float:
+    """Pull or release the switch of a gateway; seconds until it acts on it."""
+    file, began_s = kill_file(g.gateway.settings), time.monotonic()
+    assert pull(file, "something is wrong", "ann") if on else release(file)
+    async with asyncio.timeout(5):
+        while g.gateway.kill.on is not on:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.005)
+    return time.monotonic() - began_s
+
+
+async def test_a_thought_passes_through_untouched_until_the_switch_is_released(serve: Serve) -> None:
+    async with serve(chain(delay_s=0.02), route=enforcing(), upstream={"finish": ["raw"], "slots": 3}) as g:
+        assert (await g.ask(chat(stream=True))).finish == "stop"
+        assert (await g.episode()).outcome.stopped
+        assert await seen(g, on=True) < 1
+        direct, through = await g.direct(chat(stream=True)), await g.ask(chat(stream=True))
+        assert (through.text, through.thought) == (direct.text, direct.thought)
+        assert await seen(g, on=False) < 1
+        assert (await g.ask(chat(stream=True))).status == 200
+        episodes = [one.episode for one in await g.episodes(3)]
+        changes = [one.event.switching for one in g.gateway.log.read() if isinstance(one.event, KillSwitched)]
+    assert [one.outcome.stopped for one in episodes] == [True, False, True]
+    assert [one.request.ungoverned for one in episodes] == [None, kill.REASON, None]
+    assert [one.on for one in changes] == [True, False]
+    assert {one.reason for one in changes} == {"something is wrong (ann)"}
+
+
+async def test_samples_are_all_drawn_and_voted_on(serve: Serve) -> None:
+    async with serve(Samples(["it is 4"]), route=VOTES) as g:
+        drawn = []
+        for on in (None, True, False):
+            if on is not None:
+                await seen(g, on=on)
+            before = len(g.fake.completions)
+            assert "4" in (await g.ask(chat(f"question {on}"))).text
+            drawn.append(len(g.fake.completions) - before)
+    assert drawn == [3, 8, 3]
+
+
+async def test_a_run_that_is_under_way_is_not_stopped_any_more(serve: Serve) -> None:
+    slow = Samples(["it is 4"], reply=Reply(delay_s=0.05))
+    async with serve(slow, route=VOTES) as g:
+        asked = asyncio.create_task(g.ask(chat()))
+        while not g.fake.completions:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.005)
+        await seen(g, on=True)
+        assert (await asked).status == 200
+        assert len(g.fake.completions) == 8
+        assert not (await g.outcome()).stopped
+
+
+async def test_under_load_nothing_is_stopped_a_second_after_the_pull(serve: Serve) -> None:
+    async with serve(Samples(["it is 4"]), route=VOTES) as g:
+        until_s, done = time.monotonic() + 2.0, False
+
+        async def client(name: int) -> None:
+            n = 0
+            while not done:
+                n += 1
+                await g.ask(chat(f"question {name} {n}"))
+
+        clients = [asyncio.create_task(client(name)) for name in range(16)]
+        await asyncio.sleep(0.5)
+        pull(kill_file(g.gateway.settings), "too many wrong answers", "ann")
+        pulled_s = time.time()
+        await asyncio.sleep(until_s - time.monotonic())
+        done = True
+        await asyncio.gather(*clients)
+        await g.quiet()
+        ends = [(one.at_s, one.event.outcome) for one in g.gateway.log.read() if isinstance(one.event, RequestEnded)]
+    stops = [at_s for at_s, outcome in ends if outcome.stopped]
+    assert len(ends) > 100
+    assert stops
+    assert max(stops) - pulled_s < 1.0
+
+
+def test_a_loop_of_the_callers_own_is_never_told_to_stop(tmp_path: Path) -> None:
+    route = {"kind": "rounds", "scorer": "number", "mode": "enforce", "uncertified": True, "audit_share": 0.0,
+             "policy": {"policy": "stable-answer", "streak": 2}}  # fmt: skip
+    settings = settings_for("http://127.0.0.1:1", tmp_path, route=route)
+    file = kill_file(settings)
+
+    def rounds(gov: Governor, pull_at: int | None) -> int:
+        with gov.episode("what is it") as run:
+            for at in range(1, 7):
+                if at == pull_at:
+                    pull(file, "enough", "ann")
+                    with gov.episode("another"):
+                        pass  # whoever opens a run looks
+                if run.step(answer="4", tokens=1).stop:
+                    return at
+        return 0
+
+    with Governor.open(settings, route="r") as gov:
+        assert rounds(gov, None) == 2
+        assert rounds(gov, 2) == 0, "a run that is under way"
+        assert rounds(gov, None) == 0
+        release(file)
+        assert rounds(gov, None) == 2
+
+
+def test_the_environment_pulls_it_for_a_life_and_two_gateways_write_one_row(tmp_path: Path) -> None:
+    told: list[KillSwitched] = []
+    for environment, on in (("", False), ("0", False), ("1", True), ("yes", True)):
+        assert KillSwitch(environment=environment).on is on
+    file = tmp_path / "suffice.kill"
+    both = [KillSwitch(file, told=told.append) for _ in range(2)]
+    file.touch()
+    for one in both:
+        one.look()
+        one.look()
+    assert all(one.on for one in both)
+    assert both[0].reason == "no reason is given"
+    assert len(told) == 2
+    assert len({one.key for one in told}) == 1
+    forced = KillSwitch(file, environment="1")
+    release(file)
+    for one in (*both, forced):
+        one.look()
+    assert [one.on for one in (*both, forced)] == [False, False, True]
+
+
+def test_a_disk_that_does_not_answer_neither_pulls_nor_releases(tmp_path: Path, monkeypatch: Any) -> None:
+    file = tmp_path / "suffice.kill"
+    switches = [KillSwitch(file)]
+    file.touch()
+    switches.append(KillSwitch(file))
+
+    def fails(*_: object, **__: object) -> os.stat_result:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "stat", fails)
+    for one in switches:
+        one.look()
+    assert [one.on for one in switches] == [False, True]
+
+
+def test_the_commands_need_neither_settings_nor_a_database(tmp_path: Path) -> None:
+    run, file = CliRunner(), tmp_path / "the.switch"
+    pulled = run.invoke(main, ["kill", "--file", str(file), "--reason", "wrong answers", "--author", "ann"])
+    assert (pulled.exit_code, file.read_text()) == (0, "wrong answers (ann)\n")
+    again = run.invoke(main, ["kill", "--file", str(file), "--reason", "still", "--author", "bob"])
+    assert "was pulled already" in again.output
+    assert KillSwitch(file).reason == "still (bob)"
+    assert run.invoke(main, ["unkill", "--file", str(file)]).exit_code == 0
+    assert not file.exists()
+    assert run.invoke(main, ["unkill", "--file", str(file)]).exit_code == 1
+    lost = run.invoke(main, ["kill", "--file", str(tmp_path / "no" / "file"), "--reason", "x"])
+    assert lost.exit_code == 2
+    assert kill.VARIABLE in lost.output
+    unread = run.invoke(main, ["kill", "--config", str(tmp_path / "none.toml"), "--reason", "x"])
+    assert unread.exit_code == 2
+    assert "--file" in unread.output
+
+
+def test_a_pull_is_seen_whole(tmp_path: Path) -> None:
+    file = tmp_path / "suffice.kill"
+    with suppress(FileNotFoundError):
+        file.unlink()
+    pull(file, "x" * 5_000, "ann")
+    assert len(KillSwitch(file).reason) == kill.MOST_BYTES
+    assert [one.name for one in tmp_path.iterdir()] == ["suffice.kill"]
+    with pytest.raises(FileNotFoundError):
+        pull(tmp_path / "no" / "file", "x", "ann")
