@@ -41,7 +41,7 @@ def test_cost_is_additive_over_calls(p: Prices, one: list[UpstreamCall], other: 
     assert first is not None
     assert second is not None
     assert both is not None
-    assert both.total_usd == pytest.approx(first.total_usd + second.total_usd, abs=1e-12)
+    assert both.total_usd == pytest.approx(first.total_usd + second.total_usd, rel=1e-12)
 
 
 @given(prices(), N, N, N, st.integers(1, 1_000))
