@@ -1,0 +1,213 @@
+"""What is known of a rollout: a fold over audits and over the first live request of each new unit of both arms.
+
+    audit     a full run, both versions replayed on it ──▶ gained, same, lost, pending by class; tokens that each keeps
+    live run  of the candidate's arm or the control's  ──▶ seconds, errors, no answers, satisfaction
+
+Both arms begin at the same request with the same share of new units, so the control is of the same age. Audits speak of
+EM and are paired: the outcomes of the candidate and of the version in force are known on each. Live runs speak of what
+a replay cannot see. They are compared by the lot that put the unit into its arm: a run counts for the candidate with
+one sign and for the control with the other, each away from what was guessed before it, and the mean of that is half the
+difference, whatever the guess and however the world drifts. A unit counts once, because its later requests follow it.
+
+Plain data, kept from one look to the next; nothing is read twice. Knows outcomes; refuses to know what follows from
+them (`rails`, `stages`), the log and clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Final, Literal, TypeAlias
+
+from suffice.assurance.sequence import Watched
+from suffice.assurance.strata import Cell
+from suffice.rollout.rules import LiveRail, Rules
+
+ArmName: TypeAlias = Literal["candidate", "control"]
+Z: TypeAlias = Literal[-1, 0, 1]
+
+NO_CLASS: Final = ""
+_OUTCOMES: Final[dict[Z | None, str]] = {-1: "gained", 0: "same", 1: "lost", None: "pending"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAudits:
+    """Audits of one class of questions, by what the candidate changes against the version in force."""
+
+    query_class: str   # "": none
+    gained: int = 0    # the candidate's answer is right and the other's was wrong
+    same: int = 0
+    lost: int = 0      # the other's was right; also when nobody labelled the difference in time
+    pending: int = 0   # the answers differ and the label may still come
+
+    @property
+    def n(self) -> int:
+        """All audits of the class."""
+        return self.gained + self.same + self.lost + self.pending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Tokens on the audits: of the full runs, and what each version would have kept of them."""
+
+    n: int = 0
+    full: float = 0.0
+    in_force: float = 0.0
+    candidate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """One number of live runs in [0, 1], higher is worse, compared between the arms."""
+
+    n_candidate: int = 0
+    n_control: int = 0
+    candidate: float = 0.0     # sum
+    control: float = 0.0       # sum
+    apart: Watched = Watched() # half of candidate minus control, scaled from [-1, 1]
+    beyond: Watched = Watched()  # … minus (1 + margin) times control, scaled from [-1 - margin, 1]; for latency
+
+    def plus(self, arm: ArmName, value: float, *, margin: float = 0.0) -> Contrast:
+        """With one more run.
+
+        value   in [0, 1]
+        margin  of `beyond`, relative, at least 0; the same for every run of a rollout
+        """
+        n = self.n_candidate + self.n_control
+        guess = (self.candidate + self.control) / n if n else 0.0
+        if arm == "candidate":
+            n_candidate, candidate = self.n_candidate + 1, self.candidate + value
+            return replace(
+                self, n_candidate=n_candidate, candidate=candidate, apart=self.apart.plus((value - guess + 1) / 2),
+                beyond=self.beyond.plus((value - guess + 1 + margin) / (2 + margin)),
+            )  # fmt: skip
+        beyond = guess - (1 + margin) * value
+        return replace(
+            self, n_control=self.n_control + 1, control=self.control + value,
+            apart=self.apart.plus((guess - value + 1) / 2), beyond=self.beyond.plus((beyond + 1 + margin) / (2 + margin)),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The first live request of a unit since it is in an arm; no audit, and none of a warm-up (`State.counts`)."""
+
+    query_class: str = NO_CLASS
+    seconds: float | None = None    # to the last byte; None: not measured
+    error: bool = False             # the client got an error
+    no_answer: bool = False         # it ended without an answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassUnits:
+    """New units of both arms, by the class of their first request; the lot should have made them equally many."""
+
+    query_class: str
+    candidate: int = 0
+    control: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Everything that a rollout stands on. Empty at its start; cumulative over its steps."""
+
+    audits: tuple[ClassAudits, ...] = ()      # by class, sorted
+    traffic: tuple[tuple[str, int], ...] = () # requests of the route since the rollout began, by class, sorted
+    kept: Kept = Kept()
+    units: tuple[ClassUnits, ...] = ()        # by class, sorted
+    latency: Contrast = Contrast()            # seconds over `Rules.latency_cap_s`
+    errors: Contrast = Contrast()
+    no_answer: Contrast = Contrast()
+    satisfaction: Contrast = Contrast()       # 1 - satisfaction, of those that were rated
+    labelled: tuple[Cell, ...] = ()           # live runs with labels, by class; `full` is the control
+    latest: int | None = None                 # number of the route's latest publication; None: nobody has looked
+    withheld: str = ""                        # why nothing may be promoted now, such as a new epoch; "": nothing
+
+    @property
+    def n_audits(self) -> int:
+        """All of them."""
+        return sum(one.n for one in self.audits)
+
+    @property
+    def n_candidate(self) -> int:
+        """New units that the candidate has served."""
+        return sum(one.candidate for one in self.units)
+
+    @property
+    def n_control(self) -> int:
+        """New units of the control."""
+        return sum(one.control for one in self.units)
+
+    def contrast(self, rail: LiveRail) -> Contrast:
+        """What live runs say of one guard-rail."""
+        found: Contrast = getattr(self, rail)
+        return found
+
+    def with_request(self, query_class: str = NO_CLASS, n: int = 1) -> Evidence:
+        """After `n` more requests of a class came to the route, whatever became of them."""
+        known = dict(self.traffic)
+        known[query_class] = known.get(query_class, 0) + n
+        return replace(self, traffic=tuple(sorted(known.items())))
+
+    def with_audit(
+        self, query_class: str, z: Z | None, *, full: float = 0.0, in_force: float = 0.0, candidate: float = 0.0
+    ) -> Evidence:
+        """After one more audit.
+
+        z          EM of the version in force minus the candidate's: -1, 0, +1; None: they differ, and no label says how
+        full       tokens of the run
+        in_force   of them, what the version in force would have kept
+        candidate  … the candidate
+        """
+        kept = Kept(
+            n=self.kept.n + 1, full=self.kept.full + _tokens(full),
+            in_force=self.kept.in_force + _tokens(in_force), candidate=self.kept.candidate + _tokens(candidate),
+        )  # fmt: skip
+        return replace(self, audits=self._moved(query_class, {_OUTCOMES[z]: 1}), kept=kept)
+
+    def with_label(self, query_class: str, z: Z) -> Evidence:
+        """After the label of a pending audit came, or its time ran out: then it counts as lost."""
+        found = next((one for one in self.audits if one.query_class == query_class), None)
+        if found is None or not found.pending:
+            raise ValueError(f"with_label: no audit of class {query_class!r} is pending")
+        return replace(self, audits=self._moved(query_class, {"pending": -1, _OUTCOMES[z]: 1}))
+
+    def with_run(self, arm: ArmName, run: Run, rules: Rules) -> Evidence:
+        """After one more live run of an arm."""
+        classes = {one.query_class: one for one in self.units}
+        before = classes.get(run.query_class, ClassUnits(query_class=run.query_class))
+        classes[run.query_class] = replace(before, **{arm: getattr(before, arm) + 1})
+        latency = self.latency
+        if run.seconds is not None:
+            part = _part(run.seconds, rules.latency_cap_s)
+            latency = latency.plus(arm, part, margin=rules.latency_margin)
+        return replace(
+            self, units=tuple(classes[name] for name in sorted(classes)), latency=latency,
+            errors=self.errors.plus(arm, float(run.error)), no_answer=self.no_answer.plus(arm, float(run.no_answer)),
+        )  # fmt: skip
+
+    def with_rating(self, arm: ArmName, satisfaction: float) -> Evidence:
+        """After somebody said how satisfied he was, [0, 1], with a run that counts. One rating a unit."""
+        if not (isfinite(satisfaction) and 0 <= satisfaction <= 1):
+            raise ValueError(f"satisfaction: got {satisfaction}; a fraction from 0 to 1")
+        return replace(self, satisfaction=self.satisfaction.plus(arm, 1 - satisfaction))
+
+    def _moved(self, query_class: str, by: Mapping[str, int]) -> tuple[ClassAudits, ...]:
+        classes = {one.query_class: one for one in self.audits}
+        before = classes.get(query_class, ClassAudits(query_class=query_class))
+        classes[query_class] = replace(before, **{name: getattr(before, name) + n for name, n in by.items()})
+        return tuple(classes[name] for name in sorted(classes))
+
+
+def _tokens(n: float) -> float:
+    if not (isfinite(n) and n >= 0):
+        raise ValueError(f"tokens: got {n}; at least 0")
+    return n
+
+
+def _part(seconds: float, cap_s: float) -> float:
+    """Seconds as a part of the cap, [0, 1]; a clock that was set back makes no run shorter than 0."""
+    if not isfinite(seconds):
+        raise ValueError(f"seconds: got {seconds}; a finite number")
+    return min(1.0, max(0.0, seconds) / cap_s)

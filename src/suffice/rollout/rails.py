@@ -1,0 +1,262 @@
+"""Guard-rails: what the evidence of a rollout says of each thing that must not get worse, each of them alone.
+
+    audits of both versions       ──▶ EM of the whole and of each class                `paired`, both ways
+    live runs of both arms        ──▶ latency, errors, no answers, satisfaction        `sequence`
+    new units of both arms        ──▶ is the split what it should be                   `lottery`
+    tokens that both would keep   ──▶ is the step too bold
+
+A reading is *fine* when the candidate surely loses no more than the margin, *harm* when it surely loses something and
+is not shown to keep the margin, and *open* before that. Fine needs a proof, harm only good evidence. All of it may be
+looked at after every request.
+
+Knows numbers; refuses to know stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+
+from suffice.assurance.certify import Counts, log_bets_against, mixed
+from suffice.assurance.lottery import LOG_ALARM, Draws, log_sample_ratio
+from suffice.assurance.paired import BETS, log_wealth, pairs_to_certify
+from suffice.assurance.sequence import mean_above, mean_below
+from suffice.assurance.strata import standardise
+from suffice.rollout.evidence import ClassAudits, Contrast, Evidence
+from suffice.rollout.rules import LIVE_RAILS, LiveRail, RailName, Rules
+
+Said: TypeAlias = Literal["fine", "harm", "open"]
+
+NO_NAME: Final = "questions without a class"
+_LEAST_SEEN: Final = 20  # of each arm: fewer do not look like anything
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one guard-rail says."""
+
+    rail: RailName
+    about: str | None      # a class of questions, or "3 rare classes"; None: the whole
+    n: int                 # audits; for live rails requests of the candidate
+    n_control: int         # requests of the control; 0 for EM, where both are known on each audit
+    worse: float | None    # its loss: EM or rate as a fraction, latency as a part of the control's; None: unknown
+    margin: float          # of the same
+    said: Said
+    sentence: str
+    n_missing: int | None = None  # for EM: audits until it is proved, at the rates seen; None: not known
+
+    @property
+    def looks_worse(self) -> bool:
+        """Is the loss that was seen larger than the margin, whatever it proves?"""
+        return self.worse is not None and self.worse > self.margin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Classes that are judged as one: a class by itself, or all rare ones."""
+
+    name: str
+    audits: ClassAudits
+    share: float  # of the traffic
+    rare: bool    # several classes, each too small to be judged alone
+
+
+# --------------------------------------------------------------------------- EM, on audits
+
+
+def groups(evidence: Evidence, rules: Rules) -> tuple[Group, ...]:
+    """The classes as they are judged: each by itself, those below `rare_share` of the traffic together.
+
+    Rare classes that are below it even together are judged for harm, and nobody waits for their proof.
+    """
+    audits = {one.query_class: one for one in evidence.audits}
+    traffic = dict(evidence.traffic) or {name: one.n for name, one in audits.items()}
+    total = sum(traffic.values()) or 1
+    shares = {name: traffic.get(name, 0) / total for name in {*audits, *traffic}}
+    alone = sorted(name for name, share in shares.items() if share >= rules.rare_share)
+    rest = sorted(set(shares) - set(alone))
+    found = [Group(name=name, audits=_audits(audits, [name]), share=shares[name], rare=False) for name in alone]
+    if rest:
+        share = sum(shares[name] for name in rest)
+        name = rest[0] if len(rest) == 1 else f"{len(rest)} rare classes"
+        found.append(Group(name=name, audits=_audits(audits, rest), share=share, rare=True))
+    return tuple(found)
+
+
+def waited_for(group: Group, rules: Rules) -> bool:
+    """Must this group be proved before anybody is served?"""
+    return group.share >= rules.rare_share
+
+
+def read_em(evidence: Evidence, rules: Rules) -> tuple[Reading, ...]:
+    """EM of the whole, then of each group of classes."""
+    whole = _audits({one.query_class: one for one in evidence.audits}, [one.query_class for one in evidence.audits])
+    found = groups(evidence, rules)
+    delta, harm_delta = 1 - rules.confidence, 1 - rules.harm_confidence
+    readings = [_read_one(None, whole, rules.em_margin, delta, harm_delta / 2)]
+    readings += [
+        _read_one(group.name, group.audits, rules.class_em_margin, delta, harm_delta / 2 / len(found))
+        for group in found
+    ]
+    return tuple(readings)
+
+
+def post_stratified_drop(evidence: Evidence, rules: Rules) -> float | None:
+    """Mean drop of the groups, weighted by their part of the traffic and not of the audits; None: one has no audit."""
+    found = [group for group in groups(evidence, rules) if group.share > 0]
+    if not found or any(not group.audits.n for group in found):
+        return None
+    total = sum(group.share for group in found)
+    return sum(group.share * _drop(group.audits) for group in found) / total
+
+
+def _audits(audits: dict[str, ClassAudits], names: Sequence[str]) -> ClassAudits:
+    mine = [audits[name] for name in names if name in audits]
+    return ClassAudits(
+        query_class=names[0] if len(names) == 1 else "",
+        gained=sum(one.gained for one in mine), same=sum(one.same for one in mine),
+        lost=sum(one.lost for one in mine), pending=sum(one.pending for one in mine),
+    )  # fmt: skip
+
+
+def _drop(audits: ClassAudits) -> float:
+    """What was seen, differences without a label as lost."""
+    return (audits.lost + audits.pending - audits.gained) / audits.n
+
+
+def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: float, harm_delta: float) -> Reading:
+    """A label that has not come counts as lost where nothing may be lost, and as no loss where harm is to be shown."""
+    proof = float(log_wealth(_one(audits.gained, audits.same, audits.lost + audits.pending), max_em_drop=margin)[0])
+    # The same bets turned round: that the mean of Z is above 0.
+    found = _one(audits.lost, audits.same + audits.pending, audits.gained)
+    harm = float(mixed(log_bets_against(found.gained, found.same, found.lost, 0.0, bets=BETS))[0])
+    said: Said = "open"
+    if proof >= log(1 / delta):
+        said = "fine"
+    elif harm >= log(1 / harm_delta):
+        said = "harm"
+    drop = _drop(audits) if audits.n else None
+    name = "EM" if about is None else f"EM of {about or NO_NAME}"
+    seen = "no audits yet" if drop is None else f"lower by {100 * drop:.2f} points on {audits.n:,} audits"
+    ends = {
+        "fine": f"surely by less than {100 * margin:g}", "harm": "surely lower",
+        "open": f"less than {100 * margin:g} is not proved",
+    }  # fmt: skip
+    return Reading(
+        rail="em", about=about, n=audits.n, n_control=0, worse=drop, margin=margin, said=said,
+        sentence=f"{name}: {seen}, {ends[said]}", n_missing=None if said != "open" else _missing(audits, margin, delta),
+    )  # fmt: skip
+
+
+def _one(gained: int, same: int, lost: int) -> Counts:
+    return Counts(np.array([gained]), np.array([same]), np.array([lost]))
+
+
+def _missing(audits: ClassAudits, margin: float, delta: float) -> int | None:
+    """Audits until it is proved, if they go on as they have; None: at these rates never, or nothing was seen."""
+    if not audits.n:
+        return None
+    try:
+        needed = pairs_to_certify(_drop(audits), audits.gained / audits.n, max_em_drop=margin, delta=delta)
+    except ValueError:
+        return None
+    return max(1, needed - audits.n)
+
+
+# --------------------------------------------------------------------------- live runs
+
+
+def read_live(evidence: Evidence, rules: Rules) -> tuple[Reading, ...]:
+    """Latency, errors, no answers and satisfaction of the candidate's arm against the control's."""
+    return tuple(_read_live(rail, evidence.contrast(rail), rules) for rail in LIVE_RAILS)
+
+
+def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> Reading:
+    margin, alpha = rules.margin(rail), 1 - rules.confidence
+    if rail == "latency":
+        fine = mean_below(seen.beyond, alpha, low=-1 - margin) <= 0
+    else:
+        fine = 2 * mean_below(seen.apart, alpha, low=-1) <= margin
+    harm = mean_above(seen.apart, 1 - rules.harm_confidence, low=-1) > 0
+    said: Said = "fine" if fine else "harm" if harm else "open"
+    n_candidate, n_control = seen.n_candidate, seen.n_control
+    enough = min(n_candidate, n_control) >= _LEAST_SEEN
+    worse = _worse(rail, seen) if enough else None
+    return Reading(
+        rail=rail, about=None, n=n_candidate, n_control=n_control, worse=worse, margin=margin, said=said,
+        sentence=_live_sentence(rail, seen, worse, margin, said, rules),
+    )  # fmt: skip
+
+
+def _worse(rail: LiveRail, seen: Contrast) -> float | None:
+    """The candidate's mean minus the control's; for latency over the control's."""
+    control = seen.control / seen.n_control
+    apart = seen.candidate / seen.n_candidate - control
+    if rail != "latency":
+        return apart
+    return apart / control if control > 0 else None
+
+
+def _live_sentence(
+    rail: LiveRail, seen: Contrast, worse: float | None, margin: float, said: Said, rules: Rules
+) -> str:
+    name = {"latency": "latency", "errors": "errors", "no_answer": "runs without an answer",
+            "satisfaction": "satisfaction"}[rail]  # fmt: skip
+    n = f"{seen.n_candidate:,} and {seen.n_control:,} runs"
+    if worse is None:
+        return f"{name}: too few to say anything, {n}"
+    mine, other = seen.candidate / seen.n_candidate, seen.control / seen.n_control
+    if rail == "latency":
+        shown = f"{rules.latency_cap_s * mine:.3g} s against {rules.latency_cap_s * other:.3g} s"
+    elif rail == "satisfaction":
+        shown = f"{1 - mine:.2f} against {1 - other:.2f}"
+    else:
+        shown = f"{100 * mine:.2g} % against {100 * other:.2g} %"
+    ends = {
+        "fine": f"surely no worse than {100 * margin:g} {'%' if rail == 'latency' else 'points'} allow",
+        "harm": "surely worse", "open": f"{100 * margin:g} {'%' if rail == 'latency' else 'points'} are not ruled out",
+    }  # fmt: skip
+    return f"{name}: {shown} on {n}, {ends[said]}"
+
+
+def split_problem(evidence: Evidence) -> str | None:
+    """Why the arms cannot be compared: the lot did not make them equally large, in all or in a class. None: it did."""
+    if not evidence.units:
+        return None
+    pairs = [("", evidence.n_candidate, evidence.n_control)]
+    pairs += [(f" in {one.query_class or NO_NAME}", one.candidate, one.control) for one in evidence.units]
+    goal = LOG_ALARM + log(len(pairs))
+    for where, candidate, control in pairs:
+        if log_sample_ratio(Draws(((0.5, candidate + control, candidate),))) >= goal:
+            return f"{candidate:,} units of the candidate and {control:,} of the control{where}: not the even split drawn"
+    return None
+
+
+def mix_problem(evidence: Evidence, rules: Rules) -> str | None:
+    """Why a mean over all says the opposite of the classes (Simpson); None: it does not."""
+    drop = post_stratified_drop(evidence, rules)
+    if drop is not None and drop > rules.em_margin:
+        return f"weighted as the traffic is, the classes lose {100 * drop:.2f} points, {100 * rules.em_margin:g} are allowed"
+    mixed_up = standardise(evidence.labelled, margin=rules.em_margin)
+    true = mixed_up.standardised_drop
+    if mixed_up.misleading and true is not None and true > rules.em_margin:
+        return f"live labels look better over all and are {100 * true:.2f} points worse class by class"
+    return None
+
+
+def too_bold(evidence: Evidence, rules: Rules) -> str | None:
+    """Why the step is too large: the candidate keeps too few tokens. None: it is not, or too few audits say so."""
+    kept = evidence.kept
+    if kept.n < rules.least_class_audits or not kept.full:
+        return None
+    if kept.candidate < rules.least_kept * kept.full:
+        share = kept.candidate / kept.full
+        return f"keeps {share:.1%} of the full runs' tokens, at least {rules.least_kept:.0%} must stay"
+    if kept.candidate < (1 - rules.most_cut) * kept.in_force:
+        cut = 1 - kept.candidate / kept.in_force
+        return f"cuts {cut:.0%} of the tokens that the version in force keeps, at most {rules.most_cut:.0%} at once"
+    return None

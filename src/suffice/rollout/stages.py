@@ -1,0 +1,350 @@
+"""A rollout as a pure state machine: how a version reaches traffic, in steps, on evidence, and how it goes back.
+
+    shadow ──▶ canary ──▶ ramp … ──▶ full        a step forward needs proof that nothing is lost
+       └─────────┴─────────┴──▶ rolled_back       a step back needs good evidence of harm, and no proof
+    paused: a person holds it, or what was measured cannot be believed; nothing goes forward, harm still goes back
+
+    State ── advance(state, evidence, rules) ──▶ Transition | None ── state.after(transition) ──▶ State
+
+In shadow the candidate is replayed on audits and nobody is served by it. It leaves shadow when audits have proved, for
+the whole and for every class, that it loses no more than the margins. From then on a share of new units gets it, the
+same share is its control, and what a replay cannot see is measured live. docs/reference/rollout.md.
+
+Knows shares, numbers of requests and transitions; refuses to know clocks, the log and what versions contain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeAlias
+
+from suffice.rollout.assign import point_of
+from suffice.rollout.evidence import ArmName, Evidence
+from suffice.rollout.rails import (
+    NO_NAME,
+    Reading,
+    groups,
+    mix_problem,
+    read_em,
+    read_live,
+    split_problem,
+    too_bold,
+    waited_for,
+)
+from suffice.rollout.rules import Rules
+from suffice.rollout.versions import overtaken
+
+Stage: TypeAlias = Literal["shadow", "canary", "ramp", "full", "rolled_back"]
+Move: TypeAlias = Literal["promote", "pause", "resume", "roll_back"]
+EVIDENCE: Final = "evidence"  # `Transition.by` where no person was asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Where a rollout stands. It changes by transitions only (`after`)."""
+
+    rollout: str               # its name, one of its own for every attempt; also the salt of its assignment
+    route: str
+    candidate: str             # address of the version that is tried
+    in_force: str              # address of the version that serves the others
+    follows: int               # number of the publication that was the latest when it began; 0: none
+    stage: Stage
+    step: int                  # steps taken forward: 0 in shadow, 1 in the canary, then the ramp's
+    share: float               # of new units that the candidate serves now, [0, 1]; while something is wrong, 0
+    audit_share: float | None  # of requests to audit that it asks for; None: the route's own is enough
+    began_at: int              # requests of the route when it began
+    began_s: float             # Unix time
+    since_at: int              # … when this step began, or was resumed
+    since_s: float
+    paused: str = ""           # why nothing goes forward; "": it is not paused
+    paused_by: str = ""        # a person, or "evidence"
+    n_moves: int = 0           # transitions so far
+
+    @property
+    def over(self) -> bool:
+        """Has it ended, one way or the other?"""
+        return self.stage in ("full", "rolled_back")
+
+    def counts(self, at: int, now_s: float, rules: Rules) -> bool:
+        """Does a live request that began there say anything, or does it belong to a warm-up?
+
+        at     requests of the route when it began
+        now_s  Unix time at which it began
+        """
+        warm = at >= self.since_at + rules.warmup_requests and now_s >= self.since_s + rules.warmup_s
+        return warm and 0 < self.share < 1
+
+    def after(self, move: Transition) -> State:
+        """The state behind a transition. Raises ValueError for one that was not made for this state."""
+        if move.rollout != self.rollout or move.number != self.n_moves + 1 or self.over:
+            raise ValueError(
+                f"rollout {self.rollout}: transition {move.number} of {move.rollout} does not follow {self.n_moves}"
+            )
+        held = move.move == "pause"
+        return replace(
+            self, stage=move.stage, step=move.step, share=move.share, audit_share=move.audit_share,
+            since_at=self.since_at if held else move.at, since_s=self.since_s if held else move.now_s,
+            paused=move.reason if held else "", paused_by=move.by if held else "", n_moves=move.number,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """One move of a rollout, with everything that explains it later."""
+
+    rollout: str
+    number: int                # 1 is the first: of two that claim the same number only one can be written
+    move: Move
+    stage: Stage               # behind it
+    step: int
+    share: float
+    audit_share: float | None
+    at: int                    # requests of the route
+    now_s: float               # Unix time
+    by: str                    # "evidence", or a person
+    reason: str                # a sentence
+    readings: tuple[Reading, ...] = ()  # the evidence that it stood on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Which arm of a rollout a unit belongs to."""
+
+    arm: ArmName | None  # None: neither; the version in force serves it and nothing is compared
+    propensity: float    # P(this arm), in (0, 1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What the evidence says of a rollout now, whether something follows from it or not."""
+
+    readings: tuple[Reading, ...]
+    ends: str                  # why it goes back now; "": nothing speaks for that
+    broken: str                # why the arms cannot be compared; "": they can
+    missing: tuple[str, ...]   # what is not there yet for the next step, each a sentence; (): nothing
+
+    @property
+    def word(self) -> Literal["goes back", "broken", "not enough data", "ready"]:
+        """In a word."""
+        if self.ends:
+            return "goes back"
+        if self.broken:
+            return "broken"
+        return "not enough data" if self.missing else "ready"
+
+
+# --------------------------------------------------------------------------- moves
+
+
+def begin(
+    rollout: str, *, route: str, candidate: str, in_force: str, follows: int, at: int, now_s: float, rules: Rules
+) -> State:
+    """A rollout at its start, in shadow. Whether it may begin at all is for `pace.refusal`."""
+    return State(
+        rollout=rollout, route=route, candidate=candidate, in_force=in_force, follows=follows, stage="shadow", step=0,
+        share=0.0, audit_share=rules.audit_share, began_at=at, began_s=now_s, since_at=at, since_s=now_s,
+    )  # fmt: skip
+
+
+def advance(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: float) -> Transition | None:
+    """The move that the evidence calls for; None: none. It may be asked after every request.
+
+    at     requests of the route so far
+    now_s  Unix time
+    """
+    if state.over:
+        return None
+    standing = look(state, evidence, rules, at=at, now_s=now_s)
+    if standing.ends:
+        return _back(state, at=at, now_s=now_s, by=EVIDENCE, reason=standing.ends, readings=standing.readings)
+    if state.paused:
+        return None
+    if standing.broken:
+        return _move(
+            state, "pause", at=at, now_s=now_s, by=EVIDENCE, reason=standing.broken, readings=standing.readings,
+            share=0.0,
+        )  # fmt: skip
+    if standing.missing:
+        return None
+    return _forward(state, rules, at=at, now_s=now_s, by=EVIDENCE, reason="", readings=standing.readings)
+
+
+def hold(state: State, *, by: str, reason: str, at: int, now_s: float) -> Transition:
+    """A person holds a rollout: nothing goes forward, the share stays, and harm still sends it back."""
+    _check_running(state, "hold")
+    if state.paused and state.paused_by != EVIDENCE:
+        raise ValueError(f"rollout {state.rollout}: {state.paused_by} holds it already: {state.paused}")
+    return _move(state, "pause", at=at, now_s=now_s, by=by, reason=reason)
+
+
+def resume(state: State, rules: Rules, *, by: str, reason: str, at: int, now_s: float) -> Transition:
+    """A person lets it go on: the same step, its share again, its warm-up anew."""
+    _check_running(state, "resume")
+    if not state.paused:
+        raise ValueError(f"rollout {state.rollout}: it is not paused")
+    return _move(state, "resume", at=at, now_s=now_s, by=by, reason=reason, share=_share_of(state.step, rules))
+
+
+def promote(state: State, rules: Rules, *, by: str, reason: str, at: int, now_s: float) -> Transition:
+    """A person takes the next step, whatever the evidence says; his name and his reason are in the transition."""
+    _check_running(state, "promote")
+    return _forward(state, rules, at=at, now_s=now_s, by=by, reason=reason, readings=())
+
+
+def roll_back(state: State, *, by: str, reason: str, at: int, now_s: float) -> Transition:
+    """A person ends it: the version in force serves everybody again."""
+    _check_running(state, "roll back")
+    return _back(state, at=at, now_s=now_s, by=by, reason=reason, readings=())
+
+
+def place(state: State, unit: str, *, salt: str) -> Placed:
+    """The arm of a unit; the same everywhere, and a share that grows only adds units to both arms.
+
+    unit  what must keep its arm: a conversation, or a user
+    salt  secret of the deployment; the rollout's name makes it another lottery for every rollout
+    """
+    if state.share >= 1:
+        return Placed(arm="candidate", propensity=1.0)
+    if state.share <= 0:
+        return Placed(arm=None, propensity=1.0)
+    point = point_of(unit, salt=f"{salt}/rollout/{state.rollout}", purpose=b"rollout-arm")
+    if point < state.share:
+        return Placed(arm="candidate", propensity=state.share)
+    if point >= 1 - state.share:
+        return Placed(arm="control", propensity=state.share)
+    return Placed(arm=None, propensity=1 - 2 * state.share)
+
+
+# --------------------------------------------------------------------------- judgement
+
+
+def look(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: float) -> Standing:
+    """What the evidence says now: for people, and for `advance`."""
+    live = state.step > 0
+    em, broken = read_em(evidence, rules), (split_problem(evidence) or "") if live else ""
+    others = read_live(evidence, rules) if live else ()
+    # Arms that the lot did not make cannot be compared, and so cannot send anything back.
+    ends = _why_back(state, evidence, rules, em if broken else (*em, *others), at=at)
+    missing = _missing_for_canary(evidence, rules, em) if not live else _missing_live(state, evidence, rules, em, others)
+    missing += _missing_always(state, evidence, rules, at=at, now_s=now_s)
+    return Standing(readings=(*em, *others), ends=ends, broken=broken, missing=tuple(missing))
+
+
+def _why_back(state: State, evidence: Evidence, rules: Rules, readings: tuple[Reading, ...], *, at: int) -> str:
+    if evidence.latest is not None and evidence.latest != state.follows:
+        return overtaken(state.follows, evidence.latest) or ""
+    harmed = [reading.sentence for reading in readings if reading.said == "harm"]
+    if harmed:
+        return "; ".join(harmed)
+    bold = too_bold(evidence, rules)
+    if bold is not None:
+        return f"the candidate {bold}"
+    if at - state.since_at >= rules.most_requests and not state.paused:
+        return f"inconclusive: {at - state.since_at:,} requests in this step did not prove that nothing is lost"
+    return ""
+
+
+def _missing_for_canary(evidence: Evidence, rules: Rules, em: tuple[Reading, ...]) -> list[str]:
+    """Before anybody is served: audits enough, and proof that neither the whole nor a class loses more than allowed."""
+    missing = []
+    waited = {group.name for group in groups(evidence, rules) if waited_for(group, rules)}
+    for reading in em:
+        least = rules.least_audits if reading.about is None else rules.least_class_audits
+        if reading.about is not None and reading.about not in waited:
+            continue
+        if reading.n < least:
+            missing.append(f"{_about(reading)}: {reading.n:,} of {least:,} audits")
+        elif reading.said != "fine":
+            more = "" if reading.n_missing is None else f"; about {reading.n_missing:,} more audits like these"
+            missing.append(f"{reading.sentence}{more}")
+    if not waited:
+        missing.append("no class of questions has been seen")
+    return missing
+
+
+def _missing_live(
+    state: State, evidence: Evidence, rules: Rules, em: tuple[Reading, ...], live: tuple[Reading, ...]
+) -> list[str]:
+    """Before more are served: runs enough of both arms, nothing that looks worse; before all are, proof."""
+    missing, least = [], rules.least_requests * state.step
+    for name, n in (("candidate", evidence.n_candidate), ("control", evidence.n_control)):
+        if n < least:
+            missing.append(f"{name}: {n:,} of {least:,} new units")
+    missing += [
+        f"{reading.sentence}; it looks worse than that" for reading in (em[0], *live)
+        if reading.looks_worse and reading.said == "open"
+    ]  # fmt: skip
+    if state.step == rules.n_steps - 1:
+        missing += [one.sentence for one in live if one.rail in rules.required and one.said != "fine"]
+    return missing
+
+
+def _missing_always(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: float) -> list[str]:
+    missing = []
+    mix = mix_problem(evidence, rules)
+    if mix is not None:
+        missing.append(mix)
+    if evidence.withheld:
+        missing.append(evidence.withheld)
+    if now_s - state.since_s < rules.least_stage_s:
+        missing.append(f"{rules.least_stage_s - (now_s - state.since_s):,.0f} s more in this step")
+    if state.step and at - state.since_at < rules.warmup_requests:
+        missing.append(f"warming up: {at - state.since_at:,} of {rules.warmup_requests:,} requests")
+    return missing
+
+
+def _about(reading: Reading) -> str:
+    return "the whole" if reading.about is None else f"class {reading.about or NO_NAME}"
+
+
+# --------------------------------------------------------------------------- transitions
+
+
+def _share_of(step: int, rules: Rules) -> float:
+    """What the candidate serves at a step: nothing in shadow, everything at the end."""
+    if step <= 0:
+        return 0.0
+    return rules.shares[step - 1] if step < rules.n_steps else 1.0
+
+
+def _forward(
+    state: State, rules: Rules, *, at: int, now_s: float, by: str, reason: str, readings: tuple[Reading, ...]
+) -> Transition:
+    step = state.step + 1
+    stage: Stage = "full" if step >= rules.n_steps else "canary" if step == 1 else "ramp"
+    share = _share_of(step, rules)
+    says = reason or (
+        f"nothing that was looked at is surely lost; from {_percent(state.share)} to {_percent(share)} of new units"
+    )
+    return replace(
+        _move(state, "promote", at=at, now_s=now_s, by=by, reason=says, readings=readings),
+        stage=stage, step=step, share=share, audit_share=None,
+    )  # fmt: skip
+
+
+def _back(
+    state: State, *, at: int, now_s: float, by: str, reason: str, readings: tuple[Reading, ...]
+) -> Transition:
+    moved = _move(state, "roll_back", at=at, now_s=now_s, by=by, reason=reason, readings=readings, share=0.0)
+    return replace(moved, stage="rolled_back", audit_share=None)
+
+
+def _move(
+    state: State, move: Move, *, at: int, now_s: float, by: str, reason: str, readings: tuple[Reading, ...] = (),
+    share: float | None = None,
+) -> Transition:  # fmt: skip
+    """A move that stays at its step."""
+    return Transition(
+        rollout=state.rollout, number=state.n_moves + 1, move=move, stage=state.stage, step=state.step,
+        share=state.share if share is None else share, audit_share=state.audit_share, at=at, now_s=now_s, by=by,
+        reason=reason, readings=readings,
+    )  # fmt: skip
+
+
+def _check_running(state: State, what: str) -> None:
+    if state.over:
+        raise ValueError(f"rollout {state.rollout}: cannot {what} it, it has ended ({state.stage})")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"

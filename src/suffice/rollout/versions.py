@@ -1,0 +1,412 @@
+"""Versions: what may be put in force, as something that cannot change, with its address, its signature and its history.
+
+    body (a policy's table, or learned models as plain data) + lineage + report card + what it needs ──▶ Version
+    seal: one line with address and signature, then canonical JSON        open_version: refused, or exactly what was made
+
+The line comes first so that nothing is parsed before its signature is known to be right. What is refused is refused
+with one sentence, and whoever asked keeps what he has. Knows bodies as data and which signals exist here; refuses to
+know files, clocks, how models were fitted and who is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from suffice.errors import ConfigError
+from suffice.model.artefact import load
+from suffice.model.numbers import MOST, number, numbers, shown
+from suffice.model.reading import MOST_BYTES, MOST_CHARS, MOST_ITEMS, Table, parse
+from suffice.model.stop import MOST_RISK, canonical
+from suffice.policy.base import build_policy
+from suffice.signals.base import order_all
+from suffice.signals.features import FeatureSet
+from suffice.types import Kind
+
+Form: TypeAlias = Literal[
+    "policy",   # {"policy": name, **parameters}, as `policy.base.build_policy` takes it
+    "learned",  # models with their levels, as `learn.version.Version.plain` writes them
+]
+
+SCHEMA: Final = 1
+MOST_DEPTH: Final = 64
+MOST_FOLDS: Final = 20
+ADDRESS: Final = re.compile(r"pv-[0-9a-f]{32}")
+_MARK: Final = b"suffice-version/1"
+_FIRST_LINE: Final = re.compile(rb"suffice-version/1 (pv-[0-9a-f]{32}) ([0-9a-f]{64})")
+_LOOKS: Final = (
+    (b"\x80", "a pickle, which runs code when it is read"),
+    (b"PK", "a zip archive or an npz"),
+    (b"\x93NUMPY", "a numpy array"),
+    (b"\x1f\x8b", "something compressed (gzip)"),
+    (b"BZh", "something compressed (bzip2)"),
+    (b"\xfd7zXZ", "something compressed (xz)"),
+    (b"\x28\xb5\x2f\xfd", "something compressed (zstd)"),
+    (b"{", "JSON without the line that signs it"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """Where a version comes from."""
+
+    parent: str | None            # address of the version that it is to replace; None: the first
+    proposed_by: str              # a job or a person
+    why: str                      # a sentence
+    since_seq: int | None = None  # first row of the log that it was learned from; None: it was not learned
+    to_seq: int | None = None     # last row
+    proposed_s: float | None = None  # Unix time; informative
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        names = ("parent", "proposed_by", "why", "since_seq", "to_seq", "proposed_s")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalSchema:
+    """One signal that a version reads, as it was when the version was made."""
+
+    name: str                                   # of the fold
+    parameters: tuple[tuple[str, bool | int | float | str], ...]  # with their defaults, sorted by name
+    fields: tuple[str, ...]                     # of Signals that it fills
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"name": self.name, "parameters": dict(self.parameters), "fields": list(self.fields)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """What a version must fit to serve on a route."""
+
+    kind: Kind
+    scorer: str        # label of the route's scorer
+    model_family: str  # of the route's upstream, such as "qwen3-8b"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What may be put in force. Equal content, equal address, everywhere.
+
+    form          what the body is
+    body          plain data; frozen, `plain` gives a copy that may be changed
+    kind, scorer  of the routes that it may serve
+    model_family  of the upstream that it was learned on; None: a rule that holds for any
+    signals       what it reads; must be what the body needs
+    report_card   plain data: what is known of it before it serves
+    address       `pv-` and 32 hexadecimal digits of all of this
+
+    Raises ConfigError with the place of what is wrong: a number that is none or out of range, a shape that does not
+    fit, a policy or a signal that does not exist here, and what is too large.
+    """
+
+    form: Form
+    body: Mapping[str, Any] = field(compare=False)
+    kind: Kind = field(compare=False)
+    scorer: str = field(compare=False)
+    model_family: str | None = field(compare=False)
+    lineage: Lineage = field(compare=False)
+    signals: tuple[SignalSchema, ...] = field(compare=False)
+    report_card: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    address: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Check everything, freeze it and take the address."""
+        _check_words(self)
+        for name in ("body", "report_card"):
+            _check_plain(f"version.{name}", getattr(self, name), MOST_DEPTH)
+        needed = _schema_of(_needs_of(self.form, self.body))
+        if self.signals != needed:
+            raise ConfigError(f"version.signals: {_difference(self.signals, needed)}")
+        for name in ("body", "report_card"):
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
+        content = canonical(self.plain())
+        if len(content) > MOST_BYTES:
+            raise ConfigError(f"version: got {len(content):,} bytes; at most {MOST_BYTES:,}")
+        object.__setattr__(self, "address", _address_of(content))
+
+    def plain(self) -> dict[str, Any]:
+        """The version as JSON has it; Any, because each key has its own type."""
+        return {
+            "schema": SCHEMA,
+            "form": self.form,
+            "body": _thawed(self.body),
+            "kind": self.kind,
+            "scorer": self.scorer,
+            "model_family": self.model_family,
+            "lineage": self.lineage.plain(),
+            "signals": [one.plain() for one in self.signals],
+            "report_card": _thawed(self.report_card),
+        }
+
+
+def make_version(
+    form: Form, body: Mapping[str, Any], *, kind: Kind, scorer: str, model_family: str | None, lineage: Lineage,
+    report_card: Mapping[str, Any] | None = None,
+) -> Version:  # fmt: skip
+    """A new version, its signals found in its body. Raises ConfigError as `Version` does."""
+    _check_plain("version.body", body, MOST_DEPTH)
+    return Version(
+        form=form, body=body, kind=kind, scorer=scorer, model_family=model_family, lineage=lineage,
+        signals=_schema_of(_needs_of(form, body)), report_card=report_card or {},
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------- bytes
+
+
+def seal(version: Version, *, secret: str) -> bytes:
+    """The version as bytes: a line with address and signature, then canonical JSON.
+
+    secret  of the deployment, not empty; HMAC-SHA256
+    """
+    content = canonical(version.plain())
+    return b"%b %b %b\n%b" % (_MARK, version.address.encode(), _signature(content, secret), content)
+
+
+def open_version(source: bytes, *, secret: str, here: Here | None = None, address: str | None = None) -> Version:
+    """The version that was sealed, or ConfigError with one sentence why not.
+
+    here     what it must fit; None: it is only looked at
+    address  that was asked for; None: any
+
+    In this order, and nothing is parsed before the signature is right: size, what it looks like, address, signature,
+    JSON, shape and numbers, what it must fit.
+    """
+    if len(source) > MOST_BYTES:
+        raise ConfigError(f"version: got {len(source):,} bytes; at most {MOST_BYTES:,}")
+    line, _, content = source.partition(b"\n")
+    found = _FIRST_LINE.fullmatch(line)
+    if found is None:
+        raise ConfigError(f"version: {_looks_like(source)}; a version begins with its address and its signature")
+    said = found[1].decode()
+    if address is not None and check_address(address) != said:
+        raise ConfigError(f"version: this is {said}, asked for was {address}")
+    if _address_of(content) != said:
+        raise ConfigError(f"version: its content is not that of {said}: changed, or cut off")
+    if not hmac.compare_digest(_signature(content, secret), found[2]):
+        raise ConfigError(f"version: the signature of {said} was not made with this deployment's secret")
+    version = _read(parse("version", content))
+    if version.address != said:
+        raise ConfigError(f"version: {said} is not written canonically")
+    problem = None if here is None else misfit(version, here)
+    if problem is not None:
+        raise ConfigError(f"version: {said} {problem}")
+    return version
+
+
+def check_address(text: str) -> str:
+    """The address, if it is one: only then may it become a name of a file or a row. Raises ConfigError."""
+    if not ADDRESS.fullmatch(text):
+        raise ConfigError(f"version: got {text!r:.60} as an address; pv- and 32 hexadecimal digits")
+    return text
+
+
+# --------------------------------------------------------------------------- publishing
+
+
+def misfit(version: Version, here: Here) -> str | None:
+    """Why a version cannot serve there, to be read behind its address; None: it can."""
+    if version.kind != here.kind:
+        return f"is for routes of kind {version.kind!r}; this one is {here.kind!r}"
+    if version.scorer != here.scorer:
+        return f"was judged by the scorer {version.scorer!r}; here answers are read by {here.scorer!r}"
+    if version.model_family is not None and version.model_family != here.model_family:
+        return f"was made for the model family {version.model_family!r}; here {here.model_family!r} answers"
+    return None
+
+
+def overtaken(follows: int, latest: int) -> str | None:
+    """Compare and swap: why a publication that names the number it follows is not made; None: it may be.
+
+    follows  number of the publication that its author had seen in force; 0: none
+    latest   number of the latest publication now; 0: none
+    """
+    if follows == latest:
+        return None
+    if follows > latest:
+        return f"it follows publication {follows}, which there is not: the latest is {latest}"
+    return f"publication {latest} came in between; this one follows {follows}. Look at what is in force, and ask again"
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def _address_of(content: bytes) -> str:
+    return f"pv-{hashlib.sha256(_MARK + content).hexdigest()[:32]}"
+
+
+def _signature(content: bytes, secret: str) -> bytes:
+    if not secret:
+        raise ConfigError("version: there is no secret to sign with; the deployment's own, not empty")
+    key = secret.encode("utf-8", "surrogatepass")
+    return hmac.new(key, _MARK + content, hashlib.sha256).hexdigest().encode()
+
+
+def _looks_like(source: bytes) -> str:
+    if not source:
+        return "got nothing"
+    for sign, what in _LOOKS:
+        if source.startswith(sign):
+            return f"got {what}"
+    if source.startswith(_MARK):
+        return "its first line is broken"
+    return "got something else"
+
+
+def _check_words(version: Version) -> None:
+    if version.form not in get_args(Form):
+        raise ConfigError(f"version.form: got {shown(version.form)}; one of {', '.join(get_args(Form))}")
+    if version.kind not in get_args(Kind):
+        raise ConfigError(f"version.kind: got {shown(version.kind)}; one of {', '.join(get_args(Kind))}")
+    if version.form == "learned" and version.model_family is None:
+        raise ConfigError("version.model_family: missing; what was learned was learned on one family of models")
+    lineage = version.lineage
+    if lineage.parent is not None:
+        check_address(lineage.parent)
+    if not lineage.proposed_by or not lineage.why:
+        raise ConfigError("version.lineage: must say who or what proposed it, and why")
+    for name in ("since_seq", "to_seq"):
+        seq = getattr(lineage, name)
+        if seq is not None and (type(seq) is not int or seq < 0):
+            raise ConfigError(f"version.lineage.{name}: got {shown(seq)}; a row of the log, at least 0")
+    if lineage.proposed_s is not None:
+        number("version.lineage.proposed_s", lineage.proposed_s, least=0.0, most=1e12)
+
+
+def _check_plain(where: str, value: object, depth: int) -> None:
+    """Nothing but tables, lists, texts and finite numbers, not too deep and not too many in one place."""
+    if depth == 0:
+        raise ConfigError(f"{where[:80]}…: tables inside tables are at most {MOST_DEPTH} deep")
+    if isinstance(value, Mapping):
+        if len(value) > MOST_ITEMS:
+            raise ConfigError(f"{where}: got {len(value):,} keys; at most {MOST_ITEMS:,}")
+        for key, inner in value.items():
+            if not isinstance(key, str) or len(key) > MOST_CHARS:
+                raise ConfigError(f"{where}: got {shown(key)} as a key; a text of at most {MOST_CHARS:,} characters")
+            _check_plain(f"{where}.{key:.60}", inner, depth - 1)
+    elif isinstance(value, (list, tuple)):
+        if len(value) > MOST_ITEMS:
+            raise ConfigError(f"{where}: got {len(value):,} items; at most {MOST_ITEMS:,}")
+        for at, inner in enumerate(value):
+            _check_plain(f"{where}[{at}]", inner, depth - 1)
+    elif isinstance(value, str):
+        if len(value) > MOST_CHARS:
+            raise ConfigError(f"{where}: got {len(value):,} characters; at most {MOST_CHARS:,}")
+    elif value is not None and not isinstance(value, bool):
+        number(where, value, least=-MOST, most=MOST)
+
+
+def _needs_of(form: str, body: Mapping[str, Any]) -> tuple[str, ...]:
+    """The signals that a body asks for; the whole body is checked on the way."""
+    if form == "policy":
+        return build_policy(body).needs
+    table = Table("version.body", body)
+    schema = table.take("schema")
+    if type(schema) is not int or schema != SCHEMA:
+        raise ConfigError(f"version.body.schema: got {shown(schema)}; this one reads {SCHEMA}")
+    needs = _models_need("version.body.models", table.items("models"))
+    _check_levels(table.items("levels"), n_models=len(table.content["models"]))
+    values = table.take("values")
+    if values is not None:
+        _models_need("version.body.values", table.items("values"))
+        if len(values) != len(table.content["models"]):
+            raise ConfigError(f"version.body.values: got {len(values)}; one for each of the models, or none at all")
+    table.done()
+    return needs
+
+
+def _models_need(where: str, models: tuple[Any, ...]) -> tuple[str, ...]:
+    if not 1 <= len(models) <= MOST_FOLDS:
+        raise ConfigError(f"{where}: got {len(models)}; 1 to {MOST_FOLDS}, one for each fold")
+    needs: dict[str, None] = {}
+    for at, plain in enumerate(models):
+        model = load(plain, where=f"{where}[{at}]")
+        found = FeatureSet(model.features, where=f"{where}[{at}].features").needs
+        needs |= dict.fromkeys((*found, "query") if model.classes else found)
+    return tuple(needs)
+
+
+def _check_levels(ladders: tuple[Any, ...], *, n_models: int) -> None:
+    lengths = {len(levels) if isinstance(levels, (list, tuple)) else 0 for levels in ladders}
+    if len(ladders) != n_models or len(lengths) != 1 or lengths == {0}:
+        raise ConfigError(f"version.body.levels: need a list of levels for each of {n_models} models, equally long")
+    for at, levels in enumerate(ladders):
+        found = numbers(f"version.body.levels[{at}]", levels, least=0.0, most=MOST_RISK)
+        if list(found) != sorted(found):
+            raise ConfigError(f"version.body.levels[{at}]: must rise, safe first")
+
+
+def _schema_of(needs: Iterable[str]) -> tuple[SignalSchema, ...]:
+    """What these signals are here. Raises ConfigError for one that does not exist."""
+    found = [
+        SignalSchema(name=one.name, parameters=one.parameters, fields=one.fields) for one in order_all(tuple(needs))
+    ]
+    return tuple(sorted(found, key=lambda one: (one.name, repr(one.parameters))))
+
+
+def _difference(said: tuple[SignalSchema, ...], needed: tuple[SignalSchema, ...]) -> str:
+    names = {one.name for one in said}, {one.name for one in needed}
+    if names[0] != names[1]:
+        return f"says that it reads {', '.join(sorted(names[0]))}; its body reads {', '.join(sorted(names[1]))}"
+    other = next(one.name for one, own in zip(said, needed, strict=False) if one != own)
+    return f"{other!r} has other parameters or fields here than when the version was made"
+
+
+def _read(plain: object) -> Version:
+    """A version from what was parsed. Raises ConfigError with the place."""
+    table = Table("version", plain)
+    schema = table.take("schema")
+    if type(schema) is not int or schema != SCHEMA:
+        raise ConfigError(f"version.schema: got {shown(schema)}; this one reads {SCHEMA}")
+    family = table.take("model_family")
+    made: dict[str, Any] = {
+        "form": table.text("form"),
+        "body": table.table("body").content,
+        "kind": table.text("kind"),
+        "scorer": table.text("scorer"),
+        "model_family": None if family is None else table.text("model_family"),
+        "lineage": _lineage(table.table("lineage")),
+        "signals": tuple(_signal(one) for one in table.tables("signals")),
+        "report_card": table.table("report_card").content,
+    }
+    table.done()
+    return Version(**made)
+
+
+def _lineage(table: Table) -> Lineage:
+    parent = table.take("parent")
+    read: dict[str, Any] = {name: table.take(name) for name in ("since_seq", "to_seq", "proposed_s")}
+    read |= {"proposed_by": table.text("proposed_by"), "why": table.text("why")}
+    read["parent"] = None if parent is None else table.text("parent")
+    table.done()
+    return Lineage(**read)
+
+
+def _signal(table: Table) -> SignalSchema:
+    parameters = tuple(sorted(table.table("parameters").pairs()))
+    read = SignalSchema(name=table.text("name"), parameters=parameters, fields=table.texts("fields"))
+    table.done()
+    return read
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: _frozen(inner) for key, inner in value.items()})
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(inner) for inner in value)
+    return value
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thawed(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_thawed(inner) for inner in value]
+    return value
