@@ -1,0 +1,199 @@
+"""What a person's decision does: the override or the incident's end that it comes to, or why it cannot be.
+
+    Now (what holds on the route), what is asked for ──▶ Override, IncidentDecision, or a sentence
+
+A decision can only make things safer, unless what it pins is certified here and now. Pure: the caller reads what holds
+and writes what comes of it, all of it or nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from suffice.review.holds import RouteHolds
+from suffice.review.incident import Case, DecisionKind, IncidentDecision
+from suffice.review.override import DAY_S, MOST_DAYS, Override, OverrideKind, in_effect, problem, why_not, words
+from suffice.types import Epoch, Pause, Publication, Resumption
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Now:
+    """What holds on a route at the moment of a decision."""
+
+    route: str
+    holds: RouteHolds
+    max_em_drop: float            # as the settings promise it
+    confidence: float             # likewise
+    has_levels: bool              # does the control loop decide what stops it?
+    epoch: Epoch | None = None
+    publication: Publication | None = None   # in force; None: nothing is
+    pause: Pause | None = None    # that stands
+    setup: str = ""               # of the route as it runs; "": not known
+
+    @property
+    def level(self) -> int:
+        """The level that is certified, were nothing paused."""
+        found = self.publication
+        return found.level if found is not None and found.certified else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a person wants held."""
+
+    kind: OverrideKind
+    reason: str
+    author: str
+    days: float                          # until it ends, above 0 and at most 30
+    query_class: str | None = None       # None: the whole route
+    level: int | None = None             # pin, cap
+    max_em_drop: float | None = None     # budget
+    pinned: Publication | None = None    # pin: an earlier publication; None: what is in force, at `level`
+    incident: str = ""
+
+
+def override_of(wanted: Wanted, now: Now, *, now_s: float) -> Override | str:
+    """The override that does what is wanted, or why it cannot be."""
+    level = wanted.level
+    if wanted.kind == "pin" and wanted.pinned is not None:
+        level = wanted.pinned.level if level is None else level
+    made = Override(
+        route=now.route, number=now.holds.n_overrides + 1, kind=wanted.kind, reason=wanted.reason.strip(),
+        author=wanted.author.strip(), set_at_s=now_s, expires_at_s=now_s + wanted.days * DAY_S,
+        query_class=wanted.query_class, level=level if wanted.kind in ("pin", "cap") else None,
+        max_em_drop=wanted.max_em_drop if wanted.kind == "budget" else None, pinned=wanted.pinned,
+        incident=wanted.incident, before=in_words(now, now_s=now_s),
+    )  # fmt: skip
+    wrong = problem(made) or _unfit(made, now, now_s=now_s)
+    if wrong is not None:
+        return wrong
+    return replace(made, after=words(made))
+
+
+def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
+    """Why the route cannot be held so; None: it can."""
+    if made.kind in ("pin", "cap", "budget") and not now.has_levels:
+        return f"route {now.route} has a policy of its owner's and no levels: {made.kind} means nothing there; use observe"
+    if made.kind == "budget" and (made.max_em_drop or 0) >= now.max_em_drop:
+        return (
+            f"budget: got {made.max_em_drop:g}; below the {now.max_em_drop:g} of the settings, "
+            "because an override can only make things safer"
+        )
+    if made.kind != "pin":
+        return None
+    level = made.level or 0
+    if made.pinned is None:
+        if level > now.level:
+            return f"pin: got level {level}; {now.level} is certified now, and a pin goes no further"
+        return None
+    budget = in_effect(now.holds.overrides, now_s).budget(now.max_em_drop)
+    wrong = why_not(
+        made.pinned, epoch=now.epoch, max_em_drop=budget, confidence=now.confidence, setup=now.setup
+    )
+    if wrong is None and level > made.pinned.level:
+        wrong = f"publication {made.pinned.number} certifies level {made.pinned.level}, and a pin goes no further"
+    if wrong is None and not now.level:
+        wrong = "nothing is certified on the route now, and an earlier publication does not bring that back"
+    return wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a person decides in an incident, and the numbers that the decision needs."""
+
+    incident: str
+    decision: DecisionKind
+    reason: str
+    author: str
+    days: float = float(MOST_DAYS)       # tighten, roll back, accept: until it ends
+    level: int | None = None             # tighten: no level above this one
+    max_em_drop: float | None = None     # tighten: a smaller EM budget
+    pinned: Publication | None = None    # roll back: to this publication
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """All that a decision writes."""
+
+    decision: IncidentDecision
+    override: Override | None = None
+    resumption: Resumption | None = None
+
+
+def decide(asked: Asked, now: Now, *, now_s: float) -> Outcome | str:
+    """Carry a decision out, or say why it cannot be."""
+    case = now.holds.case(asked.incident)
+    wrong = _undecidable(asked, case)
+    if wrong is not None or case is None:
+        return wrong or ""
+    override: Override | None = None
+    wanted = _wanted(asked)
+    if isinstance(wanted, str):
+        return wanted
+    if wanted is not None:
+        found = override_of(wanted, now, now_s=now_s)
+        if isinstance(found, str):
+            return found
+        override = found
+    resumption = None
+    if now.pause is not None and case.incident.pause == now.pause.number:
+        resumption = Resumption(
+            route=now.route, number=now.pause.number, reason=f"{asked.incident}: {asked.reason}", author=asked.author
+        )
+    until_s = now_s + asked.days * DAY_S if asked.decision == "accept" else None
+    decision = IncidentDecision(
+        incident=asked.incident, route=now.route, decision=asked.decision, reason=asked.reason.strip(),
+        author=asked.author.strip(), decided_at_s=now_s, override=None if override is None else override.number,
+        until_s=until_s, before=in_words(now, now_s=now_s), after=_after(asked, now, override),
+    )  # fmt: skip
+    return Outcome(decision=decision, override=override, resumption=resumption)
+
+
+def _undecidable(asked: Asked, case: Case | None) -> str | None:
+    if case is None:
+        return f"unknown incident {asked.incident!r}; see suffice incident list"
+    if case.decision is not None:
+        done = case.decision
+        return f"is decided already: {done.decision} by {done.author} ({done.reason})"
+    if case.resumed is not None:
+        return f"is over: {case.resumed.author} resumed the route ({case.resumed.reason})"
+    if not asked.reason.strip() or not asked.author.strip():
+        return "a decision needs an author and a reason"
+    if asked.decision == "accept" and not 0 < asked.days <= MOST_DAYS:
+        return f"accept: got {asked.days:g} days; more than 0 and at most {MOST_DAYS}"
+    return None
+
+
+def _wanted(asked: Asked) -> Wanted | str | None:
+    """The override that a decision needs; a sentence where its numbers are missing; None: it needs none."""
+    said = {"reason": asked.reason, "author": asked.author}
+    if asked.decision == "tighten":
+        if (asked.level is None) == (asked.max_em_drop is None):
+            return "tighten: say either the highest level or the smaller EM budget"
+        if asked.level is not None:
+            return Wanted(kind="cap", level=asked.level, days=asked.days, incident=asked.incident, **said)
+        return Wanted(
+            kind="budget", max_em_drop=asked.max_em_drop, days=asked.days, incident=asked.incident, **said
+        )
+    if asked.decision == "roll_back":
+        if asked.pinned is None:
+            return "roll back: say to which publication of the route; see suffice incident show"
+        return Wanted(kind="pin", pinned=asked.pinned, days=asked.days, incident=asked.incident, **said)
+    return None
+
+
+def _after(asked: Asked, now: Now, override: Override | None) -> str:
+    acts = f"level {now.level} acts" if now.level else "everything runs in full until a level is certified"
+    if override is not None:
+        return f"{words(override)} for {asked.days:g} days; {acts}" if override.kind != "pin" else words(override)
+    return f"{acts}, accepted for {asked.days:g} days" if asked.decision == "accept" else acts
+
+
+def in_words(now: Now, *, now_s: float) -> str:
+    """What holds on a route, in a few words."""
+    held = [words(one) for one in now.holds.overrides if now_s < one.expires_at_s]
+    if now.pause is not None:
+        return "; ".join([f"paused: {now.pause.reason}", *held])
+    made = now.publication
+    acts = f"level {now.level} of publication {made.number}" if made is not None and now.level else "nothing certified"
+    return "; ".join([acts, *held])

@@ -1,0 +1,199 @@
+"""Label Studio's tasks and annotations, and what they are here: runs to judge, and feedback of reviewers.
+
+    ToJudge ──▶ task ──▶ (Label Studio) ──▶ annotation ──▶ feedback, as `/v1/feedback` takes it
+
+A reviewer sees both answers as A and B and is not told which one the stop gave; the episode's own name decides which is
+which, so that an annotation can be read without anything else. Shapes follow Label Studio's documentation of its task
+format (labelstud.io/guide/task_format), its webhooks (labelstud.io/guide/webhook_reference) and its import and export
+(api.labelstud.io). Pure: knows formats; refuses to know servers and files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from suffice.errors import BadRequest
+
+SOURCE: Final = "reviewer"
+NO_ANSWER: Final = "(no answer)"
+NO_QUESTION: Final = "(the log keeps no question; give a file of questions when tasks are exported)"
+EPISODE: Final = "suffice_episode"   # the field of a task's data that names the run
+VERDICTS: Final = ("A is right", "B is right", "Both are right", "Neither is right", "I cannot tell")
+READ: Final = frozenset({"ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED"})
+LABEL_CONFIG: Final = """\
+<View>
+  <Header value="Question"/>
+  <Text name="question" value="$question"/>
+  <Header value="Answer A"/>
+  <Text name="answer_a" value="$answer_a"/>
+  <Header value="Answer B"/>
+  <Text name="answer_b" value="$answer_b"/>
+  <Choices name="verdict" toName="question" choice="single" required="true">
+    <Choice value="A is right" hotkey="1"/>
+    <Choice value="B is right" hotkey="2"/>
+    <Choice value="Both are right" hotkey="3"/>
+    <Choice value="Neither is right" hotkey="4"/>
+    <Choice value="I cannot tell" hotkey="5"/>
+  </Choices>
+  <Header value="The right answer, if neither of them says it"/>
+  <TextArea name="gold" toName="question" maxSubmissions="1" rows="1"/>
+  <Header value="How well does A serve whoever asked?"/>
+  <Rating name="rating_a" toName="answer_a" maxRating="5"/>
+  <Header value="And B?"/>
+  <Rating name="rating_b" toName="answer_b" maxRating="5"/>
+  <Header value="Remarks"/>
+  <TextArea name="comment" toName="question" maxSubmissions="1" rows="2"/>
+</View>
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToJudge:
+    """One full run whose stop would have answered otherwise."""
+
+    episode_id: str
+    route: str
+    question: str | None      # None: nobody brought it
+    answer: str | None        # of the full run, as it was delivered
+    would_answer: str | None  # what the stop would have delivered
+    why: str                  # a sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a payload comes to."""
+
+    rows: tuple[dict[str, Any] | BadRequest, ...]  # feedback as /v1/feedback takes it, or why a row is none
+    n_ignored: int = 0                             # annotations without a word, and what is no annotation
+
+
+def full_is_a(episode_id: str) -> bool:
+    """Is the full run's answer shown as A? By the name alone, so that anybody who reads an annotation knows."""
+    return hashlib.blake2b(episode_id.encode("utf-8", "surrogatepass"), digest_size=1).digest()[0] < 128
+
+
+def task(run: ToJudge) -> dict[str, Any]:
+    """One task, as `POST /api/projects/{id}/import` and the import of a JSON file take it."""
+    full, stopped = run.answer or NO_ANSWER, run.would_answer or NO_ANSWER
+    first, second = (full, stopped) if full_is_a(run.episode_id) else (stopped, full)
+    return {
+        "data": {
+            EPISODE: run.episode_id, "route": run.route, "question": run.question or NO_QUESTION,
+            "answer_a": first, "answer_b": second, "why": run.why,
+        },
+    }  # fmt: skip
+
+
+def episodes_of(tasks: Any) -> set[str]:
+    """The runs that tasks of an export are about. Any: what a server sent."""
+    return {str(data[EPISODE]) for data in map(_data, tasks if isinstance(tasks, list) else ()) if EPISODE in data}
+
+
+def read_event(payload: Mapping[str, Any]) -> Told:
+    """What a webhook tells. Raises BadRequest for what is no event of Label Studio.
+
+    An annotation that was deleted stays what it was: history is appended. A new annotation of the task replaces it.
+    """
+    action = payload.get("action")
+    if not isinstance(action, str):
+        raise BadRequest("action: is needed, the name of an event such as 'ANNOTATION_CREATED'", param="action")
+    if action not in READ:
+        return Told(rows=(), n_ignored=1)
+    annotations, tasks = _listed(payload.get("annotation")), _listed(payload.get("task"))
+    if not annotations:
+        raise BadRequest("annotation: is needed; let the webhook send its payload", param="annotation")
+    if len(tasks) != len(annotations):
+        raise BadRequest("task: is needed beside each annotation; its data names the run", param="task")
+    project = payload.get("project")
+    number = project.get("id") if isinstance(project, dict) else None
+    found = [_row(_data(of), one, number) for one, of in zip(annotations, tasks, strict=True)]
+    return _told(found)
+
+
+def read_export(tasks: Any) -> Told:
+    """All annotations of an export in the format JSON. Raises BadRequest for what is none. Any: a file's JSON."""
+    if not isinstance(tasks, list) or not all(isinstance(one, dict) for one in tasks):
+        raise BadRequest("export: must be a list of tasks; export the project in the format JSON")
+    if tasks and not any("annotations" in one for one in tasks):
+        raise BadRequest("annotations: no task has any; export the project in the format JSON, not JSON_MIN")
+    return _told([
+        _row(_data(one), annotation, one.get("project"))
+        for one in tasks for annotation in _listed(one.get("annotations"))
+    ])  # fmt: skip
+
+
+def _told(found: Sequence[dict[str, Any] | BadRequest | None]) -> Told:
+    rows = tuple(row for row in found if row is not None)
+    return Told(rows=rows, n_ignored=len(found) - len(rows))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if isinstance(value, dict) else []
+
+
+def _data(of: Any) -> Mapping[str, Any]:
+    data = of.get("data") if isinstance(of, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _row(data: Mapping[str, Any], annotation: Any, project: Any) -> dict[str, Any] | BadRequest | None:
+    """One annotation as feedback; None: it was skipped, or says nothing."""
+    if not isinstance(annotation, dict) or annotation.get("id") is None:
+        return BadRequest("annotation.id: is needed", param="annotation.id")
+    if annotation.get("was_cancelled"):
+        return None
+    episode = data.get(EPISODE)
+    if not isinstance(episode, str) or not episode:
+        return BadRequest(f"task.data.{EPISODE}: is needed; it names the run", param=f"task.data.{EPISODE}")
+    said = dict(_results(annotation.get("result")))
+    row = _verdict(said, data, full_a=full_is_a(episode))
+    if isinstance(row, BadRequest) or not row:
+        return row or None
+    who = annotation.get("completed_by")
+    who = who.get("id") if isinstance(who, dict) else who
+    return row | {
+        "feedback_id": f"label-studio:{project}:{annotation['id']}:{annotation.get('updated_at', '')}",
+        "episode_id": episode, "source": SOURCE,
+    } | ({} if who is None else {"user": f"label-studio:{who}"})  # fmt: skip
+
+
+def _results(result: Any) -> Iterator[tuple[str, Any]]:
+    """What each control of the form says, by its name."""
+    for one in result if isinstance(result, list) else ():
+        value = one.get("value") if isinstance(one, dict) else None
+        if not isinstance(value, dict):
+            continue
+        said = value.get("choices", value.get("text", value.get("rating")))
+        if isinstance(said, list):
+            said = said[0] if said else None
+        if said is not None:
+            yield str(one.get("from_name")), said
+
+
+def _verdict(said: Mapping[str, Any], data: Mapping[str, Any], *, full_a: bool) -> dict[str, Any] | BadRequest:
+    """What the form says of the full run and of the other answer; {}: nothing.
+
+    `correct` speaks of the full run, which was delivered, and `gold` names an answer that is right. Where both are, it
+    is the other one: then neither counts as lost.
+    """
+    row = dict[str, Any]()
+    verdict, gold, comment = said.get("verdict"), said.get("gold"), said.get("comment")
+    if verdict is not None and verdict not in VERDICTS:
+        return BadRequest(f"verdict: got {str(verdict)[:80]!r}; allowed: {', '.join(VERDICTS)}", param="verdict")
+    if verdict in VERDICTS[:4]:
+        full_right = verdict == "Both are right" or verdict == ("A is right" if full_a else "B is right")
+        other_right = verdict == "Both are right" or verdict == ("B is right" if full_a else "A is right")
+        full, other = (data.get(f"answer_{name}") for name in ("ab" if full_a else "ba"))
+        right = other if other_right else full if full_right else None
+        row["correct"] = full_right
+        if isinstance(gold, str) or (isinstance(right, str) and right != NO_ANSWER):
+            row["gold"] = gold if isinstance(gold, str) else right
+    if isinstance(comment, str) or verdict == "I cannot tell":
+        row["comment"] = comment if isinstance(comment, str) else verdict
+    rating = said.get("rating_a" if full_a else "rating_b")  # of the answer that was delivered
+    if isinstance(rating, int):
+        row["rating"] = rating
+    return row | ({"reason": f"Label Studio: {verdict}"} if row and verdict is not None else {})

@@ -1,0 +1,171 @@
+"""Langfuse's scores, and what they are here: feedback of users, annotators and evaluators.
+
+    score (API page, export row, or event) ──▶ feedback, as `/v1/feedback` takes it
+
+Shapes follow Langfuse's documentation of its Scores API (langfuse.com/docs/api-and-data-platform/features/scores-api,
+version 3 with a typed `value` and a `subject`, version 2 with `stringValue` and flat ids), of the fields of its blob
+storage exports (…/features/blob-storage-export-fields) and of the signature of its webhooks
+(langfuse.com/docs/prompt-management/features/webhooks-slack-integrations). Langfuse sends webhooks about prompts and
+alerts; scores come with its API or exports, or are posted by whoever makes them. Pure: knows formats; refuses to know
+servers and files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from suffice.errors import BadRequest
+from suffice.review.label_studio import Told
+from suffice.settings import Metric
+from suffice.settings.feedback import SCORE_FIELDS
+
+SIGNATURE_HEADER: Final = "x-langfuse-signature"
+SOURCES: Final = {"ANNOTATION": "reviewer", "EVAL": "judge", "API": "user"}  # who says so
+_TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
+
+
+def check_signature(raw: bytes, header: str, secret: str) -> None:
+    """Raises BadRequest 401 unless `header` signs these bytes: `t=TIME,v1=HMAC-SHA-256 of "TIME.body"`.
+
+    The time is not compared with a clock: everything is counted once, so what is sent again later changes nothing.
+    """
+    parts = dict(part.strip().partition("=")[::2] for part in header.split(","))
+    given = parts.get("v1", parts.get("s", ""))
+    told = f"{parts.get('t', '')}.".encode("utf-8", "surrogatepass") + raw
+    genuine = hmac.new(secret.encode(), told, hashlib.sha256).hexdigest()
+    if not parts.get("t") or not hmac.compare_digest(genuine.encode(), given.encode("utf-8", "surrogatepass")):
+        message = f"{SIGNATURE_HEADER}: does not sign this body; check the secret that Langfuse shows"
+        raise BadRequest(message, status=401, code="invalid_signature")
+
+
+def read_scores(payload: Mapping[str, Any], fields: Mapping[str, str], declared: Mapping[str, Metric]) -> Told:
+    """What a body says: a page of the API (`data`), an event with a `score`, or one score.
+
+    fields    the settings' `feedback.langfuse.scores`: name of a score to a field of feedback
+    declared  the settings' metrics; a score of the same name is one
+
+    Raises BadRequest for what is none of these. Events of other kinds are ignored.
+    """
+    if isinstance(payload.get("data"), list):
+        return Told(rows=tuple(read_score(one, fields, declared) for one in payload["data"]))
+    if isinstance(payload.get("score"), dict):
+        return Told(rows=(read_score(payload["score"], fields, declared),))
+    if "name" in payload and ("value" in payload or "stringValue" in payload or "string_value" in payload):
+        return Told(rows=(read_score(payload, fields, declared),))
+    if isinstance(payload.get("type"), str):
+        return Told(rows=(), n_ignored=1)
+    raise BadRequest("body: must be a score, {\"data\": [scores]} as the Scores API answers, or an event of Langfuse")
+
+
+def read_score(score: Any, fields: Mapping[str, str], declared: Mapping[str, Metric]) -> dict[str, Any] | BadRequest:
+    """One score as feedback, or why it is none. Any: JSON, or the cells of a row."""
+    try:
+        return _feedback(score, fields, declared)
+    except BadRequest as error:
+        return error
+
+
+def _feedback(score: Any, fields: Mapping[str, str], declared: Mapping[str, Metric]) -> dict[str, Any]:
+    if not isinstance(score, Mapping):
+        raise BadRequest("score: must be an object")
+    name, number = score.get("name"), score.get("id")
+    if not isinstance(name, str) or not name:
+        raise BadRequest("name: is needed, the name of the score", param="name")
+    if not isinstance(number, str) or not number:
+        raise BadRequest("id: is needed, the id of the score; it makes sending again safe", param="id")
+    source = SOURCES.get(str(score.get("source") or "API").upper())
+    if source is None:
+        raise BadRequest(f"source: got {str(score['source'])[:40]!r}; known: {', '.join(SOURCES)}", param="source")
+    kind = str(_of(score, "dataType", "data_type") or "NUMERIC").upper()
+    field, value = _field(name, kind, fields, declared), _value(score, kind)
+    row: dict[str, Any] = {
+        "feedback_id": f"langfuse:{number}:{_of(score, 'updatedAt', 'updated_at') or ''}", "source": source,
+        **_named(score), **_said(field, value, declared),
+    }  # fmt: skip
+    comment = score.get("comment")
+    if isinstance(comment, str) and comment:
+        row.setdefault("comment", comment)
+    author = _of(score, "authorUserId", "author_user_id")
+    return row | ({"user": f"langfuse:{author}"} if isinstance(author, str) and author else {})
+
+
+def _of(score: Mapping[str, Any], *names: str) -> Any:
+    return next((score[name] for name in names if score.get(name) not in (None, "")), None)
+
+
+def _named(score: Mapping[str, Any]) -> dict[str, str]:
+    """Which request it is about: as the metadata says, else the trace, whose id must then be the episode's."""
+    metadata = score.get("metadata")
+    if isinstance(metadata, str):
+        try:
+            metadata = json.loads(metadata)
+        except ValueError:
+            metadata = None
+    subject = score.get("subject")
+    subject = subject if isinstance(subject, Mapping) else {}
+    found = metadata if isinstance(metadata, Mapping) else {}
+    for key, field in (("suffice_episode_id", "episode_id"), ("suffice_response_id", "response_id")):
+        if isinstance(found.get(key), str) and found[key]:
+            return {field: found[key]}
+    trace = _of(score, "traceId", "trace_id") or subject.get("traceId")
+    trace = trace or (subject.get("id") if subject.get("kind") == "trace" else None)
+    if not isinstance(trace, str) or not trace:
+        message = "traceId: is needed, the episode's id; or name it in the metadata as suffice_episode_id"
+        raise BadRequest(message, param="traceId")
+    return {"episode_id": trace}
+
+
+def _field(name: str, kind: str, fields: Mapping[str, str], declared: Mapping[str, Metric]) -> str:
+    """The field of feedback that a score is."""
+    if name in fields:
+        return fields[name]
+    if name in declared:
+        return f"metrics.{name}"
+    if kind == "CORRECTION":
+        return "answer"
+    if name in SCORE_FIELDS:
+        return name
+    message = f"name: nobody says what {name[:80]!r} is; map it in feedback.langfuse.scores, or declare metrics.{name[:80]}"
+    raise BadRequest(message, param="name")
+
+
+def _value(score: Mapping[str, Any], kind: str) -> Any:
+    """The score's value by its type, in either version of the API and in exports."""
+    words = _of(score, "stringValue", "string_value")
+    value = score.get("value")
+    if kind in ("CATEGORICAL", "TEXT", "CORRECTION"):
+        return words if words is not None else value
+    if kind == "BOOLEAN":
+        return _flag(value if value not in (None, "") else words)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            raise BadRequest(f"value: must be a number, got {value[:40]!r}", param="value") from None
+    return value
+
+
+def _flag(value: Any) -> bool:
+    said = str(value).lower()
+    if said not in (*_TRUE, *_FALSE):
+        raise BadRequest(f"value: must be true or false, got {str(value)[:40]!r}", param="value")
+    return said in _TRUE
+
+
+def _said(field: str, value: Any, declared: Mapping[str, Metric]) -> dict[str, Any]:
+    """The value in the form that the field takes; what it may not be, the field's own check says."""
+    kind, _, name = field.partition(".")
+    if kind == "metrics":
+        return {"metrics": {name: _flag(value) if declared[name].type == "boolean" else value}}
+    if field == "correct":
+        return {field: _flag(value)}
+    if field == "thumbs":
+        said = str(value).lower()
+        return {field: said if said in ("up", "down") else "up" if _flag(value) else "down"}
+    if field == "rating":
+        return {field: int(value) if isinstance(value, float) and value.is_integer() else value}
+    return {field: str(value)}

@@ -1,0 +1,175 @@
+"""What a person holds back for a while: a route or a class of its questions at a level, below one, or in full.
+
+    Override (author, reason, expiry) ──▶ in_effect(now) ──▶ InEffect ──▶ the gateway, the control loop
+
+An override ends by itself: whoever reads it looks at the time, and no worker is needed. It makes things safer: a cap,
+fewer stops, a smaller EM budget. A pin alone may raise a level, up to what is certified there now. Pure: knows records
+and times; refuses to know logs and clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+from suffice.types import Epoch, Publication
+
+OverrideKind: TypeAlias = Literal[
+    "pin",      # serve this level, or this earlier publication
+    "cap",      # no level above this one
+    "observe",  # everything runs in full
+    "budget",   # a smaller EM budget than the settings have
+]
+DAY_S: Final = 86_400.0
+MOST_DAYS: Final = 30
+_ALMOST: Final = 1e-12  # numbers that were written and read again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """One thing that a person decided to hold, and until when."""
+
+    route: str
+    number: int                    # of the route's overrides, from 1
+    kind: OverrideKind
+    reason: str
+    author: str
+    set_at_s: float                # Unix time
+    expires_at_s: float            # Unix time, at most 30 days later
+    query_class: str | None = None # of questions that it is about; None: the whole route
+    level: int | None = None       # pin, cap
+    max_em_drop: float | None = None     # budget: a fraction
+    pinned: Publication | None = None    # pin: what is served; None: whatever is in force, at `level`
+    incident: str = ""             # that it was decided in; "": none
+    before: str = ""               # what held there before, in words
+    after: str = ""                # what holds now, in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverrideEnd:
+    """A person ended an override before its time."""
+
+    route: str
+    number: int
+    reason: str
+    author: str
+    ended_at_s: float              # Unix time
+    before: str = ""               # what it held, in words
+    after: str = ""                # what holds now, in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InEffect:
+    """What all overrides of a route come to at one moment."""
+
+    observe: str | None = None                     # why everything runs in full; None: nothing says so
+    ceiling: int | None = None                     # the highest level that may be served; None: no cap
+    classes: Mapping[str, int] = field(default_factory=dict)  # ceilings of classes; 0: they run in full
+    pin: Override | None = None                    # of the whole route, the latest
+    max_em_drop: float | None = None               # the smallest budget; None: the settings' own
+    until_s: float | None = None                   # when the first of them ends; None: there are none
+
+    def ceiling_of(self, query_class: str) -> int | None:
+        """The highest level for questions of a class; None: nothing is held back."""
+        return lowest(self.ceiling, self.classes.get(query_class))
+
+    def budget(self, max_em_drop: float) -> float:
+        """The EM budget to be kept where the settings allow this one."""
+        return max_em_drop if self.max_em_drop is None else min(max_em_drop, self.max_em_drop)
+
+
+NO_OVERRIDES: Final = InEffect()
+
+
+def lowest(one: int | None, other: int | None) -> int | None:
+    """The lower of two ceilings, None being none."""
+    return other if one is None else one if other is None else min(one, other)
+
+
+def standing(overrides: Iterable[Override], now_s: float) -> list[Override]:
+    """Those whose time has not come, oldest first."""
+    return sorted((one for one in overrides if now_s < one.expires_at_s), key=lambda one: one.number)
+
+
+def in_effect(overrides: Iterable[Override], now_s: float) -> InEffect:
+    """What they come to now: of caps and budgets the lowest, of pins the latest."""
+    live = standing(overrides, now_s)
+    if not live:
+        return NO_OVERRIDES
+    observe = ceiling = budget = None
+    classes: dict[str, int] = {}
+    pin: Override | None = None
+    for one in live:
+        most = 0 if one.kind == "observe" else one.level if one.kind in ("cap", "pin") else None
+        if one.kind == "budget":
+            budget = one.max_em_drop if budget is None else min(budget, one.max_em_drop or budget)
+        elif one.query_class is not None:
+            low = lowest(classes.get(one.query_class), most)
+            classes |= {} if low is None else {one.query_class: low}
+        elif one.kind == "observe":
+            observe = f"override {one.number} by {one.author}: {one.reason}"
+            ceiling = 0
+        elif one.kind == "pin":
+            pin = one
+        else:
+            ceiling = lowest(ceiling, most)
+    if pin is not None:
+        ceiling = lowest(ceiling, pin.level)
+    return InEffect(
+        observe=observe, ceiling=ceiling, classes=classes, pin=pin, max_em_drop=budget,
+        until_s=min(one.expires_at_s for one in live),
+    )  # fmt: skip
+
+
+def why_not(
+    made: Publication, *, epoch: Epoch | None, max_em_drop: float, confidence: float, setup: str
+) -> str | None:
+    """Why a publication may not be served here and now, as a sentence; None: it may.
+
+    setup  of the route as it runs; "": not known, and then it is not compared
+    """
+    told = made.evidence
+    if not made.certified or made.level < 1:
+        return f"publication {made.number} certifies no level"
+    if epoch is None or made.epoch != epoch.number:
+        now = "no epoch has begun" if epoch is None else f"epoch {epoch.number} began since: {epoch.reason}"
+        return f"publication {made.number} is of epoch {made.epoch}, and {now}"
+    if told.max_em_drop is None or told.confidence is None:
+        return f"publication {made.number} does not say what it proves"
+    if told.max_em_drop > max_em_drop + _ALMOST or told.confidence < confidence - _ALMOST:
+        return (
+            f"publication {made.number} proves a drop below {100 * told.max_em_drop:g} points at"
+            f" {told.confidence:.0%}, and the route promises {100 * max_em_drop:g} points at {confidence:.0%}"
+        )
+    if setup and made.setup != setup:
+        return f"publication {made.number} was gathered on other settings of the route ({made.setup})"
+    return None
+
+
+def problem(one: Override) -> str | None:
+    """What is wrong with an override whatever the route, as a sentence; None: nothing."""
+    if not one.reason.strip() or not one.author.strip():
+        return "an override needs an author and a reason"
+    lasts_s = one.expires_at_s - one.set_at_s
+    if not 0 < lasts_s <= MOST_DAYS * DAY_S:
+        return f"expires in {lasts_s / DAY_S:g} days; more than 0 and at most {MOST_DAYS} days from now"
+    if one.kind in ("cap", "pin") and (one.level is None or one.level < 0):
+        return f"{one.kind}: got level {one.level}; at least 0, which never stops"
+    if one.kind == "budget" and (one.max_em_drop is None or not 0 < one.max_em_drop < 1):
+        return f"budget: got {one.max_em_drop}; a fraction above 0 and below 1 (1 point of EM = 0.01)"
+    if one.query_class is not None and one.kind in ("pin", "budget"):
+        return f"{one.kind}: is about a whole route; for a class of questions use cap or observe"
+    return None
+
+
+def words(one: Override) -> str:
+    """What an override holds, in a few words."""
+    where = "" if one.query_class is None else f" for the class {one.query_class!r}"
+    if one.kind == "observe":
+        return f"everything runs in full{where}"
+    if one.kind == "budget":
+        return f"an EM budget of {100 * (one.max_em_drop or 0):g} points"
+    if one.kind == "cap":
+        return f"level {one.level} at most{where}"
+    return f"level {one.level}" if one.pinned is None else f"publication {one.pinned.number}, level {one.level}"

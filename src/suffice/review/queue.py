@@ -1,0 +1,394 @@
+"""The review queue: who has which item, what was said of it, and what that comes to. A pure fold over events.
+
+    Item ──▶ slots 1 … n, each leased for a while ──▶ verdicts ──▶ they agree: a label
+                                                      they do not: a third person decides, then a label
+
+A lease that is over returns its item by itself: whoever reads the queue looks at the time. What somebody submits then
+is never lost: it fills the slot if that is still free, else it is kept beside the others, and they are told which. A
+form that is sent twice is one verdict. Knows items and times; refuses to know logs, clocks and pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Final, Literal, TypeAlias
+
+from suffice.review.items import (
+    ADJUDICATOR,
+    MOST_TEXT,
+    Drawing,
+    Item,
+    Lease,
+    Returned,
+    Said,
+    Verdict,
+    category,
+)
+from suffice.types import Feedback
+
+State: TypeAlias = Literal[
+    "open",       # somebody can take it
+    "leased",     # every slot that is still empty is taken
+    "third",      # those who were asked contradict each other: a third person has to decide
+    "settled",    # what is right is known
+    "undecided",  # the third person could not say either
+    "lapsed",     # its time is over, and nobody is asked any more
+]
+Record: TypeAlias = Item | Drawing | Lease | Returned | Verdict
+REVIEWER: Final = "reviewer"  # the source of labels that come of verdicts, as `assurance.trust` ranks it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What the verdicts on one item come to."""
+
+    full_right: bool | None
+    early_right: bool | None
+    corrected: str | None
+    reason: str
+    by: tuple[str, ...]       # reviewers who said so
+    adjudicated: bool         # a third person decided
+    deciding: Verdict         # the one that made it complete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One item as far as it has come."""
+
+    item: Item
+    verdicts: tuple[Verdict, ...] = ()             # the latest of each reviewer, in the order of their first ones
+    leases: tuple[Lease, ...] = ()                 # the latest of each slot that was ever taken
+    returned: frozenset[tuple[int, int]] = frozenset()  # (slot, turn) that were given back
+
+    # ---- what holds ------------------------------------------------------------------------------
+
+    def filled(self, slot: int) -> Verdict | None:
+        """The verdict in a slot; of two that claim it, the first."""
+        return next((one for one in self.verdicts if one.slot == slot), None)
+
+    def said_by(self, reviewer: str) -> Verdict | None:
+        """What a reviewer said last."""
+        return next((one for one in self.verdicts if one.reviewer == reviewer), None)
+
+    def lease_of(self, slot: int) -> Lease | None:
+        """The latest lease of a slot, over or not."""
+        return next((one for one in self.leases if one.slot == slot), None)
+
+    def holder(self, slot: int, now_s: float) -> Lease | None:
+        """The lease under which somebody has an empty slot now; None: it is free, or filled."""
+        lease = self.lease_of(slot)
+        if lease is None or self.filled(slot) is not None or (slot, lease.turn) in self.returned:
+            return None
+        return lease if now_s < lease.until_s else None
+
+    def held_by(self, reviewer: str, now_s: float) -> Lease | None:
+        """The lease that a reviewer has now."""
+        return next((h for s in self.slots if (h := self.holder(s, now_s)) and h.reviewer == reviewer), None)
+
+    @property
+    def independent(self) -> list[Verdict]:
+        """The verdicts that fill the slots of those who were asked first."""
+        found = (self.filled(slot) for slot in range(1, self.item.n_reviewers + 1))
+        return [one for one in found if one is not None]
+
+    @property
+    def needs_third(self) -> bool:
+        """Has everybody spoken, and do they contradict each other or not know?"""
+        said = self.independent
+        if len(said) < self.item.n_reviewers:
+            return False
+        return any(one.unsure for one in said) or not _agree(said)
+
+    @property
+    def slots(self) -> range:
+        """The slots that can be taken now, filled ones among them."""
+        return range(ADJUDICATOR, ADJUDICATOR + 1) if self.needs_third else range(1, self.item.n_reviewers + 1)
+
+    def free(self, now_s: float) -> int | None:
+        """The first slot that nobody has and nobody has filled."""
+        return next((s for s in self.slots if self.filled(s) is None and self.holder(s, now_s) is None), None)
+
+    @property
+    def settlement(self) -> Settlement | None:
+        """What is right, once that is known."""
+        third = self.filled(ADJUDICATOR)
+        if third is not None:
+            return None if third.unsure else _settled([third], adjudicated=True)
+        said = self.independent
+        if len(said) < self.item.n_reviewers or self.needs_third:
+            return None
+        return _settled(said, adjudicated=False)
+
+    def state(self, now_s: float) -> State:
+        """Where the item stands at that time."""
+        if self.settlement is not None:
+            return "settled"
+        if self.filled(ADJUDICATOR) is not None:
+            return "undecided"
+        if self.item.open_until_s is not None and now_s >= self.item.open_until_s:
+            return "lapsed"
+        if self.free(now_s) is None:
+            return "leased"
+        return "third" if self.needs_third else "open"
+
+    def may_take(self, reviewer: str, now_s: float) -> bool:
+        """Can this reviewer take it now? Nobody judges an item twice."""
+        return self.state(now_s) in ("open", "third") and self.said_by(reviewer) is None
+
+    # ---- the fold --------------------------------------------------------------------------------
+
+    def after(self, record: Lease | Returned | Verdict) -> Place:
+        """The place after one more row."""
+        if isinstance(record, Returned):
+            return replace(self, returned=self.returned | {(record.slot, record.turn)})
+        if isinstance(record, Lease):
+            known = self.lease_of(record.slot)
+            if known is not None and known.turn >= record.turn:
+                return self
+            return replace(self, leases=(*(one for one in self.leases if one.slot != record.slot), record))
+        before = self.said_by(record.reviewer)
+        if before is None:
+            if record.slot is not None and self.filled(record.slot) is not None:
+                record = replace(record, slot=None)  # somebody was quicker
+            return replace(self, verdicts=(*self.verdicts, record))
+        if before.revision >= record.revision:
+            return self
+        record = replace(record, slot=before.slot)
+        return replace(self, verdicts=tuple(record if one is before else one for one in self.verdicts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """All items of a log, and where each stands. A snapshot: it does not change."""
+
+    places: Mapping[str, Place] = field(default_factory=dict)        # by episode, in the order in which they were asked
+    drawings: Mapping[str, tuple[Drawing, ...]] = field(default_factory=dict)  # by route, oldest first
+
+    def after(self, records: Iterable[Record]) -> Queue:
+        """The queue after these rows, in their order."""
+        places, drawings = dict(self.places), dict(self.drawings)
+        for record in records:
+            if isinstance(record, Item):
+                places.setdefault(record.episode_id, Place(item=record))
+            elif isinstance(record, Drawing):
+                drawings[record.route] = (*drawings.get(record.route, ()), record)
+            elif record.item in places:
+                places[record.item] = places[record.item].after(record)
+        return Queue(places=places, drawings=drawings)
+
+    def of(self, route: str | None = None) -> Iterator[Place]:
+        """The places of one route; None: of all."""
+        return (one for one in self.places.values() if route is None or one.item.route == route)
+
+    def waiting(self, *, now_s: float, route: str | None = None, reviewer: str | None = None) -> list[Place]:
+        """What can be taken now, the most urgent first; with a reviewer, by them."""
+        found = [
+            one for one in self.of(route)
+            if (one.state(now_s) in ("open", "third") if reviewer is None else one.may_take(reviewer, now_s))
+        ]  # fmt: skip
+        return sorted(found, key=_urgency)
+
+    def counts(self, *, now_s: float, route: str | None = None) -> dict[State, int]:
+        """How many items stand where."""
+        found: dict[State, int] = dict.fromkeys(("open", "leased", "third", "settled", "undecided", "lapsed"), 0)
+        for one in self.of(route):
+            found[one.state(now_s)] += 1
+        return found
+
+    def asked_on(self, day: int, route: str) -> tuple[int, int]:
+        """Items of a route that count for a day: picked on purpose, and drawn at random."""
+        today = [one.item for one in self.of(route) if one.item.day == day and one.item.why != "person"]
+        n_drawn = sum(one.why == "control" for one in today)
+        return len(today) - n_drawn, n_drawn
+
+
+EMPTY: Final = Queue()
+
+
+# ---- what people do ------------------------------------------------------------------------------
+
+
+def next_for(queue: Queue, reviewer: str, *, now_s: float, route: str | None = None) -> tuple[Lease, bool] | None:
+    """The item that a reviewer should look at next, and whether its lease is a new one; None: there is none for them.
+
+    Who holds an item already gets it again, so asking twice is asking once.
+    """
+    for place in queue.of(route):
+        held = place.held_by(reviewer, now_s)
+        if held is not None:
+            return held, False
+    for place in queue.waiting(now_s=now_s, route=route, reviewer=reviewer):
+        taken = take(place, reviewer, now_s=now_s)
+        if taken is not None:
+            return taken, True
+    return None
+
+
+def take(place: Place, reviewer: str, *, now_s: float) -> Lease | None:
+    """A lease of one item; None: this reviewer cannot have it now."""
+    slot = place.free(now_s)
+    if slot is None or not place.may_take(reviewer, now_s):
+        return None
+    before = place.lease_of(slot)
+    return Lease(
+        item=place.item.episode_id, route=place.item.route, slot=slot, turn=1 if before is None else before.turn + 1,
+        reviewer=reviewer, leased_at_s=now_s, until_s=now_s + place.item.lease_s,
+    )  # fmt: skip
+
+
+def give_back(place: Place, reviewer: str, reason: str, *, now_s: float) -> Returned | None:
+    """Give an item back without a verdict; None: this reviewer does not have it."""
+    held = place.held_by(reviewer, now_s)
+    if held is None:
+        return None
+    return Returned(
+        item=held.item, route=held.route, slot=held.slot, turn=held.turn, reviewer=reviewer, reason=reason,
+        returned_at_s=now_s,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What becomes of what a reviewer said."""
+
+    told: str                       # to the reviewer, in one sentence
+    verdict: Verdict | None = None  # None: it was said before, and nothing is new
+    lease: Lease | None = None      # of a slot that was free, taken with it
+    label: Feedback | None = None   # what is known to be right now; None: not yet, or it was before
+
+
+def submit(place: Place, said: Said, *, now_s: float) -> Submission | str:
+    """Take what a reviewer says; a sentence where it cannot be taken as it is, and nothing is lost by asking again."""
+    wrong = _problem(place.item, said)
+    if wrong is not None:
+        return wrong
+    before = place.said_by(said.reviewer)
+    if before is not None and _same(before, said):
+        return Submission(told="you have said so before; nothing changed")
+    lease, slot, turn, late, told = _slot_for(place, said.reviewer, before, now_s)
+    verdict = Verdict(
+        item=place.item.episode_id, route=place.item.route, reviewer=said.reviewer,
+        revision=1 if before is None else before.revision + 1, slot=slot, turn=turn,
+        full_right=None if said.unsure else said.full_right, early_right=None if said.unsure else said.early_right,
+        corrected=None if said.unsure else _text(said.corrected), unsure=said.unsure, reason=said.reason.strip(),
+        given_at_s=now_s, late=late, before="" if before is None else before.category,
+    )  # fmt: skip
+    then = place.after(verdict)
+    label = _label(then) if _differs(place.settlement, then.settlement) else None
+    return Submission(told=f"{told}; {_next_step(then, label)}", verdict=verdict, lease=lease, label=label)
+
+
+def _slot_for(
+    place: Place, reviewer: str, before: Verdict | None, now_s: float
+) -> tuple[Lease | None, int | None, int, bool, str]:
+    """(a lease taken now, the slot, its turn, is it late, what the reviewer is told)."""
+    if before is not None:
+        return None, before.slot, before.turn, before.late, f"this takes the place of your {before.category!r}"
+    held = place.held_by(reviewer, now_s)
+    if held is not None:
+        return None, held.slot, held.turn, False, "taken"
+    own = next((one for one in place.leases if one.reviewer == reviewer), None)
+    late = own is not None and now_s >= own.until_s
+    over = f"your lease had been over for {now_s - own.until_s:,.0f} s" if own is not None and late else ""
+    lease = take(place, reviewer, now_s=now_s)
+    if lease is not None:
+        free = f"{over}, and nobody had taken the item: it counts" if over else "taken, without a lease"
+        return lease, lease.slot, lease.turn, late, free
+    others = ", ".join(sorted({one.reviewer for one in (*place.leases, *place.independent)} - {reviewer}))
+    why = f"{over}, and the item has gone to {others}" if over and others else over or "no slot of the item is free"
+    return None, None, own.turn if own is not None else 0, late, f"{why}: your verdict is kept beside the others"
+
+
+def _next_step(place: Place, label: Feedback | None) -> str:
+    if label is not None:
+        return "the label is written"
+    if place.settlement is not None:
+        return "the label stands as it was"
+    if place.filled(ADJUDICATOR) is not None:
+        return "nobody could say what is right, so there is no label"
+    if place.needs_third:
+        return "a third person has to decide"
+    left = place.item.n_reviewers - len(place.independent)
+    return f"{left} more {'person has' if left == 1 else 'people have'} to say"
+
+
+def _problem(item: Item, said: Said) -> str | None:
+    if not said.reviewer.strip():
+        return "a verdict needs the reviewer's name"
+    if max(len(said.reason), len(said.corrected or "")) > MOST_TEXT:
+        return f"reason and corrected answer: at most {MOST_TEXT:,} characters each"
+    if said.unsure:
+        return None
+    if item.shows != "early" and said.full_right is None:
+        return "say whether the full answer is right, or that you are unsure"
+    if item.shows != "full" and said.early_right is None:
+        return "say whether the early answer is right, or that you are unsure"
+    return None
+
+
+def _text(text: str | None) -> str | None:
+    return text.strip() or None if text is not None else None
+
+
+def _same(before: Verdict, said: Said) -> bool:
+    now = category(full_right=said.full_right, early_right=said.early_right, unsure=said.unsure)
+    corrected = None if said.unsure else _text(said.corrected)
+    return (before.category, before.corrected, before.reason) == (now, corrected, said.reason.strip())
+
+
+def _agree(said: Sequence[Verdict]) -> bool:
+    """Do they say the same? Two corrected answers that differ are two opinions."""
+    corrected = {one.corrected.casefold() for one in said if one.corrected is not None}
+    return len({one.category for one in said}) == 1 and len(corrected) < 2
+
+
+def _settled(said: Sequence[Verdict], *, adjudicated: bool) -> Settlement:
+    deciding = max(said, key=lambda one: one.given_at_s)
+    return Settlement(
+        full_right=said[0].full_right, early_right=said[0].early_right,
+        corrected=next((one.corrected for one in said if one.corrected is not None), None),
+        reason="; ".join(one.reason for one in said if one.reason), by=tuple(one.reviewer for one in said),
+        adjudicated=adjudicated, deciding=deciding,
+    )  # fmt: skip
+
+
+def _differs(before: Settlement | None, after: Settlement | None) -> bool:
+    """Is something known to be right now that was not?"""
+    if after is None:
+        return False
+    return before is None or (before.full_right, before.early_right, before.corrected) != (
+        after.full_right, after.early_right, after.corrected
+    )  # fmt: skip
+
+
+def _label(place: Place) -> Feedback | None:
+    """The label that the verdicts come to, for all who read labels.
+
+    One voice for the whole queue: who decides it changes with every revision, and two names that say different things
+    about one run would count as a quarrel that nobody settled.
+    """
+    found, item = place.settlement, place.item
+    if found is None:
+        return None
+    right = found.full_right if item.shows != "early" else found.early_right
+    known = found.corrected
+    if known is None and found.early_right:
+        known = item.early_answer
+    if known is None and found.full_right:
+        known = item.full_answer
+    names = ", ".join(found.by)
+    return Feedback(
+        feedback_id=f"review:{item.episode_id}:{found.deciding.reviewer}:{found.deciding.revision}",
+        episode_id=item.episode_id, correct=right, gold=known, answer=found.corrected, source=REVIEWER,
+        reason=found.reason or None, comment=f"adjudicated by {names}" if found.adjudicated else f"reviewed by {names}",
+        sender="review", asked_for=item.why,
+    )  # fmt: skip
+
+
+def _urgency(place: Place) -> tuple[bool, float, float, float]:
+    """Contradictions first, then what matters most, then what is due first, then what has waited longest."""
+    item = place.item
+    due_s = inf if item.deadline_s is None else item.deadline_s
+    return not place.needs_third, -item.priority, due_s, item.asked_at_s

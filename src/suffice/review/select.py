@@ -1,0 +1,181 @@
+"""Which runs people are asked about: the few that tell most, and a few drawn at random; never a flood.
+
+    candidates ──▶ choose: the most urgent, within what is left of the day's cap
+    all runs   ──▶ Urn: so many of one stretch, each with equal odds, which are written down
+
+What is picked on purpose says nothing about the average run: its labels serve certificates and training. What is drawn
+at random does, and `estimate` reads nothing else. The cap of a day opens gradually, so that a morning's flood leaves
+room for what comes in the evening. Pure: times and points of the lottery come in as arguments.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import ceil, floor
+from types import MappingProxyType
+from typing import Final
+
+from suffice.review.items import DAY_S, Shows, Why
+
+WEIGHTS: Final[Mapping[Why, int]] = MappingProxyType({
+    "person": 6,        # somebody waits for it
+    "disagreement": 5,  # without a label it counts as a loss
+    "class_below": 4,   # one class pays for the others
+    "drift": 3,         # is the new world as the old one was?
+    "control": 2,       # the only ones that say how good the average answer is
+    "uncertain": 1,
+})
+MOST_DRAWINGS: Final = 24     # a day: each stretch of the log is drawn from once
+MOST_WAITING: Final = 1_000   # candidates that wait for room
+LEAST_UNCERTAIN: Final = 0.5  # share of the steps before a stop that gave another answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One run that might be worth a look, and why."""
+
+    episode_id: str
+    route: str
+    why: Why
+    because: str               # a sentence for the reviewer
+    shows: Shows
+    full_answer: str | None
+    early_answer: str | None
+    urgency: float = 0.0       # among those of its kind, in [0, 1)
+    deadline_s: float | None = None
+    question_key: str = ""
+    query_class: str = ""
+
+    @property
+    def priority(self) -> float:
+        """Its rank among all candidates: what kind it is, then how urgent."""
+        return WEIGHTS[self.why] + self.urgency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cap:
+    """How much of people's time a route may take in a day."""
+
+    per_day: int          # items, at most
+    control_share: float  # part of them that is drawn at random, [0, 1]
+
+    @property
+    def n_control(self) -> int:
+        """Items that are drawn at random in a day, at most; one at least, where anything is asked."""
+        return min(self.per_day, max(1, round(self.per_day * self.control_share))) if self.control_share else 0
+
+    @property
+    def n_chosen(self) -> int:
+        """Items that are picked on purpose in a day, at most."""
+        return self.per_day - self.n_control
+
+    @property
+    def drawings(self) -> int:
+        """How often the control share is drawn in a day."""
+        return min(MOST_DRAWINGS, self.n_control)
+
+
+def open_now(most: int, used: int, *, now_s: float) -> int:
+    """How many items more may be asked now of what a day allows: it opens bit by bit.
+
+    most   in the whole day
+    used   of them today
+    now_s  Unix time; a day is one of UTC
+    """
+    passed = (now_s % DAY_S) / DAY_S
+    return max(0, min(most, ceil(most * passed)) - used)
+
+
+def window_of(now_s: float, drawings: int) -> int:
+    """The number of the stretch of time that a moment lies in; a drawing is due once in each."""
+    return floor(now_s / (DAY_S / drawings)) if drawings else 0
+
+
+def due(cap: Cap, *, drawn: int, last_at_s: float | None, now_s: float) -> int:
+    """How many runs the control share is to draw now; 0: none is due.
+
+    drawn      today so far
+    last_at_s  of the last drawing; None: there was none
+    """
+    if not cap.drawings:
+        return 0
+    if last_at_s is not None and window_of(last_at_s, cap.drawings) >= window_of(now_s, cap.drawings):
+        return 0
+    # What a quiet stretch left over is not caught up with at once: a drawing takes what its own stretch allows, twice.
+    return min(open_now(cap.n_control, drawn, now_s=now_s), 2 * ceil(cap.n_control / cap.drawings))
+
+
+@dataclass(slots=True)
+class Waiting:
+    """Candidates that wait for room, the most urgent ones; of one episode the most urgent reason counts."""
+
+    _best: dict[str, Candidate] = field(default_factory=dict)
+
+    def add(self, candidate: Candidate) -> None:
+        """Take one in; where there are too many, the least urgent goes."""
+        known = self._best.get(candidate.episode_id)
+        if known is not None and known.priority >= candidate.priority:
+            return
+        self._best[candidate.episode_id] = candidate
+        if len(self._best) > 2 * MOST_WAITING:  # seldom, so that each costs little
+            self._best = {one.episode_id: one for one in self._first(MOST_WAITING)}
+
+    def drop(self, episode_id: str) -> None:
+        """It was asked, or labelled meanwhile."""
+        self._best.pop(episode_id, None)
+
+    def __len__(self) -> int:
+        return len(self._best)
+
+    def choose(self, n: int) -> list[Candidate]:
+        """The most urgent ones, at most so many; they are taken out."""
+        found = self._first(min(n, MOST_WAITING))
+        for one in found:
+            del self._best[one.episode_id]
+        return found
+
+    def _first(self, n: int) -> list[Candidate]:
+        return heapq.nsmallest(n, self._best.values(), key=_order)
+
+
+def _order(one: Candidate) -> tuple[float, float, str]:
+    return -one.priority, float("inf") if one.deadline_s is None else one.deadline_s, one.episode_id
+
+
+@dataclass(slots=True)
+class Urn:
+    """All runs of one stretch of the log, of which the ones with the smallest points are drawn.
+
+    Points are uniform and independent of everything else, so whichever k are drawn, each of n runs had odds of k/n:
+    simple random sampling without replacement. Only the `most` smallest are kept, whatever comes.
+    """
+
+    most: int
+    n: int = 0
+    _heap: list[tuple[float, int, Candidate]] = field(default_factory=list)  # the largest point on top
+
+    def add(self, point: float, candidate: Candidate) -> None:
+        """Put one run in.
+
+        point  uniform in [0, 1), the same for the same run on every machine
+        """
+        self.n += 1
+        entry = (-point, -self.n, candidate)
+        if len(self._heap) < self.most:
+            heapq.heappush(self._heap, entry)
+        elif self._heap and entry > self._heap[0]:
+            heapq.heapreplace(self._heap, entry)
+
+    def draw(self, k: int) -> list[Candidate]:
+        """The k runs with the smallest points, or all there are. The urn is empty afterwards."""
+        found = [one for _, _, one in sorted(self._heap, reverse=True)[:k]]
+        self.n, self._heap = 0, []
+        return found
+
+
+def uncertainty(answers: Iterable[str | None], delivered: str | None) -> float:
+    """Share of the trial answers up to a stop that were another one than what was delivered, [0, 1]; 0 without any."""
+    told = list(answers)
+    return sum(one != delivered for one in told) / len(told) if told else 0.0

@@ -1,0 +1,71 @@
+"""What people hold and have to decide, route by route, read from the log through an index of such rows alone.
+
+    read_holds ──▶ Holds.of(route) ──▶ RouteHolds: overrides with their expiry, incidents, the pause that stands
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from suffice.review.holds import NO_HOLDS, Held, RouteHolds
+from suffice.store.control_events import EnforcementPaused, EnforcementResumed
+from suffice.store.events import EVENTS, Event
+from suffice.store.hold_events import IncidentDecided, IncidentOpened, OverrideEnded, OverrideSet
+from suffice.store.reviews import SINCE_SCHEMA
+from suffice.store.views import decoded, reading
+
+_NEW: Final = """
+    SELECT seq, at_s, kind, body FROM events INDEXED BY holds WHERE seq > ? AND kind IN
+        ('enforcement_paused', 'enforcement_resumed', 'incident_decided', 'incident_opened', 'override_ended',
+         'override_set')
+    ORDER BY seq"""
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """What people hold on all routes, as far as the log has been read."""
+
+    seq: int = 0
+    routes: Mapping[str, RouteHolds] = field(default_factory=dict)
+
+    def of(self, route: str) -> RouteHolds:
+        """What is held on a route; nothing where nobody decided anything."""
+        return self.routes.get(route, NO_HOLDS)
+
+
+NOTHING_HELD: Final = Holds()
+
+
+def read_holds(path_or_connection: Path | str | sqlite3.Connection, known: Holds = NOTHING_HELD) -> Holds:
+    """What is held now, given what was known before; the same object where nothing is new. Raises StoreError."""
+    with reading(path_or_connection) as connection:
+        if connection.execute("PRAGMA user_version").fetchone()[0] < SINCE_SCHEMA:
+            return known
+        rows = connection.execute(_NEW, (known.seq,)).fetchall()
+    if not rows:
+        return known
+    routes = dict(known.routes)
+    for seq, at_s, kind, body in rows:
+        event = decoded(seq, EVENTS[kind], body)
+        record = _record(event)
+        if record is not None and event.route is not None:
+            routes[event.route] = routes.get(event.route, NO_HOLDS).after(record, at_s)
+    return Holds(rows[-1][0], routes)
+
+
+def _record(event: Event) -> Held | None:
+    if isinstance(event, OverrideSet):
+        return event.override
+    if isinstance(event, OverrideEnded):
+        return event.end
+    if isinstance(event, IncidentOpened):
+        return event.incident
+    if isinstance(event, IncidentDecided):
+        return event.decision
+    if isinstance(event, EnforcementPaused):
+        return event.pause
+    return event.resumption if isinstance(event, EnforcementResumed) else None
