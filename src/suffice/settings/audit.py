@@ -1,0 +1,29 @@
+"""What the types of `[audit]` and `[retention]` cannot say."""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+from typing import Final
+
+from suffice.errors import ConfigError
+from suffice.settings.tables import AuditLog, Retention
+
+LEAST_S: Final = 1.0  # between two rounds of a job
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DAYS: Final = ("answers_days", "comments_days", "questions_days", "metadata_days", "steps_days")
+
+
+def check_audit(audit: AuditLog, retention: Retention) -> None:
+    """Refuse what cannot work. Raises ConfigError."""
+    for where, value in (("audit.every_s", audit.every_s), ("retention.every_s", retention.every_s)):
+        if not (isfinite(value) and value >= LEAST_S):
+            raise ConfigError(f"{where}: got {value}; at least {LEAST_S:g} second")
+    if not (isfinite(audit.timeout_s) and audit.timeout_s > 0):
+        raise ConfigError(f"audit.timeout_s: got {audit.timeout_s}; more than 0 seconds")
+    if audit.webhook_env and not _VARIABLE.fullmatch(audit.webhook_env):
+        raise ConfigError("audit.webhook_env: needs the name of an environment variable, never the address itself")
+    for field in _DAYS:
+        days = getattr(retention, field)
+        if days is not None and not (isfinite(days) and days >= 0):
+            raise ConfigError(f"retention.{field}: got {days}; at least 0 days")

@@ -1,0 +1,174 @@
+"""The audit log for people: who did what when, what it was before and after, and why.
+
+A row tells itself by the fields of its record: `author` (else who it names), `before` and `after`, `reason` or `why`.
+Where the state before is in no field it is the row of the same kind that came before on that route. Knows records;
+refuses to know how they are shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from suffice.store.audit_events import ConfigChanged, Erased, Exported
+from suffice.store.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
+from suffice.store.events import EVENTS, Event, FeedbackGiven
+from suffice.store.views import decoded, reading
+from suffice.types import Publication
+
+_PAGE_ROWS: Final = 500
+_ROWS: Final = """
+    SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body
+    FROM chain c JOIN events e ON e.seq = c.seq
+    WHERE c.place > :after AND (:route IS NULL OR e.route = :route) AND (:kind IS NULL OR e.kind = :kind)
+        AND (:since IS NULL OR e.at_s >= :since)
+    ORDER BY c.place LIMIT :limit"""
+_LATEST: Final = """
+    SELECT c.place FROM chain c JOIN events e ON e.seq = c.seq
+    WHERE (:route IS NULL OR e.route = :route) AND (:kind IS NULL OR e.kind = :kind)
+    ORDER BY c.place DESC LIMIT 1 OFFSET :n"""
+_BEFORE: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
+_WHO: Final = ("author", "reviewer", "source", "sender", "user")
+_WHY: Final = ("reason", "why", "because", "comment")
+_NAMED: Final = frozenset({*_WHO, *_WHY, "before", "after", "route"})
+_MOST_TEXT: Final = 300  # characters of a state in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One row of the audit log, in words."""
+
+    place: int           # in the chain
+    seq: int             # in the log
+    at_s: float          # Unix time
+    kind: str
+    route: str | None
+    episode_id: str | None
+    who: str             # "": nobody is named
+    before: str          # "": there was nothing, or it is in no row
+    after: str
+    why: str
+    link: str            # hexadecimal
+    body: str            # the whole event as JSON: with the evidence that it stood on
+
+
+def latest(
+    path_or_connection: Path | str | sqlite3.Connection, n: int, *, route: str | None = None, kind: str | None = None
+) -> list[Entry]:
+    """The latest `n` rows, oldest first. Raises StoreError."""
+    with reading(path_or_connection) as connection:
+        found = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
+        return list(entries(connection, after=0 if found is None else int(found[0]), route=route, kind=kind))
+
+
+def entries(
+    path_or_connection: Path | str | sqlite3.Connection, *, after: int = 0, since_s: float | None = None,
+    route: str | None = None, kind: str | None = None,
+) -> Iterator[Entry]:  # fmt: skip
+    """Yield the rows of the audit log behind a place in its chain, in order. Raises StoreError.
+
+    since_s  Unix time: only rows from then on
+    """
+    with reading(path_or_connection) as connection:
+        while True:
+            wanted = {"after": after, "route": route, "kind": kind, "since": since_s, "limit": _PAGE_ROWS}
+            page = connection.execute(_ROWS, wanted).fetchall()
+            for row in page:
+                yield _entry(connection, row)
+            if len(page) < _PAGE_ROWS:
+                return
+            after = page[-1][0]
+
+
+def _entry(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Entry:
+    place, link, seq, at_s, kind, _, episode_id, route, body = row
+    who = before = why = ""
+    after = "written by a later version"
+    if kind in EVENTS:
+        event = decoded(seq, EVENTS[kind], body)
+        record = record_of(event)
+        who, why = _first(record, _WHO), _first(record, _WHY)
+        before, after = _states(connection, event, record)
+    return Entry(
+        place=place, seq=seq, at_s=at_s, kind=kind, route=route, episode_id=episode_id, who=who, before=before,
+        after=after, why=why, link=bytes(link).hex(), body=body,
+    )  # fmt: skip
+
+
+def record_of(event: Event) -> Any:
+    """The one record of an event. Any: each kind has its own."""
+    return getattr(event, dataclasses.fields(event)[0].name)
+
+
+def _first(record: Any, names: tuple[str, ...]) -> str:
+    """The first of these fields that says something."""
+    return next((value for name in names if isinstance(value := getattr(record, name, None), str) and value), "")
+
+
+def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[str, str]:
+    """What it was before, and what it is now, in words."""
+    if isinstance(event, PolicyPublished):
+        return _published_before(connection, event.publication), _published(event.publication)
+    if isinstance(event, EpochBegan):
+        number = event.epoch.number
+        return f"epoch {number - 1}" if number > 1 else "", f"epoch {number}, {event.epoch.burst:,} requests run in full"
+    if isinstance(event, EnforcementPaused):
+        return "acting", f"paused: {event.pause.cause}"
+    if isinstance(event, EnforcementResumed):
+        return f"pause {event.resumption.number}", "acting"
+    if isinstance(event, ConfigChanged):
+        return _changed(event)
+    if isinstance(event, Erased):
+        erasure = event.erasure
+        return erasure.what, f"{', '.join(erasure.parts)} erased in {erasure.n_rows:,} rows"
+    if isinstance(event, Exported):
+        return "", f"{event.export.what}: {event.export.n_rows:,} rows to {event.export.where}"
+    said = getattr(record, "before", None), getattr(record, "after", None)
+    before, after = ("" if one is None else _words(one) for one in said)
+    return before, after or _told(event, record)
+
+
+def _published(publication: Publication) -> str:
+    vouched = "certified" if publication.certified else "not certified"
+    return f"level {publication.level} of {publication.n_levels - 1}, {vouched}, version {publication.version or 'none'}"
+
+
+def _published_before(connection: sqlite3.Connection, publication: Publication) -> str:
+    key = f"{publication.route}:{publication.number - 1}"
+    found = connection.execute(_BEFORE, (PolicyPublished.kind, key)).fetchone()
+    return "" if found is None else _published(decoded(found[0], PolicyPublished, found[1]).publication)
+
+
+def _changed(event: ConfigChanged) -> tuple[str, str]:
+    changes = event.change.changes
+    if not changes:
+        return "", f"{len(event.change.settings):,} settings recorded"
+    before = "; ".join(f"{one.path} = {_or_none(one.before)}" for one in changes)
+    return _cut(before), _cut("; ".join(f"{one.path} = {_or_none(one.after)}" for one in changes))
+
+
+def _or_none(value: str | None) -> str:
+    return "not set" if value is None else value
+
+
+def _told(event: Event, record: Any) -> str:
+    """The fields that say anything, but those that are shown elsewhere."""
+    named = _NAMED if not isinstance(event, FeedbackGiven) else _NAMED - {"source"}
+    plain = msgspec.to_builtins(record)
+    told = {key: value for key, value in plain.items() if key not in named and value not in (None, "", [], {}, 0)}
+    return _cut(", ".join(f"{key} {_words(value)}" for key, value in told.items()))
+
+
+def _words(value: Any) -> str:
+    return _cut(value if isinstance(value, str) else msgspec.json.encode(value).decode())
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"
+

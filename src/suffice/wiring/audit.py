@@ -1,0 +1,137 @@
+"""The audit log's own: which settings a process started with, what may be said of them, and the key of signatures.
+
+    settings ──▶ told (path → JSON, secrets never) ──▶ against the row that was written last ──▶ ConfigChanged
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import sqlite3
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from suffice.errors import ConfigError
+from suffice.model.artefact import load
+from suffice.settings import Settings
+from suffice.store.audit_events import ConfigChange, ConfigChanged, SettingChange
+from suffice.store.heads import signing_key
+from suffice.store.sqlite import database_path
+from suffice.store.views import decoded, reading
+from suffice.wiring.keys import deployment_salt, secret
+
+MOST_TEXT: Final = 2_000     # characters of a value that are recorded; a longer one is a digest
+HIDDEN: Final = '"(hidden)"'
+_LAST: Final = "SELECT seq, body FROM events WHERE kind = 'config_changed' ORDER BY key DESC LIMIT 1"
+_SECRET: Final = re.compile(r"(secret|password|passwd|token|api_key|credential|webhook)s?$")
+_ADDRESS: Final = re.compile(r"^([a-z][a-z0-9+.-]*://)([^/@\s]*@)?([^?#\s]*)([?#].*)?$", re.DOTALL)
+
+
+def user_name() -> str | None:
+    """The user of this computer; None: nobody is known, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
+
+
+def audit_key(settings: Settings) -> bytes | None:
+    """The key of signatures under exported heads; None: there is no secret yet to make it of. Raises ConfigError."""
+    if not os.environ.get("SUFFICE_SALT") and not database_path(settings.store.url).with_suffix(".salt").exists():
+        return None
+    return signing_key(deployment_salt(settings))
+
+
+def audit_webhook(settings: Settings) -> str | None:
+    """The address that heads are sent to; None: none is wanted. Raises ConfigError where it is missing."""
+    return secret("audit.webhook_env", settings.audit.webhook_env)
+
+
+def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChanged | None:
+    """How the settings differ from those that were recorded last; None: not at all. Raises StoreError.
+
+    process  which one starts: "serve", "library" …
+    """
+    told = told_settings(settings)
+    with reading(path) as connection:
+        before = _recorded(connection)
+    known = None if before is None else before.settings
+    if known == told:
+        return None
+    changes = () if known is None else differences(known, told)
+    user = user_name()
+    reason = "the first settings that were recorded" if known is None else f"{process} started with other settings"
+    return ConfigChanged(ConfigChange(
+        number=1 if before is None else before.number + 1, author=f"{process}, {user}" if user else "file",
+        reason=reason, changes=changes, settings=told,
+    ))  # fmt: skip
+
+
+def differences(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[SettingChange, ...]:
+    """What changed from one to the other, by path."""
+    return tuple(
+        SettingChange(path=path, before=before.get(path), after=after.get(path))
+        for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)
+    )  # fmt: skip
+
+
+def _recorded(connection: sqlite3.Connection) -> ConfigChange | None:
+    found = connection.execute(_LAST).fetchone()
+    return None if found is None else decoded(found[0], ConfigChanged, found[1]).change
+
+
+def told_settings(settings: Settings) -> dict[str, str]:
+    """All settings as the log may keep them: path to JSON. Secrets are never in settings, and are looked for here."""
+    found = dict[str, str]()
+    _collect(with_addresses(msgspec.to_builtins(settings)), "", found)
+    return found
+
+
+def _collect(value: Any, path: str, found: dict[str, str]) -> None:
+    """Any: a setting of each type."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            _collect(inner, f"{path}.{key}" if path else str(key), found)
+        return
+    found[path] = _told(path, value)
+
+
+def _told(path: str, value: Any) -> str:
+    if isinstance(value, str) and value and _SECRET.search(path):
+        return HIDDEN
+    text = msgspec.json.encode(_masked(value)).decode()
+    return text if len(text) <= MOST_TEXT else f'"sha256 {sha256(text.encode()).hexdigest()}, {len(text)} characters"'
+
+
+def _masked(value: Any) -> Any:
+    """The same without what an address may hold beside the place: a user, a password, a query."""
+    if isinstance(value, list | tuple):
+        return [_masked(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _masked(one) for key, one in value.items()}
+    found = _ADDRESS.match(value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    scheme, user, place, query = found.groups()
+    return f"{scheme}{'***@' if user else ''}{place}{'?***' if query else ''}"
+
+
+def with_addresses(value: Any) -> Any:
+    """The settings with each model, thousands of numbers, replaced by its address. Any: settings of each type."""
+    if isinstance(value, dict):
+        if value.get("policy") == "learned" and isinstance(value.get("model"), dict):
+            return {**value, "model": _address(value["model"])}
+        return {key: with_addresses(inner) for key, inner in value.items()}
+    return [with_addresses(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _address(model: Any) -> str:
+    try:
+        return load(model).address
+    except ConfigError:
+        return f"sha256 {sha256(msgspec.json.encode(model)).hexdigest()}"  # refused elsewhere, with its reason
