@@ -184,8 +184,8 @@ def _verdict(said: Mapping[str, Any], data: Mapping[str, Any], *, full_a: bool) 
     if verdict is not None and verdict not in VERDICTS:
         return BadRequest(f"verdict: got {str(verdict)[:80]!r}; allowed: {', '.join(VERDICTS)}", param="verdict")
     if verdict in VERDICTS[:4]:
-        full_right = verdict == "Both are right" or verdict == ("A is right" if full_a else "B is right")
-        other_right = verdict == "Both are right" or verdict == ("B is right" if full_a else "A is right")
+        full_right = verdict in ("Both are right", "A is right" if full_a else "B is right")
+        other_right = verdict in ("Both are right", "B is right" if full_a else "A is right")
         full, other = (data.get(f"answer_{name}") for name in ("ab" if full_a else "ba"))
         right = other if other_right else full if full_right else None
         row["correct"] = full_right

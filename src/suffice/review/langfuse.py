@@ -58,7 +58,7 @@ def read_scores(payload: Mapping[str, Any], fields: Mapping[str, str], declared:
         return Told(rows=(read_score(payload, fields, declared),))
     if isinstance(payload.get("type"), str):
         return Told(rows=(), n_ignored=1)
-    raise BadRequest("body: must be a score, {\"data\": [scores]} as the Scores API answers, or an event of Langfuse")
+    raise BadRequest('body: must be a score, {"data": [scores]} as the Scores API answers, or an event of Langfuse')
 
 
 def read_score(score: Any, fields: Mapping[str, str], declared: Mapping[str, Metric]) -> dict[str, Any] | BadRequest:
@@ -129,7 +129,8 @@ def _field(name: str, kind: str, fields: Mapping[str, str], declared: Mapping[st
         return "answer"
     if name in SCORE_FIELDS:
         return name
-    message = f"name: nobody says what {name[:80]!r} is; map it in feedback.langfuse.scores, or declare metrics.{name[:80]}"
+    short = name[:80]
+    message = f"name: nobody says what {short!r} is; map it in feedback.langfuse.scores, or declare metrics.{short}"
     raise BadRequest(message, param="name")
 
 

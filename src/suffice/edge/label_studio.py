@@ -1,0 +1,107 @@
+"""A Label Studio server: tasks go in, annotations come out.
+
+    import_tasks   POST /api/projects/{id}/import, in batches
+    export         GET  /api/projects/{id}/export?exportType=JSON
+
+As its API reference has them (api.labelstud.io, projects). A legacy token is sent as `Token`; a personal access token,
+which is a JWT, is exchanged for a short one first. Knows HTTP; refuses to know what a task says
+(`review.label_studio`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+
+from suffice.errors import ToolError
+
+BATCH_TASKS: Final = 250
+MOST_BYTES: Final = 256 * 2**20  # of one export
+TIMEOUT_S: Final = 60.0
+
+
+class LabelStudio:
+    """One server. Use it as an asynchronous context.
+
+    url      base address, such as http://127.0.0.1:8080
+    api_key  a legacy token, or a personal access token
+    """
+
+    def __init__(self, url: str, *, api_key: str, timeout_s: float = TIMEOUT_S) -> None:
+        self._url = url.rstrip("/")
+        self._key = api_key
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(timeout=self._timeout)
+        try:
+            self._session.headers["authorization"] = await self._authorization()
+        except BaseException:
+            await self._session.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def import_tasks(self, project: int, tasks: Sequence[dict[str, Any]]) -> int:
+        """Add tasks to a project: how many were added. Raises ToolError; earlier batches are then there."""
+        n_added = 0
+        for start in range(0, len(tasks), BATCH_TASKS):
+            batch = list(tasks[start : start + BATCH_TASKS])
+            said = await self._call("POST", f"/api/projects/{project}/import", batch)
+            # Some editions import in the background and say under which number.
+            counted = said.get("task_count") if isinstance(said, dict) else None
+            n_added += counted if isinstance(counted, int) else len(batch)
+        return n_added
+
+    async def export(self, project: int, *, all_tasks: bool = False) -> Any:
+        """The project's tasks with their annotations; those without only where asked for. Any: a server's JSON.
+
+        Raises ToolError.
+        """
+        more = "&download_all_tasks=true" if all_tasks else ""
+        return await self._call("GET", f"/api/projects/{project}/export?exportType=JSON{more}")
+
+    async def _authorization(self) -> str:
+        if self._key.count(".") != 2:
+            return f"Token {self._key}"
+        said = await self._call("POST", "/api/token/refresh", {"refresh": self._key})
+        short = said.get("access") if isinstance(said, dict) else None
+        if not isinstance(short, str):
+            raise ToolError(f"label studio {self._url}: gave no access token for the personal access token")
+        return f"Bearer {short}"
+
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+        if self._session is None:
+            raise RuntimeError("label studio: use it as `async with LabelStudio(…) as server`")
+        where = f"label studio {self._url}{path.partition('?')[0]}"
+        try:
+            async with self._session.request(method, self._url + path, json=body, allow_redirects=False) as reply:
+                raw = await reply.content.read(MOST_BYTES + 1)
+                while len(raw) <= MOST_BYTES and (more := await reply.content.read(MOST_BYTES + 1 - len(raw))):
+                    raw += more
+                status = reply.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ToolError(f"{where}: could not be asked ({type(error).__name__}); is it running there?") from None
+        if status in (401, 403):
+            raise ToolError(f"{where}: answered {status}; check the key, and that it may use the project")
+        if status == 404:
+            raise ToolError(f"{where}: answered 404; check the address and the number of the project")
+        if not 200 <= status < 300:
+            raise ToolError(f"{where}: answered {status}: {raw[:200].decode('utf-8', 'replace')!r}")
+        if len(raw) > MOST_BYTES:
+            most = f"{MOST_BYTES // 2**20} MiB"
+            raise ToolError(f"{where}: answered more than {most}; export a snapshot to a file instead")
+        try:
+            return json.loads(raw)
+        except (ValueError, RecursionError):
+            raise ToolError(f"{where}: answered no JSON; is this a Label Studio?") from None

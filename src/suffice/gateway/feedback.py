@@ -1,0 +1,271 @@
+"""`POST /v1/feedback` and its sisters: what people, and the tools they use, say of answers.
+
+    /feedback               one piece, with a key or with the token that came with its answer
+    /feedback/batch         up to 1,000, with a result for each
+    /feedback/label-studio  annotations, as Label Studio's webhooks send them
+    /feedback/langfuse      scores, as Langfuse writes them
+
+A 2xx means that all of it is on disk and stays there; everything may be sent again and counts once. Who may say what is
+decided in `voice_of` and `bound`, for all of them. Refuses to know what a vote is worth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from suffice.assurance.trust import BEHAVIOUR
+from suffice.errors import BadRequest, StoreError, StoreFull
+from suffice.gateway import auth
+from suffice.gateway.context import Gateway
+from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
+from suffice.gateway.feedback_form import read_feedback, sealed
+from suffice.gateway.intake import check_body_headers, parse_json
+from suffice.review import label_studio, langfuse
+from suffice.rollout import feedback_token
+from suffice.rollout.assign import sender_key
+from suffice.store.events import FeedbackGiven
+from suffice.store.log import Receipt
+from suffice.types import Feedback
+from suffice.upstream.wire import error_body
+
+LIMIT_BYTES: Final = 256 * 1024
+BATCH_LIMIT_BYTES: Final = 8 * 2**20
+MOST_ROWS: Final = 1_000
+MOST_WORDS: Final = 20        # that one token may have written down
+USER: Final = "user"
+
+Row = Feedback | BadRequest   # a piece of feedback that can be stored, or why not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Voice:
+    """Who sends feedback, and what of."""
+
+    sender: str                # a name for the key, meaningless without the salt; "": none was asked for
+    door: str                  # as `Feedback.door`
+    episode: str | None = None # the only one that may be spoken of; None: any
+
+
+# --------------------------------------------------------------------------- the doors
+
+
+async def one(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+    """One piece of feedback."""
+    exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
+    async with _refusing(gw, exchange):
+        body, token = await _body_and_token(gw, headers, receive)
+        voice = voice_of(gw, headers, token)
+        given = _read(gw, voice, body)
+        if isinstance(given, BadRequest):
+            raise given
+        receipt = await gw.log.append_durable(FeedbackGiven(given))
+        _note(gw, voice, receipt)
+        answer = {"accepted": True, "duplicate": receipt.duplicate, "joined": receipt.joined}
+        await exchange.json(200, msgspec.json.encode(answer))
+
+
+async def batch(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+    """Many pieces: those that can be stored are, the others are named with what is wrong."""
+    exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
+    async with _refusing(gw, exchange):
+        body = await _body(gw, headers, receive)
+        rows = body.get("feedback")
+        if not isinstance(rows, list) or set(body) != {"feedback"}:
+            raise BadRequest('body: must be {"feedback": [...]}, a list of objects as /v1/feedback takes them')
+        if not 1 <= len(rows) <= MOST_ROWS:
+            message = f"feedback: got {len(rows)} rows; 1 to {MOST_ROWS:,} in one call"
+            raise BadRequest(message, status=413 if rows else 400, param="feedback", code="too_many_rows")
+        await _store(gw, exchange, voice_of(gw, headers, None), rows)
+
+
+async def from_label_studio(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+    """What a webhook of Label Studio tells; actions that are no annotation are acknowledged and ignored."""
+    exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
+    async with _refusing(gw, exchange):
+        told = label_studio.read_event(await _body(gw, headers, receive))
+        await _store(gw, exchange, voice_of(gw, headers, None, door="label-studio"), told.rows, told.n_ignored)
+
+
+async def from_langfuse(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+    """Scores of Langfuse, signed as its webhooks are or sent with a key."""
+    exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
+    async with _refusing(gw, exchange):
+        signature = dict(headers).get(langfuse.SIGNATURE_HEADER)
+        signed = gw.langfuse_secret is not None and signature is not None
+        if not signed:
+            auth.check(headers, gw.api_keys)
+        check_body_headers(headers, BATCH_LIMIT_BYTES)
+        raw = await read_body(receive, BATCH_LIMIT_BYTES)
+        if signed:
+            langfuse.check_signature(raw, signature or "", gw.langfuse_secret or "")
+        rules = gw.settings.feedback.langfuse
+        told = langfuse.read_scores(parse_json(raw, gw.settings.server), rules.scores, gw.settings.metrics)
+        voice = voice_of(gw, [] if signed else headers, None, door="langfuse")
+        await _store(gw, exchange, voice, told.rows, told.n_ignored)
+
+
+# --------------------------------------------------------------------------- who may say what
+
+
+def voice_of(gw: Gateway, headers: list[tuple[str, str]], token: str | None, *, door: str = "") -> Voice:
+    """Who speaks. Raises BadRequest 401 for a token that is forged or too old; keys were checked before.
+
+    door  that the feedback comes by, where it is one of its own
+    """
+    if token is not None:
+        episode = feedback_token.read(token, now_s=gw.wall_s(), salt=gw.salt)
+        # One name for all of them: together they weigh no more than one key.
+        return Voice(sender=sender_key("feedback token", salt=gw.salt), door="token", episode=episode)
+    # A key that nobody checked could be another one for every label.
+    key = dict(headers).get("authorization", "") if gw.api_keys else ""
+    return Voice(sender=sender_key(key or door, salt=gw.salt), door=door or ("key" if gw.api_keys else "open"))
+
+
+def bound(body: Mapping[str, Any], voice: Voice) -> dict[str, Any]:
+    """The body with what the voice fixes. Raises BadRequest 403 for what it may not say.
+
+    A token speaks of its own answer, for its user. Its ids have a space of their own: nobody can take another's.
+    """
+    if voice.episode is None:
+        return dict(body)
+    if body.get("episode_id") not in (None, voice.episode):
+        message = "episode_id: this token came with another answer; it may rate that one only"
+        raise BadRequest(message, status=403, param="episode_id", code="wrong_episode")
+    source = BEHAVIOUR if body.get("event") is not None else USER
+    if body.get("source") not in (None, source):
+        message = f"source: whoever rates with a token is {source!r}; another source needs a key"
+        raise BadRequest(message, status=403, param="source", code="wrong_source")
+    given = body.get("feedback_id")
+    if given is None:
+        given = hashlib.blake2b(msgspec.json.encode(dict(body), order="sorted"), digest_size=12).hexdigest()
+    if not isinstance(given, str) or not 1 <= len(given) <= 100:
+        raise BadRequest("feedback_id: must be a string of 1 to 100 characters", param="feedback_id")
+    return {**body, "feedback_id": f"token:{voice.episode}:{given}", "episode_id": voice.episode, "source": source}
+
+
+def _read(gw: Gateway, voice: Voice, body: Any) -> Row:
+    """One row, or why it cannot be stored."""
+    try:
+        if not isinstance(body, dict):
+            raise BadRequest("feedback: must be an object")
+        said = read_feedback(bound(body, voice), gw.settings.metrics)
+        if voice.episode is not None and gw.words.of(voice.episode) >= MOST_WORDS:
+            message = f"feedback: {MOST_WORDS} pieces came with this token; more need a key"
+            raise BadRequest(message, status=429, code="too_much_feedback")
+    except BadRequest as error:
+        return error
+    return sealed(said, sender=voice.sender, door=voice.door, salt=gw.salt)
+
+
+# --------------------------------------------------------------------------- reading and storing
+
+
+async def _body(gw: Gateway, headers: list[tuple[str, str]], receive: Receive) -> dict[str, Any]:
+    check_body_headers(headers, BATCH_LIMIT_BYTES)
+    return parse_json(await read_body(receive, BATCH_LIMIT_BYTES), gw.settings.server)
+
+
+async def _body_and_token(
+    gw: Gateway, headers: list[tuple[str, str]], receive: Receive
+) -> tuple[dict[str, Any], str | None]:
+    """The object and the token, which comes in a header or as the field `token`. Neither it nor a key: 401, no more."""
+    token, refused = dict(headers).get(feedback_token.HEADER), None
+    try:
+        auth.check(headers, gw.api_keys)
+    except BadRequest as error:
+        refused = error
+    try:
+        check_body_headers(headers, LIMIT_BYTES)
+        body = parse_json(await read_body(receive, LIMIT_BYTES), gw.settings.server)
+    except BadRequest:
+        if refused is not None and token is None:
+            raise refused from None
+        raise
+    token = body.pop("token", token)
+    if token is None and refused is not None:
+        raise refused
+    if token is not None and not isinstance(token, str):
+        raise BadRequest("token: must be a string", param="token")
+    return body, token
+
+
+async def _store(
+    gw: Gateway, exchange: Exchange, voice: Voice, bodies: Sequence[Any], n_ignored: int = 0
+) -> None:
+    """Store what can be stored, all at once, and answer with a result for each row."""
+    rows = [body if isinstance(body, BadRequest) else _read(gw, voice, body) for body in bodies]
+    done = iter(await asyncio.gather(
+        *(gw.log.append_durable(FeedbackGiven(row)) for row in rows if isinstance(row, Feedback)),
+        return_exceptions=True,
+    ))  # fmt: skip
+    results, failure = list[dict[str, Any]](), None
+    for row, body in zip(rows, bodies, strict=True):
+        outcome: Any = row if isinstance(row, BadRequest) else next(done)
+        if isinstance(outcome, BaseException) and not isinstance(outcome, BadRequest | StoreError):
+            raise outcome
+        if isinstance(outcome, StoreError):
+            failure = outcome
+        results.append(_result(gw, voice, body, outcome))
+    counts = {
+        "accepted": sum(one["accepted"] for one in results),
+        "duplicates": sum(one.get("duplicate", False) for one in results),
+        "refused": sum(not one["accepted"] for one in results), "ignored": n_ignored,
+    }  # fmt: skip
+    retry = [("retry-after", "5")] if failure is not None else []
+    status = 200 if failure is None else _status(failure)
+    await exchange.json(status, msgspec.json.encode({**counts, "results": results}), retry)
+
+
+def _result(gw: Gateway, voice: Voice, body: Any, outcome: Receipt | BadRequest | StoreError) -> dict[str, Any]:
+    """What became of one row."""
+    named = body.get("feedback_id") if isinstance(body, dict) else None
+    if isinstance(outcome, Receipt):
+        _note(gw, voice, outcome)
+        return {
+            "feedback_id": named, "accepted": True, "duplicate": outcome.duplicate, "joined": outcome.joined,
+        }  # fmt: skip
+    refused = isinstance(outcome, BadRequest)
+    gw.metrics.inc("suffice_feedback_total", "rejected" if refused else "failed")
+    error = {
+        "message": str(outcome), "param": outcome.param if isinstance(outcome, BadRequest) else None,
+        "code": outcome.code if isinstance(outcome, BadRequest) else "store_error",
+    }  # fmt: skip
+    return {"feedback_id": named if isinstance(named, str) else None, "accepted": False, "error": error}
+
+
+def _note(gw: Gateway, voice: Voice, receipt: Receipt) -> None:
+    gw.metrics.inc("suffice_feedback_total", "duplicate" if receipt.duplicate else "accepted")
+    if receipt.duplicate:
+        return
+    if not receipt.joined:
+        gw.metrics.inc("suffice_feedback_unjoined_total")
+    if voice.episode is not None:
+        gw.words.note(voice.episode)
+
+
+@asynccontextmanager
+async def _refusing(gw: Gateway, exchange: Exchange) -> AsyncIterator[None]:
+    """A block whose refusals and failures are answered."""
+    try:
+        yield
+    except ClientGone:
+        return
+    except BadRequest as error:
+        gw.metrics.inc("suffice_feedback_total", "rejected")
+        await exchange.refuse(error)
+    except StoreError as error:
+        gw.metrics.inc("suffice_feedback_total", "failed")
+        message = f"feedback was not stored: {error}; send it again"
+        body = error_body(message, "server_error", None, "store_error")
+        await exchange.json(_status(error), body, [("retry-after", "5")])
+
+
+def _status(error: StoreError) -> int:
+    return 507 if isinstance(error, StoreFull) else 503

@@ -1,0 +1,175 @@
+"""What a piece of feedback may say, read strictly and without effects.
+
+    JSON object ──▶ read_feedback ──▶ Feedback as its sender wrote it ──▶ sealed ──▶ as the log may keep it
+
+Shared by the HTTP doors, the library and `suffice feedback import`, so that one thing is refused everywhere in the
+same words. Knows fields and declared metrics; refuses to know keys, files and the log.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from suffice.assurance.satisfaction import scaled
+from suffice.assurance.trust import BEHAVIOUR
+from suffice.errors import BadRequest
+from suffice.rollout.assign import sender_key
+from suffice.settings import Metric
+from suffice.settings.feedback import span_of
+from suffice.types import Feedback
+
+FIELDS: Final = (
+    "feedback_id", "episode_id", "response_id", "correct", "gold", "answer", "rating", "thumbs", "comment", "source",
+    "reason", "metrics", "event", "user", "propensity",
+)  # fmt: skip
+WORDS: Final = ("correct", "gold", "answer", "rating", "thumbs", "comment", "metrics", "event")
+TEXTS: Final = ("feedback_id", "episode_id", "response_id", "gold", "answer", "comment", "source", "reason", "user")
+NAMES: Final = ("feedback_id", "episode_id", "response_id", "source", "user")  # short ones
+EVENTS: Final = ("regenerate", "abandon")
+TEXT_LIMIT_CHARS: Final = 10_000
+NAME_LIMIT_CHARS: Final = 200
+
+Declared = Mapping[str, Metric]
+
+
+def read_feedback(body: Mapping[str, Any], declared: Declared | None = None) -> Feedback:
+    """Check a feedback body. Raises BadRequest naming the field and what is allowed.
+
+    declared  the settings' metrics; None: somebody else knows them, and their values are checked there
+    """
+    for key in body:
+        if key not in FIELDS:
+            raise BadRequest(f"{key[:80]}: unknown field; known: {', '.join(FIELDS)}", param=key[:80])
+    given = {k: v for k, v in body.items() if v is not None}
+    if given.get("event") is not None:
+        given.setdefault("source", BEHAVIOUR)
+    for key in ("feedback_id", "source"):
+        if not given.get(key):
+            raise BadRequest(f"{key}: is needed, a non-empty string", param=key)
+    for key in TEXTS:
+        _check_text(given, key)
+    if "episode_id" not in given and "response_id" not in given:
+        raise BadRequest("episode_id or response_id: one of them must name the request", param="episode_id")
+    _check_verdicts(given)
+    _check_event(given)
+    _check_propensity(given)
+    return _with_metrics(given, declared)
+
+
+def sealed(said: Feedback, *, sender: str, door: str, salt: str) -> Feedback:
+    """The feedback as the log may keep it: under the name of its key, and of no person by their own name."""
+    user = sender_key(f"user {said.user}", salt=salt) if said.user else ""
+    return replace(said, sender=sender, door=door, user=user)
+
+
+def _check_text(given: Mapping[str, Any], key: str) -> None:
+    value = given.get(key, "")
+    limit = NAME_LIMIT_CHARS if key in NAMES else TEXT_LIMIT_CHARS
+    if not isinstance(value, str) or len(value) > limit:
+        raise BadRequest(f"{key}: must be a string of at most {limit} characters", param=key)
+    if "\x00" in value:
+        raise BadRequest(f"{key}: must not hold NUL characters", param=key)
+
+
+def _check_verdicts(given: Mapping[str, Any]) -> None:
+    if not isinstance(given.get("correct", True), bool):
+        raise BadRequest("correct: must be true or false", param="correct")
+    rating = given.get("rating", 1)
+    if not isinstance(rating, int) or isinstance(rating, bool) or not 1 <= rating <= 5:
+        raise BadRequest("rating: must be a whole number from 1 to 5", param="rating")
+    if given.get("thumbs", "up") not in ("up", "down"):
+        raise BadRequest("thumbs: must be 'up' or 'down'", param="thumbs")
+    if not set(WORDS) & set(given):
+        *most, last = WORDS
+        raise BadRequest(f"feedback: says nothing; give {', '.join(most)} or {last}")
+
+
+def _check_event(given: Mapping[str, Any]) -> None:
+    """What a user did is weaker than what anybody says: it has a source of its own, which says nothing else."""
+    event, source = given.get("event"), given["source"]
+    if event is None:
+        if source == BEHAVIOUR:
+            message = f"source: {BEHAVIOUR!r} is for event alone; who says something is 'user' or another source"
+            raise BadRequest(message, param="source")
+        return
+    if event not in EVENTS:
+        raise BadRequest("event: must be 'regenerate' or 'abandon'", param="event")
+    if source != BEHAVIOUR:
+        message = f"source: of an event it is {BEHAVIOUR!r}, or left out; what somebody says is a feedback of its own"
+        raise BadRequest(message, param="source")
+    beside = [word for word in WORDS if word in given and word != "event"]
+    if beside:
+        raise BadRequest(f"event: comes alone; send {', '.join(beside)} as a feedback of its own", param="event")
+
+
+def _check_propensity(given: Mapping[str, Any]) -> None:
+    share = given.get("propensity", 1.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        message = "propensity: must be a number above 0 and up to 1: the share of people who are asked"
+        raise BadRequest(message, param="propensity")
+
+
+# --------------------------------------------------------------------------- declared metrics
+
+
+def _with_metrics(given: dict[str, Any], declared: Declared | None) -> Feedback:
+    if "propensity" in given:
+        given = given | {"propensity": float(given["propensity"])}
+    values = given.pop("metrics", None)
+    if values is None:
+        return Feedback(**given)
+    if not isinstance(values, dict) or not values or not all(isinstance(name, str) for name in values):
+        raise BadRequest("metrics: must be an object of values by name, with at least one", param="metrics")
+    read = {name: read_value(name, value, declared) for name, value in values.items()}
+    if declared is not None and not given.get("user"):
+        of_users = [name for name in read if declared[name].level == "user"]
+        if of_users:
+            message = f"user: is needed, for metrics.{of_users[0]} speaks of a user and counts once for each"
+            raise BadRequest(message, param="user")
+    return Feedback(**given, metrics=tuple(sorted(read.items())), satisfaction=_satisfaction(read, declared))
+
+
+def read_value(name: str, value: Any, declared: Declared | None) -> bool | float | str:
+    """A value of a metric, as its declaration wants it. Raises BadRequest naming both."""
+    where = f"metrics.{name[:80]}"
+    if declared is None:
+        if not isinstance(value, bool | int | float | str):
+            raise BadRequest(f"{where}: must be a number, true or false, or a word", param=where)
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    metric = declared.get(name)
+    if metric is None:
+        known = ", ".join(sorted(declared)) or "none; declare it in the settings as [metrics.NAME]"
+        raise BadRequest(f"{where}: is not declared; declared: {known}", param=where)
+    if metric.type == "boolean":
+        if not isinstance(value, bool):
+            raise BadRequest(f"{where}: must be true or false", param=where)
+        return value
+    if metric.type == "category":
+        if value not in metric.values:
+            raise BadRequest(f"{where}: must be one of {', '.join(metric.values)}", param=where)
+        return str(value)
+    return _number(where, value, metric)
+
+
+def _number(where: str, value: Any, metric: Metric) -> float:
+    low, high = span_of(metric) or (0.0, 0.0)
+    whole = metric.type == "rating"
+    fits = (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        and low <= value <= high and (not whole or float(value).is_integer())
+    )  # fmt: skip
+    if not fits:
+        kind = "a whole number" if whole else "a number"
+        raise BadRequest(f"{where}: must be {kind} from {low:g} to {high:g}", param=where)
+    return float(value)
+
+
+def _satisfaction(read: Mapping[str, bool | float | str], declared: Declared | None) -> float | None:
+    """The mean of the questions of surveys that were answered, each from 0, the worst, to 1; None: there was none."""
+    if declared is None:
+        return None
+    found = [scaled(float(value), declared[name]) for name, value in read.items() if declared[name].survey]
+    return sum(found) / len(found) if found else None
