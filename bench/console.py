@@ -1,0 +1,320 @@
+"""The console on a large log: what a page takes, what watching costs the gateway, how fast sums are made.
+
+    python bench/console.py [--episodes N] [--folder PATH] [--quick]
+
+A log of N made-up episodes (10^6 by default, 20,000 with --quick) is written below the folder, unless one of that size
+is there already; the real job sums it up, a real gateway serves it, and a client asks for every page over HTTP.
+Watching is measured as CPU time of the gateway's process with and without watchers while episodes come in.
+Exits with 2 and a sentence when the extra `console` is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import aiohttp
+
+from suffice.settings import Settings, parse
+from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen, to_row
+from suffice.store.rollups import read_to
+from suffice.store.sqlite import INSERT
+from suffice.testing import GatewayProcess
+from suffice.types import Feedback, Outcome, Overhead, Query, Request, StepRecord, Usage
+from suffice.wiring import decisions, worker
+from suffice.wiring.people import People
+
+ROUTES: Final = ("math", "support", "search", "coding", "chat")
+CLASSES: Final = ("arithmetic", "algebra", "geometry", "what", "who", "when", "choice", "other")
+DAYS: Final = 60
+DAY_S: Final = 86_400
+PAGES: Final = (
+    "/console",
+    "/console?days=all",
+    "/console?days=1",
+    "/console/routes",
+    "/console/route?name=math",
+    "/console/route?name=math&days=all",
+    "/console/episodes",
+    "/console/episodes?end=degraded",
+    "/console/episodes?route=math&end=differs",
+    "/console/episodes?said=wrong",
+    "/console/episodes/ep_00000007",
+    "/console/changes",
+    "/console/settings",
+    "/console/review",
+    "/console/incidents",
+    "/console/policies",
+    "/console/experiments",
+    "/api/overview",
+    "/api/openapi.json",
+    "/console/login",
+)
+RUNS: Final = 9
+WATCHED_S: Final = 40.0
+
+
+def tables(path: Path) -> dict[str, Any]:
+    route = {"upstream": "up", "kind": "samples", "samples": 4, "mode": "enforce", "scorer": "number"}
+    return {
+        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+        "routes": dict.fromkeys(ROUTES, route),
+        "store": {"url": f"sqlite:///{path}"},
+        "control": {"enabled": False},
+    }
+
+
+def episode(number: int, rng: random.Random) -> list[Event]:
+    """One run and, for every fifth, a label."""
+    name, route = f"ep_{number:08}", ROUTES[min(len(ROUTES) - 1, int(rng.expovariate(1.2)))]
+    audit, right = rng.random() < 0.1, str(rng.randrange(1, 99))
+    answer = right if rng.random() < 0.85 else "0"
+    stopped = not audit and rng.random() < 0.6
+    n = rng.randrange(1, 4) if stopped else 4
+    steps = tuple(
+        StepRecord(
+            index=at + 1,
+            tokens=rng.randrange(20, 90),
+            answer=answer,
+            answer_source="sample",
+            confidence=None,
+            entropy=None,
+            probe_tokens=0,
+            action="continue",
+            reason="beta 0.71 is below 0.95",
+        )
+        for at in range(n)
+    )
+    tokens = sum(step.tokens for step in steps)
+    request = Request(
+        episode_id=name,
+        route=route,
+        kind="samples",
+        mode="enforce",
+        model="m",
+        stream=False,
+        n_samples=4,
+        audit=audit,
+        propensity=0.1 if audit else 0.9,
+        policy_version=f"v-{number // 100_000:012}@{rng.randrange(1, 6)}",
+        certified=True,
+        question_key=f"q{number}",
+        ungoverned=None,
+        received_at_s=0.0,
+        unit=f"u{number}",
+        setup="s",
+        query=Query(query_class=rng.choice(CLASSES), n_words=12),
+    )
+    outcome = Outcome(
+        episode_id=name,
+        end_reason="stopped" if stopped else "done",
+        status=200,
+        answer=answer,
+        response_id=f"r{number}",
+        usage=Usage(prompt_tokens=120, completion_tokens=tokens),
+        overhead=Overhead(n_extra_calls=n - 1),
+        stopped=stopped,
+        stop_reason="suffices" if stopped else None,
+        stop_step=n if stopped else rng.choice((None, 2)),
+        would_answer=answer if rng.random() < 0.97 else "0",
+        decision="the vote is decided",
+        steps=steps,
+        cost_usd=tokens * 1e-6,
+        saved_usd_estimate=1e-4 if stopped else None,
+        overhead_usd=0.0,
+        duration_s=1.5,
+        tokens_saved_estimate=120 if stopped else None,
+        degraded=("probe",) if rng.random() < 1e-5 else (),
+    )
+    events: list[Event] = [RequestSeen(request), RequestEnded(outcome)]
+    if number % 5 == 0:
+        events.append(
+            FeedbackGiven(Feedback(feedback_id=f"f{number}", episode_id=name, gold=right, source="exact-match"))
+        )
+    return events
+
+
+def rows(n: int, *, first: int = 0) -> Iterator[tuple[object, ...]]:
+    rng, now_s = random.Random(first), time.time()
+    for number in range(first, first + n):
+        at_s = now_s - DAYS * DAY_S * (1 - (number - first + 1) / n) if n > 1 else now_s
+        for event in episode(number, rng):
+            row = to_row(event)
+            yield row.kind, row.key, row.episode_id, row.route, at_s, 1, row.body
+
+
+def made(path: Path, n: int) -> float:
+    """Write the log, if it is not there; seconds."""
+    settings = parse(tables(path))
+    with decisions(settings):
+        pass  # makes the file
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        found = connection.execute("SELECT count(*) FROM events WHERE kind = 'outcome'").fetchone()[0]
+        if found >= n:
+            return 0.0
+        began = time.perf_counter()
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("BEGIN")
+        connection.executemany(INSERT, rows(n))
+        connection.execute("COMMIT")
+        return time.perf_counter() - began
+
+
+def summed(settings: Settings, path: Path) -> tuple[int, float, float]:
+    """Sum the log up by the real job: rows, seconds, CPU seconds."""
+    began, used, first = time.perf_counter(), time.process_time(), -1
+    with worker(settings, learning=False) as here:
+        rollup = next(job for job in here.jobs if job.name == "rollup")
+        while True:
+            here.once("rollup")
+            rollup.forget()
+            with closing(sqlite3.connect(path)) as connection:
+                to = read_to(connection)
+            first = to.seq if first < 0 else first
+            if not to.n_behind:
+                return to.seq, time.perf_counter() - began, time.process_time() - used
+
+
+async def asked(url: str, secret: str) -> list[tuple[str, int, float, float, int]]:
+    """Every page: status, first byte and whole answer in ms (medians), bytes."""
+    told = []
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+        await login(session, url, secret)
+        for page in PAGES:
+            firsts, wholes, size, status = [], [], 0, 0
+            for _ in range(RUNS):
+                began = time.perf_counter()
+                async with session.get(url + page, allow_redirects=False, headers=bearer(page, secret)) as got:
+                    await got.content.readany()
+                    firsts.append((time.perf_counter() - began) * 1e3)
+                    await got.read()
+                    wholes.append((time.perf_counter() - began) * 1e3)
+                    size, status = int(got.headers.get("content-length", 0)), got.status
+            told.append((page, status, median(firsts), max(wholes), size))
+    return told
+
+
+def bearer(page: str, secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"} if page.startswith("/api") else {}
+
+
+async def login(session: aiohttp.ClientSession, url: str, secret: str) -> None:
+    async with session.get(f"{url}/console/login") as got:
+        token = (await got.text()).split('name="csrf" value="')[1][:64]
+    form = {"secret": secret, "csrf": token, "back": "/console"}
+    async with session.post(f"{url}/console/login", data=form, allow_redirects=False) as got:
+        assert got.status == 303, got.status
+
+
+async def weight(url: str, secret: str) -> int:
+    """Bytes of the first page with everything that it asks for."""
+    import re
+
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+        await login(session, url, secret)
+        async with session.get(f"{url}/console") as got:
+            page = await got.read()
+        total = len(page)
+        for place in set(re.findall(rb'(?:src|href)="(/console/static/[^"]+)"', page)):
+            async with session.get(url + place.decode()) as got:
+                total += len(await got.read())
+        return total
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def watched(
+    gateway: GatewayProcess, settings: Settings, path: Path, secret: str, n: int
+) -> tuple[float, float, int]:
+    """CPU share of the gateway with nobody and with three watchers, while episodes come in; events that were sent."""
+    shares, events = [], 0
+
+    async def watch(session: aiohttp.ClientSession) -> int:
+        seen = 0
+        async with session.get(f"{gateway.url}/console/live?days=30", timeout=aiohttp.ClientTimeout(total=None)) as got:
+            async for line in got.content:
+                seen += line.startswith(b"event: overview")
+                counted[0] = seen
+        return seen
+
+    for n_watchers in (0, 3):
+        counted = [0]
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+            await login(session, gateway.url, secret)
+            tasks = [asyncio.create_task(watch(session)) for _ in range(n_watchers)]
+            await asyncio.sleep(2)
+            began, used = time.perf_counter(), cpu_s(gateway.process.pid)
+            while time.perf_counter() - began < WATCHED_S:
+                n = await asyncio.to_thread(more, settings, path, n)
+                await asyncio.sleep(2)
+            shares.append((cpu_s(gateway.process.pid) - used) / (time.perf_counter() - began))
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            events = counted[0]
+    return shares[0], shares[1], events
+
+
+def more(settings: Settings, path: Path, n: int) -> int:
+    """A few more episodes, summed up, by another process's connection as a worker has it."""
+    with closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(INSERT, list(rows(20, first=n)))
+        connection.execute("COMMIT")
+    with worker(settings, learning=False) as here:
+        here.once("rollup")
+    return n + 20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--episodes", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_args()
+    if find_spec("jinja2") is None:
+        print("bench/console.py: needs the extra `console`: pip install 'suffice[console]'")
+        return 2
+    n = 20_000 if given.quick else given.episodes
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "log.db"
+        settings = parse(tables(path))
+        took = made(path, n)
+        print(f"{n:,} episodes: {path.stat().st_size / 1e9:.2f} GB" + (f", written in {took:.0f} s" if took else ""))
+        n_rows, wall_s, used_s = summed(settings, path)
+        print(f"summed up to row {n_rows:,} in {wall_s:.1f} s ({used_s:.1f} s CPU)")
+        people = People.of(settings)
+        secret = people.first() or people.reset("admin")
+        with GatewayProcess.serving(folder, tables(path)) as gateway:
+            print(f"first page with everything on it: {asyncio.run(weight(gateway.url, secret)) / 1e3:.0f} kB")
+            print(f"{'page':<44} {'status':>6} {'first byte':>11} {'slowest':>9} {'bytes':>8}")
+            for page, status, first, whole, size in asyncio.run(asked(gateway.url, secret)):
+                print(f"{page:<44} {status:>6} {first:>8.1f} ms {whole:>6.0f} ms {size:>8,}")
+            alone, with_watchers, events = asyncio.run(watched(gateway, settings, path, secret, 10**7))
+        print(
+            f"CPU of the gateway: {100 * alone:.2f} % with nobody watching, {100 * with_watchers:.2f} % with three who"
+            f" watch ({events} events each): live update costs {100 * (with_watchers - alone):.2f} %"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

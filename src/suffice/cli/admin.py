@@ -1,0 +1,85 @@
+"""`suffice admin`: who may use the console and the control API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from suffice.wiring.people import People
+
+T = TypeVar("T")
+_CONFIG = click.option("--config", "path", default="suffice.toml", show_default=True, help="Settings, TOML or YAML.")
+
+
+@click.group()
+def admin() -> None:
+    """Who may use the console and the control API."""
+
+
+@admin.command("reset-secret")
+@click.argument("name", default="admin")
+@_CONFIG
+def reset_secret(name: str, path: str) -> None:
+    """Give NAME [default: admin] a new secret; the old one and its sessions end."""
+    _show(path, lambda people: people.reset(name), name)
+
+
+@admin.command("add")
+@click.argument("name")
+@click.option(
+    "--role", type=click.Choice(["reviewer", "admin"]), default="reviewer", show_default=True, help="What they may do."
+)
+@_CONFIG
+def add(name: str, role: str, path: str) -> None:
+    """Let NAME in; their secret is printed once."""
+    _show(path, lambda people: people.add(name, "admin" if role == "admin" else "reviewer"), name)
+
+
+@admin.command("remove")
+@click.argument("name")
+@_CONFIG
+def remove(name: str, path: str) -> None:
+    """Let NAME in no more; their sessions end."""
+
+    def go(people: People) -> None:
+        people.remove(name)
+
+    _done(path, go)
+    click.echo(f"{name}: may not come in any more")
+
+
+@admin.command("list")
+@_CONFIG
+def people(path: str) -> None:
+    """Show who may come in. Secrets are kept as hashes and cannot be shown."""
+    from datetime import UTC, datetime
+
+    found = _done(path, lambda people: people.listed())
+    for one in found:
+        since = datetime.fromtimestamp(one.since_s, UTC).isoformat(sep=" ", timespec="seconds")
+        click.echo(f"{one.name:<24} {one.role:<9} secret made {since}")
+    if not found:
+        click.echo("nobody yet: suffice admin reset-secret makes an admin")
+
+
+def _show(path: str, make: Callable[[People], str], name: str) -> None:
+    """Print a new secret where only a person sees it."""
+    secret = _done(path, make)
+    click.echo(f"{name}: this secret is shown once and kept as a hash only", err=True)
+    click.echo(secret)
+
+
+def _done(path: str, do: Callable[[People], T]) -> T:
+    from suffice import wiring
+    from suffice.errors import SufficeError
+    from suffice.wiring.people import People
+
+    try:
+        return do(People.of(wiring.load_settings(path)))
+    except SufficeError as error:
+        click.echo(f"admin: {error}", err=True)
+        raise SystemExit(2) from None

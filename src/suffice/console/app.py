@@ -1,0 +1,126 @@
+"""The console and the control API as one ASGI application: find the door, ask who comes, open it, answer.
+
+Whatever goes wrong is an answer: a program gets OpenAI's error shape, a person a page with a way on. An error of ours
+costs a page, and never a request of the gateway beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from suffice.console import exchange, pages
+from suffice.console.desk import Desk
+from suffice.console.doors import NOBODY, Visitor
+from suffice.console.exchange import JSON, Answer, Asked, Receive, Scope, Send
+from suffice.console.table import Door
+from suffice.errors import BadRequest, SufficeError
+from suffice.telemetry import LOG
+from suffice.upstream.wire import error_body
+
+MOUNTS: Final = ("/console", "/api")  # what this application answers
+_KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ConsoleApp:
+    """Answers below `/console` and `/api`."""
+
+    def __init__(self, desk: Desk, doors: Iterable[Door]) -> None:
+        self.desk = desk
+        self.doors = tuple(doors)
+        self._exact: dict[str, dict[str, Door]] = {}
+        self._with_fields: dict[re.Pattern[str], dict[str, Door]] = {}
+        for door in self.doors:
+            if "{" in door.path:
+                pattern = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[A-Za-z0-9._:-]{1,200})", re.escape(door.path)))
+                self._with_fields.setdefault(pattern, {})[door.method] = door
+            else:
+                self._exact.setdefault(door.path, {})[door.method] = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        head_only = scope["method"] == "HEAD"
+        answer = await self._answer(scope, receive)
+        if answer.stream is None or head_only:
+            await exchange.send_answer(answer, send, head_only=head_only)
+            return
+        await _until_either(exchange.send_answer(answer, send), receive)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
+        asked, visitor = _unread(scope), NOBODY
+        try:
+            asked = await exchange.read(scope, receive)
+            by_method, fields = self._find(asked.path)
+            door = by_method.get("GET" if asked.method == "HEAD" else asked.method)
+            if door is None:
+                # Who has not come in learns nothing of which paths there are.
+                visitor = await self.desk.doors.admit(asked, "reviewer", changes=False)
+                raise _no_such(asked, by_method)
+            asked = exchange.with_fields(asked, fields)
+            changes = door.method == "POST" and door.checks_token
+            visitor = await self.desk.doors.admit(asked, door.needs, changes=changes)
+            return await door.run(self.desk, asked, visitor)
+        except BadRequest as error:
+            return self._refusal(asked, visitor, error)
+        except SufficeError as error:
+            LOG.warning("console: %s", error)
+            return self._failure(asked, visitor, 503, str(error))
+        except Exception as error:  # noqa: BLE001 - a page that breaks must not break anything else
+            LOG.error("console: %s failed (%s)", asked.path[:200], type(error).__name__)
+            LOG.debug("the same, with its traceback", exc_info=True)
+            return self._failure(asked, visitor, 500, "this page failed; the log of the process says where")
+
+    def _find(self, path: str) -> tuple[Mapping[str, Door], Mapping[str, str]]:
+        if (found := self._exact.get(path)) is not None:
+            return found, {}
+        for pattern, by_method in self._with_fields.items():
+            if matched := pattern.fullmatch(path):
+                return by_method, matched.groupdict()
+        return {}, {}
+
+    def _refusal(self, asked: Asked, visitor: Visitor, error: BadRequest) -> Answer:
+        headers = (("retry-after", "12"),) if error.status == 429 else ()
+        if asked.is_api:
+            kind = _KINDS.get(error.status, "invalid_request_error")
+            if error.status == 401:
+                headers = (*headers, ("www-authenticate", "Bearer"))
+            body = error_body(str(error), kind, error.param, error.code)
+            return Answer(status=error.status, kind=JSON, body=body, headers=headers)
+        if error.status == 401 and error.code == "not_logged_in":
+            return pages.to_login(asked)
+        return pages.sorry(self.desk, asked, visitor, error.status, str(error)).with_headers(*headers)
+
+    def _failure(self, asked: Asked, visitor: Visitor, status: int, message: str) -> Answer:
+        if asked.is_api:
+            return Answer(status=status, kind=JSON, body=error_body(message, "server_error", None, "server_error"))
+        return pages.sorry(self.desk, asked, visitor, status, message)
+
+
+def _unread(scope: Scope) -> Asked:
+    """A request of which nothing but its path is known."""
+    return Asked(method=scope["method"], path=scope["path"], headers={}, query={}, form={}, address="")
+
+
+def _no_such(asked: Asked, by_method: Mapping[str, Door]) -> BadRequest:
+    if by_method:
+        message = f"this path answers {', '.join(sorted(by_method))} only"
+        return BadRequest(message, status=405, code="method_not_allowed")
+    return BadRequest(f"no such path: {asked.path[:200]}", status=404, code="not_found")
+
+
+async def _until_either(sending: Any, receive: Receive) -> None:
+    """Send a stream until it ends or its reader leaves. Any: a coroutine of ours."""
+
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(sending), asyncio.ensure_future(left())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

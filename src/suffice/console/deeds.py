@@ -1,0 +1,263 @@
+"""What people change here: each the same function that the command calls, with a reason and the name of who did it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Final
+from urllib.parse import urlencode
+
+from suffice.console.desk import Desk
+from suffice.console.doors import Visitor
+from suffice.console.exchange import Asked
+from suffice.console.table import Deed, Done
+from suffice.console.views.review import no_such_item
+from suffice.errors import BadRequest
+from suffice.review.decide import Asked as Wants
+from suffice.review.incident import DECISIONS
+from suffice.review.items import MOST_TEXT, said_of
+from suffice.store import pausing
+from suffice.store.deciding import decide_incident, end_override, open_incident
+from suffice.store.decisions import Decisions
+from suffice.store.holds import read_holds
+from suffice.store.reviews import give_item_back, lease_next, read_reviews, submit_verdict
+
+MOST_CHARS: Final = 2_000  # of a reason
+REVIEW: Final = "/console/review"
+INCIDENTS: Final = "/console/incidents"
+ROUTE: Final[Mapping[str, str]] = {"route": "its name", "reason": "why; it stays in the log"}
+
+
+def reason_of(asked: Asked) -> str:
+    """Why somebody does what they do. Raises BadRequest where they do not say."""
+    reason = asked.form.get("reason", "").strip()
+    if not reason or len(reason) > MOST_CHARS or "\x00" in reason:
+        raise BadRequest(f"reason: is needed, at most {MOST_CHARS:,} characters; it stays in the log", param="reason")
+    return reason
+
+
+def route_of(desk: Desk, asked: Asked) -> str:
+    """Which route is meant. Raises BadRequest for one that is not in the settings."""
+    name = asked.form.get("route", "")
+    if name not in desk.settings.routes:
+        known = ", ".join(sorted(desk.settings.routes)) or "none is configured"
+        raise BadRequest(f"route: unknown route {name[:80]!r}; known: {known}", param="route", status=404)
+    return name
+
+
+def _on_route(
+    decide: Callable[[Decisions, str, str, str], str | None], done: str
+) -> Callable[[Desk, Asked, Visitor], Done]:
+    def do(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
+        name, reason = route_of(desk, asked), reason_of(asked)
+        problem = decide(desk.decisions(), name, reason, visitor.name)
+        if problem is not None:
+            raise BadRequest(f"route {name} {problem}", status=409, code="conflict")
+        return Done(said=f"Route {name} is {done}.")
+
+    return do
+
+
+# ---- reviews ---------------------------------------------------------------------------------------
+
+
+def _take(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
+    route = asked.form.get("route") or None
+    lease = lease_next(desk.decisions(), visitor.name, now_s=desk.now(), route=route)
+    if lease is None:
+        return Done(said="Nothing waits for you.", goes_to=REVIEW)
+    return Done(said="", goes_to=REVIEW)
+
+
+def _say(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
+    form, writer = asked.form, desk.decisions()
+    name = form.get("item", "")
+    place = read_reviews(writer.path).queue.places.get(name)
+    if place is None:
+        raise no_such_item(name)
+    said = said_of(
+        place.item,
+        form.get("verdict", ""),
+        reviewer=visitor.name,
+        corrected=_text(asked, "corrected") or None,
+        reason=_text(asked, "reason"),
+    )
+    found = said if isinstance(said, str) else submit_verdict(writer, said, now_s=desk.now())
+    if isinstance(found, str):
+        raise BadRequest(found, status=409, code="conflict")
+    if form.get("next"):  # a person goes on with the next one at once
+        lease_next(writer, visitor.name, now_s=desk.now(), route=form.get("route") or None)
+    return Done(said=found.told, goes_to=f"{REVIEW}?{urlencode({'changed': name})}")
+
+
+def _give_back(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
+    name, writer = asked.form.get("item", ""), desk.decisions()
+    if not give_item_back(writer, name, visitor.name, _text(asked, "reason") or "skipped", now_s=desk.now()):
+        raise BadRequest(f"review: {name[:80]!r} is not in your hands", status=409, code="conflict")
+    return Done(said="It went back.", goes_to=REVIEW)
+
+
+def _text(asked: Asked, field: str) -> str:
+    text = asked.form.get(field, "").strip()
+    if len(text) > MOST_TEXT or "\x00" in text:
+        raise BadRequest(f"{field}: at most {MOST_TEXT:,} characters", param=field)
+    return text
+
+
+# ---- incidents -------------------------------------------------------------------------------------
+
+
+def _open_incident(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
+    name = route_of(desk, asked)
+    found = open_incident(
+        desk.decisions(),
+        name,
+        desk.settings.routes[name],
+        reason_of(asked),
+        visitor.name,
+        now_s=desk.now(),
+        pauses=asked.form.get("pauses", "") not in ("", "false", "no", "0"),
+    )
+    if isinstance(found, str):
+        raise BadRequest(found, status=409, code="conflict")
+    return Done(said=f"Incident {found.incident} is open.", goes_to=INCIDENTS)
+
+
+def _decide_incident(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
+    form, writer = asked.form, desk.decisions()
+    name, decision = form.get("incident", ""), form.get("decision", "")
+    route = next((route for route, held in read_holds(writer.path).routes.items() if held.case(name)), None)
+    if route is None or route not in desk.settings.routes:
+        raise BadRequest(f"incident: unknown {name[:80]!r}", param="incident", status=404, code="not_found")
+    if decision not in DECISIONS:
+        raise BadRequest(f"decision: got {decision[:40]!r}; allowed: {', '.join(DECISIONS)}", param="decision")
+    wanted = Wants(
+        incident=name,
+        decision=next(one for one in DECISIONS if one == decision),
+        reason=reason_of(asked),
+        author=visitor.name,
+        days=_number(asked, "days") or 30.0,
+        level=_count(asked, "level"),
+        max_em_drop=_number(asked, "max_em_drop"),
+    )
+    found = decide_incident(
+        writer,
+        desk.settings.routes[route],
+        route,
+        wanted,
+        now_s=desk.now(),
+        publication=_count(asked, "publication"),
+        setup=desk.setup_of(route),
+    )
+    if isinstance(found, str):
+        raise BadRequest(f"{name} {found}" if found.startswith("is ") else found, status=409, code="conflict")
+    return Done(said=f"{name}: {decision.replace('_', ' ')}. Now: {found.decision.after}", goes_to=INCIDENTS)
+
+
+def _end_override(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
+    name, number = route_of(desk, asked), _count(asked, "number") or 0
+    found = end_override(
+        desk.decisions(), name, desk.settings.routes[name], number, reason_of(asked), visitor.name, now_s=desk.now()
+    )
+    if isinstance(found, str):
+        raise BadRequest(found, status=409, code="conflict")
+    return Done(said=f"Override {number} of {name} is over. Now: {found.after}", goes_to=INCIDENTS)
+
+
+def _number(asked: Asked, field: str) -> float | None:
+    text = asked.form.get(field, "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise BadRequest(f"{field}: got {text[:40]!r}; a number", param=field)
+    return value
+
+
+def _count(asked: Asked, field: str) -> int | None:
+    value = _number(asked, field)
+    if value is None:
+        return None
+    if value != int(value) or not 0 <= value < 2**31:
+        raise BadRequest(f"{field}: got {value:g}; a whole number", param=field)
+    return int(value)
+
+
+DEEDS: Final[tuple[Deed, ...]] = (
+    Deed(
+        path="/review/next",
+        needs="reviewer",
+        summary="take the next item",
+        do=_take,
+        asks={"route": "only of this one"},
+    ),
+    Deed(
+        path="/review/say",
+        needs="reviewer",
+        summary="say what is right of an item",
+        do=_say,
+        asks={
+            "item": "its episode",
+            "verdict": "both, full, early, neither; right, wrong; unsure",
+            "corrected": "the right answer, if you know it",
+            "reason": "in your own words",
+        },
+    ),
+    Deed(
+        path="/review/skip",
+        needs="reviewer",
+        summary="give an item back",
+        do=_give_back,
+        asks={"item": "its episode", "reason": "in your own words"},
+    ),
+    Deed(
+        path="/incidents/open",
+        needs="admin",
+        summary="open an incident",
+        do=_open_incident,
+        asks={**ROUTE, "pauses": "true: everything runs in full until it is decided"},
+    ),
+    Deed(
+        path="/incidents/decide",
+        needs="admin",
+        summary="decide an incident",
+        do=_decide_incident,
+        asks={
+            "incident": "its name",
+            "decision": ", ".join(DECISIONS),
+            "reason": "why; it stays in the log",
+            "level": "tighten: none above it",
+            "max_em_drop": "tighten: a smaller budget, a fraction",
+            "publication": "roll_back: to this one",
+            "days": "until it ends by itself",
+        },
+    ),
+    Deed(
+        path="/overrides/end",
+        needs="admin",
+        summary="end an override",
+        do=_end_override,
+        asks={**ROUTE, "number": "of the override"},
+    ),
+    Deed(
+        path="/routes/pause",
+        needs="admin",
+        summary="let every request of a route run in full",
+        asks=ROUTE,
+        do=_on_route(
+            lambda writer, route, reason, author: pausing.pause(writer, route, reason=reason, author=author), "paused"
+        ),
+    ),
+    Deed(
+        path="/routes/resume",
+        needs="admin",
+        summary="end a pause of a route",
+        asks=ROUTE,
+        do=_on_route(
+            lambda writer, route, reason, author: pausing.resume(writer, route, reason=reason, author=author), "resumed"
+        ),
+    ),
+)

@@ -1,0 +1,93 @@
+"""What the console's handlers have at hand: the log to read, a way to change something, doors, and who watches."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+from suffice.console.doors import Doors, Visitor
+from suffice.console.live import Live
+from suffice.console.look import Look
+from suffice.errors import StoreError
+from suffice.settings import Settings
+from suffice.store.decisions import Decisions
+from suffice.store.views import reading
+
+T = TypeVar("T")
+READERS: Final = 2  # threads that read for pages, whatever else the process does
+LONGEST_READ_S: Final = 10.0
+MOST_TOLD: Final = 1_000  # sessions for which a sentence is kept until the next page
+
+
+@dataclass(slots=True, kw_only=True)
+class Desk:
+    """Everything that handlers need, made by `wiring`.
+
+    decisions  a writer of the log, opened when it is first needed and closed by whoever made this
+    told       tells the gateway that something was decided
+    setup_of   what a route's evidence rests on as its settings stand
+    effect_of  what a reviewer's verdict on an item has changed, in a sentence
+    closing    is the process ending?
+    """
+
+    settings: Settings
+    path: Path
+    doors: Doors
+    decisions: Callable[[], Decisions]
+    told: Callable[[], None]
+    setup_of: Callable[[str], str]
+    effect_of: Callable[[str], str]
+    closing: Callable[[], bool]
+    now: Callable[[], float]
+    monotonic_s: Callable[[], float]
+    live: Live = field(init=False)
+    _threads: ThreadPoolExecutor = field(init=False)
+    _told: dict[str, str] = field(default_factory=dict)  # by session: a sentence for its next page
+
+    def __post_init__(self) -> None:
+        """Have threads of our own: a page must not wait for what else runs in this process, nor the other way round."""
+        self._threads = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="suffice-console")
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def read(self, view: Callable[[Look], T]) -> T:
+        """Look at the log in a thread, for a while at most. Raises what the view raises, and StoreError."""
+        return await self.off_loop(lambda: self._read(view))
+
+    async def off_loop(self, work: Callable[[], T]) -> T:
+        """Do something in one of our threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _read(self, view: Callable[[Look], T]) -> T:
+        with reading(self.path) as connection:
+            end_s = self.monotonic_s() + LONGEST_READ_S
+            connection.set_progress_handler(lambda: self.monotonic_s() > end_s, 20_000)
+            try:
+                return view(Look(
+                    connection=connection, settings=self.settings, path=self.path, now_s=self.now(),
+                    monotonic_s=self.monotonic_s,
+                ))  # fmt: skip
+            except sqlite3.OperationalError as error:
+                if "interrupted" not in str(error):
+                    raise
+                raise StoreError(f"store {self.path}: the page took longer than {LONGEST_READ_S:g} s") from None
+
+    def tell(self, visitor: Visitor, sentence: str) -> None:
+        """Keep a sentence for the next page of this session."""
+        if visitor.session is None:
+            return
+        self._told.pop(visitor.session.nonce, None)
+        self._told[visitor.session.nonce] = sentence
+        while len(self._told) > MOST_TOLD:
+            del self._told[next(iter(self._told))]
+
+    def told_to(self, visitor: Visitor) -> str:
+        """The sentence for this session's next page, once; "": there is none."""
+        return "" if visitor.session is None else self._told.pop(visitor.session.nonce, "")

@@ -1,0 +1,233 @@
+"""Who may ask for what: hosts, sessions, secrets, roles and tokens. Default: refused.
+
+    Asked ──▶ host ──▶ who (cookie or bearer) ──▶ role ──▶ token, where something changes ──▶ Visitor, or Refused
+
+A page without a session leads to the login; everything else is told 401 or 403. Hashing takes a while on purpose, so
+it runs in a thread, one at a time. Knows requests; refuses to know pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from suffice.console import people, sessions
+from suffice.console.exchange import Answer, Asked, cookie
+from suffice.console.people import Person, Role, Roster
+from suffice.errors import BadRequest
+from suffice.telemetry import LOG
+
+SESSION: Final = "suffice_session"
+LOGIN: Final = "suffice_login"  # ties the token of a login page to the browser that asked for it
+LOGIN_S: Final = 3_600  # how long a login page may lie open
+BEARER_S: Final = 300.0  # how long a secret that was right is not hashed again
+TOKEN: Final = "csrf"  # the field of a form; a script sends the header x-csrf-token  # noqa: S105
+
+Needs: TypeAlias = Role | Literal["nobody"]  # "nobody": without a login, for what says nothing
+
+
+class Refused(BadRequest):
+    """Somebody may not do this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visitor:
+    """Who asks."""
+
+    person: Person | None  # None: nobody has logged in
+    token: str = ""  # that a page of ours must show with a change
+    session: sessions.Session | None = None  # None: a program, which brings its secret each time
+
+    @property
+    def name(self) -> str:
+        """As the author of what they do."""
+        return self.person.name if self.person is not None else ""
+
+    @property
+    def role(self) -> Role | None:
+        """What they may do; None: nothing."""
+        return self.person.role if self.person is not None else None
+
+
+NOBODY: Final = Visitor(person=None)
+
+
+class Doors:
+    """Lets in who may.
+
+    roster        the people as the file has them now; None: there is no file yet
+    hosts         names that a browser may call us by, beside localhost and plain addresses
+    session_s     how long a login lasts
+    random_bytes  of the system
+    """
+
+    def __init__(
+        self, *, roster: Callable[[], Roster | None], hosts: Iterable[str], session_s: float,
+        random_bytes: Callable[[int], bytes], now: Callable[[], float], monotonic_s: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.roster = roster
+        self._hosts = {name.lower() for name in hosts}
+        self._session_s, self._random, self._now, self._monotonic_s = session_s, random_bytes, now, monotonic_s
+        self._attempts = sessions.Attempts()
+        self._hashing = asyncio.Semaphore(1)
+        self._recent: dict[str, tuple[str, float]] = {}  # digest of a secret that was right: its person's id, until
+        self._ended: dict[str, int] = {}  # nonces of sessions that were logged out: when they expire
+
+    # ---- who asks ----------------------------------------------------------------------------------
+
+    async def admit(self, asked: Asked, needs: Needs, *, changes: bool) -> Visitor:
+        """Who asks, if they may. Raises Refused.
+
+        changes  does it change anything? Then a browser must show that the page was ours
+        """
+        self._check_host(asked)
+        visitor = await self._visitor(asked)
+        if needs == "nobody":
+            return visitor
+        if visitor.person is None:
+            raise Refused("log in first, or send 'authorization: Bearer SECRET'", status=401, code="not_logged_in")
+        if not people.may(visitor.person.role, needs):
+            message = f"this needs the role {needs}; {visitor.name} has the role {visitor.role}"
+            raise Refused(message, status=403, code="role")
+        if changes and visitor.session is not None:
+            self._check_token(asked, visitor.session.nonce)
+        return visitor
+
+    async def _visitor(self, asked: Asked) -> Visitor:
+        roster = self.roster()
+        if roster is None:
+            return NOBODY
+        given = asked.headers.get("authorization", "")
+        if given:
+            kind, _, secret = given.partition(" ")
+            if kind.lower() != "bearer" or not asked.is_api:
+                return NOBODY
+            return Visitor(person=await self._by_secret(roster, secret.strip(), asked.address))
+        session = sessions.read(asked.cookies.get(SESSION, ""), roster.key, now_s=self._now())
+        person = roster.by_id(session.person_id) if session is not None else None
+        if session is None or person is None or session.nonce in self._ended:
+            return NOBODY
+        return Visitor(person=person, session=session, token=sessions.token(session.nonce, roster.key))
+
+    async def _by_secret(self, roster: Roster, secret: str, address: str) -> Person | None:
+        digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+        found = self._recent.get(digest)
+        if found is not None and self._monotonic_s() < found[1]:
+            return roster.by_id(found[0])
+        person = await self._tried(roster, secret, address)
+        if person is not None:
+            self._recent = {k: v for k, v in self._recent.items() if self._monotonic_s() < v[1]}
+            self._recent[digest] = (person.id, self._monotonic_s() + BEARER_S)
+        return person
+
+    async def _tried(self, roster: Roster, secret: str, address: str) -> Person | None:
+        """Compare a secret. Raises Refused where too many were wrong."""
+        async with self._hashing:
+            wait_s = self._attempts.wait_s(address, now_s=self._monotonic_s())
+            if wait_s:
+                raise Refused(f"too many wrong secrets; try again in {wait_s} s", status=429, code="too_many_attempts")
+            person = await asyncio.to_thread(people.known, roster, secret)
+            if person is None:
+                self._attempts.failed(address, now_s=self._monotonic_s())
+                LOG.warning("console: a wrong secret from %s", address)
+            return person
+
+    # ---- where from --------------------------------------------------------------------------------
+
+    def _check_host(self, asked: Asked) -> None:
+        """A name that was made to point at us is refused: a page of a stranger could speak to us under it."""
+        host = _name_of(asked.headers.get("host", ""))
+        if host is None or not (host == "localhost" or _is_address(host) or host in self._hosts):
+            raise Refused(
+                f"Host header: {(host or '')[:80]!r} is no name of this console; add it to [console] hosts",
+                status=421, code="unknown_host",
+            )  # fmt: skip
+        origin = asked.headers.get("origin", "")
+        if origin and asked.method not in ("GET", "HEAD") and not self._is_ours(origin, asked):
+            raise Refused("the request comes from a page of another site", status=403, code="cross_site")
+        if asked.method not in ("GET", "HEAD") and asked.headers.get("sec-fetch-site", "") in (
+            "cross-site",
+            "same-site",
+        ):
+            raise Refused("the request comes from a page of another site", status=403, code="cross_site")
+
+    @staticmethod
+    def _is_ours(origin: str, asked: Asked) -> bool:
+        parts = urlsplit(origin)
+        return parts.scheme in ("http", "https") and parts.netloc.lower() == asked.headers.get("host", "").lower()
+
+    def _check_token(self, asked: Asked, what: str) -> None:
+        roster = self.roster()
+        given = asked.headers.get("x-csrf-token") or asked.form.get(TOKEN, "")
+        if roster is None or not sessions.is_token(given, what, roster.key):
+            raise Refused("the form has no valid token; load the page again", status=403, code="csrf")
+
+    # ---- coming and going --------------------------------------------------------------------------
+
+    def login_page(self, asked: Asked) -> tuple[str, tuple[str, str]]:
+        """A token for a login page, and the cookie that it belongs to. Raises Refused without a roster."""
+        nonce, roster = self._random(16).hex(), self._roster()
+        return sessions.token(f"login {nonce}", roster.key), cookie(
+            LOGIN, nonce, age_s=LOGIN_S, secure=asked.behind_tls
+        )
+
+    async def login(self, asked: Asked) -> Answer | None:
+        """The cookies of a new session; None: the secret is wrong. Raises Refused."""
+        roster = self._roster()
+        self._check_token(asked, f"login {asked.cookies.get(LOGIN, '')}")
+        person = await self._tried(roster, asked.form.get("secret", "").strip(), asked.address)
+        if person is None:
+            return None
+        session = sessions.Session(
+            person_id=person.id, expires_s=int(self._now() + self._session_s), nonce=self._random(16).hex()
+        )
+        LOG.info("console: %s logged in", person.name)
+        return Answer(headers=(
+            cookie(SESSION, sessions.write(session, roster.key), age_s=int(self._session_s), secure=asked.behind_tls),
+            cookie(LOGIN, "", age_s=0, secure=asked.behind_tls),
+        ))  # fmt: skip
+
+    def logout(self, visitor: Visitor, asked: Asked) -> tuple[str, str]:
+        """End a session, here and in the browser."""
+        now_s = self._now()
+        self._ended = {nonce: until for nonce, until in self._ended.items() if now_s < until}
+        if visitor.session is not None:
+            self._ended[visitor.session.nonce] = visitor.session.expires_s
+        return cookie(SESSION, "", age_s=0, secure=asked.behind_tls)
+
+    def holds(self, session: sessions.Session) -> bool:
+        """Does a login that was let in before still hold?"""
+        roster = self.roster()
+        known = roster is not None and roster.by_id(session.person_id) is not None
+        return known and self._now() < session.expires_s and session.nonce not in self._ended
+
+    def _roster(self) -> Roster:
+        roster = self.roster()
+        if roster is None:
+            message = "nobody can log in yet: run suffice admin reset-secret beside the settings file"
+            raise Refused(message, status=401, code="no_people")
+        return roster
+
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?")
+
+
+def _name_of(host: str) -> str | None:
+    """The host without its port; None: it is no host."""
+    found = _HOST.fullmatch(host.lower())
+    return found.group(1).rstrip(".") if found is not None else None
+
+
+def _is_address(host: str) -> bool:
+    """A plain address cannot be made to point elsewhere."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True

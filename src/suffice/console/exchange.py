@@ -1,0 +1,190 @@
+"""One request to the console as its handlers see it, and the answer that they give. Bare ASGI on the outside.
+
+    scope, receive ──▶ Asked ──▶ handler ──▶ Answer ──▶ send, with the headers that every answer carries
+
+Knows heads, cookies and forms; refuses to know who may do what (`doors`) and what is shown (`views`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote
+
+import msgspec
+
+from suffice.errors import BadRequest, TooLarge
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MOST_BODY_BYTES: Final = 256 * 1024
+MOST_FIELDS: Final = 100
+HTML: Final = "text/html; charset=utf-8"
+JSON: Final = "application/json"
+SSE: Final = "text/event-stream; charset=utf-8"
+
+# Nothing inline, nothing from elsewhere, nobody may frame us, and no address of ours is told to other sites.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; font-src 'none';"
+    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+ALWAYS: Final = (
+    ("content-security-policy", POLICY),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("permissions-policy", "camera=(), geolocation=(), microphone=()"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One request, read."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]  # names in lower case; of one that came twice, all with ", " between
+    query: Mapping[str, str]  # the last of a name counts
+    form: Mapping[str, str]  # of a form or a flat JSON object; {} without a body
+    address: str  # of the client's end of the connection
+    fields: Mapping[str, str] = field(default_factory=dict)  # found in the path, by name
+
+    @property
+    def is_api(self) -> bool:
+        """Does a program ask?"""
+        return self.path == "/api" or self.path.startswith("/api/")
+
+    @property
+    def is_partial(self) -> bool:
+        """Does a page that is shown already ask for a part of itself?"""
+        return self.headers.get("hx-request", "") == "true"
+
+    @property
+    def cookies(self) -> Mapping[str, str]:
+        """What the browser carries."""
+        pairs = (part.strip().partition("=") for part in self.headers.get("cookie", "").split(";"))
+        return {name: value for name, mark, value in pairs if mark}
+
+    @property
+    def behind_tls(self) -> bool:
+        """Does a proxy say that the browser came over TLS? A lie only makes cookies stricter."""
+        return self.headers.get("x-forwarded-proto", "").split(",")[0].strip().lower() == "https"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer. `stream` takes the place of `body`."""
+
+    status: int = 200
+    kind: str = HTML
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    stream: AsyncIterator[bytes] | None = None
+
+    def with_headers(self, *headers: tuple[str, str]) -> Answer:
+        """The same answer with more headers."""
+        return replace(self, headers=(*self.headers, *headers))
+
+
+def to(place: str, *, status: int = 303) -> Answer:
+    """Go there instead."""
+    return Answer(status=status, headers=(("location", quote(place, safe="/?=&%#:")),))
+
+
+def cookie(name: str, value: str, *, age_s: int, secure: bool) -> tuple[str, str]:
+    """A header that has the browser keep something of ours, away from scripts and from other sites. Age 0: forget."""
+    told = f"{name}={value}; Path=/; Max-Age={age_s}; HttpOnly; SameSite=Strict"
+    return "set-cookie", f"{told}; Secure" if secure else told
+
+
+async def read(scope: Scope, receive: Receive) -> Asked:
+    """Read a request whole. Raises BadRequest for what is no form, too long, or broken off."""
+    headers = dict[str, str]()
+    for raw, value in scope["headers"]:
+        name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {text}" if name in headers else text
+    body = await _body(receive) if scope["method"] not in ("GET", "HEAD") else b""
+    client = scope.get("client") or ("", 0)
+    return Asked(
+        method=scope["method"], path=scope["path"], headers=headers, address=str(client[0]),
+        query=_pairs(scope.get("query_string", b"").decode("latin-1")), form=_form(headers, body),
+    )  # fmt: skip
+
+
+async def _body(receive: Receive) -> bytes:
+    parts, size = list[bytes](), 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadRequest("body: the client left before it was complete", code="disconnected")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MOST_BODY_BYTES:
+            raise TooLarge(f"body: longer than {MOST_BODY_BYTES} bytes")
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _form(headers: Mapping[str, str], body: bytes) -> dict[str, str]:
+    if not body:
+        return {}
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/x-www-form-urlencoded":
+        return _pairs(body.decode("utf-8", "replace"))
+    if kind == JSON:
+        return _flat(body)
+    raise BadRequest(
+        f"content-type: must be {JSON} or application/x-www-form-urlencoded", status=415, code="unsupported_media_type"
+    )
+
+
+def _flat(body: bytes) -> dict[str, str]:
+    """A flat JSON object as a form has it: a program and a page send the same fields."""
+    try:
+        told = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise BadRequest("body: is no JSON", code="bad_json") from None
+    if not isinstance(told, dict):
+        raise BadRequest("body: must be a JSON object", code="not_an_object")
+    found = dict[str, str]()
+    for key, value in told.items():
+        if isinstance(value, dict | list):
+            raise BadRequest(f"{key[:80]}: must be plain text, a number, true, false or null", param=key[:80])
+        if value is not None:
+            found[key] = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return found
+
+
+def _pairs(text: str) -> dict[str, str]:
+    try:
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=MOST_FIELDS))
+    except ValueError:
+        raise BadRequest(f"at most {MOST_FIELDS} fields are accepted", code="too_many_fields") from None
+
+
+async def send_answer(answer: Answer, send: Send, *, head_only: bool = False) -> None:
+    """Send an answer with what every answer carries."""
+    named = {name for name, _ in answer.headers}
+    headers = [("content-type", answer.kind), *answer.headers, *ALWAYS]
+    if "cache-control" not in named:
+        headers.append(("cache-control", "no-store"))
+    if answer.stream is None:
+        headers.append(("content-length", str(len(answer.body))))
+    raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
+    await send({"type": "http.response.start", "status": answer.status, "headers": raw})
+    if answer.stream is not None and not head_only:
+        async for part in answer.stream:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+    body = b"" if head_only or answer.stream is not None else answer.body
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def with_fields(asked: Asked, fields: Mapping[str, str]) -> Asked:
+    """The request with what was found in its path."""
+    return replace(asked, fields=fields)

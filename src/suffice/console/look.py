@@ -1,0 +1,70 @@
+"""What a view may look at, and how it says that there is nothing to see."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlencode
+
+from suffice.errors import BadRequest
+from suffice.settings import Route, Settings
+from suffice.store.rollups import HOUR_S
+
+DAY_S: Final = 86_400
+WINDOWS: Final[Mapping[str, int]] = {"1": 1, "7": 7, "30": 30, "90": 90, "all": 0}  # days of the totals; 0: all of it
+USUAL_WINDOW: Final = "30"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """One look at the log."""
+
+    connection: sqlite3.Connection  # reads only
+    settings: Settings
+    path: Path  # of the log
+    now_s: float  # Unix time
+    monotonic_s: Callable[[], float]
+
+    def route(self, name: str) -> Route | None:
+        """A route's settings; None: the log knows it, and the settings do not."""
+        return self.settings.routes.get(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Which stretch of time totals are of."""
+
+    name: str  # a key of WINDOWS
+    days: int  # 0: all of it
+    since_hour: int  # since 1970, UTC
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        return (
+            "since the beginning" if not self.days else "last 24 hours" if self.days == 1 else f"last {self.days} days"
+        )
+
+
+class NotThere(BadRequest):
+    """What was asked for is not in the log."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=404, code="not_found")
+
+
+def window_of(query: Mapping[str, str], now_s: float) -> Window:
+    """The stretch that was asked for. Raises BadRequest for one that is not offered."""
+    name = query.get("days") or USUAL_WINDOW
+    if name not in WINDOWS:
+        raise BadRequest(f"days: got {name[:40]!r}; allowed: {', '.join(WINDOWS)}", param="days")
+    days = WINDOWS[name]
+    return Window(name=name, days=days, since_hour=int((now_s - days * DAY_S) // HOUR_S) if days else 0)
+
+
+def route_url(name: str) -> str:
+    """Where a route's own page is. A name may hold anything, also a slash, so it stands in the query."""
+    return f"/console/route?{urlencode({'name': name})}"

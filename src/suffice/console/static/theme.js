@@ -1,0 +1,8 @@
+// Before anything is drawn: the theme that was chosen here, if one was.
+(function () {
+  "use strict";
+  try {
+    var chosen = localStorage.getItem("suffice-theme");
+    if (chosen === "dark" || chosen === "light") document.documentElement.dataset.theme = chosen;
+  } catch (_) { /* storage is off: the system's theme it is */ }
+})();

@@ -1,0 +1,135 @@
+"""The audit log: who decided what, when and why, the latest first, with the row that it was written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from suffice.console.doors import Visitor
+from suffice.console.exchange import Asked
+from suffice.console.look import Look
+from suffice.console.views.episodes import LOOK_S, whole_of
+from suffice.console.views.routes import described
+from suffice.errors import BadRequest
+from suffice.store.chain import Head, has_chain, head
+from suffice.store.events import EVENTS, FeedbackGiven
+from suffice.store.views import decoded
+
+PAGE: Final = 50
+CHUNK: Final = 500
+# What the log is full of, and nobody decides: it has pages of its own, or says nothing to a person.
+QUIET: Final = frozenset({"request", "outcome", "feedback", "route_monitored", "job_ran", "label_wanted"})
+MOST_BODY_CHARS: Final = 6_000
+
+_CHAINED: Final = """
+    SELECT e.seq, e.at_s, e.kind, e.route, e.body, c.place FROM chain c JOIN events e ON e.seq = c.seq
+    WHERE c.place < :before ORDER BY c.place DESC LIMIT :limit"""
+_ALL: Final = """
+    SELECT seq, at_s, kind, route, body, seq FROM events WHERE seq < :before ORDER BY seq DESC LIMIT :limit"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One row of the audit log."""
+
+    seq: int  # its place in the log
+    place: int | None  # in the chain that vouches for it; None: this log has no chain
+    at_s: float
+    kind: str
+    route: str
+    what: str  # in a few words
+    reason: str
+    author: str  # a person, or a worker
+    before: str  # what held, in words; "": the row does not say
+    after: str
+    body: str  # the whole record as JSON, cut where it is long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """A page of the audit log."""
+
+    lines: tuple[Change, ...]
+    older: int | None  # place to go on from; None: these were all
+    cut_short: bool  # did the look stop before the page was full?
+    kind: str  # only this one; "": all
+    route: str  # only this one; "": all
+    kinds: tuple[str, ...]  # to choose from
+    routes: tuple[str, ...]
+    head: Head | None  # where the chain ends now; None: this log has none
+
+
+def changes(look: Look, asked: Asked, _visitor: Visitor) -> Changes:
+    """The latest changes that fit. Raises StoreError, and BadRequest for a kind that there is not."""
+    kind, route = asked.query.get("kind", ""), asked.query.get("route", "")
+    kinds = tuple(sorted(set(EVENTS) - QUIET))
+    if kind and kind not in kinds and kind != FeedbackGiven.kind:
+        raise BadRequest(f"kind: got {kind[:40]!r}; allowed: {', '.join(kinds)}", param="kind")
+    before = whole_of(asked.query, "before", 0, most=2**53)
+    lines, older, cut_short = list[Change](), None, False
+    end_s = look.monotonic_s() + LOOK_S
+    for place, line in _looked_through(look, before or 2**62, kind, route):
+        older = place
+        if line is not None:
+            lines.append(line)
+        if len(lines) == PAGE:
+            break
+        if look.monotonic_s() > end_s:
+            cut_short = True
+            break
+    else:
+        older = None
+    return Changes(
+        lines=tuple(lines), older=older, cut_short=cut_short, kind=kind, route=route, kinds=kinds,
+        routes=tuple(look.settings.routes), head=head(look.connection),
+    )  # fmt: skip
+
+
+def _looked_through(look: Look, before: int, kind: str, route: str) -> Iterator[tuple[int, Change | None]]:
+    chained = has_chain(look.connection)
+    while True:
+        rows = look.connection.execute(
+            _CHAINED if chained else _ALL, {"before": before, "limit": CHUNK}
+        ).fetchall()  # fmt: skip
+        for seq, at_s, its_kind, its_route, body, place in rows:
+            fits = its_kind == kind if kind else its_kind not in QUIET
+            if not fits or its_kind not in EVENTS or (route and its_route != route):
+                yield place, None
+                continue
+            yield place, _change(seq, place if chained else None, at_s, its_kind, its_route, body)
+        if len(rows) < CHUNK:
+            return
+        before = rows[-1][5]
+
+
+def _change(seq: int, place: int | None, at_s: float, kind: str, route: str | None, body: str) -> Change:
+    event = decoded(seq, EVENTS[kind], body)
+    record = _record(msgspec.to_builtins(event))
+    what, reason, author, _ = described(event)
+    return Change(
+        seq=seq, place=place, at_s=at_s, kind=kind, route=route or "", what=what,
+        reason=reason or _text(record, "reason", "why", "summary", "said"),
+        author=author or _text(record, "author", "reviewer", "sender", "source"),
+        before=_text(record, "before", "parent"), after=_text(record, "after", "address"),
+        body=_pretty(record),
+    )  # fmt: skip
+
+
+def _record(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an event holds. Any: records of every kind."""
+    inner: Any = next(iter(plain.values()), {})
+    return inner if isinstance(inner, dict) and len(plain) == 1 else plain
+
+
+def _text(record: Mapping[str, Any], *names: str) -> str:
+    """The first of these fields that says something; Any as above."""
+    return next((record[name] for name in names if isinstance(record.get(name), str) and record[name]), "")
+
+
+def _pretty(record: Mapping[str, Any]) -> str:
+    """The record for a reader; Any as above."""
+    text = msgspec.json.format(msgspec.json.encode(record), indent=2).decode()
+    return text if len(text) <= MOST_BODY_CHARS else f"{text[:MOST_BODY_CHARS]}\n… ({len(text):,} characters)"

@@ -1,0 +1,153 @@
+"""The first page: what stopping saved, what it cost in EM, what is certified, what needs somebody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from suffice.assurance.bounds import wilson
+from suffice.console.doors import Visitor
+from suffice.console.exchange import Asked
+from suffice.console.look import Look, Window, route_url, window_of
+from suffice.console.views.standing import Standing, standings
+from suffice.store import rollups
+from suffice.store.rollups import ReadTo, Sums
+
+MOST_DAYS: Final = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Day:
+    """One day (UTC). Intervals are for one look at that day alone, at 95 %."""
+
+    day: int  # since 1970
+    n_requests: int
+    n_stopped: int
+    saved_tokens: int
+    spent_tokens: int
+    saved_usd: float
+    em_full: float | None  # None: no label came
+    em_full_low: float | None
+    em_full_high: float | None
+    em_stopped: float | None
+    em_stopped_low: float | None
+    em_stopped_high: float | None
+    drop: float | None  # of audits, unlabelled disagreement counted as lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something that somebody should look at."""
+
+    level: Literal["alarm", "warn", "info"]
+    text: str
+    href: str
+    action: str  # what the link says
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """Everything on the first page."""
+
+    window: Window
+    read_to: ReadTo
+    total: Sums
+    saved_share: float | None  # of tokens, estimated over what was stopped; None: nothing was
+    would_share: float | None  # what full runs say that stopping would save; None: none say
+    n_certified: int
+    n_learned: int  # routes that a control loop may certify
+    worst: Standing | None  # the route nearest to its EM budget; None: none is measured
+    routes: tuple[Standing, ...]
+    days: tuple[Day, ...]
+    notices: tuple[Notice, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Has nothing been asked yet?"""
+        return not self.total.n_requests and not self.read_to.last
+
+
+def overview(look: Look, asked: Asked, _visitor: Visitor) -> Overview:
+    """Look at all routes. Raises StoreError, and BadRequest for a window that is not offered."""
+    window = window_of(asked.query, look.now_s)
+    read_to = rollups.read_to(look.connection)
+    found = standings(look, window)
+    total = rollups.NOTHING
+    for one in found:
+        total = total.plus(one.sums)
+    measured = [one for one in found if one.budget_used is not None]
+    return Overview(
+        window=window,
+        read_to=read_to,
+        total=total,
+        saved_share=share(total.saved_tokens, total.completion_tokens + total.overhead_tokens)
+        if total.n_stopped else None,
+        would_share=1 - total.would_tokens / total.whole_tokens if total.whole_tokens else None,
+        n_certified=sum(one.is_certified for one in found),
+        n_learned=sum(route.is_learned for route in look.settings.routes.values()),
+        worst=max(measured, key=lambda one: one.budget_used or 0.0) if measured else None,
+        routes=found,
+        days=days_of(look, window),
+        notices=notices(found, read_to, look),
+    )  # fmt: skip
+
+
+def share(part: float, rest: float) -> float | None:
+    """The part of both together; None: there is nothing."""
+    return part / (part + rest) if part + rest else None
+
+
+def days_of(look: Look, window: Window, route: str | None = None) -> tuple[Day, ...]:
+    """What each day was like, of all routes together or of one."""
+    found = rollups.read(look.connection, ("day",), route=route, since_hour=window.since_hour)
+    return tuple(_day(int(key[0]), one) for key, one in list(found.items())[-MOST_DAYS:])
+
+
+def _day(day: int, one: Sums) -> Day:
+    full, stopped = _band(one.n_full_right, one.n_full_marked), _band(one.n_stopped_right, one.n_stopped_marked)
+    return Day(
+        day=day, n_requests=one.n_requests, n_stopped=one.n_stopped, saved_tokens=one.saved_tokens,
+        spent_tokens=one.completion_tokens + one.overhead_tokens, saved_usd=one.saved_usd,
+        em_full=full[0], em_full_low=full[1], em_full_high=full[2],
+        em_stopped=stopped[0], em_stopped_low=stopped[1], em_stopped_high=stopped[2],
+        drop=(one.n_lost + one.n_pending - one.n_gained) / one.n_audits if one.n_audits else None,
+    )  # fmt: skip
+
+
+def _band(k: int, n: int) -> tuple[float | None, float | None, float | None]:
+    if not n:
+        return None, None, None
+    between = wilson(k, n, 0.95)
+    return k / n, between.low, between.high
+
+
+def notices(found: tuple[Standing, ...], read_to: ReadTo, look: Look) -> tuple[Notice, ...]:
+    """What needs somebody, the worst first."""
+    told = list[Notice]()
+    for one in found:
+        place = route_url(one.name)
+        if one.phase.phase == "paused":
+            told.append(
+                Notice(level="alarm", text=f"{one.name} is paused: {one.phase.reason}", href=place, action="Decide")
+            )
+        told += [
+            Notice(level="warn", text=f"{one.name}: {alert}", href=place, action="See the forecast")
+            for alert in one.alerts
+        ]
+        route = look.route(one.name)
+        if route is not None and route.is_learned and not one.phase.attended and one.sums.n_requests:
+            told.append(Notice(
+                level="warn", text=f"{one.name}: no control loop looks after it now", href=place, action="See why",
+            ))  # fmt: skip
+        if one.phase.n_labels_wanted:
+            told.append(Notice(
+                level="info", text=f"{one.name}: {one.phase.n_labels_wanted:,} answers wait for a person's word",
+                href="/console/review", action="Review",
+            ))  # fmt: skip
+    if read_to.n_behind > 50_000:
+        told.append(Notice(
+            level="info", text=f"Figures are {read_to.n_behind:,} rows of the log behind; the worker is summing up",
+            href="/console/settings", action="See jobs",
+        ))  # fmt: skip
+    order = {"alarm": 0, "warn": 1, "info": 2}
+    return tuple(sorted(told, key=lambda one: order[one.level]))

@@ -1,0 +1,150 @@
+"""The review queue for one person: the item that they hold, what waits, how far reviewers agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from suffice.assurance.estimate import Estimate
+from suffice.console.doors import Visitor
+from suffice.console.exchange import Asked
+from suffice.console.look import Look, NotThere
+from suffice.review.agreement import Kappa, agreement
+from suffice.review.estimate import em_of
+from suffice.review.items import Item, Lease, Verdict, words_for
+from suffice.review.queue import Place, Queue, State
+from suffice.store.reviews import NOTHING_ASKED, Reviews, kept_question, read_reviews
+
+MOST_WAITING: Final = 30  # that are listed
+MOST_SETTLED: Final = 15
+WORDS: Final[Mapping[str, tuple[str, str]]] = {
+    "both": ("b", "Both are right"), "full": ("f", "Only the full answer"), "early": ("e", "Only the early answer"),
+    "neither": ("n", "Neither is right"), "right": ("y", "It is right"), "wrong": ("n", "It is wrong"),
+    "unsure": ("u", "I cannot say"),
+}  # fmt: skip
+FileOf = Callable[[Item], str | None]  # the text of an item's question from the route's own file; None: it is in none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Something that a reviewer can say."""
+
+    word: str
+    key: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """One item in the list."""
+
+    item: Item
+    state: str
+    by: tuple[str, ...]  # reviewers who have spoken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InHand:
+    """The item that a reviewer has."""
+
+    item: Item
+    lease: Lease
+    question: str | None  # its text; None: it cannot be had
+    question_from: str  # where it is from, or why there is none
+    choices: tuple[Choice, ...]
+    others: tuple[Verdict, ...]  # what the others said, where this reviewer decides between them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteReviews:
+    """How reviewing goes on one route."""
+
+    route: str
+    counts: Mapping[State, int]
+    kappa: Kappa | None
+    em: Estimate | None  # of delivered answers, from items that were drawn at random
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewPage:
+    """The review queue."""
+
+    in_hand: InHand | None  # None: this reviewer has nothing in hand
+    n_waiting: int  # that this reviewer could take
+    waiting: tuple[Waiting, ...]  # by anybody, the most urgent first
+    settled: tuple[Waiting, ...]  # the latest
+    routes: tuple[RouteReviews, ...]
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads the queue on from where it was read to.
+
+    from_file  texts of questions that the log does not keep
+    """
+
+    from_file: FileOf
+    _known: Reviews = field(default=NOTHING_ASKED)
+
+    def page(self, look: Look, _asked: Asked, visitor: Visitor) -> ReviewPage:
+        """The queue as this person sees it. Raises StoreError."""
+        queue = self.queue(look)
+        mine = [one for one in queue.of() if one.held_by(visitor.name, look.now_s) is not None]
+        waiting = queue.waiting(now_s=look.now_s)
+        settled = [one for one in queue.of() if one.state(look.now_s) in ("settled", "undecided")]
+        return ReviewPage(
+            in_hand=self._in_hand(look, mine[0], visitor.name) if mine else None,
+            n_waiting=sum(one.may_take(visitor.name, look.now_s) for one in waiting),
+            waiting=tuple(_listed(one, look.now_s) for one in waiting[:MOST_WAITING]),
+            settled=tuple(_listed(one, look.now_s) for one in reversed(settled[-MOST_SETTLED:])),
+            routes=tuple(
+                RouteReviews(
+                    route=name, counts=queue.counts(now_s=look.now_s, route=name),
+                    kappa=agreement(queue.of(name)).overall, em=em_of(queue, name),
+                )
+                for name in look.settings.routes if any(True for _ in queue.of(name))
+            ),
+        )  # fmt: skip
+
+    def queue(self, look: Look) -> Queue:
+        """All items. Raises StoreError."""
+        self._known = read_reviews(look.connection, self._known)
+        return self._known.queue
+
+    def _in_hand(self, look: Look, place: Place, name: str) -> InHand:
+        lease = place.held_by(name, look.now_s)
+        assert lease is not None
+        question, where = self._question(look, place.item)
+        choices = tuple(
+            Choice(word=word, key=WORDS[word][0], text=WORDS[word][1]) for word in words_for(place.item.shows)
+        )
+        return InHand(
+            item=place.item,
+            lease=lease,
+            question=question,
+            question_from=where,
+            choices=choices,
+            others=place.verdicts if place.needs_third else (),
+        )
+
+    def _question(self, look: Look, item: Item) -> tuple[str | None, str]:
+        kept = kept_question(look.connection, item.episode_id, now_s=look.now_s)
+        if kept is not None:
+            return kept, "kept in the log"
+        found = self.from_file(item)
+        if found is not None:
+            return found, "from the route's file of questions"
+        return None, (
+            f"The log holds no text. Set routes.{item.route}.review.keep_text, or name a file in"
+            f" routes.{item.route}.review.questions."
+        )
+
+
+def _listed(place: Place, now_s: float) -> Waiting:
+    return Waiting(item=place.item, state=place.state(now_s), by=tuple(one.reviewer for one in place.verdicts))
+
+
+def no_such_item(item: str) -> NotThere:
+    """Nobody was asked about such a run."""
+    return NotThere(f"review: nobody was asked about {item[:80]!r}")

@@ -1,0 +1,221 @@
+"""One route: its frontier and where it operates on it, thresholds, classes, versions, and what was decided when."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from suffice.assurance.forecast import Forecast
+from suffice.assurance.ledger import Account
+from suffice.assurance.outlook import Outlook
+from suffice.console.doors import Visitor
+from suffice.console.exchange import Asked
+from suffice.console.look import Look, NotThere, Window, window_of
+from suffice.console.views.overview import Day, days_of
+from suffice.console.views.standing import Standing, standings
+from suffice.store import rollups
+from suffice.store.advice import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
+from suffice.store.advice_events import Proposed
+from suffice.store.control_events import (
+    AlarmRaised,
+    EnforcementPaused,
+    EnforcementResumed,
+    EpochBegan,
+    PolicyPublished,
+)
+from suffice.store.decisions import read_artefact
+from suffice.store.in_force import decisions_of
+from suffice.store.log import Stored
+from suffice.store.rollups import Sums
+
+MOST_DECISIONS: Final = 200
+MOST_LOOKS: Final = 120  # of `monitor`, for the line of the drop over time
+MOST_GROUPS: Final = 60  # classes, and versions, that are listed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routes:
+    """All routes."""
+
+    window: Window
+    routes: tuple[Standing, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """One level of the version in force, or proposed."""
+
+    level: int
+    saving: float  # fraction of tokens, on prompts that its models have not seen; no interval
+    drop: float  # EM(full) - EM(stopped), a fraction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One class of questions, or one version."""
+
+    name: str
+    sums: Sums
+    account: Account | None  # as `monitor` saw it; None: it is not among those it keeps
+    level: int | None  # that holds it back; None: none does
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What `monitor` saw at one look."""
+
+    at: int  # requests of the route
+    epoch: int
+    drop: float | None
+    drop_low: float | None
+    drop_high: float | None
+    forecast: float | None  # EM drop 3,000 requests ahead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """One decision about the route."""
+
+    seq: int
+    at_s: float
+    kind: str
+    what: str  # in a few words
+    reason: str
+    author: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutePage:
+    """One route."""
+
+    window: Window
+    route: Standing
+    days: tuple[Day, ...]
+    frontier: tuple[Level, ...]  # of the newest proposal; (): no refit has measured one
+    frontier_of: str  # address of the version that it is of
+    thresholds: tuple[float, ...]  # risks at which levels 1, 2 … stop, one prompt fold; (): nothing is learned
+    classes: tuple[Group, ...]
+    versions: tuple[Group, ...]
+    looks: tuple[Seen, ...]  # oldest first
+    decided: tuple[Decided, ...]  # newest first
+    forecasts: tuple[Forecast, ...]
+    alerts: tuple[str, ...]  # that were raised, newest first
+
+
+def routes(look: Look, asked: Asked, _visitor: Visitor) -> Routes:
+    """All routes. Raises StoreError, and BadRequest for a window that is not offered."""
+    window = window_of(asked.query, look.now_s)
+    return Routes(window=window, routes=standings(look, window))
+
+
+def route(look: Look, asked: Asked, _visitor: Visitor) -> RoutePage:
+    """One route, by `name`. Raises NotThere, StoreError, and BadRequest for a window that is not offered."""
+    window, name = window_of(asked.query, look.now_s), asked.query.get("name", "")
+    found = next((one for one in standings(look, window) if one.name == name), None)
+    if found is None:
+        raise NotThere(f"route: nothing is known of {name[:80]!r}")
+    connection, outlook = look.connection, newest_outlook(look.connection, name)
+    proposal = newest_proposal(connection, name)
+    held = dict(found.phase.classes)
+    return RoutePage(
+        window=window, route=found, days=days_of(look, window, name),
+        frontier=_curve(proposal), frontier_of=proposal.address if proposal is not None else "",
+        thresholds=_thresholds(connection, name),
+        classes=_groups(connection, name, window, "query_class", _by_class(outlook), held),
+        versions=_groups(connection, name, window, "version", _by_version(outlook), {}),
+        looks=tuple(_seen(one) for one in recent_outlooks(connection, name, MOST_LOOKS)),
+        decided=tuple(_decided(stored) for stored in decisions_of(connection, name, MOST_DECISIONS)),
+        forecasts=tuple(one for one in (outlook.drop, outlook.em) if one is not None) if outlook is not None else (),
+        alerts=tuple(one.reason for one in recent_alerts(connection, name, 20)),
+    )  # fmt: skip
+
+
+def _curve(proposal: Proposed | None) -> tuple[Level, ...]:
+    """(saving, drop) of every level on prompts that the models have not seen."""
+    curve = (proposal.card or {}).get("curve") if proposal is not None else None
+    try:
+        points = msgspec.convert(curve or [], list[tuple[float, float]])
+    except msgspec.ValidationError:
+        return ()  # a card of another version of ours
+    return tuple(Level(level=level, saving=saving, drop=drop) for level, (saving, drop) in enumerate(points))
+
+
+def _thresholds(connection: sqlite3.Connection, name: str) -> tuple[float, ...]:
+    """The levels of what is in force, as the first fold of prompts has them."""
+    made = next(
+        (stored.event.publication for stored in decisions_of(connection, name, MOST_DECISIONS)
+         if isinstance(stored.event, PolicyPublished)), None,
+    )  # fmt: skip
+    body = read_artefact(connection, made.fit) if made is not None and made.fit else None
+    try:
+        levels = json.loads(body or "{}").get("levels") or [[]]
+        return tuple(float(one) for one in levels[0])
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError):
+        return ()
+
+
+def _by_class(outlook: Outlook | None) -> Mapping[str, Account]:
+    return {} if outlook is None else {one.query_class or "": one for one in outlook.classes}
+
+
+def _by_version(outlook: Outlook | None) -> Mapping[str, Account]:
+    return {} if outlook is None else {one.version or "": one for one in outlook.versions}
+
+
+def _groups(
+    connection: sqlite3.Connection,
+    name: str,
+    window: Window,
+    by: rollups.Group,
+    accounts: Mapping[str, Account],
+    held: Mapping[str, int],
+) -> tuple[Group, ...]:
+    """The largest ones first."""
+    found = rollups.read(connection, (by,), route=name, since_hour=window.since_hour)
+    groups = [
+        Group(name=str(key[0]), sums=one, account=accounts.get(str(key[0])), level=held.get(str(key[0])))
+        for key, one in found.items()
+    ]
+    return tuple(sorted(groups, key=lambda one: (-one.sums.n_requests, one.name))[:MOST_GROUPS])
+
+
+def _seen(one: Outlook) -> Seen:
+    drop = one.whole.em_drop if one.whole is not None else None
+    return Seen(
+        at=one.at, epoch=one.epoch, drop=drop.value if drop is not None else None,
+        drop_low=drop.low if drop is not None else None, drop_high=drop.high if drop is not None else None,
+        forecast=one.drop.ahead if one.drop is not None else None,
+    )  # fmt: skip
+
+
+def _decided(stored: Stored) -> Decided:
+    """A decision in words."""
+    what, reason, author, epoch = described(stored.event)
+    return Decided(
+        seq=stored.seq, at_s=stored.at_s, kind=stored.event.kind, what=what, reason=reason, author=author, epoch=epoch
+    )
+
+
+def described(event: Any) -> tuple[str, str, str, int]:
+    """(what, why, who, epoch) of a decision; Any: every kind of event, and those that have no words get their kind."""
+    if isinstance(event, PolicyPublished):
+        made = event.publication
+        what = f"level {made.level} of {max(0, made.n_levels - 1)}" + (
+            ", certified" if made.certified else ", not certified"
+        )
+        return what, made.reason, made.author, made.epoch
+    if isinstance(event, EpochBegan):
+        return f"epoch {event.epoch.number} begins", event.epoch.reason, event.epoch.author, event.epoch.number
+    if isinstance(event, AlarmRaised):
+        return f"alarm: {event.alarm.cause.replace('_', ' ')}", event.alarm.reason, "control loop", event.alarm.epoch
+    if isinstance(event, EnforcementPaused):
+        return "paused", event.pause.reason, event.pause.author, 0
+    if isinstance(event, EnforcementResumed):
+        return "resumed", event.resumption.reason, event.resumption.author, 0
+    return str(event.kind).replace("_", " "), "", "", 0

@@ -1,0 +1,123 @@
+"""What is set and what runs: every setting with its default, upstreams as examined, jobs, and who may come in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from suffice.console.doors import Visitor
+from suffice.console.exchange import Asked
+from suffice.console.look import Look
+from suffice.console.openapi import VERSION
+from suffice.console.people import Roster
+from suffice.settings import Settings
+from suffice.store.decisions import is_attended
+from suffice.store.epochs import job_history
+from suffice.store.views import upstream_findings
+from suffice.types import Findings, JobRun
+
+MOST_CHARS: Final = 400  # of one value: a learned model written into a policy is long
+N_JOBS: Final = 30
+_CREDENTIALS: Final = re.compile(r"//[^/@\s\"]+@")  # of an address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting as it holds now."""
+
+    path: str
+    value: str  # as a settings file writes it
+    is_default: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One table of the settings."""
+
+    name: str
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Somebody who may come in. Nothing of their secret."""
+
+    name: str
+    role: str
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsPage:
+    """What is set and what runs."""
+
+    version: str
+    log: str
+    log_bytes: int
+    attended: bool  # does a living worker look after this log?
+    sections: tuple[Section, ...]
+    upstreams: tuple[Findings, ...]  # as `suffice doctor` examined them
+    jobs: tuple[JobRun, ...]  # newest first
+    people: tuple[Access, ...]  # () for those who are no admins
+
+
+def settings_page(roster: Callable[[], Roster | None]) -> Callable[[Look, Asked, Visitor], SettingsPage]:
+    """The view, which reads the people from `roster`."""
+
+    def view(look: Look, _asked: Asked, visitor: Visitor) -> SettingsPage:
+        found = roster() if visitor.role == "admin" else None
+        people = sorted(found.people, key=lambda one: one.name) if found is not None else ()
+        return SettingsPage(
+            version=VERSION, log=look.path.name, log_bytes=look.path.stat().st_size,
+            attended=is_attended(look.connection, look.path),
+            sections=tuple(sections(look.settings)),
+            upstreams=tuple(upstream_findings(look.connection).values()),
+            jobs=tuple(reversed(job_history(look.path, n=N_JOBS))),
+            people=tuple(Access(name=one.name, role=one.role, since_s=one.since_s) for one in people),
+        )  # fmt: skip
+
+    return view
+
+
+def sections(settings: Settings) -> Iterator[Section]:
+    """Every table of the settings, in their own order."""
+    for name in settings.__struct_fields__:
+        value = getattr(settings, name)
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                yield from _tables(f"{name}.{key}", item)
+        else:
+            yield from _tables(name, value)
+
+
+def _tables(path: str, table: msgspec.Struct) -> Iterator[Section]:
+    """A table, then those inside it."""
+    plain, inner = list[Setting](), list[tuple[str, msgspec.Struct]]()
+    for info in msgspec.structs.fields(table):
+        value = getattr(table, info.name)
+        if isinstance(value, msgspec.Struct):
+            inner.append((f"{path}.{info.name}", value))
+            continue
+        plain.append(Setting(path=info.name, value=_shown(value), is_default=_is_default(info, value)))
+    yield Section(name=path, settings=tuple(plain))
+    for where, value in inner:
+        yield from _tables(where, value)
+
+
+def _shown(value: Any) -> str:
+    """A value as one writes it; Any: settings hold everything that TOML does."""
+    if value is None:
+        return "not set"
+    text = _CREDENTIALS.sub("//***@", msgspec.json.encode(value).decode())
+    return text if len(text) <= MOST_CHARS else f"{text[:MOST_CHARS]} … ({len(text):,} characters)"
+
+
+def _is_default(info: msgspec.structs.FieldInfo, value: Any) -> bool:
+    if info.required:
+        return False
+    default = info.default if info.default is not msgspec.NODEFAULT else info.default_factory()
+    return bool(value == default)

@@ -1,0 +1,171 @@
+"""Where each route stands, in one record: promise, EM of full and stopped runs, drop, saving, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from suffice.assurance.bounds import wilson
+from suffice.assurance.estimate import Estimate
+from suffice.assurance.outlook import Outlook
+from suffice.console.look import DAY_S, Look, Window
+from suffice.scoring.base import scorer_label
+from suffice.settings import Route
+from suffice.store import rollups
+from suffice.store.advice import newest_outlook
+from suffice.store.decisions import is_attended
+from suffice.store.epochs import labels_wanted
+from suffice.store.in_force import NOTHING, Decided, InForce, read_decided
+from suffice.store.phases import Phase, open_labels, phase_of, promise
+from suffice.store.rollups import HOUR_S, Sums
+
+RATE_DAYS: Final = 7  # of the latest days: how many audits come a day
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """One route."""
+
+    name: str
+    mode: str  # of the settings; "not configured"
+    kind: str
+    scorer: str
+    upstream: str
+    max_em_drop: float  # fraction: what its owner accepts
+    confidence: float
+    phase: Phase
+    promise: str
+    em_full: Estimate | None  # hold at every look, as `monitor` saw them; else of the window, for one look
+    em_stopped: Estimate | None  # stopped runs are the easy ones: not to be compared with `em_full`
+    em_drop: Estimate | None  # paired, on audits
+    saving: Estimate | None  # of tokens, paired, on audits
+    seen_at: int | None  # requests of the route when `monitor` looked last; None: it has not
+    alerts: tuple[str, ...]  # sentences of forecasts that cross their limit
+    sums: Sums  # of the window
+    audits_a_day: float | None  # lately; None: none came
+    missing: str  # what the next level still takes, as a sentence
+
+    @property
+    def is_certified(self) -> bool:
+        """Is a level in force that was proved?"""
+        return self.phase.level > 0
+
+    @property
+    def budget_used(self) -> float | None:
+        """Upper end of the EM drop over what its owner accepts; None: not measured."""
+        drop = self.em_drop
+        if drop is None or drop.high is None or not self.max_em_drop:
+            return None
+        return drop.high / self.max_em_drop
+
+    @property
+    def saved_share(self) -> float | None:
+        """Part of the tokens that stopping is estimated to have saved in the window; None: nothing was stopped."""
+        spent = self.sums.completion_tokens + self.sums.overhead_tokens
+        return self.sums.saved_tokens / (self.sums.saved_tokens + spent) if self.sums.n_stopped else None
+
+
+def standings(look: Look, window: Window) -> tuple[Standing, ...]:
+    """Every route of the settings, and those that only the log knows. Raises StoreError."""
+    connection = look.connection
+    sums = {str(key[0]): one for key, one in rollups.read(connection, ("route",), since_hour=window.since_hour).items()}
+    lately = int((look.now_s - RATE_DAYS * DAY_S) // HOUR_S)
+    recent = {str(key[0]): one for key, one in rollups.read(connection, ("route",), since_hour=lately).items()}
+    decided, attended = read_decided(connection), is_attended(connection, look.path)
+    names = dict.fromkeys([*look.settings.routes, *sorted(sums)])
+    return tuple(
+        _standing(look, name, decided, sums.get(name, rollups.NOTHING), recent.get(name), attended=attended)
+        for name in names
+    )
+
+
+def standing(look: Look, name: str, window: Window) -> Standing | None:
+    """One route; None: neither the settings nor the log know it. Raises StoreError."""
+    return next((one for one in standings(look, window) if one.name == name), None)
+
+
+def _standing(look: Look, name: str, decided: Decided, sums: Sums, recent: Sums | None, *, attended: bool) -> Standing:
+    route, held = look.route(name), decided.of(name)
+    outlook = newest_outlook(look.connection, name)
+    phase = phase_of(
+        held, n_requests=_in_epoch(held, outlook), attended=attended,
+        n_labels_wanted=open_labels(look.connection, labels_wanted(look.connection, name)),
+    )  # fmt: skip
+    per_day = recent.n_audits / RATE_DAYS if recent is not None and recent.n_audits else None
+    whole = outlook.whole if outlook is not None else None
+    labelled = bool(sums.n_full_marked + sums.n_live_marked)
+    forecasts = (outlook.drop, outlook.em) if outlook is not None else ()
+    return Standing(
+        name=name,
+        mode=route.mode if route is not None else "not configured",
+        kind=route.kind if route is not None else "",
+        scorer=scorer_label(route.scorer) if route is not None else "",
+        upstream=route.upstream if route is not None else "",
+        max_em_drop=route.max_em_drop if route is not None else 0.0,
+        confidence=route.confidence if route is not None else 0.95,
+        phase=phase,
+        promise=promise(
+            name, route, phase if held is not NOTHING else None, outlook, labelled=labelled,
+            scorer=scorer_label(route.scorer) if route is not None else "",
+        ),
+        em_full=whole.em_full if whole is not None else _rate(sums.n_full_right, sums.n_full_marked),
+        em_stopped=whole.em_stopped if whole is not None else _rate(sums.n_stopped_right, sums.n_stopped_marked),
+        em_drop=whole.em_drop if whole is not None else None,
+        saving=whole.saving if whole is not None else None,
+        seen_at=outlook.at if outlook is not None else None,
+        alerts=tuple(one.reason for one in forecasts if one is not None and one.alert),
+        sums=sums,
+        audits_a_day=per_day,
+        missing=missing(phase, route, per_day),
+    )  # fmt: skip
+
+
+def _in_epoch(held: InForce, outlook: Outlook | None) -> int:
+    """Requests of the running epoch, as far as somebody has counted."""
+    if held.epoch is None or outlook is None or outlook.epoch != held.n_epochs:
+        return 0
+    return max(0, outlook.at - held.epoch.at)
+
+
+def _rate(k: int, n: int) -> Estimate | None:
+    if not n:
+        return None
+    between = wilson(k, n, 0.95)
+    return Estimate(value=k / n, low=between.low, high=between.high, n=n, method="Wilson, for one look")
+
+
+def missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> str:
+    """What it takes to the next certified level, or to the first, in one sentence."""
+    if route is None:
+        return "This route is in the log and not in the settings: nothing is asked of it any more."
+    if route.mode == "off":
+        return 'Its mode is off: requests pass through, and nothing is measured. Set mode = "observe" to begin.'
+    if not route.is_learned:
+        return "Its owner wrote the policy down, so no control loop certifies it. Remove policy to let one learn."
+    if not phase.attended:
+        return "No control loop looks after this route now. suffice serve starts one; it needs the extra train."
+    if phase.phase == "paused":
+        return "Paused: every request runs in full until somebody resumes it."
+    if phase.phase in ("unattended", "cold start", "burst"):
+        left = max(0, phase.n_burst - phase.n_requests)
+        return f"{left:,} more full runs{_in_days(left, audits_a_day)} before a first level can be proved."
+    if phase.level and phase.level == phase.n_levels:
+        return "Nothing: the last level is certified."
+    if phase.ceiling is not None and phase.level == phase.ceiling:
+        return "People's ratings allow no higher level in this epoch."
+    if phase.n_missing is None:
+        return "No number of audits like those so far would certify the next level."
+    return f"About {phase.n_missing:,} more audits{_in_days(phase.n_missing, audits_a_day)} to the next level."
+
+
+def _in_days(n: int, a_day: float | None) -> str:
+    if not n or not a_day:
+        return ""
+    days = n / a_day
+    return f" ({days:,.0f} days at the present rate)" if days >= 2 else f" ({24 * days:,.0f} hours at the present rate)"
+
+
+def by_name(found: tuple[Standing, ...]) -> Mapping[str, Standing]:
+    """The same, to look one up."""
+    return {one.name: one for one in found}

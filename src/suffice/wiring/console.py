@@ -1,0 +1,126 @@
+"""The console beside the gateway, in one process and behind one port: built, opened and closed."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from suffice.console.app import ConsoleApp
+from suffice.console.desk import Desk
+from suffice.console.doors import Doors
+from suffice.console.live import Live
+from suffice.console.pages import live_part, mark_of
+from suffice.console.site import table
+from suffice.control.effects import what_it_changed
+from suffice.control.matching import matching
+from suffice.errors import ConfigError
+from suffice.review.items import Item
+from suffice.settings import Settings
+from suffice.store.decisions import Decisions
+from suffice.store.reviews import read_reviews
+from suffice.store.views import reading
+from suffice.telemetry import LOG
+from suffice.wiring.people import People
+from suffice.wiring.questions import question_texts, questions_file
+from suffice.wiring.routes import build_route, read_evidence
+
+
+@contextlib.contextmanager
+def console(
+    settings: Settings,
+    path: Path,
+    *,
+    decisions: Callable[[], Decisions],
+    told: Callable[[], None] = lambda: None,
+    closing: Callable[[], bool] = lambda: False,
+    folder: Path | None = None,
+) -> Iterator[ConsoleApp]:
+    """The console on a log, while the block lasts.
+
+    decisions  opens a writer of the log
+    told       called when somebody has decided something here
+    closing    is the process ending? Then nobody watches any more
+    folder     of the settings file: names of files in it are relative to that; None: the current one
+    """
+    people = People.of(settings)
+    with ExitStack() as stack:
+        desk = Desk(
+            settings=settings, path=path, told=told, closing=closing, now=time.time, monotonic_s=time.monotonic,
+            decisions=_Once(stack, decisions), setup_of=lambda name: _setup(settings, name),
+            effect_of=lambda item: _effect(settings, path, item),
+            doors=Doors(
+                roster=people.now, hosts=(settings.server.host, *settings.console.hosts),
+                random_bytes=secrets.token_bytes, session_s=settings.console.session_s, now=time.time,
+                monotonic_s=time.monotonic,
+            ),
+        )  # fmt: skip
+        desk.live = Live(
+            look=lambda window: mark_of(desk, window),
+            part=lambda window: live_part(desk, window),
+            every_s=settings.console.live_s,
+            closing=closing,
+        )
+        try:
+            yield ConsoleApp(desk, table(people.now, _Texts(settings, folder)))
+        finally:
+            desk.close()
+
+
+def _setup(settings: Settings, name: str) -> str:
+    """What a route's evidence rests on as its settings stand. Raises StoreError."""
+    route = settings.routes[name]
+    return build_route(name, route, read_evidence(settings), settings.upstreams.get(route.upstream)).setup
+
+
+def _effect(settings: Settings, path: Path, item: str) -> str:
+    """What the verdicts on an item have changed, in a sentence. Raises StoreError and ConfigError."""
+    with reading(path) as connection:
+        place = read_reviews(connection).queue.places.get(item)
+    route = settings.routes.get(place.item.route) if place is not None else None
+    if route is None:
+        return "Nobody was asked about such a run."
+    with matching(route) as match:
+        effect = what_it_changed(path, item, route, match, window=settings.control.window_audits)
+    return effect.said if effect is not None else "Nobody was asked about such a run."
+
+
+class _Texts:
+    """Texts of questions from the files that routes name, read when somebody first needs them."""
+
+    def __init__(self, settings: Settings, folder: Path | None) -> None:
+        self._settings, self._folder = settings, folder or Path()
+        self._read: dict[str, Mapping[str, str]] = {}
+
+    def __call__(self, item: Item) -> str | None:
+        """The text of an item's question; None: it is in no file that can be read."""
+        if item.route not in self._read:
+            self._read[item.route] = self._of(item.route)
+        return self._read[item.route].get(item.question_key)
+
+    def _of(self, route: str) -> Mapping[str, str]:
+        try:
+            file = questions_file(self._settings, route, self._folder)
+            return {} if file is None else question_texts(file, self._settings)
+        except (ConfigError, OSError) as error:
+            LOG.warning("console: questions of route %s cannot be read: %s", route, error)
+            return {}
+
+
+class _Once:
+    """A writer of decisions that is opened when somebody first decides something, and closed at the end."""
+
+    def __init__(self, stack: ExitStack, make: Callable[[], Decisions]) -> None:
+        self._stack, self._make, self._lock = stack, make, threading.Lock()
+        self._opened: Decisions | None = None
+
+    def __call__(self) -> Decisions:
+        """The writer. Raises StoreError."""
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._stack.enter_context(self._make())
+            return self._opened

@@ -1,0 +1,160 @@
+"""The file of people who may use the console, beside the database: read whole, written whole, one writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from suffice.console.people import Person, Role, Roster, invite, problem_of
+from suffice.errors import ConfigError
+from suffice.settings import Settings
+from suffice.store.owners import try_lock
+from suffice.store.sqlite import database_path
+from suffice.telemetry import LOG
+
+ADMIN: Final = "admin"  # the name of who is made at the first run
+LOCK_S: Final = 5.0  # how long one writer waits for another
+
+
+class People:
+    """The people of one deployment."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._seen: tuple[int, int, int] | None = None
+        self._roster: Roster | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> People:
+        """The people beside the settings' database. Raises ConfigError for a store that has no file."""
+        return cls(database_path(settings.store.url).with_suffix(".people"))
+
+    def now(self) -> Roster | None:
+        """Everybody as the file has them now; None: there is no file, or it cannot be read. Raises nothing."""
+        try:
+            status = self.file.stat()
+        except OSError:
+            self._seen, self._roster = None, None
+            return None
+        mark = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if mark != self._seen:
+            self._seen = mark
+            try:
+                self._roster = self._read()
+            except ConfigError as error:
+                self._roster = None
+                LOG.error("console: nobody can log in: %s", error)
+        return self._roster
+
+    def listed(self) -> tuple[Person, ...]:
+        """Everybody, by name. Raises ConfigError for a file that cannot be read."""
+        roster = self._read()
+        return () if roster is None else tuple(sorted(roster.people, key=lambda one: one.name))
+
+    def first(self) -> str | None:
+        """At the first run, the new admin's secret, to be shown once; None: there are people already."""
+        if self.file.exists():
+            return None
+        with self._held():
+            if self.file.exists():
+                return None
+            return self._write(Roster(key=secrets.token_hex(32)), ADMIN, "admin")
+
+    def add(self, name: str, role: Role) -> str:
+        """Somebody new; their secret, to be shown once. Raises ConfigError for a name that is taken or none."""
+        if (problem := problem_of(name)) is not None:
+            raise ConfigError(f"name: {problem}")
+        with self._held():
+            roster = self._read() or Roster(key=secrets.token_hex(32))
+            if roster.by_name(name) is not None:
+                raise ConfigError(f"name: {name!r} is taken; give them a new secret with reset-secret, or remove them")
+            return self._write(roster, name, role)
+
+    def reset(self, name: str) -> str:
+        """A new secret for somebody, to be shown once; the old one and its sessions end. Raises ConfigError."""
+        with self._held():
+            roster = self._read() or Roster(key=secrets.token_hex(32))
+            person = roster.by_name(name)
+            if person is None and (name != ADMIN or any(one.role == ADMIN for one in roster.people)):
+                raise ConfigError(f"name: {self._unknown(roster, name)}")
+            return self._write(roster, name, person.role if person is not None else "admin")
+
+    def remove(self, name: str) -> None:
+        """Let somebody in no more. Raises ConfigError for a name that is none, and for the last admin."""
+        with self._held():
+            roster = self._read()
+            person = roster.by_name(name) if roster is not None else None
+            if roster is None or person is None:
+                raise ConfigError(f"name: {self._unknown(roster, name)}")
+            left = roster.without(name)
+            if person.role == "admin" and not any(one.role == "admin" for one in left.people):
+                raise ConfigError(f"name: {name!r} is the last admin; add another one first")
+            self._replace(left)
+
+    @staticmethod
+    def _unknown(roster: Roster | None, name: str) -> str:
+        known = ", ".join(sorted(one.name for one in roster.people)) if roster is not None else ""
+        return f"nobody is called {name[:80]!r}; known: {known or 'nobody yet'}"
+
+    def _read(self) -> Roster | None:
+        try:
+            content = self.file.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"{self.file}: cannot be read ({error.strerror})") from None
+        try:
+            roster = msgspec.json.decode(content, type=Roster)
+            bytes.fromhex(roster.key)
+        except ValueError:  # msgspec's errors are ValueErrors
+            raise ConfigError(
+                f"{self.file}: is damaged; restore it, or delete it and run suffice admin reset-secret"
+            ) from None
+        if len(roster.key) < 64:
+            raise ConfigError(f"{self.file}: its key is too short; delete it and run suffice admin reset-secret")
+        return roster
+
+    def _write(self, roster: Roster, name: str, role: Role) -> str:
+        person, secret = invite(name, role, random_bytes=secrets.token_bytes, now_s=time.time())
+        self._replace(roster.with_person(person))
+        return secret
+
+    def _replace(self, roster: Roster) -> None:
+        """Put the whole file in the place of the old one, or leave that one."""
+        draft = self.file.with_name(f"{self.file.name}.{secrets.token_hex(8)}")
+        try:
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+                handle.write(msgspec.json.format(msgspec.json.encode(roster), indent=1))
+                handle.flush()
+                os.fsync(handle.fileno())
+            draft.replace(self.file)
+        except OSError as error:
+            raise ConfigError(f"{self.file}: cannot be written ({error.strerror})") from None
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _held(self, pause: Callable[[float], None] = time.sleep) -> Iterator[None]:
+        """A block in which nobody else writes. Raises ConfigError after a while."""
+        if not self.file.parent.is_dir():
+            raise ConfigError(f"{self.file}: the folder {self.file.parent} does not exist; create it first")
+        try:
+            descriptor = os.open(self.file.with_name(f"{self.file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{self.file}: cannot be written ({error.strerror})") from None
+        try:
+            end_s = time.monotonic() + LOCK_S
+            while not try_lock(descriptor):
+                if time.monotonic() >= end_s:
+                    raise ConfigError(f"{self.file}: another process has held it for {LOCK_S:g} s; try again")
+                pause(0.05)
+            yield
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,118 @@
+"""A small log that has something of everything: runs, labels, decisions, looks, an incident, items to review."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from suffice.review.items import Item, day_of
+from suffice.settings import Settings, Store
+from suffice.store.control_events import AlarmRaised, EpochBegan, PolicyPublished
+from suffice.store.deciding import open_incident
+from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.reviews import ask
+from suffice.store.sqlite import SqliteLog
+from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Publication, Query
+from suffice.wiring import decisions, worker
+from tests.control.made import run
+
+HOSTILE = (
+    "<script>pwned()</script>", "<img src=x onerror=pwned()>", '"><svg onload=pwned()>', "'><b style=a:b>",
+    "javascript:pwned()", "{{ 7 * 7 }}{% for x in y %}", "</pre></table><iframe srcdoc='<script>pwned()</script>'>",
+    '=HYPERLINK("http://x","y")', "@SUM(A1)", "+1+1", "\u202eevil\u202c \x07", "a" * 900, "<!--", "]]>", "&lt;b&gt;",
+    "<a href=javascript:pwned()>x</a>", "<style>*{display:none}</style>", "<meta http-equiv=refresh content=0;url=//x>",
+    "<form action=//x><input name=csrf>", "<base href=//x>", "${x()}", "<template><script>pwned()</script></template>",
+    "<math><mtext><script>pwned()</script>", "<body onload=pwned()>", "<details open ontoggle=pwned()>",
+    "<x data-key=n hx-get=//x hx-trigger=load hx-on:load=pwned()>",
+)  # fmt: skip
+
+
+def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Event]:
+    """Runs with labels; `texts` stand wherever somebody else's words can stand."""
+    rng, found = random.Random(1), list[Event]()
+    for number in range(n):
+        request, outcome = run(number, rng)
+        text = texts[number % len(texts)] if texts else None
+        query = Query(query_class=text[:190] if text else ("algebra", "geometry")[number % 2], n_words=9)
+        request = replace(request, route=route, audit=number % 2 == 0, propensity=0.5, query=query)
+        outcome = replace(outcome, usage=replace(outcome.usage, prompt_tokens=30) if outcome.usage else None)
+        if text:
+            steps = tuple(replace(step, answer=text, reason=text, caller_action=text) for step in outcome.steps)
+            outcome = replace(
+                outcome,
+                answer=text,
+                would_answer=text[::-1],
+                stop_step=3,
+                decision=text,
+                steps=steps,
+                vote=((text, 3),),
+                model=text,
+                estimate_method=text,
+                degraded=("probe",),
+            )
+            request = replace(request, model=text)
+        elif number % 2 == 0:
+            outcome = replace(outcome, stop_step=4, would_answer="7" if number % 10 == 0 else outcome.answer)
+        else:
+            outcome = replace(
+                outcome,
+                stopped=True,
+                end_reason="stopped",
+                stop_reason="suffices",
+                stop_step=4,
+                tokens_saved_estimate=120,
+                would_answer=outcome.answer,
+                steps=outcome.steps[:4],
+            )
+        found += [RequestSeen(request), RequestEnded(outcome)]
+        if number % 3 == 0:
+            found.append(FeedbackGiven(Feedback(
+                feedback_id=f"f{number}", episode_id=request.episode_id, gold=text or outcome.answer,
+                comment=text or "fine", source=(text or "user")[:60], reason=text, rating=4,
+            )))  # fmt: skip
+    return found
+
+
+def decided(route: str, text: str) -> list[Event]:
+    """A cold start, an alarm, an epoch and a publication in it."""
+    epoch = {"route": route, "author": text, "reason": text, "max_em_drop": 0.05, "confidence": 0.9, "burst": 10}
+    made = Publication(
+        route=route, number=1, epoch=2, at=20, version="v-1", fit="", level=3, n_levels=9, certified=True, share=0.1,
+        reason=text, author=text, evidence=EvidenceSummary(n_audits=18, share=0.31, max_em_drop=0.05, confidence=0.9),
+        classes=((text[:40], 1),),
+    )  # fmt: skip
+    return [
+        EpochBegan(Epoch(number=1, at=0, since_seq=0, **epoch)),  # type: ignore[arg-type]
+        AlarmRaised(Alarm(route=route, epoch=1, at=10, cause="signals", reason=text)),
+        EpochBegan(Epoch(number=2, at=10, since_seq=0, **epoch)),  # type: ignore[arg-type]
+        PolicyPublished(made),
+    ]
+
+
+def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ...] = (), route: str = "math") -> None:
+    """Write the log and have it summed up and looked at."""
+    log = SqliteLog.open(Store(url=settings.store.url), now=lambda: now_s - 3_600)
+    for event in [*events(route, texts=texts), *decided(route, texts[0] if texts else "as it came out")]:
+        assert log.append(event)
+    assert log.drain(20)
+    log.close()
+    with decisions(settings) as writer:
+        said = open_incident(
+            writer, route, settings.routes[route], texts[1] if texts else "EM fell", "somebody", now_s=now_s - 60,
+            evidence=texts[:3],
+        )  # fmt: skip
+        assert not isinstance(said, str), said
+        for number in range(0, 24, 2):
+            text = texts[number % len(texts)] if texts else None
+            assert ask(writer, Item(
+                episode_id=f"ep_{number:05}", route=route, why="disagreement", because=text or "it disagrees",
+                shows="both", full_answer=text or "12", early_answer=text or "13", priority=float(number),
+                day=day_of(now_s), n_reviewers=1, asked_at_s=now_s - 60, author="worker", lease_s=900.0,
+                query_class=text or "algebra",
+            ))  # fmt: skip
+    with worker(settings, learning=False) as here:
+        assert here.once("rollup")
+    with worker(settings) as here:
+        here.once("monitor")
+    assert folder.is_dir()

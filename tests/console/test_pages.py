@@ -1,0 +1,227 @@
+"""Pages and the API show what the log says, alike, and whatever somebody else wrote there is text."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from suffice.console import render, sheet
+from suffice.console.render import HERE
+from suffice.settings import Settings
+from tests.console.conftest import Site
+from tests.console.made import HOSTILE, fill
+from tests.console.visitor import Visitor, people_of, settings_in, site
+
+PAGES = (
+    "/console", "/console?days=all", "/console/routes", "/console/route?name=math", "/console/episodes",
+    "/console/episodes?end=differs&said=labelled", "/console/episodes/ep_00000", "/console/review",
+    "/console/incidents",
+    "/console/changes", "/console/settings", "/console/nothing", "/console/episodes/ep_none",
+    "/console/route?name=%3Cb%3E",
+)  # fmt: skip
+TAGS = {path.name: path.read_text() for path in (HERE / "templates").glob("*.html")}
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
+    """An admin before a log whose every text wants to be more than text."""
+    folder = tmp_path_factory.mktemp("hostile")
+    yield from _admin(folder, HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visitor]:
+    """An admin before a log of usual runs."""
+    folder = tmp_path_factory.mktemp("usual")
+    yield from _admin(folder, ())
+
+
+def _admin(folder: Path, texts: tuple[str, ...]) -> Iterator[Visitor]:
+    settings: Settings = settings_in(folder)
+    secret = people_of(settings).first()
+    fill(folder, settings, now_s=time.time(), texts=texts)
+    assert secret is not None
+    with site(settings) as app:
+        visitor = Visitor(app)
+        visitor.login(secret)
+        yield visitor
+
+
+class Tags(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = Tags()
+    parser.feed(page)
+    return parser.found
+
+
+@pytest.mark.parametrize("place", PAGES)
+def test_what_others_wrote_is_text_on_every_page(hostile: Visitor, place: str) -> None:
+    found = tags(hostile.get(place).text)
+    for tag, attributes in found:
+        assert tag not in ("iframe", "base", "style", "template", "math", "x", "object", "embed"), tag
+        assert not [name for name in attributes if name.startswith("on") or name in ("style", "srcdoc")], attributes
+        for name in ("href", "src", "action", "hx-get"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("/console", "#")), (tag, value)
+    scripts = [attributes.get("src") for tag, attributes in found if tag == "script"]
+    assert all(one is not None and one.startswith("/console/static/") for one in scripts)
+    assert sum(tag == "form" for tag, _ in found) == hostile.get(place).text.count("<form ")
+
+
+def test_no_template_lets_text_through_unescaped_or_carries_code() -> None:
+    for name, text in TAGS.items():
+        assert not re.search(r"\|\s*safe|autoescape|<style|style=|\son[a-z]+=|javascript:|hx-on", text), name
+        assert not re.search(r"<script(?![^>]*\ssrc=)", text), name
+    assert len(TAGS) > 10
+
+
+@pytest.mark.parametrize("place", PAGES)
+def test_every_page_can_be_used_without_seeing_it(usual: Visitor, place: str) -> None:
+    page = usual.get(place).text
+    found = tags(page)
+    names = [tag for tag, _ in found]
+    assert names.count("main") == names.count("h1") == names.count("title") == 1, place
+    assert page.startswith('<!doctype html>\n<html lang="en"')
+    ids = [attributes["id"] for _, attributes in found if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in found:
+        if tag == "svg":
+            assert attributes.get("aria-label") or attributes.get("aria-hidden"), "a picture says what it shows"
+        if tag == "img":
+            assert "alt" in attributes
+    # Every field stands inside its label, and every chart above its table.
+    for field in re.findall(r"<(?:input(?! type=\"hidden\")|select|textarea)[^>]*>", page):
+        before = page[: page.index(field)]
+        assert before.rfind("<label") > before.rfind("</label>"), field
+    for figure in re.findall(r"<figure.*?</figure>", page, re.DOTALL):
+        assert "<table" in figure
+        assert 'aria-hidden="true"' in figure
+
+
+def test_the_page_and_the_api_say_the_same(usual: Visitor) -> None:
+    told, page = usual.get("/api/overview").json, usual.get("/console").text
+    assert told["total"]["n_requests"] == 40
+    assert "40 requests" in page
+    (math,) = [one for one in told["routes"] if one["name"] == "math"]
+    assert math["phase"]["level"] == 3
+    assert "certified · level 3 of 0" in page or "certified · level 3" in page
+    route = usual.get("/api/route?name=math").json
+    assert [one["kind"] for one in route["decided"]][:2] == ["policy_published", "epoch_began"]
+    assert "alarm: signals" in usual.get("/console/route?name=math").text
+    one = usual.get("/api/episodes/ep_00000").json
+    assert one["differs"] is True
+    assert "differs from the full run" in usual.get("/console/episodes/ep_00000").text
+
+
+@pytest.mark.parametrize(("query", "fits"), [
+    ("end=stopped", lambda one: one["stopped"]), ("end=audit", lambda one: one["audit"]),
+    ("end=differs", lambda one: one["differs"]), ("said=labelled", lambda one: one["correct"] is not None),
+    ("class=algebra", lambda one: one["query_class"] == "algebra"),
+    ("route=math&limit=7", lambda one: one["route"] == "math"),
+])  # fmt: skip
+def test_filters_show_what_fits_and_all_of_it(usual: Visitor, query: str, fits: object) -> None:
+    assert callable(fits)
+    everything = usual.get("/api/episodes?limit=500").json["lines"]
+    wanted, place = [], f"/api/episodes?{query}"
+    while True:
+        told = usual.get(place).json
+        wanted += told["lines"]
+        if told["older"] is None:
+            break
+        place = f"/api/episodes?{query}&before={told['older']}"
+    assert [one["episode_id"] for one in wanted] == [one["episode_id"] for one in everything if fits(one)]
+    assert 0 < len(wanted) <= len(everything) == 40
+
+
+@pytest.mark.parametrize("place", [
+    "/api/overview?days=3", "/api/episodes?end=x", "/api/episodes?before=-1", "/api/episodes?before=9" + "9" * 30,
+    "/api/episodes?limit=501", "/api/changes?kind=x", "/api/episodes?said=x", "/api/episodes?before=%D9%A3",
+])  # fmt: skip
+def test_what_is_not_offered_is_refused_with_what_is(usual: Visitor, place: str) -> None:
+    got = usual.get(place)
+    assert got.status == 400
+    assert re.search("allowed|whole number", got.json["error"]["message"])
+
+
+def test_an_empty_log_says_what_to_do_next(here: Site) -> None:
+    admin = here.visitor("admin")
+    for place in (
+        "/console",
+        "/console/routes",
+        "/console/episodes",
+        "/console/changes",
+        "/console/review",
+        "/console/incidents",
+        "/console/route?name=math",
+        "/console/settings",
+    ):
+        got = admin.get(place)
+        assert got.status == 200, place
+    assert "Point a client" in admin.get("/console").text
+    assert 'class="empty"' in admin.get("/console/episodes").text
+
+
+def test_a_console_without_its_extra_says_which_and_the_api_works(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    admin = here.visitor("admin")
+    monkeypatch.setattr(render, "can_render", lambda: False)
+    got = admin.get("/console")
+    assert (got.status, b"suffice[console]" in got.body) == (501, True)
+    assert here.visitor().get("/console/login").status == 501
+    assert admin.get("/api/overview").status == 200
+
+
+def test_exports_run_in_no_spreadsheet(hostile: Visitor) -> None:
+    for place in ("/console/episodes.csv", "/console/changes.csv"):
+        got = hostile.get(place)
+        assert got.headers["content-type"].startswith("text/csv")
+        assert "attachment" in got.headers["content-disposition"]
+        import csv
+        import io
+
+        rows = list(csv.reader(io.StringIO(got.body.decode("utf-8-sig"))))
+        assert len(rows) > 3
+        for row in rows[1:]:
+            for cell in row:
+                plain = re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", cell)
+                assert plain or not cell.lstrip().startswith(("=", "+", "-", "@", "\t", "\r")), cell
+    assert sheet.cell("=1") == "'=1"
+
+
+def test_the_description_of_the_api_covers_all_of_it_and_its_references_hold(here: Site) -> None:
+    told = here.visitor("admin").get("/api/openapi.json").json
+    wanted = {(door.path, door.method.lower()) for door in here.app.doors if door.path.startswith("/api")}
+    assert {(path, method) for path, methods in told["paths"].items() for method in methods} == wanted
+    text = here.visitor("admin").get("/api/openapi.json").text
+    names = set(re.findall(r'"\$ref":"#/components/schemas/([^"]+)"', text))
+    assert names <= set(told["components"]["schemas"])
+    assert {"Overview", "RoutePage", "EpisodePage", "Changes"} <= set(told["components"]["schemas"])
+    assert all(one["x-role"] in ("reviewer", "admin") for path in told["paths"].values() for one in path.values())
+
+
+def test_static_files_are_kept_for_ever_under_an_address_of_their_content(here: Site) -> None:
+    page = here.visitor("admin").get("/console").text
+    places = set(re.findall(r'(?:src|href)="(/console/static/[^"]+)"', page))
+    assert len(places) >= 5
+    total = len(page)
+    for place in places:
+        got = here.visitor().get(place)
+        assert (got.status, "immutable" in got.headers["cache-control"]) == (200, True)
+        total += len(got.body)
+    assert total < 300_000, "the first page with everything on it"
+    for wrong in ("/console/static/0/nothing.js", "/console/static/0/..", "/console/static/0/people.py"):
+        assert here.visitor().get(wrong).status == 404

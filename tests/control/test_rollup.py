@@ -1,0 +1,193 @@
+"""The job `rollup`: its sums are those of the log, however labels come, and can be thrown away."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from contextlib import closing
+from dataclasses import astuple, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from suffice.control import rollup
+from suffice.control.rollup import MOST_CLASSES, OTHER, added_by
+from suffice.settings import Settings, Store, parse
+from suffice.store import rollups
+from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rollups import Place, Sums
+from suffice.store.sqlite import SqliteLog
+from suffice.store.views import read_episodes, reading
+from suffice.types import Feedback, Outcome, Query, Request, Usage
+from suffice.wiring import worker
+from tests.control.made import run
+
+
+def settings_for(folder: Path, **route: Any) -> Settings:
+    return parse({
+        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+        "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", **route}},
+        "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+    })  # fmt: skip
+
+
+def write(folder: Path, events: list[Event], *, at_s: float = 7_200.0) -> None:
+    log = SqliteLog.open(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: at_s)
+    for event in events:
+        assert log.append(event)
+    assert log.drain(20)
+    log.close()
+
+
+def summed(folder: Path) -> Sums:
+    """All sums together, after the job has run."""
+    with worker(settings_for(folder), learning=False) as here:
+        assert here.once("rollup") is not None
+    with reading(folder / "log.db") as connection:
+        return rollups.read(connection, ()).get((), rollups.NOTHING)
+
+
+def straight(folder: Path) -> Sums:
+    """The same, from every whole run of the log with all of its labels."""
+    total = rollups.NOTHING
+    match = lambda answer, gold: answer == gold
+    for item in read_episodes(folder / "log.db"):
+        total = total.plus(added_by(item, match))
+    return total
+
+
+def pair(number: int, **changes: Any) -> tuple[RequestSeen, RequestEnded]:
+    request, outcome = run(number, random.Random(number), **changes)
+    return RequestSeen(request), RequestEnded(outcome)
+
+
+def said(number: int, key: str, **what: Any) -> FeedbackGiven:
+    by_response = what.pop("by_response", False)
+    name: dict[str, Any] = {"response_id": f"r-ep_{number:05}"} if by_response else {"episode_id": f"ep_{number:05}"}
+    return FeedbackGiven(Feedback(feedback_id=f"{key}-{number}", source="user", **name, **what))
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[Event]:
+    """Runs and labels in any order that a log may hold: a request before its outcome, labels anywhere."""
+    n = draw(st.integers(1, 5))
+    waiting: list[list[Event]] = [list(pair(number, stopped=draw(st.booleans()))) for number in range(n)]
+    for number in range(n):
+        for turn in range(draw(st.integers(0, 3))):
+            what: dict[str, Any] = draw(
+                st.sampled_from(
+                    [{"correct": True}, {"correct": False}, {"gold": "3"}, {"rating": 4}, {"thumbs": "down"}]
+                )
+            )
+            waiting.append([said(number, f"f{turn}", by_response=draw(st.booleans()), **what)])
+    events: list[Event] = []
+    while waiting:
+        at = draw(st.integers(0, len(waiting) - 1))
+        events.append(waiting[at].pop(0))
+        if not waiting[at]:
+            del waiting[at]
+    return events
+
+
+@profile(max_examples=25, deadline=None)
+@given(events=logs(), cuts=st.lists(st.integers(0, 20), max_size=2))
+def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts(
+    tmp_path_factory: pytest.TempPathFactory, events: list[Event], cuts: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("log")
+    begin, found = 0, rollups.NOTHING
+    for end in [*sorted(cuts), len(events)]:
+        write(folder, events[begin:end])
+        begin = max(begin, end)
+        found = summed(folder)
+    assert astuple(found) == pytest.approx(astuple(straight(folder)))
+    assert found.n_requests == sum(isinstance(event, RequestEnded) for event in events)
+
+
+def test_what_was_thrown_away_is_built_again(tmp_path: Path) -> None:
+    write(tmp_path, [event for number in range(6) for event in (*pair(number), said(number, "g", correct=True))])
+    before = summed(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
+        rollups.clear(connection)
+    assert summed(tmp_path) == before
+    with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
+        connection.execute("UPDATE rolled SET format = format - 1")  # of an earlier version
+    assert summed(tmp_path) == before
+
+
+def test_a_second_worker_adds_nothing_twice(tmp_path: Path) -> None:
+    write(tmp_path, list(pair(1)))
+    assert summed(tmp_path).n_requests == 1
+    with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
+        place = Place("r", "", "", 2)
+        assert not rollups.add(connection, {place: Sums(n_requests=9)}, since=0, seq=9, at_s=0.0)
+    assert summed(tmp_path).n_requests == 1
+
+
+def test_runs_are_booked_where_they_belong(tmp_path: Path) -> None:
+    for day, (route, name) in enumerate([("r", "algebra"), ("r", "algebra"), ("other", "")]):
+        request, outcome = run(day, random.Random(day))
+        query = Query(query_class=name) if name else None
+        made = replace(request, route=route, policy_version=f"v@{day}", query=query)
+        write(tmp_path, [RequestSeen(made), RequestEnded(outcome)], at_s=86_400.0 * day + 7_300.0)
+    summed(tmp_path)
+    with reading(tmp_path / "log.db") as connection:
+        assert {key: one.n_requests for key, one in rollups.read(connection, ("route", "query_class")).items()} == {
+            ("other", ""): 1, ("r", "algebra"): 2,
+        }  # fmt: skip
+        assert list(rollups.read(connection, ("day", "version"))) == [(0, "v@0"), (1, "v@1"), (2, "v@2")]
+        assert rollups.read(connection, (), since_hour=24)[()].n_requests == 2
+        assert list(rollups.read(connection, ("hour",), route="r")) == [(2,), (26,)]
+
+
+def test_classes_that_callers_make_up_without_end_are_booked_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollup, "MOST_CLASSES", 3)
+    events: list[Event] = []
+    for number in range(8):
+        request, outcome = run(number, random.Random(number))
+        events += [RequestSeen(replace(request, query=Query(query_class=f"c{number}"))), RequestEnded(outcome)]
+    write(tmp_path, events)
+    summed(tmp_path)
+    with reading(tmp_path / "log.db") as connection:
+        found = {str(key[0]): one.n_requests for key, one in rollups.read(connection, ("query_class",)).items()}
+    assert found == {"c0": 1, "c1": 1, "c2": 1, OTHER: 5}
+    assert MOST_CLASSES == 100
+
+
+def test_an_ungoverned_request_counts_its_tokens_and_nothing_else() -> None:
+    request, outcome = run(1, random.Random(1))
+    item = next(iter([replace_item(request, outcome)]))
+    sums = added_by(item, lambda _a, _g: True)
+    assert (sums.n_requests, sums.n_governed, sums.n_full, sums.completion_tokens) == (1, 0, 0, 40)
+
+
+def replace_item(request: Request, outcome: Outcome) -> Any:
+    from suffice.store.views import Labelled
+    from suffice.types import Episode
+
+    usage = Usage(prompt_tokens=5, completion_tokens=40)
+    return Labelled(
+        seq=1, labels=(),
+        episode=Episode(request=replace(request, ungoverned="off"), outcome=replace(outcome, usage=usage)),
+    )  # fmt: skip
+
+
+def test_the_table_has_a_column_for_every_sum_and_no_other(tmp_path: Path) -> None:
+    write(tmp_path, [])
+    with closing(sqlite3.connect(tmp_path / "log.db")) as connection:
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(rollups)")]
+    assert columns == [*Place._fields, *(field.name for field in fields(Sums))]
+
+
+def test_a_log_of_an_earlier_version_has_no_sums_and_says_so(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
+        connection.execute("CREATE TABLE events (seq INTEGER PRIMARY KEY)")
+        assert rollups.read_to(connection).seq == 0
+        assert rollups.read(connection, ()) == {}
+        assert rollups.classes_of(connection) == {}
