@@ -47,7 +47,23 @@ AlarmCause: TypeAlias = Literal[
     "sample_ratio",    # the lot is not what it was drawn with: audits are missing
     "person",          # somebody asked for it
 ]
+Promise: TypeAlias = Literal[
+    "certified",  # of the level in force, at a confidence
+    "budgeted",   # on average over audits, without a confidence
+]
 PauseCause: TypeAlias = Literal["critical_em", "sample_ratio", "person"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmDraw:
+    """The arm of one experiment that a request drew, with the odds that are worthless when written down afterwards."""
+
+    experiment: str           # its name
+    run: int                  # of that name: 1 is the first start
+    arm: str
+    propensity: float         # P(this arm) of a unit that takes part, when it was drawn, in (0, 1]
+    others: tuple[tuple[str, float], ...]  # the other arms with their odds, as they were then
+    unit: str                 # keyed hash of what always draws the same: retries, turns, or a user share it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +92,9 @@ class Request:
     query: Query | None = None  # what the caller declared of the question; None: nothing, or nobody looked
     unit: str = ""            # keyed hash of what drew the lot: turns of one conversation, and retries, share it
     setup: str = ""           # the route's settings that evidence rests on; others are another world
+    promise: Promise = "certified"  # by which its level was chosen; "budgeted" above what is certified
+    sender: str = ""          # keyed hash of the API key that it came with; "": none was asked for
+    arms: tuple[ArmDraw, ...] = ()  # of the experiments that it takes part in, at most one a layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,9 +320,16 @@ class Feedback:
     rating: int | None = None              # 1 to 5
     thumbs: Literal["up", "down"] | None = None
     comment: str | None = None
-    source: str = ""                       # "user", "exact-match", "reviewer" …
+    source: str = ""                       # "user", "exact-match", "reviewer", "behaviour" …
     reason: str | None = None
     sender: str = ""                       # keyed hash of the API key that it came with; "": none was asked for
+    asked_for: str = ""                    # why a reviewer was asked, a word of `review.items.Why`; "": nobody was
+    metrics: tuple[tuple[str, bool | float | str], ...] = ()  # declared ones, sorted by name
+    satisfaction: float | None = None      # of the questions of a survey among them, mean, [0, 1]; as declared then
+    event: Literal["regenerate", "abandon"] | None = None  # what the user did, without a word
+    user: str = ""                         # keyed hash of who said it, as the sender names people; "": not named
+    propensity: float | None = None        # P(that this person was asked), in (0, 1]; None: nobody was picked
+    door: str = ""                         # how it came: "key", "token", "open", "library", "import" …
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,6 +391,30 @@ class EvidenceSummary:
     max_em_drop: float | None = None       # what was tested: the owner's budget, less what finishing may change
     confidence: float | None = None
     unit: str = "request"                  # what the audits are a sample of
+    judge_charge: float = 0.0              # part of the budget that a judge model's mistakes took; 0: it was not heard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSummary:
+    """What audits that were asked twice showed, behind the publication of an effort or a budget."""
+
+    n: int                                 # pairs with the arm that counted
+    n_disagree: int                        # of them: the two answers differ
+    n_repeats: int                         # pairs of two full runs
+    n_repeats_disagree: int                # of them: so much is the model's own noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """The account of a route in budgeted mode: an average over audits, and no confidence in it."""
+
+    floor: int                             # the highest level that is certified; in force is that one or a higher
+    affordable: int                        # the last level whose mean drop on the window's audits is within the budget
+    n_audits: int                          # of the epoch, each booked at the level that was in force
+    n_waiting: int                         # of them: would have been answered otherwise, and no label has come yet
+    em_drop: float | None                  # their mean drop, those that wait with a guess; None: none was booked
+    max_em_drop: float | None              # the mean budget under which they were booked
+    clipped: float                         # levels by which bounds have moved the account's place, in all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -388,6 +438,14 @@ class Publication:
     upstream: tuple[tuple[str, str, str], ...] = ()  # (model asked for, its own name, fingerprint) behind the evidence
     ceiling: int | None = None             # the highest level that people's ratings allow; None: they take nothing off
     classes: tuple[tuple[str, int], ...] = ()  # classes of questions that run below the level, and theirs; sorted
+    arm: str = ""                          # the effort or budget that level 1 is, as outcomes name it; "": stops
+    pairs: PairSummary | None = None       # behind the arm; None: there is none
+    spending: Spending | None = None       # budgeted mode: its account; None: the level is certified or nothing is
+
+    @property
+    def may_act(self) -> bool:
+        """May its level be acted on, where the route asks for the promise that it was made for?"""
+        return self.certified or self.spending is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -404,6 +462,7 @@ class Epoch:
     burst: int = 0                         # requests that run in full from here on
     max_em_drop: float = 0.02              # fraction: the promise that is kept in it
     confidence: float = 0.95               # fraction
+    promise: Promise = "certified"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -415,6 +474,7 @@ class Alarm:
     at: int                                # requests of the route when it was raised
     cause: AlarmCause
     reason: str                            # a short sentence
+    author: str = ""                       # a worker, or a person; "": an earlier version did not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,11 +166,17 @@ def log_bets(
     """
     if not 0 < max_em_drop < 1:
         raise ValueError(f"max_em_drop: got {max_em_drop}; a fraction above 0 and below 1")
-    nu = np.array(bets)[:, np.newaxis] / (1 - max_em_drop)
+    return log_bets_against(gained, same, lost, max_em_drop, bets=bets)
+
+
+def log_bets_against(
+    gained: Ints | Floats, same: Ints | Floats, lost: Ints | Floats, drop: float, *, bets: Sequence[float]
+) -> Floats:
+    """As `log_bets`, against "the drop is at least `drop`" for any drop above -1 and below 1: a gain is one below 0."""
+    nu = np.array(bets)[:, np.newaxis] / (1 - drop)
     return np.asarray(
-        gained * np.log1p(nu * (max_em_drop + 1)) + same * np.log1p(nu * max_em_drop)
-        + lost * np.log1p(nu * (max_em_drop - 1))
-    )  # fmt: skip
+        gained * np.log1p(nu * (drop + 1)) + same * np.log1p(nu * drop) + lost * np.log1p(nu * (drop - 1))
+    )
 
 
 def mixed(each: Floats) -> Floats:

@@ -291,10 +291,15 @@ def as_step(record: StepRecord) -> Step:
 
 
 def _observed(runs: Sequence[_Run], needs: Sequence[str]) -> Columns:
-    seen = ((_query(run), [as_step(step) for step in run.steps]) for run in runs)
-    return _with_recorded(
-        observe_columns(needs, runs[-1].request.kind, seen), [step for run in runs for step in run.steps]
-    )
+    return recorded_columns(needs, runs[-1].request.kind, [(_query(run), run.steps) for run in runs])
+
+
+def recorded_columns(
+    needs: Sequence[str], kind: Kind, runs: Sequence[tuple[Query | None, Sequence[StepRecord]]]
+) -> Columns:
+    """The signals of recorded runs, as a live observer would have given them, as far as the log kept what they need."""
+    seen = ((query, [as_step(step) for step in steps]) for query, steps in runs)
+    return _with_recorded(observe_columns(needs, kind, seen), [step for _, steps in runs for step in steps])
 
 
 def _with_recorded(columns: Columns, steps: Sequence[StepRecord]) -> Columns:
@@ -331,23 +336,26 @@ def _judged(runs: Sequence[_Run], columns: Columns, match: Match) -> tuple[Bools
 
 def _is_right(answer: str | None, run: _Run, match: Match) -> int:
     """1, 0, or -1 where the label does not say. Of an answer that was not delivered only a reference tells."""
-    label = run.label
-    if label is None or run.fate == "abandoned":
+    if run.fate == "abandoned":
         return -1
-    if answer == run.outcome.answer:
-        return _delivered_right(run, match)
+    found = is_right(answer, run.outcome.answer, run.label, match)
+    return -1 if found is None else int(found)
+
+
+def is_right(answer: str | None, delivered: str | None, label: Feedback | None, match: Match) -> bool | None:
+    """Is an answer of a run right, the delivered one or another, by what was said of the run? None: nobody says."""
+    if label is None:
+        return None
+    if answer == delivered and label.correct is not None:
+        return label.correct
     if label.gold is not None:
-        return int(answer is not None and match(answer, label.gold))
-    return 0 if label.correct or answer is None else -1  # another answer than the right one is wrong
+        return answer is not None and match(answer, label.gold)
+    # Of an answer that was not delivered only a reference tells; another answer than the right one is wrong.
+    return False if label.correct or answer is None else None
 
 
 def _delivered_right(run: _Run, match: Match) -> int:
-    label, answer = run.label, run.outcome.answer
-    if label is None or run.fate == "abandoned":
-        return -1
-    if label.correct is not None:
-        return int(label.correct)
-    return int(answer is not None and label.gold is not None and match(answer, label.gold))
+    return _is_right(run.outcome.answer, run, match)
 
 
 def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: float) -> dict[str, Any]:

@@ -40,10 +40,9 @@ def draw_audit(unit: str, *, share: float, salt: str) -> Lot:
     """
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"draw_audit: share must be in [0, 1], got {share}")
-    number = int.from_bytes(_keyed(unit, salt=salt, purpose=b"audit-lot", n_bytes=8), "big")
-    point = (number >> 11) / 2**53  # a float holds 53 bits
+    point = point_of(unit, salt=salt, purpose=b"audit-lot")
     audit = point < share
-    name = _keyed(unit, salt=salt, purpose=b"lot-unit", n_bytes=8).hex()
+    name = keyed(unit, salt=salt, purpose=b"lot-unit", n_bytes=8).hex()
     return Lot(audit=audit, propensity=share if audit else 1.0 - share, point=point, unit=name)
 
 
@@ -70,22 +69,28 @@ def question_key(text: str, *, salt: str) -> str:
     text  the prompt, to the letter: another space is another question
     salt  secret of the deployment
     """
-    return _keyed(text, salt=salt, purpose=b"question-key", n_bytes=8).hex()
+    return keyed(text, salt=salt, purpose=b"question-key", n_bytes=8).hex()
 
 
 def sender_key(key: str, *, salt: str) -> str:
     """A name for whoever holds an API key: 16 hexadecimal digits, meaningless without the salt; "" without a key."""
-    return _keyed(key, salt=salt, purpose=b"sender", n_bytes=8).hex() if key else ""
+    return keyed(key, salt=salt, purpose=b"sender", n_bytes=8).hex() if key else ""
 
 
-def _keyed(text: str, *, salt: str, purpose: bytes, n_bytes: int) -> bytes:
-    """A keyed hash. `purpose` keeps the lot and the key of one text apart."""
+def point_of(unit: str, *, salt: str, purpose: bytes) -> float:
+    """Where a unit falls in [0, 1): the same everywhere and always; another salt or purpose is another lottery."""
+    number = int.from_bytes(keyed(unit, salt=salt, purpose=purpose, n_bytes=8), "big")
+    return (number >> 11) / 2**53  # a float holds 53 bits
+
+
+def keyed(text: str, *, salt: str, purpose: bytes, n_bytes: int) -> bytes:
+    """A keyed hash. `purpose`, of at most 16 bytes, keeps the lot and the key of one text apart."""
     # Broken Unicode must draw a lot like anything else. A key holds 64 bytes at most: hash the salt first.
     key = _key_of(salt)
     data = text.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, key=key, person=purpose, digest_size=n_bytes).digest()
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _key_of(salt: str) -> bytes:
     return hashlib.blake2b(salt.encode("utf-8", "surrogatepass")).digest()

@@ -5,7 +5,13 @@
     ├── upstreams   model servers by name: address, driver, time-outs, ways to finish
     ├── routes      what is governed and how: match, kind, mode, scorer, policy, budgets
     ├── store       where events go
-    └── control     the loop that certifies, watches and brakes
+    ├── control     the loop that certifies, watches and brakes
+    ├── console     pages for people and the control API
+    ├── audit       where the head of the audit log goes
+    ├── retention   how long the log keeps what people said
+    ├── experiments ways to serve the same requests, compared: arms, unit, metrics, margins
+    ├── feedback    what holds for all that people say of answers
+    └── metrics     what else they may say, declared: type, level, direction, range
 
 Every field has a unit in its name or comment and a safe default. `parse` refuses what it does
 not know, with the path of the key and the nearest key that exists.
@@ -15,47 +21,75 @@ from __future__ import annotations
 
 from suffice.settings.parsing import parse
 from suffice.settings.tables import (
+    AuditLog,
+    Console,
     Control,
+    Direction,
     Driver,
     Effort,
     Embeddings,
+    Experiment,
+    ExperimentArm,
+    ExperimentUnit,
     Extra,
+    FeedbackRules,
     FinishMethod,
     Judge,
+    Langfuse,
     Match,
+    Metric,
+    MetricLevel,
+    MetricType,
     OnFallback,
     Pressure,
     Prices,
     Probe,
+    Retention,
+    Review,
     Route,
     Server,
     Settings,
     Steps,
     Store,
     Template,
+    TextPart,
     Upstream,
     VerifiedBy,
 )
 
 __all__ = [
+    "AuditLog",
+    "Console",
     "Control",
+    "Direction",
     "Driver",
     "Effort",
     "Embeddings",
+    "Experiment",
+    "ExperimentArm",
+    "ExperimentUnit",
     "Extra",
+    "FeedbackRules",
     "FinishMethod",
     "Judge",
+    "Langfuse",
     "Match",
+    "Metric",
+    "MetricLevel",
+    "MetricType",
     "OnFallback",
     "Pressure",
     "Prices",
     "Probe",
+    "Retention",
+    "Review",
     "Route",
     "Server",
     "Settings",
     "Steps",
     "Store",
     "Template",
+    "TextPart",
     "Upstream",
     "VerifiedBy",
     "parse",

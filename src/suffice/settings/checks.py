@@ -9,6 +9,10 @@ from typing import Final
 import msgspec
 
 from suffice.errors import ConfigError
+from suffice.settings.audit import check_audit
+from suffice.settings.experiments import check_experiments
+from suffice.settings.feedback import check_feedback
+from suffice.settings.review import check_review
 from suffice.settings.tables import Control, Embeddings, Extra, Judge, Pressure, Prices, Probe, Route, Settings
 from suffice.types import Kind
 
@@ -40,9 +44,13 @@ def check(settings: Settings) -> None:
             known = ", ".join(sorted(settings.upstreams)) or "none is configured"
             raise ConfigError(f"{where}.upstream: unknown upstream {route.upstream!r}; known: {known}")
         _check_route(where, route)
+        _check_promise(where, route)
         _check_load(where, route)
         _check_tables(where, route)
     _check_control(settings.control)
+    check_audit(settings.audit, settings.retention)
+    check_experiments(settings.experiments, settings.routes, settings.metrics)
+    check_feedback(settings.feedback, settings.metrics)
 
 
 def _check_control(control: Control) -> None:
@@ -94,6 +102,15 @@ def _check_route(where: str, route: Route) -> None:
         raise ConfigError(f"{where}: effort and budget_tokens belong to the kind 'reasoning', got {route.kind!r}")
 
 
+def _check_promise(where: str, route: Route) -> None:
+    if route.promise == "budgeted" and (route.policy or route.arms):
+        what = "policy" if route.policy else " and ".join(route.arms)
+        raise ConfigError(
+            f"{where}.promise: got 'budgeted', which moves a level that the route has learned, beside {what};"
+            " allowed: 'certified'"
+        )
+
+
 def _check_tables(where: str, route: Route) -> None:
     if route.probe is not None:
         _check_probe(f"{where}.probe", route.probe)
@@ -101,6 +118,7 @@ def _check_tables(where: str, route: Route) -> None:
         _check_embeddings(f"{where}.embeddings", route.embeddings, route.kind)
     if route.judge is not None:
         _check_judge(f"{where}.judge", route.judge)
+    check_review(f"{where}.review", route.review)
 
 
 def _check_judge(where: str, judge: Judge) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from suffice.errors import ConfigError
 from suffice.settings.checks import check
-from suffice.settings.tables import Route, Settings, Upstream
+from suffice.settings.tables import Experiment, ExperimentArm, Metric, Route, Settings, Upstream
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -21,8 +21,11 @@ def parse(raw: Mapping[str, Any]) -> Settings:
     Raises ConfigError with the path of the value at fault, what it was and what is allowed.
     """
     _refuse_unknown(raw, Settings, path="")
-    for table, model in (("upstreams", Upstream), ("routes", Route)):
-        for name, item in raw.get(table, {}).items():
+    for name, one in (raw.get("experiments") or {}).items():
+        for arm, item in (one.get("arms") or {}).items():
+            _convert(item, ExperimentArm, path=f"experiments.{name}.arms.{arm}")
+    for table, model in (("upstreams", Upstream), ("routes", Route), ("experiments", Experiment), ("metrics", Metric)):
+        for name, item in (raw.get(table) or {}).items():
             _convert(item, model, path=f"{table}.{name}")  # one by one, so that an error names its own table
     settings = _convert(raw, Settings, path="")
     check(settings)

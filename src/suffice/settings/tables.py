@@ -6,13 +6,18 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from suffice.types import Kind, Mode
+from suffice.types import Kind, Mode, Promise
 
 Driver: TypeAlias = str  # a name of `upstream.drivers.DRIVERS`, which other packages may add to
 FinishMethod = Literal["native", "prefill", "raw", "re-ask"]
 Effort = Literal["none", "minimal", "low", "medium", "high"]
 VerifiedBy = Literal["doctor", "owner"]
 OnFallback = Literal["quality_first", "availability_first"]
+TextPart = Literal["answers", "comments", "questions", "metadata"]
+ExperimentUnit = Literal["request", "user", "conversation", "tenant"]
+Direction = Literal["higher", "lower"]
+MetricType = Literal["boolean", "rating", "number", "category"]
+MetricLevel = Literal["request", "conversation", "user"]
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -21,6 +26,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     host: str = "127.0.0.1"
     port: int = 8400
     api_keys_env: str = ""            # environment variable with comma-separated keys; "": open
+    feedback_keys_env: str = ""       # likewise, for keys that may label as reviewers and ask for nothing else
     max_body_bytes: int = 20 * 2**20  # larger bodies are refused with 413
     max_depth: int = 128              # JSON nesting
     ping_s: float = 15.0              # comment line on a silent stream
@@ -139,6 +145,19 @@ class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_tokens: int = 1_024           # of one grade; a model that thinks needs more
 
 
+class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which runs people are asked about, and how."""
+
+    per_day: int = 50                 # runs that are asked about in a day of UTC, at most; 0: nobody is asked
+    control_share: float = 0.2        # fraction of these drawn at random from all runs; the others tell more
+    reviewers: int = 1                # people who judge a run independently of each other; a further one decides
+    lease_s: float = 900.0            # how long a reviewer has a run before it goes back
+    open_days: float = 14.0           # after which nobody is asked about a run any more
+    questions: str = ""               # file of the route's questions, relative to this one; "": the judge's
+    keep_text: bool = False           # keep the text of each question in the log, for reviewers
+    text_days: float = 30.0           # how long a kept text is shown
+
+
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which requests belong to a route. All given conditions must hold; none: every request."""
 
@@ -158,6 +177,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     uncertified: bool = False         # let an uncertified policy act; everything says so
     max_em_drop: float = 0.02         # fraction: the largest EM drop that the owner accepts
     confidence: float = 0.95          # fraction: how sure the promise must be
+    promise: Promise = "certified"    # "budgeted": the drop keeps to max_em_drop on average, with no confidence
     label_timeout_s: float | None = None  # longest normal delay of a label; None: learnt from those that came
     critical_em: float | None = None  # fraction: below it a person decides
     min_satisfaction: float | None = None  # fraction, or above 1 a rating up to 5; None: ratings do not steer
@@ -170,6 +190,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     steps: Steps = Steps()
     embeddings: Embeddings | None = None  # None: drafts are compared by their words
     judge: Judge | None = None        # None: no model ever judges an answer
+    review: Review = Review()         # which runs people are asked about
     effort: Effort | None = None      # asked for before the call, where the route acts; None: the client's
     budget_tokens: int | None = None  # of thought, kept by the engine, where the route acts; None: none
     pressure: Pressure | None = None  # None: always the most aggressive certified level
@@ -181,8 +202,82 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def is_learned(self) -> bool:
-        """Does the control loop decide what stops this route? Not where its owner wrote a policy down."""
-        return not self.policy and self.mode != "off"
+        """Does the control loop decide what stops this route? Not where its owner wrote a policy or an arm down."""
+        return not self.policy and self.mode != "off" and not self.arms
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """What may be asked for before the call, as outcomes name it: one of these; (): nothing."""
+        effort = () if self.effort is None else (f"effort={self.effort}",)
+        return effort if self.budget_tokens is None else (*effort, f"budget_tokens={self.budget_tokens}")
+
+    @property
+    def is_paired(self) -> bool:
+        """Does the control loop decide whether its effort or budget acts, by audits that are asked twice?"""
+        return bool(self.arms) and not self.policy and self.mode != "off"
+
+    @property
+    def certifies_itself(self) -> bool:
+        """Does the control loop decide what acts here, whichever way?"""
+        return self.is_learned or self.is_paired
+
+
+class ExperimentArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is done with the requests of one arm; with a weight alone it is the route as it is."""
+
+    weight: float = 1.0               # relative to the other arms'; raised alone, it moves units into this arm only
+    full: bool = False                # the full run: nothing is stopped, nothing is asked for before the call
+    policy: dict[str, Any] = {}       # as a route's; empty: the route's own
+    threshold: float | None = None    # in place of the `threshold` of the route's own policy
+    level: int | None = None          # the highest level used of those that are certified; 0 never stops
+    effort: Effort | None = None      # asked for before the call, in place of the route's
+    budget_tokens: int | None = None  # of thought, kept by the engine, in place of the route's
+    uncertified: bool = False         # let this arm's own policy act, though nobody has certified it
+
+
+class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Two or more ways to serve the same requests, compared. It begins and ends by `suffice experiment`."""
+
+    routes: tuple[str, ...]           # whose requests take part
+    arms: dict[str, ExperimentArm]    # by name; two or more
+    unit: ExperimentUnit = "request"  # what always gets the same arm
+    layer: str = "default"            # experiments of one layer exclude each other, those of two are independent
+    share: float = 1.0                # fraction of the layer's units that take part; raised, it only adds units
+    control: str = ""                 # arm that the others are compared with; "": the full run, else the first
+    primary: str = "tokens"           # metric that decides: tokens, latency, satisfaction, em, or a declared one
+    margins: dict[str, float] = {}    # metric: loss against the control that is put up with, in the metric's unit
+    confidence: float = 0.95          # fraction: of all that is said of its arms and metrics, together
+    warmup_units: int = 100           # the first units, which are left out
+    max_tokens: float | None = None   # a run with more counts as this; None: learnt from the warm-up
+    max_latency_s: float | None = None  # likewise
+
+
+class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a value that people or programs send about answers means; feedback gives it as `metrics`."""
+
+    type: MetricType
+    level: MetricLevel = "request"     # what one value speaks of, so that it counts once
+    direction: Direction = "higher"    # which way of it is better
+    range: tuple[float, float] | None = None  # smallest and largest value; None: 1 to 5 of a rating
+    values: tuple[str, ...] = ()       # of a category: the words that are allowed
+    survey: str = ""                   # the survey that it is a question of; "": none
+    question: str = ""                 # its words, for whoever shows the survey
+
+
+class Langfuse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How scores of Langfuse are read."""
+
+    secret_env: str = ""               # environment variable with the secret that signs what it sends; "": none
+    scores: dict[str, str] = {}        # name of a score: the field of feedback that it is, or "metrics.NAME"
+
+
+class FeedbackRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What holds for all feedback."""
+
+    token_hours: float = 720.0         # how long the token of an answer lets its holder rate it; 0: none is sent
+    park_days: float = 30.0            # feedback whose request has not come by then is a dead letter
+    least_propensity: float = 1.0      # fraction: a smaller share of people who were asked counts as this one
+    langfuse: Langfuse = Langfuse()
 
 
 class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -205,6 +300,50 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     tune: bool = False                # propose a route's effort or budget from audits that were asked twice
 
 
+class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Pages for people, and the control API, beside the gateway."""
+
+    enabled: bool = True              # False: `/console` and `/api` do not exist
+    hosts: tuple[str, ...] = ()       # names that browsers may call it by, beside localhost and plain addresses
+    session_s: float = 43_200.0       # how long a login lasts
+    live_s: float = 5.0               # between two looks at the log while somebody watches the first page
+
+
+class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the head of the audit log's chain is exported to, so that a cut or rebuilt chain can be told."""
+
+    file: str = ""                    # signed heads are added to it, a line each; "": to no file
+    webhook_env: str = ""             # environment variable with an address that heads are sent to; "": to none
+    every_s: float = 3_600.0          # between two exports; a head that has not moved is not exported again
+    timeout_s: float = 10.0           # for the webhook
+
+    @property
+    def is_exported(self) -> bool:
+        """Does a head go anywhere?"""
+        return bool(self.file or self.webhook_env)
+
+
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long the log keeps what people said, and what it never keeps. None: for ever."""
+
+    answers_days: float | None = None    # trial and final answers, votes, references, corrections
+    comments_days: float | None = None   # what people wrote: comments and reasons of labels and reviews
+    questions_days: float | None = None  # texts of questions, where a route keeps them for reviewers
+    metadata_days: float | None = None   # what callers declared of a question
+    steps_days: float | None = None      # steps of runs, numbers and all
+    redact: tuple[TextPart, ...] = ()    # never written at all
+    every_s: float = 86_400.0            # between two looks for what is old enough
+
+    @property
+    def days(self) -> dict[str, float]:
+        """The parts of rows that go, and after how many days."""
+        found = {
+            "answers": self.answers_days, "comments": self.comments_days, "questions": self.questions_days,
+            "metadata": self.metadata_days, "steps": self.steps_days,
+        }  # fmt: skip
+        return {part: days for part, days in found.items() if days is not None}
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything, as one value."""
 
@@ -213,3 +352,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     routes: dict[str, Route] = {}
     store: Store = Store()
     control: Control = Control()
+    console: Console = Console()
+    audit: AuditLog = AuditLog()
+    retention: Retention = Retention()
+    experiments: dict[str, Experiment] = {}
+    feedback: FeedbackRules = FeedbackRules()
+    metrics: dict[str, Metric] = {}
+
+    @property
+    def has_upkeep(self) -> bool:
+        """Does the log want looking after, whatever its routes do?"""
+        return self.audit.is_exported or bool(self.retention.days) or self.console.enabled

@@ -5,7 +5,9 @@
     FeedbackGiven  someone said how good an answer was
     UpstreamExamined, RouteExamined  `suffice doctor` looked at a model server, or at a route's answers
     … and what the control loop decides, in `control_events`, what it tells people, in `advice_events`, and the kill
-    switch, in `kill_events`
+    switch, in `kill_events`; and what the audit log tells of itself, in `audit_events`
+    … and what people are asked and say, in `review_events`, and what they hold and decide, in `hold_events`
+    … and what they compare, in `experiment_events`
 
 This file knows the shape of a row and refuses to know where rows are kept. A new kind of event is
 one class here and one line in EVENTS. Unknown fields in a stored row are skipped, so a log that a
@@ -22,6 +24,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 import msgspec
 
 from suffice.store.advice_events import AlertRaised, ArmProposed, RouteMonitored, VersionProposed
+from suffice.store.audit_events import ConfigChanged, Erased, Exported
 from suffice.store.belonging import OfNoEpisode
 from suffice.store.control_events import (
     AlarmRaised,
@@ -32,7 +35,17 @@ from suffice.store.control_events import (
     LabelWanted,
     PolicyPublished,
 )
+from suffice.store.experiment_events import ExperimentChanged, ExperimentStarted, ExperimentStopped
+from suffice.store.hold_events import IncidentDecided, IncidentOpened, OverrideEnded, OverrideSet
 from suffice.store.kill_events import KillSwitched
+from suffice.store.review_events import (
+    QuestionKept,
+    ReviewAsked,
+    ReviewDrawn,
+    ReviewLeased,
+    ReviewReturned,
+    VerdictGiven,
+)
 from suffice.types import Feedback, Findings, Outcome, Request, RouteFindings
 
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
@@ -147,6 +160,10 @@ Event: TypeAlias = (
     RequestSeen | RequestEnded | FeedbackGiven | UpstreamExamined | RouteExamined
     | PolicyPublished | EpochBegan | AlarmRaised | EnforcementPaused | EnforcementResumed | LabelWanted | JobRan
     | RouteMonitored | AlertRaised | VersionProposed | ArmProposed | KillSwitched
+    | ExperimentStarted | ExperimentChanged | ExperimentStopped
+    | ReviewAsked | ReviewDrawn | ReviewLeased | ReviewReturned | VerdictGiven | QuestionKept
+    | OverrideSet | OverrideEnded | IncidentOpened | IncidentDecided
+    | ConfigChanged | Exported | Erased
 )
 E = TypeVar("E", bound=Event)
 
@@ -167,8 +184,31 @@ EVENTS: Mapping[str, type[Event]] = {
     AlertRaised.kind: AlertRaised,
     VersionProposed.kind: VersionProposed,
     ArmProposed.kind: ArmProposed,
+    ReviewAsked.kind: ReviewAsked,
+    ReviewDrawn.kind: ReviewDrawn,
+    ReviewLeased.kind: ReviewLeased,
+    ReviewReturned.kind: ReviewReturned,
+    VerdictGiven.kind: VerdictGiven,
+    QuestionKept.kind: QuestionKept,
+    OverrideSet.kind: OverrideSet,
+    OverrideEnded.kind: OverrideEnded,
+    IncidentOpened.kind: IncidentOpened,
+    IncidentDecided.kind: IncidentDecided,
+    ConfigChanged.kind: ConfigChanged,
+    Exported.kind: Exported,
+    Erased.kind: Erased,
     KillSwitched.kind: KillSwitched,
+    ExperimentStarted.kind: ExperimentStarted,
+    ExperimentChanged.kind: ExperimentChanged,
+    ExperimentStopped.kind: ExperimentStopped,
 }
+
+# Every kind stands in the chain of the audit log (`store/chain.py`), except these: what happens too often, and what is
+# no decision and no evidence of one. A kind that is added is chained unless it is named here.
+UNCHAINED: frozenset[str] = frozenset({
+    RequestSeen.kind, RequestEnded.kind, LabelWanted.kind, JobRan.kind, RouteMonitored.kind, ReviewLeased.kind,
+    QuestionKept.kind,
+})  # fmt: skip
 
 _ENCODER = msgspec.json.Encoder()
 _DECODERS = {kind: msgspec.json.Decoder(record) for kind, record in EVENTS.items()}

@@ -9,8 +9,16 @@ from __future__ import annotations
 
 from suffice.wiring.files import load_settings
 from suffice.wiring.keys import Randomness, api_key, deployment_salt, kill_file, new_id, secret
-from suffice.wiring.routes import Evidence, build_route, check, evidence_warnings, read_evidence
-from suffice.wiring.running import decisions, embedders, gateway, library, worker
+from suffice.wiring.questions import question_texts, questions_file, review_questions
+from suffice.wiring.routes import (
+    Evidence,
+    build_route,
+    check,
+    check_experiment,
+    evidence_warnings,
+    read_evidence,
+)
+from suffice.wiring.running import decisions, embedders, gateway, library, open_log, worker
 
 __all__ = [
     "Evidence",
@@ -18,6 +26,7 @@ __all__ = [
     "api_key",
     "build_route",
     "check",
+    "check_experiment",
     "decisions",
     "deployment_salt",
     "embedders",
@@ -27,7 +36,11 @@ __all__ = [
     "library",
     "load_settings",
     "new_id",
+    "open_log",
+    "question_texts",
+    "questions_file",
     "read_evidence",
+    "review_questions",
     "secret",
     "worker",
 ]

@@ -43,19 +43,33 @@ def load_settings(path: str | Path) -> Settings:
 
 
 def _with_models(raw: Any, folder: Path) -> Any:
-    """The settings as read, each learned model that a route names by its file replaced by what the file says.
+    """The settings as read, each learned model that a route or an arm names by its file replaced by what the file says.
 
     Whatever else is wrong with them is left to `settings.parse` and `build_policy`. Any: nothing is checked yet.
     """
-    routes = raw.get("routes") if isinstance(raw, Mapping) else None
-    if not isinstance(routes, Mapping):
+    if not isinstance(raw, Mapping):
         return raw
-    read = {
-        name: {**route, "policy": _policy_with_models(f"routes.{name}.policy", route["policy"], folder)}
-        if isinstance(route, Mapping) and "policy" in route else route
-        for name, route in routes.items()
+    read, experiments = dict(raw), raw.get("experiments")
+    if "routes" in raw:
+        read["routes"] = _policies_with_models("routes", raw["routes"], folder)
+    if isinstance(experiments, Mapping):
+        read["experiments"] = {
+            name: {**one, "arms": _policies_with_models(f"experiments.{name}.arms", one["arms"], folder)}
+            if isinstance(one, Mapping) and "arms" in one else one
+            for name, one in experiments.items()
+        }  # fmt: skip
+    return read
+
+
+def _policies_with_models(where: str, tables: Any, folder: Path) -> Any:
+    """Tables that may hold a policy each, with the models of these."""
+    if not isinstance(tables, Mapping):
+        return tables
+    return {
+        name: {**table, "policy": _policy_with_models(f"{where}.{name}.policy", table["policy"], folder)}
+        if isinstance(table, Mapping) and "policy" in table else table
+        for name, table in tables.items()
     }  # fmt: skip
-    return {**raw, "routes": read}
 
 
 def _policy_with_models(where: str, spec: Any, folder: Path, depth: int = MOST_DEEP) -> Any:

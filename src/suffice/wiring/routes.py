@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
+from suffice.control.starting import first_certificate
 from suffice.episode import ahead
 from suffice.episode.segment import build_segmenter
 from suffice.errors import ConfigError
@@ -17,6 +19,7 @@ from suffice.gateway.operating import warnings as load_warnings
 from suffice.gateway.route import BuiltRoute, setup_of
 from suffice.plugins import load_plugins
 from suffice.policy.base import build_policy, version_of
+from suffice.rollout.experiment import arm_of, with_arm
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Route, Settings, Upstream
 from suffice.signals.observe import Observer
@@ -142,22 +145,25 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
         wrong = ahead.problem(route, upstream) if upstream is not None else None
         if wrong is not None:
             raise ConfigError(f"routes.{name}.{wrong}")
-        if route.mode == "enforce" and not built.acts and not route.is_learned:
+        if route.mode == "enforce" and not built.acts and not route.certifies_itself:
             warnings.append(
                 f"routes.{name}: enforce without a certified policy behaves as observe;"
                 " write uncertified = true to let it act all the same"
             )
+        warnings += promise_warnings(f"routes.{name}", route)
         if route.probe is not None and route.mode != "off" and upstream is not None and upstream.slots == 1:
             warnings.append(
                 f"routes.{name}.probe: upstreams.{route.upstream} has slots = 1, so a probe is sent only while"
                 " one call runs there; write how many it serves at once"
             )
+        warnings += _starving(name, route, settings)
         given = route.embeddings
         if given is not None and given.api_key_env and given.api_key_env not in known:
             warnings.append(f"routes.{name}.embeddings: the environment has no {given.api_key_env}")
         warnings += load_warnings(f"routes.{name}", route, upstream)
         if route.kind == "samples" and route.samples == 1:
             warnings.append(f"routes.{name}: samples = 1 passes through unless a request asks for more")
+    warnings += [warning for name in settings.experiments for warning in _check_arms(settings, name)]
     for name, one in settings.upstreams.items():
         if one.api_key_env and one.api_key_env not in known:
             warnings.append(f"upstreams.{name}: the environment has no {one.api_key_env}")
@@ -165,6 +171,66 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
     if keys and not split_keys(known.get(keys, "")):
         warnings.append(f"server.api_keys_env: the environment has no keys in {keys}")
     return warnings
+
+
+def check_experiment(settings: Settings, name: str) -> None:
+    """Can every arm act where it is to be compared? Raises ConfigError with the place where it cannot."""
+    for warning in _check_arms(settings, name):
+        raise ConfigError(warning)
+
+
+def _check_arms(settings: Settings, name: str) -> list[str]:
+    """Build every arm of an experiment on each of its routes; where none can act, for its owner to know."""
+    one = settings.experiments[name]
+    for arm, table in one.arms.items():
+        for route in one.routes:
+            served = with_arm(settings.routes[route], arm_of(arm, table))
+            upstream = settings.upstreams.get(served.upstream)
+            try:
+                build_route(route, served)
+            except ConfigError as error:
+                raise ConfigError(f"experiments.{name}.arms.{arm}: {error}") from None
+            wrong = ahead.problem(served, upstream) if upstream is not None else None
+            if wrong is not None:
+                raise ConfigError(f"experiments.{name}.arms.{arm}: routes.{route}.{wrong}")
+    return [
+        f"experiments.{name}.routes: {route} is in {settings.routes[route].mode!r}, where no arm acts; write"
+        ' mode = "enforce"'
+        for route in one.routes if settings.routes[route].mode != "enforce"
+    ]  # fmt: skip
+
+
+def promise_warnings(where: str, route: Route) -> list[str]:
+    """What a route's promise is not, and what its proof lacks."""
+    warnings = []
+    if route.promise == "budgeted":
+        warnings.append(
+            f"{where}.promise: budgeted steers the mean EM drop of the audits to {100 * route.max_em_drop:g} points; it"
+            " has no confidence, and says nothing of the level in force now or of any shorter stretch"
+        )
+    if route.is_paired and route.probe is None:
+        warnings.append(
+            f"{where}: {' and '.join(route.arms)} cannot be proved without a [{where}.probe] table: no audit is asked"
+            " a second time, and everything runs in full"
+        )
+    return warnings
+
+
+def _starving(name: str, route: Route, settings: Settings) -> list[str]:
+    """A warning where the owner's `audit_share` keeps a route from its first certificate for very long."""
+    all_count = route.mode == "observe" and route.probe is None
+    if route.audit_share is None or not route.is_learned or all_count:
+        return []
+    start = first_certificate(route, settings.control)
+    if not start.is_long:
+        return []
+    long = f"for about {start.n_requests:,.0f} requests" if isfinite(start.n_requests) else "for good"
+    said = (
+        f"at {route.audit_share:g} a cold start stays at full runs {long}: a first certificate takes some"
+        f" {start.n_audits:,} audits that count at once, and the burst brings {settings.control.burst_requests:,};"
+        " leave it out, and audits are many until something is certified"
+    )
+    return [f"routes.{name}.audit_share: {said}"]
 
 
 def _check_drivers(settings: Settings) -> None:

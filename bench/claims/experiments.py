@@ -1,0 +1,350 @@
+"""Experiments in simulation: false verdicts under peeking, a true effect and its price, Simpson, splits, CUPED, ramps.
+
+    python -m bench.claims.experiments [--only NAME ...] [--experiments 2000] [--seeds 200]
+
+The functions of `suffice.rollout` are run as they ship; many experiments at once lie along the first axis of arrays.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import log, sqrt
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.assurance.bounds import exact_binomial
+from suffice.assurance.certify import log_bets_against, mixed
+from suffice.assurance.lottery import LOG_ALARM
+from suffice.assurance.paired import BETS
+from suffice.assurance.sequence import gamma_exponential_bound
+from suffice.rollout.analysis import alphas, analyse, sample_ratio
+from suffice.rollout.effects import Pairs, Running, Units, compare, guesses, latest, ratio_of
+from suffice.rollout.experiment import Arm, Experiment
+from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
+from suffice.rollout.results import Drawn, Material, Result, Value
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+HALF: Final = {"full": 0.5, "brisk": 0.5}
+TWO: Final = Experiment(
+    name="brisk", run=1, routes=("r",), unit="request", layer="default", slots=((0, 1_000),),
+    arms=(Arm(name="full", weight=1.0, full=True), Arm(name="brisk", weight=1.0)), control="full", primary=TOKENS,
+    margins=((EM, 0.02),),
+)  # fmt: skip
+CAP_TOKENS: Final = 4_000.0
+CAP_S: Final = 60.0
+WARMUP: Final = 100
+
+
+# --------------------------------------------------------------------------- many experiments at once
+
+
+def units(
+    value: Floats, arm: NDArray[np.int64], *, share: float | Floats = 0.5, x: Floats | None = None, high: float = 1.0,
+    warmup: int = WARMUP,
+) -> Units:
+    """Two arms; arm 1 has `share`, which may change from unit to unit."""
+    odds = np.broadcast_to(np.asarray(share, dtype=np.float64), value.shape)
+    ones = np.ones((*value.shape, 1))
+    return Units(
+        value=value, arm=arm, propensity=np.where(arm == 1, odds, 1 - odds), least=np.minimum(odds, 1 - odds),
+        x=ones if x is None else np.concatenate([ones, x], axis=2), n_arms=2, warmup=warmup, low=0.0, high=high,
+    )  # fmt: skip
+
+
+def radius(running: Running, alpha: float, at: NDArray[np.int64]) -> Floats:
+    """Half of the interval at some looks; between 200 points the bound is a line to five digits."""
+    deviation, found = running.deviation[:, at], np.empty((len(running.effect), len(at)))
+    for v_opt in np.unique(running.v_opt):
+        mine = running.v_opt == v_opt
+        grid = np.concatenate([[0.0], np.geomspace(1e-4, deviation[mine].max() + 1, 200)])
+        bound = [gamma_exponential_bound(float(v), alpha / 2, v_opt=float(v_opt)) for v in grid]
+        found[mine] = np.interp(deviation[mine], grid, bound)
+    return np.asarray(2 * running.width * found / running.weight[:, at])
+
+
+def ever_off(running: Running, alpha: float, at: NDArray[np.int64], truth: float | Floats = 0.0) -> Bools:
+    """Which experiments' intervals miss the truth at one look or more."""
+    away = np.abs(running.effect[:, at] - (truth if isinstance(truth, float) else truth[:, at]))
+    return np.asarray((away > radius(running, alpha, at)).any(axis=1))
+
+
+def ever_z(values: Floats, arm: NDArray[np.int64], at: NDArray[np.int64], z: float = 1.96) -> Bools:
+    """Which experiments a two-sample z-test calls at one look or more, from 30 units of each arm on."""
+    off = np.zeros(len(values), dtype=bool)
+    sums = [[np.cumsum(np.where(arm == a, values**k, 0.0), axis=1)[:, at] for k in range(3)] for a in (0, 1)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = [s[1] / s[0] for s in sums]
+        errors = [(s[2] / s[0] - mean**2) / s[0] for s, mean in zip(sums, means, strict=True)]
+        called = np.abs(means[1] - means[0]) > z * np.sqrt(errors[0] + errors[1])
+    off |= (called & (sums[0][0] >= 30) & (sums[1][0] >= 30)).any(axis=1)
+    return off
+
+
+def ever_paired(lost: Floats, gained: Floats, alpha: float, at: NDArray[np.int64]) -> Bools:
+    """Which experiments' audits refute "no difference" at one look or more, on either side; shape (E, audits) each."""
+    sums = [np.cumsum(one, axis=1)[:, at].ravel() for one in (gained, lost)]
+    same = np.broadcast_to(at + 1.0, (len(lost), len(at))).ravel() - sums[0] - sums[1]
+    goal, found = log(2 / alpha), np.zeros(len(lost), dtype=bool)
+    for up, down in ((sums[0], sums[1]), (sums[1], sums[0])):
+        wealth = mixed(log_bets_against(up, same, down, 0.0, bets=BETS))
+        found |= (wealth.reshape(len(lost), len(at)) >= goal).any(axis=1)
+    return found
+
+
+@dataclass(frozen=True)
+class AA:
+    """What peeking at A/A experiments called, per metric, in any of them, and by a z-test on one metric."""
+
+    n: int
+    by_metric: dict[str, float]
+    any_metric: float
+    z_test: float
+
+
+def aa(n_experiments: int, n_units: int, n_looks: int, seed: int, *, chunk: int = 100) -> AA:
+    """A/A experiments with four metrics, looked at `n_looks` times each."""
+    rng, alpha = np.random.default_rng(seed), alphas(TWO, 1)
+    found: dict[str, list[Bools]] = {name: [] for name in (*alpha, "z")}
+    at = np.linspace(n_units // n_looks - 1, n_units - 1, n_looks).astype(np.int64)
+    n_audits = n_units // 10
+    at_audits = np.unique((at + 1) // 10 - 1)
+    at_audits = at_audits[at_audits >= 0]
+    for begin in range(0, n_experiments, chunk):
+        shape = (min(chunk, n_experiments - begin), n_units + WARMUP)
+        arm = rng.integers(0, 2, shape)
+        length = rng.normal(size=shape)
+        tokens = np.minimum(np.exp(6 + 0.5 * length + 0.4 * rng.normal(size=shape)), CAP_TOKENS)
+        latency = np.minimum(tokens / 50 * rng.gamma(4, 0.25, shape), CAP_S)
+        liked = (rng.random(shape) < 0.75 + 0.05 * (length < 0)).astype(np.float64)
+        for name, value, high in ((TOKENS, tokens, CAP_TOKENS), (LATENCY, latency, CAP_S), (SATISFACTION, liked, 1.0)):
+            one = units(value, arm, high=high)
+            found[name].append(ever_off(compare(one, guesses(one), 1, 0), alpha[name] / 2, at))
+        u = rng.random((shape[0], n_audits))
+        lost, gained = (u < 0.02).astype(np.float64), (u > 0.98).astype(np.float64)
+        found[EM].append(ever_paired(lost, gained, alpha[EM] / 2, at_audits))
+        found["z"].append(ever_z(tokens[:, WARMUP:], arm[:, WARMUP:], at))
+    each = {name: np.concatenate(parts) for name, parts in found.items()}
+    any_metric = np.logical_or.reduce([each[name] for name in alpha])
+    return AA(
+        n=n_experiments, by_metric={name: float(each[name].mean()) for name in alpha},
+        any_metric=float(any_metric.mean()), z_test=float(each["z"].mean()),
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------- a true effect, and its price in EM
+
+
+@dataclass(frozen=True)
+class Priced:
+    """One experiment on simulated users: satisfaction 3 points lower, EM 1.5 points lower."""
+
+    effect: float
+    found: bool
+    found_at: int | None         # units at the first look at which it was
+    covered: bool
+    per_point: float | None
+    low: float | None            # of the satisfaction lost for each EM point lost; None: EM's interval still holds 0
+    high: float | None
+
+
+def priced(n_users: int, seed: int, *, lost: float = 0.025, gained: float = 0.01, fall: float = 0.03) -> Priced:
+    """Users rate from 1 to 5; those of the brisk arm are `fall` less satisfied. A tenth as many audits show both arms."""
+    rng, alpha = np.random.default_rng(seed), alphas(TWO, 1)
+    arm = rng.integers(0, 2, (1, n_users))
+    taste = np.clip(rng.normal(0.72, 0.2, (1, n_users)) + 0.1 * rng.normal(size=(1, n_users)) - fall * (arm == 1), 0, 1)
+    rating = np.floor(taste * 4 + rng.random((1, n_users))) / 4  # whole stars, with the mean of the taste
+    one = units(rating, arm)
+    running = compare(one, guesses(one), 1, 0)
+    told = latest(running, n_users - WARMUP)
+    assert told is not None
+    # The clipped taste falls by a little less than `fall`: what is true is computed from the users themselves.
+    base = np.clip(rng.normal(0.72, 0.2, 400_000) + 0.1 * rng.normal(size=400_000), -9, 9)
+    truth = float(np.clip(base - fall, 0, 1).mean() - np.clip(base, 0, 1).mean())
+    at = np.arange(99, n_users - WARMUP, 100)
+    hits = np.flatnonzero(np.abs(running.effect[0, at]) > radius(running, alpha[SATISFACTION] / 2, at)[0])
+    between = told.between(alpha[SATISFACTION] / 2)
+    n_audits = n_users // 10
+    u = rng.random(n_audits)
+    n_lost, n_gained = int((u < lost).sum()), int((u > 1 - gained).sum())
+    pairs = Pairs(gained=n_gained, same=n_audits - n_lost - n_gained, lost=n_lost, pending=0)
+    drop = pairs.between(alpha[EM] / 2)
+    ratio = ratio_of(type(between)(-between.high, -between.low), drop)
+    return Priced(
+        effect=told.effect, found=between.high < 0, found_at=int(at[hits[0]]) + 1 if len(hits) else None,
+        covered=between.low <= truth <= between.high, per_point=-told.effect / pairs.drop if ratio else None,
+        low=ratio.low if ratio else None, high=ratio.high if ratio else None,
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------- Simpson, and splits
+
+
+def simpson(n_units: int, seed: int, *, broken: bool) -> Result:
+    """The brisk arm loses 5 points of satisfaction in each class, and its plain mean is higher.
+
+    First it has a tenth of the weight while hard questions come, then nine tenths while easy ones do. `broken`: its
+    odds are said to be one half all the time, and it is handed the easy ones.
+    """
+    rng = np.random.default_rng(seed)
+    early = np.arange(n_units) < n_units // 2
+    hard = rng.random(n_units) < np.where(early, 0.8, 0.2)
+    share = np.where(hard, 0.2, 0.8) if broken else np.where(early, 0.1, 0.9)
+    brisk = rng.random(n_units) < share
+    liked = rng.random(n_units) < np.where(hard, 0.5, 0.9) - 0.05 * brisk
+    values, drawn = [], []
+    for at in range(n_units):
+        odds = HALF if broken else {"full": 1 - float(share[at]), "brisk": float(share[at])}
+        arm, name = ("brisk" if brisk[at] else "full"), ("hard" if hard[at] else "easy")
+        values.append(Value(arm=arm, odds=odds, query_class=name, value=float(liked[at]), warmup=at < WARMUP))
+        drawn.append(Drawn(arm=arm, odds=odds, query_class=name))
+    return analyse(TWO, Material(n_requests=n_units, drawn=drawn, values={SATISFACTION: values}))
+
+
+def split(n_units: int, seed: int, share: float) -> bool:
+    """Is an experiment withheld whose units were to be halved and whose brisk arm got `share`?"""
+    brisk = np.random.default_rng(seed).random(n_units) < share
+    return sample_ratio([Drawn(arm="brisk" if b else "full", odds=HALF, query_class="") for b in brisk]) >= LOG_ALARM
+
+
+# --------------------------------------------------------------------------- CUPED, and ramps
+
+
+def cuped(rho: float, n_units: int, n_experiments: int, seed: int) -> tuple[float, float]:
+    """Width of an interval with a covariate of correlation rho, over that without; at the end, mean. And coverage."""
+    rng = np.random.default_rng(seed)
+    shape = (n_experiments, n_units)
+    known, arm = rng.normal(size=shape), rng.integers(0, 2, shape)
+    # A sum of two, so that values stay in [0, 1] without being cut.
+    value = np.clip(0.5 + 0.08 * (rho * known + sqrt(1 - rho * rho) * rng.normal(size=shape)), 0, 1)
+    at = np.array([n_units - WARMUP - 1])
+    plain, helped = units(value, arm), units(value, arm, x=known[..., np.newaxis])
+    of_plain, of_helped = compare(plain, guesses(plain), 1, 0), compare(helped, guesses(helped), 1, 0)
+    wide, narrow = radius(of_plain, 0.05, at), radius(of_helped, 0.05, at)
+    return float((narrow / wide).mean()), float((np.abs(of_helped.effect[:, at]) <= narrow).mean())
+
+
+def ramp(n_units: int, n_experiments: int, seed: int) -> float:
+    """Share of experiments whose interval ever misses, while the arm grows from 5 % to 50 % and the effect moves."""
+    rng = np.random.default_rng(seed)
+    place = np.arange(n_units) / n_units
+    share = np.where(place < 0.4, 0.05, np.where(place < 0.7, 0.2, 0.5))
+    effect = np.where(place < 0.5, 0.08, -0.02)
+    shape = (n_experiments, n_units)
+    arm = (rng.random(shape) < share).astype(np.int64)
+    value = (rng.random(shape) < 0.6 + effect * arm).astype(np.float64)
+    one = units(value, arm, share=share)
+    weight = np.minimum(share, 1 - share)[WARMUP:]
+    truth = np.broadcast_to(np.cumsum(weight * effect[WARMUP:]) / np.cumsum(weight), (n_experiments, n_units - WARMUP))
+    return float(ever_off(compare(one, guesses(one), 1, 0), 0.05, np.arange(9, n_units - WARMUP, 10), truth).mean())
+
+
+# --------------------------------------------------------------------------- tables
+
+
+def percent(k: float, n: int) -> str:
+    between = exact_binomial(round(k * n), n, 0.95)
+    return f"{k:.1%} [{between.low:.1%}, {between.high:.1%}]"
+
+
+def table_aa(asked: argparse.Namespace) -> None:
+    found = aa(asked.experiments, 10_000, 1_000, 1)
+    print("| A/A experiments, 1,000 looks at 10,000 units each | called at least once |", "| --- | --- |", sep="\n")
+    for name, share in found.by_metric.items():
+        print(f"| {name} | {percent(share, found.n)} |")
+    print(f"| any of them: a false verdict | {percent(found.any_metric, found.n)} |")
+    print(f"| for comparison: tokens by a z-test at each look | {percent(found.z_test, found.n)} |")
+
+
+def table_priced(asked: argparse.Namespace) -> None:
+    print("| users | 3 points found | after units, median | interval covers | per EM point | its interval, median |"
+          " covers |", "| --- " * 7 + "|", sep="\n")  # fmt: skip
+    for n_users in (10_000, 20_000, 40_000, 100_000):
+        found = [priced(n_users, seed) for seed in range(asked.seeds)]
+        with_price = [one for one in found if one.low is not None and one.high is not None]
+        took = [one.found_at for one in found if one.found_at is not None]
+        true = 0.03 / 0.015
+        cells = [f"{n_users:,}", f"{np.mean([one.found for one in found]):.1%}"]
+        covered = float(np.mean([one.covered for one in found]))
+        cells += [f"{np.median(took):,.0f}" if took else "-", percent(covered, len(found))]
+        if with_price:
+            low, high = (np.median([getattr(one, end) for one in with_price]) for end in ("low", "high"))
+            covers = float(np.mean([one.low <= true <= one.high for one in with_price if one.low is not None and one.high is not None]))
+            cells += [f"{np.median([one.per_point for one in with_price]):.2f} ({len(with_price)} of {len(found)})"]
+            cells += [f"{low:.2f} to {high:.2f}", percent(covers, len(with_price))]
+        else:
+            cells += ["none yet", "-", "-"]
+        print("| " + " | ".join(cells) + " |")
+
+
+def table_simpson(asked: argparse.Namespace) -> None:
+    n_seeds = max(10, asked.seeds // 10)
+    print("| 20,000 units | plain difference | shown | stratified | verdict |", "| --- " * 5 + "|", sep="\n")
+    for broken in (False, True):
+        found = [simpson(20_000, seed, broken=broken) for seed in range(n_seeds)]
+        name = "odds as they were not" if broken else "odds moved with the mix, and logged"
+        of = [one.arms[0].of(SATISFACTION) for one in found]
+        withheld = sum(one.withheld is not None for one in found)
+        if withheld == n_seeds:
+            print(f"| {name} | - | - | - | withheld in {withheld} of {n_seeds} |")
+            continue
+        fields = ("plain", "effect", "stratified")
+        means = [100 * float(np.mean([getattr(one, field) for one in of])) for field in fields]
+        words = ("worse", "inconclusive", "better")
+        told = ", ".join(f"{word} {sum(one.verdict == word for one in of)}" for word in words)
+        print("| " + " | ".join([name, *(f"{mean:+.2f}" for mean in means), told]) + " |")
+
+
+def table_split(asked: argparse.Namespace) -> None:
+    sizes = (2_000, 5_000, 10_000, 20_000)
+    print("| split | " + " | ".join(f"{n:,} units" for n in sizes) + " |", "| --- " * (len(sizes) + 1) + "|", sep="\n")
+    for share in (0.50, 0.53, 0.55, 0.60):
+        found = [[split(n, seed, share) for seed in range(asked.seeds)] for n in sizes]
+        cells = [percent(float(np.mean(one)), asked.seeds) for one in found]
+        print(f"| {1 - share:.0%} / {share:.0%} withheld | " + " | ".join(cells) + " |")
+
+
+def table_cuped(asked: argparse.Namespace) -> None:
+    print("| correlation | width, over that without | theory | covers |", "| --- " * 4 + "|", sep="\n")
+    for rho in (0.0, 0.3, 0.5, 0.7, 0.9):
+        ratio, covered = cuped(rho, 20_000, asked.seeds, 5)
+        print(f"| {rho:.1f} | {ratio:.3f} | {sqrt(1 - rho * rho):.3f} | {percent(covered, asked.seeds)} |")
+
+
+def table_ramp(asked: argparse.Namespace) -> None:
+    missed = ramp(5_000, 5 * asked.seeds, 6)
+    print("| the arm grows from 5 % to 50 % and the effect turns | missed at any look, 5 % allowed |", "| --- | --- |",
+          f"| 5,000 units, 490 looks | {percent(missed, 5 * asked.seeds)} |", sep="\n")  # fmt: skip
+
+
+TABLES: Final[dict[str, Callable[[argparse.Namespace], None]]] = {
+    "aa": table_aa, "priced": table_priced, "simpson": table_simpson, "split": table_split, "cuped": table_cuped,
+    "ramp": table_ramp,
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.claims.experiments", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--experiments", type=int, default=2_000, help="A/A experiments")
+    parser.add_argument("--seeds", type=int, default=200)
+    asked = parser.parse_args(arguments)
+    for name in asked.only:
+        begin = time.process_time()
+        print(f"\n**{name}**")
+        TABLES[name](asked)
+        print(f"\n{time.process_time() - begin:.1f} s of CPU time")
+
+
+if __name__ == "__main__":
+    main()

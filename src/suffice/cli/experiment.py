@@ -1,0 +1,314 @@
+"""`suffice experiment`: what is compared, what it shows, and a person's word to begin and to end it.
+
+Knows options and how a result looks; refuses to compute one (`rollout.analysis`, `control.experiments`). Heavy imports
+stand inside the functions.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from suffice.rollout.results import ArmResult, ClassEffect, Comparison, Result
+    from suffice.settings import Experiment, Settings
+    from suffice.store.experiments import Held
+
+_CONFIG = click.option("--config", "path", default="suffice.toml", show_default=True, help="Settings, TOML or YAML.")
+_REASON = click.option("--reason", required=True, help="Why; it stays in the log.")
+_AUTHOR = click.option("--author", default=None, help="Who decides. [default: the user of this computer]")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_WIDTH = 100
+
+
+@click.group()
+def experiment() -> None:
+    """Compare ways to serve the same requests."""
+
+
+@experiment.command("list")
+@_CONFIG
+@_JSON
+def list_(path: str, *, as_json: bool) -> None:
+    """List the experiments of the settings and of the log, and which of them run."""
+    settings, _, held = _opened("list", path)
+    latest = {one.experiment.name: one for one in held}
+    names = list(dict.fromkeys((*settings.experiments, *latest)))
+    if as_json:
+        import msgspec
+
+        rows = [{"name": name, **_listed(name, settings, latest)} for name in names]
+        click.echo(msgspec.json.encode({"experiments": rows}).decode())
+        return
+    if not names:
+        click.echo("no experiment: write one as [experiments.NAME] in the settings")
+    for name in names:
+        row = _listed(name, settings, latest)
+        told = f"{row['state']}" + (f", {row['since']} by {row['author']}: {row['reason']}" if row["since"] else "")
+        click.echo(f"{name}: {told}")
+        click.echo(f"  {row['arms']}; decides: {row['primary']}; layer {row['layer']}, {row['share']:.1%} of it")
+
+
+@experiment.command()
+@click.argument("name")
+@_CONFIG
+@click.option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
+@_JSON
+def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
+    """Show what experiment NAME has shown so far. Look as often as you like: every interval holds at every look."""
+    settings, database, held = _opened("show", path)
+    mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]
+    if not mine:
+        known = ", ".join(dict.fromkeys(one.experiment.name for one in held)) or "none was ever started"
+        click.echo(f"show: no run of experiment {name!r} in {database}; started: {known}", err=True)
+        raise SystemExit(2)
+    one = mine[-1]
+    result = _looked(one, settings, database)
+    if as_json:
+        import msgspec
+
+        from suffice.rollout.reading import reading
+
+        told = {arm.arm: reading(result, arm) for arm in result.arms}
+        found = {**_state(one), "result": msgspec.to_builtins(result), "reading": told}
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    _print(one, result)
+
+
+@experiment.command()
+@click.argument("name")
+@_CONFIG
+@_REASON
+@_AUTHOR
+@_JSON
+def start(name: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
+    """Start experiment NAME as the settings have it now, or give a running one its new weights and share."""
+    from suffice import wiring
+    from suffice.errors import SufficeError
+    from suffice.store import experiments
+
+    try:
+        settings = wiring.load_settings(path)
+        written = _of_settings(settings, name)
+        wiring.check_experiment(settings, name)
+        with wiring.decisions(settings) as writer:
+            found = experiments.start(writer, name, written, author=_who(author), reason=reason)
+    except SufficeError as error:
+        click.echo(f"start: {error}", err=True)
+        raise SystemExit(2) from None
+    if isinstance(found, str):
+        click.echo(f"experiment {name} {found}", err=True)
+        raise SystemExit(1)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    odds = ", ".join(f"{arm} {share:.1%}" for arm, share in found.experiment.odds().items())
+    verb = "started" if found.revision == 0 else "changed"
+    click.echo(f"experiment {name}: {verb}, run {found.experiment.run}: {odds}; a gateway follows within a second")
+
+
+@experiment.command()
+@click.argument("name")
+@_CONFIG
+@_REASON
+@_AUTHOR
+@_JSON
+def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
+    """Stop experiment NAME: its requests are served as the route says again. What it showed is kept with the reason."""
+    from suffice import wiring
+    from suffice.errors import SufficeError
+    from suffice.store import experiments
+
+    try:
+        settings, database, held = _opened("stop", path)
+        now = next((one for one in held if one.runs and one.experiment.name == name), None)
+        said = () if now is None else _said(now, settings, database)
+        with wiring.decisions(settings) as writer:
+            found = experiments.stop(writer, name, author=_who(author), reason=reason, said=said)
+    except SufficeError as error:
+        click.echo(f"stop: {error}", err=True)
+        raise SystemExit(2) from None
+    if isinstance(found, str):
+        click.echo(f"experiment {name} {found}", err=True)
+        raise SystemExit(1)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    click.echo(f"experiment {name}: stopped, run {found.run}")
+    for sentence in found.said:
+        _wrapped(sentence, "  ")
+
+
+# --------------------------------------------------------------------------- what is read
+
+
+def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[Held, ...]]:
+    """Settings, log, and its experiments; exits with 2 where one of them cannot be read."""
+    from suffice import wiring
+    from suffice.errors import SufficeError
+    from suffice.store.experiments import read_experiments
+    from suffice.store.sqlite import database_path
+
+    try:
+        settings = wiring.load_settings(path)
+        database = database_path(settings.store.url)
+        return settings, database, read_experiments(database) if database.is_file() else ()
+    except SufficeError as error:
+        click.echo(f"{command}: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+def _looked(one: Held, settings: Settings, database: Path) -> Result:
+    from suffice.control.experiments import look
+    from suffice.errors import SufficeError
+
+    try:
+        return look(database, one, settings)
+    except SufficeError as error:
+        click.echo(f"show: {error}", err=True)
+        sys.exit(2)
+
+
+def _said(one: Held, settings: Settings, database: Path) -> tuple[str, ...]:
+    from suffice.rollout.reading import reading
+
+    result = _looked(one, settings, database)
+    return tuple(sentence for arm in result.arms for sentence in reading(result, arm))
+
+
+def _of_settings(settings: Settings, name: str) -> Experiment:
+    from suffice.errors import ConfigError
+
+    if name not in settings.experiments:
+        known = ", ".join(sorted(settings.experiments)) or "none is configured"
+        raise ConfigError(f"unknown experiment {name!r}; known: {known}")
+    return settings.experiments[name]
+
+
+def _who(author: str | None) -> str:
+    import getpass
+
+    return author or getpass.getuser()
+
+
+# --------------------------------------------------------------------------- how it looks
+
+
+def _at(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _state(one: Held) -> dict[str, object]:
+    ended = one.ended
+    return {
+        "experiment": one.experiment.name, "run": one.experiment.run, "state": "running" if one.runs else "stopped",
+        "started_at_s": one.started_at_s, "author": one.author, "reason": one.reason, "revision": one.revision,
+        "ended_at_s": one.ended_at_s, "ended_by": ended.author if ended else None,
+        "ended_because": ended.reason if ended else None,
+    }  # fmt: skip
+
+
+def _listed(name: str, settings: Settings, latest: dict[str, Held]) -> dict[str, object]:
+    """One row of the list: as it runs, else as the settings have it, else as it ran."""
+    held, written = latest.get(name), settings.experiments.get(name)
+    if held is not None and (held.runs or written is None):
+        one = held.experiment
+        arms, primary, layer, share = one.odds(), one.primary, one.layer, one.share
+    else:
+        assert written is not None
+        total = sum(arm.weight for arm in written.arms.values())
+        arms = {arm: table.weight / total for arm, table in written.arms.items()}
+        primary, layer, share = written.primary, written.layer, written.share
+    state = "never started" if held is None else "running" if held.runs else "stopped"
+    ended = held.ended if held is not None else None
+    at_s = None if held is None else held.started_at_s if held.runs else held.ended_at_s
+    by = (ended.author, ended.reason) if ended else (held.author, held.reason) if held else (None, None)
+    return {
+        "state": state, "run": held.experiment.run if held else None, "since": _at(at_s) if at_s else None,
+        "author": by[0], "reason": by[1], "arms": ", ".join(f"{arm} {part:.1%}" for arm, part in arms.items()),
+        "primary": primary, "layer": layer, "share": share,
+    }  # fmt: skip
+
+
+def _print(one: Held, result: Result) -> None:
+    from suffice.rollout.reading import HOLDS, reading
+
+    what = one.experiment
+    click.echo(f"experiment {what.name}, run {what.run}: started {_at(one.started_at_s)} by {one.author}: {one.reason}")
+    if one.ended is not None and one.ended_at_s is not None:
+        click.echo(f"  stopped {_at(one.ended_at_s)} by {one.ended.author}: {one.ended.reason}")
+    click.echo(
+        f"  routes {', '.join(what.routes)}; unit {what.unit}; layer {what.layer}, {what.share:.1%} of it;"
+        f" decides: {what.primary}"
+    )
+    parts = ", ".join(f"{arm} {share:.1%} ({result.n_by_arm.get(arm, 0):,})" for arm, share in what.odds().items())
+    click.echo(f"  {result.n_requests:,} requests of {result.n_units:,} units: {parts}")
+    for arm in result.arms:
+        click.echo(f"\n{arm.arm} against {result.control}: {arm.verdict.upper()}")
+        for sentence in reading(result, arm):
+            _wrapped(sentence, "  ")
+        _table(arm)
+    click.echo()
+    _wrapped(HOLDS, "")
+
+
+def _table(arm: ArmResult) -> None:
+    rows: list[tuple[str, ...]] = [("", "difference", "between", "allowed", "verdict", "stands on")]
+    for one in arm.comparisons:
+        rows.append(_row(one))
+        rows += [_class_row(one, part) for part in one.classes]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    click.echo()
+    for row in rows:
+        click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(one: Comparison) -> tuple[str, ...]:
+    if one.effect is None or one.between is None:
+        return (one.metric, "-", "-", _allowed(one), one.verdict, one.why)
+    stands = f"{one.n:,} {'audits' if one.paired else 'units'}"
+    notes = [f"{one.n_pending:,} without a label"] if one.n_pending else []
+    notes += [f"{one.n_cut:,} above the cap"] if one.n_cut else []
+    return (
+        one.metric, _number(one.metric, one.effect), _ends(one.metric, one.between.low, one.between.high),
+        _allowed(one), one.verdict, ", ".join([stands, *notes]),
+    )  # fmt: skip
+
+
+def _class_row(one: Comparison, part: ClassEffect) -> tuple[str, ...]:
+    return (
+        f"  class {part.query_class or 'none'}", _number(one.metric, part.effect),
+        _ends(one.metric, part.between.low, part.between.high), "", part.verdict, f"{part.n:,}",
+    )  # fmt: skip
+
+
+def _allowed(one: Comparison) -> str:
+    from suffice.rollout.metrics import metric_of
+
+    return "" if one.margin is None else metric_of(one.metric).size(one.margin)
+
+
+def _number(metric: str, value: float) -> str:
+    from suffice.rollout.metrics import metric_of
+
+    one = metric_of(metric)
+    return f"{value * one.times:+,.{one.digits}f}"
+
+
+def _ends(metric: str, low: float, high: float) -> str:
+    return f"{_number(metric, low)} to {_number(metric, high)}"
+
+
+def _wrapped(text: str, indent: str) -> None:
+    click.echo(textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=indent))

@@ -1,0 +1,167 @@
+"""What an audit shows of each arm of an experiment: the answer that the arm would have given, and whether it is right.
+
+    audits of one route ──▶ the full run's answer; each policy, replayed; each level, by the version of its time
+                        ──▶ the second call, where the audit was asked twice with that very arm
+
+A run that was broken off, or has a checkpoint that nobody saw before an arm's stop, shows nothing of that arm. Knows
+recorded runs and policies; refuses to know what the difference between two arms is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.assurance.runs import Match, current_label
+from suffice.control.audits import Audit, shown
+from suffice.control.fitting import ServedVersion
+from suffice.learn.dataset import is_right, recorded_columns
+from suffice.learn.features import Chosen
+from suffice.policy.base import Policy, build_policy
+from suffice.policy.columns import AskedColumns, stops_of
+from suffice.policy.returning import returning
+from suffice.rollout.experiment import Arm, with_arm
+from suffice.rollout.results import Shown
+from suffice.settings import Route
+from suffice.types import Publication
+
+Ints = NDArray[np.int64]
+_WHOLE: Final = ("full", "unprobed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfRoute:
+    """What audits of one route are read with.
+
+    published  what was in force at a place of the log; None: nothing
+    load       the version under an address; None: it is gone
+    """
+
+    route: Route
+    match: Match
+    published: Callable[[int], Publication | None]
+    load: Callable[[str], ServedVersion | None]
+
+    def replayable(self, arm: Arm) -> bool:
+        """Do audits of this route show the arm?"""
+        return arm.full or self._asked_ahead(arm) is None or self._asked_twice(arm)
+
+    def arm(self, arm: Arm, audits: Sequence[Audit]) -> list[Shown | None]:
+        """What each audit shows of an arm; None: nothing that anybody could ever see."""
+        if arm.full:
+            return [self._full(audit) for audit in audits]
+        if self._asked_ahead(arm) is not None:
+            return [self._twice(arm, audit) if self._asked_twice(arm) else None for audit in audits]
+        served = with_arm(self.route, arm)
+        stops = self._stops(build_policy(served.policy), audits) if served.policy else self._levels(arm, audits)
+        return [self._at(audit, stop) for audit, stop in zip(audits, stops, strict=True)]
+
+    # ---- effort and budget: asked twice ----------------------------------------------------------
+
+    def _asked_ahead(self, arm: Arm) -> str | None:
+        """What the arm asks for before the call, as outcomes name it; None: nothing, so that a replay shows it."""
+        served = with_arm(self.route, arm)
+        if served.effort is not None:
+            return f"effort={served.effort}"
+        return None if served.budget_tokens is None else f"budget_tokens={served.budget_tokens}"
+
+    def _asked_twice(self, arm: Arm) -> bool:
+        """Is it the route's own, which is what the second call of an audit is made with?"""
+        return self._asked_ahead(arm) == self._asked_ahead(Arm(name="", weight=1.0))
+
+    def _twice(self, arm: Arm, audit: Audit) -> Shown | None:
+        outcome = audit.episode.outcome
+        if outcome.pair_arm is None or outcome.pair_arm != self._asked_ahead(arm):
+            return None
+        return Shown(answer=outcome.pair_answer, right=self._right(audit, outcome.pair_answer))
+
+    # ---- stops: replayed -------------------------------------------------------------------------
+
+    def _full(self, audit: Audit) -> Shown:
+        outcome = audit.episode.outcome
+        if audit.fate not in _WHOLE:
+            return Shown(answer=None, right=None, seen=False)
+        return Shown(answer=outcome.answer, right=self._right(audit, outcome.answer))
+
+    def _at(self, audit: Audit, stop: tuple[int, str | None] | None) -> Shown:
+        """The answer behind a stop; None: the arm lets the run come to its end."""
+        steps = audit.episode.outcome.steps
+        first = next((at for at, step in enumerate(steps) if step.missing), len(steps))
+        behind = len(steps) - 1 if stop is None else stop[0]
+        if audit.fate not in _WHOLE or first <= behind:
+            return Shown(answer=None, right=None, seen=False)
+        if stop is None:
+            return self._full(audit)
+        return Shown(answer=stop[1], right=self._right(audit, stop[1]))
+
+    def _right(self, audit: Audit, answer: str | None) -> bool | None:
+        label = current_label(audit.labels)
+        return is_right(answer, audit.episode.outcome.answer, label, self.match)
+
+    def _stops(self, policy: Policy, audits: Sequence[Audit]) -> list[tuple[int, str | None] | None]:
+        """Step and answer of the policy's stop in each run; None: it makes none before the end."""
+        told = [audit for audit in audits if audit.fate == "full"]
+        if not told:
+            return [None] * len(audits)
+        runs = [(one.episode.request.query, one.episode.outcome.steps) for one in told]
+        columns = recorded_columns(policy.needs, self.route.kind, runs)
+        run = np.repeat(np.arange(len(told)), np.diff(columns.starts))
+        asked = AskedColumns(
+            {**columns.values, "answer": columns.answer}, queries=[query for query, _ in runs], run=run
+        )
+        halts = np.flatnonzero(stops_of(policy, asked) != 0)
+        found: dict[str, tuple[int, str | None]] = {}
+        for row in halts[::-1].tolist():
+            at = int(run[row])
+            step = row - int(columns.starts[at])
+            if row < int(columns.starts[at + 1]) - 1:
+                delivered = _answer(columns.answer[row], columns.answers)
+                found[told[at].id] = step, self._returned(policy, told[at], step, delivered)
+        return [found.get(audit.id) for audit in audits]
+
+    def _returned(self, policy: Policy, audit: Audit, step: int, delivered: str | None) -> str | None:
+        """The answer behind a stop: in a loop of the caller's own the policy says which step's it is."""
+        if self.route.kind != "rounds":
+            return delivered
+        steps = audit.episode.outcome.steps[: step + 1]
+        at = returning(policy)([one.answer for one in steps], [one.confidence for one in steps])
+        return steps[at - 1].answer
+
+    def _levels(self, arm: Arm, audits: Sequence[Audit]) -> list[tuple[int, str | None] | None]:
+        """The same for a level of what was certified when the audit ran."""
+        groups: dict[tuple[str, int], list[Audit]] = {}
+        for audit in audits:
+            made = self.published(audit.seq)
+            level = 0 if made is None or not made.certified else made.level
+            level = level if arm.level is None else min(level, arm.level)
+            if made is not None and level and audit.fate == "full" and len(audit.episode.outcome.steps) > 1:
+                groups.setdefault((made.fit, level), []).append(audit)
+        found: dict[str, tuple[int, str | None]] = {}
+        for (fit, level), members in groups.items():
+            version = self.load(fit)
+            if version is not None:
+                found.update(self._at_level(version, level, members))
+        return [found.get(audit.id) for audit in audits]
+
+    def _at_level(
+        self, version: ServedVersion, level: int, audits: Sequence[Audit]
+    ) -> Mapping[str, tuple[int, str | None]]:
+        chosen = Chosen(tuple(version.version.models[0].features), ())
+        rows = shown(audits, chosen=chosen, match=self.match, wave=self.route.wave, counts={})
+        assert rows is not None
+        steps = version.rows_at(rows, level) - rows.starts[:-1]
+        runs = [(one.episode.request.query, one.episode.outcome.steps) for one in audits]
+        columns = recorded_columns((), self.route.kind, runs)
+        return {
+            audit.id: (int(step), _answer(columns.answer[start + step], columns.answers))
+            for audit, step, start, end in zip(audits, steps, columns.starts[:-1], columns.starts[1:], strict=True)
+            if start + step < end - 1
+        }  # fmt: skip
+
+
+def _answer(code: float, answers: Sequence[str]) -> str | None:
+    return None if np.isnan(code) else answers[int(code)]

@@ -1,0 +1,355 @@
+"""What an experiment shows so far: every arm against the control, in every metric, valid at every look.
+
+    draws          ──▶ does the split fit the odds? ──▶ withheld, or
+    values, audits ──▶ effects with intervals, whole and by class ──▶ a verdict each ──▶ a verdict for each arm
+
+EM is paired by audits where they show both arms, and everything else is read off live runs: a replay knows neither what
+a hand-over costs nor how users like it. Arms, metrics and classes share one error: all intervals of an experiment hold
+together, at all looks, with its confidence. Of that error the primary metric has half and the others share half; of
+each part half is for the whole and half for the classes.
+
+Knows values by unit, arm and class; refuses to know logs, and how a result is said (`reading`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.assurance.bounds import Interval
+from suffice.assurance.ledger import KNOWN_AUDITS
+from suffice.assurance.lottery import LOG_ALARM, drawn, log_sample_ratio
+from suffice.rollout.effects import Pairs, Units, compare, guesses, latest, ratio_of
+from suffice.rollout.experiment import Experiment
+from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, Metric, metric_of
+from suffice.rollout.results import (
+    ArmResult,
+    AuditSeen,
+    ClassEffect,
+    Comparison,
+    Drawn,
+    Material,
+    Result,
+    Shown,
+    Value,
+    Verdict,
+)
+
+CAP_TIMES: Final = 2.0         # a run can cost so many times the largest of the warm-up; what costs more is cut
+LEAST_TAUGHT: Final = 20       # values that teach the guesses before one counts
+MOST_CLASSES: Final = 8        # that are shown, in the order in which they came
+MOST_REQUESTS: Final = 10_000_000  # more missing requests than these are no number
+_REST: Final = "\x00rest"  # no class of anybody's
+
+
+def analyse(one: Experiment, material: Material) -> Result:
+    """Compare every arm with the control, in every metric."""
+    odds = one.odds()
+    others = [arm.name for arm in one.arms if arm.name != one.control and odds[arm.name] > 0]
+    withheld = _unfit_split(material.drawn, "units")
+    judged = _Judge(one, material, alphas(one, len(others)), withheld)
+    return Result(
+        experiment=one.name, run=one.run, control=one.control, primary=one.primary, confidence=one.confidence,
+        n_requests=material.n_requests, n_units=len(material.drawn),
+        n_by_arm=dict(Counter(unit.arm for unit in material.drawn)), withheld=withheld,
+        arms=tuple(judged.arm(name) for name in others),
+    )  # fmt: skip
+
+
+def watched(one: Experiment) -> tuple[str, ...]:
+    """The metrics that are compared, the primary one first."""
+    return tuple(dict.fromkeys((one.primary, *METRICS, *(name for name, _ in one.margins))))
+
+
+def alphas(one: Experiment, n_arms: int) -> Mapping[str, float]:
+    """The part of the error that each comparison may use: half for the primary metric, half for the others."""
+    metrics, error = watched(one), 1 - one.confidence
+    others = {name: error / 2 / (len(metrics) - 1) / max(1, n_arms) for name in metrics[1:]}
+    return {one.primary: error / 2 / max(1, n_arms), **others}
+
+
+# --------------------------------------------------------------------------- does the split fit the odds?
+
+
+def sample_ratio(units: Sequence[Drawn | Value]) -> float:
+    """Natural logarithm of the e-value against "every unit drew its arm with its odds".
+
+    The mean over arms of the lottery's e-value (`assurance.lottery`), over all units and by class: a split that is
+    right on the whole can be wrong in each class.
+    """
+    if not units:
+        return 0.0
+    common = {name for name, n in Counter(unit.query_class for unit in units).items() if n >= KNOWN_AUDITS}
+    groups: dict[str, list[Drawn | Value]] = {}
+    for unit in units:
+        groups.setdefault(unit.query_class if unit.query_class in common else _REST, []).append(unit)
+    each = list[float]()
+    for arm in sorted({name for unit in units for name in unit.odds}):
+        each.append(_log_e(arm, units))
+        if len(groups) > 1:
+            each.append(sum(_log_e(arm, group) for group in groups.values()))
+    peak = max(each)
+    return peak if peak == np.inf else float(peak + np.log(np.mean(np.exp(np.array(each) - peak))))
+
+
+def _log_e(arm: str, units: Sequence[Drawn | Value]) -> float:
+    mine = np.array([unit.arm == arm for unit in units])
+    odds = np.array([unit.odds.get(arm, 0.0) for unit in units])
+    return log_sample_ratio(drawn(mine, np.where(mine, odds, 1 - odds)))
+
+
+def _unfit_split(units: Sequence[Drawn | Value], what: str) -> str | None:
+    if sample_ratio(units) < LOG_ALARM:
+        return None
+    counts = Counter(unit.arm for unit in units)
+    told = ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items()))
+    return f"{len(units):,} {what} are split {told}, which does not fit the odds that they were drawn with"
+
+
+# --------------------------------------------------------------------------- one comparison
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Judge:
+    """One look at an experiment."""
+
+    one: Experiment
+    material: Material
+    alphas: Mapping[str, float]
+    withheld: str | None
+
+    def arm(self, name: str) -> ArmResult:
+        found = tuple(self._compared(name, metric_of(metric)) for metric in watched(self.one))
+        per_point = ratio = None
+        of = {one.metric: one for one in found}
+        told, lost = of[SATISFACTION], of[EM]
+        if told.between is not None and lost.between is not None and told.effect is not None and lost.effect:
+            per_point = ratio_of(told.between, lost.between)
+            ratio = told.effect / lost.effect if per_point is not None else None
+        verdict, n_missing = _whole(found)
+        return ArmResult(
+            arm=name, verdict=verdict, comparisons=found, n_missing=n_missing, per_point=ratio,
+            per_point_between=per_point,
+        )  # fmt: skip
+
+    def _compared(self, arm: str, metric: Metric) -> Comparison:
+        paired = metric.name == EM and {arm, self.one.control} <= self.material.paired
+        alpha, margin = self.alphas[metric.name], dict(self.one.margins).get(metric.name)
+        base = Comparison(
+            arm=arm, metric=metric.name, paired=paired, n=0, effect=None, between=None, confidence=1 - alpha / 2,
+            margin=margin, verdict="inconclusive", why="nothing was measured yet",
+        )  # fmt: skip
+        if self.withheld is not None:
+            return replace(base, verdict="withheld", why=self.withheld)
+        if paired:
+            return self._paired(base, metric, alpha)
+        return self._unpaired(base, metric, alpha)
+
+    def _paired(self, base: Comparison, metric: Metric, alpha: float) -> Comparison:
+        """EM by audits: a loss is a drop, so the effect is the drop turned round."""
+        seen = [one for one in self.material.audits if {base.arm, self.one.control} <= set(one.arms)]
+        pairs = self._pairs(seen, base.arm)
+        if not pairs.n:
+            return base
+        right = [one.arms[self.one.control].right for one in seen]
+        known = [float(one) for one in right if one is not None]
+        classes = []
+        for name in _classes([one.query_class for one in seen]):
+            mine = self._pairs([one for one in seen if one.query_class == name], base.arm)
+            if mine.n >= KNOWN_AUDITS:
+                between = _turned(mine.between(alpha / 2 / MOST_CLASSES))
+                classes.append(_in_class(name, mine.n, -mine.drop, between, metric, base.margin))
+
+        def at(times: float) -> Interval:
+            return _turned(pairs.between(alpha / 2, times=times))
+
+        return self._told(
+            replace(
+                base, n=pairs.n, effect=-pairs.drop, n_pending=pairs.pending, classes=tuple(classes), why="",
+                control_mean=sum(known) / len(known) if known else None, stratified=-pairs.drop,
+            ), metric, at, self.material.n_requests,
+        )  # fmt: skip
+
+    def _pairs(self, seen: Sequence[AuditSeen], arm: str) -> Pairs:
+        marks = Counter(_pair(one.arms[self.one.control], one.arms[arm]) for one in seen)
+        return Pairs(gained=marks[-1], same=marks[0], lost=marks[1], pending=marks[None])
+
+    def _unpaired(self, base: Comparison, metric: Metric, alpha: float) -> Comparison:
+        values = _counted(self.material.values.get(metric.name, ()))
+        n_warm = _n_warm(values)
+        if len(values) <= n_warm:
+            return base
+        unfit = _unfit_split(values, f"units with a value of {metric.name}")
+        if unfit is not None:
+            return replace(base, verdict="withheld", why=unfit)
+        cap = _cap(self.one, metric, values[:n_warm])
+        names = [arm.name for arm in self.one.arms]
+        units = _units(values, names, n_warm, cap)
+        told, a, b = guesses(units), names.index(base.arm), names.index(self.one.control)
+        counted = values[n_warm:]
+        n = sum(one.arm in (base.arm, self.one.control) for one in counted)
+        whole = latest(compare(units, told, a, b), n)
+        means = [_mean([min(one.value, cap) for one in counted if one.arm == name]) for name in (base.arm, names[b])]
+        if whole is None or means[0] is None or means[1] is None:
+            return base
+        classes, stratified = self._by_class(base, metric, alpha, units, told, values, n_warm)
+
+        def at(times: float) -> Interval:
+            assert whole is not None
+            return whole.between(alpha / 2, times=times)
+
+        return self._told(
+            replace(
+                base, n=n, effect=whole.effect, plain=means[0] - means[1], control_mean=means[1], classes=classes,
+                stratified=stratified, n_cut=sum(one.value > cap for one in counted), why="",
+            ), metric, at, self.material.n_requests,
+        )  # fmt: skip
+
+    def _by_class(
+        self, base: Comparison, metric: Metric, alpha: float, units: Units, told: NDArray[np.float64],
+        values: Sequence[Value], n_warm: int,
+    ) -> tuple[tuple[ClassEffect, ...], float | None]:  # fmt: skip
+        """The larger classes, and the mean of all classes' effects, each by its part of the units."""
+        names = [arm.name for arm in self.one.arms]
+        a, b = names.index(base.arm), names.index(self.one.control)
+        of = np.array([one.query_class for one in values])
+        found, total, weight = list[ClassEffect](), 0.0, 0
+        for at, name in enumerate(dict.fromkeys(of[n_warm:].tolist())):
+            where = (of == name)[np.newaxis]
+            n = int(where[0, n_warm:].sum())
+            mine = latest(compare(units, told, a, b, where), n)
+            if mine is None:
+                continue
+            total, weight = total + n * mine.effect, weight + n
+            if at < MOST_CLASSES and n >= KNOWN_AUDITS:
+                between = mine.between(alpha / 2 / MOST_CLASSES)
+                found.append(_in_class(name, n, mine.effect, between, metric, base.margin))
+        return tuple(found), total / weight if weight else None
+
+    def _told(
+        self, base: Comparison, metric: Metric, at: Callable[[float], Interval], n_requests: int
+    ) -> Comparison:
+        """With its interval, its verdict, and how much is missing to one."""
+        between = at(1.0)
+        verdict = judge(between, metric, base.margin)
+        n_missing = None
+        if verdict == "inconclusive":
+            times = _times_to(lambda times: judge(at(times), metric, base.margin) != "inconclusive", n_requests)
+            n_missing = None if times is None else ceil((times - 1) * n_requests)
+        return replace(base, between=between, verdict=verdict, n_missing=n_missing)
+
+
+def judge(between: Interval, metric: Metric, margin: float | None) -> Verdict:
+    """What an interval of arm minus control proves.
+
+    better   it is better
+    no worse its loss is below the margin, where one was named
+    worse    its loss is above the margin, or above 0 where none was named
+    """
+    low, high = (between.low, between.high) if metric.higher_is_better else (-between.high, -between.low)
+    if low > 0:
+        return "better"
+    if margin is not None and low > -margin:
+        return "no worse"
+    return "worse" if high < -(margin or 0.0) else "inconclusive"
+
+
+def _whole(found: Sequence[Comparison]) -> tuple[Verdict, int | None]:
+    """The verdict of an arm: what decides is the primary metric and every metric with a margin."""
+    primary = found[0]
+    guarded = [one for one in found if one is primary or one.margin is not None]
+    verdicts = {one.verdict for one in guarded}
+    if "withheld" in verdicts:
+        return "withheld", None
+    if "worse" in verdicts:
+        return "worse", None
+    if "inconclusive" not in verdicts:
+        return ("better" if primary.verdict == "better" else "no worse"), None
+    waiting = [one.n_missing for one in guarded if one.verdict == "inconclusive"]
+    known = [n for n in waiting if n is not None]
+    return "inconclusive", max(known) if len(known) == len(waiting) else None
+
+
+def _in_class(
+    name: str, n: int, effect: float, between: Interval, metric: Metric, margin: float | None
+) -> ClassEffect:
+    return ClassEffect(
+        query_class=name, n=n, effect=effect, between=between, verdict=judge(between, metric, margin)
+    )
+
+
+def _pair(control: Shown, arm: Shown) -> int | None:
+    """What the arm does to the control's answer: +1 lost, -1 gained, 0 the same, None nobody says."""
+    if not control.seen or not arm.seen:
+        return None
+    if control.answer == arm.answer:
+        return 0
+    if control.right is None or arm.right is None:
+        return None
+    return int(control.right) - int(arm.right)
+
+
+def _turned(drop: Interval) -> Interval:
+    return Interval(-drop.high, -drop.low)
+
+
+def _classes(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(names))[:MOST_CLASSES]
+
+
+def _counted(values: Sequence[Value]) -> list[Value]:
+    """Without those of the warm-up that came late: what teaches the guesses must come before what counts."""
+    first = next((at for at, one in enumerate(values) if not one.warmup), len(values))
+    return [*values[:first], *(one for one in values[first:] if not one.warmup)]
+
+
+def _n_warm(values: Sequence[Value]) -> int:
+    return max(LEAST_TAUGHT, sum(one.warmup for one in values))
+
+
+def _cap(one: Experiment, metric: Metric, warm: Sequence[Value]) -> float:
+    given = {TOKENS: one.max_tokens, LATENCY: one.max_latency_s}.get(metric.name)
+    if metric.high is not None or given is not None:
+        return metric.high if metric.high is not None else float(given or 0.0)
+    return CAP_TIMES * max(*(value.value for value in warm), 1e-9)
+
+
+def _units(values: Sequence[Value], names: Sequence[str], n_warm: int, cap: float) -> Units:
+    """As arrays: of the question what was known, and its class, as far as the warm-up has seen it."""
+    classes = list(dict.fromkeys(one.query_class for one in values[:n_warm]))[:MOST_CLASSES]
+    known = np.array([one.known for one in values], dtype=np.float64).reshape(len(values), -1)
+    mean, spread = known[:n_warm].mean(axis=0), known[:n_warm].std(axis=0)
+    scaled = np.clip((known - mean) / np.where(spread > 0, spread, 1.0), -4, 4) * (spread > 0)
+    dummies = np.array([[one.query_class == name for name in classes] for one in values], dtype=np.float64)
+    return Units(
+        value=np.array([[min(one.value, cap) for one in values]]),
+        arm=np.array([[names.index(one.arm) for one in values]]),
+        propensity=np.array([[one.odds[one.arm] for one in values]]),
+        least=np.array([[min(share for share in one.odds.values() if share > 0) for one in values]]),
+        x=np.concatenate([np.ones((len(values), 1)), scaled, dummies], axis=1)[np.newaxis], n_arms=len(names),
+        warmup=n_warm, low=0.0, high=cap,
+    )  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _times_to(conclusive: Callable[[float], bool], n_requests: int) -> float | None:
+    """How many times as many requests are conclusive, if they go on as they have; None: too many for a number."""
+    most = MOST_REQUESTS / max(1, n_requests)
+    low, high = 1.0, 2.0
+    while not conclusive(high):
+        low, high = high, 2 * high
+        if low > most:
+            return None
+    while high - low > 0.01 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if conclusive(middle) else (middle, high)
+    return high

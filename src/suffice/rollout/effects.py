@@ -1,0 +1,227 @@
+"""How much better or worse one arm is than another, with an interval that may be read at any moment.
+
+    values of units, by arm, with their odds ──▶ guesses (by class and covariate, from earlier units only)
+                                             ──▶ contributions ──▶ effect_between
+    audits that show both arms: gained, same, lost ──▶ drop_between
+
+**Unpaired.** A unit with value Y in arm A contributes g_a - g_b + [A = a] (Y - g_a) / p_a - [A = b] (Y - g_b) / p_b.
+Its mean is E Y(a) - E Y(b) whatever was guessed (Robins, Rotnitzky, Zhao 1994, JASA 89: augmented inverse probability).
+The guesses are a ridge regression of each arm's earlier units on class and covariates: CUPED (Deng, Xu, Kohavi, Walker
+2013) and post-stratification at once, so a class that one arm has more of cannot make it look better. A unit counts by
+the odds of the rarest arm when it was drawn, which keeps every contribution within the range of the metric, also when
+the weights change. The interval is the conjugate-mixture empirical Bernstein sequence of `assurance.sequence`.
+
+**Paired.** An audit shows what each replayable arm would have answered; the interval for its EM drop is all drops that
+bets of `assurance.paired` do not refute (Waudby-Smith and Ramdas 2024).
+
+Arrays begin with an axis of experiments, so that simulations run the very functions that a single experiment runs.
+Knows numbers; refuses to know what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import log
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.assurance.bounds import Interval
+from suffice.assurance.certify import log_bets_against, mixed
+from suffice.assurance.paired import BETS
+from suffice.assurance.sequence import V_OPT, gamma_exponential_bound
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+PLANNED_UNITS: Final = 10_000  # at which an interval is tightest; any number is valid
+GROWTH: Final = 1.2            # guesses are fitted anew whenever there are that many times more units
+RIDGE: Final = 1.0             # units that the pooled mean is worth beside an arm's own
+_ALMOST_ONE: Final = 1 - 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Units:
+    """Units in the order in which their values became known: E experiments of n units.
+
+    The first `warmup` only teach the guesses. Values lie in [low, high].
+    """
+
+    value: Floats       # (E, n)
+    arm: Ints           # (E, n): 0 … n_arms - 1
+    propensity: Floats  # (E, n): P(that arm), when it was drawn
+    least: Floats       # (E, n): P of the rarest arm then
+    x: Floats           # (E, n, d): known before the first token; the first column is 1
+    n_arms: int
+    warmup: int
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        """Guesses need a unit to begin with."""
+        if self.warmup < 1 or not self.low < self.high:
+            raise ValueError(f"need warmup >= 1 and low < high; got {self.warmup=} {self.low=} {self.high=}")
+
+    @property
+    def width(self) -> float:
+        """Of the metric's range."""
+        return self.high - self.low
+
+
+def guesses(units: Units) -> Floats:
+    """What each unit's value would be in each arm, as far as earlier units tell, shape (E, n, n_arms)."""
+    n_experiments, n, d = units.x.shape
+    found = np.full((n_experiments, n, units.n_arms), (units.low + units.high) / 2)
+    for begin, end in _blocks(units.warmup, n):
+        x, y, arm = units.x[:, :begin], units.value[:, :begin], units.arm[:, :begin]
+        centre = y.mean(axis=1)
+        for a in range(units.n_arms):
+            mine = x * (arm == a)[..., np.newaxis]
+            gram = np.swapaxes(mine, 1, 2) @ x + RIDGE * np.eye(d)
+            slope = np.linalg.solve(gram, np.swapaxes(mine, 1, 2) @ (y - centre[:, np.newaxis])[..., np.newaxis])
+            told = centre[:, np.newaxis] + (units.x[:, begin:end] @ slope)[..., 0]
+            found[:, begin:end, a] = np.clip(told, units.low, units.high)
+    return found
+
+
+def _blocks(warmup: int, n: int) -> Iterator[tuple[int, int]]:
+    """Where guesses are fitted anew: behind the warm-up, and whenever there are enough more units."""
+    begin = warmup
+    while begin < n:
+        end = min(n, max(begin + 10, int(begin * GROWTH)))
+        yield begin, end
+        begin = end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Running:
+    """The comparison of two arms after each unit behind the warm-up, shape (E, n - warmup) each."""
+
+    effect: Floats     # weighted mean of the contributions so far
+    weight: Floats     # sum of the weights so far
+    deviation: Floats  # squared, of contributions scaled to [0, 1], each from the effect before it
+    width: float       # of the metric's range
+    v_opt: Floats      # (E,): deviation at which the interval is tightest, a power of 2, known behind the warm-up
+
+
+def compare(units: Units, told: Floats, a: int, b: int, where: NDArray[np.bool_] | None = None) -> Running:
+    """Arm a minus arm b, in the metric's unit.
+
+    told   of `guesses`
+    where  units that count, shape (E, n), by what was known before their first token, such as their class; None: all
+    """
+    arm, odds, weight = units.arm, units.propensity, units.least
+    away = np.take_along_axis(told, arm[..., np.newaxis], axis=2)[..., 0]
+    sign = np.where(arm == a, 1.0, 0.0) - np.where(arm == b, 1.0, 0.0)
+    each = weight * (told[..., a] - told[..., b] + sign * (units.value - away) / odds)
+    if where is not None:
+        each, weight = np.where(where, each, 0.0), np.where(where, weight, 0.0)
+    each, weight = each[:, units.warmup :], weight[:, units.warmup :]
+    total, weights = np.cumsum(each, axis=1), np.cumsum(weight, axis=1)
+    effect = np.divide(total, weights, out=np.zeros_like(total), where=weights > 0)
+    before = np.concatenate([np.zeros((len(effect), 1)), effect[:, :-1]], axis=1)[:, : effect.shape[1]]
+    off = np.abs(each - np.clip(weight * before, -units.width, units.width)) / (2 * units.width)
+    return Running(
+        effect=effect, weight=weights, deviation=np.cumsum(np.where(weight > 0, off * off, 0.0), axis=1),
+        width=units.width, v_opt=_planned(units),
+    )  # fmt: skip
+
+
+def _planned(units: Units) -> Floats:
+    """The deviation of `PLANNED_UNITS` units like those of the warm-up: chosen before anything is counted."""
+    first = slice(0, units.warmup)
+    spread = units.value[:, first].var(axis=1) / units.width**2 * units.least[:, first].mean(axis=1) / 2
+    return np.asarray(np.exp2(np.round(np.log2(np.maximum(V_OPT, PLANNED_UNITS * spread)))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """The latest state of a comparison: all that its interval is made of."""
+
+    n: int
+    effect: float
+    weight: float
+    deviation: float
+    width: float
+    v_opt: float
+
+    def between(self, alpha: float, *, times: float = 1.0) -> Interval:
+        """Both ends, each wrong at any look with probability at most `alpha` / 2.
+
+        times  the same with so many times the units, if they went on as they have
+        """
+        whole = Interval(-self.width, self.width)
+        if self.weight <= 0:
+            return whole
+        bound = gamma_exponential_bound(self.deviation * times, alpha / 2, v_opt=self.v_opt)
+        radius = 2 * self.width * bound / (self.weight * times)
+        return Interval(max(whole.low, self.effect - radius), min(whole.high, self.effect + radius))
+
+
+def latest(running: Running, n: int) -> Compared | None:
+    """The last look at a single experiment; None: nothing was counted. `n` units stand behind it."""
+    if not n or not running.effect.shape[1]:
+        return None
+    return Compared(
+        n=n, effect=float(running.effect[0, -1]), weight=float(running.weight[0, -1]),
+        deviation=float(running.deviation[0, -1]), width=running.width, v_opt=float(running.v_opt[0]),
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------- paired by audits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """Audits that show two arms at once, counted by what the second one did to the answer of the first."""
+
+    gained: int   # wrong with the first, right with the second
+    same: int
+    lost: int     # right with the first, wrong with the second
+    pending: int  # the answers differ, and nobody has said yet which is right
+
+    @property
+    def n(self) -> int:
+        """All of them."""
+        return self.gained + self.same + self.lost + self.pending
+
+    @property
+    def drop(self) -> float:
+        """Mean loss of EM, those that wait for a label left out of the difference; not a number without pairs."""
+        return (self.lost - self.gained) / self.n if self.n else float("nan")
+
+    def between(self, alpha: float, *, times: float = 1.0) -> Interval:
+        """Both ends of the drop, each wrong at any look with probability at most `alpha` / 2.
+
+        What waits for a label counts as lost at the upper end and as gained at the lower one.
+        """
+        up = _smallest_refuted(times * self.gained, times * self.same, times * (self.lost + self.pending), alpha / 2)
+        down = _smallest_refuted(times * self.lost, times * self.same, times * (self.gained + self.pending), alpha / 2)
+        return Interval(-down, up)
+
+
+def _smallest_refuted(gained: float, same: float, lost: float, alpha: float) -> float:
+    """The smallest drop that these counts refute; 1: none. More of it is refuted too, so halving finds it."""
+    goal, (up, level, down) = log(1 / alpha), (np.array([n], dtype=np.float64) for n in (gained, same, lost))
+    low, high = -_ALMOST_ONE, 1.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        refuted = mixed(log_bets_against(up, level, down, middle, bets=BETS))[0] >= goal
+        low, high = (low, middle) if refuted else (middle, high)
+    return high
+
+
+# --------------------------------------------------------------------------- ratios
+
+
+def ratio_of(part: Interval, whole: Interval) -> Interval | None:
+    """All ratios of a number in one interval and a number in the other; None: the second may be 0, so any is possible.
+
+    If both intervals hold, so does this one: their errors add up, whatever links them.
+    """
+    if whole.low <= 0 <= whole.high:
+        return None
+    corners = [part.low / whole.low, part.low / whole.high, part.high / whole.low, part.high / whole.high]
+    return Interval(min(corners), max(corners))

@@ -1,0 +1,84 @@
+"""Experiments in simulation, with fewer seeds than `python -m bench.claims.experiments`, whose functions these are.
+
+`python -m pytest -q -s tests/claims/test_experiments.py` prints the figures.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+import pytest
+from bench.claims.experiments import aa, cuped, priced, radius, ramp, simpson, split, units
+
+from suffice.assurance.bounds import exact_binomial
+from suffice.rollout.effects import compare, guesses, latest
+from suffice.rollout.metrics import SATISFACTION
+
+
+def surely_above(share: float, n: int, limit: float) -> bool:
+    """Is a rate above a limit, by more than chance could do once in 40 such tests?"""
+    return exact_binomial(round(share * n), n, 0.95).low > limit
+
+
+def test_the_simulation_uses_the_functions_that_ship() -> None:
+    rng = np.random.default_rng(0)
+    one = units(rng.random((1, 900)), rng.integers(0, 2, (1, 900)))
+    running = compare(one, guesses(one), 1, 0)
+    found = latest(running, 800)
+    assert found is not None
+    between = found.between(0.05)
+    half = radius(running, 0.05, np.array([799]))[0, 0]
+    assert between.high - found.effect == pytest.approx(half, rel=1e-4)
+
+
+def test_peeking_at_experiments_without_a_difference_calls_hardly_any() -> None:
+    """F39: looked at 1,000 times each, at most 5 % may ever be called; a z-test calls most of them."""
+    found = aa(400, 2_000, 1_000, 1)
+    print(f"A/A: {found.n} experiments, 1,000 looks each: a false verdict in {found.any_metric:.1%}, {found.by_metric}")
+    print(f"a z-test on tokens at each look: {found.z_test:.1%}")
+    assert not surely_above(found.any_metric, found.n, 0.05)
+    assert found.z_test > 0.3
+
+
+def test_three_points_of_satisfaction_are_found_and_priced() -> None:
+    found = [priced(40_000, seed) for seed in range(12)]
+    n_found, n_priced = sum(one.found for one in found), sum(one.low is not None for one in found)
+    print(f"3 points: found in {n_found} of 12, after {sorted(one.found_at or 0 for one in found)[6]:,} units")
+    print(f"priced in {n_priced} of 12: {[(one.low, one.per_point, one.high) for one in found[:3]]}")
+    assert n_found >= 11
+    assert sum(one.covered for one in found) >= 11
+    assert n_priced >= 8
+    covered = sum(one.low <= 1.95 <= one.high for one in found if one.low is not None and one.high is not None)
+    assert covered >= n_priced - 1
+
+
+def test_simpson_is_seen_through_and_a_broken_split_is_withheld() -> None:
+    for seed in range(3):
+        shown = simpson(20_000, seed, broken=False).arms[0].of(SATISFACTION)
+        assert shown.plain is not None
+        assert shown.effect is not None
+        assert shown.plain > 0 > shown.effect
+        assert simpson(20_000, seed, broken=True).withheld is not None
+
+
+def test_a_split_of_53_to_47_is_withheld_and_a_right_one_is_not() -> None:
+    withheld = sum(split(10_000, seed, 0.53) for seed in range(20))
+    false = sum(split(10_000, seed, 0.50) for seed in range(40))
+    print(f"53/47: withheld in {withheld} of 20 at 10,000 units; 50/50: in {false} of 40")
+    assert withheld >= 16
+    assert false == 0
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.8])
+def test_a_covariate_narrows_the_interval_by_what_theory_says(rho: float) -> None:
+    ratio, covered = cuped(rho, 12_000, 12, 5)
+    print(f"correlation {rho}: width {ratio:.3f} of that without, theory {sqrt(1 - rho * rho):.3f}")
+    assert ratio == pytest.approx(sqrt(1 - rho * rho), rel=0.06)
+    assert covered >= 11 / 12
+
+
+def test_the_interval_holds_while_the_weights_and_the_effect_change() -> None:
+    missed = ramp(3_000, 300, 6)
+    print(f"ramp from 5 % to 50 %, effect from +8 to -2 points: missed at some look in {missed:.1%}")
+    assert not surely_above(missed, 300, 0.05)

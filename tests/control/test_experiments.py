@@ -1,0 +1,266 @@
+"""From a real log to what an experiment shows: witnesses, audits replayed for every arm, and what must not count."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from suffice.control.experiments import gather, look
+from suffice.errors import ConfigError
+from suffice.rollout.experiment import Units, draw
+from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
+from suffice.rollout.results import Material
+from suffice.settings import Settings, Store, parse
+from suffice.store.decisions import Decisions
+from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.experiment_events import Begun
+from suffice.store.experiments import Held, read_experiments, start, stop
+from suffice.store.sqlite import SqliteLog
+from suffice.store.views import reading
+from suffice.types import Feedback, Outcome, Request, Usage
+from tests.control.made import run
+
+BRISK = {"policy": "stable-answer", "streak": 2}
+
+
+def settings(**changes: Any) -> Settings:
+    """A route of eight samples whose owner lets it stop at four equal answers, and an experiment with two."""
+    experiment = {
+        "routes": ["r"], "unit": "conversation", "warmup_units": 20,
+        "arms": {"full": {"full": True}, "brisk": {"policy": BRISK}}, **changes,
+    }  # fmt: skip
+    return parse({
+        "upstreams": {"up": {"url": "http://h"}},
+        "routes": {"r": {
+            "upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce",
+            "policy": {"policy": "stable-answer", "streak": 4}, "uncertified": True,
+        }},
+        "metrics": {"solved": {"type": "boolean"}, "tone": {"type": "category", "values": ["warm", "cold"]}},
+        "experiments": {"e": experiment},
+    })  # fmt: skip
+
+
+@dataclass
+class Story:
+    """A log with an experiment that runs, and a way to add what happens."""
+
+    folder: Path
+    settings: Settings
+    held: Held
+    rng: random.Random = field(default_factory=lambda: random.Random(1))
+    n: int = 0
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "a.db"
+
+    def write(self, events: Sequence[Event]) -> None:
+        log = SqliteLog.open(Store(url=f"sqlite:///{self.path}", flush_ms=0), now=lambda: 0.0)
+        for event in events:
+            assert log.append(event)
+        log.close()
+
+    def request(self, of: str, *, audit: bool = False, **changes: Any) -> tuple[Request, Outcome]:
+        """A run of a unit in the arm that it draws, as a gateway would have served it."""
+        self.n += 1
+        arms = draw([self.held.experiment], route="r", units=Units(request=of), salt="s")
+        request, outcome = run(self.n, self.rng, audit=audit, propensity=0.1 if audit else 0.9, **changes)
+        request = replace(request, arms=arms)
+        if arms and arms[0].arm == "brisk" and not audit:
+            usage = Usage(prompt_tokens=5, completion_tokens=100)
+            outcome = replace(outcome, usage=usage, steps=outcome.steps[:2], stopped=True, stop_step=2)
+            outcome = replace(outcome, end_reason="stopped")
+        elif arms and arms[0].arm == "full":
+            request = replace(request, mode="observe")
+        return request, replace(outcome, duration_s=2.0)
+
+    def ran(self, unit: str, *said: Feedback, **options: Any) -> Request:
+        request, outcome = self.request(unit, **options)
+        given = [FeedbackGiven(replace(one, episode_id=request.episode_id)) for one in said]
+        self.write([RequestSeen(request), RequestEnded(outcome), *given])
+        return request
+
+    def material(self) -> Material:
+        held = next(one for one in read_experiments(self.path) if one.experiment.name == "e")
+        with reading(self.path) as connection:
+            return gather(connection, held, self.settings)
+
+
+def story(folder: Path, **changes: Any) -> Story:
+    given = settings(**changes)
+    with Decisions.open(folder / "a.db", now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
+        begun = start(writer, "e", given.experiments["e"], author="a", reason="r")
+    assert isinstance(begun, Begun)
+    return Story(folder, given, read_experiments(folder / "a.db")[0])
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Story:
+    return story(tmp_path)
+
+
+def of(arm: str, told: Story) -> Iterator[str]:
+    """Units that draw this arm."""
+    for number in range(10_000):
+        unit = f"{arm}-{number}"
+        if draw([told.held.experiment], route="r", units=Units(request=unit), salt="s")[0].arm == arm:
+            yield unit
+
+
+def test_a_run_tells_its_tokens_its_time_and_what_people_said(told: Story) -> None:
+    full, brisk = next(of("full", told)), next(of("brisk", told))
+    told.ran(brisk, Feedback(feedback_id="a", rating=4), Feedback(feedback_id="b", correct=True, source="reviewer"))
+    told.ran(full, Feedback(feedback_id="c", metrics=(("solved", True), ("tone", "warm"), ("unknown", 3.0))))
+    found = told.material()
+    assert [(one.arm, one.value) for one in found.values[SATISFACTION]] == [("brisk", 0.75)]
+    assert [(one.arm, one.value) for one in found.values[EM]] == [("brisk", 1.0)]
+    assert [(one.arm, one.value) for one in found.values["solved"]] == [("full", 1.0)]
+    assert [(one.arm, one.value) for one in found.values[LATENCY]] == [("brisk", 2.0), ("full", 2.0)]
+    assert found.values[TOKENS][0].value == 100
+    assert set(found.values) == {SATISFACTION, EM, "solved", LATENCY, TOKENS}
+    assert [one.arm for one in found.drawn] == ["brisk", "full"]
+    assert all(one.odds == {"full": 0.5, "brisk": 0.5} for one in found.values[TOKENS])
+
+
+def test_a_unit_is_one_witness_by_its_first_value(told: Story) -> None:
+    brisk = next(of("brisk", told))
+    told.ran(brisk, Feedback(feedback_id="a", rating=1))
+    told.ran(brisk, Feedback(feedback_id="b", rating=5))
+    found = told.material()
+    assert [one.value for one in found.values[SATISFACTION]] == [0.0]
+    assert len(found.values[TOKENS]) == len(found.drawn) == 1
+    assert found.n_requests == 2
+
+
+def test_audits_and_what_is_not_governed_stand_for_no_arm(told: Story) -> None:
+    told.ran(next(of("brisk", told)), audit=True)
+    told.ran(next(of("full", told)), ungoverned="tools")
+    found = told.material()
+    assert found.values == {}
+    assert len(found.audits) == 1
+
+
+def test_runs_that_did_not_end_have_no_time_and_those_that_spent_have_tokens(told: Story) -> None:
+    told.ran(next(of("full", told)), end_reason="client_left")
+    told.ran(next(of("brisk", told)), end_reason="rejected")
+    found = told.material()
+    assert [one.arm for one in found.values[LATENCY]] == ["brisk"]  # which the story lets end by a stop
+    assert len(found.values[TOKENS]) == 2
+
+
+def test_the_first_units_are_the_warm_up(told: Story) -> None:
+    units = of("brisk", told)
+    for _ in range(25):
+        told.ran(next(units))
+    assert [one.warmup for one in told.material().values[TOKENS]] == [True] * 20 + [False] * 5
+
+
+def test_an_audit_shows_both_arms_by_replay(told: Story) -> None:
+    """Of eight answers 3, 3, 7 … 7: two equal ones stop the brisk arm, and the full vote says otherwise."""
+    request, outcome = told.request("u", audit=True)
+    answers = ["3", "3", *["7"] * 6]
+    steps = tuple(replace(step, answer=answer) for step, answer in zip(outcome.steps, answers, strict=True))
+    outcome = replace(outcome, steps=steps, answer="7", stopped=False, end_reason="done")
+    label = FeedbackGiven(Feedback(feedback_id="g", episode_id=request.episode_id, gold="7", source="reviewer"))
+    told.write([RequestSeen(request), RequestEnded(outcome), label])
+    found = told.material()
+    assert found.paired == {"full", "brisk"}
+    shown = found.audits[0].arms
+    assert (shown["full"].answer, shown["full"].right) == ("7", True)
+    assert (shown["brisk"].answer, shown["brisk"].right) == ("3", False)
+
+
+def test_an_arm_that_lets_a_run_come_to_its_end_gives_the_full_answer(told: Story) -> None:
+    request, outcome = told.request("u", audit=True)
+    answers = ["1", "2", "1", "2", "1", "2", "1", "1"]
+    steps = tuple(replace(step, answer=answer) for step, answer in zip(outcome.steps, answers, strict=True))
+    told.write([RequestSeen(request), RequestEnded(replace(outcome, steps=steps, answer="1"))])
+    shown = told.material().audits[0].arms
+    assert shown["brisk"].answer == shown["full"].answer == "1"
+    assert shown["brisk"].right is None
+
+
+def test_what_nobody_saw_shows_nothing(told: Story) -> None:
+    request, outcome = told.request("u", audit=True)
+    steps = (replace(outcome.steps[0], missing=True), *outcome.steps[1:])
+    told.write([RequestSeen(request), RequestEnded(replace(outcome, steps=steps))])
+    left, gone = told.request("v", audit=True, end_reason="client_left")
+    told.write([RequestSeen(left), RequestEnded(gone)])
+    first, second = told.material().audits
+    assert not first.arms["brisk"].seen
+    assert not second.arms["full"].seen
+    assert not second.arms["brisk"].seen
+
+
+def test_an_audit_is_one_witness_for_its_conversation(told: Story) -> None:
+    for _ in range(2):
+        request, outcome = told.request("u", audit=True)
+        told.write([RequestSeen(replace(request, unit="same")), RequestEnded(outcome)])
+    assert len(told.material().audits) == 1
+
+
+def test_behind_its_end_only_its_own_runs_count(told: Story) -> None:
+    request, outcome = told.request(next(of("brisk", told)))
+    told.write([RequestSeen(request)])
+    with Decisions.open(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
+        stop(writer, "e", author="a", reason="r")
+    late, ended = told.request("u", audit=True)
+    said = FeedbackGiven(Feedback(feedback_id="a", episode_id=request.episode_id, rating=5))
+    told.write([RequestEnded(outcome), said, RequestSeen(replace(late, arms=())), RequestEnded(ended)])
+    found = told.material()
+    assert [one.value for one in found.values[SATISFACTION]] == [1.0]
+    assert found.audits == []
+
+
+def test_an_effort_is_shown_by_audits_that_were_asked_twice_with_it() -> None:
+    raw = {
+        "upstreams": {"up": {"url": "http://h"}},
+        "routes": {"r": {"upstream": "up", "mode": "enforce", "scorer": "number", "effort": "low"}},
+    }  # fmt: skip
+    from suffice.control.audits import Audit
+    from suffice.control.shown import OfRoute
+    from suffice.rollout.experiment import Arm
+    from suffice.types import Episode
+
+    route = parse(raw).routes["r"]
+    one = OfRoute(route=route, match=lambda a, b: a == b, published=lambda _: None, load=lambda _: None)
+    own, other = Arm(name="low", weight=1), Arm(name="high", weight=1, effort="high")
+    assert (one.replayable(own), one.replayable(other), one.replayable(Arm(name="f", weight=1, full=True))) == (
+        True, False, True,
+    )  # fmt: skip
+    request, outcome = run(1, random.Random(0), audit=True)
+    twice = replace(outcome, pair_arm="effort=low", pair_propensity=0.9, pair_answer="5")
+    audits = [Audit(seq=n, at=0, ended_at_s=0, episode=Episode(request=request, outcome=o))
+              for n, o in enumerate((twice, outcome))]  # fmt: skip
+    shown = one.arm(own, audits)
+    assert shown[0] is not None
+    assert shown[0].answer == "5"
+    assert shown[1] is None
+    assert one.arm(other, audits) == [None, None]
+
+
+def test_a_whole_experiment_is_looked_at_through_the_log(tmp_path: Path) -> None:
+    told, events = story(tmp_path, margins={"em": 0.2}), list[Event]()
+    for number in range(600):
+        request, outcome = told.request(f"u{number}", audit=number % 3 == 0, unit=f"u{number}")
+        events += [RequestSeen(request), RequestEnded(outcome)]
+    told.write(events)
+    found = look(told.path, told.held, told.settings)
+    assert found.withheld is None
+    assert found.n_units == found.n_requests == 600
+    arm = found.arms[0]
+    assert arm.of(TOKENS).verdict == "better"
+    assert arm.of(EM).paired
+    assert arm.of(EM).n >= 200
+    assert msgspec.json.encode(msgspec.to_builtins(found))
+
+
+def test_a_route_that_is_gone_is_said(told: Story) -> None:
+    with reading(told.path) as connection, pytest.raises(ConfigError, match="route 'r' is not in the settings any"):
+        gather(connection, told.held, parse({}))

@@ -1,0 +1,374 @@
+"""What an experiment is said to show: verdicts, what is withheld, what is missing, and sentences that claim no more."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from bench.claims.experiments import simpson
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suffice.assurance.bounds import Interval
+from suffice.rollout.analysis import alphas, analyse, judge, watched
+from suffice.rollout.experiment import Arm, Experiment
+from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, metric_of
+from suffice.rollout.reading import reading
+from suffice.rollout.results import (
+    ArmResult,
+    AuditSeen,
+    ClassEffect,
+    Comparison,
+    Drawn,
+    Material,
+    Result,
+    Shown,
+    Value,
+    Verdict,
+)
+
+NAMES = ("full", "brisk")
+HALF = {"full": 0.5, "brisk": 0.5}
+
+
+def made(**changes: Any) -> Experiment:
+    known: dict[str, Any] = {
+        "name": "e", "run": 1, "routes": ("r",), "unit": "request", "layer": "default", "slots": ((0, 1_000),),
+        "arms": (Arm(name="full", weight=1, full=True), Arm(name="brisk", weight=1)), "control": "full",
+        "primary": TOKENS,
+    }  # fmt: skip
+    return Experiment(**(known | changes))
+
+
+def values(
+    n: int, seed: int, *, full: float, brisk: float, spread: float = 0.2, high: float = 1.0,
+    classes: tuple[str, ...] = ("",), warmup: int = 100,
+) -> list[Value]:
+    """Values of two arms around their means."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for at in range(n):
+        arm = NAMES[int(rng.integers(2))]
+        mean = full if arm == "full" else brisk
+        value = float(np.clip(mean + spread * rng.normal(), 0, high))
+        found.append(Value(
+            arm=arm, odds=HALF, query_class=classes[at % len(classes)], value=value, known=(0.0,), warmup=at < warmup
+        ))  # fmt: skip
+    return found
+
+
+def material(found: dict[str, list[Value]], **changes: Any) -> Material:
+    longest = max(found.values(), key=len, default=[])
+    drawn = [Drawn(arm=one.arm, odds=one.odds, query_class=one.query_class) for one in longest]
+    known: dict[str, Any] = {"n_requests": len(drawn), "drawn": drawn, "values": found}
+    return Material(**(known | changes))
+
+
+def audits(n: int, *, lost: int, gained: int = 0, pending: int = 0, query_class: str = "") -> list[AuditSeen]:
+    def one(full: bool | None, brisk: bool | None, *, same: bool = False) -> AuditSeen:
+        answers = ("4", "4") if same else ("4", "5")
+        return AuditSeen(query_class=query_class, arms={
+            "full": Shown(answer=answers[0], right=full), "brisk": Shown(answer=answers[1], right=brisk)
+        })  # fmt: skip
+
+    differing = [one(True, False)] * lost + [one(False, True)] * gained + [one(None, None)] * pending
+    return differing + [one(True, True, same=True)] * (n - len(differing))
+
+
+PAIRED = frozenset(NAMES)
+
+
+# --------------------------------------------------------------------------- verdicts
+
+
+def test_fewer_tokens_and_no_loss_of_em_is_better() -> None:
+    tokens = values(4_000, 1, full=900, brisk=600, spread=150, high=4_000)
+    found = analyse(
+        made(margins=((EM, 0.02),)),
+        material({TOKENS: tokens}, audits=audits(3_000, lost=12, gained=6), paired=PAIRED),
+    )
+    (arm,) = found.arms
+    assert arm.verdict == "better"
+    assert arm.of(TOKENS).verdict == "better"
+    assert arm.of(EM).paired
+    assert arm.of(EM).verdict == "no worse"
+    between = arm.of(TOKENS).between
+    assert between is not None
+    assert between.low <= -300 <= between.high
+    first, second, *_ = reading(found, arm)
+    begins = "'brisk' against 'full' is better and no loss elsewhere that was not allowed: a request uses"
+    assert first.startswith(begins)
+    assert "fewer tokens (33%), between" in first
+    assert "within the 2.00 points that you allow" in second
+
+
+def test_a_loss_beyond_the_margin_is_worse_whatever_was_saved() -> None:
+    tokens = values(4_000, 1, full=900, brisk=600, spread=150, high=4_000)
+    found = analyse(
+        made(margins=((EM, 0.02),)), material({TOKENS: tokens}, audits=audits(3_000, lost=200), paired=PAIRED)
+    )
+    assert found.arms[0].verdict == "worse"
+    told = reading(found, found.arms[0])
+    assert told[0].startswith("'brisk' against 'full' is worse in em: ")
+    assert "more than the 2.00 points that you allow" in told[1]
+
+
+def test_too_little_is_inconclusive_and_says_how_much_is_missing() -> None:
+    """What it says is missing is about what it takes: four times as many such requests are enough."""
+    def look(n: int) -> Result:
+        return analyse(made(primary=SATISFACTION), material({SATISFACTION: values(n, 3, full=0.70, brisk=0.66)}))
+
+    arm = look(900).arms[0]
+    assert arm.verdict == "inconclusive"
+    assert arm.n_missing is not None
+    assert look(900 + 4 * arm.n_missing).arms[0].verdict == "worse"
+    told = reading(look(900), arm)
+    assert any(f"bout {arm.n_missing:,} more requests would tell" in sentence for sentence in told)
+
+
+def test_no_difference_at_all_has_no_number_of_missing_requests() -> None:
+    one = made(primary=SATISFACTION)
+    same = [Value(arm=NAMES[at % 2], odds=HALF, query_class="", value=0.5) for at in range(600)]
+    arm = analyse(one, material({SATISFACTION: same})).arms[0]
+    assert (arm.verdict, arm.n_missing) == ("inconclusive", None)
+    assert "cannot be said" in reading(analyse(one, material({SATISFACTION: same})), arm)[-1]
+
+
+def test_with_a_margin_no_difference_is_an_answer() -> None:
+    one = made(primary=SATISFACTION, margins=((SATISFACTION, 0.05),))
+    found = analyse(one, material({SATISFACTION: values(6_000, 5, full=0.7, brisk=0.7)}))
+    assert found.arms[0].verdict == "no worse"
+    assert "is not worse than you allow" in reading(found, found.arms[0])[0]
+
+
+def test_nothing_measured_is_inconclusive_and_said_so() -> None:
+    found = analyse(made(), material({}))
+    assert found.arms[0].verdict == "inconclusive"
+    assert reading(found, found.arms[0])[0] == "'brisk' against 'full' is inconclusive: tokens was not measured yet."
+    one_arm = [Value(arm="full", odds=HALF, query_class="", value=1.0)] * 50
+    lone = analyse(made(), material({}, values={TOKENS: one_arm}))
+    assert lone.arms[0].of(TOKENS).effect is None
+
+
+@given(
+    low=st.floats(-1, 1), width=st.floats(0, 1), margin=st.none() | st.floats(0, 1), higher=st.booleans()
+)
+@settings(max_examples=200, derandomize=True, deadline=None)
+def test_a_verdict_is_what_the_interval_proves(low: float, width: float, margin: float | None, higher: bool) -> None:
+    metric = METRICS[EM] if higher else METRICS[TOKENS]
+    verdict = judge(Interval(low, low + width), metric, margin)
+    gains = (low, low + width) if higher else (-low - width, -low)
+    if verdict == "better":
+        assert gains[0] > 0
+    elif verdict == "no worse":
+        assert margin is not None
+        assert gains[0] > -margin
+    elif verdict == "worse":
+        assert gains[1] < -(margin or 0)
+    else:
+        assert gains[0] <= 0
+        assert gains[1] >= -(margin or 0)
+
+
+# --------------------------------------------------------------------------- error, arms, classes
+
+
+def test_arms_and_metrics_share_one_error() -> None:
+    one = made(margins=(("solved", 0.1),), confidence=0.9)
+    for n_arms in (1, 3):
+        shares = alphas(one, n_arms)
+        assert sum(shares.values()) * n_arms == pytest.approx(0.1)
+        assert shares[TOKENS] * n_arms == pytest.approx(0.05)
+    assert watched(one) == (TOKENS, EM, SATISFACTION, LATENCY, "solved")
+
+
+def test_more_arms_make_wider_intervals_and_each_is_compared_with_the_control() -> None:
+    third = {"full": 1 / 3, "brisk": 1 / 3, "bold": 1 / 3}
+    arms = tuple(Arm(name=name, weight=1, full=name == "full") for name in third)
+    rng = np.random.default_rng(6)
+    found = [
+        Value(arm=name, odds=third, query_class="", value=float(np.clip({"full": 0.7, "brisk": 0.7, "bold": 0.5}[name]
+              + 0.1 * rng.normal(), 0, 1)))
+        for name in rng.choice(list(third), 6_000).tolist()
+    ]  # fmt: skip
+    result = analyse(made(arms=arms, primary=SATISFACTION), material({SATISFACTION: found}))
+    assert {arm.arm: arm.verdict for arm in result.arms} == {"brisk": "inconclusive", "bold": "worse"}
+    assert result.arms[0].of(SATISFACTION).confidence > 0.975
+
+
+def test_a_class_that_is_harmed_is_named_though_the_whole_is_fine() -> None:
+    """A gain in one class hides a harm in another: the whole is better, and the class is shown."""
+    easy = values(6_000, 7, full=0.5, brisk=0.8, classes=("easy",))
+    hard = values(2_000, 8, full=0.6, brisk=0.45, classes=("hard",), warmup=0)
+    mixed = [one for four in zip(*[iter(easy)] * 3, hard, strict=False) for one in four]
+    found = analyse(made(primary=SATISFACTION), material({SATISFACTION: mixed}))
+    arm = found.arms[0]
+    assert arm.verdict == "better"
+    assert arm.of(SATISFACTION).harmed == ("hard",)
+    assert "worse in satisfaction for class hard, whatever the whole says" in reading(found, arm)[-1]
+
+
+def test_classes_of_audits_are_shown_too() -> None:
+    seen = audits(1_000, lost=100, query_class="hard") + audits(2_000, lost=0, gained=60, query_class="easy")
+    comparison = analyse(made(), material({}, audits=seen, paired=PAIRED)).arms[0].of(EM)
+    assert {one.query_class: one.verdict for one in comparison.classes} == {"hard": "worse", "easy": "better"}
+    assert comparison.effect == pytest.approx(-40 / 3_000)
+
+
+def test_audits_without_a_label_widen_and_those_not_seen_count_for_nobody() -> None:
+    blind = AuditSeen(query_class="", arms={name: Shown(answer=None, right=None, seen=False) for name in NAMES})
+    foreign = AuditSeen(query_class="", arms={"full": Shown(answer="4", right=True)})
+    seen = [*audits(1_000, lost=5, pending=20), blind, foreign]
+    comparison = analyse(made(), material({}, audits=seen, paired=PAIRED)).arms[0].of(EM)
+    assert (comparison.n, comparison.n_pending) == (1_001, 21)
+    alone = analyse(made(), material({}, audits=audits(1_000, lost=5), paired=PAIRED)).arms[0].of(EM)
+    assert comparison.between is not None
+    assert alone.between is not None
+    assert comparison.between.low < alone.between.low
+    assert comparison.between.high > alone.between.high
+
+
+def test_what_the_arm_costs_in_satisfaction_for_each_em_point() -> None:
+    liked = values(20_000, 9, full=0.75, brisk=0.69)
+    found = analyse(
+        made(primary=SATISFACTION),
+        material({SATISFACTION: liked}, audits=audits(4_000, lost=140, gained=20), paired=PAIRED),
+    )
+    arm = found.arms[0]
+    assert arm.per_point is not None
+    assert arm.per_point_between is not None
+    assert arm.per_point_between.low < 2.0 < arm.per_point_between.high
+    assert "each EM point lost goes with" in reading(found, arm)[-1]
+
+
+# --------------------------------------------------------------------------- Simpson, splits, warm-up
+
+
+def test_simpson_is_shown_and_not_hidden() -> None:
+    """F40: the brisk arm loses 5 points in each class, and its plain mean is higher."""
+    found = simpson(20_000, 0, broken=False)
+    shown = found.arms[0].of(SATISFACTION)
+    assert shown.plain is not None
+    assert shown.effect is not None
+    assert shown.stratified is not None
+    assert shown.plain > 0.1
+    assert shown.effect < 0
+    assert shown.stratified < 0
+    assert shown.misleading
+    assert {part.query_class for part in shown.classes} == {"hard", "easy"}
+    assert all(part.effect < 0 for part in shown.classes)
+    assert "and mislead: the arms had different mixes of questions" in reading(found, found.arms[0])[-1]
+
+
+def test_a_split_that_does_not_fit_its_odds_withholds_everything() -> None:
+    """F41: 53/47 where halves were drawn."""
+    rng = np.random.default_rng(10)
+    drawn = [Drawn(arm="brisk" if brisk else "full", odds=HALF, query_class="") for brisk in rng.random(20_000) < 0.53]
+    tokens = values(4_000, 1, full=900, brisk=600, spread=150, high=4_000)
+    found = analyse(made(), material({TOKENS: tokens}, drawn=drawn))
+    assert found.withheld is not None
+    assert re.search(r"20,000 units are split brisk 10,\d+, full 9,\d+, which does not fit the odds", found.withheld)
+    assert found.arms[0].verdict == "withheld"
+    assert all(one.effect is None for one in found.arms[0].comparisons)
+    assert reading(found, found.arms[0])[0].startswith("Nothing is said of 'brisk': 20,000 units are split")
+
+
+def test_a_split_that_is_right_on_the_whole_and_wrong_in_each_class_is_found() -> None:
+    found = simpson(20_000, 1, broken=True)
+    assert found.withheld is not None
+
+
+def test_a_metric_that_one_arm_gives_more_often_is_withheld_alone() -> None:
+    """People of one arm rate twice as often: who rates is another crowd, so nothing is said of it."""
+    liked = [one for one in values(6_000, 11, full=0.7, brisk=0.7) if one.arm == "full" or one.value < 0.7]
+    tokens = values(6_000, 11, full=900, brisk=600, spread=150, high=4_000)
+    found = analyse(made(), material({TOKENS: tokens, SATISFACTION: liked}))
+    arm = found.arms[0]
+    assert arm.of(SATISFACTION).verdict == "withheld"
+    assert arm.verdict == "better"
+    assert "satisfaction is withheld, because" in reading(found, arm)[1]
+
+
+def test_the_warm_up_is_left_out() -> None:
+    """F43: the first units look very good, and are not counted."""
+    first = [
+        Value(arm=NAMES[at % 2], odds=HALF, query_class="", value=float(at % 2), warmup=True) for at in range(200)
+    ]
+    steady = values(3_000, 12, full=0.7, brisk=0.7, warmup=0)
+    novel = [Value(arm=one.arm, odds=one.odds, query_class="", value=one.value, warmup=one.warmup) for one in steady]
+    found = analyse(made(primary=SATISFACTION), material({SATISFACTION: first + novel}))
+    assert found.arms[0].verdict == "inconclusive"
+    without = [Value(arm=one.arm, odds=one.odds, query_class="", value=one.value) for one in first] + novel
+    assert analyse(made(primary=SATISFACTION), material({SATISFACTION: without})).arms[0].verdict == "better"
+
+
+def test_what_comes_late_from_the_warm_up_does_not_count_either() -> None:
+    late = [Value(arm="brisk", odds=HALF, query_class="", value=1.0, warmup=True)] * 500
+    steady = values(2_000, 13, full=0.7, brisk=0.7)
+    found = analyse(made(primary=SATISFACTION), material({SATISFACTION: steady + late}, drawn=[]))
+    assert found.arms[0].of(SATISFACTION).n == 1_900
+
+
+def test_a_run_that_costs_more_than_anybody_knew_counts_as_the_cap() -> None:
+    tokens = values(500, 14, full=900, brisk=600, spread=10, high=4_000)
+    wild = Value(arm="full", odds=HALF, query_class="", value=1e9, known=(0.0,))
+    shown = analyse(made(), material({TOKENS: [*tokens, wild]})).arms[0].of(TOKENS)
+    assert shown.n_cut == 1
+    named = analyse(made(max_tokens=700.0), material({TOKENS: tokens})).arms[0].of(TOKENS)
+    assert named.n_cut > 100
+
+
+# --------------------------------------------------------------------------- sentences
+
+
+VERDICTS: st.SearchStrategy[Verdict] = st.sampled_from(["better", "no worse", "worse", "inconclusive", "withheld"])
+
+
+@st.composite
+def comparisons(draw: st.DrawFn, metric: str) -> Comparison:
+    one = metric_of(metric)
+    measured = draw(st.booleans())
+    low = draw(st.floats(-1, 1))
+    between = Interval(low, low + draw(st.floats(0, 1))) if measured else None
+    margin = draw(st.none() | st.floats(0, 1))
+    unmeasured: st.SearchStrategy[Verdict] = st.sampled_from(["inconclusive", "withheld"])
+    verdict = judge(between, one, margin) if between is not None else draw(unmeasured)
+    effect = (between.low + between.high) / 2 if between is not None else None
+    classes = tuple(
+        ClassEffect(query_class=name, n=300, effect=0.0, between=Interval(-1, 1), verdict=draw(VERDICTS))
+        for name in draw(st.lists(st.sampled_from(["", "law"]), max_size=2, unique=True))
+    )
+    return Comparison(
+        arm="brisk", metric=metric, paired=draw(st.booleans()), n=draw(st.integers(0, 10**6)), effect=effect,
+        between=between, confidence=0.99, margin=margin, verdict=verdict, why="of a reason", control_mean=1.0,
+        plain=draw(st.none() | st.floats(-1, 1)) if measured else None, classes=classes,
+    )  # fmt: skip
+
+
+@given(data=st.data())
+@settings(max_examples=150, derandomize=True, deadline=None)
+def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> None:
+    found = tuple(data.draw(comparisons(metric)) for metric in (TOKENS, EM, SATISFACTION, "solved"))
+    guarded = {one.verdict for one in found if one is found[0] or one.margin is not None}
+    order = ("withheld", "worse", "inconclusive")
+    verdict = next((word for word in order if word in guarded), found[0].verdict)
+    missing = data.draw(st.none() | st.integers(1, 10**6)) if verdict == "inconclusive" else None
+    arm = ArmResult(arm="brisk", verdict=verdict, comparisons=found, n_missing=missing)
+    result = Result(
+        experiment="e", run=1, control="full", primary=TOKENS, confidence=0.95, n_requests=10, n_units=10,
+        n_by_arm={"full": 5, "brisk": 5}, withheld=None, arms=(arm,),
+    )  # fmt: skip
+    told = reading(result, arm)
+    assert 1 <= len(told) <= 3
+    assert all(sentence.endswith(".") and sentence[0] in "'BNAEIHST" for sentence in told), told
+    text = " ".join(told)
+    assert ("is better" in told[0]) == (verdict == "better"), text
+    assert ("against 'full' is worse" in told[0]) == (verdict == "worse"), text
+    if verdict == "withheld":
+        assert told[0].startswith("Nothing is said")
+        assert "points" not in text
+    for one in found[1:]:
+        if verdict != "withheld" and one.verdict == "withheld":
+            assert f"{one.metric} is withheld" in text

@@ -1,0 +1,151 @@
+"""Effects: what they estimate, whatever is guessed; ranges that hold; ratios; audits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from suffice.assurance.bounds import Interval
+from suffice.rollout.effects import Pairs, Units, compare, guesses, latest, ratio_of
+
+Floats = NDArray[np.float64]
+
+
+def units(n: int, seed: int, *, share: Floats | float = 0.5, n_arms: int = 2, high: float = 1.0, e: int = 1) -> Units:
+    rng = np.random.default_rng(seed)
+    odds = np.broadcast_to(np.asarray(share), (e, n))
+    arm = (rng.random((e, n)) < odds).astype(np.int64) + (n_arms - 2)
+    return Units(
+        value=rng.random((e, n)) * high, arm=arm, propensity=np.where(arm == n_arms - 1, odds, 1 - odds),
+        least=np.minimum(odds, 1 - odds), x=np.concatenate([np.ones((e, n, 1)), rng.normal(size=(e, n, 1))], axis=2),
+        n_arms=n_arms, warmup=20, low=0.0, high=high,
+    )  # fmt: skip
+
+
+def test_every_guess_comes_from_earlier_units_alone() -> None:
+    one = units(300, 1)
+    told = guesses(one)
+    later = one.value.copy()
+    later[0, 200:] = 1 - later[0, 200:]
+    changed = Units(**{**{name: getattr(one, name) for name in one.__dataclass_fields__}, "value": later})
+    np.testing.assert_array_equal(guesses(changed)[0, :200], told[0, :200])
+
+
+def test_the_mean_contribution_is_the_effect_whatever_was_guessed() -> None:
+    """All 2^2 draws of two units with known values in both arms, weighted by their odds."""
+    both = np.array([[0.2, 0.9], [0.7, 0.1]])  # by unit: in arm 0, in arm 1
+    share = np.array([0.3, 0.3])
+    rng, mean = np.random.default_rng(2), 0.0
+    told = rng.random((1, 3, 2))
+    for drawn in np.ndindex(2, 2):
+        arm = np.array([[0, *drawn]])
+        odds = np.where(arm == 1, 0.3, 0.7)
+        one = Units(
+            value=np.array([[0.5, both[0, drawn[0]], both[1, drawn[1]]]]), arm=arm, propensity=odds,
+            least=np.full((1, 3), 0.3), x=np.ones((1, 3, 1)), n_arms=2, warmup=1, low=0.0, high=1.0,
+        )  # fmt: skip
+        mean += float(np.prod(np.where(np.array(drawn) == 1, share, 1 - share))) * float(
+            compare(one, told, 1, 0).effect[0, -1]
+        )
+    assert mean == pytest.approx(float((both[:, 1] - both[:, 0]).mean()))
+
+
+@given(seed=st.integers(0, 10_000), share=st.floats(0.02, 0.98), high=st.floats(0.1, 9_000))
+@settings(max_examples=50, derandomize=True, deadline=None)
+def test_contributions_stay_in_the_range_that_the_interval_counts_on(seed: int, share: float, high: float) -> None:
+    one = units(60, seed, share=share, high=high)
+    running = compare(one, guesses(one), 1, 0)
+    each = np.diff(running.effect * running.weight, prepend=0.0, axis=1)
+    assert (np.abs(each) <= high * (1 + 1e-9)).all()
+    assert (np.diff(running.deviation, axis=1) <= 1).all()
+
+
+def test_many_experiments_at_once_are_each_as_if_alone() -> None:
+    together = units(200, 3, e=3)
+    fields = ("value", "arm", "propensity", "least", "x")
+    running = compare(together, guesses(together), 1, 0)
+    for at in range(3):
+        alone = Units(
+            **{name: getattr(together, name)[at : at + 1] for name in fields}, n_arms=2, warmup=20, low=0.0, high=1.0
+        )
+        of_it = compare(alone, guesses(alone), 1, 0)
+        np.testing.assert_allclose(of_it.effect[0], running.effect[at])
+        assert of_it.v_opt[0] == running.v_opt[at]
+
+
+def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
+    one = units(500, 4)
+    there, back = (latest(compare(one, guesses(one), *arms), 480) for arms in ((1, 0), (0, 1)))
+    assert there is not None
+    assert back is not None
+    assert there.effect == pytest.approx(-back.effect)
+    a, b = there.between(0.05), back.between(0.05)
+    assert (a.low, a.high) == pytest.approx((-b.high, -b.low))
+
+
+def test_more_units_make_a_narrower_interval_and_none_make_none() -> None:
+    one = units(3_000, 5)
+    found = latest(compare(one, guesses(one), 1, 0), 2_980)
+    assert found is not None
+    widths = [found.between(0.05, times=times) for times in (1.0, 4.0, 16.0)]
+    assert widths[0].high - widths[0].low > widths[1].high - widths[1].low > widths[2].high - widths[2].low
+    nobody = latest(compare(one, guesses(one), 1, 0, np.zeros((1, 3_000), dtype=bool)), 1)
+    assert nobody is not None
+    assert nobody.between(0.05) == Interval(-1.0, 1.0)
+    assert latest(compare(one, guesses(one), 1, 0), 0) is None
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup"):
+        Units(
+            value=np.zeros((1, 1)), arm=np.zeros((1, 1), np.int64), propensity=np.ones((1, 1)), least=np.ones((1, 1)),
+            x=np.ones((1, 1, 1)), n_arms=1, warmup=0, low=0.0, high=1.0,
+        )  # fmt: skip
+
+
+# --------------------------------------------------------------------------- audits
+
+
+def test_audits_prove_a_loss_a_gain_and_nothing() -> None:
+    lost = Pairs(gained=5, same=900, lost=95, pending=0)
+    assert lost.between(0.05).low > 0.05
+    won = Pairs(gained=95, same=900, lost=5, pending=0)
+    assert won.between(0.05).high < -0.05
+    assert (won.between(0.05).low, won.between(0.05).high) == pytest.approx(
+        (-lost.between(0.05).high, -lost.between(0.05).low), abs=1e-5
+    )
+    none = Pairs(gained=0, same=0, lost=0, pending=0)
+    assert none.between(0.05) == Interval(-1.0, 1.0)
+    assert np.isnan(none.drop)
+
+
+@given(st.integers(0, 60), st.integers(0, 2_000), st.integers(0, 60), st.integers(0, 60))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_what_waits_for_a_label_only_widens(gained: int, same: int, lost: int, pending: int) -> None:
+    waiting = Pairs(gained=gained, same=same, lost=lost, pending=pending).between(0.05)
+    for as_lost in (0, pending):
+        said = Pairs(gained=gained + pending - as_lost, same=same, lost=lost + as_lost, pending=0).between(0.05)
+        assert waiting.low <= said.low + 1e-5
+        assert said.high <= waiting.high + 1e-5
+
+
+# --------------------------------------------------------------------------- ratios
+
+
+@given(*[st.floats(-2, 2).map(lambda number: round(number, 4))] * 4)
+@settings(max_examples=200, derandomize=True, deadline=None)
+def test_a_ratio_holds_all_ratios_of_its_parts(a: float, b: float, c: float, d: float) -> None:
+    part, whole = Interval(*sorted((a, b))), Interval(*sorted((c, d)))
+    found = ratio_of(part, whole)
+    if found is None:
+        assert whole.low <= 0 <= whole.high
+        return
+    for share in (0.0, 0.3, 1.0):
+        top = part.low + share * (part.high - part.low)
+        for other in (0.0, 0.6, 1.0):
+            under = whole.low + other * (whole.high - whole.low)
+            ratio = top / under
+            assert found.low - 1e-9 * abs(ratio) <= ratio <= found.high + 1e-9 * abs(ratio)

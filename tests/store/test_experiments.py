@@ -1,0 +1,133 @@
+"""Experiments in a real log: one start, one end, layers that stay apart, draws in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suffice.errors import ConfigError
+from suffice.rollout.experiment import Units, define, draw, n_slots
+from suffice.settings import Experiment, ExperimentArm, Store
+from suffice.store.decisions import Decisions
+from suffice.store.events import Event, RequestSeen
+from suffice.store.experiment_events import Begun, Ended, ExperimentStarted
+from suffice.store.experiments import Held, read_draws, read_experiments, read_runs, running, start, stop
+from suffice.store.sqlite import SqliteLog
+from suffice.types import Query, Request
+
+
+def table(**changes: Any) -> Experiment:
+    arms = {"full": ExperimentArm(full=True), "brisk": ExperimentArm()}
+    return Experiment(**({"routes": ("math",), "arms": arms} | changes))
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Decisions]:
+    with Decisions.open(tmp_path / "a.db", now=lambda: 7.0, monotonic_s=lambda: 0.0) as opened:
+        yield opened
+
+
+def begin(writer: Decisions, name: str = "e", **changes: Any) -> Begun | str:
+    return start(writer, name, table(**changes), author="Ada", reason="to see")
+
+
+def held(writer: Decisions) -> dict[tuple[str, int], Held]:
+    return {(one.experiment.name, one.experiment.run): one for one in read_experiments(writer.path)}
+
+
+def test_an_experiment_runs_from_its_start_to_its_end_and_again(writer: Decisions) -> None:
+    begun = begin(writer)
+    assert isinstance(begun, Begun)
+    assert running(read_experiments(writer.path)) == (begun.experiment,)
+    found = held(writer)["e", 1]
+    assert (found.author, found.reason, found.revision, found.started_at_s) == ("Ada", "to see", 0, 7.0)
+    assert begin(writer) == "runs already, started by Ada: to see"
+    ended = stop(writer, "e", author="Bob", reason="seen", said=("It is better.",))
+    assert ended == Ended(experiment="e", run=1, author="Bob", reason="seen", said=("It is better.",))
+    assert running(read_experiments(writer.path)) == ()
+    assert stop(writer, "e", author="Bob", reason="seen") == "is not running"
+    again = begin(writer)
+    assert isinstance(again, Begun)
+    assert again.experiment.run == 2
+    assert held(writer)["e", 1].ended == ended
+
+
+def test_weights_and_share_change_while_it_runs_and_nothing_else(writer: Decisions) -> None:
+    begin(writer, share=0.2)
+    arms = {"full": ExperimentArm(full=True), "brisk": ExperimentArm(weight=3.0)}
+    changed = begin(writer, share=0.4, arms=arms)
+    assert isinstance(changed, Begun)
+    assert changed.revision == 1
+    found = held(writer)["e", 1]
+    assert found.experiment.odds()["brisk"] == 0.75
+    assert n_slots(found.experiment.slots) == 400
+    assert "stop it before" in str(begin(writer, share=0.4, arms=arms, primary="em"))
+    assert begin(writer, share=0.4, arms=arms) == "runs already, started by Ada: to see"
+
+
+def test_a_layer_is_shared_out_and_has_one_unit(writer: Decisions) -> None:
+    begin(writer, "a", share=0.6)
+    with pytest.raises(ConfigError, match=r"the layer has 40\.0% left beside a 60\.0%"):
+        begin(writer, "b", share=0.5)
+    assert "has the unit 'user', and a, which runs in its layer, has 'request'" in str(begin(writer, "b", unit="user"))
+    assert isinstance(begin(writer, "b", share=0.4), Begun)
+    assert isinstance(begin(writer, "c", layer="people", unit="user"), Begun)
+    stop(writer, "a", author="Ada", reason="room")
+    assert isinstance(begin(writer, "d", share=0.6), Begun)
+
+
+def test_of_two_people_who_take_the_same_slots_at_once_one_has_them(writer: Decisions) -> None:
+    begin(writer, "a")
+    rival = define("b", table(), run=1, slots=((0, 1_000),))
+    begun = Begun(experiment=rival, revision=0, author="Bob", reason="r")
+    assert writer.write(None, [ExperimentStarted(begun)]) == [True]
+    found = held(writer)["b", 1]
+    assert not found.runs
+    assert found.ended is not None
+    assert found.ended.reason == "never ran: a had taken its part of the layer at the same moment"
+    assert [one.name for one in running(read_experiments(writer.path))] == ["a"]
+
+
+def test_of_two_people_who_start_it_at_once_one_has_started_it(writer: Decisions) -> None:
+    begin(writer)
+    first = define("e", table(), run=1, slots=((0, 10),))
+    begun = Begun(experiment=first, revision=0, author="Bob", reason="r")
+    assert writer.write(None, [ExperimentStarted(begun)]) == [False]
+
+
+def seen(number: int, experiments: tuple[Any, ...]) -> Event:
+    arms = draw(experiments, route="math", units=Units(request=f"u{number // 2}"), salt="s")
+    return RequestSeen(Request(
+        episode_id=f"ep{number}", route="math", kind="reasoning", mode="enforce", model="m", stream=False,
+        n_samples=1, audit=False, propensity=0.9, policy_version="v", certified=False, question_key="",
+        ungoverned=None, received_at_s=0.0, arms=arms, query=Query(n_words=number) if number % 3 else None,
+    ))  # fmt: skip
+
+
+def test_draws_are_read_while_it_ran_and_of_its_run_alone(tmp_path: Path) -> None:
+    log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
+    log.append(seen(-2, ()))
+    log.close()
+    with Decisions.open(log.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
+        begun, other = begin(writer), begin(writer, "other", layer="b")
+        assert isinstance(begun, Begun)
+        assert isinstance(other, Begun)
+        both = begun.experiment, other.experiment
+        log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
+        for number in range(40):
+            log.append(seen(number, both))
+        log.close()
+        stop(writer, "e", author="a", reason="r")
+        log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
+        log.append(seen(99, both))  # of a gateway that had not heard of the end
+        log.close()
+        found = list(read_draws(log.path, held(writer)["e", 1]))
+    assert [one.episode_id for one in found] == [f"ep{number}" for number in range(40)]
+    assert {len(one.odds) for one in found} == {2}
+    assert len({one.unit for one in found}) == 20
+    assert found[1].query == Query(n_words=1)
+    assert found[0].query is None
+    assert list(read_runs(log.path, held(writer)["e", 1])) == []
