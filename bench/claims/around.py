@@ -1,0 +1,47 @@
+"""A design that has a keeper inside: whatever it does not say itself is the keeper's word."""
+
+from __future__ import annotations
+
+from suffice.learn.audits import AuditRuns, Floats
+from suffice.learn.keeper import Change, Keeper
+from suffice.learn.served import Served
+
+
+class Around:
+    """The keeper's face, passed on."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
+
+    @property
+    def now(self) -> float:
+        return self.keeper.now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        self.keeper.now = now
+
+    @property
+    def level(self) -> int:
+        return self.keeper.level
+
+    @property
+    def served(self) -> Served | None:
+        return self.keeper.served
+
+    @property
+    def share(self) -> float:
+        return self.keeper.share
+
+    @property
+    def in_burst(self) -> bool:
+        return self.keeper.in_burst
+
+    def take(self, runs: AuditRuns) -> None:
+        self.keeper.take(runs)
+
+    def notice(self, signals: Floats) -> tuple[Change, ...]:
+        return self.keeper.notice(signals)
+
+    def tick(self, now: float) -> tuple[Change, ...]:
+        return self.keeper.tick(now)
