@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from suffice.assurance.ledger import KNOWN_AUDITS
+from suffice.types import Spending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Claim:
     labels: Literal["labelled", "label-free"]
     delay: Delay | None    # None: not measured
     classes: Mapping[str, int] = field(default_factory=dict)  # audits in the window, by class
+    what: str = "stopping" # that is promised to lose less: another way to save than ending a run
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -55,14 +57,41 @@ with under 200 audits: law.
     over = "on average over all classes" if claim.per == "pooled" else "in each class"
     how = "with labels" if claim.labels == "labelled" else "without labels (every other answer counts as lost)"
     promise = (
-        f"Route {claim.route!r}, scorer {claim.scorer!r}: stopping loses less than {_points(claim.max_em_drop)} of EM,"
-        f" with {100 * claim.confidence:g} % confidence, {over} of the last {claim.n_window:,} audits, {how}"
+        f"Route {claim.route!r}, scorer {claim.scorer!r}: {claim.what} loses less than {_points(claim.max_em_drop)} of"
+        f" EM, with {100 * claim.confidence:g} % confidence, {over} of the last {claim.n_window:,} audits, {how}"
     )
     parts = [promise, _delayed(claim.delay)]
     if claim.unknown:
         names = ", ".join(name or "no class" for name in claim.unknown)
         parts.append(f"unknown, with under {KNOWN_AUDITS} audits: {names}")
     return "; ".join(parts) + "."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Average:
+    """Everything that the promise of the budgeted mode hangs on."""
+
+    route: str
+    scorer: str
+    max_em_drop: float     # epsilon, a fraction
+    level: int             # in force
+    account: Spending
+    labels: Literal["labelled", "label-free"]
+
+
+def average_sentence(average: Average) -> str:
+    """The promise of the budgeted mode for people: what is kept, how far it is kept, and what nobody promises."""
+    account = average.account
+    how = "with labels" if average.labels == "labelled" else "without labels (every other answer counts as lost)"
+    so_far = "nothing is booked yet" if account.em_drop is None else (
+        f"so far it is {100 * account.em_drop:.2f} points over {account.n_audits:,} audits"
+    )  # fmt: skip
+    return (
+        f"Route {average.route!r}, scorer {average.scorer!r}, budgeted: the mean EM drop of all audits of this epoch is"
+        f" steered to {_points(average.max_em_drop)}, {how}; {so_far}. No confidence belongs to it: nothing is promised"
+        f" of level {average.level}, which is in force now, of any shorter stretch, of any class, nor within any delay"
+        f" after a change that nobody announced. Certified is level {account.floor}."
+    )
 
 
 def _points(fraction: float) -> str:

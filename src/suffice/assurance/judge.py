@@ -13,6 +13,8 @@ from typing import Final
 from suffice.assurance.bounds import exact_binomial
 
 JUDGE: Final = "judge"  # the source of its labels
+CHARGE_CONFIDENCE: Final = 0.995            # of each of the two bounds that a certificate's charge is made of …
+AT_RISK: Final = 2 * (1 - CHARGE_CONFIDENCE)  # … and their risks add up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,11 +36,14 @@ OPTIONS = (
     click.option("--drift", metavar="SPEC",
                  help="Online: what changes and when: em=0.5@0.5, model=A*>B*@0.5, class=C:0.8@0.5, relabel=0.1@0.5,"
                       " set=FILE@0.5."),
+    click.option("--promise", type=click.Choice(("certified", "budgeted")), default="certified", show_default=True,
+                 help="Online: budgeted keeps the drop on average over audits, with no confidence in any level."),
     click.option("--label-free", is_flag=True, help="Online: certify by disagreement, without labels."),
 )  # fmt: skip
 
 _ONLINE = frozenset({
     "confidence", "seeds", "warm_up", "label_delay", "audit_share", "resample", "disjoint", "drift", "label_free",
+    "promise",
 })  # fmt: skip
 _OFFLINE = {"fit_files": "fit", "policies": "policies", "given": "policy", "classes": "classes", "margin": "margin"}
 
@@ -120,7 +123,7 @@ def _asked(max_em_drop: float, probe_tokens: int | None, seed: int, given: dict[
         max_em_drop=max_em_drop, confidence=given["confidence"], n_seeds=given["seeds"], warm_up=given["warm_up"],
         label_delay=given["label_delay"], audit_share=given["audit_share"], resample=given["resample"],
         disjoint=given["disjoint"], drift=parse_drift(given["drift"]) if given["drift"] else None,
-        label_free=given["label_free"], probe_tokens=probe_tokens, seed=seed,
+        label_free=given["label_free"], promise=given["promise"], probe_tokens=probe_tokens, seed=seed,
     )  # fmt: skip
 
 

@@ -134,6 +134,7 @@ class RouteLoop:
         plan = Plan(
             max_em_drop=epoch.max_em_drop, confidence=epoch.confidence, warm_up=epoch.at + epoch.burst,
             burst=epoch.burst, window=self.control.window_audits, refit_every=self.control.refit_requests,
+            promise=epoch.promise,
         )  # fmt: skip
         if self.route.audit_share is not None:
             plan = replace(plan, ramp_share=0.0)  # the owner has said how many
@@ -363,7 +364,8 @@ class RouteLoop:
         made = Publication(
             route=self.name, number=self.held.n_publications + 1, epoch=self.epoch.number, at=self.n,
             version=f"{address}@{self.level}" if address else "", fit=address, level=self.level,
-            n_levels=served.n_levels if served is not None else self.keeper.plan.n_levels, certified=self.level > 0,
+            n_levels=served.n_levels if served is not None else self.keeper.plan.n_levels,
+            certified=0 < self.level <= self.keeper.floor, spending=self.keeper.spending if self.level else None,
             share=share, reason=reason or self._why(changes), author=self.author,
             evidence=self.keeper.evidence(most=self.ceiling), setup=self._setup, upstream=self._upstreams.plain(),
             ceiling=self.ceiling, classes=held,
@@ -401,7 +403,7 @@ class RouteLoop:
         epoch = Epoch(
             route=self.name, number=self.held.n_epochs + 1, at=self.n, since_seq=seq, reason=reason,
             author=self.author, kept=tuple(audit.id for audit in kept), burst=burst,
-            max_em_drop=self.route.max_em_drop, confidence=self.route.confidence,
+            max_em_drop=self.route.max_em_drop, confidence=self.route.confidence, promise=self.route.promise,
         )  # fmt: skip
         events: tuple[Event, ...] = (EpochBegan(epoch),) if alarm is None else (AlarmRaised(alarm), EpochBegan(epoch))
         for event in events:
@@ -416,9 +418,10 @@ class RouteLoop:
         """
         if self.expected:
             raise Diverged(f"route {self.name}: publication {self.expected[0].number} does not follow from the log")
-        promise = self.route.max_em_drop, self.route.confidence
-        if promise != (self.epoch.max_em_drop, self.epoch.confidence):
-            return self._start(f"the promise is {promise[0]:g} at {promise[1]:g} now", self.seq, self.audits, burst=0)
+        promise = self.route.max_em_drop, self.route.confidence, self.route.promise
+        if promise != (self.epoch.max_em_drop, self.epoch.confidence, self.epoch.promise):
+            how = f"at {promise[1]:g}" if promise[2] == "certified" else "on average"
+            return self._start(f"the promise is {promise[0]:g} {how} now", self.seq, self.audits, burst=0)
         events: list[Event] = list(wanted(self.name, self.keeper, self.audits, self.asked, self._lateness.timeout_s))
         pause = self._pause()
         if pause is not None:

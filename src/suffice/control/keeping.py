@@ -15,7 +15,7 @@ import numpy as np
 from suffice.assurance.certify import audits_to_certify
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small
 from suffice.learn.keeper import Keeper, effective
-from suffice.types import EvidenceSummary
+from suffice.types import EvidenceSummary, Spending
 
 AHEAD: Final = 2            # levels above the one in force whose disagreements are worth a label
 _MOST_LOG: Final = 700.0    # whose exponential is still a number
@@ -85,6 +85,16 @@ class LiveKeeper(Keeper):
         except ValueError:
             return None
         return max(1, needed - n)
+
+    @property
+    def floor(self) -> int:
+        """The highest level that is certified; in certified mode it is the one that passes."""
+        return self.level if self.plan.promise == "certified" else self._epoch.spender.floor
+
+    @property
+    def spending(self) -> Spending | None:
+        """The account of the budgeted mode; None: in certified mode there is none."""
+        return None if self.plan.promise == "certified" else self._epoch.spender.account
 
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
         """What stands behind the level that passes, or behind `most` where no higher one may be used."""

@@ -169,6 +169,7 @@ class Certify:
         began = EpochBegan(Epoch(
             route=name, number=held.n_epochs + 1, at=at, since_seq=since_seq, reason=reason, author=self.author,
             burst=self.settings.control.burst_requests, max_em_drop=route.max_em_drop, confidence=route.confidence,
+            promise=route.promise,
         ))  # fmt: skip
         here.write(name, Resolution((began,)))
         return held.after(began)

@@ -67,7 +67,8 @@ class Ratings:
     def ended(self, episode: Episode) -> None:
         """Take the end of a run in."""
         request, outcome = episode.request, episode.outcome
-        drawn = request.mode == "enforce" and request.certified and 0 < request.propensity < 1
+        proved = request.certified or request.promise == "budgeted"
+        drawn = request.mode == "enforce" and proved and 0 < request.propensity < 1
         if self._seen is None or not drawn or outcome.stop_step is None:
             return
         _remember(self._runs, request.episode_id, (request.audit, request.unit or request.episode_id), MOST_RUNS)

@@ -210,7 +210,7 @@ class RouteWatch:
         """Add everything up, and say which alerts begin."""
         self.looked_at = self.n
         made = self.made
-        level = made.level if made is not None and made.certified else 0
+        level = made.level if made is not None and made.may_act else 0
         self._replayed.deploy(self.load(made.fit) if made is not None and level else None, level)
         drop, em = self._forecasts()
         found = tuple(one for one in (drop, em) if one is not None and one.alert)

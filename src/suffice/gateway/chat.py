@@ -295,7 +295,7 @@ def _request(
         question_key=question,
         ungoverned=reason, received_at_s=gw.wall_s(),
         query=query_of(intake.body, found.settings.kind, samples) if reason is None else None,
-        unit=lot.unit, setup=found.setup,
+        unit=lot.unit, setup=found.setup, promise=found.promise,
     )  # fmt: skip
 
 

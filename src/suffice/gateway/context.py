@@ -183,9 +183,11 @@ class Gateway:
                 made = replace(made, folds=now.folds, needs=now.needs, policy_version=now.policy_version)
             operation.certified = 0
         self.routes = tuple(made if one.name == name else one for one in self.routes)
-        self.metrics.set("suffice_certified_level", operation.certified, name)
+        proved = operation.certified if made.floor is None else min(operation.certified, made.floor)
+        self.metrics.set("suffice_certified_level", proved, name)
         if now.certified != made.certified:
-            LOG.warning("routes.%s: %s", name, "certified" if made.certified else "runs in full, nothing is certified")
+            said = "certified" if made.floor is None else "budgeted: its drop is kept on average, without a confidence"
+            LOG.warning("routes.%s: %s", name, said if made.certified else "runs in full, nothing is certified")
 
     def note_upstream(self, request: Request, outcome: Outcome) -> None:
         """Suspend a route at once where another model answers than its evidence knows, until the loop has decided."""

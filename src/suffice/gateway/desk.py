@@ -114,7 +114,7 @@ def _request(gw: Gateway, route: BuiltRoute, asked: Asked, question: str) -> Req
         certified=route.certified, question_key=question if reason is None else "", ungoverned=reason,
         received_at_s=gw.wall_s(),
         endpoint=asked.endpoint, query=_query(asked) if reason is None else None,
-        unit=lot.unit, setup=route.setup,
+        unit=lot.unit, setup=route.setup, promise=route.promise,
     )  # fmt: skip
 
 

@@ -64,8 +64,10 @@ class Levels(Sequence[Policy]):
 def fits(route: BuiltRoute, made: Publication) -> bool:
     """May this publication be acted on here? Only if what it proves is what this route promises, on what it runs."""
     told, settings = made.evidence, route.settings
-    if not made.certified or made.level < 1 or told.max_em_drop is None or told.confidence is None:
+    if not made.may_act or made.level < 1 or told.max_em_drop is None or told.confidence is None:
         return False
+    if made.spending is not None and settings.promise != "budgeted":
+        return False  # its owner has asked for a certificate since
     keeps = told.max_em_drop <= settings.max_em_drop + _ALMOST and told.confidence >= settings.confidence - _ALMOST
     return keeps and made.setup == route.setup
 
@@ -88,4 +90,5 @@ def serving(base: BuiltRoute, held: InForce, version: Version | None) -> BuiltRo
     asked = tuple(dict.fromkeys(need for fold in folds for need in fold[made.level].needs))
     needs = (*(need for need in base.needs if need not in asked), *asked)
     Observer(needs, base.settings.kind)  # a signal that does not exist must fail here, not in a request
-    return replace(waiting, certified=True, folds=folds, policy_version=made.fit, needs=needs)
+    floor = None if made.spending is None else made.spending.floor
+    return replace(waiting, certified=True, folds=folds, policy_version=made.fit, needs=needs, floor=floor)

@@ -154,9 +154,11 @@ def placed(route: BuiltRoute, place: Admission) -> BuiltRoute:
     if not route.levels or place.level is None:
         return route
     level = place.level if route.ceiling is None else min(place.level, route.ceiling)
+    beyond = route.floor is not None and level > route.floor
     return replace(
         route, policy=route.levels[level], policy_version=f"{route.policy_version}@{level}",
-        certified=route.certified and place.certified, risks=not place.certified,
+        certified=route.certified and place.certified and not beyond, risks=not place.certified,
+        promise="budgeted" if beyond and place.certified else "certified",
     )  # fmt: skip
 
 

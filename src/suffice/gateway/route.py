@@ -21,7 +21,7 @@ from suffice.policy.returning import returning
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
 from suffice.store.in_force import NOTHING, InForce
-from suffice.types import Findings
+from suffice.types import Findings, Promise
 from suffice.upstream.findings import allows_probes
 
 # Fields under which a stop could change what the client asked for, and the reason that is counted: OpenAI's, then
@@ -80,12 +80,14 @@ class BuiltRoute:
     in_force: InForce = NOTHING      # what the control loop has said of it
     in_burst: bool = False           # everything runs in full now, and is an audit
     ceiling: int | None = None  # the highest level for this prompt's class; None: its class is not held back
+    floor: int | None = None    # budgeted mode: levels above it are certified by nothing; None: certified mode
+    promise: Promise = "certified"  # by which this request's level was chosen
     risks: bool = False         # the brake holds, and its owner lets an uncertified level act rather than turn away
 
     @property
     def acts(self) -> bool:
         """May the policy end a run here?"""
-        vouched = self.certified or self.settings.uncertified or self.risks
+        vouched = self.certified or self.promise == "budgeted" or self.settings.uncertified or self.risks
         return self.settings.mode == "enforce" and vouched and self.refused is None
 
     def for_request(self, question_key: str, model: str, query_class: str = "") -> BuiltRoute:

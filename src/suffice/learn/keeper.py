@@ -20,7 +20,9 @@ import numpy as np
 from suffice.assurance.certify import certified_level, count, log_wealth
 from suffice.assurance.drift import Cusum, DisagreementRatio, ShiryaevRoberts
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small, join
+from suffice.learn.budgeting import Spender
 from suffice.learn.served import MOST_AUDITS, N_LEVELS, Learner, Served, Split, fit_served
+from suffice.types import Promise
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
 EARLY_AUDITS: Final = 300     # after a reset, while fewer have matured, all count, the unlabelled ones as losses
@@ -36,6 +38,7 @@ class Plan:
 
     max_em_drop: float = 0.02       # fraction
     confidence: float = 0.95        # fraction
+    promise: Promise = "certified"  # or "budgeted": an average, see `learn.budgeting`
     label_free: bool = False        # disagreement instead of the drop: needs no label, costs half the saving
     split: Split = "folds"
     warm_up: float = 1_000          # full runs at a cold start
@@ -99,6 +102,7 @@ class _Epoch:
     n_seen: int = 0         # audits that the detectors have had
     n_matured: int = 0      # audits that they have had as outcomes
     n_certified: int = 0    # audits that were there when a level was first certified
+    spender: Spender = field(default_factory=Spender)
     sr: ShiryaevRoberts | None = None
     ratio: DisagreementRatio | None = None
     ratio_level: int = 0
@@ -192,6 +196,7 @@ class Keeper:
         alarm = self._watch()
         if alarm:
             return self.reset(alarm)
+        self._book()  # before a fit: these audits met levels of the version until now
         if now >= epoch.refit_at:
             epoch.refit_at = now + self.plan.refit_every
             changes += self._refit()
@@ -200,6 +205,16 @@ class Keeper:
         return tuple(changes)
 
     # ---- inside --------------------------------------------------------------------------------
+
+    def _book(self) -> None:
+        """In budgeted mode, account for the audits since the last look."""
+        epoch, plan = self._epoch, self.plan
+        if plan.promise == "budgeted" and epoch.runs is not None:
+            d = None if epoch.judged is None else epoch.judged.d
+            epoch.spender.book(
+                epoch.runs, d, epoch.served, level=self.level, max_em_drop=plan.max_em_drop, now=self.now,
+                timeout=plan.label_timeout, label_free=plan.label_free,
+            )  # fmt: skip
 
     def _change(self, kind: ChangeKind, reason: str) -> Change:
         return Change(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
@@ -233,6 +248,7 @@ class Keeper:
             old = epoch.judged
             epoch.judged = _Judged(old.z[n_gone:], old.d[n_gone:], old.saved[n_gone:])
         epoch.n_seen, epoch.n_matured = max(0, epoch.n_seen - n_gone), max(0, epoch.n_matured - n_gone)
+        epoch.spender.let_go(n_gone)
 
     def _window(self, judged: _Judged) -> tuple[Small, Bools]:
         """Outcomes of the audits that certify now, shape (n, M), and which they are, shape (N,)."""
@@ -260,6 +276,9 @@ class Keeper:
         before = self.level
         self.level, self.log_e, inside = self._certified(judged)
         epoch = self._epoch
+        if self.plan.promise == "budgeted":
+            counts = count(self._window(judged)[0])
+            self.level = epoch.spender.place(counts, certified=self.level, max_em_drop=self.plan.max_em_drop)
         if self.level and epoch.sr is None:
             epoch.n_certified = len(judged.z)
         if epoch.ratio is None or epoch.ratio_level != self.level:

@@ -47,9 +47,9 @@ class InForce:
 
     @property
     def level(self) -> int:
-        """The level that is certified and may be acted on; 0: none."""
+        """The level that may be acted on, certified or as the budgeted mode has it; 0: none."""
         found = self.publication
-        return found.level if found is not None and found.certified and self.pause is None else 0
+        return found.level if found is not None and found.may_act and self.pause is None else 0
 
     @property
     def classes(self) -> tuple[tuple[str, int], ...]:

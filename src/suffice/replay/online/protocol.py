@@ -27,6 +27,7 @@ from suffice.replay.online.traffic import Traffic, learner_of, make_traffic
 from suffice.replay.runs import Runs, concatenate, make_runs
 from suffice.replay.survey import Survey
 from suffice.signals.features import FeatureSet
+from suffice.types import Promise
 
 WARM_UP: Final = 500          # full runs at the start …
 WARM_UP_PART: Final = 0.25    # … or this part of the stream, if that is less
@@ -52,6 +53,7 @@ class OnlineAsked:
     drift: Drift | None = None
     probe_tokens: int | None = None
     label_free: bool = False
+    promise: Promise = "certified"
     period: int = PERIOD
     seed: int = 0
     n_processes: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -88,7 +90,7 @@ def replay_online(
         n_questions=len(set(traffic.question)), seeds=tuple(seed for seed, _ in found),
         resampled=asked.resample is not None, disjoint=asked.disjoint,
         drift=asked.drift.text if asked.drift else None, drift_at=found[0][1],
-        warm_up=int(job.plan(found[0][0].n).warm_up),
+        warm_up=int(job.plan(found[0][0].n).warm_up), promise=asked.promise,
     )  # fmt: skip
 
 
@@ -130,6 +132,7 @@ class _Job:
         warm_up = min(WARM_UP, int(WARM_UP_PART * n)) if asked.warm_up is None else asked.warm_up
         return Plan(
             max_em_drop=asked.max_em_drop, confidence=asked.confidence, label_free=asked.label_free, warm_up=warm_up,
+            promise=asked.promise,
             burst=min(1_000, max(1, n // 4)), window=round(WINDOW_LAW / asked.max_em_drop),
             span=0.0 if asked.drift else SPAN, share=asked.audit_share, ramp_share=max(0.5, asked.audit_share),
             horizon=n if n_evidence is None else n_evidence, refit_every=min(1_000, max(PERIOD, n // REFITS)),

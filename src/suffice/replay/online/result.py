@@ -8,6 +8,7 @@ import numpy as np
 
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.learn.audits import Floats
+from suffice.types import Promise
 
 TOO_SMALL_ROWS, TOO_SMALL_QUESTIONS = 1_000, 50
 
@@ -57,6 +58,7 @@ class OnlineReport:
     drift: str | None = None
     drift_at: int | None = None     # request
     warm_up: int = 0
+    promise: Promise = "certified"
 
     @property
     def too_small(self) -> bool:
@@ -105,7 +107,8 @@ class OnlineReport:
             "token_reduction_second_half_without_probes": self.mean("reduction_late_free"),
             "n_requests": self.seeds[0].n, "n_rows": self.n_rows, "n_questions": self.n_questions,
             "too_small": self.too_small, "resampled": self.resampled, "disjoint": self.disjoint,
-            "warm_up": self.warm_up, "audits": self.mean("audits"), "alarms": self.mean("alarms"),
+            "warm_up": self.warm_up, "promise": self.promise, "audits": self.mean("audits"),
+            "alarms": self.mean("alarms"),
         }  # fmt: skip
         if self.drift is not None:
             found |= {

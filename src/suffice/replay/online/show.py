@@ -41,7 +41,7 @@ def print_online(reports: Sequence[OnlineReport], console: Console) -> None:
             _signed(one.mean("drop_late")), f"{one.n_violations}/{len(one.seeds)} {_between(ends)}",
             f"{one.mean('audits'):,.0f}", f"{one.mean('alarms'):.2f}",
         )  # fmt: skip
-    budget = f"{promised(first)} of EM, {100 * first.confidence:g} % sure"
+    budget = f"{promised(first)} of EM, {sureness(first)}"
     console.print(Text(f"As traffic, from a cold start: {budget}, {count(len(first.seeds), 'seed')}", style="bold"))
     console.print(table)
     for one in reports:
@@ -58,6 +58,13 @@ def promised(report: OnlineReport) -> str:
     """The budget for people: "at most 1 point"."""
     points = f"{100 * report.max_em_drop:g}"
     return f"at most {points} point" if points == "1" else f"at most {points} points"
+
+
+def sureness(report: OnlineReport) -> str:
+    """How sure that is: of the budgeted mode nothing is."""
+    if report.promise == "budgeted":
+        return "on average, without a confidence (budgeted mode)"
+    return f"{100 * report.confidence:g} % sure"
 
 
 def notes(report: OnlineReport) -> list[str]:
@@ -130,7 +137,7 @@ def _drawn(report: OnlineReport, pyplot: Any) -> Any:
     panels[2].set_xlabel(
         f"requests; band: 10 to 90 % of {len(courses)} seeds; first seed: grey full runs, dotted alarms, line drift"
     )
-    budget = f"{promised(report)}, {100 * report.confidence:g} % sure"
+    budget = f"{promised(report)}, {sureness(report)}"
     figure.suptitle(f"{report.set}: {budget}", x=0.01, ha="left")
     return figure
 
