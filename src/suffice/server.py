@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -225,10 +225,17 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Serve inside a running loop; give the base URL. For the demo and for tests."""
+async def serving(
+    settings: Settings, *, host: str = "127.0.0.1", port: int = 0, worker_after_s: float | None = None
+) -> AsyncIterator[str]:
+    """Serve inside a running loop; give the base URL. For the demo and for tests.
+
+    worker_after_s  seconds after which a worker begins beside it, whose decisions are followed at once; None: none does
+    """
     listener = _listen(host, port)
-    async with gateway(settings) as app:
+    async with gateway(settings) as app, AsyncExitStack() as stack:
+        if worker_after_s is not None:
+            await stack.enter_async_context(beside(settings, app.gateway.told, first_s=worker_after_s))
         server = _server(app, settings)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:

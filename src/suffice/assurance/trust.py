@@ -20,7 +20,7 @@ whatever was said, and a certificate from those counts holds in spite of one suc
 Against many keys that lie together the cap does no more than make many keys necessary; what they can do was measured
 and stands in docs/reference/assurance.md.
 
-Knows labels; refuses to know how a verdict was reached and which key may speak for which source.
+Knows labels; refuses to know how a verdict was reached and which keys ask the model.
 """
 
 from __future__ import annotations
@@ -67,12 +67,16 @@ class Standing:
     allowed: int                      # audits that one capped key may speak for
 
 
-def trust_of(source: str) -> int:
-    """The usual rank of a source; 0 for users and for whatever is not known.
+def trust_of(source: str, *, asks: bool = False) -> int:
+    """The usual rank of a source; 0 for users and for whatever is not known, below it for what they only did.
 
-    A source is a claim. Ask for its rank only where the sender's key may speak for it, else the rank is 0.
+    A source is a claim, and whoever sends it could have written another. So whoever also asks the model with the same
+    key is a user, whatever he calls himself.
+
+    asks  was something asked of the model with the sender's key?
     """
-    return RANKS.get(source, 0)
+    rank = RANKS.get(source, 0)
+    return min(rank, 0) if asks else rank
 
 
 def stand(

@@ -10,7 +10,7 @@ class: with more of either, the tuner needs live draws that the gateway does not
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
@@ -29,6 +29,7 @@ from suffice.store.advice import newest_arm
 from suffice.store.advice_events import ArmProposed, ArmWorth
 from suffice.store.in_force import InForce
 from suffice.store.views import Labelled, read_episodes
+from suffice.types import Feedback
 
 EVERYBODY: Final = "all"
 FULL: Final = "full"
@@ -78,7 +79,13 @@ def look(name: str, route: Route, items: Iterator[Labelled], match: Match, *, no
     tuner = Tuner(Tuning(
         arms=arms, classes=(EVERYBODY,), max_em_drop=route.max_em_drop, confidence=route.confidence
     ))  # fmt: skip
-    n_pairs = sum(_take(tuner, item, arms[1].name, match, route.label_timeout_s or 0.0) for item in items)
+    words, callers, n_pairs = list[_Word](), set[str](), 0
+    for item in items:
+        callers.add(item.episode.request.sender)
+        n_pairs += _take(tuner, item, arms[1].name, route.label_timeout_s or 0.0)
+        words += _words(item, match)
+    for word in words:
+        tuner.labelled(word.label(callers - {""}))
     tick = tuner.tick(now_s)
     made = tick.proposal
     if made is None:
@@ -90,7 +97,36 @@ def look(name: str, route: Route, items: Iterator[Labelled], match: Match, *, no
     )  # fmt: skip
 
 
-def _take(tuner: Tuner, item: Labelled, arm: str, match: Match, timeout_s: float) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """What somebody made of a pair."""
+
+    audit: str
+    seq: int
+    said: Feedback
+    z: int
+
+    def label(self, callers: Collection[str]) -> Label:
+        """The word with its weight. callers: senders that are users whatever they call themselves."""
+        trust = trust_of(self.said.source, asks=self.said.sender in callers)
+        return Label(
+            audit=self.audit, seq=self.seq, source=self.said.source, key=self.said.sender, trust=trust, verdict=self.z
+        )
+
+
+def _words(item: Labelled, match: Match) -> list[_Word]:
+    outcome, found = item.episode.outcome, list[_Word]()
+    for said in item.labels if outcome.pair_arm is not None else ():
+        given = said.feedback
+        z = int(given.correct) if given.correct is not None else None
+        if given.gold is not None:
+            _, z = judge_pair(outcome.answer, outcome.pair_answer, given.gold, match)
+        if z is not None and given.source != JUDGE:
+            found.append(_Word(outcome.episode_id, said.seq, given, z))
+    return found
+
+
+def _take(tuner: Tuner, item: Labelled, arm: str, timeout_s: float) -> bool:
     """Show the tuner a run that was asked twice, with that arm; was it one?"""
     request, outcome = item.episode.request, item.episode.outcome
     if not request.audit or outcome.pair_arm != arm or outcome.pair_propensity is None:
@@ -105,14 +141,4 @@ def _take(tuner: Tuner, item: Labelled, arm: str, match: Match, timeout_s: float
     ))  # fmt: skip
     tuner.spent(EVERYBODY, 0, tokens=full)
     tuner.spent(EVERYBODY, 1, tokens=short)
-    for said in item.labels:
-        given = said.feedback
-        z = int(given.correct) if given.correct is not None else None
-        if given.gold is not None:
-            _, z = judge_pair(outcome.answer, outcome.pair_answer, given.gold, match)
-        if z is not None and given.source != JUDGE:
-            tuner.labelled(Label(
-                audit=request.episode_id, seq=said.seq, source=given.source, key=given.sender,
-                trust=trust_of(given.source), verdict=z,
-            ))  # fmt: skip
     return True

@@ -9,7 +9,7 @@ that should have had an answer and has none. Knows episodes; refuses to know sto
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
@@ -83,17 +83,29 @@ def is_evidence(request: Request, outcome: Outcome, *, probes: bool) -> bool:
     return request.ungoverned is None and by_design and fate(request, outcome) not in NO_EVIDENCE
 
 
-def verdicts(audits: Iterable[Audit], match: Match) -> tuple[Verdicts, frozenset[str]]:
+def verdicts(
+    audits: Iterable[Audit], match: Match, *, callers: Collection[str] = (),
+    hears: Callable[[Feedback], bool] = lambda _: False,
+) -> tuple[Verdicts, frozenset[str]]:  # fmt: skip
     """What counts as said of each audit (`assurance.trust`), and those on which trusted voices contradict each other.
 
     audits  of the window whose answers differ somewhere in play: words about others change nothing
     match   does an answer equal a reference? Two references that judge an audit alike are one verdict
+    callers senders whose keys also ask the model: users, whatever they call themselves
+    hears   does this word of a judge model count? What it costs is somebody else's to take off (`control.charging`)
     """
     found = {audit.id: audit for audit in audits}
-    said = {(audit.id, one.seq): one.feedback for audit in found.values() for one in audit.labels if _tells(one)}
+    said = {
+        (audit.id, one.seq): one.feedback
+        for audit in found.values() for one in audit.labels
+        if _tells(one) and (one.feedback.source != JUDGE or hears(one.feedback))
+    }  # fmt: skip
     words = [
         trust.Label(
-            audit=name, seq=seq, source=one.source, key=one.sender, trust=trust.trust_of(one.source),
+            audit=name, seq=seq, source=one.source,
+            # What a judge may get wrong is charged; a cap on its words would only silence it.
+            key=f"{JUDGE} {name}" if one.source == JUDGE else one.sender,
+            trust=trust.trust_of(one.source, asks=one.sender in callers),
             verdict=_meaning(found[name], one, match),
         )
         for (name, seq), one in said.items()
@@ -111,13 +123,8 @@ _NOBODY: Final = object()
 
 
 def _tells(said: Said) -> bool:
-    """Does it say what is right? Ratings and thumbs do not.
-
-    Nor does a judge model: nothing here takes its charge off the budget (`assurance.judge`), and without that its word
-    would promise what nobody measured.
-    """
-    feedback = said.feedback
-    return feedback.source != JUDGE and (feedback.correct is not None or feedback.gold is not None)
+    """Does it say what is right? Ratings and thumbs do not."""
+    return said.feedback.correct is not None or said.feedback.gold is not None
 
 
 def _meaning(audit: Audit, said: Feedback, match: Match) -> Hashable:

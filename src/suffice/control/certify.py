@@ -26,6 +26,7 @@ from suffice.assurance.runs import Match
 from suffice.assurance.satisfaction import next_safer
 from suffice.control.audits import Audit, Said, Verdicts, is_evidence, shown, verdicts
 from suffice.control.brake import Floor, Lottery, Upstreams, upstream_of
+from suffice.control.charging import Charging
 from suffice.control.early import Early
 from suffice.control.fitting import LiveLearner, ServedVersion, fit_version, written
 from suffice.control.guarding import LiveGuards
@@ -118,6 +119,8 @@ class RouteLoop:
     _lateness: Lateness = field(init=False)
     _ratings: Ratings = field(init=False)
     _guards: LiveGuards = field(init=False)
+    _judge: Charging = field(init=False)
+    _callers: set[str] = field(init=False)  # senders that asked the model, on whatever route
 
     def __post_init__(self) -> None:
         """Begin where the epoch began."""
@@ -148,6 +151,9 @@ class RouteLoop:
         self._joining, self._lateness = Joining(), Lateness(self.route.label_timeout_s)
         self.ceiling, self._ratings = None, Ratings.of(self.route)
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
+        judge = self.route.judge
+        self._judge = Charging(model=None if judge is None else judge.model, match=self.match)
+        self._callers = set()
         for audit in self.audits:
             self._upstreams.note(upstream_of(audit.episode.request, audit.episode.outcome), gathers=True)
             self._joining.ended(audit.episode.outcome)
@@ -161,6 +167,8 @@ class RouteLoop:
             return None
         self.seq, event = stored.seq, stored.event
         if isinstance(event, RequestSeen):
+            if event.request.sender:
+                self._callers.add(event.request.sender)
             return self._asked_for(event.request, stored) if event.route == self.name else None
         if isinstance(event, RequestEnded):
             return self._ended(event.outcome, stored)
@@ -247,7 +255,8 @@ class RouteLoop:
             return self._new_epoch("signals", "signals of all traffic drifted", stored, keep=KEPT_BEFORE)
         if keeper.in_burst:
             return None
-        budget = budget_left(self.epoch.max_em_drop, self._fidelity())
+        self._judge.look(self.audits, self.epoch.max_em_drop, self._callers)
+        budget = budget_left(self.epoch.max_em_drop, self._fidelity(), other_charges=self._judge.charge)
         keeper.plan = replace(
             keeper.plan, max_em_drop=budget.max_em_drop or self.epoch.max_em_drop,
             share=audit_share(self.n, self.route.audit_share),
@@ -316,7 +325,9 @@ class RouteLoop:
             audit for place, audit in enumerate(self.audits)
             if (apart[place] if place < len(apart) and self.keeper.served is not None else _differs(audit))
         ]  # fmt: skip
-        before, (self._counts, _) = self._counts, verdicts(differing, self.match)
+        before, (self._counts, _) = self._counts, verdicts(
+            differing, self.match, callers=self._callers, hears=self._judge.hears
+        )
         changed = {name for name in {*before, *self._counts} if before.get(name) != self._counts.get(name)}
         places = sorted(self._places[name] for name in changed if self._places.get(name, self._n_taken) < self._n_taken)
         again = self._rows([self.audits[place] for place in places])
@@ -367,7 +378,8 @@ class RouteLoop:
             n_levels=served.n_levels if served is not None else self.keeper.plan.n_levels,
             certified=0 < self.level <= self.keeper.floor, spending=self.keeper.spending if self.level else None,
             share=share, reason=reason or self._why(changes), author=self.author,
-            evidence=self.keeper.evidence(most=self.ceiling), setup=self._setup, upstream=self._upstreams.plain(),
+            evidence=replace(self.keeper.evidence(most=self.ceiling), judge_charge=self._judge.charge),
+            setup=self._setup, upstream=self._upstreams.plain(),
             ceiling=self.ceiling, classes=held,
         )  # fmt: skip
         if self.expected:

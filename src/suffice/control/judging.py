@@ -6,7 +6,7 @@
 
 A grade is a row of the log like any feedback, with the source "judge". A grade beside a person's word says nothing of
 right and wrong, so nobody can count it; only a judge whose error was measured, and whose charge is below the route's
-`max_em_drop`, writes labels. Whoever certifies with them subtracts that charge (`assurance.judge`).
+`max_em_drop`, writes labels. Whoever certifies with them subtracts a charge of its own (`control.charging`).
 
 The log holds no question, so the caller brings them. Knows episodes and grades; refuses to know stores and servers.
 """
@@ -14,14 +14,14 @@ The log holds no question, so the caller brings them. Knows episodes and grades;
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from suffice.assurance.bounds import exact_binomial
-from suffice.assurance.judge import JUDGE, JudgeError, judge_error_bound
-from suffice.assurance.runs import FINISHED_ENDS, LabelledEpisode, Match, current_label
+from suffice.assurance.judge import JudgeError, judge_error_bound
+from suffice.assurance.runs import FINISHED_ENDS, LabelledEpisode, Match
+from suffice.control.grades import Told, compared, graded, persons_word
 from suffice.edge.judge import Grade
 from suffice.types import Feedback
 
@@ -57,28 +57,6 @@ class Judged:
     reason: str                  # a sentence for a person
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What a judge said of one run's two answers; above 0 is right."""
-
-    full: float
-    stopped: float
-
-    def as_feedback(self, item: LabelledEpisode, model: str, *, counts: bool) -> Feedback:
-        """The row of the log. Without `counts` it says nothing of right and wrong.
-
-        Where both answers are right, a label can say so of the delivered one alone, so the stop counts as lost.
-        """
-        outcome = item.episode.outcome
-        full, stopped = self.full > 0, self.stopped > 0
-        gold = outcome.would_answer if counts and stopped and not full else None
-        return Feedback(
-            feedback_id=f"{JUDGE}:{model}:{outcome.episode_id}", episode_id=outcome.episode_id, source=JUDGE,
-            correct=full if counts and gold is None else None, gold=gold, reason=f"graded by {model}",
-            comment=json.dumps({"model": model, "full": self.full, "stopped": self.stopped}),
-        )  # fmt: skip
-
-
 async def judge_labels(
     episodes: Iterable[LabelledEpisode], judge: Grades, append: Callable[[Feedback], Awaitable[object]], *,
     questions: Mapping[str, str], match: Match, max_em_drop: float, confidence: float, most_calls: int = MOST_CALLS,
@@ -100,17 +78,17 @@ async def judge_labels(
     disagreement = exact_binomial(len(differing), len(runs), 2 * confidence - 1).high if runs else 1.0
     known = [item for item in differing if item.episode.request.question_key in questions]
     grading = _Grading(judge, append, questions, most_calls)
-    said = await grading.each([item for item in known if _persons(item) is not None], counts=False)
-    told = {_id(item): said.get(_id(item)) or _told(item, judge.model) for item in differing}
+    said = await grading.each([item for item in known if persons_word(item.labels) is not None], counts=False)
+    told = {_id(item): said.get(_id(item)) or graded(item.labels, judge.model) for item in differing}
     # A yardstick may wait for a judge of formulas, which must not hold up an event loop.
     pairs = await asyncio.to_thread(
-        lambda: [pair for item in differing for pair in _pairs(item, told[_id(item)], match)]
+        lambda: [pair for item in differing for pair in _compared(item, told[_id(item)], match)]
     )
     error = judge_error_bound(pairs, confidence=confidence, disagreement=disagreement) if pairs else None
     may_count = error is not None and error.charge < max_em_drop
     labelled: Mapping[str, Told] = {}
     if may_count:
-        labelled = await grading.each([item for item in known if _persons(item) is None], counts=True)
+        labelled = await grading.each([item for item in known if persons_word(item.labels) is None], counts=True)
     return Judged(
         n_full=len(runs), n_differing=len(differing), n_unknown=len(differing) - len(known),
         n_graded=len(said) + len(labelled), n_ungraded=grading.n_ungraded, n_labelled=len(labelled), error=error,
@@ -131,7 +109,7 @@ class _Grading:
         """What was said of the runs that were graded here, by episode; those graded before are left out."""
         found: dict[str, Told] = {}
         for item in items:
-            if self._left < 2 or _told(item, self._judge.model) is not None:
+            if self._left < 2 or graded(item.labels, self._judge.model) is not None:
                 continue
             told = await self._of(item)
             if told is None:
@@ -166,34 +144,8 @@ def _differs(item: LabelledEpisode) -> bool:
     return outcome.stop_step is not None and outcome.would_answer != outcome.answer
 
 
-def _persons(item: LabelledEpisode) -> Feedback | None:
-    """The last word of anybody but a judge that says what is right."""
-    return current_label([label for label in item.labels if label.feedback.source != JUDGE])
-
-
-def _told(item: LabelledEpisode, model: str) -> Told | None:
-    """What this judge has said of the run before; None: nothing, or nothing that can be read."""
-    for label in item.labels:
-        if label.feedback.source != JUDGE:
-            continue
-        try:
-            noted = json.loads(label.feedback.comment or "")
-            if noted["model"] == model:
-                return Told(full=float(noted["full"]), stopped=float(noted["stopped"]))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return None
-
-
-def _pairs(item: LabelledEpisode, told: Told | None, match: Match) -> list[tuple[float | None, bool]]:
-    """The judge's grades beside a person's word: of both answers where that names the right one, else of one."""
-    label, outcome = _persons(item), item.episode.outcome
-    if label is None or told is None:
-        return []
-    if label.gold is None:
-        return [(told.full, bool(label.correct))]
-    sides = ((told.full, outcome.answer), (told.stopped, outcome.would_answer))
-    return [(grade, answer is not None and match(answer, label.gold)) for grade, answer in sides]
+def _compared(item: LabelledEpisode, told: Told | None, match: Match) -> list[tuple[float, bool]]:
+    return compared(item.episode.outcome, persons_word(item.labels), told, match)
 
 
 def _reason(error: JudgeError | None, max_em_drop: float) -> str:

@@ -296,6 +296,7 @@ def _request(
         ungoverned=reason, received_at_s=gw.wall_s(),
         query=query_of(intake.body, found.settings.kind, samples) if reason is None else None,
         unit=lot.unit, setup=found.setup, promise=found.promise,
+        sender=gw.sender(named.get("authorization", "")),
     )  # fmt: skip
 
 

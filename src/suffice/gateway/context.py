@@ -17,7 +17,7 @@ from suffice.gateway.kill import KillSwitch
 from suffice.gateway.operating import Operating
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.base import version_of
-from suffice.rollout.assign import audit_share
+from suffice.rollout.assign import audit_share, sender_key
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.drafts import Embedder
@@ -154,6 +154,10 @@ class Gateway:
     ready: bool = False
     draining: bool = False   # shutdown has begun: connections are closed behind their answer
     n_live: int = 0          # handlers that have not ended, whatever the path
+
+    def sender(self, authorization: str) -> str:
+        """A name for whoever holds the key of a request; "" where no keys are asked for."""
+        return sender_key(authorization, salt=self.salt) if self.api_keys else ""
 
     def share(self, route: BuiltRoute) -> float:
         """The audit share in force for a route's next request."""

@@ -115,6 +115,7 @@ def _request(gw: Gateway, route: BuiltRoute, asked: Asked, question: str) -> Req
         received_at_s=gw.wall_s(),
         endpoint=asked.endpoint, query=_query(asked) if reason is None else None,
         unit=lot.unit, setup=route.setup, promise=route.promise,
+        sender=gw.sender(asked.caller),
     )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from suffice.control.child import beside
 from suffice.demo import rows
 from suffice.demo.ask import Answered, Pass, ask_all
 from suffice.demo.online import course
@@ -181,8 +180,7 @@ async def run(
     file.write_text(toml(plan, upstream=world.url, driver=world.driver, slots=world.slots, database=database), "utf-8")
     configured = load_settings(file)
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(serving(configured))
-        await stack.enter_async_context(beside(configured, lambda: None, first_s=first_s))
+        url = await stack.enter_async_context(serving(configured, worker_after_s=first_s))
         client = _Client(url, plan, database, drawn(pool), screen, build_scorer("text"))
         counted = [await _count(world, -1)]
         await client.ask(plan.most, until=lambda: client.held.level > 0)

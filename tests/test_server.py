@@ -1,0 +1,55 @@
+"""A gateway that is served inside a running loop hears of its worker's decisions at once, not at its next look."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from suffice import server
+from suffice.gateway import follow
+from suffice.settings import Settings, parse
+from suffice.testing import FakeUpstream, Samples
+from tests.gateway.test_follow import ROUTE, began, published, write
+
+
+async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "LOOK_S", 60.0)
+    tells, waits = list[Callable[[], None]](), list[float]()
+
+    @asynccontextmanager
+    async def beside(_: Settings, told: Callable[[], None], *, first_s: float) -> AsyncIterator[None]:
+        tells.append(told)
+        waits.append(first_s)
+        yield
+
+    monkeypatch.setattr(server, "beside", beside)
+    async with FakeUpstream(Samples(["it is 4"])) as fake, aiohttp.ClientSession() as session:
+        settings = parse({
+            "upstreams": {"up": {"url": fake.url, "driver": "llama.cpp"}},
+            "routes": {"r": {"upstream": "up", **ROUTE}}, "store": {"url": f"sqlite:///{tmp_path}/log.db"},
+        })  # fmt: skip
+
+        async def level(url: str) -> float:
+            async with session.get(url + "/metrics") as response:
+                lines = (await response.text()).splitlines()
+            found = [line for line in lines if line.startswith('suffice_certified_level{route="r"}')]
+            return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+        async with server.serving(settings, worker_after_s=0.25) as url:
+            assert waits == [0.25]
+            await asyncio.to_thread(write, settings, began(), published(settings, 2))
+            await asyncio.sleep(0.2)
+            assert await level(url) == 0, "nobody has told it"
+            tells[0]()
+            async with asyncio.timeout(5):
+                while await level(url) != 2:
+                    await asyncio.sleep(0.02)
+        async with server.serving(settings):
+            assert len(waits) == 1, "none unless it is asked for"
