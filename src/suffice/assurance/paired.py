@@ -118,6 +118,9 @@ class PairedView:
     disagreement: float            # rate of other answers than the full run's; an upper bound of the drop
     repeats: Repeats               # the same between two full runs
     saved_share: float | None      # 1 - tokens of the arm / tokens of the full runs; None: not counted
+    n_disagree: int = 0            # pairs with different answers
+    n_gained: int = 0              # pairs in which the arm alone was right
+    n_lost: int = 0                # pairs in which it lost the right answer, or is held to have lost it
 
     def sentence(self, arm: str) -> str:
         """One sentence that does not let noise pass for loss, nor loss for noise."""

@@ -68,9 +68,7 @@ class Tune(ByRoute):
 
 def arm_of(route: Route) -> str | None:
     """The route's arm as outcomes name it; None: it asks for nothing before the call."""
-    if route.effort is not None:
-        return f"effort={route.effort}"
-    return None if route.budget_tokens is None else f"budget_tokens={route.budget_tokens}"
+    return next(iter(route.arms), None)
 
 
 def look(name: str, route: Route, items: Iterator[Labelled], match: Match, *, now_s: float) -> ArmWorth:

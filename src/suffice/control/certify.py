@@ -14,7 +14,7 @@ Knows records of the log and the keeper; refuses to know databases, clocks and w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Final
@@ -195,7 +195,7 @@ class RouteLoop:
         if request is None:
             return None
         self._setup = request.setup or self._setup
-        world = self._upstreams.note(upstream_of(request, outcome), gathers=self.held.in_burst)
+        world = self._upstreams.note(upstream_of(request, outcome), gathers=self._gathers)
         if world is not None:
             return self._new_epoch("change", world, stored)
         episode = Episode(request=request, outcome=outcome)
@@ -207,10 +207,18 @@ class RouteLoop:
         waiting = self._joining.ended(outcome)
         for said in waiting:
             self._heard(outcome.episode_id, said.feedback)
-        if is_evidence(request, outcome, probes=self.route.probe is not None):
+        if self._is_evidence(request, outcome):
             audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
             self._keep(reduce(lambda known, said: known.with_label(said, self.n), waiting, audit))
         return None
+
+    @property
+    def _gathers(self) -> bool:
+        """Does whoever answers now belong to the evidence?"""
+        return self.held.in_burst
+
+    def _is_evidence(self, request: Request, outcome: Outcome) -> bool:
+        return is_evidence(request, outcome, probes=self.route.probe is not None)
 
     def _keep(self, audit: Audit) -> None:
         """Take an audit in, unless one of its unit is there already: turns of one conversation are one witness."""
@@ -382,6 +390,10 @@ class RouteLoop:
             setup=self._setup, upstream=self._upstreams.plain(),
             ceiling=self.ceiling, classes=held,
         )  # fmt: skip
+        return self._say(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
+
+    def _say(self, made: Publication, artefacts: Mapping[str, str]) -> Resolution | None:
+        """Write a publication down, or find it in the log."""
         if self.expected:
             told = self.expected.popleft()
             if _decided(told) != _decided(made):
@@ -390,7 +402,7 @@ class RouteLoop:
             return None
         event = PolicyPublished(made)
         self.held = self.held.after(event)
-        return Resolution((event,), {address: written(served.version)} if isinstance(served, ServedVersion) else {})
+        return Resolution((event,), artefacts)
 
     def _why(self, changes: Sequence[Change]) -> str:
         said = [change.reason for change in changes]
@@ -434,12 +446,15 @@ class RouteLoop:
         if promise != (self.epoch.max_em_drop, self.epoch.confidence, self.epoch.promise):
             how = f"at {promise[1]:g}" if promise[2] == "certified" else "on average"
             return self._start(f"the promise is {promise[0]:g} {how} now", self.seq, self.audits, burst=0)
-        events: list[Event] = list(wanted(self.name, self.keeper, self.audits, self.asked, self._lateness.timeout_s))
+        events = self._wanted()
         pause = self._pause()
         if pause is not None:
             events.append(EnforcementPaused(pause))
             self.held = self.held.after(events[-1])
         return Resolution(tuple(events)) if events else None
+
+    def _wanted(self) -> list[Event]:
+        return list(wanted(self.name, self.keeper, self.audits, self.asked, self._lateness.timeout_s))
 
     def _pause(self) -> Pause | None:
         """Why a person has to decide, if nobody has to already."""

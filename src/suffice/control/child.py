@@ -34,7 +34,7 @@ async def beside(settings: Settings, told: Callable[[], None], *, first_s: float
 
     told  called in this loop when the worker has decided something
     """
-    wanted = settings.control.enabled and any(route.is_learned for route in settings.routes.values())
+    wanted = settings.control.enabled and any(route.certifies_itself for route in settings.routes.values())
     if wanted and find_spec("sklearn") is None:
         LOG.warning("control: nothing is certified here: a fit needs scikit-learn; install suffice[train]")
     if not wanted or find_spec("sklearn") is None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.runs import Match
+from suffice.control.armed import ArmLoop
 from suffice.control.audits import Audit, Said
 from suffice.control.certify import RouteLoop
 from suffice.control.fitting import ServedVersion, read_back
@@ -103,7 +104,7 @@ class Certify:
         now_s = self.monotonic_s()
         routes = {
             name: route for name, route in self.settings.routes.items()
-            if route.is_learned and (name not in self._rests or self._rests[name].until_s <= now_s)
+            if route.certifies_itself and (name not in self._rests or self._rests[name].until_s <= now_s)
         }  # fmt: skip
         if not routes or not self.path.is_file():
             return ()
@@ -158,7 +159,7 @@ class Certify:
         assert epoch is not None
         if name not in self._matched:
             self._matched[name] = self._stack.enter_context(self.matches(route))
-        return RouteLoop(
+        return (RouteLoop if route.is_learned else ArmLoop)(
             name=name, route=route, control=self.settings.control, held=held, match=self._matched[name],
             load=self._load, author=self.author, expected=deque(publications(connection, name, epoch.number)),
             kept=_kept(connection, epoch), asked=labels_wanted(connection, name),
@@ -166,9 +167,10 @@ class Certify:
 
     def _begin(self, name: str, held: InForce, here: _Round, since_seq: int, reason: str, *, at: int) -> InForce:
         route = self.settings.routes[name]
+        burst = self.settings.control.burst_requests if route.is_learned else 0
         began = EpochBegan(Epoch(
             route=name, number=held.n_epochs + 1, at=at, since_seq=since_seq, reason=reason, author=self.author,
-            burst=self.settings.control.burst_requests, max_em_drop=route.max_em_drop, confidence=route.confidence,
+            burst=burst, max_em_drop=route.max_em_drop, confidence=route.confidence,
             promise=route.promise,
         ))  # fmt: skip
         here.write(name, Resolution((began,)))

@@ -27,6 +27,12 @@ class Ahead:
         """The fields by their names, to remember whether an upstream takes them; "": none."""
         return ",".join(sorted(self.fields))
 
+    def arm(self, route: Route) -> str:
+        """The effort or budget among them, as outcomes name it; "": neither is asked for."""
+        if self.has_effort:
+            return f"effort={route.effort}"
+        return "" if self.budget_tokens is None else f"budget_tokens={self.budget_tokens}"
+
     @property
     def site(self) -> str:
         """The place where Suffice failed when the upstream refuses them."""

@@ -182,7 +182,7 @@ class Gateway:
             if now.certified and made.settings.mode == "enforce":
                 now_s = self.monotonic_s()  # told before the certificate goes
                 operation.fall_back(now_s, even_loads(operation.load.ratio(now_s), operation.level))
-            if operation.fallback is not None and made.settings.on_fallback == "availability_first":
+            if operation.fallback is not None and now.folds and made.settings.on_fallback == "availability_first":
                 # A safer level may act, and says so: until something is certified again, whatever else is decided.
                 made = replace(made, folds=now.folds, needs=now.needs, policy_version=now.policy_version)
             operation.certified = 0
@@ -202,7 +202,8 @@ class Gateway:
         if route.answers_as_known(request.model, named, outcome.system_fingerprint):
             return
         LOG.warning("routes.%s: the upstream answers as another model than the evidence knows", route.name)
-        resting = replace(route, certified=False, folds=(), in_burst=True, policy_version=version_of(route.policy))
+        version = version_of(route.policy)
+        resting = replace(route, certified=False, folds=(), arm="", in_burst=True, policy_version=version)
         self.put_in_force(route.name, resting)
 
     def look_at_load(self) -> None:

@@ -19,6 +19,7 @@ from typing import Final
 
 from suffice.assurance.outlook import Outlook
 from suffice.errors import ConfigError, StoreError
+from suffice.gateway.arms import serving_arm
 from suffice.gateway.context import Gateway
 from suffice.gateway.in_force import serving
 from suffice.gateway.route import BuiltRoute
@@ -38,7 +39,7 @@ class Follower:
     def __init__(self, gw: Gateway, path: Path) -> None:
         self._gw, self._path = gw, path
         self._decided = NOTHING_DECIDED
-        self._base = {route.name: route for route in gw.routes if route.settings.is_learned}
+        self._base = {route.name: route for route in gw.routes if route.settings.certifies_itself}
         self._versions: dict[str, Version] = {}
         self._outlooks: dict[str, tuple[int, Outlook | None]] = {route.name: (0, None) for route in gw.routes}
         self._told = asyncio.Event()
@@ -70,6 +71,8 @@ class Follower:
                     self._outlooks[name] = newest, newest_outlook(connection, name)
 
     def _serving(self, base: BuiltRoute, held: InForce, connection: sqlite3.Connection) -> BuiltRoute:
+        if base.settings.is_paired:
+            return serving_arm(base, held)
         try:
             return serving(base, held, self._version(held, connection))
         except ConfigError as error:

@@ -192,8 +192,7 @@ async def _ask_with_arm(job: Job, continuer: Continuer) -> None:
     if not ahead.fields or not continuer.may_call(keep=0):
         return
     draw = draw_pair(draw_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point, n_arms=2)
-    name = f"effort={route.effort}" if ahead.has_effort else f"budget_tokens={ahead.budget_tokens}"
-    arm = Arm(name=name, fields=ahead.fields, propensity=draw.propensity)
+    arm = Arm(name=ahead.arm(route), fields=ahead.fields, propensity=draw.propensity)
     if draw.arm == 0:
         arm = Arm(name="full", fields={}, propensity=draw.propensity)
     await ask_twice(job.client, ledger, job.route.scorer, arm, body=_upstream_body(job), headers=job.headers)
@@ -275,6 +274,8 @@ def _probes(job: Job) -> bool:
 
     On a route that certifies itself live runs see what its audits have seen, and nothing else.
     """
+    if job.route.settings.is_paired:
+        return False  # its evidence is a second call, and nothing there is stopped
     if job.route.settings.is_learned:
         return job.route.may_probe and (job.route.acts or job.ledger.request.audit)
     return job.route.acts or (job.ledger.request.audit and job.route.may_probe)
@@ -314,6 +315,8 @@ def _ahead(job: Job, continuer: Continuer) -> Ahead:
         job.route.settings, job.client.settings, job.intake.body, methods=continuer.methods,
         policy_budget_tokens=policy.max_tokens if isinstance(policy, FixedBudget) else None,
     )  # fmt: skip
+    if job.route.arm and ahead.arm(job.route.settings) not in ("", job.route.arm):
+        return NOTHING  # the driver is another one since: what it would ask for now was never proved
     if ahead.budget_tokens is not None:
         _estimate_saved(job, ahead.budget_tokens)  # told only if it comes to that
     return ahead

@@ -150,7 +150,9 @@ class Operating:
 
 
 def placed(route: BuiltRoute, place: Admission) -> BuiltRoute:
-    """The route as a request gets it; one that has no levels is as it is."""
+    """The route as a request gets it; one that has no levels is as it is, but for an arm that the load leaves out."""
+    if route.arm and place.level == 0:
+        return replace(route, certified=False, arm="")
     if not route.levels or place.level is None:
         return route
     level = place.level if route.ceiling is None else min(place.level, route.ceiling)

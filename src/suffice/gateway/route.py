@@ -79,6 +79,7 @@ class BuiltRoute:
     folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): nothing learned is in force
     in_force: InForce = NOTHING      # what the control loop has said of it
     in_burst: bool = False           # everything runs in full now, and is an audit
+    arm: str = ""               # the effort or budget that is certified and in force, as outcomes name it; "": none
     ceiling: int | None = None  # the highest level for this prompt's class; None: its class is not held back
     floor: int | None = None    # budgeted mode: levels above it are certified by nothing; None: certified mode
     promise: Promise = "certified"  # by which this request's level was chosen
@@ -96,19 +97,21 @@ class BuiltRoute:
         model        that is asked for: of one that no evidence speaks of, nothing is known
         query_class  as `signals.query.class_of` has it: one that the guard-rails hold gets its own ceiling
         """
-        if not self.folds:
+        if not self.folds and not self.arm:
             return self
         made = self.in_force.publication or self.in_force.last
         asked = "" if self.settings.kind == "rounds" else model
         if made is None or all(one[0] != asked for one in made.upstream):
-            return replace(self, certified=False, folds=(), levels=())
+            return replace(self, certified=False, folds=(), levels=(), arm="")
         ceiling = dict(made.classes).get(query_class)
+        if self.arm:
+            return replace(self, certified=False, arm="") if ceiling == 0 else self
         return replace(self, levels=self.folds[fold_of(question_key, len(self.folds))], ceiling=ceiling)
 
     def answers_as_known(self, model: str, named: str | None, fingerprint: str | None) -> bool:
         """Is whoever answered a request for `model` the one that the evidence speaks of, as far as it says?"""
         made = self.in_force.publication
-        if not self.folds or made is None:
+        if made is None or not (self.folds or self.arm):
             return True
         asked = "" if self.settings.kind == "rounds" else model
         known = [one for one in made.upstream if one[0] == asked]

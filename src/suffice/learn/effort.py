@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.certify import Counts, certified_level, count
-from suffice.assurance.paired import PairedView, Repeats, log_wealth, upper_drop
+from suffice.assurance.paired import PairedView, Repeats, log_wealth, pairs_to_certify, upper_drop
 from suffice.learn.arms import Arm
 from suffice.types import Outcome
 
@@ -31,7 +31,7 @@ class Pair:
     arm: int                 # of the second call; 0: a second full run
     disagrees: bool          # do the two answers differ?
     z: int | None            # full right - arm right; None: they differ, and no label says who is right
-    due_s: float             # when a label that is still missing counts as a loss
+    due: float               # when a label that is still missing counts as a loss, in any unit of time
     full_tokens: int = 0
     arm_tokens: int = 0
 
@@ -47,19 +47,19 @@ class CertifiedArms:
 
 
 def pair_of(
-    outcome: Outcome, arms: Sequence[Arm], gold: str | None, match: Callable[[str | None, str], bool], *, due_s: float
+    outcome: Outcome, arms: Sequence[Arm], gold: str | None, match: Callable[[str | None, str], bool], *, due: float
 ) -> Pair | None:
     """The pair that an audit's outcome records; None: it was not asked twice, or with an arm that is none of these.
 
     gold   the right answer, from a label that counts; None: nobody knows
-    due_s  see `Pair`
+    due    see `Pair`
     """
     numbers = {arm.name: number for number, arm in enumerate(arms)}
     if outcome.pair_arm not in numbers:
         return None
     disagrees, z = judge_pair(outcome.answer, outcome.pair_answer, gold, match)
     return Pair(
-        arm=numbers[outcome.pair_arm], disagrees=disagrees, z=z, due_s=due_s,
+        arm=numbers[outcome.pair_arm], disagrees=disagrees, z=z, due=due,
         full_tokens=outcome.usage.completion_tokens if outcome.usage else 0, arm_tokens=outcome.pair_tokens or 0,
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def judge_pair(
 
 
 def certify_arms(
-    pairs: Sequence[Pair], *, n_arms: int, max_em_drop: float, delta: float, now_s: float, window: int = WINDOW
+    pairs: Sequence[Pair], *, n_arms: int, max_em_drop: float, delta: float, now: float, window: int = WINDOW
 ) -> CertifiedArms:
     """What the pairs prove, in any order of arms; the latest `window` of each arm count.
 
@@ -89,8 +89,9 @@ def certify_arms(
 
     pairs  oldest first
     delta  probability of ever accepting an arm that breaks the budget, in (0, 1)
+    now    in the unit of `Pair.due`
     """
-    due = [pair for pair in pairs if pair.due_s <= now_s]
+    due = [pair for pair in pairs if pair.due <= now]
     of_arm = [[pair for pair in due if pair.arm == arm][-window:] for arm in range(n_arms)]
     repeats = Repeats(
         n=len(of_arm[0]),
@@ -106,6 +107,23 @@ def certify_arms(
         log_e=tuple(wealth[1:].tolist()),
         repeats=repeats,
     )
+
+
+def pairs_missing(found: CertifiedArms, *, max_em_drop: float, delta: float) -> int | None:
+    """Pairs until the next arm is certified, if they go on to show what those so far have shown.
+
+    0 where the last arm is certified; None where no number would do, or there is no pair to go by.
+    """
+    if found.in_force >= len(found.views):
+        return 0
+    view = found.views[found.in_force]
+    if not view.n:
+        return None
+    try:
+        needed = pairs_to_certify(view.drop, view.n_gained / view.n, max_em_drop=max_em_drop, delta=delta)
+    except ValueError:
+        return None
+    return max(1, needed - view.n)
 
 
 def _loss(pair: Pair) -> int:
@@ -126,4 +144,6 @@ def _view(pairs: Sequence[Pair], high: float, repeats: Repeats) -> PairedView:
         disagreement=sum(pair.disagrees for pair in pairs) / n if n else float("nan"),
         repeats=repeats,
         saved_share=1 - sum(pair.arm_tokens for pair in pairs) / full if full else None,
-    )
+        n_disagree=sum(pair.disagrees for pair in pairs),
+        n_gained=sum(_loss(pair) < 0 for pair in pairs), n_lost=sum(_loss(pair) > 0 for pair in pairs),
+    )  # fmt: skip

@@ -1,0 +1,72 @@
+"""A source is a claim: whoever also asks the model with the same key is a user, whatever he calls himself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from suffice.control.audits import verdicts
+from suffice.store.events import Event, FeedbackGiven, RequestSeen
+from suffice.store.views import read_episodes
+from tests.control.made import label, rows, story, traffic
+from tests.control.test_armed import armed, pairs
+from tests.gateway.served import chat, post, served
+
+APPS, REVIEWERS = "a" * 16, "b" * 16
+
+
+def asked_by(sender: str, log: list[Event]) -> list[Event]:
+    """The same requests, sent with a key."""
+    return [
+        replace(event, request=replace(event.request, sender=sender)) if isinstance(event, RequestSeen) else event
+        for event in log
+    ]
+
+
+def heard(*, sender: str, source: str, asks: str = APPS) -> int:
+    """How many of forty labels count, on runs that gave another answer on the way."""
+    log = asked_by(asks, traffic(40, seed=5, sure=False, p_right=0.3))
+    labels = [label(n, gold="1000", source=source, sender=sender) for n in range(40)]
+    loop = story().feed(rows([*log, *labels])).loop
+    counts, _ = verdicts(loop.audits, loop.match, callers=loop._callers)
+    return len(counts)
+
+
+def test_a_key_that_asks_the_model_is_a_users_whatever_it_claims() -> None:
+    assert heard(sender=REVIEWERS, source="reviewer") == 40, "a key of their own is believed"
+    assert heard(sender=APPS, source="reviewer") == heard(sender=APPS, source="user") == 2, "one in twenty"
+
+
+def test_without_keys_everybody_is_believed() -> None:
+    assert heard(sender="", source="reviewer", asks="") == 40
+
+
+@pytest.mark.parametrize(("sender", "proved"), [(APPS, False), (REVIEWERS, True)])
+def test_the_same_holds_for_pairs(sender: str, proved: bool) -> None:
+    log = [
+        replace(event, feedback=replace(event.feedback, sender=sender)) if isinstance(event, FeedbackGiven) else event
+        for event in asked_by(APPS, pairs(400, lost_each=10))
+    ]
+    assert bool(armed().feed(rows(log)).settle().published) is proved
+
+
+async def test_requests_and_feedback_carry_the_same_name_for_the_same_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEYS", "app,people")
+    route = {"kind": "reasoning", "scorer": "number"}
+    async with served(tmp_path, server={"api_keys_env": "TEST_KEYS"}, route=route) as g:
+        asked = await g.ask(chat(), headers={"authorization": "Bearer app"})
+        episode = asked.headers["x-suffice-episode-id"]
+        for key in ("app", "people"):
+            given = {"feedback_id": key, "episode_id": episode, "correct": True, "source": "reviewer"}
+            said = await post(g.session, g.url + "/v1/feedback", given, {"authorization": f"Bearer {key}"})
+            assert said.status == 200
+        await g.episodes(1)
+        (item,) = read_episodes(g.database)
+    request, words = item.episode.request, [one.feedback for one in item.labels]
+    senders = {word.feedback_id: word.sender for word in words}
+    assert request.sender == senders["app"] != senders["people"]
+    assert "app" not in request.sender
