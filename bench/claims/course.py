@@ -1,43 +1,23 @@
 """One stream from cold start to end under one design, and what the tables say of it.
 
-`serve` is `replay.online.loop.run_stream` with three things added: any design with a keeper's face can be served, the
-truth about what is deployed is written down in every period, and signals come in batches of 100 requests whatever the
-period is. `tests/claims/test_loop.py` holds the two equal.
+`serve` is `replay.online.loop.run_stream`, with the truth about what is deployed written down in every period.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from bench.claims.truth import Truth
 
-from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
-from suffice.learn.keeper import Change
-from suffice.learn.served import Served
+from suffice.learn.audits import Bools, Floats, Ints, Small
+from suffice.replay.online.loop import PERIOD, Design, run_stream
 from suffice.replay.online.traffic import Traffic
 
-PERIOD: Final = 100   # requests between two looks of the control loop
-BATCH: Final = 100    # requests whose signals are averaged for the detector, however often the loop looks
 CALM: Final = 1_000   # requests for which the true drop must keep the budget before a drift counts as recovered from
-
-
-class Design(Protocol):
-    """What decides about a stream: the keeper, or something naive in its place."""
-
-    now: float
-
-    @property
-    def level(self) -> int: ...
-    @property
-    def served(self) -> Served | None: ...
-    @property
-    def share(self) -> float: ...
-    def take(self, runs: AuditRuns) -> None: ...
-    def notice(self, signals: Floats) -> tuple[Change, ...]: ...
-    def tick(self, now: float) -> tuple[Change, ...]: ...
+Figures = dict[str, float | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,32 +41,21 @@ def serve(
     ways  how far the world is from its old to its new state at each request, 0 … 1, shape (N,)
     rng   draws the audit lots
     """
-    runs, n = traffic.runs, len(traffic)
-    audit, level, row = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64), runs.last.copy()
-    changes: list[Change] = []
-    true_drop, n_noticed = [], 0
-    for begin in range(0, n, period):
-        block = np.arange(begin, min(begin + period, n))
-        audit[block] = rng.random(len(block)) < design.share
-        level[block] = design.level
-        true_drop.append(truth.drop(design.served, design.level, float(ways[block[-1]])))
-        if design.level and design.served is not None:
-            served = block[~audit[block]]
-            part = runs.take(served)
-            row[served] = design.served.rows_at(part, design.level) - part.starts[:-1] + runs.starts[served]
-        design.now = float(block[-1] + 1)
-        design.take(runs.take(block[audit[block]]))
-        while n_noticed + BATCH <= block[-1] + 1:
-            changes += design.notice(traffic.early[n_noticed : n_noticed + BATCH].mean(axis=0))
-            n_noticed += BATCH
-        changes += design.tick(float(block[-1] + 1))
+    true_drop, deployed = list[float](), (design.served, design.level)
+
+    def look(seen: Design) -> None:
+        nonlocal deployed
+        true_drop.append(truth.drop(*deployed, float(ways[int(seen.now) - 1])))
+        deployed = seen.served, seen.level
+
+    stream = run_stream(traffic, design, rng, period=period, watch=look)
     return Course(
-        audit=audit, level=level, z=runs.z[row], tokens=runs.cost[row], full=runs.full,
-        true_drop=np.array(true_drop), alarms=tuple(change.at for change in changes if change.kind == "alarm"),
+        audit=stream.audit, level=stream.level, z=stream.z, tokens=stream.tokens, full=stream.full,
+        true_drop=np.array(true_drop), alarms=tuple(change.at for change in stream.changes if change.kind == "alarm"),
     )  # fmt: skip
 
 
-def figures(course: Course, *, max_em_drop: float, drift_at: int) -> dict[str, float | None]:
+def figures(course: Course, *, max_em_drop: float, drift_at: int) -> Figures:
     """The columns of the tables for one stream; drops and savings are fractions, times are requests after the drift."""
     n = len(course.z)
     period = n // len(course.true_drop)

@@ -26,8 +26,12 @@ class Empirical:
         self.level, self.now = 0, 0.0
 
     @property
+    def in_burst(self) -> bool:
+        return self.now < self._plan.warm_up
+
+    @property
     def share(self) -> float:
-        return 1.0 if self.now < self._plan.warm_up else self._plan.share
+        return 1.0 if self.in_burst else self._plan.share
 
     def take(self, runs: AuditRuns) -> None:
         if len(runs):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from bench.claims.course import PERIOD, Course
+from bench.claims.course import Course
 from bench.claims.score import Logistic
 from bench.claims.streams import Drawn
 from bench.claims.truth import Truth
@@ -26,6 +26,7 @@ from bench.claims.truth import Truth
 from suffice.assurance.bounds import binomial_at_most
 from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.served import Served, fit_served
+from suffice.replay.online.loop import PERIOD
 
 CALIBRATION: Final = 1_500     # full runs at the start
 LABELLED: Final = 0.2          # of served answers

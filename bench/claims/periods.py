@@ -13,75 +13,49 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy
 
-import argparse
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+from bench.claims.around import Around
 from bench.claims.cells import PLAN
-from bench.claims.course import figures, serve
+from bench.claims.course import Figures, figures, serve
 from bench.claims.score import Logistic
 from bench.claims.streams import N_REQUESTS
+from bench.claims.sweep import Sweep, for_good, mean, over, percents
 from bench.claims.truth import Truth, known
 
 from suffice.learn.audits import AuditRuns, Floats
 from suffice.learn.keeper import Change, Keeper
-from suffice.learn.served import Served
-
-PERIODS = (1, 10, 100, 1_000)
-SETTINGS = ("none", "harsh", "stealth")
-HEAD = (
-    "| setting | looks every | saved all / last, % | drop pre / post, points | over | alarm after, median |"
-    " recovered for good, median / p90 | CPU ms for 10,000 requests |"
-)
 
 
-class Timed:
+class Timed(Around):
     """A keeper whose CPU time is taken."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper, self.cpu_s = keeper, 0.0
+    cpu_s = 0.0
 
-    @property
-    def level(self) -> int:
-        return self._keeper.level
-
-    @property
-    def now(self) -> float:
-        return self._keeper.now
-
-    @now.setter
-    def now(self, now: float) -> None:
-        self._keeper.now = now
-
-    @property
-    def served(self) -> Served | None:
-        return self._keeper.served
-
-    @property
-    def share(self) -> float:
-        return self._keeper.share
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        begin = time.process_time()
+        yield
+        self.cpu_s += time.process_time() - begin
 
     def take(self, runs: AuditRuns) -> None:
-        begin = time.process_time()
-        self._keeper.take(runs)
-        self.cpu_s += time.process_time() - begin
+        with self._timed():
+            super().take(runs)
 
     def notice(self, signals: Floats) -> tuple[Change, ...]:
-        begin = time.process_time()
-        changes = self._keeper.notice(signals)
-        self.cpu_s += time.process_time() - begin
-        return changes
+        with self._timed():
+            return super().notice(signals)
 
     def tick(self, now: float) -> tuple[Change, ...]:
-        begin = time.process_time()
-        changes = self._keeper.tick(now)
-        self.cpu_s += time.process_time() - begin
-        return changes
+        with self._timed():
+            return super().tick(now)
 
 
-def run(cell: tuple[str, int, int]) -> dict[str, float | None]:
+def run(cell: tuple[str, int, int]) -> Figures:
     """One stream: setting, period, seed."""
     setting, period, seed = cell
     one = known(setting)
@@ -90,42 +64,26 @@ def run(cell: tuple[str, int, int]) -> dict[str, float | None]:
     design = Timed(Keeper(plan, Logistic()))
     rng = np.random.default_rng([seed, 4])
     course = serve(drawn.traffic, design, Truth(setting), drawn.ways, rng, period=period)
-    drift_at = one.drift_at(N_REQUESTS)
-    found = figures(course, max_em_drop=plan.max_em_drop, drift_at=drift_at)
+    found = figures(course, max_em_drop=plan.max_em_drop, drift_at=one.drift_at(N_REQUESTS))
     return {**found, "cpu_ms": 1e3 * design.cpu_s * 10_000 / N_REQUESTS}
 
 
-def row(setting: str, period: int, found: list[dict[str, float | None]]) -> str:
-    """One line of the table."""
-
-    def mean(name: str) -> float:
-        return float(np.mean([one[name] for one in found]))
-
+def cells(period: int, found: Sequence[Figures]) -> list[str]:
+    """One line of the table, behind the setting."""
     delays = [one["alarm_delay"] for one in found if one["alarm_delay"] is not None]
-    good = np.quantile([one["for_good"] or 0.0 for one in found], [0.5, 0.9])
-    cells = [
-        setting, f"{period:,}", f"{100 * mean('saved_all'):.1f} / {100 * mean('saved_last'):.1f}",
-        f"{100 * mean('drop_pre'):.2f} / {100 * mean('drop_post'):.2f}",
-        f"{sum(bool(one['over_pre'] or one['over_post']) for one in found)} of {len(found)}",
-        f"{np.median(delays):.0f}" if len(delays) > len(found) / 2 else "none", f"{good[0]:.0f} / {good[1]:.0f}",
-        f"{mean('cpu_ms'):,.0f}",
+    return [
+        f"{period:,}", percents(found, "saved_all", "saved_last"), percents(found, "drop_pre", "drop_post", digits=2),
+        over(found), f"{np.median(delays):.0f}" if len(delays) > len(found) / 2 else "none", for_good(found),
+        f"{mean(found, 'cpu_ms'):,.0f}",
     ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.claims.periods", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", nargs="+", default=SETTINGS, metavar="SETTING", help="settings, see bench.claims")
-    asked = parser.parse_args()
-    print(HEAD, "| --- " * (HEAD.count("|") - 1) + "|", sep="\n")
-    with ProcessPoolExecutor(asked.jobs) as pool:
-        for setting in asked.only:
-            for period in PERIODS:
-                cells = [(setting, period, seed) for seed in range(asked.seeds)]
-                print(row(setting, period, list(pool.map(run, cells))), flush=True)
-
+PERIODS = Sweep(
+    prog="python -m bench.claims.periods", about=__doc__.splitlines()[0],
+    head="| setting | looks every | saved all / last, % | drop pre / post, points | over | alarm after, median |"
+    " recovered for good, median / p90 | CPU ms for 10,000 requests |",
+    settings=("none", "harsh", "stealth"), choices=(1, 10, 100, 1_000), run=run, cells=cells,
+)  # fmt: skip
 
 if __name__ == "__main__":
-    main()
+    PERIODS.main()

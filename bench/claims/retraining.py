@@ -12,27 +12,20 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy
 
-import argparse
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from bench.claims.cells import PLAN
-from bench.claims.course import figures, serve
+from bench.claims.course import Figures, figures, serve
 from bench.claims.score import Logistic
 from bench.claims.streams import N_REQUESTS
+from bench.claims.sweep import Sweep, for_good, over, percents
 from bench.claims.truth import Truth, known
 
 from suffice.learn.keeper import Keeper
 from suffice.learn.served import Served, fit_served
-
-SETTINGS = ("harsh", "swap", "gradual", "stealth", "benign")
-WAYS = ("never", "after alarms", "every 1,000")
-HEAD = (
-    "| setting | retrained | saved all / steady / last, % | drop pre / post, points | over |"
-    " recovered for good, median / p90 |"
-)
 
 
 class Once:
@@ -47,7 +40,7 @@ class Once:
         return self._served
 
 
-def run(cell: tuple[str, str, int]) -> dict[str, float | None]:
+def run(cell: tuple[str, str, int]) -> Figures:
     """One stream: setting, way of retraining, seed."""
     setting, way, seed = cell
     one = known(setting)
@@ -60,35 +53,19 @@ def run(cell: tuple[str, str, int]) -> dict[str, float | None]:
     return figures(course, max_em_drop=plan.max_em_drop, drift_at=one.drift_at(N_REQUESTS))
 
 
-def row(setting: str, way: str, found: list[dict[str, float | None]]) -> str:
-    """One line of the table."""
-
-    def mean(name: str) -> float:
-        return 100 * float(np.mean([one[name] for one in found]))
-
-    good = np.quantile([one["for_good"] or 0.0 for one in found], [0.5, 0.9])
-    cells = [
-        setting, way, f"{mean('saved_all'):.1f} / {mean('saved_steady'):.1f} / {mean('saved_last'):.1f}",
-        f"{mean('drop_pre'):.2f} / {mean('drop_post'):.2f}",
-        f"{sum(bool(one['over_pre'] or one['over_post']) for one in found)} of {len(found)}",
-        f"{good[0]:.0f} / {good[1]:.0f}",
-    ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
+def cells(way: str, found: Sequence[Figures]) -> list[str]:
+    """One line of the table, behind the setting."""
+    saved = percents(found, "saved_all", "saved_steady", "saved_last")
+    return [way, saved, percents(found, "drop_pre", "drop_post", digits=2), over(found), for_good(found)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.claims.retraining", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", nargs="+", default=SETTINGS, metavar="SETTING", help="settings, see bench.claims")
-    asked = parser.parse_args()
-    print(HEAD, "| --- " * (HEAD.count("|") - 1) + "|", sep="\n")
-    with ProcessPoolExecutor(asked.jobs) as pool:
-        for setting in asked.only:
-            for way in WAYS:
-                cells = [(setting, way, seed) for seed in range(asked.seeds)]
-                print(row(setting, way, list(pool.map(run, cells))), flush=True)
-
+RETRAINING = Sweep(
+    prog="python -m bench.claims.retraining", about=__doc__.splitlines()[0],
+    head="| setting | retrained | saved all / steady / last, % | drop pre / post, points | over |"
+    " recovered for good, median / p90 |",
+    settings=("harsh", "swap", "gradual", "stealth", "benign"), choices=("never", "after alarms", "every 1,000"),
+    run=run, cells=cells,
+)  # fmt: skip
 
 if __name__ == "__main__":
-    main()
+    RETRAINING.main()

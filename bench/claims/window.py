@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from suffice.learn.audits import AuditRuns, Bools, Small, join
-from suffice.learn.keeper import Plan, effective
+from suffice.learn.keeper import Plan, certifying, matured
 from suffice.learn.served import Served
 
 
@@ -40,10 +40,8 @@ class Window:
         """
         if self._z is None or self._d is None or self.runs is None:
             return None
-        z, inside = effective(self._z, self._d, self.runs, now, self._plan)
+        counted = matured(self._z, self._d, self.runs, now, self._plan)
+        z, inside = counted.z, counted.enters
         if labelled_only:
             z, inside = self._z, self.runs.label_at <= now
-        if self._plan.window is not None:
-            newest = np.cumsum(inside[::-1])[::-1] <= self._plan.window
-            inside = inside & (newest | (self.runs.at > now - self._plan.span))
-        return z[inside]
+        return z[certifying(inside, self.runs, now, self._plan)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -128,6 +129,20 @@ def test_what_the_stop_model_predicts_is_believed_until_audits_contradict() -> N
     untold = drop_of(windows(np.full(60, 0.03), n_audits=2))
     assert believed.ahead > untold.ahead + 0.01
     assert contradicted.ahead < believed.ahead - 0.005
+
+
+def test_windows_without_an_audit_are_bridged_and_where_most_have_none_the_model_says_nothing() -> None:
+    told = 0.01 + ramp(60, 30, 0.02)
+    whole = windows(np.full(60, 0.03), predicted=told, n_audits=2)
+    straight = windows(np.full(60, 0.03), predicted=np.linspace(0.01, 0.02, 60), n_audits=2)
+
+    def silent(seen: list[Window], where: Callable[[int], bool]) -> list[Window]:
+        return [replace(window, predicted_drop=None) if where(i) else window for i, window in enumerate(seen)]
+
+    assert drop_of(silent(whole, lambda i: i % 3 == 1)).ahead == pytest.approx(drop_of(whole).ahead, abs=0.002)
+    bridged = drop_of(silent(straight, lambda i: 20 < i < 45)).ahead
+    assert bridged == pytest.approx(drop_of(straight).ahead), "on a line nothing is lost"
+    assert drop_of(silent(whole, lambda i: i % 3 > 0)) == drop_of(silent(whole, lambda _: True))
 
 
 def test_without_signals_the_ramp_alone_speaks() -> None:

@@ -46,7 +46,7 @@ class Stream:
     near: Floats       # (n,)
     z: NDArray[np.int8]  # (n,)
     signals: Floats    # (n / 100, F)
-    predicted: Floats  # (n / 100,)
+    predicted: Floats  # (n,): what the stop model expects it to lose at the deployed level
     lot: Floats        # (n,): a request is an audit if it is below the share
     crossing: int | None  # request at which the true drop reaches the budget; None: never
 
@@ -85,15 +85,15 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
     raised: list[int] = []
     ended: list[int] = []
     n_audited, found = 0, None
-    for b in range(len(stream.predicted)):
+    for b in range(len(stream.signals)):
         rows = slice(b * SIZE, (b + 1) * SIZE)
         doubtful = found is not None and found.doubtful
         drawn = stream.lot[rows] < (1.0 if b * SIZE < BURST else max(share, doubt_share) if doubtful else share)
-        near, z = stream.near[rows][drawn], stream.z[rows][drawn]
+        near, z, expected = (part[rows][drawn] for part in (stream.near, stream.z, stream.predicted))
         n_audited += int(drawn.sum()) if b * SIZE >= BURST else 0
         windows.append(Window(
             until=(b + 1) * SIZE, n_requests=SIZE, signals=tuple(stream.signals[b].tolist()),
-            predicted_drop=float(stream.predicted[b]), n_audits=len(z), near=float(near.sum()),
+            predicted_drop=float(expected.mean()) if len(z) else None, n_audits=len(z), near=float(near.sum()),
             near_squares=float((near**2).sum()), n_settled=len(z), drop=int(z.sum()),
         ))  # fmt: skip
         if b + 1 >= FIRST_LOOK:
@@ -128,7 +128,7 @@ class Pool:
         return Stream(
             near=self.near[at, pick], z=self.z[at, pick], lot=rng.random(n),
             signals=_by_window(self.signals[at, pick]).mean(axis=1),
-            predicted=_by_window(self.predicted[at, pick]).mean(axis=1),
+            predicted=self.predicted[at, pick],
             crossing=int(over[0]) if len(over) else None,
         )
 
@@ -155,9 +155,8 @@ def pool(world: str, safer: int) -> Pool:
     for way in np.linspace(0, 1, N_WAYS):
         traffic, runs = _runs(WORLDS[world], float(way), N_RUNS, seed=3)
         stops = served.rows(runs)
-        predicted = _predicted(served, runs, stops[:, level])
-        signals = np.concatenate([traffic.early, predicted[:, np.newaxis]], axis=1)
-        parts.append((near_share(runs.d[stops], levels), runs.z[stops[:, level]], signals, predicted))
+        predicted = served.expected(runs, stops[:, level])
+        parts.append((near_share(runs.d[stops], levels), runs.z[stops[:, level]], traffic.early, predicted))
     near, z, signals, predicted = (np.stack(part) for part in zip(*parts, strict=True))
     ways = np.linspace(0, 1, N_WAYS)
     drop = np.asarray(np.polyval(np.polyfit(ways, z.mean(axis=1), 2), ways), dtype=np.float64)
@@ -167,15 +166,6 @@ def pool(world: str, safer: int) -> Pool:
 def _runs(world: World, way: float, n: int, seed: int) -> tuple[Traffic, AuditRuns]:
     made = draw(USUAL, world, np.full(n, way), np.random.default_rng([seed, round(100 * way)]))
     return made, online(made, np.zeros(n), seed=seed).runs
-
-
-def _predicted(served: Served, runs: AuditRuns, stop: NDArray[np.int64]) -> Floats:
-    """What the model expects each run to lose by its stop; nothing where it is not stopped."""
-    expected = np.empty(len(runs))
-    for fold, model in enumerate(served.models):
-        mine = runs.fold == fold
-        expected[mine] = 1 - model(runs.x[stop[mine]])
-    return np.where(stop < runs.last, expected, 0.0)
 
 
 def _by_window(values: Floats) -> Floats:
@@ -206,9 +196,9 @@ def by_law(
     direction = rng.normal(size=4)
     direction *= away / np.sqrt(direction @ np.linalg.solve(mixing @ mixing.T, direction))
     predicted = rng.gamma(2.0, (0.012 + predicts * (drops - drops[0])) / 2)
-    signals = np.column_stack([rng.normal(size=(n, 4)) @ mixing.T + np.outer(moved, direction), predicted])
+    signals = rng.normal(size=(n, 4)) @ mixing.T + np.outer(moved, direction)
     return Stream(
-        near=near, z=z, signals=_by_window(signals).mean(axis=1), predicted=_by_window(predicted).mean(axis=1),
+        near=near, z=z, signals=_by_window(signals).mean(axis=1), predicted=predicted,
         lot=rng.random(n), crossing=int(over[0]) if len(over) else None,
     )  # fmt: skip
 

@@ -7,27 +7,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bench.claims import reference
-from bench.claims.course import PERIOD, figures, serve
+from bench.claims.around import Around
+from bench.claims.course import Figures, figures, serve
+from bench.claims.periods import PERIODS, Timed
 from bench.claims.results import append, cell_of, code_mark, lines
+from bench.claims.retraining import RETRAINING
 from bench.claims.score import Logistic
 from bench.claims.streams import SETTINGS, SIGNALS
 from bench.claims.table import tables
 from bench.claims.truth import KNOTS, Truth
 
 from suffice.learn.keeper import Keeper, Plan
-from suffice.learn.served import fit_served
-from suffice.replay.online.loop import run_stream
+from suffice.learn.served import Served, fit_served
+from suffice.replay.online.loop import PERIOD, run_stream
 from suffice.replay.online.traffic import learner_of
 
 N = 3_000
 
 
-def test_a_cell_is_served_by_the_loop_of_replay() -> None:
-    drawn = SETTINGS["harsh"].draw(N, 3)
+@pytest.mark.parametrize("period", [50, PERIOD])
+def test_a_cell_is_served_by_the_loop_of_replay_and_the_truth_is_that_of_what_was_deployed(period: int) -> None:
+    drawn, truth = SETTINGS["harsh"].draw(N, 3), Truth("harsh")
     plan = Plan(label_timeout=200.0, warm_up=500, burst=500)
-    stream = run_stream(drawn.traffic, plan, Logistic(), np.random.default_rng(5))
+    deployed: list[tuple[Served | None, int]] = [(None, 0)]
+
+    def look(keeper: Keeper) -> None:
+        deployed.append((keeper.served, keeper.level))
+
+    rng = np.random.default_rng(5)
+    stream = run_stream(drawn.traffic, Keeper(plan, Logistic()), rng, period=period, watch=look)
     course = serve(
-        drawn.traffic, Keeper(plan, Logistic()), Truth("harsh"), drawn.ways, np.random.default_rng(5), period=PERIOD
+        drawn.traffic, Keeper(plan, Logistic()), truth, drawn.ways, np.random.default_rng(5), period=period
     )
     assert np.array_equal(stream.level, course.level)
     assert np.array_equal(stream.audit, course.audit)
@@ -35,6 +45,23 @@ def test_a_cell_is_served_by_the_loop_of_replay() -> None:
     assert np.array_equal(stream.tokens, course.tokens)
     assert course.alarms == tuple(change.at for change in stream.changes if change.kind == "alarm")
     assert stream.level.max() > 0
+    assert len(course.true_drop) == N // period
+    for number in (0, N // period // 2, N // period - 1):
+        way = float(drawn.ways[(number + 1) * period - 1])
+        assert course.true_drop[number] == truth.drop(*deployed[number], way)
+
+
+def test_a_keeper_inside_a_design_that_says_nothing_is_that_keeper() -> None:
+    drawn, plan = SETTINGS["harsh"].draw(N, 3), Plan(label_timeout=200.0, warm_up=500, burst=500)
+    designs = Keeper(plan, Logistic()), Around(Keeper(plan, Logistic())), Timed(Keeper(plan, Logistic()))
+    streams = [run_stream(drawn.traffic, design, np.random.default_rng(5)) for design in designs]
+    for other in streams[1:]:
+        assert other.changes == streams[0].changes
+        assert np.array_equal(other.level, streams[0].level)
+        assert np.array_equal(other.burst, streams[0].burst)
+        assert np.array_equal(other.tokens, streams[0].tokens)
+    assert isinstance(designs[2], Timed)
+    assert designs[2].cpu_s > 0
 
 
 def test_the_score_is_the_linear_part_of_the_stop_model() -> None:
@@ -89,6 +116,22 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     append(path, {"setting": "none", "design": "fixed", "seed": 1})
     assert [cell_of(line) for line in lines(path)] == [("none", "fixed", 0), ("none", "fixed", 1)]
     assert code_mark() == code_mark()
+
+
+def test_a_sweep_has_one_row_for_each_choice() -> None:
+    found: list[Figures] = [
+        {"saved_all": 0.2, "saved_steady": 0.3, "saved_last": 0.4, "drop_pre": 0.01, "drop_post": 0.02, "over_pre": 0.0,
+         "over_post": post, "for_good": 100.0, "alarm_delay": delay, "cpu_ms": 1_234.0}
+        for post, delay in ((0.0, 300.0), (1.0, 500.0), (0.0, None))
+    ]  # fmt: skip
+    assert PERIODS.row("harsh", 1_000, found) == (
+        "| harsh | 1,000 | 20.0 / 40.0 | 1.00 / 2.00 | 1 of 3 | 400 | 100 / 100 | 1,234 |"
+    )
+    assert RETRAINING.row("harsh", "never", found) == (
+        "| harsh | never | 20.0 / 30.0 / 40.0 | 1.00 / 2.00 | 1 of 3 | 100 / 100 |"
+    )
+    assert {PERIODS.head.count("|"), PERIODS.row("none", 1, found).count("|")} == {9}
+    assert {RETRAINING.head.count("|"), RETRAINING.row("none", "never", found).count("|")} == {7}
 
 
 def test_a_table_has_one_row_for_each_design_with_its_exact_bound() -> None:

@@ -14,6 +14,7 @@ from suffice.control.certify import RouteLoop
 from suffice.control.fitting import read_back
 from suffice.control.resolution import Diverged
 from suffice.errors import ConfigError
+from suffice.learn.keeper import KEPT_BEFORE
 from suffice.settings import Control, Route
 from suffice.store.control_events import (
     AlarmRaised,
@@ -262,8 +263,26 @@ def test_signals_that_moved_keep_the_latest_audits_and_a_new_worker_keeps_the_sa
     ]  # fmt: skip
     told = story(control=quick).feed(rows([*calm, *moved]))
     epoch = next(event.epoch for event in told.decided if isinstance(event, EpochBegan))
-    assert len(epoch.kept) == 300
+    assert len(epoch.kept) == KEPT_BEFORE - 1, "at a look the latest request has not ended"
     assert next(event.alarm.cause for event in told.decided if isinstance(event, AlarmRaised)) == "signals"
+
+
+def test_signals_that_moved_keep_the_audits_of_the_last_requests_and_not_so_many_audits() -> None:
+    """One request in four is an audit: three hundred requests hold seventy-five."""
+    rng, log = random.Random(21), list[Event]()
+    for number in range(2_200):
+        thin = number >= CONTROL.burst_requests and number % 4 > 0
+        request, outcome = run(number, rng, sure=True, audit=not thin, propensity=0.75 if thin else 0.25)
+        if number >= 1_600:
+            outcome = replace(outcome, steps=tuple(replace(s, tokens=s.tokens * 9) for s in outcome.steps))
+        log += [RequestSeen(request), RequestEnded(outcome)]
+    told = story(control=replace_control(refit_requests=100_000)).feed(rows(log))
+    alarm = next(event.alarm for event in told.decided if isinstance(event, AlarmRaised))
+    epoch = next(event.epoch for event in told.decided if isinstance(event, EpochBegan))
+    assert alarm.cause == "signals"
+    last = range(alarm.at - KEPT_BEFORE, alarm.at)
+    assert list(epoch.kept) == [f"ep_{number:05}" for number in last if number % 4 == 0]
+    assert len(epoch.kept) == KEPT_BEFORE // 4
 
 
 def replace_control(**changes: Any) -> Control:

@@ -9,9 +9,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from suffice.assurance.drift import BATCH, REFERENCE
 from suffice.control import joining
 from suffice.control.audits import Said
-from suffice.control.early import BATCH, REFERENCE, Early
+from suffice.control.early import SIGNALS, Early
 from suffice.control.joining import Joining
 from suffice.control.lateness import Lateness
 from suffice.types import Episode, Feedback, Outcome
@@ -96,7 +97,9 @@ def test_early_signals_come_in_batches_and_what_never_moved_says_nothing() -> No
         if number >= BATCH * REFERENCE:  # has_answer has always been 1 in the reference
             outcome = replace(outcome, steps=(replace(outcome.steps[0], answer=None), *outcome.steps[1:]))
         early.note(Episode(request=request, outcome=outcome))
-    batches = list(early.batches())
+    whole = list(early.batches())
+    batches = [batch.mean(axis=0) for batch in whole]
+    assert {batch.shape for batch in whole} == {(BATCH, len(SIGNALS))}
     assert len(batches) == REFERENCE + 1
     assert batches[-1][1] == batches[0][1] == 1.0
     assert batches[-1][0] != batches[0][0], "tokens move, and are shown"

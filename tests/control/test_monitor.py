@@ -13,6 +13,7 @@ import pytest
 
 from suffice.cli.status import read_statuses
 from suffice.control.jobs import Report, Worker
+from suffice.control.monitor import Monitor
 from suffice.gateway.follow import export
 from suffice.settings import Settings, parse
 from suffice.store.advice import newest_alert, newest_outlook
@@ -81,6 +82,24 @@ def test_accounts_count_what_was_asked_behind_the_first_hundred_runs(folder: Pat
     assert outlook.whole.tokens_full.value == pytest.approx(sum(tokens[100:]) / 300)
     assert outlook.whole.em_full is not None
     assert (outlook.whole.em_full.value, outlook.whole.em_full.n) == (1.0, 60)
+
+
+def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: Path) -> None:
+    with worker(settings_for(folder)) as here:
+        looked(here)
+        monitor = next(job for job in here.jobs if isinstance(job, Monitor))
+        watch = monitor._watches["r"]
+        windows = watch._told_windows()
+    assert len(windows) == 4
+    served, level = watch._replayed.served, watch._replayed.level
+    assert served is not None
+    assert level > 0
+    told = [window.predicted_drop for window in windows]
+    assert all(one is not None and 0 < one < 1 for one in told)
+    rows = watch._replayed._rows([audit for window in watch._windows for audit in window.audits])
+    assert rows is not None
+    expected = served.expected(rows, served.rows_at(rows, level))
+    assert sum(one or 0.0 for one in told) / 4 == pytest.approx(float(expected.mean()), rel=0.02)
 
 
 def test_a_look_without_news_is_not_repeated_and_a_second_worker_has_to_wait(folder: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.keeper import KEPT_BEFORE, Change, Keeper, Plan, effective
+from suffice.learn.keeper import KEPT_BEFORE, Change, Keeper, Plan, certifying, matured
 from suffice.learn.served import N_FOLDS, Learner, PGood, Served, cut_levels, fit_served, risk_of
 from tests.learn.runs_made import audits, believing
 
@@ -142,12 +142,13 @@ def test_an_audit_counts_when_its_time_is_over_and_a_missing_label_is_a_loss() -
     )
     z = runs.z.reshape(n, 2)[:, ::-1]
     d = runs.d.reshape(n, 2)[:, ::-1]
-    found, counts = effective(z, d, runs, 700.0, replace(PLAN, label_timeout=200.0))
+    counted = matured(z, d, runs, 700.0, replace(PLAN, label_timeout=200.0))
+    found, counts = counted.z, counted.enters
     assert np.array_equal(counts, runs.at <= 500)
     assert np.array_equal(found[counts][:, 1], np.where(np.arange(501) % 2 == 0, -1, 1))
     assert not found[:, 0].any()
     broken = replace(runs, abandoned=np.ones(n, dtype=bool))
-    found, _ = effective(z, d, broken, 700.0, PLAN)
+    found = matured(z, d, broken, 700.0, PLAN).z
     assert (found[:, 1:] == 1).all(), "an audit that was broken off is a loss at every level"
     assert not found[:, 0].any(), "but for the one that never stops"
 
@@ -204,7 +205,7 @@ def test_an_alarm_on_signals_keeps_the_audits_of_the_last_requests_alone() -> No
         keeper.now = float(begin + PERIOD)
         keeper.take(runs.take(np.arange(begin, begin + PERIOD)))
         moved = 0.0 if begin < 2_000 else 1.0
-        changes = keeper.notice(moved + 0.01 * rng.standard_normal(4))
+        changes = keeper.notice(moved + 0.1 * rng.standard_normal((100, 4)))
         if changes:
             alarms.append(begin)
             assert keeper.n_audits == KEPT_BEFORE
@@ -237,3 +238,53 @@ def test_a_new_version_serves_only_if_it_saves_as_much(worse_first: bool) -> Non
     assert keeper.level > 0, "a version that stops nothing never replaces one that does"
     assert keeper.served is not None
     assert np.isfinite(keeper.served.levels[:, 1:]).any()
+
+
+def test_an_alarm_on_signals_keeps_few_audits_where_few_of_the_requests_were_audited() -> None:
+    keeper = Keeper(replace(PLAN, watches_signals=True), believing)
+    runs = two_steps(2_000, lost=0.0)
+    for begin in range(0, 2_000, PERIOD):
+        keeper.now = float(begin + PERIOD)
+        keeper.take(runs.take(np.arange(begin, begin + PERIOD, 1 if begin < 400 else 20)))
+        keeper.tick(keeper.now)
+    keeper.reset("signals", keep=KEPT_BEFORE)
+    assert keeper.n_audits == 3 * PERIOD // 20, "requests are counted, not audits"
+
+
+def test_the_window_is_the_newest_audits_and_all_that_are_young() -> None:
+    runs = two_steps(1_000, lost=0.0)
+    enters = np.arange(1_000) < 900
+    for window, span in ((100, 0.0), (100, 300.0), (2_000, 0.0), (None, 0.0)):
+        inside = certifying(enters, runs, 1_000.0, replace(PLAN, window=window, span=span))
+        first = max(0, min(900 - window, 1_001 - int(span) if span else 900)) if window is not None else 0
+        assert np.array_equal(np.flatnonzero(inside), np.arange(first, 900)), (window, span)
+
+
+def late_and_harmless(n: int, *, first: int = 0) -> AuditRuns:
+    """Every fourth stop disagrees, and its label, which comes 500 requests later, says that nothing was lost."""
+    differs = (np.arange(first, first + n) % 4 == 0).tolist()
+    made = audits([[0.9, 0.9]] * n, z=[[0, 0]] * n, d=[[differing, False] for differing in differs], first=first)
+    return replace(made, label_at=made.at + 500.0)
+
+
+def test_what_a_label_may_still_deny_is_no_outcome_yet() -> None:
+    """Certified while labels came at once; then they are late, and until they come every fourth audit looks lost."""
+    plan = replace(PLAN, label_timeout=0.0, max_em_drop=0.05)
+    keeper = Keeper(plan, believing)
+    at_once = late_and_harmless(1_000)
+    fed(keeper, replace(at_once, label_at=at_once.at))
+    assert keeper.level > 0
+    keeper.plan = replace(plan, label_timeout=900.0)  # so few are that old that all of them certify, as lost
+    changes = fed(keeper, late_and_harmless(1_000, first=1_000), begin=1_000)
+    assert not [change for change in changes if change.kind == "alarm"]
+
+
+def test_a_loss_is_heard_once_its_time_is_over() -> None:
+    plan = replace(PLAN, label_timeout=300.0, max_em_drop=0.05)
+    keeper = Keeper(plan, believing)
+    fed(keeper, two_steps(1_500, lost=0.0))
+    assert keeper.level > 0
+    silent = replace(two_steps(600, lost=0.9, first=1_500, seed=1), d=np.zeros(1_200, dtype=bool))
+    changes = fed(keeper, silent, begin=1_500)
+    first = next(change.at for change in changes if change.kind == "alarm")
+    assert 1_800 < first <= 2_000

@@ -172,3 +172,17 @@ def test_too_little_to_learn_from_is_no_version() -> None:
     assert fit_served(few, believing, now=np.inf) is None, "of which each model sees four fifths"
     enough = audits([[0.5, 1.0]] * (LEAST_AUDITS * 5 // 4))
     assert fit_served(enough, believing, now=np.inf) is not None
+
+
+def test_what_a_stop_is_expected_to_lose_is_the_doubt_of_the_model_that_serves_the_run() -> None:
+    runs = drawn(300, np.random.default_rng(1))
+    doubts = [0.1 * (f + 1) for f in range(N_FOLDS)]
+    models = tuple((lambda rows, p=1 - doubt: np.full(len(rows), p)) for doubt in doubts)
+    served = replace(served_on(runs), models=models)
+    stops = runs.starts[:-1]
+    expected = served.expected(runs, stops)
+    one_step = stops == runs.last
+    assert one_step.any()
+    assert not expected[one_step].any(), "a stop at the end is none"
+    assert expected[~one_step] == pytest.approx(np.array(doubts)[runs.fold[~one_step]])
+    assert not served.expected(runs, runs.last).any()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.keeper import Plan
+from suffice.learn.keeper import Keeper, Plan
 from suffice.replay.online.drift import parse_drift
 from suffice.replay.online.loop import run_stream
 from suffice.replay.online.protocol import OnlineAsked, _runs, replay_online
@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_with_one_process_and_with_two() -> None:
 
 def test_while_everything_runs_in_full_nothing_is_saved_and_nothing_is_lost(traffic: Traffic) -> None:
     plan = Plan(warm_up=10_000)
-    stream = run_stream(traffic, plan, learner_of(traffic.chosen), np.random.default_rng(0))
+    stream = run_stream(traffic, Keeper(plan, learner_of(traffic.chosen)), np.random.default_rng(0))
     assert stream.audit.all()
     assert not stream.z.any()
     assert stream.reduction(slice(None), probes=False) == pytest.approx(0.0)
@@ -58,7 +58,8 @@ def test_while_everything_runs_in_full_nothing_is_saved_and_nothing_is_lost(traf
 def test_audits_cost_their_full_run_and_lose_nothing(traffic: Traffic) -> None:
     plan = Plan(max_em_drop=0.3, warm_up=60, refit_every=20, horizon=400)
     rng = np.random.default_rng(1)
-    stream = run_stream(traffic.take(rng.permutation(len(traffic))), plan, learner_of(traffic.chosen), rng, period=10)
+    keeper = Keeper(plan, learner_of(traffic.chosen))
+    stream = run_stream(traffic.take(rng.permutation(len(traffic))), keeper, rng, period=10)
     assert not stream.z[stream.audit].any()
     assert (stream.tokens - stream.probes)[stream.audit] == pytest.approx(stream.full[stream.audit])
     assert (stream.level > 0).any(), "a budget of thirty points is certified on a hundred runs"
@@ -70,7 +71,7 @@ def test_labels_that_have_not_come_certify_nothing_that_disagrees(traffic: Traff
     late = replace(traffic, runs=replace(traffic.runs, label_at=np.full(len(traffic), np.inf)))
     unlabelled = replace(plan, label_free=False)
     streams = [
-        run_stream(late, one, learner_of(traffic.chosen), np.random.default_rng(2), period=10)
+        run_stream(late, Keeper(one, learner_of(traffic.chosen)), np.random.default_rng(2), period=10)
         for one in (plan, unlabelled)
     ]
     assert (streams[0].level == streams[1].level).all(), "no label is the same as none asked for"

@@ -5,9 +5,10 @@
     ShiryaevRoberts     outcomes of audits at the deployed level                     drift that cannot
     DisagreementRatio   audits that disagree, no labels needed                       … while labels are late
 
-Each detector holds a few numbers and says True at an alarm; after one, the caller resets it. `state` gives the numbers
-as plain data and `restore` takes them back, so that a worker that was killed goes on where it was. Pure: no clock, no
-store. What an alarm leads to (a new epoch, full runs, a new certificate) is not decided here. ASSURANCE.md §3.5.
+Each detector holds a few numbers and says True at an alarm; after one, the caller resets it. The loop is a fold over
+the log, so they are kept in memory alone; only `ShiryaevRoberts` gives its sums as plain data and takes them back
+(`state`, `restore`), for guard-rails and tuners, which are written down. Pure: no clock, no store. What an alarm leads
+to (a new epoch, full runs, a new certificate) is not decided here. ASSURANCE.md §3.5.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 SR_SHARES: Final = tuple(float(share) for share in np.geomspace(0.02, 0.9, 8))  # of the largest bet
 LEAST_RATE: Final = 1 / 800  # a certification set of 800 audits cannot tell a lower rate from none
@@ -78,20 +81,17 @@ def latest_known(before: Fingerprint, after: Fingerprint) -> Fingerprint:
 
 # --------------------------------------------------------------------------- signals of all traffic
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CusumState:
-    """What a `Cusum` knows, in plain data."""
-
-    reference: tuple[tuple[float, ...], ...]  # the first batches, each with F means
-    up: tuple[float, ...]                     # F sums towards larger means, in sd of a batch mean
-    down: tuple[float, ...]                   # F sums towards smaller means
+BATCH: Final = 100     # requests whose signals are averaged
+REFERENCE: Final = 15  # batches that say what is normal
 
 
 class Cusum:
     """Watch F signals of all traffic, batch by batch, for a shift up or down that stays.
 
-    Two-sided cumulative sums (Page 1954, Biometrika 41) of batch means, standardised by the first batches.
+    Two-sided cumulative sums (Page 1954, Biometrika 41) of batch means, standardised by the first batches. The sd of a
+    batch mean is taken from the spread between those batches, or from the spread of requests inside them where that
+    says more: 15 means know their own sd to a fifth only, and where they happen to lie close together every later one
+    looks like drift; 1,500 requests know theirs, but not what comes in clusters of several batches.
 
     n_features         F, at least 1
     reference_batches  that say what is normal, at least 2; no alarm before they are there
@@ -100,7 +100,7 @@ class Cusum:
     """
 
     def __init__(
-        self, n_features: int, *, reference_batches: int = 15, slack: float = 0.75, limit: float = 9.0
+        self, n_features: int, *, reference_batches: int = REFERENCE, slack: float = 0.75, limit: float = 9.0
     ) -> None:
         if n_features < 1 or reference_batches < 2:
             raise ValueError(f"need n_features >= 1 and reference_batches >= 2; got {n_features=} {reference_batches=}")
@@ -110,35 +110,26 @@ class Cusum:
 
     def reset(self) -> None:
         """Forget everything: the next batches are the new reference."""
-        self._reference: list[tuple[float, ...]] = []
-        self._up = np.zeros(self._n_features)
-        self._down = np.zeros(self._n_features)
+        self._means: list[Floats] = []
+        self._within: list[Floats] = []  # variance of each batch's mean, if its requests are independent
+        self.up = np.zeros(self._n_features)    # sums towards larger means, shape (F,)
+        self.down = np.zeros(self._n_features)  # … towards smaller ones
 
-    def add(self, batch: NDArray[np.float64]) -> bool:
-        """Take in the means of one batch, shape (F,), all finite; True: alarm."""
-        if batch.shape != (self._n_features,) or not np.isfinite(batch).all():
-            raise ValueError(f"batch: got {batch!r}; {self._n_features} finite means")
-        if len(self._reference) < self._n_reference:
-            self._reference.append(tuple(batch.tolist()))
+    def add(self, batch: Floats) -> bool:
+        """Take in the signals of the requests of one batch, shape (n, F), all finite; True: alarm."""
+        if batch.ndim != 2 or not len(batch) or batch.shape[1] != self._n_features or not np.isfinite(batch).all():
+            raise ValueError(f"batch: got {batch!r}; rows of {self._n_features} finite signals")
+        mean = batch.mean(axis=0)
+        if len(self._means) < self._n_reference:
+            self._means.append(mean)
+            self._within.append(batch.var(axis=0, ddof=1) / len(batch) if len(batch) > 1 else np.zeros_like(mean))
             return False
-        seen = np.array(self._reference)
-        mean = seen.mean(axis=0)
-        sd = np.maximum(seen.std(axis=0, ddof=1), _LEAST_SD * (1 + np.abs(mean)))
-        shift = (batch - mean) / sd
-        self._up = np.maximum(0.0, self._up + shift - self._slack)
-        self._down = np.maximum(0.0, self._down - shift - self._slack)
-        return bool(max(self._up.max(), self._down.max()) >= self._limit)
-
-    def state(self) -> CusumState:
-        """All it knows, to be kept."""
-        return CusumState(
-            reference=tuple(self._reference), up=tuple(self._up.tolist()), down=tuple(self._down.tolist())
-        )
-
-    def restore(self, state: CusumState) -> None:
-        """Go on from what was kept."""
-        self._reference = list(state.reference)
-        self._up, self._down = np.array(state.up), np.array(state.down)
+        usual = np.mean(self._means, axis=0)
+        variance = np.maximum(np.var(self._means, axis=0, ddof=1), np.mean(self._within, axis=0))
+        shift = (mean - usual) / np.maximum(np.sqrt(variance), _LEAST_SD * (1 + np.abs(usual)))
+        self.up = np.maximum(0.0, self.up + shift - self._slack)
+        self.down = np.maximum(0.0, self.down - shift - self._slack)
+        return bool(max(self.up.max(), self.down.max()) >= self._limit)
 
 
 # --------------------------------------------------------------------------- outcomes of audits
@@ -192,14 +183,6 @@ class ShiryaevRoberts:
 # --------------------------------------------------------------------------- disagreement, without labels
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DisagreementState:
-    """What a `DisagreementRatio` knows, in plain data."""
-
-    rate: float
-    recent: tuple[bool, ...]  # the latest audits, oldest first
-
-
 class DisagreementRatio:
     """Watch how often the stop would have answered otherwise, against the rate in the certification set.
 
@@ -237,12 +220,3 @@ class DisagreementRatio:
         """Take in one audit; True: alarm."""
         self._recent.append(disagrees)
         return self.log_ratio >= self._limit
-
-    def state(self) -> DisagreementState:
-        """All it knows, to be kept."""
-        return DisagreementState(rate=self._rate, recent=tuple(self._recent))
-
-    def restore(self, state: DisagreementState) -> None:
-        """Go on from what was kept."""
-        self.reset(state.rate)
-        self._recent.extend(state.recent)

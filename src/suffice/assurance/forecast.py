@@ -50,7 +50,7 @@ class Window:
     until: int                    # number of the window's last request
     n_requests: int
     signals: tuple[float, ...]    # means over all traffic of what no stop selects, such as first steps; () for none
-    predicted_drop: float | None  # mean over all traffic of what the stop model expects to lose; None: no model
+    predicted_drop: float | None  # mean over audits of what the stop model expects to lose; None: no audits, no model
     n_audits: int
     near: float                   # sum of `near_share` over the audits
     near_squares: float           # sum of its squares
@@ -157,14 +157,22 @@ def _drawn(observed: float, variance: float, *, mean: float, sd: float) -> Ancho
 def _series(
     windows: Sequence[Window], n: Sequence[float], total: Sequence[float], squares: Sequence[float]
 ) -> Series:
-    told = [window.predicted_drop for window in windows if window.predicted_drop is not None]
     return Series(
         until=column([window.until for window in windows]),
         n_requests=column([window.n_requests for window in windows]),
         signals=np.array([window.signals for window in windows], dtype=np.float64).reshape(len(windows), -1),
-        predicted=column(told) if len(told) == len(windows) else None,
+        predicted=_predicted(windows),
         n=column(n), total=column(total), squares=column(squares),
     )  # fmt: skip
+
+
+def _predicted(windows: Sequence[Window]) -> Floats | None:
+    """What the stop model expected in each window, along a line over those without an audit; None: most have none."""
+    told = [window for window in windows if window.predicted_drop is not None]
+    if 2 * len(told) < len(windows):
+        return None
+    at, known = (column([window.until for window in part]) for part in (windows, told))
+    return np.interp(at, known, column([window.predicted_drop or 0.0 for window in told]))
 
 
 # --------------------------------------------------------------------------- the verdict

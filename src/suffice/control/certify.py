@@ -414,11 +414,11 @@ class RouteLoop:
         return f"no level passes on {n} audits" if self._address() else f"{n} audits are too few to learn from"
 
     def _new_epoch(self, cause: AlarmCause, reason: str, stored: Stored, *, keep: int = 0) -> Resolution:
-        """Forget what no longer holds: level 0, a burst of full runs, and of the audits the last `keep`."""
+        """Forget what no longer holds: level 0, full runs, and of the audits those of the last `keep` requests."""
         if self.expected:
             raise Diverged(f"route {self.name}: an alarm follows from the log and does not stand in it: {reason}")
         alarm = Alarm(route=self.name, epoch=self.epoch.number, at=self.n, cause=cause, reason=reason)
-        kept = self.audits[max(0, len(self.audits) - keep) :] if keep else []
+        kept = [audit for audit in self.audits if audit.at > self.n - keep]  # requests are numbered from 1
         return self._start(reason, stored.seq, kept, burst=self.control.burst_requests, alarm=alarm)
 
     def _start(

@@ -13,13 +13,12 @@ from typing import Final
 
 import numpy as np
 
+from suffice.assurance.drift import BATCH, REFERENCE
 from suffice.learn.audits import Floats
 from suffice.learn.dataset import early_features
 from suffice.types import Episode
 
 SIGNALS: Final = ("log1p(tokens_used)", "has_answer", "logit(confidence)", "log1p(n_words)")
-BATCH: Final = 100       # requests
-REFERENCE: Final = 15    # batches, as `assurance.drift.Cusum` has it
 LEAST_SD: Final = 1e-3   # of a batch mean, over 1 plus its mean
 
 
@@ -37,7 +36,7 @@ class Early:
     """Requests that make up no batch yet, and the batches of the reference."""
 
     _firsts: list[_First] = field(default_factory=list)
-    _reference: list[Floats] = field(default_factory=list)
+    _reference: list[Floats] = field(default_factory=list)  # means of a batch
 
     def note(self, episode: Episode) -> None:
         """Take a run in, whatever became of it."""
@@ -45,15 +44,15 @@ class Early:
             self._firsts.append(_First(episode))
 
     def batches(self) -> Iterator[Floats]:
-        """The means of each whole batch since the last time, shape (F,)."""
+        """The signals of each whole batch since the last time, shape (100, F)."""
         while len(self._firsts) >= BATCH:
             batch, self._firsts = self._firsts[:BATCH], self._firsts[BATCH:]
-            yield self._steady(early_features(batch, SIGNALS).mean(axis=0))
+            yield self._steady(early_features(batch, SIGNALS))
 
     def _steady(self, batch: Floats) -> Floats:
         """The batch, with signals that do not move in the reference held where they were."""
         if len(self._reference) < REFERENCE:
-            self._reference.append(batch)
+            self._reference.append(batch.mean(axis=0))
             return batch
         seen = np.array(self._reference)
         mean = seen.mean(axis=0)

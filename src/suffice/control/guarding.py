@@ -52,7 +52,7 @@ class LiveGuards:
         outcomes = keeper.outcomes()
         if outcomes is None or not FACTOR * self.max_em_drop < MAX_CLASS_DROP:
             return []
-        z, counts = outcomes
+        z, counts = outcomes.z, outcomes.enters
         if self._guards is None:
             self._guards = ClassGuards(z.shape[1], self.max_em_drop, delta=self.delta)
         if self._served is not keeper.served:

@@ -13,11 +13,11 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.certify import audits_to_certify
+from suffice.assurance.maturity import AHEAD, Matured
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small
-from suffice.learn.keeper import Keeper, effective
+from suffice.learn.keeper import Keeper, matured
 from suffice.types import EvidenceSummary, Spending
 
-AHEAD: Final = 2            # levels above the one in force whose disagreements are worth a label
 _MOST_LOG: Final = 700.0    # whose exponential is still a number
 
 
@@ -64,10 +64,15 @@ class LiveKeeper(Keeper):
         one = runs.take(np.array([number]))
         return int(served.rows_at(one, level)[0])
 
-    def outcomes(self) -> tuple[Small, Bools] | None:
-        """What each audit of this epoch counts as at each level, shape (N, M), and whether it counts yet, (N,)."""
+    def outcomes(self) -> Matured | None:
+        """Which audits of this epoch are old enough to be news, and what each counts as at each level.
+
+        By age alone, as the detectors hear them: each once, so before its time is over none.
+        """
         judged, runs = self._epoch.judged, self._epoch.runs
-        return None if judged is None or runs is None else effective(judged.z, judged.d, runs, self.now, self.plan)
+        if judged is None or runs is None:
+            return None
+        return matured(judged.z, judged.d, runs, self.now, self.plan, settled=0)
 
     def _n_missing(self, z: Small) -> int | None:
         """Audits still to come for the next level, if they show what those so far have shown; None: none would do.

@@ -27,6 +27,7 @@ class Seen:
 
     near: float      # part of the neighbouring levels at which a stop would have answered otherwise
     z: int           # -1, 0 or +1; without a label a disagreement counts as lost
+    expected: float | None = None  # what the stop model expects it to lose there; None: there is no model
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,8 +81,10 @@ class Replayed:
             self._near = near_levels(disagrees, self.level)
         labelled = np.isfinite(runs.label_at)
         z = np.where(labelled & ~runs.abandoned, runs.z[rows[:, self.level]], disagrees[:, self.level])
-        for audit, near, lost in zip(audits, near_share(disagrees, self._near).tolist(), z.tolist(), strict=True):
-            self._seen[audit.id] = Seen(near, int(lost))
+        expected = self.served.expected(runs, rows[:, self.level]).tolist()
+        shares = near_share(disagrees, self._near).tolist()
+        for audit, near, lost, feared in zip(audits, shares, z.tolist(), expected, strict=True):
+            self._seen[audit.id] = Seen(near, int(lost), feared)
 
 
 def by_itself(run: Run) -> Seen | None:

@@ -152,7 +152,7 @@ class RouteWatch:
         self._early.note(episode)
         for signals in self._early.batches():
             self._lateness.note_look(stored.at_s, self.n)
-            self._window.until, self._window.signals = self.n, tuple(signals.tolist())
+            self._window.until, self._window.signals = self.n, tuple(signals.mean(axis=0).tolist())
             self._windows.append(self._window)
             self._window = _Open()
 
@@ -270,9 +270,11 @@ class RouteWatch:
             found = [(window.until, one) for _, one in judged if one is not None]
         # By age alone, whatever they showed; what the label then has not said counts as lost (`maturity`).
         settled = [one for at, one in found if at <= mature]
+        expected = [one.expected for _, one in found if one.expected is not None]
         marks = [one.run.correct for one in window.runs if one.run.correct is not None]
         return Window(
-            until=window.until, n_requests=len(window.runs), signals=window.signals, predicted_drop=None,
+            until=window.until, n_requests=len(window.runs), signals=window.signals,
+            predicted_drop=sum(expected) / len(expected) if expected else None,
             n_audits=len(found), near=sum(one.near for _, one in found),
             near_squares=sum(one.near**2 for _, one in found), n_settled=len(settled),
             drop=sum(one.z for one in settled), n_labelled=len(marks), n_right=sum(marks),

@@ -19,13 +19,13 @@ import numpy as np
 
 from suffice.assurance.certify import certified_level, count, log_wealth
 from suffice.assurance.drift import Cusum, DisagreementRatio, ShiryaevRoberts
+from suffice.assurance.maturity import SETTLED, Audits, Matured, mature, newest
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small, join
 from suffice.learn.budgeting import Spender
 from suffice.learn.served import MOST_AUDITS, N_LEVELS, Learner, Served, Split, fit_served
 from suffice.types import Promise
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
-EARLY_AUDITS: Final = 300     # after a reset, while fewer have matured, all count, the unlabelled ones as losses
 KEPT_BEFORE: Final = 300      # requests before an alarm on signals whose audits are kept: all had changed already
 RAMP_LAW: Final = 16.0        # audits that are enough, times the budget
 RAMP_PART: Final = 0.35       # … and at most this part of the horizon
@@ -168,14 +168,11 @@ class Keeper:
             )  # fmt: skip
 
     def notice(self, signals: Floats) -> tuple[Change, ...]:
-        """Look at what all traffic of the last period showed.
-
-        signals  mean of a few early signals over the period, shape (F,)
-        """
+        """Look at what all traffic showed: the early signals of the requests of one batch, shape (n, F)."""
         if not self.plan.watches_signals:
             return ()
         if self._cusum is None:
-            self._cusum = Cusum(len(signals))
+            self._cusum = Cusum(signals.shape[1])
         return self.reset("signals of all traffic drifted", keep=KEPT_BEFORE) if self._cusum.add(signals) else ()
 
     def reset(self, reason: str, *, keep: int = 0) -> tuple[Change, ...]:
@@ -254,13 +251,10 @@ class Keeper:
         """Outcomes of the audits that certify now, shape (n, M), and which they are, shape (N,)."""
         runs, plan = self._epoch.runs, self.plan
         assert runs is not None
-        z, inside = effective(judged.z, judged.d, runs, self.now, plan)
-        if plan.split == "half":
-            inside &= runs.fold % 2 == 1
-        if plan.window is not None:
-            newest = np.cumsum(inside[::-1])[::-1] <= plan.window
-            inside &= newest | (runs.at > self.now - plan.span)
-        return z[inside], inside
+        counted = matured(judged.z, judged.d, runs, self.now, plan)
+        enters = counted.enters if plan.split == "folds" else counted.enters & (runs.fold % 2 == 1)
+        inside = certifying(enters, runs, self.now, plan)
+        return counted.z[inside], inside
 
     def _certified(self, judged: _Judged) -> tuple[int, Floats, Bools]:
         z, inside = self._window(judged)
@@ -295,15 +289,18 @@ class Keeper:
         judged, runs = epoch.judged, epoch.runs
         if not plan.watches_outcomes or judged is None or runs is None or not level:
             return None
-        z, inside = effective(judged.z[:, [level]], judged.d[:, [level]], runs, self.now, plan)
+        # A detector hears what is known: a loss that a label may still deny is none before its time is over, or a route
+        # whose labels are late would be alarmed by disagreement alone. That has a detector of its own.
+        at = [0, level]
+        counted = matured(judged.z[:, at], judged.d[:, at], runs, self.now, plan, settled=0)
         if epoch.sr is None:  # what the level was certified on is no news about it
             epoch.n_seen = epoch.n_matured = epoch.n_certified
             epoch.sr = ShiryaevRoberts(plan.max_em_drop)
-        matured = np.flatnonzero(inside)
-        for value in z[matured[matured >= epoch.n_matured], 0].tolist():
+        ripe = np.flatnonzero(counted.enters)
+        for value in counted.z[ripe[ripe >= epoch.n_matured], 1].tolist():
             if epoch.sr.add(value):
                 return "audits lose more than the budget"
-        epoch.n_matured = max(epoch.n_matured, int(matured[-1]) + 1 if len(matured) else 0)
+        epoch.n_matured = max(epoch.n_matured, int(ripe[-1]) + 1 if len(ripe) else 0)
         for disagrees in judged.d[epoch.n_seen :, level].tolist():
             if epoch.ratio is not None and epoch.ratio.add(disagrees):
                 return "audits disagree more often than when the level was certified"
@@ -311,18 +308,22 @@ class Keeper:
         return None
 
 
-def effective(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> tuple[Small, Bools]:
-    """What each audit counts as at each level, shape (N, M), and whether it counts already, shape (N,).
+def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, settled: int = SETTLED) -> Matured:
+    """Which audits count already, and as what at each level: the rule of `assurance.maturity`.
 
-    An audit counts when its label time-out is over, whenever the label came; one that disagrees and has no label then
-    counts as a loss. While few have matured all count, those that still wait as losses.
+    z, d     at M levels, level 0 first, shape (N, M)
+    settled  as `mature` has it; 0: by age alone
     """
-    labelled = (runs.label_at <= now) & (not plan.label_free)
-    z = np.where(labelled[:, None], z, d.astype(np.int8))
-    z = np.where(runs.abandoned[:, None], np.int8(1), z).astype(np.int8)
-    z[:, 0] = np.where(z.shape[1] > 1, 0, z[:, 0])
-    matured = np.asarray(runs.at <= now - plan.label_timeout)
-    return z, np.ones(len(runs), dtype=bool) if int(matured.sum()) < EARLY_AUDITS else matured
+    audits = Audits(z=z, disagrees=d, labelled=runs.label_at <= now, age=now - runs.at, abandoned=runs.abandoned)
+    return mature(audits, timeout=plan.label_timeout, label_free=plan.label_free, settled=settled)
+
+
+def certifying(enters: Bools, runs: AuditRuns, now: float, plan: Plan) -> Bools:
+    """Of the audits that count those that the certificate looks back on, shape (N,)."""
+    if plan.window is None:
+        return enters
+    age = now - runs.at
+    return newest(enters, age, size=plan.window) | (enters & (age < plan.span))
 
 
 def _judge(served: Served, runs: AuditRuns) -> _Judged:

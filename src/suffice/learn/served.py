@@ -62,6 +62,18 @@ class Served:
             return runs.last
         return self._passages(runs, self.levels[:, level : level + 1])[:, 0]
 
+    def expected(self, runs: AuditRuns, stops: Ints) -> Floats:
+        """What the models expect each run to lose by its stop, shape (N,); 0 where it is not stopped.
+
+        stops  rows, as `rows_at` gives them, shape (N,)
+        """
+        lost = np.zeros(len(runs))
+        for f, model in enumerate(self.models):
+            mine = np.flatnonzero((runs.fold == f) & (stops < runs.last))
+            if len(mine):
+                lost[mine] = 1.0 - model(runs.x[stops[mine]])
+        return lost
+
     def _passages(self, runs: AuditRuns, levels: Floats) -> Ints:
         """A run's risk over its fold's level of rank r: all folds share the ranks, so one pass serves them all."""
         risk, rank = self.risk(runs), np.empty(len(runs.x))

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.audits import Bools
-from suffice.learn.keeper import Keeper, Plan
+from suffice.learn.audits import AuditRuns, Bools, Floats
+from suffice.learn.keeper import Change, Keeper, Plan
 from suffice.learn.served import Served
 from suffice.replay.online.loop import Stream, run_stream
 from suffice.replay.online.traffic import Traffic
@@ -29,7 +29,7 @@ def streamed(
         in_force.append((keeper.served, keeper.level))
 
     rng = np.random.default_rng(seed)
-    return run_stream(traffic, plan, believing, rng, period=PERIOD, learns=learns, watch=watch), in_force
+    return run_stream(traffic, Keeper(plan, believing), rng, period=PERIOD, learns=learns, watch=watch), in_force
 
 
 def walked(traffic: Traffic, request: int, served: Served, level: int) -> int:
@@ -162,3 +162,63 @@ def test_a_stream_of_any_length_is_served_to_its_end(n: int) -> None:
     assert len(stream.tokens) == n
     assert (stream.tokens > 0).all()
     assert len(in_force) == 1 + -(-n // PERIOD)
+
+
+class Noticing(Keeper):
+    """A keeper that writes down what it is shown of all traffic, and when."""
+
+    def notice(self, signals: Floats) -> tuple[Change, ...]:
+        self.seen.append((self.now, signals))
+        return ()
+
+    seen: list[tuple[float, Floats]]
+
+
+@pytest.mark.parametrize("period", [1, 10, 70, 100, 250, 1_000])
+def test_signals_come_in_batches_of_a_hundred_whatever_the_period_is(period: int) -> None:
+    traffic = made_up(730, 8)
+    traffic = replace(traffic, early=np.random.default_rng(0).random((730, 2)))
+    keeper = Noticing(PLAN, believing)
+    keeper.seen = []
+    run_stream(traffic, keeper, np.random.default_rng(0), period=period)
+    assert len(keeper.seen) == 7
+    for number, (now, signals) in enumerate(keeper.seen):
+        until = 100 * (number + 1)
+        assert np.array_equal(signals, traffic.early[until - 100 : until])
+        assert until <= now < until + period, "at the first look behind its last request"
+
+
+def test_a_design_of_ones_own_is_served_as_the_keeper_is() -> None:
+    traffic = made_up(600, 9)
+
+    class Halves:
+        """Stops nothing, and audits every second request from the two hundredth on."""
+
+        def __init__(self) -> None:
+            self.now, self.level, self.n_taken = 0.0, 0, 0
+            self.served: Served | None = None
+
+        @property
+        def in_burst(self) -> bool:
+            return self.now < 200
+
+        @property
+        def share(self) -> float:
+            return 1.0 if self.in_burst else 0.5
+
+        def take(self, runs: AuditRuns) -> None:
+            self.n_taken += len(runs)
+
+        def notice(self, _signals: Floats) -> tuple[Change, ...]:
+            return (Change(kind="alarm", at=self.now, level=0, reason="always"),)
+
+        def tick(self, _now: float) -> tuple[Change, ...]:
+            return ()
+
+    design = Halves()
+    stream = run_stream(traffic, design, np.random.default_rng(1), period=PERIOD)
+    assert stream.burst.sum() == 200
+    assert stream.audit[:200].all()
+    assert 150 < stream.audit[200:].sum() < 250
+    assert design.n_taken == stream.audit.sum()
+    assert [change.at for change in stream.changes] == [100, 200, 300, 400, 500, 600]

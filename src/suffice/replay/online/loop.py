@@ -4,15 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
-from suffice.learn.audits import Bools, Floats, Ints, Small
-from suffice.learn.keeper import Change, Keeper, Plan
-from suffice.learn.served import Learner
+from suffice.assurance.drift import BATCH
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
+from suffice.learn.keeper import Change
+from suffice.learn.served import Served
 from suffice.replay.online.traffic import Traffic
 
-PERIOD = 100  # requests between two looks of the control loop
+PERIOD: Final = 100  # requests between two looks of the control loop
+
+
+class Design(Protocol):
+    """What decides about a stream: `learn.keeper.Keeper`, or anything else with its face."""
+
+    now: float
+
+    @property
+    def level(self) -> int:
+        """In force; 0 never stops."""
+        ...
+
+    @property
+    def served(self) -> Served | None:
+        """The models and levels in force."""
+        ...
+
+    @property
+    def share(self) -> float:
+        """Share of the next requests to audit."""
+        ...
+
+    @property
+    def in_burst(self) -> bool:
+        """Does every request run in full now?"""
+        ...
+
+    def take(self, runs: AuditRuns) -> None:
+        """Take new audits in."""
+        ...
+
+    def notice(self, signals: Floats) -> tuple[Change, ...]:
+        """Look at what all traffic of one batch showed."""
+        ...
+
+    def tick(self, now: float) -> tuple[Change, ...]:
+        """Look at the evidence; what changed."""
+        ...
+
+
+D = TypeVar("D", bound=Design)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -22,7 +65,6 @@ class Stream:
     audit: Bools          # (N,): ran in full by lot, or because all did
     burst: Bools          # (N,): all requests ran in full then
     level: Ints           # (N,): in force when the request came
-    n_levels: int         # level 0 included
     z: Small              # (N,): EM drop; 0 for audits
     tokens: Floats        # (N,): spent, everything in
     probes: Floats        # (N,): the part of them that probes took
@@ -39,36 +81,44 @@ class Stream:
         return float(self.z[part].mean()) if len(self.z[part]) else 0.0
 
 
+def _nothing(_: object) -> None:
+    """Look at nothing."""
+
+
 def run_stream(
-    traffic: Traffic, plan: Plan, learner: Learner, rng: np.random.Generator, *, period: int = PERIOD,
-    learns: Bools | None = None, watch: Callable[[Keeper], None] = lambda _: None,
+    traffic: Traffic, design: D, rng: np.random.Generator, *, period: int = PERIOD, learns: Bools | None = None,
+    watch: Callable[[D], None] = _nothing,
 ) -> Stream:  # fmt: skip
     """Serve the requests of `traffic` in their order.
 
+    design  decides, from its cold start on
     rng     draws the audit lots
-    period  requests between two looks of the control loop
+    period  requests between two looks of the control loop; signals come in batches of 100 whatever it is
     learns  requests whose audits count as evidence, shape (N,); None: all
-    watch   is shown the keeper after each look
+    watch   is shown the design after each look
     """
-    keeper, runs, n = Keeper(plan, learner), traffic.runs, len(traffic)
+    runs, n = traffic.runs, len(traffic)
     audit, burst, level = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
     row = runs.last.copy()
     changes: list[Change] = []
+    n_noticed = 0
     for begin in range(0, n, period):
         block = np.arange(begin, min(begin + period, n))
-        audit[block] = rng.random(len(block)) < keeper.share
-        level[block], burst[block] = keeper.level, keeper.in_burst
-        if keeper.level and keeper.served is not None:
+        now = begin + len(block)
+        audit[block] = rng.random(len(block)) < design.share
+        level[block], burst[block] = design.level, design.in_burst
+        if design.level and design.served is not None:
             served = block[~audit[block]]
             part = runs.take(served)
-            row[served] = keeper.served.rows_at(part, keeper.level) - part.starts[:-1] + runs.starts[served]
-        keeper.now = float(block[-1] + 1)
-        keeper.take(runs.take(block[audit[block] if learns is None else audit[block] & learns[block]]))
-        if len(block) == period:  # the mean of fewer would look like drift
-            changes += keeper.notice(traffic.early[block].mean(axis=0))
-        changes += keeper.tick(float(block[-1] + 1))
-        watch(keeper)
+            row[served] = design.served.rows_at(part, design.level) - part.starts[:-1] + runs.starts[served]
+        design.now = float(now)
+        design.take(runs.take(block[audit[block] if learns is None else audit[block] & learns[block]]))
+        while n_noticed + BATCH <= now:
+            changes += design.notice(traffic.early[n_noticed : n_noticed + BATCH])
+            n_noticed += BATCH
+        changes += design.tick(float(now))
+        watch(design)
     return Stream(
-        audit=audit, burst=burst, level=level, n_levels=plan.n_levels, z=runs.z[row], tokens=runs.cost[row],
-        probes=traffic.probes[row], full=runs.full, changes=tuple(changes),
+        audit=audit, burst=burst, level=level, z=runs.z[row], tokens=runs.cost[row], probes=traffic.probes[row],
+        full=runs.full, changes=tuple(changes),
     )  # fmt: skip

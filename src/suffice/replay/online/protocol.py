@@ -153,12 +153,13 @@ class _Job:
             traffic = relabelled(traffic, asked.drift, drift_at)
         truth = _Truth(traffic, drift_at) if drift_at is not None else None
         n_evidence = None if learns is None else int(learns.sum())
+        plan = self.plan(len(traffic), n_evidence)
         stream = run_stream(
-            traffic, self.plan(len(traffic), n_evidence), learner_of(traffic.chosen, seed=seed), rng,
-            period=asked.period, learns=learns, watch=truth.look if truth else lambda _: None,
+            traffic, Keeper(plan, learner_of(traffic.chosen, seed=seed)), rng, period=asked.period, learns=learns,
+            watch=truth.look if truth else lambda _: None,
         )  # fmt: skip
         late = len(traffic) // 2 if n_evidence is None else n_evidence  # halves of the questions are not of one length
-        return _summed(seed, stream, late, drift_at, truth, asked.max_em_drop), drift_at
+        return _summed(seed, stream, late, drift_at, truth, plan), drift_at
 
 
 class _Truth:
@@ -201,7 +202,7 @@ class _Truth:
 
 
 def _summed(
-    seed: int, stream: Stream, late_from: int, drift_at: int | None, truth: _Truth | None, max_em_drop: float
+    seed: int, stream: Stream, late_from: int, drift_at: int | None, truth: _Truth | None, plan: Plan
 ) -> Seed:
     n, late = len(stream.z), slice(late_from, None)
     alarms = [(int(change.at), change.reason) for change in stream.changes if change.kind == "alarm"]
@@ -210,16 +211,17 @@ def _summed(
         seed=seed, n=n, reduction=stream.reduction(slice(None)), reduction_late=stream.reduction(late),
         reduction_late_free=stream.reduction(late, probes=False), drop_late=stream.drop(late),
         audits=int(stream.audit.sum()), alarms=len(alarms), alarm_delay=after[0] if after else None,
-        recovery=truth.recovery(max_em_drop) if truth else None, course=_course(stream, alarms),
+        recovery=truth.recovery(plan.max_em_drop) if truth else None,
+        course=_course(stream, alarms, max(1, plan.n_levels - 1)),
     )  # fmt: skip
 
 
-def _course(stream: Stream, alarms: list[tuple[int, str]]) -> Course:
+def _course(stream: Stream, alarms: list[tuple[int, str]], top: int) -> Course:
+    """The stream in blocks; `top` is the most aggressive level."""
     n = len(stream.z)
     edges = np.unique(np.linspace(0, n, min(N_BLOCKS, n) + 1).astype(int)).tolist()
     parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
     turns = np.flatnonzero(np.diff(np.concatenate([[0], stream.burst.astype(np.int8), [0]])))
-    top = max(1, stream.n_levels - 1)
     return Course(
         requests=tuple(part.stop for part in parts),
         level=tuple(float(stream.level[part].mean()) / top for part in parts),
