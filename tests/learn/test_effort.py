@@ -71,14 +71,14 @@ def test_a_pair_never_loses_more_than_it_differs(full: str | None, arm: str | No
 
 def pairs_of(rng: np.random.Generator, arm: int, n: int, drop: float, flips: float) -> list[Pair]:
     z = rng.choice(np.array([-1, 0, 1]), size=n, p=[flips, 1 - 2 * flips - drop, flips + drop])
-    return [Pair(arm=arm, disagrees=bool(one), z=int(one), due_s=0.0, full_tokens=100, arm_tokens=60) for one in z]
+    return [Pair(arm=arm, disagrees=bool(one), z=int(one), due=0.0, full_tokens=100, arm_tokens=60) for one in z]
 
 
 def test_arms_are_accepted_in_order_until_one_fails() -> None:
     rng = np.random.default_rng(1)
     good, bad = pairs_of(rng, 1, 900, 0.0, 0.01), pairs_of(rng, 2, 900, 0.3, 0.01)
     behind = pairs_of(rng, 3, 900, 0.0, 0.0)
-    found = certify_arms([*behind, *bad, *good], n_arms=4, max_em_drop=EPS, delta=DELTA, now_s=1.0)
+    found = certify_arms([*behind, *bad, *good], n_arms=4, max_em_drop=EPS, delta=DELTA, now=1.0)
     assert found.in_force == 1, "arm 3 is as good as can be, and stands behind one that is not"
     assert found.log_e[2] > found.log_e[1]
     assert found.views[0].drop_high < EPS < found.views[1].drop_high
@@ -86,12 +86,12 @@ def test_arms_are_accepted_in_order_until_one_fails() -> None:
 
 
 def test_late_labels_count_as_losses_once_they_are_due_and_not_before() -> None:
-    agree = [Pair(arm=1, disagrees=False, z=0, due_s=10.0)] * 200
-    silent = [Pair(arm=1, disagrees=True, z=None, due_s=10.0)] * 30
-    told = [Pair(arm=1, disagrees=True, z=0, due_s=10.0)] * 30
+    agree = [Pair(arm=1, disagrees=False, z=0, due=10.0)] * 200
+    silent = [Pair(arm=1, disagrees=True, z=None, due=10.0)] * 30
+    told = [Pair(arm=1, disagrees=True, z=0, due=10.0)] * 30
 
-    def level(pairs: list[Pair], now_s: float) -> int:
-        return certify_arms(pairs, n_arms=2, max_em_drop=EPS, delta=DELTA, now_s=now_s).in_force
+    def level(pairs: list[Pair], now: float) -> int:
+        return certify_arms(pairs, n_arms=2, max_em_drop=EPS, delta=DELTA, now=now).in_force
 
     assert level([*agree, *told], 9.0) == 0, "nothing has matured"
     assert level([*agree, *told], 10.0) == 1
@@ -101,8 +101,8 @@ def test_late_labels_count_as_losses_once_they_are_due_and_not_before() -> None:
 def test_only_the_latest_pairs_of_each_arm_count() -> None:
     rng = np.random.default_rng(2)
     old, new = pairs_of(rng, 1, 500, 0.4, 0.0), pairs_of(rng, 1, 400, 0.0, 0.0)
-    repeats = [Pair(arm=0, disagrees=True, z=-1, due_s=0.0), Pair(arm=0, disagrees=True, z=None, due_s=0.0)]
-    found = certify_arms([*old, *repeats, *new], n_arms=2, max_em_drop=EPS, delta=DELTA, now_s=0.0, window=400)
+    repeats = [Pair(arm=0, disagrees=True, z=-1, due=0.0), Pair(arm=0, disagrees=True, z=None, due=0.0)]
+    found = certify_arms([*old, *repeats, *new], n_arms=2, max_em_drop=EPS, delta=DELTA, now=0.0, window=400)
     assert found.in_force == 1
     assert found.views[0].n == 400
     assert (found.repeats.n, found.repeats.n_disagree, found.repeats.n_flips) == (2, 2, 1)
@@ -117,15 +117,15 @@ def test_independent_draws_certify_what_keeps_the_budget_and_hardly_ever_what_do
         right = rng.random((3, n)) < p_full
         again = rng.random((3, n)) < np.clip(p_full - np.array([[0.0], [0.01], [EPS]]), 0, 1)
         z = right.astype(np.int64) - again
-        pairs = [Pair(arm=arm + 1, disagrees=bool(one), z=int(one), due_s=0.0) for arm in range(3) for one in z[arm]]
-        found = certify_arms(pairs, n_arms=4, max_em_drop=EPS, delta=DELTA, now_s=0.0, window=n)
+        pairs = [Pair(arm=arm + 1, disagrees=bool(one), z=int(one), due=0.0) for arm in range(3) for one in z[arm]]
+        found = certify_arms(pairs, n_arms=4, max_em_drop=EPS, delta=DELTA, now=0.0, window=n)
         certified.append(found.in_force)
     assert np.mean(np.array(certified) == 3) <= DELTA, "its EM is lower by the whole budget"
     assert np.mean(np.array(certified) >= 1) > 0.8, "an arm that loses nothing is found in spite of the noise"
 
 
 def test_nothing_is_proved_of_nothing() -> None:
-    found = certify_arms([], n_arms=3, max_em_drop=EPS, delta=DELTA, now_s=0.0)
+    found = certify_arms([], n_arms=3, max_em_drop=EPS, delta=DELTA, now=0.0)
     assert found.in_force == 0
     assert [view.n for view in found.views] == [0, 0]
     assert found.views[0].saved_share is None
@@ -138,9 +138,9 @@ def test_what_an_audit_recorded_becomes_a_pair() -> None:
         episode_id="e", end_reason="done", status=200, answer="4", response_id=None, pair_arm="effort=low",
         pair_propensity=0.9, pair_answer="5", pair_tokens=40, usage=Usage(prompt_tokens=9, completion_tokens=100),
     )  # fmt: skip
-    pair = pair_of(told, arms, "4", equal, due_s=7.0)
-    assert pair == Pair(arm=1, disagrees=True, z=1, due_s=7.0, full_tokens=100, arm_tokens=40)
-    again = pair_of(replace(told, pair_arm="full", pair_answer="4", usage=None), arms, None, equal, due_s=7.0)
-    assert again == Pair(arm=0, disagrees=False, z=0, due_s=7.0, full_tokens=0, arm_tokens=40)
-    assert pair_of(replace(told, pair_arm=None), arms, "4", equal, due_s=7.0) is None
-    assert pair_of(replace(told, pair_arm="effort=none"), arms, "4", equal, due_s=7.0) is None
+    pair = pair_of(told, arms, "4", equal, due=7.0)
+    assert pair == Pair(arm=1, disagrees=True, z=1, due=7.0, full_tokens=100, arm_tokens=40)
+    again = pair_of(replace(told, pair_arm="full", pair_answer="4", usage=None), arms, None, equal, due=7.0)
+    assert again == Pair(arm=0, disagrees=False, z=0, due=7.0, full_tokens=0, arm_tokens=40)
+    assert pair_of(replace(told, pair_arm=None), arms, "4", equal, due=7.0) is None
+    assert pair_of(replace(told, pair_arm="effort=none"), arms, "4", equal, due=7.0) is None
