@@ -15,13 +15,14 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log, sqrt
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.bounds import exact_binomial
+from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import log_bets_against, mixed
 from suffice.assurance.lottery import LOG_ALARM
 from suffice.assurance.paired import BETS
@@ -146,6 +147,15 @@ def aa(n_experiments: int, n_units: int, n_looks: int, seed: int, *, chunk: int 
 
 
 @dataclass(frozen=True)
+class Price:
+    """Points of satisfaction lost for each point of EM lost."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Priced:
     """One experiment on simulated users: satisfaction 3 points lower, EM 1.5 points lower."""
 
@@ -153,13 +163,18 @@ class Priced:
     found: bool
     found_at: int | None         # units at the first look at which it was
     covered: bool
-    per_point: float | None
-    low: float | None            # of the satisfaction lost for each EM point lost; None: EM's interval still holds 0
-    high: float | None
+    price: Price | None          # None: the interval for EM still holds 0
+
+
+@lru_cache
+def fallen(fall: float) -> float:
+    """By how much satisfaction really falls: taste is cut at 0 and 1, so a little less than `fall`."""
+    taste = np.random.default_rng(99).normal(0.72, sqrt(0.2**2 + 0.1**2), 4_000_000)
+    return float(np.clip(taste, 0, 1).mean() - np.clip(taste - fall, 0, 1).mean())
 
 
 def priced(n_users: int, seed: int, *, lost: float = 0.025, gained: float = 0.01, fall: float = 0.03) -> Priced:
-    """Users rate from 1 to 5; those of the brisk arm are `fall` less satisfied. A tenth as many audits show both arms."""
+    """Users rate from 1 to 5, the brisk arm's `fall` lower; a tenth as many audits show both arms."""
     rng, alpha = np.random.default_rng(seed), alphas(TWO, 1)
     arm = rng.integers(0, 2, (1, n_users))
     taste = np.clip(rng.normal(0.72, 0.2, (1, n_users)) + 0.1 * rng.normal(size=(1, n_users)) - fall * (arm == 1), 0, 1)
@@ -168,9 +183,7 @@ def priced(n_users: int, seed: int, *, lost: float = 0.025, gained: float = 0.01
     running = compare(one, guesses(one), 1, 0)
     told = latest(running, n_users - WARMUP)
     assert told is not None
-    # The clipped taste falls by a little less than `fall`: what is true is computed from the users themselves.
-    base = np.clip(rng.normal(0.72, 0.2, 400_000) + 0.1 * rng.normal(size=400_000), -9, 9)
-    truth = float(np.clip(base - fall, 0, 1).mean() - np.clip(base, 0, 1).mean())
+    truth = -fallen(fall)
     at = np.arange(99, n_users - WARMUP, 100)
     hits = np.flatnonzero(np.abs(running.effect[0, at]) > radius(running, alpha[SATISFACTION] / 2, at)[0])
     between = told.between(alpha[SATISFACTION] / 2)
@@ -179,11 +192,11 @@ def priced(n_users: int, seed: int, *, lost: float = 0.025, gained: float = 0.01
     n_lost, n_gained = int((u < lost).sum()), int((u > 1 - gained).sum())
     pairs = Pairs(gained=n_gained, same=n_audits - n_lost - n_gained, lost=n_lost, pending=0)
     drop = pairs.between(alpha[EM] / 2)
-    ratio = ratio_of(type(between)(-between.high, -between.low), drop)
+    ratio = ratio_of(Interval(-between.high, -between.low), drop)
     return Priced(
         effect=told.effect, found=between.high < 0, found_at=int(at[hits[0]]) + 1 if len(hits) else None,
-        covered=between.low <= truth <= between.high, per_point=-told.effect / pairs.drop if ratio else None,
-        low=ratio.low if ratio else None, high=ratio.high if ratio else None,
+        covered=between.low <= truth <= between.high,
+        price=None if ratio is None else Price(-told.effect / pairs.drop, ratio.low, ratio.high),
     )  # fmt: skip
 
 
@@ -220,18 +233,30 @@ def split(n_units: int, seed: int, share: float) -> bool:
 # --------------------------------------------------------------------------- CUPED, and ramps
 
 
-def cuped(rho: float, n_units: int, n_experiments: int, seed: int) -> tuple[float, float]:
-    """Width of an interval with a covariate of correlation rho, over that without; at the end, mean. And coverage."""
+@dataclass(frozen=True)
+class Cuped:
+    """With a covariate, over the same without it, at the end: means over experiments. And the share that covers."""
+
+    variance: float
+    width: float
+    covered: float
+
+
+def cuped(rho: float, n_units: int, n_experiments: int, seed: int) -> Cuped:
+    """Experiments without an effect, and a covariate of correlation rho."""
     rng = np.random.default_rng(seed)
     shape = (n_experiments, n_units)
-    known, arm = rng.normal(size=shape), rng.integers(0, 2, shape)
-    # A sum of two, so that values stay in [0, 1] without being cut.
-    value = np.clip(0.5 + 0.08 * (rho * known + sqrt(1 - rho * rho) * rng.normal(size=shape)), 0, 1)
+    known, arm = rng.uniform(-1, 1, shape), rng.integers(0, 2, shape)
+    # Two even laws, so that values stay in [0, 1] without being cut.
+    value = 0.5 + 0.35 * (rho * known + sqrt(1 - rho * rho) * rng.uniform(-1, 1, shape))
     at = np.array([n_units - WARMUP - 1])
     plain, helped = units(value, arm), units(value, arm, x=known[..., np.newaxis])
     of_plain, of_helped = compare(plain, guesses(plain), 1, 0), compare(helped, guesses(helped), 1, 0)
     wide, narrow = radius(of_plain, 0.05, at), radius(of_helped, 0.05, at)
-    return float((narrow / wide).mean()), float((np.abs(of_helped.effect[:, at]) <= narrow).mean())
+    return Cuped(
+        variance=float((of_helped.deviation[:, at] / of_plain.deviation[:, at]).mean()),
+        width=float((narrow / wide).mean()), covered=float((np.abs(of_helped.effect[:, at]) <= narrow).mean()),
+    )  # fmt: skip
 
 
 def ramp(n_units: int, n_experiments: int, seed: int) -> float:
@@ -271,16 +296,16 @@ def table_priced(asked: argparse.Namespace) -> None:
           " covers |", "| --- " * 7 + "|", sep="\n")  # fmt: skip
     for n_users in (10_000, 20_000, 40_000, 100_000):
         found = [priced(n_users, seed) for seed in range(asked.seeds)]
-        with_price = [one for one in found if one.low is not None and one.high is not None]
+        with_price = [one.price for one in found if one.price is not None]
         took = [one.found_at for one in found if one.found_at is not None]
-        true = 0.03 / 0.015
+        true = fallen(0.03) / 0.015
         cells = [f"{n_users:,}", f"{np.mean([one.found for one in found]):.1%}"]
         covered = float(np.mean([one.covered for one in found]))
         cells += [f"{np.median(took):,.0f}" if took else "-", percent(covered, len(found))]
         if with_price:
             low, high = (np.median([getattr(one, end) for one in with_price]) for end in ("low", "high"))
-            covers = float(np.mean([one.low <= true <= one.high for one in with_price if one.low is not None and one.high is not None]))
-            cells += [f"{np.median([one.per_point for one in with_price]):.2f} ({len(with_price)} of {len(found)})"]
+            covers = float(np.mean([one.low <= true <= one.high for one in with_price]))
+            cells += [f"{np.median([one.value for one in with_price]):.2f} ({len(with_price)} of {len(found)})"]
             cells += [f"{low:.2f} to {high:.2f}", percent(covers, len(with_price))]
         else:
             cells += ["none yet", "-", "-"]
@@ -315,10 +340,12 @@ def table_split(asked: argparse.Namespace) -> None:
 
 
 def table_cuped(asked: argparse.Namespace) -> None:
-    print("| correlation | width, over that without | theory | covers |", "| --- " * 4 + "|", sep="\n")
+    print("| correlation | variance, over that without | theory | width | theory | covers |", "| --- " * 6 + "|",
+          sep="\n")  # fmt: skip
     for rho in (0.0, 0.3, 0.5, 0.7, 0.9):
-        ratio, covered = cuped(rho, 20_000, asked.seeds, 5)
-        print(f"| {rho:.1f} | {ratio:.3f} | {sqrt(1 - rho * rho):.3f} | {percent(covered, asked.seeds)} |")
+        found, left = cuped(rho, 20_000, asked.seeds, 5), 1 - rho * rho
+        cells = [f"{rho:.1f}", f"{found.variance:.3f}", f"{left:.3f}", f"{found.width:.3f}", f"{sqrt(left):.3f}"]
+        print("| " + " | ".join([*cells, percent(found.covered, asked.seeds)]) + " |")
 
 
 def table_ramp(asked: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from bench.claims.experiments import aa, cuped, priced, radius, ramp, simpson, split, units
+from bench.claims.experiments import aa, cuped, fallen, priced, radius, ramp, simpson, split, units
 
 from suffice.assurance.bounds import exact_binomial
 from suffice.rollout.effects import compare, guesses, latest
@@ -34,7 +34,7 @@ def test_the_simulation_uses_the_functions_that_ship() -> None:
 
 def test_peeking_at_experiments_without_a_difference_calls_hardly_any() -> None:
     """F39: looked at 1,000 times each, at most 5 % may ever be called; a z-test calls most of them."""
-    found = aa(400, 2_000, 1_000, 1)
+    found = aa(300, 2_000, 1_000, 1)
     print(f"A/A: {found.n} experiments, 1,000 looks each: a false verdict in {found.any_metric:.1%}, {found.by_metric}")
     print(f"a z-test on tokens at each look: {found.z_test:.1%}")
     assert not surely_above(found.any_metric, found.n, 0.05)
@@ -42,14 +42,15 @@ def test_peeking_at_experiments_without_a_difference_calls_hardly_any() -> None:
 
 
 def test_three_points_of_satisfaction_are_found_and_priced() -> None:
-    found = [priced(40_000, seed) for seed in range(12)]
-    n_found, n_priced = sum(one.found for one in found), sum(one.low is not None for one in found)
-    print(f"3 points: found in {n_found} of 12, after {sorted(one.found_at or 0 for one in found)[6]:,} units")
-    print(f"priced in {n_priced} of 12: {[(one.low, one.per_point, one.high) for one in found[:3]]}")
-    assert n_found >= 11
-    assert sum(one.covered for one in found) >= 11
-    assert n_priced >= 8
-    covered = sum(one.low <= 1.95 <= one.high for one in found if one.low is not None and one.high is not None)
+    found = [priced(40_000, seed) for seed in range(10)]
+    n_found, n_priced = sum(one.found for one in found), sum(one.price is not None for one in found)
+    print(f"3 points: found in {n_found} of 10, after {sorted(one.found_at or 0 for one in found)[5]:,} units")
+    print(f"priced in {n_priced} of 10: {[one.price for one in found[:3]]}")
+    assert n_found >= 9
+    assert sum(one.covered for one in found) >= 9
+    assert n_priced >= 7
+    true = fallen(0.03) / 0.015
+    covered = sum(one.price.low <= true <= one.price.high for one in found if one.price is not None)
     assert covered >= n_priced - 1
 
 
@@ -72,10 +73,12 @@ def test_a_split_of_53_to_47_is_withheld_and_a_right_one_is_not() -> None:
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.8])
 def test_a_covariate_narrows_the_interval_by_what_theory_says(rho: float) -> None:
-    ratio, covered = cuped(rho, 12_000, 12, 5)
-    print(f"correlation {rho}: width {ratio:.3f} of that without, theory {sqrt(1 - rho * rho):.3f}")
-    assert ratio == pytest.approx(sqrt(1 - rho * rho), rel=0.06)
-    assert covered >= 11 / 12
+    found = cuped(rho, 12_000, 12, 5)
+    print(f"correlation {rho}: {found}; theory {1 - rho * rho:.3f} and {sqrt(1 - rho * rho):.3f}")
+    assert found.variance == pytest.approx(1 - rho * rho, rel=0.03)
+    # A bound for values of a range has a part that goes with the range, and that no covariate takes away.
+    assert found.width == pytest.approx(sqrt(1 - rho * rho), rel=0.08)
+    assert found.covered >= 11 / 12
 
 
 def test_the_interval_holds_while_the_weights_and_the_effect_change() -> None:

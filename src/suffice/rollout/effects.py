@@ -71,18 +71,22 @@ class Units:
 
 
 def guesses(units: Units) -> Floats:
-    """What each unit's value would be in each arm, as far as earlier units tell, shape (E, n, n_arms)."""
+    """What each unit's value would be in each arm, as far as earlier units tell, shape (E, n, n_arms).
+
+    Those of the warm-up, which do not count, are told by the warm-up itself.
+    """
     n_experiments, n, d = units.x.shape
-    found = np.full((n_experiments, n, units.n_arms), (units.low + units.high) / 2)
+    found = np.empty((n_experiments, n, units.n_arms))
     for begin, end in _blocks(units.warmup, n):
+        first = begin if begin > units.warmup else 0
         x, y, arm = units.x[:, :begin], units.value[:, :begin], units.arm[:, :begin]
         centre = y.mean(axis=1)
         for a in range(units.n_arms):
             mine = x * (arm == a)[..., np.newaxis]
             gram = np.swapaxes(mine, 1, 2) @ x + RIDGE * np.eye(d)
             slope = np.linalg.solve(gram, np.swapaxes(mine, 1, 2) @ (y - centre[:, np.newaxis])[..., np.newaxis])
-            told = centre[:, np.newaxis] + (units.x[:, begin:end] @ slope)[..., 0]
-            found[:, begin:end, a] = np.clip(told, units.low, units.high)
+            told = centre[:, np.newaxis] + (units.x[:, first:end] @ slope)[..., 0]
+            found[:, first:end, a] = np.clip(told, units.low, units.high)
     return found
 
 
@@ -125,14 +129,18 @@ def compare(units: Units, told: Floats, a: int, b: int, where: NDArray[np.bool_]
     off = np.abs(each - np.clip(weight * before, -units.width, units.width)) / (2 * units.width)
     return Running(
         effect=effect, weight=weights, deviation=np.cumsum(np.where(weight > 0, off * off, 0.0), axis=1),
-        width=units.width, v_opt=_planned(units),
+        width=units.width, v_opt=_planned(units, away),
     )  # fmt: skip
 
 
-def _planned(units: Units) -> Floats:
-    """The deviation of `PLANNED_UNITS` units like those of the warm-up: chosen before anything is counted."""
+def _planned(units: Units, told: Floats) -> Floats:
+    """The deviation of `PLANNED_UNITS` units like those of the warm-up: chosen before anything is counted.
+
+    told  the guess of each unit's own arm
+    """
     first = slice(0, units.warmup)
-    spread = units.value[:, first].var(axis=1) / units.width**2 * units.least[:, first].mean(axis=1) / 2
+    off = (units.value - told)[:, first] / units.width
+    spread = off.var(axis=1) * units.least[:, first].mean(axis=1) / 2
     return np.asarray(np.exp2(np.round(np.log2(np.maximum(V_OPT, PLANNED_UNITS * spread)))))
 
 

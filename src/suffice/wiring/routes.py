@@ -233,22 +233,6 @@ def _starving(name: str, route: Route, settings: Settings) -> list[str]:
     return [f"routes.{name}.audit_share: {said}"]
 
 
-def promise_warnings(where: str, route: Route) -> list[str]:
-    """What a route's promise is not, and what its proof lacks."""
-    warnings = []
-    if route.promise == "budgeted":
-        warnings.append(
-            f"{where}.promise: budgeted steers the mean EM drop of the audits to {100 * route.max_em_drop:g} points; it"
-            " has no confidence, and says nothing of the level in force now or of any shorter stretch"
-        )
-    if route.is_paired and route.probe is None:
-        warnings.append(
-            f"{where}: {' and '.join(route.arms)} cannot be proved without a [{where}.probe] table: no audit is asked"
-            " a second time, and everything runs in full"
-        )
-    return warnings
-
-
 def _check_drivers(settings: Settings) -> None:
     """Is there a driver for every upstream? Raises ConfigError with the upstream's path."""
     for name, upstream in settings.upstreams.items():
