@@ -60,7 +60,8 @@ class Tab:
         elif method == "Runtime.exceptionThrown":
             self.said.append(told["exceptionDetails"].get("exception", {}).get("description", "an exception"))
         elif method == "Log.entryAdded" and told["entry"]["level"] == "error":
-            self.said.append(f"{told['entry']['source']}: {told['entry']['text']}")
+            entry = told["entry"]
+            self.said.append(f"{entry['source']}: {entry['text']} {entry.get('url', '')}")
         elif method == "Network.loadingFinished":
             self.weight[told["requestId"]] = int(told["encodedDataLength"])
 

@@ -18,9 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.certify import smallest_proved_drop
+
+FIDELITY_CONFIDENCE: Final = 0.99  # of the bound on how often a finish changes the answer, on a live route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,8 @@ AT_ONCE = {"samples": 1, "reasoning": 4}   # questions
 @click.command()
 @click.option("--small", is_flag=True, help="Only the small model (98 MB), no reasoning route; --online: shorter.")
 @click.option("--online", is_flag=True, help="Let a route certify itself, live; then swap the model. 10 to 15 minutes.")
+@click.option("--console", "as_console", is_flag=True, help="Serve the console on a demo's log, or on a made-up month.")
+@click.option("--port", type=int, default=8400, show_default=True, help="Of the console.")
 @click.option("--full", is_flag=True, help="300 questions a route and 16 samples: takes about an hour.")
 @click.option("--model", default="qwen0.5b", show_default=True, help="Reasoning route: qwen0.5b or qwen1.5b.")
 @click.option("--upstream", default=None, help="Use a running server instead, e.g. http://127.0.0.1:8080.")
@@ -35,8 +37,8 @@ AT_ONCE = {"samples": 1, "reasoning": 4}   # questions
 @click.option("--samples", type=click.IntRange(2, 64), default=None, help="Samples in a full run (default: 8).")
 @click.option("--out", default="demo-out", show_default=True, help="Folder for the report, the picture and the logs.")
 def demo(
-    small: bool, online: bool, full: bool, model: str, upstream: str | None, upstream_model: str, driver: str,
-    questions: int | None, samples: int | None, out: str,
+    small: bool, online: bool, as_console: bool, port: int, full: bool, model: str, upstream: str | None,
+    upstream_model: str, driver: str, questions: int | None, samples: int | None, out: str,
 ) -> None:  # fmt: skip
     """Run a real local model through the gateway and show what stopping saves.
 
@@ -50,9 +52,14 @@ def demo(
 
     if online and (full or upstream or upstream_model or questions or samples):
         raise click.UsageError("--online swaps a model of its own and goes with --small and --out only")
+    if as_console and (online or full or upstream or upstream_model or questions or samples):
+        raise click.UsageError("--console goes with --small, --port and --out only")
     console = Console()
     folder = Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    if as_console:
+        _console(console, folder, small=small, port=port)
+        return
     for old in folder.glob("*.db*"):
         old.unlink()
     if online:
@@ -76,6 +83,18 @@ def demo(
     console.print(show.NEXT, highlight=False, markup=False)
     if any(result.errors for result in results):
         raise SystemExit(1)
+
+
+def _console(console: Console, folder: Path, *, small: bool, port: int) -> None:
+    from suffice.cli.demo_console import run_console
+    from suffice.errors import SufficeError
+
+    try:
+        run_console(console, folder, small=small, port=port)
+    except SufficeError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"cannot listen: {error.strerror or error}") from None
 
 
 def _online(console: Console, folder: Path, *, small: bool) -> int:

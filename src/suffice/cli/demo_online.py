@@ -143,8 +143,8 @@ class LiveScreen:
 
 def lines(now: Snapshot) -> list[tuple[str, str]]:
     """How it stands: phase, evidence, what is certified, tokens and EM."""
-    from suffice.cli.phase import phase_of
     from suffice.demo.online.course import all_figures
+    from suffice.store.phases import phase_of
 
     phase, figures = phase_of(now.held), all_figures(now.runs)
     level = f"level {phase.level} of {phase.n_levels}" if phase.level else "none"

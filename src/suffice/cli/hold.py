@@ -9,8 +9,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from suffice.store.events import Event
-    from suffice.store.in_force import InForce
+    from suffice.store.decisions import Decisions
 
 _CONFIG = click.option("--config", "path", default="suffice.toml", show_default=True, help="Settings, TOML or YAML.")
 _REASON = click.option("--reason", required=True, help="Why; it stays in the log.")
@@ -24,16 +23,12 @@ _AUTHOR = click.option("--author", default=None, help="Who decides. [default: th
 @_AUTHOR
 def pause(route: str, path: str, reason: str, author: str | None) -> None:
     """Let every request of ROUTE run in full until somebody resumes it."""
-    from suffice.store.control_events import EnforcementPaused
-    from suffice.types import Pause
+    from suffice.store import pausing
 
-    def decided(held: InForce) -> Event | str:
-        if held.pause is not None:
-            return f"is paused already: {held.pause.reason}"
-        number = held.n_pauses + 1
-        return EnforcementPaused(Pause(route=route, number=number, cause="person", reason=reason, author=_who(author)))
+    def decide(writer: Decisions) -> str | None:
+        return pausing.pause(writer, route, reason=reason, author=_who(author))
 
-    _decide(route, path, decided, "paused")
+    _decide(route, path, decide, "paused")
 
 
 @click.command()
@@ -43,17 +38,12 @@ def pause(route: str, path: str, reason: str, author: str | None) -> None:
 @_AUTHOR
 def resume(route: str, path: str, reason: str, author: str | None) -> None:
     """End a pause of ROUTE: what is certified there acts again."""
-    from suffice.store.control_events import EnforcementResumed
-    from suffice.types import Resumption
+    from suffice.store import pausing
 
-    def decided(held: InForce) -> Event | str:
-        if held.pause is None:
-            return "is not paused"
-        return EnforcementResumed(
-            Resumption(route=route, number=held.pause.number, reason=reason, author=_who(author))
-        )
+    def decide(writer: Decisions) -> str | None:
+        return pausing.resume(writer, route, reason=reason, author=_who(author))
 
-    _decide(route, path, decided, "resumed")
+    _decide(route, path, decide, "resumed")
 
 
 def _who(author: str | None) -> str:
@@ -62,11 +52,10 @@ def _who(author: str | None) -> str:
     return author or getpass.getuser()
 
 
-def _decide(route: str, path: str, decided: Callable[[InForce], Event | str], done: str) -> None:
+def _decide(route: str, path: str, decide: Callable[[Decisions], str | None], done: str) -> None:
     """Write one decision; exits with 1 when there is nothing to decide, and with 2 when it cannot be written."""
     from suffice import wiring
     from suffice.errors import ConfigError, SufficeError
-    from suffice.store.in_force import read_decided
 
     try:
         settings = wiring.load_settings(path)
@@ -74,14 +63,11 @@ def _decide(route: str, path: str, decided: Callable[[InForce], Event | str], do
             known = ", ".join(sorted(settings.routes)) or "none is configured"
             raise ConfigError(f"unknown route {route!r}; known: {known}")
         with wiring.decisions(settings) as writer:
-            event = decided(read_decided(writer.path).of(route))
-            if isinstance(event, str):
-                click.echo(f"route {route} {event}", err=True)
-                raise SystemExit(1)
-            if writer.write(None, [event]) != [True]:
-                click.echo(f"route {route}: somebody else decided at the same moment; look again", err=True)
-                raise SystemExit(1)
+            problem = decide(writer)
     except SufficeError as error:
         click.echo(f"{done.removesuffix('d')}: {error}", err=True)
         raise SystemExit(2) from None
+    if problem is not None:
+        click.echo(f"route {route} {problem}", err=True)
+        raise SystemExit(1)
     click.echo(f"route {route}: {done}")

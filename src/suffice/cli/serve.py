@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import click
 
+FIRST = """The console's admin secret, shown once and kept as a hash only:
+
+    {secret}
+
+Lost it? suffice admin reset-secret makes another one.
+"""
+
 
 @click.command()
 @click.option("--config", "path", default="suffice.toml", show_default=True, help="Settings, TOML or YAML.")
@@ -17,10 +24,14 @@ def serve(path: str, host: str | None, port: int | None, log_level: str) -> None
     from suffice.errors import SufficeError
     from suffice.server import run
     from suffice.wiring import load_settings
+    from suffice.wiring.people import People
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = load_settings(path)
+        secret = People.of(settings).first() if settings.console.enabled else None
+        if secret is not None:
+            click.echo(FIRST.format(secret=secret), err=True)
         run(settings, host=host, port=port)
     except SufficeError as error:
         raise click.ClickException(str(error)) from None

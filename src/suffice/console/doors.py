@@ -148,19 +148,8 @@ class Doors:
                 f"Host header: {(host or '')[:80]!r} is no name of this console; add it to [console] hosts",
                 status=421, code="unknown_host",
             )  # fmt: skip
-        origin = asked.headers.get("origin", "")
-        if origin and asked.method not in ("GET", "HEAD") and not self._is_ours(origin, asked):
+        if asked.method not in ("GET", "HEAD") and not _is_ours(asked):
             raise Refused("the request comes from a page of another site", status=403, code="cross_site")
-        if asked.method not in ("GET", "HEAD") and asked.headers.get("sec-fetch-site", "") in (
-            "cross-site",
-            "same-site",
-        ):
-            raise Refused("the request comes from a page of another site", status=403, code="cross_site")
-
-    @staticmethod
-    def _is_ours(origin: str, asked: Asked) -> bool:
-        parts = urlsplit(origin)
-        return parts.scheme in ("http", "https") and parts.netloc.lower() == asked.headers.get("host", "").lower()
 
     def _check_token(self, asked: Asked, what: str) -> None:
         roster = self.roster()
@@ -213,6 +202,16 @@ class Doors:
             message = "nobody can log in yet: run suffice admin reset-secret beside the settings file"
             raise Refused(message, status=401, code="no_people")
         return roster
+
+
+def _is_ours(asked: Asked) -> bool:
+    """Does a change come from a page of ours, or from no page at all? A browser says so, and pages cannot."""
+    site, origin = asked.headers.get("sec-fetch-site", ""), asked.headers.get("origin", "")
+    if site not in ("", "same-origin", "none"):
+        return False
+    if origin == "null":  # what our own pages send, because they tell no address of theirs
+        return site == "same-origin"
+    return not origin or urlsplit(origin).netloc.lower() == asked.headers.get("host", "").lower()
 
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?")

@@ -11,6 +11,7 @@ from suffice.assurance.estimate import Estimate
 from suffice.assurance.money import usd
 
 UNKNOWN: Final = "not measured"
+MINUS: Final = "\N{MINUS SIGN}"
 _STEPS: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -20,7 +21,7 @@ def percent(value: float | None, digits: int = 1) -> str:
     >>> [percent(x) for x in (0.3141, 1, None)]
     ['31.4 %', '100.0 %', 'not measured']
     """
-    return UNKNOWN if value is None else f"{100 * value:.{digits}f} %"
+    return UNKNOWN if value is None else f"{100 * value:.{digits}f} %".replace("-", MINUS)
 
 
 def points(value: float | None, digits: int = 2) -> str:
@@ -32,7 +33,7 @@ def points(value: float | None, digits: int = 2) -> str:
     if value is None:
         return UNKNOWN
     size = f"{abs(100 * value):.{digits}f}"
-    sign = "" if float(size) == 0 else "+" if value > 0 else "\N{MINUS SIGN}"
+    sign = "" if float(size) == 0 else "+" if value > 0 else MINUS
     return f"{sign}{size} points"
 
 
@@ -58,7 +59,7 @@ def short(value: float | None) -> str:
 
 def money(value: float | None) -> str:
     """US dollars."""
-    return UNKNOWN if value is None else usd(value).replace("-", "\N{MINUS SIGN}")
+    return UNKNOWN if value is None else usd(value).replace("-", MINUS)
 
 
 def number(value: float | None, digits: int = 3) -> str:

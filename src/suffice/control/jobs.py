@@ -9,6 +9,7 @@ to forget. Knows leases and history; refuses to know what jobs do.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -43,6 +44,10 @@ class Desk(Protocol):
 
     def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
         """Write all of it or nothing. Raises LeaseLost and StoreError."""
+        ...
+
+    def keep(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Have a cache beside the log written in one transaction. Raises LeaseLost and StoreError."""
         ...
 
     def renew(self) -> None:
@@ -92,6 +97,11 @@ class _LeasedDesk:
         if not self.decisions.renew(lease):
             raise LeaseLost(f"job {self.held.job.name}: another worker has it")
         self.held.renewed_s = now_s
+
+    def keep(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        lease = self.held.lease
+        if lease is None or not self.decisions.keep(lease, work):
+            raise LeaseLost(f"job {self.held.job.name}: another worker has it")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -65,3 +65,21 @@ def _newest(path_or_connection: Path | str | sqlite3.Connection, kind: str, rout
     with reading(path_or_connection) as connection:
         found = connection.execute(_NEWEST, (kind, route, route, route)).fetchone()
     return None if found is None else (int(found[0]), str(found[1]))
+
+
+def recent_outlooks(connection: sqlite3.Connection, route: str, n: int) -> list[Outlook]:
+    """The latest looks at a route, oldest first. Raises StoreError."""
+    found = _recent(connection, RouteMonitored.kind, route, n)
+    return [decoded(seq, RouteMonitored, body).outlook for seq, body in found]
+
+
+def recent_alerts(connection: sqlite3.Connection, route: str, n: int) -> list[Alert]:
+    """The latest alerts of a route, newest first. Raises StoreError."""
+    found = _recent(connection, AlertRaised.kind, route, n)
+    return [decoded(seq, AlertRaised, body).alert for seq, body in reversed(found)]
+
+
+def _recent(connection: sqlite3.Connection, kind: str, route: str, n: int) -> list[tuple[int, str]]:
+    """The latest rows of a kind, oldest first."""
+    told = _NEWEST.replace("LIMIT 1", "LIMIT ?")
+    return list(reversed(connection.execute(told, (kind, route, route, route, n)).fetchall()))

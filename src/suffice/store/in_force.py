@@ -20,6 +20,7 @@ from suffice.store.control_events import (
     PolicyPublished,
 )
 from suffice.store.events import EVENTS, Event
+from suffice.store.log import Stored
 from suffice.store.views import decoded, reading
 from suffice.types import Alarm, Epoch, Pause, Publication
 
@@ -116,3 +117,15 @@ def fold(events: Iterable[Event], known: Mapping[str, InForce]) -> dict[str, InF
         if event.route is not None:
             routes[event.route] = routes.get(event.route, NOTHING).after(event)
     return routes
+
+
+_OF_ROUTE: Final = """
+    SELECT seq, at_s, kind, body FROM events INDEXED BY decisions WHERE kind IN
+        ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published')
+        AND route = ? ORDER BY seq DESC LIMIT ?"""
+
+
+def decisions_of(connection: sqlite3.Connection, route: str, n: int) -> list[Stored]:
+    """The latest decisions about a route, newest first. Raises StoreError."""
+    rows = connection.execute(_OF_ROUTE, (route, n)).fetchall()
+    return [Stored(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body)) for seq, at_s, kind, body in rows]

@@ -207,6 +207,20 @@ def extracted_answers(
         return [bool(one) for (one,) in reversed(connection.execute(_EXTRACTED, wanted).fetchall())]
 
 
+def labels_of(
+    connection: sqlite3.Connection, episode_id: str, response_id: str | None, *, until_seq: int | None = None
+) -> tuple[Label, ...]:
+    """What was said about one run, oldest first. Raises StoreError.
+
+    until_seq  labels that came later do not count; None: all do
+    """
+    rows = connection.execute(_LABELS, {"episode": episode_id, "response": response_id}).fetchall()
+    return tuple(
+        Label(seq=seq, feedback=decoded(seq, FeedbackGiven, body).feedback)
+        for seq, body in rows if until_seq is None or seq <= until_seq
+    )
+
+
 @contextlib.contextmanager
 def reading(path_or_connection: Path | str | sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     """A connection to read from: the caller's own, or a read-only one that is closed at the end."""

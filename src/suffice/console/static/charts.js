@@ -31,8 +31,8 @@
       var name = head.dataset.color || "accent", edge = what === "low" || what === "high";
       data.push(all[at].map(function (v) { return v === null ? null : v * scale; }));
       series.push({
-        label: head.textContent.trim(), stroke: edge ? "transparent" : color(name), width: edge ? 0 : what === "dash" ? 1.5 : 2,
-        dash: what === "dash" ? [5, 4] : undefined, fill: bars ? color(name) : undefined, spanGaps: false,
+        label: head.textContent.trim(), stroke: edge || what === "dots" ? "transparent" : color(name), width: edge || what === "dots" ? 0 : what === "dash" ? 1.5 : 2,
+        dash: what === "dash" ? [5, 4] : undefined, fill: bars ? color(name) : undefined, spanGaps: Boolean(figure.dataset.span),
         paths: bars ? window.uPlot.paths.bars({ size: [0.7, 40] }) : undefined,
         points: { show: what === "dots" || (!edge && !bars && all[at].filter(function (v) { return v !== null; }).length < 25), size: what === "dots" ? 9 : 5, fill: color(name) }
       });
@@ -40,14 +40,20 @@
     });
     if (isTime) data[0] = data[0].map(function (day) { return day * 86400; });
     var axis = { stroke: color("muted"), grid: { stroke: color("line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+    // The first looks know little: the scale is that of the later ones, and their band runs out of the picture.
+    var steady = figure.dataset.steady ? data.slice(1).map(function (one) { return one.slice(Math.floor(one.length / 3)); }) : null;
     var width = Math.max(220, place.clientWidth), small = place.classList.contains("small");
     place.textContent = "";
     return new window.uPlot({
-      width: width, height: small ? 160 : 220, tzDate: function (ts) { return window.uPlot.tzDate(new Date(ts * 1e3), "UTC"); },
+      width: width, height: small ? 150 : 200, tzDate: function (ts) { return window.uPlot.tzDate(new Date(ts * 1e3), "UTC"); },
       series: series, bands: bands, legend: { show: false }, cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
       scales: {
         x: { time: isTime, range: data[0].length === 1 ? function (_, at) { var d = isTime ? 43200 : 0.5; return [at - d, at + d]; } : undefined },
         y: { range: function (_, low, high) {
+          if (steady) {
+            var all = steady.flat().filter(function (v) { return v !== null; });
+            if (all.length) { low = Math.min.apply(null, all); high = Math.max.apply(null, all); }
+          }
           if (low === null || low === undefined) return [0, 1];
           if (bars || figure.dataset.zero) low = Math.min(0, low);
           var pad = (high - low || Math.abs(high) || 1) * 0.08;
@@ -55,10 +61,10 @@
         } }
       },
       axes: [
-        Object.assign({}, axis, { grid: { show: false } }, isTime ? {
+        Object.assign({}, axis, { size: 28, grid: { show: false } }, isTime ? {
           values: function (_, ticks) { return ticks.map(function (t) { return new Date(t * 1e3).toISOString().slice(5, 10); }); }, incrs: [86400, 172800, 604800, 1209600, 2592000, 7776000]
         } : { values: function (_, ticks) { return ticks.map(function (t) { return (figure.dataset.xunit ? t + " " + figure.dataset.xunit : t.toLocaleString("en")); }); } }),
-        Object.assign({}, axis, { size: 62, values: function (_, ticks) { return ticks.map(function (t) { return short(t) + (unit ? " " + unit : ""); }); } })
+        Object.assign({}, axis, { size: unit.length > 2 ? 78 : 58, values: function (_, ticks) { return ticks.map(function (t) { return short(t) + (unit ? " " + unit : ""); }); } })
       ]
     }, data, place);
   }

@@ -20,8 +20,10 @@ from suffice.store.views import decoded
 
 PAGE: Final = 50
 CHUNK: Final = 500
-# What the log is full of, and nobody decides: it has pages of its own, or says nothing to a person.
-QUIET: Final = frozenset({"request", "outcome", "feedback", "route_monitored", "job_ran", "label_wanted"})
+# What the log is full of, and nobody decides: it has pages of its own, or says nothing to a person …
+HIDDEN: Final = frozenset({"request", "outcome", "feedback", "route_monitored", "job_ran", "label_wanted"})
+# … and what is shown where somebody asks for it.
+QUIET: Final = HIDDEN | {"review_asked", "review_drawn", "review_leased", "review_returned", "question_kept"}
 MOST_BODY_CHARS: Final = 6_000
 
 _CHAINED: Final = """
@@ -65,7 +67,7 @@ class Changes:
 def changes(look: Look, asked: Asked, _visitor: Visitor) -> Changes:
     """The latest changes that fit. Raises StoreError, and BadRequest for a kind that there is not."""
     kind, route = asked.query.get("kind", ""), asked.query.get("route", "")
-    kinds = tuple(sorted(set(EVENTS) - QUIET))
+    kinds = tuple(sorted(set(EVENTS) - HIDDEN))
     if kind and kind not in kinds and kind != FeedbackGiven.kind:
         raise BadRequest(f"kind: got {kind[:40]!r}; allowed: {', '.join(kinds)}", param="kind")
     before = whole_of(asked.query, "before", 0, most=2**53)
@@ -111,7 +113,7 @@ def _change(seq: int, place: int | None, at_s: float, kind: str, route: str | No
     what, reason, author, _ = described(event)
     return Change(
         seq=seq, place=place, at_s=at_s, kind=kind, route=route or "", what=what,
-        reason=reason or _text(record, "reason", "why", "summary", "said"),
+        reason=reason or _text(record, "reason", "because", "summary", "why", "said"),
         author=author or _text(record, "author", "reviewer", "sender", "source"),
         before=_text(record, "before", "parent"), after=_text(record, "after", "address"),
         body=_pretty(record),

@@ -76,6 +76,7 @@ def overview(look: Look, asked: Asked, _visitor: Visitor) -> Overview:
     for one in found:
         total = total.plus(one.sums)
     measured = [one for one in found if one.budget_used is not None]
+    measured = [one for one in measured if one.phase.level] or measured  # where something is stopped, that is asked
     return Overview(
         window=window,
         read_to=read_to,

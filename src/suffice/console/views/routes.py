@@ -29,7 +29,7 @@ from suffice.store.control_events import (
     PolicyPublished,
 )
 from suffice.store.decisions import read_artefact
-from suffice.store.in_force import decisions_of
+from suffice.store.in_force import InForce, decisions_of, read_decided
 from suffice.store.log import Stored
 from suffice.store.rollups import Sums
 
@@ -53,6 +53,16 @@ class Level:
     level: int
     saving: float  # fraction of tokens, on prompts that its models have not seen; no interval
     drop: float  # EM(full) - EM(stopped), a fraction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operating:
+    """The level in force, on the audits that stand behind it."""
+
+    level: int
+    saving: float  # fraction of tokens
+    drop: float  # what was lost less what was gained, a fraction; an audit without a label that differs is lost
+    n_audits: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +109,7 @@ class RoutePage:
     days: tuple[Day, ...]
     frontier: tuple[Level, ...]  # of the newest proposal; (): no refit has measured one
     frontier_of: str  # address of the version that it is of
+    operating: Operating | None  # None: no level is in force
     thresholds: tuple[float, ...]  # risks at which levels 1, 2 … stop, one prompt fold; (): nothing is learned
     classes: tuple[Group, ...]
     versions: tuple[Group, ...]
@@ -126,6 +137,7 @@ def route(look: Look, asked: Asked, _visitor: Visitor) -> RoutePage:
     return RoutePage(
         window=window, route=found, days=days_of(look, window, name),
         frontier=_curve(proposal), frontier_of=proposal.address if proposal is not None else "",
+        operating=_operating(read_decided(connection).of(name)),
         thresholds=_thresholds(connection, name),
         classes=_groups(connection, name, window, "query_class", _by_class(outlook), held),
         versions=_groups(connection, name, window, "version", _by_version(outlook), {}),
@@ -144,6 +156,15 @@ def _curve(proposal: Proposed | None) -> tuple[Level, ...]:
     except msgspec.ValidationError:
         return ()  # a card of another version of ours
     return tuple(Level(level=level, saving=saving, drop=drop) for level, (saving, drop) in enumerate(points))
+
+
+def _operating(held: InForce) -> Operating | None:
+    made = held.publication
+    if made is None or not held.level or not made.evidence.n_audits or made.evidence.share is None:
+        return None
+    seen = made.evidence
+    drop = (seen.n_lost - seen.n_gained) / seen.n_audits
+    return Operating(level=made.level, saving=made.evidence.share, drop=drop, n_audits=seen.n_audits)
 
 
 def _thresholds(connection: sqlite3.Connection, name: str) -> tuple[float, ...]:

@@ -115,10 +115,11 @@ class Month:
         self._write(request, _priced(ended), right)
 
     def watch(self) -> None:
-        """One request on the route that only observes."""
+        """One request on the route that only observes: all of them run in full, and some are drawn as audits."""
+        audit = self.rng.random() < SHARE
         request, outcome, right = people.full_run(
-            self.n, people.drawn_from(people.SUPPORT, self.rng), self.rng, route="support", audit=True, version="",
-            propensity=0.1, certified=False, setup="demo", at_s=self.clock.at_s,
+            self.n, people.drawn_from(people.SUPPORT, self.rng), self.rng, route="support", audit=audit, version="",
+            propensity=SHARE if audit else 1 - SHARE, certified=False, setup="demo", at_s=self.clock.at_s,
         )  # fmt: skip
         self.n += 1
         self._write(replace(request, mode="observe"), _priced(outcome), right)
@@ -134,9 +135,10 @@ class Month:
         self._append(RequestEnded(replace(_priced(outcome), steps=(), vote=(), answer=None)))
 
     def look(self, *jobs: str) -> None:
-        """The control loop looks at the log, and what it decided holds."""
+        """The control loop looks at the log, and what it decided holds; then these jobs, as somebody asked for them."""
         if not self.log.drain(20):
             raise SufficeError("demo: the log could not be written")
+        self.worker.round()
         for job in jobs:
             self.worker.once(job)
         self.held = read_decided(self.path).of(ROUTE)
@@ -255,6 +257,6 @@ def live(made: Month, *, n: int, until_s: float, told: Callable[[int, InForce], 
         if number % 20 == 0:
             made.pass_on()
         if number % EACH == EACH - 1:
-            made.look("certify", "monitor")
+            made.look()
             told(number + 1, made.held)
-    made.look("certify", "monitor", "retrain", "rollup")
+    made.look("retrain", "rollup")

@@ -9,6 +9,8 @@ from typing import Final
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
 
 N_SAMPLES: Final = 8
+P_MISLED: Final = 0.2  # of questions that are not easy
+N_MISLED: Final = 3
 MODEL: Final = "house-8b"
 COMMENTS: Final = (
     "Right, and quick.", "I had to read it twice.", "Exactly what I needed.", "The unit is missing.",
@@ -51,6 +53,8 @@ def full_run(
     right, easy = str(rng.randrange(2, 400)), rng.random() < kind.p_easy
     held = right if rng.random() < (0.985 if easy else kind.p_right) else str(rng.randrange(2, 400))
     answers = [held if easy or rng.random() < 0.62 else str(rng.randrange(2, 400)) for _ in range(N_SAMPLES)]
+    if not easy and rng.random() < P_MISLED:
+        answers[:N_MISLED] = [str(rng.randrange(2, 400))] * N_MISLED  # the first samples agree on something else
     votes = {answer: answers.count(answer) for answer in dict.fromkeys(answers)}
     leader = max(votes, key=lambda answer: votes[answer])
     name = f"ep_{int(at_s * 1e3):011x}{number:08x}{rng.randrange(2**32):08x}"
