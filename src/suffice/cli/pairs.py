@@ -51,11 +51,11 @@ def read_pairs(database: Path, name: str, route: Route, match: Match) -> PairSta
         held = read_decided(connection).of(name)
         audits, callers = _audits(read_episodes(connection, name, since(name, held, connection)), route.arms)
     pairs = Pairing(match=match).pairs(audits, timeout=0, callers=callers)
-    goal = {"max_em_drop": route.max_em_drop, "delta": 1 - route.confidence}
-    found = certify_arms(pairs, n_arms=2, now=0, **goal)
+    delta = 1 - route.confidence
+    found = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
     asked = (audit.episode.outcome.pair_arm for audit in reversed(audits))
     arm = next((arm for arm in asked if arm not in (None, FULL)), None) or route.arms[0]
-    return _status(arm, found, route, n_missing=pairs_missing(found, **goal))
+    return _status(arm, found, route, n_missing=pairs_missing(found, max_em_drop=route.max_em_drop, delta=delta))
 
 
 def _audits(items: Iterable[Labelled], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
