@@ -240,7 +240,7 @@ def test_what_the_arm_costs_in_satisfaction_for_each_em_point() -> None:
     assert arm.per_point is not None
     assert arm.per_point_between is not None
     assert arm.per_point_between.low < 2.0 < arm.per_point_between.high
-    assert "each EM point lost goes with" in reading(found, arm)[-1]
+    assert reading(found, arm)[-1].startswith("Each EM point lost goes with ")
 
 
 # --------------------------------------------------------------------------- Simpson, splits, warm-up

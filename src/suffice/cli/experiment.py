@@ -303,7 +303,7 @@ def _number(metric: str, value: float) -> str:
     from suffice.rollout.metrics import metric_of
 
     one = metric_of(metric)
-    return f"{value * one.times:+,.{one.digits}f}"
+    return f"{value * one.times + 0.0:+,.{one.digits}f}"  # a minus zero is a zero
 
 
 def _ends(metric: str, low: float, high: float) -> str:

@@ -219,15 +219,15 @@ class _Judge:
         names = [arm.name for arm in self.one.arms]
         a, b = names.index(base.arm), names.index(self.one.control)
         of = np.array([one.query_class for one in values])
-        found, total, weight = list[ClassEffect](), 0.0, 0
-        for at, name in enumerate(dict.fromkeys(of[n_warm:].tolist())):
+        found, total, weight, shown = list[ClassEffect](), 0.0, 0, _classes(of[n_warm:].tolist())
+        for name in dict.fromkeys(of[n_warm:].tolist()):
             where = (of == name)[np.newaxis]
             n = int(where[0, n_warm:].sum())
             mine = latest(compare(units, told, a, b, where), n)
             if mine is None:
                 continue
             total, weight = total + n * mine.effect, weight + n
-            if at < MOST_CLASSES and n >= KNOWN_AUDITS:
+            if name in shown and n >= KNOWN_AUDITS:
                 between = mine.between(alpha / 2 / MOST_CLASSES)
                 found.append(_in_class(name, n, mine.effect, between, metric, base.margin))
         return tuple(found), total / weight if weight else None
@@ -300,7 +300,9 @@ def _turned(drop: Interval) -> Interval:
 
 
 def _classes(names: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(names))[:MOST_CLASSES]
+    """The classes that are shown; of one alone the whole says it all."""
+    found = list(dict.fromkeys(names))
+    return found[:MOST_CLASSES] if len(found) > 1 else []
 
 
 def _counted(values: Sequence[Value]) -> list[Value]:

@@ -89,7 +89,7 @@ def _last(arm: ArmResult) -> str:
     """What a reader must not overlook."""
     parts = list[str]()
     for one in arm.comparisons:
-        if one.harmed:
+        if one.harmed and one.verdict != "worse":
             parts.append(f"it is worse in {one.metric} for {_list(one.harmed)}, whatever the whole says")
         if one.misleading and one.plain is not None and one.effect is not None:
             parts.append(
@@ -113,7 +113,10 @@ def _last(arm: ArmResult) -> str:
 
 
 def _said(metric: Metric, value: float) -> str:
-    return metric.said.format(n=metric.size(value), way=metric.way(value))
+    size = metric.size(value)
+    if not any(digit in size for digit in "123456789"):
+        return f"{metric.name} is the same"
+    return metric.said.format(n=size, way=metric.way(value))
 
 
 def _between(metric: Metric, between: Interval) -> str:
