@@ -19,7 +19,9 @@ CONTROL = Control()
 
 
 def route(**changes: Any) -> Route:
-    known = {"upstream": "up", "kind": "samples", "samples": 8, "mode": "enforce", "audit_share": 0.05}
+    known: dict[str, Any] = {
+        "upstream": "up", "kind": "samples", "samples": 8, "mode": "enforce", "audit_share": 0.05,
+    }  # fmt: skip
     return Route(**(known | changes))
 
 
