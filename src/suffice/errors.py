@@ -13,6 +13,7 @@
     ├── StoreError             the event log could not be written or read
     │   └── StoreFull          no space, or the queue is full
     ├── TraceError             recorded runs cannot be read or written; names file, row and column
+    ├── ToolError              another program, such as Label Studio, could not be used
     ├── NotOpen                a governor or a run was used after its end, after close or after a fork
     └── LocalModelError        the demonstration model is missing or damaged
 
@@ -128,6 +129,10 @@ class TraceError(SufficeError, ValueError):
             place.append(column)
         super().__init__(f"{', '.join(place)}: {problem}")
         self.file, self.row, self.column = file, row, column
+
+
+class ToolError(SufficeError):
+    """Another program, such as Label Studio, could not be used; the message says what it answered."""
 
 
 class LocalModelError(SufficeError):

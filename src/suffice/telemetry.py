@@ -50,6 +50,7 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_stripped_fields_total", "counter", "Body fields removed for safety.", ("field",)),
     MetricSpec("suffice_events_dropped_total", "counter", "Events that the full queue refused."),
     MetricSpec("suffice_feedback_total", "counter", "Feedback by result.", ("result",)),
+    MetricSpec("suffice_feedback_unjoined_total", "counter", "Feedback whose request was not known when it came."),
     MetricSpec(
         "suffice_decisions_total", "counter", "Steps of callers' own loops by what was decided.", ("route", "action")
     ),
@@ -58,6 +59,10 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_certified_level", "gauge", "Most aggressive level in force; 0 never stops.", ("route",)),
     MetricSpec("suffice_em_drop_upper_bound", "gauge", "Upper end of the EM drop's interval.", ("route",)),
     MetricSpec("suffice_token_saving_ratio", "gauge", "Tokens saved, on the audits.", ("route",)),
+    MetricSpec("suffice_satisfaction_ratio", "gauge", "Satisfaction of those who spoke.", ("route", "runs")),
+    MetricSpec("suffice_satisfaction_effect", "gauge", "What stopping does to satisfaction.", ("route",)),
+    MetricSpec("suffice_satisfaction_effect_lower_bound", "gauge", "Lower end of its interval.", ("route",)),
+    MetricSpec("suffice_satisfaction_effect_upper_bound", "gauge", "Upper end of its interval.", ("route",)),
     MetricSpec("suffice_em_drop_forecast", "gauge", "EM drop 3,000 requests ahead, as forecast.", ("route",)),
     MetricSpec("suffice_alerts", "gauge", "Forecasts that cross their limit soon.", ("route",)),
     MetricSpec("suffice_live_requests", "gauge", "Requests being served now."),

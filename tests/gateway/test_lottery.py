@@ -128,8 +128,10 @@ def shape(answer: Answer) -> Any:
     """Everything of an answer that could tell, values that differ anyway left out."""
     chunks = answer.chunks if answer.headers["content-type"].startswith("text/event-stream") else [answer.json]
     keys = [(sorted(c), sorted(c.get("suffice") or ()), sorted(c.get("usage") or ())) for c in chunks]
-    told = {k: v for k, v in (answer.told or {}).items() if k != "episode_id"}
-    own = {k: v for k, v in answer.headers.items() if k.startswith("x-suffice") and k != "x-suffice-episode-id"}
+    # A token is made of the id and a time alone.
+    told = {k: v for k, v in (answer.told or {}).items() if k not in ("episode_id", "feedback_token")}
+    its_own = ("x-suffice-episode-id", "x-suffice-feedback-token")
+    own = {k: v for k, v in answer.headers.items() if k.startswith("x-suffice") and k not in its_own}
     return answer.status, sorted(answer.headers), own, keys, told, answer.text
 
 

@@ -39,8 +39,11 @@ from suffice.settings import (
     Probe,
     Route,
     Server,
+    FeedbackRules,
     Settings,
+    Langfuse,
     Steps,
+    Metric,
     Store,
     Template,
     Upstream,
@@ -230,6 +233,14 @@ def shown_default(field: msgspec.structs.FieldInfo) -> str:
         return "none"
     if isinstance(default, msgspec.Struct):
         return "`{}`"
+    "`[feedback]`": FeedbackRules,
+    "`[feedback.langfuse]`": Langfuse,
+    "`[metrics.NAME]`": Metric,
+    "`[console]`": Console,
+    "`[audit]`": AuditLog,
+    "`[retention]`": Retention,
+    "`[experiments.NAME]`": Experiment,
+    "`[experiments.NAME.arms.NAME]`": ExperimentArm,
     return f"`{json.dumps(default)}`"
 
 

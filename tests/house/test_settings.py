@@ -19,8 +19,11 @@ from suffice.settings import (
     Match,
     Pressure,
     Prices,
+    FeedbackRules,
     Probe,
+    Langfuse,
     Route,
+    Metric,
     Server,
     Settings,
     Steps,
@@ -54,6 +57,12 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("server",): Server,
     ("upstreams", "box"): Upstream,
     ("upstreams", "box", "extra"): Extra,
+    "feedback": {"langfuse": {}},
+    "metrics": {"clear": {"type": "rating"}},
+    "console": {},
+    "audit": {},
+    "retention": {},
+    "experiments": {"brisk": {"routes": ["math"], "arms": {"full": {"full": True}, "brisk": {}}}},
     ("upstreams", "box", "prices"): Prices,
     ("upstreams", "box", "template"): Template,
     ("routes", "math"): Route,
@@ -72,6 +81,14 @@ class Strange:
     """A value of no type that a configuration file can hold."""
 
 
+    ("feedback",): FeedbackRules,
+    ("feedback", "langfuse"): Langfuse,
+    ("metrics", "clear"): Metric,
+    ("console",): Console,
+    ("audit",): AuditLog,
+    ("retention",): Retention,
+    ("experiments", "brisk"): Experiment,
+    ("experiments", "brisk", "arms", "brisk"): ExperimentArm,
 def fields() -> Iterator[tuple[tuple[str, ...], str]]:
     """Every setting, as the path of its table and its name."""
     for level, model in LEVELS.items():

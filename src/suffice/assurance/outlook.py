@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from suffice.assurance.forecast import Forecast, Of
 from suffice.assurance.ledger import Account
+from suffice.assurance.liking import SATISFACTION, Liking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +31,22 @@ class Outlook:
     em: Forecast | None = None    # of the EM of delivered answers; None: no critical EM, or too little is known
     alerts: tuple[Of, ...] = ()   # that stand
     author: str = ""
+    likings: tuple[Liking, ...] = ()  # what people say of the same runs, by measure; (): nobody said anything
 
     @property
     def whole(self) -> Account | None:
         """The account of the whole route; None: it has not begun."""
         return next((one for one in self.accounts if one.query_class is None and one.version is None), None)
+
+    @property
+    def satisfaction(self) -> Liking | None:
+        """What people say of the whole route: ratings, thumbs and surveys; None: nobody said anything."""
+        return next((one for one in self.whole_likings if one.measure == SATISFACTION), None)
+
+    @property
+    def whole_likings(self) -> tuple[Liking, ...]:
+        """Each measure of the whole route."""
+        return tuple(one for one in self.likings if one.query_class is None and one.version is None)
 
     @property
     def classes(self) -> tuple[Account, ...]:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from math import isfinite, pi
 from typing import Final
 
+from suffice.settings import Metric
+from suffice.settings.feedback import span_of
 from suffice.types import Feedback
 
 BETS: Final = (0.1, 0.3, 0.6, 0.9)   # parts of the wealth; small ones find small falls, large ones large falls quickly
@@ -47,10 +49,22 @@ class Verdict:
 
 
 def satisfaction_of(feedback: Feedback) -> float | None:
-    """How satisfied somebody was, [0, 1]: a rating from 1 to 5, else a thumb; None: he did not say."""
+    """How satisfied somebody was, [0, 1]: a rating from 1 to 5, else a thumb, else a survey; None: nobody said so."""
     if feedback.rating is not None:
         return (feedback.rating - 1) / 4
-    return None if feedback.thumbs is None else float(feedback.thumbs == "up")
+    return feedback.satisfaction if feedback.thumbs is None else float(feedback.thumbs == "up")
+
+
+def scaled(value: float, metric: Metric) -> float:
+    """A declared metric's value from 0, the worst that it can be, to 1, the best.
+
+    Raises ValueError for a category, whose words have no order.
+    """
+    span = span_of(metric)
+    if span is None:
+        raise ValueError("metric: a category has no best value")
+    share = (value - span[0]) / (span[1] - span[0])
+    return share if metric.direction == "higher" else 1 - share
 
 
 def floor_of(min_satisfaction: float) -> float:
@@ -85,15 +99,38 @@ def next_safer(level: int) -> int:
 @dataclass(slots=True)
 class _Mean:
     total: float = 0.0
-    n: float = 0.0
+    weight: float = 0.0
+    n: int = 0
 
-    def add(self, value: float) -> None:
-        self.total += value
+    def add(self, value: float, weight: float = 1.0) -> None:
+        self.total += weight * value
+        self.weight += weight
         self.n += 1
 
     @property
     def mean(self) -> float | None:
-        return self.total / self.n if self.n else None
+        return self.total / self.weight if self.n else None
+
+
+@dataclass(slots=True)
+class Pairing:
+    """Audits against the stopped runs between them, in the order in which they came."""
+
+    _audits: _Mean = field(default_factory=_Mean)      # that wait for a partner
+    _partners: _Mean = field(default_factory=_Mean)    # stopped runs since the last pair
+
+    def add(self, value: float, *, audit: bool, weight: float = 1.0) -> tuple[float, float] | None:
+        """Take the next run in: the pair that it completes, as audits minus partners, and its weight; None: none yet.
+
+        weight  above 0: one over the share of people who were asked
+        """
+        (self._audits if audit else self._partners).add(value, weight)
+        audits, partners = self._audits.mean, self._partners.mean
+        if not audit or audits is None or partners is None:
+            return None
+        made = audits - partners, self._audits.weight / self._audits.n
+        self._audits, self._partners = _Mean(), _Mean()
+        return made
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,8 +147,7 @@ class Comparison:
     e_value: float = 1.0
     stopped: float | None = None
     drops: _Mean = field(default_factory=_Mean)
-    _audits: _Mean = field(default_factory=_Mean)      # that wait for a partner
-    _partners: _Mean = field(default_factory=_Mean)    # stopped runs since the last pair
+    _pairing: Pairing = field(default_factory=Pairing)
     _wealth: list[float] = field(default_factory=lambda: [0.0] * len(BETS))  # of the bets that have begun
     _unspent: float = 1.0                              # weight of those that have not
     _n_stopped: int = 0
@@ -159,13 +195,9 @@ class Comparison:
             self._n_stopped += 1
             before = rated.satisfaction if self.stopped is None else self.stopped
             self.stopped = before + (rated.satisfaction - before) / min(self._n_stopped, MEMORY_RATINGS)
-            self._partners.add(rated.satisfaction)
-            return
-        self._audits.add(rated.satisfaction)
-        partners, audits = self._partners.mean, self._audits.mean
-        if partners is not None and audits is not None:
-            self._bet(audits - partners)
-            self._partners, self._audits = _Mean(), _Mean()
+        pair = self._pairing.add(rated.satisfaction, audit=rated.audit)
+        if pair is not None:
+            self._bet(pair[0])
 
     def _bet(self, drop: float) -> None:
         """Bet on one pair. Bets that begin later have their own wealth, set aside at the start: sum 6/(pi v)^2 = 1."""

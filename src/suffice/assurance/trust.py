@@ -38,10 +38,12 @@ from suffice.assurance.certify import Counts
 
 MAX_SHARE: Final = 0.05   # of the audits that can use a label, for one key
 TRUSTED: Final = 2        # keys that speak with this trust or more are not capped
+BEHAVIOUR: Final = "behaviour"  # the source of what a user did without a word: asked again, left
 RANKS: Final[Mapping[str, int]] = MappingProxyType({
     "reviewer": 3,     # a person whom the owner asked
     "exact-match": 2,  # compared with a known reference by the owner's own system
     "judge": 1,        # a judge model
+    BEHAVIOUR: -1,     # weaker than what anybody says, users included
 })
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a cell begins that a spreadsheet would compute
@@ -13,4 +16,14 @@ def cell(value: object) -> str:
         return ""
     text = str(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"'{text}" if text.startswith(FORMULA) and not is_number else text
+    # With a quote of its own in front it is quoted once more, so that whoever reads it back can tell the two apart.
+    return f"'{text}" if text.lstrip("'").startswith(FORMULA) and not is_number else text
+
+
+def table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows as CSV with a header."""
+    written = io.StringIO()
+    lines = csv.writer(written, lineterminator="\n")
+    lines.writerow(columns)
+    lines.writerows([cell(row.get(column)) for column in columns] for row in rows)
+    return written.getvalue()

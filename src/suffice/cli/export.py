@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from suffice.cli.export_labels import feedback_table, label_studio
+
 if TYPE_CHECKING:
     from suffice.learn.pairs import Cut, Line, Pairs, Shape
     from suffice.replay.finetune import Acting, Terms
@@ -52,7 +54,11 @@ class Options:
 
 @click.group()
 def export() -> None:
-    """Write what was learned of runs for other programs."""
+    """Write runs, and what was said of them, for other programs."""
+
+
+export.add_command(label_studio)
+export.add_command(feedback_table)
 
 
 @export.command("finetune")

@@ -14,6 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from suffice.cli.feedback_files import import_file, pull
+from suffice.cli.parked import parked
+
 import click
 
 if TYPE_CHECKING:
@@ -23,7 +26,12 @@ if TYPE_CHECKING:
 
 @click.group()
 def feedback() -> None:
-    """Labels that do not come over HTTP."""
+    """Labels and other feedback that do not come over HTTP."""
+
+
+feedback.add_command(import_file)
+feedback.add_command(pull)
+feedback.add_command(parked)
 
 
 @feedback.command()

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
     """What a reader sees; every interval may be read at any moment, as often as one likes."""
+    from suffice.cli.liking import liking_lines
+
     if one is None:
         return [("watched", "not yet: no worker has looked at this route; see suffice worker")]
     lines = [("watched", _since(one))]
     if one.whole is not None:
         sure = f"{one.confidence:.0%}"
         lines += _account(one.whole, sure)
+    lines += liking_lines(one)
         lines += [(f"  class {part.query_class or 'none'}", _part(part, sure)) for part in one.classes]
         lines += [(f"  {part.version or 'no version'}", _part(part, sure)) for part in one.versions]
     return lines + _forecasts(one)

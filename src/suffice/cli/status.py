@@ -228,6 +228,7 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
     from suffice.cli.outlook import arm_lines, outlook_lines, proposal_lines
 
     report, measured = one.report, one.report.measured
+    from suffice.cli.liking import headline
     sure = f"{one.confidence:.0%}"
     earlier = [mode for mode in report.modes if mode != one.mode]
     running = f" ({one.n_without_outcome:,} without an outcome yet)" if one.n_without_outcome else ""
@@ -252,6 +253,7 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
         ("disagreement", _rate(measured.disagreement, sure)),
         ("tokens, full run", _tokens(measured.tokens_full, sure)),
         ("tokens, stopped run", _tokens(measured.tokens_stopped, sure)),
+        ("satisfaction, effect", headline(one.outlook)),
         ("token reduction", _saving(measured.token_reduction, sure)),
         ("  audits as spent", _saving(measured.token_reduction_overall, sure)),
         ("  prompts included", _saving(measured.token_reduction_with_prompts, sure)),

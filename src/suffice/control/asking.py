@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, TypeAlias
 
-from suffice.assurance.judge import JUDGE
-from suffice.assurance.runs import LabelledEpisode, current_label
+from suffice.assurance.runs import LabelledEpisode
+from suffice.control.grades import persons_word
 from suffice.control.judging import differs, is_full
 from suffice.review.label_studio import ToJudge
 from suffice.types import LabelRequest
@@ -35,7 +35,7 @@ def to_judge(
         asked = wanted.get(request.episode_id)
         if asked is None and not (which == "differing" and is_full(item) and differs(item)):
             continue
-        if current_label([label for label in item.labels if label.feedback.source != JUDGE]) is not None:
+        if persons_word(item.labels) is not None:
             continue
         yield ToJudge(
             episode_id=request.episode_id, route=request.route, question=questions.get(request.question_key),

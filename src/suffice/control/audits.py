@@ -104,7 +104,7 @@ def verdicts(
         trust.Label(
             audit=name, seq=seq, source=one.source,
             # What a judge may get wrong is charged; a cap on its words would only silence it.
-            key=f"{JUDGE} {name}" if one.source == JUDGE else one.sender,
+            key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one),
             trust=trust.trust_of(one.source, asks=one.sender in callers),
             verdict=_meaning(found[name], one, match),
         )
@@ -120,6 +120,12 @@ def verdicts(
 
 
 _NOBODY: Final = object()
+
+
+def _key(said: Feedback) -> str:
+    """Whose voice it is: of trusted people who share a key, such as a labelling tool's, each has one."""
+    is_person = said.user and trust.trust_of(said.source) >= trust.TRUSTED
+    return f"{said.sender} {said.user}" if is_person else said.sender
 
 
 def _tells(said: Said) -> bool:

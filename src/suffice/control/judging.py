@@ -73,8 +73,8 @@ async def judge_labels(
 
     May be repeated and interrupted: a run is graded once, whatever the judge said.
     """
-    runs = [item for item in episodes if _is_full(item)]
-    differing = [item for item in runs if _differs(item)]
+    runs = [item for item in episodes if is_full(item)]
+    differing = [item for item in runs if differs(item)]
     disagreement = exact_binomial(len(differing), len(runs), 2 * confidence - 1).high if runs else 1.0
     known = [item for item in differing if item.episode.request.question_key in questions]
     grading = _Grading(judge, append, questions, most_calls)
@@ -132,14 +132,15 @@ def _id(item: LabelledEpisode) -> str:
     return item.episode.request.episode_id
 
 
-def _is_full(item: LabelledEpisode) -> bool:
+def is_full(item: LabelledEpisode) -> bool:
     """A run that nothing could stop and that came to its end."""
     request, outcome = item.episode.request, item.episode.outcome
     by_design = request.audit or request.mode == "observe"
     return request.ungoverned is None and by_design and outcome.end_reason in FINISHED_ENDS
 
 
-def _differs(item: LabelledEpisode) -> bool:
+def differs(item: LabelledEpisode) -> bool:
+    """Would the stop have answered otherwise?"""
     outcome = item.episode.outcome
     return outcome.stop_step is not None and outcome.would_answer != outcome.answer
 

@@ -124,6 +124,7 @@ class Monitor:
             name=name, route=route, match=self._matched[name], load=self._load, epoch=held.n_epochs, n=n, seq=since,
             made=held.publication, alerts=before.alerts if before is not None and same else (),
             looked_at=before.at if before is not None and same else -1,
+            metrics=self.settings.metrics, feedback=self.settings.feedback,
         )  # fmt: skip
 
     def _load(self, address: str) -> ServedVersion | None:

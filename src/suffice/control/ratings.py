@@ -5,17 +5,21 @@
 Only runs that the lottery could have made the other kind, and in which a certified level asked for a stop: audits went
 on from there, the others stopped, where nothing failed. Both are alike in all but that, for what picks them lies before
 it; how a run ended lies behind, and picks nothing. Turns of one conversation drew one lot and are one witness, by its
-first rating.
+first rating. A key that may ask for answers speaks for a share of the runs at most, as `assurance.trust` has it.
 
 Knows records of the log; refuses to know levels. Whoever rates can only make a route safer, never bolder.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from math import floor
 from typing import Final, TypeVar
 
 from suffice.assurance.satisfaction import Comparison, Rated, Verdict, satisfaction_of
+from suffice.assurance.trust import MAX_SHARE
+from suffice.control.liking import INFERENCE_KEY
 from suffice.settings import Route
 from suffice.types import Episode, Feedback
 
@@ -38,6 +42,8 @@ class Ratings:
     _seen: Comparison | None = field(init=False)
     _runs: dict[str, tuple[bool, str]] = field(default_factory=dict)  # audit and unit, by episode
     _units: dict[str, None] = field(default_factory=dict)
+    _n_runs: int = 0
+    _spoken: Counter[str] = field(default_factory=Counter)  # ratings that counted, by capped key
 
     def __post_init__(self) -> None:
         """Begin with no rating."""
@@ -62,6 +68,8 @@ class Ratings:
         """Forget all: what people liked less was another level's."""
         self._runs.clear()
         self._units.clear()
+        self._n_runs = 0
+        self._spoken.clear()
         self._seen = None if self.floor is None else Comparison(min_satisfaction=self.floor, delta=self.delta)
 
     def ended(self, episode: Episode) -> None:
@@ -71,6 +79,7 @@ class Ratings:
         drawn = request.mode == "enforce" and proved and 0 < request.propensity < 1
         if self._seen is None or not drawn or outcome.stop_step is None:
             return
+        self._n_runs += 1
         _remember(self._runs, request.episode_id, (request.audit, request.unit or request.episode_id), MOST_RUNS)
 
     def said(self, episode_id: str, given: Feedback) -> None:
@@ -78,6 +87,10 @@ class Ratings:
         satisfaction = satisfaction_of(given)
         if self._seen is None or satisfaction is None or episode_id not in self._runs:
             return
+        if given.door == INFERENCE_KEY:
+            if self._spoken[given.sender] >= max(1, floor(MAX_SHARE * self._n_runs)):
+                return
+            self._spoken[given.sender] += 1
         audit, unit = self._runs.pop(episode_id)
         if unit not in self._units:
             _remember(self._units, unit, None, MOST_UNITS)

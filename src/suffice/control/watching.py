@@ -12,13 +12,14 @@ Knows records of the log; refuses to know databases, clocks and who asks.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from suffice.assurance.forecast import Forecast, Of, Window, forecast_drop, forecast_em
 from suffice.assurance.ledger import Account, Entry, accounts
+from suffice.assurance.liking import Liking, likings
 from suffice.assurance.outlook import Alert, Outlook
 from suffice.assurance.runs import Match, Run, measure_run
 from suffice.assurance.trend import MEMORY
@@ -27,9 +28,10 @@ from suffice.control.early import Early
 from suffice.control.fitting import ServedVersion
 from suffice.control.joining import Joining
 from suffice.control.lateness import Lateness
+from suffice.control.liking import heard, measures
 from suffice.control.replayed import Replayed, Seen, by_itself
 from suffice.learn.served import MOST_AUDITS
-from suffice.settings import Route
+from suffice.settings import FeedbackRules, Metric, Route
 from suffice.signals.query import class_of
 from suffice.store.control_events import PolicyPublished
 from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
@@ -75,6 +77,7 @@ class RouteWatch:
     epoch  its number; 0: no control loop has begun with the route
     n      requests of the route so far
     seq    place of the last row that was read
+    metrics, feedback  what the settings declare of all that people say
     """
 
     name: str
@@ -84,6 +87,8 @@ class RouteWatch:
     epoch: int
     n: int
     seq: int
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    feedback: FeedbackRules = FeedbackRules()
     made: Publication | None = None  # in force
     alerts: tuple[Of, ...] = ()  # that stand
     looked_at: int = -1          # requests of the route at the last look; -1: there was none
@@ -225,6 +230,7 @@ class RouteWatch:
         outlook = Outlook(
             route=self.name, at=self.n, epoch=self.epoch, since=self.since, confidence=self.route.confidence,
             cap_tokens=self.cap_tokens, accounts=self._accounts(), drop=drop, em=em, alerts=self.alerts, author=author,
+            likings=self._likings(),
         )  # fmt: skip
         return outlook, new
 
@@ -239,6 +245,25 @@ class RouteWatch:
         latest = set(list(dict.fromkeys(one.version for one in reversed(entries)))[:MOST_VERSIONS])
         of_classes = [one for one in found if one.query_class is not None and one.version is None]
         largest = {one.query_class for one in sorted(of_classes, key=lambda one: -one.n_runs)[:MOST_CLASSES]}
+        return tuple(
+            one for one in found
+            if one.version in {None, *latest} and one.query_class in {None, *largest}
+        )  # fmt: skip
+
+    def _likings(self) -> tuple[Liking, ...]:
+        """What people say of the runs that the accounts count."""
+        runs = [
+            heard(one.episode, one.labels, self.metrics, uncertified=self.route.uncertified)
+            for one in self._runs.values()
+        ]  # fmt: skip
+        if not any(run.words for run in runs):
+            return ()
+        found = likings(
+            runs, measures(self.metrics), confidence=self.route.confidence,
+            most_weight=1 / self.feedback.least_propensity,
+        )  # fmt: skip
+        latest = set(list(dict.fromkeys(run.version for run in reversed(runs)))[:MOST_VERSIONS])
+        largest = {name for name, _ in Counter(run.query_class for run in runs).most_common(MOST_CLASSES)}
         return tuple(
             one for one in found
             if one.version in {None, *latest} and one.query_class in {None, *largest}

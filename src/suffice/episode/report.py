@@ -34,6 +34,7 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
     request, overhead, cost = ledger.request, ledger.overhead(), ledger.cost()
     told = {
         "episode_id": request.episode_id,
+        "feedback_token": ledger.feedback_token or None,
         "mode": request.mode,
         "stopped": ledger.stopped,
         "stop_reason": ledger.stop_reason if ledger.stopped else None,

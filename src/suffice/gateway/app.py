@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from suffice.errors import BadRequest, ConfigError
-from suffice.gateway import auth, pages
+from suffice.gateway import auth, feedback, pages
 from suffice.gateway.chat import chat
 from suffice.gateway.context import Gateway
 from suffice.gateway.decide import decide
@@ -31,6 +31,7 @@ class Endpoint:
     handler: Handler
     public: bool = False   # without a key; only for what says nothing
     exchange: type[Exchange] = Exchange   # writes this API's errors
+    guarded_inside: bool = False  # its handler asks for a key, or for something else that proves as much
     x_api_key: bool = False               # the key may come in this header too
 
 
@@ -44,7 +45,10 @@ def _passed(method: str, path: str, api: Api) -> Endpoint:
 API = (
     Endpoint("/chat/completions", "POST", chat),
     Endpoint("/models", "GET", pages.models),
-    Endpoint("/feedback", "POST", pages.feedback),
+    Endpoint("/feedback", "POST", feedback.one, guarded_inside=True),             # or a token of an answer
+    Endpoint("/feedback/batch", "POST", feedback.batch),
+    Endpoint("/feedback/label-studio", "POST", feedback.from_label_studio),
+    Endpoint("/feedback/langfuse", "POST", feedback.from_langfuse, guarded_inside=True),  # or a signature
     Endpoint("/decide", "POST", decide),
     _passed("POST", "/completions", COMPLETIONS),
     _passed("POST", "/embeddings", EMBEDDINGS),
@@ -157,7 +161,7 @@ class App:
         headers = headers_of(scope)
         try:
             check_head(headers)
-            if not endpoint.public:
+            if not (endpoint.public or endpoint.guarded_inside):
                 auth.check(headers, self.gateway.api_keys, x_api_key=endpoint.x_api_key)
         except BadRequest as error:
             return error

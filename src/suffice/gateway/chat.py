@@ -37,6 +37,8 @@ from suffice.gateway.intake import Intake, check_body_headers, read_chat
 from suffice.gateway.operating import placed
 from suffice.gateway.relay import forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
+from suffice.review.question import written_out
+from suffice.rollout import feedback_token
 from suffice.rollout.assign import NO_LOT, Lot, draw_audit, question_key
 from suffice.signals.query import class_of
 from suffice.store.events import RequestSeen
@@ -77,13 +79,15 @@ async def one_request(
     """The life of one request of any endpoint; whatever happens, write exactly one outcome."""
     started = gw.monotonic_s()
     episode_id = gw.new_id()
-    exchange.own_headers.append(("x-suffice-episode-id", episode_id))
+    token = gw.feedback_token(episode_id)
+    exchange.own_headers += [("x-suffice-episode-id", episode_id), *feedback_token.header(token)]
     gw.metrics.inc("suffice_live_requests")
     ledger: Ledger | None = None
     end: EndReason = "internal_error"
     try:
         admitted = await admit(episode_id)
         ledger = Ledger(admitted.request, started, prices=gw.upstreams[admitted.upstream].settings.prices)
+        ledger.feedback_token = token
         exchange.own_headers += _reply_headers(admitted.request)
         books.append(gw, RequestSeen(admitted.request), ledger)
         end = await _serve(gw, ledger, receive, exchange, answer(gw, admitted, ledger, exchange))

@@ -17,6 +17,7 @@ from suffice.gateway.kill import KillSwitch
 from suffice.gateway.operating import Operating
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.base import version_of
+from suffice.rollout import feedback_token
 from suffice.rollout.assign import audit_share, sender_key
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
@@ -32,6 +33,7 @@ CHECK_RUNS = 100  # full runs after which a route is asked again whether its ans
 OPEN_RUNS = 10_000       # loops that clients drive, at once; the one that was idle longest makes room
 IDLE_RUN_S = 1_800.0     # a loop that tells nothing for so long has been left
 ANSWERED_ENTRIES = 10_000  # stored responses whose upstream is remembered
+SPOKEN_ENTRIES = 50_000    # answers whose pieces of feedback with a token are counted
 
 
 def runs_in_full(request: Request) -> bool:
@@ -122,6 +124,23 @@ class OpenRuns:
             self._opened.pop(key, None)
 
 
+class WordsByToken:
+    """How many pieces of feedback were written down with the token of each answer; the oldest is forgotten first."""
+
+    def __init__(self) -> None:
+        self._n: dict[str, int] = {}
+
+    def of(self, episode_id: str) -> int:
+        """So many so far."""
+        return self._n.get(episode_id, 0)
+
+    def note(self, episode_id: str) -> None:
+        """One more."""
+        self._n[episode_id] = self._n.pop(episode_id, 0) + 1
+        if len(self._n) > SPOKEN_ENTRIES:
+            del self._n[next(iter(self._n))]
+
+
 @dataclass(slots=True, kw_only=True)
 class Gateway:
     """Settings and running parts of one gateway process."""
@@ -148,6 +167,8 @@ class Gateway:
     operating: Operating = field(default_factory=Operating)      # where routes operate inside what is certified
     kill: KillSwitch = field(default_factory=KillSwitch)         # takes enforcement away from every route
     runs: OpenRuns = field(default_factory=OpenRuns)             # loops that callers drive through /v1/decide
+    words: WordsByToken = field(default_factory=WordsByToken)
+    langfuse_secret: str | None = None     # that signs what Langfuse sends; None: nothing is signed
     refresh: Callable[[], None] = lambda: None   # sees what was decided, where no timer does
     told: Callable[[], None] = lambda: None      # something was decided just now: look at once
     watches_runs: bool = False   # a look for loops that were left is due
@@ -254,6 +275,13 @@ class Gateway:
             elif call.purpose == "main" and call.cancelled and outcome.stopped and outcome.stop_step is not None:
                 used = sum(step.tokens for step in outcome.steps if step.index <= outcome.stop_step)
                 seen.add_overlap(max(0, call.completion_tokens - used))
+
+    def feedback_token(self, episode_id: str) -> str:
+        """What lets the holder of an answer rate it; "": none is given out."""
+        hours = self.settings.feedback.token_hours
+        if not hours:
+            return ""
+        return feedback_token.sign(episode_id, until_s=int(self.wall_s() + 3600 * hours), salt=self.salt)
 
     def fallback_upstream(self) -> str:
         """Where a request goes that no route claims: the only upstream, or the first one."""

@@ -25,6 +25,7 @@ from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
 from suffice.gateway.intake import check_body_headers, parse_json
 from suffice.gateway.route import BuiltRoute
+from suffice.rollout import feedback_token
 from suffice.telemetry import LOG
 from suffice.types import Decision
 
@@ -90,7 +91,7 @@ async def decide(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> Non
     gw.metrics.inc("suffice_decisions_total", request.route, decision.action)
     exchange.own_headers += [
         ("x-suffice-episode-id", run.id), ("x-suffice-route", request.route), ("x-suffice-mode", request.mode),
-        ("x-suffice-policy-version", request.policy_version),
+        ("x-suffice-policy-version", request.policy_version), *feedback_token.header(run.ledger.feedback_token),
     ]  # fmt: skip
     _watch(gw)
     await exchange.json(200, msgspec.json.encode(_answer(run, decision)))
@@ -147,6 +148,7 @@ def _answer(run: RoundsRun, decision: Decision) -> dict[str, Any]:
     request = run.ledger.request
     return {
         "episode_id": run.id,
+        "feedback_token": run.ledger.feedback_token or None,
         "action": decision.action,
         "stop_reason": decision.stop_reason,
         "reason": decision.reason,

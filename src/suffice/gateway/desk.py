@@ -48,6 +48,7 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     )
     request = _request(gw, route, asked, question)
     ledger = Ledger(request, gw.monotonic_s())
+    ledger.feedback_token = gw.feedback_token(request.episode_id)
     books.append(gw, RequestSeen(request), ledger)
     gw.metrics.inc("suffice_open_episodes")
     if request.ungoverned is not None:

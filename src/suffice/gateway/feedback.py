@@ -124,8 +124,8 @@ def voice_of(gw: Gateway, headers: list[tuple[str, str]], token: str | None, *, 
         # One name for all of them: together they weigh no more than one key.
         return Voice(sender=sender_key("feedback token", salt=gw.salt), door="token", episode=episode)
     # A key that nobody checked could be another one for every label.
-    key = dict(headers).get("authorization", "") if gw.api_keys else ""
-    return Voice(sender=sender_key(key or door, salt=gw.salt), door=door or ("key" if gw.api_keys else "open"))
+    sender = gw.sender(dict(headers).get("authorization", ""))
+    return Voice(sender=sender or sender_key(door, salt=gw.salt), door=door or ("key" if gw.api_keys else "open"))
 
 
 def bound(body: Mapping[str, Any], voice: Voice) -> dict[str, Any]:

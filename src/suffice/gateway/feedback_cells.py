@@ -83,7 +83,8 @@ def body(cells: Mapping[str, Any], by: Plan, declared: Declared) -> dict[str, An
             name = field.removeprefix(METRICS)
             metrics[name] = _metric(field, cell, declared[name].type)
         else:
-            given[field] = _READ.get(field, _text)(field, cell)
+            read = _READ.get(field)
+            given[field] = _text(cell) if read is None else read(field, cell)
     if metrics:
         given["metrics"] = metrics
     if "feedback_id" not in given:
@@ -95,7 +96,7 @@ def body(cells: Mapping[str, Any], by: Plan, declared: Declared) -> dict[str, An
 def _metric(field: str, cell: Any, kind: str) -> Any:
     if kind == "boolean":
         return _flag(field, cell)
-    return _text(field, cell) if kind == "category" else _number(field, cell)
+    return _text(cell) if kind == "category" else _number(field, cell)
 
 
 def _flag(field: str, cell: Any) -> bool:
@@ -125,7 +126,7 @@ def _thumbs(_: str, cell: Any) -> str:
     return said if flag is None else "up" if flag else "down"
 
 
-def _text(_: str, cell: Any) -> str:
+def _text(cell: Any) -> str:
     """A cell as text: a whole number that a table keeps with a fraction is written without it."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.outlook import Outlook
+from suffice.assurance.liking import Liking
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway.arms import serving_arm
 from suffice.gateway.context import Gateway
@@ -157,3 +158,17 @@ async def following(follower: Follower) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+    _export_satisfaction(outlook.satisfaction, route, metrics)
+
+
+def _export_satisfaction(said: Liking | None, route: str, metrics: Metrics) -> None:
+    if said is None:
+        return
+    for runs, found in (("full", said.full), ("stopped", said.stopped)):
+        if found is not None:
+            metrics.set("suffice_satisfaction_ratio", found.value, route, runs)
+    effect = said.effect
+    if effect is not None and effect.low is not None and effect.high is not None:
+        metrics.set("suffice_satisfaction_effect", effect.value, route)
+        metrics.set("suffice_satisfaction_effect_lower_bound", effect.low, route)
+        metrics.set("suffice_satisfaction_effect_upper_bound", effect.high, route)

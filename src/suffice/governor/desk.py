@@ -6,11 +6,12 @@ signals, policies, logs or networks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from suffice.episode.rounds import Told
+from suffice.settings import Metric
 from suffice.types import Decision, Feedback, Mode
 
 
@@ -58,6 +59,11 @@ class Run(Protocol):
         ...
 
     @property
+    def feedback_token(self) -> str:
+        """What lets its holder rate the run's answer; "": none is given out."""
+        ...
+
+    @property
     def degraded(self) -> tuple[str, ...]:
         """Places where Suffice failed open."""
         ...
@@ -90,8 +96,13 @@ class Desk(Protocol):
         """Begin a run."""
         ...
 
-    def feedback(self, given: Feedback) -> Taken:
-        """Store a label; waits until it is on disk. Raises StoreError."""
+    @property
+    def declared(self) -> Mapping[str, Metric] | None:
+        """The metrics that feedback may give; None: somebody else knows them."""
+        ...
+
+    def feedback(self, given: Sequence[Feedback]) -> tuple[Taken, ...]:
+        """Store pieces of feedback; waits until all are on disk. Raises StoreError."""
         ...
 
     def flush(self, timeout_s: float) -> bool:

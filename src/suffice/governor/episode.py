@@ -146,6 +146,11 @@ class _Face:
         return self._core.run.certified
 
     @property
+    def feedback_token(self) -> str:
+        """Lets a browser rate this run's answer at the gateway without a key; "": none is given out."""
+        return self._core.run.feedback_token
+
+    @property
     def degraded(self) -> tuple[str, ...]:
         """Places where Suffice failed open in this run."""
         return self._core.run.degraded

@@ -9,14 +9,15 @@ import asyncio
 import os
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from suffice.errors import NotOpen
-from suffice.gateway.pages import read_feedback
+from suffice.errors import BadRequest, NotOpen
+from suffice.gateway.feedback import MOST_ROWS
+from suffice.gateway.feedback_form import read_feedback
 from suffice.governor.desk import Desk, Opening, Taken
 from suffice.governor.episode import AsyncEpisode, Core, Episode, in_thread
 from suffice.governor.local import LocalDesk
@@ -129,34 +130,66 @@ class Governor:
     def feedback(
         self, episode_id: str, *, source: str, correct: bool | None = None, gold: str | None = None,
         answer: str | None = None, rating: int | None = None, thumbs: str | None = None, comment: str | None = None,
-        reason: str | None = None, feedback_id: str | None = None,
+        reason: str | None = None, metrics: Mapping[str, bool | float | str] | None = None, event: str | None = None,
+        user: str | None = None, propensity: float | None = None, feedback_id: str | None = None,
     ) -> Taken:  # fmt: skip
         """Say how good a run's answer was, at any time; returns when that is on disk.
 
-        source       who says so: "user", "exact-match", "reviewer" …
+        source       who says so: "user", "exact-match", "reviewer" …; "behaviour" for an event
+        metrics      values that the settings declare, questions of a survey among them
+        event        "regenerate": asked again; "abandon": left
+        user         the person, by any name; only a keyed hash of it is stored
+        propensity   share of people who are asked, where you ask some by lot
         feedback_id  makes sending again safe: the same id counts once; None: a fresh one
 
         Waits up to 5 s; in an event loop use `afeedback`. Raises StoreError when it is not on disk (send it
         again), BadRequest for fields that cannot be, and NotOpen.
         """
         self._usable()
-        given: dict[str, Any] = {
-            "feedback_id": feedback_id or uuid.uuid4().hex, "episode_id": episode_id, "source": source,
-            "correct": correct, "gold": gold, "answer": answer, "rating": rating, "thumbs": thumbs,
-            "comment": comment, "reason": reason,
+        given = {
+            "feedback_id": feedback_id, "episode_id": episode_id, "source": source, "correct": correct, "gold": gold,
+            "answer": answer, "rating": rating, "thumbs": thumbs, "comment": comment, "reason": reason,
+            "metrics": None if metrics is None else dict(metrics), "event": event, "user": user,
+            "propensity": propensity,
         }  # fmt: skip
-        return self._desk.feedback(read_feedback(given))
+        (taken,) = self.feedback_batch([given])
+        return taken
+
+    def feedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Taken, ...]:
+        """Many pieces of feedback at once, at most 1,000: objects as `POST /v1/feedback` takes them.
+
+        A row without `feedback_id` gets a fresh one. All of them are checked before any is stored. Raises as `feedback`
+        does; a BadRequest names the row.
+        """
+        self._usable()
+        if not 1 <= len(rows) <= MOST_ROWS:
+            raise BadRequest(f"feedback: got {len(rows)} rows; 1 to {MOST_ROWS:,} in one call", param="feedback")
+        said = []
+        for number, row in enumerate(rows, 1):
+            try:
+                given = {**row, "feedback_id": row.get("feedback_id") or uuid.uuid4().hex}
+                said.append(read_feedback(given, self._desk.declared))
+            except BadRequest as error:
+                where = f"row {number}, " if len(rows) > 1 else ""
+                raise BadRequest(f"{where}{error}", status=error.status, param=error.param, code=error.code) from None
+        return self._desk.feedback(said)
 
     async def afeedback(
         self, episode_id: str, *, source: str, correct: bool | None = None, gold: str | None = None,
         answer: str | None = None, rating: int | None = None, thumbs: str | None = None, comment: str | None = None,
-        reason: str | None = None, feedback_id: str | None = None,
+        reason: str | None = None, metrics: Mapping[str, bool | float | str] | None = None, event: str | None = None,
+        user: str | None = None, propensity: float | None = None, feedback_id: str | None = None,
     ) -> Taken:  # fmt: skip
         """As `feedback`, without holding up the event loop."""
         return await asyncio.to_thread(
             self.feedback, episode_id, source=source, correct=correct, gold=gold, answer=answer, rating=rating,
-            thumbs=thumbs, comment=comment, reason=reason, feedback_id=feedback_id,
+            thumbs=thumbs, comment=comment, reason=reason, metrics=metrics, event=event, user=user,
+            propensity=propensity, feedback_id=feedback_id,
         )  # fmt: skip
+
+    async def afeedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Taken, ...]:
+        """As `feedback_batch`, without holding up the event loop."""
+        return await asyncio.to_thread(self.feedback_batch, rows)
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Wait until everything so far is on disk; False: it took longer. Raises NotOpen."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from suffice.episode.rounds import RoundsRun, Told
@@ -15,9 +15,10 @@ from suffice.episode.vectors import SITE
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway import desk
 from suffice.gateway.context import Gateway
+from suffice.gateway.feedback_form import sealed
 from suffice.governor.beside import Beside
 from suffice.governor.desk import Opening, Taken
-from suffice.settings import Settings
+from suffice.settings import Metric, Settings
 from suffice.store.events import FeedbackGiven
 from suffice.store.log import Receipt
 from suffice.store.sqlite import SqliteLog
@@ -54,6 +55,11 @@ class LocalRun:
     def certified(self) -> bool:
         """Is that version certified on this route?"""
         return self._request.certified
+
+    @property
+    def feedback_token(self) -> str:
+        """What lets its holder rate the run's answer."""
+        return self._run.ledger.feedback_token
 
     @property
     def degraded(self) -> tuple[str, ...]:
@@ -133,18 +139,25 @@ class LocalDesk:
             desk.close_run(self._gw, run, end)
             self._open.pop(run.id, None)
 
-    def feedback(self, given: Feedback) -> Taken:
-        """Store a label; waits until it is on disk. Raises StoreError."""
+    @property
+    def declared(self) -> Mapping[str, Metric]:
+        """The metrics that feedback may give."""
+        return self._gw.settings.metrics
+
+    def feedback(self, given: Sequence[Feedback]) -> tuple[Taken, ...]:
+        """Store pieces of feedback; waits until all are on disk. Raises StoreError."""
+        rows = [sealed(one, sender="", door="library", salt=self._gw.salt) for one in given]
         try:
-            receipt = _waited(lambda: asyncio.run(self._append(given)))
+            receipts = _waited(lambda: asyncio.run(self._append(rows)))
         except StoreError:
             self._gw.metrics.inc("suffice_feedback_total", "failed")
             raise
-        self._gw.metrics.inc("suffice_feedback_total", "duplicate" if receipt.duplicate else "accepted")
-        return Taken(duplicate=receipt.duplicate, joined=receipt.joined)
+        for receipt in receipts:
+            self._gw.metrics.inc("suffice_feedback_total", "duplicate" if receipt.duplicate else "accepted")
+        return tuple(Taken(duplicate=receipt.duplicate, joined=receipt.joined) for receipt in receipts)
 
-    async def _append(self, given: Feedback) -> Receipt:
-        return await self._gw.log.append_durable(FeedbackGiven(given))
+    async def _append(self, rows: Sequence[Feedback]) -> list[Receipt]:
+        return await asyncio.gather(*(self._gw.log.append_durable(FeedbackGiven(row)) for row in rows))
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything so far is on disk."""
@@ -162,7 +175,7 @@ class LocalDesk:
         self._gw.log.close()
 
 
-def _waited(work: Callable[[], Receipt]) -> Receipt:
+def _waited(work: Callable[[], list[Receipt]]) -> list[Receipt]:
     """Run what needs an event loop of its own, also where this thread has one already."""
     try:
         asyncio.get_running_loop()

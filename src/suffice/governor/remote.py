@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,9 @@ import msgspec
 from suffice.episode.rounds import Told, last_answer
 from suffice.errors import BadRequest, ConfigError, StoreError
 from suffice.gateway.breaker import Breaker
+from suffice.gateway.feedback_form import FIELDS
 from suffice.governor.desk import Opening, Taken
+from suffice.settings import Metric
 from suffice.telemetry import LOG
 from suffice.types import Decision, Feedback, Mode
 
@@ -155,6 +158,11 @@ class RemoteRun:
         return self._told.get("certified") is True
 
     @property
+    def feedback_token(self) -> str:
+        """What lets its holder rate the run's answer; "" where nobody judges."""
+        return str(self._told.get("feedback_token") or "")
+
+    @property
     def degraded(self) -> tuple[str, ...]:
         """Places where Suffice failed open."""
         there = tuple(str(site) for site in self._told.get("degraded") or ())
@@ -217,10 +225,17 @@ def step_json(index: int, told: Told) -> dict[str, Any]:
     return {"index": index, "answer": told.answer, "tokens": told.tokens, "signals": given}
 
 
+def _as_body(given: Feedback) -> dict[str, Any]:
+    """Feedback as `/v1/feedback` reads it: what the server finds out itself is left out."""
+    given_as = asdict(given) | {"metrics": dict(given.metrics) or None, "user": given.user or None}
+    return {name: given_as[name] for name in FIELDS if given_as[name] is not None}
+
+
 class RemoteDesk:
     """One route of one server. Raises ConfigError for an address that cannot be one."""
 
     blocks = True
+    declared: Mapping[str, Metric] | None = None   # the server knows them
 
     def __init__(self, url: str, route: str, *, api_key: str | None, timeout_s: float) -> None:
         self._route = route
@@ -274,16 +289,23 @@ class RemoteDesk:
             self._breaker.note(failed=failed, now_s=time.monotonic())
         return said
 
-    def feedback(self, given: Feedback) -> Taken:
-        """Store a label; waits until it is on disk at the server. Raises StoreError and BadRequest."""
-        body = {k: v for k, v in asdict(given).items() if v is not None and k != "sender"}  # the server knows that
+    def feedback(self, given: Sequence[Feedback]) -> tuple[Taken, ...]:
+        """Store pieces of feedback; waits until all are on disk at the server. Raises StoreError and BadRequest."""
+        rows = [_as_body(one) for one in given]
+        path, body = ("/v1/feedback", rows[0]) if len(rows) == 1 else ("/v1/feedback/batch", {"feedback": rows})
         try:
-            said = self._http.post("/v1/feedback", body, timeout_s=FEEDBACK_TIMEOUT_S)
+            said = self._http.post(path, body, timeout_s=FEEDBACK_TIMEOUT_S)
         except Unanswered as error:
             raise StoreError(f"feedback was not stored: {error}; send it again with the same feedback_id") from error
         except Refused as error:
             raise BadRequest(str(error), status=error.status) from error
-        return Taken(duplicate=said.get("duplicate") is True, joined=said.get("joined") is True)
+        results = [said] if len(rows) == 1 else said.get("results") or []
+        for number, one in enumerate(results, 1):
+            if one.get("accepted") is not True:
+                raise BadRequest(f"row {number}, {(one.get('error') or {}).get('message', 'was not accepted')}")
+        return tuple(
+            Taken(duplicate=one.get("duplicate") is True, joined=one.get("joined") is True) for one in results
+        )
 
     def flush(self, timeout_s: float) -> bool:  # noqa: ARG002 - nothing waits here
         """Nothing waits here."""

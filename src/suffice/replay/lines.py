@@ -18,7 +18,7 @@ FIRST: Final = (
     "set", "policy", "n_episodes", "n_questions", "full_em", "em", "em_drop", "lost", "gained", "full_tokens",
     "tokens", "token_reduction", "token_reduction_without_probes", "em_drop_interval", "frozen",
 )  # fmt: skip
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def line_object(line: Line) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _has_surrogate(text: str) -> bool:
 def _plain(value: Any) -> Any:
     """A value as JSON knows it."""
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
+        return f"'{value}" if value.startswith(FORMULA) else value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int)):

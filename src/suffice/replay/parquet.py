@@ -26,8 +26,8 @@ MOST_STEPS: Final = 2_000_000  # of one stretch, on average; longer runs come in
 
 def read_parquet(path: Path, *, batch_rows: int) -> Iterator[Columns]:
     """Read a file stretch by stretch, unchecked beyond its types. Raises TraceError."""
-    pq = _pyarrow("pyarrow.parquet", path)
-    arrow = _pyarrow("pyarrow", path)
+    pq = pyarrow("pyarrow.parquet", path)
+    arrow = pyarrow("pyarrow", path)
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             names = _check_schema(file.schema_arrow, str(path))
@@ -44,8 +44,8 @@ def write_traces_parquet(path: str | Path, batches: Iterable[Batch]) -> int:
 
     The file appears under its name when it is complete, and not at all after an error.
     """
-    pq = _pyarrow("pyarrow.parquet", Path(path))
-    arrow = _pyarrow("pyarrow", Path(path))
+    pq = pyarrow("pyarrow.parquet", Path(path))
+    arrow = pyarrow("pyarrow", Path(path))
     schema = _schema(arrow)
     n_runs = 0
     with whole_file(Path(path)) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
@@ -55,7 +55,8 @@ def write_traces_parquet(path: str | Path, batches: Iterable[Batch]) -> int:
     return n_runs
 
 
-def _pyarrow(module: str, path: Path) -> Any:
+def pyarrow(module: str, path: Path) -> Any:
+    """A module of pyarrow, which the extra `replay` brings. Raises TraceError where it is missing."""
     import importlib
 
     try:

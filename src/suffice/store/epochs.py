@@ -6,11 +6,11 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from suffice.store.control_events import JobRan, PolicyPublished
+from suffice.store.control_events import JobRan, LabelWanted, PolicyPublished
 from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.log import Stored
 from suffice.store.views import decoded, reading
-from suffice.types import JobRun, Publication
+from suffice.types import JobRun, LabelRequest, Publication
 
 _PUBLISHED = """
     SELECT seq, body FROM events INDEXED BY decisions
@@ -39,6 +39,13 @@ def labels_wanted(connection: sqlite3.Connection, route: str) -> set[str]:
     """Episodes of a route whose label was asked for."""
     rows = connection.execute("SELECT key FROM events WHERE kind = 'label_wanted' AND route = ?", (route,)).fetchall()
     return {key for (key,) in rows}
+
+
+def label_requests(connection: sqlite3.Connection, route: str) -> dict[str, LabelRequest]:
+    """The labels of a route that were asked for, by episode. Raises StoreError."""
+    rows = connection.execute("SELECT seq, body FROM events WHERE kind = 'label_wanted' AND route = ?", (route,))
+    asked = [decoded(seq, LabelWanted, body).request for seq, body in rows.fetchall()]
+    return {one.episode_id: one for one in asked}
 
 
 def whole_episodes(

@@ -94,6 +94,7 @@ def _running(
         counts = route_counts(database_path(settings.store.url))
         gw.n_requests = {c.route: c.n_requests for c in counts if c.route}
         for episode in read_recent(database_path(settings.store.url), LEARNT_RUNS):
+        langfuse_secret=_langfuse_secret(settings) if clients else None,
             gw.learn(episode.request, episode.outcome)
     file = kill_file(settings)
     gw.kill = KillSwitch(file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append)
@@ -105,6 +106,23 @@ def library(settings: Settings, vectors: Mapping[str, HttpEmbedder]) -> Gateway:
     """What a loop in this process is governed with: routes and the log, without sockets and without clients.
 
     vectors  of `embedders`; the caller opens and closes them
+
+def _langfuse_secret(settings: Settings) -> str | None:
+    return secret("feedback.langfuse.secret_env", settings.feedback.langfuse.secret_env)
+
+
+def open_log(settings: Settings) -> SqliteLog:
+    """The settings' log, open for events; the caller closes it. Raises ConfigError and StoreError."""
+    return SqliteLog.open(settings.store, now=time.time, redact=settings.retention.redact)
+
+
+def _note_settings(settings: Settings, log: EventLog, process: str) -> None:
+    """Write down with which settings a process starts, where they are others than those before."""
+    if isinstance(log, SqliteLog):
+        changed = config_change(settings, log.path, process=process)
+        if changed is not None:
+            log.append(changed)
+
 
     The caller closes `log`. Raises ConfigError and StoreError.
     """

@@ -1,0 +1,221 @@
+"""What people say reaches outlook, status and metrics in whatever order it comes, and steers no further than it may."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from suffice.assurance.outlook import Outlook
+from suffice.cli.liking import headline, liking_lines
+from suffice.cli.status import read_statuses
+from suffice.control.liking import heard, measures
+from suffice.control.ratings import Ratings
+from suffice.control.watching import RouteWatch
+from suffice.gateway.follow import export
+from suffice.settings import Route, Settings, parse
+from suffice.store.advice import newest_outlook
+from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.telemetry import Metrics
+from suffice.types import Episode, Feedback
+from suffice.wiring import worker
+from tests.control.made import ROUTE, rows, run, traffic
+from tests.control.test_ratings import RATED, rated
+from tests.control.test_worker import fill, settings_for
+
+METRICS: dict[str, Any] = {
+    "solved": {"type": "boolean"}, "minutes": {"type": "number", "range": [0, 60], "direction": "lower"},
+    "tone": {"type": "category", "values": ["warm", "cold"]},
+    "nps": {"type": "rating", "range": [0, 10], "level": "user"},
+}  # fmt: skip
+DECLARED = parse({"metrics": METRICS}).metrics
+
+
+def watch(events: list[Event], **options: Any) -> Outlook:
+    """What a look behind all these events sees."""
+    found = RouteWatch(
+        name="r", route=ROUTE, match=lambda a, g: a == g, load=lambda _: None, epoch=1, n=0, seq=0, metrics=DECLARED,
+        **options,
+    )  # fmt: skip
+    for stored in rows(events):
+        found.feed(stored)
+    return found.look("w")[0]
+
+
+def feedback(number: int, **said: Any) -> FeedbackGiven:
+    fields = {"feedback_id": f"f{number}-{sorted(said.items())}", "source": "user", **said}
+    return FeedbackGiven(Feedback(episode_id=f"ep_{number:05}", **fields))
+
+
+# --------------------------------------------------------------------------- the log to the numbers
+
+
+def test_a_run_is_compared_where_the_lottery_could_have_made_it_the_other_kind() -> None:
+    rng = random.Random(1)
+
+    def one(**changes: Any) -> bool:
+        fields = {"audit": False, "propensity": 0.9, "certified": True, "stop_step": 4, "stopped": True} | changes
+        request, outcome = run(1, rng, **fields)
+        return heard(Episode(request=request, outcome=outcome), (), {}, uncertified=uncertified).drawn
+
+    uncertified = False
+    assert one()
+    assert one(audit=True, propensity=0.1, stopped=False)
+    assert one(stopped=False), "a stop that failed was asked for all the same"
+    assert not one(stop_step=None)
+    assert not one(mode="observe")
+    assert not one(propensity=1.0)
+    assert not one(certified=False)
+    uncertified = True
+    assert one(certified=False)
+
+
+def test_every_form_has_its_measure_and_what_is_declared_no_longer_has_none() -> None:
+    names = [one.name for one in measures(DECLARED)]
+    assert names == ["satisfaction", "regenerated", "abandoned", "solved", "minutes", "tone=warm", "tone=cold", "nps"]
+    outlook = watch([
+        *traffic(130), feedback(120, rating=5), feedback(121, thumbs="down"), feedback(122, satisfaction=0.5),
+        feedback(123, event="regenerate", source="behaviour"), feedback(124, metrics=(("gone", 1.0), ("solved", True))),
+        feedback(125, metrics=(("minutes", 12.0), ("tone", "cold"))), feedback(126, comment="nice"),
+        feedback(127, metrics=(("nps", 9.0),), user="u"), feedback(128, rating=1, source="judge"),
+    ])  # fmt: skip
+    told = {one.measure: one for one in outlook.whole_likings}
+    assert set(told) == {"satisfaction", "regenerated", "solved", "minutes", "tone=warm", "tone=cold", "nps"}
+    assert {name: one.n_heard for name, one in told.items()} == {**dict.fromkeys(told, 1), "satisfaction": 3}
+    values = {name: one.everybody.value for name, one in told.items() if one.everybody is not None}
+    assert values == {
+        "satisfaction": 0.5, "regenerated": 1 / 30, "solved": 1.0, "minutes": 12.0, "tone=warm": 0.0, "tone=cold": 1.0,
+        "nps": 9.0,
+    }  # fmt: skip
+    assert told["minutes"].better == "lower"
+
+
+@settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 10**6))
+def test_late_early_doubled_and_mixed_up_feedback_comes_to_the_same(seed: int) -> None:
+    """Any order that keeps each voice's own: before its run, long behind it, twice."""
+    rng, base = random.Random(seed), traffic(115)
+    said: list[FeedbackGiven] = [
+        feedback(number, rating=1 + rng.randrange(5), user=f"u{rng.randrange(3)}", feedback_id=f"f{n}")
+        for n, number in enumerate(rng.choices(range(100, 115), k=12))
+    ]
+    mixed: list[Event] = list(base)
+    place = 0
+    for one in said:  # in their own order, at any later place
+        place = rng.randrange(place, len(mixed) + 1)
+        mixed.insert(place, one)
+        place += 1
+    assert watch([*base, *said]).likings == watch(mixed).likings
+    assert watch([*base, *said]).likings == watch([*base, *said, *said]).likings
+
+
+# --------------------------------------------------------------------------- what people see
+
+
+@pytest.fixture(scope="module")
+def disliked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
+    """A log of certified traffic whose stopped answers are liked far less, and the settings that it is read with."""
+    folder = tmp_path_factory.mktemp("disliked")
+    fill(folder, rated(1_200, full=0.9, stopped=0.4, first=0))
+    found = settings_for(folder)
+    with worker(found) as here:
+        assert here.once("monitor")
+    return folder, found
+
+
+def test_the_effect_stands_in_status_with_its_interval_and_who_spoke(disliked: tuple[Path, Settings]) -> None:
+    folder, found = disliked
+    (one,) = read_statuses(folder / "log.db", found, "r")
+    assert one.outlook is not None
+    said = one.outlook.satisfaction
+    assert said is not None
+    assert said.effect is not None
+    assert said.effect.low is not None
+    assert said.effect.high is not None
+    assert said.effect.low <= -0.5 <= said.effect.high < 0
+    told = headline(one.outlook)
+    assert told.startswith(f"{said.effect.value:+.3f} [{said.effect.low:+.3f}, {said.effect.high:+.3f}] at 90%, ")
+    assert "worse where stopped" in told
+    assert "(rated: 100.0% of audits, 100.0% of stopped runs)" in told
+    names = [name.strip() for name, _ in liking_lines(one.outlook)]
+    assert names[:3] == ["satisfaction, full", "satisfaction, stopped", "satisfaction, effect"]
+
+
+def test_metrics_have_the_effect_and_both_means(disliked: tuple[Path, Settings]) -> None:
+    folder, _ = disliked
+    outlook, metrics = newest_outlook(folder / "log.db", "r"), Metrics()
+    assert outlook is not None
+    assert outlook.satisfaction is not None
+    effect, full = outlook.satisfaction.effect, outlook.satisfaction.full
+    assert effect is not None
+    assert full is not None
+    export(outlook, "r", metrics)
+    assert metrics.value("suffice_satisfaction_effect", route="r") == effect.value
+    assert metrics.value("suffice_satisfaction_effect_upper_bound", route="r") == effect.high
+    assert metrics.value("suffice_satisfaction_effect_lower_bound", route="r") == effect.low
+    assert metrics.value("suffice_satisfaction_ratio", route="r", runs="full") == full.value
+
+
+def test_without_votes_status_says_why_there_is_no_effect() -> None:
+    assert headline(None) == "not measured: no worker has looked at this route"
+    assert headline(watch(traffic(120))) == "not measured: nobody has rated an answer"
+    only_full = watch([*traffic(120), feedback(110, rating=3)])
+    assert headline(only_full) == "not measured: needs rated audits beside rated stopped runs"
+    assert dict(liking_lines(only_full)).keys() == {"  satisfaction, full"}
+
+
+# --------------------------------------------------------------------------- what steers
+
+
+def steered(ratings: Ratings, events: list[Event], **changes: Any) -> Ratings:
+    asked = {}
+    for event in events:
+        if isinstance(event, RequestSeen):
+            asked[event.request.episode_id] = event.request
+        elif isinstance(event, RequestEnded):
+            ratings.ended(Episode(request=asked[event.outcome.episode_id], outcome=event.outcome))
+        elif isinstance(event, FeedbackGiven):
+            ratings.said(event.feedback.episode_id or "", replace(event.feedback, **changes))
+    return ratings
+
+
+def test_one_inference_key_steers_by_a_share_of_the_runs_at_most() -> None:
+    events = rated(600, full=1.0, stopped=0.0)
+    free, capped = Ratings.of(RATED), Ratings.of(RATED)
+    assert steered(free, events, door="token", sender="x").asks is not None
+    assert steered(capped, events, door="key", sender="x").asks is None
+    verdict = capped.verdict
+    assert verdict is not None
+    assert verdict.n_pairs <= 0.05 * 600
+
+
+def test_a_survey_steers_as_a_rating_does_and_what_people_did_steers_nothing() -> None:
+    events = rated(600, full=1.0, stopped=0.0)
+    by_survey = [
+        FeedbackGiven(replace(one.feedback, thumbs=None, satisfaction=float(one.feedback.thumbs == "up")))
+        if isinstance(one, FeedbackGiven) else one for one in events
+    ]  # fmt: skip
+    assert steered(Ratings.of(RATED), by_survey).asks is not None
+    by_deeds = [
+        FeedbackGiven(replace(one.feedback, thumbs=None, event="regenerate", source="behaviour"))
+        if isinstance(one, FeedbackGiven) else one for one in events
+    ]  # fmt: skip
+    found = steered(Ratings.of(RATED), by_deeds)
+    assert found.verdict is not None
+    assert found.verdict.n_pairs == 0
+
+
+def test_a_route_without_a_floor_still_shows_what_people_say(tmp_path: Path) -> None:
+    assert Route(upstream="up").min_satisfaction is None
+    fill(tmp_path, rated(300, full=0.9, stopped=0.9, first=0))
+    found = settings_for(tmp_path)
+    with worker(found) as here:
+        here.once("monitor")
+    outlook = newest_outlook(tmp_path / "log.db", "r")
+    assert outlook is not None
+    assert "no difference is proven" in headline(outlook)
