@@ -26,6 +26,9 @@ from suffice.gateway.app import ENDPOINTS
 from suffice.gateway.intake import KNOWN_OPTIONS, OVERRIDES
 from suffice.gateway.route import BLOCKING
 from suffice.policy.base import POLICIES
+from suffice.review import items
+from suffice.review.incident import Incident, IncidentDecision
+from suffice.review.override import Override, OverrideEnd
 from suffice.scoring.base import SCORERS
 from suffice.server import serving
 from suffice.settings import (
@@ -37,6 +40,7 @@ from suffice.settings import (
     Pressure,
     Prices,
     Probe,
+    Review,
     Route,
     Server,
     FeedbackRules,
@@ -50,6 +54,7 @@ from suffice.settings import (
     parse,
 )
 from suffice.store.events import EVENTS
+from suffice.store.review_events import Question
 from suffice.telemetry import METRICS
 from suffice.testing import FakeUpstream
 from suffice.testing.prompt import cut
@@ -218,6 +223,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "`[routes.NAME.steps]`": Steps,
     "`[routes.NAME.embeddings]`": Embeddings,
     "`[routes.NAME.judge]`": Judge,
+    "`[routes.NAME.review]`": Review,
     "`[routes.NAME.pressure]`": Pressure,
     "`[store]`": Store,
     "`[control]`": Control,
@@ -284,6 +290,13 @@ RECORDS = {
     "Pause": (types.Pause, types.Resumption),
     "Label request": (types.LabelRequest,),
     "Job run": (types.JobRun,),
+    "Review item": (items.Item,),
+    "Review drawing": (items.Drawing,),
+    "Review lease": (items.Lease, items.Returned),
+    "Verdict": (items.Verdict,),
+    "Kept question": (Question,),
+    "Override": (Override, OverrideEnd),
+    "Incident": (Incident, IncidentDecision),
 }
 
 

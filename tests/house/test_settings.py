@@ -46,7 +46,7 @@ RAW: dict[str, Any] = {
         "math": {
             "upstream": "box", "match": {}, "probe": {}, "steps": {}, "pressure": {"queue": 1},
             "embeddings": {"url": "http://h", "model": "m"},
-            "judge": {"url": "http://h", "model": "m"},
+            "judge": {"url": "http://h", "model": "m"}, "review": {},
         },
     },
     "store": {},
@@ -72,6 +72,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("routes", "math", "pressure"): Pressure,
     ("routes", "math", "embeddings"): Embeddings,
     ("routes", "math", "judge"): Judge,
+    ("routes", "math", "review"): Review,
     ("store",): Store,
     ("control",): Control,
 }

@@ -16,6 +16,9 @@ from suffice.types import Episode, Feedback, Outcome, Request
 UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # nothing was asked of the model, or nobody knows what came back
 ABANDONED_ENDS = ("client_left", "timeout")  # an audit that ends so counts as a loss (CONTRACT.md §3)
 FINISHED_ENDS = ("done", "truncated")  # a full run that shows what the model answers
+# What labels were asked for that say something of the average answer: nothing, or a draw at random. Runs that people
+# were asked about because they were doubtful are worse than the average one.
+REPRESENTATIVE = ("", "control")
 
 Match = Callable[[str | None, str], bool]
 
@@ -67,7 +70,7 @@ class Run:
     cost_usd: float | None    # of everything, at the prices of its time; None: unknown
     baseline_usd: float | None  # what the run alone would have cost
     would_cost_usd: float | None  # with the shadow stop made
-    correct: bool | None      # None: no label says so, or nobody knows what was answered
+    correct: bool | None      # None: no label says so, it was picked on purpose, or nobody knows the answer
     disagrees: bool | None    # None: this run says nothing about it
     drop: int | None          # -1, 0, +1; None: as above, or no label
     abandoned_audit: bool     # counted as a loss, labelled or not
@@ -90,6 +93,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> Run:
     full = request.mode == "observe" or request.audit
     label = current_label(item.labels)
     known = label is not None and outcome.end_reason not in UNKNOWN_ENDS
+    is_plain = label is not None and label.asked_for in REPRESENTATIVE
     delivered = spent = processed = baseline_processed = would_spend = None
     if outcome.usage is not None:
         usage, overhead = outcome.usage, outcome.overhead
@@ -118,7 +122,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> Run:
         cost_usd=outcome.cost_usd,
         baseline_usd=None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0),
         would_cost_usd=_would_cost(outcome),
-        correct=_is_right(outcome.answer, label, match) if label is not None and known else None,
+        correct=_is_right(outcome.answer, label, match) if label is not None and known and is_plain else None,
         disagrees=_disagrees(request, outcome) if full else None,
         drop=_drop(request, outcome, label, match) if full else None,
         abandoned_audit=_is_abandoned_audit(request, outcome),

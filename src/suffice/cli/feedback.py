@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import click
 
 from suffice.cli.feedback_files import import_file, pull
 from suffice.cli.parked import parked
-
-import click
 
 if TYPE_CHECKING:
     from suffice.control.judging import Judged
@@ -87,16 +85,16 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
     from suffice.edge.judge import JudgeModel
     from suffice.edge.yardstick import yardstick
     from suffice.store.events import FeedbackGiven
-    from suffice.store.sqlite import SqliteLog, database_path
+    from suffice.store.sqlite import database_path
     from suffice.store.views import read_episodes
-    from suffice.wiring import secret
+    from suffice.wiring import open_log, question_texts, secret
 
     route, table = _tables(settings, name)
     path = database_path(settings.store.url)
-    texts = _texts(questions, settings)
+    texts = question_texts(questions, settings)
     key = secret(f"routes.{name}.judge.api_key_env", table.api_key_env)
     episodes = list(read_episodes(path, name))
-    log = SqliteLog.open(settings.store, now=time.time)
+    log = open_log(settings)
     model = JudgeModel(table.url, table.model, api_key=key, timeout_s=table.timeout_s, max_tokens=table.max_tokens)
     try:
         async with model:
@@ -108,28 +106,6 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
                 )  # fmt: skip
     finally:
         log.close()
-
-
-def _texts(file: Path, settings: Settings) -> Mapping[str, str]:
-    """What a person would read of each question, by the keys under which the log may know it."""
-    from suffice.doctor.route import read_questions
-    from suffice.rollout.assign import question_key
-    from suffice.upstream.wire import encode_json
-    from suffice.wiring import deployment_salt
-
-    salt, found = deployment_salt(settings), dict[str, str]()
-    for body in read_questions(file.read_text("utf-8").splitlines(), str(file)):
-        text = _written_out(body["messages"])
-        found[question_key(encode_json(body["messages"]).decode(), salt=salt)] = text  # as a chat
-        found[question_key(text, salt=salt)] = text                                    # as a loop of the caller's
-    return found
-
-
-def _written_out(messages: list[Any]) -> str:
-    """A conversation as text; a single message is its own text. Any: a client's JSON."""
-    told = [(str(m.get("role", "")), m.get("content")) for m in messages if isinstance(m, dict)]
-    texts = [(role, content if isinstance(content, str) else "") for role, content in told]
-    return texts[0][1] if len(texts) == 1 else "\n\n".join(f"{role}: {text}" for role, text in texts)
 
 
 def _show(found: Judged, *, as_json: bool) -> None:

@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from suffice.assurance.fidelity import VERBATIM, Fidelity, budget_left, measured
-from suffice.assurance.runs import Match
+from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, VERBATIM, Fidelity, budget_left, measured
+from suffice.assurance.runs import REPRESENTATIVE, Match
 from suffice.assurance.satisfaction import next_safer
 from suffice.control.audits import Audit, Said, Verdicts, is_evidence, shown, verdicts
 from suffice.control.brake import Floor, Lottery, Upstreams, upstream_of
@@ -39,6 +39,8 @@ from suffice.control.wanted import wanted
 from suffice.learn.audits import AuditRuns
 from suffice.learn.features import Chosen, choose_features
 from suffice.learn.keeper import KEPT_BEFORE, Change, Plan
+from suffice.review.holds import NO_HOLDS, RouteHolds
+from suffice.review.incident import of_pause
 from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
 from suffice.store.control_events import (
@@ -49,6 +51,7 @@ from suffice.store.control_events import (
     PolicyPublished,
 )
 from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.hold_events import IncidentOpened
 from suffice.store.in_force import InForce
 from suffice.store.log import Stored
 from suffice.types import (
@@ -65,7 +68,6 @@ from suffice.types import (
     Request,
 )
 
-FIDELITY_CONFIDENCE: Final = 0.99  # of the bound on how often a finish changes the answer
 MOST_OPEN: Final = 200_000         # requests without an outcome that are remembered
 
 
@@ -80,6 +82,8 @@ class RouteLoop:
     expected  publications of that epoch that stand in the log, oldest first
     kept      audits from before that count in it
     asked     episodes whose label was asked for
+    holds     what people hold on the route, as it is settled
+    at_s      Unix time of the log's last row, as it is settled
     seq       place of the last row that was read
     n         requests of the route so far
     level     in force
@@ -96,6 +100,8 @@ class RouteLoop:
     expected: deque[Publication] = field(default_factory=deque)
     kept: Sequence[Audit] = ()
     asked: set[str] = field(default_factory=set)
+    holds: RouteHolds = NO_HOLDS
+    at_s: float = 0.0
     seq: int = field(init=False)
     n: int = field(init=False)
     level: int = field(init=False)
@@ -248,6 +254,8 @@ class RouteLoop:
         """Keep in mind whether what was delivered was right, where a critical EM asks for it."""
         if self.floor.critical is None or (given.correct is None and given.gold is None):
             return
+        if given.asked_for not in REPRESENTATIVE:
+            return  # picked because it was doubtful: it says nothing of the average answer
         answer, gold = self._joining.answers[name], given.gold
         right = given.correct if gold is None else answer is not None and self.match(answer, gold)
         self.floor.note(name, right=bool(right))
@@ -427,7 +435,7 @@ class RouteLoop:
         epoch = Epoch(
             route=self.name, number=self.held.n_epochs + 1, at=self.n, since_seq=seq, reason=reason,
             author=self.author, kept=tuple(audit.id for audit in kept), burst=burst,
-            max_em_drop=self.route.max_em_drop, confidence=self.route.confidence, promise=self.route.promise,
+            max_em_drop=self._max_em_drop, confidence=self.route.confidence, promise=self.route.promise,
         )  # fmt: skip
         events: tuple[Event, ...] = (EpochBegan(epoch),) if alarm is None else (AlarmRaised(alarm), EpochBegan(epoch))
         for event in events:
@@ -442,26 +450,45 @@ class RouteLoop:
         """
         if self.expected:
             raise Diverged(f"route {self.name}: publication {self.expected[0].number} does not follow from the log")
-        promise = self.route.max_em_drop, self.route.confidence, self.route.promise
+        promise = self._max_em_drop, self.route.confidence, self.route.promise
         if promise != (self.epoch.max_em_drop, self.epoch.confidence, self.epoch.promise):
             how = f"at {promise[1]:g}" if promise[2] == "certified" else "on average"
             return self._start(f"the promise is {promise[0]:g} {how} now", self.seq, self.audits, burst=0)
         events = self._wanted()
         pause = self._pause()
         if pause is not None:
-            events.append(EnforcementPaused(pause))
-            self.held = self.held.after(events[-1])
+            incident = of_pause(pause, opened_at_s=self.at_s, evidence=self._evidence())
+            events += (EnforcementPaused(pause), IncidentOpened(incident))
+            self.held = self.held.after(events[-2])
         return Resolution(tuple(events)) if events else None
 
     def _wanted(self) -> list[Event]:
         return list(wanted(self.name, self.keeper, self.audits, self.asked, self._lateness.timeout_s))
+    @property
+    def _max_em_drop(self) -> float:
+        """The EM budget to be kept: the owner's, or the smaller one that a person holds the route to for a while."""
+        return self.holds.in_effect(self.at_s).budget(self.route.max_em_drop)
+
+    def _evidence(self) -> tuple[str, ...]:
+        """What an incident stands on, for the person who decides."""
+        made = self.held.publication
+        stops = made is not None and made.level
+        acts = f"level {made.level} of publication {made.number} acted" if made is not None and stops else "no stop"
+        n_right, n = sum(self.floor.right.values()), len(self.floor.right)
+        return (
+            f"{acts}, in epoch {self.epoch.number} at request {self.n:,}",
+            f"{n_right:,} of the last {n:,} labelled answers were right",
+            f"{self.keeper.n_audits:,} audits are in the window",
+        )
+
 
     def _pause(self) -> Pause | None:
         """Why a person has to decide, if nobody has to already."""
         if self.held.pause is not None:
             return None
         found: tuple[tuple[PauseCause, str | None], ...] = (
-            ("sample_ratio", self.lottery.broken()), ("critical_em", self.floor.below()),
+            ("sample_ratio", self.lottery.broken()),
+            ("critical_em", None if self.holds.accepted(self.at_s) else self.floor.below()),
         )  # fmt: skip
         for cause, why in found:
             if why is not None:

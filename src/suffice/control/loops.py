@@ -30,6 +30,7 @@ from suffice.store.control_events import EpochBegan
 from suffice.store.decisions import read_artefact
 from suffice.store.epochs import labels_wanted, last_place, place_before, publications, whole_episodes
 from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.holds import NOTHING_HELD, Holds, last_at_s, read_holds
 from suffice.store.in_force import InForce, read_decided
 from suffice.store.views import read_events, reading
 from suffice.telemetry import LOG
@@ -89,6 +90,8 @@ class Certify:
     _loops: dict[str, RouteLoop] = field(default_factory=dict)
     _rests: dict[str, _Rest] = field(default_factory=dict)
     _matched: dict[str, Match] = field(default_factory=dict)
+    _holds: Holds = NOTHING_HELD
+    _at_s: float = 0.0  # Unix time of the log's last row
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def close(self) -> None:
@@ -109,6 +112,7 @@ class Certify:
         if not routes or not self.path.is_file():
             return ()
         with reading(self.path) as connection:
+            self._holds, self._at_s = read_holds(connection, self._holds), last_at_s(connection)
             here = _Round(connection, desk, {name: [] for name in routes})
             for name, route in routes.items():
                 if name not in self._loops:
@@ -117,6 +121,7 @@ class Certify:
             self._read(here)
             for name, loop in list(self._loops.items()):
                 with self._alone(name, here):
+                    loop.holds, loop.at_s = self._holds.of(name), self._at_s
                     here.write(name, loop.settle())
         return [self._report(name, here) for name in routes]
 
@@ -167,10 +172,11 @@ class Certify:
 
     def _begin(self, name: str, held: InForce, here: _Round, since_seq: int, reason: str, *, at: int) -> InForce:
         route = self.settings.routes[name]
+        budget = self._holds.of(name).in_effect(self._at_s).budget(route.max_em_drop)
         burst = self.settings.control.burst_requests if route.is_learned else 0
         began = EpochBegan(Epoch(
             route=name, number=held.n_epochs + 1, at=at, since_seq=since_seq, reason=reason, author=self.author,
-            burst=burst, max_em_drop=route.max_em_drop, confidence=route.confidence,
+            burst=burst, max_em_drop=budget, confidence=route.confidence,
             promise=route.promise,
         ))  # fmt: skip
         here.write(name, Resolution((began,)))

@@ -17,7 +17,7 @@ from suffice.assurance.fallback import Admission
 from suffice.episode.ledger import Ledger
 from suffice.episode.samples import Refusal
 from suffice.errors import BadRequest, Overloaded, UpstreamError, UpstreamTimeout
-from suffice.gateway import books, govern, kill, route
+from suffice.gateway import books, govern, kill, questions, route
 from suffice.gateway.asked import query_of
 from suffice.gateway.auth import without_keys
 from suffice.gateway.breaker import Breaker
@@ -90,6 +90,7 @@ async def one_request(
         ledger.feedback_token = token
         exchange.own_headers += _reply_headers(admitted.request)
         books.append(gw, RequestSeen(admitted.request), ledger)
+        questions.keep(gw, admitted.route, ledger, lambda: written_out(admitted.intake.body.get("messages") or ()))
         end = await _serve(gw, ledger, receive, exchange, answer(gw, admitted, ledger, exchange))
     except BadRequest as error:
         end = "rejected"
@@ -205,7 +206,7 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
     question = _question(gw, intake) if found is not None and reason is None else ""
     if found is not None and place is not None:
         kind, samples = found.settings.kind, route.n_samples(found, intake.options)
-        query = query_of(intake.body, kind, samples) if found.in_force.classes else None
+        query = query_of(intake.body, kind, samples) if found.in_force.classes or found.holding.classes else None
         found = placed(found.for_request(question, intake.model, class_of(query)), place)
     request = _request(gw, episode_id, intake, named, found, reason, question)
     upstream = (found.settings.upstream if found is not None else "") or gw.fallback_upstream()

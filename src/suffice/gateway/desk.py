@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from suffice.episode.ledger import Ledger
 from suffice.episode.rounds import RoundsRun
 from suffice.episode.vectors import Vectors
-from suffice.gateway import books
+from suffice.gateway import books, questions
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.context import Gateway
 from suffice.gateway.operating import placed
@@ -50,6 +50,7 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     ledger = Ledger(request, gw.monotonic_s())
     ledger.feedback_token = gw.feedback_token(request.episode_id)
     books.append(gw, RequestSeen(request), ledger)
+    questions.keep(gw, route, ledger, lambda: asked.question)
     gw.metrics.inc("suffice_open_episodes")
     if request.ungoverned is not None:
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned)

@@ -14,19 +14,23 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from suffice.assurance.outlook import Outlook
 from suffice.assurance.liking import Liking
+from suffice.assurance.outlook import Outlook
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway.arms import serving_arm
 from suffice.gateway.context import Gateway
 from suffice.gateway.in_force import serving
+from suffice.gateway.overridden import pinned, promised
 from suffice.gateway.route import BuiltRoute
 from suffice.learn.version import Version, load_version
+from suffice.review.override import NO_OVERRIDES, InEffect
 from suffice.store.advice import newest_outlook, newest_place
 from suffice.store.decisions import read_artefact
+from suffice.store.holds import NOTHING_HELD, read_holds
 from suffice.store.in_force import NOTHING_DECIDED, InForce, read_decided
 from suffice.store.views import reading
 from suffice.telemetry import LOG, Metrics
@@ -40,7 +44,9 @@ class Follower:
     def __init__(self, gw: Gateway, path: Path) -> None:
         self._gw, self._path = gw, path
         self._decided = NOTHING_DECIDED
-        self._base = {route.name: route for route in gw.routes if route.settings.certifies_itself}
+        self._holds = NOTHING_HELD
+        self._base = {route.name: route for route in gw.routes if route.settings.mode != "off"}
+        self._holding: dict[str, InEffect] = dict.fromkeys(self._base, NO_OVERRIDES)
         self._versions: dict[str, Version] = {}
         self._outlooks: dict[str, tuple[int, Outlook | None]] = {route.name: (0, None) for route in gw.routes}
         self._told = asyncio.Event()
@@ -55,13 +61,14 @@ class Follower:
         with reading(self._path) as connection:
             self._look_ahead(connection)
             before, self._decided = self._decided, read_decided(connection, self._decided)
-            if self._decided is before:
-                return {}
-            return {
-                name: self._serving(base, self._decided.of(name), connection)
-                for name, base in self._base.items()
-                if self._decided.of(name) is not before.of(name)
-            }
+            self._holds = read_holds(connection, self._holds)
+            now_s, changed = self._gw.wall_s(), {}
+            for name, base in self._base.items():
+                held, holding = self._decided.of(name), self._holds.of(name).in_effect(now_s)
+                if held is not before.of(name) or holding != self._holding[name]:
+                    changed[name] = self._serving(base, held, holding, connection)
+                    self._holding[name] = holding
+            return changed
 
     def _look_ahead(self, connection: sqlite3.Connection) -> None:
         """Read what the job `monitor` saw since; what cannot be read holds up no decision."""
@@ -71,7 +78,12 @@ class Follower:
                 if newest != seq:
                     self._outlooks[name] = newest, newest_outlook(connection, name)
 
-    def _serving(self, base: BuiltRoute, held: InForce, connection: sqlite3.Connection) -> BuiltRoute:
+    def _serving(
+        self, base: BuiltRoute, held: InForce, holding: InEffect, connection: sqlite3.Connection
+    ) -> BuiltRoute:
+        if not base.settings.certifies_itself:
+            return replace(base, holding=holding)
+        base, held = replace(promised(base, holding), holding=holding), pinned(held, holding)
         if base.settings.is_paired:
             return serving_arm(base, held)
         try:
@@ -146,18 +158,6 @@ def export(outlook: Outlook, route: str, metrics: Metrics) -> None:
     if drop is not None:
         metrics.set("suffice_em_drop_forecast", drop.ahead, route)
     metrics.set("suffice_alerts", len(outlook.alerts), route)
-
-
-@asynccontextmanager
-async def following(follower: Follower) -> AsyncIterator[None]:
-    """A block in which the gateway follows; what is decided already is in force before it begins."""
-    follower.refresh()
-    task = asyncio.create_task(follower.follow())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
     _export_satisfaction(outlook.satisfaction, route, metrics)
 
 

@@ -155,7 +155,11 @@ def placed(route: BuiltRoute, place: Admission) -> BuiltRoute:
         return replace(route, certified=False, arm="")
     if not route.levels or place.level is None:
         return route
-    level = place.level if route.ceiling is None else min(place.level, route.ceiling)
+    pin = route.holding.pin
+    # A pin says where to be; whoever is under pressure may not move it. Where nothing is certified it says nothing.
+    wanted = min(len(route.levels) - 1, pin.level) if pin is not None and pin.level is not None else place.level
+    wanted = wanted if place.certified else place.level
+    level = wanted if route.ceiling is None else min(wanted, route.ceiling)
     beyond = route.floor is not None and level > route.floor
     return replace(
         route, policy=route.levels[level], policy_version=f"{route.policy_version}@{level}",

@@ -18,6 +18,7 @@ from suffice.episode.rounds import Returning
 from suffice.learn.groups import fold_of
 from suffice.policy.base import Policy
 from suffice.policy.returning import returning
+from suffice.review.override import NO_OVERRIDES, InEffect, lowest
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
 from suffice.store.in_force import NOTHING, InForce
@@ -84,12 +85,13 @@ class BuiltRoute:
     floor: int | None = None    # budgeted mode: levels above it are certified by nothing; None: certified mode
     promise: Promise = "certified"  # by which this request's level was chosen
     risks: bool = False         # the brake holds, and its owner lets an uncertified level act rather than turn away
+    holding: InEffect = NO_OVERRIDES # what people hold on it for a while
 
     @property
     def acts(self) -> bool:
         """May the policy end a run here?"""
         vouched = self.certified or self.promise == "budgeted" or self.settings.uncertified or self.risks
-        return self.settings.mode == "enforce" and vouched and self.refused is None
+        return self.settings.mode == "enforce" and vouched and self.refused is None and self.holding.observe is None
 
     def for_request(self, question_key: str, model: str, query_class: str = "") -> BuiltRoute:
         """The route as it serves one prompt: by the model that has not seen it, in full where nothing is proved.
@@ -98,12 +100,14 @@ class BuiltRoute:
         query_class  as `signals.query.class_of` has it: one that the guard-rails hold gets its own ceiling
         """
         if not self.folds and not self.arm:
+            if self.holding.classes.get(query_class) == 0:
+                return replace(self, holding=replace(self.holding, observe="its class runs in full"))
             return self
         made = self.in_force.publication or self.in_force.last
         asked = "" if self.settings.kind == "rounds" else model
         if made is None or all(one[0] != asked for one in made.upstream):
             return replace(self, certified=False, folds=(), levels=(), arm="")
-        ceiling = dict(made.classes).get(query_class)
+        ceiling = lowest(dict(made.classes).get(query_class), self.holding.ceiling_of(query_class))
         if self.arm:
             return replace(self, certified=False, arm="") if ceiling == 0 else self
         return replace(self, levels=self.folds[fold_of(question_key, len(self.folds))], ceiling=ceiling)

@@ -73,7 +73,9 @@ def override_of(wanted: Wanted, now: Now, *, now_s: float) -> Override | str:
 def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
     """Why the route cannot be held so; None: it can."""
     if made.kind in ("pin", "cap", "budget") and not now.has_levels:
-        return f"route {now.route} has a policy of its owner's and no levels: {made.kind} means nothing there; use observe"
+        return (
+            f"route {now.route} has a policy of its owner's and no levels: {made.kind} means nothing there; use observe"
+        )
     if made.kind == "budget" and (made.max_em_drop or 0) >= now.max_em_drop:
         return (
             f"budget: got {made.max_em_drop:g}; below the {now.max_em_drop:g} of the settings, "

@@ -71,8 +71,8 @@ class RouteHolds:
         if isinstance(record, IncidentDecision):
             return self._decided(record)
         if isinstance(record, Pause):
-            held = replace(self, pause=record)
-            return held if record.cause == "person" else held._opened(of_pause(record, opened_at_s=at_s))
+            known = self if record.cause == "person" else self._opened(of_pause(record, opened_at_s=at_s))
+            return replace(known, pause=record)
         return self._resumed(record)
 
     def _ended(self, end: OverrideEnd) -> RouteHolds:

@@ -154,3 +154,29 @@ def category(*, full_right: bool | None, early_right: bool | None, unsure: bool)
 def day_of(at_s: float) -> int:
     """Days since 1970-01-01 UTC."""
     return int(at_s // DAY_S)
+
+
+def words_for(shows: Shows) -> tuple[str, ...]:
+    """What a reviewer can say of an item, as `category` names it."""
+    return ("both", "full", "early", "neither", "unsure") if shows == "both" else ("right", "wrong", "unsure")
+
+
+def said_of(
+    item: Item, word: str, *, reviewer: str, corrected: str | None = None, reason: str = ""
+) -> Said | str:
+    """What a word of `words_for` says of an item; a sentence where it says nothing about this one."""
+    allowed = words_for(item.shows)
+    if word not in allowed:
+        return f"{word}: says nothing about this item; allowed: {', '.join(allowed)}"
+    full = early = None
+    if item.shows == "both":
+        full, early = word in ("both", "full"), word in ("both", "early")
+    elif item.shows == "full":
+        full = word == "right"
+    else:
+        early = word == "right"
+    unsure = word == "unsure"
+    return Said(
+        item=item.episode_id, reviewer=reviewer, full_right=None if unsure else full,
+        early_right=None if unsure else early, corrected=corrected, unsure=unsure, reason=reason,
+    )  # fmt: skip

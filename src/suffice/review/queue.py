@@ -59,7 +59,7 @@ class Place:
 
     item: Item
     verdicts: tuple[Verdict, ...] = ()             # the latest of each reviewer, in the order of their first ones
-    leases: tuple[Lease, ...] = ()                 # the latest of each slot that was ever taken
+    leases: tuple[Lease, ...] = ()                 # all of them, oldest first
     returned: frozenset[tuple[int, int]] = frozenset()  # (slot, turn) that were given back
 
     # ---- what holds ------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class Place:
 
     def lease_of(self, slot: int) -> Lease | None:
         """The latest lease of a slot, over or not."""
-        return next((one for one in self.leases if one.slot == slot), None)
+        return next((one for one in reversed(self.leases) if one.slot == slot), None)
 
     def holder(self, slot: int, now_s: float) -> Lease | None:
         """The lease under which somebody has an empty slot now; None: it is free, or filled."""
@@ -147,7 +147,7 @@ class Place:
             known = self.lease_of(record.slot)
             if known is not None and known.turn >= record.turn:
                 return self
-            return replace(self, leases=(*(one for one in self.leases if one.slot != record.slot), record))
+            return replace(self, leases=(*self.leases, record))
         before = self.said_by(record.reviewer)
         if before is None:
             if record.slot is not None and self.filled(record.slot) is not None:
@@ -210,18 +210,22 @@ EMPTY: Final = Queue()
 # ---- what people do ------------------------------------------------------------------------------
 
 
-def next_for(queue: Queue, reviewer: str, *, now_s: float, route: str | None = None) -> tuple[Lease, bool] | None:
+def next_for(
+    queue: Queue, reviewer: str, *, now_s: float, route: str | None = None, third: bool = False
+) -> tuple[Lease, bool] | None:
     """The item that a reviewer should look at next, and whether its lease is a new one; None: there is none for them.
 
     Who holds an item already gets it again, so asking twice is asking once.
+
+    third  only items whose reviewers contradict each other
     """
     for place in queue.of(route):
         held = place.held_by(reviewer, now_s)
-        if held is not None:
+        if held is not None and (place.needs_third or not third):
             return held, False
     for place in queue.waiting(now_s=now_s, route=route, reviewer=reviewer):
         taken = take(place, reviewer, now_s=now_s)
-        if taken is not None:
+        if taken is not None and (place.needs_third or not third):
             return taken, True
     return None
 
@@ -276,7 +280,7 @@ def submit(place: Place, said: Said, *, now_s: float) -> Submission | str:
         given_at_s=now_s, late=late, before="" if before is None else before.category,
     )  # fmt: skip
     then = place.after(verdict)
-    label = _label(then) if _differs(place.settlement, then.settlement) else None
+    label = label_of(then) if _differs(place.settlement, then.settlement) else None
     return Submission(told=f"{told}; {_next_step(then, label)}", verdict=verdict, lease=lease, label=label)
 
 
@@ -289,7 +293,7 @@ def _slot_for(
     held = place.held_by(reviewer, now_s)
     if held is not None:
         return None, held.slot, held.turn, False, "taken"
-    own = next((one for one in place.leases if one.reviewer == reviewer), None)
+    own = next((one for one in reversed(place.leases) if one.reviewer == reviewer), None)
     late = own is not None and now_s >= own.until_s
     over = f"your lease had been over for {now_s - own.until_s:,.0f} s" if own is not None and late else ""
     lease = take(place, reviewer, now_s=now_s)
@@ -363,8 +367,8 @@ def _differs(before: Settlement | None, after: Settlement | None) -> bool:
     )  # fmt: skip
 
 
-def _label(place: Place) -> Feedback | None:
-    """The label that the verdicts come to, for all who read labels.
+def label_of(place: Place) -> Feedback | None:
+    """The label that the verdicts come to, for all who read labels; None: none yet.
 
     One voice for the whole queue: who decides it changes with every revision, and two names that say different things
     about one run would count as a quarrel that nobody settled.

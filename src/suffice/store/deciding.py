@@ -16,10 +16,11 @@ from typing import Final, TypeVar
 from suffice.errors import StoreError
 from suffice.review.decide import Asked, Now, Outcome, Wanted, decide, in_words, override_of
 from suffice.review.incident import Incident, name_by_hand
-from suffice.review.override import Override, OverrideEnd, words
+from suffice.review.override import Override, OverrideEnd, why_not, words
 from suffice.settings import Route
 from suffice.store.control_events import EnforcementPaused, EnforcementResumed, PolicyPublished
 from suffice.store.decisions import Decisions
+from suffice.store.epochs import publications
 from suffice.store.events import Event
 from suffice.store.hold_events import IncidentDecided, IncidentOpened, OverrideEnded, OverrideSet
 from suffice.store.holds import read_holds
@@ -53,6 +54,22 @@ def read_publication(connection: sqlite3.Connection, route: str, number: int) ->
     """One of a route's publications; None: there is none of that number. Raises StoreError."""
     found = connection.execute(_PUBLICATION, (f"{route}:{number}",)).fetchone()
     return None if found is None else decoded(found[0], PolicyPublished, found[1]).publication
+
+
+def fitting(connection: sqlite3.Connection, now: Now, *, now_s: float) -> list[tuple[Publication, str | None]]:
+    """The publications of the epoch that runs, the latest first, each with why it may not be served; None: it may.
+
+    Raises StoreError.
+    """
+    if now.epoch is None:
+        return []
+    budget = now.holds.in_effect(now_s).budget(now.max_em_drop)
+    return [
+        (made, why_not(
+            made, epoch=now.epoch, max_em_drop=budget, confidence=now.confidence, setup=now.setup
+        ))
+        for made in reversed(publications(connection, now.route, now.epoch.number))
+    ]  # fmt: skip
 
 
 def set_override(

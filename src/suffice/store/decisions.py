@@ -143,12 +143,14 @@ class Decisions:
     # ── decisions ────────────────────────────────────────────────────────────────────────────────
 
     def write(
-        self, lease: Lease | None, events: Iterable[Event], artefacts: Mapping[str, str] | None = None
+        self, lease: Lease | None, events: Iterable[Event], artefacts: Mapping[str, str] | None = None,
+        *, all_new: bool = False,
     ) -> list[bool] | None:
         """Write all of it in one synced transaction; for each event whether its row is new.
 
         lease      under which it was decided; None: a person did. A row that is there already stays as it is
         artefacts  by address
+        all_new    write no row at all where one of them is there already: somebody was quicker
 
         None: the lease is lost, and nothing was written. Raises StoreError, and then nothing was written either.
         """
@@ -160,12 +162,16 @@ class Decisions:
             at_s = self._now()
             for address, body in (artefacts or {}).items():
                 connection.execute(_KEEP, (address, body, at_s))
-            return [
+            connection.execute("SAVEPOINT rows")
+            new = [
                 connection.execute(
                     INSERT, (row.kind, row.key, row.episode_id, row.route, at_s, self.owner, row.body)
                 ).rowcount == 1
                 for row in rows
             ]  # fmt: skip
+            if all_new and not all(new):
+                connection.execute("ROLLBACK TO rows")
+            return new
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -1,6 +1,8 @@
 """What people hold and have to decide, route by route, read from the log through an index of such rows alone.
 
     read_holds ──▶ Holds.of(route) ──▶ RouteHolds: overrides with their expiry, incidents, the pause that stands
+
+Knows rows; refuses to know what time it is: whoever asks what is in effect says when.
 """
 
 from __future__ import annotations
@@ -69,3 +71,9 @@ def _record(event: Event) -> Held | None:
     if isinstance(event, EnforcementPaused):
         return event.pause
     return event.resumption if isinstance(event, EnforcementResumed) else None
+
+
+def last_at_s(connection: sqlite3.Connection) -> float:
+    """Unix time at which the log took its last row; 0 where it is empty. A control loop has no other clock."""
+    found = connection.execute("SELECT at_s FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    return 0.0 if found is None else float(found[0])

@@ -92,15 +92,19 @@ def kept_question(
 # ---- steps ---------------------------------------------------------------------------------------
 
 
-def lease_next(writer: Decisions, reviewer: str, *, now_s: float, route: str | None = None) -> Lease | None:
+def lease_next(
+    writer: Decisions, reviewer: str, *, now_s: float, route: str | None = None, third: bool = False
+) -> Lease | None:
     """Take the next item for a reviewer, or give the one again that they have; None: there is none for them.
+
+    third  only items whose reviewers contradict each other
 
     Raises StoreError.
     """
     reviews = NOTHING_ASKED
     for _ in range(_TRIES):
         reviews = read_reviews(writer.path, reviews)
-        found = next_for(reviews.queue, reviewer, now_s=now_s, route=route)
+        found = next_for(reviews.queue, reviewer, now_s=now_s, route=route, third=third)
         if found is None:
             return None
         lease, is_new = found

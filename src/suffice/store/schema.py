@@ -163,6 +163,13 @@ MIGRATIONS: tuple[str, ...] = (
         ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published');
     CREATE INDEX jobs ON events (seq) WHERE kind IN ('job_ran', 'label_wanted');
     """,
+    """
+    CREATE INDEX reviews ON events (seq) WHERE kind IN
+        ('review_asked', 'review_drawn', 'review_leased', 'review_returned', 'review_verdict');
+    CREATE INDEX holds ON events (seq) WHERE kind IN
+        ('enforcement_paused', 'enforcement_resumed', 'incident_decided', 'incident_opened', 'override_ended',
+         'override_set');
+    """,
 )
 
 

@@ -18,6 +18,7 @@ from suffice.control.loops import Certify
 from suffice.control.matching import matching
 from suffice.control.monitor import Monitor
 from suffice.control.proposing import Retrain
+from suffice.control.reviewing import Review
 from suffice.errors import ConfigError
 from suffice.gateway import desk, kill
 from suffice.gateway.app import App
@@ -169,9 +170,13 @@ def worker(settings: Settings) -> Iterator[Worker]:
             settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic,
             now=time.time,
         )  # fmt: skip
+        review = Review(
+            settings=settings, path=writer.path, author=author, salt=deployment_salt(settings), now=time.time
+        )
         try:
             yield Worker(
-                decisions=writer, jobs=(certify, monitor, retrain, tune), author=author, now=time.time,
+                decisions=writer, jobs=(certify, monitor, retrain, tune, review),
+                author=author, now=time.time,
                 monotonic_s=time.monotonic, new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
             )
         finally:

@@ -1,0 +1,79 @@
+"""What a verdict changed: what was known of its route without the label that came of it, and with it.
+
+    Look without the label, Look with it ──▶ Effect ──▶ a sentence for the reviewer
+
+Plain data and words; `control.effects` counts. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from suffice.assurance.estimate import Estimate
+from suffice.types import Feedback
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What is known of a route, with some labels and not with others."""
+
+    n_audits: int            # that count
+    n_pending: int           # of them: they disagree at a level in play, and no label says what that cost
+    level: int               # that these audits certify; 0 never stops
+    n_missing: int | None    # audits to the next level, at the rates seen; None: no number, or there is no next level
+    em: Estimate | None      # of delivered answers, from the random control share; None: no drawing is through
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """What one item's verdicts changed."""
+
+    item: str
+    route: str
+    label: Feedback | None   # that came of them; None: none yet
+    before: Look
+    after: Look
+    level_in_force: int      # as published; the worker looks at every hundredth request of the route
+    is_drawn: bool           # is it of the random control share, which alone moves the EM estimate?
+    in_window: bool          # is the run among the audits that certify now?
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        if self.label is None:
+            return "no label has come of it yet, so nothing has changed"
+        parts = [] if self.in_window else ["the run is not among the audits that certify now"]
+        parts += [_pending(self.before, self.after), _missing(self.before, self.after)]
+        if self.after.level != self.before.level:
+            parts.append(
+                f"the audits certify level {self.after.level} instead of {self.before.level};"
+                f" {self.level_in_force} is in force until the worker looks"
+            )
+        else:
+            parts.append(f"level {self.after.level} as before")
+        parts.append(self._em())
+        return "; ".join(part for part in parts if part)
+
+    def _em(self) -> str:
+        if not self.is_drawn:
+            return "picked on purpose, so the estimate of EM does not read it"
+        before, after = self.before.em, self.after.em
+        if after is None:
+            return "the estimate of EM waits for the rest of its drawing"
+        now = f"{after.value:.1%} [{after.low or 0:.1%}, {after.high or 0:.1%}]"
+        return f"EM of delivered answers is {now}" + (f", before {before.value:.1%}" if before is not None else "")
+
+
+def _pending(before: Look, after: Look) -> str:
+    if before.n_pending == after.n_pending:
+        return f"{after.n_pending:,} disagreements without a label, as before"
+    return f"{before.n_pending:,} → {after.n_pending:,} disagreements without a label, each of which counts as lost"
+
+
+def _missing(before: Look, after: Look) -> str:
+    def shown(n: int | None) -> str:
+        return "no number" if n is None else f"{n:,}"
+
+    if before.n_missing == after.n_missing:
+        return f"{shown(after.n_missing)} audits to the next level, as before"
+    return f"{shown(before.n_missing)} → {shown(after.n_missing)} audits to the next level"

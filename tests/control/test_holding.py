@@ -1,0 +1,131 @@
+"""What people hold and decide, as the control loop of a route keeps it: incidents, an accepted EM, a smaller budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from suffice.review.decide import Wanted
+from suffice.review.holds import NO_HOLDS, RouteHolds
+from suffice.review.incident import IncidentDecision
+from suffice.review.override import Override
+from suffice.store.control_events import EnforcementPaused, EnforcementResumed, EpochBegan
+from suffice.store.deciding import set_override
+from suffice.store.decisions import Decisions
+from suffice.store.hold_events import IncidentOpened
+from suffice.store.holds import read_holds
+from suffice.store.in_force import read_decided
+from suffice.types import Resumption
+from suffice.wiring import worker
+from tests.control.made import ROUTE, Story, label, rows, story, traffic
+from tests.control.test_certify import LONG, replace_route
+from tests.control.test_worker import fill, settings_for
+from tests.review.test_override import override
+
+STRICT = replace_route(critical_em=0.8)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Story:
+    return story().feed(rows(traffic(LONG))).settle()
+
+
+def low(whole: Story, *, asked_for: str = "", holds: RouteHolds = NO_HOLDS, at_s: float = 0.0) -> Story:
+    """A route of whose last sixty labelled answers half were right."""
+    said = [label(n, correct=n % 2 == 0, asked_for=asked_for) for n in range(60)]
+    told = story(STRICT, expected=whole.published, artefacts=whole.artefacts)
+    told.loop.holds, told.loop.at_s = holds, at_s
+    return told.feed(rows([*traffic(LONG), *said])).settle()
+
+
+def test_a_critical_em_opens_an_incident_with_its_evidence(whole: Story) -> None:
+    told = low(whole)
+    paused, opened = told.decided[-2:]
+    assert isinstance(paused, EnforcementPaused)
+    assert isinstance(opened, IncidentOpened)
+    incident = opened.incident
+    assert (incident.incident, incident.pause, incident.cause) == ("r:p1", 1, "critical_em")
+    assert incident.summary == paused.pause.reason
+    assert f"level {whole.loop.level} of publication" in incident.evidence[0]
+    assert incident.evidence[1] == "30 of the last 60 labelled answers were right"
+
+
+@pytest.mark.parametrize(("asked_for", "opens"), [("", 1), ("control", 1), ("disagreement", 0), ("uncertain", 0)])
+def test_labels_of_what_was_picked_on_purpose_say_nothing_of_the_average(
+    whole: Story, asked_for: str, opens: int
+) -> None:
+    told = low(whole, asked_for=asked_for)
+    assert sum(isinstance(event, IncidentOpened) for event in told.decided) == opens
+
+
+def accepting(until_s: float) -> RouteHolds:
+    from suffice.review.incident import of_pause
+    from suffice.types import Pause
+
+    pause = Pause(route="r", number=1, cause="critical_em", reason="low", author="w")
+    decision = IncidentDecision(
+        incident="r:p1", route="r", decision="accept", reason="known outage", author="ann", decided_at_s=0.0,
+        until_s=until_s,
+    )  # fmt: skip
+    return NO_HOLDS.after(of_pause(pause, opened_at_s=0.0), 0.0).after(decision, 0.0)
+
+
+def test_an_accepted_em_opens_no_incident_until_its_date(whole: Story) -> None:
+    quiet = low(whole, holds=accepting(100.0), at_s=99.0)
+    assert not any(isinstance(event, EnforcementPaused) for event in quiet.decided)
+    late = low(whole, holds=accepting(100.0), at_s=100.0)
+    assert isinstance(late.decided[-1], IncidentOpened)
+
+
+def test_resuming_counts_anew(whole: Story) -> None:
+    told = low(whole)
+    over = EnforcementResumed(Resumption(route="r", number=1, reason="labels were wrong", author="ann"))
+    told.feed(rows([over], first=2 * LONG + 61)).settle()
+    assert told.loop.held.pause is None
+    assert told.loop.floor.right == {}
+
+
+def test_a_smaller_budget_keeps_the_audits_and_ends_by_itself(whole: Story) -> None:
+    told = story(expected=whole.published, artefacts=whole.artefacts)
+    told.feed(rows(traffic(LONG)))
+    held = NO_HOLDS.after(override(1, "budget", max_em_drop=0.02, expires_at_s=500.0), 0.0)
+    told.loop.holds, told.loop.at_s = held, 499.0
+    told.settle()
+    (event,) = told.decided
+    assert isinstance(event, EpochBegan)
+    assert (event.epoch.max_em_drop, event.epoch.burst, len(event.epoch.kept)) == (0.02, 0, LONG)
+    assert told.loop.settle() is None, "once is enough"
+    told.loop.at_s = 500.0
+    told.settle()
+    again = told.decided[-1]
+    assert isinstance(again, EpochBegan)
+    assert (again.epoch.max_em_drop, len(again.epoch.kept)) == (ROUTE.max_em_drop, LONG)
+
+
+def test_the_job_follows_what_is_held(tmp_path: Path) -> None:
+    fill(tmp_path, traffic(LONG))
+    settings = settings_for(tmp_path)
+    with worker(settings) as here:
+        assert here.once("certify")
+        with Decisions.open(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
+            wanted = Wanted(kind="budget", reason="exams", author="ann", days=1.0, max_em_drop=0.02)
+            found = set_override(writer, "r", settings.routes["r"], wanted, now_s=2.0)
+            assert isinstance(found, Override)
+        assert here.once("certify")
+    epoch = read_decided(tmp_path / "log.db").of("r").epoch
+    assert epoch is not None
+    assert (epoch.max_em_drop, read_holds(tmp_path / "log.db").of("r").n_overrides) == (0.02, 1)
+
+
+def test_a_cold_start_under_a_smaller_budget_keeps_its_burst(tmp_path: Path) -> None:
+    fill(tmp_path, traffic(20))
+    settings = settings_for(tmp_path)
+    with Decisions.open(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
+        wanted = Wanted(kind="budget", reason="exams", author="ann", days=1.0, max_em_drop=0.02)
+        assert isinstance(set_override(writer, "r", settings.routes["r"], wanted, now_s=2.0), Override)
+    with worker(settings) as here:
+        assert here.once("certify")
+    held = read_decided(tmp_path / "log.db").of("r")
+    assert held.epoch is not None
+    assert (held.n_epochs, held.epoch.max_em_drop, held.epoch.burst) == (1, 0.02, 160)

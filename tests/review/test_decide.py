@@ -1,0 +1,197 @@
+"""A decision has its effect or says why it cannot; it makes things safer, unless what it pins is certified now."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from suffice.review.decide import Asked, Now, Outcome, Wanted, decide, in_words, override_of
+from suffice.review.holds import NO_HOLDS, RouteHolds
+from suffice.review.incident import DECISIONS, Incident, IncidentDecision
+from suffice.review.override import DAY_S, Override, OverrideEnd
+from suffice.types import Pause, Resumption
+from tests.review.test_override import EPOCH, override, publication
+
+PAUSE = Pause(route="r", number=3, cause="critical_em", reason="EM is too low", author="w")
+HELD = NO_HOLDS.after(PAUSE, 100.0)
+
+
+def now(**changes: Any) -> Now:
+    known: dict[str, Any] = {
+        "route": "r", "holds": HELD, "max_em_drop": 0.02, "confidence": 0.95, "has_levels": True, "epoch": EPOCH,
+        "publication": publication(), "pause": PAUSE, "setup": "s",
+    }  # fmt: skip
+    return Now(**(known | changes))
+
+
+def asked(decision: Any, **changes: Any) -> Asked:
+    return Asked(**({"incident": "r:p3", "decision": decision, "reason": "looked at it", "author": "ann"} | changes))
+
+
+def decided(found: Outcome | str) -> Outcome:
+    assert isinstance(found, Outcome), found
+    return found
+
+
+def test_resuming_ends_the_pause_as_before() -> None:
+    found = decided(decide(asked("resume"), now(), now_s=200.0))
+    assert found.override is None
+    assert found.resumption is not None
+    assert found.resumption.number == 3
+    assert found.decision.before == "paused: EM is too low"
+    assert found.decision.after == "level 5 acts"
+
+
+def test_tightening_holds_a_level_or_a_smaller_budget_for_a_while() -> None:
+    cap = decided(decide(asked("tighten", level=2, days=7.0), now(), now_s=200.0))
+    assert cap.override is not None
+    assert (cap.override.kind, cap.override.level, cap.override.expires_at_s) == ("cap", 2, 200.0 + 7 * DAY_S)
+    assert (cap.override.incident, cap.decision.override) == ("r:p3", 1)
+    budget = decided(decide(asked("tighten", max_em_drop=0.01), now(), now_s=200.0))
+    assert budget.override is not None
+    assert (budget.override.kind, budget.override.max_em_drop) == ("budget", 0.01)
+    assert budget.resumption is not None
+    for wrong in ({}, {"level": 2, "max_em_drop": 0.01}):
+        found = decide(asked("tighten", **wrong), now(), now_s=1.0)
+        assert "either the highest level or the smaller EM budget" in str(found)
+    assert "below the 0.02 of the settings" in str(decide(asked("tighten", max_em_drop=0.02), now(), now_s=1.0))
+
+
+def test_rolling_back_serves_an_earlier_publication_where_it_fits() -> None:
+    found = decided(decide(asked("roll_back", pinned=publication(number=2, level=4)), now(), now_s=200.0))
+    assert found.override is not None
+    assert found.override.pinned is not None
+    assert (found.override.kind, found.override.level, found.override.pinned.number) == ("pin", 4, 2)
+    assert found.decision.after == "publication 2, level 4"
+
+
+@pytest.mark.parametrize(
+    ("made", "changes", "wrong"),
+    [
+        (None, {}, "say to which publication"),
+        (publication(epoch=1), {}, "is of epoch 1"),
+        (publication(setup="older"), {}, "gathered on other settings"),
+        (publication(), {"publication": publication(level=0, certified=False)}, "nothing is certified on the route"),
+        (publication(), {"publication": None}, "nothing is certified on the route"),
+        (publication(), {"max_em_drop": 0.01}, "the route promises 1 points"),
+        (publication(), {"has_levels": False}, "no levels"),
+    ],
+)
+def test_a_roll_back_that_does_not_fit_is_refused_with_its_reason(
+    made: Any, changes: dict[str, Any], wrong: str
+) -> None:
+    assert wrong in str(decide(asked("roll_back", pinned=made), now(**changes), now_s=200.0))
+
+
+def test_a_budget_that_is_held_already_bounds_what_can_be_rolled_back_to() -> None:
+    held = replace(HELD, overrides=(override(1, "budget", max_em_drop=0.01),), n_overrides=1)
+    assert "the route promises 1 points" in str(
+        decide(asked("roll_back", pinned=publication()), now(holds=held), now_s=1.0)
+    )
+
+
+def test_accepting_goes_on_until_a_date() -> None:
+    found = decided(decide(asked("accept", days=2.0), now(), now_s=200.0))
+    assert found.decision.until_s == 200.0 + 2 * DAY_S
+    held = HELD.after(found.decision, 200.0)
+    assert held.accepted(200.0 + DAY_S) == found.decision
+    assert held.accepted(200.0 + 2 * DAY_S) is None, "then it is watched as before"
+    for days in (0.0, 31.0):
+        assert "at most 30" in str(decide(asked("accept", days=days), now(), now_s=1.0))
+
+
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_an_incident_is_decided_once_and_with_a_reason(decision: Any) -> None:
+    more = {"tighten": {"level": 1}, "roll_back": {"pinned": publication()}}.get(decision, {})
+    found = decided(decide(asked(decision, **more), now(), now_s=1.0))
+    held = HELD.after(found.decision, 1.0)
+    assert "is decided already" in str(decide(asked("resume"), now(holds=held), now_s=2.0))
+    assert "an author and a reason" in str(decide(asked(decision, reason=" ", **more), now(), now_s=1.0))
+    assert "unknown incident" in str(decide(asked(decision, incident="r:p9", **more), now(), now_s=1.0))
+
+
+def test_an_incident_without_a_pause_does_not_end_somebody_elses() -> None:
+    by_hand = Incident(
+        incident="r:m1", route="r", cause="person", summary="units", evidence=(), pause=None, opened_at_s=1.0,
+        author="a",
+    )  # fmt: skip
+    found = decided(decide(asked("resume", incident="r:m1"), now(holds=HELD.after(by_hand, 1.0)), now_s=2.0))
+    assert found.resumption is None
+
+
+def test_resuming_a_route_by_its_own_command_closes_its_incident() -> None:
+    held = HELD.after(Resumption(route="r", number=3, reason="fine", author="bob"), 1.0)
+    assert (held.open_cases, held.pause) == ((), None)
+    assert "bob resumed the route" in str(decide(asked("resume"), now(holds=held), now_s=2.0))
+
+
+def test_what_opens_an_incident_says_more_than_its_pause() -> None:
+    told = Incident(
+        incident="r:p3", route="r", cause="critical_em", summary="EM is too low", evidence=("29 of 60 right",), pause=3,
+        opened_at_s=100.0, author="w",
+    )  # fmt: skip
+    held = HELD.after(told, 100.0)
+    assert [case.incident for case in held.cases] == [told]
+    assert NO_HOLDS.after(told, 100.0).after(PAUSE, 100.0).cases == held.cases, "whichever row comes first"
+    person = NO_HOLDS.after(replace(PAUSE, cause="person"), 1.0)
+    assert (person.cases, person.pause is not None) == ((), True)
+
+
+def wanted(kind: Any = "cap", **changes: Any) -> Wanted:
+    known = {"kind": kind, "reason": "why", "author": "ann", "days": 1.0}
+    return Wanted(**(known | changes))
+
+
+@pytest.mark.parametrize(
+    ("want", "changes", "wrong"),
+    [
+        (wanted(level=3), {}, None),
+        (wanted("observe", query_class="choice"), {}, None),
+        (wanted("observe"), {"has_levels": False}, None),
+        (wanted("cap", level=3), {"has_levels": False}, "no levels"),
+        (wanted("pin", level=5), {}, None),
+        (wanted("pin", level=6), {}, "5 is certified now, and a pin goes no further"),
+        (wanted("pin", level=9, pinned=publication(level=5)), {}, "certifies level 5"),
+        (wanted("pin", level=3, pinned=publication(level=5)), {}, None),
+        (wanted("pin", level=1), {"publication": None}, "0 is certified now"),
+        (wanted("budget", max_em_drop=0.05), {}, "can only make things safer"),
+        (wanted("cap", level=3, days=31.0), {}, "at most 30 days"),
+        (wanted("cap", level=3, reason=""), {}, "an author and a reason"),
+    ],
+)
+def test_an_override_is_set_where_it_is_safer_or_certified(
+    want: Wanted, changes: dict[str, Any], wrong: str | None
+) -> None:
+    found = override_of(want, now(pause=None, holds=NO_HOLDS, **changes), now_s=5.0)
+    if wrong is None:
+        assert isinstance(found, Override), found
+        assert (found.number, found.after != "", found.before != "") == (1, True, True)
+    else:
+        assert wrong in str(found)
+
+
+def test_ends_and_numbers_of_overrides_are_kept() -> None:
+    held: RouteHolds = NO_HOLDS.after(override(1), 0.0).after(override(2), 0.0).after(override(2, level=9), 0.0)
+    assert (held.n_overrides, [one.level for one in held.overrides]) == (2, [3, 3])
+    end = OverrideEnd(route="r", number=1, reason="over", author="bob", ended_at_s=5.0)
+    held = held.after(end, 5.0)
+    assert ([one.number for one in held.overrides], held.ended[0][1]) == ([2], end)
+    assert held.after(end, 6.0) == held
+    assert held.override(1) is None
+
+
+def test_what_holds_is_said_in_words() -> None:
+    held = replace(NO_HOLDS, overrides=(override(1),))
+    assert in_words(now(holds=held), now_s=1.0) == "paused: EM is too low; level 3 at most"
+    assert in_words(now(holds=held, pause=None), now_s=1.0) == "level 5 of publication 4; level 3 at most"
+    assert in_words(now(holds=held, pause=None, publication=None), now_s=11 * DAY_S) == "nothing certified"
+
+
+def test_a_decision_names_its_incident_and_is_found_again() -> None:
+    found = decided(decide(asked("resume"), now(), now_s=7.0)).decision
+    assert isinstance(found, IncidentDecision)
+    case = HELD.after(found, 7.0).case("r:p3")
+    assert case is not None
+    assert (case.is_open, case.decision) == (False, found)

@@ -1,0 +1,188 @@
+"""Never a flood, the most urgent first, and a random share whose odds are known."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from suffice.review.estimate import em_of, estimate_em
+from suffice.review.items import DAY_S, WHYS, Drawing
+from suffice.review.queue import Place, Queue
+from suffice.review.select import (
+    MOST_WAITING,
+    WEIGHTS,
+    Candidate,
+    Cap,
+    Urn,
+    Waiting,
+    due,
+    open_now,
+    uncertainty,
+    window_of,
+)
+from tests.review.made import after, item, says
+
+
+def candidate(name: str, why: str = "uncertain", urgency: float = 0.0, **more: object) -> Candidate:
+    known = {
+        "episode_id": name, "route": "r", "why": why, "because": "x", "shows": "full", "full_answer": "1",
+        "early_answer": None, "urgency": urgency,
+    }  # fmt: skip
+    return Candidate(**(known | more))  # type: ignore[arg-type]
+
+
+def test_of_a_flood_the_most_urgent_are_kept_and_asked_within_the_cap() -> None:
+    rng, waiting = random.Random(0), Waiting()
+    urgencies = [rng.random() for _ in range(100_000)]
+    for number, urgency in enumerate(urgencies):
+        waiting.add(candidate(f"ep_{number}", urgency=urgency))
+    waiting.add(candidate("ep_wanted", "disagreement"))
+    assert len(waiting) <= 2 * MOST_WAITING
+    chosen = waiting.choose(40)
+    assert chosen[0].episode_id == "ep_wanted"
+    assert [one.urgency for one in chosen[1:]] == sorted(urgencies, reverse=True)[:39]
+
+
+def test_a_run_is_asked_about_once_for_its_most_urgent_reason() -> None:
+    waiting = Waiting()
+    waiting.add(candidate("a", "disagreement"))
+    waiting.add(candidate("a", "uncertain"))
+    waiting.add(candidate("b", "uncertain", deadline_s=9.0))
+    waiting.add(candidate("c", "uncertain", deadline_s=5.0))
+    waiting.drop("nobody")
+    assert [(one.episode_id, one.why) for one in waiting.choose(9)] == [
+        ("a", "disagreement"), ("c", "uncertain"), ("b", "uncertain")
+    ]  # fmt: skip
+    assert len(waiting) == 0
+
+
+def test_every_reason_has_a_rank() -> None:
+    assert set(WEIGHTS) == set(WHYS)
+    assert len(set(WEIGHTS.values())) == len(WEIGHTS)
+
+
+@given(most=st.integers(0, 200), used=st.integers(0, 250), now_s=st.floats(0, 1e10))
+def test_a_day_opens_bit_by_bit_and_never_further_than_its_cap(most: int, used: int, now_s: float) -> None:
+    found = open_now(most, used, now_s=now_s)
+    assert 0 <= found <= max(0, most - used)
+    later = open_now(most, used, now_s=(now_s // DAY_S) * DAY_S + DAY_S - 1)
+    assert found <= later
+
+
+@given(per_day=st.integers(0, 300), share=st.floats(0, 1))
+def test_a_cap_is_shared_without_a_remainder(per_day: int, share: float) -> None:
+    cap = Cap(per_day=per_day, control_share=share)
+    assert cap.n_control + cap.n_chosen == per_day
+    assert 0 <= cap.n_control <= per_day
+    assert cap.drawings <= 24
+    if per_day and share:
+        assert cap.n_control >= 1
+
+
+def test_a_drawing_is_due_once_in_each_stretch_and_a_day_keeps_its_share() -> None:
+    cap, drawn, last_at_s, n = Cap(per_day=50, control_share=0.2), 0, None, 0
+    for minute in range(1, 24 * 60):
+        now_s = 1_000 * DAY_S + 60.0 * minute
+        k = due(cap, drawn=drawn, last_at_s=last_at_s, now_s=now_s)
+        if k:
+            drawn, last_at_s, n = drawn + k, now_s, n + 1
+    assert drawn == 10
+    assert n == cap.drawings == 10
+    assert due(Cap(per_day=0, control_share=0.2), drawn=0, last_at_s=None, now_s=1.0) == 0
+    assert due(Cap(per_day=9, control_share=0.0), drawn=0, last_at_s=None, now_s=1.0) == 0
+    assert window_of(5.0, 0) == 0
+
+
+def test_every_run_of_a_stretch_has_the_same_odds() -> None:
+    """1,000 urns of 30 runs, 3 drawn of each: every place comes out as often, up to chance (5 sigma)."""
+    rng, times = random.Random(2), [0] * 30
+    for _ in range(1_000):
+        urn = Urn(most=3)
+        for number in range(30):
+            urn.add(rng.random(), candidate(str(number)))
+        assert urn.n == 30
+        for one in urn.draw(3):
+            times[int(one.episode_id)] += 1
+        assert (urn.n, urn.draw(3)) == (0, [])
+    sigma = math.sqrt(1_000 * 0.1 * 0.9)
+    assert all(abs(n - 100) < 5 * sigma for n in times), times
+
+
+@given(points=st.lists(st.floats(0, 1, exclude_max=True), max_size=40, unique=True), k=st.integers(1, 6))
+def test_what_is_drawn_is_what_has_the_smallest_points(points: list[float], k: int) -> None:
+    urn = Urn(most=k)
+    for number, point in enumerate(points):
+        urn.add(point, candidate(str(number)))
+    drawn = [points[int(one.episode_id)] for one in urn.draw(k)]
+    assert drawn == sorted(points)[:k]
+
+
+def drawing(number: int, n: int, names: tuple[str, ...]) -> Drawing:
+    return Drawing(
+        route="r", number=number, day=1, since_seq=0, until_seq=1, n_candidates=n, drawn=names, drawn_at_s=0.0,
+        author="w",
+    )  # fmt: skip
+
+
+def test_a_flood_leaves_the_estimate_of_the_control_share_unbiased() -> None:
+    """100,000 runs in busy and quiet hours, right where it is quiet and wrong where it is busy: 20 drawn a day.
+
+    The plain mean of what was drawn would be far off; the weighted one is right on average over 200 lotteries, and its
+    interval misses no more often than it says.
+    """
+    rng = random.Random(3)
+    sizes = [int(1_000 * 3 ** rng.random() * (8 if hour % 6 == 0 else 1)) for hour in range(20)]
+    sizes = [round(100_000 * n / sum(sizes)) for n in sizes]
+    right = [[rng.random() < (0.3 if n > 8_000 else 0.9) for _ in range(n)] for n in sizes]
+    truth = sum(map(sum, right)) / sum(sizes)
+    values, plain, missed = [], [], 0
+    for _ in range(200):
+        told = []
+        for hour, answers in enumerate(right):
+            places = rng.sample(range(len(answers)), 1)
+            told.append((drawing(hour, len(answers), ("x",)), [answers[at] for at in places]))
+        found = estimate_em(told)
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        values.append(found.value)
+        plain.append(sum(bool(known[0]) for _, known in told) / len(told))
+        missed += not found.low <= truth <= found.high
+    mean = sum(values) / len(values)
+    error = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    assert abs(mean - truth) < 4 * error
+    assert abs(sum(plain) / len(plain) - truth) > 0.1, "the sizes matter in this test"
+    assert missed <= 0.05 * 200
+
+
+def test_a_drawing_that_waits_for_a_reviewer_is_left_out_whole() -> None:
+    found = estimate_em([(drawing(1, 10, ("a", "b")), [True, None]), (drawing(2, 10, ("c",)), [False])])
+    assert found is not None
+    assert (found.value, found.n) == (0.0, 1)
+    assert found.note == "1 drawings wait for reviewers and are left out"
+    assert estimate_em([(drawing(1, 0, ()), []), (drawing(2, 5, ("a",)), [None])]) is None
+
+
+def test_the_estimate_reads_what_was_drawn_whatever_the_reason_it_was_asked_for() -> None:
+    asked = (item("a", shows="full", why="disagreement"), item("b", shows="early", why="control"), item("c"))
+    known = Queue().after([*asked, drawing(1, 50, ("a", "b"))])
+    for name, word in (("a", "right"), ("b", "wrong"), ("c", "neither")):
+        place: Place = known.places[name]
+        found = says(place, "ann", word)
+        known = known.after([one for one in (found.lease, found.verdict) if one is not None])
+        assert known.places[name] == after(place, found)
+    em = em_of(known, "r")
+    assert em is not None
+    assert (em.value, em.n) == (0.5, 2)
+    assert em_of(known, "another") is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "delivered", "share"), [((), "1", 0.0), (("1", "1"), "1", 0.0), (("1", None, "2", "1"), "1", 0.5)]
+)
+def test_uncertain_is_what_had_not_settled(answers: tuple[str | None, ...], delivered: str, share: float) -> None:
+    assert uncertainty(answers, delivered) == share
