@@ -1,13 +1,17 @@
 """How soon each alarm comes, and how rarely for nothing: measured, seeded, with the figures in the docs.
 
 ASSURANCE.md §8.4 names the run lengths of the outcome detector: 2,183 audits at the budget, 457, 255 and 140 at a drop
-of 4, 6 and 10 % for a budget of 2 %.
+of 4, 6 and 10 % for a budget of 2 %. `python -m tests.claims.test_drift 40` prints the alarms on signals of so many
+streams of simulated traffic.
 """
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
+from bench.claims.streams import SETTINGS
 
 from suffice.assurance.drift import BATCH, REFERENCE, Cusum, DisagreementRatio, ShiryaevRoberts
 
@@ -58,6 +62,32 @@ def test_the_signal_alarm_comes_soon_after_a_shift(shift: float, within: int) ->
     assert soon >= 90, f"a shift of {shift:g} sd: {soon} of 100 within {within * 100} requests"
 
 
+def signal_alarms(setting: str, n: int, seed: int) -> list[int]:
+    """Requests at which the alarm comes on a stream of simulated traffic, with a new reference behind each."""
+    early, cusum, found = SETTINGS[setting].draw(n, seed).traffic.early, Cusum(4), list[int]()
+    for end in range(BATCH, n + 1, BATCH):
+        if cusum.add(early[end - BATCH : end]):
+            found.append(end)
+            cusum.reset()
+    return found
+
+
+def on_streams(n_seeds: int, *, n: int = 20_000) -> tuple[float, list[int | None]]:
+    """False alarms in 10,000 requests where nothing changes, and how soon a violent drift is found in each stream."""
+    n_false = sum(len(signal_alarms("none", n, seed)) for seed in range(n_seeds))
+    at = SETTINGS["harsh"].drift_at(n)
+    streams = [signal_alarms("harsh", n, seed) for seed in range(n_seeds)]
+    delays = [next((alarm - at for alarm in stream if alarm > at), None) for stream in streams]
+    return 10_000 * n_false / (n * n_seeds), delays
+
+
+def test_on_simulated_traffic_the_signal_alarm_is_rare_and_finds_a_violent_drift_at_once() -> None:
+    n_false, delays = on_streams(10)
+    print(f"CUSUM on simulated traffic: {n_false:.2f} false alarms in 10,000 requests, violent drift after {delays}")
+    assert n_false <= 0.25, "five in ten streams; at 0.05 in 10,000 requests one is expected"
+    assert sum(delay is not None and delay <= 500 for delay in delays) >= 9
+
+
 def alarms_within(before: float, now: float, n_audits: int, runs: int, rng: np.random.Generator) -> float:
     """Share of runs in which the disagreement alarm comes within so many audits."""
     found = 0
@@ -72,3 +102,9 @@ def test_the_disagreement_alarm_tells_a_drift_from_chance() -> None:
     assert alarms_within(0.05, 0.05, 2_000, 60, rng) <= 0.05
     assert alarms_within(0.05, 0.10, 2_000, 60, rng) >= 0.9
     assert alarms_within(0.05, 0.20, 150, 60, rng) >= 0.9
+
+
+if __name__ == "__main__":
+    rate, late = on_streams(int(sys.argv[1]))
+    soon = sum(one is not None and one <= 500 for one in late)
+    print(f"{rate:.3f} false alarms in 10,000 requests; a violent drift within 500 in {soon} of {len(late)}")
