@@ -114,6 +114,23 @@ def test_late_early_doubled_and_mixed_up_feedback_comes_to_the_same(seed: int) -
     assert watch([*base, *said]).likings == watch([*base, *said, *said]).likings
 
 
+@pytest.mark.parametrize("second_s", [0.0, 86_400.0, -86_400.0])
+def test_whatever_the_clocks_say_the_logs_own_order_counts(second_s: float) -> None:
+    base = traffic(115)
+    said = [feedback(110, rating=1, user="u", feedback_id="a"), feedback(110, rating=5, user="u", feedback_id="b")]
+    found = [
+        RouteWatch(name="r", route=ROUTE, match=lambda a, g: a == g, load=lambda _: None, epoch=1, n=0, seq=0)
+        for _ in range(2)
+    ]  # fmt: skip
+    for one, step_s in zip(found, (1.0, second_s), strict=True):
+        for stored in rows([*base, *said], second_s=step_s):
+            one.feed(stored)
+    usual, skewed = (one.look("w")[0].likings for one in found)
+    assert usual == skewed
+    assert usual[0].everybody is not None
+    assert usual[0].everybody.value == 1.0, "the last word received"
+
+
 # --------------------------------------------------------------------------- what people see
 
 
