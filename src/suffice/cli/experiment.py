@@ -277,7 +277,7 @@ def _table(arm: ArmResult) -> None:
 def _row(one: Comparison) -> tuple[str, ...]:
     if one.effect is None or one.between is None:
         return (one.metric, "-", "-", _allowed(one), one.verdict, one.why)
-    stands = f"{one.n:,} {'audits' if one.paired else 'units'}"
+    stands = f"{one.n:,} {'full runs' if one.paired else 'units'}"
     notes = [f"{one.n_pending:,} without a label"] if one.n_pending else []
     notes += [f"{one.n_cut:,} above the cap"] if one.n_cut else []
     return (

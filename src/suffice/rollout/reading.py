@@ -74,7 +74,7 @@ def _one(one: Comparison) -> str:
         return f"{one.metric} was not measured yet"
     shown = f"{_said(metric, one.effect)}{_part(one)}, {_between(metric, one.between)}"
     if one.paired:
-        shown += f", on {one.n:,} audits that show both"
+        shown += f", on {one.n:,} full runs that show both"
     if one.margin is None:
         return shown if one.verdict in ("better", "worse") else f"{shown}, so which way it goes is open"
     allowed = f"{metric.size(one.margin)} {metric.margin}"
@@ -136,7 +136,7 @@ def _part(one: Comparison) -> str:
 
 
 def _stands_on(one: Comparison) -> str:
-    return f"on {one.n:,} audits that show both" if one.paired else f"on {one.n:,} units"
+    return f"on {one.n:,} full runs that show both" if one.paired else f"on {one.n:,} units"
 
 
 def _guarded(arm: ArmResult) -> bool:
