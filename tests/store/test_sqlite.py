@@ -16,7 +16,7 @@ from suffice.errors import ConfigError, StoreError
 from suffice.settings import Store
 from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.log import EventLog, Receipt
-from suffice.store.schema import MIGRATIONS
+from suffice.store.schema import APPLICATION_ID, MIGRATIONS
 from suffice.store.sqlite import SqliteLog, database_path
 from suffice.types import EndReason, Feedback, Outcome, Overhead, Request, StepRecord, Usage
 
@@ -114,11 +114,13 @@ def test_a_log_of_the_first_version_gets_the_later_views(open_log: Open, databas
     log.append(seen("e"))
     log.append(ended("e", cost_usd=2.0))
     log.close()
+    rows = query("SELECT * FROM events")
+    database.unlink()
     with closing(sqlite3.connect(database)) as connection:
-        connection.executescript(
-            "DROP VIEW costs; DROP TABLE leases; DROP TABLE artefacts; DROP INDEX decisions; DROP INDEX jobs"
-        )
+        connection.executescript(MIGRATIONS[0])
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 1")
+        connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         connection.commit()
     open_log().close()
     assert query("SELECT cost_usd FROM costs") == [(2.0,)]

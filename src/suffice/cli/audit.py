@@ -116,7 +116,9 @@ def _print_verdict(
 
 
 def _erased(verdict: Verdict) -> str:
-    return f"; of {verdict.n_erased:,} of their parts the words were erased, as the chain says" if verdict.n_erased else ""
+    if not verdict.n_erased:
+        return ""
+    return f"; the words of {verdict.n_erased:,} of their parts were erased, as the chain says"
 
 
 def _place(bad: BadRow) -> str:
@@ -203,7 +205,7 @@ def _row_of(entry: Entry) -> dict[str, Any]:
 
 @audit.command()
 @_log_options
-@click.option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, 2026-11-26T09:00:00+01:00. Else UTC.")
+@click.option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, or 2026-11-26T09:00:00+01:00.")
 @click.option("--route", help="Only of this route.")
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
@@ -223,7 +225,8 @@ def export(
         rows = entries(database_path(settings.store.url), since_s=_since(since), route=route)
         with _opened(out) as target:
             n_rows = _write_csv(rows, target) if form == "csv" else _write_lines(rows, target)
-        _record(settings, n_rows, where=str(out) if out is not None else "standard output", author=author, reason=reason)
+        where = str(out) if out is not None else "standard output"
+        _record(settings, n_rows, where=where, author=author, reason=reason)
     except (SufficeError, OSError) as error:
         click.echo(f"audit export: {error}", err=True)
         raise SystemExit(2) from None

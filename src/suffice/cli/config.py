@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 
@@ -43,22 +41,13 @@ def show(path: str) -> None:
 
     from suffice.errors import SufficeError
     from suffice.wiring import load_settings
+    from suffice.wiring.audit import with_addresses
 
     try:
         settings = load_settings(path)
     except SufficeError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
-    plain = _with_addresses(msgspec.to_builtins(settings))
+    plain = with_addresses(msgspec.to_builtins(settings))
     click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
 
-
-def _with_addresses(value: Any) -> Any:
-    """The settings with each model, thousands of numbers, replaced by its address. Any: settings of each type."""
-    from suffice.model.artefact import load
-
-    if isinstance(value, dict):
-        if value.get("policy") == "learned" and isinstance(value.get("model"), dict):
-            return {**value, "model": load(value["model"]).address}
-        return {key: _with_addresses(inner) for key, inner in value.items()}
-    return [_with_addresses(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -169,9 +169,9 @@ async def _keep_findings(settings: Settings | None, name: str, found: Findings) 
 
 
 async def _append(settings: Settings, event: Event) -> None:
-    from suffice.store.sqlite import SqliteLog
+    from suffice.wiring import open_log
 
-    log = SqliteLog.open(settings.store, now=time.time)
+    log = open_log(settings)
     try:
         await log.append_durable(event)
     finally:

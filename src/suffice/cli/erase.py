@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from suffice.settings import Settings
     from suffice.store.decisions import Decisions
-    from suffice.store.erasing import Order, Tally
+    from suffice.store.erasing import Order
 
 _PARTS = ("answers", "comments", "questions", "metadata", "steps")
 _WORDS = _PARTS[:-1]
@@ -55,10 +55,11 @@ def erase(
             raise ConfigError("needs --episode or --unit, or else --older-than")
         settings = wiring.load_settings(config)
         limit_s = None if older_than is None else _limit_s(older_than)
-        what = ", ".join([*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)])
+        named = [*(f"episode {one}" for one in episodes), *(f"unit {_name(settings, one)}" for one in units)]
         wanted = tuple(part for part in PARTS if part in (parts or _WORDS))
         with wiring.decisions(settings) as writer:
-            order = _order(what or f"older than {older_than}", wanted, author or user_name() or "unknown", reason)
+            what = ", ".join(named) or f"older than {older_than}"
+            order = _order(what, wanted, author or user_name() or "unknown", reason)
             found = _rows(settings, writer, episodes, units, limit_s)
             if dry_run or not found:
                 click.echo(f"{len(found):,} rows may hold {', '.join(wanted)}; nothing was changed")
@@ -106,8 +107,7 @@ def _rows(
     with reading(writer.path) as connection:
         if limit_s is not None:
             return _aged(connection, limit_s)
-        named = [*episodes, *(name for unit in units for key in _names(settings, unit)
-                              for name in episodes_of(connection, key))]  # fmt: skip
+        named = [*episodes, *(name for unit in units for name in episodes_of(connection, _name(settings, unit)))]
         return sorted({seq for name in named for seq in rows_of(connection, name)})
 
 
@@ -124,12 +124,14 @@ def _aged(connection: sqlite3.Connection, limit_s: float) -> list[int]:
     return sorted(found)
 
 
-def _names(settings: Settings, unit: str) -> tuple[str, ...]:
-    """What a unit may be called in the log: what was given, and what the lottery makes of a conversation's id."""
+def _name(settings: Settings, unit: str) -> str:
+    """A unit as the log calls it: what was given, or what the lottery makes of a conversation's id."""
     from suffice.rollout.assign import draw_audit
     from suffice.wiring import deployment_salt
 
-    return unit, draw_audit(f"id:{unit}", share=0.0, salt=deployment_salt(settings)).unit
+    if re.fullmatch(r"[0-9a-f]{16}", unit):
+        return unit
+    return draw_audit(f"id:{unit}", share=0.0, salt=deployment_salt(settings)).unit
 
 
 def _erase(writer: Decisions, order: Order, rows: list[int]) -> None:
@@ -145,8 +147,8 @@ def _erase(writer: Decisions, order: Order, rows: list[int]) -> None:
         for at_s, where in exports_since(connection, rows[0]):
             click.echo(f"exported on {_day(at_s)} to {where}: this copy was not reached")
     if not is_gone:
-        click.echo("not gone yet: another process was reading, so that the write-ahead log still holds the words; erase again",
-                   err=True)  # fmt: skip
+        why = "another process was reading, so that the write-ahead log still holds the words"
+        click.echo(f"not gone yet: {why}; erase again", err=True)
         raise SystemExit(1)
     click.echo("gone from the file and its write-ahead log; backups, snapshots and copies of yours hold what they held")
 

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import sys
+from importlib.util import find_spec
 from typing import Final
 
 GENTLE: Final = 10  # of 19: whoever answers requests goes first
@@ -27,7 +28,7 @@ def main() -> None:
         os.nice(GENTLE)
     load_plugins()
     settings = parse(msgspec.json.decode(sys.stdin.buffer.readline()))
-    with worker(settings) as here:
+    with worker(settings, learning=find_spec("sklearn") is not None) as here:
         while not _ended(settings.control.period_s):
             if here.round():
                 with contextlib.suppress(BrokenPipeError):

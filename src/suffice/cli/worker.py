@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--config", "path", default="suffice.toml", show_default=True, help="Settings, TOML or YAML.")
-@click.option("--once", metavar="JOB", help="Run one job now, and end: certify, monitor, retrain, tune.")
+@click.option("--once", metavar="JOB", help="Run one job now, and end, such as certify, audit or retain.")
 @click.option("--history", is_flag=True, help="Show what was done lately, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def worker(path: str, once: str | None, history: bool, as_json: bool) -> None:

@@ -425,7 +425,9 @@ class RouteLoop:
         """Forget what no longer holds: level 0, full runs, and of the audits those of the last `keep` requests."""
         if self.expected:
             raise Diverged(f"route {self.name}: an alarm follows from the log and does not stand in it: {reason}")
-        alarm = Alarm(route=self.name, epoch=self.epoch.number, at=self.n, cause=cause, reason=reason)
+        alarm = Alarm(
+            route=self.name, epoch=self.epoch.number, at=self.n, cause=cause, reason=reason, author=self.author
+        )
         kept = [audit for audit in self.audits if audit.at > self.n - keep]  # requests are numbered from 1
         return self._start(reason, stored.seq, kept, burst=self.control.burst_requests, alarm=alarm)
 
@@ -462,8 +464,6 @@ class RouteLoop:
             self.held = self.held.after(events[-2])
         return Resolution(tuple(events)) if events else None
 
-    def _wanted(self) -> list[Event]:
-        return list(wanted(self.name, self.keeper, self.audits, self.asked, self._lateness.timeout_s))
     @property
     def _max_em_drop(self) -> float:
         """The EM budget to be kept: the owner's, or the smaller one that a person holds the route to for a while."""
@@ -481,6 +481,8 @@ class RouteLoop:
             f"{self.keeper.n_audits:,} audits are in the window",
         )
 
+    def _wanted(self) -> list[Event]:
+        return list(wanted(self.name, self.keeper, self.audits, self.asked, self._lateness.timeout_s))
 
     def _pause(self) -> Pause | None:
         """Why a person has to decide, if nobody has to already."""

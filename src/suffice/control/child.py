@@ -34,10 +34,11 @@ async def beside(settings: Settings, told: Callable[[], None], *, first_s: float
 
     told  called in this loop when the worker has decided something
     """
-    wanted = settings.control.enabled and any(route.certifies_itself for route in settings.routes.values())
-    if wanted and find_spec("sklearn") is None:
+    learned = any(route.certifies_itself for route in settings.routes.values())
+    if settings.control.enabled and learned and find_spec("sklearn") is None:
         LOG.warning("control: nothing is certified here: a fit needs scikit-learn; install suffice[train]")
-    if not wanted or find_spec("sklearn") is None:
+        learned = False
+    if not settings.control.enabled or not (learned or settings.has_upkeep):
         yield
         return
     task = asyncio.create_task(_keep(settings, told, first_s))

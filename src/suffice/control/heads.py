@@ -85,6 +85,7 @@ class ExportHeads:
         problem = post_json(self.webhook, line, timeout_s=self.settings.timeout_s)
         if problem is not None:
             LOG.error("audit: the head at place %d was not exported: %s", found.place, problem)
-            return [Report(said=f"head at place {found.place} not exported: {problem}", ok=False, read_to_seq=found.seq)]
+            said = f"head at place {found.place} not exported: {problem}"
+            return [Report(said=said, ok=False, read_to_seq=found.seq)]
         self._told = found
         return [Report(said=f"head at place {found.place} exported to the webhook", read_to_seq=found.seq)]

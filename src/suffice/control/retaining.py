@@ -54,7 +54,7 @@ class Retain:
     def run(self, desk: Desk) -> Sequence[Report]:
         """Erase what is due. Raises LeaseLost and StoreError."""
         now_s, retention = self.monotonic_s(), self.settings.retention
-        due = [(part, days) for part in PARTS if (days := getattr(retention, f"{part}_days")) is not None]
+        due = [(part, retention.days[part]) for part in PARTS if part in retention.days]
         if not due or now_s < self._rests_until_s or not self.path.is_file():
             return ()
         self._rests_until_s = now_s + retention.every_s

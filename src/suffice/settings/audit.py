@@ -11,7 +11,6 @@ from suffice.settings.tables import AuditLog, Retention
 
 LEAST_S: Final = 1.0  # between two rounds of a job
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DAYS: Final = ("answers_days", "comments_days", "questions_days", "metadata_days", "steps_days")
 
 
 def check_audit(audit: AuditLog, retention: Retention) -> None:
@@ -23,7 +22,6 @@ def check_audit(audit: AuditLog, retention: Retention) -> None:
         raise ConfigError(f"audit.timeout_s: got {audit.timeout_s}; more than 0 seconds")
     if audit.webhook_env and not _VARIABLE.fullmatch(audit.webhook_env):
         raise ConfigError("audit.webhook_env: needs the name of an environment variable, never the address itself")
-    for field in _DAYS:
-        days = getattr(retention, field)
-        if days is not None and not (isfinite(days) and days >= 0):
-            raise ConfigError(f"retention.{field}: got {days}; at least 0 days")
+    for part, days in retention.days.items():
+        if not (isfinite(days) and days >= 0):
+            raise ConfigError(f"retention.{part}_days: got {days}; at least 0 days")

@@ -1,8 +1,8 @@
 """What the audit log itself has to tell, as rows of the log.
 
-    ConfigChanged  a process started with other settings than those last recorded
-    Exported       somebody took data out of the log
-    Erased         words of people were taken out of rows, by whom and why
+ConfigChanged  a process started with other settings than those last recorded
+Exported       somebody took data out of the log
+Erased         words of people were taken out of rows, by whom and why
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from suffice.store.audit_events import ConfigChanged, Erased, Exported
+from suffice.store.chain import require_chain
 from suffice.store.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
 from suffice.store.events import EVENTS, Event, FeedbackGiven
 from suffice.store.views import decoded, reading
@@ -63,6 +64,7 @@ def latest(
 ) -> list[Entry]:
     """The latest `n` rows, oldest first. Raises StoreError."""
     with reading(path_or_connection) as connection:
+        require_chain(connection)
         found = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
         return list(entries(connection, after=0 if found is None else int(found[0]), route=route, kind=kind))
 
@@ -76,6 +78,7 @@ def entries(
     since_s  Unix time: only rows from then on
     """
     with reading(path_or_connection) as connection:
+        require_chain(connection)
         while True:
             wanted = {"after": after, "route": route, "kind": kind, "since": since_s, "limit": _PAGE_ROWS}
             page = connection.execute(_ROWS, wanted).fetchall()
@@ -117,7 +120,8 @@ def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[
         return _published_before(connection, event.publication), _published(event.publication)
     if isinstance(event, EpochBegan):
         number = event.epoch.number
-        return f"epoch {number - 1}" if number > 1 else "", f"epoch {number}, {event.epoch.burst:,} requests run in full"
+        before = f"epoch {number - 1}" if number > 1 else ""
+        return before, f"epoch {number}, {event.epoch.burst:,} requests run in full"
     if isinstance(event, EnforcementPaused):
         return "acting", f"paused: {event.pause.cause}"
     if isinstance(event, EnforcementResumed):
@@ -135,8 +139,8 @@ def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[
 
 
 def _published(publication: Publication) -> str:
-    vouched = "certified" if publication.certified else "not certified"
-    return f"level {publication.level} of {publication.n_levels - 1}, {vouched}, version {publication.version or 'none'}"
+    vouched, version = "certified" if publication.certified else "not certified", publication.version or "none"
+    return f"level {publication.level} of {publication.n_levels - 1}, {vouched}, version {version}"
 
 
 def _published_before(connection: sqlite3.Connection, publication: Publication) -> str:

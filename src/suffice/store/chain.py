@@ -22,8 +22,9 @@ from typing import Final
 
 import msgspec
 
+from suffice.errors import StoreError
 from suffice.store.events import UNCHAINED, Row
-from suffice.store.personal import Part, Split, split
+from suffice.store.personal import Part, Split, redacted, split
 
 FORM: Final = 1            # how rows are digested; another way gets another number, and both stay readable
 NOTHING: Final = bytes(32) # the link before the first row, and the digest of a part that holds no words
@@ -86,14 +87,19 @@ class Appender:
     """Adds rows to the log inside the caller's transaction, and chains those that are chained.
 
     The transaction holds SQLite's write lock (BEGIN IMMEDIATE), so no other process can add a row in between.
+
+    owner   number of the process that writes
+    redact  parts that are never written
     """
 
-    def __init__(self, connection: sqlite3.Connection, *, owner: int) -> None:
-        self._connection, self._owner = connection, owner
+    def __init__(self, connection: sqlite3.Connection, *, owner: int, redact: tuple[Part, ...] = ()) -> None:
+        self._connection, self._owner, self._redact = connection, owner, redact
         self._tail: tuple[int, bytes] | None = None
 
     def add(self, row: Row, at_s: float) -> bool:
         """Write a row; False: one with its key stands there already, and stays as it is."""
+        if self._redact:
+            row = redacted(row, self._redact)
         values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
         cursor = self._connection.execute(_INSERT, values)
         if cursor.rowcount != 1:
@@ -165,6 +171,12 @@ def _salted(taken: Split, part: Part) -> tuple[bytes | None, bytes | None]:
 def has_chain(connection: sqlite3.Connection) -> bool:
     """Is there a chain? A log that only versions without one have opened has none."""
     return connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'chain'").fetchone() is not None
+
+
+def require_chain(connection: sqlite3.Connection) -> None:
+    """Raises StoreError where there is no chain."""
+    if not has_chain(connection):
+        raise StoreError("the log has no chain: the version that opened it last made none; `suffice serve` begins one")
 
 
 def head(connection: sqlite3.Connection) -> Head | None:

@@ -20,8 +20,10 @@ from typing import Final, Self
 
 from suffice.errors import StoreError
 from suffice.store import owners
+from suffice.store.chain import Appender
 from suffice.store.events import Event, to_row
-from suffice.store.sqlite import INSERT, enter, unusable
+from suffice.store.personal import Part
+from suffice.store.sqlite import enter, unusable
 
 LEASE_S: Final = 30.0   # without a renewal, after which a waiting worker takes a job over
 _BUSY_S: Final = 5.0    # one attempt waits this long for another process's transaction
@@ -56,28 +58,31 @@ class Decisions:
 
     def __init__(
         self, path: Path, claim: owners.Claim, owner: int,
-        *, now: Callable[[], float], monotonic_s: Callable[[], float], lease_s: float,
+        *, now: Callable[[], float], monotonic_s: Callable[[], float], lease_s: float, redact: tuple[Part, ...] = (),
     ) -> None:
-        self.path, self.owner = path, owner
-        self._claim, self._now, self._monotonic_s, self._lease_s = claim, now, monotonic_s, lease_s
+        self.path, self.owner, self._redact = path, owner, redact
+        self.now = now
+        self._claim, self._monotonic_s, self._lease_s = claim, monotonic_s, lease_s
         self._seen: dict[str, _Sight] = {}
         self._closed = False
 
     @classmethod
     def open(
-        cls, path: Path, *, now: Callable[[], float], monotonic_s: Callable[[], float], lease_s: float = LEASE_S
+        cls, path: Path, *, now: Callable[[], float], monotonic_s: Callable[[], float], lease_s: float = LEASE_S,
+        redact: tuple[Part, ...] = (),
     ) -> Self:
         """Open or create the log at `path` for writing decisions.
 
         now          Unix time; it is written into rows and orders nothing
         monotonic_s  a clock that no one sets: how long a lease has stood still
         lease_s      after which a lease without renewal passes on
+        redact       parts of rows that are never written
 
         Raises StoreError for a file that cannot be used.
         """
         whole = path.resolve()
         claim, owner = enter(whole, now_s=now())
-        return cls(whole, claim, owner, now=now, monotonic_s=monotonic_s, lease_s=lease_s)
+        return cls(whole, claim, owner, now=now, monotonic_s=monotonic_s, lease_s=lease_s, redact=redact)
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +97,7 @@ class Decisions:
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(sqlite3.Error, StoreError), self._transaction() as connection:
+        with contextlib.suppress(sqlite3.Error, StoreError), self.transaction() as connection:
             connection.execute("UPDATE leases SET held = 0 WHERE owner = ?", (self.owner,))
             connection.execute("DELETE FROM owners WHERE id = ?", (self.owner,))
         self._claim.release()
@@ -101,27 +106,27 @@ class Decisions:
 
     def acquire(self, job: str) -> Lease | None:
         """Take a job; None: another worker has it. Raises StoreError."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             found = connection.execute(_SEEN, (job,)).fetchone()
             if found is not None and found[3] and not self._has_ended(connection, job, *found[:3]):
                 return None
-            wanted = {"job": job, "owner": self.owner, "until_s": self._now() + self._lease_s}
+            wanted = {"job": job, "owner": self.owner, "until_s": self.now() + self._lease_s}
             token = int(connection.execute(_TAKE, wanted).fetchone()[0])
         self._seen.pop(job, None)
         return Lease(job, token)
 
     def renew(self, lease: Lease) -> bool:
         """Say that the work goes on; False: the lease is lost, and so is what was being done. Raises StoreError."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             renewed = connection.execute(
                 f"UPDATE leases SET beat = beat + 1, until_s = :until_s WHERE {_MINE}",  # noqa: S608 - a constant
-                {**self._named(lease), "until_s": self._now() + self._lease_s},
+                {**self._named(lease), "until_s": self.now() + self._lease_s},
             )
             return renewed.rowcount == 1
 
     def release(self, lease: Lease) -> None:
         """Let the job go; another worker may have it at once. Raises StoreError."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(f"UPDATE leases SET held = 0 WHERE {_MINE}", self._named(lease))  # noqa: S608 - as above
 
     def _named(self, lease: Lease) -> dict[str, object]:
@@ -155,26 +160,33 @@ class Decisions:
         None: the lease is lost, and nothing was written. Raises StoreError, and then nothing was written either.
         """
         rows = [to_row(event) for event in events]
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             held = f"SELECT 1 FROM leases WHERE {_MINE}"  # noqa: S608 - as above
             if lease is not None and connection.execute(held, self._named(lease)).fetchone() is None:
                 return None
-            at_s = self._now()
+            at_s, appender = self.now(), Appender(connection, owner=self.owner, redact=self._redact)
             for address, body in (artefacts or {}).items():
                 connection.execute(_KEEP, (address, body, at_s))
             connection.execute("SAVEPOINT rows")
-            new = [
-                connection.execute(
-                    INSERT, (row.kind, row.key, row.episode_id, row.route, at_s, self.owner, row.body)
-                ).rowcount == 1
-                for row in rows
-            ]  # fmt: skip
+            new = [appender.add(row, at_s) for row in rows]
             if all_new and not all(new):
                 connection.execute("ROLLBACK TO rows")
             return new
 
+    def keep(self, lease: Lease, work: Callable[[sqlite3.Connection], None]) -> bool:
+        """Have a cache beside the log written in one transaction; False: the lease is lost, and nothing was written.
+
+        Raises StoreError, and what `work` raises; then nothing was written either.
+        """
+        with self.transaction() as connection:
+            held = f"SELECT 1 FROM leases WHERE {_MINE}"  # noqa: S608 - as above
+            if connection.execute(held, self._named(lease)).fetchone() is None:
+                return False
+            work(connection)
+            return True
+
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """One transaction that is on disk when the block ends, or was never there. Raises StoreError."""
         try:
             with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:

@@ -35,8 +35,8 @@ class Words:
     blank: str | None      # what stands there without them
 
 
-# Every field that may hold a person's words, by kind. Of a chained kind no released line is edited: a row in the chain is
-# split as it was when it was written.
+# Every field that may hold a person's words, by kind. Of a chained kind no released line is edited: a row in the chain
+# is split as it was when it was written.
 WORDS: Mapping[str, tuple[Words, ...]] = {
     "feedback": (
         Words(("feedback", "gold"), "answers", None),
@@ -75,11 +75,16 @@ _NONE: Final[Mapping[Part, bytes]] = {}
 
 
 def split(kind: str, body: str) -> Split:
-    """Take a body apart. What was split once is split into the same again."""
-    known = WORDS.get(kind)
+    """Take a body apart. What was split once is split into the same again.
+
+    A body that is not written as we write it stays whole: a field that stands there twice means two things.
+    """
+    known, whole = WORDS.get(kind), body.encode()
     if known is None:
-        return Split(body.encode(), _NONE)
+        return Split(whole, _NONE)
     plain, said = _DECODE(body), dict[Part, list[object]]()
+    if _ENCODE(plain) != whole:
+        return Split(whole, _NONE)
     for words in known:
         for table in _tables(plain, words.path[:-1]):
             value = table.get(words.path[-1])
@@ -87,7 +92,7 @@ def split(kind: str, body: str) -> Split:
                 said.setdefault(words.part, []).append((*words.path, value))
                 table[words.path[-1]] = words.blank
     if not said:
-        return Split(body.encode(), _NONE)
+        return Split(whole, _NONE)
     return Split(_ENCODE(plain), {part: _ENCODE(values) for part, values in said.items()})
 
 

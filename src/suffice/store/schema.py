@@ -2,8 +2,9 @@
 
 The table `events` is the only truth. `requests`, `outcomes`, `costs`, `steps` and `feedback` are views over
 it, so `sqlite3 suffice.db 'select count(*) from outcomes'` just works. `owners` and `leases` are bookkeeping:
-they say which processes may still be running and which of them does which job, and hold no history. `artefacts`
-holds what events name by an address of its content.
+they say which processes may still be running and which of them does which job, and hold no history. `rollups` and
+`rolled` are a cache for pages. `artefacts`
+holds what events name by an address of its content, and `chain` what the audit log is verified by.
 """
 
 from __future__ import annotations
@@ -162,6 +163,74 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX decisions ON events (seq) WHERE kind IN
         ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published');
     CREATE INDEX jobs ON events (seq) WHERE kind IN ('job_ran', 'label_wanted');
+    """,
+    """
+    -- A cache: sums by route, class, version and hour (store/rollups.py). It may be emptied at any time.
+    CREATE TABLE rollups (
+        route             TEXT NOT NULL,
+        query_class       TEXT NOT NULL,
+        version           TEXT NOT NULL,
+        hour              INTEGER NOT NULL,   -- since 1970, UTC
+        n_requests        INTEGER NOT NULL,
+        n_governed        INTEGER NOT NULL,
+        n_failed          INTEGER NOT NULL,
+        n_degraded        INTEGER NOT NULL,
+        n_stopped         INTEGER NOT NULL,
+        n_full            INTEGER NOT NULL,
+        n_audits          INTEGER NOT NULL,
+        n_disagreeing     INTEGER NOT NULL,
+        n_pending         INTEGER NOT NULL,
+        n_lost            INTEGER NOT NULL,
+        n_gained          INTEGER NOT NULL,
+        n_full_marked     INTEGER NOT NULL,
+        n_full_right      INTEGER NOT NULL,
+        n_stopped_marked  INTEGER NOT NULL,
+        n_stopped_right   INTEGER NOT NULL,
+        n_live_marked     INTEGER NOT NULL,
+        n_live_right      INTEGER NOT NULL,
+        n_full_counted    INTEGER NOT NULL,
+        full_tokens       INTEGER NOT NULL,
+        n_live_counted    INTEGER NOT NULL,
+        live_tokens       INTEGER NOT NULL,
+        whole_tokens      INTEGER NOT NULL,
+        would_tokens      INTEGER NOT NULL,
+        saved_tokens      INTEGER NOT NULL,
+        prompt_tokens     INTEGER NOT NULL,
+        completion_tokens INTEGER NOT NULL,
+        overhead_tokens   INTEGER NOT NULL,
+        n_priced          INTEGER NOT NULL,
+        cost_usd          REAL NOT NULL,
+        overhead_usd      REAL NOT NULL,
+        saved_usd         REAL NOT NULL,
+        would_save_usd    REAL NOT NULL,
+        n_full_rated      INTEGER NOT NULL,
+        full_rated        REAL NOT NULL,
+        n_stopped_rated   INTEGER NOT NULL,
+        stopped_rated     REAL NOT NULL,
+        duration_s        REAL NOT NULL,
+        PRIMARY KEY (route, query_class, version, hour)
+    ) WITHOUT ROWID;
+    CREATE TABLE rolled (
+        id     INTEGER PRIMARY KEY CHECK (id = 1),
+        format INTEGER NOT NULL,   -- of what is summed
+        seq    INTEGER NOT NULL,   -- place in the log up to which it is
+        at_s   REAL NOT NULL       -- Unix time; informative
+    );
+    """,
+    """
+    CREATE TABLE chain (
+        place         INTEGER PRIMARY KEY,  -- 1 says where the chain begins
+        seq           INTEGER,              -- of the event; null: the beginning
+        form          INTEGER NOT NULL,     -- how it is digested
+        kept          BLOB NOT NULL,        -- digest of the event without people's words
+        answers       BLOB,                 -- digest of the answers in it; null: there are none
+        answers_salt  BLOB,                 -- null though there is a digest: erased
+        comments      BLOB,
+        comments_salt BLOB,
+        link          BLOB NOT NULL,        -- digest of all of this and of the link before
+        note          TEXT                  -- what the beginning says
+    );
+    CREATE UNIQUE INDEX chain_by_event ON chain (seq);
     """,
     """
     CREATE INDEX reviews ON events (seq) WHERE kind IN

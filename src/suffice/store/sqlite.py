@@ -31,8 +31,10 @@ from pathlib import Path
 from suffice.errors import ConfigError, StoreError, StoreFull
 from suffice.settings import Store
 from suffice.store import owners, schema, views
+from suffice.store.chain import Appender, begin_chain, is_chained
 from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen, Row, to_row
 from suffice.store.log import Receipt, Stored
+from suffice.store.personal import Part
 from suffice.types import Outcome
 
 log = logging.getLogger("suffice.store")
@@ -43,11 +45,7 @@ _BUSY_S = 0.2                # one attempt waits this long for another process's
 _OPEN_BUSY_S = 3.0           # at start-up we can wait longer
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts; the last one repeats
 _WAITING_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}  # somebody else writes: just wait
-# A duplicate of a row is answered without a write, so the first one must have been synced.
-_ALWAYS_SYNCED = {FeedbackGiven.kind}
 
-INSERT = """INSERT OR IGNORE INTO events (kind, key, episode_id, route, at_s, owner, body)
-             VALUES (?, ?, ?, ?, ?, ?, ?)"""
 _UNFINISHED = """SELECT r.key FROM events r WHERE r.kind = 'request' AND r.owner = ?
                  AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)"""
 
@@ -94,6 +92,7 @@ def enter(path: Path, *, now_s: float) -> tuple[owners.Claim, int]:
         with contextlib.closing(_connect(path, _OPEN_BUSY_S)) as connection:
             schema.check_pages(connection, str(path))
             schema.migrate(connection, str(path))
+            begin_chain(connection, now_s)
             claim = owners.claim(path)
             owner = int(connection.execute(
                 "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id",
@@ -108,9 +107,10 @@ class SqliteLog:
     """An EventLog in one SQLite file. Open it with `SqliteLog.open`; close it when done."""
 
     def __init__(
-        self, path: Path, settings: Store, now: Callable[[], float], claim: owners.Claim, owner: int
+        self, path: Path, settings: Store, now: Callable[[], float], claim: owners.Claim, owner: int,
+        *, redact: tuple[Part, ...] = (),
     ) -> None:
-        self.path = path
+        self.path, self._redact = path, redact
         self._settings, self._now, self._claim, self._owner = settings, now, claim, owner
         lock = threading.Lock()
         self._wake = threading.Condition(lock)     # the writer waits on this one
@@ -128,10 +128,11 @@ class SqliteLog:
         self._writer.start()
 
     @classmethod
-    def open(cls, settings: Store, *, now: Callable[[], float]) -> SqliteLog:
+    def open(cls, settings: Store, *, now: Callable[[], float], redact: tuple[Part, ...] = ()) -> SqliteLog:
         """Open or create the file that `settings.url` names, and start its writer.
 
-        now  Unix time in seconds; it is written into rows and never orders them
+        now     Unix time in seconds; it is written into rows and never orders them
+        redact  parts of rows that are never written
 
         Raises ConfigError for a URL that cannot work and StoreError for a file that cannot be used:
         damaged, newer than this version, not ours, locked for 3 s, or in a folder that is missing.
@@ -139,7 +140,7 @@ class SqliteLog:
         # Resolved, so that two ways to write one path share one set of lock files.
         path = database_path(settings.url).resolve()
         claim, owner = enter(path, now_s=now())
-        return cls(path, settings, now, claim, owner)
+        return cls(path, settings, now, claim, owner, redact=redact)
 
     @property
     def n_written(self) -> int:
@@ -316,19 +317,20 @@ class SqliteLog:
 
     def _commit(self, items: list[_Item]) -> tuple[int, list[tuple[Future[Receipt], Receipt]]]:
         """Write the items in one transaction; return the number of new rows and the receipts."""
-        synced = any(item.done is not None or item.event.kind in _ALWAYS_SYNCED for item in items)
+        # A chained row is synced: a duplicate is answered without a write, and a head that was exported leads to it.
+        synced = any(item.done is not None or is_chained(item.event.kind) for item in items)
         connection = self._open_connection("FULL" if synced else "NORMAL")
         n_written, waiting = 0, []
         connection.execute("BEGIN IMMEDIATE")
+        appender = Appender(connection, owner=self._owner, redact=self._redact)
         for item in items:
             row = item.row
             if row is None:
                 continue
-            values = (row.kind, row.key, row.episode_id, row.route, item.at_s, self._owner, row.body)
-            cursor = connection.execute(INSERT, values)
-            n_written += cursor.rowcount
+            is_new = appender.add(row, item.at_s)
+            n_written += is_new
             if item.done is not None:
-                waiting.append((item.done, row, cursor.rowcount == 0))
+                waiting.append((item.done, row, not is_new))
         # Only now: the episode may stand later in this batch than its feedback.
         receipts = [(done, _receipt(connection, row, duplicate)) for done, row, duplicate in waiting]
         connection.execute("COMMIT")
@@ -389,11 +391,10 @@ class SqliteLog:
     def _mark_lost(self, connection: sqlite3.Connection, dead: list[int]) -> int:
         n_lost, at_s = 0, self._now()
         connection.execute("BEGIN IMMEDIATE")
+        appender = Appender(connection, owner=self._owner, redact=self._redact)
         for owner in dead:
             for (episode_id,) in connection.execute(_UNFINISHED, (owner,)).fetchall():
-                row = to_row(RequestEnded(_lost(episode_id)))
-                values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
-                n_lost += connection.execute(INSERT, values).rowcount
+                n_lost += appender.add(to_row(RequestEnded(_lost(episode_id))), at_s)
             connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
         connection.execute("COMMIT")
         return n_lost

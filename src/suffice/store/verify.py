@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.errors import StoreError
 from suffice.store.audit_events import Erased
 from suffice.store.chain import (
     CHAINED_PARTS,
@@ -28,10 +27,10 @@ from suffice.store.chain import (
     NOTHING,
     Beginning,
     Head,
-    has_chain,
     is_chained,
     kept_digest,
     link_of,
+    require_chain,
     words_digest,
 )
 from suffice.store.events import EVENTS, decode_as
@@ -42,6 +41,8 @@ _ROWS: Final = """
            e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
     FROM chain c LEFT JOIN events e ON e.seq = c.seq ORDER BY c.place"""
 _MAX: Final = 2**63 - 1
+_NO_WORDS: Final = (None,) * 4    # digests and salts of a row that holds none
+_DIGEST: Final = (bytes, type(None))  # types of what stands in its columns; SQLite takes anything
 _KNOWN: Final = frozenset(kind for kind in EVENTS if is_chained(kind))
 
 
@@ -95,7 +96,7 @@ class _Walk:
 
     def begin(self, row: Sequence[Any]) -> None:
         """Take the first row of the chain."""
-        place, seq, form, kept, _, _, _, _, link, note = row[:10]
+        place, seq, form, kept, *words, link, note = row[:10]
         self.place, self.link, self.first, self.n_rows = place, link, link, 1
         if place != 1 or seq is not None or note is None:
             self.blame(1, None, None, "removed: the beginning of the chain is gone")
@@ -106,14 +107,14 @@ class _Walk:
             self.blame(1, None, None, "edited: the beginning of the chain cannot be read")
             return
         self.seq = self.beginning.after_seq
-        same = form == FORM and sha256(note.encode()).digest() == kept
+        same = form == FORM and tuple(words) == _NO_WORDS and sha256(note.encode()).digest() == kept
         if not same or link_of(NOTHING, 1, 0, kept, None, None) != link:
             self.blame(1, None, None, "edited: the beginning of the chain is not what was written")
 
     def take(self, row: Sequence[Any]) -> None:
         """Take the next row."""
         place, seq, _, kept, answers, _, comments, _, link, note, kind = row[:11]
-        before, self.link = self.link, link
+        before, self.link = self.link, link if type(link) is bytes else NOTHING
         self.n_rows += 1
         self.n_known += kind in _KNOWN
         if place != self.place + 1:
@@ -122,6 +123,9 @@ class _Walk:
         self.place = place
         if seq is None or note is not None:
             self.blame(place, seq, kind, "added: a second beginning of the chain")
+            return
+        if type(seq) is not int or any(type(one) not in _DIGEST for one in row[3:8]) or type(kept) is not bytes:
+            self.blame(place, None, kind, "edited: its digests are none")
             return
         if seq <= self.seq:
             self.blame(place, seq, kind, f"reordered: it stands behind row {self.seq} of the log")
@@ -135,7 +139,8 @@ class _Walk:
 
     def _is_same(self, row: Sequence[Any]) -> bool:
         """Is the event what was written? If not, the row is blamed."""
-        place, seq, form, kept, answers, answers_salt, comments, comments_salt, _, _, kind, key, of, route, at_s, body = row
+        place, seq, form, kept, answers, answers_salt, comments, comments_salt, _, _, kind = row[:11]
+        key, episode_id, route, at_s, body = row[11:]
         if kind is None:
             self.blame(place, seq, None, "removed: its event is not in the log any more")
             return False
@@ -144,12 +149,12 @@ class _Walk:
             return False
         try:
             told = split(kind, body)
-            same = kept_digest(seq, kind, key, of, route, at_s, told.kept) == kept
+            same = kept_digest(seq, kind, key, episode_id, route, at_s, told.kept) == kept
         except (ValueError, TypeError, AttributeError):  # no JSON any more, or no text
             same = False
         if not same:
             self.blame(place, seq, kind, "edited: it is not what was written")
-        elif told.words or answers is not None or comments is not None:
+        elif told.words or row[4:8] != _NO_WORDS:
             self._compare_words(row, told.words, (answers, comments), (answers_salt, comments_salt))
         return same
 
@@ -161,7 +166,7 @@ class _Walk:
         place, seq, kind = row[0], row[1], row[10]
         for part, digest, salt in zip(CHAINED_PARTS, digests, salts, strict=True):
             said = words.get(part)
-            if digest is None and said is None:
+            if digest is None and said is None and salt is None:
                 continue
             if digest is not None and salt is None and said is None:
                 self.silent[seq, part] = place, kind
@@ -186,8 +191,7 @@ class _Walk:
 
 def verify(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> Verdict:
     """Walk the whole chain, and compare it with heads that were exported earlier. Raises StoreError."""
-    if not has_chain(connection):
-        raise StoreError("the log has no chain: the version that opened it last made none; `suffice serve` begins one")
+    require_chain(connection)
     walk = _Walk(links={head.place: None for head in heads})
     connection.execute("BEGIN")  # one state of the log, whoever writes meanwhile
     try:
@@ -198,8 +202,9 @@ def verify(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> Verdic
     _compare_heads(walk, heads)
     head = Head(begin=walk.first.hex(), place=walk.place, seq=walk.seq, link=walk.link.hex()) if walk.n_rows else None
     return Verdict(
-        n_rows=walk.n_rows, n_erased=walk.n_erased, n_heads=len(heads), beginning=walk.beginning, head=head, bad=walk.bad
-    )
+        n_rows=walk.n_rows, n_erased=walk.n_erased, n_heads=len(heads), beginning=walk.beginning, head=head,
+        bad=walk.bad,
+    )  # fmt: skip
 
 
 def _go(connection: sqlite3.Connection, walk: _Walk) -> None:

@@ -1,6 +1,6 @@
 """The audit log's own: which settings a process started with, what may be said of them, and the key of signatures.
 
-    settings ──▶ told (path → JSON, secrets never) ──▶ against the row that was written last ──▶ ConfigChanged
+settings ──▶ told (path → JSON, secrets never) ──▶ against the row that was written last ──▶ ConfigChanged
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import secrets
 import sqlite3
+import time
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +18,14 @@ from typing import Any, Final
 
 import msgspec
 
+from suffice.control.heads import ExportHeads
+from suffice.control.jobs import Job
+from suffice.control.retaining import Retain
 from suffice.errors import ConfigError
 from suffice.model.artefact import load
 from suffice.settings import Settings
 from suffice.store.audit_events import ConfigChange, ConfigChanged, SettingChange
+from suffice.store.decisions import Decisions
 from suffice.store.heads import signing_key
 from suffice.store.sqlite import database_path
 from suffice.store.views import decoded, reading
@@ -78,6 +84,19 @@ def differences(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[Se
         SettingChange(path=path, before=before.get(path), after=after.get(path))
         for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)
     )  # fmt: skip
+
+
+def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...]:
+    """The jobs that look after the log itself. Raises ConfigError where a secret is missing."""
+    audit = ExportHeads(
+        settings=settings.audit, path=writer.path, key=signing_key(deployment_salt(settings)),
+        webhook=audit_webhook(settings), now=time.time, monotonic_s=time.monotonic,
+    )  # fmt: skip
+    retain = Retain(
+        settings=settings, writer=writer, path=writer.path, author=author, now=time.time, monotonic_s=time.monotonic,
+        new_id=lambda: f"er_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
+    )  # fmt: skip
+    return audit, retain
 
 
 def _recorded(connection: sqlite3.Connection) -> ConfigChange | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from suffice.assurance.extractable import WINDOW_RUNS
 from suffice.control.arms import Tune
-from suffice.control.jobs import Worker
+from suffice.control.jobs import Job, Worker
 from suffice.control.loops import Certify
 from suffice.control.matching import matching
 from suffice.control.monitor import Monitor
@@ -34,6 +34,7 @@ from suffice.store.sqlite import SqliteLog, database_path
 from suffice.store.views import read_recent, route_counts
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
+from suffice.wiring.audit import config_change, upkeep
 from suffice.wiring.keys import api_key, client_keys, deployment_salt, kill_file, new_id, secret
 from suffice.wiring.routes import Evidence, build_route, check, evidence_warnings, read_evidence
 
@@ -129,8 +130,9 @@ def _note_settings(settings: Settings, log: EventLog, process: str) -> None:
     """
     for warning in check(settings):
         LOG.warning(warning)
-    log = SqliteLog.open(settings.store, now=time.time)
+    log = open_log(settings)
     try:
+        _note_settings(settings, log, "library")
         gw = _running(settings, log, _recovered(settings, log), {}, vectors)
         follower = Follower(gw, log.path)
 
@@ -149,12 +151,17 @@ def _note_settings(settings: Settings, log: EventLog, process: str) -> None:
 
 def decisions(settings: Settings) -> Decisions:
     """The settings' log, open for a person's decisions; the caller closes it. Raises ConfigError and StoreError."""
-    return Decisions.open(database_path(settings.store.url), now=time.time, monotonic_s=time.monotonic)
+    return Decisions.open(
+        database_path(settings.store.url), now=time.time, monotonic_s=time.monotonic, redact=settings.retention.redact
+    )
 
 
 @contextmanager
-def worker(settings: Settings) -> Iterator[Worker]:
-    """The control loop's jobs on the settings' log, while the block lasts. Raises ConfigError and StoreError."""
+def worker(settings: Settings, *, learning: bool = True) -> Iterator[Worker]:
+    """The jobs on the settings' log, while the block lasts. Raises ConfigError and StoreError.
+
+    learning  with the control loop's own, which fit; False: only those that look after the log
+    """
     with decisions(settings) as writer:
         author = f"worker {secrets.token_hex(3)}"
         certify = Certify(
@@ -174,8 +181,9 @@ def worker(settings: Settings) -> Iterator[Worker]:
             settings=settings, path=writer.path, author=author, salt=deployment_salt(settings), now=time.time
         )
         try:
+            learners: tuple[Job, ...] = (certify, monitor, retrain, tune) if learning else ()
             yield Worker(
-                decisions=writer, jobs=(certify, monitor, retrain, tune, review),
+                decisions=writer, jobs=(*learners, *upkeep(settings, writer, author), review),
                 author=author, now=time.time,
                 monotonic_s=time.monotonic, new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
             )
@@ -196,8 +204,9 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
     vectors = embedders(settings)
     if not settings.upstreams:
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
-    opened = log or SqliteLog.open(settings.store, now=time.time)
+    opened = log or open_log(settings)
     try:
+        _note_settings(settings, opened, "serve")
         evidence = _recovered(settings, opened)
         clients = {
             name: UpstreamClient(

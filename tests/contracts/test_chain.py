@@ -1,0 +1,142 @@
+"""Every kind of event, today's and tomorrow's: it is chained unless it is named, and its words can go."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, get_args, get_type_hints
+
+import msgspec
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from suffice.store import schema
+from suffice.store.audit_events import Erased, Erasure
+from suffice.store.chain import CHAINED_PARTS, Appender, begin_chain, forget_salts, is_chained
+from suffice.store.events import EVENTS, UNCHAINED, Event, decode, to_row
+from suffice.store.personal import PARTS, WORDS, split, without
+from suffice.store.verify import verify
+from tests.contracts.test_events import records, values
+from tests.store.made_chain import copied
+
+# Fields in which people's words may stand, by name, and fields of such names that hold none.
+SUSPICIOUS = {"answer", "answers", "comment", "corrected", "early_answer", "finish_answer", "full_answer", "gold",
+              "metadata", "note", "pair_answer", "prompt", "question", "text", "vote", "would_answer"}  # fmt: skip
+NO_WORDS = {("route_monitored", "note"), ("version_proposed", "note")}
+
+
+@pytest.fixture(scope="module")
+def empty() -> Iterator[sqlite3.Connection]:
+    """A log in memory, with a chain that has just begun; not to be changed."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        schema.migrate(connection, "memory")
+        begin_chain(connection, 1.0)
+        yield connection
+
+
+def test_only_what_happens_too_often_or_decides_nothing_is_left_out() -> None:
+    assert set(EVENTS) >= UNCHAINED
+    assert {"request", "outcome"} <= UNCHAINED
+    chained = {kind for kind in EVENTS if is_chained(kind)}
+    assert chained >= {
+        "policy_published", "epoch_began", "alarm_raised", "enforcement_paused", "enforcement_resumed", "feedback",
+        "alert_raised", "kill_switched", "config_changed", "exported", "erased",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(EVENTS))
+@given(data=st.data())
+@settings(max_examples=8, derandomize=True, deadline=None, phases=[Phase.generate])
+def test_a_row_is_chained_unless_its_kind_is_named_and_another_body_is_seen(
+    empty: sqlite3.Connection, kind: str, data: st.DataObject
+) -> None:
+    event: Event = data.draw(values(EVENTS[kind]))
+    with closing(copied(empty)) as log:
+        log.execute("BEGIN IMMEDIATE")
+        appender = Appender(log, owner=1)
+        assert appender.add(to_row(event), 2.0)
+        assert not appender.add(to_row(event), 3.0), "a key is written once"
+        log.execute("COMMIT")
+        verdict = verify(log)
+        assert verdict.ok
+        assert verdict.n_rows == 1 + (kind not in UNCHAINED)
+        log.execute("UPDATE events SET body = replace(body, '{', '{ ')")
+        assert verify(log).ok is (kind in UNCHAINED)
+
+
+@pytest.mark.parametrize("kind", sorted(EVENTS))
+@given(data=st.data())
+@settings(max_examples=8, derandomize=True, deadline=None, phases=[Phase.generate])
+def test_without_its_words_an_event_is_one_of_its_kind_and_the_chain_holds(
+    empty: sqlite3.Connection, kind: str, data: st.DataObject
+) -> None:
+    event: Event = data.draw(values(EVENTS[kind]))
+    row = to_row(event)
+    again = msgspec.json.encode(msgspec.json.decode(row.body)).decode()
+    assert again == row.body, "or its words could not be told apart"
+    bare = without(kind, row.body, PARTS)
+    decode(kind, bare)
+    assert without(kind, bare, PARTS) is bare, "erasing again does nothing"
+    assert split(kind, bare).kept == (split(kind, row.body).kept if is_chained(kind) else bare.encode()), "what stays"
+    assert not split(kind, bare).words
+    with closing(copied(empty)) as log:
+        log.execute("BEGIN IMMEDIATE")
+        appender = Appender(log, owner=1)
+        appender.add(row, 2.0)
+        log.execute("UPDATE events SET body = ? WHERE seq = 1", (bare,))
+        forget_salts(log, 1, PARTS)
+        if is_chained(kind) and bare != row.body:
+            log.execute("COMMIT")
+            assert not verify(log).ok, "nobody may erase in silence"
+            log.execute("BEGIN IMMEDIATE")
+        told = Erasure(erasure_id="x", number=1, author="a", reason="r", what="w", parts=PARTS, n_rows=1, chained=(1,))
+        appender.add(to_row(Erased(told)), 3.0)
+        log.execute("COMMIT")
+        assert verify(log).ok
+
+
+def test_words_of_a_chained_kind_stand_in_parts_that_the_chain_digests_apart() -> None:
+    wrong = [(kind, words) for kind, found in WORDS.items() if is_chained(kind) for words in found
+             if words.part not in CHAINED_PARTS]  # fmt: skip
+    assert not wrong
+    assert not WORDS.keys() - EVENTS.keys()
+
+
+def text_fields(hint: Any) -> set[str]:
+    """Names of the fields of a record, and of the records in it, that may hold text."""
+    if not dataclasses.is_dataclass(hint):
+        return {name for part in get_args(hint) for name in text_fields(part)}
+    hints = get_type_hints(hint)
+    inner = {name for one in hints.values() for name in text_fields(one)}
+    return {name for name, one in hints.items() if "str" in str(one)} | inner
+
+
+@pytest.mark.parametrize("kind", sorted(EVENTS))
+def test_a_field_that_may_hold_words_of_people_can_be_erased(kind: str) -> None:
+    names = {name for record in records(EVENTS[kind]) for name in text_fields(record)} & SUSPICIOUS
+    known = {words.path[-1] for words in WORDS.get(kind, ())}
+    if kind == "outcome":
+        known |= {"answer", "finish_answer", "pair_answer", "would_answer", "vote"}
+    if kind == "request":
+        known |= {"metadata"}
+    missing = {name for name in names - known if (kind, name) not in NO_WORDS}
+    assert not missing, f"{kind}: say in store/personal.py which part {missing} belong to"
+
+
+def test_equal_answers_of_a_run_keep_equal_names_and_no_answer_stays_none() -> None:
+    body = json.dumps({"outcome": {
+        "episode_id": "e", "answer": "408", "would_answer": "407", "finish_answer": None,
+        "vote": [["408", 3], ["x", 1]],
+        "steps": [{"answer": "407", "tokens": 3}, {"answer": None, "tokens": 2}, {"answer": "408", "tokens": 9}],
+    }})  # fmt: skip
+    found = json.loads(without("outcome", body, ("answers",)))["outcome"]
+    assert found["answer"] == found["vote"][0][0] == found["steps"][2]["answer"]
+    assert found["would_answer"] == found["steps"][0]["answer"] != found["answer"]
+    assert len({found["answer"], found["would_answer"], found["vote"][1][0]}) == 3
+    assert found["finish_answer"] is None
+    assert found["steps"][1] == {"answer": None, "tokens": 2}
+    assert not [text for text in ("408", "407") if text in json.dumps(found)]

@@ -1,0 +1,312 @@
+"""The jobs that look after the log itself: heads go out on a schedule, words go on their day."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suffice.control import child
+from suffice.control.heads import ExportHeads
+from suffice.control.jobs import Report
+from suffice.control.retaining import DAY_S, Retain
+from suffice.errors import ConfigError
+from suffice.settings import AuditLog, Settings, Store, parse
+from suffice.store.control_events import EpochBegan
+from suffice.store.decisions import Decisions
+from suffice.store.events import Event, FeedbackGiven
+from suffice.store.heads import read_heads, signing_key
+from suffice.store.sqlite import SqliteLog
+from suffice.store.verify import verify
+from suffice.store.views import reading
+from suffice.types import Epoch, Feedback
+from suffice.wiring import worker
+from tests.store.made_chain import asked, published, said
+from tests.store.test_erasing import CANARY, bytes_of, ended
+
+KEY = signing_key("secret")
+
+
+@dataclass
+class Desk:
+    """Takes what a job writes; nobody else wants the lease."""
+
+    renewed: int = 0
+    written: list[Event] = field(default_factory=list)
+
+    def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
+        self.written += events
+
+    def keep(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        raise AssertionError("these jobs keep no cache")
+
+    def renew(self) -> None:
+        self.renewed += 1
+
+
+@dataclass
+class Clock:
+    now_s: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@contextmanager
+def receiver(status: int = 200) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that takes POSTs; its address, with a secret in it, and what came."""
+    came: list[bytes] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(status)
+            if status == 302:
+                self.send_header("location", self.path)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the standard library's name
+            return
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/hooks/s3cret?key=s3cret", came
+        finally:
+            server.shutdown()
+            thread.join(5)
+
+
+def append(database: Path, *events: Event, at_s: float = 1.0) -> None:
+    log = SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: at_s)
+    for event in events:
+        assert log.append(event)
+    log.close()
+
+
+def exporter(database: Path, clock: Clock, *, file: Path | None = None, webhook: str | None = None) -> ExportHeads:
+    return ExportHeads(
+        settings=AuditLog(file=str(file or ""), every_s=60.0, timeout_s=2.0), path=database, key=KEY, webhook=webhook,
+        now=lambda: 1_764_147_600.0, monotonic_s=clock,
+    )  # fmt: skip
+
+
+def texts(reports: Sequence[Report]) -> list[str]:
+    return [report.said for report in reports]
+
+
+# ---- heads -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_goes_out_on_its_schedule_and_only_when_it_has_moved(tmp_path: Path) -> None:
+    database, file, clock = tmp_path / "log.db", tmp_path / "heads.jsonl", Clock()
+    job = exporter(database, clock, file=file)
+    assert job.run(Desk()) == (), "there is no log yet"
+    append(database, published(1))
+    assert texts(job.run(Desk())) == [f"head at place 2 exported to {file}"]
+    append(database, published(2))
+    clock.now_s = 59.0
+    assert job.run(Desk()) == ()
+    clock.now_s = 61.0
+    assert texts(job.run(Desk())) == [f"head at place 3 exported to {file}"]
+    clock.now_s = 130.0
+    assert job.run(Desk()) == [], "nothing has happened since"
+    kept = read_heads(file, key=KEY)
+    assert [(one.head.place, one.signed, one.at) for one in kept] == [
+        (2, True, "2025-11-26T09:00:00Z"), (3, True, "2025-11-26T09:00:00Z")]
+    with reading(database) as connection:
+        assert verify(connection, [one.head for one in kept]).ok
+
+
+def test_a_worker_that_takes_over_reads_what_was_exported(tmp_path: Path) -> None:
+    database, file, clock = tmp_path / "log.db", tmp_path / "heads.jsonl", Clock()
+    append(database, published(1))
+    assert exporter(database, clock, file=file).run(Desk())
+    second = exporter(database, clock, file=file)
+    assert second.run(Desk()) == []
+    second.forget()
+    assert second.run(Desk()) == []
+    assert len(file.read_bytes().splitlines()) == 1
+
+
+def test_a_webhook_gets_the_signed_line_and_one_that_fails_gets_it_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    database, clock = tmp_path / "log.db", Clock()
+    append(database, published(1))
+    with receiver() as (url, came):
+        assert texts(exporter(database, clock, webhook=url).run(Desk())) == ["head at place 2 exported to the webhook"]
+        assert json.loads(came[0])["place"] == 2
+        assert json.loads(came[0])["signature"]
+    for status, problem in ((500, "answered 500"), (302, "answered 302")):
+        with receiver(status) as (url, came):
+            job = exporter(database, clock, webhook=url)
+            (report,) = job.run(Desk())
+            assert not report.ok
+            assert problem in report.said
+            clock.now_s += 61.0
+            assert len(job.run(Desk())) == 1, "tried again at the next round"
+            assert len(came) == 2, "a redirect is not followed"
+    (report,) = exporter(database, clock, webhook="http://127.0.0.1:9/hooks/s3cret").run(Desk())
+    assert "could not be reached" in report.said
+    for nonsense in ("ftp://x", "http://", "no address", "http://127.0.0.1:99999/"):
+        (report,) = exporter(database, clock, webhook=nonsense).run(Desk())
+        assert "address" in report.said
+    assert "s3cret" not in caplog.text
+
+
+def test_a_file_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    database, clock = tmp_path / "log.db", Clock()
+    append(database, published(1))
+    with receiver() as (url, came):
+        reports = exporter(database, clock, file=tmp_path / "nowhere" / "heads.jsonl", webhook=url).run(Desk())
+        assert [report.ok for report in reports] == [False, True]
+        assert len(came) == 1
+
+
+# ---- retention -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def retaining(database: Path, clock: Clock, now: Clock, **retention: Any) -> Iterator[Retain]:
+    settings = parse({
+        "upstreams": {"u": {"url": "http://127.0.0.1:9"}}, "routes": {"math": {"upstream": "u"}},
+        "retention": retention,
+    })  # fmt: skip
+    names = iter(range(1_000))
+    with Decisions.open(database, now=now, monotonic_s=clock) as writer:
+        yield Retain(
+            settings=settings, writer=writer, path=database, author="worker", now=now, monotonic_s=clock,
+            new_id=lambda: f"er_{next(names)}",
+        )  # fmt: skip
+
+
+def labelled(name: str) -> list[Event]:
+    words = f"{CANARY}-{name}"
+    return [
+        asked(name), ended(name, answer=f"{words} 1", would=f"{words} 2"),
+        FeedbackGiven(Feedback(feedback_id=f"f-{name}", episode_id=name, gold=f"{words} 1", comment=f"{words} no")),
+    ]  # fmt: skip
+
+
+def test_words_go_on_their_day_and_are_in_no_byte_of_the_files(tmp_path: Path) -> None:
+    database, clock, now = tmp_path / "log.db", Clock(), Clock(100 * DAY_S)
+    append(database, *labelled("old"), at_s=5 * DAY_S)
+    append(database, *labelled("new"), at_s=80 * DAY_S)
+    with retaining(database, clock, now, answers_days=90.0, comments_days=30.0) as job:
+        desk = Desk()
+        assert texts(job.run(desk)) == [
+            "answers older than 90 days: erased in 2 rows", "comments older than 30 days: erased in 1 rows"]
+        assert desk.renewed
+        assert texts(job.run(desk)) == [], "it rests"
+        assert not [name for name, content in bytes_of(tmp_path).items() if f"{CANARY}-old".encode() in content]
+        assert f"{CANARY}-new no".encode() in database.read_bytes()
+        now.now_s, clock.now_s = 111 * DAY_S, 2 * DAY_S
+        assert texts(job.run(desk)) == ["", "comments older than 30 days: erased in 1 rows"]
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        assert verify(connection).ok
+        found = connection.execute("SELECT gold, comment FROM feedback WHERE feedback_id = 'f-new'").fetchone()
+    assert found == (f"{CANARY}-new 1", None)
+
+
+def test_a_reference_goes_with_the_answers_that_it_judges_however_young_it_is(tmp_path: Path) -> None:
+    database, clock, now = tmp_path / "log.db", Clock(), Clock(100 * DAY_S)
+    *run, label = labelled("old")
+    append(database, *run, at_s=5 * DAY_S)
+    append(database, label, at_s=99 * DAY_S)
+    with retaining(database, clock, now, answers_days=90.0) as job:
+        assert texts(job.run(Desk())) == ["answers older than 90 days: erased in 2 rows"]
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT gold, comment FROM feedback").fetchone() == (None, f"{CANARY}-old no")
+
+
+def test_a_worker_that_takes_over_goes_on_where_the_log_says(tmp_path: Path) -> None:
+    database, clock, now = tmp_path / "log.db", Clock(), Clock(100 * DAY_S)
+    append(database, *labelled("old"), at_s=5 * DAY_S)
+    with retaining(database, clock, now, answers_days=90.0) as job:
+        assert job.run(Desk())[0].said
+    with retaining(database, clock, now, answers_days=90.0) as job:
+        assert texts(job.run(Desk())) == [""]
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT count(*) FROM events WHERE kind = 'erased'").fetchone() == (1,)
+
+
+def test_steps_that_a_running_epoch_reads_stay_and_words_do_not(tmp_path: Path) -> None:
+    database, clock, now = tmp_path / "log.db", Clock(), Clock(100 * DAY_S)
+    append(database, *labelled("before"), at_s=1 * DAY_S)
+    with closing(sqlite3.connect(database)) as connection:
+        since = connection.execute("SELECT max(seq) FROM events").fetchone()[0]
+    epoch = EpochBegan(Epoch(route="math", number=1, at=0, since_seq=since, reason="cold start", author="w"))
+    append(database, epoch, *labelled("within"), at_s=2 * DAY_S)
+    with retaining(database, clock, now, answers_days=90.0, steps_days=90.0) as job:
+        job.run(Desk())
+    with closing(sqlite3.connect(database)) as connection:
+        steps = dict(connection.execute("SELECT episode_id, count(*) FROM steps GROUP BY 1").fetchall())
+        answers = [one for (one,) in connection.execute("SELECT answer FROM outcomes ORDER BY seq")]
+    assert steps == {"within": 3}
+    assert answers == ["erased:qa", "erased:qa"] or all(one.startswith("erased:q") for one in answers)
+    later = EpochBegan(Epoch(route="math", number=2, at=0, since_seq=since + 4, reason="drift", author="w"))
+    append(database, later, at_s=99 * DAY_S)
+    with retaining(database, clock, now, steps_days=90.0) as job:
+        job.run(Desk())
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT count(*) FROM steps").fetchone() == (0,)
+
+
+# ---- beside a gateway, and by hand -----------------------------------------------------------------------------------
+
+
+def settings_for(folder: Path, **tables: Any) -> Settings:
+    return parse({
+        "upstreams": {"u": {"url": "http://127.0.0.1:9"}},
+        "routes": {"math": {"upstream": "u", "policy": {"policy": "never"}}},
+        "store": {"url": f"sqlite:///{folder / 'log.db'}"}, **tables,
+    })  # fmt: skip
+
+
+def test_the_jobs_are_among_those_of_every_worker_and_run_by_hand(tmp_path: Path) -> None:
+    append(tmp_path / "log.db", said(1))
+    settings = settings_for(tmp_path, audit={"file": str(tmp_path / "heads.jsonl")})
+    with worker(settings) as here:
+        reports = here.once("audit")
+        assert reports is not None
+        assert texts(reports) == [f"head at place 2 exported to {tmp_path / 'heads.jsonl'}"]
+    with worker(settings, learning=False) as here:
+        names = {job.name for job in here.jobs}
+    assert names >= {"audit", "retain"}
+    assert not names & {"certify", "monitor", "retrain", "tune"}
+
+
+def test_a_webhook_that_is_named_and_not_there_is_said_at_the_start(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, audit={"webhook_env": "SUFFICE_NO_SUCH_HOOK"})
+    with pytest.raises(ConfigError, match=r"audit\.webhook_env: the environment has no SUFFICE_NO_SUCH_HOOK"):
+        worker(settings).__enter__()
+
+
+async def test_a_worker_runs_beside_a_gateway_that_only_exports_heads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[Settings] = []
+
+    async def kept(settings: Settings, told: Callable[[], None], first_s: float) -> None:
+        began.append(settings)
+
+    monkeypatch.setattr(child, "_keep", kept)
+    for tables, wanted in (({}, 0), ({"audit": {"file": "heads.jsonl"}}, 1), ({"retention": {"steps_days": 9.0}}, 1),
+                           ({"retention": {"steps_days": 9.0}, "control": {"enabled": False}}, 0)):  # fmt: skip
+        began.clear()
+        async with child.beside(settings_for(tmp_path, **tables), lambda: None):
+            await asyncio.sleep(0)
+        assert len(began) == wanted, tables
+

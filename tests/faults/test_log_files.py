@@ -1,0 +1,225 @@
+"""The log's files are damaged, cut, old, or their writer dies in the middle: refused in words, or whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import click.testing
+import pytest
+
+from suffice.cli.main import main
+from suffice.errors import StoreError
+from suffice.settings import Store
+from suffice.store import schema
+from suffice.store.decisions import read_artefact
+from suffice.store.in_force import read_decided
+from suffice.store.sqlite import SqliteLog
+from suffice.store.verify import Verdict, verify
+from suffice.store.views import read_events, reading
+from tests.store.made_chain import found_head, made, open_made, said, story, write
+
+# A process that forks one publisher after the other: each publishes without end until it is killed.
+PUBLISHER = """
+import os, sys, time
+from pathlib import Path
+from suffice.store.control_events import EpochBegan
+from suffice.store.decisions import Decisions
+from suffice.store.in_force import read_decided
+from suffice.types import Epoch
+from tests.store.made_chain import published
+
+path = Path(sys.argv[1])
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        with Decisions.open(path, now=time.time, monotonic_s=time.monotonic) as writer:
+            number = read_decided(path).of("math").n_publications
+            print(os.getpid(), flush=True)
+            while True:
+                number += 1
+                epoch = EpochBegan(Epoch(route="math", number=number, at=0, since_seq=0, reason="anew", author="w"))
+                one = published(number)
+                writer.write(None, [epoch, one], {f"artefact {number}": "x" * 9_000, f"second {number}": "y" * 9_000})
+    os.waitpid(child, 0)
+    print("dead", flush=True)
+"""
+
+
+def checked(database: Path) -> Verdict:
+    with reading(database) as connection:
+        return verify(connection)
+
+
+def test_a_publisher_that_is_killed_leaves_the_old_or_the_new_and_never_a_mix(tmp_path: Path) -> None:
+    database, rng, seen = tmp_path / "log.db", random.Random(46), set[int]()
+    SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
+    command = [sys.executable, "-c", PUBLISHER, str(database)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for _ in range(50):
+            parent.stdin.write("next\n")
+            parent.stdin.flush()
+            publisher = int(parent.stdout.readline())
+            time.sleep(rng.uniform(0, 0.015))
+            os.kill(publisher, signal.SIGKILL)
+            assert parent.stdout.readline() == "dead\n"
+            seen.add(whole_publications(database))
+        parent.stdin.close()
+    assert len(seen) > 25, "most of them died while they published"
+    log = SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0)
+    log.append(said(1))
+    log.close()
+    assert checked(database).ok
+
+
+def whole_publications(database: Path) -> int:
+    """How many publications there are, having seen that each is there with all that belongs to it."""
+    with reading(database) as connection:
+        assert verify(connection).ok
+        held = read_decided(connection).of("math")
+        n_rows = connection.execute("SELECT count(*) FROM events").fetchone()[0]
+        n_artefacts = connection.execute("SELECT count(*) FROM artefacts").fetchone()[0]
+        n = held.n_publications
+        assert (held.n_epochs, n_rows, n_artefacts) == (n, 2 * n, 2 * n)
+        if n:
+            assert read_artefact(connection, f"artefact {n}") == "x" * 9_000
+    return n
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log of some pages; not to be changed."""
+    database = tmp_path_factory.mktemp("whole") / "log.db"
+    open_made(database, 150)
+    return database
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_byte_is_refused_in_words_or_found_or_was_in_no_row(whole: Path, tmp_path: Path, seed: int) -> None:
+    rng, database = random.Random(seed), tmp_path / "log.db"
+    content = bytearray(whole.read_bytes())
+    at = rng.randrange(100, len(content))
+    length = rng.choice([1, 8, 512])
+    for place in range(at, min(len(content), at + length)):
+        content[place] ^= rng.randrange(1, 256)
+    database.write_bytes(content)
+    with closing(sqlite3.connect(whole)) as connection:
+        rows = connection.execute("SELECT seq, kind, key, body FROM events ORDER BY seq").fetchall()
+    verdict = opened_and_checked(database)
+    if isinstance(verdict, str):
+        assert str(database) in verdict or "row" in verdict
+        return
+    with closing(sqlite3.connect(database)) as connection:
+        unchanged = connection.execute("SELECT seq, kind, key, body FROM events ORDER BY seq").fetchall() == rows
+    # Requests stand in no chain: a letter of one may be another one now, as in any file.
+    assert not verdict.ok or unchanged or chained_rows(whole) == chained_rows(database)
+
+
+def opened_and_checked(database: Path) -> Verdict | str:
+    """What `verify` finds, or why the log is refused."""
+    try:
+        SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
+        list(read_events(database))
+        return checked(database)
+    except StoreError as error:
+        return str(error)
+
+
+def chained_rows(database: Path) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute(
+            "SELECT e.seq, e.kind, e.key, e.at_s, e.body FROM chain c JOIN events e ON e.seq = c.seq ORDER BY 1"
+        ).fetchall()
+
+
+def test_a_gateway_does_not_start_on_a_damaged_log_and_says_what_to_do(whole: Path, tmp_path: Path) -> None:
+    content = bytearray(whole.read_bytes())
+    for at in range(8_192, len(content), 4_096):
+        content[at : at + 64] = b"\xff" * 64
+    (tmp_path / "log.db").write_bytes(content)
+    config = tmp_path / "suffice.toml"
+    config.write_text(
+        '[upstreams.u]\nurl = "http://127.0.0.1:9"\n[routes.r]\nupstream = "u"\n'
+        f'[store]\nurl = "sqlite:///{tmp_path}/log.db"\n')
+    done = click.testing.CliRunner().invoke(main, ["serve", "--config", str(config), "--port", "0"])
+    assert done.exit_code == 1
+    assert "damaged" in done.output
+    assert "restore a backup or name a new file" in done.output
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.2, 0.5, 0.9, 0.999])
+def test_a_write_ahead_log_that_is_cut_is_read_up_to_there_and_a_head_names_what_is_gone(
+    tmp_path: Path, kept: float
+) -> None:
+    source, target = tmp_path / "log.db", tmp_path / "copy.db"
+    with closing(made(source, 0)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        for event in list(story(40))[1:]:
+            write(connection, [event])
+        head = found_head(connection)
+        wal = source.with_name("log.db-wal").read_bytes()
+        assert len(wal) > 50_000
+        shutil.copy(source, target)
+        target.with_name("copy.db-wal").write_bytes(wal[: int(len(wal) * kept)])
+    SqliteLog.open(Store(url=f"sqlite:///{target}"), now=lambda: 1.0).close()
+    with reading(target) as connection:
+        alone = verify(connection)
+        bad = verify(connection, [head]).bad
+    assert alone.ok, "what is left is whole"
+    assert alone.n_rows < head.place
+    assert bad is not None
+    assert bad.what == f"cut off: a head at place {head.place} was exported"
+
+
+@pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
+def test_a_log_of_every_earlier_shape_is_brought_up_and_loses_nothing(tmp_path: Path, version: int) -> None:
+    database = tmp_path / "log.db"
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        for script in schema.MIGRATIONS[:version]:
+            connection.executescript(script)
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.execute(
+            "INSERT INTO events (kind, key, route, at_s, owner, body) VALUES ('feedback', 'f', null, 1, 1,"
+            " '{\"feedback\": {\"feedback_id\": \"f\", \"rating\": 5}}')")
+    log = SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0)
+    log.append(said(1))
+    log.close()
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
+        assert connection.execute("SELECT feedback_id, rating FROM feedback ORDER BY seq").fetchall()[0] == ("f", 5)
+    assert checked(database).ok
+
+
+def test_a_backup_that_is_taken_while_somebody_writes_is_whole_and_a_later_head_says_what_it_lacks(
+    tmp_path: Path,
+) -> None:
+    source, backup = tmp_path / "log.db", tmp_path / "backup.db"
+    log = SqliteLog.open(Store(url=f"sqlite:///{source}"), now=time.time)
+    for number in range(300):
+        log.append(said(number))
+        if number == 150:
+            assert log.drain()
+            with closing(sqlite3.connect(source)) as live, closing(sqlite3.connect(backup)) as copy:
+                live.backup(copy)
+    log.close()
+    with closing(sqlite3.connect(source, isolation_level=None)) as connection:
+        head = found_head(connection)
+    SqliteLog.open(Store(url=f"sqlite:///{backup}"), now=time.time).close()
+    with reading(backup) as connection:
+        assert verify(connection).ok
+        bad = verify(connection, [head]).bad
+    assert bad is not None
+    assert bad.place is not None
+    assert 150 < bad.place <= 302
