@@ -32,27 +32,33 @@ from suffice.review.override import Override, OverrideEnd
 from suffice.scoring.base import SCORERS
 from suffice.server import serving
 from suffice.settings import (
+    AuditLog,
+    Console,
     Control,
     Embeddings,
+    Experiment,
+    ExperimentArm,
     Extra,
+    FeedbackRules,
     Judge,
+    Langfuse,
     Match,
+    Metric,
     Pressure,
     Prices,
     Probe,
+    Retention,
     Review,
     Route,
     Server,
-    FeedbackRules,
     Settings,
-    Langfuse,
     Steps,
-    Metric,
     Store,
     Template,
     Upstream,
     parse,
 )
+from suffice.store import audit_events, experiment_events
 from suffice.store.events import EVENTS
 from suffice.store.review_events import Question
 from suffice.telemetry import METRICS
@@ -227,6 +233,14 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "`[routes.NAME.pressure]`": Pressure,
     "`[store]`": Store,
     "`[control]`": Control,
+    "`[feedback]`": FeedbackRules,
+    "`[feedback.langfuse]`": Langfuse,
+    "`[metrics.NAME]`": Metric,
+    "`[console]`": Console,
+    "`[audit]`": AuditLog,
+    "`[retention]`": Retention,
+    "`[experiments.NAME]`": Experiment,
+    "`[experiments.NAME.arms.NAME]`": ExperimentArm,
 }
 
 
@@ -239,14 +253,6 @@ def shown_default(field: msgspec.structs.FieldInfo) -> str:
         return "none"
     if isinstance(default, msgspec.Struct):
         return "`{}`"
-    "`[feedback]`": FeedbackRules,
-    "`[feedback.langfuse]`": Langfuse,
-    "`[metrics.NAME]`": Metric,
-    "`[console]`": Console,
-    "`[audit]`": AuditLog,
-    "`[retention]`": Retention,
-    "`[experiments.NAME]`": Experiment,
-    "`[experiments.NAME.arms.NAME]`": ExperimentArm,
     return f"`{json.dumps(default)}`"
 
 
@@ -278,7 +284,7 @@ def test_every_error_is_documented_in_the_docs_and_in_the_tree() -> None:
 
 
 RECORDS = {
-    "Request": (types.Request,),
+    "Request": (types.Request, types.ArmDraw),
     "Outcome": (types.Outcome, types.Usage, types.Overhead, types.UpstreamCall),
     "Step": (types.StepRecord,),
     "Feedback": (types.Feedback,),
@@ -290,6 +296,10 @@ RECORDS = {
     "Pause": (types.Pause, types.Resumption),
     "Label request": (types.LabelRequest,),
     "Job run": (types.JobRun,),
+    "Config change": (audit_events.ConfigChange, audit_events.SettingChange),
+    "Export": (audit_events.Export,),
+    "Erasure": (audit_events.Erasure,),
+    "Experiment": (experiment_events.Begun, experiment_events.Ended),
     "Review item": (items.Item,),
     "Review drawing": (items.Drawing,),
     "Review lease": (items.Lease, items.Returned),
