@@ -11,9 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from suffice.control.audits import Audit
 from suffice.control.experiments import gather, look
+from suffice.control.fitting import read_back
+from suffice.control.shown import OfRoute
 from suffice.errors import ConfigError
-from suffice.rollout.experiment import Units, draw
+from suffice.rollout.experiment import Arm, Units, draw
 from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
 from suffice.rollout.results import Material
 from suffice.settings import Settings, Store, parse
@@ -23,8 +26,9 @@ from suffice.store.experiment_events import Begun
 from suffice.store.experiments import Held, read_experiments, start, stop
 from suffice.store.sqlite import SqliteLog
 from suffice.store.views import reading
-from suffice.types import Feedback, Outcome, Request, Usage
-from tests.control.made import run
+from suffice.types import Episode, Feedback, Outcome, Request, Usage
+from tests.control.made import ROUTE, rows, run, traffic
+from tests.control.made import story as certify
 
 BRISK = {"policy": "stable-answer", "streak": 2}
 
@@ -223,11 +227,6 @@ def test_an_effort_is_shown_by_audits_that_were_asked_twice_with_it() -> None:
         "upstreams": {"up": {"url": "http://h"}},
         "routes": {"r": {"upstream": "up", "mode": "enforce", "scorer": "number", "effort": "low"}},
     }  # fmt: skip
-    from suffice.control.audits import Audit
-    from suffice.control.shown import OfRoute
-    from suffice.rollout.experiment import Arm
-    from suffice.types import Episode
-
     route = parse(raw).routes["r"]
     one = OfRoute(route=route, match=lambda a, b: a == b, published=lambda _: None, load=lambda _: None)
     own, other = Arm(name="low", weight=1), Arm(name="high", weight=1, effort="high")
@@ -264,3 +263,47 @@ def test_a_whole_experiment_is_looked_at_through_the_log(tmp_path: Path) -> None
 def test_a_route_that_is_gone_is_said(told: Story) -> None:
     with reading(told.path) as connection, pytest.raises(ConfigError, match="route 'r' is not in the settings any"):
         gather(connection, told.held, parse({}))
+
+
+def test_a_level_is_shown_by_the_version_of_its_time() -> None:
+    """What a level would have answered, by the models that served then: as the certificate itself judged it."""
+    told = certify().feed(rows(traffic(420, seed=3))).settle()
+    made = max(told.published, key=lambda one: one.level)
+    version = read_back(made.fit, told.artefacts[made.fit])
+    one = OfRoute(
+        route=ROUTE, match=lambda a, b: a == b, published=lambda seq: made if seq > 10 else None,
+        load=lambda address: version if address == made.fit else None,
+    )  # fmt: skip
+    rng = random.Random(9)
+    audits = [
+        Audit(seq=n, at=n, ended_at_s=0, episode=Episode(request=request, outcome=outcome))
+        for n, (request, outcome) in enumerate(run(n, rng) for n in range(120))
+    ]  # fmt: skip
+    assert made.level > 1
+    shown = {level: one.arm(Arm(name="a", weight=1, level=level), audits) for level in (0, made.level, 99, None)}
+    full = [audit.episode.outcome.answer for audit in audits]
+    assert [told.answer for told in shown[0] if told is not None] == full
+    assert shown[99] == shown[made.level] == shown[None], "a level is never above what was certified"
+    answers = [told.answer for told in shown[made.level] if told is not None]
+    assert answers[:11] == full[:11], "nothing was in force yet"
+    stops = one._levels(Arm(name="a", weight=1), audits)
+    assert sum(stop is not None for stop in stops) > 20
+    for audit, halt in zip(audits, stops, strict=True):
+        if halt is not None:
+            votes = [step.answer for step in audit.episode.outcome.steps[: halt[0] + 1]]
+            assert votes.count(halt[1]) == max(votes.count(answer) for answer in votes)
+    gone = replace(made, fit="another")
+    lost = OfRoute(route=ROUTE, match=one.match, published=lambda _: gone, load=lambda _: None)
+    assert [told.answer for told in lost.arm(Arm(name="a", weight=1), audits) if told is not None] == full
+
+
+def test_one_key_that_asks_the_model_speaks_for_a_share_of_the_units(told: Story) -> None:
+    units = of("brisk", told)
+    for number in range(60):
+        loud = number < 40
+        said = Feedback(
+            feedback_id=f"f{number}", rating=1 if loud else 5, sender="k" if loud else f"s{number}", door="key"
+        )
+        told.ran(next(units), said)
+    values = [one.value for one in told.material().values[SATISFACTION]]
+    assert values == [0.0] * 3 + [1.0] * 20, "5 % of 60 units, and everybody else"

@@ -13,17 +13,21 @@ from __future__ import annotations
 
 import sqlite3
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from math import log1p
+from math import floor, log1p
 from pathlib import Path
 from typing import Final
 
+from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import FINISHED_ENDS, Match, measure_run
 from suffice.assurance.satisfaction import satisfaction_of, scaled
+from suffice.assurance.trust import MAX_SHARE
 from suffice.control.audits import Audit, Said, is_evidence
 from suffice.control.fitting import ServedVersion, read_back
+from suffice.control.liking import INFERENCE_KEY
 from suffice.control.matching import matching
 from suffice.control.shown import OfRoute
 from suffice.errors import ConfigError
@@ -75,6 +79,28 @@ def gather(connection: sqlite3.Connection, held: Held, settings: Settings) -> Ma
         return taken.material(routes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """One value, where it stands in the log, and who said so."""
+
+    seq: int
+    unit: str
+    voice: str | None  # a key that asks the model speaks for a share of the units at most; None: not capped
+    value: Value
+
+
+def _within_share(told: Sequence[_Told]) -> list[Value]:
+    """Without what capped voices say beyond their share of the units."""
+    allowed, spoken, kept = max(1, floor(MAX_SHARE * len(told))), Counter[str](), list[Value]()
+    for one in told:
+        if one.voice is not None:
+            spoken[one.voice] += 1
+            if spoken[one.voice] > allowed:
+                continue
+        kept.append(one.value)
+    return kept
+
+
 @dataclass(slots=True, kw_only=True)
 class _Taken:
     """What has been read so far."""
@@ -84,7 +110,8 @@ class _Taken:
     n_requests: int = 0
     _first: dict[str, Drawn] = field(default_factory=dict)               # by unit
     _warm: set[str] = field(default_factory=set)                         # the first units
-    _values: dict[str, list[tuple[int, str, Value]]] = field(default_factory=dict)  # by metric: place, unit, value
+    _values: dict[str, list[_Told]] = field(default_factory=dict)        # by metric
+    _callers: set[str] = field(default_factory=set)                      # senders that ask the model
     _audits: list[Audit] = field(default_factory=list)
     _audited: set[str] = field(default_factory=set)                      # units of the lottery
 
@@ -99,6 +126,7 @@ class _Taken:
     def ran(self, item: Labelled, *, probes: bool, late: bool) -> None:
         """Take in what a run itself tells, and keep it if it is an audit."""
         request, outcome = item.episode.request, item.episode.outcome
+        self._callers.add(request.sender)
         if not late and is_evidence(request, outcome, probes=probes):
             unit = request.unit or request.episode_id
             if unit not in self._audited:
@@ -125,17 +153,19 @@ class _Taken:
             telling = [x.seq for x in item.labels if x.feedback.correct is not None or x.feedback.gold is not None]
             self._add(EM, max(telling), draw, item, float(right))
         for label in item.labels:
-            for name, value in self._said(label.feedback):
-                self._add(name, label.seq, draw, item, value)
+            given = label.feedback
+            voice = f"{given.sender} {given.user}" if given.door == INFERENCE_KEY else None
+            for name, value in self._said(given):
+                self._add(name, label.seq, draw, item, value, voice)
 
     def material(self, routes: Mapping[str, OfRoute]) -> Material:
         """All of it, each metric in the order in which its values became known, one for each unit."""
         values = dict[str, list[Value]]()
         for metric, found in self._values.items():
-            first: dict[str, Value] = {}
-            for _, unit, value in sorted(found, key=lambda row: row[0]):
-                first.setdefault(unit, value)
-            values[metric] = list(first.values())
+            first: dict[str, _Told] = {}
+            for told in sorted(found, key=lambda told: told.seq):
+                first.setdefault(told.unit, told)
+            values[metric] = _within_share(list(first.values()))
         paired = frozenset(
             arm.name for arm in self.one.arms if all(route.replayable(arm) for route in routes.values())
         )
@@ -154,6 +184,7 @@ class _Taken:
                     for audit, told in zip(mine, route.arm(arm, mine), strict=True):
                         if told is not None:
                             found[audit.id][arm.name] = told
+            found.update(route.judged(mine, found, self._callers - {""}))
         return [
             AuditSeen(query_class=class_of(audit.episode.request.query), arms=found[audit.id])
             for audit in sorted(self._audits, key=lambda audit: audit.seq)
@@ -170,16 +201,18 @@ class _Taken:
                 return draw if first is not None and first.arm == draw.arm else None
         return None
 
-    def _add(self, metric: str, seq: int, draw: ArmDraw, item: Labelled, value: float) -> None:
+    def _add(
+        self, metric: str, seq: int, draw: ArmDraw, item: Labelled, value: float, voice: str | None = None
+    ) -> None:
         query = item.episode.request.query
-        self._values.setdefault(metric, []).append((seq, draw.unit, Value(
+        self._values.setdefault(metric, []).append(_Told(seq=seq, unit=draw.unit, voice=voice, value=Value(
             arm=draw.arm, odds={draw.arm: draw.propensity, **dict(draw.others)}, query_class=class_of(query),
             value=value, known=_known(query), warmup=draw.unit in self._warm,
         )))  # fmt: skip
 
     def _said(self, given: Feedback) -> Iterator[tuple[str, float]]:
         """What a person, or a program, measured of an answer, from 0 to 1."""
-        satisfaction = satisfaction_of(given)
+        satisfaction = satisfaction_of(given) if given.source != JUDGE else None
         if satisfaction is not None:
             yield SATISFACTION, satisfaction
         for name, value in given.metrics:

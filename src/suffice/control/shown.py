@@ -1,23 +1,25 @@
-"""What an audit shows of each arm of an experiment: the answer that the arm would have given, and whether it is right.
+"""What an audit shows of each arm of an experiment: the answer that the arm would have given.
 
     audits of one route ──▶ the full run's answer; each policy, replayed; each level, by the version of its time
                         ──▶ the second call, where the audit was asked twice with that very arm
 
-A run that was broken off, or has a checkpoint that nobody saw before an arm's stop, shows nothing of that arm. Knows
-recorded runs and policies; refuses to know what the difference between two arms is worth.
+A run that was broken off, or has a checkpoint that nobody saw before an arm's stop, shows nothing of that arm. Which of
+two answers is right is asked where they differ (`judged`). Knows recorded runs and policies; refuses to know what the
+difference between two arms is worth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.runs import Match, current_label
-from suffice.control.audits import Audit, shown
+from suffice.assurance.runs import Match
+from suffice.control.audits import Audit, verdicts
+from suffice.control.audits import shown as as_rows
 from suffice.control.fitting import ServedVersion
 from suffice.learn.dataset import is_right, recorded_columns
 from suffice.learn.features import Chosen
@@ -51,7 +53,7 @@ class OfRoute:
         return arm.full or self._asked_ahead(arm) is None or self._asked_twice(arm)
 
     def arm(self, arm: Arm, audits: Sequence[Audit]) -> list[Shown | None]:
-        """What each audit shows of an arm; None: nothing that anybody could ever see."""
+        """What each audit shows of an arm, not judged yet; None: nothing that anybody could ever see."""
         if arm.full:
             return [self._full(audit) for audit in audits]
         if self._asked_ahead(arm) is not None:
@@ -59,6 +61,24 @@ class OfRoute:
         served = with_arm(self.route, arm)
         stops = self._stops(build_policy(served.policy), audits) if served.policy else self._levels(arm, audits)
         return [self._at(audit, stop) for audit, stop in zip(audits, stops, strict=True)]
+
+    def judged(
+        self, audits: Sequence[Audit], shown: Mapping[str, Mapping[str, Shown]], callers: Collection[str]
+    ) -> dict[str, dict[str, Shown]]:
+        """The same with what counts as said (`assurance.trust`) where arms differ, by audit and arm.
+
+        shown    by audit and arm
+        callers  senders whose keys also ask the model: users, whatever they call themselves
+        """
+        differing = [audit for audit in audits if len({one.answer for one in shown[audit.id].values() if one.seen}) > 1]
+        counts, _ = verdicts(differing, self.match, callers=callers)
+        return {
+            audit.id: {
+                arm: replace(one, right=is_right(one.answer, audit.episode.outcome.answer, label, self.match))
+                for arm, one in shown[audit.id].items()
+            }
+            for audit in differing if (label := counts.get(audit.id)) is not None
+        }  # fmt: skip
 
     # ---- effort and budget: asked twice ----------------------------------------------------------
 
@@ -77,7 +97,7 @@ class OfRoute:
         outcome = audit.episode.outcome
         if outcome.pair_arm is None or outcome.pair_arm != self._asked_ahead(arm):
             return None
-        return Shown(answer=outcome.pair_answer, right=self._right(audit, outcome.pair_answer))
+        return Shown(answer=outcome.pair_answer, right=None)
 
     # ---- stops: replayed -------------------------------------------------------------------------
 
@@ -85,7 +105,7 @@ class OfRoute:
         outcome = audit.episode.outcome
         if audit.fate not in _WHOLE:
             return Shown(answer=None, right=None, seen=False)
-        return Shown(answer=outcome.answer, right=self._right(audit, outcome.answer))
+        return Shown(answer=outcome.answer, right=None)
 
     def _at(self, audit: Audit, stop: tuple[int, str | None] | None) -> Shown:
         """The answer behind a stop; None: the arm lets the run come to its end."""
@@ -96,11 +116,7 @@ class OfRoute:
             return Shown(answer=None, right=None, seen=False)
         if stop is None:
             return self._full(audit)
-        return Shown(answer=stop[1], right=self._right(audit, stop[1]))
-
-    def _right(self, audit: Audit, answer: str | None) -> bool | None:
-        label = current_label(audit.labels)
-        return is_right(answer, audit.episode.outcome.answer, label, self.match)
+        return Shown(answer=stop[1], right=None)
 
     def _stops(self, policy: Policy, audits: Sequence[Audit]) -> list[tuple[int, str | None] | None]:
         """Step and answer of the policy's stop in each run; None: it makes none before the end."""
@@ -151,7 +167,7 @@ class OfRoute:
         self, version: ServedVersion, level: int, audits: Sequence[Audit]
     ) -> Mapping[str, tuple[int, str | None]]:
         chosen = Chosen(tuple(version.version.models[0].features), ())
-        rows = shown(audits, chosen=chosen, match=self.match, wave=self.route.wave, counts={})
+        rows = as_rows(audits, chosen=chosen, match=self.match, wave=self.route.wave, counts={})
         assert rows is not None
         steps = version.rows_at(rows, level) - rows.starts[:-1]
         runs = [(one.episode.request.query, one.episode.outcome.steps) for one in audits]

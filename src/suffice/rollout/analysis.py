@@ -157,8 +157,6 @@ class _Judge:
         pairs = self._pairs(seen, base.arm)
         if not pairs.n:
             return base
-        right = [one.arms[self.one.control].right for one in seen]
-        known = [float(one) for one in right if one is not None]
         classes = []
         for name in _classes([one.query_class for one in seen]):
             mine = self._pairs([one for one in seen if one.query_class == name], base.arm)
@@ -172,7 +170,7 @@ class _Judge:
         return self._told(
             replace(
                 base, n=pairs.n, effect=-pairs.drop, n_pending=pairs.pending, classes=tuple(classes), why="",
-                control_mean=sum(known) / len(known) if known else None, stratified=-pairs.drop,
+                stratified=-pairs.drop,
             ), metric, at, self.material.n_requests,
         )  # fmt: skip
 
