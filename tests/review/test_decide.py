@@ -104,7 +104,8 @@ def test_accepting_goes_on_until_a_date() -> None:
 
 @pytest.mark.parametrize("decision", DECISIONS)
 def test_an_incident_is_decided_once_and_with_a_reason(decision: Any) -> None:
-    more = {"tighten": {"level": 1}, "roll_back": {"pinned": publication()}}.get(decision, {})
+    needs: dict[str, dict[str, Any]] = {"tighten": {"level": 1}, "roll_back": {"pinned": publication()}}
+    more = needs.get(decision, {})
     found = decided(decide(asked(decision, **more), now(), now_s=1.0))
     held = HELD.after(found.decision, 1.0)
     assert "is decided already" in str(decide(asked("resume"), now(holds=held), now_s=2.0))

@@ -141,7 +141,7 @@ def test_a_flood_leaves_the_estimate_of_the_control_share_unbiased() -> None:
     truth = sum(map(sum, right)) / sum(sizes)
     values, plain, missed = [], [], 0
     for _ in range(200):
-        told = []
+        told: list[tuple[Drawing, list[bool | None]]] = []
         for hour, answers in enumerate(right):
             places = rng.sample(range(len(answers)), 1)
             told.append((drawing(hour, len(answers), ("x",)), [answers[at] for at in places]))

@@ -168,20 +168,22 @@ def _undecidable(asked: Asked, case: Case | None) -> str | None:
 
 def _wanted(asked: Asked) -> Wanted | str | None:
     """The override that a decision needs; a sentence where its numbers are missing; None: it needs none."""
-    said = {"reason": asked.reason, "author": asked.author}
+    kind: OverrideKind
     if asked.decision == "tighten":
         if (asked.level is None) == (asked.max_em_drop is None):
             return "tighten: say either the highest level or the smaller EM budget"
-        if asked.level is not None:
-            return Wanted(kind="cap", level=asked.level, days=asked.days, incident=asked.incident, **said)
-        return Wanted(
-            kind="budget", max_em_drop=asked.max_em_drop, days=asked.days, incident=asked.incident, **said
-        )
-    if asked.decision == "roll_back":
+        kind = "cap" if asked.level is not None else "budget"
+    elif asked.decision == "roll_back":
         if asked.pinned is None:
             return "roll back: say to which publication of the route; see suffice incident show"
-        return Wanted(kind="pin", pinned=asked.pinned, days=asked.days, incident=asked.incident, **said)
-    return None
+        kind = "pin"
+    else:
+        return None
+    rolls = asked.decision == "roll_back"
+    return Wanted(
+        kind=kind, reason=asked.reason, author=asked.author, days=asked.days, incident=asked.incident,
+        level=None if rolls else asked.level, max_em_drop=asked.max_em_drop, pinned=asked.pinned if rolls else None,
+    )  # fmt: skip
 
 
 def _after(asked: Asked, now: Now, override: Override | None) -> str:

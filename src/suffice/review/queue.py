@@ -300,7 +300,9 @@ def _slot_for(
     if lease is not None:
         free = f"{over}, and nobody had taken the item: it counts" if over else "taken, without a lease"
         return lease, lease.slot, lease.turn, late, free
-    others = ", ".join(sorted({one.reviewer for one in (*place.leases, *place.independent)} - {reviewer}))
+    others = ", ".join(sorted(
+        ({one.reviewer for one in place.leases} | {one.reviewer for one in place.independent}) - {reviewer}
+    ))  # fmt: skip
     why = f"{over}, and the item has gone to {others}" if over and others else over or "no slot of the item is free"
     return None, None, own.turn if own is not None else 0, late, f"{why}: your verdict is kept beside the others"
 
