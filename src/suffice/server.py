@@ -205,7 +205,7 @@ def run(settings: Settings, *, host: str | None = None, port: int | None = None)
         LOG.warning("suffice is listening on %s/v1", url)
 
     _spare_the_collector()
-    with stop.installed(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with contextlib.closing(listener), stop.installed(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings, listener, listening, stop))
 
 

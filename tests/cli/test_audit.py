@@ -127,7 +127,7 @@ def test_a_log_is_verified_by_its_name_and_without_its_secret(config: Path, tmp_
     done = call("audit", "verify", "--db", elsewhere / "log.db", "--head", tmp_path / "heads.jsonl")
     assert done.exit_code == 0, done.output
     assert "signatures were not checked" in done.output
-    assert [path.name for path in elsewhere.iterdir()] == ["log.db"], "nothing was made"
+    assert {path.suffix for path in elsewhere.iterdir()} <= {".db", ".db-wal", ".db-shm"}, "no secret was made"
 
 
 def test_what_cannot_be_read_is_said_with_another_exit_code(config: Path, tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def receiver(status: int = 200) -> Iterator[tuple[str, list[bytes]]]:
             return
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = False  # so that closing waits for them
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
@@ -271,7 +272,7 @@ def settings_for(folder: Path, **tables: Any) -> Settings:
     return parse({
         "upstreams": {"u": {"url": "http://127.0.0.1:9"}},
         "routes": {"math": {"upstream": "u", "policy": {"policy": "never"}}},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"}, **tables,
+        "store": {"url": f"sqlite:///{folder / 'log.db'}"}, "console": {"enabled": False}, **tables,
     })  # fmt: skip
 
 

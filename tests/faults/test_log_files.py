@@ -42,13 +42,14 @@ for _ in sys.stdin:
     child = os.fork()
     if child == 0:
         with Decisions.open(path, now=time.time, monotonic_s=time.monotonic) as writer:
-            number = read_decided(path).of("math").n_publications
-            print(os.getpid(), flush=True)
+            number = began = read_decided(path).of("math").n_publications
             while True:
                 number += 1
                 epoch = EpochBegan(Epoch(route="math", number=number, at=0, since_seq=0, reason="anew", author="w"))
                 one = published(number)
                 writer.write(None, [epoch, one], {f"artefact {number}": "x" * 9_000, f"second {number}": "y" * 9_000})
+                if number == began + 1:
+                    print(os.getpid(), flush=True)
     os.waitpid(child, 0)
     print("dead", flush=True)
 """
@@ -66,16 +67,16 @@ def test_a_publisher_that_is_killed_leaves_the_old_or_the_new_and_never_a_mix(tm
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdin is not None
         assert parent.stdout is not None
-        for _ in range(50):
+        for _ in range(40):
             parent.stdin.write("next\n")
             parent.stdin.flush()
             publisher = int(parent.stdout.readline())
-            time.sleep(rng.uniform(0, 0.015))
+            time.sleep(rng.uniform(0, 0.02))
             os.kill(publisher, signal.SIGKILL)
             assert parent.stdout.readline() == "dead\n"
             seen.add(whole_publications(database))
         parent.stdin.close()
-    assert len(seen) > 25, "most of them died while they published"
+    assert len(seen) == 40, "each published something before it died"
     log = SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0)
     log.append(said(1))
     log.close()
@@ -158,7 +159,7 @@ def test_a_gateway_does_not_start_on_a_damaged_log_and_says_what_to_do(whole: Pa
     assert "Traceback" not in done.output
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.2, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("kept", [0.0, 0.2, 0.5, 0.9, 0.97])
 def test_a_write_ahead_log_that_is_cut_is_read_up_to_there_and_a_head_names_what_is_gone(
     tmp_path: Path, kept: float
 ) -> None:

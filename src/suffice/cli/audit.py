@@ -7,6 +7,7 @@ what rows mean (`store.audit_view`). Heavy imports stand inside the functions.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
@@ -253,7 +254,7 @@ def _since(text: str | None) -> float | None:
 @contextlib.contextmanager
 def _opened(out: Path | None) -> Iterator[IO[str]]:
     if out is None:
-        yield click.get_text_stream("stdout")
+        yield sys.stdout
         return
     from suffice.replay.atomic import whole_file
 

@@ -98,7 +98,7 @@ def enter(path: Path, *, now_s: float) -> tuple[owners.Claim, int]:
                 "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id",
                 (claim.name, os.getpid(), now_s),
             ).fetchone()[0])
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last one: damaged names in the file's schema
         raise unusable(path, error) from error
     return claim, owner
 
@@ -422,12 +422,12 @@ def _receipt(connection: sqlite3.Connection, row: Row, duplicate: bool) -> Recei
     return Receipt(seq=seq, duplicate=duplicate, joined=bool(joined))
 
 
-def unusable(path: Path, error: sqlite3.Error | OSError) -> StoreError:
+def unusable(path: Path, error: sqlite3.Error | OSError | UnicodeDecodeError) -> StoreError:
     """Say which file cannot be used and why, in words an operator can act on."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _WAITING_CODES:
         return StoreError(f"store {path}: another process has held it for {_OPEN_BUSY_S:.0f} s; try again")
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or isinstance(error, UnicodeDecodeError):
         return StoreError(f"store {path}: the file is damaged or no SQLite database ({error}); "
                           "restore a backup or name a new file")
     if code == sqlite3.SQLITE_FULL:

@@ -149,7 +149,7 @@ class _Walk:
             return False
         try:
             told = split(kind, body)
-            same = kept_digest(seq, kind, key, episode_id, route, at_s, told.kept) == kept
+            same: bool = kept_digest(seq, kind, key, episode_id, route, at_s, told.kept) == kept
         except (ValueError, TypeError, AttributeError):  # no JSON any more, or no text
             same = False
         if not same:

@@ -236,7 +236,7 @@ def reading(path_or_connection: Path | str | sqlite3.Connection) -> Iterator[sql
             if schema.check_version(connection, str(path)) == 0:
                 raise StoreError(f"store {path}: is empty; it holds no event log")
             yield connection
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the second: damaged text, or names in the schema
         raise StoreError(f"store {path}: cannot be read: {error}") from error
 
 
