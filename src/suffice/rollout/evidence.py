@@ -28,6 +28,7 @@ ArmName: TypeAlias = Literal["candidate", "control"]
 Z: TypeAlias = Literal[-1, 0, 1]
 
 NO_CLASS: Final = ""
+_NOBODY: Final = Watched()
 _OUTCOMES: Final[dict[Z | None, str]] = {-1: "gained", 0: "same", 1: "lost", None: "pending"}
 
 
@@ -65,8 +66,8 @@ class Contrast:
     n_control: int = 0
     candidate: float = 0.0     # sum
     control: float = 0.0       # sum
-    apart: Watched = Watched() # half of candidate minus control, scaled from [-1, 1]
-    beyond: Watched = Watched()  # … minus (1 + margin) times control, scaled from [-1 - margin, 1]; for latency
+    apart: Watched = _NOBODY   # half of candidate minus control, scaled from [-1, 1]
+    beyond: Watched = _NOBODY  # … minus (1 + margin) times control, scaled from [-1 - margin, 1]; for latency
 
     def plus(self, arm: ArmName, value: float, *, margin: float = 0.0) -> Contrast:
         """With one more run.
@@ -85,7 +86,8 @@ class Contrast:
         beyond = guess - (1 + margin) * value
         return replace(
             self, n_control=self.n_control + 1, control=self.control + value,
-            apart=self.apart.plus((guess - value + 1) / 2), beyond=self.beyond.plus((beyond + 1 + margin) / (2 + margin)),
+            apart=self.apart.plus((guess - value + 1) / 2),
+            beyond=self.beyond.plus((beyond + 1 + margin) / (2 + margin)),
         )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from suffice.assurance.certify import Counts, log_bets_against, mixed
 from suffice.assurance.lottery import LOG_ALARM, Draws, log_sample_ratio
 from suffice.assurance.paired import BETS, log_wealth, pairs_to_certify
-from suffice.assurance.sequence import mean_above, mean_below
+from suffice.assurance.sequence import V_OPT, Watched, gamma_exponential_log_wealth
 from suffice.assurance.strata import standardise
 from suffice.rollout.evidence import ClassAudits, Contrast, Evidence
 from suffice.rollout.rules import LIVE_RAILS, LiveRail, RailName, Rules
@@ -96,12 +96,10 @@ def read_em(evidence: Evidence, rules: Rules) -> tuple[Reading, ...]:
     """EM of the whole, then of each group of classes."""
     whole = _audits({one.query_class: one for one in evidence.audits}, [one.query_class for one in evidence.audits])
     found = groups(evidence, rules)
-    delta, harm_delta = 1 - rules.confidence, 1 - rules.harm_confidence
-    readings = [_read_one(None, whole, rules.em_margin, delta, harm_delta / 2)]
-    readings += [
-        _read_one(group.name, group.audits, rules.class_em_margin, delta, harm_delta / 2 / len(found))
-        for group in found
-    ]
+    # All must be proved, so each may use all of delta; any one of them sends it back, so they share that of harm.
+    delta, harm_delta = 1 - rules.confidence, (1 - rules.harm_confidence) / (1 + len(found))
+    readings = [_read_one(None, whole, rules.em_margin, delta, harm_delta)]
+    readings += [_read_one(one.name, one.audits, rules.class_em_margin, delta, harm_delta) for one in found]
     return tuple(readings)
 
 
@@ -178,11 +176,12 @@ def read_live(evidence: Evidence, rules: Rules) -> tuple[Reading, ...]:
 def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> Reading:
     margin, alpha = rules.margin(rail), 1 - rules.confidence
     if rail == "latency":
-        fine = mean_below(seen.beyond, alpha, low=-1 - margin) <= 0
+        fine = _surely_apart(-1, seen.beyond, (1 + margin) / (2 + margin), alpha)
     else:
-        fine = 2 * mean_below(seen.apart, alpha, low=-1) <= margin
-    harm = mean_above(seen.apart, 1 - rules.harm_confidence, low=-1) > 0
-    said: Said = "fine" if fine else "harm" if harm else "open"
+        fine = _surely_apart(-1, seen.apart, (1 + margin / 2) / 2, alpha)
+    said: Said = "fine" if fine else "open"
+    if not fine and _surely_apart(+1, seen.apart, 0.5, 1 - rules.harm_confidence):
+        said = "harm"
     n_candidate, n_control = seen.n_candidate, seen.n_control
     enough = min(n_candidate, n_control) >= _LEAST_SEEN
     worse = _worse(rail, seen) if enough else None
@@ -190,6 +189,15 @@ def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> Reading:
         rail=rail, about=None, n=n_candidate, n_control=n_control, worse=worse, margin=margin, said=said,
         sentence=_live_sentence(rail, seen, worse, margin, said, rules),
     )  # fmt: skip
+
+
+def _surely_apart(side: Literal[-1, 1], seen: Watched, mean: float, alpha: float) -> bool:
+    """Is the running mean surely above (+1) or below (-1) this one? As `sequence.mean_above`, without its search.
+
+    mean  scaled as `seen` is
+    """
+    away = side * (seen.total - seen.n * mean)
+    return away > 0 and gamma_exponential_log_wealth(away, seen.deviation, alpha, v_opt=V_OPT) >= log(1 / alpha)
 
 
 def _worse(rail: LiveRail, seen: Contrast) -> float | None:
@@ -232,7 +240,7 @@ def split_problem(evidence: Evidence) -> str | None:
     goal = LOG_ALARM + log(len(pairs))
     for where, candidate, control in pairs:
         if log_sample_ratio(Draws(((0.5, candidate + control, candidate),))) >= goal:
-            return f"{candidate:,} units of the candidate and {control:,} of the control{where}: not the even split drawn"
+            return f"{candidate:,} units of the candidate and {control:,} of the control{where}: the lot is even"
     return None
 
 
@@ -240,7 +248,8 @@ def mix_problem(evidence: Evidence, rules: Rules) -> str | None:
     """Why a mean over all says the opposite of the classes (Simpson); None: it does not."""
     drop = post_stratified_drop(evidence, rules)
     if drop is not None and drop > rules.em_margin:
-        return f"weighted as the traffic is, the classes lose {100 * drop:.2f} points, {100 * rules.em_margin:g} are allowed"
+        allowed = f"{100 * rules.em_margin:g} are allowed"
+        return f"weighted as the traffic is, the classes lose {100 * drop:.2f} points, {allowed}"
     mixed_up = standardise(evidence.labelled, margin=rules.em_margin)
     true = mixed_up.standardised_drop
     if mixed_up.misleading and true is not None and true > rules.em_margin:

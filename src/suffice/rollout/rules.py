@@ -35,7 +35,7 @@ class Rules:
     required: tuple[LiveRail, ...] = ("latency", "errors", "no_answer")  # must be proved before all are served
     # How sure.
     confidence: float = 0.95           # of each proof that no more than the margin is lost
-    harm_confidence: float = 0.95      # of each rail's evidence of harm
+    harm_confidence: float = 0.90      # of the evidence of harm of each rail, all classes of EM together
     # How much must be seen.
     least_audits: int = 400
     least_class_audits: int = KNOWN_AUDITS
@@ -48,7 +48,7 @@ class Rules:
     latency_cap_s: float = 120.0       # a request that took longer counts as this
     # How bold.
     least_kept: float = 0.05           # of the full runs' tokens: a version that keeps less is refused
-    most_cut: float = 0.5              # of the tokens that the version in force keeps: no version cuts more at once
+    most_cut: float = 0.75             # of the tokens that the version in force keeps: no version cuts more at once
     # How often.
     cool_down_s: float = 3_600.0       # after a rollback; twice as long after each further one
     most_cool_down_s: float = 86_400.0

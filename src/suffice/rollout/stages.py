@@ -225,7 +225,7 @@ def look(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: floa
     others = read_live(evidence, rules) if live else ()
     # Arms that the lot did not make cannot be compared, and so cannot send anything back.
     ends = _why_back(state, evidence, rules, em if broken else (*em, *others), at=at)
-    missing = _missing_for_canary(evidence, rules, em) if not live else _missing_live(state, evidence, rules, em, others)
+    missing = _missing_live(state, evidence, rules, em, others) if live else _missing_for_canary(evidence, rules, em)
     missing += _missing_always(state, evidence, rules, at=at, now_s=now_s)
     return Standing(readings=(*em, *others), ends=ends, broken=broken, missing=tuple(missing))
 
@@ -343,7 +343,7 @@ def _move(
 
 def _check_running(state: State, what: str) -> None:
     if state.over:
-        raise ValueError(f"rollout {state.rollout}: cannot {what} it, it has ended ({state.stage})")
+        raise ValueError(f"rollout {state.rollout}: cannot {what} what has ended ({state.stage})")
 
 
 def _percent(share: float) -> str:

@@ -1,7 +1,7 @@
 """Versions: what may be put in force, as something that cannot change, with its address, its signature and its history.
 
     body (a policy's table, or learned models as plain data) + lineage + report card + what it needs ──▶ Version
-    seal: one line with address and signature, then canonical JSON        open_version: refused, or exactly what was made
+    seal: one line with address and signature, then canonical JSON      open_version: refused, or exactly what was made
 
 The line comes first so that nothing is parsed before its signature is known to be right. What is refused is refused
 with one sentence, and whoever asked keeps what he has. Knows bodies as data and which signals exist here; refuses to
@@ -285,11 +285,7 @@ def _check_plain(where: str, value: object, depth: int) -> None:
     if depth == 0:
         raise ConfigError(f"{where[:80]}…: tables inside tables are at most {MOST_DEPTH} deep")
     if isinstance(value, Mapping):
-        if len(value) > MOST_ITEMS:
-            raise ConfigError(f"{where}: got {len(value):,} keys; at most {MOST_ITEMS:,}")
-        for key, inner in value.items():
-            if not isinstance(key, str) or len(key) > MOST_CHARS:
-                raise ConfigError(f"{where}: got {shown(key)} as a key; a text of at most {MOST_CHARS:,} characters")
+        for key, inner in Table(where, value).content.items():
             _check_plain(f"{where}.{key:.60}", inner, depth - 1)
     elif isinstance(value, (list, tuple)):
         if len(value) > MOST_ITEMS:

@@ -1,0 +1,64 @@
+"""Versions and evidence for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from suffice.model.ensemble import Ensemble
+from suffice.model.linear import Linear
+from suffice.model.stop import StopModel, Trained
+from suffice.rollout.evidence import ArmName, Evidence, Run
+from suffice.rollout.rules import Rules
+from suffice.rollout.versions import Here, Lineage, Version, make_version
+
+SECRET = "the deployment's own"
+HERE = Here(kind="samples", scorer="number", model_family="qwen3-8b")
+LINEAGE = Lineage(parent=None, proposed_by="person:ann", why="the vote is safe sooner than we thought")
+
+
+def rule(threshold: float = 0.95, **changed: Any) -> Version:
+    """A version that is a plain policy."""
+    made: dict[str, Any] = {
+        "form": "policy", "body": {"policy": "beta", "threshold": threshold}, "kind": "samples", "scorer": "number",
+        "model_family": None, "lineage": LINEAGE,
+    }  # fmt: skip
+    made |= changed
+    return make_version(made.pop("form"), made.pop("body"), **made)
+
+
+def learned_body(weight: float = 0.5) -> dict[str, Any]:
+    """What a learned version is, as plain data."""
+    features = ("confidence", "logit(confidence)")
+    model = StopModel(
+        features=features, suffices=Ensemble((Linear((weight,) * len(features), 0.1),)),
+        trained=Trained(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
+    ).plain()  # fmt: skip
+    return {"schema": 1, "models": [model, model], "levels": [[0.1, 0.2], [0.1, 0.3]], "values": None}
+
+
+def learned(body: dict[str, Any] | None = None, **changed: Any) -> Version:
+    """A version that was learned."""
+    made: dict[str, Any] = {
+        "kind": "reasoning", "scorer": "number", "model_family": "qwen3-8b",
+        "lineage": Lineage(parent=rule().address, proposed_by="job:retrain", why="drift", since_seq=1, to_seq=900),
+        "report_card": {"saving": 0.31},
+    }  # fmt: skip
+    made |= changed
+    return make_version("learned", body or learned_body(), **made)
+
+
+def audited(evidence: Evidence, query_class: str, *, same: int = 0, lost: int = 0, gained: int = 0) -> Evidence:
+    """With audits of a class, and as much traffic."""
+    for z, n in ((0, same), (1, lost), (-1, gained)):
+        for _ in range(n):
+            evidence = evidence.with_audit(query_class, z, full=100, in_force=60, candidate=50)  # type: ignore[arg-type]
+    return evidence.with_request(query_class, same + lost + gained)
+
+
+def ran(evidence: Evidence, arm: ArmName, n: int, *, every: int = 0, **bad: Any) -> Evidence:
+    """With live runs of an arm; each `every`-th is `bad`."""
+    for i in range(n):
+        is_bad = bool(every) and i % every == 0
+        run = Run(seconds=8.0) if not is_bad else Run(**{"seconds": 8.0, **bad})
+        evidence = evidence.with_run(arm, run, Rules())
+    return evidence
