@@ -105,11 +105,11 @@ def _runs(settings: Settings, route: str, which: Which, questions: Path | None) 
 
 async def _sent(runs: list[ToJudge], url: str, project: int, api_key_env: str) -> int:
     """Add to the project what is no task of it yet."""
-    from suffice.edge.label_studio import LabelStudio
+    from suffice.edge import label_studio as tool
     from suffice.review.label_studio import episodes_of, task
     from suffice.wiring import secret
 
-    async with LabelStudio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
+    async with tool.label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
         there = episodes_of(await server.export(project, all_tasks=True))
         return await server.import_tasks(project, [task(run) for run in runs if run.episode_id not in there])
 

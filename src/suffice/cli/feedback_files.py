@@ -190,10 +190,10 @@ def _annotations(tasks: Any, result: Result) -> Iterator[Body]:
 
 
 async def _exported(url: str, project: int, api_key_env: str) -> Any:
-    from suffice.edge.label_studio import LabelStudio
+    from suffice.edge import label_studio as tool
     from suffice.wiring import secret
 
-    async with LabelStudio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
+    async with tool.label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
         return await server.export(project)
 
 

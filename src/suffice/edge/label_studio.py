@@ -11,9 +11,9 @@ which is a JWT, is exchanged for a short one first. Knows HTTP; refuses to know 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Final, Self
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
 
 import aiohttp
 
@@ -24,33 +24,24 @@ MOST_BYTES: Final = 256 * 2**20  # of one export
 TIMEOUT_S: Final = 60.0
 
 
-class LabelStudio:
-    """One server. Use it as an asynchronous context.
+@asynccontextmanager
+async def label_studio(url: str, *, api_key: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[LabelStudio]:
+    """One server, while the block lasts. Raises ToolError.
 
     url      base address, such as http://127.0.0.1:8080
     api_key  a legacy token, or a personal access token
     """
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
+        server = LabelStudio(url.rstrip("/"), session)
+        session.headers["authorization"] = await server.authorization(api_key)
+        yield server
 
-    def __init__(self, url: str, *, api_key: str, timeout_s: float = TIMEOUT_S) -> None:
-        self._url = url.rstrip("/")
-        self._key = api_key
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=self._timeout)
-        try:
-            self._session.headers["authorization"] = await self._authorization()
-        except BaseException:
-            await self._session.close()
-            raise
-        return self
+class LabelStudio:
+    """One server that can be asked; made by `label_studio`."""
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self._url, self._session = url, session
 
     async def import_tasks(self, project: int, tasks: Sequence[dict[str, Any]]) -> int:
         """Add tasks to a project: how many were added. Raises ToolError; earlier batches are then there."""
@@ -71,18 +62,17 @@ class LabelStudio:
         more = "&download_all_tasks=true" if all_tasks else ""
         return await self._call("GET", f"/api/projects/{project}/export?exportType=JSON{more}")
 
-    async def _authorization(self) -> str:
-        if self._key.count(".") != 2:
-            return f"Token {self._key}"
-        said = await self._call("POST", "/api/token/refresh", {"refresh": self._key})
+    async def authorization(self, api_key: str) -> str:
+        """The header that lets us in. Raises ToolError."""
+        if api_key.count(".") != 2:
+            return f"Token {api_key}"
+        said = await self._call("POST", "/api/token/refresh", {"refresh": api_key})
         short = said.get("access") if isinstance(said, dict) else None
         if not isinstance(short, str):
             raise ToolError(f"label studio {self._url}: gave no access token for the personal access token")
         return f"Bearer {short}"
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
-        if self._session is None:
-            raise RuntimeError("label studio: use it as `async with LabelStudio(…) as server`")
         where = f"label studio {self._url}{path.partition('?')[0]}"
         try:
             async with self._session.request(method, self._url + path, json=body, allow_redirects=False) as reply:
