@@ -28,7 +28,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
 
-.PHONY: help demo demo-full demo-online test examples clients lock-clients check lint types layers house packages bench claims-full peer-suite lock wheel clean
+.PHONY: help demo demo-full demo-online demo-console test examples clients lock-clients check lint types layers house packages bench claims-full peer-suite lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -43,6 +43,9 @@ demo-full: $(VENV)/.ready-demo ## the same with 300 questions and 16 samples eac
 # Fits need scikit-learn, which the other two demonstrations do without.
 demo-online: $(VENV)/.ready-dev ## a route certifies itself, live; then its model is swapped (10 to 15 minutes)
 	$(BIN)/suffice demo --online $(ARGS)
+
+demo-console: $(VENV)/.ready-dev ## the console on the demonstration's log, or on a made-up month (in seconds, without a model)
+	$(BIN)/suffice demo --console $(ARGS)
 
 test: $(VENV)/.ready-dev ## run all tests; without ARGS also the coverage gate of the core
 	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),--cov --cov-report=term)

@@ -105,6 +105,15 @@ def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts
         begin = max(begin, end)
         found = summed(folder)
     assert astuple(found) == pytest.approx(astuple(straight(folder)))
+    with reading(folder / "log.db") as connection:  # by the day it is what it is by the hour
+        for by in (("route",), ("query_class",), ("version",)):
+            hours: dict[tuple[str | int, ...], Sums] = {}
+            days = rollups.read(connection, by)
+            for key, one in rollups.read(connection, (*by, "hour")).items():
+                hours[key[0],] = hours.get((key[0],), rollups.NOTHING).plus(one)
+            assert {key: astuple(one) for key, one in days.items()} == {
+                key: pytest.approx(astuple(one)) for key, one in hours.items()
+            }
     assert found.n_requests == sum(isinstance(event, RequestEnded) for event in events)
 
 
@@ -182,7 +191,7 @@ def test_the_table_has_a_column_for_every_sum_and_no_other(tmp_path: Path) -> No
     write(tmp_path, [])
     with closing(sqlite3.connect(tmp_path / "log.db")) as connection:
         columns = [row[1] for row in connection.execute("PRAGMA table_info(rollups)")]
-    assert columns == [*Place._fields, *(field.name for field in fields(Sums))]
+    assert columns == ["grain", *Place._fields, *(field.name for field in fields(Sums))]
 
 
 def test_a_log_of_an_earlier_version_has_no_sums_and_says_so(tmp_path: Path) -> None:

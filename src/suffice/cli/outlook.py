@@ -11,24 +11,22 @@ if TYPE_CHECKING:
     from suffice.assurance.forecast import Forecast
     from suffice.assurance.ledger import Account
     from suffice.assurance.outlook import Outlook
-    from suffice.cli.phase import Phase
-    from suffice.settings import Route
     from suffice.store.advice_events import ArmWorth, Proposed
 
 
 def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
     """What a reader sees; every interval may be read at any moment, as often as one likes."""
-    from suffice.cli.liking import liking_lines
-
     if one is None:
         return [("watched", "not yet: no worker has looked at this route; see suffice worker")]
+    from suffice.cli.liking import liking_lines
+
     lines = [("watched", _since(one))]
     if one.whole is not None:
         sure = f"{one.confidence:.0%}"
         lines += _account(one.whole, sure)
-    lines += liking_lines(one)
         lines += [(f"  class {part.query_class or 'none'}", _part(part, sure)) for part in one.classes]
         lines += [(f"  {part.version or 'no version'}", _part(part, sure)) for part in one.versions]
+    lines += liking_lines(one)
     return lines + _forecasts(one)
 
 
@@ -46,29 +44,6 @@ def proposal_lines(one: Proposed | None) -> list[tuple[str, str]]:
 def arm_lines(one: ArmWorth | None) -> list[tuple[str, str]]:
     """What the tuner proposed last; [] where it never did."""
     return [] if one is None else [("tuner", f"{one.arm} instead of {one.before}: {one.reason}; in force nowhere")]
-
-
-def promise(
-    name: str, route: Route | None, phase: Phase | None, outlook: Outlook | None, *, scorer: str, labelled: bool
-) -> str:
-    """The promise in one sentence with all that it hangs on, or why there is none.
-
-    labelled  has anybody ever said what is right on this route?
-    """
-    if route is None or phase is None:
-        return "none: no control loop certifies this route"
-    if not phase.level or phase.confidence is None:
-        return "none is needed: everything runs in full"
-    from suffice.assurance.claim import Claim, sentence
-    from suffice.control.certify import FIDELITY_CONFIDENCE
-
-    # What the finish changes is bounded at its own confidence, and risks add up.
-    at_risk = 1 - FIDELITY_CONFIDENCE if route.kind == "reasoning" else 0.0
-    return sentence(Claim(
-        route=name, scorer=scorer, max_em_drop=route.max_em_drop, confidence=round(phase.confidence - at_risk, 6),
-        n_window=phase.n_audits, per="pooled", labels="labelled" if labelled else "label-free", delay=None,
-        classes={} if outlook is None else {part.query_class or "": part.n_audits for part in outlook.classes},
-    ))  # fmt: skip
 
 
 def _since(one: Outlook) -> str:

@@ -2,97 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from suffice.store.in_force import InForce
-
-PhaseName: TypeAlias = Literal["unattended", "cold start", "burst", "searching", "certified", "paused"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
-    """Where a route stands."""
-
-    phase: PhaseName
-    epoch: int                    # 0: no worker has begun with it
-    level: int                    # in force; 0 never stops
-    n_levels: int                 # above level 0; 0: nothing is learned yet
-    n_requests: int               # governed ones of this epoch
-    n_burst: int                  # of them that run in full at least
-    n_audits: int                 # behind the latest publication
-    n_missing: int | None         # audits to the next level, at the rates seen
-    share: float | None           # of tokens that the level would have saved on these audits
-    e_value: float | None
-    max_em_drop: float | None     # what is proved: a drop below this
-    confidence: float | None
-    reason: str                   # the latest publication's, pause's or epoch's own sentence
-    alarm: str | None             # the latest, with its cause
-    n_labels_wanted: int
-    attended: bool = False        # does a living worker look after it?
-    ceiling: int | None = None    # the highest level that people's ratings allow; None: they take nothing off
-    classes: tuple[tuple[str, int], ...] = ()  # classes of questions that the guard-rails hold, and their levels
-
-
-def read_phases(database: Path) -> dict[str, Phase]:
-    """Every route with which a control loop has begun. Raises StoreError."""
-    from suffice.store.decisions import is_attended
-    from suffice.store.epochs import labels_wanted, requests_since
-    from suffice.store.in_force import read_decided
-    from suffice.store.views import reading
-
-    with reading(database) as connection:
-        found, attended = {}, is_attended(connection, database)
-        for name, held in read_decided(connection).routes.items():
-            since = held.epoch.since_seq if held.epoch is not None else 0
-            found[name] = phase_of(
-                held, n_requests=requests_since(connection, name, since),
-                n_labels_wanted=_open_labels(connection, labels_wanted(connection, name)), attended=attended,
-            )  # fmt: skip
-        return found
-
-
-def _open_labels(connection: sqlite3.Connection, asked: set[str]) -> int:
-    said = connection.execute("SELECT DISTINCT episode_id FROM events WHERE kind = 'feedback'").fetchall()
-    return len(asked - {name for (name,) in said})
-
-
-def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, attended: bool = False) -> Phase:
-    """Put what is in force into words and numbers."""
-    made, epoch = held.publication, held.epoch
-    evidence = made.evidence if made is not None else None
-    phase: PhaseName = (
-        "paused" if held.pause is not None
-        else "unattended" if epoch is None
-        else ("cold start" if epoch.number == 1 else "burst") if made is None
-        else "certified" if held.level
-        else "searching"
-    )  # fmt: skip
-    said = held.pause or made or epoch
-    return Phase(
-        phase=phase,
-        epoch=epoch.number if epoch is not None else 0,
-        level=held.level,
-        n_levels=made.n_levels - 1 if made is not None and made.fit else 0,
-        n_requests=n_requests,
-        n_burst=epoch.burst if epoch is not None else 0,
-        n_audits=evidence.n_audits if evidence is not None else 0,
-        n_missing=evidence.n_missing if evidence is not None else None,
-        share=evidence.share if evidence is not None else None,
-        e_value=evidence.e_value if evidence is not None else None,
-        max_em_drop=evidence.max_em_drop if evidence is not None else None,
-        confidence=evidence.confidence if evidence is not None else None,
-        reason=said.reason if said is not None else "no worker has begun with this route",
-        alarm=f"{held.alarm.cause}: {held.alarm.reason} (ended epoch {held.alarm.epoch})" if held.alarm else None,
-        n_labels_wanted=n_labels_wanted,
-        attended=attended,
-        ceiling=made.ceiling if made is not None else None,
-        classes=made.classes if made is not None else (),
-    )
+    from suffice.store.phases import Phase
+    from suffice.types import Spending
 
 
 def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> list[tuple[str, str]]:
@@ -107,13 +21,18 @@ def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> list[tuple[st
         lines.append(("evidence", f"{one.n_requests:,} of {one.n_burst:,} full runs{_when(left, per_s)}"))
     elif one.n_audits:
         lines.append(("evidence", f"{one.n_audits:,} audits in the window: {one.reason}"))
-        lines.append(("next level", _next(one, per_s)))
+        lines.append(("next level", _next(one, per_s)) if one.spending is None else ("budget", _spent(one.spending)))
     if one.classes:
         each = ", ".join(f"{name or 'none'} at level {level}" for name, level in one.classes)
         lines.append(("held classes", f"{each}: they lose more than twice the budget"))
     if one.n_labels_wanted:
         lines.append(("labels wanted", f"{one.n_labels_wanted:,}: audits whose stop would have answered otherwise"))
-    lines.append(("last alarm", one.alarm or "none"))
+    return lines + ending_lines(one)
+
+
+def ending_lines(one: Phase) -> list[tuple[str, str]]:
+    """The last alarm, and whether anybody looks after the route."""
+    lines = [("last alarm", one.alarm or "none")]
     if not one.attended:
         lines.append(("control loop", "NOT RUNNING: no worker looks after this route now; see suffice worker"))
     return lines
@@ -124,6 +43,12 @@ def _phase(one: Phase, *, acts: bool) -> str:
         proved = f"a drop below {100 * (one.max_em_drop or 0):g} points at {one.confidence or 0:.0%}"
         saves = "" if one.share is None else f", saves {one.share:.1%} of the tokens of its audits"
         return f"certified, level {one.level} of {one.n_levels}: {proved}{saves}" + ("" if acts else "; not acted on")
+    if one.phase == "budgeted" and one.spending is not None:
+        saves = "" if one.share is None else f", saves {one.share:.1%} of the tokens of its audits"
+        return (
+            f"budgeted, level {one.level} of {one.n_levels}: the drop is kept on average, with no confidence; certified"
+            f" is level {one.spending.floor}{saves}" + ("" if acts else "; not acted on")
+        )
     if one.phase == "searching":
         return "all in full: nothing is certified"
     if one.phase == "unattended":
@@ -131,6 +56,16 @@ def _phase(one: Phase, *, acts: bool) -> str:
     if one.phase == "paused":
         return f"PAUSED until somebody resumes it: {one.reason}"
     return f"{one.phase}, all in full: {one.reason}"
+
+
+def _spent(one: Spending) -> str:
+    if one.em_drop is None or one.max_em_drop is None:
+        return "nothing is booked yet"
+    waiting = f", {one.n_waiting:,} of them with a guess until their label comes" if one.n_waiting else ""
+    return (
+        f"a mean drop of {100 * one.em_drop:.2f} of {100 * one.max_em_drop:.2f} points over {one.n_audits:,} audits of"
+        f" this epoch{waiting}; bounds moved the level by {abs(one.clipped):.1f} in all"
+    )
 
 
 def _next(one: Phase, per_s: float | None) -> str:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from suffice.assurance.estimate import Estimate, Measured, MoneyTotals, RouteReport, TokenTotals
     from suffice.assurance.evidence import Evidence
     from suffice.assurance.outlook import Outlook
-    from suffice.cli.phase import Phase
+    from suffice.cli.pairs import PairStatus
     from suffice.settings import Route, Settings
     from suffice.store.advice_events import ArmWorth, Proposed
+    from suffice.store.phases import Phase
     from suffice.store.views import RouteCounts
 
 EXACT = "exact string equality (no --config, so no route scorers)"
@@ -47,6 +48,7 @@ class RouteStatus:
     proposal: Proposed | None = None  # the newest of the job `retrain`
     tuner: ArmWorth | None = None  # the latest proposal of the job `tune`
     promise: str = ""     # in one sentence, with all that it hangs on
+    pairs: PairStatus | None = None  # of an effort or a budget that is proved by asking twice
 
 
 @click.command()
@@ -84,11 +86,11 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
     import numpy as np
 
     from suffice.assurance.estimate import estimate_route
-    from suffice.cli.outlook import promise
-    from suffice.cli.phase import phase_of, read_phases
+    from suffice.cli.pairs import read_pairs
     from suffice.errors import StoreError
     from suffice.store.advice import newest_arm, newest_outlook, newest_proposal
     from suffice.store.in_force import NOTHING
+    from suffice.store.phases import phase_of, promise, read_phases
     from suffice.store.views import read_episodes, route_counts
 
     counts, phases = route_counts(database), read_phases(database)
@@ -107,9 +109,10 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
                 read_episodes(database, one.route),
                 route=one.route, match=match, rng=np.random.default_rng(SEED), confidence=confidence,
             )
+            pairs = None if configured is None else read_pairs(database, one.route, configured, match)
         refused = _refused(database, settings, one.route)
         control = phases.get(one.route)
-        if control is None and configured is not None and configured.is_learned:
+        if control is None and configured is not None and configured.certifies_itself:
             control = phase_of(NOTHING)
         outlook, labelled = newest_outlook(database, one.route), report.n_labelled > 0
         promised = promise(one.route, configured, control, outlook, scorer=scorer, labelled=labelled)
@@ -117,7 +120,7 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
         proposal = newest_proposal(database, one.route)
         statuses.append(replace(
             found, control=control, outlook=outlook, proposal=proposal, tuner=newest_arm(database, one.route),
-            promise=promised,
+            promise=promised, pairs=pairs,
         ))  # fmt: skip
     return statuses
 
@@ -225,10 +228,10 @@ def _print_route(one: RouteStatus) -> None:
 
 def _lines(one: RouteStatus) -> list[tuple[str, str]]:
     """What a reader sees, in the order in which it is asked."""
+    from suffice.cli.liking import headline
     from suffice.cli.outlook import arm_lines, outlook_lines, proposal_lines
 
     report, measured = one.report, one.report.measured
-    from suffice.cli.liking import headline
     sure = f"{one.confidence:.0%}"
     earlier = [mode for mode in report.modes if mode != one.mode]
     running = f" ({one.n_without_outcome:,} without an outcome yet)" if one.n_without_outcome else ""
@@ -250,10 +253,10 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
         ("EM, live runs", _rate(measured.em_live, sure)),
         ("EM, stopped runs", _rate(measured.em_stopped, sure)),
         ("EM drop, paired", _drop(measured.em_drop, measured.n_lost, measured.n_gained, sure)),
+        ("satisfaction, effect", headline(one.outlook)),
         ("disagreement", _rate(measured.disagreement, sure)),
         ("tokens, full run", _tokens(measured.tokens_full, sure)),
         ("tokens, stopped run", _tokens(measured.tokens_stopped, sure)),
-        ("satisfaction, effect", headline(one.outlook)),
         ("token reduction", _saving(measured.token_reduction, sure)),
         ("  audits as spent", _saving(measured.token_reduction_overall, sure)),
         ("  prompts included", _saving(measured.token_reduction_with_prompts, sure)),
@@ -272,10 +275,13 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
 
 
 def _control(one: RouteStatus) -> list[tuple[str, str]]:
+    from suffice.cli.pairs import pair_lines
     from suffice.cli.phase import phase_lines
 
     if one.control is None:
         return [("certified", _certified(one.report))]
+    if one.pairs is not None:
+        return pair_lines(one.pairs, one.control, acts=one.mode == "enforce")
     return phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=one.mode == "enforce")
 
 

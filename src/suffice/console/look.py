@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from suffice.errors import BadRequest
 from suffice.settings import Route, Settings
-from suffice.store.rollups import HOUR_S
+from suffice.store.rollups import DAY_HOURS, HOUR_S
 
 DAY_S: Final = 86_400
 WINDOWS: Final[Mapping[str, int]] = {"1": 1, "7": 7, "30": 30, "90": 90, "all": 0}  # days of the totals; 0: all of it
@@ -62,7 +62,10 @@ def window_of(query: Mapping[str, str], now_s: float) -> Window:
     if name not in WINDOWS:
         raise BadRequest(f"days: got {name[:40]!r}; allowed: {', '.join(WINDOWS)}", param="days")
     days = WINDOWS[name]
-    return Window(name=name, days=days, since_hour=int((now_s - days * DAY_S) // HOUR_S) if days else 0)
+    if days == 1:
+        return Window(name=name, days=days, since_hour=int((now_s - DAY_S) // HOUR_S))
+    first_day = int(now_s // DAY_S) - days + 1  # whole days, today among them
+    return Window(name=name, days=days, since_hour=DAY_HOURS * first_day if days else 0)
 
 
 def route_url(name: str) -> str:

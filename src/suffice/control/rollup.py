@@ -36,9 +36,10 @@ MOST_CLASSES: Final = 100  # of a route; what more there are is booked as OTHER
 OTHER: Final = "(others)"
 EVERY_S: Final = 2.0  # between two rounds: each is a synced transaction
 
+# The plus keeps SQLite from the index of kinds, behind which it would have to sort.
 _ROWS: Final = """
     SELECT seq, at_s, kind, key, episode_id, body FROM events
-    WHERE seq > ? AND kind IN ('outcome', 'feedback') ORDER BY seq LIMIT ?"""
+    WHERE seq > ? AND +kind IN ('outcome', 'feedback') ORDER BY seq LIMIT ?"""
 _ENDED: Final = "SELECT seq, at_s, body FROM events WHERE kind = 'outcome' AND key = ?"
 _ASKED: Final = "SELECT seq, body FROM events WHERE kind = 'request' AND key = ?"
 _NAMED: Final = """
@@ -104,7 +105,8 @@ class Rollup:
 
     def _batch(self, connection: sqlite3.Connection, desk: Desk) -> tuple[int, int]:
         """One stretch: rows, and the place of the last one."""
-        since = rollups.read_to(connection).seq
+        to = rollups.read_to(connection)
+        since = to.seq
         rows = connection.execute(_ROWS, (since, BATCH_ROWS)).fetchall()
         if not rows:
             return 0, since
@@ -114,7 +116,8 @@ class Rollup:
                 self._ended(connection, batch, seq, at_s, key, decoded(seq, RequestEnded, body).outcome)
             else:
                 self._said(connection, batch, seq, episode_id, decoded(seq, FeedbackGiven, body))
-        until, at_s = rows[-1][0], self.now()
+        # Behind the last one there are none of these up to where the log ended before it was asked for them.
+        until, at_s = rows[-1][0] if len(rows) == BATCH_ROWS else max(rows[-1][0], to.last), self.now()
 
         def keep(writer: sqlite3.Connection) -> None:
             if not rollups.add(writer, batch.sums, since=since, seq=until, at_s=at_s):

@@ -20,6 +20,7 @@ from suffice.gateway.intake import check_head
 from suffice.gateway.passing import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passing
 
 Handler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
+Beside = Callable[[Scope, Receive, Send], Awaitable[None]]  # another application behind the same port
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class Endpoint:
     method: str
     handler: Handler
     public: bool = False   # without a key; only for what says nothing
-    exchange: type[Exchange] = Exchange   # writes this API's errors
     guarded_inside: bool = False  # its handler asks for a key, or for something else that proves as much
+    exchange: type[Exchange] = Exchange   # writes this API's errors
     x_api_key: bool = False               # the key may come in this header too
 
 
@@ -107,10 +108,14 @@ class _Paths:
 
 
 class App:
-    """The ASGI application. Raises ConfigError for a path in `server.relay` that is ours."""
+    """The ASGI application. Raises ConfigError for a path in `server.relay` that is ours.
 
-    def __init__(self, gateway: Gateway) -> None:
+    beside  other applications by the first part of the paths that are theirs, such as "/console"
+    """
+
+    def __init__(self, gateway: Gateway, beside: Mapping[str, Beside] | None = None) -> None:
         self.gateway = gateway
+        self.beside = dict(beside or {})
         self.endpoints = endpoints(gateway.settings.server.relay)
         self._paths = _Paths(self.endpoints)
 
@@ -126,6 +131,10 @@ class App:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         by_method, stored_id = self._paths.find(scope["path"])
+        other = self.beside.get("/" + scope["path"].split("/", 2)[1]) if self.beside and not by_method else None
+        if other is not None:
+            await self._answer_beside(other, scope, receive, send)
+            return
         endpoint = by_method.get(scope["method"])
         error = self._verdict(scope, by_method, endpoint)
         if endpoint is None or error is not None:
@@ -137,6 +146,15 @@ class App:
         if stored_id is not None:
             scope["path_params"] = {"id": stored_id}
         await endpoint.handler(self.gateway, scope, receive, send)
+
+    async def _answer_beside(self, other: Beside, scope: Scope, receive: Receive, send: Send) -> None:
+        """Heads are bounded for everybody; who may come in is the other application's to say."""
+        try:
+            check_head(headers_of(scope))
+        except BadRequest as error:
+            await Exchange(send, [], self.gateway.monotonic_s).refuse(error)
+            return
+        await other(scope, receive, send)
 
     @staticmethod
     def _last(send: Send) -> Send:

@@ -167,6 +167,7 @@ MIGRATIONS: tuple[str, ...] = (
     """
     -- A cache: sums by route, class, version and hour (store/rollups.py). It may be emptied at any time.
     CREATE TABLE rollups (
+        grain             INTEGER NOT NULL,   -- 0: by the hour; by the day: 1 routes, 2 classes, 3 versions
         route             TEXT NOT NULL,
         query_class       TEXT NOT NULL,
         version           TEXT NOT NULL,
@@ -208,8 +209,9 @@ MIGRATIONS: tuple[str, ...] = (
         n_stopped_rated   INTEGER NOT NULL,
         stopped_rated     REAL NOT NULL,
         duration_s        REAL NOT NULL,
-        PRIMARY KEY (route, query_class, version, hour)
+        PRIMARY KEY (grain, route, query_class, version, hour)
     ) WITHOUT ROWID;
+    CREATE INDEX rollups_by_hour ON rollups (hour) WHERE grain = 0;
     CREATE TABLE rolled (
         id     INTEGER PRIMARY KEY CHECK (id = 1),
         format INTEGER NOT NULL,   -- of what is summed

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from suffice.assurance.extractable import WINDOW_RUNS
+from suffice.console.app import MOUNTS, ConsoleApp
 from suffice.control.arms import Tune
 from suffice.control.jobs import Job, Worker
 from suffice.control.loops import Certify
@@ -19,6 +20,7 @@ from suffice.control.matching import matching
 from suffice.control.monitor import Monitor
 from suffice.control.proposing import Retrain
 from suffice.control.reviewing import Review
+from suffice.control.rollup import Rollup
 from suffice.errors import ConfigError
 from suffice.gateway import desk, kill
 from suffice.gateway.app import App
@@ -35,6 +37,7 @@ from suffice.store.views import read_recent, route_counts
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.audit import config_change, upkeep
+from suffice.wiring.console import console
 from suffice.wiring.keys import api_key, client_keys, deployment_salt, kill_file, new_id, secret
 from suffice.wiring.routes import Evidence, build_route, check, evidence_warnings, read_evidence
 
@@ -91,23 +94,18 @@ def _running(
         upstreams=clients, embedders=vectors, log=log, metrics=Metrics(),
         api_keys=client_keys(settings) if clients else (),
         salt=deployment_salt(settings), new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
+        langfuse_secret=_langfuse_secret(settings) if clients else None,
     )  # fmt: skip
     if isinstance(log, SqliteLog):
         counts = route_counts(database_path(settings.store.url))
         gw.n_requests = {c.route: c.n_requests for c in counts if c.route}
         for episode in read_recent(database_path(settings.store.url), LEARNT_RUNS):
-        langfuse_secret=_langfuse_secret(settings) if clients else None,
             gw.learn(episode.request, episode.outcome)
     file = kill_file(settings)
     gw.kill = KillSwitch(file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append)
     gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in evidence.extracted.items()}
     return gw
 
-
-def library(settings: Settings, vectors: Mapping[str, HttpEmbedder]) -> Gateway:
-    """What a loop in this process is governed with: routes and the log, without sockets and without clients.
-
-    vectors  of `embedders`; the caller opens and closes them
 
 def _langfuse_secret(settings: Settings) -> str | None:
     return secret("feedback.langfuse.secret_env", settings.feedback.langfuse.secret_env)
@@ -125,6 +123,11 @@ def _note_settings(settings: Settings, log: EventLog, process: str) -> None:
         if changed is not None:
             log.append(changed)
 
+
+def library(settings: Settings, vectors: Mapping[str, HttpEmbedder]) -> Gateway:
+    """What a loop in this process is governed with: routes and the log, without sockets and without clients.
+
+    vectors  of `embedders`; the caller opens and closes them
 
     The caller closes `log`. Raises ConfigError and StoreError.
     """
@@ -177,19 +180,33 @@ def worker(settings: Settings, *, learning: bool = True) -> Iterator[Worker]:
             settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic,
             now=time.time,
         )  # fmt: skip
+        rollup = Rollup(
+            settings=settings, path=writer.path, matches=matching, monotonic_s=time.monotonic, now=time.time
+        )
         review = Review(
             settings=settings, path=writer.path, author=author, salt=deployment_salt(settings), now=time.time
         )
         try:
             learners: tuple[Job, ...] = (certify, monitor, retrain, tune) if learning else ()
             yield Worker(
-                decisions=writer, jobs=(*learners, *upkeep(settings, writer, author), review),
+                decisions=writer, jobs=(*learners, rollup, *upkeep(settings, writer, author), review),
                 author=author, now=time.time,
                 monotonic_s=time.monotonic, new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
             )
         finally:
             certify.close()
             monitor.close()
+            rollup.close()
+
+
+def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
+    """What answers beside the gateway: the console and the control API, where the settings want them."""
+    if not settings.console.enabled or not isinstance(log, SqliteLog):
+        return {}
+    site = stack.enter_context(console(
+        settings, log.path, decisions=lambda: decisions(settings), told=lambda: gw.told(), closing=lambda: not gw.ready,
+    ))  # fmt: skip
+    return dict.fromkeys(MOUNTS, site)
 
 
 @asynccontextmanager
@@ -229,7 +246,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
                 gw.told = follower.tell
             gw.ready = True
             try:
-                yield App(gw)
+                yield App(gw, _beside(settings, opened, gw, stack))
             finally:
                 gw.ready = False
                 await _handlers_end(gw)

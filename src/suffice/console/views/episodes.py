@@ -39,11 +39,12 @@ SAID: Final[Mapping[str, str]] = {
     "": "labelled or not", "labelled": "labelled", "unlabelled": "not labelled", "wrong": "labelled wrong",
 }  # fmt: skip
 
+# Written so that SQLite goes back through the log: left to itself, it would sort all of it.
 _PAGE: Final = """
     SELECT o.seq, o.at_s, o.key, r.route, o.body, r.body,
         EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key)
-    FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
-    WHERE o.kind = 'outcome' AND o.seq < :before AND (:route IS NULL OR r.route = :route)
+    FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE +o.kind = 'outcome' AND o.seq < :before AND (:route IS NULL OR r.route = :route)
     ORDER BY o.seq DESC LIMIT :limit"""
 _ROW: Final = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
 

@@ -18,7 +18,7 @@ from suffice.store.decisions import is_attended
 from suffice.store.epochs import labels_wanted
 from suffice.store.in_force import NOTHING, Decided, InForce, read_decided
 from suffice.store.phases import Phase, open_labels, phase_of, promise
-from suffice.store.rollups import HOUR_S, Sums
+from suffice.store.rollups import DAY_HOURS, Sums
 
 RATE_DAYS: Final = 7  # of the latest days: how many audits come a day
 
@@ -70,7 +70,7 @@ def standings(look: Look, window: Window) -> tuple[Standing, ...]:
     """Every route of the settings, and those that only the log knows. Raises StoreError."""
     connection = look.connection
     sums = {str(key[0]): one for key, one in rollups.read(connection, ("route",), since_hour=window.since_hour).items()}
-    lately = int((look.now_s - RATE_DAYS * DAY_S) // HOUR_S)
+    lately = DAY_HOURS * (int(look.now_s // DAY_S) - RATE_DAYS + 1)
     recent = {str(key[0]): one for key, one in rollups.read(connection, ("route",), since_hour=lately).items()}
     decided, attended = read_decided(connection), is_attended(connection, look.path)
     names = dict.fromkeys([*look.settings.routes, *sorted(sums)])
