@@ -172,3 +172,15 @@ def _export_satisfaction(said: Liking | None, route: str, metrics: Metrics) -> N
         metrics.set("suffice_satisfaction_effect", effect.value, route)
         metrics.set("suffice_satisfaction_effect_lower_bound", effect.low, route)
         metrics.set("suffice_satisfaction_effect_upper_bound", effect.high, route)
+
+
+@asynccontextmanager
+async def following(follower: Follower) -> AsyncIterator[None]:
+    """A block in which the gateway follows; what is decided already is in force before it begins."""
+    follower.refresh()
+    task = asyncio.create_task(follower.follow())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -108,8 +108,9 @@ def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kapp
 
 def agreement(places: Iterable[Place], *, confidence: float = 0.95) -> Agreement:
     """How far those agree who were asked independently of each other; third persons do not count."""
-    judged = [one for one in places if len(one.independent) >= 2]
-    said = [{verdict.reviewer: verdict.category for verdict in place.independent} for place in judged]
+    found = [(one, one.independent) for one in places if len(one.verdicts) >= 2]
+    judged = [place for place, independent in found if len(independent) >= 2]
+    said = [{one.reviewer: one.category for one in independent} for _, independent in found if len(independent) >= 2]
     names = sorted({category for one in said for category in one.values()})
     pairs = []
     for first, second in combinations(sorted({name for one in said for name in one}), 2):

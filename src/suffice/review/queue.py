@@ -121,12 +121,18 @@ class Place:
             return None
         return _settled(said, adjudicated=False)
 
-    def state(self, now_s: float) -> State:
-        """Where the item stands at that time."""
+    @property
+    def outcome(self) -> State | None:
+        """Where the item stands whatever the time: settled or undecided; None: neither yet."""
         if self.settlement is not None:
             return "settled"
-        if self.filled(ADJUDICATOR) is not None:
-            return "undecided"
+        return "undecided" if self.filled(ADJUDICATOR) is not None else None
+
+    def state(self, now_s: float) -> State:
+        """Where the item stands at that time."""
+        outcome = self.outcome
+        if outcome is not None:
+            return outcome
         if self.item.open_until_s is not None and now_s >= self.item.open_until_s:
             return "lapsed"
         if self.free(now_s) is None:
@@ -165,10 +171,11 @@ class Queue:
 
     places: Mapping[str, Place] = field(default_factory=dict)        # by episode, in the order in which they were asked
     drawings: Mapping[str, tuple[Drawing, ...]] = field(default_factory=dict)  # by route, oldest first
+    done: Mapping[str, State] = field(default_factory=dict)          # places that no time changes any more, and theirs
 
     def after(self, records: Iterable[Record]) -> Queue:
         """The queue after these rows, in their order."""
-        places, drawings = dict(self.places), dict(self.drawings)
+        places, drawings, done, touched = dict(self.places), dict(self.drawings), dict(self.done), set[str]()
         for record in records:
             if isinstance(record, Item):
                 places.setdefault(record.episode_id, Place(item=record))
@@ -176,16 +183,26 @@ class Queue:
                 drawings[record.route] = (*drawings.get(record.route, ()), record)
             elif record.item in places:
                 places[record.item] = places[record.item].after(record)
-        return Queue(places=places, drawings=drawings)
+                touched.add(record.item)
+        for name in touched:
+            done.pop(name, None)
+            if (state := places[name].outcome) is not None:
+                done[name] = state
+        return Queue(places=places, drawings=drawings, done=done)
 
     def of(self, route: str | None = None) -> Iterator[Place]:
         """The places of one route; None: of all."""
         return (one for one in self.places.values() if route is None or one.item.route == route)
 
+    def unfinished(self, route: str | None = None) -> Iterator[Place]:
+        """Those that are neither settled nor undecided: few, however long the log is."""
+        names = (name for name in self.places if name not in self.done)
+        return (one for one in map(self.places.__getitem__, names) if route is None or one.item.route == route)
+
     def waiting(self, *, now_s: float, route: str | None = None, reviewer: str | None = None) -> list[Place]:
         """What can be taken now, the most urgent first; with a reviewer, by them."""
         found = [
-            one for one in self.of(route)
+            one for one in self.unfinished(route)
             if (one.state(now_s) in ("open", "third") if reviewer is None else one.may_take(reviewer, now_s))
         ]  # fmt: skip
         return sorted(found, key=_urgency)
@@ -194,7 +211,7 @@ class Queue:
         """How many items stand where."""
         found: dict[State, int] = dict.fromkeys(("open", "leased", "third", "settled", "undecided", "lapsed"), 0)
         for one in self.of(route):
-            found[one.state(now_s)] += 1
+            found[self.done.get(one.item.episode_id) or one.state(now_s)] += 1
         return found
 
     def asked_on(self, day: int, route: str) -> tuple[int, int]:
@@ -219,7 +236,7 @@ def next_for(
 
     third  only items whose reviewers contradict each other
     """
-    for place in queue.of(route):
+    for place in queue.unfinished(route):
         held = place.held_by(reviewer, now_s)
         if held is not None and (place.needs_third or not third):
             return held, False
@@ -389,7 +406,7 @@ def label_of(place: Place) -> Feedback | None:
         feedback_id=f"review:{item.episode_id}:{found.deciding.reviewer}:{found.deciding.revision}",
         episode_id=item.episode_id, correct=right, gold=known, answer=found.corrected, source=REVIEWER,
         reason=found.reason or None, comment=f"adjudicated by {names}" if found.adjudicated else f"reviewed by {names}",
-        sender="review", asked_for=item.why,
+        sender="review", asked_for=item.why, door="review",
     )  # fmt: skip
 
 
