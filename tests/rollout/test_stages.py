@@ -91,6 +91,7 @@ def test_seven_perfect_audits_are_not_enough_and_it_says_how_many_are_missing() 
     assert standing.word == "not enough data"
     assert standing.missing == ("the whole: 7 of 400 audits", "class a: 7 of 200 audits")
     assert look(started(), Evidence(), RULES, at=0, now_s=1e6).word == "not enough data"
+    assert look(started(), proved(), RULES, at=800, now_s=1e6).word == "ready"
 
 
 def test_seven_live_runs_are_not_enough_either() -> None:
@@ -181,6 +182,7 @@ def test_harm_in_one_class_of_five_is_enough_though_the_whole_looks_well() -> No
     assert (move.move, move.stage, move.share, move.by) == ("roll_back", "rolled_back", 0.0, "evidence")
     assert move.reason.startswith("EM of e: lower by 6.67 points on 300 audits, surely lower")
     assert len(move.readings) == 6
+    assert look(started(), evidence, RULES, at=5_000, now_s=1e6).word == "goes back"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,7 @@ def test_gains_in_a_class_that_is_audited_more_do_not_pay_for_losses_in_the_traf
     assert all(one.said == "fine" for one in read_em(evidence, RULES))
     assert step(started(), evidence) is None
     missing = look(started(), evidence, RULES, at=5_000, now_s=1e6).missing
-    assert missing == ("weighted as the traffic is, the classes lose 1.55 points, 1 are allowed",)
+    assert missing == ("weighted as the traffic is, classes lose 1.55 points, of 1 point allowed",)
 
 
 def test_live_labels_that_are_better_over_all_and_worse_in_each_class_withhold_it() -> None:
@@ -325,6 +327,7 @@ def test_a_split_that_is_not_the_one_drawn_withholds_the_results_and_calls_a_per
     assert move is not None
     assert (move.move, move.share, move.by) == ("pause", 0.0, "evidence")
     assert "470 units of the candidate and 800 of the control" in move.reason
+    assert look(at_step(2), uneven(), RULES, at=5_000, now_s=1e6).word == "broken"
     paused = at_step(2).after(move)
     assert step(paused, uneven()) is None
     assert place(paused, "u", salt="s").arm is None, "nobody is served by what cannot be measured"

@@ -139,10 +139,10 @@ def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: floa
         said = "harm"
     drop = _drop(audits) if audits.n else None
     name = "EM" if about is None else f"EM of {about or NO_NAME}"
-    seen = "no audits yet" if drop is None else f"lower by {100 * drop:.2f} points on {audits.n:,} audits"
+    seen = "no audits yet" if drop is None else f"{_by(drop)} on {audits.n:,} audits"
     ends = {
-        "fine": f"surely by less than {100 * margin:g}", "harm": "surely lower",
-        "open": f"less than {100 * margin:g} is not proved",
+        "fine": f"surely less than {points(margin)} lower", "harm": "surely lower",
+        "open": f"{points(margin)} lower is not ruled out",
     }  # fmt: skip
     return Reading(
         rail="em", about=about, n=audits.n, n_control=0, worse=drop, margin=margin, said=said,
@@ -152,6 +152,18 @@ def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: floa
 
 def _one(gained: int, same: int, lost: int) -> Counts:
     return Counts(np.array([gained]), np.array([same]), np.array([lost]))
+
+
+def _by(drop: float) -> str:
+    if round(100 * drop, 2) == 0:
+        return "the same"
+    return f"{'lower' if drop > 0 else 'higher'} by {100 * abs(drop):.2f} points"
+
+
+def points(fraction: float) -> str:
+    """A part of 100 in words: "1 point", "2.5 points"."""
+    shown = f"{100 * fraction:g}"
+    return f"{shown} point" if shown == "1" else f"{shown} points"
 
 
 def _missing(audits: ClassAudits, margin: float, delta: float) -> int | None:
@@ -224,9 +236,11 @@ def _live_sentence(
         shown = f"{1 - mine:.2f} against {1 - other:.2f}"
     else:
         shown = f"{100 * mine:.2g} % against {100 * other:.2g} %"
+    worse_word = {"latency": "slower", "satisfaction": "lower"}.get(rail, "more")
+    allowed = f"{100 * margin:g} %" if rail == "latency" else points(margin)
     ends = {
-        "fine": f"surely no worse than {100 * margin:g} {'%' if rail == 'latency' else 'points'} allow",
-        "harm": "surely worse", "open": f"{100 * margin:g} {'%' if rail == 'latency' else 'points'} are not ruled out",
+        "fine": f"surely less than {allowed} {worse_word}", "harm": f"surely {worse_word}",
+        "open": f"{allowed} {worse_word} is not ruled out",
     }  # fmt: skip
     return f"{name}: {shown} on {n}, {ends[said]}"
 
@@ -240,16 +254,15 @@ def split_problem(evidence: Evidence) -> str | None:
     goal = LOG_ALARM + log(len(pairs))
     for where, candidate, control in pairs:
         if log_sample_ratio(Draws(((0.5, candidate + control, candidate),))) >= goal:
-            return f"{candidate:,} units of the candidate and {control:,} of the control{where}: the lot is even"
+            return f"{candidate:,} units of the candidate and {control:,} of the control{where}, by an even lot"
     return None
 
 
 def mix_problem(evidence: Evidence, rules: Rules) -> str | None:
     """Why a mean over all says the opposite of the classes (Simpson); None: it does not."""
-    drop = post_stratified_drop(evidence, rules)
+    drop = post_stratified_drop(evidence, rules) if evidence.n_audits >= rules.least_audits else None
     if drop is not None and drop > rules.em_margin:
-        allowed = f"{100 * rules.em_margin:g} are allowed"
-        return f"weighted as the traffic is, the classes lose {100 * drop:.2f} points, {allowed}"
+        return f"weighted as the traffic is, classes lose {100 * drop:.2f} points, of {points(rules.em_margin)} allowed"
     mixed_up = standardise(evidence.labelled, margin=rules.em_margin)
     true = mixed_up.standardised_drop
     if mixed_up.misleading and true is not None and true > rules.em_margin:

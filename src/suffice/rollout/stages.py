@@ -25,6 +25,7 @@ from suffice.rollout.rails import (
     Reading,
     groups,
     mix_problem,
+    points,
     read_em,
     read_live,
     split_problem,
@@ -166,7 +167,10 @@ def advance(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: f
         )  # fmt: skip
     if standing.missing:
         return None
-    return _forward(state, rules, at=at, now_s=now_s, by=EVIDENCE, reason="", readings=standing.readings)
+    return _forward(
+        state, rules, at=at, now_s=now_s, by=EVIDENCE, reason=_why_forward(state, evidence, rules),
+        readings=standing.readings,
+    )  # fmt: skip
 
 
 def hold(state: State, *, by: str, reason: str, at: int, now_s: float) -> Transition:
@@ -228,6 +232,17 @@ def look(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: floa
     missing = _missing_live(state, evidence, rules, em, others) if live else _missing_for_canary(evidence, rules, em)
     missing += _missing_always(state, evidence, rules, at=at, now_s=now_s)
     return Standing(readings=(*em, *others), ends=ends, broken=broken, missing=tuple(missing))
+
+
+def _why_forward(state: State, evidence: Evidence, rules: Rules) -> str:
+    to = f"from {_percent(state.share)} to {_percent(_share_of(state.step + 1, rules))} of new units"
+    if not state.step:
+        whole, each = points(rules.em_margin), points(rules.class_em_margin)
+        return f"{evidence.n_audits:,} audits prove: less than {whole} of EM lost over all, {each} in each class; {to}"
+    seen = f"{evidence.n_candidate:,} units of the candidate and {evidence.n_control:,} of the control"
+    if state.step < rules.n_steps - 1:
+        return f"nothing looks worse than its margin on {seen}; {to}"
+    return f"{', '.join(rules.required) or 'nothing'} proved to be within the margin on {seen}; {to}"
 
 
 def _why_back(state: State, evidence: Evidence, rules: Rules, readings: tuple[Reading, ...], *, at: int) -> str:
@@ -313,11 +328,8 @@ def _forward(
     step = state.step + 1
     stage: Stage = "full" if step >= rules.n_steps else "canary" if step == 1 else "ramp"
     share = _share_of(step, rules)
-    says = reason or (
-        f"nothing that was looked at is surely lost; from {_percent(state.share)} to {_percent(share)} of new units"
-    )
     return replace(
-        _move(state, "promote", at=at, now_s=now_s, by=by, reason=says, readings=readings),
+        _move(state, "promote", at=at, now_s=now_s, by=by, reason=reason, readings=readings),
         stage=stage, step=step, share=share, audit_share=None,
     )  # fmt: skip
 
