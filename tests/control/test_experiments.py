@@ -307,3 +307,18 @@ def test_one_key_that_asks_the_model_speaks_for_a_share_of_the_units(told: Story
         told.ran(next(units), said)
     values = [one.value for one in told.material().values[SATISFACTION]]
     assert values == [0.0] * 3 + [1.0] * 20, "5 % of 60 units, and everybody else"
+
+
+def test_what_a_unit_says_after_the_weights_changed_does_not_count(told: Story) -> None:
+    early, late = next(of("full", told)), "somebody new"
+    told.ran(early)
+    arms = {"full": {"full": True}, "brisk": {"policy": BRISK, "weight": 9.0}}
+    given = settings(arms=arms).experiments["e"]
+    with Decisions.open(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
+        assert isinstance(start(writer, "e", given, author="a", reason="r"), Begun)
+    told.held = read_experiments(told.path)[0]
+    told.ran(early, Feedback(feedback_id="a", rating=5))
+    told.ran(late, Feedback(feedback_id="b", rating=1))
+    found = told.material()
+    assert [one.value for one in found.values[SATISFACTION]] == [0.0]
+    assert [one.odds["brisk"] for one in found.values[TOKENS]] == [0.5, 0.9]

@@ -4,9 +4,9 @@
          ──▶ runs, labels ──▶ values by metric  ─┼──▶ Material ──▶ rollout.analysis
          ──▶ audits, replayed for every arm     ─┘
 
-A unit is one witness of each metric, by its first value, in the arm that it drew first. Audits run in full whatever
-their arm, so they stand for no arm live; of other runs nothing is chosen by how they ended. Knows records of the log;
-refuses to know what they prove.
+A unit is one witness of each metric, by its first value under the weights that it first took part with. Audits run in
+full whatever their arm, so they stand for no arm live; of other runs nothing is chosen by how they ended. Knows records
+of the log; refuses to know what they prove.
 """
 
 from __future__ import annotations
@@ -191,14 +191,18 @@ class _Taken:
         ]
 
     def _draw(self, item: Labelled) -> ArmDraw | None:
-        """The arm that a run stands for; None: none, or its unit stands for another."""
+        """The arm that a run stands for; None: none.
+
+        A unit that took part before the weights changed tells nothing after: some like it have moved, and those that
+        have not are no fair sample of either arm.
+        """
         request = item.episode.request
         if request.ungoverned is not None or request.audit:
             return None
         for draw in request.arms:
             if (draw.experiment, draw.run) == (self.one.name, self.one.run):
                 first = self._first.get(draw.unit)
-                return draw if first is not None and first.arm == draw.arm else None
+                return draw if first is not None and first.odds == _odds(draw) else None
         return None
 
     def _add(
@@ -206,7 +210,7 @@ class _Taken:
     ) -> None:
         query = item.episode.request.query
         self._values.setdefault(metric, []).append(_Told(seq=seq, unit=draw.unit, voice=voice, value=Value(
-            arm=draw.arm, odds={draw.arm: draw.propensity, **dict(draw.others)}, query_class=class_of(query),
+            arm=draw.arm, odds=_odds(draw), query_class=class_of(query),
             value=value, known=_known(query), warmup=draw.unit in self._warm,
         )))  # fmt: skip
 
@@ -218,6 +222,11 @@ class _Taken:
         for name, value in given.metrics:
             if name in self.declared and name not in METRICS and not isinstance(value, str):
                 yield name, scaled(float(value), self.declared[name])
+
+
+def _odds(draw: ArmDraw) -> dict[str, float]:
+    """Of every arm, when it was drawn."""
+    return {draw.arm: draw.propensity, **dict(draw.others)}
 
 
 def _known(query: Query | None) -> tuple[float, ...]:
