@@ -126,7 +126,8 @@ def test_a_beginning_that_is_edited_or_gone_is_named(whole: sqlite3.Connection) 
         "UPDATE chain SET note = 'nonsense' WHERE place = 1",
         "DELETE FROM chain WHERE place = 1",
         "DELETE FROM chain",
-        "INSERT INTO chain SELECT 100, NULL, form, kept, NULL, NULL, NULL, NULL, link, note FROM chain WHERE place = 1",
+        ("INSERT INTO chain SELECT 100, NULL, form, kept, whole, NULL, NULL, NULL, NULL, link, note FROM chain"
+         " WHERE place = 1"),
     ):
         with closing(copied(whole)) as log:
             log.execute(statement)
@@ -139,7 +140,7 @@ def test_words_that_are_changed_or_go_in_silence_are_named(whole: sqlite3.Connec
     found = whole.execute("SELECT place FROM chain WHERE comments IS NOT NULL ORDER BY place")
     with_words = [place for (place,) in found]
     assert len(with_words) > 10
-    for tamper, word in ((change_words, "its comments are not what"), (erase_in_silence, "no erasure in the chain")):
+    for tamper, word in ((change_words, "edited: it is not what"), (erase_in_silence, "no erasure in the chain")):
         with closing(copied(whole)) as log:
             tamper(log, with_words[3])
             tamper(log, with_words[7])
@@ -161,7 +162,7 @@ def test_a_field_that_is_there_twice_is_another_body(whole: sqlite3.Connection) 
 
 
 FIELDS = {
-    "chain": ("seq", "form", "kept", "answers", "answers_salt", "comments", "comments_salt", "link"),
+    "chain": ("seq", "form", "kept", "whole", "answers", "answers_salt", "comments", "comments_salt", "link"),
     "events": ("kind", "key", "episode_id", "route", "at_s", "body"),
 }
 

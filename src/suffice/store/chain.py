@@ -5,9 +5,10 @@
 
     link = digest of (link before, place, event's place in the log, digests of the event)
 
-The event is digested in parts: what stays for good, and, each with a salt of its own, the words of people that may
-have to go. An erased part keeps its digest and loses its salt, so that nobody can guess the words from it, and all the
-rest of the row still has to be what was written. Knows rows and digests; refuses to know what events mean.
+An event that holds words of people is digested as a whole and in parts: what stays for good, and, each with a salt of
+its own, the words that may have to go. An erased part keeps its digest and loses its salt, so that nobody can guess the
+words from it, and all the rest of the row still has to be what was written. The digest of the whole takes in the salts,
+so it says nothing any more once one is gone. Knows rows and digests; refuses to know what events mean.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from suffice.store.events import UNCHAINED, Row
 from suffice.store.personal import Part, Split, redacted, split
 
 FORM: Final = 1            # how rows are digested; another way gets another number, and both stay readable
-NOTHING: Final = bytes(32) # the link before the first row, and the digest of a part that holds no words
+NOTHING: Final = bytes(32) # the link before the first row, and the digest of what is not there
 SALT_BYTES: Final = 16
+NO_SALT: Final = bytes(SALT_BYTES)
 CHAINED_PARTS: Final[tuple[Part, Part]] = ("answers", "comments")
 
 _INSERT: Final = """INSERT OR IGNORE INTO events (kind, key, episode_id, route, at_s, owner, body)
                     VALUES (?, ?, ?, ?, ?, ?, ?)"""
-_LINK: Final = """INSERT INTO chain (place, seq, form, kept, answers, answers_salt, comments, comments_salt, link, note)
-                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_LINK: Final = """INSERT INTO chain
+                  (place, seq, form, kept, whole, answers, answers_salt, comments, comments_salt, link, note)
+                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _TAIL: Final = "SELECT place, link FROM chain ORDER BY place DESC LIMIT 1"
 _ENCODE: Final = msgspec.json.Encoder().encode
 _PLACES: Final = struct.Struct(">QQB").pack
@@ -65,11 +68,19 @@ def is_chained(kind: str) -> bool:
     return kind not in UNCHAINED
 
 
-def kept_digest(
-    seq: int, kind: str, key: str, episode_id: str | None, route: str | None, at_s: float, kept: bytes
-) -> bytes:
-    """The digest of what stays of an event for good."""
-    return sha256(_ENCODE((seq, kind, key, episode_id, route, at_s)) + b"\n" + kept).digest()
+def told_of(seq: int, kind: str, key: str, episode_id: str | None, route: str | None, at_s: float) -> bytes:
+    """What is digested of an event beside its body."""
+    return _ENCODE((seq, kind, key, episode_id, route, at_s))
+
+
+def digest(told: bytes, body: bytes) -> bytes:
+    """The digest of an event: of what is told of it, and of its body or of what stays of it."""
+    return sha256(told + b"\n" + body).digest()
+
+
+def whole_digest(told: bytes, body: bytes, answers_salt: bytes | None, comments_salt: bytes | None) -> bytes:
+    """The digest of an event with its words: with a salt, nobody can guess them from it."""
+    return sha256((answers_salt or NO_SALT) + (comments_salt or NO_SALT) + told + b"\n" + body).digest()
 
 
 def words_digest(salt: bytes, words: bytes) -> bytes:
@@ -77,10 +88,12 @@ def words_digest(salt: bytes, words: bytes) -> bytes:
     return sha256(salt + words).digest()
 
 
-def link_of(before: bytes, place: int, seq: int, kept: bytes, answers: bytes | None, comments: bytes | None) -> bytes:
+def link_of(
+    before: bytes, place: int, seq: int, kept: bytes, whole: bytes | None, answers: bytes | None, comments: bytes | None
+) -> bytes:
     """The link of a row; `seq` is 0 at the beginning."""
-    parts = _PLACES(place, seq, FORM), kept, answers or NOTHING, comments or NOTHING
-    return sha256(before + b"".join(parts)).digest()
+    digests = kept + (whole or NOTHING) + (answers or NOTHING) + (comments or NOTHING)
+    return sha256(before + _PLACES(place, seq, FORM) + digests).digest()
 
 
 class Appender:
@@ -114,13 +127,15 @@ class Appender:
         self._found_tail(now_s)
 
     def _chain(self, seq: int, row: Row, at_s: float) -> None:
-        taken = split(row.kind, row.body)
-        kept = kept_digest(seq, row.kind, row.key, row.episode_id, row.route, at_s, taken.kept)
+        taken, told = split(row.kind, row.body), told_of(seq, row.kind, row.key, row.episode_id, row.route, at_s)
+        kept = digest(told, taken.kept)
         (answers, answers_salt), (comments, comments_salt) = (_salted(taken, part) for part in CHAINED_PARTS)
+        has_words = answers_salt is not None or comments_salt is not None
+        whole = whole_digest(told, row.body.encode(), answers_salt, comments_salt) if has_words else None
         place, before = self._found_tail(at_s, before_seq=seq)
-        link = link_of(before, place + 1, seq, kept, answers, comments)
+        link = link_of(before, place + 1, seq, kept, whole, answers, comments)
         self._connection.execute(
-            _LINK, (place + 1, seq, FORM, kept, answers, answers_salt, comments, comments_salt, link, None)
+            _LINK, (place + 1, seq, FORM, kept, whole, answers, answers_salt, comments, comments_salt, link, None)
         )
         self._tail = place + 1, link
 
@@ -141,8 +156,8 @@ class Appender:
         ).fetchone()[0])  # fmt: skip
         note = _ENCODE(Beginning(chain=os.urandom(8).hex(), at_s=now_s, after_seq=after_seq, n_before=n_before))
         kept = sha256(note).digest()
-        link = link_of(NOTHING, 1, 0, kept, None, None)
-        self._connection.execute(_LINK, (1, None, FORM, kept, None, None, None, None, link, note.decode()))
+        link = link_of(NOTHING, 1, 0, kept, None, None, None)
+        self._connection.execute(_LINK, (1, None, FORM, kept, None, None, None, None, None, link, note.decode()))
         return 1, link
 
 

@@ -225,6 +225,7 @@ MIGRATIONS: tuple[str, ...] = (
         seq           INTEGER,              -- of the event; null: the beginning
         form          INTEGER NOT NULL,     -- how it is digested
         kept          BLOB NOT NULL,        -- digest of the event without people's words
+        whole         BLOB,                 -- digest of the event with them; null: it holds none
         answers       BLOB,                 -- digest of the answers in it; null: there are none
         answers_salt  BLOB,                 -- null though there is a digest: erased
         comments      BLOB,

@@ -13,6 +13,7 @@ The last two are found by exported heads alone: whoever can write the file can w
 from __future__ import annotations
 
 import sqlite3
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -27,22 +28,23 @@ from suffice.store.chain import (
     NOTHING,
     Beginning,
     Head,
+    digest,
     is_chained,
-    kept_digest,
     link_of,
     require_chain,
+    told_of,
+    whole_digest,
     words_digest,
 )
 from suffice.store.events import EVENTS, decode_as
 from suffice.store.personal import Part, split
 
 _ROWS: Final = """
-    SELECT c.place, c.seq, c.form, c.kept, c.answers, c.answers_salt, c.comments, c.comments_salt, c.link, c.note,
-           e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
+    SELECT c.place, c.seq, c.form, c.kept, c.whole, c.answers, c.answers_salt, c.comments, c.comments_salt, c.link,
+           c.note, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
     FROM chain c LEFT JOIN events e ON e.seq = c.seq ORDER BY c.place"""
 _MAX: Final = 2**63 - 1
 _NO_WORDS: Final = (None,) * 4    # digests and salts of a row that holds none
-_DIGEST: Final = (bytes, type(None))  # types of what stands in its columns; SQLite takes anything
 _KNOWN: Final = frozenset(kind for kind in EVENTS if is_chained(kind))
 
 
@@ -96,9 +98,9 @@ class _Walk:
 
     def begin(self, row: Sequence[Any]) -> None:
         """Take the first row of the chain."""
-        place, seq, form, kept, *words, link, note = row[:10]
-        self.place, self.link, self.first, self.n_rows = place, link, link, 1
-        if place != 1 or seq is not None or note is None:
+        place, seq, form, kept, *words, link, note = row[:11]
+        self.place, self.link, self.first, self.n_rows = place, _link(link), _link(link), 1
+        if place != 1 or seq is not None or not isinstance(note, str):
             self.blame(1, None, None, "removed: the beginning of the chain is gone")
             return
         try:
@@ -107,14 +109,14 @@ class _Walk:
             self.blame(1, None, None, "edited: the beginning of the chain cannot be read")
             return
         self.seq = self.beginning.after_seq
-        same = form == FORM and tuple(words) == _NO_WORDS and sha256(note.encode()).digest() == kept
-        if not same or link_of(NOTHING, 1, 0, kept, None, None) != link:
+        same = form == FORM and not any(words) and sha256(note.encode()).digest() == kept
+        if not same or link_of(NOTHING, 1, 0, kept, None, None, None) != link:
             self.blame(1, None, None, "edited: the beginning of the chain is not what was written")
 
     def take(self, row: Sequence[Any]) -> None:
         """Take the next row."""
-        place, seq, _, kept, answers, _, comments, _, link, note, kind = row[:11]
-        before, self.link = self.link, link if type(link) is bytes else NOTHING
+        place, seq, _, kept, whole, answers, _, comments, _, link, note, kind = row[:12]
+        before, self.link = self.link, _link(link)
         self.n_rows += 1
         self.n_known += kind in _KNOWN
         if place != self.place + 1:
@@ -124,53 +126,74 @@ class _Walk:
         if seq is None or note is not None:
             self.blame(place, seq, kind, "added: a second beginning of the chain")
             return
-        if type(seq) is not int or any(type(one) not in _DIGEST for one in row[3:8]) or type(kept) is not bytes:
+        try:
+            same = self._in_order(place, seq, kind) and self._is_same(row)
+            follows = link_of(before, place, seq, kept, whole, answers, comments) == link
+        except (TypeError, struct.error):  # SQLite takes anything in any column
             self.blame(place, None, kind, "edited: its digests are none")
             return
-        if seq <= self.seq:
-            self.blame(place, seq, kind, f"reordered: it stands behind row {self.seq} of the log")
-        self.seq = max(seq, self.seq)
-        same = self._is_same(row)
-        if link_of(before, place, seq, kept, answers, comments) != link:
+        if not follows:
             what = "does not follow from the row before it: rows were reordered, removed or added, or links edited"
             self.blame(place, seq, kind, what)
         elif same and kind == Erased.kind:
-            self._explained(row[15])
+            self._explained(row[16])
+
+    def _in_order(self, place: int, seq: int, kind: str | None) -> bool:
+        """Does the event stand behind those before it, and is it there at all? If not, the row is blamed."""
+        if seq <= self.seq:
+            self.blame(place, seq, kind, f"reordered: it stands behind row {self.seq} of the log")
+        self.seq = max(seq, self.seq)
+        if kind is None:
+            self.blame(place, seq, None, "removed: its event is not in the log any more")
+        return kind is not None
 
     def _is_same(self, row: Sequence[Any]) -> bool:
         """Is the event what was written? If not, the row is blamed."""
-        place, seq, form, kept, answers, answers_salt, comments, comments_salt, _, _, kind = row[:11]
-        key, episode_id, route, at_s, body = row[11:]
-        if kind is None:
-            self.blame(place, seq, None, "removed: its event is not in the log any more")
-            return False
+        place, seq, form, kept, whole, answers, answers_salt, comments, comments_salt, _, _, kind = row[:12]
         if form != FORM:
             self.blame(place, seq, kind, f"is digested in form {form!r}, and this version knows {FORM}: upgrade")
             return False
         try:
-            told = split(kind, body)
-            same: bool = kept_digest(seq, kind, key, episode_id, route, at_s, told.kept) == kept
-        except (ValueError, TypeError, AttributeError):  # no JSON any more, or no text
+            told, body = told_of(seq, kind, *row[12:16]), row[16].encode()
+        except (ValueError, AttributeError):  # no text any more, or none that can be written
             same = False
+        else:
+            if whole is None:
+                same = digest(told, body) == kept and row[5:9] == _NO_WORDS
+            elif (answers is None) is (answers_salt is None) and (comments is None) is (comments_salt is None):
+                same = whole_digest(told, body, answers_salt, comments_salt) == whole
+            else:
+                return self._is_same_without_words(row, told)
         if not same:
             self.blame(place, seq, kind, "edited: it is not what was written")
-        elif told.words or row[4:8] != _NO_WORDS:
-            self._compare_words(row, told.words, (answers, comments), (answers_salt, comments_salt))
         return same
+
+    def _is_same_without_words(self, row: Sequence[Any], told: bytes) -> bool:
+        """The same of an event of which a part was erased."""
+        place, seq, _, kept, _, answers, answers_salt, comments, comments_salt, _, _, kind = row[:12]
+        try:
+            taken = split(kind, row[16])
+        except (ValueError, TypeError, AttributeError):  # no JSON any more
+            taken = None
+        if taken is None or digest(told, taken.kept) != kept:
+            self.blame(place, seq, kind, "edited: it is not what was written")
+            return False
+        self._compare_words(row, taken.words, (answers, comments), (answers_salt, comments_salt))
+        return True
 
     def _compare_words(
         self, row: Sequence[Any], words: Mapping[Part, bytes], digests: Sequence[bytes | None],
         salts: Sequence[bytes | None],
     ) -> None:
         """Compare the words of people, part by part; where they are gone an erasure has to say so."""
-        place, seq, kind = row[0], row[1], row[10]
-        for part, digest, salt in zip(CHAINED_PARTS, digests, salts, strict=True):
+        place, seq, kind = row[0], row[1], row[11]
+        for part, kept, salt in zip(CHAINED_PARTS, digests, salts, strict=True):
             said = words.get(part)
-            if digest is None and said is None and salt is None:
+            if kept is None and said is None and salt is None:
                 continue
-            if digest is not None and salt is None and said is None:
+            if kept is not None and salt is None and said is None:
                 self.silent[seq, part] = place, kind
-            elif digest is None or salt is None or said is None or words_digest(salt, said) != digest:
+            elif kept is None or salt is None or said is None or words_digest(salt, said) != kept:
                 self.blame(place, seq, kind, f"edited: its {part} are not what was written")
 
     def _explained(self, body: str) -> None:
@@ -187,6 +210,11 @@ class _Walk:
             place, seq, part, kind = left
             what = f"edited: its {part} are gone, and no erasure in the chain says so"
             self.bad = BadRow(place=place, seq=seq, kind=kind, what=what)
+
+
+def _link(value: object) -> bytes:
+    """What stands in the column; anything but bytes is no link."""
+    return value if isinstance(value, bytes) else NOTHING
 
 
 def verify(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> Verdict:
@@ -216,11 +244,11 @@ def _go(connection: sqlite3.Connection, walk: _Walk) -> None:
         return
     walk.begin(first)
     if first[0] in links:
-        links[first[0]] = first[8]
+        links[first[0]] = walk.first
     for row in rows:
         take(row)
         if row[0] in links:
-            links[row[0]] = row[8]
+            links[row[0]] = walk.link
     walk.end()
 
 
