@@ -204,7 +204,7 @@ def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStac
     if not settings.console.enabled or not isinstance(log, SqliteLog):
         return {}
     site = stack.enter_context(console(
-        settings, log.path, decisions=lambda: decisions(settings), told=lambda: gw.told(), closing=lambda: not gw.ready,
+        settings, log.path, decisions=lambda: decisions(settings), told=gw.told, closing=lambda: not gw.ready,
     ))  # fmt: skip
     return dict.fromkeys(MOUNTS, site)
 
