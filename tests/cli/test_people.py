@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import random
 import sqlite3
 import subprocess
 import sys
@@ -15,15 +16,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.control.made import run as made_run
 from tests.review.made import item
 from tests.review.test_override import publication
 
+from suffice.cli.held import held_lines, read_held
 from suffice.cli.main import main
 from suffice.review.incident import of_pause
 from suffice.rollout.assign import question_key
 from suffice.store.control_events import EnforcementPaused, EpochBegan, PolicyPublished
 from suffice.store.decisions import Decisions
-from suffice.store.events import Event
+from suffice.store.events import Event, RequestEnded, RequestSeen
 from suffice.store.hold_events import IncidentOpened
 from suffice.store.review_events import Question, QuestionKept, ReviewAsked
 from suffice.store.reviews import read_reviews
@@ -203,6 +206,23 @@ def test_an_incident_by_hand_pauses_where_asked(folder: Path) -> None:
     (one,) = lines(run(folder, "incident", "show", "r:m1", "--json"))
     assert (one["evidence"][0], one["pause"], one["roll_back_to"]) == ("ticket 812", 1, [])
     assert run(folder, "incident", "decide", "r:m1", "resume", "--reason", "fixed").exit_code == 0
+
+
+def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
+    request, outcome = made_run(0, random.Random(0))
+    write(folder, *told(folder), RequestSeen(request), RequestEnded(outcome), ReviewAsked(item(n_reviewers=2)),
+          ReviewAsked(item("ep_2")), ReviewAsked(item("ep_3", route="own")))  # fmt: skip
+    for name, word in (("ann", "full"), ("bob", "early")):
+        run(folder, "review", "submit", "ep_1", word, "--reviewer", name)
+    run(folder, "override", "set", "r", "cap", "--level", "3", "--days", "2", "--reason", "quarter end")
+    text = run(folder, "status").stdout
+    assert "INCIDENT               WAITS FOR A DECISION: r:p1: EM is 40.0% over the last 60 labels" in text
+    assert "held by a person       level 3 at most until " in text
+    assert "to review              2 runs, 1 of them contradicted: suffice review next" in text
+    (plain,) = lines(run(folder, "status", "--json"))
+    assert (plain["held"]["n_to_review"], len(plain["held"]["overrides"])) == (2, 1)
+    assert read_held(folder / "log.db", now_s=1e12)["own"].n_to_review == 1
+    assert held_lines(None) == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from suffice.assurance.estimate import Estimate, Measured, MoneyTotals, RouteReport, TokenTotals
     from suffice.assurance.evidence import Evidence
     from suffice.assurance.outlook import Outlook
+    from suffice.cli.held import Held
     from suffice.cli.pairs import PairStatus
     from suffice.settings import Route, Settings
     from suffice.store.advice_events import ArmWorth, Proposed
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from suffice.store.views import RouteCounts
 
 EXACT = "exact string equality (no --config, so no route scorers)"
-LOUD = ("UNCERTIFIED", "PAUSED", "NOT RUNNING", "ALERT")  # how a line begins that a reader must not overlook
+LOUD = ("UNCERTIFIED", "PAUSED", "NOT RUNNING", "ALERT", "WAITS")  # how a line begins that a reader must not overlook
 SEED = 20_240_229  # of the bootstrap: the same log gives the same report
 
 
@@ -49,6 +51,7 @@ class RouteStatus:
     tuner: ArmWorth | None = None  # the latest proposal of the job `tune`
     promise: str = ""     # in one sentence, with all that it hangs on
     pairs: PairStatus | None = None  # of an effort or a budget that is proved by asking twice
+    held: Held | None = None  # what people hold on it, and what waits for them; None: nothing
 
 
 @click.command()
@@ -86,6 +89,7 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
     import numpy as np
 
     from suffice.assurance.estimate import estimate_route
+    from suffice.cli.held import read_held
     from suffice.cli.pairs import read_pairs
     from suffice.errors import StoreError
     from suffice.store.advice import newest_arm, newest_outlook, newest_proposal
@@ -93,7 +97,7 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
     from suffice.store.phases import phase_of, promise, read_phases
     from suffice.store.views import read_episodes, route_counts
 
-    counts, phases = route_counts(database), read_phases(database)
+    counts, phases, held = route_counts(database), read_phases(database), read_held(database, now_s=time.time())
     if route is not None and route not in (known := [one.route for one in counts]):
         names = ", ".join(name or '""' for name in known) or "none yet"
         raise StoreError(f"--route: no request of route {route!r} in {database}; routes seen: {names}")
@@ -120,7 +124,7 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
         proposal = newest_proposal(database, one.route)
         statuses.append(replace(
             found, control=control, outlook=outlook, proposal=proposal, tuner=newest_arm(database, one.route),
-            promise=promised, pairs=pairs,
+            promise=promised, pairs=pairs, held=held.get(one.route),
         ))  # fmt: skip
     return statuses
 
@@ -228,6 +232,7 @@ def _print_route(one: RouteStatus) -> None:
 
 def _lines(one: RouteStatus) -> list[tuple[str, str]]:
     """What a reader sees, in the order in which it is asked."""
+    from suffice.cli.held import held_lines
     from suffice.cli.liking import headline
     from suffice.cli.outlook import arm_lines, outlook_lines, proposal_lines
 
@@ -242,6 +247,7 @@ def _lines(one: RouteStatus) -> list[tuple[str, str]]:
         ("mode", one.mode + (f" (earlier: {', '.join(earlier)})" if earlier else "")),
         ("policy", one.policy_version or "none"),
         *_control(one),
+        *held_lines(one.held),
         ("requests", f"{report.n_requests + one.n_without_outcome:,}{running}"),
         ("governed", _share(report.governed_share) + _reasons(", untouched: ", report.ungoverned)),
         ("ended", _reasons("", report.end_reasons) or "none yet"),
