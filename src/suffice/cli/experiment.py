@@ -36,7 +36,10 @@ def experiment() -> None:
 @_CONFIG
 @_JSON
 def list_(path: str, *, as_json: bool) -> None:
-    """List the experiments of the settings and of the log, and which of them run."""
+    """List experiments and which of them run.
+
+    Those of the settings, and those of the log that are not there any more.
+    """
     settings, _, held = _opened("list", path)
     latest = {one.experiment.name: one for one in held}
     names = list(dict.fromkeys((*settings.experiments, *latest)))
@@ -61,7 +64,10 @@ def list_(path: str, *, as_json: bool) -> None:
 @click.option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
 @_JSON
 def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
-    """Show what experiment NAME has shown so far. Look as often as you like: every interval holds at every look."""
+    """Show what experiment NAME tells so far.
+
+    Look as often as you like: every interval holds at every look.
+    """
     settings, database, held = _opened("show", path)
     mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]
     if not mine:
@@ -89,7 +95,10 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
 @_AUTHOR
 @_JSON
 def start(name: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
-    """Start experiment NAME as the settings have it now, or give a running one its new weights and share."""
+    """Start experiment NAME, or change its weights.
+
+    It runs as the settings have it now. One that runs already gets its new weights and share.
+    """
     from suffice import wiring
     from suffice.errors import SufficeError
     from suffice.store import experiments
@@ -123,7 +132,10 @@ def start(name: str, path: str, reason: str, author: str | None, *, as_json: boo
 @_AUTHOR
 @_JSON
 def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
-    """Stop experiment NAME: its requests are served as the route says again. What it showed is kept with the reason."""
+    """Stop experiment NAME.
+
+    Its requests are served as the route says again. What it showed is kept beside the reason.
+    """
     from suffice import wiring
     from suffice.errors import SufficeError
     from suffice.store import experiments

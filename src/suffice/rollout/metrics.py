@@ -20,6 +20,12 @@ class Metric:
     margin: str          # the unit of a margin, behind its number
     times: float = 1.0   # of a number, for people
     digits: int = 1
+    title: str = ""      # at the beginning of a sentence; "": its name
+
+    @property
+    def same(self) -> str:
+        """What is said where there is no difference."""
+        return f"{self.title or self.name} is the same"
 
     def size(self, value: float) -> str:
         """How large a difference is, for people."""
@@ -38,7 +44,7 @@ TOKENS: Final = "tokens"
 METRICS: Final[Mapping[str, Metric]] = {
     EM: Metric(
         name=EM, higher_is_better=True, high=1.0, said="EM is {n} points {way}", more="higher", less="lower",
-        margin="points", times=100, digits=2,
+        margin="points", times=100, digits=2, title="EM",
     ),
     SATISFACTION: Metric(
         name=SATISFACTION, higher_is_better=True, high=1.0, said="satisfaction is {n} points {way}", more="higher",

@@ -115,7 +115,7 @@ def _last(arm: ArmResult) -> str:
 def _said(metric: Metric, value: float) -> str:
     size = metric.size(value)
     if not any(digit in size for digit in "123456789"):
-        return f"{metric.name} is the same"
+        return metric.same
     return metric.said.format(n=size, way=metric.way(value))
 
 
