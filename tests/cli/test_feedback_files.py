@@ -260,6 +260,12 @@ def test_what_was_exported_is_imported_as_it_was(folder: Path) -> None:
     assert told("export", "feedback", "out.jsonl", "--route", "r")["n_rows"] == 2
     cells = list(csv.DictReader(io.StringIO((folder / "out.csv").read_text("utf-8"))))
     assert [row["comment"] for row in cells] == ['said "hm"', "'=HYPERLINK(1)", ""]
+    noted = [json.loads(row["event"])["export"] for row in csv.DictReader(io.StringIO(
+        call("audit", "export", "--format", "csv").stdout
+    )) if row["kind"] == "exported"]  # fmt: skip
+    assert [(one["what"], one["where"], one["n_rows"]) for one in noted] == [
+        ("feedback", "out.csv", 3), ("feedback", "out.jsonl", 2),
+    ], "what left the log is said in it"  # fmt: skip
     before = kept(folder)
     (folder / "log.db").unlink()
     for name in ("log.db-wal", "log.db-shm"):

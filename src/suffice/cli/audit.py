@@ -217,9 +217,11 @@ def export(
     out: Path | None, author: str | None, reason: str,
 ) -> None:  # fmt: skip
     """Write the audit log's rows for other programs. The export is a row of the audit log itself."""
+    from suffice import wiring
     from suffice.errors import SufficeError
     from suffice.store.audit_view import entries
     from suffice.store.sqlite import database_path
+    from suffice.wiring.audit import note_export
 
     try:
         settings = _settings(config, db)
@@ -227,7 +229,8 @@ def export(
         with _opened(out) as target:
             n_rows = _write_csv(rows, target) if form == "csv" else _write_lines(rows, target)
         where = str(out) if out is not None else "standard output"
-        _record(settings, n_rows, where=where, author=author, reason=reason)
+        with wiring.decisions(settings) as writer:
+            note_export(writer, what="audit log", where=where, n_rows=n_rows, author=author, reason=reason)
     except (SufficeError, OSError) as error:
         click.echo(f"audit export: {error}", err=True)
         raise SystemExit(2) from None
@@ -280,20 +283,3 @@ def _write_csv(rows: Iterator[Entry], target: IO[str]) -> int:
         row = {**_row_of(entry), "event": entry.body}
         writer.writerow([cell(row[name]) for name in COLUMNS])
     return n_rows
-
-
-def _record(settings: Settings, n_rows: int, *, where: str, author: str | None, reason: str) -> None:
-    """Say in the log that data left it. Raises StoreError."""
-    import secrets
-
-    from suffice import wiring
-    from suffice.store.audit_events import Export, Exported
-    from suffice.wiring.audit import user_name
-
-    told = Export(
-        export_id=f"ex_{secrets.token_hex(8)}", author=author or user_name() or "unknown", reason=reason,
-        what="audit log", where=where, n_rows=n_rows,
-    )  # fmt: skip
-    with wiring.decisions(settings) as writer:
-        writer.write(None, [Exported(told)])
-

@@ -56,7 +56,8 @@ def label_studio(
     from suffice.errors import ConfigError, SufficeError
     from suffice.replay.atomic import write_whole
     from suffice.review.label_studio import LABEL_CONFIG, task
-    from suffice.wiring import load_settings
+    from suffice.wiring import decisions, load_settings
+    from suffice.wiring.audit import note_export
 
     try:
         if (out is None) == (url is None) or (url is not None and project is None):
@@ -70,13 +71,16 @@ def label_studio(
             write_whole(out, json.dumps([task(run) for run in runs], ensure_ascii=False, indent=1) + "\n")
         else:
             n_added = asyncio.run(_sent(runs, url or "", project or 0, api_key_env))
+        where = str(out) if out is not None else f"{url} project {project}"
+        with decisions(settings) as writer:
+            note_export(writer, what=f"runs of {route} to judge", where=where, n_rows=n_added, author=None, reason="")
     except (SufficeError, OSError) as error:
         click.echo(f"suffice export label-studio: {error}", err=True)
         raise SystemExit(2) from None
     n_bare = sum(run.question is None for run in runs)
     told = {
         "route": route, "which": which, "n_runs": len(runs), "n_added": n_added, "n_without_question": n_bare,
-        "to": str(out) if out is not None else f"{url} project {project}",
+        "to": where,
     }  # fmt: skip
     if as_json:
         click.echo(json.dumps(told))
@@ -128,7 +132,8 @@ def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool
     from suffice.errors import ConfigError, SufficeError
     from suffice.replay.atomic import write_whole
     from suffice.store.sqlite import database_path
-    from suffice.wiring import load_settings
+    from suffice.wiring import decisions, load_settings
+    from suffice.wiring.audit import note_export
 
     try:
         if file.suffix not in (".csv", ".jsonl"):
@@ -137,6 +142,8 @@ def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool
         rows = list(_said(database_path(settings.store.url), route))
         names = [f"metrics.{name}" for name in sorted({name for row in rows for name in row["metrics"]})]
         write_whole(file, _csv(rows, names) if file.suffix == ".csv" else _lines(rows))
+        with decisions(settings) as writer:
+            note_export(writer, what="feedback", where=str(file), n_rows=len(rows), author=None, reason="")
     except (SufficeError, OSError) as error:
         click.echo(f"suffice export feedback: {error}", err=True)
         raise SystemExit(2) from None

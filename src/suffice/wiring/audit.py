@@ -24,7 +24,7 @@ from suffice.control.retaining import Retain
 from suffice.errors import ConfigError
 from suffice.model.artefact import load
 from suffice.settings import Settings
-from suffice.store.audit_events import ConfigChange, ConfigChanged, SettingChange
+from suffice.store.audit_events import ConfigChange, ConfigChanged, Export, Exported, SettingChange
 from suffice.store.decisions import Decisions
 from suffice.store.heads import signing_key
 from suffice.store.sqlite import database_path
@@ -97,6 +97,14 @@ def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...
         new_id=lambda: f"er_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
     )  # fmt: skip
     return audit, retain
+
+
+def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author: str | None, reason: str) -> None:
+    """Say in the log that data left it; no author is the user of this computer. Raises StoreError."""
+    writer.write(None, [Exported(Export(
+        export_id=f"ex_{secrets.token_hex(8)}", author=author or user_name() or "unknown", reason=reason, what=what,
+        where=where, n_rows=n_rows,
+    ))])  # fmt: skip
 
 
 def _recorded(connection: sqlite3.Connection) -> ConfigChange | None:
