@@ -94,6 +94,7 @@ def pair_lines(one: PairStatus, phase: Phase, *, acts: bool) -> list[tuple[str, 
         ("pairs", _seen(one, sure)),
         ("pairs missing", _missing(one)),
         ("two full runs", _noise(one)),
+        *_wanted(phase),
         *ending_lines(phase),
     ]
 
@@ -125,6 +126,11 @@ def _missing(one: PairStatus) -> str:
     if not one.n_missing:
         return f"none: these prove {goal}"
     return f"about {one.n_missing:,} more at the rates seen, for {goal}"
+
+
+def _wanted(phase: Phase) -> list[tuple[str, str]]:
+    n = phase.n_labels_wanted
+    return [("labels wanted", f"{n:,}: pairs whose two answers differ, which count as lost until then")] if n else []
 
 
 def _noise(one: PairStatus) -> str:

@@ -85,7 +85,7 @@ def overview(look: Look, asked: Asked, _visitor: Visitor) -> Overview:
         if total.n_stopped else None,
         would_share=1 - total.would_tokens / total.whole_tokens if total.whole_tokens else None,
         n_certified=sum(one.is_certified for one in found),
-        n_learned=sum(route.is_learned for route in look.settings.routes.values()),
+        n_learned=sum(route.certifies_itself for route in look.settings.routes.values()),
         worst=max(measured, key=lambda one: one.budget_used or 0.0) if measured else None,
         routes=found,
         days=days_of(look, window),
@@ -136,7 +136,7 @@ def notices(found: tuple[Standing, ...], read_to: ReadTo, look: Look) -> tuple[N
             for alert in one.alerts
         ]
         route = look.route(one.name)
-        if route is not None and route.is_learned and not one.phase.attended and one.sums.n_requests:
+        if route is not None and route.certifies_itself and not one.phase.attended and one.sums.n_requests:
             told.append(Notice(
                 level="warn", text=f"{one.name}: no control loop looks after it now", href=place, action="See why",
             ))  # fmt: skip

@@ -49,7 +49,7 @@ class Standing:
     @property
     def is_certified(self) -> bool:
         """Is a level in force that was proved?"""
-        return self.phase.level > 0
+        return self.phase.phase == "certified"
 
     @property
     def budget_used(self) -> float | None:
@@ -141,15 +141,21 @@ def missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> st
         return "This route is in the log and not in the settings: nothing is asked of it any more."
     if route.mode == "off":
         return 'Its mode is off: requests pass through, and nothing is measured. Set mode = "observe" to begin.'
-    if not route.is_learned:
+    if not route.certifies_itself:
         return "Its owner wrote the policy down, so no control loop certifies it. Remove policy to let one learn."
     if not phase.attended:
         return "No control loop looks after this route now. suffice serve starts one; it needs the extra train."
     if phase.phase == "paused":
         return "Paused: every request runs in full until somebody resumes it."
+    if route.is_paired or phase.spending is not None:
+        return _no_next_level(phase, route)
     if phase.phase in ("unattended", "cold start", "burst"):
         left = max(0, phase.n_burst - phase.n_requests)
         return f"{left:,} more full runs{_in_days(left, audits_a_day)} before a first level can be proved."
+    return _next_level(phase, audits_a_day)
+
+
+def _next_level(phase: Phase, audits_a_day: float | None) -> str:
     if phase.level and phase.level == phase.n_levels:
         return "Nothing: the last level is certified."
     if phase.ceiling is not None and phase.level == phase.ceiling:
@@ -157,6 +163,14 @@ def missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> st
     if phase.n_missing is None:
         return "No number of audits like those so far would certify the next level."
     return f"About {phase.n_missing:,} more audits{_in_days(phase.n_missing, audits_a_day)} to the next level."
+
+
+def _no_next_level(phase: Phase, route: Route) -> str:
+    """Where there is nothing between full runs and all: an effort or a budget, or a level that keeps an average."""
+    if phase.spending is not None:
+        return f"Certified is level {phase.spending.floor}; above it the drop is kept on average, with no confidence."
+    arm = phase.arm or " or ".join(route.arms)
+    return f"Nothing: {arm} is proved." if phase.level else f"{arm} is not proved: suffice status counts its pairs."
 
 
 def _in_days(n: int, a_day: float | None) -> str:
