@@ -27,7 +27,7 @@ from suffice.assurance.certify import log_bets_against, mixed
 from suffice.assurance.lottery import LOG_ALARM
 from suffice.assurance.paired import BETS
 from suffice.assurance.sequence import gamma_exponential_bound
-from suffice.rollout.analysis import alphas, analyse, sample_ratio
+from suffice.rollout.analysis import MOST_CLASSES, alphas, analyse, sample_ratio
 from suffice.rollout.effects import Pairs, Running, Units, compare, guesses, latest, ratio_of
 from suffice.rollout.experiment import Arm, Experiment
 from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
@@ -45,6 +45,7 @@ TWO: Final = Experiment(
 CAP_TOKENS: Final = 4_000.0
 CAP_S: Final = 60.0
 WARMUP: Final = 100
+CLASS_FROM: Final = 400  # units of which a class has its 200, from which on it is shown
 
 
 # --------------------------------------------------------------------------- many experiments at once
@@ -105,7 +106,7 @@ def ever_paired(lost: Floats, gained: Floats, alpha: float, at: NDArray[np.int64
 
 @dataclass(frozen=True)
 class AA:
-    """What peeking at A/A experiments called, per metric, in any of them, and by a z-test on one metric."""
+    """What peeking at A/A experiments called: by metric, in a class, in any of them; and by a z-test on one metric."""
 
     n: int
     by_metric: dict[str, float]
@@ -114,9 +115,9 @@ class AA:
 
 
 def aa(n_experiments: int, n_units: int, n_looks: int, seed: int, *, chunk: int = 100) -> AA:
-    """A/A experiments with four metrics, looked at `n_looks` times each."""
+    """A/A experiments with four metrics and two classes of questions, looked at `n_looks` times each."""
     rng, alpha = np.random.default_rng(seed), alphas(TWO, 1)
-    found: dict[str, list[Bools]] = {name: [] for name in (*alpha, "z")}
+    found: dict[str, list[Bools]] = {name: [] for name in (*alpha, "classes", "z")}
     at = np.linspace(n_units // n_looks - 1, n_units - 1, n_looks).astype(np.int64)
     n_audits = n_units // 10
     at_audits = np.unique((at + 1) // 10 - 1)
@@ -128,17 +129,24 @@ def aa(n_experiments: int, n_units: int, n_looks: int, seed: int, *, chunk: int 
         tokens = np.minimum(np.exp(6 + 0.5 * length + 0.4 * rng.normal(size=shape)), CAP_TOKENS)
         latency = np.minimum(tokens / 50 * rng.gamma(4, 0.25, shape), CAP_S)
         liked = (rng.random(shape) < 0.75 + 0.05 * (length < 0)).astype(np.float64)
+        classes = [length < 0, length >= 0]
+        off = np.zeros(shape[0], dtype=bool)
         for name, value, high in ((TOKENS, tokens, CAP_TOKENS), (LATENCY, latency, CAP_S), (SATISFACTION, liked, 1.0)):
-            one = units(value, arm, high=high)
-            found[name].append(ever_off(compare(one, guesses(one), 1, 0), alpha[name] / 2, at))
+            one = units(value, arm, high=high, x=np.stack([(c - 0.5) for c in classes], axis=2))
+            told = guesses(one)
+            found[name].append(ever_off(compare(one, told, 1, 0), alpha[name] / 2, at))
+            for where in classes:
+                part = compare(one, told, 1, 0, where)
+                off |= ever_off(part, alpha[name] / 2 / MOST_CLASSES, at[at >= CLASS_FROM])
+        found["classes"].append(off)
         u = rng.random((shape[0], n_audits))
         lost, gained = (u < 0.02).astype(np.float64), (u > 0.98).astype(np.float64)
         found[EM].append(ever_paired(lost, gained, alpha[EM] / 2, at_audits))
         found["z"].append(ever_z(tokens[:, WARMUP:], arm[:, WARMUP:], at))
     each = {name: np.concatenate(parts) for name, parts in found.items()}
-    any_metric = np.logical_or.reduce([each[name] for name in alpha])
+    any_metric = np.logical_or.reduce([each[name] for name in (*alpha, "classes")])
     return AA(
-        n=n_experiments, by_metric={name: float(each[name].mean()) for name in alpha},
+        n=n_experiments, by_metric={name: float(each[name].mean()) for name in (*alpha, "classes")},
         any_metric=float(any_metric.mean()), z_test=float(each["z"].mean()),
     )  # fmt: skip
 

@@ -156,7 +156,7 @@ def test_what_cannot_be_is_said(config: Path) -> None:
     assert "no run of experiment 'brisk'" in unknown.stderr
     assert "none was ever started" in unknown.stderr
     idle = called("stop", "brisk", "--config", config, "--reason", "r")
-    assert (idle.exit_code, idle.stderr) == (1, "experiment brisk is not running\n")
+    assert (idle.exit_code, idle.stderr) == (1, "stop: experiment brisk is not running\n")
     observing = config.read_text(encoding="utf-8").replace('mode = "enforce"', 'mode = "observe"')
     config.write_text(observing, encoding="utf-8")
     refused = begun(config)
@@ -168,3 +168,15 @@ def test_what_cannot_be_is_said(config: Path) -> None:
     assert "experiments.brisk.arms.brisk: " in wrong.stderr
     assert called("list", "--config", config.parent / "none.toml").exit_code == 2
     assert called("start", "brisk", "--config", config).exit_code == 2, "a reason is needed"
+
+
+def test_it_can_be_stopped_whatever_it_shows(config: Path) -> None:
+    begun(config)
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text[: text.index("[routes.r]")], encoding="utf-8")
+    stopped = called("stop", "brisk", "--config", config, "--reason", "its route is gone")
+    assert stopped.exit_code == 0
+    assert "route 'r' is not in the settings any more" in stopped.stderr
+    shown = called("show", "brisk", "--config", config)
+    assert shown.exit_code == 2
+    assert "route 'r' is not in the settings any more" in shown.stderr

@@ -6,12 +6,12 @@ stand inside the functions.
 
 from __future__ import annotations
 
-import sys
 import textwrap
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
+
+from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, who
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from suffice.settings import Experiment, Settings
     from suffice.store.experiments import Held
 
-_CONFIG = click.option("--config", "path", default="suffice.toml", show_default=True, help="Settings, TOML or YAML.")
-_REASON = click.option("--reason", required=True, help="Why; it stays in the log.")
-_AUTHOR = click.option("--author", default=None, help="Who decides. [default: the user of this computer]")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _WIDTH = 100
 
 
@@ -33,8 +29,8 @@ def experiment() -> None:
 
 
 @experiment.command("list")
-@_CONFIG
-@_JSON
+@CONFIG
+@JSON
 def list_(path: str, *, as_json: bool) -> None:
     """List experiments and which of them run.
 
@@ -60,14 +56,16 @@ def list_(path: str, *, as_json: bool) -> None:
 
 @experiment.command()
 @click.argument("name")
-@_CONFIG
+@CONFIG
 @click.option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
-@_JSON
+@JSON
 def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
     """Show what experiment NAME tells so far.
 
     Look as often as you like: every interval holds at every look.
     """
+    from suffice.control.experiments import look
+
     settings, database, held = _opened("show", path)
     mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]
     if not mine:
@@ -75,7 +73,8 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
         click.echo(f"show: no run of experiment {name!r} in {database}; started: {known}", err=True)
         raise SystemExit(2)
     one = mine[-1]
-    result = _looked(one, settings, database)
+    with failing_with("show"):
+        result = look(database, one, settings)
     if as_json:
         import msgspec
 
@@ -90,31 +89,24 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
 
 @experiment.command()
 @click.argument("name")
-@_CONFIG
-@_REASON
-@_AUTHOR
-@_JSON
+@CONFIG
+@REASON
+@AUTHOR
+@JSON
 def start(name: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
     """Start experiment NAME, or change its weights.
 
     It runs as the settings have it now. One that runs already gets its new weights and share.
     """
     from suffice import wiring
-    from suffice.errors import SufficeError
     from suffice.store import experiments
 
-    try:
-        settings = wiring.load_settings(path)
+    with failing_with("start"), log_of(path) as (settings, writer):
         written = _of_settings(settings, name)
         wiring.check_experiment(settings, name)
-        with wiring.decisions(settings) as writer:
-            found = experiments.start(writer, name, written, author=_who(author), reason=reason)
-    except SufficeError as error:
-        click.echo(f"start: {error}", err=True)
-        raise SystemExit(2) from None
+        found = experiments.start(writer, name, written, author=who(author), reason=reason)
     if isinstance(found, str):
-        click.echo(f"experiment {name} {found}", err=True)
-        raise SystemExit(1)
+        refused("start", f"experiment {name} {found}")
     if as_json:
         import msgspec
 
@@ -127,31 +119,24 @@ def start(name: str, path: str, reason: str, author: str | None, *, as_json: boo
 
 @experiment.command()
 @click.argument("name")
-@_CONFIG
-@_REASON
-@_AUTHOR
-@_JSON
+@CONFIG
+@REASON
+@AUTHOR
+@JSON
 def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
     """Stop experiment NAME.
 
     Its requests are served as the route says again. What it showed is kept beside the reason.
     """
-    from suffice import wiring
-    from suffice.errors import SufficeError
     from suffice.store import experiments
 
-    try:
-        settings, database, held = _opened("stop", path)
+    with failing_with("stop"), log_of(path) as (settings, writer):
+        held = experiments.read_experiments(writer.path)
         now = next((one for one in held if one.runs and one.experiment.name == name), None)
-        said = () if now is None else _said(now, settings, database)
-        with wiring.decisions(settings) as writer:
-            found = experiments.stop(writer, name, author=_who(author), reason=reason, said=said)
-    except SufficeError as error:
-        click.echo(f"stop: {error}", err=True)
-        raise SystemExit(2) from None
+        said = () if now is None else _said(now, settings, writer.path)
+        found = experiments.stop(writer, name, author=who(author), reason=reason, said=said)
     if isinstance(found, str):
-        click.echo(f"experiment {name} {found}", err=True)
-        raise SystemExit(1)
+        refused("stop", f"experiment {name} {found}")
     if as_json:
         import msgspec
 
@@ -168,34 +153,25 @@ def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool
 def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[Held, ...]]:
     """Settings, log, and its experiments; exits with 2 where one of them cannot be read."""
     from suffice import wiring
-    from suffice.errors import SufficeError
     from suffice.store.experiments import read_experiments
     from suffice.store.sqlite import database_path
 
-    try:
+    with failing_with(command):
         settings = wiring.load_settings(path)
         database = database_path(settings.store.url)
         return settings, database, read_experiments(database) if database.is_file() else ()
-    except SufficeError as error:
-        click.echo(f"{command}: {error}", err=True)
-        raise SystemExit(2) from None
-
-
-def _looked(one: Held, settings: Settings, database: Path) -> Result:
-    from suffice.control.experiments import look
-    from suffice.errors import SufficeError
-
-    try:
-        return look(database, one, settings)
-    except SufficeError as error:
-        click.echo(f"show: {error}", err=True)
-        sys.exit(2)
 
 
 def _said(one: Held, settings: Settings, database: Path) -> tuple[str, ...]:
+    """What it shows, in sentences; nothing where that fails: whatever it shows, it can be stopped."""
+    from suffice.control.experiments import look
     from suffice.rollout.reading import reading
 
-    result = _looked(one, settings, database)
+    try:
+        result = look(database, one, settings)
+    except Exception as error:  # noqa: BLE001 - what is computed must not keep a person from stopping it
+        click.echo(f"stop: what it showed could not be read: {error}", err=True)
+        return ()
     return tuple(sentence for arm in result.arms for sentence in reading(result, arm))
 
 
@@ -208,17 +184,7 @@ def _of_settings(settings: Settings, name: str) -> Experiment:
     return settings.experiments[name]
 
 
-def _who(author: str | None) -> str:
-    import getpass
-
-    return author or getpass.getuser()
-
-
 # --------------------------------------------------------------------------- how it looks
-
-
-def _at(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _state(one: Held) -> dict[str, object]:
@@ -247,7 +213,7 @@ def _listed(name: str, settings: Settings, latest: dict[str, Held]) -> dict[str,
     at_s = None if held is None else held.started_at_s if held.runs else held.ended_at_s
     by = (ended.author, ended.reason) if ended else (held.author, held.reason) if held else (None, None)
     return {
-        "state": state, "run": held.experiment.run if held else None, "since": _at(at_s) if at_s else None,
+        "state": state, "run": held.experiment.run if held else None, "since": date(at_s) if at_s else None,
         "author": by[0], "reason": by[1], "arms": ", ".join(f"{arm} {part:.1%}" for arm, part in arms.items()),
         "primary": primary, "layer": layer, "share": share,
     }  # fmt: skip
@@ -257,9 +223,10 @@ def _print(one: Held, result: Result) -> None:
     from suffice.rollout.reading import HOLDS, reading
 
     what = one.experiment
-    click.echo(f"experiment {what.name}, run {what.run}: started {_at(one.started_at_s)} by {one.author}: {one.reason}")
+    since = date(one.started_at_s)
+    click.echo(f"experiment {what.name}, run {what.run}: started {since} by {one.author}: {one.reason}")
     if one.ended is not None and one.ended_at_s is not None:
-        click.echo(f"  stopped {_at(one.ended_at_s)} by {one.ended.author}: {one.ended.reason}")
+        click.echo(f"  stopped {date(one.ended_at_s)} by {one.ended.author}: {one.ended.reason}")
     click.echo(
         f"  routes {', '.join(what.routes)}; unit {what.unit}; layer {what.layer}, {what.share:.1%} of it;"
         f" decides: {what.primary}"
