@@ -172,7 +172,7 @@ def test_an_incident_is_shown_with_its_evidence_and_decided_once(folder: Path) -
     shown = run(folder, "incident", "show", "r:p1").stdout
     for part in (
         "EM is 40.0% over the last 60 labels", "evidence 24 of 60 were right", "now      paused: EM is 40.0%",
-        "publication 2, level 6: can be rolled back to", "publication 1, level 2: can be rolled back to",
+        "publication 2, level 6: is the latest", "publication 1, level 2: can be rolled back to",
     ):  # fmt: skip
         assert part in shown
     done = run(folder, "incident", "decide", "r:p1", "roll_back", "--publication", "1", "--days", "3",
@@ -206,6 +206,18 @@ def test_an_incident_by_hand_pauses_where_asked(folder: Path) -> None:
     (one,) = lines(run(folder, "incident", "show", "r:m1", "--json"))
     assert (one["evidence"][0], one["pause"], one["roll_back_to"]) == ("ticket 812", 1, [])
     assert run(folder, "incident", "decide", "r:m1", "resume", "--reason", "fixed").exit_code == 0
+
+
+def test_a_person_asks_about_a_run(folder: Path) -> None:
+    runs = [made_run(n, random.Random(n), ungoverned="off" if n else None) for n in range(2)]
+    write(folder, *(event for request, outcome in runs for event in (RequestSeen(request), RequestEnded(outcome))))
+    asked = run(folder, "review", "ask", "ep_00000", "--reason", "ticket 812", "--author", "bob")
+    assert asked.stdout == "ep_00000: waits for a reviewer\n"
+    assert "why       asked for by bob: ticket 812" in run(folder, "review", "next", "--reviewer", "ann").stdout
+    for name, wrong in (("ep_00000", "already"), ("ep_00001", "not governed"), ("ep_9", "unknown run 'ep_9'")):
+        found = run(folder, "review", "ask", name, "--reason", "x")
+        assert (found.exit_code, wrong in found.stderr) == (1, True)
+    assert "an author and a reason" in run(folder, "review", "ask", "ep_00000", "--reason", " ").stderr
 
 
 def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:

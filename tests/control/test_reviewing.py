@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.control.candidates import Candidates, answers_of
+from suffice.control.candidates import Candidates
 from suffice.control.jobs import Desk
 from suffice.control.reviewing import Review
 from suffice.review.items import DAY_S, Item
+from suffice.review.select import answers_of
 from suffice.settings import Settings, parse
 from suffice.store.control_events import EpochBegan, LabelWanted
 from suffice.store.decisions import Decisions

@@ -31,13 +31,15 @@ def estimate(value: float) -> Estimate:
 def test_every_change_is_said_with_what_was_before() -> None:
     said = effect(replace(LOOK, n_pending=6, n_missing=96, level=4))
     assert said == (
-        "7 → 6 disagreements without a label, each of which counts as lost; 210 → 96 audits to the next level;"
-        " the audits certify level 4 instead of 3; 3 is in force until the worker looks; picked on purpose, so the estimate of EM"
-        " does not read it"
+        "7 → 6 disagreements without a label, each of which counts as lost;"
+        " 210 → 96 audits to the next level; the audits certify level 4 instead of 3;"
+        " 3 is in force until the worker looks; picked on purpose, so the estimate of EM does not read it"
     )
     assert effect(replace(LOOK, n_missing=None)).startswith(
-        "7 disagreements without a label, as before; 210 → no number audits to the next level; level 3 as before"
+        "7 disagreements without a label, as before; 210 → no number of audits to the next level; level 3 as before"
     )
+    out_of_reach = replace(LOOK, n_missing=None)
+    assert "; no next level in reach, as before; " in effect(out_of_reach, before=out_of_reach)
     assert effect(LOOK, in_window=False).startswith("the run is not among the audits that certify now; ")
     assert effect(LOOK, label=None) == "no label has come of it yet, so nothing has changed"
 

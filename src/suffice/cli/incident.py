@@ -84,8 +84,9 @@ def show(name: str, path: str, *, as_json: bool) -> None:
     if not case.is_open:
         return
     for made, why in able:
-        told_why = "can be rolled back to" if why is None else f"cannot: {why}"
-        click.echo(f"  publication {made.number}, level {made.level}: {told_why}")
+        latest = now.publication is not None and made.number == now.publication.number
+        able_to = "is the latest" if latest else "can be rolled back to"
+        click.echo(f"  publication {made.number}, level {made.level}: {able_to if why is None else f'cannot: {why}'}")
     click.echo(f"  decide   suffice incident decide {name} resume|tighten|roll_back|accept --reason …")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from suffice.cli.deciding import CONFIG, JSON, date, failing_with, log_of, refused, route_of
+from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, route_of, say, who
 
 if TYPE_CHECKING:
     from suffice.review.agreement import Kappa
@@ -112,7 +112,6 @@ def submit(
     """
     import msgspec
 
-    from suffice.cli.deciding import who
     from suffice.review.items import said_of
     from suffice.store.reviews import read_reviews
 
@@ -134,6 +133,26 @@ def submit(
     click.echo(f"{item}: {found.told}")
     if found.verdict is not None:
         click.echo(f"  {effect.said}")
+
+
+@review.command()
+@click.argument("episode")
+@REASON
+@AUTHOR
+@CONFIG
+@JSON
+def ask(episode: str, reason: str, author: str | None, path: str, *, as_json: bool) -> None:
+    """Ask people about run EPISODE, whatever the day's cap."""
+    import time
+
+    from suffice.store.reviews import ask_about
+
+    with failing_with("review ask", again="Ask again once the log can be written."), log_of(path) as (told, writer):
+        rules = {name: route.review for name, route in told.routes.items()}
+        found = ask_about(writer, episode, rules, reason, who(author), now_s=time.time())
+    if isinstance(found, str):
+        refused("review ask", found)
+    say(found, as_json=as_json, text=f"{episode}: waits for a reviewer")
 
 
 @review.command()
@@ -192,7 +211,6 @@ def _go_through(
 ) -> None:
     import sys
 
-    from suffice.cli.deciding import who
 
     name, command = who(reviewer), "review adjudicate" if third else "review next"
     with failing_with(command, again="Your item goes back by itself."), log_of(path) as (told, writer):

@@ -12,8 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from suffice.review.items import Shows, Why
-from suffice.review.select import LEAST_UNCERTAIN, Candidate, Urn, Waiting, uncertainty
+from suffice.review.select import LEAST_UNCERTAIN, Candidate, Urn, Waiting, of_run, uncertainty
 from suffice.signals.query import class_of
 from suffice.store.control_events import EpochBegan, LabelWanted
 from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
@@ -114,23 +113,3 @@ class Candidates:
             if share >= LEAST_UNCERTAIN:
                 because = f"it was stopped although {share:.0%} of its trial answers were others than the one delivered"
                 self.waiting.add(of_run(request, outcome, "uncertain", because, urgency=min(share, 0.999)))
-
-
-def of_run(
-    request: Request, outcome: Outcome, why: Why, because: str, *, urgency: float = 0.0
-) -> Candidate:
-    """A run as a candidate, with the answers that there are to judge."""
-    shows, full, early = answers_of(outcome)
-    return Candidate(
-        episode_id=request.episode_id, route=request.route, why=why, because=because, shows=shows, full_answer=full,
-        early_answer=early, urgency=urgency, question_key=request.question_key, query_class=class_of(request.query),
-    )  # fmt: skip
-
-
-def answers_of(outcome: Outcome) -> tuple[Shows, str | None, str | None]:
-    """(which answers there are to judge, the full run's, the early one)."""
-    if outcome.stopped:
-        return "early", None, outcome.answer
-    if outcome.stop_step is not None and outcome.would_answer != outcome.answer:
-        return "both", outcome.answer, outcome.would_answer
-    return "full", outcome.answer, None

@@ -17,9 +17,9 @@ from pathlib import Path
 from suffice.control.candidates import Candidates
 from suffice.control.jobs import Desk, Report
 from suffice.control.loops import LOOK_BACK, RENEW_ROWS
-from suffice.review.items import DAY_S, Drawing, Item, day_of
+from suffice.review.items import Drawing, day_of
 from suffice.review.queue import Queue
-from suffice.review.select import MOST_WAITING, Candidate, Cap, due, open_now
+from suffice.review.select import MOST_WAITING, Candidate, Cap, due, item_of, open_now
 from suffice.rollout.assign import draw_audit
 from suffice.settings import Review as ReviewRules
 from suffice.settings import Route, Settings
@@ -159,20 +159,6 @@ class Review:
 def cap_of(rules: ReviewRules) -> Cap:
     """The cap that a route's settings set."""
     return Cap(per_day=rules.per_day, control_share=rules.control_share)
-
-
-def item_of(
-    one: Candidate, rules: ReviewRules, *, now_s: float, author: str, drawing: Drawing | None = None
-) -> Item:
-    """What is asked about a candidate."""
-    return Item(
-        episode_id=one.episode_id, route=one.route, why=one.why, because=one.because, shows=one.shows,
-        full_answer=one.full_answer, early_answer=one.early_answer, priority=one.priority, day=day_of(now_s),
-        n_reviewers=rules.reviewers, asked_at_s=now_s, author=author, deadline_s=one.deadline_s, lease_s=rules.lease_s,
-        open_until_s=now_s + rules.open_days * DAY_S, propensity=None if drawing is None else drawing.propensity,
-        drawing=None if drawing is None else drawing.number, question_key=one.question_key,
-        query_class=one.query_class,
-    )  # fmt: skip
 
 
 def labels_wanted(connection: sqlite3.Connection, route: str) -> Iterable[LabelRequest]:

@@ -187,7 +187,8 @@ def _wanted(asked: Asked) -> Wanted | str | None:
 
 
 def _after(asked: Asked, now: Now, override: Override | None) -> str:
-    acts = f"level {now.level} acts" if now.level else "everything runs in full until a level is certified"
+    proved = now.level if override is None or override.kind != "budget" else 0  # of a smaller budget, nothing yet
+    acts = f"level {proved} acts" if proved else "everything runs in full until a level is certified"
     if override is not None:
         return f"{words(override)} for {asked.days:g} days; {acts}" if override.kind != "pin" else words(override)
     return f"{acts}, accepted for {asked.days:g} days" if asked.decision == "accept" else acts

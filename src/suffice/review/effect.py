@@ -72,8 +72,10 @@ def _pending(before: Look, after: Look) -> str:
 
 def _missing(before: Look, after: Look) -> str:
     def shown(n: int | None) -> str:
-        return "no number" if n is None else f"{n:,}"
+        return "no number of" if n is None else f"{n:,}"
 
+    if before.n_missing is None and after.n_missing is None:
+        return "no next level in reach, as before"
     if before.n_missing == after.n_missing:
         return f"{shown(after.n_missing)} audits to the next level, as before"
     return f"{shown(before.n_missing)} → {shown(after.n_missing)} audits to the next level"

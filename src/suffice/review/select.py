@@ -17,7 +17,10 @@ from math import ceil, floor
 from types import MappingProxyType
 from typing import Final
 
-from suffice.review.items import DAY_S, Shows, Why
+from suffice.review.items import DAY_S, Drawing, Item, Shows, Why, day_of
+from suffice.settings import Review as ReviewRules
+from suffice.signals.query import class_of
+from suffice.types import Outcome, Request
 
 WEIGHTS: Final[Mapping[Why, int]] = MappingProxyType({
     "person": 6,        # somebody waits for it
@@ -179,3 +182,37 @@ def uncertainty(answers: Iterable[str | None], delivered: str | None) -> float:
     """Share of the trial answers up to a stop that were another one than what was delivered, [0, 1]; 0 without any."""
     told = list(answers)
     return sum(one != delivered for one in told) / len(told) if told else 0.0
+
+
+def of_run(
+    request: Request, outcome: Outcome, why: Why, because: str, *, urgency: float = 0.0
+) -> Candidate:
+    """A run as a candidate, with the answers that there are to judge."""
+    shows, full, early = answers_of(outcome)
+    return Candidate(
+        episode_id=request.episode_id, route=request.route, why=why, because=because, shows=shows, full_answer=full,
+        early_answer=early, urgency=urgency, question_key=request.question_key, query_class=class_of(request.query),
+    )  # fmt: skip
+
+
+def answers_of(outcome: Outcome) -> tuple[Shows, str | None, str | None]:
+    """(which answers there are to judge, the full run's, the early one)."""
+    if outcome.stopped:
+        return "early", None, outcome.answer
+    if outcome.stop_step is not None and outcome.would_answer != outcome.answer:
+        return "both", outcome.answer, outcome.would_answer
+    return "full", outcome.answer, None
+
+
+def item_of(
+    one: Candidate, rules: ReviewRules, *, now_s: float, author: str, drawing: Drawing | None = None
+) -> Item:
+    """What is asked about a candidate."""
+    return Item(
+        episode_id=one.episode_id, route=one.route, why=one.why, because=one.because, shows=one.shows,
+        full_answer=one.full_answer, early_answer=one.early_answer, priority=one.priority, day=day_of(now_s),
+        n_reviewers=rules.reviewers, asked_at_s=now_s, author=author, deadline_s=one.deadline_s, lease_s=rules.lease_s,
+        open_until_s=now_s + rules.open_days * DAY_S, propensity=None if drawing is None else drawing.propensity,
+        drawing=None if drawing is None else drawing.number, question_key=one.question_key,
+        query_class=one.query_class,
+    )  # fmt: skip

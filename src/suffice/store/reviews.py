@@ -10,7 +10,7 @@ locked or full raises StoreError, and then nothing of the step was written.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,8 +18,11 @@ from typing import Final
 from suffice.errors import StoreError
 from suffice.review.items import Item, Lease, Said
 from suffice.review.queue import EMPTY, Queue, Record, Submission, give_back, next_for, submit
+from suffice.review.select import item_of, of_run
+from suffice.settings import Review as ReviewRules
 from suffice.store.decisions import Decisions
-from suffice.store.events import EVENTS, Event, FeedbackGiven
+from suffice.store.epochs import whole_episodes
+from suffice.store.events import EVENTS, Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.review_events import (
     QuestionKept,
     ReviewAsked,
@@ -145,8 +148,34 @@ def give_item_back(writer: Decisions, item: str, reviewer: str, reason: str, *, 
 
 
 def ask(writer: Decisions, item: Item) -> bool:
-    """Ask about a run because a person wants it; False: it was asked about before. Raises StoreError."""
+    """Ask about a run; False: somebody was asked about it before. Raises StoreError."""
     return _written(writer, [ReviewAsked(item)])
+
+
+def ask_about(
+    writer: Decisions, episode_id: str, rules: Mapping[str, ReviewRules], reason: str, author: str, *, now_s: float
+) -> Item | str:
+    """Ask about a run because a person wants it, whatever the cap; a sentence where that cannot be.
+
+    rules  the `review` table of each route
+
+    Raises StoreError.
+    """
+    if not reason.strip() or not author.strip():
+        return "to ask about a run needs an author and a reason"
+    with reading(writer.path) as connection:
+        found = whole_episodes(connection, [episode_id], 0)
+    if not found:
+        return f"unknown run {episode_id!r}, or it has not ended"
+    asked, ended, _ = found[0]
+    assert isinstance(asked.event, RequestSeen)
+    assert isinstance(ended.event, RequestEnded)
+    request = asked.event.request
+    if request.ungoverned is not None or request.route not in rules:
+        return f"run {episode_id} was not governed, so there is nothing to judge"
+    candidate = of_run(request, ended.event.outcome, "person", f"asked for by {author.strip()}: {reason.strip()}")
+    item = item_of(candidate, rules[request.route], now_s=now_s, author=author.strip())
+    return item if ask(writer, item) else f"somebody is asked about run {episode_id} already"
 
 
 def _written(writer: Decisions, events: list[Event]) -> bool:
