@@ -71,8 +71,8 @@ def decided(folder: Path) -> list[str]:
     """Every decision in the log, without who made it."""
     with closing(sqlite3.connect(folder / "log.db")) as connection:
         rows = connection.execute(
-            "SELECT kind, body FROM events WHERE kind NOT IN ('request', 'outcome', 'feedback', 'job_ran',"
-            " 'route_monitored', 'alert_raised', 'version_proposed', 'arm_proposed') ORDER BY seq"
+            "SELECT kind, body FROM events WHERE kind IN ('alarm_raised', 'enforcement_paused', 'enforcement_resumed',"
+            " 'epoch_began', 'label_wanted', 'policy_published') ORDER BY seq"
         ).fetchall()
     plain = [(kind, json.loads(body)) for kind, body in rows]
     for _, body in plain:
@@ -224,7 +224,7 @@ def command(folder: Path) -> Callable[..., click.testing.Result]:
             del route[name]
     from suffice.testing.process import toml
 
-    told.pop("server")
+    told = {name: told[name] for name in ("store", "control")}
     told["upstreams"] = {"up": {"url": "http://127.0.0.1:1"}}
     told["routes"] = {"r": {
         "upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce", "max_em_drop": 0.08,
@@ -249,8 +249,8 @@ def test_a_person_runs_a_job_and_reads_what_was_done(command: Callable[..., clic
     rows = [json.loads(line) for line in command("worker", "--history", "--json").stdout.splitlines()]
     assert [row["ok"] for row in rows] == [True, True]
     wrong = command("worker", "--once", "clean")
-    said = "worker: --once: unknown job 'clean'; known: certify, monitor, retrain, tune\n"
-    assert (wrong.exit_code, wrong.stderr) == (2, said)
+    assert wrong.exit_code == 2
+    assert wrong.stderr.startswith("worker: --once: unknown job 'clean'; known: certify, monitor, retrain, tune, ")
 
 
 def test_a_person_takes_enforcement_away_and_gives_it_back(
