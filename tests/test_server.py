@@ -49,7 +49,7 @@ async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
             assert await level(url) == 0, "nobody has told it"
             tells[0]()
             async with asyncio.timeout(5):
-                while await level(url) != 2:
+                while await level(url) != 2:  # noqa: ASYNC110 - there is no event
                     await asyncio.sleep(0.02)
         async with server.serving(settings):
             assert len(waits) == 1, "none unless it is asked for"
