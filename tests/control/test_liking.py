@@ -180,7 +180,7 @@ def test_metrics_have_the_effect_and_both_means(disliked: tuple[Path, Settings])
 
 def test_without_votes_status_says_why_there_is_no_effect() -> None:
     assert headline(None) == "not measured: no worker has looked at this route"
-    assert headline(watch(traffic(120))) == "not measured: nobody has rated an answer"
+    assert headline(watch(traffic(120))) == "not measured: no watched run was rated"
     only_full = watch([*traffic(120), feedback(110, rating=3)])
     assert headline(only_full) == "not measured: needs rated audits beside rated stopped runs"
     assert dict(liking_lines(only_full)).keys() == {"  satisfaction, full"}

@@ -73,6 +73,21 @@ async def test_with_it_a_vote_needs_no_key_and_binds_to_its_answer(serve: Serve)
         assert len(found.labels) == 3
 
 
+async def test_a_page_of_another_origin_can_send_it_as_plain_text(serve: Serve) -> None:
+    async with serve(server=KEYS) as g:
+        answer = await g.ask(chat(), headers=KEY)
+        await g.episodes(1)
+        vote, plain = {"thumbs": "up", "token": answer.headers[HEADER]}, "text/plain;charset=UTF-8"
+        assert (await say(g, vote, content_type=plain)).json["joined"] is True
+        for other in ("application/x-www-form-urlencoded", "multipart/form-data"):
+            assert (await say(g, vote, content_type=other)).status == 401, "no form of a page gets in"
+        label = {"feedback_id": "1", "episode_id": "ep_1", "correct": True, "source": "user"}
+        refused = await say(g, label, content_type=plain, **KEY)
+        assert refused.status == 415, "whoever has a key can say what he sends"
+        assert (await say(g, label, content_type=plain)).status == 401
+        assert len(kept(g)) == 1
+
+
 async def test_the_same_vote_again_is_one_vote(serve: Serve) -> None:
     async with serve(server=KEYS) as g:
         token = (await g.ask(chat(), headers=KEY)).headers[HEADER]

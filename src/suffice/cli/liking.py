@@ -16,7 +16,7 @@ def headline(one: Outlook | None) -> str:
         return "not measured: no worker has looked at this route"
     said = one.satisfaction
     if said is None:
-        return "not measured: nobody has rated an answer"
+        return "not measured: no watched run was rated"
     if said.effect is None:
         return "not measured: needs rated audits beside rated stopped runs"
     return _effect(said, f"{one.confidence:.0%}") + _rates(said)
