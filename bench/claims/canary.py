@@ -22,7 +22,7 @@ import numpy as np
 from suffice.rollout.assign import draw_audit
 from suffice.rollout.evidence import Evidence, Run
 from suffice.rollout.rules import Rules
-from suffice.rollout.stages import State, advance, begin, place
+from suffice.rollout.stages import State, advance, begin, place, promote
 
 EVERY = 50                  # requests between two looks
 ROUTE_AUDITS = 0.05         # where the rollout asks for no more
@@ -58,6 +58,7 @@ class World:
     rated: float = 0.2      # share of live runs that somebody rates
     late: int = 0           # requests until the label of a changed answer comes
     uneven: float = 0.0     # part of the candidate's units that never arrive: a broken split
+    skipped: bool = False   # has a person taken it past the shadow?
     cold: float = 1.0       # how much slower the candidate is in the first 100 requests of a step
 
 
@@ -77,6 +78,10 @@ WORLDS: dict[str, World] = {
     "one class, 40/30/15/10/5": World(says="5 EM points in a class of 15 %", lost=_in_one("history", 0.05),
                                       shares=(0.4, 0.3, 0.15, 0.10, 0.05)),
     "one class, late labels": World(says="… each label after 500 requests", lost=_in_one("law", 0.05), late=500),
+    "one class, shadow skipped": World(says="… taken straight into the canary by a person", lost=_in_one("law", 0.05),
+                                       skipped=True),
+    "at the margin": World(says="3 EM points in one class of five: it must not be proved to lose less",
+                           lost=_in_one("law", 0.03)),
     "everywhere": World(says="2 EM points in every class", lost=dict.fromkeys(CLASSES, 0.03)),
     "latency": World(says="half as slow again", candidate=replace(ALIKE, median_s=12.0)),
     "errors": World(says="6 % errors, 1 % before", candidate=replace(ALIKE, errors=0.06)),
@@ -111,15 +116,18 @@ class Life:
         self.world, self.rules, self.most = world, rules, most
         self.rng = np.random.default_rng([seed, 6])
         self.salt = f"seed-{seed}"
+        self.n_shadow = self.n_served = 0
+        self.fewest, self.before, self.reason = -1, "shadow", ""
         self.evidence = Evidence()
         self.state: State = begin(
             "r1", route="sums", candidate="pv-new", in_force="pv-old", follows=0, at=0, now_s=0.0, rules=rules
         )
+        if world.skipped:
+            self.state = self.state.after(promote(self.state, rules, by="ann", reason="urgent", at=0, now_s=0.0))
+            self.before = "canary"
         self.labels: list[tuple[int, str, int]] = []  # (due, class, z)
         self.came = dict.fromkeys(CLASSES, 0)         # requests since the last look
         self.edges = list(accumulate(world.shares))[:-1]
-        self.n_shadow = self.n_served = 0
-        self.fewest, self.before, self.reason = -1, "shadow", ""
 
     def run(self) -> Ended:
         at = 0

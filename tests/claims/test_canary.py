@@ -52,6 +52,14 @@ def test_they_go_back_where_labels_are_late_too() -> None:
     assert all(one.stage == "rolled_back" and one.n_served == 0 for one in found)
 
 
+def test_they_go_back_from_a_canary_that_a_person_has_begun_at_once() -> None:
+    found = rollouts("one class, shadow skipped", 6)
+    in_time = [one.stage == "rolled_back" and one.before == "canary" and one.n < 2_000 for one in found]
+    print(f"{sum(in_time)} of {len(found)} before 2,000 requests, {median(one.n_served for one in found):,.0f} served")
+    assert kept(sum(in_time), len(found), 0.5)
+    assert all(one.stage == "rolled_back" for one in found)
+
+
 @pytest.mark.parametrize("name", ["harmless", "harmless, cold"])
 def test_a_harmless_version_is_promoted(name: str) -> None:
     found = rollouts(name, 10 if name == "harmless" else 3)

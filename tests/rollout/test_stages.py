@@ -62,11 +62,11 @@ def moved(state: State, evidence: Evidence, rules: Rules = RULES) -> State:
 
 
 def at_step(n: int, rules: Rules = RULES) -> State:
-    """A state that a person has taken so far."""
+    """A state that has gone so far, its EM proved."""
     state = started(rules)
     for _ in range(n):
         state = state.after(promote(state, rules, by="ann", reason="I know it", at=0, now_s=0.0))
-    return state
+    return replace(state, audit_share=None) if n else state
 
 
 # --------------------------------------------------------------------------- forward
@@ -379,6 +379,16 @@ def test_a_person_may_end_it_and_nothing_follows_an_end() -> None:
         promote(ended, RULES, by="ann", reason="x", at=1, now_s=1.0)
     with pytest.raises(ValueError, match="cannot resume"):
         resume(ended, RULES, by="ann", reason="x", at=1, now_s=1.0)
+
+
+def test_who_skips_the_shadow_still_owes_its_proof() -> None:
+    state = started().after(promote(started(), RULES, by="ann", reason="it is urgent", at=0, now_s=0.0))
+    assert (state.stage, state.audit_share) == ("canary", RULES.audit_share)
+    unproved = ran(ran(audited(Evidence(), "a", same=7), "candidate", 400), "control", 400)
+    assert step(state, unproved) is None
+    assert look(state, unproved, RULES, at=5_000, now_s=1e6).missing[0] == "the whole: 7 of 400 audits"
+    after = moved(state, ran(ran(proved(), "candidate", 400), "control", 400))
+    assert (after.stage, after.audit_share) == ("ramp", None)
 
 
 def test_of_two_moves_from_the_same_state_one_can_be_made() -> None:

@@ -52,7 +52,7 @@ class State:
     stage: Stage
     step: int                  # steps taken forward: 0 in shadow, 1 in the canary, then the ramp's
     share: float               # of new units that the candidate serves now, [0, 1]; while something is wrong, 0
-    audit_share: float | None  # of requests to audit that it asks for; None: the route's own is enough
+    audit_share: float | None  # of requests to audit that it asks for; None: EM is proved, the route's own is enough
     began_at: int              # requests of the route when it began
     began_s: float             # Unix time
     since_at: int              # … when this step began, or was resumed
@@ -190,7 +190,10 @@ def resume(state: State, rules: Rules, *, by: str, reason: str, at: int, now_s: 
 
 
 def promote(state: State, rules: Rules, *, by: str, reason: str, at: int, now_s: float) -> Transition:
-    """A person takes the next step, whatever the evidence says; his name and his reason are in the transition."""
+    """A person takes the next step, whatever the evidence says; his name and his reason are in the transition.
+
+    He proves nothing by that: what is not proved stays so, and further steps by evidence wait for it.
+    """
     _check_running(state, "promote")
     return _forward(state, rules, at=at, now_s=now_s, by=by, reason=reason, readings=())
 
@@ -229,7 +232,9 @@ def look(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: floa
     others = read_live(evidence, rules) if live else ()
     # Arms that the lot did not make cannot be compared, and so cannot send anything back.
     ends = _why_back(state, evidence, rules, em if broken else (*em, *others), at=at)
-    missing = _missing_live(state, evidence, rules, em, others) if live else _missing_for_canary(evidence, rules, em)
+    missing = _missing_live(state, evidence, rules, em, others) if live else []
+    if state.audit_share is not None:
+        missing = [*_missing_proof(evidence, rules, em), *missing]
     missing += _missing_always(state, evidence, rules, at=at, now_s=now_s)
     return Standing(readings=(*em, *others), ends=ends, broken=broken, missing=tuple(missing))
 
@@ -259,8 +264,8 @@ def _why_back(state: State, evidence: Evidence, rules: Rules, readings: tuple[Re
     return ""
 
 
-def _missing_for_canary(evidence: Evidence, rules: Rules, em: tuple[Reading, ...]) -> list[str]:
-    """Before anybody is served: audits enough, and proof that neither the whole nor a class loses more than allowed."""
+def _missing_proof(evidence: Evidence, rules: Rules, em: tuple[Reading, ...]) -> list[str]:
+    """Once, before anybody is served: audits enough, and proof that neither the whole nor a class loses too much."""
     missing = []
     waited = {group.name for group in groups(evidence, rules) if waited_for(group, rules)}
     for reading in em:
@@ -330,7 +335,8 @@ def _forward(
     share = _share_of(step, rules)
     return replace(
         _move(state, "promote", at=at, now_s=now_s, by=by, reason=reason, readings=readings),
-        stage=stage, step=step, share=share, audit_share=None,
+        stage=stage, step=step, share=share,
+        audit_share=None if by == EVIDENCE or stage == "full" else state.audit_share,
     )  # fmt: skip
 
 
