@@ -129,22 +129,19 @@ def drawing(number: int, n: int, names: tuple[str, ...]) -> Drawing:
 
 
 def test_a_flood_leaves_the_estimate_of_the_control_share_unbiased() -> None:
-    """100,000 runs in busy and quiet hours, right where it is quiet and wrong where it is busy: 20 drawn a day.
+    """A day of busy and quiet hours, right where it is quiet and wrong where it is busy: at most 20 runs are drawn.
 
-    The plain mean of what was drawn would be far off; the weighted one is right on average over 200 lotteries, and its
+    The plain mean of what was drawn would be far off; the weighted one is right on average over 150 lotteries, and its
     interval misses no more often than it says.
     """
-    rng = random.Random(3)
-    sizes = [int(1_000 * 3 ** rng.random() * (8 if hour % 6 == 0 else 1)) for hour in range(20)]
-    sizes = [round(100_000 * n / sum(sizes)) for n in sizes]
-    right = [[rng.random() < (0.3 if n > 8_000 else 0.9) for _ in range(n)] for n in sizes]
+    rng, cap = random.Random(3), Cap(per_day=50, control_share=0.4)
+    sizes = [int(40 * 3 ** rng.random() * (8 if hour % 6 == 0 else 1)) for hour in range(23)] + [0]
+    right = [[rng.random() < (0.3 if n >= 320 else 0.9) for _ in range(n)] for n in sizes]
     truth = sum(map(sum, right)) / sum(sizes)
     values, plain, missed = [], [], 0
-    for _ in range(200):
-        told: list[tuple[Drawing, list[bool | None]]] = []
-        for hour, answers in enumerate(right):
-            places = rng.sample(range(len(answers)), 1)
-            told.append((drawing(hour, len(answers), ("x",)), [answers[at] for at in places]))
+    for _ in range(150):
+        told = a_day(right, cap, rng)
+        assert sum(len(known) for _, known in told) <= cap.n_control
         found = estimate_em(told)
         assert found is not None
         assert found.low is not None
@@ -156,7 +153,25 @@ def test_a_flood_leaves_the_estimate_of_the_control_share_unbiased() -> None:
     error = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
     assert abs(mean - truth) < 4 * error
     assert abs(sum(plain) / len(plain) - truth) > 0.1, "the sizes matter in this test"
-    assert missed <= 0.05 * 200
+    assert missed <= 0.05 * 150
+
+
+def a_day(right: list[list[bool]], cap: Cap, rng: random.Random) -> list[tuple[Drawing, list[bool | None]]]:
+    """What is drawn of a day's runs, hour by hour, as the job does it, and what is known of each run then."""
+    told: list[tuple[Drawing, list[bool | None]]] = []
+    urn, drawn, last_at_s = Urn(most=2 * math.ceil(cap.n_control / cap.drawings)), 0, None
+    for hour, answers in enumerate(right):
+        for at, is_right in enumerate(answers):
+            urn.add(rng.random(), candidate(f"{hour}-{at}", full_answer=str(is_right)))
+        now_s = 1_000 * DAY_S + 3_600.0 * (hour + 1) - 1.0
+        k, n = due(cap, drawn=drawn, last_at_s=last_at_s, now_s=now_s), urn.n
+        if k and n:
+            out = urn.draw(k)
+            drawn, last_at_s = drawn + len(out), now_s
+            names = tuple(one.episode_id for one in out)
+            told.append((drawing(hour, n, names), [one.full_answer == "True" for one in out]))
+    assert urn.n == 0, "the last stretch would go on into the next day"
+    return told
 
 
 def test_a_drawing_that_waits_for_a_reviewer_is_left_out_whole() -> None:

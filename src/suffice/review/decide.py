@@ -74,7 +74,8 @@ def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
     """Why the route cannot be held so; None: it can."""
     if made.kind in ("pin", "cap", "budget") and not now.has_levels:
         return (
-            f"route {now.route} has a policy of its owner's and no levels: {made.kind} means nothing there; use observe"
+            f"route {now.route} has no levels that the control loop certifies:"
+            f" {made.kind} means nothing there; use observe"
         )
     if made.kind == "budget" and (made.max_em_drop or 0) >= now.max_em_drop:
         return (
