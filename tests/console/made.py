@@ -14,7 +14,7 @@ from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.reviews import ask
 from suffice.store.sqlite import SqliteLog
 from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Publication, Query
-from suffice.wiring import decisions, worker
+from suffice.wiring import build_route, decisions, worker
 from tests.control.made import run
 
 HOSTILE = (
@@ -74,12 +74,13 @@ def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Even
     return found
 
 
-def decided(route: str, text: str) -> list[Event]:
+def decided(route: str, text: str, setup: str) -> list[Event]:
     """A cold start, an alarm, an epoch and a publication in it."""
     epoch = {"route": route, "author": text, "reason": text, "max_em_drop": 0.05, "confidence": 0.9, "burst": 10}
     made = Publication(
         route=route, number=1, epoch=2, at=20, version="v-1", fit="", level=3, n_levels=9, certified=True, share=0.1,
-        reason=text, author=text, evidence=EvidenceSummary(n_audits=18, share=0.31, max_em_drop=0.05, confidence=0.9),
+        reason=text, author=text, setup=setup,
+        evidence=EvidenceSummary(n_audits=18, share=0.31, max_em_drop=0.02, confidence=0.95),
         classes=((text[:40], 1),),
     )  # fmt: skip
     return [
@@ -92,8 +93,9 @@ def decided(route: str, text: str) -> list[Event]:
 
 def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ...] = (), route: str = "math") -> None:
     """Write the log and have it summed up and looked at."""
+    setup = build_route(route, settings.routes[route], None, settings.upstreams["local"]).setup
     log = SqliteLog.open(Store(url=settings.store.url), now=lambda: now_s - 3_600)
-    for event in [*events(route, texts=texts), *decided(route, texts[0] if texts else "as it came out")]:
+    for event in [*events(route, texts=texts), *decided(route, texts[0] if texts else "as it came out", setup)]:
         assert log.append(event)
     assert log.drain(20)
     log.close()
@@ -116,3 +118,13 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
     with worker(settings) as here:
         here.once("monitor")
     assert folder.is_dir()
+
+
+def more(settings: Settings, *, now_s: float) -> None:
+    """One run more."""
+    request, outcome = run(4_242, random.Random(3))
+    log = SqliteLog.open(Store(url=settings.store.url), now=lambda: now_s)
+    for event in (RequestSeen(replace(request, route="math")), RequestEnded(outcome)):
+        assert log.append(event)
+    assert log.drain(20)
+    log.close()

@@ -59,7 +59,7 @@ async def take(url: str, secret: str, folder: Path, names: list[str]) -> None:
                 (folder / f"login-{'dark' if dark else 'light'}-phone.png").write_bytes(small(await page.picture()))
         await page.look(width=1_280, height=800, dark=False)
         await login(page, url, secret)
-        await page.go(f"{url}/console/episodes?route=math&end=differs")
+        await page.go(f"{url}/console/episodes?route=math")
         first = await page.run("document.querySelector('#runs a[href^=\"/console/episodes/\"]')?.getAttribute('href')")
         for name, place in PLACES.items():
             if names and name not in names:

@@ -12,11 +12,11 @@ from suffice.console.doors import Visitor
 from suffice.console.exchange import Asked
 from suffice.console.table import Deed, Done
 from suffice.console.views.review import no_such_item
-from suffice.errors import BadRequest
+from suffice.errors import BadRequest, ConfigError
 from suffice.review.decide import Asked as Wants
 from suffice.review.incident import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
-from suffice.store import pausing
+from suffice.store import experiments, pausing
 from suffice.store.deciding import decide_incident, end_override, open_incident
 from suffice.store.decisions import Decisions
 from suffice.store.holds import read_holds
@@ -25,6 +25,7 @@ from suffice.store.reviews import give_item_back, lease_next, read_reviews, subm
 MOST_CHARS: Final = 2_000  # of a reason
 REVIEW: Final = "/console/review"
 INCIDENTS: Final = "/console/incidents"
+EXPERIMENTS: Final = "/console/experiments"
 ROUTE: Final[Mapping[str, str]] = {"route": "its name", "reason": "why; it stays in the log"}
 
 
@@ -164,6 +165,39 @@ def _end_override(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
     return Done(said=f"Override {number} of {name} is over. Now: {found.after}", goes_to=INCIDENTS)
 
 
+# ---- experiments -----------------------------------------------------------------------------------
+
+
+def _start_experiment(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
+    name = _experiment_of(desk, asked)
+    desk.check_experiment(name)
+    try:
+        found = experiments.start(
+            desk.decisions(), name, desk.settings.experiments[name], author=visitor.name, reason=reason_of(asked)
+        )
+    except ConfigError as error:  # its layer has no room
+        raise BadRequest(str(error), status=409, code="conflict") from None
+    if isinstance(found, str):
+        raise BadRequest(f"experiment {name} {found}", status=409, code="conflict")
+    return Done(said=f"Experiment {name} runs, run {found.experiment.run}.", goes_to=EXPERIMENTS)
+
+
+def _stop_experiment(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
+    name = asked.form.get("name", "")
+    found = experiments.stop(desk.decisions(), name, author=visitor.name, reason=reason_of(asked))
+    if isinstance(found, str):
+        raise BadRequest(f"experiment {name[:80]} {found}", status=409, code="conflict")
+    return Done(said=f"Experiment {name} is stopped.", goes_to=EXPERIMENTS)
+
+
+def _experiment_of(desk: Desk, asked: Asked) -> str:
+    name = asked.form.get("name", "")
+    if name not in desk.settings.experiments:
+        known = ", ".join(sorted(desk.settings.experiments)) or "none is configured"
+        raise BadRequest(f"name: unknown experiment {name[:80]!r}; known: {known}", param="name", status=404)
+    return name
+
+
 def _number(asked: Asked, field: str) -> float | None:
     text = asked.form.get(field, "").strip()
     if not text:
@@ -234,6 +268,20 @@ DEEDS: Final[tuple[Deed, ...]] = (
             "publication": "roll_back: to this one",
             "days": "until it ends by itself",
         },
+    ),
+    Deed(
+        path="/experiments/start",
+        needs="admin",
+        summary="start an experiment, or give it its new weights",
+        do=_start_experiment,
+        asks={"name": "as the settings have it", "reason": "why; it stays in the log"},
+    ),
+    Deed(
+        path="/experiments/stop",
+        needs="admin",
+        summary="stop an experiment",
+        do=_stop_experiment,
+        asks={"name": "as the settings have it", "reason": "why; it stays in the log"},
     ),
     Deed(
         path="/overrides/end",

@@ -13,8 +13,10 @@ from suffice.console.people import Roster
 from suffice.console.table import Door, View
 from suffice.console.views.changes import Changes, changes
 from suffice.console.views.episodes import ENDS, SAID, EpisodePage, Episodes, episode, episodes
+from suffice.console.views.experiments import Analyse, Experiments, Shown, experiments, shown
 from suffice.console.views.incidents import Incidents, incidents
 from suffice.console.views.overview import Overview, overview
+from suffice.console.views.policies import Policies, policies
 from suffice.console.views.review import FileOf, Reader, ReviewPage
 from suffice.console.views.routes import RoutePage, Routes, route, routes
 from suffice.console.views.settings import SettingsPage, settings_page
@@ -30,11 +32,12 @@ RUNS: Final = {
 }
 
 
-def table(roster: Callable[[], Roster | None], from_file: FileOf) -> tuple[Door, ...]:
+def table(roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse) -> tuple[Door, ...]:
     """Every door there is.
 
     roster     the people as they are now: admins see who may come in
     from_file  texts of questions that the log does not keep
+    analyse    what a run of an experiment shows now
     """
     reviews = Reader(from_file)
     views = (
@@ -57,6 +60,30 @@ def table(roster: Callable[[], Roster | None], from_file: FileOf) -> tuple[Door,
         View(
             path="/episodes/{id}", read=episode, record=EpisodePage, template="episode.html", title="Episode",
             place="Episodes",
+        ),
+        View(
+            path="/policies",
+            read=policies,
+            record=Policies,
+            template="policies.html",
+            title="Policies & rollouts",
+            place="Policies & rollouts",
+        ),
+        View(
+            path="/experiments",
+            read=experiments,
+            record=Experiments,
+            template="experiments.html",
+            title="Experiments",
+            place="Experiments",
+        ),
+        View(
+            path="/experiments/shown",
+            read=shown(analyse),
+            record=Shown,
+            template="_experiment.html",
+            title="What an experiment shows",
+            asks={"name": "of the experiment"},
         ),
         View(
             path="/review", read=reviews.page, record=ReviewPage, template="review.html", title="Review",

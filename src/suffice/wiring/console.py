@@ -17,6 +17,7 @@ from suffice.console.live import Live
 from suffice.console.pages import live_part, mark_of
 from suffice.console.site import table
 from suffice.control.effects import what_it_changed
+from suffice.control.experiments import look as experiment_result
 from suffice.control.matching import matching
 from suffice.errors import ConfigError
 from suffice.review.items import Item
@@ -27,7 +28,7 @@ from suffice.store.views import reading
 from suffice.telemetry import LOG
 from suffice.wiring.people import People
 from suffice.wiring.questions import question_texts, questions_file
-from suffice.wiring.routes import build_route, read_evidence
+from suffice.wiring.routes import build_route, check_experiment, read_evidence
 
 
 @contextlib.contextmanager
@@ -53,6 +54,7 @@ def console(
             settings=settings, path=path, told=told, closing=closing, now=time.time, monotonic_s=time.monotonic,
             decisions=_Once(stack, decisions), setup_of=lambda name: _setup(settings, name),
             effect_of=lambda item: _effect(settings, path, item),
+            check_experiment=lambda name: check_experiment(settings, name),
             doors=Doors(
                 roster=people.now, hosts=(settings.server.host, *settings.console.hosts),
                 random_bytes=secrets.token_bytes, session_s=settings.console.session_s, now=time.time,
@@ -66,7 +68,9 @@ def console(
             closing=closing,
         )
         try:
-            yield ConsoleApp(desk, table(people.now, _Texts(settings, folder)))
+            yield ConsoleApp(
+                desk, table(people.now, _Texts(settings, folder), lambda held: experiment_result(path, held, settings))
+            )
         finally:
             desk.close()
 

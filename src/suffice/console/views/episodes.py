@@ -22,7 +22,7 @@ from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 PAGE: Final = 50  # runs on one page
 MOST_PAGE: Final = 500  # in one answer to a program
-LOOK_S: Final = 0.25  # a filter that hardly anything fits looks through so much, and says where it stopped
+LOOK_S: Final = 0.3  # a filter that hardly anything fits looks through so much, and says where it stopped
 CHUNK: Final = 200
 
 End = Literal["", "stopped", "full", "audit", "differs", "failed", "degraded"]
