@@ -55,17 +55,23 @@ def test_the_same_holds_for_pairs(sender: str, proved: bool) -> None:
 async def test_requests_and_feedback_carry_the_same_name_for_the_same_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TEST_KEYS", "app,people")
+    monkeypatch.setenv("TEST_KEYS", "app")
+    monkeypatch.setenv("TEST_LABELLERS", "people")
+    server = {"api_keys_env": "TEST_KEYS", "feedback_keys_env": "TEST_LABELLERS"}
     route = {"kind": "reasoning", "scorer": "number"}
-    async with served(tmp_path, server={"api_keys_env": "TEST_KEYS"}, route=route) as g:
+    async with served(tmp_path, server=server, route=route) as g:
         asked = await g.ask(chat(), headers={"authorization": "Bearer app"})
+        plain = {"model": "m", "prompt": "2 + 2 ="}
+        passed = await post(g.session, g.url + "/v1/completions", plain, {"authorization": "Bearer app"})
+        assert passed.status == 200
         episode = asked.headers["x-suffice-episode-id"]
-        for key in ("app", "people"):
-            given = {"feedback_id": key, "episode_id": episode, "correct": True, "source": "reviewer"}
+        for key, source in (("app", "exact-match"), ("people", "reviewer")):
+            given = {"feedback_id": key, "episode_id": episode, "correct": True, "source": source}
             said = await post(g.session, g.url + "/v1/feedback", given, {"authorization": f"Bearer {key}"})
             assert said.status == 200
-        await g.episodes(1)
-        (item,) = read_episodes(g.database)
+        await g.episodes(2)
+        item, other = read_episodes(g.database)
+    assert other.episode.request.sender == item.episode.request.sender, "whatever was asked, and where"
     request, words = item.episode.request, [one.feedback for one in item.labels]
     senders = {word.feedback_id: word.sender for word in words}
     assert request.sender == senders["app"] != senders["people"]

@@ -48,6 +48,8 @@ class Charging:
         if self.model is None:
             return
         wrong, n_alone = list[bool](), 0
+        here = {audit.id for audit in audits}
+        self._compared = {name: found for name, found in self._compared.items() if name in here}
         for audit in audits:
             if not any(said.feedback.source == JUDGE for said in audit.labels):
                 continue

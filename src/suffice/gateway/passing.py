@@ -143,7 +143,7 @@ class _Ask:
         return Admitted(
             intake=for_route(intake, found) if self.api.is_json else intake,
             headers=without_keys(headers, gw.api_keys), route=found, upstream=self._upstream(found, named),
-            request=self._request(episode_id, intake, found),
+            request=self._request(episode_id, intake, found, named),
         )  # fmt: skip
 
     async def _read(self, headers: list[tuple[str, str]], receive: Receive) -> Intake:
@@ -163,7 +163,9 @@ class _Ask:
             return kept
         return (found.settings.upstream if found is not None else "") or self.gw.fallback_upstream()
 
-    def _request(self, episode_id: str, intake: Intake, found: BuiltRoute | None) -> Request:
+    def _request(
+        self, episode_id: str, intake: Intake, found: BuiltRoute | None, named: Mapping[str, str]
+    ) -> Request:
         gw = self.gw
         if found is None:
             return blank(gw, episode_id, intake, "no_route", self.endpoint)
@@ -173,6 +175,7 @@ class _Ask:
             model=intake.model, stream=intake.stream, n_samples=1, audit=False, propensity=1.0,
             policy_version=found.policy_version, certified=found.certified, question_key="",
             ungoverned="endpoint", received_at_s=gw.wall_s(), endpoint=self.endpoint,
+            sender=gw.sender(named.get("authorization", "")),
         )  # fmt: skip
 
     async def answer(self, gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exchange) -> None:
