@@ -64,6 +64,8 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_satisfaction_effect_lower_bound", "gauge", "Lower end of its interval.", ("route",)),
     MetricSpec("suffice_satisfaction_effect_upper_bound", "gauge", "Upper end of its interval.", ("route",)),
     MetricSpec("suffice_em_drop_forecast", "gauge", "EM drop 3,000 requests ahead, as forecast.", ("route",)),
+    MetricSpec("suffice_overrides", "gauge", "What people hold on the route now.", ("route",)),
+    MetricSpec("suffice_open_incidents", "gauge", "Incidents that wait for a person.", ("route",)),
     MetricSpec("suffice_alerts", "gauge", "Forecasts that cross their limit soon.", ("route",)),
     MetricSpec("suffice_live_requests", "gauge", "Requests being served now."),
     MetricSpec("suffice_upstream_queue_ratio", "gauge", "Calls open at an upstream over its slots.", ("upstream",)),

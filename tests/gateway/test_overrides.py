@@ -62,6 +62,8 @@ async def test_a_cap_a_pin_and_full_runs_are_what_the_next_request_gets(serve: S
         assert await drawn(g) == 3
         await held(g, kind="cap", level=1)
         assert await drawn(g) == 5
+        assert g.gateway.metrics.value("suffice_overrides", route="r") == 1
+        assert g.gateway.metrics.value("suffice_open_incidents", route="r") == 0
         await held(g, kind="observe")
         assert await drawn(g) == 8
         with decisions(g.gateway.settings) as writer:
@@ -123,6 +125,7 @@ async def test_rolling_back_acts_at_the_earlier_level_and_a_new_epoch_voids_it(s
         pause = EnforcementPaused(Pause(route="r", number=1, cause="critical_em", reason="low", author="w"))
         await decide(g, began(), published(told, 1), published(told, 2, number=2), pause)
         assert await drawn(g) == 8
+        assert g.gateway.metrics.value("suffice_open_incidents", route="r") == 1
 
         def back() -> None:
             asked = Asked(incident="r:p1", decision="roll_back", reason="seen", author="ann", days=1.0)
