@@ -28,7 +28,6 @@ from suffice.gateway.overridden import pinned, promised
 from suffice.gateway.route import BuiltRoute
 from suffice.learn.version import Version, load_version
 from suffice.review.override import NO_OVERRIDES, InEffect, standing
-from suffice.rollout.experiment import Experiment
 from suffice.store.advice import newest_outlook, newest_place
 from suffice.store.decisions import read_artefact
 from suffice.store.holds import NOTHING_HELD, read_holds
@@ -55,10 +54,6 @@ class Follower:
 
     def tell(self) -> None:
         """Something was decided just now: look at once."""
-        self._experiments: tuple[Experiment, ...] = ()
-        self._trials: Mapping[str, Trial] = {}
-        self._standing: Mapping[str, Mapping[str, object]] = {}
-        self._policies: dict[str, Mapping[str, object] | None] = {}
         self._told.set()
 
     def look(self) -> Mapping[str, BuiltRoute]:
@@ -81,34 +76,6 @@ class Follower:
             for name, (seq, _) in self._outlooks.items():
                 newest = newest_place(connection, name)
                 if newest != seq:
-    def _look_at_versions(self, connection: sqlite3.Connection) -> None:
-        """Read which experiments and rollouts run, and what rollouts have brought."""
-        self._experiments = running(read_experiments(connection))
-        held = read_rollouts(connection)
-        trials, standing = dict[str, Trial](), dict[str, Mapping[str, object]]()
-        for name, base in self._base.items():
-            if not base.settings.policy or not any(one.state.route == name for one in held):
-                continue
-            own = own_version(base.settings).address
-            now = in_force_on(held, name, own)
-            if now != own and (policy := self._policy(connection, now)) is not None:
-                standing[name] = policy
-            one = running_rollouts(held).get(name)
-            if one is not None and (policy := self._policy(connection, one.state.candidate)) is not None:
-                trials[name] = Trial(state=one.state, policy=policy)
-        self._trials, self._standing = trials, standing
-
-    def _policy(self, connection: sqlite3.Connection, address: str) -> Mapping[str, object] | None:
-        """The policy of a version, read once; None: it is gone or not what it was, and nobody is served by it."""
-        if address not in self._policies:
-            try:
-                version = version_at(connection, address, secret=self._gw.salt)
-                self._policies[address] = version.plain()["body"] if version.form == "policy" else None
-            except ConfigError as error:
-                LOG.error("control: %s; nobody is served by it", error)
-                self._policies[address] = None
-        return self._policies[address]
-
                     self._outlooks[name] = newest, newest_outlook(connection, name)
 
     def _serving(
@@ -146,19 +113,17 @@ class Follower:
         for name, (_, outlook) in self._outlooks.items():
             if outlook is not None:
                 export(outlook, name, self._gw.metrics)
+        for name in self._base:
+            held = self._holds.of(name)
+            n_held = len(standing(held.overrides, self._gw.wall_s()))
+            self._gw.metrics.set("suffice_overrides", n_held, name)
+            self._gw.metrics.set("suffice_open_incidents", len(held.open_cases), name)
         for name, route in changed.items():
             self._gw.put_in_force(name, route)
 
     def refresh(self) -> None:
         """Look and take, at most once a second: for a process without an event loop. Raises nothing."""
         now_s = self._gw.monotonic_s()
-        for name in self._base:
-            held = self._holds.of(name)
-            n_held = len(standing(held.overrides, self._gw.wall_s()))
-            self._gw.metrics.set("suffice_overrides", n_held, name)
-            self._gw.metrics.set("suffice_open_incidents", len(held.open_cases), name)
-        variants = self._gw.variants
-        variants.experiments, variants.trials, variants.standing = self._experiments, self._trials, self._standing
         if self._looked_s is not None and now_s - self._looked_s < LOOK_S:
             return
         self._looked_s = now_s
