@@ -329,7 +329,7 @@ class Feedback:
     event: Literal["regenerate", "abandon"] | None = None  # what the user did, without a word
     user: str = ""                         # keyed hash of who said it, as the sender names people; "": not named
     propensity: float | None = None        # P(that this person was asked), in (0, 1]; None: nobody was picked
-    door: str = ""                         # how it came: "key", "token", "open", "library", "import" …
+    door: str = ""                         # how it came: "key", "feedback-key", "token", "open", "import" …
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,14 +19,16 @@ SHAPES = Path(__file__).parents[1] / "review" / "shapes"
 CREATED = json.loads((SHAPES / "label_studio_annotation_created.json").read_text())
 PAGE = json.loads((SHAPES / "langfuse_scores_v3.json").read_text())
 STUDIO, FUSE = "/v1/feedback/label-studio", "/v1/feedback/langfuse"
-KEYS = {"api_keys_env": "KEYS_OF_THIS_TEST"}
+KEYS = {"api_keys_env": "KEYS_OF_THIS_TEST", "feedback_keys_env": "LABELLERS_OF_THIS_TEST"}
+ASKS = {"authorization": "Bearer sk-app"}
 KEY = {"authorization": "Bearer sk-one"}
 SECRET = "lf-whsec_1"
 
 
 @pytest.fixture(autouse=True)
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KEYS_OF_THIS_TEST", "sk-one")
+    monkeypatch.setenv("KEYS_OF_THIS_TEST", "sk-app")
+    monkeypatch.setenv("LABELLERS_OF_THIS_TEST", "sk-one")
 
 
 async def say(g: Served, path: str, body: Any, headers: dict[str, str] | None = None) -> Answer:
@@ -39,9 +41,11 @@ def kept(g: Served) -> list[Feedback]:
 
 async def test_an_annotation_is_a_reviewers_word_and_counts_once(serve: Serve) -> None:
     async with serve(server=KEYS, change=lambda gw: setattr(gw, "new_id", lambda: "ep_known")) as g:
-        await g.ask(chat(), headers=KEY)
+        await g.ask(chat(), headers=ASKS)
         await g.episodes(1)
         assert (await say(g, STUDIO, CREATED)).status == 401
+        refused = await say(g, STUDIO, CREATED, ASKS)
+        assert (refused.status, refused.json["error"]["code"]) == (403, "scope"), "an application annotates nothing"
         first = (await say(g, STUDIO, CREATED, KEY)).json
         assert (first["accepted"], first["duplicates"], first["results"][0]["joined"]) == (1, 0, True)
         assert (await say(g, STUDIO, CREATED, KEY)).json["duplicates"] == 1
@@ -94,6 +98,8 @@ async def test_scores_are_taken_with_a_signature_or_a_key_and_with_nothing_else(
         told = (await say(g, FUSE, raw, signed(raw))).json
         assert (told["accepted"], told["refused"]) == (4, 1)
         assert told["results"][4]["error"]["param"] == "name"
+        scoped = (await say(g, FUSE, raw, ASKS)).json
+        assert (scoped["accepted"], scoped["duplicates"], scoped["refused"]) == (2, 2, 3), "nor speaks as a reviewer"
         again = (await say(g, FUSE, raw, KEY)).json
         assert (again["accepted"], again["duplicates"]) == (4, 4)
         assert [(one.source, one.door) for one in kept(g)] == [

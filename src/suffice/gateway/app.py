@@ -34,6 +34,7 @@ class Endpoint:
     guarded_inside: bool = False  # its handler asks for a key, or for something else that proves as much
     exchange: type[Exchange] = Exchange   # writes this API's errors
     x_api_key: bool = False               # the key may come in this header too
+    takes_feedback: bool = False          # a key that is for feedback alone opens it as well
 
 
 def _passed(method: str, path: str, api: Api) -> Endpoint:
@@ -47,8 +48,8 @@ API = (
     Endpoint("/chat/completions", "POST", chat),
     Endpoint("/models", "GET", pages.models),
     Endpoint("/feedback", "POST", feedback.one, guarded_inside=True),             # or a token of an answer
-    Endpoint("/feedback/batch", "POST", feedback.batch),
-    Endpoint("/feedback/label-studio", "POST", feedback.from_label_studio),
+    Endpoint("/feedback/batch", "POST", feedback.batch, takes_feedback=True),
+    Endpoint("/feedback/label-studio", "POST", feedback.from_label_studio, takes_feedback=True),
     Endpoint("/feedback/langfuse", "POST", feedback.from_langfuse, guarded_inside=True),  # or a signature
     Endpoint("/decide", "POST", decide),
     _passed("POST", "/completions", COMPLETIONS),
@@ -180,7 +181,9 @@ class App:
         try:
             check_head(headers)
             if not (endpoint.public or endpoint.guarded_inside):
-                auth.check(headers, self.gateway.api_keys, x_api_key=endpoint.x_api_key)
+                gw = self.gateway
+                keys = gw.keys_for_feedback if endpoint.takes_feedback else gw.api_keys
+                auth.check(headers, keys, x_api_key=endpoint.x_api_key)
         except BadRequest as error:
             return error
         return None

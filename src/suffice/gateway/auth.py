@@ -20,14 +20,17 @@ def check(headers: list[tuple[str, str]], keys: Sequence[str], *, x_api_key: boo
 
     x_api_key  the header `x-api-key: KEY` is as good as `authorization: Bearer KEY`
     """
-    if not keys:
-        return
-    given = [_bearer(v) for v in _once(headers, "authorization")]
-    given += _once(headers, "x-api-key") if x_api_key else []
-    if any(_known(key, keys) for key in given if key and " " not in key):
+    if not keys or holds(headers, keys, x_api_key=x_api_key):
         return
     message = "authorization: needs 'Bearer KEY' with a key of this gateway"
     raise BadRequest(message, status=401, code="invalid_api_key")
+
+
+def holds(headers: list[tuple[str, str]], keys: Sequence[str], *, x_api_key: bool = False) -> bool:
+    """Does the request carry one of `keys`? Never where there are none."""
+    given = [_bearer(v) for v in _once(headers, "authorization")]
+    given += _once(headers, "x-api-key") if x_api_key else []
+    return any(_known(key, keys) for key in given if key and " " not in key)
 
 
 def without_keys(headers: list[tuple[str, str]], keys: Sequence[str]) -> list[tuple[str, str]]:

@@ -169,6 +169,7 @@ class Gateway:
     runs: OpenRuns = field(default_factory=OpenRuns)             # loops that callers drive through /v1/decide
     words: WordsByToken = field(default_factory=WordsByToken)
     langfuse_secret: str | None = None     # that signs what Langfuse sends; None: nothing is signed
+    feedback_keys: tuple[str, ...] = ()    # that may label as anybody, and ask for nothing else
     refresh: Callable[[], None] = lambda: None   # sees what was decided, where no timer does
     told: Callable[[], None] = lambda: None      # something was decided just now: look at once
     watches_runs: bool = False   # a look for loops that were left is due
@@ -186,6 +187,11 @@ class Gateway:
         if route.settings.mode == "enforce" and not route.risks and route.settings.is_learned:
             # Where all run in full anyway and no probe is paid for, every run may as well be evidence.
             free = not route.certified and route.settings.probe is None and route.settings.audit_share is None
+    @property
+    def keys_for_feedback(self) -> tuple[str, ...]:
+        """The keys that the feedback paths take; none: everybody may."""
+        return (*self.api_keys, *self.feedback_keys)
+
             if route.in_burst or free:
                 return 1.0
             if made is not None:

@@ -40,6 +40,7 @@ BATCH_LIMIT_BYTES: Final = 8 * 2**20
 MOST_ROWS: Final = 1_000
 MOST_WORDS: Final = 20        # that one token may have written down
 USER: Final = "user"
+LABELLERS: Final = ("reviewer", "gold")  # sources that an application's own key may not speak for
 
 Row = Feedback | BadRequest   # a piece of feedback that can be stored, or why not
 
@@ -51,6 +52,7 @@ class Voice:
     sender: str                # a name for the key, meaningless without the salt; "": none was asked for
     door: str                  # as `Feedback.door`
     episode: str | None = None # the only one that may be spoken of; None: any
+    labels: bool = True        # may speak for those who decide what is certified
 
 
 # --------------------------------------------------------------------------- the doors
@@ -90,7 +92,10 @@ async def from_label_studio(gw: Gateway, scope: Scope, receive: Receive, send: S
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
         told = label_studio.read_event(await _body(gw, headers, receive))
-        await _store(gw, exchange, voice_of(gw, headers, None, door="label-studio"), told.rows, told.n_ignored)
+        voice = voice_of(gw, headers, None, door="label-studio")
+        if not voice.labels:
+            raise _out_of_scope("reviewer")
+        await _store(gw, exchange, voice, told.rows, told.n_ignored)
 
 
 async def from_langfuse(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,32 +105,38 @@ async def from_langfuse(gw: Gateway, scope: Scope, receive: Receive, send: Send)
         signature = dict(headers).get(langfuse.SIGNATURE_HEADER)
         signed = gw.langfuse_secret is not None and signature is not None
         if not signed:
-            auth.check(headers, gw.api_keys)
+            auth.check(headers, gw.keys_for_feedback)
         check_body_headers(headers, BATCH_LIMIT_BYTES)
         raw = await read_body(receive, BATCH_LIMIT_BYTES)
         if signed:
             langfuse.check_signature(raw, signature or "", gw.langfuse_secret or "")
         rules = gw.settings.feedback.langfuse
         told = langfuse.read_scores(parse_json(raw, gw.settings.server), rules.scores, gw.settings.metrics)
-        voice = voice_of(gw, [] if signed else headers, None, door="langfuse")
+        voice = voice_of(gw, headers, None, door="langfuse", signed=signed)
         await _store(gw, exchange, voice, told.rows, told.n_ignored)
 
 
 # --------------------------------------------------------------------------- who may say what
 
 
-def voice_of(gw: Gateway, headers: list[tuple[str, str]], token: str | None, *, door: str = "") -> Voice:
+def voice_of(
+    gw: Gateway, headers: list[tuple[str, str]], token: str | None, *, door: str = "", signed: bool = False
+) -> Voice:
     """Who speaks. Raises BadRequest 401 for a token that is forged or too old; keys were checked before.
 
-    door  that the feedback comes by, where it is one of its own
+    door    that the feedback comes by, where it is one of its own
+    signed  a signature was checked in a key's place
     """
     if token is not None:
         episode = feedback_token.read(token, now_s=gw.wall_s(), salt=gw.salt)
         # One name for all of them: together they weigh no more than one key.
         return Voice(sender=sender_key("feedback token", salt=gw.salt), door="token", episode=episode)
-    # A key that nobody checked could be another one for every label.
-    sender = gw.sender(dict(headers).get("authorization", ""))
-    return Voice(sender=sender or sender_key(door, salt=gw.salt), door=door or ("key" if gw.api_keys else "open"))
+    if signed or not gw.keys_for_feedback:
+        # A key that nobody checked could be another one for every label.
+        return Voice(sender=sender_key(door, salt=gw.salt), door=door or "open")
+    own = auth.holds(headers, gw.feedback_keys)
+    sender = sender_key(dict(headers).get("authorization", ""), salt=gw.salt)
+    return Voice(sender=sender, door=door or ("feedback-key" if own else "key"), labels=own)
 
 
 def bound(body: Mapping[str, Any], voice: Voice) -> dict[str, Any]:
@@ -134,6 +145,8 @@ def bound(body: Mapping[str, Any], voice: Voice) -> dict[str, Any]:
     A token speaks of its own answer, for its user. Its ids have a space of their own: nobody can take another's.
     """
     if voice.episode is None:
+        if not voice.labels and body.get("source") in LABELLERS:
+            raise _out_of_scope(str(body["source"]))
         return dict(body)
     if body.get("episode_id") not in (None, voice.episode):
         message = "episode_id: this token came with another answer; it may rate that one only"
@@ -148,6 +161,11 @@ def bound(body: Mapping[str, Any], voice: Voice) -> dict[str, Any]:
     if not isinstance(given, str) or not 1 <= len(given) <= 100:
         raise BadRequest("feedback_id: must be a string of 1 to 100 characters", param="feedback_id")
     return {**body, "feedback_id": f"token:{voice.episode}:{given}", "episode_id": voice.episode, "source": source}
+
+
+def _out_of_scope(source: str) -> BadRequest:
+    message = f"source: this key may ask the model, so it may not speak as {source!r}; a key for feedback alone may"
+    return BadRequest(f"{message} ([server] feedback_keys_env)", status=403, param="source", code="scope")
 
 
 def _read(gw: Gateway, voice: Voice, body: Any) -> Row:
@@ -178,7 +196,7 @@ async def _body_and_token(
     """The object and the token, which comes in a header or as the field `token`. Neither it nor a key: 401, no more."""
     token, refused = dict(headers).get(feedback_token.HEADER), None
     try:
-        auth.check(headers, gw.api_keys)
+        auth.check(headers, gw.keys_for_feedback)
     except BadRequest as error:
         refused = error
     # Plain text is what a page of another origin may send, as a beacon; it will do for a token in the body.

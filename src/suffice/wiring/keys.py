@@ -45,6 +45,20 @@ def client_keys(settings: Settings) -> tuple[str, ...]:
     return keys
 
 
+def feedback_keys(settings: Settings) -> tuple[str, ...]:
+    """The keys that are for feedback alone; none: there are none. Raises ConfigError."""
+    name = settings.server.feedback_keys_env
+    if not name:
+        return ()
+    keys = split_keys(os.environ.get(name, ""))
+    if not keys:
+        raise ConfigError(f"server.feedback_keys_env: the environment has no keys in {name}")
+    if set(keys) & set(client_keys(settings)):
+        message = f"a key in {name} stands in {settings.server.api_keys_env} as well; it must be for one of the two"
+        raise ConfigError(f"server.feedback_keys_env: {message}")
+    return keys
+
+
 def split_keys(keys: str) -> tuple[str, ...]:
     """Keys as an environment variable holds them, separated by commas."""
     return tuple(k.strip() for k in keys.split(",") if k.strip())

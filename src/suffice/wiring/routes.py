@@ -21,7 +21,7 @@ from suffice.plugins import load_plugins
 from suffice.policy.base import build_policy, version_of
 from suffice.rollout.experiment import arm_of, with_arm
 from suffice.scoring.base import build_scorer, scorer_label
-from suffice.settings import Route, Settings, Upstream
+from suffice.settings import Route, Server, Settings, Upstream
 from suffice.signals.observe import Observer
 from suffice.store.sqlite import database_path
 from suffice.store.views import extracted_answers, route_findings, upstream_findings
@@ -167,10 +167,16 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
     for name, one in settings.upstreams.items():
         if one.api_key_env and one.api_key_env not in known:
             warnings.append(f"upstreams.{name}: the environment has no {one.api_key_env}")
-    keys = settings.server.api_keys_env
-    if keys and not split_keys(known.get(keys, "")):
-        warnings.append(f"server.api_keys_env: the environment has no keys in {keys}")
-    return warnings
+    return warnings + _check_keys(settings.server, known)
+
+
+def _check_keys(server: Server, known: Mapping[str, str]) -> list[str]:
+    """Which lists of keys the environment lacks."""
+    named = {"api_keys_env": server.api_keys_env, "feedback_keys_env": server.feedback_keys_env}
+    return [
+        f"server.{setting}: the environment has no keys in {variable}"
+        for setting, variable in named.items() if variable and not split_keys(known.get(variable, ""))
+    ]  # fmt: skip
 
 
 def check_experiment(settings: Settings, name: str) -> None:

@@ -38,7 +38,7 @@ from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.audit import config_change, upkeep
 from suffice.wiring.console import console
-from suffice.wiring.keys import api_key, client_keys, deployment_salt, kill_file, new_id, secret
+from suffice.wiring.keys import api_key, client_keys, deployment_salt, feedback_keys, kill_file, new_id, secret
 from suffice.wiring.routes import Evidence, build_route, check, evidence_warnings, read_evidence
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def _running(
         upstreams=clients, embedders=vectors, log=log, metrics=Metrics(),
         api_keys=client_keys(settings) if clients else (),
         salt=deployment_salt(settings), new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
+        feedback_keys=feedback_keys(settings) if clients else (),
         langfuse_secret=_langfuse_secret(settings) if clients else None,
     )  # fmt: skip
     if isinstance(log, SqliteLog):
