@@ -168,8 +168,8 @@ class Gateway:
     kill: KillSwitch = field(default_factory=KillSwitch)         # takes enforcement away from every route
     runs: OpenRuns = field(default_factory=OpenRuns)             # loops that callers drive through /v1/decide
     words: WordsByToken = field(default_factory=WordsByToken)
-    langfuse_secret: str | None = None     # that signs what Langfuse sends; None: nothing is signed
     feedback_keys: tuple[str, ...] = ()    # that may label as anybody, and ask for nothing else
+    langfuse_secret: str | None = None     # that signs what Langfuse sends; None: nothing is signed
     refresh: Callable[[], None] = lambda: None   # sees what was decided, where no timer does
     told: Callable[[], None] = lambda: None      # something was decided just now: look at once
     watches_runs: bool = False   # a look for loops that were left is due
@@ -181,17 +181,17 @@ class Gateway:
         """A name for whoever holds the key of a request; "" where no keys are asked for."""
         return sender_key(authorization, salt=self.salt) if self.api_keys else ""
 
+    @property
+    def keys_for_feedback(self) -> tuple[str, ...]:
+        """The keys that the feedback paths take; none: everybody may."""
+        return (*self.api_keys, *self.feedback_keys)
+
     def share(self, route: BuiltRoute) -> float:
         """The audit share in force for a route's next request."""
         made = route.in_force.publication
         if route.settings.mode == "enforce" and not route.risks and route.settings.is_learned:
             # Where all run in full anyway and no probe is paid for, every run may as well be evidence.
             free = not route.certified and route.settings.probe is None and route.settings.audit_share is None
-    @property
-    def keys_for_feedback(self) -> tuple[str, ...]:
-        """The keys that the feedback paths take; none: everybody may."""
-        return (*self.api_keys, *self.feedback_keys)
-
             if route.in_burst or free:
                 return 1.0
             if made is not None:
