@@ -116,7 +116,7 @@ class AA:
 
 def aa(n_experiments: int, n_units: int, n_looks: int, seed: int, *, chunk: int = 100) -> AA:
     """A/A experiments with four metrics and two classes of questions, looked at `n_looks` times each."""
-    rng, alpha = np.random.default_rng(seed), alphas(TWO, 1)
+    rng, alpha = np.random.default_rng(seed), alphas(TWO)
     found: dict[str, list[Bools]] = {name: [] for name in (*alpha, "classes", "z")}
     at = np.linspace(n_units // n_looks - 1, n_units - 1, n_looks).astype(np.int64)
     n_audits = n_units // 10
@@ -183,7 +183,7 @@ def fallen(fall: float) -> float:
 
 def priced(n_users: int, seed: int, *, lost: float = 0.025, gained: float = 0.01, fall: float = 0.03) -> Priced:
     """Users rate from 1 to 5, the brisk arm's `fall` lower; a tenth as many audits show both arms."""
-    rng, alpha = np.random.default_rng(seed), alphas(TWO, 1)
+    rng, alpha = np.random.default_rng(seed), alphas(TWO)
     arm = rng.integers(0, 2, (1, n_users))
     taste = np.clip(rng.normal(0.72, 0.2, (1, n_users)) + 0.1 * rng.normal(size=(1, n_users)) - fall * (arm == 1), 0, 1)
     rating = np.floor(taste * 4 + rng.random((1, n_users))) / 4  # whole stars, with the mean of the taste
@@ -294,7 +294,7 @@ def table_aa(asked: argparse.Namespace) -> None:
     found = aa(asked.experiments, 10_000, 1_000, 1)
     print("| A/A experiments, 1,000 looks at 10,000 units each | called at least once |", "| --- | --- |", sep="\n")
     for name, share in found.by_metric.items():
-        print(f"| {name} | {percent(share, found.n)} |")
+        print(f"| {'any metric in a class' if name == 'classes' else name} | {percent(share, found.n)} |")
     print(f"| any of them: a false verdict | {percent(found.any_metric, found.n)} |")
     print(f"| for comparison: tokens by a z-test at each look | {percent(found.z_test, found.n)} |")
 

@@ -176,12 +176,13 @@ def test_a_verdict_is_what_the_interval_proves(low: float, width: float, margin:
 
 
 def test_arms_and_metrics_share_one_error() -> None:
-    one = made(margins=(("solved", 0.1),), confidence=0.9)
-    for n_arms in (1, 3):
-        shares = alphas(one, n_arms)
-        assert sum(shares.values()) * n_arms == pytest.approx(0.1)
-        assert shares[TOKENS] * n_arms == pytest.approx(0.05)
-    assert watched(one) == (TOKENS, EM, SATISFACTION, LATENCY, "solved")
+    for n_others in (1, 3):
+        arms = tuple(Arm(name=f"a{at}", weight=1) for at in range(n_others + 1))
+        one = made(margins=(("solved", 0.1),), confidence=0.9, arms=arms, control="a0")
+        shares = alphas(one)
+        assert sum(shares.values()) * n_others == pytest.approx(0.1)
+        assert shares[TOKENS] * n_others == pytest.approx(0.05)
+        assert watched(one) == (TOKENS, EM, SATISFACTION, LATENCY, "solved")
 
 
 def test_more_arms_make_wider_intervals_and_each_is_compared_with_the_control() -> None:
@@ -198,16 +199,27 @@ def test_more_arms_make_wider_intervals_and_each_is_compared_with_the_control() 
     assert result.arms[0].of(SATISFACTION).confidence > 0.975
 
 
+def test_an_arm_that_lost_its_weight_is_still_told() -> None:
+    arms = (Arm(name="full", weight=1, full=True), Arm(name="brisk", weight=0), Arm(name="never", weight=0))
+    liked = values(4_000, 1, full=0.8, brisk=0.6)
+    found = analyse(made(arms=arms, primary=SATISFACTION), material({SATISFACTION: liked}))
+    assert [(arm.arm, arm.verdict) for arm in found.arms] == [("brisk", "worse")]
+
+
 def test_a_class_that_is_harmed_is_named_though_the_whole_is_fine() -> None:
-    """A gain in one class hides a harm in another: the whole is better, and the class is shown."""
+    """A gain in one class hides a harm in another: the whole is better, and the class is named at once."""
     easy = values(6_000, 7, full=0.5, brisk=0.8, classes=("easy",))
     hard = values(2_000, 8, full=0.6, brisk=0.45, classes=("hard",), warmup=0)
     mixed = [one for four in zip(*[iter(easy)] * 3, hard, strict=False) for one in four]
     found = analyse(made(primary=SATISFACTION), material({SATISFACTION: mixed}))
     arm = found.arms[0]
-    assert arm.verdict == "better"
+    assert arm.verdict == "mixed"
+    assert arm.of(SATISFACTION).verdict == "better"
     assert arm.of(SATISFACTION).harmed == ("hard",)
-    assert "worse in satisfaction for class hard, whatever the whole says" in reading(found, arm)[-1]
+    assert "is mixed, for it is worse in satisfaction for class hard: on the whole, " in reading(found, arm)[0]
+    aside = analyse(made(), material({SATISFACTION: mixed, TOKENS: values(8_000, 9, full=900, brisk=600, high=4_000)}))
+    assert aside.arms[0].verdict == "better", "what has no margin and does not decide is told, and decides nothing"
+    assert "worse in satisfaction for class hard, whatever the whole says" in reading(aside, aside.arms[0])[-1]
 
 
 def test_classes_of_audits_are_shown_too() -> None:
@@ -259,7 +271,8 @@ def test_simpson_is_shown_and_not_hidden() -> None:
     assert shown.misleading
     assert {part.query_class for part in shown.classes} == {"hard", "easy"}
     assert all(part.effect < 0 for part in shown.classes)
-    assert "and mislead: the arms had different mixes of questions" in reading(found, found.arms[0])[-1]
+    last = reading(found, found.arms[0])[-1]
+    assert "and mislead: the arms had different mixes of questions, and weighed by class satisfaction is 5." in last
 
 
 def test_a_split_that_does_not_fit_its_odds_withholds_everything() -> None:
@@ -323,7 +336,7 @@ def test_a_run_that_costs_more_than_anybody_knew_counts_as_the_cap() -> None:
 # --------------------------------------------------------------------------- sentences
 
 
-VERDICTS: st.SearchStrategy[Verdict] = st.sampled_from(["better", "no worse", "worse", "inconclusive", "withheld"])
+VERDICTS: st.SearchStrategy[Verdict] = st.sampled_from(["better", "no worse", "worse", "inconclusive"])
 
 
 @st.composite
@@ -352,8 +365,10 @@ def comparisons(draw: st.DrawFn, metric: str) -> Comparison:
 def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> None:
     found = tuple(data.draw(comparisons(metric)) for metric in (TOKENS, EM, SATISFACTION, "solved"))
     guarded = {one.verdict for one in found if one is found[0] or one.margin is not None}
-    order = ("withheld", "worse", "inconclusive")
+    order: tuple[Verdict, ...] = ("withheld", "worse", "inconclusive")
     verdict = next((word for word in order if word in guarded), found[0].verdict)
+    if verdict not in order[:2] and any(one.harmed for one in found if one is found[0] or one.margin is not None):
+        verdict = "mixed"
     missing = data.draw(st.none() | st.integers(1, 10**6)) if verdict == "inconclusive" else None
     arm = ArmResult(arm="brisk", verdict=verdict, comparisons=found, n_missing=missing)
     result = Result(
@@ -366,6 +381,7 @@ def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> N
     text = " ".join(told)
     assert ("is better" in told[0]) == (verdict == "better"), text
     assert ("against 'full' is worse" in told[0]) == (verdict == "worse"), text
+    assert ("is mixed" in told[0]) == (verdict == "mixed"), text
     if verdict == "withheld":
         assert told[0].startswith("Nothing is said")
         assert "points" not in text

@@ -105,7 +105,7 @@ class OfRoute:
         outcome = audit.episode.outcome
         if audit.fate not in _WHOLE:
             return Shown(answer=None, right=None, seen=False)
-        return Shown(answer=outcome.answer, right=None)
+        return Shown(answer=outcome.answer, right=None, tokens=_generated(audit, None))
 
     def _at(self, audit: Audit, stop: tuple[int, str | None] | None) -> Shown:
         """The answer behind a stop; None: the arm lets the run come to its end."""
@@ -116,7 +116,7 @@ class OfRoute:
             return Shown(answer=None, right=None, seen=False)
         if stop is None:
             return self._full(audit)
-        return Shown(answer=stop[1], right=None)
+        return Shown(answer=stop[1], right=None, tokens=_generated(audit, stop[0]))
 
     def _stops(self, policy: Policy, audits: Sequence[Audit]) -> list[tuple[int, str | None] | None]:
         """Step and answer of the policy's stop in each run; None: it makes none before the end."""
@@ -177,6 +177,18 @@ class OfRoute:
             for audit, step, start, end in zip(audits, steps, columns.starts[:-1], columns.starts[1:], strict=True)
             if start + step < end - 1
         }  # fmt: skip
+
+
+def _generated(audit: Audit, stop: int | None) -> float:
+    """Tokens of the run up to a step, and of the answer that is written behind a thought; None: of all of it."""
+    outcome = audit.episode.outcome
+    if outcome.usage is None:
+        return 0.0
+    if stop is None:
+        return float(outcome.usage.completion_tokens)
+    written = outcome.usage.completion_tokens - outcome.usage.reasoning_tokens
+    said = max(0, written) if audit.episode.request.kind == "reasoning" else 0
+    return float(sum(step.tokens for step in outcome.steps[: stop + 1]) + said)
 
 
 def _answer(code: float, answers: Sequence[str]) -> str | None:

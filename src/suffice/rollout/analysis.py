@@ -50,10 +50,10 @@ _REST: Final = "\x00rest"  # no class of anybody's
 
 def analyse(one: Experiment, material: Material) -> Result:
     """Compare every arm with the control, in every metric."""
-    odds = one.odds()
-    others = [arm.name for arm in one.arms if arm.name != one.control and odds[arm.name] > 0]
+    taken = {unit.arm for unit in material.drawn} | {arm.name for arm in one.arms if arm.weight}
+    others = [arm.name for arm in one.arms if arm.name != one.control and arm.name in taken]
     withheld = _unfit_split(material.drawn, "units")
-    judged = _Judge(one, material, alphas(one, len(others)), withheld)
+    judged = _Judge(one, material, alphas(one), withheld)
     return Result(
         experiment=one.name, run=one.run, control=one.control, primary=one.primary, confidence=one.confidence,
         n_requests=material.n_requests, n_units=len(material.drawn),
@@ -67,11 +67,10 @@ def watched(one: Experiment) -> tuple[str, ...]:
     return tuple(dict.fromkeys((one.primary, *METRICS, *(name for name, _ in one.margins))))
 
 
-def alphas(one: Experiment, n_arms: int) -> Mapping[str, float]:
-    """The part of the error that each comparison may use: half for the primary metric, half for the others."""
-    metrics, error = watched(one), 1 - one.confidence
-    others = {name: error / 2 / (len(metrics) - 1) / max(1, n_arms) for name in metrics[1:]}
-    return {one.primary: error / 2 / max(1, n_arms), **others}
+def alphas(one: Experiment) -> Mapping[str, float]:
+    """The part of the error that each arm may use for each metric: half for the primary one, half for the others."""
+    metrics, error = watched(one), (1 - one.confidence) / max(1, len(one.arms) - 1)
+    return {one.primary: error / 2, **dict.fromkeys(metrics[1:], error / 2 / (len(metrics) - 1))}
 
 
 # --------------------------------------------------------------------------- does the split fit the odds?
@@ -267,6 +266,8 @@ def _whole(found: Sequence[Comparison]) -> tuple[Verdict, int | None]:
         return "withheld", None
     if "worse" in verdicts:
         return "worse", None
+    if any(one.harmed for one in guarded):
+        return "mixed", None
     if "inconclusive" not in verdicts:
         return ("better" if primary.verdict == "better" else "no worse"), None
     waiting = [one.n_missing for one in guarded if one.verdict == "inconclusive"]

@@ -57,6 +57,9 @@ def _headline(result: Result, arm: ArmResult) -> str:
     if arm.verdict == "worse":
         bad = [one.metric for one in arm.comparisons if one.verdict == "worse" and _counts(one, arm)]
         return f"{against} is worse in {' and '.join(bad)}: {shown}."
+    if arm.verdict == "mixed":
+        bad = [f"{one.metric} for {_list(one.harmed)}" for one in arm.comparisons if one.harmed and _counts(one, arm)]
+        return f"{against} is mixed, for it is worse in {' and '.join(bad)}: on the whole, {shown}."
     return f"{against} is inconclusive: {shown}."
 
 
@@ -89,12 +92,12 @@ def _last(arm: ArmResult) -> str:
     """What a reader must not overlook."""
     parts = list[str]()
     for one in arm.comparisons:
-        if one.harmed and one.verdict != "worse":
+        if one.harmed and one.verdict != "worse" and not (arm.verdict == "mixed" and _counts(one, arm)):
             parts.append(f"it is worse in {one.metric} for {_list(one.harmed)}, whatever the whole says")
         if one.misleading and one.plain is not None and one.effect is not None:
             parts.append(
                 f"the two plain means of {one.metric} say that {_said(metric_of(one.metric), one.plain)}, and mislead:"
-                " the arms had different mixes of questions"
+                " the arms had different mixes of questions" + _weighed(one)
             )
     if arm.per_point_between is not None and arm.per_point is not None:
         low, high = arm.per_point_between.low, arm.per_point_between.high
@@ -110,6 +113,12 @@ def _last(arm: ArmResult) -> str:
         )
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _weighed(one: Comparison) -> str:
+    if one.stratified is None:
+        return ""
+    return f", and weighed by class {_said(metric_of(one.metric), one.stratified)}"
 
 
 def _said(metric: Metric, value: float) -> str:

@@ -11,7 +11,14 @@ from typing import Literal, TypeAlias
 
 from suffice.assurance.bounds import Interval
 
-Verdict: TypeAlias = Literal["better", "no worse", "worse", "inconclusive", "withheld"]
+Verdict: TypeAlias = Literal[
+    "better",
+    "no worse",      # its loss is within the margin
+    "worse",
+    "mixed",         # of an arm: not worse on the whole, and worse in a class of questions
+    "inconclusive",
+    "withheld",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +49,7 @@ class Shown:
     answer: str | None
     right: bool | None   # None: nobody says
     seen: bool = True    # False: a checkpoint is missing, or the run was broken off: the answer is not known
+    tokens: float = 0.0  # that the arm would have generated for it; 0: not counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
