@@ -32,6 +32,49 @@ RUNS: Final = {
 }
 
 
+# In the order of the navigation; a view without a place of its own stands below another one.
+FIRST: Final = (
+    View(
+        path="", api_path="/overview", read=overview, record=Overview, template="overview.html", title="Overview",
+        place="Overview", asks=DAYS,
+    ),
+    View(
+        path="/routes", read=routes, record=Routes, template="routes.html", title="Routes & classes",
+        place="Routes & classes", asks=DAYS,
+    ),
+    View(
+        path="/route", read=route, record=RoutePage, template="route.html", title="Route", place="Routes & classes",
+        asks={"name": "of the route", **DAYS},
+    ),
+    View(
+        path="/episodes", read=episodes, record=Episodes, template="episodes.html", title="Episodes",
+        place="Episodes", asks=RUNS,
+    ),
+    View(
+        path="/episodes/{id}", read=episode, record=EpisodePage, template="episode.html", title="Episode",
+        place="Episodes",
+    ),
+    View(
+        path="/policies", read=policies, record=Policies, template="policies.html", title="Policies & rollouts",
+        place="Policies & rollouts",
+    ),
+    View(
+        path="/experiments", read=experiments, record=Experiments, template="experiments.html", title="Experiments",
+        place="Experiments",
+    ),
+)  # fmt: skip
+LAST: Final = (
+    View(
+        path="/incidents", read=incidents, record=Incidents, template="incidents.html", title="Incidents",
+        place="Incidents",
+    ),
+    View(
+        path="/changes", read=changes, record=Changes, template="changes.html", title="Audit log", place="Audit log",
+        asks={"kind": "of change", "route": "only this one", "before": "place in the log"},
+    ),
+)  # fmt: skip
+
+
 def table(roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse) -> tuple[Door, ...]:
     """Every door there is.
 
@@ -39,67 +82,18 @@ def table(roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analy
     from_file  texts of questions that the log does not keep
     analyse    what a run of an experiment shows now
     """
-    reviews = Reader(from_file)
-    views = (
+    made = (
         View(
-            path="", api_path="/overview", read=overview, record=Overview, template="overview.html", title="Overview",
-            place="Overview", asks=DAYS,
+            path="/experiments/shown", read=shown(analyse), record=Shown, template="_experiment.html",
+            title="What an experiment shows", asks={"name": "of the experiment"},
         ),
         View(
-            path="/routes", read=routes, record=Routes, template="routes.html", title="Routes & classes",
-            place="Routes & classes", asks=DAYS,
-        ),
-        View(
-            path="/route", read=route, record=RoutePage, template="route.html", title="Route", place="Routes & classes",
-            asks={"name": "of the route", **DAYS},
-        ),
-        View(
-            path="/episodes", read=episodes, record=Episodes, template="episodes.html", title="Episodes",
-            place="Episodes", asks=RUNS,
-        ),
-        View(
-            path="/episodes/{id}", read=episode, record=EpisodePage, template="episode.html", title="Episode",
-            place="Episodes",
-        ),
-        View(
-            path="/policies",
-            read=policies,
-            record=Policies,
-            template="policies.html",
-            title="Policies & rollouts",
-            place="Policies & rollouts",
-        ),
-        View(
-            path="/experiments",
-            read=experiments,
-            record=Experiments,
-            template="experiments.html",
-            title="Experiments",
-            place="Experiments",
-        ),
-        View(
-            path="/experiments/shown",
-            read=shown(analyse),
-            record=Shown,
-            template="_experiment.html",
-            title="What an experiment shows",
-            asks={"name": "of the experiment"},
-        ),
-        View(
-            path="/review", read=reviews.page, record=ReviewPage, template="review.html", title="Review",
+            path="/review", read=Reader(from_file).page, record=ReviewPage, template="review.html", title="Review",
             place="Review",
         ),
-        View(
-            path="/incidents", read=incidents, record=Incidents, template="incidents.html", title="Incidents",
-            place="Incidents",
-        ),
-        View(
-            path="/changes", read=changes, record=Changes, template="changes.html", title="Audit log",
-            place="Audit log", asks={"kind": "of change", "route": "only this one", "before": "place in the log"},
-        ),
-        View(
-            path="/settings", read=settings_page(roster), record=SettingsPage, template="settings.html",
-            title="Settings", place="Settings", needs="admin",
-        ),
     )  # fmt: skip
-    return with_description(doors_of(views, DEEDS, exports.DOORS))
+    settings = View(
+        path="/settings", read=settings_page(roster), record=SettingsPage, template="settings.html", title="Settings",
+        place="Settings", needs="admin",
+    )  # fmt: skip
+    return with_description(doors_of((*FIRST, *made, *LAST, settings), DEEDS, exports.DOORS))

@@ -139,8 +139,10 @@ class Month:
         if not self.log.drain(20):
             raise SufficeError("demo: the log could not be written")
         self.worker.round()
-        for job in jobs:
-            self.worker.once(job)
+        for job in self.worker.jobs:
+            if job.name in jobs:
+                job.forget()  # it may be at rest, and somebody asks
+                self.worker.once(job.name)
         self.held = read_decided(self.path).of(ROUTE)
 
     def _write(self, request: Request, outcome: Outcome, right: str) -> None:
