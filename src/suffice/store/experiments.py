@@ -146,7 +146,7 @@ def read_runs(path_or_connection: Path | str | sqlite3.Connection, one: Held) ->
     """Whole runs of its routes that began while it ran, route after route, as they ended. Raises StoreError."""
     with reading(path_or_connection) as connection:
         for route in one.experiment.routes:
-            yield from read_episodes(connection, route, one.seq)
+            yield from read_episodes(connection, route, one.seq, ended_after=one.seq)
 
 
 # --------------------------------------------------------------------------- what people decide

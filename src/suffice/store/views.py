@@ -108,18 +108,20 @@ class RouteCounts:
 
 
 def read_episodes(
-    path_or_connection: Path | str | sqlite3.Connection, route: str | None = None, since_seq: int = 0
-) -> Iterator[Labelled]:
+    path_or_connection: Path | str | sqlite3.Connection, route: str | None = None, since_seq: int = 0, *,
+    ended_after: int = 0,
+) -> Iterator[Labelled]:  # fmt: skip
     """Yield every run that has both its rows, in the order in which the runs ended.
 
     route      only this route; "" for requests that matched none; None for all
     since_seq  only runs with a row after this place in the log; a label that came later to an
                older run does not bring that run back
+    ended_after  only runs whose outcome stands after this place; what stands before it is not looked at
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
     with reading(path_or_connection) as connection:
-        after = 0
+        after = ended_after
         while True:
             wanted = {"after": after, "since": since_seq, "route": route, "limit": _PAGE_ROWS}
             page = [
