@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log
 from typing import Final
 
@@ -155,7 +156,7 @@ def with_arm(route: Route, arm: Arm) -> Route:
         return msgspec.structs.replace(route, mode="observe" if route.mode == "enforce" else route.mode)
     changed: dict[str, object] = {}
     if arm.policy:
-        changed["policy"] = json.loads(arm.policy)
+        changed["policy"] = _policy_of(arm.policy)
     elif arm.threshold is not None:
         changed["policy"] = {**route.policy, "threshold": arm.threshold}
     if arm.uncertified:
@@ -165,6 +166,13 @@ def with_arm(route: Route, arm: Arm) -> Route:
     if arm.budget_tokens is not None:
         changed |= {"budget_tokens": arm.budget_tokens, "effort": None}
     return msgspec.structs.replace(route, **changed) if changed else route
+
+
+@lru_cache(maxsize=256)
+def _policy_of(written: str) -> Mapping[str, object]:
+    """A policy's table. A learned one holds a model, and every request asks: it is read once, and nobody writes to it."""
+    table: Mapping[str, object] = json.loads(written)
+    return table
 
 
 # --------------------------------------------------------------------------- from the settings
