@@ -170,7 +170,7 @@ def with_arm(route: Route, arm: Arm) -> Route:
 
 @lru_cache(maxsize=256)
 def _policy_of(written: str) -> Mapping[str, object]:
-    """A policy's table. A learned one holds a model, and every request asks: it is read once, and nobody writes to it."""
+    """A policy's table. One that holds a model is long, and every request asks: it is read once, and not written to."""
     table: Mapping[str, object] = json.loads(written)
     return table
 
