@@ -32,6 +32,7 @@ class Desk:
     told       tells the gateway that something was decided
     setup_of   what a route's evidence rests on as its settings stand
     effect_of  what a reviewer's verdict on an item has changed, in a sentence
+    note_export  says in the log that so many rows left it: name, rows, who
     check_experiment  raises ConfigError for one that cannot run as the settings have it
     closing    is the process ending?
     """
@@ -44,6 +45,7 @@ class Desk:
     setup_of: Callable[[str], str]
     effect_of: Callable[[str], str]
     check_experiment: Callable[[str], None]
+    note_export: Callable[[str, int, str], None]
     closing: Callable[[], bool]
     now: Callable[[], float]
     monotonic_s: Callable[[], float]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from suffice.console import sheet, words
 from suffice.console.desk import Desk
 from suffice.console.doors import Visitor
 from suffice.console.exchange import Answer, Asked
-from suffice.console.look import Look
 from suffice.console.table import Door
 from suffice.console.views.changes import changes
 from suffice.console.views.episodes import MOST_PAGE, episodes
@@ -17,40 +17,36 @@ CSV: Final = "text/csv; charset=utf-8"
 
 
 async def _episodes(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
-    query = {**asked.query, "limit": str(MOST_PAGE)}
-    wanted = Asked(
-        method=asked.method, path=asked.path, headers=asked.headers, query=query, form={}, address=asked.address
-    )
-
-    def made(look: Look) -> bytes:
-        return sheet.table(
-            ("episode", "at (UTC)", "route", "class", "kind", "end", "stopped", "audit", "steps", "stop step",
-             "answer", "answer at the stop", "differs", "right", "tokens", "tokens saved"),
-            (
-                (one.episode_id, words.when(one.at_s), one.route, one.query_class, one.kind, one.end_reason,
-                 one.stopped, one.audit, one.n_steps, one.stop_step, one.answer, one.would_answer, one.differs,
-                 one.correct, one.tokens, one.saved_tokens)
-                for one in episodes(look, wanted, visitor).lines
-            ),
-        )  # fmt: skip
-
-    return _file("episodes.csv", await desk.read(made))
+    wanted = replace(asked, query={**asked.query, "limit": str(MOST_PAGE)})
+    lines = (await desk.read(lambda look: episodes(look, wanted, visitor))).lines
+    body = sheet.table(
+        ("episode", "at (UTC)", "route", "class", "kind", "end", "stopped", "audit", "steps", "stop step", "answer",
+         "answer at the stop", "differs", "right", "tokens", "tokens saved"),
+        (
+            (one.episode_id, words.when(one.at_s), one.route, one.query_class, one.kind, one.end_reason, one.stopped,
+             one.audit, one.n_steps, one.stop_step, one.answer, one.would_answer, one.differs, one.correct, one.tokens,
+             one.saved_tokens)
+            for one in lines
+        ),
+    )  # fmt: skip
+    return await _file(desk, visitor, "episodes.csv", body, len(lines))
 
 
 async def _changes(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
-    def made(look: Look) -> bytes:
-        return sheet.table(
-            ("place", "at (UTC)", "kind", "route", "what", "reason", "author"),
-            (
-                (one.seq, words.when(one.at_s), one.kind, one.route, one.what, one.reason, one.author)
-                for one in changes(look, asked, visitor).lines
-            ),
-        )
+    lines = (await desk.read(lambda look: changes(look, asked, visitor))).lines
+    body = sheet.table(
+        ("place", "at (UTC)", "kind", "route", "before", "after", "reason", "author"),
+        (
+            (one.seq, words.when(one.at_s), one.kind, one.route, one.before, one.after, one.reason, one.author)
+            for one in lines
+        ),
+    )
+    return await _file(desk, visitor, "changes.csv", body, len(lines))
 
-    return _file("changes.csv", await desk.read(made))
 
-
-def _file(name: str, body: bytes) -> Answer:
+async def _file(desk: Desk, visitor: Visitor, name: str, body: bytes, n_rows: int) -> Answer:
+    """The table as a file; that it left is said in the audit log, before it does."""
+    await desk.off_loop(lambda: desk.note_export(name, n_rows, visitor.name))
     return Answer(kind=CSV, body=body, headers=(("content-disposition", f'attachment; filename="{name}"'),))
 
 

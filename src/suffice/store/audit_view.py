@@ -83,13 +83,14 @@ def entries(
             wanted = {"after": after, "route": route, "kind": kind, "since": since_s, "limit": _PAGE_ROWS}
             page = connection.execute(_ROWS, wanted).fetchall()
             for row in page:
-                yield _entry(connection, row)
+                yield entry_of(connection, row)
             if len(page) < _PAGE_ROWS:
                 return
             after = page[-1][0]
 
 
-def _entry(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Entry:
+def entry_of(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Entry:
+    """A row in words: place, link, seq, at_s, kind, key, episode_id, route, body. Raises StoreError."""
     place, link, seq, at_s, kind, _, episode_id, route, body = row
     who = before = why = ""
     after = "written by a later version"

@@ -26,6 +26,7 @@ from suffice.store.decisions import Decisions
 from suffice.store.reviews import read_reviews
 from suffice.store.views import reading
 from suffice.telemetry import LOG
+from suffice.wiring.audit import note_export
 from suffice.wiring.people import People
 from suffice.wiring.questions import question_texts, questions_file
 from suffice.wiring.routes import build_route, check_experiment, read_evidence
@@ -50,9 +51,12 @@ def console(
     """
     people = People.of(settings)
     with ExitStack() as stack:
+        writer = _Once(stack, decisions)
         desk = Desk(
             settings=settings, path=path, told=told, closing=closing, now=time.time, monotonic_s=time.monotonic,
-            decisions=_Once(stack, decisions), setup_of=lambda name: _setup(settings, name),
+            decisions=writer, note_export=lambda name, n_rows, who: note_export(
+                writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
+            ), setup_of=lambda name: _setup(settings, name),
             effect_of=lambda item: _effect(settings, path, item),
             check_experiment=lambda name: check_experiment(settings, name),
             doors=Doors(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -12,11 +12,10 @@ from suffice.console.doors import Visitor
 from suffice.console.exchange import Asked
 from suffice.console.look import Look
 from suffice.console.views.episodes import LOOK_S, whole_of
-from suffice.console.views.routes import described
 from suffice.errors import BadRequest
+from suffice.store.audit_view import Entry, entry_of
 from suffice.store.chain import Head, has_chain, head
 from suffice.store.events import EVENTS, FeedbackGiven
-from suffice.store.views import decoded
 
 PAGE: Final = 50
 CHUNK: Final = 500
@@ -27,26 +26,26 @@ QUIET: Final = HIDDEN | {"review_asked", "review_drawn", "review_leased", "revie
 MOST_BODY_CHARS: Final = 6_000
 
 _CHAINED: Final = """
-    SELECT e.seq, e.at_s, e.kind, e.route, e.body, c.place FROM chain c JOIN events e ON e.seq = c.seq
-    WHERE c.place < :before ORDER BY c.place DESC LIMIT :limit"""
+    SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body
+    FROM chain c JOIN events e ON e.seq = c.seq WHERE c.place < :before ORDER BY c.place DESC LIMIT :limit"""
 _ALL: Final = """
-    SELECT seq, at_s, kind, route, body, seq FROM events WHERE seq < :before ORDER BY seq DESC LIMIT :limit"""
+    SELECT seq, x'', seq, at_s, kind, key, episode_id, route, body FROM events
+    WHERE seq < :before ORDER BY seq DESC LIMIT :limit"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One row of the audit log."""
+    """One row of the audit log, as `suffice audit` says it too."""
 
     seq: int  # its place in the log
     place: int | None  # in the chain that vouches for it; None: this log has no chain
     at_s: float
     kind: str
     route: str
-    what: str  # in a few words
+    author: str  # a person, or a worker; "": nobody is named
+    before: str  # what held, in words; "": there was nothing, or it is in no row
+    after: str  # what holds, in words
     reason: str
-    author: str  # a person, or a worker
-    before: str  # what held, in words; "": the row does not say
-    after: str
     body: str  # the whole record as JSON, cut where it is long
 
 
@@ -93,45 +92,36 @@ def changes(look: Look, asked: Asked, _visitor: Visitor) -> Changes:
 def _looked_through(look: Look, before: int, kind: str, route: str) -> Iterator[tuple[int, Change | None]]:
     chained = has_chain(look.connection)
     while True:
-        rows = look.connection.execute(
-            _CHAINED if chained else _ALL, {"before": before, "limit": CHUNK}
-        ).fetchall()  # fmt: skip
-        for seq, at_s, its_kind, its_route, body, place in rows:
+        wanted = {"before": before, "limit": CHUNK}
+        rows = look.connection.execute(_CHAINED if chained else _ALL, wanted).fetchall()
+        for row in rows:
+            place, its_kind, its_route = row[0], row[4], row[7]
             fits = its_kind == kind if kind else its_kind not in QUIET
-            if not fits or its_kind not in EVENTS or (route and its_route != route):
+            if not fits or (route and its_route != route):
                 yield place, None
-                continue
-            yield place, _change(seq, place if chained else None, at_s, its_kind, its_route, body)
+            else:
+                yield place, _change(entry_of(look.connection, row), chained=chained)
         if len(rows) < CHUNK:
             return
-        before = rows[-1][5]
+        before = rows[-1][0]
 
 
-def _change(seq: int, place: int | None, at_s: float, kind: str, route: str | None, body: str) -> Change:
-    event = decoded(seq, EVENTS[kind], body)
-    record = _record(msgspec.to_builtins(event))
-    what, reason, author, _ = described(event)
+def _change(entry: Entry, *, chained: bool) -> Change:
     return Change(
-        seq=seq, place=place, at_s=at_s, kind=kind, route=route or "", what=what,
-        reason=reason or _text(record, "reason", "because", "summary", "why", "said"),
-        author=author or _text(record, "author", "reviewer", "sender", "source"),
-        before=_text(record, "before", "parent"), after=_text(record, "after", "address"),
-        body=_pretty(record),
-    )  # fmt: skip
+        seq=entry.seq,
+        place=entry.place if chained else None,
+        at_s=entry.at_s,
+        kind=entry.kind,
+        route=entry.route or "",
+        author=entry.who,
+        before=entry.before,
+        after=entry.after,
+        reason=entry.why,
+        body=_pretty(entry.body),
+    )
 
 
-def _record(plain: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What an event holds. Any: records of every kind."""
-    inner: Any = next(iter(plain.values()), {})
-    return inner if isinstance(inner, dict) and len(plain) == 1 else plain
-
-
-def _text(record: Mapping[str, Any], *names: str) -> str:
-    """The first of these fields that says something; Any as above."""
-    return next((record[name] for name in names if isinstance(record.get(name), str) and record[name]), "")
-
-
-def _pretty(record: Mapping[str, Any]) -> str:
-    """The record for a reader; Any as above."""
-    text = msgspec.json.format(msgspec.json.encode(record), indent=2).decode()
+def _pretty(body: str) -> str:
+    """The record for a reader."""
+    text = msgspec.json.format(body, indent=2)
     return text if len(text) <= MOST_BODY_CHARS else f"{text[:MOST_BODY_CHARS]}\n… ({len(text):,} characters)"
