@@ -19,11 +19,12 @@ from suffice.store.in_force import read_decided
 from suffice.types import Resumption
 from suffice.wiring import worker
 from tests.control.made import ROUTE, Story, label, rows, story, traffic
-from tests.control.test_certify import LONG, replace_route
+from tests.control.test_certify import replace_route
 from tests.control.test_worker import fill, settings_for
 from tests.review.test_override import override
 
 STRICT = replace_route(critical_em=0.8)
+LONG = 200  # full runs
 
 
 @pytest.fixture(scope="module")

@@ -223,7 +223,7 @@ steps = st.lists(
 
 
 @given(steps=steps, n_reviewers=st.integers(1, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_whatever_people_do_slots_have_one_owner_and_all_words_stay(
     steps: list[tuple[str, str, str, int]], n_reviewers: int
 ) -> None:
