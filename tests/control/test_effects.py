@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from suffice.control.effects import what_it_changed
 from suffice.review.effect import Effect, Look
 from suffice.review.items import Said
 from suffice.review.queue import Submission
+from suffice.settings import Route
 from suffice.store.decisions import Decisions
 from suffice.store.epochs import labels_wanted
 from suffice.store.events import RequestEnded
@@ -49,8 +51,11 @@ def folder(certified: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def changed(folder: Path, name: str) -> Effect:
-    found = what_it_changed(folder / "log.db", name, ROUTE, match, window=CONTROL.window_audits)
+OWN = msgspec.structs.replace(ROUTE, policy={"policy": "never"})
+
+
+def changed(folder: Path, name: str, route: Route = ROUTE) -> Effect:
+    found = what_it_changed(folder / "log.db", name, route, match, window=CONTROL.window_audits)
     assert found is not None
     return found
 
@@ -130,9 +135,11 @@ def test_a_route_with_its_owners_policy_counts_what_that_asked_for(tmp_path: Pat
     fill(tmp_path, traffic(40, **stops))
     with Decisions.open(tmp_path / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         ask(writer, item("ep_00003"))
-        before = changed(tmp_path, "ep_00003")
+        before = changed(tmp_path, "ep_00003", OWN)
         submitted(writer, Said(item="ep_00003", reviewer="ann", full_right=False, early_right=False))
-    after = changed(tmp_path, "ep_00003")
+    after = changed(tmp_path, "ep_00003", OWN)
+    assert changed(tmp_path, "ep_00003").waits, "a route that learns has learned nothing here"
+    assert not after.waits
     assert (before.after.n_pending, after.after.n_pending) == (40, 39)
     assert after.after.level == 0
 

@@ -41,6 +41,7 @@ def test_every_change_is_said_with_what_was_before() -> None:
     out_of_reach = replace(LOOK, n_missing=None)
     assert "; no next level in reach, as before; " in effect(out_of_reach, before=out_of_reach)
     assert effect(LOOK, in_window=False).startswith("the run is not among the audits that certify now; ")
+    assert effect(LOOK, waits=True).startswith("nothing is learned in this epoch yet, and the label is read when")
     assert effect(LOOK, label=None) == "no label has come of it yet, so nothing has changed"
 
 

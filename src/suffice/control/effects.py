@@ -68,6 +68,7 @@ def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, 
         before=_look(without, route, held, served, match, window, em=em_of(_unsaid(queue, place), name)),
         after=_look(with_it, route, held, served, match, window, em=em_of(queue, name)),
         level_in_force=held.level if made is not None else 0, is_drawn=_is_drawn(queue, place),
+        waits=served is None and route.is_learned,
         in_window=any(audit.id == item for audit in _audits(episodes, route)[-window:]),
     )  # fmt: skip
 

@@ -36,12 +36,15 @@ class Effect:
     level_in_force: int      # as published; the worker looks at every hundredth request of the route
     is_drawn: bool           # is it of the random control share, which alone moves the EM estimate?
     in_window: bool          # is the run among the audits that certify now?
+    waits: bool = False      # nothing is learned in this epoch yet: the label is read when something is
 
     @property
     def said(self) -> str:
         """In words."""
         if self.label is None:
             return "no label has come of it yet, so nothing has changed"
+        if self.waits:
+            return f"nothing is learned in this epoch yet, and the label is read when something is; {self._em()}"
         parts = [] if self.in_window else ["the run is not among the audits that certify now"]
         parts += [_pending(self.before, self.after), _missing(self.before, self.after)]
         if self.after.level != self.before.level:
