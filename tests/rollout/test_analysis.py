@@ -98,7 +98,7 @@ def test_fewer_tokens_and_no_loss_of_em_is_better() -> None:
     assert between is not None
     assert between.low <= -300 <= between.high
     first, second, *_ = reading(found, arm)
-    begins = "'brisk' against 'full' is better and no loss elsewhere that was not allowed: a request uses"
+    begins = "'brisk' against 'full' is better, and nothing with a margin loses more than you allow: a request uses"
     assert first.startswith(begins)
     assert "fewer tokens (33%), between" in first
     assert "within the 2.00 points that you allow" in second

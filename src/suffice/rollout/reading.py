@@ -50,7 +50,7 @@ def _headline(result: Result, arm: ArmResult) -> str:
             f" ({result.confidence:.0%} sure, {_stands_on(primary)})"
         )
     if arm.verdict == "better":
-        rest = " and no loss elsewhere that was not allowed" if _guarded(arm) else ""
+        rest = ", and nothing with a margin loses more than you allow" if _guarded(arm) else ""
         return f"{against} is better{rest}: {shown}."
     if arm.verdict == "no worse":
         return f"{against} is not worse than you allow: {shown}."
