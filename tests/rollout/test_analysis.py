@@ -253,6 +253,13 @@ def test_what_the_arm_costs_in_satisfaction_for_each_em_point() -> None:
     assert arm.per_point_between is not None
     assert arm.per_point_between.low < 2.0 < arm.per_point_between.high
     assert reading(found, arm)[-1].startswith("Each EM point lost goes with ")
+    won = analyse(
+        made(primary=SATISFACTION),
+        material({SATISFACTION: liked}, audits=audits(4_000, lost=20, gained=140), paired=PAIRED),
+    )
+    assert won.arms[0].per_point is not None
+    assert won.arms[0].per_point < 0
+    assert "Each EM point won goes with -" in reading(won, won.arms[0])[-1]
 
 
 # --------------------------------------------------------------------------- Simpson, splits, warm-up

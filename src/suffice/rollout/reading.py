@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from suffice.assurance.bounds import Interval
-from suffice.rollout.metrics import Metric, metric_of
+from suffice.rollout.metrics import EM, Metric, metric_of
 from suffice.rollout.results import ArmResult, Comparison, Result
 
 HOLDS: Final = "All intervals hold together, however often one looks; they speak of the requests so far."
@@ -100,9 +100,9 @@ def _last(arm: ArmResult) -> str:
                 " the arms had different mixes of questions" + _weighed(one)
             )
     if arm.per_point_between is not None and arm.per_point is not None:
-        low, high = arm.per_point_between.low, arm.per_point_between.high
+        low, high, way = arm.per_point_between.low, arm.per_point_between.high, _way(arm.of(EM))
         parts.append(
-            f"each EM point lost goes with {arm.per_point:.2f} points of satisfaction lost, between {low:.2f} and"
+            f"each EM point {way} goes with {arm.per_point:.2f} points of satisfaction {way}, between {low:.2f} and"
             f" {high:.2f}"
         )
     if arm.verdict == "inconclusive":
@@ -119,6 +119,10 @@ def _weighed(one: Comparison) -> str:
     if one.stratified is None:
         return ""
     return f", and weighed by class {_said(metric_of(one.metric), one.stratified)}"
+
+
+def _way(one: Comparison) -> str:
+    return "won" if (one.effect or 0.0) > 0 else "lost"
 
 
 def _said(metric: Metric, value: float) -> str:
