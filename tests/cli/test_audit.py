@@ -191,6 +191,14 @@ def test_an_export_begins_where_it_is_asked_to(config: Path) -> None:
         assert "--since: got" in done.output
 
 
+def test_a_verdict_of_wrong_is_told_as_one_of_right_is(config: Path) -> None:
+    fill(load_settings(config), [FeedbackGiven(Feedback(feedback_id="no", correct=False)),
+                                 FeedbackGiven(Feedback(feedback_id="yes", correct=True))])  # fmt: skip
+    told = call("audit", "show", "--config", config, "-n", "2").output
+    assert "feedback_id no, correct false\n" in told
+    assert "feedback_id yes, correct true\n" in told
+
+
 def test_a_cell_is_text_wherever_a_spreadsheet_would_compute() -> None:
     assert [cell(one) for one in ("=1", "+1", "-1", "@x", "\tx", "\rx", "x=1", -1, 2.5, None, "")] == [
         "'=1", "'+1", "'-1", "'@x", "'\tx", "'\rx", "x=1", "-1", "2.5", "", ""]

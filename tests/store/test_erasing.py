@@ -24,7 +24,7 @@ from suffice.store.sqlite import SqliteLog
 from suffice.store.verify import verify
 from suffice.store.views import read_episodes
 from suffice.types import Feedback, Outcome, Query, StepRecord, Usage
-from tests.store.made_chain import asked, copied, made
+from tests.store.made_chain import asked, copied, cut_tail, found_head, made
 
 CANARY = "canary-7f3a"
 Open = Callable[..., SqliteLog]
@@ -234,6 +234,21 @@ def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, wr
     assert bad is not None
     assert bad.seq == seq
     assert "no erasure in the chain says so" in bad.what
+
+
+def test_where_the_erasure_itself_was_cut_off_a_head_says_so(
+    open_log: Open, database: Path, writer: Decisions
+) -> None:
+    fill(open_log(), ["a1", "b1"])
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        erase(writer, order(), rows_of(connection, "a1"), Tally())
+        exported = found_head(connection)
+        cut_tail(connection, exported.place)
+        alone, bad = verify(connection).bad, verify(connection, [exported]).bad
+    assert alone is not None
+    assert "no erasure in the chain says so" in alone.what
+    assert bad is not None
+    assert (bad.place, bad.what) == (exported.place, f"cut off: a head at place {exported.place} was exported")
 
 
 def test_the_digest_that_stays_cannot_be_tried_against_a_guess(whole_label: tuple[bytes, bytes, str]) -> None:

@@ -95,6 +95,8 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
     try:
         pairs, shape = _pairs(traces, given)
         manifest = _write(pairs, shape, traces, given)
+        if given.texts:
+            _note(given, n_rows=len(pairs.train) + len(pairs.val))
     except (SufficeError, OSError) as error:
         click.echo(f"export finetune: {error}", err=True)
         raise SystemExit(2) from None
@@ -317,6 +319,18 @@ def _write(pairs: Pairs, shape: Shape, traces: tuple[Path, ...], given: Options)
     }
     write_whole(given.out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def _note(given: Options, *, n_rows: int) -> None:
+    """Say in the log that data left it. Raises StoreError."""
+    import time
+
+    from suffice.store.decisions import Decisions
+    from suffice.wiring.audit import note_export
+
+    path = _database(_settings(given), given)
+    with Decisions.open(path, now=time.time, monotonic_s=time.monotonic) as writer:
+        note_export(writer, what="training lines", where=str(given.out), n_rows=n_rows, author=None, reason="")
 
 
 def _stop_name(line: Line) -> str:

@@ -19,7 +19,7 @@ import msgspec
 from suffice.store.audit_events import ConfigChanged, Erased, Exported
 from suffice.store.chain import require_chain
 from suffice.store.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
-from suffice.store.events import EVENTS, Event, FeedbackGiven
+from suffice.store.events import EVENTS, Event
 from suffice.store.views import decoded, reading
 from suffice.types import Publication
 
@@ -164,10 +164,9 @@ def _or_none(value: str | None) -> str:
 
 def _told(event: Event, record: Any) -> str:
     """The fields that say anything, but those that are shown elsewhere."""
-    named = _NAMED if not isinstance(event, FeedbackGiven) else _NAMED - {"source"}
     plain = msgspec.to_builtins(record)
-    told = {key: value for key, value in plain.items() if key not in named and value not in (None, "", [], {}, 0)}
-    return _cut(", ".join(f"{key} {_words(value)}" for key, value in told.items()))
+    told = {key: value for key, value in plain.items() if key not in _NAMED and (value or value is False)}
+    return _cut(", ".join(f"{key} {_words(value)}" for key, value in told.items() if value != event.episode_id))
 
 
 def _words(value: Any) -> str:

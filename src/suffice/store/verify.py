@@ -88,6 +88,7 @@ class _Walk:
     first: bytes = b""
     beginning: Beginning | None = None
     bad: BadRow | None = None
+    is_silent: bool = False   # is `bad` a row whose words are gone without an erasure, which may have been cut off?
     silent: dict[tuple[int, str], tuple[int, str]] = field(default_factory=dict)  # (seq, part): place, kind
     links: dict[int, bytes | None] = field(default_factory=dict)                  # of places that heads name
 
@@ -208,7 +209,7 @@ class _Walk:
         left = min(((place, seq, part, kind) for (seq, part), (place, kind) in self.silent.items()), default=None)
         if left is not None and (self.bad is None or (self.bad.place or _MAX) > left[0]):
             place, seq, part, kind = left
-            what = f"edited: its {part} are gone, and no erasure in the chain says so"
+            what, self.is_silent = f"edited: its {part} are gone, and no erasure in the chain says so", True
             self.bad = BadRow(place=place, seq=seq, kind=kind, what=what)
 
 
@@ -283,6 +284,6 @@ def _compare_heads(walk: _Walk, heads: Sequence[Head]) -> None:
         else:
             agreed = head.place
             continue
-        if walk.bad is None or (walk.bad.place or _MAX) > place:
+        if walk.bad is None or walk.is_silent or (walk.bad.place or _MAX) > place:
             walk.bad = BadRow(place=place, seq=None, kind=None, what=what)
         return
