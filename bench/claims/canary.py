@@ -235,6 +235,15 @@ def rules_of(changes: Sequence[str]) -> Rules:
     return made
 
 
+def chosen(words: Sequence[str]) -> list[str]:
+    """The versions that are meant: a whole name is that one, a part of a name all that have it; all without a word."""
+    unknown = [word for word in words if not any(word in name for name in WORLDS)]
+    if unknown:
+        raise SystemExit(f"--only: nothing is named {', '.join(unknown)}; there are {', '.join(WORLDS)}")
+    meant = {name for word in words for name in WORLDS if (word == name if word in WORLDS else word in name)}
+    return [name for name in WORLDS if name in meant or not words]
+
+
 def work(cell: tuple[str, int, Rules]) -> tuple[Ended, float]:
     begin_s = time.process_time()
     return roll_out(*cell), time.process_time() - begin_s
@@ -251,9 +260,7 @@ def main() -> None:
     cpu_s = 0.0
     print(HEAD, "| --- " * (HEAD.count("|") - 1) + "|", sep="\n")
     with ProcessPoolExecutor(asked.jobs) as pool:
-        for name in WORLDS:
-            if asked.only and not any(word in name for word in asked.only):
-                continue
+        for name in chosen(asked.only):
             done = list(pool.map(work, [(name, seed, rules) for seed in range(asked.seeds)]))
             cpu_s += sum(taken for _, taken in done)
             print(row(name, [one for one, _ in done]), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.rollout.evidence import Evidence, Run
 from suffice.rollout.rules import Rules
+from tests.house.tree import ROOT
 
 
 @pytest.mark.parametrize("name", [one.name for one in fields(Rules) if one.name not in ("shares", "required")])
@@ -34,6 +36,16 @@ def test_a_number_that_is_none_is_refused_with_its_place(name: str, value: Any) 
 def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Rules(**wrong)
+
+
+def test_every_rule_stands_on_its_page_with_its_default() -> None:
+    text = (ROOT / "docs" / "reference" / "rollout.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.partition("\n## Rules\n")[2].splitlines() if line.startswith("| `")]
+    said = {name: row[1] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert set(said) == {one.name for one in fields(Rules)}
+    for name, value in ((one.name, getattr(Rules(), one.name)) for one in fields(Rules)):
+        for part in value if isinstance(value, tuple) else (value,):
+            assert str(part) in said[name] or f"{part:,g}" in said[name] or f"{part:,.0f}" in said[name], name
 
 
 def test_evidence_refuses_numbers_that_are_none() -> None:

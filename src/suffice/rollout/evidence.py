@@ -39,8 +39,8 @@ class ClassAudits:
     query_class: str   # "": none
     gained: int = 0    # the candidate's answer is right and the other's was wrong
     same: int = 0
-    lost: int = 0      # the other's was right; also when nobody labelled the difference in time
-    pending: int = 0   # the answers differ and the label may still come
+    lost: int = 0      # the other's was right
+    pending: int = 0   # the answers differ and no label says how: lost for a proof, and no evidence of harm
 
     @property
     def n(self) -> int:
@@ -169,7 +169,7 @@ class Evidence:
         return replace(self, audits=self._moved(query_class, {_OUTCOMES[z]: 1}), kept=kept)
 
     def with_label(self, query_class: str, z: Z) -> Evidence:
-        """After the label of a pending audit came, or its time ran out: then it counts as lost."""
+        """After the label of a pending audit came. Without one it stays pending, however late: nobody knows."""
         found = next((one for one in self.audits if one.query_class == query_class), None)
         if found is None or not found.pending:
             raise ValueError(f"with_label: no audit of class {query_class!r} is pending")
