@@ -12,12 +12,12 @@ from suffice.gateway.overridden import pinned
 from suffice.review.decide import Asked, Outcome, Wanted
 from suffice.review.override import InEffect, Override, in_effect
 from suffice.settings import Settings
-from suffice.store.control_events import EnforcementPaused
+from suffice.store.control_events import EnforcementPaused, EnforcementResumed
 from suffice.store.deciding import decide_incident, end_override, set_override
 from suffice.store.in_force import NOTHING
 from suffice.store.reviews import kept_question
 from suffice.testing import Samples
-from suffice.types import Pause
+from suffice.types import Pause, Resumption
 from suffice.wiring import decisions
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
@@ -107,6 +107,15 @@ async def test_a_route_with_a_policy_of_its_owners_runs_in_full_while_it_is_held
         assert await drawn(g) == 3
         await held(g, kind="observe")
         assert await drawn(g) == 8
+
+
+async def test_a_pause_rests_a_route_with_a_policy_of_its_owners_too(serve: Serve) -> None:
+    async with serve(FOUR, route=UNCERTIFIED) as g:
+        assert await drawn(g) == 3
+        await decide(g, EnforcementPaused(Pause(route="r", number=1, cause="person", reason="x", author="ann")))
+        assert await drawn(g) == 8
+        await decide(g, EnforcementResumed(Resumption(route="r", number=1, reason="x", author="ann")))
+        assert await drawn(g) == 3
 
 
 async def test_a_smaller_budget_runs_in_full_until_something_proves_it(serve: Serve) -> None:

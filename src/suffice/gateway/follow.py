@@ -24,7 +24,7 @@ from suffice.errors import ConfigError, StoreError
 from suffice.gateway.arms import serving_arm
 from suffice.gateway.context import Gateway
 from suffice.gateway.in_force import serving
-from suffice.gateway.overridden import pinned, promised
+from suffice.gateway.overridden import pinned, promised, resting
 from suffice.gateway.route import BuiltRoute
 from suffice.learn.version import Version, load_version
 from suffice.review.override import NO_OVERRIDES, InEffect, standing
@@ -82,7 +82,7 @@ class Follower:
         self, base: BuiltRoute, held: InForce, holding: InEffect, connection: sqlite3.Connection
     ) -> BuiltRoute:
         if not base.settings.certifies_itself:
-            return replace(base, holding=holding)
+            return replace(base, holding=resting(holding, held.pause))
         base, held = replace(promised(base, holding), holding=holding), pinned(held, holding)
         if base.settings.is_paired:
             return serving_arm(base, held)

@@ -15,6 +15,7 @@ import msgspec
 from suffice.gateway.route import BuiltRoute
 from suffice.review.override import InEffect
 from suffice.store.in_force import InForce
+from suffice.types import Pause
 
 
 def pinned(held: InForce, holding: InEffect) -> InForce:
@@ -44,3 +45,10 @@ def promised(base: BuiltRoute, holding: InEffect) -> BuiltRoute:
     if budget == base.settings.max_em_drop:
         return base
     return replace(base, settings=msgspec.structs.replace(base.settings, max_em_drop=budget))
+
+
+def resting(holding: InEffect, pause: Pause | None) -> InEffect:
+    """What people hold on a route whose policy its owner wrote: a pause has no certificate there to take away."""
+    if pause is None or holding.observe is not None:
+        return holding
+    return replace(holding, observe=f"paused by {pause.author}: {pause.reason}")
