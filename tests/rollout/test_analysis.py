@@ -147,6 +147,7 @@ def test_nothing_measured_is_inconclusive_and_said_so() -> None:
     found = analyse(made(), material({}))
     assert found.arms[0].verdict == "inconclusive"
     assert reading(found, found.arms[0])[0] == "'brisk' against 'full' is inconclusive: tokens was not measured yet."
+    assert reading(found, found.arms[0])[-1].endswith("can be said once there is something to measure.")
     one_arm = [Value(arm="full", odds=HALF, query_class="", value=1.0)] * 50
     lone = analyse(made(), material({}, values={TOKENS: one_arm}))
     assert lone.arms[0].of(TOKENS).effect is None
@@ -298,6 +299,7 @@ def test_a_split_that_does_not_fit_its_odds_withholds_everything() -> None:
 def test_a_split_that_is_right_on_the_whole_and_wrong_in_each_class_is_found() -> None:
     found = simpson(20_000, 1, broken=True)
     assert found.withheld is not None
+    assert re.search(r"units are split in class \w+ brisk \d,\d+, full \d,\d+; in class \w+ brisk", found.withheld)
 
 
 def test_a_metric_that_one_arm_gives_more_often_is_withheld_alone() -> None:

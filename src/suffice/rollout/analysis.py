@@ -106,9 +106,18 @@ def _log_e(arm: str, units: Sequence[Drawn | Value]) -> float:
 def _unfit_split(units: Sequence[Drawn | Value], what: str) -> str | None:
     if sample_ratio(units) < LOG_ALARM:
         return None
-    counts = Counter(unit.arm for unit in units)
-    told = ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items()))
+    told = _counts(units)
+    if max(_log_e(arm, units) for arm in units[0].odds) < LOG_ALARM:  # right on the whole
+        largest = Counter(unit.query_class for unit in units).most_common(3)
+        told = "; ".join(
+            f"in class {name or 'none'} {_counts([unit for unit in units if unit.query_class == name])}"
+            for name, _ in largest
+        )
     return f"{len(units):,} {what} are split {told}, which does not fit the odds that they were drawn with"
+
+
+def _counts(units: Sequence[Drawn | Value]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in sorted(Counter(unit.arm for unit in units).items()))
 
 
 # --------------------------------------------------------------------------- one comparison

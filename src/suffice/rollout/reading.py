@@ -106,13 +106,17 @@ def _last(arm: ArmResult) -> str:
             f" {high:.2f}"
         )
     if arm.verdict == "inconclusive":
-        parts.append(
-            f"about {arm.n_missing:,} more requests would tell, if they go on like those so far"
-            if arm.n_missing is not None
-            else "how many more requests it takes cannot be said: what was seen is too near to where it would turn"
-        )
+        parts.append(_missing(arm))
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _missing(arm: ArmResult) -> str:
+    if arm.n_missing is not None:
+        return f"about {arm.n_missing:,} more requests would tell, if they go on like those so far"
+    if any(one.effect is None and _counts(one, arm) for one in arm.comparisons):
+        return "how many more requests it takes can be said once there is something to measure"
+    return "how many more requests it takes cannot be said: what was seen is too near to where it would turn"
 
 
 def _weighed(one: Comparison) -> str:
