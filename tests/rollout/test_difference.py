@@ -51,3 +51,9 @@ def test_a_long_text_is_cut_and_still_told_apart() -> None:
 def test_lists_of_tables_are_walked() -> None:
     before, after = rule(report_card={"classes": [{"n": 1}]}), rule(report_card={"classes": [{"n": 2}]})
     assert diff(before, after) == ("report_card.classes[0].n: 1 → 2",)
+
+
+def test_a_report_card_may_use_the_same_words_for_something_else() -> None:
+    before = rule(report_card={"signals": ["a"], "models": [1]})
+    after = rule(report_card={"signals": "b", "models": []})
+    assert diff(before, after) == ("report_card.signals: ['a'] → 'b'", "report_card.models: [1] → nothing")

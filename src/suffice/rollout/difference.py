@@ -15,7 +15,8 @@ from suffice.rollout.versions import Version
 _SHORT_LIST: Final = 8   # items up to which a list of numbers is written out
 _MOST_CHARS: Final = 80  # of one value
 _NOTHING: Final = "nothing"
-_MODELS: Final = ("models", "values")
+_SIGNALS: Final = "signals"
+_MODELS: Final = ("body.models", "body.values")
 
 
 def diff(before: Version, after: Version) -> tuple[str, ...]:
@@ -28,15 +29,15 @@ def diff(before: Version, after: Version) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _leaves(where: str, value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _leaves(where: str, value: Any) -> Iterator[tuple[str, str]]:
     """Places with what stands there. Any: it is whatever JSON holds."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
-            yield from _leaves(f"{where}.{name}" if where else name, inner, name)
-    elif key == "signals" and isinstance(value, list):
+            yield from _leaves(f"{where}.{name}" if where else name, inner)
+    elif where == _SIGNALS and value:
         for signal in value:
             yield f"{where}.{signal['name']}", _signal(signal)
-    elif key in _MODELS and isinstance(value, list):
+    elif where in _MODELS and isinstance(value, list):
         for at, model in enumerate(value):
             yield f"{where}[{at}]", _model(model)
     elif isinstance(value, list) and len(value) > _SHORT_LIST and all(isinstance(one, (int, float)) for one in value):
@@ -53,10 +54,8 @@ def _signal(signal: Mapping[str, Any]) -> str:
     return f"read ({inside})" if inside else "read"
 
 
-def _model(model: Any) -> str:
-    if not isinstance(model, Mapping):
-        return _shown(model)
-    return f"model {_digest(model)} of {len(model.get('features', ())):,} features"
+def _model(model: Mapping[str, Any]) -> str:
+    return f"model {_digest(model)} of {len(model['features']):,} features"
 
 
 def _digest(value: Any) -> str:
