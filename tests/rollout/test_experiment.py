@@ -264,6 +264,8 @@ def test_a_definition_is_the_settings_as_they_were() -> None:
         one.arm("bold")
     assert define("e", parsed({"control": "b", "arms": {"a": {}, "b": {}}}), run=1, slots=WHOLE).control == "b"
     assert define("e", parsed({"arms": {"a": {}, "b": {}}}), run=1, slots=WHOLE).control == "a"
+    idle = {"full": {"full": True, "weight": 0.0}, "z": {"weight": 0.0}, "a": {}, "b": {}}
+    assert define("e", parsed({"arms": idle}), run=1, slots=WHOLE).control == "a"
 
 
 def test_weights_and_shares_are_no_other_question() -> None:

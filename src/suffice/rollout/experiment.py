@@ -189,9 +189,10 @@ def define(name: str, written: Written, *, run: int, slots: Slots) -> Experiment
 
 
 def control_of(written: Written) -> str:
-    """The arm that the others are compared with: as written, else the full run, else the first."""
-    full = next((name for name, arm in written.arms.items() if arm.full), None)
-    return written.control or full or next(iter(written.arms))
+    """The arm that the others are compared with: as written, else the full run, else the first; it has a weight."""
+    drawn = {name: arm for name, arm in written.arms.items() if arm.weight}
+    full = next((name for name, arm in drawn.items() if arm.full), None)
+    return written.control or full or next(iter(drawn))
 
 
 def same_question(one: Experiment, other: Experiment) -> bool:
