@@ -20,7 +20,8 @@ import numpy as np
 from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.drift import Fingerprint, changed
 from suffice.assurance.lottery import Draws, broken, drawn
-from suffice.types import Outcome, Request
+from suffice.assurance.runs import REPRESENTATIVE, Match
+from suffice.types import Feedback, Outcome, Request
 
 MOST_UPSTREAMS: Final = 50      # different answers to "who are you" that one epoch keeps in mind
 STRANGERS: Final = 1_000        # latest requests among which …
@@ -154,6 +155,18 @@ class Floor:
         if float(log_wealth(counts, max_em_drop=self.critical)[0]) < log(1 / self.delta):
             return None
         return f"EM is {n_right / n:.1%} over the last {n} labels, surely below the critical {self.critical:.1%}"
+
+
+def delivered_right(given: Feedback, answer: str | None, match: Match) -> bool | None:
+    """Was what a client got right, as one piece of feedback says? None: it says nothing of the average answer.
+
+    Runs that people were asked about because they were doubtful are worse than the average one.
+    """
+    if given.asked_for not in REPRESENTATIVE or (given.correct is None and given.gold is None):
+        return None
+    if given.correct is not None:
+        return given.correct
+    return answer is not None and given.gold is not None and match(answer, given.gold)
 
 
 def named(upstreams: Iterable[tuple[str, str, str]], asked: str) -> bool:

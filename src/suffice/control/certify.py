@@ -22,10 +22,10 @@ from typing import Any, Final
 import numpy as np
 
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, VERBATIM, Fidelity, budget_left, measured
-from suffice.assurance.runs import REPRESENTATIVE, Match
+from suffice.assurance.runs import Match
 from suffice.assurance.satisfaction import next_safer
 from suffice.control.audits import Audit, Said, Verdicts, is_evidence, shown, verdicts
-from suffice.control.brake import Floor, Lottery, Upstreams, upstream_of
+from suffice.control.brake import Floor, Lottery, Upstreams, delivered_right, upstream_of
 from suffice.control.charging import Charging
 from suffice.control.early import Early
 from suffice.control.fitting import LiveLearner, ServedVersion, fit_version, written
@@ -252,13 +252,11 @@ class RouteLoop:
 
     def _note_right(self, name: str, given: Feedback) -> None:
         """Keep in mind whether what was delivered was right, where a critical EM asks for it."""
-        if self.floor.critical is None or (given.correct is None and given.gold is None):
+        if self.floor.critical is None:
             return
-        if given.asked_for not in REPRESENTATIVE:
-            return  # picked because it was doubtful: it says nothing of the average answer
-        answer, gold = self._joining.answers[name], given.gold
-        right = given.correct if gold is None else answer is not None and self.match(answer, gold)
-        self.floor.note(name, right=bool(right))
+        right = delivered_right(given, self._joining.answers[name], self.match)
+        if right is not None:
+            self.floor.note(name, right=right)
 
     # ---- a look ----------------------------------------------------------------------------------
 

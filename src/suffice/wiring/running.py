@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from suffice.assurance.extractable import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
 from suffice.control.arms import Tune
+from suffice.control.critical import Critical
 from suffice.control.jobs import Job, Worker
 from suffice.control.loops import Certify
 from suffice.control.matching import matching
@@ -187,10 +188,13 @@ def worker(settings: Settings, *, learning: bool = True) -> Iterator[Worker]:
         review = Review(
             settings=settings, path=writer.path, author=author, salt=deployment_salt(settings), now=time.time
         )
+        critical = Critical(
+            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
+        )
         try:
             learners: tuple[Job, ...] = (certify, monitor, retrain, tune) if learning else ()
             yield Worker(
-                decisions=writer, jobs=(*learners, rollup, *upkeep(settings, writer, author), review),
+                decisions=writer, jobs=(*learners, rollup, *upkeep(settings, writer, author), review, critical),
                 author=author, now=time.time,
                 monotonic_s=time.monotonic, new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
             )
@@ -198,6 +202,7 @@ def worker(settings: Settings, *, learning: bool = True) -> Iterator[Worker]:
             certify.close()
             monitor.close()
             rollup.close()
+            critical.close()
 
 
 def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
