@@ -21,8 +21,8 @@ from suffice.wiring import build_route, check
 from tests.control.made import ROUTE, Story, began, rows, story, traffic
 from tests.control.test_story import CONTROL as LIVE_CONTROL
 from tests.control.test_story import ROUTE as LIVE_ROUTE
-from tests.control.test_story import Model, N, ask, until, work
-from tests.control.test_told_live import write
+from tests.control.test_story import Model, N, until
+from tests.control.test_told_live import certified, write
 from tests.gateway.served import Served, chat, served
 
 PLAIN = msgspec.structs.replace(ROUTE, max_em_drop=0.06, confidence=0.95)
@@ -108,13 +108,7 @@ def settings_of(g: Served) -> Settings:
 async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certified(tmp_path: Path) -> None:
     async with served(tmp_path, Model(), route=LIVE_ROUTE | {"promise": "budgeted"}) as g:
         settings = settings_of(g)
-        await work(g, settings)
-        await until(lambda: g.gateway.routes[0].in_burst)
-        await ask(g, 0, N)
-        await work(g, settings)
-        await until(lambda: g.gateway.routes[0].certified)
-        made = g.gateway.routes[0].in_force.publication
-        assert made is not None
+        made = await certified(g, settings)
         account = Spending(
             floor=made.level - 1, affordable=made.level, n_audits=900, n_waiting=3, em_drop=0.1, max_em_drop=0.12,
             clipped=2.5,

@@ -8,9 +8,11 @@ from pathlib import Path
 from suffice.assurance.estimate import Estimate
 from suffice.assurance.ledger import METHOD, Account
 from suffice.assurance.outlook import Outlook
+from suffice.settings import Settings
 from suffice.store.advice_events import RouteMonitored
 from suffice.store.control_events import PolicyPublished
 from suffice.store.events import Event
+from suffice.types import Publication
 from suffice.wiring import decisions
 from tests.control.test_story import ROUTE, Model, N, ask, settings_of, until, work
 from tests.gateway.served import Served, chat, served
@@ -23,16 +25,21 @@ def write(g: Served, event: Event) -> None:
     g.gateway.told()
 
 
+async def certified(g: Served, settings: Settings) -> Publication:
+    """A cold start by the worker beside a gateway, to what it publishes."""
+    await work(g, settings)
+    await until(lambda: g.gateway.routes[0].in_burst)
+    await ask(g, 0, N)
+    await work(g, settings)
+    await until(lambda: g.gateway.routes[0].certified)
+    made = g.gateway.routes[0].in_force.publication
+    assert made is not None
+    return made
+
+
 async def test_a_held_class_is_served_its_own_level_and_nobody_else_is(tmp_path: Path) -> None:
     async with served(tmp_path, Model(), route=ROUTE) as g:
-        settings = settings_of(g)
-        await work(g, settings)
-        await until(lambda: g.gateway.routes[0].in_burst)
-        await ask(g, 0, N)
-        await work(g, settings)
-        await until(lambda: g.gateway.routes[0].certified)
-        made = g.gateway.routes[0].in_force.publication
-        assert made is not None
+        made = await certified(g, settings_of(g))
         write(g, PolicyPublished(replace(made, number=made.number + 1, classes=(("what", 0),))))
         await until(lambda: bool(g.gateway.routes[0].in_force.classes))
 
