@@ -29,7 +29,7 @@ from suffice.store.sqlite import SqliteLog
 from suffice.store.verify import verify
 from suffice.store.views import reading
 from suffice.types import Epoch, Feedback
-from suffice.wiring import worker
+from suffice.wiring import decisions, open_log, worker
 from tests.store.made_chain import asked, published, said
 from tests.store.test_erasing import CANARY, bytes_of, ended
 
@@ -311,3 +311,28 @@ async def test_a_worker_runs_beside_a_gateway_that_only_exports_heads(
             await asyncio.sleep(0)
         assert len(began) == wanted, tables
 
+
+def test_what_the_settings_redact_is_written_by_nothing_that_is_built_from_them(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, retention={"redact": ["answers", "comments", "metadata"]})
+    log = open_log(settings)
+    for event in labelled("one"):
+        log.append(event)
+    log.close()
+    with decisions(settings) as writer:
+        writer.write(None, [FeedbackGiven(Feedback(feedback_id="two", comment=f"{CANARY} two"))])
+    assert not [name for name, content in bytes_of(tmp_path).items() if CANARY.encode() in content]
+    with closing(sqlite3.connect(tmp_path / "log.db")) as connection:
+        assert connection.execute("SELECT answer = would_answer FROM outcomes").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(("table", "key", "value", "says"), [
+    ("audit", "every_s", 0.0, "at least 1 second"), ("audit", "timeout_s", float("inf"), "more than 0"),
+    ("audit", "webhook_env", "https://hooks.example.com/s3cret", "name of an environment variable"),
+    ("retention", "answers_days", -1.0, "at least 0 days"), ("retention", "every_s", float("nan"), "at least 1 second"),
+    ("retention", "redact", ["names"], "allowed: answers, comments, questions, metadata"),
+])  # fmt: skip
+def test_what_cannot_work_is_refused_with_its_path(tmp_path: Path, table: str, key: str, value: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{table}\.{key}") as refused:
+        settings_for(tmp_path, **{table: {key: value}})
+    assert says in str(refused.value)
+    assert "s3cret" not in str(refused.value)

@@ -13,17 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suffice.assurance.runs import measure_run
+from suffice.learn.censoring import fate
 from suffice.settings import Store
 from suffice.store.audit_events import Export, Exported
 from suffice.store.audit_view import entries
 from suffice.store.decisions import Decisions
 from suffice.store.erasing import BATCH_ROWS, Order, Tally, aged, erase, erased_until, exports_since, purge, rows_of
-from suffice.store.events import FeedbackGiven, RequestEnded
-from suffice.store.personal import PARTS, Part
+from suffice.store.events import FeedbackGiven, RequestEnded, decode, to_row
+from suffice.store.personal import PARTS, Part, without
 from suffice.store.sqlite import SqliteLog
 from suffice.store.verify import verify
-from suffice.store.views import read_episodes
-from suffice.types import Feedback, Outcome, Query, StepRecord, Usage
+from suffice.store.views import Label, Labelled, read_episodes
+from suffice.types import Episode, Feedback, Outcome, Query, StepRecord, Usage
 from tests.store.made_chain import asked, copied, cut_tail, found_head, made
 
 CANARY = "canary-7f3a"
@@ -297,3 +299,34 @@ def test_exports_from_before_are_named(open_log: Open, database: Path) -> None:
     with closing(sqlite3.connect(database)) as connection:
         assert [where for _, where in exports_since(connection, 0)] == ["old.csv"]
         assert exports_since(connection, 1) == []
+
+
+@given(
+    answers=st.lists(st.none() | st.sampled_from(["4", "5", "4.0", "a"]), min_size=2, max_size=6),
+    stop=st.integers(0, 5), correct=st.none() | st.booleans(),
+)  # fmt: skip
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_evidence_without_references_is_what_it_was(answers: list[str | None], stop: int, correct: bool | None) -> None:
+    at = min(stop, len(answers) - 1)
+    steps = tuple(
+        StepRecord(index=i, tokens=10, answer=text, answer_source="probe" if text else None, confidence=None,
+                   entropy=None, probe_tokens=1, action="continue", reason="")
+        for i, text in enumerate(answers, 1)
+    )  # fmt: skip
+    outcome = Outcome(
+        episode_id="e", end_reason="done", status=200, answer=answers[-1], response_id=None, steps=steps,
+        usage=Usage(prompt_tokens=7, completion_tokens=30), would_answer=answers[at], stop_step=at + 1,
+    )  # fmt: skip
+    label = Feedback(feedback_id="f", episode_id="e", correct=correct)
+
+    def measured(one: Outcome) -> Any:
+        item = Labelled(seq=1, episode=Episode(request=asked("e").request, outcome=one),
+                        labels=(Label(seq=2, feedback=label),))  # fmt: skip
+        return measure_run(item, lambda answer, gold: answer == gold), fate(item.episode.request, one)
+
+    bare = decode("outcome", without("outcome", to_row(RequestEnded(outcome)).body, ("answers",)))
+    assert isinstance(bare, RequestEnded)
+    assert measured(bare.outcome) == measured(outcome)
+    gone = decode("outcome", without("outcome", to_row(RequestEnded(outcome)).body, ("answers", "steps")))
+    assert isinstance(gone, RequestEnded)
+    assert measured(gone.outcome)[1] == "broken", "without its steps a run is no evidence, neither way"
