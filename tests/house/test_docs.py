@@ -378,7 +378,7 @@ def test_commands_named_in_the_docs_exist() -> None:
         text = path.read_text(encoding="utf-8")
         shell = [block.text for block in blocks(path) if block.language == "sh"]
         code = "\n".join([*re.findall(r"`([^`\n]+)`", text), *shell])
-        for first, second in re.findall(r"^suffice ([a-z]+)(?: ([a-z]+)\b)?", code, re.MULTILINE):
+        for first, second in re.findall(r"^suffice ([a-z]+)(?: ([a-z][a-z-]*)\b)?", code, re.MULTILINE):
             name = f"suffice {first}"
             assert name in known, f"{short(path)}: {name}"
             if name in groups and second:

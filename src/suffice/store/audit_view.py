@@ -16,10 +16,12 @@ from typing import Any, Final
 
 import msgspec
 
+from suffice.store.advice_events import VersionProposed
 from suffice.store.audit_events import ConfigChanged, Erased, Exported
 from suffice.store.chain import require_chain
 from suffice.store.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
 from suffice.store.events import EVENTS, Event
+from suffice.store.hold_events import IncidentOpened
 from suffice.store.views import decoded, reading
 from suffice.types import Publication
 
@@ -129,6 +131,11 @@ def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[
         return f"pause {event.resumption.number}", "acting"
     if isinstance(event, ConfigChanged):
         return _changed(event)
+    if isinstance(event, VersionProposed):
+        made = event.proposal
+        return made.parent or "", f"{made.address}: {made.verdict}, {made.why}; in force nowhere by itself"
+    if isinstance(event, IncidentOpened):
+        return "", f"{event.incident.incident}: {event.incident.summary}"
     if isinstance(event, Erased):
         erasure = event.erasure
         return erasure.what, f"{', '.join(erasure.parts)} erased in {erasure.n_rows:,} rows"

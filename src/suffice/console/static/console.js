@@ -26,6 +26,12 @@
   });
   document.addEventListener("DOMContentLoaded", nameSwitch);
 
+  // On a narrow screen the navigation is a row that scrolls: where one is must be seen.
+  document.addEventListener("DOMContentLoaded", function () {
+    var here = document.querySelector(".side [aria-current]"), row = here && here.closest("nav");
+    if (row && row.scrollWidth > row.clientWidth) row.scrollLeft = here.offsetLeft - row.clientWidth / 3;
+  });
+
   // A form that was sent is not sent again by a second click.
   document.addEventListener("submit", function (event) {
     var form = event.target;

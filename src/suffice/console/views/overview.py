@@ -10,6 +10,7 @@ from suffice.console.doors import Visitor
 from suffice.console.exchange import Asked
 from suffice.console.look import Look, Window, route_url, window_of
 from suffice.console.views.standing import Standing, standings
+from suffice.console.words import plural
 from suffice.store import rollups
 from suffice.store.rollups import ReadTo, Sums
 
@@ -142,7 +143,7 @@ def notices(found: tuple[Standing, ...], read_to: ReadTo, look: Look) -> tuple[N
             ))  # fmt: skip
         if one.phase.n_labels_wanted:
             told.append(Notice(
-                level="info", text=f"{one.name}: {one.phase.n_labels_wanted:,} answers wait for a person's word",
+                level="info", text=f"{one.name}: {wait_for(one.phase.n_labels_wanted)}",
                 href="/console/review", action="Review",
             ))  # fmt: skip
     if read_to.n_behind > 50_000:
@@ -152,3 +153,8 @@ def notices(found: tuple[Standing, ...], read_to: ReadTo, look: Look) -> tuple[N
         ))  # fmt: skip
     order = {"alarm": 0, "warn": 1, "info": 2}
     return tuple(sorted(told, key=lambda one: order[one.level]))
+
+
+def wait_for(n: int) -> str:
+    """How many answers somebody should judge."""
+    return f"{plural(n, 'answer waits', 'answers wait')} for a person's word"
