@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "tune": ("suffice.cli.tune", "tune", "Search for a policy on recorded runs, and say how far to trust the find."),
     "estimate": ("suffice.cli.estimate", "estimate", "Predict from logs what stopping would save; makes no calls."),
     "export": ("suffice.cli.export", "export", "Write training pairs, tasks to judge, or feedback to files."),
+    "policy": ("suffice.cli.policy", "policy", "Bring a policy into traffic in steps, on evidence, and back."),
     "experiment": ("suffice.cli.experiment", "experiment", "Compare ways to serve the same requests."),
     "feedback": ("suffice.cli.feedback", "feedback", "Import labels, list what waits, have a judge model label."),
     "audit": ("suffice.cli.audit", "audit", "Verify, show and export the audit log."),

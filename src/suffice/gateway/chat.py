@@ -40,10 +40,11 @@ from suffice.gateway.route import BuiltRoute
 from suffice.review.question import written_out
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import NO_LOT, Lot, draw_audit, question_key
+from suffice.rollout.experiment import Units
 from suffice.signals.query import class_of
 from suffice.store.events import RequestSeen
 from suffice.telemetry import LOG
-from suffice.types import EndReason, Request
+from suffice.types import ArmDraw, EndReason, Request
 from suffice.upstream.affinity import marked
 from suffice.upstream.wire import encode_json
 
@@ -204,11 +205,16 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
     count_stripped(gw, intake)
     reason, place = _reason(gw, episode_id, intake, found)
     question = _question(gw, intake) if found is not None and reason is None else ""
+    lot, arms = NO_LOT, tuple[ArmDraw, ...]()
     if found is not None and place is not None:
         kind, samples = found.settings.kind, route.n_samples(found, intake.options)
         query = query_of(intake.body, kind, samples) if found.in_force.classes or found.holding.classes else None
-        found = placed(found.for_request(question, intake.model, class_of(query)), place)
-    request = _request(gw, episode_id, intake, named, found, reason, question)
+        found = found.for_request(question, intake.model, class_of(query))
+        if reason is None:  # its lot is drawn for the route as it is; its arms then say what it gets
+            lot = _lot(gw, intake, named, placed(found, place))
+            found, arms = gw.variants.place(found, _units(gw, intake, named, lot))
+        found = placed(found, place)
+    request = _request(gw, episode_id, intake, named, found, reason, question, lot, arms)
     upstream = (found.settings.upstream if found is not None else "") or gw.fallback_upstream()
     kept = without_keys(headers, gw.api_keys)
     return Admitted(
@@ -283,13 +289,12 @@ def _reason(
 
 def _request(
     gw: Gateway, episode_id: str, intake: Intake, named: dict[str, str], found: BuiltRoute | None, reason: str | None,
-    question: str,
+    question: str, lot: Lot, arms: tuple[ArmDraw, ...],
 ) -> Request:
     """Write down what was asked, and the lot with its odds."""
     if found is None:
         return blank(gw, episode_id, intake, reason or "no_route")
     samples = route.n_samples(found, intake.options)
-    lot = _lot(gw, intake, named, found) if reason is None else NO_LOT
     gw.n_requests[found.name] = gw.n_requests.get(found.name, 0) + 1
     if lot.audit:
         gw.metrics.inc("suffice_audits_total", found.name)
@@ -300,7 +305,7 @@ def _request(
         question_key=question,
         ungoverned=reason, received_at_s=gw.wall_s(),
         query=query_of(intake.body, found.settings.kind, samples) if reason is None else None,
-        unit=lot.unit, setup=found.setup, promise=found.promise,
+        unit=lot.unit, setup=found.setup, promise=found.promise, arms=arms,
         sender=gw.sender(named.get("authorization", "")),
     )  # fmt: skip
 
@@ -311,6 +316,16 @@ def _lot(gw: Gateway, intake: Intake, named: dict[str, str], found: BuiltRoute) 
         body=intake.raw, caller=named.get("authorization", ""), now_s=gw.monotonic_s(),
     )  # fmt: skip
     return draw_audit(unit, share=gw.share(found), salt=gw.salt)
+
+
+def _units(gw: Gateway, intake: Intake, named: dict[str, str], lot: Lot) -> Units:
+    """What the request belongs to, by the names that it came with; retries share what drew its lot."""
+    user = intake.body.get("user") or intake.body.get("safety_identifier")
+    return Units(
+        request=lot.unit, conversation=_conversation(named, intake),
+        user=named.get("x-suffice-user") or (user if isinstance(user, str) else None),
+        tenant=named.get("x-suffice-tenant") or gw.sender(named.get("authorization", "")) or None,
+    )
 
 
 def _question(gw: Gateway, intake: Intake) -> str:

@@ -16,6 +16,7 @@ from suffice.gateway.breaker import Breaker
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.operating import Operating
 from suffice.gateway.route import BuiltRoute
+from suffice.gateway.variants import Variants
 from suffice.policy.base import version_of
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import audit_share, sender_key
@@ -176,6 +177,11 @@ class Gateway:
     ready: bool = False
     draining: bool = False   # shutdown has begun: connections are closed behind their answer
     n_live: int = 0          # handlers that have not ended, whatever the path
+    variants: Variants = field(init=False)  # arms of experiments, and candidates of rollouts
+
+    def __post_init__(self) -> None:
+        """Nothing runs on any route until the log has been read."""
+        self.variants = Variants(salt=self.salt, metrics=self.metrics)
 
     def sender(self, authorization: str) -> str:
         """A name for whoever holds the key of a request; "" where no keys are asked for."""
@@ -196,7 +202,8 @@ class Gateway:
                 return 1.0
             if made is not None:
                 return made.share
-        return audit_share(self.n_requests.get(route.name, 0), route.settings.audit_share)
+        usual = audit_share(self.n_requests.get(route.name, 0), route.settings.audit_share)
+        return max(usual, self.variants.audit_share(route.name))
 
     def put_in_force(self, name: str, route: BuiltRoute) -> None:
         """Give a route's requests to come what was decided; those that run now keep what they have."""

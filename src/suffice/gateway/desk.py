@@ -17,10 +17,11 @@ from suffice.gateway.breaker import Breaker
 from suffice.gateway.context import Gateway
 from suffice.gateway.operating import placed
 from suffice.gateway.route import BuiltRoute
-from suffice.rollout.assign import NO_LOT, draw_audit, question_key
+from suffice.rollout.assign import NO_LOT, Lot, draw_audit, question_key
+from suffice.rollout.experiment import Units
 from suffice.signals.query import class_of, query_signals
 from suffice.store.events import RequestSeen
-from suffice.types import EndReason, Query, Request
+from suffice.types import ArmDraw, EndReason, Query, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +43,15 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     gw.refresh()
     route = gw.kill.resting(next((one for one in gw.routes if one.name == route.name), route))
     question = question_key(asked.question, salt=gw.salt)
-    route = placed(
-        route.for_request(question, asked.model, class_of(_query(asked))),
-        gw.operating.admit(route, now_s=gw.monotonic_s()),
-    )
-    request = _request(gw, route, asked, question)
+    place = gw.operating.admit(route, now_s=gw.monotonic_s())
+    route = route.for_request(question, asked.model, class_of(_query(asked)))
+    reason = _ungoverned(gw, route)
+    lot = _lot(gw, placed(route, place), asked) if reason is None else NO_LOT
+    arms = tuple[ArmDraw, ...]()
+    if reason is None:
+        route, arms = gw.variants.place(route, _units(gw, asked, lot))
+    route = placed(route, place)
+    request = _request(gw, route, asked, question, reason, lot, arms)
     ledger = Ledger(request, gw.monotonic_s())
     ledger.feedback_token = gw.feedback_token(request.episode_id)
     books.append(gw, RequestSeen(request), ledger)
@@ -94,17 +99,32 @@ def close_all(gw: Gateway) -> None:
         close_run(gw, run, "shutdown")
 
 
-def _request(gw: Gateway, route: BuiltRoute, asked: Asked, question: str) -> Request:
+def _ungoverned(gw: Gateway, route: BuiltRoute) -> str | None:
+    if route.settings.mode == "off":
+        return "off"
+    return None if gw.breakers.setdefault(route.name, Breaker()).allows(gw.monotonic_s()) else "breaker"
+
+
+def _lot(gw: Gateway, route: BuiltRoute, asked: Asked) -> Lot:
+    text = asked.question.encode("utf-8", "surrogatepass")
+    unit = gw.lots.unit(named=asked.key, body=text, caller=asked.caller, now_s=gw.monotonic_s())
+    return draw_audit(unit, share=gw.share(route), salt=gw.salt)
+
+
+def _units(gw: Gateway, asked: Asked, lot: Lot) -> Units:
+    """What the run belongs to, by what its caller declared."""
+    told = asked.metadata
+    return Units(
+        request=lot.unit, conversation=asked.key, user=told.get("user"),
+        tenant=told.get("tenant") or gw.sender(asked.caller) or None,
+    )
+
+
+def _request(
+    gw: Gateway, route: BuiltRoute, asked: Asked, question: str, reason: str | None, lot: Lot,
+    arms: tuple[ArmDraw, ...],
+) -> Request:
     settings = route.settings
-    reason = "off" if settings.mode == "off" else None
-    if reason is None:
-        allowed = gw.breakers.setdefault(route.name, Breaker()).allows(gw.monotonic_s())
-        reason = None if allowed else "breaker"
-    lot = NO_LOT
-    if reason is None:
-        text = asked.question.encode("utf-8", "surrogatepass")
-        unit = gw.lots.unit(named=asked.key, body=text, caller=asked.caller, now_s=gw.monotonic_s())
-        lot = draw_audit(unit, share=gw.share(route), salt=gw.salt)
     gw.n_requests[route.name] = gw.n_requests.get(route.name, 0) + 1
     if lot.audit:
         gw.metrics.inc("suffice_audits_total", route.name)
@@ -116,7 +136,7 @@ def _request(gw: Gateway, route: BuiltRoute, asked: Asked, question: str) -> Req
         certified=route.certified, question_key=question if reason is None else "", ungoverned=reason,
         received_at_s=gw.wall_s(),
         endpoint=asked.endpoint, query=_query(asked) if reason is None else None,
-        unit=lot.unit, setup=route.setup, promise=route.promise,
+        unit=lot.unit, setup=route.setup, promise=route.promise, arms=arms,
         sender=gw.sender(asked.caller),
     )  # fmt: skip
 

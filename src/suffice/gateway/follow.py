@@ -26,12 +26,18 @@ from suffice.gateway.context import Gateway
 from suffice.gateway.in_force import serving
 from suffice.gateway.overridden import pinned, promised, resting
 from suffice.gateway.route import BuiltRoute
+from suffice.gateway.variants import Trial
 from suffice.learn.version import Version, load_version
 from suffice.review.override import NO_OVERRIDES, InEffect, standing
+from suffice.rollout.experiment import Experiment
 from suffice.store.advice import newest_outlook, newest_place
 from suffice.store.decisions import read_artefact
+from suffice.store.experiments import read_experiments, running
 from suffice.store.holds import NOTHING_HELD, read_holds
 from suffice.store.in_force import NOTHING_DECIDED, InForce, read_decided
+from suffice.store.rollouts import own_version, read_rollouts, version_at
+from suffice.store.rollouts import running as running_rollouts
+from suffice.store.rollouts import serving as in_force_on
 from suffice.store.views import reading
 from suffice.telemetry import LOG, Metrics
 
@@ -49,6 +55,10 @@ class Follower:
         self._holding: dict[str, InEffect] = dict.fromkeys(self._base, NO_OVERRIDES)
         self._versions: dict[str, Version] = {}
         self._outlooks: dict[str, tuple[int, Outlook | None]] = {route.name: (0, None) for route in gw.routes}
+        self._experiments: tuple[Experiment, ...] = ()
+        self._trials: Mapping[str, Trial] = {}
+        self._standing: Mapping[str, Mapping[str, object]] = {}
+        self._policies: dict[str, Mapping[str, object] | None] = {}
         self._told = asyncio.Event()
         self._looked_s: float | None = None
 
@@ -62,6 +72,7 @@ class Follower:
             self._look_ahead(connection)
             before, self._decided = self._decided, read_decided(connection, self._decided)
             self._holds = read_holds(connection, self._holds)
+            self._look_at_versions(connection)
             now_s, changed = self._gw.wall_s(), {}
             for name, base in self._base.items():
                 held, holding = self._decided.of(name), self._holds.of(name).in_effect(now_s)
@@ -69,6 +80,34 @@ class Follower:
                     changed[name] = self._serving(base, held, holding, connection)
                     self._holding[name] = holding
             return changed
+
+    def _look_at_versions(self, connection: sqlite3.Connection) -> None:
+        """Read which experiments and rollouts run, and what rollouts have brought."""
+        self._experiments = running(read_experiments(connection))
+        held = read_rollouts(connection)
+        trials, standing = dict[str, Trial](), dict[str, Mapping[str, object]]()
+        for name, base in self._base.items():
+            if not base.settings.policy or not any(one.state.route == name for one in held):
+                continue
+            own = own_version(base.settings).address
+            now = in_force_on(held, name, own)
+            if now != own and (policy := self._policy(connection, now)) is not None:
+                standing[name] = policy
+            one = running_rollouts(held).get(name)
+            if one is not None and (policy := self._policy(connection, one.state.candidate)) is not None:
+                trials[name] = Trial(state=one.state, policy=policy)
+        self._trials, self._standing = trials, standing
+
+    def _policy(self, connection: sqlite3.Connection, address: str) -> Mapping[str, object] | None:
+        """The policy of a version, read once; None: it is gone or not what it was, and nobody is served by it."""
+        if address not in self._policies:
+            try:
+                version = version_at(connection, address, secret=self._gw.salt)
+                self._policies[address] = version.plain()["body"] if version.form == "policy" else None
+            except ConfigError as error:
+                LOG.error("control: %s; nobody is served by it", error)
+                self._policies[address] = None
+        return self._policies[address]
 
     def _look_ahead(self, connection: sqlite3.Connection) -> None:
         """Read what the job `monitor` saw since; what cannot be read holds up no decision."""
@@ -118,6 +157,8 @@ class Follower:
             n_held = len(standing(held.overrides, self._gw.wall_s()))
             self._gw.metrics.set("suffice_overrides", n_held, name)
             self._gw.metrics.set("suffice_open_incidents", len(held.open_cases), name)
+        variants = self._gw.variants
+        variants.experiments, variants.trials, variants.standing = self._experiments, self._trials, self._standing
         for name, route in changed.items():
             self._gw.put_in_force(name, route)
 

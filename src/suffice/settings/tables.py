@@ -361,5 +361,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def has_upkeep(self) -> bool:
-        """Does the log want looking after, whatever its routes do?"""
+        """Does the log want looking after, whatever its routes have learned? A written policy may have a rollout."""
+        if any(route.policy and route.mode == "enforce" for route in self.routes.values()):
+            return True
         return self.audit.is_exported or bool(self.retention.days) or self.console.enabled

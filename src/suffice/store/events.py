@@ -7,7 +7,7 @@
     … and what the control loop decides, in `control_events`, what it tells people, in `advice_events`, and the kill
     switch, in `kill_events`; and what the audit log tells of itself, in `audit_events`
     … and what people are asked and say, in `review_events`, and what they hold and decide, in `hold_events`
-    … and what they compare, in `experiment_events`
+    … and what they compare, in `experiment_events`, and what becomes of versions, in `rollout_events`
 
 This file knows the shape of a row and refuses to know where rows are kept. A new kind of event is
 one class here and one line in EVENTS. Unknown fields in a stored row are skipped, so a log that a
@@ -46,6 +46,7 @@ from suffice.store.review_events import (
     ReviewReturned,
     VerdictGiven,
 )
+from suffice.store.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
 from suffice.types import Feedback, Findings, Outcome, Request, RouteFindings
 
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
@@ -164,6 +165,7 @@ Event: TypeAlias = (
     | ReviewAsked | ReviewDrawn | ReviewLeased | ReviewReturned | VerdictGiven | QuestionKept
     | OverrideSet | OverrideEnded | IncidentOpened | IncidentDecided
     | ConfigChanged | Exported | Erased
+    | RolloutBegun | RolloutMoved | RolloutUndone
 )
 E = TypeVar("E", bound=Event)
 
@@ -201,6 +203,9 @@ EVENTS: Mapping[str, type[Event]] = {
     ExperimentStarted.kind: ExperimentStarted,
     ExperimentChanged.kind: ExperimentChanged,
     ExperimentStopped.kind: ExperimentStopped,
+    RolloutBegun.kind: RolloutBegun,
+    RolloutMoved.kind: RolloutMoved,
+    RolloutUndone.kind: RolloutUndone,
 }
 
 # Every kind stands in the chain of the audit log (`store/chain.py`), except these: what happens too often, and what is

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from suffice.wiring.files import load_settings
 from suffice.wiring.keys import Randomness, api_key, deployment_salt, kill_file, new_id, secret
+from suffice.wiring.policies import check_policy, policy_table
 from suffice.wiring.questions import question_texts, questions_file, review_questions
 from suffice.wiring.routes import (
     Evidence,
@@ -27,6 +28,7 @@ __all__ = [
     "build_route",
     "check",
     "check_experiment",
+    "check_policy",
     "decisions",
     "deployment_salt",
     "embedders",
@@ -37,6 +39,7 @@ __all__ = [
     "load_settings",
     "new_id",
     "open_log",
+    "policy_table",
     "question_texts",
     "questions_file",
     "read_evidence",

@@ -66,13 +66,13 @@ def _policies_with_models(where: str, tables: Any, folder: Path) -> Any:
     if not isinstance(tables, Mapping):
         return tables
     return {
-        name: {**table, "policy": _policy_with_models(f"{where}.{name}.policy", table["policy"], folder)}
+        name: {**table, "policy": policy_with_models(f"{where}.{name}.policy", table["policy"], folder)}
         if isinstance(table, Mapping) and "policy" in table else table
         for name, table in tables.items()
     }  # fmt: skip
 
 
-def _policy_with_models(where: str, spec: Any, folder: Path, depth: int = MOST_DEEP) -> Any:
+def policy_with_models(where: str, spec: Any, folder: Path, depth: int = MOST_DEEP) -> Any:
     """A policy, written as a table, with its models' data in it; a policy inside it likewise."""
     name = spec.get("policy") if isinstance(spec, Mapping) else None
     if not depth or not isinstance(name, str) or name not in POLICIES:
@@ -84,10 +84,10 @@ def _policy_with_models(where: str, spec: Any, folder: Path, depth: int = MOST_D
             read[parameter.name] = _read_model(place, folder / value)
         elif parameter.type is Policy and isinstance(value, list):
             read[parameter.name] = [
-                _policy_with_models(f"{place}[{at}]", one, folder, depth - 1) for at, one in enumerate(value)
+                policy_with_models(f"{place}[{at}]", one, folder, depth - 1) for at, one in enumerate(value)
             ]
         elif parameter.type is Policy and value is not None:
-            read[parameter.name] = _policy_with_models(place, value, folder, depth - 1)
+            read[parameter.name] = policy_with_models(place, value, folder, depth - 1)
     return read
 
 

@@ -1,0 +1,146 @@
+"""Which variant of its route a request gets: the arms of running experiments, and a rollout's candidate.
+
+    route as it is in force ──▶ place(units) ──▶ the route as this request gets it, and the arms for its record
+
+Drawn by keyed hash of what the request belongs to, so that retries, replicas and restarts draw the same. A variant is
+built once and kept. One that cannot be built leaves the route as it is and draws nothing: what is not served must not
+be on record as served.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from suffice.gateway.route import BuiltRoute
+from suffice.policy.base import build_policy, version_of
+from suffice.rollout.assign import keyed
+from suffice.rollout.experiment import Arm, Experiment, Units, draw, with_arm
+from suffice.rollout.stages import State, place
+from suffice.signals.observe import Observer
+from suffice.telemetry import LOG, Metrics
+from suffice.types import ArmDraw
+
+MOST_BUILT = 256  # variants that are kept; more than that: all are built anew
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A rollout that runs on a route, with what its candidate is."""
+
+    state: State
+    policy: Mapping[str, object]  # the candidate's table, as `build_policy` takes it
+
+
+@dataclass(slots=True, kw_only=True)
+class Variants:
+    """One gateway's experiments and rollouts. The follower writes the first two fields; requests read them.
+
+    salt  secret of the deployment
+    """
+
+    salt: str
+    metrics: Metrics
+    experiments: tuple[Experiment, ...] = ()                 # that run now
+    trials: Mapping[str, Trial] = field(default_factory=dict)  # by route; at most one runs on each
+    standing: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # policies that rollouts have brought
+    _built: dict[tuple[str, str], BuiltRoute | None] = field(default_factory=dict)
+
+    def place(self, route: BuiltRoute, units: Units) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+        """The route as a request of these units gets it, and what it drew."""
+        if not self.experiments and route.name not in self.trials and route.name not in self.standing:
+            return route, ()
+        try:
+            return self._place(route, units)
+        except Exception as error:  # noqa: BLE001 - a broken experiment costs its own evidence, never an answer
+            LOG.error("routes.%s: no arm could be drawn (%s)", route.name, type(error).__name__)
+            self.metrics.inc("suffice_failopen_total", "arms")
+            return route, ()
+
+    def audit_share(self, route: str) -> float:
+        """The share of requests to audit that a rollout of the route asks for; 0: none does."""
+        trial = self.trials.get(route)
+        return 0.0 if trial is None else trial.state.audit_share or 0.0
+
+    def _place(self, route: BuiltRoute, units: Units) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+        served, drawn = self._tried(route, units)
+        for one in draw(self.experiments, route=route.name, units=units, salt=self.salt):
+            arm = next(e for e in self.experiments if e.name == one.experiment).arm(one.arm)
+            varied = self._with_arm(served, arm, f"{one.experiment}:{one.run}:{one.arm}")
+            if varied is not None:
+                served, drawn = varied, (*drawn, one)
+        return served, drawn
+
+    def _tried(self, route: BuiltRoute, units: Units) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+        """With the rollout of the route, if one runs."""
+        standing, trial = self.standing.get(route.name), self.trials.get(route.name)
+        if standing is not None:
+            route = self._with_policy(route, standing, f"standing:{version_name(standing)}") or route
+        if trial is None:
+            return route, ()
+        unit = units.conversation or units.request
+        placed = place(trial.state, unit, salt=self.salt)
+        if placed.arm is None:
+            return route, ()
+        if placed.arm == "candidate":
+            varied = self._with_policy(route, trial.policy, f"standing:{version_name(trial.policy)}")
+            if varied is None:
+                return route, ()
+            route = varied
+        share = trial.state.share
+        others = (("candidate", share), ("control", share), ("", 1 - 2 * share)) if share < 1 else ()
+        return route, (ArmDraw(
+            experiment=f"rollout {trial.state.rollout}", run=1, arm=placed.arm, propensity=placed.propensity,
+            others=tuple(one for one in others if one[0] != placed.arm and one[1] > 0),
+            unit=keyed(unit, salt=self.salt, purpose=b"experiment-unit", n_bytes=8).hex(),
+        ),)  # fmt: skip
+
+    def _with_arm(self, route: BuiltRoute, arm: Arm, name: str) -> BuiltRoute | None:
+        """The route as an arm serves it; None: it cannot be built."""
+        settings = with_arm(route.settings, arm)
+        if settings.policy != route.settings.policy:
+            varied = self._with_policy(route, settings.policy, name)
+            if varied is None:
+                return None
+            route = varied
+        if arm.level is not None:
+            route = replace(route, ceiling=arm.level if route.ceiling is None else min(route.ceiling, arm.level))
+        # Evidence of an audit is of the run in full, whatever the arm: its setup stays the route's own.
+        return replace(route, settings=settings) if settings is not route.settings else route
+
+    def _with_policy(self, route: BuiltRoute, policy: Mapping[str, object], name: str) -> BuiltRoute | None:
+        """The route with another policy, which nobody has certified; None: it cannot be built."""
+        key = route.name, name
+        if key not in self._built:
+            if len(self._built) >= MOST_BUILT:
+                self._built.clear()
+            self._built[key] = self._build(route, dict(policy))
+        built = self._built[key]
+        if built is None:
+            return None
+        settings = msgspec.structs.replace(route.settings, policy=built.settings.policy)
+        return replace(
+            route, settings=settings, policy=built.policy, policy_version=built.policy_version, needs=built.needs,
+            certified=False, folds=(), levels=(), risks=False,
+        )  # fmt: skip
+
+    def _build(self, route: BuiltRoute, policy: dict[str, object]) -> BuiltRoute | None:
+        try:
+            built = build_policy(policy)
+            asked = {need.partition("(")[0] for need in built.needs}
+            needs = (*(need for need in route.needs if need.partition("(")[0] not in asked), *built.needs)
+            Observer(needs, route.settings.kind)  # a signal that does not exist must fail here, not in a request
+        except Exception as error:  # noqa: BLE001 - a policy that crashes when it is loaded serves nobody
+            LOG.error("routes.%s: a variant cannot be built (%s); nobody gets it", route.name, type(error).__name__)
+            self.metrics.inc("suffice_failopen_total", "arms")
+            return None
+        settings = msgspec.structs.replace(route.settings, policy=policy)
+        return replace(route, settings=settings, policy=built, policy_version=version_of(built), needs=needs)
+
+
+def version_name(policy: Mapping[str, object]) -> str:
+    """A name for a policy's table; equal tables, equal names."""
+    return json.dumps(policy, sort_keys=True)

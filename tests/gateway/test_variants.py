@@ -1,0 +1,201 @@
+"""Arms of experiments and candidates of rollouts, over real sockets: who gets which, and what goes on record."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from suffice.gateway.variants import Trial
+from suffice.rollout import stages
+from suffice.rollout.rules import Rules
+from suffice.rollout.versions import Lineage, make_version
+from suffice.settings import Experiment, parse
+from suffice.store import experiments, rollouts
+from suffice.store.rollout_events import Moved, RolloutMoved
+from suffice.testing import Samples
+from suffice.types import Request
+from suffice.wiring import decisions
+from tests.gateway.conftest import Serve
+from tests.gateway.served import Served, chat
+
+OWN = {"policy": "stable-answer", "streak": 5}
+BOLDER = {"policy": "stable-answer", "streak": 2}
+ROUTE = {
+    "kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
+    "audit_share": 0.0, "policy": OWN,
+}  # fmt: skip
+FOUR = Samples(["it is 4"])
+RULES = Rules(audit_share=0.0)   # so that all runs are live
+
+
+def written(**changes: Any) -> Experiment:
+    told = {
+        "routes": ["r"], "unit": "user", "primary": "tokens", "warmup_units": 20,
+        "arms": {"as-it-is": {}, "bolder": {"policy": BOLDER}, "everything": {"full": True}}, **changes,
+    }  # fmt: skip
+    raw: dict[str, Any] = {
+        "upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": {**ROUTE, "upstream": "up"}},
+        "experiments": {"e": told},
+    }  # fmt: skip
+    return parse(raw).experiments["e"]
+
+
+async def told(g: Served, until: Any) -> None:
+    """Tell the gateway to look, and wait until it has seen what it should."""
+    g.gateway.told()
+    async with asyncio.timeout(5):
+        while not until(g.gateway.variants):  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.005)
+
+
+def begin(g: Served, policy: dict[str, Any], rules: Rules = RULES) -> rollouts.Held:
+    route = g.gateway.settings.routes["r"]
+    lineage = Lineage(parent=None, proposed_by="person:ann", why="saves more")
+    version = make_version("policy", policy, kind="samples", scorer="number", model_family=None, lineage=lineage)
+    with decisions(g.gateway.settings) as writer:
+        found = rollouts.propose(
+            writer, version, route="r", own=rollouts.own_version(route), author="ann", reason="x", name="r-1",
+            rules=rules, secret=g.gateway.salt,
+        )  # fmt: skip
+    assert not isinstance(found, str), found
+    return found
+
+
+def step(g: Served, *, back: bool = False) -> stages.Transition:
+    with decisions(g.gateway.settings) as writer:
+        made = rollouts.move(writer, "r", lambda state: (
+            stages.roll_back(state, by="person:ann", reason="enough", at=0, now_s=time.time()) if back
+            else stages.promote(state, RULES, by="person:ann", reason="go", at=0, now_s=time.time())
+        ))  # fmt: skip
+    assert not isinstance(made, str), made
+    return made
+
+
+async def requests(g: Served, n: int) -> list[Request]:
+    return [item.episode.request for item in await g.episodes(n)]
+
+
+async def test_users_keep_their_arm_and_the_record_has_its_odds(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        with decisions(g.gateway.settings) as writer:
+            assert not isinstance(experiments.start(writer, "e", written(), author="ann", reason="x"), str)
+        await told(g, lambda variants: variants.experiments)
+        for n in range(2):
+            await asyncio.gather(*(g.ask(chat(f"q{n}", user=f"user {user}")) for user in range(24)))
+        assert (await g.ask(chat("nobody"))).status == 200
+        await g.quiet()
+        items = await g.episodes(49)
+    by_arm = Counter[str]()
+    seen: dict[str, set[str]] = {}
+    for item in items:
+        request, outcome = item.episode.request, item.episode.outcome
+        if not request.arms:
+            assert len(outcome.steps) == 5, "who names no user takes no part"
+            continue
+        (arm,) = request.arms
+        by_arm[arm.arm] += 1
+        seen.setdefault(arm.unit, set()).add(arm.arm)
+        assert arm.propensity == 1 / 3
+        assert len(outcome.steps) == {"as-it-is": 5, "bolder": 2, "everything": 8}[arm.arm]
+        assert outcome.stopped is (arm.arm != "everything")
+    assert len(seen) == 24
+    assert all(len(arms) == 1 for arms in seen.values())
+    assert set(by_arm) == {"as-it-is", "bolder", "everything"}
+
+
+async def test_a_candidate_serves_nobody_then_its_share_then_all_and_goes_back(serve: Serve) -> None:
+    async with serve(FOUR, route={**ROUTE, "audit_share": 0.0}) as g:
+        held = begin(g, BOLDER)
+        await told(g, lambda variants: variants.trials)
+        counts = []
+        for at in range(6):
+            if at in (1, 2, 3, 4):
+                await asyncio.to_thread(step, g)
+            if at == 5:
+                with decisions(g.gateway.settings) as writer:
+                    own = rollouts.own_version(g.gateway.settings.routes["r"]).address
+                    assert not isinstance(rollouts.undo(writer, "r", own, author="ann", reason="x"), str)
+            if at:
+                await told(g, lambda v, at=at: at > 3 or v.trials["r"].state.step == at)
+                await told(g, lambda v, at=at: bool(v.standing) == (at == 4))
+            await asyncio.gather(*(g.ask(chat(f"{at} {n}")) for n in range(40)))
+            await g.quiet()
+            runs = [item.episode for item in (await g.episodes(40 * (at + 1)))[-40:]]
+            live = [run for run in runs if not run.request.audit]
+            counts.append(sum(len(run.outcome.steps) == 2 for run in live) / max(1, len(live)))
+            arms = Counter(arm.arm for run in live for arm in run.request.arms)
+            if at in (1, 2, 3):
+                assert {arm.experiment for run in live for arm in run.request.arms} == {f"rollout {held.state.rollout}"}
+                assert arms["candidate"] / max(1, len(live)) == counts[-1]
+    assert counts[0] == 0
+    assert counts[1] < 0.3
+    assert counts[1] <= counts[2] + 0.1
+    assert 0.25 < counts[3] < 0.75
+    assert counts[4:] == [1, 0]
+
+
+async def test_a_rollout_asks_for_more_audits_while_em_is_not_proved(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        assert g.gateway.share(g.gateway.routes[0]) == 0
+        begin(g, BOLDER, Rules(audit_share=0.8))
+        await told(g, lambda variants: variants.trials)
+        assert g.gateway.share(g.gateway.routes[0]) == 0.8
+
+
+async def test_a_policy_that_cannot_be_built_serves_nobody(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        begin(g, BOLDER)
+        await asyncio.to_thread(step, g)
+        await told(g, lambda variants: variants.trials)
+        state = replace(g.gateway.variants.trials["r"].state, share=1.0)
+        g.gateway.variants.trials = {"r": Trial(state=state, policy={"policy": "gone"})}
+        assert (await g.ask(chat())).status == 200
+        episode = await g.episode()
+    assert (len(episode.outcome.steps), episode.request.arms) == (5, ())
+
+
+async def test_a_version_that_was_changed_beside_the_log_serves_nobody(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        begin(g, BOLDER)
+        await asyncio.to_thread(step, g)
+        with decisions(g.gateway.settings) as writer, writer.transaction() as connection:
+            connection.execute("UPDATE artefacts SET body = replace(body, '2', '1')")
+        g.gateway.told()
+        await asyncio.sleep(0.3)
+        assert g.gateway.variants.trials == {}
+        assert (await g.ask(chat())).status == 200
+        assert len((await g.episode()).outcome.steps) == 5
+
+
+async def test_of_many_who_move_a_rollout_at_once_one_has_moved_it(serve: Serve) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        held = begin(g, BOLDER)
+        move = stages.promote(held.state, Rules(), by="person:ann", reason="go", at=0, now_s=time.time())
+
+        def write() -> bool:
+            with decisions(g.gateway.settings) as writer:
+                row = RolloutMoved(Moved(route="r", transition=move))
+                return writer.write(None, [row], all_new=True) == [True]
+
+        done = await asyncio.gather(*(asyncio.to_thread(write) for _ in range(20)))
+        assert sum(done) == 1
+        assert rollouts.read_rollouts(g.database)[0].state.stage == "canary"
+        assert step(g, back=True).stage == "rolled_back"
+        assert "was rolled back before" in refused(g)
+
+
+def refused(g: Served) -> str:
+    """What a machine is told that tries a version again which was rolled back; a person may."""
+    lineage = Lineage(parent=None, proposed_by="person:ann", why="saves more")
+    version = make_version("policy", BOLDER, kind="samples", scorer="number", model_family=None, lineage=lineage)
+    own = rollouts.own_version(g.gateway.settings.routes["r"])
+    with decisions(g.gateway.settings) as writer:
+        found = rollouts.propose(
+            writer, version, route="r", own=own, author="job", reason="x", name="r-2", rules=Rules(),
+            secret=g.gateway.salt, by_person=False,
+        )  # fmt: skip
+    assert isinstance(found, str)
+    return found
