@@ -29,7 +29,7 @@ from suffice.store.sqlite import SqliteLog
 from suffice.store.verify import verify
 from suffice.store.views import reading
 from suffice.types import Epoch, Feedback
-from suffice.wiring import decisions, open_log, worker
+from suffice.wiring import decisions, gateway, open_log, worker
 from tests.store.made_chain import asked, published, said
 from tests.store.test_erasing import CANARY, bytes_of, ended
 
@@ -293,6 +293,8 @@ def test_a_webhook_that_is_named_and_not_there_is_said_at_the_start(tmp_path: Pa
     settings = settings_for(tmp_path, audit={"webhook_env": "SUFFICE_NO_SUCH_HOOK"})
     with pytest.raises(ConfigError, match=r"audit\.webhook_env: the environment has no SUFFICE_NO_SUCH_HOOK"):
         worker(settings).__enter__()
+    with pytest.raises(ConfigError, match="SUFFICE_NO_SUCH_HOOK"):
+        asyncio.run(gateway(settings).__aenter__())
 
 
 async def test_a_worker_runs_beside_a_gateway_that_only_exports_heads(
