@@ -16,7 +16,7 @@ from suffice.console.views.episodes import ENDS, SAID, EpisodePage, Episodes, ep
 from suffice.console.views.experiments import Analyse, Experiments, Shown, experiments, shown
 from suffice.console.views.incidents import Incidents, incidents
 from suffice.console.views.overview import Overview, overview
-from suffice.console.views.policies import Policies, policies
+from suffice.console.views.policies import Evidence, Policies, Weighed, policies, weighed
 from suffice.console.views.review import FileOf, Reader, ReviewPage
 from suffice.console.views.routes import RoutePage, Routes, route, routes
 from suffice.console.views.settings import SettingsPage, settings_page
@@ -75,14 +75,21 @@ LAST: Final = (
 )  # fmt: skip
 
 
-def table(roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse) -> tuple[Door, ...]:
+def table(
+    roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse, evidence: Evidence
+) -> tuple[Door, ...]:
     """Every door there is.
 
     roster     the people as they are now: admins see who may come in
     from_file  texts of questions that the log does not keep
     analyse    what a run of an experiment shows now
+    evidence   what the evidence says of a rollout now
     """
     made = (
+        View(
+            path="/policies/weighed", read=weighed(evidence), record=Weighed, template="_weighed.html",
+            title="What the evidence says of a rollout", asks={"route": "of the rollout"},
+        ),
         View(
             path="/experiments/shown", read=shown(analyse), record=Shown, template="_experiment.html",
             title="What an experiment shows", asks={"name": "of the experiment"},

@@ -16,17 +16,22 @@ from suffice.console.doors import Doors
 from suffice.console.live import Live
 from suffice.console.pages import live_part, mark_of
 from suffice.console.site import table
+from suffice.control.advance import standing_of
 from suffice.control.effects import what_it_changed
 from suffice.control.experiments import look as experiment_result
 from suffice.control.matching import matching
 from suffice.errors import ConfigError
 from suffice.review.items import Item
+from suffice.rollout.rules import Rules
+from suffice.rollout.stages import Standing
 from suffice.settings import Settings
 from suffice.store.decisions import Decisions
 from suffice.store.reviews import read_reviews
+from suffice.store.rollouts import Held
 from suffice.store.views import reading
 from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export
+from suffice.wiring.keys import deployment_salt
 from suffice.wiring.people import People
 from suffice.wiring.questions import question_texts, questions_file
 from suffice.wiring.routes import build_route, check_experiment, read_evidence
@@ -73,7 +78,13 @@ def console(
         )
         try:
             yield ConsoleApp(
-                desk, table(people.now, _Texts(settings, folder), lambda held: experiment_result(path, held, settings))
+                desk,
+                table(
+                    people.now,
+                    _Texts(settings, folder),
+                    lambda held: experiment_result(path, held, settings),
+                    lambda name, held: _standing(settings, path, name, held),
+                ),
             )
         finally:
             desk.close()
@@ -83,6 +94,15 @@ def _setup(settings: Settings, name: str) -> str:
     """What a route's evidence rests on as its settings stand. Raises StoreError."""
     route = settings.routes[name]
     return build_route(name, route, read_evidence(settings), settings.upstreams.get(route.upstream)).setup
+
+
+def _standing(settings: Settings, path: Path, name: str, held: Held) -> Standing:
+    """What the evidence says of a rollout. Raises StoreError and ConfigError."""
+    with reading(path) as connection:
+        return standing_of(
+            connection, held, settings.routes[name], matching, Rules(), secret=deployment_salt(settings),
+            now_s=time.time(),
+        ).standing  # fmt: skip
 
 
 def _effect(settings: Settings, path: Path, item: str) -> str:

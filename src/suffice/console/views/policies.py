@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from suffice.console.doors import Visitor
 from suffice.console.exchange import Asked
-from suffice.console.look import Look
+from suffice.console.look import Look, NotThere
+from suffice.rollout.stages import Standing
 from suffice.settings import Route
 from suffice.store.advice import newest_arm, newest_proposal
 from suffice.store.advice_events import ArmWorth, Proposed
 from suffice.store.control_events import PolicyPublished
 from suffice.store.in_force import InForce, decisions_of, read_decided
+from suffice.store.rollouts import Held, read_rollouts, running
 from suffice.types import Publication
 
 MOST_PUBLICATIONS: Final = 20  # of a route
 MOST_DECISIONS: Final = 200
+MOST_PAST: Final = 10  # rollouts of a route that have ended
+Evidence = Callable[[str, Held], Standing]  # what the evidence says of a route's rollout now; it takes a while
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +42,8 @@ class RoutePolicy:
     owned: str  # the name of the policy that its owner wrote down; "": the control loop decides
     level: int  # in force
     paused: str  # why; "": it is not
+    rollout: Held | None  # that runs; None: none does
+    past: tuple[Held, ...]  # rollouts that have ended, the latest first
     published: tuple[Published, ...]  # the latest first
     proposal: Proposed | None  # the newest version of a refit, in force nowhere by itself
     arm: ArmWorth | None  # the newest of the tuner, likewise
@@ -51,17 +58,17 @@ class Policies:
 
 def policies(look: Look, _asked: Asked, _visitor: Visitor) -> Policies:
     """What is in force where. Raises StoreError."""
-    decided = read_decided(look.connection)
+    decided, rollouts = read_decided(look.connection), read_rollouts(look.connection)
     return Policies(
         routes=tuple(
-            _of(look, name, route, decided.of(name))
+            _of(look, name, route, decided.of(name), rollouts)
             for name, route in look.settings.routes.items()
             if route.mode != "off"
         )
     )
 
 
-def _of(look: Look, name: str, route: Route, held: InForce) -> RoutePolicy:
+def _of(look: Look, name: str, route: Route, held: InForce, rollouts: tuple[Held, ...]) -> RoutePolicy:
     now = held.publication
     published = [
         Published(
@@ -78,7 +85,38 @@ def _of(look: Look, name: str, route: Route, held: InForce) -> RoutePolicy:
         owned=str(route.policy.get("policy", "")),
         level=held.level,
         paused=held.pause.reason if held.pause is not None else "",
+        rollout=running(rollouts).get(name),
+        past=tuple(one for one in reversed(rollouts) if one.state.route == name and one.state.over)[:MOST_PAST],
         published=tuple(published[:MOST_PUBLICATIONS]),
         proposal=newest_proposal(look.connection, name),
         arm=newest_arm(look.connection, name),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """What the evidence says of a rollout at this look."""
+
+    word: str  # "goes back", "broken", "not enough data" or "ready"
+    why: str  # why it goes back, or why nothing can be compared; "": neither
+    missing: tuple[str, ...]  # what is not there yet for the next step, each a sentence
+    readings: tuple[str, ...]  # of the guard-rails, each a sentence
+
+
+def weighed(evidence: Evidence) -> Callable[[Look, Asked, Visitor], Weighed]:
+    """The view of the evidence behind a route's rollout, by `route`."""
+
+    def view(look: Look, asked: Asked, _visitor: Visitor) -> Weighed:
+        name = asked.query.get("route", "")
+        held = running(read_rollouts(look.connection)).get(name)
+        if held is None or name not in look.settings.routes:
+            raise NotThere(f"rollout: none runs on {name[:80]!r}")
+        seen = evidence(name, held)
+        return Weighed(
+            word=seen.word,
+            why=seen.ends or seen.broken,
+            missing=seen.missing,
+            readings=tuple(one.sentence for one in seen.readings),
+        )
+
+    return view
