@@ -25,10 +25,11 @@ def asked_by(sender: str, log: list[Event]) -> list[Event]:
     ]
 
 
-def heard(*, sender: str, source: str, asks: str = APPS) -> int:
+def heard(*, sender: str, source: str, asks: str = APPS, door: str = "", users: bool = False) -> int:
     """How many of forty labels count, on runs that gave another answer on the way."""
     log = asked_by(asks, traffic(40, seed=5, sure=False, p_right=0.3))
-    labels = [label(n, gold="1000", source=source, sender=sender) for n in range(40)]
+    who = {n: f"user {n}" if users else "" for n in range(40)}
+    labels = [label(n, gold="1000", source=source, sender=sender, door=door, user=who[n]) for n in range(40)]
     loop = story().feed(rows([*log, *labels])).loop
     counts, _ = verdicts(loop.audits, loop.match, callers=loop._callers)
     return len(counts)
@@ -37,6 +38,16 @@ def heard(*, sender: str, source: str, asks: str = APPS) -> int:
 def test_a_key_that_asks_the_model_is_a_users_whatever_it_claims() -> None:
     assert heard(sender=REVIEWERS, source="reviewer") == 40, "a key of their own is believed"
     assert heard(sender=APPS, source="reviewer") == heard(sender=APPS, source="user") == 2, "one in twenty"
+
+
+@pytest.mark.parametrize("source", ["exact-match", "reviewer", "user"])
+def test_a_key_that_may_ask_the_model_is_a_users_before_it_has_asked_and_by_many_names(source: str) -> None:
+    assert heard(sender=REVIEWERS, source=source, door="key") == 2
+    assert heard(sender=REVIEWERS, source=source, door="key", users=True) == 2, "one key, whoever it speaks for"
+
+
+def test_a_key_for_feedback_alone_is_believed() -> None:
+    assert heard(sender=REVIEWERS, source="exact-match", door="feedback-key") == 40
 
 
 def test_without_keys_everybody_is_believed() -> None:

@@ -35,9 +35,11 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.certify import Counts
+from suffice.types import Feedback
 
 MAX_SHARE: Final = 0.05   # of the audits that can use a label, for one key
 TRUSTED: Final = 2        # keys that speak with this trust or more are not capped
+INFERENCE_KEY: Final = "key"    # the door (`Feedback.door`) of keys that may ask the model
 BEHAVIOUR: Final = "behaviour"  # the source of what a user did without a word: asked again, left
 RANKS: Final[Mapping[str, int]] = MappingProxyType({
     "reviewer": 3,     # a person whom the owner asked
@@ -75,10 +77,18 @@ def trust_of(source: str, *, asks: bool = False) -> int:
     A source is a claim, and whoever sends it could have written another. So whoever also asks the model with the same
     key is a user, whatever he calls himself.
 
-    asks  was something asked of the model with the sender's key?
+    asks  was something asked of the model with the sender's key, or may it be?
     """
     rank = RANKS.get(source, 0)
     return min(rank, 0) if asks else rank
+
+
+def rank_of(said: Feedback, callers: Collection[str] = ()) -> int:
+    """The rank of what somebody said: that of its source, unless it came with a key that asks the model, or may.
+
+    callers  senders that are known to have asked
+    """
+    return trust_of(said.source, asks=said.door == INFERENCE_KEY or said.sender in callers)
 
 
 def stand(

@@ -16,7 +16,7 @@ from typing import ClassVar, Final
 
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import Match
-from suffice.assurance.trust import Label, trust_of
+from suffice.assurance.trust import Label, rank_of
 from suffice.control.by_route import ByRoute, since
 from suffice.control.jobs import Desk
 from suffice.learn.arms import effort_arms
@@ -106,10 +106,10 @@ class _Word:
 
     def label(self, callers: Collection[str]) -> Label:
         """The word with its weight. callers: senders that are users whatever they call themselves."""
-        trust = trust_of(self.said.source, asks=self.said.sender in callers)
         return Label(
-            audit=self.audit, seq=self.seq, source=self.said.source, key=self.said.sender, trust=trust, verdict=self.z
-        )
+            audit=self.audit, seq=self.seq, source=self.said.source, key=self.said.sender,
+            trust=rank_of(self.said, callers), verdict=self.z,
+        )  # fmt: skip
 
 
 def _words(item: Labelled, match: Match) -> list[_Word]:

@@ -104,8 +104,8 @@ def verdicts(
         trust.Label(
             audit=name, seq=seq, source=one.source,
             # What a judge may get wrong is charged; a cap on its words would only silence it.
-            key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one),
-            trust=trust.trust_of(one.source, asks=one.sender in callers),
+            key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
+            trust=trust.rank_of(one, callers),
             verdict=_meaning(found[name], one, match),
         )
         for (name, seq), one in said.items()
@@ -122,9 +122,9 @@ def verdicts(
 _NOBODY: Final = object()
 
 
-def _key(said: Feedback) -> str:
+def _key(said: Feedback, callers: Collection[str]) -> str:
     """Whose voice it is: of trusted people who share a key, such as a labelling tool's, each has one."""
-    is_person = said.user and trust.trust_of(said.source) >= trust.TRUSTED
+    is_person = said.user and trust.rank_of(said, callers) >= trust.TRUSTED
     return f"{said.sender} {said.user}" if is_person else said.sender
 
 

@@ -18,7 +18,7 @@ from typing import Final
 from suffice.assurance.fidelity import measured
 from suffice.assurance.judge import CHARGE_CONFIDENCE, JUDGE
 from suffice.assurance.runs import Match
-from suffice.assurance.trust import TRUSTED, trust_of
+from suffice.assurance.trust import TRUSTED, rank_of
 from suffice.control.audits import Audit
 from suffice.control.grades import compared, graded, persons_word, told_of
 from suffice.types import Feedback
@@ -43,7 +43,7 @@ class Charging:
     def look(self, audits: Sequence[Audit], max_em_drop: float, callers: Collection[str]) -> None:
         """Measure the judge on all audits that count now.
 
-        callers  senders that are users whatever they call themselves, see `assurance.trust.trust_of`
+        callers  senders that are users whatever they call themselves, see `assurance.trust.rank_of`
         """
         if self.model is None:
             return
@@ -72,10 +72,7 @@ class Charging:
         known = self._compared.get(audit.id)
         if known is not None and known[0] == len(audit.labels):
             return known[1]
-        trusted = [
-            said for said in audit.labels
-            if trust_of(said.feedback.source, asks=said.feedback.sender in callers) >= TRUSTED
-        ]
+        trusted = [said for said in audit.labels if rank_of(said.feedback, callers) >= TRUSTED]
         pairs = compared(audit.episode.outcome, persons_word(trusted), graded(audit.labels, model), self.match)
         found = [(grade > 0) != right for grade, right in pairs]
         self._compared[audit.id] = len(audit.labels), found

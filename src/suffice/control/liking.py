@@ -6,18 +6,16 @@ Knows records of the log and declared metrics; refuses to know how numbers are m
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
 
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.liking import EVENTS, SATISFACTION, Heard, Measure, Word
 from suffice.assurance.satisfaction import satisfaction_of
+from suffice.assurance.trust import INFERENCE_KEY
 from suffice.control.audits import Said
 from suffice.settings import Metric
 from suffice.settings.feedback import span_of
 from suffice.signals.query import class_of
 from suffice.types import Episode, Feedback
-
-INFERENCE_KEY: Final = "key"  # the door of keys that may ask for answers; one speaks for a share of the runs at most
 
 
 def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:

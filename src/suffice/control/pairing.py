@@ -15,7 +15,7 @@ from typing import Final
 
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import ABANDONED_ENDS, Match
-from suffice.assurance.trust import Label, stand, trust_of
+from suffice.assurance.trust import Label, rank_of, stand
 from suffice.control.audits import Audit
 from suffice.learn.effort import Pair, judge_pair
 from suffice.types import Feedback, Outcome, Request
@@ -45,7 +45,7 @@ class Pairing:
         """The audits as pairs, in their order.
 
         timeout  requests of the route after which a label is late
-        callers  senders that are users whatever they call themselves, see `assurance.trust.trust_of`
+        callers  senders that are users whatever they call themselves, see `assurance.trust.rank_of`
         """
         lost = self._verdicts(audits, callers)
         return [_pair(audit, lost.get(audit.id), due=audit.at + timeout) for audit in audits]
@@ -56,7 +56,7 @@ class Pairing:
         words = [
             Label(
                 audit=name, seq=said.seq, source=said.feedback.source, key=said.feedback.sender,
-                trust=trust_of(said.feedback.source, asks=said.feedback.sender in callers), verdict=z,
+                trust=rank_of(said.feedback, callers), verdict=z,
             )
             for name, audit in differing.items() for said in audit.labels
             if (z := self._lost(audit.episode.outcome, said.feedback)) is not None

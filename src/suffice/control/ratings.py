@@ -18,8 +18,7 @@ from math import floor
 from typing import Final, TypeVar
 
 from suffice.assurance.satisfaction import Comparison, Rated, Verdict, satisfaction_of
-from suffice.assurance.trust import MAX_SHARE
-from suffice.control.liking import INFERENCE_KEY
+from suffice.assurance.trust import INFERENCE_KEY, MAX_SHARE
 from suffice.settings import Route
 from suffice.types import Episode, Feedback
 
