@@ -40,7 +40,6 @@ from suffice.types import ArmDraw, Feedback
 
 RESTS_S: Final = 5.0             # between two looks at a rollout, at least
 LEAST_REST: Final = 20.0         # … and so many times what the last look took
-LABEL_TIMEOUT_S: Final = 3_600.0 # where a route does not say how long its labels take
 _CANDIDATE, _IN_FORCE = "candidate", "in force"
 _ERRORS: Final = ("upstream_error", "timeout", "internal_error")
 
@@ -132,7 +131,7 @@ def look_at(
     }
     runs = list(read_episodes(connection, held.state.route, held.seq))
     governed = [item for item in runs if item.episode.request.ungoverned is None]
-    evidence = gather(held, governed, of_route, versions, rules, now_s=now_s)
+    evidence = gather(held, governed, of_route, versions, rules)
     at = len(governed)
     return Looked(
         held=held, evidence=evidence, standing=look(held.state, evidence, rules, at=at, now_s=now_s), at=at
@@ -140,9 +139,8 @@ def look_at(
 
 
 def gather(
-    held: Held, runs: Sequence[Labelled], of_route: OfRoute, versions: Mapping[str, Version], rules: Rules,
-    *, now_s: float,
-) -> Evidence:  # fmt: skip
+    held: Held, runs: Sequence[Labelled], of_route: OfRoute, versions: Mapping[str, Version], rules: Rules
+) -> Evidence:
     """What governed runs say of a rollout, in the order in which they ended.
 
     versions  the candidate's and the one in force
@@ -168,7 +166,7 @@ def gather(
         if liked is not None and drawn.unit not in rated:
             rated.add(drawn.unit)
             evidence = evidence.with_rating(arm, liked)
-    return _with_audits(evidence, list(audits.values()), of_route, versions, now_s=now_s)
+    return _with_audits(evidence, list(audits.values()), of_route, versions)
 
 
 def _drawn(held: Held, item: Labelled) -> ArmDraw | None:
@@ -198,7 +196,7 @@ def _liked(given: Feedback) -> float | None:
 
 
 def _with_audits(
-    evidence: Evidence, audits: Sequence[Audit], of_route: OfRoute, versions: Mapping[str, Version], *, now_s: float
+    evidence: Evidence, audits: Sequence[Audit], of_route: OfRoute, versions: Mapping[str, Version]
 ) -> Evidence:
     """With every audit as both versions would have ended it."""
     shown = {audit.id: dict[str, Shown]() for audit in audits}
@@ -208,11 +206,9 @@ def _with_audits(
             if told is not None:
                 shown[audit.id][name] = told
     judged = of_route.judged(audits, shown, {audit.episode.request.sender for audit in audits} - {""})
-    timeout_s = of_route.route.label_timeout_s
-    patience_s = LABEL_TIMEOUT_S if timeout_s is None else timeout_s
     for audit in audits:
         both = {**shown[audit.id], **judged.get(audit.id, {})}
-        z = _z(both[_CANDIDATE], both[_IN_FORCE], late=now_s - audit.ended_at_s > patience_s)
+        z = _z(both[_CANDIDATE], both[_IN_FORCE])
         usage = audit.episode.outcome.usage
         evidence = evidence.with_audit(
             class_of(audit.episode.request.query), z, full=0.0 if usage is None else float(usage.completion_tokens),
@@ -221,14 +217,17 @@ def _with_audits(
     return evidence
 
 
-def _z(candidate: Shown, in_force: Shown, *, late: bool) -> Z | None:
-    """EM of the version in force minus the candidate's; what nobody saw of the candidate counts as lost."""
+def _z(candidate: Shown, in_force: Shown) -> Z | None:
+    """EM of the version in force minus the candidate's; what nobody saw of the candidate counts as lost.
+
+    None: they differ, and nobody said which is right. However late that is, it proves nothing and is no harm either.
+    """
     if not candidate.seen:
         return 1 if in_force.seen else 0
     if candidate.answer == in_force.answer or not in_force.seen:
         return 0
     if candidate.right is None or in_force.right is None:
-        return 1 if late else None
+        return None
     if candidate.right == in_force.right:
         return 0
     return -1 if candidate.right else 1
