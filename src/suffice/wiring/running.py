@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from suffice.assurance.extractable import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
+from suffice.control.advance import Advance
 from suffice.control.arms import Tune
 from suffice.control.critical import Critical
 from suffice.control.jobs import Job, Worker
@@ -94,8 +95,8 @@ def _running(
         ),
         upstreams=clients, embedders=vectors, log=log, metrics=Metrics(),
         api_keys=client_keys(settings) if clients else (),
-        salt=deployment_salt(settings), new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
         feedback_keys=feedback_keys(settings) if clients else (),
+        salt=deployment_salt(settings), new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
         langfuse_secret=_langfuse_secret(settings) if clients else None,
     )  # fmt: skip
     if isinstance(log, SqliteLog):
@@ -185,6 +186,10 @@ def worker(settings: Settings, *, learning: bool = True) -> Iterator[Worker]:
         rollup = Rollup(
             settings=settings, path=writer.path, matches=matching, monotonic_s=time.monotonic, now=time.time
         )
+        advance = Advance(
+            settings=settings, path=writer.path, author=author, matches=matching, secret=deployment_salt(settings),
+            now=time.time, monotonic_s=time.monotonic,
+        )  # fmt: skip
         review = Review(
             settings=settings, path=writer.path, author=author, salt=deployment_salt(settings), now=time.time
         )
@@ -194,8 +199,9 @@ def worker(settings: Settings, *, learning: bool = True) -> Iterator[Worker]:
         try:
             learners: tuple[Job, ...] = (certify, monitor, retrain, tune) if learning else ()
             yield Worker(
-                decisions=writer, jobs=(*learners, rollup, *upkeep(settings, writer, author), review, critical),
-                author=author, now=time.time,
+                decisions=writer, author=author,
+                jobs=(*learners, rollup, *upkeep(settings, writer, author), advance, review, critical),
+                now=time.time,
                 monotonic_s=time.monotonic, new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
             )
         finally:
