@@ -24,10 +24,9 @@ from typing import Final
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import FINISHED_ENDS, Match, measure_run
 from suffice.assurance.satisfaction import satisfaction_of, scaled
-from suffice.assurance.trust import MAX_SHARE
+from suffice.assurance.trust import INFERENCE_KEY, MAX_SHARE
 from suffice.control.audits import Audit, Said, is_evidence
 from suffice.control.fitting import ServedVersion, read_back
-from suffice.control.liking import INFERENCE_KEY
 from suffice.control.matching import matching
 from suffice.control.shown import OfRoute
 from suffice.errors import ConfigError
