@@ -88,7 +88,7 @@ class RouteWatch:
     n: int
     seq: int
     metrics: Mapping[str, Metric] = field(default_factory=dict)
-    feedback: FeedbackRules = FeedbackRules()
+    feedback: FeedbackRules = field(default_factory=FeedbackRules)
     made: Publication | None = None  # in force
     alerts: tuple[Of, ...] = ()  # that stand
     looked_at: int = -1          # requests of the route at the last look; -1: there was none
