@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,6 +22,7 @@ from suffice.store.events import EVENTS, UNCHAINED, Event, decode, to_row
 from suffice.store.personal import PARTS, WORDS, split, without
 from suffice.store.verify import verify
 from tests.contracts.test_events import records, values
+from tests.house.tree import ROOT
 from tests.store.made_chain import copied
 
 # Fields in which people's words may stand, by name, and fields of such names that hold none.
@@ -140,3 +142,9 @@ def test_equal_answers_of_a_run_keep_equal_names_and_no_answer_stays_none() -> N
     assert found["finish_answer"] is None
     assert found["steps"][1] == {"answer": None, "tokens": 2}
     assert not [text for text in ("408", "407") if text in json.dumps(found)]
+
+
+def test_the_page_on_events_names_what_is_not_chained() -> None:
+    page = (ROOT / "docs" / "reference" / "events.md").read_text(encoding="utf-8")
+    line = next(line for line in page.splitlines() if line.startswith("Rows of every kind but "))
+    assert set(re.findall(r"`(\w+)`", line.partition(" stand in the chain")[0])) == UNCHAINED

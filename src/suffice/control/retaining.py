@@ -102,7 +102,7 @@ class Retain:
         """The first place in the log whose steps a running epoch may still read."""
         decided, first = read_decided(connection), last_place(connection) + 1
         for name, route in self.settings.routes.items():
-            epoch = decided.of(name).epoch if route.is_learned else None
+            epoch = decided.of(name).epoch if route.certifies_itself else None
             if epoch is not None:
                 kept = (seq for one in epoch.kept for seq in rows_of(connection, one))
                 first = min([first, epoch.since_seq + 1, *kept])

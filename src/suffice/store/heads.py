@@ -77,13 +77,14 @@ def append_line(file: Path, line: bytes) -> None:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                line = b"\n" + line
+            if size:
+                os.lseek(descriptor, size - 1, os.SEEK_SET)
+                line = line if os.read(descriptor, 1) == b"\n" else b"\n" + line
             os.write(descriptor, line)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if is_new:
+        if is_new and os.name != "nt":  # where a folder cannot be opened
             _sync_folder(file.parent)
     except OSError as error:
         raise StoreError(f"audit.file {file}: cannot be written ({error.strerror or error})") from None
