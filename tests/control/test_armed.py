@@ -15,6 +15,7 @@ from suffice.cli.main import main
 from suffice.control.armed import MOST_KEPT, ArmLoop
 from suffice.control.jobs import Report, Worker
 from suffice.control.pairing import Pairing, is_pair
+from suffice.learn.effort import WINDOW
 from suffice.settings import Route
 from suffice.store.control_events import EpochBegan, LabelWanted, PolicyPublished
 from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
@@ -164,9 +165,11 @@ def test_an_arm_at_the_edge_of_its_budget_does_not_flap() -> None:
     assert published <= 6, "no more than a rise and a fall a stream"
 
 
-def test_what_is_kept_is_bounded() -> None:
-    here = armed().feed(rows(pairs(MOST_KEPT + 400)))
-    assert len(here.loop.audits) <= MOST_KEPT + CONTROL.tick_requests
+def test_what_is_kept_is_bounded_and_is_more_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST_KEPT > WINDOW
+    monkeypatch.setattr("suffice.control.armed.MOST_KEPT", 300)
+    here = armed().feed(rows(pairs(500)))
+    assert 300 <= len(here.loop.audits) <= 300 + CONTROL.tick_requests
 
 
 def test_a_changed_promise_keeps_the_pairs() -> None:
