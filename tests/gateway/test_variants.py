@@ -177,7 +177,7 @@ async def test_of_many_who_move_a_rollout_at_once_one_has_moved_it(serve: Serve)
 
         def write() -> bool:
             with decisions(g.gateway.settings) as writer:
-                row = RolloutMoved(Moved(route="r", transition=move))
+                row = RolloutMoved(Moved(route="r", author="ann", reason="go", transition=move))
                 return writer.write(None, [row], all_new=True) == [True]
 
         done = await asyncio.gather(*(asyncio.to_thread(write) for _ in range(20)))

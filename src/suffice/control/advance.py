@@ -117,7 +117,7 @@ class Advance:
         moved = advance(held.state, seen.evidence, self.rules, at=seen.at, now_s=self.now())
         if moved is None:
             return ""
-        desk.write([RolloutMoved(Moved(route=name, transition=moved))])
+        desk.write([RolloutMoved(Moved(route=name, author=self.author, reason=moved.reason, transition=moved))])
         return f"rollout {held.state.rollout}: {moved.move}, {moved.stage} at {moved.share:.0%}: {moved.reason}"
 
 

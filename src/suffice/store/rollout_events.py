@@ -42,6 +42,8 @@ class Moved:
     """A transition, and the route that it is about."""
 
     route: str
+    author: str          # a person, or the worker that took the step on evidence
+    reason: str
     transition: Transition
 
 

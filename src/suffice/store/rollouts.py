@@ -175,7 +175,9 @@ def move(writer: Decisions, route: str, moved: Callable[[State], Transition]) ->
         transition = moved(one.state)
     except ValueError as error:
         return str(error)
-    row = RolloutMoved(Moved(route=route, transition=transition))
+    row = RolloutMoved(
+        Moved(route=route, author=transition.by, reason=transition.reason, transition=transition)
+    )
     if writer.write(None, [row], all_new=True) != [True]:
         return "somebody else moved it at the same moment; look again"
     return transition
