@@ -59,6 +59,7 @@ from suffice.settings import (
     parse,
 )
 from suffice.store import audit_events, experiment_events
+from suffice.store.access_events import Access
 from suffice.store.events import EVENTS
 from suffice.store.review_events import Question
 from suffice.telemetry import METRICS
@@ -296,6 +297,7 @@ RECORDS = {
     "Pause": (types.Pause, types.Resumption),
     "Label request": (types.LabelRequest,),
     "Job run": (types.JobRun,),
+    "Access": (Access,),
     "Config change": (audit_events.ConfigChange, audit_events.SettingChange),
     "Export": (audit_events.Export,),
     "Erasure": (audit_events.Erasure,),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import click
 
@@ -25,7 +25,7 @@ def admin() -> None:
 @_CONFIG
 def reset_secret(name: str, path: str) -> None:
     """Give NAME [default: admin] a new secret; the old one and its sessions end."""
-    _show(path, lambda people: people.reset(name), name)
+    _show(path, lambda people: people.reset(name), name, "reset")
 
 
 @admin.command("add")
@@ -36,7 +36,7 @@ def reset_secret(name: str, path: str) -> None:
 @_CONFIG
 def add(name: str, role: str, path: str) -> None:
     """Let NAME in; their secret is printed once."""
-    _show(path, lambda people: people.add(name, "admin" if role == "admin" else "reviewer"), name)
+    _show(path, lambda people: people.add(name, "admin" if role == "admin" else "reviewer"), name, "added")
 
 
 @admin.command("remove")
@@ -49,6 +49,7 @@ def remove(name: str, path: str) -> None:
         people.remove(name)
 
     _done(path, go)
+    _noted(path, name, "removed")
     click.echo(f"{name}: may not come in any more")
 
 
@@ -66,11 +67,26 @@ def people(path: str) -> None:
         click.echo("nobody yet: suffice admin reset-secret makes an admin")
 
 
-def _show(path: str, make: Callable[[People], str], name: str) -> None:
+def _show(path: str, make: Callable[[People], str], name: str, what: Literal["added", "reset"]) -> None:
     """Print a new secret where only a person sees it."""
     secret = _done(path, make)
+    _noted(path, name, what)
     click.echo(f"{name}: this secret is shown once and kept as a hash only", err=True)
     click.echo(secret)
+
+
+def _noted(path: str, name: str, what: Literal["added", "reset", "removed"]) -> None:
+    """Say in the audit log who may come in now; where the log cannot be written, say that instead: it holds anyway."""
+    from suffice import wiring
+    from suffice.errors import SufficeError
+    from suffice.wiring.people import People, access_changed
+
+    settings = wiring.load_settings(path)
+    try:
+        with wiring.decisions(settings) as writer:
+            writer.write(None, [access_changed(People.of(settings), name, what)])
+    except SufficeError as error:
+        click.echo(f"admin: it holds, but the audit log does not say so: {error}", err=True)
 
 
 def _done(path: str, do: Callable[[People], T]) -> T:

@@ -8,7 +8,7 @@ FIRST = """The console's admin secret, shown once and kept as a hash only:
 
     {secret}
 
-Lost it? suffice admin reset-secret makes another one.
+Open /console on the address below and log in with it. Lost it? suffice admin reset-secret makes another one.
 """
 
 
@@ -23,8 +23,8 @@ def serve(path: str, host: str | None, port: int | None, log_level: str) -> None
 
     from suffice.errors import SufficeError
     from suffice.server import run
-    from suffice.wiring import load_settings
-    from suffice.wiring.people import People
+    from suffice.wiring import decisions, load_settings
+    from suffice.wiring.people import ADMIN, People, access_changed
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -32,6 +32,8 @@ def serve(path: str, host: str | None, port: int | None, log_level: str) -> None
         secret = People.of(settings).first() if settings.console.enabled else None
         if secret is not None:
             click.echo(FIRST.format(secret=secret), err=True)
+            with decisions(settings) as writer:
+                writer.write(None, [access_changed(People.of(settings), ADMIN, "added")])
         run(settings, host=host, port=port)
     except SufficeError as error:
         raise click.ClickException(str(error)) from None

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from suffice.store.access_events import AccessChanged
 from suffice.store.advice_events import VersionProposed
 from suffice.store.audit_events import ConfigChanged, Erased, Exported
 from suffice.store.chain import require_chain
@@ -38,7 +39,7 @@ _LATEST: Final = """
     ORDER BY c.place DESC LIMIT 1 OFFSET :n"""
 _BEFORE: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
 _WHO: Final = ("author", "reviewer", "source", "sender", "user")
-_WHY: Final = ("reason", "why", "because", "comment")
+_WHY: Final = ("reason", "why", "because", "summary", "comment")
 _NAMED: Final = frozenset({*_WHO, *_WHY, "before", "after", "route"})
 _MOST_TEXT: Final = 300  # characters of a state in words
 
@@ -131,11 +132,6 @@ def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[
         return f"pause {event.resumption.number}", "acting"
     if isinstance(event, ConfigChanged):
         return _changed(event)
-    if isinstance(event, VersionProposed):
-        made = event.proposal
-        return made.parent or "", f"{made.address}: {made.verdict}, {made.why}; in force nowhere by itself"
-    if isinstance(event, IncidentOpened):
-        return "", f"{event.incident.incident}: {event.incident.summary}"
     if isinstance(event, Erased):
         erasure = event.erasure
         return erasure.what, f"{', '.join(erasure.parts)} erased in {erasure.n_rows:,} rows"
@@ -143,7 +139,20 @@ def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[
         return "", f"{event.export.what}: {event.export.n_rows:,} rows to {event.export.where}"
     said = getattr(record, "before", None), getattr(record, "after", None)
     before, after = ("" if one is None else _words(one) for one in said)
-    return before, after or _told(event, record)
+    return (before, after) if after else _short(event) or (before, _told(event, record))
+
+
+def _short(event: Event) -> tuple[str, str] | None:
+    """The same, for rows whose fields alone would be long; None: for others."""
+    if isinstance(event, AccessChanged):
+        access = event.access
+        return "", f"{access.name}: {access.what}" + (f" as {access.role}" if access.role else "")
+    if isinstance(event, VersionProposed):
+        made = event.proposal
+        return made.parent or "", f"{made.address}: {made.verdict}, {made.why}; in force nowhere by itself"
+    if isinstance(event, IncidentOpened):
+        return "", f"{event.incident.incident}: {event.incident.summary}"
+    return None
 
 
 def _published(publication: Publication) -> str:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from suffice.store.access_events import AccessChanged
 from suffice.store.advice_events import AlertRaised, ArmProposed, RouteMonitored, VersionProposed
 from suffice.store.audit_events import ConfigChanged, Erased, Exported
 from suffice.store.belonging import OfNoEpisode
@@ -164,7 +165,7 @@ Event: TypeAlias = (
     | ExperimentStarted | ExperimentChanged | ExperimentStopped
     | ReviewAsked | ReviewDrawn | ReviewLeased | ReviewReturned | VerdictGiven | QuestionKept
     | OverrideSet | OverrideEnded | IncidentOpened | IncidentDecided
-    | ConfigChanged | Exported | Erased
+    | ConfigChanged | Exported | Erased | AccessChanged
     | RolloutBegun | RolloutMoved | RolloutUndone
 )
 E = TypeVar("E", bound=Event)
@@ -199,6 +200,7 @@ EVENTS: Mapping[str, type[Event]] = {
     ConfigChanged.kind: ConfigChanged,
     Exported.kind: Exported,
     Erased.kind: Erased,
+    AccessChanged.kind: AccessChanged,
     KillSwitched.kind: KillSwitched,
     ExperimentStarted.kind: ExperimentStarted,
     ExperimentChanged.kind: ExperimentChanged,

@@ -8,16 +8,18 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from suffice.console.people import Person, Role, Roster, invite, problem_of
 from suffice.errors import ConfigError
 from suffice.settings import Settings
+from suffice.store.access_events import Access, AccessChanged
 from suffice.store.owners import try_lock
 from suffice.store.sqlite import database_path
 from suffice.telemetry import LOG
+from suffice.wiring.audit import user_name
 
 ADMIN: Final = "admin"  # the name of who is made at the first run
 LOCK_S: Final = 5.0  # how long one writer waits for another
@@ -158,3 +160,12 @@ class People:
             yield
         finally:
             os.close(descriptor)
+
+
+def access_changed(people: People, name: str, what: Literal["added", "reset", "removed"]) -> AccessChanged:
+    """The row of the audit log that says so. Raises ConfigError for a file that cannot be read."""
+    role = next((one.role for one in people.listed() if one.name == name), "")
+    return AccessChanged(Access(
+        access_id=f"ac_{secrets.token_hex(8)}", name=name, what=what, role=role, author=user_name() or "unknown",
+        reason="asked for by suffice admin" if what != "added" or name != ADMIN else "the first run",
+    ))  # fmt: skip

@@ -1,0 +1,66 @@
+"""`suffice admin` and the first run: secrets are shown once, and the audit log says who may come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from suffice.cli.main import main
+from suffice.console import people
+from suffice.store.audit_view import entries
+from suffice.wiring import load_settings
+from suffice.wiring.people import People
+
+TOML = """
+[upstreams.local]
+url = "http://127.0.0.1:1"
+[store]
+url = "sqlite:///{folder}/log.db"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "suffice.toml"
+    path.write_text(TOML.format(folder=tmp_path))
+    return str(path)
+
+
+def admin(file: str, *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    done = CliRunner().invoke(main, ["admin", *words, "--config", file])
+    return done.exit_code, done.stdout.strip(), done.stderr.strip()
+
+
+def test_secrets_are_printed_once_and_the_audit_log_says_who_may_come_in(file: str) -> None:
+    known = People.of(load_settings(file))
+    code, first, told = admin(file, "reset-secret")
+    assert code == 0
+    assert "shown once" in told
+    code, secret, _ = admin(file, "add", "rita", "--role", "reviewer")
+    roster = known.now()
+    assert code == 0
+    assert roster is not None
+    found = people.known(roster, secret)
+    assert found is not None
+    assert (found.name, found.role) == ("rita", "reviewer")
+    assert admin(file, "list")[1].splitlines()[1].startswith("rita")
+    assert admin(file, "remove", "rita")[0] == 0
+    said = [(one.after, one.who != "") for one in entries(Path(file).parent / "log.db", kind="access_changed")]
+    assert said == [("admin: reset as admin", True), ("rita: added as reviewer", True), ("rita: removed", True)]
+    text = (Path(file).parent / "log.db").read_bytes() + known.file.read_bytes()
+    for one in (first, secret):
+        assert one.rpartition("_")[2].encode() not in text
+
+
+@pytest.mark.parametrize(("words", "why"), [
+    (("add", "x y"), "1 to 64"), (("remove", "bob"), "nobody is called 'bob'"),
+    (("reset-secret", "bob"), "nobody is called"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_one_sentence_and_exit_2(file: str, words: tuple[str, ...], why: str) -> None:
+    code, out, told = admin(file, *words)
+    assert (code, out) == (2, "")
+    assert why in told
+    assert "Traceback" not in told
