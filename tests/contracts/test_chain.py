@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from suffice.store import schema
 from suffice.store.audit_events import Erased, Erasure
+from suffice.store.audit_view import latest
 from suffice.store.chain import CHAINED_PARTS, Appender, begin_chain, forget_salts, is_chained
 from suffice.store.events import EVENTS, UNCHAINED, Event, decode, to_row
 from suffice.store.personal import PARTS, WORDS, split, without
@@ -66,6 +67,7 @@ def test_a_row_is_chained_unless_its_kind_is_named_and_another_body_is_seen(
         verdict = verify(log)
         assert verdict.ok
         assert verdict.n_rows == 1 + (kind not in UNCHAINED)
+        assert [(one.kind, one.place) for one in latest(log, 5)] == [(kind, 2)] * is_chained(kind), "it can be shown"
         log.execute("UPDATE events SET body = replace(body, '{', '{ ')")
         assert verify(log).ok is (kind in UNCHAINED)
 
