@@ -59,6 +59,20 @@ def test_audits_are_dense_until_they_are_enough_and_thin_from_then_on() -> None:
     assert shares == [1.0] * 3 + [0.5] * 3 + [0.05] * 6
 
 
+@pytest.mark.parametrize(("plan", "enough"), [
+    (Plan(), 800),                                                     # by the budget alone
+    (Plan(max_em_drop=0.01), 1_600),
+    (Plan(ramp_law=24.0), 1_200),
+    (Plan(max_em_drop=0.001, horizon=10_000, warm_up=2_000, burst=2_000), 3_500),   # a third: 35 %
+    (Plan(max_em_drop=0.001, horizon=5_000, warm_up=500), 1_500),      # by the middle: 500, then half of 2,000
+    (Plan(max_em_drop=0.001, horizon=5_000, warm_up=90_500, burst=500), 1_500),     # in a later epoch, too
+    (Plan(max_em_drop=0.001, horizon=100, warm_up=500), 35)])
+def test_dense_audits_are_enough_by_the_budget_and_a_short_horizon_is_not_spent_on_them(
+    plan: Plan, enough: float
+) -> None:
+    assert plan.ramp_audits == pytest.approx(enough)
+
+
 def memorising(x: Floats, good: Bools, _weight: Floats) -> PGood:
     """A learner that knows every run it has seen by heart, and of others what their neighbour would say."""
     order = np.argsort(x[:, 1], kind="stable")

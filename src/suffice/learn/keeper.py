@@ -27,8 +27,7 @@ from suffice.types import Promise
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
 KEPT_BEFORE: Final = 300      # requests before an alarm on signals whose audits are kept: all had changed already
-RAMP_LAW: Final = 16.0        # audits that are enough, times the budget
-RAMP_PART: Final = 0.35       # … and at most this part of the horizon
+RAMP_PART: Final = 0.35       # of the horizon: audits that are enough are no more
 MIN_RATE_AUDITS: Final = 100  # of a certification set whose disagreement rate is worth comparing with
 
 
@@ -47,6 +46,7 @@ class Plan:
     span: float = 2_400             # … and whatever is younger: bursts prove more, but a longer span forgets slower
     share: float = 0.05             # of requests that are audited once there is evidence
     ramp_share: float = 0.5         # of requests that are audited after a burst, until evidence is enough
+    ramp_law: float = 16.0          # audits that are enough, times the budget; more pay where the loop forgets less
     horizon: float = 20_000         # requests over which audits shall pay for themselves
     refit_every: float = 1_000
     label_timeout: float = 0.0      # an audit counts when it is that old
@@ -60,9 +60,12 @@ class Plan:
         """Audits that are enough: what is won by more of them, in proportion to 1/budget, is no longer worth them.
 
         To certify a level that loses a quarter of the budget takes about 9 over the budget, and one that loses half of
-        it about 25 (`certify.audits_to_certify`); of a short horizon, audits take about a third.
+        it about 25 (`certify.audits_to_certify`); of a short horizon, audits take about a third, and are over by its
+        middle.
         """
-        return min(RAMP_LAW / self.max_em_drop, RAMP_PART * self.horizon)
+        begun = min(self.warm_up, self.burst)
+        by_middle = begun + self.ramp_share * max(0.0, self.horizon / 2 - begun)
+        return min(self.ramp_law / self.max_em_drop, RAMP_PART * self.horizon, by_middle)
 
     @property
     def delta(self) -> float:

@@ -121,6 +121,13 @@ def test_a_label_delay_is_a_time_out_too() -> None:
     assert job(uneven(), label_delay=300).plan(1_000).label_timeout == 300
 
 
+def test_evidence_that_is_not_forgotten_is_gathered_for_longer() -> None:
+    for spec in (None, parse_drift("relabel=0.5@0.5")):
+        plan = job(uneven(), max_em_drop=0.02, drift=spec, warm_up=500).plan(20_000)
+        assert (plan.ramp_audits, plan.window) == ((1_200, 800) if spec is None else (800, 800))
+        assert (plan.span > plan.horizon / 4) is (spec is None)
+
+
 def test_labels_that_come_after_the_end_certify_nothing_that_disagrees() -> None:
     traffic = uneven()
     ends = np.isin(np.arange(len(traffic.runs.x)), traffic.runs.last)

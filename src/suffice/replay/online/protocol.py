@@ -32,7 +32,8 @@ from suffice.types import Promise
 WARM_UP: Final = 500          # full runs at the start …
 WARM_UP_PART: Final = 0.25    # … or this part of the stream, if that is less
 WINDOW_LAW: Final = 16.0      # audits of the window, times the budget: 800 at two points
-SPAN: Final = 8_000           # requests within which all audits count; recorded runs are one world
+SPAN: Final = 8_000           # requests within which all audits count; recorded runs are one world …
+RAMP_LAW: Final = 24.0        # … in which evidence is not forgotten, so more of it pays than live
 REFITS: Final = 10            # in a short stream at least so many; a long one refits every 1,000 requests
 N_BLOCKS: Final = 60          # of the course that is drawn
 MOST_JUDGED: Final = 2_000    # requests of the world after a drift that say what a level loses there
@@ -134,7 +135,8 @@ class _Job:
             max_em_drop=asked.max_em_drop, confidence=asked.confidence, label_free=asked.label_free, warm_up=warm_up,
             promise=asked.promise,
             burst=min(1_000, max(1, n // 4)), window=round(WINDOW_LAW / asked.max_em_drop),
-            span=0.0 if asked.drift else SPAN, share=asked.audit_share, ramp_share=max(0.5, asked.audit_share),
+            span=0.0 if asked.drift else SPAN, ramp_law=WINDOW_LAW if asked.drift else RAMP_LAW,
+            share=asked.audit_share, ramp_share=max(0.5, asked.audit_share),
             horizon=n if n_evidence is None else n_evidence, refit_every=min(1_000, max(PERIOD, n // REFITS)),
             label_timeout=asked.label_delay,
         )  # fmt: skip
