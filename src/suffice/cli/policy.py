@@ -6,6 +6,7 @@ Heavy imports stand inside the functions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,7 @@ import click
 from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, route_of, say, who
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from suffice.control.advance import Looked
     from suffice.rollout.rules import Rules
@@ -114,7 +115,6 @@ def propose(route: str, table: str, path: str, reason: str, author: str | None, 
     import secrets
 
     from suffice import wiring
-    from suffice.rollout.rules import Rules
     from suffice.rollout.versions import Lineage, make_version
     from suffice.scoring.base import scorer_label
     from suffice.store import rollouts
@@ -132,7 +132,7 @@ def propose(route: str, table: str, path: str, reason: str, author: str | None, 
         wiring.check_policy(route, told, version.plain()["body"])
         found = rollouts.propose(
             writer, version, route=route, own=own, author=who(author), reason=reason,
-            name=f"{route}-{secrets.token_hex(4)}", rules=Rules(), secret=wiring.deployment_salt(settings),
+            name=f"{route}-{secrets.token_hex(4)}", rules=_rules(), secret=wiring.deployment_salt(settings),
         )  # fmt: skip
     if isinstance(found, str):
         refused("propose", found)
@@ -143,57 +143,42 @@ def propose(route: str, table: str, path: str, reason: str, author: str | None, 
     )  # fmt: skip
 
 
+def _word(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command by which a person moves a rollout."""
+    for option in (JSON, AUTHOR, REASON, CONFIG, click.argument("route")):
+        command = option(command)
+    return command
+
+
 @policy.command()
-@click.argument("route")
-@CONFIG
-@REASON
-@AUTHOR
-@JSON
-def promote(route: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
+@_word
+def promote(route: str, **said: Any) -> None:
     """Take the next step of ROUTE's rollout, whatever its evidence says; your name stands on it."""
     from suffice.rollout import stages
 
-    _move("promote", route, path, as_json=as_json, moved=lambda state, told: stages.promote(
-        state, told["rules"], by=f"person:{who(author)}", reason=reason, at=told["at"], now_s=told["now_s"]
-    ))  # fmt: skip
+    _move("promote", route, lambda state, word: stages.promote(state, _rules(), **word), **said)
 
 
 @policy.command()
-@click.argument("route")
-@CONFIG
-@REASON
-@AUTHOR
-@JSON
-def hold(route: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
+@_word
+def hold(route: str, **said: Any) -> None:
     """Hold ROUTE's rollout where it is; harm still sends it back."""
     from suffice.rollout import stages
 
-    _move("hold", route, path, as_json=as_json, moved=lambda state, told: stages.hold(
-        state, by=f"person:{who(author)}", reason=reason, at=told["at"], now_s=told["now_s"]
-    ))  # fmt: skip
+    _move("hold", route, lambda state, word: stages.hold(state, **word), **said)
 
 
 @policy.command()
-@click.argument("route")
-@CONFIG
-@REASON
-@AUTHOR
-@JSON
-def release(route: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
+@_word
+def release(route: str, **said: Any) -> None:
     """Let ROUTE's rollout go on where it is held."""
     from suffice.rollout import stages
 
-    _move("release", route, path, as_json=as_json, moved=lambda state, told: stages.resume(
-        state, told["rules"], by=f"person:{who(author)}", reason=reason, at=told["at"], now_s=told["now_s"]
-    ))  # fmt: skip
+    _move("release", route, lambda state, word: stages.resume(state, _rules(), **word), **said)
 
 
 @policy.command()
-@click.argument("route")
-@CONFIG
-@REASON
-@AUTHOR
-@JSON
+@_word
 def rollback(route: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
     """Go back on ROUTE: end the rollout that runs, or take back what the last one brought."""
     from suffice.rollout import stages
@@ -201,41 +186,41 @@ def rollback(route: str, path: str, reason: str, author: str | None, *, as_json:
 
     with failing_with("rollback", again="`suffice kill` needs no database."), log_of(path) as (settings, writer):
         told = route_of(settings, route)
-        if route in rollouts.running(rollouts.read_rollouts(writer.path)):
-            at, now_s = _place(writer.path, route), writer.now()
-            moved = rollouts.move(writer, route, lambda state: stages.roll_back(
-                state, by=f"person:{who(author)}", reason=reason, at=at, now_s=now_s
-            ))  # fmt: skip
-            if isinstance(moved, str):
-                refused("rollback", moved)
-            say(moved, as_json=as_json, text=f"route {route}: rolled back; a gateway follows within a second")
-            return
-        own = rollouts.own_version(told).address
-        undone = rollouts.undo(writer, route, own, author=who(author), reason=reason)
-        if isinstance(undone, str):
-            refused("rollback", undone)
-        before = undone.first.in_force
-    say(undone.state, as_json=as_json, text=f"route {route}: {before} serves again; a gateway follows within a second")
+        runs = route in rollouts.running(rollouts.read_rollouts(writer.path))
+        own = "" if runs else rollouts.own_version(told).address
+        undone = None if runs else rollouts.undo(writer, route, own, author=who(author), reason=reason)
+    if undone is None:
+        _move(
+            "rollback", route, lambda state, word: stages.roll_back(state, **word), path=path, reason=reason,
+            author=author, as_json=as_json,
+        )  # fmt: skip
+        return
+    if isinstance(undone, str):
+        refused("rollback", undone)
+    text = f"route {route}: {undone.first.in_force} serves again; a gateway follows within a second"
+    say(undone.state, as_json=as_json, text=text)
 
 
 # --------------------------------------------------------------------------- one rollout
 
 
 def _move(
-    command: str, route: str, path: str, *, moved: Callable[[State, dict[str, Any]], Transition], as_json: bool
-) -> None:
-    """Take a person's step. Any: the rules, requests so far and the time."""
-    from suffice.rollout.rules import Rules
+    command: str, route: str, moved: Callable[[State, dict[str, Any]], Transition], *, path: str, reason: str,
+    author: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Take a person's step. Any: who says so, why, after how many requests and when."""
     from suffice.store import rollouts
 
-    with failing_with(command), log_of(path) as (settings, writer):
+    with failing_with(command, again="`suffice kill` needs no database."), log_of(path) as (settings, writer):
         route_of(settings, route)
-        told = {"rules": Rules(), "at": _place(writer.path, route), "now_s": writer.now()}
-        found = rollouts.move(writer, route, lambda state: moved(state, told))
+        word = {
+            "by": f"person:{who(author)}", "reason": reason, "at": _place(writer.path, route), "now_s": writer.now()
+        }
+        found = rollouts.move(writer, route, lambda state: moved(state, word))
     if isinstance(found, str):
         refused(command, found)
-    share = f"{found.share:.0%} of new units"
-    say(found, as_json=as_json, text=f"route {route}: {found.stage}, {share}; a gateway follows within a second")
+    told = "rolled back" if found.stage == "rolled_back" else f"{found.stage}, {found.share:.0%} of new units"
+    say(found, as_json=as_json, text=f"route {route}: {told}; a gateway follows within a second")
 
 
 def _place(path: Any, route: str) -> int:
