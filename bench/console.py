@@ -1,9 +1,10 @@
 """The console on a large log: what a page takes, what watching costs the gateway, how fast sums are made.
 
-    python bench/console.py [--episodes N] [--folder PATH] [--quick]
+    python bench/console.py                                          a minute or two, 20,000 episodes
+    python bench/console.py --episodes 1000000 --folder PATH         half an hour the first time, 4 GB
 
-A log of N made-up episodes (10^6 by default, 20,000 with --quick) is written below the folder, unless one of that size
-is there already; the real job sums it up, a real gateway serves it, and a client asks for every page over HTTP.
+A log of so many made-up episodes is written below the folder, unless one of that size is there already; the real job
+sums it up, a real gateway serves it, and a client asks for every page over HTTP.
 Watching is measured as CPU time of the gateway's process with and without watchers while episodes come in.
 Exits with 2 and a sentence when the extra `console` is missing.
 """
@@ -262,14 +263,13 @@ def more(settings: Settings, path: Path, n: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--episodes", type=int, default=1_000_000)
+    parser.add_argument("--episodes", type=int, default=20_000)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     if find_spec("jinja2") is None:
         print("bench/console.py: needs the extra `console`: pip install 'suffice[console]'")
         return 2
-    n = 20_000 if given.quick else given.episodes
+    n = given.episodes
     process.START_S = 600.0  # a gateway that starts counts what the log holds
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
