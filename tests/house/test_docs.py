@@ -32,6 +32,7 @@ from suffice.review.override import Override, OverrideEnd
 from suffice.scoring.base import SCORERS
 from suffice.server import serving
 from suffice.settings import (
+    Alerts,
     AuditLog,
     Console,
     Control,
@@ -58,7 +59,7 @@ from suffice.settings import (
     Upstream,
     parse,
 )
-from suffice.store import audit_events, experiment_events
+from suffice.store import alert_events, audit_events, experiment_events
 from suffice.store.access_events import Access
 from suffice.store.events import EVENTS
 from suffice.store.review_events import Question
@@ -239,6 +240,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "`[metrics.NAME]`": Metric,
     "`[console]`": Console,
     "`[audit]`": AuditLog,
+    "`[alerts]`": Alerts,
     "`[retention]`": Retention,
     "`[experiments.NAME]`": Experiment,
     "`[experiments.NAME.arms.NAME]`": ExperimentArm,
@@ -299,6 +301,8 @@ RECORDS = {
     "Job run": (types.JobRun,),
     "Access": (Access,),
     "Config change": (audit_events.ConfigChange, audit_events.SettingChange),
+    "Alert sent": (alert_events.Telling,),
+    "Fail-open rate": (alert_events.FailedOpen,),
     "Export": (audit_events.Export,),
     "Erasure": (audit_events.Erasure,),
     "Experiment": (experiment_events.Begun, experiment_events.Ended),

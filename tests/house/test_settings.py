@@ -12,6 +12,7 @@ import pytest
 from suffice import settings as house
 from suffice.errors import ConfigError
 from suffice.settings import (
+    Alerts,
     AuditLog,
     Console,
     Control,
@@ -61,6 +62,7 @@ RAW: dict[str, Any] = {
     "metrics": {"clear": {"type": "rating"}},
     "console": {},
     "audit": {},
+    "alerts": {},
     "retention": {},
     "experiments": {"brisk": {"routes": ["math"], "arms": {"full": {"full": True}, "brisk": {}}}},
 }
@@ -86,6 +88,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("metrics", "clear"): Metric,
     ("console",): Console,
     ("audit",): AuditLog,
+    ("alerts",): Alerts,
     ("retention",): Retention,
     ("experiments", "brisk"): Experiment,
     ("experiments", "brisk", "arms", "brisk"): ExperimentArm,

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "policy": ("suffice.cli.policy", "policy", "Bring a policy into traffic in steps, on evidence, and back."),
     "experiment": ("suffice.cli.experiment", "experiment", "Compare ways to serve the same requests."),
     "feedback": ("suffice.cli.feedback", "feedback", "Import labels, list what waits, have a judge model label."),
+    "alerts": ("suffice.cli.alerts", "alerts", "Tell people when something goes wrong: try it, and see what was told."),
     "audit": ("suffice.cli.audit", "audit", "Verify, show and export the audit log."),
     "erase": ("suffice.cli.erase", "erase", "Take words of people out of the log, for good."),
     "config": ("suffice.cli.config", "config", "Check a settings file, or show it with all defaults."),

@@ -8,6 +8,7 @@
     ├── control     the loop that certifies, watches and brakes
     ├── console     pages for people and the control API
     ├── audit       where the head of the audit log goes
+    ├── alerts      who is told when something goes wrong
     ├── retention   how long the log keeps what people said
     ├── experiments ways to serve the same requests, compared: arms, unit, metrics, margins
     ├── feedback    what holds for all that people say of answers
@@ -21,6 +22,8 @@ from __future__ import annotations
 
 from suffice.settings.parsing import parse
 from suffice.settings.tables import (
+    AlertKind,
+    Alerts,
     AuditLog,
     Console,
     Control,
@@ -58,6 +61,8 @@ from suffice.settings.tables import (
 )
 
 __all__ = [
+    "AlertKind",
+    "Alerts",
     "AuditLog",
     "Console",
     "Control",

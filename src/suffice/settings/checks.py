@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from suffice.errors import ConfigError
+from suffice.settings.alerts import check_alerts
 from suffice.settings.audit import check_audit
 from suffice.settings.experiments import check_experiments
 from suffice.settings.feedback import check_feedback
@@ -49,6 +50,7 @@ def check(settings: Settings) -> None:
         _check_tables(where, route)
     _check_control(settings.control)
     check_audit(settings.audit, settings.retention)
+    check_alerts(settings.alerts)
     check_experiments(settings.experiments, settings.routes, settings.metrics)
     check_feedback(settings.feedback, settings.metrics)
 

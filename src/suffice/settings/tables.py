@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -344,6 +344,32 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return {part: days for part, days in found.items() if days is not None}
 
 
+AlertKind: TypeAlias = Literal[
+    "budget_nearly_spent", "breach_forecast", "drift", "incident", "rollback", "sample_ratio", "fail_open",
+    "kill_switch",
+]  # fmt: skip
+
+
+class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who is told when something goes wrong. Addresses of webhooks and passwords stand in the environment."""
+
+    webhook_url_env: str = ""         # environment variable with the address, as Slack gives one; "": none
+    email_to: tuple[str, ...] = ()    # (): no e-mail
+    email_from: str = ""
+    smtp_host: str = ""
+    smtp_port: int = 587              # 465 begins with TLS; others are asked for it
+    smtp_user_env: str = ""           # environment variable; "": the server asks for none
+    smtp_password_env: str = ""
+    kinds: tuple[AlertKind, ...] = get_args(AlertKind)
+    repeat_s: float = 3_600.0         # the same alert is told again after so long
+    link: str | None = None           # address that people reach the console's server by; None: no links
+
+    @property
+    def are_told(self) -> bool:
+        """Is there anybody to tell?"""
+        return bool(self.webhook_url_env or self.email_to)
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything, as one value."""
 
@@ -354,6 +380,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     control: Control = Control()
     console: Console = Console()
     audit: AuditLog = AuditLog()
+    alerts: Alerts = Alerts()
     retention: Retention = Retention()
     experiments: dict[str, Experiment] = {}
     feedback: FeedbackRules = FeedbackRules()
@@ -364,4 +391,4 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Does the log want looking after, whatever its routes have learned? A written policy may have a rollout."""
         if any(route.policy and route.mode == "enforce" for route in self.routes.values()):
             return True
-        return self.audit.is_exported or bool(self.retention.days) or self.console.enabled
+        return self.audit.is_exported or self.alerts.are_told or bool(self.retention.days) or self.console.enabled

@@ -25,6 +25,7 @@ import msgspec
 
 from suffice.store.access_events import AccessChanged
 from suffice.store.advice_events import AlertRaised, ArmProposed, RouteMonitored, VersionProposed
+from suffice.store.alert_events import AlertSent, FailOpenHigh
 from suffice.store.audit_events import ConfigChanged, Erased, Exported
 from suffice.store.belonging import OfNoEpisode
 from suffice.store.control_events import (
@@ -161,6 +162,7 @@ class RouteExamined(OfNoEpisode):
 Event: TypeAlias = (
     RequestSeen | RequestEnded | FeedbackGiven | UpstreamExamined | RouteExamined
     | PolicyPublished | EpochBegan | AlarmRaised | EnforcementPaused | EnforcementResumed | LabelWanted | JobRan
+    | AlertSent | FailOpenHigh
     | RouteMonitored | AlertRaised | VersionProposed | ArmProposed | KillSwitched
     | ExperimentStarted | ExperimentChanged | ExperimentStopped
     | ReviewAsked | ReviewDrawn | ReviewLeased | ReviewReturned | VerdictGiven | QuestionKept
@@ -185,6 +187,8 @@ EVENTS: Mapping[str, type[Event]] = {
     JobRan.kind: JobRan,
     RouteMonitored.kind: RouteMonitored,
     AlertRaised.kind: AlertRaised,
+    AlertSent.kind: AlertSent,
+    FailOpenHigh.kind: FailOpenHigh,
     VersionProposed.kind: VersionProposed,
     ArmProposed.kind: ArmProposed,
     ReviewAsked.kind: ReviewAsked,
@@ -214,7 +218,7 @@ EVENTS: Mapping[str, type[Event]] = {
 # no decision and no evidence of one. A kind that is added is chained unless it is named here.
 UNCHAINED: frozenset[str] = frozenset({
     RequestSeen.kind, RequestEnded.kind, LabelWanted.kind, JobRan.kind, RouteMonitored.kind, ReviewLeased.kind,
-    QuestionKept.kind,
+    QuestionKept.kind, AlertSent.kind, FailOpenHigh.kind,
 })  # fmt: skip
 
 _ENCODER = msgspec.json.Encoder()

@@ -29,6 +29,7 @@ from suffice.store.decisions import Decisions
 from suffice.store.heads import signing_key
 from suffice.store.sqlite import database_path
 from suffice.store.views import decoded, reading
+from suffice.wiring.alerts import notifier
 from suffice.wiring.keys import deployment_salt, secret
 
 MOST_TEXT: Final = 2_000     # characters of a value that are recorded; a longer one is a digest
@@ -96,7 +97,7 @@ def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...
         settings=settings, writer=writer, path=writer.path, author=author, now=time.time, monotonic_s=time.monotonic,
         new_id=lambda: f"er_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
     )  # fmt: skip
-    return audit, retain
+    return audit, retain, notifier(settings, writer.path)
 
 
 def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author: str | None, reason: str) -> None:

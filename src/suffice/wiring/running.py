@@ -38,6 +38,7 @@ from suffice.store.sqlite import SqliteLog, database_path
 from suffice.store.views import read_recent, route_counts
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
+from suffice.wiring.alerts import sinks_of
 from suffice.wiring.audit import audit_webhook, config_change, upkeep
 from suffice.wiring.console import console
 from suffice.wiring.keys import api_key, client_keys, deployment_salt, feedback_keys, kill_file, new_id, secret
@@ -230,6 +231,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
     for warning in check(settings):
         LOG.warning(warning)
     keys = {name: api_key(name, upstream) for name, upstream in settings.upstreams.items()}
+    sinks_of(settings.alerts)  # as below
     audit_webhook(settings)  # said here and now, not by a worker that could only end
     vectors = embedders(settings)
     if not settings.upstreams:

@@ -1,0 +1,352 @@
+"""People are told once of what matters, in plain text, whatever a sink does meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from email import message_from_bytes
+from email.policy import default
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from suffice.assurance.forecast import Crossing, Forecast, Of
+from suffice.assurance.outlook import Outlook
+from suffice.cli.main import main
+from suffice.control.jobs import Worker
+from suffice.control.notices import Notice, alerts_of, plain
+from suffice.control.notify import Notify
+from suffice.control.sinks import MailSink, Sink, WebhookSink
+from suffice.edge.mail import MailServer, send_mail
+from suffice.errors import ConfigError
+from suffice.rollout.stages import Transition
+from suffice.settings import Alerts, parse
+from suffice.store.advice_events import RouteMonitored
+from suffice.store.alert_events import FailedOpen, FailOpenHigh
+from suffice.store.control_events import AlarmRaised, EnforcementPaused
+from suffice.store.decisions import Decisions
+from suffice.store.events import Event
+from suffice.store.kill_events import KillSwitched, Switching
+from suffice.store.rollout_events import Moved, RolloutMoved
+from suffice.store.rollups import Place, Sums, add
+from suffice.store.views import read_events
+from suffice.types import Alarm, Pause
+from suffice.wiring.alerts import sent, sinks_of
+from tests.control.test_upkeep import Clock, append, receiver
+
+HOSTILE = "<!channel> <http://evil|click>\r\nBcc: all@example.org\u202e\x1b[2J & 'x'"
+
+
+def alarm(epoch: int, route: str = "math", reason: str = "signals moved") -> AlarmRaised:
+    return AlarmRaised(Alarm(route=route, epoch=epoch, at=10, cause="signals", reason=reason))
+
+
+def killed(stamp: int) -> KillSwitched:
+    return KillSwitched(Switching(on=True, reason="fire", stamp=stamp))
+
+
+def moved(move: str, by: str) -> RolloutMoved:
+    transition = Transition(
+        rollout="r1", number=1, move=move, stage="canary", step=1, share=0.0,  # type: ignore[arg-type]
+        audit_share=None, at=1, now_s=1.0, by=by, reason="why",
+    )  # fmt: skip
+    return RolloutMoved(Moved(route="math", transition=transition, author=by, reason="why"))
+
+
+@contextmanager
+def working(
+    database: Path, *sinks: Sink, clock: Clock | None = None, alerts: Alerts | None = None, patience_s: float = 5.0
+) -> Iterator[Worker]:
+    """A worker with the one job, from its start to its end."""
+    ticks = clock or Clock()
+    job = Notify(
+        settings=alerts or Alerts(), path=database, sinks=sinks, now=lambda: 1_000.0, monotonic_s=ticks,
+        patience_s=patience_s,
+    )  # fmt: skip
+    with_ids = iter(range(10**6))
+    writer = Decisions.open(database, now=lambda: 1_000.0, monotonic_s=ticks)
+    try:
+        yield Worker(
+            decisions=writer, jobs=(job,), author="w", now=lambda: 1_000.0, monotonic_s=ticks,
+            new_id=lambda: f"{id(writer)}-{next(with_ids)}",
+        )  # fmt: skip
+    finally:
+        writer.close()
+
+
+class Kept:
+    """A sink that fails when it is told to."""
+
+    name = "kept"
+
+    def __init__(self) -> None:
+        self.down: Callable[[], str | None] = lambda: None
+        self.came: list[str] = []
+
+    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+        problem = self.down()
+        if problem is None:
+            self.came.append(f"{notice.kind} {link}")
+        return problem
+
+
+def test_an_old_log_is_not_told_and_a_restart_tells_nothing_twice(tmp_path: Path) -> None:
+    database, kept = tmp_path / "s.db", Kept()
+    append(database, alarm(1), at_s=10.0)
+    with working(database, kept) as worker:
+        worker.round()
+        assert kept.came == []
+        append(database, alarm(2), at_s=20.0)
+        worker.round()
+        worker.round()
+    assert kept.came == ["drift None"]
+    append(database, killed(1), at_s=30.0)  # while no worker runs
+    with working(database, kept, alerts=Alerts(link="https://h/")) as worker:
+        worker.round()
+    assert kept.came == ["drift None", "kill_switch https://h/console"]
+    assert [(one.sink, one.notice.kind) for one in sent(database, 9)] == [("kept", "drift"), ("kept", "kill_switch")]
+
+
+def test_the_same_alert_is_told_once_in_a_while_also_by_another_worker(tmp_path: Path) -> None:
+    database, kept = tmp_path / "s.db", Kept()
+    append(database)
+    with working(database, kept) as worker:
+        worker.round()
+        append(database, alarm(1), at_s=100.0)
+        worker.round()
+    append(database, alarm(2), at_s=3_699.0)
+    with working(database, kept) as worker:
+        worker.round()
+        assert len(kept.came) == 1
+        append(database, alarm(3, route="law"), at_s=3_699.0)
+        append(database, alarm(3), at_s=3_700.0)
+        worker.round()
+    assert len(kept.came) == 3
+
+
+def test_only_the_kinds_that_are_wanted_are_told(tmp_path: Path) -> None:
+    database, kept = tmp_path / "s.db", Kept()
+    append(database)
+    with working(database, kept, alerts=Alerts(kinds=("kill_switch",))) as worker:
+        worker.round()
+        append(database, alarm(1), killed(1))
+        worker.round()
+    assert kept.came == ["kill_switch None"]
+
+
+def test_a_sink_that_is_down_loses_nothing_and_holds_up_no_other(tmp_path: Path) -> None:
+    database, kept, other, clock = tmp_path / "s.db", Kept(), Kept(), Clock()
+    other.name = "other"
+    append(database)
+    with working(database, kept, other, clock=clock) as worker:
+        worker.round()
+        kept.down = lambda: "no"
+        append(database, killed(1), killed(2), killed(3))
+        reports = worker.round()
+        assert [one.ok for one in reports] == [False, True]
+        assert len(other.came) == 3
+        kept.down = lambda: None
+        clock.now_s = 4.0
+        worker.round()
+        assert kept.came == []  # it rests
+        clock.now_s = 6.0
+        worker.round()
+        assert len(kept.came) == 3
+        assert len(other.came) == 3
+
+
+def test_a_sink_that_hangs_does_not_hold_up_the_round(tmp_path: Path) -> None:
+    database, kept, opened = tmp_path / "s.db", Kept(), threading.Event()
+    kept.down = lambda: None if opened.wait(20) else "late"
+    append(database)
+    with working(database, kept, patience_s=0.01) as worker:
+        worker.round()
+        append(database, killed(1))
+        assert worker.round() == []
+        assert worker.round() == []
+        opened.set()
+        for _ in range(200):
+            if worker.round():
+                break
+            threading.Event().wait(0.01)
+    assert kept.came == ["kill_switch None"]
+
+
+def test_a_sink_that_raises_is_one_that_failed(tmp_path: Path) -> None:
+    database, kept = tmp_path / "s.db", Kept()
+    kept.down = lambda: str(1 // 0)
+    append(database)
+    with working(database, kept) as worker:
+        worker.round()
+        append(database, killed(1))
+        assert [one.ok for one in worker.round()] == [False]
+
+
+def test_what_is_told_of_what() -> None:
+    failed = FailOpenHigh(FailedOpen(route="math", hour=1, n_runs=100, n_degraded=7))
+    pause = EnforcementPaused(Pause(route="math", number=3, cause="critical_em", reason="EM is low", author="w"))
+    lots = AlarmRaised(Alarm(route="math", epoch=1, at=1, cause="sample_ratio", reason="audits are missing"))
+    cases: list[tuple[Event, str | None]] = [
+        (alarm(1), "drift"), (failed, "fail_open"), (pause, "incident"), (lots, "sample_ratio"),
+        (moved("roll_back", "evidence"), "rollback"), (moved("pause", "evidence"), "sample_ratio"),
+        (moved("pause", "ann"), None), (moved("promote", "ann"), None), (killed(1), "kill_switch"),
+    ]  # fmt: skip
+    for event, kind in cases:
+        notice = alerts_of(event)
+        assert (notice and notice.kind) == kind
+    notice = alerts_of(failed)
+    assert notice is not None
+    assert "7 of 100 runs" in notice.sentence
+
+
+def monitored(now: float, *alerts: Of) -> RouteMonitored:
+    drop = Forecast(
+        of="em_drop", limit=0.02, now=now, per_1000=0.0, ahead=now, ahead_low=now, ahead_high=now,
+        crossing=Crossing(earliest=None, expected=None, latest=None), alert=False, doubtful=False, reason="",
+    )  # fmt: skip
+    return RouteMonitored(Outlook(
+        route="math", at=1, epoch=1, since=0, confidence=0.95, cap_tokens=None, drop=drop, alerts=alerts,
+    ))  # fmt: skip
+
+
+def test_a_budget_is_nearly_spent_from_four_fifths_on_and_a_breach_is_told_by_its_own_row() -> None:
+    assert alerts_of(monitored(0.0159)) is None
+    assert alerts_of(monitored(0.017, "em_drop")) is None
+    notice = alerts_of(monitored(0.017))
+    assert notice is not None
+    assert (notice.kind, notice.path) == ("budget_nearly_spent", "/route?name=math")
+    assert "85% of it" in notice.sentence
+
+
+def test_a_high_rate_of_fail_opens_is_noticed_once_an_hour(tmp_path: Path) -> None:
+    database, kept, clock = tmp_path / "s.db", Kept(), Clock()
+    append(database)
+    failing, well = (Sums(n_requests=100, n_degraded=n) for n in (5, 4))
+    with closing(sqlite3.connect(database)) as connection, connection:
+        sums = {Place("math", "", "v", 0): failing, Place("law", "", "v", 0): well}
+        assert add(connection, sums, since=0, seq=0, at_s=0.0)
+    with working(database, kept, clock=clock) as worker:
+        for clock.now_s in (0.0, 40.0, 80.0):
+            worker.round()
+    assert kept.came == []  # it happened before anybody listened
+    rows = [one.event for one in read_events(database) if isinstance(one.event, FailOpenHigh)]
+    assert rows == [FailOpenHigh(FailedOpen(route="math", hour=0, n_runs=100, n_degraded=5))]
+
+
+@given(st.text(), st.integers(2, 50))
+def test_plain_is_one_short_printable_line(text: str, most: int) -> None:
+    line = plain(text, most)
+    assert len(line) <= most
+    assert line.isprintable()
+
+
+def test_a_webhook_gets_what_slack_takes_and_a_hostile_name_is_plain_text() -> None:
+    notice = alerts_of(alarm(1, route=HOSTILE, reason=HOSTILE))
+    assert notice is not None
+    with receiver() as (url, came):
+        assert WebhookSink(url).tell(notice, at_s=0.0, link="https://h/console") is None
+        assert "s3cret" not in repr(WebhookSink(url))
+    body = msgspec.json.decode(came[0])
+    text, link = body["text"].split("\n")
+    assert link == "https://h/console"
+    assert "&lt;!channel&gt;" in text
+    assert "<" not in text
+    assert text.isprintable()
+    assert body["route"].isprintable()
+    assert (body["kind"], body["at"]) == ("drift", "1970-01-01T00:00:00Z")
+
+
+@contextmanager
+def mail_server(*, refuse: bool = False) -> Iterator[tuple[MailServer, list[bytes]]]:
+    """A mail server on loopback, in a thread; what came."""
+    came: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 here\r\n")
+        while line := await reader.readline():
+            word = line[:4].upper()
+            if word == b"DATA":
+                writer.write(b"354 go on\r\n")
+                came.append(await reader.readuntil(b"\r\n.\r\n"))
+            refused = refuse and word == b"RCPT"
+            writer.write(b"550 secret words\r\n" if refused else b"250 fine\r\n" if word != b"QUIT" else b"221 bye\r\n")
+            if word == b"QUIT":
+                break
+        await writer.drain()
+        writer.close()
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield MailServer(host="127.0.0.1", port=server.sockets[0].getsockname()[1]), came
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        server.close()
+        loop.close()
+
+
+def test_an_e_mail_holds_a_hostile_name_as_plain_text() -> None:
+    notice = alerts_of(alarm(1, route=HOSTILE, reason=HOSTILE))
+    assert notice is not None
+    with mail_server() as (server, came):
+        sink = MailSink(server=server, sender="s@example.org", to=("a@example.org", "b@example.org"))
+        assert sink.tell(notice, at_s=0.0, link="https://h/console") is None
+    message = message_from_bytes(came[0], policy=default)
+    assert message["bcc"] is None
+    assert message["to"] == "a@example.org, b@example.org"
+    assert message["subject"].startswith("Suffice: drift on <!channel>")
+    assert message.get_content_type() == "text/plain"
+    assert "https://h/console" in message.get_content()
+
+
+def test_a_mail_server_that_refuses_or_is_away_is_said_without_secrets() -> None:
+    def send(server: MailServer) -> str | None:
+        return send_mail(server, sender="s@h.org", to=("a@h.org",), subject="s", text="t", timeout_s=5.0)
+
+    with mail_server(refuse=True) as (server, _):
+        assert send(server) == "the mail server could not be used (SMTPRecipientsRefused)"
+        with_key = MailServer(host=server.host, port=server.port, login=("me", "s3cret"))
+        assert send(with_key) == "the mail server offers no encryption, so the password was not sent"
+        assert "s3cret" not in repr(with_key)
+    assert "could not be used" in str(send(server))
+
+
+@pytest.mark.parametrize(("table", "where"), [
+    ({"webhook_url_env": "https://hooks/s3cret"}, "webhook_url_env"), ({"email_to": ["a\n@h"]}, "email_to"),
+    ({"email_to": ["a@h"], "email_from": "b@h"}, "smtp_host"), ({"email_to": ["a@h"], "smtp_host": "m"}, "email_from"),
+    ({"smtp_user_env": "U"}, "smtp_user_env"), ({"smtp_port": 0}, "smtp_port"), ({"repeat_s": -1.0}, "repeat_s"),
+    ({"link": "javascript:alert(1)"}, "link"), ({"kinds": ["tests"]}, "kinds"),
+])  # fmt: skip
+def test_settings_that_cannot_work_are_refused(table: dict[str, object], where: str) -> None:
+    with pytest.raises(ConfigError, match=rf"alerts\.{where}") as refused:
+        parse({"alerts": table})
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_test_notice_says_what_came_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "suffice.toml"
+    file.write_text(f'[store]\nurl = "sqlite:///{tmp_path}/s.db"\n[alerts]\nwebhook_url_env = "HOOK"\n')
+    assert CliRunner().invoke(main, ["alerts", "test", "--config", str(file)]).exit_code == 2
+    with receiver() as (url, came):
+        monkeypatch.setenv("HOOK", url)
+        done = CliRunner().invoke(main, ["alerts", "test", "--config", str(file)])
+    assert (done.exit_code, len(came)) == (0, 1)
+    assert "webhook: took it" in done.output
+    down = CliRunner().invoke(main, ["alerts", "test", "--config", str(file)])
+    assert down.exit_code == 1
+    assert "webhook: FAILED: the webhook could not be reached" in down.output
+    assert "s3cret" not in down.output
+    append(tmp_path / "s.db", killed(1))
+    listed = CliRunner().invoke(main, ["alerts", "list", "--config", str(file)])
+    assert "nobody was told anything yet" in listed.output
+    assert sinks_of(Alerts()) == ()
