@@ -287,7 +287,8 @@ def main() -> int:
             print(f"{'page':<44} {'status':>6} {'first byte':>11} {'slowest':>9} {'bytes':>8}")
             for page, status, first, whole, size in asyncio.run(asked(gateway.url, secret)):
                 print(f"{page:<44} {status:>6} {first:>8.1f} ms {whole:>6.0f} ms {size:>8,}")
-            alone, with_watchers, events = asyncio.run(watched(gateway, settings, path, secret, int(time.time()) * 1_000))
+            fresh = int(time.time()) * 1_000  # numbers that no earlier run has taken
+            alone, with_watchers, events = asyncio.run(watched(gateway, settings, path, secret, fresh))
         print(
             f"CPU of the gateway: {100 * alone:.2f} % with nobody watching, {100 * with_watchers:.2f} % with three who"
             f" watch ({events} events each): live update costs {100 * (with_watchers - alone):.2f} %"
