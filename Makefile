@@ -48,7 +48,7 @@ demo-console: $(VENV)/.ready-dev ## the console on the demonstration's log, or o
 	$(BIN)/suffice demo --console $(ARGS)
 
 test: $(VENV)/.ready-dev ## run all tests; without ARGS also the coverage gate of the core
-	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),--cov --cov-report=term -n auto --maxprocesses 4 --dist loadfile)
+	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),--cov --cov-report=term -n auto --maxprocesses 4 --dist loadfile --durations=25)
 
 faults: $(VENV)/.ready-dev ## run the tests behind docs/reference/faults.md and print its table with their results
 	$(PY) -m tests.faults.table

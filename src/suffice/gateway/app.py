@@ -132,7 +132,7 @@ class App:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         by_method, stored_id = self._paths.find(scope["path"])
-        other = self.beside.get("/" + scope["path"].split("/", 2)[1]) if self.beside and not by_method else None
+        other = self.beside.get(_first_part(scope["path"])) if self.beside and not by_method else None
         if other is not None:
             await self._answer_beside(other, scope, receive, send)
             return
@@ -187,3 +187,9 @@ class App:
         except BadRequest as error:
             return error
         return None
+
+
+def _first_part(path: str) -> str:
+    """The path up to its second slash: what a whole application is mounted under; of `*`, which has none, itself."""
+    behind = path.find("/", 1)
+    return path if behind < 0 else path[:behind]
