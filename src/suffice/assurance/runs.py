@@ -16,6 +16,7 @@ from suffice.types import Episode, Feedback, Outcome, Request
 UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # nothing was asked of the model, or nobody knows what came back
 ABANDONED_ENDS = ("client_left", "timeout")  # an audit that ends so counts as a loss (CONTRACT.md §3)
 FINISHED_ENDS = ("done", "truncated")  # a full run that shows what the model answers
+ENDED = (*FINISHED_ENDS, "stopped")     # any run that came to an answer, or to none, by itself or by a stop
 # What labels were asked for that say something of the average answer: nothing, or a draw at random. Runs that people
 # were asked about because they were doubtful are worse than the average one.
 REPRESENTATIVE = ("", "control")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from math import isfinite, pi
 from typing import Final
 
+from suffice.assurance.judge import JUDGE
 from suffice.settings import Metric
 from suffice.settings.feedback import span_of
 from suffice.types import Feedback
@@ -53,6 +54,11 @@ def satisfaction_of(feedback: Feedback) -> float | None:
     if feedback.rating is not None:
         return (feedback.rating - 1) / 4
     return feedback.satisfaction if feedback.thumbs is None else float(feedback.thumbs == "up")
+
+
+def by_people(feedback: Feedback) -> float | None:
+    """The same, where it was no judge model that said so."""
+    return None if feedback.source == JUDGE else satisfaction_of(feedback)
 
 
 def scaled(value: float, metric: Metric) -> float:

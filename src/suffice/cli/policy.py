@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from suffice.control.advance import Looked
     from suffice.rollout.rules import Rules
-    from suffice.rollout.stages import State, Transition
     from suffice.settings import Settings
     from suffice.store.rollouts import Held
 
@@ -154,34 +153,27 @@ def _word(command: Callable[..., None]) -> Callable[..., None]:
 @_word
 def promote(route: str, **said: Any) -> None:
     """Take the next step of ROUTE's rollout, whatever its evidence says; your name stands on it."""
-    from suffice.rollout import stages
-
-    _move("promote", route, lambda state, word: stages.promote(state, _rules(), **word), **said)
+    _step("promote", route, **said)
 
 
 @policy.command()
 @_word
 def hold(route: str, **said: Any) -> None:
     """Hold ROUTE's rollout where it is; harm still sends it back."""
-    from suffice.rollout import stages
-
-    _move("hold", route, lambda state, word: stages.hold(state, **word), **said)
+    _step("hold", route, **said)
 
 
 @policy.command()
 @_word
 def release(route: str, **said: Any) -> None:
     """Let ROUTE's rollout go on where it is held."""
-    from suffice.rollout import stages
-
-    _move("release", route, lambda state, word: stages.resume(state, _rules(), **word), **said)
+    _step("release", route, **said)
 
 
 @policy.command()
 @_word
 def rollback(route: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
     """Go back on ROUTE: end the rollout that runs, or take back what the last one brought."""
-    from suffice.rollout import stages
     from suffice.store import rollouts
 
     with failing_with("rollback", again="`suffice kill` needs no database."), log_of(path) as (settings, writer):
@@ -190,10 +182,7 @@ def rollback(route: str, path: str, reason: str, author: str | None, *, as_json:
         own = "" if runs else rollouts.own_version(told).address
         undone = None if runs else rollouts.undo(writer, route, own, author=who(author), reason=reason)
     if undone is None:
-        _move(
-            "rollback", route, lambda state, word: stages.roll_back(state, **word), path=path, reason=reason,
-            author=author, as_json=as_json,
-        )  # fmt: skip
+        _step("rollback", route, path=path, reason=reason, author=author, as_json=as_json)
         return
     if isinstance(undone, str):
         refused("rollback", undone)
@@ -204,34 +193,17 @@ def rollback(route: str, path: str, reason: str, author: str | None, *, as_json:
 # --------------------------------------------------------------------------- one rollout
 
 
-def _move(
-    command: str, route: str, moved: Callable[[State, dict[str, Any]], Transition], *, path: str, reason: str,
-    author: str | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Take a person's step. Any: who says so, why, after how many requests and when."""
+def _step(command: str, route: str, *, path: str, reason: str, author: str | None, as_json: bool) -> None:
+    """Take a person's step."""
     from suffice.store import rollouts
 
     with failing_with(command, again="`suffice kill` needs no database."), log_of(path) as (settings, writer):
         route_of(settings, route)
-        word = {
-            "by": f"person:{who(author)}", "reason": reason, "at": _place(writer.path, route), "now_s": writer.now()
-        }
-        found = rollouts.move(writer, route, lambda state: moved(state, word))
+        found = rollouts.step(writer, route, command, author=who(author), reason=reason, rules=_rules())
     if isinstance(found, str):
         refused(command, found)
     told = "rolled back" if found.stage == "rolled_back" else f"{found.stage}, {found.share:.0%} of new units"
     say(found, as_json=as_json, text=f"route {route}: {told}; a gateway follows within a second")
-
-
-def _place(path: Any, route: str) -> int:
-    """Governed requests of a route since its rollout began."""
-    from suffice.store.rollouts import read_rollouts, running
-    from suffice.store.views import read_episodes
-
-    held = running(read_rollouts(path)).get(route)
-    if held is None:
-        return 0
-    return sum(item.episode.request.ungoverned is None for item in read_episodes(path, route, held.seq))
 
 
 def _look(settings: Settings, route: str, held: Held, path: Any) -> Looked:

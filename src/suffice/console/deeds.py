@@ -16,23 +16,19 @@ from suffice.errors import BadRequest, ConfigError
 from suffice.review.decide import Asked as Wants
 from suffice.review.incident import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
-from suffice.rollout import stages
 from suffice.rollout.rules import Rules
 from suffice.store import experiments, pausing, rollouts
 from suffice.store.deciding import decide_incident, end_override, open_incident
 from suffice.store.decisions import Decisions
-from suffice.store.epochs import requests_since
 from suffice.store.holds import read_holds
 from suffice.store.reviews import give_item_back, lease_next, read_reviews, submit_verdict
 from suffice.store.rollouts import read_rollouts, running
-from suffice.store.views import reading
 
 MOST_CHARS: Final = 2_000  # of a reason
 REVIEW: Final = "/console/review"
 INCIDENTS: Final = "/console/incidents"
 EXPERIMENTS: Final = "/console/experiments"
 POLICIES: Final = "/console/policies"
-MOVES: Final = ("promote", "hold", "release", "rollback")
 ROUTE: Final[Mapping[str, str]] = {"route": "its name", "reason": "why; it stays in the log"}
 
 
@@ -177,21 +173,12 @@ def _end_override(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
 
 def _move_rollout(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
     name, move, reason = route_of(desk, asked), asked.form.get("move", ""), reason_of(asked)
-    if move not in MOVES:
-        raise BadRequest(f"move: got {move[:40]!r}; allowed: {', '.join(MOVES)}", param="move")
+    if move not in rollouts.STEPS:
+        raise BadRequest(f"move: got {move[:40]!r}; allowed: {', '.join(rollouts.STEPS)}", param="move")
     writer = desk.decisions()
-    held = running(read_rollouts(writer.path)).get(name)
-    if held is None and move == "rollback":
+    if move == "rollback" and name not in running(read_rollouts(writer.path)):
         return _take_back(desk, name, reason, visitor)
-    with reading(writer.path) as connection:
-        at = requests_since(connection, name, held.seq) if held is not None else 0
-    by, now_s, rules = f"person:{visitor.name}", desk.now(), Rules()
-    found = rollouts.move(writer, name, lambda state: {
-        "promote": lambda: stages.promote(state, rules, by=by, reason=reason, at=at, now_s=now_s),
-        "hold": lambda: stages.hold(state, by=by, reason=reason, at=at, now_s=now_s),
-        "release": lambda: stages.resume(state, rules, by=by, reason=reason, at=at, now_s=now_s),
-        "rollback": lambda: stages.roll_back(state, by=by, reason=reason, at=at, now_s=now_s),
-    }[move]())  # fmt: skip
+    found = rollouts.step(writer, name, move, author=visitor.name, reason=reason, rules=Rules())
     if isinstance(found, str):
         raise BadRequest(found, status=409, code="conflict")
     said = f"Route {name}: {found.stage.replace('_', ' ')}, {found.share:.0%} of new units."

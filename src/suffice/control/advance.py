@@ -13,33 +13,30 @@ import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
-from suffice.assurance.judge import JUDGE
-from suffice.assurance.runs import FINISHED_ENDS
-from suffice.assurance.satisfaction import satisfaction_of
+from suffice.assurance.runs import ENDED
+from suffice.assurance.satisfaction import by_people
 from suffice.control.audits import Audit, Said, is_evidence
-from suffice.control.jobs import Desk, LeaseLost, Report
-from suffice.control.loops import LONGEST_REST_S, Matches, why_of
+from suffice.control.by_route import ByRoute
+from suffice.control.jobs import Desk
+from suffice.control.matched import Matches
 from suffice.control.shown import OfRoute
-from suffice.errors import StoreError
 from suffice.rollout.evidence import ArmName, Evidence, Run, Z
 from suffice.rollout.experiment import Arm
 from suffice.rollout.results import Shown
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import Standing, advance, look
 from suffice.rollout.versions import Version
-from suffice.settings import Route, Settings
+from suffice.settings import Route
 from suffice.signals.query import class_of
+from suffice.store.in_force import InForce
 from suffice.store.rollout_events import Moved, RolloutMoved
-from suffice.store.rollouts import Held, read_rollouts, running, version_at
-from suffice.store.views import Labelled, read_episodes, reading
-from suffice.telemetry import LOG
-from suffice.types import ArmDraw, Feedback
+from suffice.store.rollouts import Held, governed_runs, read_rollouts, running, version_at
+from suffice.store.views import Labelled
+from suffice.types import ArmDraw
 
-RESTS_S: Final = 5.0             # between two looks at a rollout, at least
-LEAST_REST: Final = 20.0         # … and so many times what the last look took
+LEAST_REST: Final = 20.0  # between two looks at a rollout: so many times what the last one took, at least
 _CANDIDATE, _IN_FORCE = "candidate", "in force"
 _ERRORS: Final = ("upstream_error", "timeout", "internal_error")
 
@@ -55,70 +52,45 @@ class Looked:
 
 
 @dataclass(slots=True, kw_only=True)
-class Advance:
-    """Moves rollouts of every route.
+class Advance(ByRoute):
+    """Moves the rollout of every route whose owner wrote a policy down.
 
-    matches  how answers of a route are compared with references
-    secret   of the deployment, which signed the versions
-    now      Unix time
+    secret  of the deployment, which signed the versions
+    now     Unix time
     """
 
-    settings: Settings
-    path: Path
-    author: str
-    matches: Matches
+    rests_s: ClassVar[float] = 5.0
+    failing: ClassVar[str] = "stays where it is"
+
     secret: str
     now: Callable[[], float]
-    monotonic_s: Callable[[], float]
     name: str = "advance"
     rules: Rules = field(default_factory=Rules)
-    _rests: dict[str, float] = field(default_factory=dict)  # rollouts that are left alone until then, monotonic
 
-    def forget(self) -> None:
-        """Look at every rollout anew."""
-        self._rests.clear()
+    def concerns(self, route: Route) -> bool:
+        """May a rollout run there?"""
+        return bool(route.policy) and route.mode != "off"
 
-    def run(self, desk: Desk) -> Sequence[Report]:
-        """Look at what is due. Raises LeaseLost and StoreError."""
-        if not self.path.is_file():
-            return ()
-        reports = []
-        with reading(self.path) as connection:
-            for name, held in running(read_rollouts(connection)).items():
-                began_s = self.monotonic_s()
-                if name not in self.settings.routes or self._rests.get(held.state.rollout, began_s) > began_s:
-                    continue
-                reports.append(self._alone(name, held, connection, desk))
-                took_s = self.monotonic_s() - began_s
-                rest_s = max(RESTS_S, LEAST_REST * took_s) if reports[-1].ok else LONGEST_REST_S
-                self._rests[held.state.rollout] = self.monotonic_s() + rest_s
-        return reports
-
-    def _alone(self, name: str, held: Held, connection: sqlite3.Connection, desk: Desk) -> Report:
-        """Look at one rollout; one that fails stays where it is."""
-        try:
-            said = self._step(name, held, connection, desk)
-        except (LeaseLost, StoreError):
-            raise
-        except Exception as error:  # noqa: BLE001 - one rollout's trouble is not the others'
-            why = why_of(error)
-            LOG.error("advance: the rollout on route %s stays where it is: %s", name, why)
-            LOG.debug("the same, with its traceback", exc_info=True)
-            return Report(said=f"stays where it is: {why}", route=name, ok=False)
-        return Report(said=said, route=name)
-
-    def _step(self, name: str, held: Held, connection: sqlite3.Connection, desk: Desk) -> str:
-        with self.matches(self.settings.routes[name]) as match:
-            of_route = OfRoute(
-                route=self.settings.routes[name], match=match, published=lambda _: None, load=lambda _: None
-            )
-            seen = look_at(connection, held, of_route, self.rules, secret=self.secret, now_s=self.now())
+    def propose(
+        self, name: str, route: Route, held: InForce,  # noqa: ARG002 - a rollout stands in rows of its own
+        connection: sqlite3.Connection, desk: Desk, until: int,  # noqa: ARG002 - as above
+    ) -> str | None:  # fmt: skip
+        """Take the step that the evidence calls for; what was done, or "". None: no rollout runs there."""
+        trial = running(read_rollouts(connection)).get(name)
+        if trial is None:
+            return None
+        began_s = self.monotonic_s()
+        seen = standing_of(
+            connection, trial, route, self.matches, self.rules, secret=self.secret, now_s=self.now()
+        )
+        ended_s = self.monotonic_s()
+        self._rests[name] = max(self._rests[name], ended_s + LEAST_REST * (ended_s - began_s))
         desk.renew()
-        moved = advance(held.state, seen.evidence, self.rules, at=seen.at, now_s=self.now())
+        moved = advance(trial.state, seen.evidence, self.rules, at=seen.at, now_s=self.now())
         if moved is None:
             return ""
         desk.write([RolloutMoved(Moved(route=name, author=self.author, reason=moved.reason, transition=moved))])
-        return f"rollout {held.state.rollout}: {moved.move}, {moved.stage} at {moved.share:.0%}: {moved.reason}"
+        return f"rollout {trial.state.rollout}: {moved.move}, {moved.stage} at {moved.share:.0%}: {moved.reason}"
 
 
 def look_at(
@@ -129,8 +101,7 @@ def look_at(
         name: version_at(connection, address, secret=secret)
         for name, address in ((_CANDIDATE, held.state.candidate), (_IN_FORCE, held.state.in_force))
     }
-    runs = list(read_episodes(connection, held.state.route, held.seq))
-    governed = [item for item in runs if item.episode.request.ungoverned is None]
+    governed = list(governed_runs(connection, held))
     evidence = gather(held, governed, of_route, versions, rules)
     at = len(governed)
     return Looked(
@@ -162,7 +133,7 @@ def gather(
         if drawn.unit not in units:
             units.add(drawn.unit)
             evidence = evidence.with_run(arm, _run(item), rules)
-        liked = next((v for v in (_liked(label.feedback) for label in item.labels) if v is not None), None)
+        liked = next((v for v in (by_people(label.feedback) for label in item.labels) if v is not None), None)
         if liked is not None and drawn.unit not in rated:
             rated.add(drawn.unit)
             evidence = evidence.with_rating(arm, liked)
@@ -180,16 +151,11 @@ def _drawn(held: Held, item: Labelled) -> ArmDraw | None:
 
 def _run(item: Labelled) -> Run:
     outcome = item.episode.outcome
-    ended = outcome.end_reason in (*FINISHED_ENDS, "stopped")
+    ended = outcome.end_reason in ENDED
     return Run(
         query_class=class_of(item.episode.request.query), seconds=outcome.duration_s if ended else None,
         error=outcome.end_reason in _ERRORS, no_answer=ended and outcome.answer is None,
     )
-
-
-def _liked(given: Feedback) -> float | None:
-    """How satisfied somebody was; a judge model is nobody."""
-    return None if given.source == JUDGE else satisfaction_of(given)
 
 
 # --------------------------------------------------------------------------- audits, replayed under both

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from suffice.control.jobs import Desk, LeaseLost, Report
-from suffice.control.loops import LONGEST_REST_S, LOOK_BACK, Matches, why_of
+from suffice.control.loops import LONGEST_REST_S, LOOK_BACK, why_of
+from suffice.control.matched import Matches
 from suffice.errors import StoreError
 from suffice.settings import Route, Settings
 from suffice.store.epochs import last_place, place_before
@@ -30,6 +31,7 @@ class ByRoute(ABC):
     """
 
     rests_s: ClassVar[float]  # between two looks at a route
+    failing: ClassVar[str] = "nothing proposed"  # what becomes of a route whose work fails
 
     settings: Settings
     path: Path
@@ -46,8 +48,8 @@ class ByRoute(ABC):
     @abstractmethod
     def propose(
         self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk, until: int
-    ) -> str:
-        """Do a route's work on the log up to `until`; what was proposed, or ""."""
+    ) -> str | None:
+        """Do a route's work on the log up to `until`; what was proposed, or "". None: there was nothing to look at."""
 
     def forget(self) -> None:
         """Ask about every route anew."""
@@ -62,17 +64,17 @@ class ByRoute(ABC):
         }  # fmt: skip
         if not routes or not self.path.is_file():
             return ()
-        reports = []
+        reports = list[Report | None]()
         with reading(self.path) as connection:
             decided = read_decided(connection)
             for name, route in routes.items():
                 self._rests[name] = now_s + self.rests_s
                 reports.append(self._alone(name, route, decided.of(name), connection, desk))
-        return reports
+        return [report for report in reports if report is not None]
 
     def _alone(
         self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk
-    ) -> Report:
+    ) -> Report | None:
         """Do a route's work; one that fails is left alone for a while."""
         until = last_place(connection)
         try:
@@ -84,8 +86,8 @@ class ByRoute(ABC):
             self._rests[name] = self.monotonic_s() + LONGEST_REST_S
             LOG.error("%s: route %s is left alone for a while: %s", self.name, name, why)
             LOG.debug("the same, with its traceback", exc_info=True)
-            return Report(said=f"nothing proposed: {why}", route=name, ok=False, read_to_seq=until)
-        return Report(said=said, route=name, read_to_seq=until)
+            return Report(said=f"{self.failing}: {why}", route=name, ok=False, read_to_seq=until)
+        return None if said is None else Report(said=said, route=name, read_to_seq=until)
 
 
 def since(name: str, held: InForce, connection: sqlite3.Connection) -> int:

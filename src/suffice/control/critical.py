@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,8 @@ from suffice.control.audits import Said
 from suffice.control.brake import Floor, delivered_right
 from suffice.control.jobs import Desk, Report
 from suffice.control.joining import Joining
-from suffice.control.loops import LOOK_BACK, RENEW_ROWS, Matches
+from suffice.control.loops import LOOK_BACK, RENEW_ROWS
+from suffice.control.matched import Matched, Matches
 from suffice.review.holds import RouteHolds
 from suffice.review.incident import of_pause
 from suffice.settings import Route, Settings
@@ -90,13 +90,12 @@ class Critical:
     monotonic_s: Callable[[], float]
     name: str = "critical"
     _watches: dict[str, Watch] = field(default_factory=dict)
-    _matched: dict[str, Match] = field(default_factory=dict)
+    _matched: Matched = field(default_factory=Matched)
     _holds: Holds = NOTHING_HELD
-    _stack: ExitStack = field(default_factory=ExitStack)
 
     def close(self) -> None:
         """Let go of what compares answers."""
-        self._stack.close()
+        self._matched.close()
 
     def forget(self) -> None:
         """Find out from the log again."""
@@ -129,11 +128,9 @@ class Critical:
         return reports
 
     def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Watch:
-        if name not in self._matched:
-            self._matched[name] = self._stack.enter_context(self.matches(route))
         floor = Floor(route.critical_em, delta=1 - route.confidence)
         since = place_before(connection, name, LOOK_BACK)
-        return Watch(name=name, floor=floor, match=self._matched[name], seq=since)
+        return Watch(name=name, floor=floor, match=self._matched.of(name, route, self.matches), seq=since)
 
     def _why(self, name: str, held: RouteHolds, at_s: float) -> str | None:
         if held.pause is not None or held.accepted(at_s) is not None:

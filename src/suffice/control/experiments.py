@@ -21,9 +21,8 @@ from math import floor, log1p
 from pathlib import Path
 from typing import Final
 
-from suffice.assurance.judge import JUDGE
-from suffice.assurance.runs import FINISHED_ENDS, Match, measure_run
-from suffice.assurance.satisfaction import satisfaction_of, scaled
+from suffice.assurance.runs import ENDED, Match, measure_run
+from suffice.assurance.satisfaction import by_people, scaled
 from suffice.assurance.trust import INFERENCE_KEY, MAX_SHARE
 from suffice.control.audits import Audit, Said, is_evidence
 from suffice.control.fitting import ServedVersion, read_back
@@ -42,7 +41,6 @@ from suffice.store.experiments import Held, read_draws, read_runs
 from suffice.store.views import Labelled, decoded, reading
 from suffice.types import ArmDraw, Feedback, Publication, Query
 
-ENDED: Final = (*FINISHED_ENDS, "stopped")
 _PUBLISHED: Final = "SELECT seq, body FROM events WHERE kind = 'policy_published' AND route = ? ORDER BY seq"
 
 
@@ -215,7 +213,7 @@ class _Taken:
 
     def _said(self, given: Feedback) -> Iterator[tuple[str, float]]:
         """What a person, or a program, measured of an answer, from 0 to 1."""
-        satisfaction = satisfaction_of(given) if given.source != JUDGE else None
+        satisfaction = by_people(given)
         if satisfaction is not None:
             yield SATISFACTION, satisfaction
         for name, value in given.metrics:

@@ -12,17 +12,16 @@ import contextlib
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from suffice.assurance.runs import Match
 from suffice.control.armed import ArmLoop
 from suffice.control.audits import Audit, Said
 from suffice.control.certify import RouteLoop
 from suffice.control.fitting import ServedVersion, read_back
 from suffice.control.jobs import Desk, LeaseLost, Report
+from suffice.control.matched import Matched, Matches
 from suffice.control.resolution import Diverged, Resolution
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.settings import Route, Settings
@@ -40,8 +39,6 @@ LOOK_BACK: Final = 20_000      # requests of a route that a cold start looks bac
 RENEW_ROWS: Final = 1_000      # read between two renewals of the lease
 FIRST_REST_S: Final = 5.0      # of a route whose loop failed, doubling …
 LONGEST_REST_S: Final = 600.0  # … up to this
-
-Matches = Callable[[Route], AbstractContextManager[Match]]
 
 
 def why_of(error: Exception) -> str:
@@ -89,14 +86,13 @@ class Certify:
     name: str = "certify"
     _loops: dict[str, RouteLoop] = field(default_factory=dict)
     _rests: dict[str, _Rest] = field(default_factory=dict)
-    _matched: dict[str, Match] = field(default_factory=dict)
+    _matched: Matched = field(default_factory=Matched)
     _holds: Holds = NOTHING_HELD
     _at_s: float = 0.0  # Unix time of the log's last row
-    _stack: ExitStack = field(default_factory=ExitStack)
 
     def close(self) -> None:
         """Let go of what compares answers."""
-        self._stack.close()
+        self._matched.close()
 
     def forget(self) -> None:
         """Build every loop anew from the log."""
@@ -162,11 +158,9 @@ class Certify:
             held = self._begin(name, held, here, place_before(connection, name, LOOK_BACK), "cold start", at=0)
         epoch = held.epoch
         assert epoch is not None
-        if name not in self._matched:
-            self._matched[name] = self._stack.enter_context(self.matches(route))
         return (RouteLoop if route.is_learned else ArmLoop)(
-            name=name, route=route, control=self.settings.control, held=held, match=self._matched[name],
-            load=self._load, author=self.author, expected=deque(publications(connection, name, epoch.number)),
+            name=name, route=route, control=self.settings.control, held=held,
+            match=self._matched.of(name, route, self.matches), load=self._load, author=self.author, expected=deque(publications(connection, name, epoch.number)),
             kept=_kept(connection, epoch), asked=labels_wanted(connection, name),
         )  # fmt: skip
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from suffice.assurance.runs import Match
 from suffice.control.fitting import ServedVersion, read_back
 from suffice.control.jobs import Desk, LeaseLost, Report
-from suffice.control.loops import LONGEST_REST_S, LOOK_BACK, RENEW_ROWS, Matches, why_of
+from suffice.control.loops import LONGEST_REST_S, LOOK_BACK, RENEW_ROWS, why_of
+from suffice.control.matched import Matched, Matches
 from suffice.control.watching import RouteWatch
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Route, Settings
@@ -46,12 +45,11 @@ class Monitor:
     name: str = "monitor"
     _watches: dict[str, RouteWatch] = field(default_factory=dict)
     _rests: dict[str, float] = field(default_factory=dict)  # routes that are left alone until then, monotonic
-    _matched: dict[str, Match] = field(default_factory=dict)
-    _stack: ExitStack = field(default_factory=ExitStack)
+    _matched: Matched = field(default_factory=Matched)
 
     def close(self) -> None:
         """Let go of what compares answers."""
-        self._stack.close()
+        self._matched.close()
 
     def forget(self) -> None:
         """Build every watch anew from the log."""
@@ -111,8 +109,6 @@ class Monitor:
 
     def _built(self, name: str, route: Route, held: InForce, connection: sqlite3.Connection) -> RouteWatch:
         """A watch for the route, from where its epoch began, or from 20,000 requests ago in a longer one."""
-        if name not in self._matched:
-            self._matched[name] = self._stack.enter_context(self.matches(route))
         epoch, before = held.epoch, newest_outlook(connection, name)
         same = before is not None and before.epoch == held.n_epochs
         since, n = place_before(connection, name, LOOK_BACK), 0
@@ -121,8 +117,8 @@ class Monitor:
             n_all, n_left = (requests_since(connection, name, seq) for seq in (epoch.since_seq, since))
             n = epoch.at + n_all - n_left
         return RouteWatch(
-            name=name, route=route, match=self._matched[name], load=self._load, epoch=held.n_epochs, n=n, seq=since,
-            made=held.publication, alerts=before.alerts if before is not None and same else (),
+            name=name, route=route, match=self._matched.of(name, route, self.matches), load=self._load,
+            epoch=held.n_epochs, n=n, seq=since, made=held.publication, alerts=before.alerts if before is not None and same else (),
             looked_at=before.at if before is not None and same else -1,
             metrics=self.settings.metrics, feedback=self.settings.feedback,
         )  # fmt: skip

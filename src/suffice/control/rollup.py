@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from suffice.assurance.runs import FINISHED_ENDS, Match, Run, measure_run
+from suffice.assurance.runs import ENDED, Match, Run, measure_run
 from suffice.assurance.satisfaction import satisfaction_of
 from suffice.control.jobs import Desk, LeaseLost, Report
-from suffice.control.loops import Matches, why_of
+from suffice.control.loops import why_of
+from suffice.control.matched import Matched, Matches
 from suffice.errors import StoreError
 from suffice.settings import Settings
 from suffice.signals.query import class_of
@@ -70,14 +70,14 @@ class Rollup:
     monotonic_s: Callable[[], float]
     now: Callable[[], float]
     name: str = "rollup"
-    _matched: dict[str, Match] = field(default_factory=dict)
+    _matched: Matched = field(default_factory=Matched)
+    _to_the_letter: set[str] = field(default_factory=set)  # routes whose comparison could not be opened
     _classes: dict[str, set[str]] | None = None
     _rested_s: float | None = None
-    _stack: ExitStack = field(default_factory=ExitStack)
 
     def close(self) -> None:
         """Let go of what compares answers."""
-        self._stack.close()
+        self._matched.close()
 
     def forget(self) -> None:
         """Ask the log anew where to go on."""
@@ -170,17 +170,17 @@ class Rollup:
         return name
 
     def _match(self, route: str) -> Match:
-        if route not in self._matched:
-            self._matched[route] = _same
-            configured = self.settings.routes.get(route)
-            if configured is not None:
-                try:
-                    self._matched[route] = self._stack.enter_context(self.matches(configured))
-                except (LeaseLost, StoreError):
-                    raise
-                except Exception as error:  # noqa: BLE001 - its labels are compared to the letter
-                    LOG.error("rollup: route %s: answers are compared to the letter: %s", route, why_of(error))
-        return self._matched[route]
+        configured = self.settings.routes.get(route)
+        if configured is None or route in self._to_the_letter:
+            return _same
+        try:
+            return self._matched.of(route, configured, self.matches)
+        except (LeaseLost, StoreError):
+            raise
+        except Exception as error:  # noqa: BLE001 - its labels are compared to the letter
+            LOG.error("rollup: route %s: answers are compared to the letter: %s", route, why_of(error))
+            self._to_the_letter.add(route)
+            return _same
 
 
 def _same(answer: str | None, gold: str) -> bool:
@@ -201,7 +201,7 @@ def added_by(item: Labelled, match: Match) -> Sums:
     usage, overhead = outcome.usage, outcome.overhead
     everyone = Sums(
         n_requests=1,
-        n_failed=int(outcome.end_reason not in (*FINISHED_ENDS, "stopped")),
+        n_failed=int(outcome.end_reason not in ENDED),
         n_degraded=int(bool(outcome.degraded)),
         prompt_tokens=usage.prompt_tokens if usage is not None else 0,
         completion_tokens=usage.completion_tokens if usage is not None else 0,

@@ -9,27 +9,36 @@ Knows rows; refuses to know what the evidence says (`control.advance`) and who i
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
 from suffice.errors import ConfigError
 from suffice.rollout.pace import Past, refusal
 from suffice.rollout.rules import Rules
-from suffice.rollout.stages import State, Transition, begin
+from suffice.rollout.stages import State, Transition, begin, hold, promote, resume, roll_back
 from suffice.rollout.versions import Lineage, Version, make_version, open_version, seal
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.decisions import Decisions, read_artefact
 from suffice.store.events import EVENTS
 from suffice.store.rollout_events import Beginning, Moved, RolloutBegun, RolloutMoved, RolloutUndone, Undoing
-from suffice.store.views import decoded, reading
+from suffice.store.views import Labelled, decoded, read_episodes, reading
 
 # By the unique index on kind and key, which holds a handful of such rows however long the log is.
 _ROWS: Final = """
     SELECT seq, at_s, kind, body FROM events
     WHERE kind IN ('rollout_begun', 'rollout_moved', 'rollout_undone') ORDER BY seq"""
+
+
+class Word(TypedDict):
+    """What a person says with a step."""
+
+    by: str
+    reason: str
+    at: int          # governed runs of the route that had ended since the rollout began
+    now_s: float     # Unix time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +117,13 @@ def own_version(route: Route) -> Version:
     )
 
 
+def governed_runs(connection: sqlite3.Connection, held: Held) -> Iterator[Labelled]:
+    """The governed runs of a rollout's route that have ended since it began, in that order. Raises StoreError."""
+    for item in read_episodes(connection, held.state.route, held.seq):
+        if item.episode.request.ungoverned is None:
+            yield item
+
+
 def version_at(connection: sqlite3.Connection, address: str, *, secret: str) -> Version:
     """The version under an address. Raises ConfigError for one that is gone or is not what it was, and StoreError."""
     body = read_artefact(connection, address)
@@ -181,6 +197,26 @@ def move(writer: Decisions, route: str, moved: Callable[[State], Transition]) ->
     if writer.write(None, [row], all_new=True) != [True]:
         return "somebody else moved it at the same moment; look again"
     return transition
+
+
+STEPS: Final[Mapping[str, Callable[[State, Rules, Word], Transition]]] = {
+    "promote": lambda state, rules, word: promote(state, rules, **word),
+    "hold": lambda state, _, word: hold(state, **word),
+    "release": lambda state, rules, word: resume(state, rules, **word),
+    "rollback": lambda state, _, word: roll_back(state, **word),
+}
+
+
+def step(writer: Decisions, route: str, name: str, *, author: str, reason: str, rules: Rules) -> Transition | str:
+    """Take a person's step, a key of STEPS, on the rollout that runs on a route; a sentence where it cannot be.
+
+    Raises StoreError.
+    """
+    with reading(writer.path) as connection:
+        one = running(read_rollouts(connection)).get(route)
+        at = 0 if one is None else sum(1 for _ in governed_runs(connection, one))
+    word = Word(by=f"person:{author}", reason=reason, at=at, now_s=writer.now())
+    return move(writer, route, lambda state: STEPS[name](state, rules, word))
 
 
 def undo(writer: Decisions, route: str, own: str, *, author: str, reason: str) -> Held | str:
