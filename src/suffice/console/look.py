@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlencode
 
 from suffice.errors import BadRequest
 from suffice.settings import Route, Settings
 from suffice.store.rollups import DAY_HOURS, HOUR_S
 
+T = TypeVar("T")
+
+LOOK_S: Final = 0.3  # a filter that hardly anything fits looks through so much, and says where it stopped
 DAY_S: Final = 86_400
 WINDOWS: Final[Mapping[str, int]] = {"1": 1, "7": 7, "30": 30, "90": 90, "all": 0}  # days of the totals; 0: all of it
 USUAL_WINDOW: Final = "30"
@@ -47,6 +50,23 @@ class Window:
         return (
             "since the beginning" if not self.days else "last 24 hours" if self.days == 1 else f"last {self.days} days"
         )
+
+
+def page_of(look: Look, found: Iterable[tuple[int, T | None]], limit: int) -> tuple[tuple[T, ...], int | None, bool]:
+    """What fits, up to `limit`; the place to go on from, None: nothing is older; and whether time ran out first.
+
+    found  places, newest first, each with what fits there; None: nothing
+    """
+    lines, older, end_s = list[T](), 0, look.monotonic_s() + LOOK_S
+    for place, line in found:
+        older = place
+        if line is not None:
+            lines.append(line)
+        if len(lines) == limit:
+            return tuple(lines), older, False
+        if look.monotonic_s() > end_s:
+            return tuple(lines), older, True
+    return tuple(lines), None, False
 
 
 class NotThere(BadRequest):

@@ -210,10 +210,12 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
         kind, samples = found.settings.kind, route.n_samples(found, intake.options)
         query = query_of(intake.body, kind, samples) if found.in_force.classes or found.holding.classes else None
         found = found.for_request(question, intake.model, class_of(query))
+        own = placed(found, place)
         if reason is None:  # its lot is drawn for the route as it is; its arms then say what it gets
-            lot = _lot(gw, intake, named, placed(found, place))
-            found, arms = gw.variants.place(found, _units(gw, intake, named, lot))
-        found = placed(found, place)
+            lot = _lot(gw, intake, named, own)
+            varied, arms = gw.variants.place(found, lambda: _units(gw, intake, named, lot))
+            own = own if varied is found else placed(varied, place)
+        found = own
     request = _request(gw, episode_id, intake, named, found, reason, question, lot, arms)
     upstream = (found.settings.upstream if found is not None else "") or gw.fallback_upstream()
     kept = without_keys(headers, gw.api_keys)

@@ -46,11 +46,12 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     place = gw.operating.admit(route, now_s=gw.monotonic_s())
     route = route.for_request(question, asked.model, class_of(_query(asked)))
     reason = _ungoverned(gw, route)
-    lot = _lot(gw, placed(route, place), asked) if reason is None else NO_LOT
-    arms = tuple[ArmDraw, ...]()
+    own, lot, arms = placed(route, place), NO_LOT, tuple[ArmDraw, ...]()
     if reason is None:
-        route, arms = gw.variants.place(route, _units(gw, asked, lot))
-    route = placed(route, place)
+        lot = _lot(gw, own, asked)
+        varied, arms = gw.variants.place(route, lambda: _units(gw, asked, lot))
+        own = own if varied is route else placed(varied, place)
+    route = own
     request = _request(gw, route, asked, question, reason, lot, arms)
     ledger = Ledger(request, gw.monotonic_s())
     ledger.feedback_token = gw.feedback_token(request.episode_id)

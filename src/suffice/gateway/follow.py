@@ -32,16 +32,21 @@ from suffice.review.override import NO_OVERRIDES, InEffect, standing
 from suffice.rollout.experiment import Experiment
 from suffice.store.advice import newest_outlook, newest_place
 from suffice.store.decisions import read_artefact
+from suffice.store.experiment_events import ExperimentChanged, ExperimentStarted, ExperimentStopped
 from suffice.store.experiments import read_experiments, running
 from suffice.store.holds import NOTHING_HELD, read_holds
 from suffice.store.in_force import NOTHING_DECIDED, InForce, read_decided
+from suffice.store.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
 from suffice.store.rollouts import own_version, read_rollouts, version_at
 from suffice.store.rollouts import running as running_rollouts
 from suffice.store.rollouts import serving as in_force_on
-from suffice.store.views import reading
+from suffice.store.views import newest_of, reading
 from suffice.telemetry import LOG, Metrics
 
 LOOK_S: Final = 1.0  # between two looks at the log; whoever is told looks at once
+_VARYING: Final = tuple(event.kind for event in (
+    ExperimentStarted, ExperimentChanged, ExperimentStopped, RolloutBegun, RolloutMoved, RolloutUndone,
+))  # fmt: skip
 
 
 class Follower:
@@ -58,6 +63,7 @@ class Follower:
         self._experiments: tuple[Experiment, ...] = ()
         self._trials: Mapping[str, Trial] = {}
         self._standing: Mapping[str, Mapping[str, object]] = {}
+        self._varied_at = 0  # place of the newest row about experiments and rollouts
         self._policies: dict[str, Mapping[str, object] | None] = {}
         self._told = asyncio.Event()
         self._looked_s: float | None = None
@@ -72,7 +78,8 @@ class Follower:
             self._look_ahead(connection)
             before, self._decided = self._decided, read_decided(connection, self._decided)
             self._holds = read_holds(connection, self._holds)
-            self._look_at_versions(connection)
+            with self._failing_open():  # a variant that cannot be read must not hold up a brake
+                self._look_at_versions(connection)
             now_s, changed = self._gw.wall_s(), {}
             for name, base in self._base.items():
                 held, holding = self._decided.of(name), self._holds.of(name).in_effect(now_s)
@@ -82,9 +89,12 @@ class Follower:
             return changed
 
     def _look_at_versions(self, connection: sqlite3.Connection) -> None:
-        """Read which experiments and rollouts run, and what rollouts have brought."""
-        self._experiments = running(read_experiments(connection))
-        held = read_rollouts(connection)
+        """Read which experiments and rollouts run, and what rollouts have brought, where that has changed."""
+        newest = newest_of(connection, _VARYING)
+        if newest == self._varied_at:
+            return
+        experiments, held = running(read_experiments(connection)), read_rollouts(connection)
+        tried = running_rollouts(held)
         trials, standing = dict[str, Trial](), dict[str, Mapping[str, object]]()
         for name, base in self._base.items():
             if not base.settings.policy or not any(one.state.route == name for one in held):
@@ -93,10 +103,11 @@ class Follower:
             now = in_force_on(held, name, own)
             if now != own and (policy := self._policy(connection, now)) is not None:
                 standing[name] = policy
-            one = running_rollouts(held).get(name)
+            one = tried.get(name)
             if one is not None and (policy := self._policy(connection, one.state.candidate)) is not None:
                 trials[name] = Trial(state=one.state, policy=policy)
-        self._trials, self._standing = trials, standing
+        self._experiments, self._trials, self._standing = experiments, trials, standing
+        self._varied_at = newest
 
     def _policy(self, connection: sqlite3.Connection, address: str) -> Mapping[str, object] | None:
         """The policy of a version, read once; None: it is gone or not what it was, and nobody is served by it."""

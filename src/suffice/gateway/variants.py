@@ -10,7 +10,7 @@ be on record as served.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -49,12 +49,15 @@ class Variants:
     standing: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # policies that rollouts have brought
     _built: dict[tuple[str, str], BuiltRoute | None] = field(default_factory=dict)
 
-    def place(self, route: BuiltRoute, units: Units) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
-        """The route as a request of these units gets it, and what it drew."""
+    def place(self, route: BuiltRoute, units: Callable[[], Units]) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+        """The route as a request gets it, and what it drew; the same object where nothing varies it.
+
+        units  what the request belongs to; asked only where something runs
+        """
         if not self.experiments and route.name not in self.trials and route.name not in self.standing:
             return route, ()
         try:
-            return self._place(route, units)
+            return self._place(route, units())
         except Exception as error:  # noqa: BLE001 - a broken experiment costs its own evidence, never an answer
             LOG.error("routes.%s: no arm could be drawn (%s)", route.name, type(error).__name__)
             self.metrics.inc("suffice_failopen_total", "arms")

@@ -18,7 +18,7 @@ from suffice.store.control_events import EnforcementPaused, EnforcementResumed
 from suffice.store.events import EVENTS, Event
 from suffice.store.hold_events import IncidentDecided, IncidentOpened, OverrideEnded, OverrideSet
 from suffice.store.reviews import SINCE_SCHEMA
-from suffice.store.views import decoded, reading
+from suffice.store.views import decoded, newer
 
 _NEW: Final = """
     SELECT seq, at_s, kind, body FROM events INDEXED BY holds WHERE seq > ? AND kind IN
@@ -44,10 +44,7 @@ NOTHING_HELD: Final = Holds()
 
 def read_holds(path_or_connection: Path | str | sqlite3.Connection, known: Holds = NOTHING_HELD) -> Holds:
     """What is held now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    with reading(path_or_connection) as connection:
-        if connection.execute("PRAGMA user_version").fetchone()[0] < SINCE_SCHEMA:
-            return known
-        rows = connection.execute(_NEW, (known.seq,)).fetchall()
+    rows = newer(path_or_connection, _NEW, known.seq, schema=SINCE_SCHEMA)
     if not rows:
         return known
     routes = dict(known.routes)

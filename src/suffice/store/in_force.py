@@ -21,7 +21,7 @@ from suffice.store.control_events import (
 )
 from suffice.store.events import EVENTS, Event
 from suffice.store.log import Stored
-from suffice.store.views import decoded, reading
+from suffice.store.views import decoded, newer
 from suffice.types import Alarm, Epoch, Pause, Publication
 
 _SINCE_SCHEMA: Final = 3
@@ -100,10 +100,7 @@ NOTHING_DECIDED: Final = Decided(0, {})
 
 def read_decided(path_or_connection: Path | str | sqlite3.Connection, known: Decided = NOTHING_DECIDED) -> Decided:
     """What holds now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    with reading(path_or_connection) as connection:
-        if connection.execute("PRAGMA user_version").fetchone()[0] < _SINCE_SCHEMA:
-            return known  # a log that no version with decisions has opened yet
-        rows = connection.execute(_NEW, (known.seq,)).fetchall()
+    rows = newer(path_or_connection, _NEW, known.seq, schema=_SINCE_SCHEMA)
     if not rows:
         return known
     events = (decoded(seq, EVENTS[kind], body) for seq, kind, body in rows)

@@ -32,7 +32,7 @@ from suffice.store.review_events import (
     VerdictGiven,
 )
 from suffice.store.schema import MIGRATIONS
-from suffice.store.views import decoded, reading
+from suffice.store.views import decoded, newer, reading
 
 SINCE_SCHEMA: Final = 1 + next(at for at, one in enumerate(MIGRATIONS) if "INDEX reviews" in one)
 _TRIES: Final = 20       # steps that are decided anew because somebody else was quicker
@@ -56,10 +56,7 @@ NOTHING_ASKED: Final = Reviews(0, EMPTY)
 
 def read_reviews(path_or_connection: Path | str | sqlite3.Connection, known: Reviews = NOTHING_ASKED) -> Reviews:
     """The queue now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    with reading(path_or_connection) as connection:
-        if connection.execute("PRAGMA user_version").fetchone()[0] < SINCE_SCHEMA:
-            return known
-        rows = connection.execute(_NEW, (known.seq,)).fetchall()
+    rows = newer(path_or_connection, _NEW, known.seq, schema=SINCE_SCHEMA)
     if not rows:
         return known
     return Reviews(rows[-1][0], known.queue.after(_records(rows)))

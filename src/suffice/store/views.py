@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from suffice.errors import StoreError
 from suffice.store import schema
@@ -105,6 +106,27 @@ class RouteCounts:
     n_outcomes: int      # the rest is running now, or waits for `recover`
     n_feedback: int      # requests that somebody said something about
     latest: RequestSeen  # the newest request: its mode, policy version and certificate
+
+
+def newer(
+    path_or_connection: Path | str | sqlite3.Connection, query: str, since_seq: int, *, schema: int
+) -> list[tuple[Any, ...]]:
+    """The rows that a fold over some kinds has not seen, by its own query; [] where nothing is new. Raises StoreError.
+
+    query   takes the place that was read up to, and gives rows that begin with theirs
+    schema  of the log since which there are such rows: one that is older has none, and no index for them
+    """
+    with reading(path_or_connection) as connection:
+        if connection.execute("PRAGMA user_version").fetchone()[0] < schema:
+            return []
+        return connection.execute(query, (since_seq,)).fetchall()
+
+
+def newest_of(connection: sqlite3.Connection, kinds: Collection[str]) -> int:
+    """The place in the log of the newest row of some kinds, of which there are few; 0: there is none."""
+    marks = ", ".join("?" * len(kinds))
+    found = connection.execute(f"SELECT max(seq) FROM events WHERE kind IN ({marks})", tuple(kinds))  # noqa: S608 - marks
+    return int(found.fetchone()[0] or 0)
 
 
 def read_episodes(

@@ -10,8 +10,8 @@ import msgspec
 
 from suffice.console.doors import Visitor
 from suffice.console.exchange import Asked
-from suffice.console.look import Look
-from suffice.console.views.episodes import LOOK_S, whole_of
+from suffice.console.look import Look, page_of
+from suffice.console.views.episodes import whole_of
 from suffice.errors import BadRequest
 from suffice.store.audit_view import Entry, entry_of
 from suffice.store.chain import Head, has_chain, head
@@ -70,21 +70,9 @@ def changes(look: Look, asked: Asked, _visitor: Visitor) -> Changes:
     if kind and kind not in kinds and kind != FeedbackGiven.kind:
         raise BadRequest(f"kind: got {kind[:40]!r}; allowed: {', '.join(kinds)}", param="kind")
     before = whole_of(asked.query, "before", 0, most=2**53)
-    lines, older, cut_short = list[Change](), None, False
-    end_s = look.monotonic_s() + LOOK_S
-    for place, line in _looked_through(look, before or 2**62, kind, route):
-        older = place
-        if line is not None:
-            lines.append(line)
-        if len(lines) == PAGE:
-            break
-        if look.monotonic_s() > end_s:
-            cut_short = True
-            break
-    else:
-        older = None
+    lines, older, cut_short = page_of(look, _looked_through(look, before or 2**62, kind, route), PAGE)
     return Changes(
-        lines=tuple(lines), older=older, cut_short=cut_short, kind=kind, route=route, kinds=kinds,
+        lines=lines, older=older, cut_short=cut_short, kind=kind, route=route, kinds=kinds,
         routes=tuple(look.settings.routes), head=head(look.connection),
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import msgspec
 from suffice.assurance.runs import current_label, measure_run
 from suffice.console.doors import Visitor
 from suffice.console.exchange import Asked
-from suffice.console.look import Look, NotThere
+from suffice.console.look import Look, NotThere, page_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
@@ -22,7 +22,6 @@ from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 PAGE: Final = 50  # runs on one page
 MOST_PAGE: Final = 500  # in one answer to a program
-LOOK_S: Final = 0.3  # a filter that hardly anything fits looks through so much, and says where it stopped
 CHUNK: Final = 200
 
 End = Literal["", "stopped", "full", "audit", "differs", "failed", "degraded"]
@@ -138,22 +137,9 @@ def episodes(look: Look, asked: Asked, _visitor: Visitor) -> Episodes:
     """The latest runs that fit. Raises StoreError, and BadRequest for a filter that there is not."""
     wanted = filter_of(asked.query)
     limit = whole_of(asked.query, "limit", PAGE, most=MOST_PAGE)
-    lines, older, cut_short = list[Line](), None, False
-    end_s = look.monotonic_s() + LOOK_S
-    right = _Right(look)
-    for seq, line in _looked_through(look, wanted, right):
-        older = seq
-        if line is not None:
-            lines.append(line)
-        if len(lines) == limit:
-            break
-        if look.monotonic_s() > end_s:
-            cut_short = True
-            break
-    else:
-        older = None
+    lines, older, cut_short = page_of(look, _looked_through(look, wanted, _Right(look)), limit)
     return Episodes(
-        wanted=wanted, lines=tuple(lines), older=older, cut_short=cut_short, routes=tuple(look.settings.routes)
+        wanted=wanted, lines=lines, older=older, cut_short=cut_short, routes=tuple(look.settings.routes)
     )
 
 
