@@ -160,7 +160,8 @@ class Certify:
         assert epoch is not None
         return (RouteLoop if route.is_learned else ArmLoop)(
             name=name, route=route, control=self.settings.control, held=held,
-            match=self._matched.of(name, route, self.matches), load=self._load, author=self.author, expected=deque(publications(connection, name, epoch.number)),
+            match=self._matched.of(name, route, self.matches), load=self._load, author=self.author,
+            expected=deque(publications(connection, name, epoch.number)),
             kept=_kept(connection, epoch), asked=labels_wanted(connection, name),
         )  # fmt: skip
 

@@ -118,7 +118,8 @@ class Monitor:
             n = epoch.at + n_all - n_left
         return RouteWatch(
             name=name, route=route, match=self._matched.of(name, route, self.matches), load=self._load,
-            epoch=held.n_epochs, n=n, seq=since, made=held.publication, alerts=before.alerts if before is not None and same else (),
+            epoch=held.n_epochs, n=n, seq=since, made=held.publication,
+            alerts=before.alerts if before is not None and same else (),
             looked_at=before.at if before is not None and same else -1,
             metrics=self.settings.metrics, feedback=self.settings.feedback,
         )  # fmt: skip
