@@ -4,6 +4,7 @@
 #   VENV=path           another virtual environment (default .venv)
 #   PYTHON=path         another interpreter (default: the newest of 3.13, 3.12, 3.11 that works)
 #   ARGS="..."          passed on: make demo ARGS=--small, make test ARGS="tests/policy -x"
+#   BENCH="..."         what make bench runs: names of programs in bench/, or all
 #   SUFFICE_CACHE=path  where the demonstration model's weights are kept
 
 SHELL := /bin/sh
@@ -11,8 +12,12 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
+# The workers of the tests, and the programs that tests start, share what is compiled; `make clean` removes it.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV ?= .venv
 ARGS ?=
+BENCH ?= cost wallclock
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
@@ -47,8 +52,11 @@ demo-online: $(VENV)/.ready-dev ## a route certifies itself, live; then its mode
 demo-console: $(VENV)/.ready-dev ## the console on the demonstration's log, or on a made-up month (in seconds, without a model)
 	$(BIN)/suffice demo --console $(ARGS)
 
+# Several workers share the cores: a matrix product that takes them all, too, waits for itself.
+test: export OPENBLAS_NUM_THREADS := 1
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.ready-dev ## run all tests; without ARGS also the coverage gate of the core
-	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),--cov --cov-report=term -n auto --maxprocesses 4 --dist loadfile --durations=25)
+	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),--cov --cov-report=term -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=25)
 
 faults: $(VENV)/.ready-dev ## run the tests behind docs/reference/faults.md and print its table with their results
 	$(PY) -m tests.faults.table
@@ -70,9 +78,9 @@ house: $(VENV)/.ready-dev
 packages: $(VENV)/.ready-dev
 	$(PIP) check
 
-bench: $(VENV)/.ready-dev ## run every program in bench/; one that lacks what it needs says so and is left out
+bench: $(VENV)/.ready-dev ## cost beside TensorZero and LiteLLM, and the wall clock (about an hour); BENCH="replay decide" or all
 	@$(PY) -c 'import os, platform; print("machine:", platform.platform(), "| Python", platform.python_version(), "| cores", os.cpu_count())'
-	@set -e; for program in bench/*.py; do \
+	@set -e; for program in $(if $(filter all,$(BENCH)),$(wildcard bench/*.py),$(BENCH:%=bench/%.py)); do \
 	echo "== $$program"; $(PY) "$$program" $(ARGS) || [ $$? -eq 2 ]; done
 
 claims-full: $(VENV)/.ready-dev ## the control loop and naive designs on 200 seeds of every simulated drift (hours; resumable)
@@ -100,7 +108,7 @@ lock: $(VENV)/.ready-lock ## pin requirements/*.txt again; ARGS=--upgrade takes 
 clean: ## remove the environment, caches and what the demo wrote; weights stay in their cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build demo-out
 	rm -f .coverage
-	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The three environments share one folder: dev holds all that demo needs, at the same versions.
 # An environment that somebody made by hand is used as it is, if it works and can have pip.

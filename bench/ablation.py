@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 
 from suffice.errors import SufficeError
 from suffice.learn.classes import MAX_CLASSES as MOST_CLASSES
-from suffice.replay.classed import Target, pick_classed
-from suffice.replay.ladders import RiskRung
-from suffice.replay.nested import Difference, Nested, difference, nest, open_study
-from suffice.replay.points import MARGIN, NONE, pick, seen, share_of
-from suffice.replay.runs import take
-from suffice.replay.scores import SCORES, Score
-from suffice.replay.sets import FALLBACKS
-from suffice.replay.study import Laid, Levels, Pool, Study, fix, lay
-from suffice.replay.sums import FIELDS, N_FOLDS, Summing, Sums
-from suffice.replay.survey import survey
+from suffice.replay.study.classed import Target, pick_classed
+from suffice.replay.study.ladders import RiskRung
+from suffice.replay.study.nested import Difference, Nested, difference, nest, open_study
+from suffice.replay.study.points import MARGIN, NONE, pick, seen, share_of
+from suffice.replay.study.runs import take
+from suffice.replay.study.scores import SCORES, Score
+from suffice.replay.study.sets import FALLBACKS
+from suffice.replay.study.study import Laid, Levels, Pool, Study, fix, lay
+from suffice.replay.study.sums import FIELDS, N_FOLDS, Summing, Sums
+from suffice.replay.traces.survey import survey
 
 N_DRAWS = 1_000
 SMALL_CLASS = 200   # runs to pick from; a smaller class takes the pooled level (CONTRACT: it is unknown)

@@ -15,13 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from suffice.store import schema
-from suffice.store.chain import Appender, begin_chain, head
-from suffice.store.control_events import PolicyPublished
-from suffice.store.decisions import Decisions
-from suffice.store.erasing import Order, Tally, erase, purge
-from suffice.store.events import Event, FeedbackGiven, to_row
-from suffice.store.verify import verify
+from suffice.store.audit.chain import Appender, begin_chain, head
+from suffice.store.audit.verify import verify
+from suffice.store.database import schema
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.erasing import Order, Tally, erase, purge
+from suffice.store.rows.control_events import PolicyPublished
+from suffice.store.rows.events import Event, FeedbackGiven, to_row
 from suffice.types import Feedback, Publication
 
 BATCH = 1_000

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import sqlite3
 import sys
@@ -28,10 +27,11 @@ from typing import Any, Final
 
 import aiohttp
 
+from peers.processes import cpu_s
 from suffice.settings import Settings, parse
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen, to_row
-from suffice.store.rollups import read_to
-from suffice.testing import GatewayProcess, process
+from suffice.store.routes.rollups import read_to
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, to_row
+from suffice.testing import GatewayProcess
 from suffice.types import Feedback, Outcome, Overhead, Query, Request, StepRecord, Usage
 from suffice.wiring import decisions, worker
 from suffice.wiring.people import People
@@ -59,6 +59,7 @@ PAGES: Final = (
     "/console/settings",
     "/console/review",
     "/console/incidents",
+    "/console/alerts",
     "/console/policies",
     "/console/experiments",
     "/api/overview",
@@ -212,12 +213,6 @@ async def weight(url: str, secret: str) -> int:
         return total
 
 
-def cpu_s(pid: int) -> float:
-    """CPU time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 async def watched(
     gateway: GatewayProcess, settings: Settings, path: Path, secret: str, n: int
 ) -> tuple[float, float, int]:
@@ -270,7 +265,6 @@ def main() -> int:
         print("bench/console.py: needs the extra `console`: pip install 'suffice[console]'")
         return 2
     n = given.episodes
-    process.START_S = 600.0  # a gateway that starts counts what the log holds
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

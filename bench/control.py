@@ -30,11 +30,12 @@ from tests.control.made import traffic
 
 from suffice.assurance.certify import certified_level, count, log_wealth
 from suffice.settings import Store, parse
-from suffice.store.events import RequestEnded, RequestSeen, to_row
-from suffice.store.sqlite import INSERT, SqliteLog
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.rows.events import RequestEnded, RequestSeen, to_row
 from suffice.testing import GatewayProcess
 from suffice.wiring import worker
 
+INSERT = "INSERT INTO events (kind, key, episode_id, route, at_s, owner, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 AUDITS, WINDOW = 3_000, 800
 N_DECISIONS = 1_500
 BUSY = """
@@ -57,8 +58,8 @@ def settings(folder: Path) -> Any:
 
 def fitted_on(n_audits: int) -> float:
     """Seconds that a version of five models takes on so many audits."""
-    from suffice.control.audits import Audit, shown
-    from suffice.control.fitting import LiveLearner, fit_version
+    from suffice.control.evidence.audits import Audit, shown
+    from suffice.control.evidence.fitting import LiveLearner, fit_version
     from suffice.learn.features import choose_features
     from suffice.types import Episode
 

@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from suffice.errors import SufficeError
-from suffice.replay.nested import Nested, nest, open_study, without_probes
-from suffice.replay.points import seen, share_of
-from suffice.replay.runs import oracle
-from suffice.replay.scores import SCORES
-from suffice.replay.sets import pools_of
-from suffice.replay.study import Pool, Study
-from suffice.replay.sums import Summing, Sums
-from suffice.replay.survey import Survey, survey
+from suffice.replay.study.nested import Nested, nest, open_study, without_probes
+from suffice.replay.study.points import seen, share_of
+from suffice.replay.study.runs import oracle
+from suffice.replay.study.scores import SCORES
+from suffice.replay.study.sets import pools_of
+from suffice.replay.study.study import Pool, Study
+from suffice.replay.study.sums import Summing, Sums
+from suffice.replay.traces.survey import Survey, survey
 
 TARGETS = (0.0, 0.005, 0.01, 0.02)
 HEAD = (

@@ -39,8 +39,8 @@ from suffice.replay.online.orders import draw_order
 from suffice.replay.online.protocol import OnlineAsked, replay_online
 from suffice.replay.online.result import OnlineReport
 from suffice.replay.online.traffic import Traffic, make_traffic
-from suffice.replay.runs import make_runs
-from suffice.replay.survey import Survey, survey
+from suffice.replay.study.runs import make_runs
+from suffice.replay.traces.survey import Survey, survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 

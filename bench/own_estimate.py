@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.replay.estimate import Range, estimate, traffic_of
-from suffice.replay.estimate_runs import Evidence, Found, Run, replay_ladder, runs_of_calls, runs_of_traces
-from suffice.replay.logs import read_logs
-from suffice.replay.own import FILES, own_traces
-from suffice.replay.traces import read_traces
+from suffice.replay.estimate.estimate import Range, estimate, traffic_of
+from suffice.replay.estimate.runs import Evidence, Found, Run, replay_ladder, runs_of_calls, runs_of_traces
+from suffice.replay.logs.read import read_logs
+from suffice.replay.traces.own import FILES, own_traces
+from suffice.replay.traces.read import read_traces
 from suffice.scoring.base import build_scorer
 
 SCORER = build_scorer("number")

@@ -18,9 +18,9 @@ from pathlib import Path
 from suffice.local.server import LocalServer, ServerSpec
 from suffice.local.tasks import Question, traced
 from suffice.local.weights import fetch
-from suffice.replay.record import Progress, record, upstream_for_recording
-from suffice.replay.record_ask import Asked, Recipe, read_questions
-from suffice.replay.record_file import Recording
+from suffice.replay.record.ask import Asked, Recipe, read_questions
+from suffice.replay.record.file import Recording
+from suffice.replay.record.record import Progress, record, upstream_for_recording
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
 from suffice.upstream.client import UpstreamClient

@@ -38,7 +38,7 @@ from suffice.local.server import LocalServer, ServerSpec
 from suffice.local.weights import cached_file, find, is_whole
 from suffice.server import serving
 from suffice.settings import Settings, parse
-from suffice.store.views import read_episodes
+from suffice.store.database.views import read_episodes
 
 MODEL, QUICK_MODEL = "qwen0.5b", "smol"
 N_SLOTS = 2

@@ -29,7 +29,7 @@ from suffice.local.server import LocalServer, ServerSpec
 from suffice.local.tasks import Question, questions
 from suffice.server import serving
 from suffice.settings import Settings, parse
-from suffice.store.views import read_episodes
+from suffice.store.database.views import read_episodes
 from suffice.types import Outcome
 
 MODEL = "qwen0.5b"

@@ -28,11 +28,11 @@ import numpy as np
 
 from suffice.learn.ragged import first_passages
 from suffice.learn.stop_model import one_thread
-from suffice.replay.ladders import halts_at, needs_of, published
-from suffice.replay.runs import Runs, concatenate, make_runs
-from suffice.replay.sets import Asked, replay_set
-from suffice.replay.sums import Summing
-from suffice.replay.survey import Survey, survey
+from suffice.replay.study.ladders import halts_at, needs_of, published
+from suffice.replay.study.runs import Runs, concatenate, make_runs
+from suffice.replay.study.sets import Asked, replay_set
+from suffice.replay.study.sums import Summing
+from suffice.replay.traces.survey import Survey, survey
 from suffice.testing.traces import Synthetic
 
 N_LEVELS = 41

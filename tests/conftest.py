@@ -1,7 +1,11 @@
-"""What holds for every test: which tree is tested, and how property tests draw."""
+"""What holds for every test: the tree that is tested, how property tests draw, and whose runs count as coverage."""
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,15 @@ import suffice
 settings.register_profile("house", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("house")
 
+# The core's own tests. Only they count for its coverage: a simulation or a gateway that runs through the core on its
+# way says nothing about it, and takes two or three times as long while its lines are counted. Long simulations among
+# them, and tests that measure time, are marked no_cover themselves.
+CORE = (
+    "assurance/", "contracts/test_policies.py", "contracts/test_scorers.py", "contracts/test_signals.py",
+    "house/test_settings.py", "model/", "policy/", "review/", "rollout/", "scoring/", "settings/", "signals/",
+    "upstream/",
+)  # fmt: skip
+
 
 def pytest_configure() -> None:
     """Refuse to test another tree than this one: a copied environment points at the old place."""
@@ -19,3 +32,33 @@ def pytest_configure() -> None:
     loaded = Path(suffice.__file__).resolve()
     if here not in loaded.parents:
         raise pytest.UsageError(f"suffice is imported from {loaded}, not from {here}; run `make clean test`")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that tests start and interrupt inherit it
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Coverage rests outside of the core's own tests."""
+    for item in items:
+        if not item.nodeid.removeprefix("tests/").startswith(CORE):
+            item.add_marker("no_cover")
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Coverage really rests: a worker of pytest-xdist has two tracers, and to pause one wakes the other."""
+    tracer, of_threads = sys.gettrace(), threading.gettrace()
+    if item.get_closest_marker("no_cover") is None or not type(tracer).__module__.startswith("coverage"):
+        return (yield)
+    sys.settrace(None)
+    threading.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(tracer)
+        threading.settrace(of_threads)
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Two workers for each core: a test over sockets waits half of its time."""
+    return 2 * (yield)

@@ -12,17 +12,18 @@ from __future__ import annotations
 import argparse
 import time
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+import msgspec
 import numpy as np
 
 from suffice.rollout.assign import draw_audit
 from suffice.rollout.evidence import Evidence, Run
 from suffice.rollout.rules import Rules
-from suffice.rollout.stages import State, advance, begin, place, promote
+from suffice.rollout.stages import State, Transition, advance, begin, place, promote
 
 EVERY = 50                  # requests between two looks
 ROUTE_AUDITS = 0.05         # where the rollout asks for no more
@@ -112,7 +113,7 @@ class Ended:
 class Life:
     """One rollout, request by request."""
 
-    def __init__(self, world: World, rules: Rules, seed: int, *, most: int = 60_000) -> None:
+    def __init__(self, world: World, rules: Rules, seed: int, *, most: int = 60_000, fit: str = "") -> None:
         self.world, self.rules, self.most = world, rules, most
         self.rng = np.random.default_rng([seed, 6])
         self.salt = f"seed-{seed}"
@@ -120,8 +121,9 @@ class Life:
         self.fewest, self.before, self.reason = -1, "shadow", ""
         self.evidence = Evidence()
         self.state: State = begin(
-            "r1", route="sums", candidate="pv-new", in_force="pv-old", follows=0, at=0, now_s=0.0, rules=rules
-        )
+            "r1", route="sums", candidate="pv-new", in_force="pv-old", follows=0, at=0, now_s=0.0, rules=rules,
+            fit=fit,
+        )  # fmt: skip
         if world.skipped:
             self.state = self.state.after(promote(self.state, rules, by="ann", reason="urgent", at=0, now_s=0.0))
             self.before = "canary"
@@ -150,26 +152,42 @@ class Life:
         self.labels = [one for one in self.labels if one[0] > at]
         for _, name, z in due:
             self.evidence = self.evidence.with_label(name, z)  # type: ignore[arg-type]
+        for move in self.moves(at):
+            self.move(move)
+
+    def moves(self, at: int) -> Sequence[Transition]:
+        """What follows from the evidence."""
         move = advance(self.state, self.evidence, self.rules, at=at, now_s=float(at))
-        if move is None:
+        return () if move is None else (move,)
+
+    def move(self, move: Transition) -> None:
+        before, self.state = self.state, self.state.after(move)
+        if move.move == "certify":  # no step
             return
-        self.before, self.reason = self.state.stage, move.reason
-        self.state = self.state.after(move)
+        self.before, self.reason = before.stage, move.reason
         if self.state.stage == "canary" and self.fewest < 0:
             self.fewest = min(one.n for one in self.evidence.audits)
 
+    def class_of(self, at: int) -> str:  # noqa: ARG002 - where traffic is recorded it says
+        """The class of a request."""
+        return CLASSES[bisect_right(self.edges, self.rng.random())]
+
+    def audit_share(self) -> float:
+        """Of requests that run in full, whatever anybody could do with them."""
+        return ROUTE_AUDITS if self.state.audit_share is None else self.state.audit_share
+
     def request(self, at: int) -> None:
         world, state, rng = self.world, self.state, self.rng
-        name = CLASSES[bisect_right(self.edges, rng.random())]
+        name = self.class_of(at)
         self.came[name] += 1
         self.n_shadow += state.stage == "shadow"
         unit = f"unit-{at}"
-        share = ROUTE_AUDITS if state.audit_share is None else state.audit_share
-        if draw_audit(unit, share=share, salt=self.salt).audit:
+        if draw_audit(unit, share=self.audit_share(), salt=self.salt).audit:
             self.audit(at, name)
             return
         arm = place(state, unit, salt=self.salt).arm
-        self.n_served += arm == "candidate"
+        if arm == "candidate":
+            self.served()
         if arm is None or not state.counts(at, float(at), self.rules):
             return
         if arm == "candidate" and rng.random() < world.uneven:
@@ -183,6 +201,10 @@ class Life:
         if rng.random() < world.rated:
             # Ratings from 1 to 5, as a mean of five coins has them.
             self.evidence = self.evidence.with_rating(arm, rng.binomial(4, own.satisfaction) / 4)
+
+    def served(self) -> None:
+        """A live request is answered by the candidate."""
+        self.n_served += 1
 
     def audit(self, at: int, name: str) -> None:
         world, u = self.world, self.rng.random()
@@ -205,6 +227,11 @@ def roll_out(name: str, seed: int, rules: Rules | None = None, *, most: int = 60
 
 def row(name: str, found: Sequence[Ended]) -> str:
     """One line of the table."""
+    return f"| {' | '.join([f'{name}: {WORLDS[name].says}', *cells(found)])} |"
+
+
+def cells(found: Sequence[Ended]) -> list[str]:
+    """What a line says behind its name."""
     n = len(found)
     inconclusive = sum(one.reason.startswith("inconclusive") for one in found)
     back = sum(one.stage == "rolled_back" for one in found) - inconclusive
@@ -212,36 +239,38 @@ def row(name: str, found: Sequence[Ended]) -> str:
     ends = np.quantile([one.n for one in found], [0.5, 0.9])
     shadow, audits, served = (np.median([getattr(one, what) for one in found])
                               for what in ("n_shadow", "n_audits", "n_served"))  # fmt: skip
-    in_shadow = sum(one.stage == "rolled_back" and one.before == "shadow" for one in found)
-    cells = [
-        f"{name}: {WORLDS[name].says}", f"{100 * sum(one.stage == 'full' for one in found) / n:.0f} %",
+    in_shadow = sum(
+        one.stage == "rolled_back" and one.before == "shadow" and not one.reason.startswith("inconclusive")
+        for one in found
+    )
+    return [
+        f"{100 * sum(one.stage == 'full' for one in found) / n:.0f} %",
         f"{100 * back / n:.0f} %" + (f", {100 * in_shadow / n:.0f} % in shadow" if in_shadow else "")
         + (f"; paused {100 * paused / n:.0f} %" if paused else ""),
         f"{100 * inconclusive / n:.0f} %", f"{ends[0]:,.0f} / {ends[1]:,.0f}", f"{shadow:,.0f}", f"{audits:,.0f}",
         f"{served:,.0f}",
     ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
 
 
 def rules_of(changes: Sequence[str]) -> Rules:
     """The default rules with some changed, each written as name=number."""
-    known = {one.name: getattr(Rules(), one.name) for one in fields(Rules)}
     made = Rules()
+    known = msgspec.structs.asdict(made)
     for change in changes:
         name, _, value = change.partition("=")
         if name not in known or isinstance(known[name], tuple):
             raise SystemExit(f"--set: got {change!r}; a number for one of {', '.join(sorted(known))}")
-        made = replace(made, **{name: type(known[name])(float(value))})
+        made = msgspec.structs.replace(made, **{name: type(known[name])(float(value))})
     return made
 
 
-def chosen(words: Sequence[str]) -> list[str]:
+def chosen(words: Sequence[str], names: Collection[str] = WORLDS) -> list[str]:
     """The versions that are meant: a whole name is that one, a part of a name all that have it; all without a word."""
-    unknown = [word for word in words if not any(word in name for name in WORLDS)]
+    unknown = [word for word in words if not any(word in name for name in names)]
     if unknown:
-        raise SystemExit(f"--only: nothing is named {', '.join(unknown)}; there are {', '.join(WORLDS)}")
-    meant = {name for word in words for name in WORLDS if (word == name if word in WORLDS else word in name)}
-    return [name for name in WORLDS if name in meant or not words]
+        raise SystemExit(f"--only: nothing is named {', '.join(unknown)}; there are {', '.join(names)}")
+    meant = {name for word in words for name in names if (word == name if word in names else word in name)}
+    return [name for name in names if name in meant or not words]
 
 
 def work(cell: tuple[str, int, Rules]) -> tuple[Ended, float]:

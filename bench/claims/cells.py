@@ -2,7 +2,7 @@
 
     certified 5 %    the keeper with 5 % audits    half split    one model fitted on one half, the other certifies
     certified 10 %   … with 10 %                   label-free    disagreement in place of the drop
-    budgeted 5 %, 10 %: the level moves with what audits show, an average promise (`budget`)
+    budgeted 5 %, 10 %: the level moves with what audits show, an average promise (`learn.budgeting`)
     fixed … empirical, labelled-only: the naive ones, see `naive` and `empirical`
 """
 
@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
-from bench.claims.budget import Budgeted
 from bench.claims.course import Course, figures, serve
 from bench.claims.empirical import Empirical
 from bench.claims.naive import NAIVE, follow
@@ -31,13 +30,6 @@ def _kept(**changes: object) -> Run:
     def run(drawn: Drawn, plan: Plan, truth: Truth, rng: np.random.Generator) -> Course:
         keeper = Keeper(replace(plan, **changes), Logistic())  # type: ignore[arg-type]  # fields of the plan
         return serve(drawn.traffic, keeper, truth, drawn.ways, rng)
-
-    return run
-
-
-def _budgeted(share: float) -> Run:
-    def run(drawn: Drawn, plan: Plan, truth: Truth, rng: np.random.Generator) -> Course:
-        return serve(drawn.traffic, Budgeted(replace(plan, share=share)), truth, drawn.ways, rng)
 
     return run
 
@@ -59,8 +51,8 @@ def _naive(name: str) -> Run:
 DESIGNS: Final[Mapping[str, Run]] = {
     "certified 5 %": _kept(share=0.05),
     "certified 10 %": _kept(share=0.10),
-    "budgeted 5 %": _budgeted(0.05),
-    "budgeted 10 %": _budgeted(0.10),
+    "budgeted 5 %": _kept(share=0.05, promise="budgeted"),
+    "budgeted 10 %": _kept(share=0.10, promise="budgeted"),
     "half split": _kept(share=0.05, split="half"),
     "label-free": _kept(share=0.05, label_free=True),
     "empirical": _averaged(labelled_only=False),

@@ -23,9 +23,9 @@ from click.testing import CliRunner
 from suffice.cli.main import main as suffice
 from suffice.rollout.experiment import Experiment, Units, draw
 from suffice.settings import Store
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.experiments import read_experiments
-from suffice.store.sqlite import SqliteLog
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.routes.experiments import read_experiments
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
 
 SETTINGS: Final = """

@@ -18,8 +18,8 @@ MADE_BY = (
     "src/suffice/learn/audits.py", "src/suffice/learn/served.py", "src/suffice/learn/keeper.py",
     "src/suffice/assurance/certify.py", "src/suffice/assurance/drift.py", "src/suffice/testing/simulated",
     "bench/claims/streams.py", "bench/claims/truth.py", "bench/claims/course.py", "bench/claims/score.py",
-    "bench/claims/cells.py", "bench/claims/window.py", "bench/claims/budget.py", "bench/claims/naive.py",
-    "bench/claims/empirical.py", "src/suffice/assurance/budgeted.py",
+    "bench/claims/cells.py", "bench/claims/window.py", "bench/claims/naive.py", "bench/claims/empirical.py",
+    "src/suffice/assurance/budgeted.py", "src/suffice/learn/budgeting.py",
 )  # fmt: skip
 Cell: TypeAlias = tuple[str, str, int]  # setting, design, seed
 Line: TypeAlias = dict[str, Any]        # as `cells.run_cell` returns it

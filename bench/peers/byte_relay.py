@@ -32,16 +32,24 @@ class Relay:
             body, more = body + message["body"], message.get("more_body", False)
         headers = {"content-type": "application/json"}
         async with self.session.post(self.upstream + scope["path"], data=body, headers=headers) as response:
-            kept = ("content-type", "content-length")
-            sent = [(k.lower().encode(), v.encode()) for k, v in response.headers.items() if k.lower() in kept]
-            await send({"type": "http.response.start", "status": response.status, "headers": sent})
-            async for data in response.content.iter_any():
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await self.answer(response, send)
+
+    async def answer(self, response: aiohttp.ClientResponse, send: Any) -> None:
+        kept = ("content-type", "content-length")
+        sent = [(k.lower().encode(), v.encode()) for k, v in response.headers.items() if k.lower() in kept]
+        await send({"type": "http.response.start", "status": response.status, "headers": sent})
+        async for data in response.content.iter_any():
+            await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-if __name__ == "__main__":
+def serve(relay: type[Relay]) -> None:
+    """Until it is ended, at the port and for the upstream that the command line names."""
     uvicorn.run(
-        Relay(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[1]), log_level="error", access_log=False,
+        relay(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[1]), log_level="error", access_log=False,
         lifespan="off", loop="uvloop", http="httptools",
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    serve(Relay)

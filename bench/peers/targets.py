@@ -118,6 +118,7 @@ def litellm(base: str, folder: Path) -> Iterator[list[Target]]:
 def start(stack: contextlib.ExitStack, base: str, folder: Path, *, peers: bool) -> tuple[list[Target], Absent]:
     """Everything that can be started, and in one sentence each why the rest cannot."""
     found = [Target(name="direct", url=base + CHAT)]
+    found += stack.enter_context(relay("socket_relay", "bare socket relay", base, folder))
     found += stack.enter_context(relay("byte_relay", "bare byte relay", base, folder))
     found += stack.enter_context(relay("decoding_relay", "decoding relay", base, folder))
     found += stack.enter_context(suffice(base, folder))

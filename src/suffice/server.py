@@ -11,9 +11,11 @@ import contextlib
 import gc
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -23,6 +25,7 @@ from suffice.control.child import beside
 from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
 from suffice.gateway.heads import LimitedHttp
+from suffice.gateway.timer import watched
 from suffice.settings import Settings
 from suffice.telemetry import LOG
 from suffice.wiring import gateway
@@ -30,6 +33,8 @@ from suffice.wiring import gateway
 LINGER_S = 0.25  # at shutdown: a request that is on its way on an open connection is still answered
 CUT_S = 2.0      # at shutdown: how long those that were cut off have for their last words
 POLL_S = 0.01
+SWITCH_S = 2e-4   # how long the log's thread may keep the interpreter from who answers; Python's own default is 5 ms
+UNREAD_LOOK_S = 1.0  # between two looks for clients that do not read
 BACKLOG = 2048
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -72,13 +77,19 @@ class GatewayServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, gw: Gateway, stop: Stop) -> None:
         super().__init__(config)
         self._gw, self._stop = gw, stop
+        self._wake: Callable[[], object] = lambda: None  # has the main loop see that it is to end
         self._unread: dict[Any, tuple[int, float]] = {}  # by connection: bytes that wait for it, since when
         stop.told = self._told
 
     def _told(self) -> None:
         self._gw.ready = False
-        self.should_exit = True
         self.force_exit = self._stop.n_signals > 1
+        self.end()
+
+    def end(self) -> None:
+        """Have the server end; may be called from a signal's handler."""
+        self.should_exit = True
+        self._wake()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -87,18 +98,24 @@ class GatewayServer(uvicorn.Server):
             self._told()
         yield
 
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
-        if counter % 10 == 0:
-            self._cut_who_do_not_read(time.monotonic())
-        return await super().on_tick(counter)
+    async def main_loop(self) -> None:
+        """Wait for the end. uvicorn's own loop wakes up ten times a second to look whether it has come."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        self._wake = partial(loop.call_soon_threadsafe, ended.set)
+        await super().on_tick(0)  # the headers that go with every answer
+        with watched(self._cut_who_do_not_read, self._gw.metrics, site="unread", every_s=UNREAD_LOOK_S):
+            try:
+                while not self.should_exit:
+                    await ended.wait()
+            finally:
+                self._wake = lambda: None  # the loop may be gone when the next signal comes
 
-    def _cut_who_do_not_read(self, now_s: float) -> None:
+    def _cut_who_do_not_read(self) -> None:
         """Cut connections whose client has taken nothing for `client_idle_timeout_s` though bytes wait for it.
 
         The handler then sees that its client is gone. How long a model thinks plays no part here.
         """
-        unread = {}
+        now_s, unread = time.monotonic(), {}
         for connection in list(self.server_state.connections):
             transport = connection.transport
             size = transport.get_write_buffer_size()
@@ -196,14 +213,17 @@ async def _serve(
         await server.serve(sockets=[listener])
 
 
-def run(settings: Settings, *, host: str | None = None, port: int | None = None) -> None:
-    """Serve until SIGINT or SIGTERM; a second one ends at once. Raises OSError when the address cannot be had."""
+def run(
+    settings: Settings, *, listening: Callable[[str], None], host: str | None = None, port: int | None = None
+) -> None:
+    """Serve until SIGINT or SIGTERM; a second one ends at once. Raises OSError when the address cannot be had.
+
+    listening  told the base address as soon as it is open
+    """
     listener = _listen(host or settings.server.host, settings.server.port if port is None else port)
     stop = Stop()
 
-    def listening(url: str) -> None:
-        LOG.warning("suffice is listening on %s/v1", url)
-
+    sys.setswitchinterval(SWITCH_S)
     _spare_the_collector()
     with contextlib.closing(listener), stop.installed(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings, listener, listening, stop))
@@ -243,5 +263,5 @@ async def serving(
                 await asyncio.sleep(0.005)
             yield f"http://{host}:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = True
+            server.end()
             await task

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,6 +56,10 @@ METRICS: tuple[MetricSpec, ...] = (
         "suffice_decisions_total", "counter", "Steps of callers' own loops by what was decided.", ("route", "action")
     ),
     MetricSpec("suffice_kill_switch", "gauge", "1 while the kill switch is pulled and nothing is stopped."),
+    MetricSpec("suffice_log_unread_seconds", "gauge", "Since the log last said what is in force; 0: it does."),
+    MetricSpec(
+        "suffice_versions_refused_total", "counter", "Published versions that could not be loaded.", ("route",)
+    ),
     MetricSpec("suffice_open_episodes", "gauge", "Callers' own loops that have not ended."),
     MetricSpec("suffice_certified_level", "gauge", "Most aggressive level in force; 0 never stops.", ("route",)),
     MetricSpec("suffice_em_drop_upper_bound", "gauge", "Upper end of the EM drop's interval.", ("route",)),
@@ -87,13 +92,14 @@ class Metrics:
     """The metrics of one process: `inc`, `observe` and `set` by a name from the table.
 
     What is added to counters and gauges is kept aside and taken over when somebody looks: it happens several
-    times a request, and somebody looks every few seconds.
+    times a request, and somebody looks every few seconds. What is only to be looked at is written then, too.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._registry = registry or CollectorRegistry()
         self._lock = threading.Lock()
         self._added: dict[tuple[str, ...], float] = {}   # since somebody looked; by name and labels
+        self._fills: list[Callable[[], None]] = []       # called before somebody looks
         self._made: dict[str, Counter | Gauge | Histogram] = {}
         self._children: dict[tuple[str, ...], Any] = {}   # by name and labels; bounded as the labels are
         for spec in METRICS:
@@ -109,11 +115,17 @@ class Metrics:
     @property
     def registry(self) -> CollectorRegistry:
         """Everything so far, as Prometheus' client reads it."""
+        for fill in self._fills:
+            fill()
         with self._lock:
             for key, by in self._added.items():
                 self._child(*key).inc(by)
             self._added.clear()
         return self._registry
+
+    def filled_by(self, fill: Callable[[], None]) -> None:
+        """Have gauges set by `fill` whenever somebody looks."""
+        self._fills.append(fill)
 
     def inc(self, *key: str, by: float = 1) -> None:
         """Add to a counter or gauge, by its name and its `labels` in the order of the table."""

@@ -25,6 +25,7 @@ Verdict: TypeAlias = Literal[
     "ignored",  # accepted and without effect
     "unclear",  # what was seen allows no verdict
 ]
+KeptBy: TypeAlias = Literal["", "lot", "end"]
 Purpose: TypeAlias = Literal["main", "sample", "probe", "continuation", "rerun"]
 CountSource: TypeAlias = Literal["provider", "counted", "estimated"]
 EndReason: TypeAlias = Literal[
@@ -95,6 +96,8 @@ class Request:
     promise: Promise = "certified"  # by which its level was chosen; "budgeted" above what is certified
     sender: str = ""          # keyed hash of the API key that it came with; "": none was asked for
     arms: tuple[ArmDraw, ...] = ()  # of the experiments that it takes part in, at most one a layer
+    keep_rate: float = 1.0    # of the lottery of rows for live requests like it, in (0, 1]; see `assurance.sampling`
+    kept_by: KeptBy = ""      # why it has rows: "" for certain, by "lot", or because of its "end"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,13 +422,13 @@ class Spending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """What is in force on a route from here on: a learned version at a level, and what vouches for it."""
+    """What is in force on a route from here on: a version at a level, learned or its owner's; what vouches for it."""
 
     route: str
     number: int                            # of the route's publications, from 1: no two publishers take the same one
     epoch: int                             # in which the evidence was gathered; in a later one this is void
     at: int                                # requests of the route when it was decided
-    version: str                           # address by content of models, thresholds and level; "": nothing is learned
+    version: str                           # address by content of what may act, and level; "": nothing is there yet
     fit: str                               # address of the artefact that holds models and thresholds; "": none
     level: int                             # 0 never stops
     n_levels: int
@@ -446,6 +449,11 @@ class Publication:
     def may_act(self) -> bool:
         """May its level be acted on, where the route asks for the promise that it was made for?"""
         return self.certified or self.spending is not None
+
+    @property
+    def is_owned(self) -> bool:
+        """Is level 1 the policy that the route's owner wrote down, whose address is the version?"""
+        return bool(self.version) and not self.fit and not self.arm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ def test_for_one_look_the_bound_is_the_exact_one() -> None:
     assert found.upper == pytest.approx(0.017441, abs=5e-7)
 
 
+@pytest.mark.no_cover
 def test_the_bound_that_may_be_watched_is_missed_at_no_look() -> None:
     # A bound below the rate is a certificate of it: the same wealth, so it is enough to look where it moves.
     rng, n_missed, n_missed_by_exact, n_streams = np.random.default_rng(23), 0, 0, 80

@@ -178,6 +178,7 @@ def test_after_a_long_calm_the_hold_is_short_again() -> None:
 # --------------------------------------------------------------------------- noise
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("mean", [0.3, 0.6, 0.7, 1.0, 1.3])
 @pytest.mark.parametrize("noise", [0.05, 0.2])
 @pytest.mark.parametrize("start", STANCES)

@@ -46,6 +46,7 @@ def moved(found: list[Verdict]) -> float:
 # --------------------------------------------------------------------------- promises
 
 
+@pytest.mark.no_cover
 def test_stopping_that_changes_nothing_moves_the_level_no_oftener_than_delta_whenever_one_looks() -> None:
     same = verdicts(150, 3_000, floor=ANYTHING, delta=0.2, full=0.8, stopped=0.8)
     assert 0.03 < moved(same) <= 0.2, "and is not idle"
@@ -53,6 +54,7 @@ def test_stopping_that_changes_nothing_moves_the_level_no_oftener_than_delta_whe
     assert moved(verdicts(60, 3_000, floor=ANYTHING, delta=0.2, full=0.85, stopped=0.85, trend=0.4)) <= 0.2
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("peace", [0, 20_000])
 def test_a_real_fall_is_found_also_after_a_long_peace(peace: int) -> None:
     found = verdicts(30, peace + 3_000, floor=0.8, full=0.85, stopped=0.70, peace=peace)
@@ -69,6 +71,7 @@ def test_a_fall_that_leaves_people_above_the_floor_moves_nothing_and_is_told() -
     assert {0.12 < (v.drop or 0) < 0.18 for v in found} == {True}
 
 
+@pytest.mark.no_cover
 def test_a_harder_week_for_everybody_is_no_reason_to_stop_less() -> None:
     assert moved(verdicts(60, 3_000, floor=0.8, full=0.6, stopped=0.6)) <= 0.05
 
@@ -87,6 +90,7 @@ def test_a_larger_fall_takes_fewer_pairs() -> None:
     assert all(smaller < larger for larger, smaller in pairwise(n_pairs)), n_pairs
 
 
+@pytest.mark.no_cover
 def test_what_it_takes_to_prove_a_fall_in_thumbs() -> None:
     taken = {}
     for fall in (0.2, 0.1):

@@ -6,10 +6,10 @@ kind of harm is done alone.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from statistics import median
 
+import msgspec
 import pytest
 from bench.claims.canary import Ended, roll_out
 
@@ -95,6 +95,6 @@ def test_a_broken_split_calls_a_person() -> None:
 
 def test_a_harm_that_only_the_proof_can_stop_is_not_let_through() -> None:
     """Nothing sends it back, whatever is lost: what is not proved in time goes back as inconclusive."""
-    blind = replace(Rules(), harm_confidence=1 - 1e-8, most_requests=3_000)
+    blind = msgspec.structs.replace(Rules(), harm_confidence=1 - 1e-8, most_requests=3_000)
     found = [roll_out("one class of five", seed, blind) for seed in range(6)]
     assert all(one.reason.startswith("inconclusive") and one.n_served == 0 for one in found)

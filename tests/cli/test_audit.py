@@ -17,13 +17,13 @@ from click.testing import CliRunner, Result
 from tests.store.made_chain import asked, cut_tail, edit, published, rebuild, remove_and_close_up, reorder_places, story
 from tests.store.test_erasing import CANARY, bytes_of, ended
 
-from suffice.cli.cells import cell
+from suffice.cells import cell
 from suffice.cli.main import main
 from suffice.rollout.assign import draw_audit
 from suffice.settings import Settings, parse
-from suffice.store.control_events import EnforcementPaused
-from suffice.store.events import FeedbackGiven
-from suffice.store.sqlite import SqliteLog
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.rows.control_events import EnforcementPaused
+from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback, Pause
 from suffice.wiring import deployment_salt, gateway, load_settings, worker
 from suffice.wiring.audit import differences, told_settings, user_name
@@ -135,7 +135,7 @@ def test_what_cannot_be_read_is_said_with_another_exit_code(config: Path, tmp_pa
                   ("--config", config, "--head", tmp_path / "none.jsonl"), ("--db", config)):  # fmt: skip
         done = call("audit", "verify", *words)
         assert done.exit_code == 2, done.output
-        assert done.output.startswith("audit verify: ")
+        assert done.output.startswith("suffice audit verify: ")
 
 
 # ---- show and export -------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_rows_are_shown_with_when_who_what_and_why(config: Path) -> None:
         "    because: because",
         "2025-11-26 09:00:00Z  #21  enforcement_paused math  by ann",
         "    acting → paused: person",
-        "    because: it answers  [31mnonsense",
+        "    because: it answers �[31mnonsense",
     ]
     told = call("audit", "show", "--config", config, "--kind", "policy_published", "--json").output
     lines = [json.loads(line) for line in told.splitlines()]

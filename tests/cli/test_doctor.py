@@ -12,9 +12,9 @@ from tests.doctor.server import model
 
 from suffice.cli.main import main
 from suffice.settings import Store
-from suffice.store.events import RequestEnded, RequestSeen
-from suffice.store.sqlite import SqliteLog
-from suffice.store.views import route_findings, upstream_findings
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import route_findings, upstream_findings
+from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.reply import RequestSeen as Asked
 from suffice.testing.reply import status
@@ -101,7 +101,7 @@ def test_what_cannot_be_asked_ends_with_2_and_a_sentence(
     monkeypatch.chdir(tmp_path)
     result = doctor(*options)
     assert result.exit_code == 2
-    assert result.stderr.startswith("doctor: ")
+    assert result.stderr.startswith("suffice doctor: ")
     assert said in result.stderr or "no connection to" in result.stderr
 
 

@@ -43,7 +43,7 @@ def test_a_person_reads_saving_audits_days_and_what_is_assumed(votes: Path) -> N
     assert result.exit_code == 0, result.output
     assert "200 calls (openai), 0 records left out; 200 requests" in result.stdout
     assert "beta 0.95" in result.stdout
-    assert "EM drop at most 2.0% at 95%, without labels" in result.stdout
+    assert "EM drop at most 2 points at 95%, without labels" in result.stdout
     assert " days" in result.stdout
     assert "a day is like the 3.3 hours in the log" in result.stdout
     assert "Nothing is promised before live audits" in result.stdout

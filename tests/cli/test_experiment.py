@@ -15,9 +15,9 @@ from tests.control.made import run
 from suffice.cli.main import main
 from suffice.rollout.experiment import Units, draw
 from suffice.settings import Store
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.experiments import read_experiments
-from suffice.store.sqlite import SqliteLog
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.routes.experiments import read_experiments
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, Usage
 
 CONFIG = """
@@ -155,7 +155,7 @@ def test_what_cannot_be_is_said(config: Path) -> None:
     assert "no run of experiment 'brisk'" in unknown.stderr
     assert "none was ever started" in unknown.stderr
     idle = called("stop", "brisk", "--config", config, "--reason", "r")
-    assert (idle.exit_code, idle.stderr) == (1, "stop: experiment brisk is not running\n")
+    assert (idle.exit_code, idle.stderr) == (1, "suffice experiment stop: experiment brisk is not running\n")
     observing = config.read_text(encoding="utf-8").replace('mode = "enforce"', 'mode = "observe"')
     config.write_text(observing, encoding="utf-8")
     refused = begun(config)

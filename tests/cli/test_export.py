@@ -17,11 +17,11 @@ from suffice.learn.version import Version
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.model.stop import StopModel, Trained, canonical
-from suffice.replay.own import own_traces
+from suffice.replay.traces.own import own_traces
 from suffice.settings import Store
-from suffice.store.control_events import EpochBegan, PolicyPublished
-from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.sqlite import SqliteLog
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.rows.control_events import EpochBegan, PolicyPublished
+from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Epoch, Publication
 from suffice.wiring import decisions, load_settings
 

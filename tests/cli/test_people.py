@@ -20,16 +20,16 @@ from tests.control.made import run as made_run
 from tests.review.made import item
 from tests.review.test_override import publication
 
-from suffice.cli.held import held_lines, read_held
 from suffice.cli.main import main
+from suffice.cli.seeing.held import held_lines, read_held
 from suffice.review.incident import of_pause
 from suffice.rollout.assign import question_key
-from suffice.store.control_events import EnforcementPaused, EpochBegan, PolicyPublished
-from suffice.store.decisions import Decisions
-from suffice.store.events import Event, RequestEnded, RequestSeen
-from suffice.store.hold_events import IncidentOpened
-from suffice.store.review_events import Question, QuestionKept, ReviewAsked
-from suffice.store.reviews import read_reviews
+from suffice.store.database.decisions import Decisions
+from suffice.store.people.reviews import read_reviews
+from suffice.store.rows.control_events import EnforcementPaused, EpochBegan, PolicyPublished
+from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.hold_events import IncidentOpened
+from suffice.store.rows.review_events import Question, QuestionKept, ReviewAsked
 from suffice.types import Epoch, Pause
 from suffice.wiring import build_route, deployment_salt, load_settings
 

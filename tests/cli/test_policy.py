@@ -26,6 +26,13 @@ policy = { policy = "beta", threshold = 0.95 }
 upstream = "box"
 match = { header = "own" }
 
+[routes.proved]
+upstream = "box"
+kind = "samples"
+match = { header = "proved" }
+mode = "enforce"
+policy = { policy = "beta", threshold = 0.95 }
+
 [store]
 url = "sqlite:///FOLDER/log.db"
 """
@@ -78,6 +85,7 @@ def test_a_rollout_from_its_proposal_to_full_and_back(person: Person) -> None:
 def test_what_cannot_be_is_refused_with_a_sentence(person: Person) -> None:
     assert "threshold: got 2" in person.decides("propose", "math", '{policy = "beta", threshold = 2}').output
     assert "names no policy" in person.decides("propose", "math", "{a = 1}").output
+    assert "acts by the proof of its own policy" in person.decides("propose", "proved", BOLDER).output
     assert "cannot be read" in person.decides("propose", "math", "no-such-file").output
     assert "is no table" in person.decides("propose", "math", "{").output
     assert "unknown route" in person.decides("propose", "maths", BOLDER).output
@@ -91,6 +99,17 @@ def test_what_cannot_be_is_refused_with_a_sentence(person: Person) -> None:
     assert "holds it already" in person.decides("hold", "math").output
     assert "rolled back" in person.decides("rollback", "math").output
     assert "no rollout runs" in person.decides("promote", "math").output
+
+
+def test_a_pin_needs_a_publication_to_go_back_to(person: Person) -> None:
+    refused = person.decides("pin", "own", "3", "--days", "2")
+    assert (refused.exit_code, "unknown publication 3 of route own" in refused.output) == (1, True)
+
+
+def test_what_a_refit_never_proposed_is_not_tried(person: Person) -> None:
+    assert "nothing is certified on route own" in person.decides("propose", "own", "v-0123456789ab").output
+    assert "serves what its owner wrote down" in person.decides("propose", "math", "v-0123456789ab").output
+    assert "is not kept in this log" in person.says("diff", "v-0123456789ab", "v-0123456789ac").output
 
 
 def test_a_file_may_hold_the_table(person: Person) -> None:

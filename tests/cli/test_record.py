@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
-from suffice.cli.record import live_line
-from suffice.replay.record import Progress
-from suffice.replay.traces import read_traces
+from suffice.cli.measuring.record import live_line
+from suffice.replay.record.record import Progress
+from suffice.replay.traces.read import read_traces
 from suffice.testing import Chain, FakeUpstream, Questions, Reply, Samples, status
 
 CHAIN = Chain([("first we guess " * 8 + "\n", "3"), ("then we count " * 10 + "\n", "4")], "4")

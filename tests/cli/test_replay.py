@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.cli.replayed import lines, made
 
 from suffice.cli.main import main
-from suffice.replay.lines import FIRST
-from suffice.testing.traces import Synthetic
-from suffice.types import Kind
+from suffice.replay.report.lines import FIRST
 
 FEW = ("--policies", "beta,fixed-rounds")
 TYPES: dict[str, type | tuple[type, ...]] = {
@@ -20,27 +18,11 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "lost": float, "gained": float, "full_tokens": int, "tokens": int, "token_reduction": float,
     "token_reduction_without_probes": float, "em_drop_interval": (list, type(None)), "frozen": bool,
 }  # fmt: skip
+pytestmark = pytest.mark.usefixtures("elsewhere")  # the report goes into the current folder
 
 
 def replay(*options: object) -> Result:
     return CliRunner().invoke(main, ["replay", *map(str, options)])
-
-
-def made(folder: Path, name: str = "votes.dev.parquet", kind: Kind = "samples", n_runs: int = 300) -> Path:
-    path = folder / name
-    Synthetic(kind=kind, n_runs=n_runs, seed=6, n_questions=60, name="made").write(path)
-    return path
-
-
-def lines(result: Result) -> list[dict[str, Any]]:
-    assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report goes into the current folder."""
-    monkeypatch.chdir(tmp_path)
 
 
 def test_a_person_reads_a_table_with_its_target_and_gets_a_report(tmp_path: Path) -> None:

@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.cli.replayed import lines, made
 
 from suffice.cli.main import main
-from suffice.replay.own import own_traces
-from suffice.testing.traces import Synthetic
-from suffice.types import Kind
+from suffice.replay.traces.own import own_traces
 
 TYPES: dict[str, type] = {
     "set": str, "max_em_drop": float, "confidence": float, "seeds": int, "token_reduction": float,
     "token_reduction_second_half": float, "em_drop_second_half": float, "violations": float,
 }  # fmt: skip
 OWN = own_traces("samples")
+pytestmark = pytest.mark.usefixtures("elsewhere")  # the figure goes into the current folder
 
 
 def online(*options: object) -> Result:
     return CliRunner().invoke(main, ["replay", "--online", *map(str, options)])
-
-
-def made(folder: Path, name: str = "votes.dev.parquet", kind: Kind = "samples", n_runs: int = 200) -> Path:
-    path = folder / name
-    Synthetic(kind=kind, n_runs=n_runs, seed=6, n_questions=60, name="made").write(path)
-    return path
-
-
-def lines(result: Result) -> list[dict[str, Any]]:
-    assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The figure goes into the current folder."""
-    monkeypatch.chdir(tmp_path)
 
 
 def test_a_person_reads_a_row_a_set_with_what_it_means_and_gets_a_figure(tmp_path: Path) -> None:
@@ -78,7 +59,7 @@ def test_no_report_writes_none(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_prints_the_same_bytes(tmp_path: Path) -> None:
-    file = made(tmp_path)
+    file = made(tmp_path, n_runs=200)
     asked = (file, "--seeds", 1, "--max-em-drop", 0.3, "--json")
     first = online(*asked)
     assert first.stdout_bytes == online(*asked).stdout_bytes

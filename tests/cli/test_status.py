@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from suffice.cli.status import status
+from suffice.cli.seeing.status import status
 from suffice.settings import Store
-from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.sqlite import SqliteLog
-from suffice.types import Feedback, Outcome, Overhead, Request, Usage
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.types import Feedback, Outcome, Overhead, Request, StepRecord, Usage
 
 CONFIG = """
 [upstreams.local]
@@ -155,7 +155,7 @@ def test_money_stands_beside_tokens_where_there_were_prices(tmp_path: Path) -> N
     assert lines["saved so far"].startswith("$22.50 [")
     assert lines["cost, all"] == (
         "$79.50 for 91 requests, $12.00 of it untouched, $13.50 for probes, thoughts read again and tokens"
-        " thrown away; unknown for 1 requests"
+        " thrown away; unknown for 1 request"
     )
     assert "cost                   unknown: no prices are set ([upstreams.NAME.prices])" in other.output
     assert "$" not in other.output
@@ -165,9 +165,47 @@ def test_money_stands_beside_tokens_where_there_were_prices(tmp_path: Path) -> N
     assert told["measured"]["saved_usd"]["n"] == 30
 
 
+def thought(*answers: str | type[Exception] | None) -> dict[str, Any]:
+    """A run with a probe behind each step: what was read of its answer, or an exception where it got none."""
+    return {"kind": "reasoning", "mode": "observe", "steps": tuple(
+        StepRecord(
+            index=i, tokens=20, answer=None if isinstance(answer, type) else answer,
+            answer_source=None if isinstance(answer, type) else "probe", missing=isinstance(answer, type),
+            confidence=None, entropy=None, probe_tokens=4, action="continue", reason="",
+        )
+        for i, answer in enumerate(answers, 1)
+    )}  # fmt: skip
+
+
+@pytest.mark.parametrize(("answers", "read", "is_told"), [
+    (["4", "4", "5", "4", None], "4 of 5", False), (["4", None, "5", "4", None], "3 of 5", True),
+    ([None, None, OSError], "0 of 2", True), (["4", OSError, OSError], "1 of 1", False),
+])  # fmt: skip
+def test_trial_answers_that_nobody_can_read_are_said_with_what_to_do(
+    tmp_path: Path, answers: list[str | type[Exception] | None], read: str, is_told: bool
+) -> None:
+    log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
+    write(log, "first", **thought(*answers[:2]))
+    write(log, "second", **thought(*answers[2:]))
+    write(log, "untouched", ungoverned="tools")
+    log.close()
+    (line,) = [line for line in call("--db", log.path).output.splitlines() if "trial answers read" in line]
+    assert line[25:].split(",")[0] == read
+    assert ("fewer than 80%" in line) == ("answer_prefix" in line) == is_told
+    told = json.loads(call("--db", log.path, "--json").output)
+    assert f"{told['n_trials_read']} of {told['n_trials']}" == read
+
+
+def test_where_no_probe_was_answered_no_trial_answers_are_counted(database: Path) -> None:
+    log = SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 0.0)
+    write(log, "failed", **thought(OSError, OSError))
+    log.close()
+    assert "trial answers" not in call("--db", log.path).output
+
+
 def test_a_terminal_gets_a_table(database: Path) -> None:
     ours, theirs = pty.openpty()
-    code = "from suffice.cli.status import status; status()"
+    code = "from suffice.cli.seeing.status import status; status()"
     with subprocess.Popen(
         [sys.executable, "-c", code, "--db", str(database), "--route", "math"], stdout=theirs,
         env=os.environ | {"COLUMNS": "120", "TERM": "xterm"},
@@ -221,16 +259,16 @@ def test_an_empty_log_is_no_error(tmp_path: Path) -> None:
 
 
 def test_help_does_not_load_the_heavy_parts() -> None:
-    code = ("import sys; from suffice.cli.status import status\n"
+    code = ("import sys; from suffice.cli.seeing.status import status\n"
             "print(sorted({'numpy', 'rich', 'sqlite3', 'msgspec', 'asyncio'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_a_route_that_ratings_hold_down_says_so_and_asks_for_no_audits() -> None:
-    from suffice.cli.phase import phase_lines
-    from suffice.store.in_force import InForce
-    from suffice.store.phases import phase_of
+    from suffice.cli.seeing.phase import phase_lines
+    from suffice.store.routes.in_force import InForce
+    from suffice.store.routes.phases import phase_of
     from suffice.types import Epoch, EvidenceSummary, Publication
 
     made = Publication(

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
-from suffice.cli.tune import _show
+from suffice.cli.measuring.tune import _show
 from suffice.model.artefact import load
-from suffice.replay.proposal import propose
-from suffice.replay.survey import survey
-from suffice.replay.tune import Tuning, tune_set
+from suffice.replay.traces.survey import survey
+from suffice.replay.tune.proposal import propose
+from suffice.replay.tune.tune import Tuning, tune_set
 from suffice.testing.traces import Synthetic
 from suffice.wiring import build_route, load_settings
 
@@ -36,7 +36,7 @@ def test_a_person_reads_what_to_expect_and_gets_what_a_route_needs(votes: Path, 
     result = tune(votes, *QUICK, "--policies", "learned", "--out", tmp_path, "--route", "quiz")
     assert result.exit_code == 0, result.output
     assert "votes, samples: 240 runs of 120 questions, full EM" in result.stdout
-    assert "target: EM drop at most 3 points, kept by 1 standard errors; 90 trials in 6 searches" in result.stdout
+    assert "target: EM drop at most 3 points, kept by 1 × its standard error; 90 trials in 6 searches" in result.stdout
     for word in ("in search", "unseen", "optimism", "winners: ", "5 folds)", "proposal, searched on all questions"):
         assert word in result.stdout
     upstream = '[upstreams.up]\nurl = "http://127.0.0.1:1"\n'

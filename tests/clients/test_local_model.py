@@ -11,11 +11,11 @@ import pytest
 
 from suffice.local.server import LocalServer, ServerSpec
 from suffice.local.tasks import questions
-from suffice.local.weights import cached_file, find
 from suffice.scoring.base import build_scorer
 from suffice.server import serving
 from suffice.settings import parse
-from suffice.store.views import read_episodes
+from suffice.store.database.views import read_episodes
+from tests.local.cached import cached
 
 pytestmark = pytest.mark.model
 QUESTIONS = questions("reasoning", 4, seed=3)
@@ -29,11 +29,9 @@ ENFORCE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The served model's address; skipped, with the reason, where its weights were never fetched."""
-    weights = find("qwen0.5b")
-    file = cached_file(weights)
-    if not file.is_file():
-        pytest.skip(f"the weights of {weights.name} are not in the cache; make demo fetches them")
-    spec = ServerSpec(model_path=file, alias="qwen", template="think", n_parallel=4, ctx_tokens_per_slot=1024)
+    spec = ServerSpec(
+        model_path=cached("qwen0.5b"), alias="qwen", template="think", n_parallel=4, ctx_tokens_per_slot=1024
+    )
     with LocalServer(spec, log_path=tmp_path_factory.mktemp("local") / "server.log") as server:
         yield server.url
 

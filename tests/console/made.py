@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from suffice.review.items import Item, day_of
+from suffice.review.question import Source
 from suffice.settings import Settings, Store
-from suffice.store.control_events import AlarmRaised, EpochBegan, PolicyPublished
-from suffice.store.deciding import open_incident
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.reviews import ask
-from suffice.store.sqlite import SqliteLog
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.people.deciding import open_incident
+from suffice.store.people.reviews import ask
+from suffice.store.rows.control_events import AlarmRaised, EpochBegan, PolicyPublished
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.review_events import Sources, SourcesKept
 from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Publication, Query
 from suffice.wiring import build_route, decisions, worker
 from tests.control.made import run
@@ -65,6 +67,13 @@ def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Even
                 would_answer=outcome.answer,
                 steps=outcome.steps[:4],
             )
+        if number % 4 == 0:  # a loop that its caller runs, with what it read
+            request = replace(request, kind="rounds")
+            sources = (Source(step=1, what="read", text=text or "The Danube."),
+                       Source(step=1, what="wrote", text=text or "So it is the Danube."))  # fmt: skip
+            found.append(SourcesKept(Sources(
+                episode_id=request.episode_id, route=route, sources=sources, is_cut=number == 0, expires_at_s=9e9,
+            )))  # fmt: skip
         found += [RequestSeen(request), RequestEnded(outcome)]
         if number % 3 == 0:
             found.append(FeedbackGiven(Feedback(

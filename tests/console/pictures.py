@@ -22,7 +22,7 @@ PLACES: Final[Mapping[str, str]] = {
     "overview": "/console", "routes": "/console/routes", "route": "/console/route?name=math",
     "episodes": "/console/episodes?route=math", "episode": "", "policies": "/console/policies",
     "experiments": "/console/experiments", "review": "/console/review", "incidents": "/console/incidents",
-    "audit-log": "/console/changes", "settings": "/console/settings",
+    "alerts": "/console/alerts", "audit-log": "/console/changes", "settings": "/console/settings",
 }  # fmt: skip
 SCREENS: Final = {"desktop": (1_280, 800, 1_500), "phone": (390, 780, 1_700)}
 MOST_BYTES: Final = 150_000
@@ -48,6 +48,13 @@ async def login(page: Tab, url: str, secret: str) -> None:
     assert await page.place() == "/console", await page.text()
 
 
+async def in_hand(page: Tab) -> None:
+    """An item in hand, with its sources if it has any: what the page is there for."""
+    if await page.run("document.querySelector('[name=item]') === null"):
+        await page.press("Enter", leads_on=True)
+    await page.press("o")
+
+
 async def take(url: str, secret: str, folder: Path, names: list[str]) -> None:
     """All pictures."""
     async with tab() as page:
@@ -68,7 +75,11 @@ async def take(url: str, secret: str, folder: Path, names: list[str]) -> None:
                 for dark in (False, True):
                     await page.look(width=width, height=height, dark=dark, phone=screen == "phone")
                     await page.go(url + (place or str(first)))
+                    if name == "review":
+                        await in_hand(page)
                     await asyncio.sleep(0.4)
+                    # Some parts come by themselves, when the log has been read for them.
+                    await page.until("!document.querySelector('[hx-trigger=load]:has(> p.muted:only-child)')")
                     file = folder / f"{name}-{'dark' if dark else 'light'}-{screen}.png"
                     file.write_bytes(small(await page.picture(most_height=most)))
                     complaints = await page.complaints()

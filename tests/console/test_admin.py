@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.console import people
-from suffice.store.audit_view import entries
+from suffice.store.people.audit_view import entries
 from suffice.wiring import load_settings
 from suffice.wiring.people import People
 

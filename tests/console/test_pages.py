@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 from suffice.console import render, sheet
+from suffice.console.app import ConsoleApp
+from suffice.console.pages import doors_of
 from suffice.console.render import HERE
+from suffice.console.table import View
+from suffice.console.views.routes import Routes, routes
 from suffice.settings import Settings
 from tests.console.conftest import Site
 from tests.console.made import HOSTILE, fill
@@ -20,7 +24,7 @@ from tests.console.visitor import Visitor, people_of, settings_in, site
 PAGES = (
     "/console", "/console?days=all", "/console/routes", "/console/route?name=math", "/console/episodes",
     "/console/episodes?end=differs&said=labelled", "/console/episodes/ep_00000", "/console/review",
-    "/console/incidents",
+    "/console/incidents", "/console/alerts",
     "/console/changes", "/console/settings", "/console/nothing", "/console/episodes/ep_none",
     "/console/route?name=%3Cb%3E",
 )  # fmt: skip
@@ -81,6 +85,33 @@ def test_what_others_wrote_is_text_on_every_page(hostile: Visitor, place: str) -
     scripts = [attributes.get("src") for tag, attributes in found if tag == "script"]
     assert all(one is not None and one.startswith("/console/static/") for one in scripts)
     assert sum(tag == "form" for tag, _ in found) == hostile.get(place).text.count("<form ")
+
+
+def test_every_pair_of_text_and_ground_can_be_told_apart_in_both_themes() -> None:
+    style = (HERE / "static" / "console.css").read_text()
+    told = [dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", one)) for one in style.split("color-scheme:")]
+    themes = [one for one in told if one]
+    assert len(themes) == 3, "light, dark by the system, dark by choice"
+    assert themes[1] == themes[2]
+    for theme in themes:
+        grounds = [name for name in theme if name in ("surface", "sunk") or name.endswith("ground")]
+        assert len(grounds) == 7
+        for text in ("text", "muted", "accent", "good", "warn", "bad"):
+            for ground in grounds:
+                assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
+        assert contrast(theme["surface"], theme["accent"]) >= 4.5, "a button's own text"
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, by WCAG 2.2."""
+    darker, lighter = sorted(luminance(color) for color in (one, other))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (one / 12.92 if one <= 0.03928 else ((one + 0.055) / 1.055) ** 2.4 for one in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_no_template_lets_text_through_unescaped_or_carries_code() -> None:
@@ -167,6 +198,7 @@ def test_an_empty_log_says_what_to_do_next(here: Site) -> None:
         "/console/changes",
         "/console/review",
         "/console/incidents",
+        "/console/alerts",
         "/console/route?name=math",
         "/console/settings",
     ):
@@ -183,6 +215,17 @@ def test_a_console_without_its_extra_says_which_and_the_api_works(here: Site, mo
     assert (got.status, b"suffice[console]" in got.body) == (501, True)
     assert here.visitor().get("/console/login").status == 501
     assert admin.get("/api/overview").status == 200
+
+
+def test_a_part_of_a_page_that_is_asked_for_alone_is_a_page(here: Site) -> None:
+    view = View(path="/part", read=routes, record=Routes, template="_routes.html", title="All routes")
+    admin = here.visitor("admin")
+    visitor = Visitor(ConsoleApp(here.app.desk, doors_of((view,), ())), cookies=admin.cookies)
+    page, part = visitor.get("/console/part").text, visitor.get("/console/part", hx_request="true").text
+    assert page.startswith("<!doctype html>")
+    assert "<h1>All routes</h1>" in page
+    assert "<html" not in part
+    assert part.strip() in page
 
 
 def test_exports_run_in_no_spreadsheet(hostile: Visitor) -> None:

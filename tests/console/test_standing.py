@@ -1,17 +1,27 @@
-"""What is missing on a route, in a sentence: an effort and an average are not taken for levels that climb."""
+"""What is missing on a route, or before anything is there: no effort and no average is taken for levels that climb."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from suffice.console.render import HERE
+from suffice.console.views.overview import STARTS_S, notices
 from suffice.console.views.standing import missing
 from suffice.settings import Route
-from suffice.store.in_force import InForce
-from suffice.store.phases import Phase, phase_of
+from suffice.store.routes.in_force import InForce
+from suffice.store.routes.phases import Phase, phase_of
+from suffice.store.rows.control_events import EpochBegan
+from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.types import Epoch, EvidenceSummary, Publication, Spending
+from tests.console.visitor import Visitor, people_of, settings_in, site
+from tests.control.made import run
+from tests.control.test_upkeep import append
 
 EPOCH = Epoch(route="r", number=1, at=0, since_seq=0, reason="cold start", author="w")
 MADE = Publication(
@@ -38,9 +48,42 @@ def test_what_is_missing_is_said_of_what_the_route_is(route: Route, made: Public
     assert missing(phase(made), route, None).startswith(said)
 
 
+def test_a_worker_that_starts_with_the_gateway_is_not_missed_at_once() -> None:
+    alone: Any = SimpleNamespace(
+        name="r", alerts=(), sums=SimpleNamespace(n_requests=9),
+        phase=SimpleNamespace(phase="burst", attended=False, n_labels_wanted=0),
+    )  # fmt: skip
+    read_to: Any = SimpleNamespace(n_behind=0)
+
+    def said(now_s: float) -> list[str]:
+        look: Any = SimpleNamespace(now_s=now_s, begun_s=1_000.0, route=lambda _: LEARNED)
+        return [one.text for one in notices((alone,), read_to, look, ())]
+
+    assert said(1_000.0 + STARTS_S) == []
+    assert said(1_001.0 + STARTS_S) == ["r: no control loop looks after it now"]
+
+
 def test_a_page_calls_an_average_certified_nowhere() -> None:
     assert phase(AVERAGE).phase == "budgeted"
     pieces = (HERE / "templates" / "pieces.html").read_text("utf-8")
     pill = pieces.partition("one.phase.phase == 'budgeted'")[2].partition("{%")[0].partition("{% el")[0]
     assert "budgeted" in pill
     assert "pill good" not in pill
+
+
+def test_a_log_with_decisions_and_no_request_says_what_to_do_first_and_one_without_any_lately_says_so(
+    tmp_path: Path,
+) -> None:
+    settings, database = settings_in(tmp_path), tmp_path / "log.db"
+    secret = people_of(settings).first() or ""
+    append(database, EpochBegan(EPOCH))
+    with site(settings) as app:
+        visitor = Visitor(app)
+        visitor.login(secret)
+        assert "No request has come yet" in visitor.get("/console").text
+        assert visitor.get("/api/overview").json["is_empty"] is True
+        request, outcome = run(1, random.Random(1))
+        append(database, RequestSeen(request), RequestEnded(outcome))
+        page = visitor.get("/console").text
+        assert "No request has come yet" not in page
+        assert "No request of this time has been summed up" in page

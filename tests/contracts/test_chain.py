@@ -15,13 +15,13 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from suffice.store import schema
-from suffice.store.audit_events import Erased, Erasure
-from suffice.store.audit_view import latest
-from suffice.store.chain import CHAINED_PARTS, Appender, begin_chain, forget_salts, is_chained
-from suffice.store.events import EVENTS, UNCHAINED, Event, decode, to_row
-from suffice.store.personal import PARTS, WORDS, split, without
-from suffice.store.verify import verify
+from suffice.store.audit.chain import CHAINED_PARTS, Appender, begin_chain, forget_salts, is_chained
+from suffice.store.audit.personal import PARTS, WORDS, split, without
+from suffice.store.audit.verify import verify
+from suffice.store.database import schema
+from suffice.store.people.audit_view import latest
+from suffice.store.rows.audit_events import Erased, Erasure
+from suffice.store.rows.events import EVENTS, UNCHAINED, Event, decode, to_row
 from tests.contracts.test_events import records, values
 from tests.house.tree import ROOT
 from tests.store.made_chain import copied
@@ -128,7 +128,7 @@ def test_a_field_that_may_hold_words_of_people_can_be_erased(kind: str) -> None:
     if kind == "request":
         known |= {"metadata"}
     missing = {name for name in names - known if (kind, name) not in NO_WORDS}
-    assert not missing, f"{kind}: say in store/personal.py which part {missing} belong to"
+    assert not missing, f"{kind}: say in store/audit/personal.py which part {missing} belong to"
 
 
 def test_equal_answers_of_a_run_keep_equal_names_and_no_answer_stays_none() -> None:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.store.events import EVENTS, Event, FeedbackGiven, RequestEnded, decode, encode, to_row
+from suffice.rollout.rules import Rules
+from suffice.store.rows.events import EVENTS, Event, FeedbackGiven, RequestEnded, decode, encode, to_row
 from suffice.types import Feedback, Outcome, StepRecord
 
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {
@@ -22,6 +23,7 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     str: st.text(max_size=12),
     type(None): st.none(),
     Any: st.none() | st.booleans() | st.integers(0, 2**53) | st.text(max_size=12),  # in a table of a card or a lineage
+    Rules: st.sampled_from([Rules(), Rules(shares=(0.2,), audit_share=0.5, required=("errors",))]),  # checked ones
 }
 
 

@@ -97,11 +97,15 @@ def setup(way: Way, where: Where, *, slots: int = 1, **route: Any) -> dict[str, 
 
 
 def model(where: Where, way: Way, **reply: Any) -> Chain:
-    """The chain; its first run falls silent behind its thought, so that nothing is on its way at the stop."""
+    """The chain; its first run falls silent behind its thought, so that nothing is on its way at the stop.
+
+    Where the engine itself cuts the thought, the silence is in its last step, and the cut ends it.
+    """
+    native = way.method == "native"
     # The opening tag that a model writes itself is a token of the thought.
-    silent = stall_after(N_THOUGHT + (where == "inline"), 3.0)
-    behaviour = {"delay_s": 0.006} if way.method == "native" else {"faults": (silent,)}
-    return Chain(STEPS, "5 dear", reply=Reply(**WHERE[where], **behaviour, **reply))
+    n_tokens = N_THOUGHT - native + (where == "inline")
+    silent = stall_after(n_tokens, 30.0 if native else 3.0, until_cut=native)
+    return Chain(STEPS, "5 dear", reply=Reply(**WHERE[where], faults=(silent,), **reply))
 
 
 def parts(answer: Answer, where: Where) -> tuple[str, str]:
@@ -175,6 +179,7 @@ async def test_a_stop_reads_as_the_thought_so_far_and_its_answer(
         assert outcome.handover_ms is not None
         assert answer.told["stopped"] is True
         if way.method == "native":
+            assert thought != "".join(text for text, _ in STEPS)
             assert g.fake.completions[0].thought_ended_by == "control"
         else:
             await assert_accounted(g, answer, way)

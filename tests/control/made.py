@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from suffice.control.certify import RouteLoop
-from suffice.control.fitting import ServedVersion, read_back
-from suffice.control.resolution import Resolution
+from suffice.control.evidence.fitting import ServedVersion, read_back
+from suffice.control.evidence.resolution import Resolution
+from suffice.control.loop.certify import RouteLoop
 from suffice.settings import Control, Route
-from suffice.store.control_events import PolicyPublished
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.in_force import InForce
-from suffice.store.log import Stored
+from suffice.store.database.log import Stored
+from suffice.store.routes.in_force import InForce
+from suffice.store.rows.control_events import PolicyPublished
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Epoch, Feedback, Outcome, Publication, Query, Request, StepRecord, Usage
 
 CONTROL = Control(tick_requests=20, burst_requests=160, refit_requests=160, window_audits=400)

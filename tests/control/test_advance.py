@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,20 +11,27 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from suffice.assurance.runs import Match
-from suffice.control.advance import Advance
-from suffice.control.jobs import Worker
-from suffice.rollout import stages
-from suffice.rollout.rules import Rules
+from suffice.control.compare.looking import Look, Looked, plain_route, standing_of
+from suffice.control.jobs.advance import Advance
+from suffice.control.jobs.base import Worker
+from suffice.review.decide import Wanted
+from suffice.rollout.rules import Rules, rules_of
 from suffice.rollout.versions import Lineage, make_version
-from suffice.settings import Route, Settings
-from suffice.store import rollouts
-from suffice.store.decisions import Decisions
-from suffice.store.events import Event, RequestEnded, RequestSeen
-from suffice.store.rollouts import Held, read_rollouts
-from suffice.types import ArmDraw
+from suffice.settings import Control, Rollout, Route, Settings
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import reading
+from suffice.store.people.deciding import open_incident, set_override
+from suffice.store.routes import rollouts
+from suffice.store.routes.epochs import label_requests
+from suffice.store.routes.in_force import NOTHING
+from suffice.store.routes.rollouts import Held, read_rollouts
+from suffice.store.rows.control_events import EnforcementPaused, EpochBegan
+from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.types import ArmDraw, Epoch, Pause, Query
 from tests.control.made import label, run
 
 OWN = {"policy": "stable-answer", "streak": 5}
@@ -41,6 +49,11 @@ def matches(_: Route) -> Any:
     yield match
 
 
+def standing(connection: sqlite3.Connection, world: World) -> Looked:
+    """What whoever asks is told."""
+    return standing_of(connection, world.held, ROUTE, Control(), matches, secret=SECRET, now_s=1_000.0)
+
+
 class World:
     """A log, a clock that stands still, and the job."""
 
@@ -49,15 +62,18 @@ class World:
         self.writer = Decisions.open(path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0)
         self.n = 0
 
-    def begin(self, policy: dict[str, Any]) -> Held:
+    def begin(self, policy: dict[str, Any], rules: Rules = RULES) -> Held:
         version = make_version(
             "policy", policy, kind="samples", scorer="number", model_family=None,
             lineage=Lineage(parent=None, proposed_by="person:ann", why="saves more"),
         )  # fmt: skip
+        one = rollouts.own_candidate(
+            read_rollouts(self.path), version, route="r", own=rollouts.own_version(ROUTE)
+        )
+        assert not isinstance(one, str), one
         found = rollouts.propose(
-            self.writer, version, route="r", own=rollouts.own_version(ROUTE), author="ann", reason="x",
-            name=f"r-{self.n}", rules=RULES, secret=SECRET,
-        )  # fmt: skip
+            self.writer, one, author="ann", reason="x", name=f"r-{self.n}", rules=rules, secret=SECRET
+        )
         assert not isinstance(found, str), found
         return found
 
@@ -70,49 +86,49 @@ class World:
         self.n += n
         self.writer.write(None, events)
 
-    def live(self, n: int, ends: Callable[[str, random.Random], dict[str, Any]]) -> None:
-        """Runs of new units, half of them of each arm."""
+    def live(
+        self, n: int, ends: Callable[[str, random.Random], dict[str, Any]],
+        says: Callable[[str, random.Random], tuple[str, bool | None]] = lambda *_: ("", None),
+    ) -> None:  # fmt: skip
+        """Runs of new units, half of them of each arm; of a class, and with what was said of each."""
         events, rng, state = list[Event](), random.Random(self.n), self.held.state
         for number in range(self.n, self.n + n):
             arm = "candidate" if rng.random() < 0.5 else "control"
+            name, right = says(arm, rng)
             draw = ArmDraw(
                 experiment=f"rollout {state.rollout}", run=1, arm=arm, propensity=state.share, others=(),
                 unit=f"u{number}",
             )  # fmt: skip
-            request, outcome = run(number, rng, sure=True, audit=False)
+            query = Query(planned_steps=8, query_class=name)
+            request, outcome = run(number, rng, sure=True, audit=False, query=query, received_at_s=1_000.0)
             events += [RequestSeen(replace(request, arms=(draw,))), RequestEnded(replace(outcome, **ends(arm, rng)))]
+            events += [] if right is None else [label(number, correct=right)]
         self.n += n
         self.writer.write(None, events)
 
     def promote(self) -> None:
-        at = sum(one.episode.request.ungoverned is None for one in rollouts_runs(self.path))
-        moved = rollouts.move(
-            self.writer, "r", lambda state: stages.promote(state, RULES, by="person:ann", reason="go", at=at, now_s=0.0)
-        )
+        moved = rollouts.step(self.writer, "r", "promote", author="ann", reason="go")
         assert not isinstance(moved, str), moved
 
     @property
     def held(self) -> Held:
         return read_rollouts(self.path)[-1]
 
-    def look(self) -> Sequence[str]:
-        """One round of the worker, which knows nothing but the log; what it said."""
-        job = Advance(
-            settings=Settings(routes={"r": ROUTE}), path=self.path, author="w", matches=matches, secret=SECRET,
-            now=lambda: 1_000.0, monotonic_s=lambda: 0.0, rules=RULES,
+    def job(self, route: Route = ROUTE) -> Advance:
+        return Advance(
+            settings=Settings(routes={"r": route}), path=self.path, author="w", matches=matches, secret=SECRET,
+            now=lambda: 1_000.0, monotonic_s=lambda: 0.0,
         )  # fmt: skip
+
+    def look(self, route: Route = ROUTE) -> Sequence[str]:
+        """One round of the worker, which knows nothing but the log; what it said."""
+        job = self.job(route)
         with Decisions.open(self.path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0) as writer:
             worker = Worker(
                 decisions=writer, jobs=(job,), author="w", now=lambda: 0.0, monotonic_s=lambda: 0.0,
                 new_id=lambda: uuid4().hex,
             )  # fmt: skip
             return [report.said for report in worker.once("advance") or ()]
-
-
-def rollouts_runs(path: Path) -> list[Any]:
-    from suffice.store.views import read_episodes
-
-    return list(read_episodes(path, "r", read_rollouts(path)[-1].seq))
 
 
 @pytest.fixture
@@ -169,6 +185,49 @@ def test_a_candidate_that_stops_everything_never_leaves_shadow(world: World) -> 
     assert world.held.state.share == 0
 
 
+def test_a_rule_that_changes_while_a_rollout_runs_holds_for_the_next_one(world: World) -> None:
+    lax = msgspec.structs.replace(ROUTE, rollout=Rollout(
+        em_margin=0.9, class_em_margin=0.9, least_audits=1, least_class_audits=1, shares=(0.5,), least_stage_s=0.0,
+    ))  # fmt: skip
+    world.begin({"policy": "stable-answer", "streak": 3})
+    world.audits(60, p_right=0.97)
+    assert not any(world.look(lax)), "evidence that was looked at is judged by the margins that stood before it"
+    assert world.held.rules == RULES
+    world.promote()
+    assert (world.held.state.share, world.held.rules.n_steps) == (0.1, 4), "a person's step is that of its own rules"
+    rollouts.step(world.writer, "r", "rollback", author="ann", reason="now under the new ones")
+    world.begin({"policy": "stable-answer", "streak": 3}, rules_of(lax))
+    world.audits(60, p_right=0.97)
+    (said,) = world.look()
+    assert "promote, canary at 50%" in said, "and they hold though the settings have others again"
+
+
+def test_a_rollout_of_a_log_without_rules_has_the_usual_ones(world: World) -> None:
+    world.begin({"policy": "stable-answer", "streak": 3})
+    with world.writer.transaction() as connection:
+        connection.execute(
+            "UPDATE events SET body = json_remove(body, '$.beginning.rules') WHERE kind = 'rollout_begun'"
+        )
+    assert world.held.rules == Rules()
+
+
+def test_people_are_asked_about_audits_on_which_the_two_versions_differ(world: World) -> None:
+    world.begin({"policy": "fixed-rounds", "max_steps": 1})
+    events, rng = list[Event](), random.Random(3)
+    for number in range(40):
+        request, outcome = run(number, rng, sure=number < 30, p_right=0.5)
+        events += [RequestSeen(request), RequestEnded(outcome)]
+    world.writer.write(None, events)
+    (said,) = world.look()
+    with reading(world.path) as connection:
+        asked = label_requests(connection, "r")
+        pending = standing(connection, world).evidence.audits[0].pending
+    assert f"{len(asked)} labels wanted" in said
+    assert 0 < pending == len(asked) < 11
+    assert all(one.would_answer != one.answer for one in asked.values()), "a reviewer is shown two answers"
+    assert world.look() == [""], "once is enough"
+
+
 def test_two_workers_that_look_at_the_same_log_write_one_step(world: World) -> None:
     world.begin({"policy": "fixed-rounds", "max_steps": 1})
     world.audits(360, p_right=0.5)
@@ -177,6 +236,96 @@ def test_two_workers_that_look_at_the_same_log_write_one_step(world: World) -> N
     world.look()
     assert len(world.held.moves) == 1
     assert before.moves == ()
+
+
+def proved(world: World) -> None:
+    """A rollout with everything that it takes to leave shadow."""
+    world.begin({"policy": "stable-answer", "streak": 3})
+    world.audits(500, p_right=0.99)
+
+
+def paused(world: World) -> None:
+    pause = Pause(route="r", number=1, cause="critical_em", reason="too many wrong answers", author="w")
+    world.writer.write(None, [EnforcementPaused(pause)])
+
+
+def complained(world: World) -> None:
+    found = open_incident(world.writer, "r", ROUTE, "answers about tax look odd", "ann", now_s=1_000.0)
+    assert not isinstance(found, str), found
+
+
+def overridden(world: World) -> None:
+    wanted = Wanted(kind="observe", reason="exams", author="ann", days=1.0)
+    found = set_override(world.writer, "r", ROUTE, wanted, now_s=1_000.0)
+    assert not isinstance(found, str), found
+
+
+def began_anew(world: World) -> None:
+    seq = world.held.seq + 1
+    epoch = Epoch(route="r", number=1, at=0, since_seq=seq, reason="another model answers", author="w")
+    world.writer.write(None, [EpochBegan(epoch)])
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (paused, "paused: too many wrong"), (complained, "waits for a person: answers about tax"),
+        (overridden, "a person holds"), (began_anew, "epoch 1 began within it: another model"),
+    ],
+)  # fmt: skip
+def test_nothing_goes_forward_while_something_is_wrong_on_the_route(
+    world: World, what: Callable[[World], None], says: str
+) -> None:
+    proved(world)
+    what(world)
+    assert not any(world.look())
+    with reading(world.path) as connection:
+        seen = standing(connection, world)
+    assert says in "; ".join(seen.standing.missing)
+    assert world.held.state.stage == "shadow"
+
+
+def test_an_owner_who_writes_another_policy_ends_the_rollout(world: World) -> None:
+    proved(world)
+    (said,) = world.look(msgspec.structs.replace(ROUTE, policy={"policy": "stable-answer", "streak": 6}))
+    assert "roll_back" in said
+    assert "publication 1 came in between" in said
+
+
+def test_live_labels_that_look_better_over_all_and_are_worse_in_each_class_withhold_it(world: World) -> None:
+    proved(world)
+    world.promote()
+    right = {"candidate": {"easy": 0.9, "hard": 0.2}, "control": {"easy": 0.99, "hard": 0.3}}
+
+    asked = {"candidate": {"easy": 0.9, "hard": 0.2}, "control": {"easy": 0.3, "hard": 0.9}}
+
+    def says(arm: str, rng: random.Random) -> tuple[str, bool | None]:
+        name = rng.choice(["easy", "hard"])
+        return name, rng.random() < right[arm][name] if rng.random() < asked[arm][name] else None
+
+    world.live(600, lambda *_: {}, says)
+    with reading(world.path) as connection:
+        seen = standing(connection, world)
+    assert any("look better over all" in one for one in seen.standing.missing)
+    world.look()
+    assert world.held.state.share == 0.1
+
+
+def test_whoever_goes_on_looking_reads_only_what_is_new_and_finds_what_a_new_reader_finds(world: World) -> None:
+    world.begin({"policy": "fixed-rounds", "max_steps": 1})
+    with matches(ROUTE) as match, reading(world.path) as connection:
+        kept = Look.at(connection, world.held, plain_route(ROUTE, match), Control(), secret=SECRET)
+    for _ in range(4):
+        world.audits(30, p_right=0.97)
+        read_to, asked = kept.gathering.seq, list[str]()
+        with reading(world.path) as connection:
+            connection.set_trace_callback(asked.append)
+            seen = kept.see(connection, world.held, NOTHING, now_s=1_000.0)
+            fresh = standing(connection, world)
+        assert (seen.evidence, seen.at, seen.standing) == (fresh.evidence, fresh.at, fresh.standing)
+        assert seen.evidence.n_audits == world.n
+        rows = [one for one in asked if "FROM events WHERE seq >" in one and "LIMIT" in one]
+        assert f"seq > {read_to} " in rows[0], "it goes on behind the last row that it read"
 
 
 def test_a_version_that_is_gone_leaves_the_rollout_where_it_is(world: World) -> None:

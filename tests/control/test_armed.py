@@ -12,20 +12,19 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.control.armed import MOST_KEPT, ArmLoop
-from suffice.control.jobs import Report, Worker
-from suffice.control.pairing import Pairing, is_pair
+from suffice.control.evidence.pairing import Pairing, is_pair
+from suffice.control.loop.armed import MOST_KEPT, ArmLoop
 from suffice.learn.effort import WINDOW
 from suffice.settings import Route
-from suffice.store.control_events import EpochBegan, LabelWanted, PolicyPublished
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.in_force import read_decided
+from suffice.store.routes.in_force import read_decided
+from suffice.store.rows.control_events import EpochBegan, LabelWanted, PolicyPublished
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, Publication
 from suffice.wiring import worker
 from tests.control import test_arms
 from tests.control.made import CONTROL, Story, began, rows
 from tests.control.test_arms import BUDGET, settings_for
-from tests.control.test_worker import decided, fill
+from tests.control.test_worker import decided, fill, only
 
 ROUTE = Route(upstream="up", effort="low", mode="enforce", max_em_drop=BUDGET, confidence=0.95)
 
@@ -167,7 +166,7 @@ def test_an_arm_at_the_edge_of_its_budget_does_not_flap() -> None:
 
 def test_what_is_kept_is_bounded_and_is_more_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_KEPT > WINDOW
-    monkeypatch.setattr("suffice.control.armed.MOST_KEPT", 300)
+    monkeypatch.setattr("suffice.control.loop.armed.MOST_KEPT", 300)
     here = armed().feed(rows(pairs(500)))
     assert 300 <= len(here.loop.audits) <= 300 + CONTROL.tick_requests
 
@@ -224,13 +223,6 @@ def test_only_audits_can_be_pairs() -> None:
 
 
 # --------------------------------------------------------------------------- as a job, and for people
-
-
-def only(here: Worker) -> Report:
-    reports = here.once("certify")
-    assert reports is not None
-    (report,) = reports
-    return report
 
 
 def test_the_job_puts_it_in_force_and_a_second_worker_adds_nothing(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from suffice.control.jobs import Report, Worker
+from suffice.control.jobs.base import Report, Worker
 from suffice.settings import Settings, parse
-from suffice.store.advice import newest_arm
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.routes.advice import newest_arm
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, Outcome, Request, Usage
 from suffice.wiring import worker
 from tests.control.test_worker import fill
+from tests.control.test_worker import only as report_of
 
 BUDGET = 0.05
 
@@ -53,11 +54,7 @@ def pairs(n: int, *, first: int = 0, lost_each: int = 0, labelled: bool = True, 
 
 def only(here: Worker) -> Report:
     """What became of the one route; asked as by a worker that has just begun."""
-    next(job for job in here.jobs if job.name == "tune").forget()
-    reports = here.once("tune")
-    assert reports is not None
-    (report,) = reports
-    return report
+    return report_of(here, "tune", anew=True)
 
 
 def test_it_is_off_by_default(tmp_path: Path) -> None:

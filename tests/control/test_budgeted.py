@@ -14,8 +14,8 @@ from suffice.cli.main import main
 from suffice.errors import ConfigError
 from suffice.gateway.in_force import fits
 from suffice.settings import Settings, parse
-from suffice.store.control_events import EpochBegan, PolicyPublished
-from suffice.store.phases import phase_of, promise
+from suffice.store.routes.phases import phase_of, promise
+from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.types import Spending
 from suffice.wiring import build_route, check
 from tests.control.made import ROUTE, Story, began, rows, story, traffic

@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from suffice.control.certify import RouteLoop
-from suffice.control.fitting import read_back
-from suffice.control.resolution import Diverged
+from suffice.control.evidence.fitting import read_back
+from suffice.control.evidence.resolution import Diverged
+from suffice.control.loop.certify import RouteLoop
 from suffice.errors import ConfigError
 from suffice.learn.keeper import KEPT_BEFORE
 from suffice.settings import Control, Route
-from suffice.store.control_events import (
+from suffice.store.rows.control_events import (
     AlarmRaised,
     EnforcementPaused,
     EnforcementResumed,
@@ -24,7 +24,7 @@ from suffice.store.control_events import (
     LabelWanted,
     PolicyPublished,
 )
-from suffice.store.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import Resumption
 from tests.control.made import CONTROL, ROUTE, Story, began, label, rows, run, story, traffic
 
@@ -71,7 +71,7 @@ def test_a_worker_that_was_killed_is_followed_by_one_that_decides_the_same(whole
 def test_a_replay_of_the_whole_log_reads_its_fits_and_comes_to_the_same(
     whole: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suffice.control.certify.fit_version", lambda *_, **__: pytest.fail("fitted again"))
+    monkeypatch.setattr("suffice.control.loop.certify.fit_version", lambda *_, **__: pytest.fail("fitted again"))
     until = 2 * (whole.published[-1].at + CONTROL.tick_requests - 1)
     again = story(expected=whole.published, artefacts=whole.artefacts).feed(rows(traffic(LONG))[:until])
     assert again.decided == []

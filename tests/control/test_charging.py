@@ -10,11 +10,11 @@ import pytest
 
 from suffice.assurance.fidelity import measured
 from suffice.assurance.judge import CHARGE_CONFIDENCE
-from suffice.control.audits import Audit, Said, verdicts
-from suffice.control.charging import MOST_SHARE, Charging
-from suffice.control.grades import Told, graded, told_of
+from suffice.control.evidence.audits import Audit, Said, verdicts
+from suffice.control.evidence.grades import Told, graded, told_of
+from suffice.control.loop.charging import MOST_SHARE, Charging
 from suffice.settings import Judge
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback
 from tests.control.made import ROUTE, rows, run, story
 

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.control.jobs import Worker
+from suffice.control.jobs.base import Worker
 from suffice.settings import Settings, parse
-from suffice.store.control_events import EnforcementResumed
-from suffice.store.decisions import Decisions
-from suffice.store.events import Event
-from suffice.store.holds import read_holds
-from suffice.store.in_force import read_decided
+from suffice.store.database.decisions import Decisions
+from suffice.store.people.holds import read_holds
+from suffice.store.routes.in_force import read_decided
+from suffice.store.rows.control_events import EnforcementResumed
+from suffice.store.rows.events import Event
 from suffice.types import Resumption
 from suffice.wiring import worker
 from tests.control.made import ROUTE, label, traffic

@@ -10,17 +10,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from suffice.control.effects import what_it_changed
+from suffice.control.people.effects import what_it_changed
 from suffice.review.effect import Effect, Look
 from suffice.review.items import Said
 from suffice.review.queue import Submission
 from suffice.settings import Route
-from suffice.store.decisions import Decisions
-from suffice.store.epochs import labels_wanted
-from suffice.store.events import RequestEnded
-from suffice.store.in_force import read_decided
-from suffice.store.reviews import ask, lease_next, read_reviews, submit_verdict
-from suffice.store.views import read_events, reading
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import read_events, reading
+from suffice.store.people.reviews import ask, lease_next, read_reviews, submit_verdict
+from suffice.store.routes.epochs import labels_wanted
+from suffice.store.routes.in_force import read_decided
+from suffice.store.rows.events import RequestEnded
 from suffice.wiring import worker
 from tests.control.made import CONTROL, ROUTE, traffic
 from tests.control.test_reviewing import Clock, Straight, job

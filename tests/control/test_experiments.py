@@ -11,21 +11,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.control.audits import Audit
-from suffice.control.experiments import gather, look
-from suffice.control.fitting import read_back
-from suffice.control.shown import OfRoute
+from suffice.control.compare.experiments import gather, look
+from suffice.control.compare.shown import OfRoute
+from suffice.control.evidence.audits import Audit
+from suffice.control.evidence.fitting import read_back
 from suffice.errors import ConfigError
 from suffice.rollout.experiment import Arm, Units, draw
 from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
 from suffice.rollout.results import Material
 from suffice.settings import Settings, Store, parse
-from suffice.store.decisions import Decisions
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.experiment_events import Begun
-from suffice.store.experiments import Held, read_experiments, start, stop
-from suffice.store.sqlite import SqliteLog
-from suffice.store.views import reading
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import reading
+from suffice.store.routes.experiments import Held, read_experiments, start, stop
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.experiment_events import Begun
 from suffice.types import Episode, Feedback, Outcome, Request, Usage
 from tests.control.made import ROUTE, rows, run, traffic
 from tests.control.made import story as certify
@@ -286,7 +286,8 @@ def test_a_level_is_shown_by_the_version_of_its_time() -> None:
     assert shown[99] == shown[made.level] == shown[None], "a level is never above what was certified"
     answers = [told.answer for told in shown[made.level] if told is not None]
     assert answers[:11] == full[:11], "nothing was in force yet"
-    stops = one._levels(Arm(name="a", weight=1), audits)
+    halts = one._levels(Arm(name="a", weight=1), audits)
+    stops = [halts.get(audit.id) for audit in audits]
     assert sum(stop is not None for stop in stops) > 20
     for audit, halt in zip(audits, stops, strict=True):
         if halt is not None:

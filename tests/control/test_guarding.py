@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from suffice.assurance.fallback import Admission
-from suffice.control.fitting import read_back
+from suffice.control.evidence.fitting import read_back
 from suffice.gateway.in_force import serving
 from suffice.gateway.operating import placed
 from suffice.gateway.route import BuiltRoute
-from suffice.store.events import Event, RequestEnded, RequestSeen
-from suffice.store.in_force import read_decided
+from suffice.store.routes.in_force import read_decided
+from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import Publication, Query
 from suffice.wiring import build_route, worker
 from tests.control.made import CONTROL, ROUTE, Story, began, rows, run, story

@@ -10,12 +10,12 @@ from suffice.review.decide import Wanted
 from suffice.review.holds import NO_HOLDS, RouteHolds
 from suffice.review.incident import IncidentDecision
 from suffice.review.override import Override
-from suffice.store.control_events import EnforcementPaused, EnforcementResumed, EpochBegan
-from suffice.store.deciding import set_override
-from suffice.store.decisions import Decisions
-from suffice.store.hold_events import IncidentOpened
-from suffice.store.holds import read_holds
-from suffice.store.in_force import read_decided
+from suffice.store.database.decisions import Decisions
+from suffice.store.people.deciding import set_override
+from suffice.store.people.holds import read_holds
+from suffice.store.routes.in_force import read_decided
+from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan
+from suffice.store.rows.hold_events import IncidentOpened
 from suffice.types import Resumption
 from suffice.wiring import worker
 from tests.control.made import ROUTE, Story, label, rows, story, traffic

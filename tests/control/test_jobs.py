@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from suffice.control.jobs import Desk, LeaseLost, Report, Worker
+from suffice.control.jobs.base import Desk, LeaseLost, Report, Worker
 from suffice.errors import StoreError
-from suffice.store.decisions import Decisions
-from suffice.store.epochs import job_history
+from suffice.store.database.decisions import Decisions
+from suffice.store.routes.epochs import job_history
 from tests.store.test_decisions import Clock, began
 
 

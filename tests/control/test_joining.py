@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from suffice.assurance.drift import BATCH, REFERENCE
-from suffice.control import joining
-from suffice.control.audits import Said
-from suffice.control.early import SIGNALS, Early
-from suffice.control.joining import Joining
-from suffice.control.lateness import Lateness
+from suffice.control.evidence import joining
+from suffice.control.evidence.audits import Said
+from suffice.control.evidence.early import SIGNALS, Early
+from suffice.control.evidence.joining import Joining
+from suffice.control.evidence.lateness import Lateness
 from suffice.types import Episode, Feedback, Outcome
 from tests.control.made import run
 

@@ -17,15 +17,15 @@ from suffice import Governor
 from suffice.assurance.judge import judge_error_bound
 from suffice.assurance.runs import current_label
 from suffice.cli.main import main
-from suffice.control.audits import Audit, Said, verdicts
-from suffice.control.judging import Judged, judge_labels
+from suffice.control.evidence.audits import Audit, Said, verdicts
+from suffice.control.people.judging import Judged, judge_labels
 from suffice.edge.judge import JudgeModel
 from suffice.rollout.assign import question_key
 from suffice.scoring.base import build_scorer
 from suffice.settings import parse
-from suffice.store.events import FeedbackGiven
-from suffice.store.sqlite import SqliteLog
-from suffice.store.views import Label, Labelled, read_episodes
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import Label, Labelled, read_episodes
+from suffice.store.rows.events import FeedbackGiven
 from suffice.testing import FakeUpstream, Reply, RequestSeen
 from suffice.testing.prompt import cut
 from suffice.types import Feedback

@@ -12,15 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.outlook import Outlook
-from suffice.cli.liking import headline, liking_lines
-from suffice.cli.status import read_statuses
-from suffice.control.liking import heard, measures
-from suffice.control.ratings import Ratings
-from suffice.control.watching import RouteWatch
+from suffice.cli.seeing.liking import headline, liking_lines
+from suffice.cli.seeing.status import read_statuses
+from suffice.control.evidence.liking import heard, measures
+from suffice.control.evidence.ratings import Ratings
+from suffice.control.jobs.watching import RouteWatch
 from suffice.gateway.follow import export
 from suffice.settings import Route, Settings, parse
-from suffice.store.advice import newest_outlook
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.routes.advice import newest_outlook
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.telemetry import Metrics
 from suffice.types import Episode, Feedback
 from suffice.wiring import worker

@@ -11,16 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.cli.status import read_statuses
-from suffice.control.jobs import Report, Worker
-from suffice.control.monitor import Monitor
+from suffice.cli.seeing.status import read_statuses
+from suffice.control.jobs.base import Report, Worker
+from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.follow import export
 from suffice.settings import Settings, parse
-from suffice.store.advice import newest_alert, newest_outlook
-from suffice.store.advice_events import AlertRaised, RouteMonitored
-from suffice.store.epochs import job_history
-from suffice.store.events import Event, RequestEnded, RequestSeen
-from suffice.store.views import read_events
+from suffice.store.database.views import read_events
+from suffice.store.routes.advice import newest_alert, newest_outlook
+from suffice.store.routes.epochs import job_history
+from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
+from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Query, Request, StepRecord, Usage
 from suffice.wiring import worker
@@ -116,7 +116,7 @@ def test_a_look_without_news_is_not_repeated_and_a_second_worker_has_to_wait(fol
 def test_a_worker_that_begins_late_reads_the_latest_requests_alone_and_counts_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suffice.control.monitor.LOOK_BACK", 250)
+    monkeypatch.setattr("suffice.control.jobs.monitor.LOOK_BACK", 250)
     with worker(settings_for(folder)) as here:
         assert only(here).at == 400
     outlook = newest_outlook(folder / "log.db", "r")

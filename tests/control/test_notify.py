@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from email import message_from_bytes
@@ -20,26 +20,27 @@ from hypothesis import strategies as st
 from suffice.assurance.forecast import Crossing, Forecast, Of
 from suffice.assurance.outlook import Outlook
 from suffice.cli.main import main
-from suffice.control.jobs import Worker
-from suffice.control.notices import Notice, alerts_of, plain
-from suffice.control.notify import Notify
-from suffice.control.sinks import MailSink, Sink, WebhookSink
+from suffice.control.jobs.base import Worker
+from suffice.control.jobs.notify import Notify
+from suffice.control.jobs.sinks import MailSink, Sink, WebhookSink
 from suffice.edge.mail import MailServer, send_mail
 from suffice.errors import ConfigError
 from suffice.rollout.stages import Transition
 from suffice.settings import Alerts, parse
-from suffice.store.advice_events import RouteMonitored
-from suffice.store.alert_events import FailedOpen, FailOpenHigh
-from suffice.store.control_events import AlarmRaised, EnforcementPaused
-from suffice.store.decisions import Decisions
-from suffice.store.events import Event
-from suffice.store.kill_events import KillSwitched, Switching
-from suffice.store.rollout_events import Moved, RolloutMoved
-from suffice.store.rollups import Place, Sums, add
-from suffice.store.views import read_events
-from suffice.types import Alarm, Pause
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import read_events
+from suffice.store.people.notices import Notice, alerts_of, plain
+from suffice.store.routes.rollups import Place, Sums, add
+from suffice.store.rows.advice_events import RouteMonitored
+from suffice.store.rows.alert_events import FailedOpen, FailOpenHigh
+from suffice.store.rows.control_events import AlarmRaised, EnforcementPaused, EnforcementResumed
+from suffice.store.rows.events import Event
+from suffice.store.rows.kill_events import KillSwitched, Switching
+from suffice.store.rows.rollout_events import Moved, RolloutMoved
+from suffice.types import Alarm, Pause, Resumption
 from suffice.wiring.alerts import sent, sinks_of
 from tests.control.test_upkeep import Clock, append, receiver
+from tests.edge import mail_server
 
 HOSTILE = "<!channel> <http://evil|click>\r\nBcc: all@example.org\u202e\x1b[2J & 'x'"
 
@@ -52,6 +53,14 @@ def killed(stamp: int) -> KillSwitched:
     return KillSwitched(Switching(on=True, reason="fire", stamp=stamp))
 
 
+def paused(number: int) -> EnforcementPaused:
+    return EnforcementPaused(Pause(route="math", number=number, cause="critical_em", reason="EM is low", author="w"))
+
+
+def resumed(number: int) -> EnforcementResumed:
+    return EnforcementResumed(Resumption(route="math", number=number, author="ann", reason="mended"))
+
+
 def moved(move: str, by: str) -> RolloutMoved:
     transition = Transition(
         rollout="r1", number=1, move=move, stage="canary", step=1, share=0.0,  # type: ignore[arg-type]
@@ -62,19 +71,20 @@ def moved(move: str, by: str) -> RolloutMoved:
 
 @contextmanager
 def working(
-    database: Path, *sinks: Sink, clock: Clock | None = None, alerts: Alerts | None = None, patience_s: float = 5.0
-) -> Iterator[Worker]:
+    database: Path, *sinks: Sink, clock: Clock | None = None, alerts: Alerts | None = None, patience_s: float = 5.0,
+    now_s: float = 1_000.0,
+) -> Iterator[Worker]:  # fmt: skip
     """A worker with the one job, from its start to its end."""
     ticks = clock or Clock()
     job = Notify(
-        settings=alerts or Alerts(), path=database, sinks=sinks, now=lambda: 1_000.0, monotonic_s=ticks,
+        settings=alerts or Alerts(), path=database, sinks=sinks, now=lambda: now_s, monotonic_s=ticks,
         patience_s=patience_s,
     )  # fmt: skip
     with_ids = iter(range(10**6))
-    writer = Decisions.open(database, now=lambda: 1_000.0, monotonic_s=ticks)
+    writer = Decisions.open(database, now=lambda: now_s, monotonic_s=ticks)
     try:
         yield Worker(
-            decisions=writer, jobs=(job,), author="w", now=lambda: 1_000.0, monotonic_s=ticks,
+            decisions=writer, jobs=(job,), author="w", now=lambda: now_s, monotonic_s=ticks,
             new_id=lambda: f"{id(writer)}-{next(with_ids)}",
         )  # fmt: skip
     finally:
@@ -93,7 +103,7 @@ class Kept:
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
         problem = self.down()
         if problem is None:
-            self.came.append(f"{notice.kind} {link}")
+            self.came.append(f"{'over: ' if notice.over else ''}{notice.kind} {link}")
         return problem
 
 
@@ -129,6 +139,68 @@ def test_the_same_alert_is_told_once_in_a_while_also_by_another_worker(tmp_path:
         append(database, alarm(3), at_s=3_700.0)
         worker.round()
     assert len(kept.came) == 3
+
+
+def test_who_was_told_is_told_once_that_it_is_over_and_at_once_that_it_is_back(tmp_path: Path) -> None:
+    database, kept = tmp_path / "s.db", Kept()
+    append(database)
+    with working(database, kept) as worker:
+        worker.round()
+        append(database, monitored(0.017, at=1), at_s=100.0)
+        worker.round()
+        append(database, monitored(0.001, at=2), at_s=701.0)  # the worker's clock says 1,000
+        worker.round()
+        assert kept.came == ["budget_nearly_spent None"]  # it has not been over for five minutes
+    with working(database, kept, now_s=1_001.0) as worker:
+        worker.round()
+        worker.round()
+    assert kept.came == ["budget_nearly_spent None", "over: budget_nearly_spent None"]
+    with working(database, kept, now_s=1_001.0) as worker:
+        worker.round()  # nor by another worker
+        append(database, monitored(0.017, at=3), at_s=1_001.0)
+        worker.round()
+    assert kept.came[2:] == ["budget_nearly_spent None"]  # an hour has not passed
+    assert [one.notice.over for one in sent(database, 9)] == [False, True, False]
+
+
+@pytest.mark.parametrize(("ends", "kind", "later_s"), [
+    ([killed(1)], "kill_switch", 500.0),                      # a release is told by itself
+    ([alarm(1), alarm(2, reason="worse")], "drift", 500.0),   # a later alarm is told by itself
+    ([paused(1), resumed(1)], "incident", 100_000.0),         # it has been over for more than a day
+])  # fmt: skip
+def test_an_end_that_says_nothing_new_is_not_told(
+    tmp_path: Path, ends: list[Event], kind: str, later_s: float
+) -> None:
+    database, kept = tmp_path / "s.db", Kept()
+    append(database)
+    with working(database, kept) as worker:
+        worker.round()
+    append(database, ends[0], at_s=100.0)
+    with working(database, kept) as worker:
+        worker.round()
+    append(database, *(ends[1:] or [KillSwitched(Switching(on=False, reason="out", stamp=2))]), at_s=101.0)
+    with working(database, kept, now_s=101.0 + later_s) as worker:
+        worker.round()
+    assert not [one for one in kept.came if one.startswith("over: ")]
+    assert kept.came[0] == f"{kind} None"
+
+
+def test_only_the_ends_that_are_wanted_are_told(tmp_path: Path) -> None:
+    database, kept, other = tmp_path / "s.db", Kept(), Kept()
+    other.name = "other"
+    append(database)
+    with working(database, kept) as worker:
+        worker.round()
+        append(database, paused(1), at_s=100.0)
+        worker.round()
+        append(database, resumed(1), at_s=200.0)
+    with working(database, kept, other, alerts=Alerts(tell_over=False)) as worker:
+        worker.round()
+    assert kept.came == ["incident None"]
+    with working(database, kept, other) as worker:
+        worker.round()
+    assert kept.came == ["incident None", "over: incident None"]
+    assert other.came == []  # who was not told of it is not told of its end
 
 
 def test_only_the_kinds_that_are_wanted_are_told(tmp_path: Path) -> None:
@@ -191,7 +263,7 @@ def test_a_sink_that_raises_is_one_that_failed(tmp_path: Path) -> None:
 
 def test_what_is_told_of_what() -> None:
     failed = FailOpenHigh(FailedOpen(route="math", hour=1, n_runs=100, n_degraded=7))
-    pause = EnforcementPaused(Pause(route="math", number=3, cause="critical_em", reason="EM is low", author="w"))
+    pause = paused(3)
     lots = AlarmRaised(Alarm(route="math", epoch=1, at=1, cause="sample_ratio", reason="audits are missing"))
     cases: list[tuple[Event, str | None]] = [
         (alarm(1), "drift"), (failed, "fail_open"), (pause, "incident"), (lots, "sample_ratio"),
@@ -206,13 +278,13 @@ def test_what_is_told_of_what() -> None:
     assert "7 of 100 runs" in notice.sentence
 
 
-def monitored(now: float, *alerts: Of) -> RouteMonitored:
+def monitored(now: float, *alerts: Of, at: int = 1) -> RouteMonitored:
     drop = Forecast(
         of="em_drop", limit=0.02, now=now, per_1000=0.0, ahead=now, ahead_low=now, ahead_high=now,
         crossing=Crossing(earliest=None, expected=None, latest=None), alert=False, doubtful=False, reason="",
     )  # fmt: skip
     return RouteMonitored(Outlook(
-        route="math", at=1, epoch=1, since=0, confidence=0.95, cap_tokens=None, drop=drop, alerts=alerts,
+        route="math", at=at, epoch=1, since=0, confidence=0.95, cap_tokens=None, drop=drop, alerts=alerts,
     ))  # fmt: skip
 
 
@@ -244,7 +316,9 @@ def test_a_high_rate_of_fail_opens_is_noticed_once_an_hour(tmp_path: Path) -> No
 def test_plain_is_one_short_printable_line(text: str, most: int) -> None:
     line = plain(text, most)
     assert len(line) <= most
-    assert line.isprintable()
+    assert len(line.splitlines()) <= 1
+    steering = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+    assert not any(unicodedata.category(c) in steering for c in line if c not in "\u200c\u200d")  # joiners spell words
 
 
 def test_a_webhook_gets_what_slack_takes_and_a_hostile_name_is_plain_text() -> None:
@@ -263,45 +337,14 @@ def test_a_webhook_gets_what_slack_takes_and_a_hostile_name_is_plain_text() -> N
     assert (body["kind"], body["at"]) == ("drift", "1970-01-01T00:00:00Z")
 
 
-@contextmanager
-def mail_server(*, refuse: bool = False) -> Iterator[tuple[MailServer, list[bytes]]]:
-    """A mail server on loopback, in a thread; what came."""
-    came: list[bytes] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"220 here\r\n")
-        while line := await reader.readline():
-            word = line[:4].upper()
-            if word == b"DATA":
-                writer.write(b"354 go on\r\n")
-                came.append(await reader.readuntil(b"\r\n.\r\n"))
-            refused = refuse and word == b"RCPT"
-            writer.write(b"550 secret words\r\n" if refused else b"250 fine\r\n" if word != b"QUIT" else b"221 bye\r\n")
-            if word == b"QUIT":
-                break
-        await writer.drain()
-        writer.close()
-
-    loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0))
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    try:
-        yield MailServer(host="127.0.0.1", port=server.sockets[0].getsockname()[1]), came
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
-        server.close()
-        loop.close()
-
-
 def test_an_e_mail_holds_a_hostile_name_as_plain_text() -> None:
     notice = alerts_of(alarm(1, route=HOSTILE, reason=HOSTILE))
     assert notice is not None
-    with mail_server() as (server, came):
+    with mail_server.MailServer().serving() as served:
+        server = MailServer(host=served.host, port=served.port, tls="opportunistic")
         sink = MailSink(server=server, sender="s@example.org", to=("a@example.org", "b@example.org"))
         assert sink.tell(notice, at_s=0.0, link="https://h/console") is None
-    message = message_from_bytes(came[0], policy=default)
+    message = message_from_bytes(served.mails[0], policy=default)
     assert message["bcc"] is None
     assert message["to"] == "a@example.org, b@example.org"
     assert message["subject"].startswith("Suffice: drift on <!channel>")
@@ -313,18 +356,19 @@ def test_a_mail_server_that_refuses_or_is_away_is_said_without_secrets() -> None
     def send(server: MailServer) -> str | None:
         return send_mail(server, sender="s@h.org", to=("a@h.org",), subject="s", text="t", timeout_s=5.0)
 
-    with mail_server(refuse=True) as (server, _):
+    with mail_server.MailServer(refuses=True).serving() as served:
+        server = MailServer(host=served.host, port=served.port, tls="opportunistic")
         assert send(server) == "the mail server could not be used (SMTPRecipientsRefused)"
-        with_key = MailServer(host=server.host, port=server.port, login=("me", "s3cret"))
-        assert send(with_key) == "the mail server offers no encryption, so the password was not sent"
-        assert "s3cret" not in repr(with_key)
     assert "could not be used" in str(send(server))
 
 
 @pytest.mark.parametrize(("table", "where"), [
     ({"webhook_url_env": "https://hooks/s3cret"}, "webhook_url_env"), ({"email_to": ["a\n@h"]}, "email_to"),
     ({"email_to": ["a@h"], "email_from": "b@h"}, "smtp_host"), ({"email_to": ["a@h"], "smtp_host": "m"}, "email_from"),
-    ({"smtp_user_env": "U"}, "smtp_user_env"), ({"smtp_port": 0}, "smtp_port"), ({"repeat_s": -1.0}, "repeat_s"),
+    ({"smtp_user_env": "U"}, "smtp_user_env"), ({"smtp_tls": "maybe"}, "smtp_tls"),
+    ({"smtp_user_env": "U", "smtp_password_env": "P", "smtp_tls": "opportunistic"}, "smtp_tls"),
+    ({"smtp_user_env": "U", "smtp_password_env": "P", "smtp_tls": "off"}, "smtp_tls"),
+    ({"smtp_port": 0}, "smtp_port"), ({"repeat_s": -1.0}, "repeat_s"),
     ({"link": "javascript:alert(1)"}, "link"), ({"kinds": ["tests"]}, "kinds"),
 ])  # fmt: skip
 def test_settings_that_cannot_work_are_refused(table: dict[str, object], where: str) -> None:

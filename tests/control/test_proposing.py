@@ -10,32 +10,29 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from suffice.cli.outlook import proposal_lines
-from suffice.cli.status import read_statuses
-from suffice.control.fitting import read_back
-from suffice.control.jobs import Report, Worker
-from suffice.store.advice import newest_proposal
-from suffice.store.advice_events import Proposed
-from suffice.store.control_events import AlarmRaised, EpochBegan
-from suffice.store.decisions import read_artefact
-from suffice.store.epochs import last_place
-from suffice.store.in_force import read_decided
-from suffice.store.views import reading
+from suffice.cli.seeing.outlook import proposal_lines
+from suffice.cli.seeing.status import read_statuses
+from suffice.control.evidence.fitting import read_back
+from suffice.control.jobs.base import Report, Worker
+from suffice.store.database.decisions import read_artefact
+from suffice.store.database.views import reading
+from suffice.store.routes.advice import newest_proposal
+from suffice.store.routes.epochs import last_place
+from suffice.store.routes.in_force import read_decided
+from suffice.store.rows.advice_events import Proposed
+from suffice.store.rows.control_events import AlarmRaised, EpochBegan
 from suffice.types import Alarm, Epoch
 from suffice.wiring import worker
 from tests.control.made import CONTROL, ROUTE, traffic
 from tests.control.test_worker import fill, settings_for
+from tests.control.test_worker import only as report_of
 
 N = 400
 
 
 def only(here: Worker) -> Report:
     """What became of the one route; asked as by a worker that has just begun."""
-    next(job for job in here.jobs if job.name == "retrain").forget()
-    reports = here.once("retrain")
-    assert reports is not None
-    (report,) = reports
-    return report
+    return report_of(here, "retrain", anew=True)
 
 
 def proposed(folder: Path) -> Proposed:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from suffice.control.ratings import Ratings
+from suffice.control.evidence.ratings import Ratings
 from suffice.settings import Route
-from suffice.store.control_events import EpochBegan, PolicyPublished
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.log import Stored
+from suffice.store.database.log import Stored
+from suffice.store.rows.control_events import EpochBegan, PolicyPublished
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback
 from tests.control.made import CONTROL, ROUTE, Story, rows, run, story, traffic
 

@@ -12,16 +12,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.control.candidates import Candidates
-from suffice.control.jobs import Desk
-from suffice.control.reviewing import Review
+from suffice.control.jobs.base import Desk
+from suffice.control.jobs.reviewing import Review
+from suffice.control.people.candidates import Candidates
 from suffice.review.items import DAY_S, Item
 from suffice.review.select import answers_of
 from suffice.settings import Settings, parse
-from suffice.store.control_events import EpochBegan, LabelWanted
-from suffice.store.decisions import Decisions
-from suffice.store.events import Event, RequestEnded, RequestSeen
-from suffice.store.reviews import read_reviews
+from suffice.store.database.decisions import Decisions
+from suffice.store.people.reviews import read_reviews
+from suffice.store.rows.control_events import EpochBegan, LabelWanted
+from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import Epoch, LabelRequest, Query
 from suffice.wiring import worker
 from tests.control.made import ROUTE, label, rows, run, traffic

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from suffice.control import rollup
-from suffice.control.rollup import MOST_CLASSES, OTHER, added_by
+from suffice.control.jobs import rollup
+from suffice.control.jobs.rollup import MOST_CLASSES, OTHER, added_by
 from suffice.settings import Settings, Store, parse
-from suffice.store import rollups
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rollups import Place, Sums
-from suffice.store.sqlite import SqliteLog
-from suffice.store.views import read_episodes, reading
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import read_episodes, reading
+from suffice.store.routes import rollups
+from suffice.store.routes.rollups import Place, Sums
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, Outcome, Query, Request, Usage
 from suffice.wiring import worker
 from tests.control.made import run
@@ -177,7 +177,7 @@ def test_an_ungoverned_request_counts_its_tokens_and_nothing_else() -> None:
 
 
 def replace_item(request: Request, outcome: Outcome) -> Any:
-    from suffice.store.views import Labelled
+    from suffice.store.database.views import Labelled
     from suffice.types import Episode
 
     usage = Usage(prompt_tokens=5, completion_tokens=40)

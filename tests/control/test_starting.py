@@ -10,7 +10,7 @@ import pytest
 
 from suffice import wiring
 from suffice.assurance.certify import audits_to_certify
-from suffice.control.starting import Start, first_certificate
+from suffice.control.loop.starting import Start, first_certificate
 from suffice.learn.keeper import Keeper, Plan
 from suffice.settings import Control, Route, parse
 from tests.learn.runs_made import audits, believing

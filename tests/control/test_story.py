@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.control.fitting import read_back
-from suffice.control.jobs import Report
+from suffice.control.evidence.fitting import read_back
+from suffice.control.jobs.base import Report
 from suffice.gateway.in_force import serving
 from suffice.settings import Settings, parse
-from suffice.store.control_events import PolicyPublished
-from suffice.store.decisions import read_artefact
-from suffice.store.in_force import read_decided
-from suffice.store.views import read_episodes, reading
+from suffice.store.database.decisions import read_artefact
+from suffice.store.database.views import read_episodes, reading
+from suffice.store.routes.in_force import read_decided
+from suffice.store.rows.control_events import PolicyPublished
 from suffice.testing import FakeUpstream, Reply, RequestSeen, cut
 from suffice.wiring import build_route, worker
 from tests.gateway.served import Served, chat, served
@@ -149,9 +149,10 @@ async def test_what_cannot_be_loaded_runs_in_full(tmp_path: Path, caplog: pytest
     with closing(sqlite3.connect(g.database)) as connection:
         connection.execute("UPDATE artefacts SET body = replace(body, '\"seed\":0', '\"seed\":1')")
         connection.commit()
+    (tmp_path / "log.db.good").unlink()  # which has the version whole
     async with served(tmp_path, Model(), route=ROUTE) as g:
+        await until(lambda: "what is kept under it is v-" in caplog.text)
         assert not g.gateway.routes[0].certified
-        assert "what is kept under it is v-" in caplog.text
         await ask(g, 2_000, 4)
         assert len(g.fake.completions) == 24
         (report,) = await work(g, settings)

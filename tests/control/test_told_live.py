@@ -9,9 +9,9 @@ from suffice.assurance.estimate import Estimate
 from suffice.assurance.ledger import METHOD, Account
 from suffice.assurance.outlook import Outlook
 from suffice.settings import Settings
-from suffice.store.advice_events import RouteMonitored
-from suffice.store.control_events import PolicyPublished
-from suffice.store.events import Event
+from suffice.store.rows.advice_events import RouteMonitored
+from suffice.store.rows.control_events import PolicyPublished
+from suffice.store.rows.events import Event
 from suffice.types import Publication
 from suffice.wiring import decisions
 from tests.control.test_story import ROUTE, Model, N, ask, settings_of, until, work

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from suffice.control.audits import verdicts
-from suffice.store.events import Event, FeedbackGiven, RequestSeen
-from suffice.store.views import read_episodes
+from suffice.control.evidence.audits import verdicts
+from suffice.store.database.views import read_episodes
+from suffice.store.rows.events import Event, FeedbackGiven, RequestSeen
 from tests.control.made import label, rows, story, traffic
 from tests.control.test_armed import armed, pairs
 from tests.gateway.served import chat, post, served

@@ -16,18 +16,18 @@ from typing import Any
 import pytest
 
 from suffice.control import child
-from suffice.control.heads import ExportHeads
-from suffice.control.jobs import Report
-from suffice.control.retaining import DAY_S, Retain
+from suffice.control.jobs.base import Report
+from suffice.control.jobs.heads import ExportHeads
+from suffice.control.jobs.retaining import DAY_S, Retain
 from suffice.errors import ConfigError
 from suffice.settings import AuditLog, Settings, Store, parse
-from suffice.store.control_events import EpochBegan
-from suffice.store.decisions import Decisions
-from suffice.store.events import Event, FeedbackGiven
-from suffice.store.heads import read_heads, signing_key
-from suffice.store.sqlite import SqliteLog
-from suffice.store.verify import verify
-from suffice.store.views import reading
+from suffice.store.audit.heads import read_heads, signing_key
+from suffice.store.audit.verify import verify
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import reading
+from suffice.store.rows.control_events import EpochBegan
+from suffice.store.rows.events import Event, FeedbackGiven
 from suffice.types import Epoch, Feedback
 from suffice.wiring import decisions, gateway, open_log, worker
 from tests.store.made_chain import asked, published, said

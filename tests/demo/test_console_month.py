@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 
-from suffice.demo.console.month import DAY_S, DAYS, ROUTE, live, month, settings_for
-from suffice.demo.console.people import MATH, SUPPORT
-from suffice.store import rollups
-from suffice.store.views import read_episodes, reading
+from suffice.console.words import difference
+from suffice.control.evidence.matching import matching
+from suffice.control.jobs.advance import Advance
+from suffice.control.jobs.base import Worker
+from suffice.demo.console.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
+from suffice.demo.console.people import MATH, SUPPORT, said
+from suffice.demo.console.tries import Tries
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import read_episodes, reading
+from suffice.store.routes import rollups
+from suffice.store.routes.experiments import read_experiments
+from suffice.store.routes.rollouts import read_rollouts
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.wiring import deployment_salt
 from tests.console.visitor import Visitor, people_of, site
 
 N = 120
@@ -19,7 +31,10 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
     now_s = time.time()
     began_s = now_s - DAYS * DAY_S
     seen: list[int] = []
-    with month(settings, tmp_path / "console.db", begin_s=began_s, seed=1, monotonic_s=time.monotonic) as made:
+    with month(
+        settings, tmp_path / "console.db", begin_s=began_s, seed=1, secret=deployment_salt(settings),
+        monotonic_s=time.monotonic,
+    ) as made:  # fmt: skip
         live(made, n=N, until_s=now_s, told=lambda n, _held: seen.append(n))
         assert made.held.in_burst, "so few runs certify nothing"
     assert seen == [60, 120]
@@ -31,7 +46,8 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
         total = rollups.read(connection, ())[()]
         kinds = {str(key[0]) for key in rollups.read(connection, ("query_class",))}
     assert len(days) > DAYS - 3, "they are spread over the month"
-    assert (total.n_requests, total.n_governed) == (N + N // 3 + N // 20, N + N // 3)
+    n_loops = -(-N // 40)
+    assert (total.n_requests, total.n_governed) == (2 * N + N // 3 + N // 20 + n_loops, 2 * N + N // 3 + n_loops)
     assert kinds >= {one.name for one in (*MATH, *SUPPORT)}
     with site(settings) as app:
         visitor = Visitor(app)
@@ -39,3 +55,74 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
         page = visitor.get("/console?days=all").text
         assert f"{total.n_requests:,} requests" in page
         assert "cold start" in page
+        told = visitor.get("/api/alerts").json["lines"]
+        assert {one["kind"] for one in told} == {"kill_switch", "incident", "rollback"}
+        assert {one["kind"] for one in told if one["over"] is None} == {"incident"}, "one incident waits for a person"
+        assert all(len(one["taken"]) == 2 for one in told if one["at_s"] < now_s - DAY_S), "both sinks took them"
+        assert len(visitor.get("/api/incidents").json["open"]) == len(visitor.get("/api/incidents").json["closed"]) == 1
+        form = {"csrf": visitor.token(), "back": "/console/review"}
+        assert visitor.post("/console/review/next", form).status == 303
+        hand = visitor.get("/api/review").json["in_hand"]
+        assert (hand["item"]["full_answer"], hand["item"]["early_answer"]) == ("2004", "1566")
+        assert hand["question"].startswith("In which year")
+        assert [step["read"] != [] for step in hand["loop"]["steps"]] == [True, True, True, False]
+
+
+def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_show_it(tmp_path: Path) -> None:
+    settings, path, now_s = settings_for(tmp_path / "console.db"), tmp_path / "console.db", time.time()
+    secret, n = deployment_salt(settings), 900
+    log = SqliteLog.open(settings.store, now=time.time)
+    clock = Clock(now_s - DAYS * DAY_S)
+    with Decisions.open(path, now=clock, monotonic_s=clock) as writer:
+        made = Tries(settings=settings, writer=writer, secret=secret, salt="s", rng=random.Random(9))
+        advance = Advance(
+            settings=settings, path=path, author="w", matches=matching, secret=secret, now=clock, monotonic_s=clock
+        )
+        ids = iter(range(10**6))
+        worker = Worker(
+            decisions=writer, jobs=(advance,), author="w", now=clock, monotonic_s=clock,
+            new_id=lambda: f"jr_{next(ids)}",
+        )  # fmt: skip
+        for number in range(n):
+            clock.at_s += DAYS * DAY_S / n
+            made.pass_time(number / n)
+            request, outcome, right = made.ask(number, at_s=clock.at_s)
+            rows: list[Event] = [RequestSeen(request), RequestEnded(outcome)]
+            rows += [FeedbackGiven(one) for one in said(outcome, right, made.rng)]
+            for row in rows:
+                assert log.append(row)
+            if number % 60 == 59:
+                assert log.drain(20)
+                worker.round()
+                made.follow()
+        advance.close()
+    log.close()
+    hasty, sober = read_rollouts(path)
+    assert (hasty.state.stage, hasty.moves[-1].by) == ("rolled_back", "evidence"), "it loses EM, and not by a word"
+    assert "surely lower" in hasty.moves[-1].reason
+    assert sober.moves[0].by == "evidence"
+    assert sober.state.stage in ("canary", "ramp", "full")
+    first, second = read_experiments(path)
+    assert (first.runs, second.runs) == (False, True)
+    assert first.ended is not None
+    assert "fewer tokens" in first.ended.said[0]
+    with site(settings) as app:
+        visitor = Visitor(app)
+        assert visitor.login(people_of(settings).reset("admin")).status == 303
+        page = visitor.get("/console/policies").text
+        for move in (*hasty.moves, *sober.moves):
+            assert move.reason in page, "each step with what it stood on"
+        shown, numbers = (visitor.get(f"/{door}/experiments/shown?name=brisk") for door in ("console", "api"))
+        for one in numbers.json["result"]["arms"][0]["comparisons"]:
+            assert difference(one["effect"], one["metric"]) in shown.text, "in the metric's own unit"
+            for part in one["classes"]:
+                assert difference(part["between"]["low"], one["metric"]) in shown.text, "and by class"
+        told = {one["route"]: one["brought"] for one in visitor.get("/api/policies").json["routes"]}
+        assert told["quiz"] == (sober.state.candidate if sober.serves_all else "")
+        assert told["research"] == ""
+        assert "its owner decides" in visitor.get("/console/routes").text
+        page = visitor.get("/console/changes?kind=experiment_started").text
+        assert "patience, run 1: five 50%, six 50% on quiz, 100% of layer default; tokens decides" in page
+        page = visitor.get("/console/experiments").text
+        assert "brisk" in page
+        assert "patience" in page

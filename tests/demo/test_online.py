@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from suffice.cli.demo_online import ALIASES, LineScreen, LiveScreen, followed, lines, local_world
+from suffice.cli.serving.demo_online import ALIASES, LineScreen, LiveScreen, followed, lines, local_world
 from suffice.demo.online import course, show, story
 from suffice.demo.online.course import Run
 from suffice.demo.online.plan import ROUTE, Plan, drawn, name_of, toml
 from suffice.demo.online.story import Report, Snapshot, World
-from suffice.local import weights
 from suffice.local.tasks import Question
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.reply import RequestSeen
 from suffice.wiring import load_settings
 from tests.control.made import run as made
+from tests.local.cached import cached
 
 POOL = tuple(
     Question(
@@ -33,7 +33,7 @@ POOL = tuple(
     for i in range(40)
 )  # fmt: skip
 PLAN = Plan(
-    burst=100, most=400, n_certified=40, n_swapped=10, max_em_drop=0.2, confidence=0.9, tick=20, wave=2, period_s=0.2
+    burst=100, most=2_000, n_certified=40, n_swapped=10, max_em_drop=0.2, confidence=0.9, tick=20, wave=2, period_s=0.2
 )
 
 
@@ -210,8 +210,7 @@ def test_the_settings_that_are_shown_are_those_that_serve(tmp_path: Path) -> Non
 
 @pytest.mark.model
 def test_the_swap_of_the_local_model_keeps_its_address_and_changes_its_name(tmp_path: Path) -> None:
-    if not weights.is_whole(weights.cached_file(weights.find("smol")), weights.find("smol")):
-        pytest.skip("the small model's weights are not in the cache; make demo fetches them")
+    cached("smol")
 
     def named(url: str) -> str:
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2})

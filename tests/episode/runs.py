@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -35,10 +35,13 @@ class BytesCall:
 
     pieces: list[bytes]
     breaks: bool = False
+    hands_over: bool = True   # as a connection does whose reader waits
     closed: bool = False
     status: int = 200
 
-    async def read(self) -> bytes:
+    async def read(self, at_once: Callable[[bytes], bool] | None = None) -> bytes:
+        while self.pieces and self.hands_over and at_once is not None and at_once(self.pieces[0]):
+            del self.pieces[0]
         if self.pieces:
             return self.pieces.pop(0)
         if self.breaks:
@@ -62,6 +65,10 @@ class Kept:
     async def frames(self, frames: Sequence[Frame]) -> None:
         assert not self.ended
         self.got += frames
+
+    def frame_now(self, raw: bytes) -> bool:
+        self.got.append(Frame(raw, raw[6:-2], None))
+        return True
 
     def can_begin_again(self) -> bool:
         return False
@@ -93,11 +100,12 @@ def chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) 
 
 
 def run_of(
-    pieces: Sequence[bytes], *, steps: Steps | None = None, breaks: bool = False, **options: Any
+    pieces: Sequence[bytes], *, steps: Steps | None = None, breaks: bool = False,
+    hands_over: bool = True, **options: Any,
 ) -> tuple[ReasoningRun, Kept, Ledger]:
     """A run over these bytes."""
     ledger, client = Ledger(request(), 0.0), Kept()
-    call = cast("Call", BytesCall(list(pieces), breaks=breaks))
+    call = cast("Call", BytesCall(list(pieces), breaks=breaks, hands_over=hands_over))
     known: dict[str, Any] = {
         "scorer": build_scorer("number"), "prober": None, "tags": ("<think>", "</think>"),
         "wants": Wants(usage=True, object=False), "drain": False,

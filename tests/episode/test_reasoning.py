@@ -235,13 +235,14 @@ async def test_chunks_that_go_together_mean_what_they_mean_one_by_one(
     size = per_read * len(frames[1]) + n_cut   # reads that end at events, near them and far from them
     reads = [data[at : at + size] for at in range(0, len(data), size)]
     told = []
-    for joined in (False, True):
-        run, client, ledger = run_of(reads, wants=Wants(usage=True, object=False, joined=joined))
+    for joined, at_once in ((False, False), (True, False), (True, True)):
+        wants = Wants(usage=True, object=False, joined=joined)
+        run, client, ledger = run_of(reads, wants=wants, hands_over=at_once)
         steps = [step async for step in run.steps()]
         account = ledger.calls[0]
         told.append((
             client.raw, steps, run.thought, run.answer_text, account.received_tokens, account.reasoning_tokens,
             ledger.answer, run.seen, ledger.degraded,
         ))  # fmt: skip
-    assert told[0] == told[1]
-    assert told[1][0] == data
+    assert told[0] == told[1] == told[2]
+    assert told[0][0] == data

@@ -12,12 +12,12 @@ from types import ModuleType
 
 import pytest
 
-from suffice.local.weights import cached_file, find
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.prompt import cut
 from suffice.testing.reply import RequestSeen
 from tests.house.test_packaging import pins
 from tests.house.tree import ROOT
+from tests.local.cached import cached
 
 EXAMPLES = ROOT / "examples"
 FRAMEWORKS = {"langgraph_rag": "langgraph", "dspy_rag": "dspy", "pydantic_ai_agent": "pydantic-ai-slim"}
@@ -144,8 +144,7 @@ def test_every_example_is_run_by_make_and_pinned_where_it_needs_another_library(
 
 @pytest.mark.model
 def test_the_first_example_runs_on_the_real_model() -> None:
-    if not cached_file(find("qwen0.5b")).is_file():
-        pytest.skip("the weights of qwen0.5b are not in the cache; make demo fetches them")
+    cached("qwen0.5b")
     environment = {k: v for k, v in os.environ.items() if k != "SUFFICE_EXAMPLES_URL"}
     program = str(Path("examples") / "iterative_rag.py")
     done = subprocess.run(

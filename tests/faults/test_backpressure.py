@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from suffice.store.views import read_episodes
+from suffice.store.database.views import read_episodes
 from suffice.testing import FakeUpstream, GatewayProcess, Reply
 
 TOTAL_BYTES = 200 * 2**20

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from suffice.store.views import read_episodes
+from suffice.store.database.views import read_episodes
 from suffice.testing import Chain, EchoNonce, Reply, die_after, no_finish, slow_headers, stall_after, status
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Served, chat

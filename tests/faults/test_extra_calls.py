@@ -46,6 +46,11 @@ def refused(g: Served) -> float:
     return g.gateway.metrics.value("suffice_extra_calls_refused_total", route="r")
 
 
+def sample_of(seen: RequestSeen) -> int:
+    """Which of its request's samples a call drew: each has its own seed, and a wave may arrive in any order."""
+    return int(seen.body["seed"])
+
+
 def n_probes(g: Served) -> int:
     return sum(seen.request.is_raw for seen in g.fake.completions)
 
@@ -271,14 +276,14 @@ async def test_where_the_record_counts_a_failed_sample_does_not_end_the_drawing(
     serve: Serve, mode: str, n_drawn: int
 ) -> None:
     def says(seen: RequestSeen) -> Reply:
-        return Reply(answer=cut("it is 4"), faults=(status(500),) if seen.nth == 1 else ())
+        return Reply(answer=cut("it is 4"), faults=(status(500),) if sample_of(seen) == 2 else ())
 
     route = {
         "kind": "samples", "samples": 8, "wave": 2, "scorer": "number", "mode": mode, "audit_share": 0.0,
         "uncertified": mode == "enforce",
     }  # fmt: skip
     async with serve(says, route=route) as g:
-        answer = await g.ask(chat(suffice={}))
+        answer = await g.ask(chat(suffice={}, seed=1))
         assert (answer.text, answer.told["degraded"]) == ("it is 4", ["sample"])
         assert len(g.fake.completions) == n_drawn
         outcome = await g.outcome()
@@ -290,16 +295,16 @@ async def test_where_the_record_counts_a_failed_sample_does_not_end_the_drawing(
 async def test_a_429_on_a_sample_ends_the_drawing_and_the_vote_stands(serve: Serve, mode: str) -> None:
     def says(seen: RequestSeen) -> Reply:
         slow_down = status(429, headers={"retry-after": "60"})
-        return Reply(answer=cut("it is 4"), faults=(slow_down,) if seen.nth == 1 else ())
+        return Reply(answer=cut("it is 4"), faults=(slow_down,) if sample_of(seen) == 2 else ())
 
     route = {
         "kind": "samples", "samples": 8, "wave": 2, "scorer": "number", "mode": mode, "audit_share": 0.0,
         "uncertified": mode == "enforce",
     }  # fmt: skip
     async with serve(says, route=route) as g:
-        answer = await g.ask(chat(suffice={}))
+        answer = await g.ask(chat(suffice={}, seed=1))
         assert (answer.status, answer.text, len(g.fake.completions)) == (200, "it is 4", 2)
-        answer = await g.ask(chat(suffice={}))
+        answer = await g.ask(chat(suffice={}, seed=1))
         assert (answer.status, answer.text) == (200, "it is 4")
         assert len(g.fake.completions) == 3, "the client's own call is made, further samples are not"
         await g.episodes(2)

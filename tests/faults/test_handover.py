@@ -342,6 +342,37 @@ async def test_a_slot_is_free_only_while_nobody_else_has_it(serve: Serve, busy: 
         assert made == ["main", "continuation", *(["rerun"] if busy else [])]
 
 
+async def test_where_others_wait_for_the_slot_an_original_is_given_up_once_and_not_again(serve: Serve) -> None:
+    """One slot, and somebody in line for it: whoever lets go of it stands behind him."""
+    tool = {"type": "function", "function": {"name": "f"}}
+
+    def says(seen: RequestSeen) -> Reply:
+        return Reply(first_delay_s=0.8) if "tools" in seen.body else chain(delay_s=0.02)(seen)
+
+    async def beside_another(g: Served) -> Answer:
+        """One request whose stop comes while another client's call is in line."""
+        first = len(g.fake.completions)
+        mine = asyncio.create_task(g.ask(chat(stream=True)))
+        while len(g.fake.completions) == first:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.001)
+        other = asyncio.create_task(g.ask(chat("another", tools=[tool])))
+        answer = await mine
+        await other
+        return answer
+
+    route = enforcing(probe=None, policy={"policy": "fixed-budget", "max_tokens": 8}, handover_ms=200)
+    async with serve(says, fake={"slots": 1}, upstream={"finish": ["raw"]}, route=route) as g:
+        for n, calls in enumerate((["main", "continuation", "rerun"], ["main"]), 1):
+            answer = await beside_another(g)
+            assert (answer.status, answer.text, answer.finish, answer.done) == (200, FULL, "stop", True)
+            seen = [one.episode for one in await g.episodes(2 * n)]
+            governed = [one.outcome for one in seen if one.request.ungoverned is None]
+            assert [call.purpose for call in governed[-1].calls] == calls
+        assert g.gateway.metrics.value("suffice_extra_calls_skipped_total", route="r", reason="crowded") == 1
+        answer = await g.ask(chat(stream=True, suffice={}))
+        assert answer.told["stopped"], "alone again, it gives its slot up and gets it back"
+
+
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_an_engine_that_closes_the_thought_and_says_nothing_is_asked_for_the_answer(
     serve: Serve, stream: bool

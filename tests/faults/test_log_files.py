@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -10,30 +11,30 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import closing
 from pathlib import Path
 
-import click.testing
 import pytest
 
-from suffice.cli.main import main
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store import schema
-from suffice.store.decisions import read_artefact
-from suffice.store.in_force import read_decided
-from suffice.store.sqlite import SqliteLog
-from suffice.store.verify import Verdict, verify
-from suffice.store.views import read_events, reading
+from suffice.store.audit.verify import Verdict, verify
+from suffice.store.database import schema
+from suffice.store.database.decisions import read_artefact
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import read_events, reading
+from suffice.store.routes.in_force import read_decided
+from suffice.testing import FakeUpstream, GatewayProcess, Samples
 from tests.store.made_chain import found_head, made, open_made, said, story, write
 
 # A process that forks one publisher after the other: each publishes without end until it is killed.
 PUBLISHER = """
 import os, sys, time
 from pathlib import Path
-from suffice.store.control_events import EpochBegan
-from suffice.store.decisions import Decisions
-from suffice.store.in_force import read_decided
+from suffice.store.rows.control_events import EpochBegan
+from suffice.store.database.decisions import Decisions
+from suffice.store.routes.in_force import read_decided
 from suffice.types import Epoch
 from tests.store.made_chain import published
 
@@ -143,20 +144,25 @@ def chained_rows(database: Path) -> list[tuple[object, ...]]:
         ).fetchall()
 
 
-def test_a_gateway_does_not_start_on_a_damaged_log_and_says_what_to_do(whole: Path, tmp_path: Path) -> None:
+def test_a_gateway_on_a_damaged_log_serves_all_the_same_and_says_what_to_do(whole: Path, tmp_path: Path) -> None:
     content = bytearray(whole.read_bytes())
     for at in range(8_192, len(content), 4_096):
         content[at : at + 64] = b"\xff" * 64
     (tmp_path / "log.db").write_bytes(content)
-    config = tmp_path / "suffice.toml"
-    config.write_text(
-        '[upstreams.u]\nurl = "http://127.0.0.1:9"\n[routes.r]\nupstream = "u"\n'
-        f'[store]\nurl = "sqlite:///{tmp_path}/log.db"\n')
-    done = click.testing.CliRunner().invoke(main, ["serve", "--config", str(config), "--port", "0"])
-    assert done.exit_code == 1
-    assert "damaged" in done.output
-    assert "restore a backup or name a new file" in done.output
-    assert "Traceback" not in done.output
+    with FakeUpstream.in_thread(Samples(["it is 4"])) as fake:
+        settings = {"upstreams": {"u": {"url": fake.url}}, "routes": {"r": {"upstream": "u"}}}
+        with GatewayProcess.serving(tmp_path, settings) as gateway:
+            asked = urllib.request.Request(
+                f"{gateway.url}/v1/chat/completions",
+                json.dumps({"model": "m", "messages": [{"role": "user", "content": "how many?"}]}).encode(),
+                {"content-type": "application/json"},
+            )
+            with urllib.request.urlopen(asked) as reply:
+                assert "it is 4" in reply.read().decode()
+            said = gateway.stderr().decode()
+    assert "damaged" in said
+    assert "restore a backup or name a new file: everything runs in full until it can be opened" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.2, 0.5, 0.9, 0.97])

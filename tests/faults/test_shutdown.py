@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from suffice.server import serving
-from suffice.store.views import read_episodes
+from suffice.store.database.views import read_episodes
 from suffice.testing import EchoNonce, FakeUpstream, GatewayProcess, Reply, RequestSeen
 from tests.gateway.served import CHAT, chat, settings_for
 

@@ -21,8 +21,8 @@ from suffice import server as product
 from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
 from suffice.settings import Settings, parse
-from suffice.store.log import EventLog
-from suffice.store.views import Labelled, read_episodes
+from suffice.store.database.log import EventLog
+from suffice.store.database.views import Labelled, read_episodes
 from suffice.testing import Answerer, FakeUpstream, Reply, Script
 from suffice.types import Episode, Outcome
 from suffice.wiring import gateway
@@ -190,6 +190,7 @@ def settings_for(fake_url: str, tmp_path: Path, **changes: Any) -> Settings:
     }
     raw["server"] |= changes.pop("server", {})
     raw["upstreams"]["up"] |= changes.pop("upstream", {})
+    raw["store"] |= changes.pop("store", {})
     raw["routes"] = changes.pop("routes", None) or {"r": raw["routes"]["r"] | changes.pop("route", {})}
     assert not changes, changes
     return parse(raw)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from suffice.settings import Settings, parse
-from suffice.store.control_events import EnforcementPaused, PolicyPublished
+from suffice.store.rows.control_events import EnforcementPaused, PolicyPublished
 from suffice.testing import Reply, RequestSeen, cut
 from suffice.types import Pause
 from suffice.wiring import check, worker

@@ -6,12 +6,12 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from suffice.control.experiments import look
+from suffice.control.compare.experiments import look
 from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
 from suffice.rollout.reading import reading
 from suffice.settings import Settings, parse
-from suffice.store import experiments
-from suffice.store.events import FeedbackGiven
+from suffice.store.routes import experiments
+from suffice.store.rows.events import FeedbackGiven
 from suffice.testing import Samples
 from suffice.types import Feedback
 from suffice.wiring import decisions

@@ -11,8 +11,8 @@ import pytest
 from suffice import wiring
 from suffice.gateway.context import CHECK_RUNS, Gateway
 from suffice.settings import Settings, Store, parse
-from suffice.store.events import Event, RequestEnded, RequestSeen, RouteExamined, UpstreamExamined
-from suffice.store.sqlite import SqliteLog
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.rows.events import Event, RequestEnded, RequestSeen, RouteExamined, UpstreamExamined
 from suffice.testing import Chain, Reply
 from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
 from suffice.upstream.findings import url_key

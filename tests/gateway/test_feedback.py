@@ -17,10 +17,10 @@ import pytest
 from suffice.errors import ConfigError, StoreError, StoreFull
 from suffice.gateway.context import Gateway
 from suffice.settings import Store
-from suffice.store.events import Event, FeedbackGiven
-from suffice.store.log import Receipt, Stored
-from suffice.store.sqlite import SqliteLog
-from suffice.store.views import read_episodes
+from suffice.store.database.log import Receipt, Stored
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import read_episodes
+from suffice.store.rows.events import Event, FeedbackGiven
 from suffice.testing import Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post

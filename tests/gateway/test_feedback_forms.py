@@ -9,7 +9,7 @@ import pytest
 
 from suffice.gateway.feedback_form import read_feedback
 from suffice.settings import parse
-from suffice.store.events import FeedbackGiven
+from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback
 from suffice.wiring import gateway
 from tests.gateway.conftest import Serve

@@ -9,7 +9,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.settings import Settings
-from suffice.store.events import FeedbackGiven
+from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback
 from suffice.wiring.keys import feedback_keys
 from suffice.wiring.routes import check
@@ -83,7 +83,7 @@ async def test_where_only_feedback_asks_for_a_key_the_model_is_open(serve: Serve
 
 
 def test_a_list_that_is_missing_or_shares_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = msgspec.convert({"server": BOTH}, Settings)
+    settings = msgspec.convert({"server": BOTH, "upstreams": {"up": {"url": "http://127.0.0.1:1"}}}, Settings)
     assert check(settings, {"KEYS_OF_THIS_TEST": "x"}) == [
         "server.feedback_keys_env: the environment has no keys in LABELLERS_OF_THIS_TEST"
     ]

@@ -12,7 +12,7 @@ from suffice.errors import ConfigError
 from suffice.gateway.context import WordsByToken
 from suffice.gateway.feedback import MOST_WORDS
 from suffice.rollout.feedback_token import read, sign
-from suffice.store.events import FeedbackGiven
+from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post

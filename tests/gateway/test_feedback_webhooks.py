@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from suffice.store.events import FeedbackGiven
+from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post

@@ -17,8 +17,8 @@ from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.model.stop import StopModel, Trained, canonical
 from suffice.settings import Settings
-from suffice.store.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
-from suffice.store.events import Event
+from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
+from suffice.store.rows.events import Event
 from suffice.testing import Reply, Samples, cut
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
 from suffice.wiring import build_route, decisions

@@ -6,14 +6,15 @@ Nothing is stood in for but the control loop's own work: decisions are written t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import pytest
 
-from suffice.control.ratings import Ratings
+from suffice.control.evidence.ratings import Ratings
 from suffice.gateway.operating import RouteOperation
-from suffice.store.control_events import EnforcementPaused, EnforcementResumed
+from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.testing import FakeUpstream, Reply, cut
 from suffice.types import Feedback, Pause, Resumption
 from tests.gateway.conftest import Serve
@@ -140,15 +141,22 @@ async def stopped_runs(g: Served) -> None:
     assert operation(g).ratio(g.gateway.monotonic_s()) == pytest.approx(STEPS[0] / STEPS[2], rel=0.01)
 
 
+@asynccontextmanager
+async def braked(serve: Serve, fires: Fires, on_fallback: str) -> AsyncIterator[Served]:
+    """A route that served stopped runs until its brake fired."""
+    says = {"now": reply()}
+    route = ROUTE | {"fallback_capacity": 1.2, "on_fallback": on_fallback}
+    async with serve(server(says), upstream={"slots": SLOTS}, route=route) as g:
+        await stopped_runs(g)
+        await fires(g, says)
+        yield g
+
+
 @BRAKES
 async def test_where_quality_comes_first_the_end_of_a_certificate_sheds_until_the_next_one(
     serve: Serve, fires: Fires, releases: Releases
 ) -> None:
-    says = {"now": reply()}
-    route = ROUTE | {"fallback_capacity": 1.2, "on_fallback": "quality_first"}
-    async with serve(server(says), upstream={"slots": SLOTS}, route=route) as g:
-        await stopped_runs(g)
-        await fires(g, says)
+    async with braked(serve, fires, "quality_first") as g:
         here = operation(g)
         assert here.fallback is not None
         assert (here.fallback.level, here.certified) == (2, 0)
@@ -168,11 +176,7 @@ async def test_where_quality_comes_first_the_end_of_a_certificate_sheds_until_th
 async def test_where_availability_comes_first_the_next_safer_level_serves_and_everything_says_uncertified(
     serve: Serve, fires: Fires, releases: Releases
 ) -> None:
-    says = {"now": reply()}
-    route = ROUTE | {"fallback_capacity": 1.2, "on_fallback": "availability_first"}
-    async with serve(server(says), upstream={"slots": SLOTS}, route=route) as g:
-        await stopped_runs(g)
-        await fires(g, says)
+    async with braked(serve, fires, "availability_first") as g:
         answers = await crowd(g, 10)
         await g.quiet()
         assert {(a.status, level_of(a), a.told["certified"], a.told["steps"]) for a in answers} == {

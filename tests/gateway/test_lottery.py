@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
+from suffice.assurance.estimate import estimate_route
 from suffice.gateway.context import LOT_MEMORY_S, Gateway
-from suffice.testing import Chain, Reply, RequestSeen
+from suffice.testing import Chain, Reply, RequestSeen, status
 from suffice.types import Episode
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
@@ -211,6 +213,30 @@ async def test_an_audit_probes_every_step_and_its_client_does_not_wait(
         assert waited_s < took_s - 0.3
         assert outcome.overhead.n_extra_calls == len(STEPS) == outcome.overhead.probe_tokens
         assert outcome.end_reason == "done"
+
+
+async def trials(g: Served, n: int) -> tuple[int, int]:
+    """Trial answers of the `n` runs in the log, and how many of them a report counts as read."""
+    report = estimate_route(
+        await g.episodes(n), route="r", match=lambda answer, gold: answer == gold, rng=np.random.default_rng(0)
+    )
+    return report.n_trials, report.n_trials_read
+
+
+async def test_trial_answers_that_nobody_can_read_are_counted_as_asked_and_failed_probes_are_not(serve: Serve) -> None:
+    said = ["3", "hm", "so to say", "4"]
+    chain = Chain([(f"thought {n}\n", answer) for n, answer in enumerate(said)], "it is 5")
+    async with serve(chain, upstream=RAW, route={**ENFORCE, "audit_share": 1.0}) as g:
+        await g.ask(chat())
+        assert [s.answer for s in (await g.outcome()).steps] == ["3", None, None, "4"]
+        assert await trials(g, 1) == (4, 2)
+
+    def failing(seen: RequestSeen) -> Reply:
+        return Reply(faults=(status(500, b"{}"),)) if seen.is_raw else chain(seen)
+
+    async with serve(failing, upstream=RAW, route={**ENFORCE, "audit_share": 1.0}) as g:
+        await g.ask(chat())
+        assert await trials(g, 2) == (4, 2), "nobody knows what a probe that failed would have said"
 
 
 async def test_without_an_audit_observing_probes_nothing(serve: Serve) -> None:

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from suffice.server import serving
-from suffice.store.views import read_episodes
+from suffice.store.database.views import read_episodes
 from suffice.testing import Chain, EchoNonce, FakeUpstream, Reply, RequestSeen
 from suffice.upstream.pool import REST_S
 from tests.gateway.conftest import Serve

@@ -12,10 +12,10 @@ from suffice.gateway.overridden import pinned
 from suffice.review.decide import Asked, Outcome, Wanted
 from suffice.review.override import InEffect, Override, in_effect
 from suffice.settings import Settings
-from suffice.store.control_events import EnforcementPaused, EnforcementResumed
-from suffice.store.deciding import decide_incident, end_override, set_override
-from suffice.store.in_force import NOTHING
-from suffice.store.reviews import kept_question
+from suffice.store.people.deciding import decide_incident, end_override, set_override
+from suffice.store.people.reviews import kept_question
+from suffice.store.routes.in_force import NOTHING
+from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.testing import Samples
 from suffice.types import Pause, Resumption
 from suffice.wiring import decisions

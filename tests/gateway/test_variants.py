@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from suffice.gateway.variants import Trial
@@ -13,13 +16,16 @@ from suffice.rollout import stages
 from suffice.rollout.rules import Rules
 from suffice.rollout.versions import Lineage, make_version
 from suffice.settings import Experiment, parse
-from suffice.store import experiments, rollouts
-from suffice.store.rollout_events import Moved, RolloutMoved
+from suffice.store.database.views import read_events
+from suffice.store.routes import experiments, rollouts
+from suffice.store.rows.rollout_events import Moved, RolloutMoved
+from suffice.store.rows.serving_events import VersionRefused
 from suffice.testing import Samples
 from suffice.types import Request
 from suffice.wiring import decisions
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
+from tests.gateway.test_follow import drawn
 
 OWN = {"policy": "stable-answer", "streak": 5}
 BOLDER = {"policy": "stable-answer", "streak": 2}
@@ -51,24 +57,27 @@ async def told(g: Served, until: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-def begin(g: Served, policy: dict[str, Any], rules: Rules = RULES) -> rollouts.Held:
+def begin(g: Served, policy: dict[str, Any], rules: Rules = RULES, name: str = "r-1") -> rollouts.Held:
     route = g.gateway.settings.routes["r"]
     lineage = Lineage(parent=None, proposed_by="person:ann", why="saves more")
     version = make_version("policy", policy, kind="samples", scorer="number", model_family=None, lineage=lineage)
     with decisions(g.gateway.settings) as writer:
+        one = rollouts.own_candidate(
+            rollouts.read_rollouts(writer.path), version, route="r", own=rollouts.own_version(route)
+        )
+        assert not isinstance(one, str), one
         found = rollouts.propose(
-            writer, version, route="r", own=rollouts.own_version(route), author="ann", reason="x", name="r-1",
-            rules=rules, secret=g.gateway.salt,
-        )  # fmt: skip
+            writer, one, author="ann", reason="x", name=name, rules=rules, secret=g.gateway.salt
+        )
     assert not isinstance(found, str), found
     return found
 
 
 def step(g: Served, *, back: bool = False) -> stages.Transition:
     with decisions(g.gateway.settings) as writer:
-        made = rollouts.move(writer, "r", lambda state: (
-            stages.roll_back(state, by="person:ann", reason="enough", at=0, now_s=time.time()) if back
-            else stages.promote(state, RULES, by="person:ann", reason="go", at=0, now_s=time.time())
+        made = rollouts.move(writer, "r", lambda held: (
+            stages.roll_back(held.state, by="person:ann", reason="enough", at=0, now_s=time.time()) if back
+            else stages.promote(held.state, held.rules, by="person:ann", reason="go", at=0, now_s=time.time())
         ))  # fmt: skip
     assert not isinstance(made, str), made
     return made
@@ -116,8 +125,8 @@ async def test_a_candidate_serves_nobody_then_its_share_then_all_and_goes_back(s
                 await asyncio.to_thread(step, g)
             if at == 5:
                 with decisions(g.gateway.settings) as writer:
-                    own = rollouts.own_version(g.gateway.settings.routes["r"]).address
-                    assert not isinstance(rollouts.undo(writer, "r", own, author="ann", reason="x"), str)
+                    now = held.state.candidate
+                    assert not isinstance(rollouts.undo(writer, "r", now, author="ann", reason="x"), str)
             if at:
                 await told(g, lambda v, at=at: at > 3 or v.trials["r"].state.step == at)
                 await told(g, lambda v, at=at: bool(v.standing) == (at == 4))
@@ -135,6 +144,62 @@ async def test_a_candidate_serves_nobody_then_its_share_then_all_and_goes_back(s
     assert counts[1] <= counts[2] + 0.1
     assert 0.25 < counts[3] < 0.75
     assert counts[4:] == [1, 0]
+
+
+async def bring(g: Served, policy: dict[str, Any], name: str) -> str:
+    """Have a rollout bring a policy to everybody, and the last-good file say so; its address."""
+    made = (await asyncio.to_thread(begin, g, policy, name=name)).state.candidate
+    for _ in range(4):
+        await asyncio.to_thread(step, g)
+    await told(g, lambda variants: variants.standing.get("r") == policy)
+    file = g.database.with_name("log.db.good")
+    async with asyncio.timeout(5):
+        while not file.exists() or made not in file.read_text():  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.02)
+    return made
+
+
+async def test_without_the_log_what_a_rollout_brought_serves_unless_the_owner_has_written_another_policy(
+    serve: Serve, tmp_path: Path
+) -> None:
+    async with serve(FOUR, route=ROUTE) as g:
+        await bring(g, BOLDER, "r-1")
+        port = int(g.fake.url.rpartition(":")[2])
+    (tmp_path / "log.db").write_bytes(b"no database" * 1_000)
+    for policy, n_drawn in ((OWN, 2), ({**OWN, "streak": 6}, 6)):
+        async with serve(FOUR, route={**ROUTE, "policy": policy}, fake={"port": port}) as g:
+            assert g.gateway.serves == "last good"
+            assert await drawn(g) == n_drawn
+
+
+async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_the_last_good_one_in_force(
+    serve: Serve, tmp_path: Path
+) -> None:
+    file, brought = tmp_path / "log.db.good", list[str]()
+
+    def spoil(address: str) -> None:
+        with closing(sqlite3.connect(tmp_path / "log.db")) as connection:
+            connection.execute("UPDATE artefacts SET body = 'x' WHERE address = ?", (address,))
+            connection.commit()
+
+    async with serve(FOUR, route=ROUTE) as g:
+        for policy in (BOLDER, {**OWN, "streak": 3}):
+            brought.append(await bring(g, policy, name=f"r-{len(brought)}"))
+        assert await drawn(g) == 3
+        await asyncio.to_thread(begin, g, {**OWN, "streak": 4}, name="r-2")
+        port = int(g.fake.url.rpartition(":")[2])
+    spoil(brought[1])
+    before, own = f"version {brought[0]} stays in force", "the settings' own policy serves"
+    for serves, n_drawn in (("", 3), (before, 2), (own, 5)):
+        async with serve(FOUR, route=ROUTE, fake={"port": port}) as g:
+            assert await drawn(g) == n_drawn, serves or "the last-good file has it still"
+            assert g.gateway.metrics.value("suffice_versions_refused_total", route="r") == bool(serves)
+            assert bool(g.gateway.variants.trials) is not bool(serves), "nothing is compared with what does not serve"
+        file.unlink()
+        if serves:
+            spoil(brought[0])
+    rows = [one.event.refusal for one in read_events(tmp_path / "log.db") if isinstance(one.event, VersionRefused)]
+    assert [(one.number, one.fit, one.serves) for one in rows] == [(0, brought[1], before)]
 
 
 async def test_a_rollout_asks_for_more_audits_while_em_is_not_proved(serve: Serve) -> None:
@@ -193,9 +258,10 @@ def refused(g: Served) -> str:
     version = make_version("policy", BOLDER, kind="samples", scorer="number", model_family=None, lineage=lineage)
     own = rollouts.own_version(g.gateway.settings.routes["r"])
     with decisions(g.gateway.settings) as writer:
+        one = rollouts.own_candidate(rollouts.read_rollouts(writer.path), version, route="r", own=own)
+        assert not isinstance(one, str), one
         found = rollouts.propose(
-            writer, version, route="r", own=own, author="job", reason="x", name="r-2", rules=Rules(),
-            secret=g.gateway.salt, by_person=False,
-        )  # fmt: skip
+            writer, one, author="job", reason="x", name="r-2", rules=Rules(), secret=g.gateway.salt, by_person=False
+        )
     assert isinstance(found, str)
     return found

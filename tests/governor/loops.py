@@ -13,7 +13,7 @@ from typing import Any
 from suffice.governor import AsyncEpisode, Episode, Governor
 from suffice.server import serving
 from suffice.settings import Settings, parse
-from suffice.store.views import Labelled, read_episodes
+from suffice.store.database.views import Labelled, read_episodes
 from suffice.types import Decision, Outcome
 
 ROUTE = "loop"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from suffice.gateway import context, desk
 from suffice.gateway.decide import LIMIT_BYTES
 from suffice.governor import Governor
-from suffice.store.views import read_episodes
+from suffice.store.database.views import read_episodes
 from suffice.types import Outcome
 from tests.gateway.served import Served, post
 from tests.gateway.served import served as gateway_served

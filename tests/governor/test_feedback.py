@@ -13,8 +13,8 @@ from suffice.errors import BadRequest
 from suffice.governor import Governor
 from suffice.rollout.feedback_token import read
 from suffice.settings import parse
-from suffice.store.events import FeedbackGiven
-from suffice.store.views import read_events
+from suffice.store.database.views import read_events
+from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback
 from tests.governor.loops import ROUTE, STABLE, drive
 from tests.house.test_docs import in_thread

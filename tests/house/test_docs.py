@@ -31,43 +31,17 @@ from suffice.review.incident import Incident, IncidentDecision
 from suffice.review.override import Override, OverrideEnd
 from suffice.scoring.base import SCORERS
 from suffice.server import serving
-from suffice.settings import (
-    Alerts,
-    AuditLog,
-    Console,
-    Control,
-    Embeddings,
-    Experiment,
-    ExperimentArm,
-    Extra,
-    FeedbackRules,
-    Judge,
-    Langfuse,
-    Match,
-    Metric,
-    Pressure,
-    Prices,
-    Probe,
-    Retention,
-    Review,
-    Route,
-    Server,
-    Settings,
-    Steps,
-    Store,
-    Template,
-    Upstream,
-    parse,
-)
-from suffice.store import alert_events, audit_events, experiment_events
-from suffice.store.access_events import Access
-from suffice.store.events import EVENTS
-from suffice.store.review_events import Question
+from suffice.settings import Settings, parse
+from suffice.store.rows import alert_events, audit_events, experiment_events
+from suffice.store.rows.access_events import Access
+from suffice.store.rows.events import EVENTS
+from suffice.store.rows.review_events import Question
 from suffice.telemetry import METRICS
 from suffice.testing import FakeUpstream
 from suffice.testing.prompt import cut
 from suffice.testing.reply import Reply
 from suffice.wiring import build_route
+from tests.house.levels import LEVELS, heading_of
 from tests.house.tree import DOCS, ROOT, Block, blocks, files, python_files, short
 
 GATEWAY = "http://127.0.0.1:8400"
@@ -204,6 +178,13 @@ def test_links_and_named_files_exist() -> None:
     assert not missing, missing
 
 
+def test_every_page_is_in_the_list_of_pages() -> None:
+    folder = ROOT / "docs"
+    listed = set(re.findall(r"\]\(([\w/-]+\.md)", (folder / "README.md").read_text(encoding="utf-8")))
+    pages = {path.relative_to(folder).as_posix() for path in DOCS if folder in path.parents} - {"README.md"}
+    assert pages <= listed, pages - listed
+
+
 def rows(path: Path, heading: str | None = None) -> dict[str, list[str]]:
     """The rows of a document's tables by the first code word in their first cell."""
     text = path.read_text(encoding="utf-8")
@@ -219,32 +200,7 @@ def rows(path: Path, heading: str | None = None) -> dict[str, list[str]]:
     return found_rows
 
 
-SECTIONS: dict[str, type[msgspec.Struct]] = {
-    "`[server]`": Server,
-    "`[upstreams.NAME]`": Upstream,
-    "`[upstreams.NAME.prices]`": Prices,
-    "`[upstreams.NAME.extra]`": Extra,
-    "`[upstreams.NAME.template]`": Template,
-    "`[routes.NAME]`": Route,
-    "`[routes.NAME.match]`": Match,
-    "`[routes.NAME.probe]`": Probe,
-    "`[routes.NAME.steps]`": Steps,
-    "`[routes.NAME.embeddings]`": Embeddings,
-    "`[routes.NAME.judge]`": Judge,
-    "`[routes.NAME.review]`": Review,
-    "`[routes.NAME.pressure]`": Pressure,
-    "`[store]`": Store,
-    "`[control]`": Control,
-    "`[feedback]`": FeedbackRules,
-    "`[feedback.langfuse]`": Langfuse,
-    "`[metrics.NAME]`": Metric,
-    "`[console]`": Console,
-    "`[audit]`": AuditLog,
-    "`[alerts]`": Alerts,
-    "`[retention]`": Retention,
-    "`[experiments.NAME]`": Experiment,
-    "`[experiments.NAME.arms.NAME]`": ExperimentArm,
-}
+SECTIONS = {heading_of(level): model for level, model in LEVELS.items() if level}
 
 
 def shown_default(field: msgspec.structs.FieldInfo) -> str:
@@ -398,4 +354,4 @@ def test_the_changelog_is_kept() -> None:
     assert re.search(r"^## \[Unreleased\]$", text, re.MULTILINE)
     headings = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
     assert headings <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
-    assert all(path in files() for path in DOCS)
+    assert set(DOCS) <= set(files())

@@ -54,12 +54,19 @@ def test_no_installed_package_runs_code_at_every_start() -> None:
             assert not line.startswith(("import ", "import\t")), f"{path.name} runs: {line[:200]}"
 
 
-def test_the_wheel_holds_every_module_and_every_data_file(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a wheel and an archive of the sources."""
+    folder = tmp_path_factory.mktemp("dist")
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)],
+        [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)],
         cwd=ROOT, check=True, capture_output=True, timeout=60,
     )
-    (wheel,) = tmp_path.glob("*.whl")
+    return folder
+
+
+def test_the_wheel_holds_every_module_and_every_data_file(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         shipped = set(archive.namelist())
     modules = {f"suffice/{path.relative_to(SRC).as_posix()}" for path in python_files("src")}
@@ -74,18 +81,14 @@ def test_the_wheel_holds_every_module_and_every_data_file(tmp_path: Path) -> Non
     assert any(name.endswith("licenses/LICENSE") for name in shipped)
 
 
-def test_the_one_grid_of_published_rules_is_in_the_wheel_and_in_the_sources(tmp_path: Path) -> None:
+def test_the_one_grid_of_published_rules_is_in_the_wheel_and_in_the_sources(built: Path, tmp_path: Path) -> None:
     """In the repository it is a link; what is installed or unpacked must hold its text."""
     grid = (ROOT / "bench" / "grid.toml").read_bytes()
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--directory", str(tmp_path)],
-        cwd=ROOT, check=True, capture_output=True, timeout=60,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("suffice/replay/grid.toml") == grid
-    (sources,) = tmp_path.glob("*.tar.gz")
+        assert archive.read("suffice/replay/study/grid.toml") == grid
+    (sources,) = built.glob("*.tar.gz")
     with tarfile.open(sources) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
-    (unpacked,) = (tmp_path / "unpacked").glob("*/src/suffice/replay/grid.toml")
+    (unpacked,) = (tmp_path / "unpacked").glob("*/src/suffice/replay/study/grid.toml")
     assert unpacked.read_bytes() == grid

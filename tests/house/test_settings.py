@@ -11,88 +11,8 @@ import pytest
 
 from suffice import settings as house
 from suffice.errors import ConfigError
-from suffice.settings import (
-    Alerts,
-    AuditLog,
-    Console,
-    Control,
-    Embeddings,
-    Experiment,
-    ExperimentArm,
-    Extra,
-    FeedbackRules,
-    Judge,
-    Langfuse,
-    Match,
-    Metric,
-    Pressure,
-    Prices,
-    Probe,
-    Retention,
-    Review,
-    Route,
-    Server,
-    Settings,
-    Steps,
-    Store,
-    Template,
-    Upstream,
-    parse,
-)
-
-RAW: dict[str, Any] = {
-    "server": {},
-    "upstreams": {
-        "box": {
-            "url": "http://127.0.0.1:8080", "extra": {},
-            "prices": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2},
-            "template": {"turn": "{content}", "generate": ""},
-        },
-    },
-    "routes": {
-        "math": {
-            "upstream": "box", "match": {}, "probe": {}, "steps": {}, "pressure": {"queue": 1},
-            "embeddings": {"url": "http://h", "model": "m"},
-            "judge": {"url": "http://h", "model": "m"}, "review": {},
-        },
-    },
-    "store": {},
-    "control": {},
-    "feedback": {"langfuse": {}},
-    "metrics": {"clear": {"type": "rating"}},
-    "console": {},
-    "audit": {},
-    "alerts": {},
-    "retention": {},
-    "experiments": {"brisk": {"routes": ["math"], "arms": {"full": {"full": True}, "brisk": {}}}},
-}
-LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
-    (): Settings,
-    ("server",): Server,
-    ("upstreams", "box"): Upstream,
-    ("upstreams", "box", "extra"): Extra,
-    ("upstreams", "box", "prices"): Prices,
-    ("upstreams", "box", "template"): Template,
-    ("routes", "math"): Route,
-    ("routes", "math", "match"): Match,
-    ("routes", "math", "probe"): Probe,
-    ("routes", "math", "steps"): Steps,
-    ("routes", "math", "pressure"): Pressure,
-    ("routes", "math", "embeddings"): Embeddings,
-    ("routes", "math", "judge"): Judge,
-    ("routes", "math", "review"): Review,
-    ("store",): Store,
-    ("control",): Control,
-    ("feedback",): FeedbackRules,
-    ("feedback", "langfuse"): Langfuse,
-    ("metrics", "clear"): Metric,
-    ("console",): Console,
-    ("audit",): AuditLog,
-    ("alerts",): Alerts,
-    ("retention",): Retention,
-    ("experiments", "brisk"): Experiment,
-    ("experiments", "brisk", "arms", "brisk"): ExperimentArm,
-}
+from suffice.settings import parse
+from tests.house.levels import LEVELS, OWNERS_NAMES, RAW
 
 
 class Strange:
@@ -151,7 +71,7 @@ def test_a_value_of_a_wrong_type_is_refused_with_its_path(level: tuple[str, ...]
         parse(with_value(level, name, Strange()))
     where, colon, what = str(refused.value).partition(": ")
     # The name that the owner chose may be left out, the keys that we chose may not.
-    ours = [part for part in (*level, name) if part not in {"box", "math", "brisk"}]
+    ours = [part for part in (*level, name) if part not in OWNERS_NAMES]
     assert colon
     assert [part for part in where.split(".") if part in ours] == ours, refused.value
     assert what

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from suffice.store.views import Label, Labelled
+from suffice.store.database.views import Label, Labelled
 from suffice.types import Episode, Feedback, Mode, Outcome, Query, Request, StepRecord, Usage
 
 GOLD = "42"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.learn.arms import Arm, check_arms, effort_arms
-from suffice.learn.effort import Pair, certify_arms, judge_pair, pair_of
-from suffice.types import Outcome, Usage
+from suffice.learn.effort import Pair, certify_arms, judge_pair
 
 EPS, DELTA = 0.05, 0.05
 answers = st.none() | st.sampled_from(["4", "5", "six"])
@@ -130,17 +127,3 @@ def test_nothing_is_proved_of_nothing() -> None:
     assert [view.n for view in found.views] == [0, 0]
     assert found.views[0].saved_share is None
     assert found.views[0].drop_high == pytest.approx(1.0)
-
-
-def test_what_an_audit_recorded_becomes_a_pair() -> None:
-    arms = effort_arms(("low",))
-    told = Outcome(
-        episode_id="e", end_reason="done", status=200, answer="4", response_id=None, pair_arm="effort=low",
-        pair_propensity=0.9, pair_answer="5", pair_tokens=40, usage=Usage(prompt_tokens=9, completion_tokens=100),
-    )  # fmt: skip
-    pair = pair_of(told, arms, "4", equal, due=7.0)
-    assert pair == Pair(arm=1, disagrees=True, z=1, due=7.0, full_tokens=100, arm_tokens=40)
-    again = pair_of(replace(told, pair_arm="full", pair_answer="4", usage=None), arms, None, equal, due=7.0)
-    assert again == Pair(arm=0, disagrees=False, z=0, due=7.0, full_tokens=0, arm_tokens=40)
-    assert pair_of(replace(told, pair_arm=None), arms, "4", equal, due=7.0) is None
-    assert pair_of(replace(told, pair_arm="effort=none"), arms, "4", equal, due=7.0) is None

@@ -18,7 +18,7 @@ from suffice.learn.rows import audit_runs
 from suffice.learn.version import Version, as_served, load_version, served
 from suffice.policy.base import build_policy
 from suffice.replay.run import replay
-from suffice.store.views import Labelled
+from suffice.store.database.views import Labelled
 from tests.learn.made import World, episodes, match
 
 WORLD = World(mode="observe", astray_class="trick")

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from suffice.errors import LocalModelError
-from suffice.local import weights
 from suffice.local.server import LocalServer, ServerSpec, check_spec, child_environment, template_names
+from tests.local.cached import cached
 
 OPEN, CLOSE = "<think>", "</think>"
 EXAMPLE: list[dict[str, str]] = [
@@ -57,16 +57,6 @@ def has_ended(pid: int, within_s: float = 10.0) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-def cached(name: str) -> Path:
-    """The model file if it is in the cache; otherwise the test is skipped and says why."""
-    found = weights.find(name)
-    file = weights.cached_file(found)
-    if not file.is_file():
-        pytest.skip(f"{found.title} is not in the cache {file.parent}; `make demo` fetches it")
-    pytest.importorskip("xllamacpp")
-    return file
 
 
 @pytest.fixture(scope="module")

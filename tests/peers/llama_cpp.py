@@ -1,12 +1,12 @@
 """llama.cpp's own server tests, run against a local server directly and through the gateway.
 
-    make peer-suite             (or: python -m tests.peers.llama_cpp [--modes off observe] [TEST FILE …])
+    make peer-suite             (or: python -m tests.peers.llama_cpp [TEST FILE …] [--modes off observe])
 
 The promise: what passes directly passes through the gateway, and what fails directly fails there. The
 tests expect a model and options that we do not have, so many of them fail; that both sets are the same is
 what counts. They are fetched when this runs, by pip and with a pinned hash, and are never part of this tree.
 
-A test that does not end the same way twice in direct runs is left out and named. One that differs through
+A test that does not end the same way twice in direct runs is left out and counted as unsteady. One that differs through
 the gateway is run again on both sides, because some of these tests depend on time and chance: a fixed answer
 within ten tokens at temperature 0.8, for one, passes about two times in three, directly too.
 """
@@ -45,7 +45,7 @@ RELAY = (
     "GET /manifest.webmanifest", "GET /_app/version.json",
 )  # fmt: skip
 TEST_TIMEOUT_S = 20
-RUN_TIMEOUT_S = 1_800
+RUN_TIMEOUT_S = 1_800   # of one file, in one way
 N_AGAIN = 3   # how often a test that differs is run again before it counts
 
 Results = dict[str, str]   # test id → passed, failed, skipped
@@ -131,32 +131,29 @@ def differing(direct: Mapping[str, str], through: Mapping[str, str]) -> list[str
     return sorted(t for t in direct.keys() | through.keys() if direct.get(t) != through.get(t))
 
 
-async def compare(tests: Path, python: Path, upstream: str, modes: Sequence[str], files: Sequence[str]) -> int:
-    """Run everything; print what passed where; return the number of differences."""
-    direct = await run(tests, python, port_of(upstream), files)
-    print(f"direct: {n_passed(direct)} of {len(direct)} pass", flush=True)
-    again = await run(tests, python, port_of(upstream), files)
-    unsteady = set(differing(direct, again))
-    print(f"direct, again: {n_passed(again)} of {len(again)} pass; left out as unsteady: {len(unsteady)}")
-    for test in sorted(unsteady):
-        print(f"  unsteady: {test}: {direct.get(test)}, then {again.get(test)}")
-    steady = {t: end for t, end in direct.items() if t not in unsteady}
-    n_different = 0
+async def compare(tests: Path, python: Path, upstream: str, modes: Sequence[str], names: Sequence[str]) -> int:
+    """Run file after file; print how each ended where; return the number of differences."""
+    print(f"| file | tests | direct | unsteady | {' | '.join(f'{mode} | differ' for mode in modes)} |")
+    print(f"| --- | --- | --- | --- | {' | '.join('--- | ---' for _ in modes)} |", flush=True)
+    rows, n_different = list[Sequence[int]](), 0
     with tempfile.TemporaryDirectory() as scratch:
-        for mode in modes:
-            async with serving(settings_for(upstream, mode, Path(scratch))) as url:
-                through = await run(tests, python, port_of(url), files)
-                mine = {t: end for t, end in through.items() if t not in unsteady}
-                first = differing(steady, mine)
-                left = await _confirmed(tests, python, upstream, url, steady, first)
-            print(
-                f"through the gateway, {mode}: {n_passed(mine)} of {len(mine)} steady tests pass,"
-                f" directly {n_passed(steady)} of {len(steady)}; {len(first)} differed at first,"
-                f" {len(left)} each time", flush=True,
-            )  # fmt: skip
-            for test in left:
-                print(f"  differs: {test}: {steady.get(test)} directly, {mine.get(test)} through")
-            n_different += len(left)
+        for name in names:
+            direct = await run(tests, python, port_of(upstream), [name])
+            again = await run(tests, python, port_of(upstream), [name])
+            steady = {t: end for t, end in direct.items() if again.get(t) == end}
+            row, said = [len(direct), n_passed(steady), len(direct.keys() | again.keys()) - len(steady)], list[str]()
+            for mode in modes:
+                async with serving(settings_for(upstream, mode, Path(scratch))) as url:
+                    mine = await run(tests, python, port_of(url), [name])
+                    mine = {t: end for t, end in mine.items() if t in steady or t not in direct.keys() | again.keys()}
+                    left = await _confirmed(tests, python, upstream, url, steady, differing(steady, mine))
+                row += [n_passed(mine), len(left)]
+                said += [f"  {mode}: {test}: {steady.get(test)} directly, {mine.get(test)} through" for test in left]
+                n_different += len(left)
+            rows.append(row)
+            print(f"| {Path(name).stem} | {' | '.join(map(str, row))} |", *said, sep="\n", flush=True)
+    print(f"| all {len(names)} | {' | '.join(str(sum(column)) for column in zip(*rows, strict=True))} |")
+    print("Direct and through the gateway: tests that passed, of those that end directly twice in the same way.")
     return n_different
 
 
@@ -168,7 +165,6 @@ async def _confirmed(
     for _ in range(N_AGAIN):
         if not suspects:
             break
-        print(f"  {len(suspects)} differ so far and are run again: {', '.join(suspects[:8])}", flush=True)
         again = await run(tests, python, port_of(upstream), suspects)
         through = await run(tests, python, port_of(url), suspects)
         for test in suspects:
@@ -180,13 +176,15 @@ async def _confirmed(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 when a test ends differently through the gateway, 0 otherwise."""
     parser = argparse.ArgumentParser(prog="python -m tests.peers.llama_cpp")
-    parser.add_argument("--modes", nargs="+", default=["off", "observe"])
-    parser.add_argument("files", nargs="*", default=FILES, help="test files without .py")
+    parser.add_argument("files", nargs="*", metavar="FILE", help=f"without .py: {', '.join(FILES)}; all by default")
+    parser.add_argument("--modes", nargs="+", choices=("off", "observe", "enforce"), default=["off", "observe"])
     options = parser.parse_args(arguments)
+    if unknown := [name for name in options.files if name not in FILES]:
+        parser.error(f"FILE: got {unknown[0]!r}; choose from {', '.join(FILES)}")
     tests, python = prepared(weights.cache_folder())
     spec = ServerSpec(model_path=weights.fetch("smol"), alias="local", n_parallel=2)
     with LocalServer(spec) as server:
-        names = [f"unit/{name}.py" for name in options.files]
+        names = [f"unit/{name}.py" for name in options.files or FILES]
         n_different = asyncio.run(compare(tests, python, server.url, options.modes, names))
     print("equal" if not n_different else f"{n_different} tests differ")
     return 1 if n_different else 0

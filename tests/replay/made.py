@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from suffice.replay.batch import Batch
-from suffice.replay.jsonl import RunRow, StepRow
-from suffice.replay.ladders import Ladder, PolicyRung, needs_of, published
-from suffice.replay.runs import Runs, make_runs
-from suffice.replay.traces import read_traces
+from suffice.replay.study.ladders import Ladder, PolicyRung, needs_of, published
+from suffice.replay.study.runs import Runs, make_runs
+from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.jsonl import RunRow, StepRow
+from suffice.replay.traces.read import read_traces
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 

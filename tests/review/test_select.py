@@ -128,6 +128,7 @@ def drawing(number: int, n: int, names: tuple[str, ...]) -> Drawing:
     )  # fmt: skip
 
 
+@pytest.mark.no_cover
 def test_a_flood_leaves_the_estimate_of_the_control_share_unbiased() -> None:
     """A day of busy and quiet hours, right where it is quiet and wrong where it is busy: at most 20 runs are drawn.
 

@@ -94,6 +94,7 @@ def test_an_arm_without_weight_gets_nobody_and_no_draw_counts_it() -> None:
 # --------------------------------------------------------------------------- a change of weights (F42)
 
 
+@pytest.mark.no_cover
 def test_a_ramp_only_adds_units() -> None:
     """100,000 ids before and after: from 10 % to 50 %, nobody leaves the arm that grows."""
     before, after = arms_of(made()), arms_of(made({"full": 0.5, "brisk": 0.5}))
@@ -110,6 +111,7 @@ def test_a_weight_that_is_raised_alone_moves_nobody_between_the_others() -> None
     assert {(a, b) for a, b in zip(before, after, strict=True) if a != b} == {("full", "bold"), ("brisk", "bold")}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("before", "after"), [((5, 3, 2), (3, 3, 4)), ((8, 1, 1), (6, 3, 1)), ((1, 1, 8), (8, 1, 1))]
 )
@@ -150,6 +152,7 @@ def test_experiments_of_one_layer_exclude_each_other_and_share_it_out() -> None:
     assert abs(sum(one[0].experiment == "first" for one in found) - 4_000) < 4 * sqrt(10_000 * 0.24)
 
 
+@pytest.mark.no_cover
 def test_layers_are_independent() -> None:
     """In 40,000 units the arms of two layers, and their taking part, are as if two coins had been thrown."""
     pair = [

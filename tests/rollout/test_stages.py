@@ -131,7 +131,7 @@ def test_before_all_are_served_what_is_required_must_be_proved() -> None:
     assert step(at_step(3), evidence) is None
     assert len(standing.missing) == 3
     assert moved(at_step(2), evidence).stage == "ramp", "a smaller step needs no proof, and no sign of harm"
-    lenient = replace(RULES, required=())
+    lenient = msgspec.structs.replace(RULES, required=())
     assert moved(at_step(3, lenient), evidence, lenient).stage == "full"
 
 
@@ -241,6 +241,20 @@ def test_what_is_not_proved_in_time_goes_back_as_inconclusive() -> None:
     assert move is not None
     assert move.stage == "rolled_back"
     assert move.reason.startswith("inconclusive: 20,000 requests")
+
+
+def test_where_a_saving_is_all_that_is_missing_it_goes_back_sooner_and_only_there() -> None:
+    idle = replace(proved(), idle="it keeps 90 tokens a run, the version in force 80")
+    assert step(started(), idle, at=4_999) is None
+    move = step(started(), idle, at=5_000)
+    assert move is not None
+    assert (move.stage, move.reason) == (
+        "rolled_back", f"inconclusive: after 5,000 requests in this step all that is missing is a saving: {idle.idle}"
+    )  # fmt: skip
+    for waits in (audited(idle, "a", lost=3), replace(idle, withheld="a person holds it")):
+        assert step(started(), waits, at=5_000) is None
+    held = started().after(hold(started(), by="ann", reason="wait", at=1, now_s=1.0))
+    assert step(held, idle, at=19_000) is None, "a person wants to look at it"
 
 
 def test_another_publication_ends_it() -> None:

@@ -31,6 +31,7 @@ def test_without_runs_the_columns_are_there_and_empty() -> None:
     assert columns.starts.tolist() == [0]
 
 
+@pytest.mark.no_cover
 def test_many_runs_fill_more_than_one_block_and_none_is_lost() -> None:
     n_runs = 60_000  # of 3 steps and 6 numbers a step: more than the million that wait at once
     columns = observe_columns(["stability"], "rounds", ((None, STEPS) for _ in range(n_runs)))

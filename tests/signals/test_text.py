@@ -75,10 +75,11 @@ def test_memory_is_bounded_and_the_oldest_is_forgotten_first() -> None:
     assert loops.values() == {"loop_share": 1 / 16}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("unit", ["a ", "x", " ", "hold ", "let me ", "hmm", "\ud800 ", "i made a "])
 def test_a_hostile_text_costs_linear_time(unit: str) -> None:
-    text, begin = unit * (150_000 // len(unit)), time.perf_counter()
+    text, begin = unit * (150_000 // len(unit)), time.process_time()
     for fold in (Hedges(), Loops(), Drafts()):
         fold.update(step(text))
         fold.values()
-    assert time.perf_counter() - begin < 5.0
+    assert time.process_time() - begin < 5.0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from suffice.settings import Store
-from suffice.store.sqlite import SqliteLog
+from suffice.store.database.sqlite import SqliteLog
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from suffice.store import schema
-from suffice.store.chain import Appender, Head, begin_chain, head
-from suffice.store.control_events import AlarmRaised, EpochBegan, PolicyPublished
-from suffice.store.events import Event, FeedbackGiven, RequestSeen, Row, to_row
+from suffice.store.audit.chain import Appender, Head, begin_chain, head
+from suffice.store.database import schema
+from suffice.store.rows.control_events import AlarmRaised, EpochBegan, PolicyPublished
+from suffice.store.rows.events import Event, FeedbackGiven, RequestSeen, Row, to_row
 from suffice.types import Alarm, Epoch, Feedback, Publication, Request
 
 AUTHOR = "worker"

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store import schema
-from suffice.store.chain import Head, head
-from suffice.store.decisions import Decisions
-from suffice.store.sqlite import SqliteLog
-from suffice.store.verify import verify
+from suffice.store.audit.chain import Head, head
+from suffice.store.audit.verify import verify
+from suffice.store.database import schema
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.sqlite import SqliteLog
 from tests.store.made_chain import (
     SEEN_ALONE,
     change_words,
@@ -255,7 +255,7 @@ async def test_what_was_rolled_back_leaves_no_place_in_the_chain(
 WRITER = """
 import sys, time
 from pathlib import Path
-from suffice.store.decisions import Decisions
+from suffice.store.database.decisions import Decisions
 from tests.store.made_chain import published
 name, path = sys.argv[1], Path(sys.argv[2])
 with Decisions.open(path, now=time.time, monotonic_s=time.monotonic) as writer:

@@ -16,8 +16,9 @@ from suffice.review.decide import Asked, Outcome, Wanted
 from suffice.review.incident import Incident
 from suffice.review.override import Override, OverrideEnd
 from suffice.settings import Route
-from suffice.store.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
-from suffice.store.deciding import (
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import reading
+from suffice.store.people.deciding import (
     decide_incident,
     end_override,
     fitting,
@@ -25,11 +26,10 @@ from suffice.store.deciding import (
     read_now,
     set_override,
 )
-from suffice.store.decisions import Decisions
-from suffice.store.events import Event
-from suffice.store.holds import NOTHING_HELD, read_holds
-from suffice.store.in_force import read_decided
-from suffice.store.views import reading
+from suffice.store.people.holds import NOTHING_HELD, read_holds
+from suffice.store.routes.in_force import read_decided
+from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
+from suffice.store.rows.events import Event
 from suffice.types import Epoch, Pause, Resumption
 from tests.review.test_override import publication
 

@@ -19,16 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import StoreError
-from suffice.store.control_events import (
+from suffice.store.database.decisions import Decisions, Lease, read_artefact
+from suffice.store.routes.in_force import _NEW, NOTHING, fold, read_decided
+from suffice.store.rows.control_events import (
     AlarmRaised,
     EnforcementPaused,
     EnforcementResumed,
     EpochBegan,
     PolicyPublished,
 )
-from suffice.store.decisions import Decisions, Lease, read_artefact
-from suffice.store.events import Event
-from suffice.store.in_force import _NEW, NOTHING, fold, read_decided
+from suffice.store.rows.events import Event
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 Query = Callable[..., list[tuple[Any, ...]]]
@@ -139,7 +139,7 @@ def test_a_wall_clock_that_steps_takes_no_job_away(database: Path, step_s: float
 HOLDS = """
 import sys, time
 from pathlib import Path
-from suffice.store.decisions import Decisions
+from suffice.store.database.decisions import Decisions
 from tests.store.test_decisions import began
 worker = Decisions.open(Path(sys.argv[1]), now=time.time, monotonic_s=time.monotonic)
 lease = worker.acquire("certify")

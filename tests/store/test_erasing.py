@@ -16,15 +16,25 @@ from hypothesis import strategies as st
 from suffice.assurance.runs import measure_run
 from suffice.learn.censoring import fate
 from suffice.settings import Store
-from suffice.store.audit_events import Export, Exported
-from suffice.store.audit_view import entries
-from suffice.store.decisions import Decisions
-from suffice.store.erasing import BATCH_ROWS, Order, Tally, aged, erase, erased_until, exports_since, purge, rows_of
-from suffice.store.events import FeedbackGiven, RequestEnded, decode, to_row
-from suffice.store.personal import PARTS, Part, without
-from suffice.store.sqlite import SqliteLog
-from suffice.store.verify import verify
-from suffice.store.views import Label, Labelled, read_episodes
+from suffice.store.audit.personal import PARTS, Part, without
+from suffice.store.audit.verify import verify
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.erasing import (
+    BATCH_ROWS,
+    Order,
+    Tally,
+    aged,
+    erase,
+    erased_until,
+    exports_since,
+    purge,
+    rows_of,
+)
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import Label, Labelled, read_episodes
+from suffice.store.people.audit_view import entries
+from suffice.store.rows.audit_events import Export, Exported
+from suffice.store.rows.events import FeedbackGiven, RequestEnded, decode, to_row
 from suffice.types import Episode, Feedback, Outcome, Query, StepRecord, Usage
 from tests.store.made_chain import asked, copied, cut_tail, found_head, made
 
@@ -162,7 +172,7 @@ def test_what_is_redacted_is_never_written_by_anybody(database: Path) -> None:
 def test_a_reader_of_an_older_state_holds_the_words_back_and_it_is_said(
     open_log: Open, database: Path, writer: Decisions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suffice.store.erasing.PURGE_BUSY_S", 0.3)
+    monkeypatch.setattr("suffice.store.database.erasing.PURGE_BUSY_S", 0.3)
     fill(open_log(), ["a1"])
     with (
         closing(sqlite3.connect(database, isolation_level=None)) as reader,

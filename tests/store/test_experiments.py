@@ -11,11 +11,11 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.rollout.experiment import Units, define, draw, n_slots
 from suffice.settings import Experiment, ExperimentArm, Store
-from suffice.store.decisions import Decisions
-from suffice.store.events import Event, RequestSeen
-from suffice.store.experiment_events import Begun, Ended, ExperimentStarted
-from suffice.store.experiments import Held, read_draws, read_experiments, read_runs, running, start, stop
-from suffice.store.sqlite import SqliteLog
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.routes.experiments import Held, read_draws, read_experiments, read_runs, running, start, stop
+from suffice.store.rows.events import Event, RequestSeen
+from suffice.store.rows.experiment_events import Begun, Ended, ExperimentStarted
 from suffice.types import Query, Request
 
 

@@ -18,8 +18,9 @@ import pytest
 
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.sqlite import SqliteLog
+from suffice.store.database import sqlite
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, Outcome, Request
 
 Open = Callable[..., SqliteLog]
@@ -29,8 +30,8 @@ Query = Callable[..., list[tuple[Any, ...]]]
 SENDER = """
 import asyncio, sys, time
 from suffice.settings import Store
-from suffice.store.events import FeedbackGiven, RequestSeen
-from suffice.store.sqlite import SqliteLog
+from suffice.store.rows.events import FeedbackGiven, RequestSeen
+from suffice.store.database.sqlite import SqliteLog
 from suffice.types import Feedback, Request
 
 path, run, n_feedback = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -138,6 +139,18 @@ def test_several_processes_write_one_file(database: Path, query: Query) -> None:
     assert query("SELECT count(*), count(DISTINCT feedback_id) FROM feedback") == [(3 * 4 * 40,) * 2]
 
 
+def test_a_new_file_that_another_process_is_making_is_waited_for(tmp_path: Path) -> None:
+    """SQLite refuses at once, time-out or not, to change the journal of a file that somebody is about to write."""
+    path = tmp_path / "new.db"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        done = threading.Timer(0.5, other.execute, ["ROLLBACK"])
+        done.start()
+        _, owner = sqlite.enter(path, now_s=0.0)
+        done.join()
+    assert owner == 1
+
+
 def test_a_second_of_exclusive_lock_loses_nothing_and_stops_nobody(
     open_log: Open, query: Query, locked: Callable[[], Any]
 ) -> None:
@@ -210,8 +223,8 @@ FULL_DISK = """
 import asyncio, resource, sys, time
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store.events import FeedbackGiven, RequestSeen
-from suffice.store.sqlite import SqliteLog
+from suffice.store.rows.events import FeedbackGiven, RequestSeen
+from suffice.store.database.sqlite import SqliteLog
 from suffice.types import Feedback
 
 log = SqliteLog.open(Store(url=f"sqlite:///{sys.argv[1]}"), now=time.time)

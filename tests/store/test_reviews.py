@@ -14,10 +14,9 @@ import pytest
 from suffice.errors import StoreError
 from suffice.review.items import Item, Lease, Said, Verdict
 from suffice.review.queue import Submission
-from suffice.store.decisions import Decisions
-from suffice.store.events import FeedbackGiven
-from suffice.store.review_events import Question, QuestionKept, ReviewAsked, ReviewDrawn
-from suffice.store.reviews import (
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import read_events
+from suffice.store.people.reviews import (
     NOTHING_ASKED,
     ask,
     give_item_back,
@@ -26,7 +25,8 @@ from suffice.store.reviews import (
     read_reviews,
     submit_verdict,
 )
-from suffice.store.views import read_events
+from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.review_events import Question, QuestionKept, ReviewAsked, ReviewDrawn
 from tests.review.made import item
 from tests.review.test_select import drawing
 
@@ -183,7 +183,7 @@ def test_all_new_writes_all_or_nothing(writer: Decisions, query: Query) -> None:
 
 
 def test_the_queue_is_read_through_its_own_index(writer: Decisions, query: Query) -> None:
-    from suffice.store import holds, reviews  # what is asked of the planner
+    from suffice.store.people import holds, reviews  # what is asked of the planner
 
     for sql, index in ((reviews._NEW, "reviews"), (holds._NEW, "holds")):
         plan = query(f"EXPLAIN QUERY PLAN {sql}", 0)

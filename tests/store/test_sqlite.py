@@ -14,10 +14,10 @@ import pytest
 
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Store
-from suffice.store.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.log import EventLog, Receipt
-from suffice.store.schema import APPLICATION_ID, MIGRATIONS
-from suffice.store.sqlite import SqliteLog, database_path
+from suffice.store.database.log import EventLog, Receipt
+from suffice.store.database.schema import APPLICATION_ID, MIGRATIONS
+from suffice.store.database.sqlite import SqliteLog, database_path
+from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import EndReason, Feedback, Outcome, Overhead, Request, StepRecord, Usage
 
 Open = Callable[..., SqliteLog]

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.sqlite import SqliteLog
-from suffice.store.views import Labelled, read_episodes, read_recent, route_counts
-from suffice.types import Feedback, Mode, Outcome, Request
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import Labelled, n_requests_of, read_episodes, read_recent, route_counts
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.sampling_events import Counted, RequestsCounted
+from suffice.types import (
+    ArmDraw,
+    Feedback,
+    Mode,
+    Outcome,
+    Overhead,
+    Query,
+    Request,
+    StepRecord,
+    UpstreamCall,
+    Usage,
+)
 
 Open = Callable[..., SqliteLog]
 
@@ -140,6 +155,20 @@ def test_routes_are_counted(open_log: Open, database: Path) -> None:
     assert math.latest.request.mode == "enforce"
 
 
+def test_requests_are_counted_as_far_as_anybody_asks_and_those_without_rows_with_them(
+    open_log: Open, database: Path
+) -> None:
+    log = open_log()
+    for event in (seen("a"), seen("b"), seen("d", route="")):
+        log.append(event)
+    for number in range(2):
+        log.append(RequestsCounted(Counted(count_id=f"c{number}", route="math", n_requests=5, n_governed=5, cells=())))
+    assert log.drain()
+    assert n_requests_of(database, ("math", "none"), most=100) == {"math": 12, "none": 0}
+    assert n_requests_of(database, ("math",), most=7) == {"math": 7}
+    assert n_requests_of(database, ("math",), most=1) == {"math": 1}
+
+
 def test_what_cannot_be_read_is_named(open_log: Open, database: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such file"):
         list(read_episodes(tmp_path / "nothing.db"))
@@ -182,3 +211,130 @@ def test_the_latest_runs_come_oldest_first(open_log: Open, database: Path) -> No
     assert [e.request.episode_id for e in read_recent(database, 3)] == ["a", "d", "c"]
     assert [e.request.episode_id for e in read_recent(database, 9)] == ["b", "a", "d", "c"]
     assert list(read_recent(database, 0)) == []
+
+
+WHOLE = Feedback(
+    feedback_id="f", episode_id="a", response_id="r-a", correct=True, gold="4", answer="5", rating=4, thumbs="up",
+    comment="fine", source="user", reason="because", sender="k", asked_for="disagreement",
+    metrics=(("helpful", True), ("speed", 2.5)), satisfaction=0.75, event="abandon", user="u", propensity=0.5,
+    door="token",
+)  # fmt: skip
+
+
+WHOLE_REQUEST = Request(
+    episode_id="a", route="math", kind="samples", mode="enforce", model="m-7", stream=True, n_samples=8, audit=True,
+    propensity=0.25, policy_version="v@3", certified=True, question_key="q", ungoverned="tools", received_at_s=7.5,
+    endpoint="/v1/completions", query=Query(query_class="sums", metadata=(("task", "add"),), n_chars=9, ngrams=(3, 4)),
+    unit="u", setup="s", promise="budgeted", sender="k", keep_rate=0.5, kept_by="lot",
+    arms=(ArmDraw(experiment="x", run=2, arm="b", propensity=0.5, others=(("a", 0.5),), unit="w"),),
+)  # fmt: skip
+WHOLE_STEP = StepRecord(
+    index=3, tokens=11, answer="4", answer_source="caller", confidence=0.5, entropy=0.25, probe_tokens=5, action="stop",
+    reason="enough", logprobs=(-0.5, -0.25), hedges=2, ctx_tokens=40, logprob=-0.125, stated_confidence=0.75,
+    said_done=True, caller_action="search", draft_distance=0.0625, hedge_rate=1.5, loop_share=0.375, margin=0.625,
+    mass=0.875, closed_entropy=0.03125, missing=True,
+)  # fmt: skip
+WHOLE_OUTCOME = Outcome(
+    episode_id="a", end_reason="stopped", status=200, answer="4", response_id="r-a",
+    usage=Usage(prompt_tokens=7, completion_tokens=30, reasoning_tokens=20, cached_tokens=3),
+    overhead=Overhead(
+        probe_tokens=6, extra_prompt_tokens=14, cached_prompt_tokens=5, discarded_tokens=8, n_extra_calls=2),
+    calls=(UpstreamCall(purpose="main", prompt_tokens=7, cached_tokens=3, completion_tokens=31, source="counted"),),
+    stopped=True, stop_reason="suffices", stop_step=3, would_answer="5", decision="it is enough", finish_method="raw",
+    handover_ms=12.5, tokens_saved_estimate=90, estimate_method="median", cost_usd=0.5, overhead_usd=0.25,
+    would_cost_usd=0.375, saved_usd_estimate=0.125, degraded=("probe",), vote=(("4", 2), ("5", 1)), steps=(WHOLE_STEP,),
+    unclosed=True, duration_s=1.5, ttft_s=0.5, model="m-7", system_fingerprint="fp", finish_step=2, finish_answer="6",
+    pair_arm="full", pair_propensity=0.0625, pair_answer="9", pair_tokens=77,
+)  # fmt: skip
+AT_FIRST = {"logprobs", "stopped", "decision", "unclosed", "duration_s", "calls", "degraded", "vote"}  # in every row
+SAID_BY_BOTH = {"route", "status", "answer"}  # of every run
+Row = dict[str, Any]
+RUN = {"seq", "at_s", "route"}
+# What a view shows beside the fields of its record, and the question that has them all.
+SHOWN: dict[str, tuple[set[str], str]] = {
+    "feedback": (RUN | {"joined"}, "SELECT * FROM feedback ORDER BY seq"),
+    "requests": (RUN - {"route"}, "SELECT * FROM requests ORDER BY seq"),
+    "outcomes": (RUN, "SELECT * FROM outcomes JOIN costs USING (seq, at_s, episode_id, route, stopped) ORDER BY seq"),
+    "steps": (RUN - {"at_s"} | {"episode_id"}, "SELECT * FROM steps ORDER BY seq"),
+}
+
+
+def told(record: Feedback | Request | Outcome | StepRecord) -> Row:
+    """A record by the names that its view has: counts stand by themselves, and steps have a view of their own."""
+    row = msgspec.to_builtins(record)
+    if isinstance(record, StepRecord):
+        row["step"] = row.pop("index")
+    if isinstance(record, Outcome):
+        del row["steps"]
+        usage = row.pop("usage")
+        row |= dict.fromkeys(one.name for one in fields(Usage)) if usage is None else usage
+        row |= row.pop("overhead")
+    found: Row = json.loads(json.dumps(row))
+    return found
+
+
+def rows_of(database: Path, view: str, record: Row) -> list[Row]:
+    """What a view shows, with the JSON read where the record has a list or parts."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.row_factory = sqlite3.Row
+        return [
+            {name: json.loads(value) if isinstance(record.get(name), list | dict) and value is not None else value
+             for name, value in dict(row).items()}
+            for row in connection.execute(SHOWN[view][1])
+        ]  # fmt: skip
+
+
+def log_whole_and_bare(open_log: Open) -> dict[str, tuple[Row, Row]]:
+    """Log a run that says everything and one that says nothing; of each view what its two rows have to show."""
+    step = StepRecord(
+        index=1, tokens=0, answer=None, answer_source=None, confidence=None, entropy=None, probe_tokens=0,
+        action="continue", reason="",
+    )  # fmt: skip
+    request, outcome = seen("b").request, replace(ended("b").outcome, steps=(step,))
+    plain = Feedback(feedback_id="g")
+    log = open_log()
+    for event in (
+        RequestSeen(WHOLE_REQUEST), RequestSeen(request), RequestEnded(WHOLE_OUTCOME), RequestEnded(outcome),
+        FeedbackGiven(WHOLE), FeedbackGiven(plain),
+    ):  # fmt: skip
+        assert log.append(event)
+    assert log.drain()
+    return {
+        "feedback": (told(WHOLE), told(plain)), "requests": (told(WHOLE_REQUEST), told(request)),
+        "outcomes": (told(WHOLE_OUTCOME), told(outcome)), "steps": (told(WHOLE_STEP), told(step)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("view", sorted(SHOWN))
+def test_a_view_has_everything_that_its_record_can_say(open_log: Open, database: Path, view: str) -> None:
+    records = log_whole_and_bare(open_log)[view]
+    beside, _ = SHOWN[view]
+    for record, row in zip(records, rows_of(database, view, records[0]), strict=True):
+        assert set(row) == set(record) | beside
+        assert {name: row[name] for name in record} == record
+    whole, bare = records
+    assert all(whole[name] != bare[name] for name in whole if name not in SAID_BY_BOTH), "each field says much"
+
+
+@pytest.mark.parametrize(("view", "kind"), [("requests", Request), ("outcomes", Outcome), ("steps", StepRecord)])
+def test_a_row_that_is_older_than_a_field_shows_what_the_record_means_by_its_absence(
+    open_log: Open, database: Path, view: str, kind: type[Request | Outcome | StepRecord]
+) -> None:
+    _, bare = log_whole_and_bare(open_log)[view]
+    later = {one.name for one in fields(kind) if one.default is not MISSING} - AT_FIRST
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for seq, text in connection.execute("SELECT seq, body FROM events WHERE key = 'b'").fetchall():
+            body = json.loads(text)
+            part = body.get("request" if kind is Request else "outcome", {})
+            for record in part.get("steps", []) if kind is StepRecord else [part]:
+                for name in later & set(record):
+                    del record[name]
+            connection.execute("UPDATE events SET body = ? WHERE seq = ?", (json.dumps(body), seq))
+    row = rows_of(database, view, bare)[-1]
+    assert {name: row[name] for name in bare} == bare
+
+
+def test_a_label_shows_the_route_of_its_run(open_log: Open, database: Path) -> None:
+    log_whole_and_bare(open_log)
+    whole, bare = rows_of(database, "feedback", {})
+    assert (whole["route"], whole["joined"], bare["joined"]) == ("math", 1, 0)

@@ -176,6 +176,62 @@ async def test_what_came_before_an_answer_broke_is_read_first() -> None:
             await call.read()
 
 
+BEGUN = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+WORDS = [b"%d," % n for n in range(40)]
+IN_CHUNKS = [BEGUN, *(b"%x\r\n%s\r\n" % (len(word), word) for word in WORDS), b"0\r\n\r\n"]
+
+
+@pytest.mark.parametrize("takes", [1, 2, 3, 100], ids="all but every {}th".format)
+async def test_bytes_are_taken_where_they_arrive_or_read_and_none_twice_or_out_of_order(takes: int) -> None:
+    """Whoever takes at once declines now and then: the reader gets that, and what came behind it, first."""
+    got, n_asked, n_read = list[bytes](), 0, 0
+
+    def at_once(data: bytes) -> bool:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked % takes == 0:
+            return False
+        got.append(data)
+        return True
+
+    async with Scripted(IN_CHUNKS, (OK,)) as server, client_of(server.url) as client:
+        async with client.open("/x", b"{}") as call:
+            while data := await call.read(at_once):
+                got.append(data)
+                n_read += 1
+        await asyncio.sleep(2 * REST_S)
+        assert b"".join(got) == b"".join(WORDS)
+        assert n_read <= n_asked / takes + 1
+        assert await ask(client) == (200, b"ok")
+        assert server.n_connections == 1, "a stream that was taken at once leaves its connection as any other"
+
+
+async def test_silence_is_counted_from_what_was_taken_at_once_too() -> None:
+    drips = (BEGUN, *[b"1\r\nx\r\n"] * 60)
+    async with Scripted(drips) as server, client_of(server.url, idle_timeout_s=0.1) as client:
+        taken = list[bytes]()
+        async with client.open("/x", b"{}") as call:
+            start_s = time.monotonic()
+            with pytest.raises(UpstreamTimeout):
+                await call.read(lambda data: not taken.append(data))  # type: ignore[func-returns-value]
+        assert b"".join(taken) == b"x" * 60
+        assert time.monotonic() - start_s >= 0.3
+
+
+async def test_nothing_is_handed_to_whoever_has_left() -> None:
+    async with Scripted(IN_CHUNKS) as server, client_of(server.url) as client:
+        taken = list[bytes]()
+        async with client.open("/x", b"{}") as call:
+            reading = asyncio.create_task(call.read(lambda data: not taken.append(data)))  # type: ignore[func-returns-value]
+            while not taken:  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(0.001)
+            reading.cancel()
+            known = len(taken)
+            await asyncio.sleep(0.05)
+            assert len(taken) == known
+            assert b"".join(taken) + await call.read_all() == b"".join(WORDS), "what came since is there to be read"
+
+
 async def test_a_server_that_answers_before_it_has_read_everything_is_heard() -> None:
     refused = b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno"
     async with Scripted([refused], reads_body=False) as server, client_of(server.url) as client:

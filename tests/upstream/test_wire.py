@@ -133,6 +133,7 @@ def test_the_frame_limit_holds_for_whole_and_for_endless_frames(end: bytes) -> N
             split(data, list(range(len(data))), SseSplitter(100))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("piece", [b"x", b"x\n", b"x\r\n"])
 def test_tiny_pieces_without_an_end_cost_linear_time(piece: bytes) -> None:
     def cost_s(n: int) -> float:

@@ -79,7 +79,7 @@ def test_a_model_that_cannot_be_used_is_named_with_its_file_and_both_places(
     file = write(tmp_path, policy, model)
     checked = CliRunner().invoke(main, ["config", "check", str(file)])
     assert checked.exit_code == 2
-    assert checked.stderr.startswith(f"error: {file}: routes.r.{place}: {tmp_path / 'models'}")
+    assert checked.stderr.startswith(f"suffice config check: {file}: routes.r.{place}: {tmp_path / 'models'}")
     assert said in checked.stderr
 
 

@@ -55,7 +55,7 @@ BROKEN: dict[str, tuple[str, tuple[str, ...]]] = {
         GOOD + "[routes.math.probe]\nmax_token = 3\n", ("routes.math.probe.max_token", "'max_tokens'")
     ),
     "unknown key in server": (GOOD + "[server]\nping = 1.0\n", ("server.ping: unknown key", "'ping_s'")),
-    "wrong type": (GOOD + "samples = 'four'\n", ("routes.math.samples", "int")),
+    "wrong type": (GOOD + "samples = 'four'\n", ("routes.math.samples", "must be a whole number, got a text")),
     "no url": ("[upstreams.up]\n", ("upstreams", "url")),
     "unknown upstream": (
         '[routes.math]\nupstream = "up"\n', ("routes.math.upstream: unknown upstream 'up'", "none is configured")
@@ -84,7 +84,7 @@ def test_a_mistake_is_named_with_its_place_and_the_way_out(tmp_path: Path, name:
     text, said = BROKEN[name]
     result = check(write(tmp_path, text))
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.startswith("suffice config check: ")
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     for part in said:
@@ -103,7 +103,7 @@ def test_a_warning_does_not_fail_the_check(tmp_path: Path) -> None:
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:-1]] == ["warning", "warning"]
-    assert "routes.math: enforce without a certified policy behaves as observe" in lines[0]
+    assert "routes.math: runs in full until its own audits have proved its policy" in lines[0]
     assert "samples = 1" in lines[1]
 
 
@@ -141,7 +141,16 @@ def test_yaml_without_its_package_says_what_is_missing(tmp_path: Path, monkeypat
 
 
 def test_an_empty_file_checks_but_cannot_be_served(tmp_path: Path) -> None:
-    assert wiring.check(wiring.load_settings(write(tmp_path, ""))) == []
+    (warning,) = wiring.check(wiring.load_settings(write(tmp_path, "")))
+    assert warning.startswith("upstreams: none is configured")
+
+
+def test_the_owner_is_warned_of_a_route_that_can_never_be_certified() -> None:
+    route = {"upstream": "up", "kind": "reasoning", "mode": "enforce"}
+    upstream = {"up": {"url": "http://127.0.0.1:8080", "slots": 4}}
+    (warning,) = wiring.check(parse({"upstreams": upstream, "routes": {"math": route}}))
+    assert "routes.math: is never certified without a [routes.math.probe] table" in warning
+    assert wiring.check(parse({"upstreams": upstream, "routes": {"math": {**route, "probe": {}}}})) == []
 
 
 async def test_nothing_is_served_without_an_upstream(tmp_path: Path) -> None:
@@ -217,7 +226,7 @@ async def test_enforce_without_a_certificate_observes_and_warns(
         async with served(tmp_path, slow, upstream={"finish": ["raw"], "slots": 2}, route=route) as g:
             answer = await g.ask(chat(suffice={}))
             outcome = await g.outcome()
-    warned = any("behaves as observe" in record.getMessage() for record in caplog.records)
+    warned = any("runs in full until" in record.getMessage() for record in caplog.records)
     assert answer.told["certified"] is False
     assert answer.headers["x-suffice-mode"] == "enforce"
     assert warned is not uncertified

@@ -10,6 +10,9 @@ on and how its interval was made.
                   equal to the audits, so these two may be compared
     spent tokens  generated: delivered, in probes, or discarded. Prompts are counted separately
     money         everything, prompts included, at the prices that stood when the request was served
+
+Where only some requests have rows in the log (`sampling`), a run counts for those that it stands for, and what the
+gateway counted of the others makes counts, tokens and money whole.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import bootstrap_interval, mean_interval
 from suffice.assurance.evidence import RECENT_AUDITS
+from suffice.assurance.ratio import weighted_between
 from suffice.assurance.runs import LabelledEpisode, Match, Run, measure_run
+from suffice.assurance.sampling import Unkept
 from suffice.types import Kind, Mode, Outcome, Request, Usage
 
 MONEY = ("governed_usd", "overhead_usd", "ungoverned_usd")  # the sums of `MoneyTotals`
@@ -112,6 +117,8 @@ class RouteReport:
     n_stopped: int
     n_labelled: int                     # governed requests with a label that says right or wrong
     n_would_stop: int                   # full runs in which the policy would have stopped
+    n_trials: int                       # probes of a thought that were answered
+    n_trials_read: int                  # … with something that the scorer could read
     measured: Measured
     tokens: TokenTotals
     money: MoneyTotals
@@ -137,6 +144,10 @@ class _Counted:
     money: dict[str, float] = field(default_factory=lambda: dict.fromkeys(MONEY, 0.0))
     n_priced: int = 0
     n_unpriced: int = 0
+    n_governed: int = 0
+    n_stopped: int = 0
+    n_trials: int = 0
+    n_trials_read: int = 0
 
 
 def estimate_route(
@@ -148,6 +159,7 @@ def estimate_route(
     confidence: float = 0.95,
     n_draws: int = 1_000,
     n_dropped: int | None = None,
+    unkept: Iterable[Unkept] = (),
 ) -> RouteReport:
     """Boil the episodes of one route down to a report. They are read once.
 
@@ -156,8 +168,11 @@ def estimate_route(
     confidence  of every interval, in (0, 1)
     n_draws     bootstrap resamples
     n_dropped   events that the log had to drop, passed through
+    unkept      requests of the route that have no rows, as they were counted
     """
     counted = _count(episodes, match)
+    for cell in unkept:
+        _add_unkept(counted, cell)
     requests, runs = counted.requests, counted.runs
     return RouteReport(
         route=route,
@@ -166,7 +181,7 @@ def estimate_route(
         policy_versions=tuple(dict.fromkeys(request.policy_version for request in requests)),
         certified=bool(requests) and all(request.certified for request in requests),
         n_requests=counted.ends.total(),
-        n_governed=len(runs),
+        n_governed=counted.n_governed,
         ungoverned=dict(counted.ungoverned),
         end_reasons=dict(counted.ends),
         n_audits=sum(run.audit for run in runs),
@@ -174,9 +189,11 @@ def estimate_route(
         n_telling_audits=sum(run.audit and run.disagrees is not None for run in runs),
         n_audit_disagreements=sum(run.audit and run.disagrees is True for run in runs),
         audits_at_s=tuple(sorted(r.received_at_s for r in requests if r.audit)[-RECENT_AUDITS:]),
-        n_stopped=sum(run.stopped for run in runs),
+        n_stopped=counted.n_stopped,
         n_labelled=sum(run.correct is not None for run in runs),
         n_would_stop=sum(run.would_stop for run in runs if run.full),
+        n_trials=counted.n_trials,
+        n_trials_read=counted.n_trials_read,
         tokens=TokenTotals(**{name: counted.tokens[name] for name in TokenTotals.__dataclass_fields__}),
         money=MoneyTotals(**counted.money, n_known=counted.n_priced, n_unknown=counted.n_unpriced),
         degraded=dict(counted.degraded),
@@ -198,8 +215,41 @@ def _count(episodes: Iterable[LabelledEpisode], match: Match) -> _Counted:
             continue
         counted.requests.append(request)
         counted.runs.append(measure_run(item, match))
+        counted.n_governed += 1
+        counted.n_stopped += outcome.stopped
+        _add_trials(counted, request, outcome)
         _add_tokens(counted.tokens, outcome)
     return counted
+
+
+def _add_trials(counted: _Counted, request: Request, outcome: Outcome) -> None:
+    if request.kind != "reasoning":  # elsewhere an answer without words to read names no source
+        return
+    # A probe that was not sent or failed names no source either: nobody knows what it would have said.
+    trials = [step.answer for step in outcome.steps if step.answer_source == "probe"]
+    counted.n_trials += len(trials)
+    counted.n_trials_read += len(trials) - trials.count(None)
+
+
+def _add_unkept(counted: _Counted, cell: Unkept) -> None:
+    """Add requests that have no rows, to all that needs none."""
+    counted.ends.update(dict(cell.ends))
+    counted.n_priced += cell.n_priced
+    counted.n_unpriced += cell.n - cell.n_priced
+    if cell.ungoverned:
+        counted.ungoverned[cell.ungoverned] += cell.n
+        counted.money["ungoverned_usd"] += cell.cost_usd
+        return
+    counted.n_governed += cell.n
+    counted.n_stopped += cell.n_stopped
+    counted.money["governed_usd"] += cell.cost_usd
+    counted.money["overhead_usd"] += cell.overhead_usd
+    counted.tokens.update({
+        "n_unknown": cell.n - cell.n_counted, "client_prompt": cell.prompt_tokens,
+        "client_completion": cell.completion_tokens, "client_cached": cell.cached_tokens, "probe": cell.probe_tokens,
+        "extra_prompt": cell.extra_prompt_tokens, "cached_prompt": cell.cached_prompt_tokens,
+        "discarded": cell.discarded_tokens,
+    })  # fmt: skip
 
 
 def _measured(runs: Sequence[Run], estimator: _Estimator) -> Measured:
@@ -213,9 +263,9 @@ def _measured(runs: Sequence[Run], estimator: _Estimator) -> Measured:
     if not any(run.correct is not None and run.drop is not None for run in full):
         drops = []
     return Measured(
-        em_full=estimator.rate([run.correct for run in full]),
-        em_stopped=estimator.rate([run.correct for run in stopped]),
-        em_live=estimator.rate([run.correct for run in live]),
+        em_full=estimator.rate(full, lambda run: run.correct),
+        em_stopped=estimator.rate(stopped, lambda run: run.correct),
+        em_live=estimator.rate(live, lambda run: run.correct),
         tokens_full=estimator.mean(full, lambda run: run.spent),
         tokens_stopped=estimator.mean(stopped, lambda run: run.spent),
         token_reduction=estimator.reduction(live, audits, SPENT),
@@ -227,7 +277,7 @@ def _measured(runs: Sequence[Run], estimator: _Estimator) -> Measured:
         cost_reduction=estimator.reduction(live, audits, USD),
         saved_usd=estimator.saved(live, audits),
         would_save_usd=estimator.would_save_usd([run for run in full if not run.enforce]),
-        disagreement=estimator.rate([run.disagrees for run in full]),
+        disagreement=estimator.rate(full, lambda run: run.disagrees),
         em_drop=estimator.paired(drops) if drops else None,
         n_lost=drops.count(1) if drops else None,
         n_gained=drops.count(-1) if drops else None,
@@ -280,25 +330,34 @@ class _Estimator:
     confidence: float
     n_draws: int
 
-    def rate(self, marks: Sequence[bool | None]) -> Estimate | None:
+    def rate(self, runs: Sequence[Run], mark: Callable[[Run], bool | None]) -> Estimate | None:
         """Share of true marks; unknown marks are left out, neither one nor the other."""
-        known = [mark for mark in marks if mark is not None]
-        return self._mean(known, low=0.0) if known else None
+        known = [(found, run.stands_for) for run in runs if (found := mark(run)) is not None]
+        return self._mean([found for found, _ in known], [weight for _, weight in known], low=0.0) if known else None
 
     def paired(self, drops: Sequence[int]) -> Estimate:
         """Mean of differences in [-1, 1]; the caller has at least one."""
-        return self._mean(drops, low=-1.0)
+        return self._mean(drops, [1.0] * len(drops), low=-1.0)
 
-    def _mean(self, numbers: Sequence[float], low: float) -> Estimate:
-        n, value = len(numbers), sum(numbers) / len(numbers)
+    def _mean(self, numbers: Sequence[float], weights: Sequence[float], low: float) -> Estimate:
+        n, most_weight = len(numbers), max(weights)
+        if most_weight > 1:
+            value, interval = weighted_between(
+                np.array(numbers, dtype=np.float64), np.array(weights), self.confidence, most_weight=most_weight,
+                low=low,
+            )  # fmt: skip
+            return Estimate(value=value, low=interval.low, high=interval.high, n=n,
+                            method="anytime-valid, weighted, empirical Bernstein")
+        value = sum(numbers) / n
         interval = mean_interval(value, n, self.confidence, low=low)
         return Estimate(value=value, low=interval.low, high=interval.high, n=n,
                         method="anytime-valid, normal mixture")
 
     def mean(self, runs: Sequence[Run], cost: Callable[[Run], float | None]) -> Estimate | None:
         """Mean a request of what `cost` reads off a run; runs in which it is unknown are left out."""
-        known = [(run.group, found) for run in runs if (found := cost(run)) is not None]
-        rows, groups = [(found, 1.0) for _, found in known], [group for group, _ in known]
+        known = [(run, found) for run in runs if (found := cost(run)) is not None]
+        rows = [(run.stands_for * found, run.stands_for) for run, found in known]
+        groups = [run.group for run, _ in known]
         return self._bootstrap(rows, groups, lambda sums: _ratio(sums[0], sums[1]), "mean") if rows else None
 
     def reduction(self, live: Sequence[Run], audits: Sequence[Run], yardstick: Yardstick) -> Estimate | None:
@@ -308,7 +367,7 @@ class _Estimator:
             cost, base = yardstick.cost(run), yardstick.alone(run)
             if cost is None or base is None:
                 continue
-            w = run.weight
+            w = run.weight * run.stands_for
             rows.append((0.0, 0.0, w * base, w) if run.audit else (w * cost, w, 0.0, 0.0))
             groups.append(run.group)
             n_audits += run.audit
@@ -340,7 +399,7 @@ class _Estimator:
             if cost is None or alone is None:
                 continue
             base, w = (run.weight * alone, run.weight) if run.audit else (0.0, 0.0)
-            rows.append((cost, 1.0, base, w))
+            rows.append((run.stands_for * cost, run.stands_for, base, w))
             groups.append(run.group)
             n_audits += run.audit
         if not n_audits:

@@ -56,8 +56,8 @@ class Window:
     near_squares: float           # sum of its squares
     n_settled: int                # audits whose drop is known or counted (`maturity`)
     drop: int                     # sum of their Z
-    n_labelled: int = 0           # delivered runs that a label calls right or wrong
-    n_right: int = 0
+    n_labelled: float = 0         # delivered runs that a label calls right or wrong, as many as tell as much (`worth`)
+    n_right: float = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

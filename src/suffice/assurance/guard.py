@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
-from suffice.assurance.certify import Counts, certified_level, count, log_wealth
+from suffice.assurance.certify import Counts, count, log_wealth
 from suffice.assurance.drift import ShiryaevRoberts
 from suffice.assurance.ledger import KNOWN_AUDITS
 from suffice.assurance.sequence import Watched, mean_between
@@ -183,19 +183,3 @@ def _zeros(n_levels: int) -> Counts:
 
 
 _NOTHING: Final = _zeros(0)
-
-
-def certified_by_class(
-    counts: Mapping[str, Counts], *, pooled: int, max_em_drop: float, delta: float
-) -> dict[str, int]:
-    """A certificate for each of C classes that an owner has chosen beforehand, at delta/C each; never above the pool's.
-
-    With probability 1 - delta all of them hold. A class needs about as many audits as a whole route (`next_level`), so
-    this is for the few where an average is not good enough.
-
-    counts  of the window, by class, for every class that was chosen, also those without audits
-    """
-    return {
-        name: min(pooled, certified_level(log_wealth(own, max_em_drop=max_em_drop), delta=delta / len(counts)))
-        for name, own in counts.items()
-    }

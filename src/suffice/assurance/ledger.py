@@ -19,12 +19,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.assurance.bounds import Interval
 from suffice.assurance.certify import Counts, audits_to_certify, certified_level, log_wealth
 from suffice.assurance.estimate import Estimate
 from suffice.assurance.maturity import WINDOW
-from suffice.assurance.ratio import ratio_between, watch_pairs
+from suffice.assurance.ratio import ratio_between, watch_pairs, weighted_between
 from suffice.assurance.runs import Run
-from suffice.assurance.sequence import mean_above, mean_below, mean_between, watch
+from suffice.assurance.sequence import mean_above, mean_below, watch
 
 Floats = NDArray[np.float64]
 
@@ -49,7 +50,7 @@ class Account:
     route: str
     query_class: str | None       # None: all of them together
     version: str | None           # None: all of them together
-    n_runs: int
+    n_runs: int                   # those whose rows are not kept included, as the kept ones stand for them
     n_audits: int                 # full runs that show what the stop would have answered
     n_pending: int                # of them: it would have answered otherwise, and no label says what that cost
     n_cut: int                    # runs with more tokens than the cap, counted as the cap
@@ -95,7 +96,8 @@ class _Teller:
         telling = [run for run in full if run.disagrees is not None]
         spent = [run.spent for run in runs if run.spent is not None]
         return Account(
-            route=route, query_class=query_class, version=version, n_runs=len(runs), n_audits=len(telling),
+            route=route, query_class=query_class, version=version,
+            n_runs=round(sum(run.stands_for for run in runs)), n_audits=len(telling),
             n_pending=sum(_is_pending(run) for run in telling),
             n_cut=sum(tokens > self.cap_tokens for tokens in spent),
             em_full=self._em(full),
@@ -107,13 +109,14 @@ class _Teller:
         )  # fmt: skip
 
     def _em(self, runs: Sequence[Run]) -> Estimate | None:
-        marks = [float(run.correct) for run in runs if run.correct is not None]
-        if not marks:
+        marked = [run for run in runs if run.correct is not None]
+        if not marked:
             return None
-        interval = mean_between(watch(np.array(marks)), self.confidence)
-        n_left_out = len(runs) - len(marks)
+        marks = np.array([run.correct for run in marked], dtype=np.float64)
+        mean, interval = self._between(marks, marked, high=1.0)
+        n_left_out = len(runs) - len(marked)
         return Estimate(
-            value=sum(marks) / len(marks), low=interval.low, high=interval.high, n=len(marks), method=METHOD,
+            value=mean, low=interval.low, high=interval.high, n=len(marked), method=METHOD,
             note=f"{n_left_out} runs without a label are left out" if n_left_out else None,
         )  # fmt: skip
 
@@ -131,13 +134,18 @@ class _Teller:
         )  # fmt: skip
 
     def _tokens(self, runs: Sequence[Run]) -> Estimate | None:
-        spent = self._cut([run.spent for run in runs if run.spent is not None])
-        if not len(spent):
+        counted = [run for run in runs if run.spent is not None]
+        if not counted:
             return None
-        interval = mean_between(watch(spent, high=self.cap_tokens), self.confidence, high=self.cap_tokens)
-        return Estimate(
-            value=float(spent.mean()), low=interval.low, high=interval.high, n=len(spent), method=METHOD
-        )
+        spent = self._cut([run.spent for run in counted if run.spent is not None])
+        mean, interval = self._between(spent, counted, high=self.cap_tokens)
+        return Estimate(value=mean, low=interval.low, high=interval.high, n=len(counted), method=METHOD)
+
+    def _between(self, values: Floats, runs: Sequence[Run], *, high: float) -> tuple[float, Interval]:
+        """Mean of a value of each run, by what the runs stand for, and its interval."""
+        weights = np.array([run.stands_for for run in runs], dtype=np.float64)
+        # Rates have a floor that stands in the settings, so the largest weight was known beforehand.
+        return weighted_between(values, weights, self.confidence, most_weight=float(weights.max()), high=high)
 
     def _saving(self, full: Sequence[Run]) -> Estimate | None:
         pairs = [

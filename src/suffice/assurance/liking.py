@@ -11,7 +11,8 @@ neither direction; a mean speaks of those who spoke. The *effect* needs less: th
 answer was and not by whether it was stopped. Then no effect among voters is no effect, whatever the anger; its size is
 that among voters. The shares of audits and of stopped runs that were rated stand beside it, and where they surely
 differ a note says so: then who votes differs, too. Where people are asked by lot, each vote is weighted by one over the
-share that was asked, and the means are those of everybody who would answer.
+share that was asked, and the means are those of everybody who would answer; where only some runs have rows in the log,
+each counts for those that have none (`sampling`).
 
 Pure. Knows words, weights and lots; refuses to know which source may say what, and what a number decides.
 """
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.estimate import Estimate
-from suffice.assurance.ratio import ratio_between, watch_pairs
+from suffice.assurance.ratio import weighted_between
 from suffice.assurance.satisfaction import Pairing
 from suffice.assurance.sequence import mean_between, watch
 from suffice.assurance.trust import MAX_SHARE
@@ -77,6 +78,7 @@ class Heard:
     audit: bool
     unit: str               # conversation, or the run itself
     words: tuple[Word, ...] = ()
+    stands_for: float = 1.0 # so many runs like it, those whose rows are not kept included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +108,9 @@ def likings(
     runs         in the log's own order; intervals depend on it
     measures     those of which nobody said anything are left out
     confidence   of each interval by itself, in (0, 1)
-    most_weight  that a word can have, at least 1; larger ones count as this
+    most_weight  that a word can have, at least 1; larger ones count as this. What runs stand for comes on top
     """
+    most_weight *= max((run.stands_for for run in runs), default=1.0)
     whole = list(enumerate(runs))
     groups: dict[tuple[str | None, str | None], list[tuple[int, Heard]]] = {(None, None): whole}
     has_classes = len({run.query_class for run in runs}) > 1
@@ -165,7 +168,8 @@ def _values(runs: Sequence[Heard], measure: Measure, most_weight: float) -> tupl
             n_set_aside += 1
             continue
         spoken[voice].add(at)
-        said[at].append(_Value(min(max(value, measure.low), measure.high), min(max(1.0, word.weight), most_weight)))
+        weight = min(max(1.0, word.weight) * runs[at].stands_for, most_weight)
+        said[at].append(_Value(min(max(value, measure.low), measure.high), weight))
     return {at: _mean_of(voices) for at, voices in sorted(said.items())}, n_set_aside
 
 
@@ -182,13 +186,13 @@ class _Teller:
     def __init__(self, measure: Measure, confidence: float, most_weight: float, values: Mapping[int, _Value]) -> None:
         self._measure, self._confidence, self._most = measure, confidence, most_weight
         self._values = values
-        self._silent = None if measure.silent is None else _Value(measure.silent, 1.0)
+        self._silent = measure.silent
 
     def liking(
         self, members: Sequence[tuple[int, Heard]], query_class: str | None, version: str | None
     ) -> Liking | None:
         """One group's numbers; None: nobody said anything of its runs."""
-        said = [(run, self._values.get(place, self._silent)) for place, run in members]
+        said = [(run, self._values.get(place) or self._of_silence(run)) for place, run in members]
         n_heard = sum(place in self._values for place, _ in members)
         if not n_heard:
             return None
@@ -204,6 +208,10 @@ class _Teller:
             effect=effect, rated_audits=_share([heard for audit, heard in drawn if audit]),
             rated_stopped=_share([heard for audit, heard in drawn if not audit]),
         )  # fmt: skip
+
+    def _of_silence(self, run: Heard) -> _Value | None:
+        """What a run says of which nobody says anything; None: nothing."""
+        return None if self._silent is None else _Value(self._silent, run.stands_for)
 
     def _mean(self, values: Sequence[_Value | None]) -> Estimate | None:
         known = [one for one in values if one is not None]
@@ -253,14 +261,8 @@ class _Teller:
 
     def _between(self, values: Floats, weights: Floats, *, least: float) -> tuple[float, float, float]:
         """A weighted mean of values in [least, 1] with its interval: mean, low, high."""
-        mean = float((weights * values).sum() / weights.sum())
-        if (weights == 1).all():
-            between = mean_between(watch(values, low=least), self._confidence, low=least)
-            return mean, between.low, between.high
-        width = 1 - least
-        part = weights * (values - least) / width
-        ratio = ratio_between(watch_pairs(part, weights, cap=self._most), self._confidence)
-        return mean, least + width * min(1.0, ratio.low), least + width * min(1.0, ratio.high)
+        mean, between = weighted_between(values, weights, self._confidence, most_weight=self._most, low=least)
+        return mean, between.low, between.high
 
 
 def _witnesses(said: Iterable[tuple[Heard, _Value | None]]) -> list[tuple[bool, _Value | None]]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
-from suffice.assurance.sequence import FIRST_GUESS, V_OPT, gamma_exponential_bound
+from suffice.assurance.sequence import FIRST_GUESS, V_OPT, gamma_exponential_bound, mean_between, watch
 
 MOST: Final = 4.0  # ratios looked at; stopping that costs more than four full runs needs no finer number
 
@@ -78,6 +78,24 @@ def ratio_between(watched: WatchedPairs, confidence: float, *, v_opt: float = V_
     alpha = (1 - confidence) / 2
     middle = min(ratio, MOST)
     return Interval(_edge(watched, alpha, v_opt, middle, 0.0), _edge(watched, alpha, v_opt, middle, MOST))
+
+
+def weighted_between(
+    values: NDArray[np.float64], weights: NDArray[np.float64], confidence: float, *,
+    most_weight: float, low: float = 0.0, high: float = 1.0,
+) -> tuple[float, Interval]:  # fmt: skip
+    """A weighted mean of values in [low, high] and its confidence sequence, valid at every look.
+
+    values, weights  shape (n,), at least one, in the order in which they came; a weight is fixed before its value is
+                     known, and is in (0, most_weight]
+    most_weight      the largest weight there can be; it must be known beforehand
+    """
+    mean = float((weights * values).sum() / weights.sum())
+    if (weights == 1).all():
+        return mean, mean_between(watch(values, low=low, high=high), confidence, low=low, high=high)
+    width = high - low
+    ratio = ratio_between(watch_pairs(weights * (values - low) / width, weights, cap=most_weight), confidence)
+    return mean, Interval(low + width * min(1.0, ratio.low), low + width * min(1.0, ratio.high))
 
 
 def _edge(watched: WatchedPairs, alpha: float, v_opt: float, inside: float, outside: float) -> float:

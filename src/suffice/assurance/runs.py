@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from suffice.assurance.judge import JUDGE
+from suffice.assurance.sampling import weight_of
 from suffice.types import Episode, Feedback, Outcome, Request
 
 UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # nothing was asked of the model, or nobody knows what came back
@@ -75,6 +76,7 @@ class Run:
     disagrees: bool | None    # None: this run says nothing about it
     drop: int | None          # -1, 0, +1; None: as above, or no label
     abandoned_audit: bool     # counted as a loss, labelled or not
+    stands_for: float = 1.0   # so many runs like it, those whose rows are not kept included (`sampling.weight_of`)
 
 
 def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
@@ -127,6 +129,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> Run:
         disagrees=_disagrees(request, outcome) if full else None,
         drop=_drop(request, outcome, label, match) if full else None,
         abandoned_audit=_is_abandoned_audit(request, outcome),
+        stands_for=weight_of(request, outcome),
     )
 
 

@@ -35,6 +35,7 @@ class Rated:
 
     audit: bool
     satisfaction: float   # [0, 1]
+    stands_for: float = 1.0  # so many runs like it, at least 1 (`sampling`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +158,7 @@ class Comparison:
     _wealth: list[float] = field(default_factory=lambda: [0.0] * len(BETS))  # of the bets that have begun
     _unspent: float = 1.0                              # weight of those that have not
     _n_stopped: int = 0
+    _mean_weight: float = 0.0                          # of the latest stopped runs
 
     def __post_init__(self) -> None:
         """Check the parameters."""
@@ -200,8 +202,10 @@ class Comparison:
         if not rated.audit:
             self._n_stopped += 1
             before = rated.satisfaction if self.stopped is None else self.stopped
-            self.stopped = before + (rated.satisfaction - before) / min(self._n_stopped, MEMORY_RATINGS)
-        pair = self._pairing.add(rated.satisfaction, audit=rated.audit)
+            self._mean_weight += (rated.stands_for - self._mean_weight) / min(self._n_stopped, MEMORY_RATINGS)
+            away = (rated.satisfaction - before) * rated.stands_for
+            self.stopped = before + away / (self._mean_weight * min(self._n_stopped, MEMORY_RATINGS))
+        pair = self._pairing.add(rated.satisfaction, audit=rated.audit, weight=rated.stands_for)
         if pair is not None:
             self._bet(pair[0])
 

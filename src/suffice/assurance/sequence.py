@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from suffice.assurance.bounds import Interval, best_rho
 
 V_OPT: Final = 8.0  # squared deviations, of values scaled to [0, 1], where the bound is tightest: 1,000 audits or so
+_DIGITS: Final = 1e-10
 FIRST_GUESS: Final = 0.5  # of the first value, scaled; every later one is guessed by the mean before it
 
 
@@ -131,7 +132,7 @@ def gamma_exponential_bound(v: float, alpha: float, *, v_opt: float, scale: floa
     scale  c of the sub-exponential law: the largest step down, in the unit of the sum
     """
     _check(v, alpha, v_opt)
-    return _reached(lambda s: gamma_exponential_log_wealth(s, v, alpha, v_opt=v_opt, scale=scale), log(1 / alpha))
+    return _reached(_gamma_exponential(v, alpha, v_opt, scale), log(1 / alpha))
 
 
 def gamma_exponential_log_wealth(s: float, v: float, alpha: float, *, v_opt: float, scale: float = 1.0) -> float:
@@ -139,10 +140,15 @@ def gamma_exponential_log_wealth(s: float, v: float, alpha: float, *, v_opt: flo
 
     Howard et al. (2021), proposition 9; `alpha` and `v_opt` choose its width alone.
     """
+    return _gamma_exponential(v, alpha, v_opt, scale)(s)
+
+
+def _gamma_exponential(v: float, alpha: float, v_opt: float, scale: float) -> Callable[[float], float]:
+    """Its logarithm as a function of the sum alone; what does not depend on that is worked out once."""
     c2 = scale * scale
     start = best_rho(v_opt, 2 * alpha) / c2
-    grown, reached = v / c2 + start, (scale * s + v) / c2 + start
-    return _log_lower_gamma(grown, reached) - _log_lower_gamma(start, start)
+    grown, begun = v / c2 + start, _log_lower_gamma(start, start)
+    return lambda s: _log_lower_gamma(grown, (scale * s + v) / c2 + start) - begun
 
 
 def _check(v: float, alpha: float, v_opt: float) -> None:
@@ -152,13 +158,25 @@ def _check(v: float, alpha: float, v_opt: float) -> None:
 
 
 def _reached(log_wealth: Callable[[float], float], goal: float) -> float:
-    """The smallest s, to ten digits, at which a wealth that grows with s reaches its goal."""
+    """The smallest s, to ten digits and never below it, at which a wealth that grows with s reaches its goal.
+
+    False position, the weight of an end that stays put halved each time: the Illinois method (Dowell and Jarratt 1971,
+    BIT 11). A guess keeps a third of the last digit off both ends, so that the two meet.
+    """
     low, high = 0.0, 1.0
-    while log_wealth(high) < goal:
-        low, high = high, 2 * high
-    while high - low > 1e-10 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if log_wealth(middle) < goal else (low, middle)
+    below, above = log_wealth(low) - goal, log_wealth(high) - goal
+    while above < 0:
+        low, below, high = high, above, 2 * high
+        above = log_wealth(high) - goal
+    moved = 0  # -1: the lower end came last, 1: the upper one
+    while high - low > _DIGITS * high:
+        off = _DIGITS * high / 3
+        s = min(max((low * above - high * below) / (above - below), low + off), high - off)
+        away = log_wealth(s) - goal
+        if away < 0:
+            low, below, above, moved = s, away, above / 2 if moved == -1 else above, -1
+        else:
+            high, above, below, moved = s, away, below / 2 if moved == 1 else below, 1
     return high
 
 

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from suffice.cli import shell
+
 if TYPE_CHECKING:
     from suffice.settings import Route, Settings
-    from suffice.store.decisions import Decisions
+    from suffice.store.database.decisions import Decisions
 
-CONFIG = click.option("--config", "path", default="suffice.toml", show_default=True, help="Settings, TOML or YAML.")
+CONFIG = shell.CONFIG
 REASON = click.option("--reason", required=True, help="Why; it stays in the log.")
 AUTHOR = click.option("--author", default=None, help="Who decides. [default: the user of this computer]")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -39,13 +41,9 @@ def failing_with(command: str, *, again: str = "") -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        click.echo(f"{command}: {error}", err=True)
-        if again:
-            click.echo(f"Nothing was written. {again}", err=True)
-        raise SystemExit(2) from None
+        shell.fail(command, f"{error}\nNothing was written. {again}" if again else error)
     except (SufficeError, OSError) as error:
-        click.echo(f"{command}: {error}", err=True)
-        raise SystemExit(2) from None
+        shell.fail(command, error)
 
 
 @contextmanager
@@ -58,13 +56,16 @@ def log_of(path: str) -> Iterator[tuple[Settings, Decisions]]:
         yield settings, writer
 
 
-def route_of(settings: Settings, name: str) -> Route:
-    """A route's settings. Raises ConfigError for one that does not exist."""
+def route_of(settings: Settings, name: str, *, option: str = "") -> Route:
+    """A route's settings. Raises ConfigError for one that does not exist.
+
+    option  by which it was named, such as --route; "": as an argument
+    """
     from suffice.errors import ConfigError
 
     if name not in settings.routes:
         known = ", ".join(sorted(settings.routes)) or "none is configured"
-        raise ConfigError(f"unknown route {name!r}; known: {known}")
+        raise ConfigError(f"{option}{': ' if option else ''}unknown route {name!r}; known: {known}")
     return settings.routes[name]
 
 
@@ -80,8 +81,7 @@ def setup_of(settings: Settings, name: str) -> str:
 
 def refused(command: str, why: str) -> NoReturn:
     """It cannot be done as it was asked for: say why, and end with 1."""
-    click.echo(f"{command}: {why}", err=True)
-    raise SystemExit(1)
+    shell.fail(command, why, 1)
 
 
 def say(found: Any, *, as_json: bool, text: str) -> None:

@@ -12,34 +12,45 @@ import click
 
 from suffice import __version__
 
-# name → (module, attribute, the line that --help shows)
-COMMANDS: dict[str, tuple[str, str, str]] = {
-    "demo": ("suffice.cli.demo", "demo", "Run a real local model through the gateway and show what stopping saves."),
-    "serve": ("suffice.cli.serve", "serve", "Serve the OpenAI-compatible gateway."),
-    "worker": ("suffice.cli.worker", "worker", "Certify, watch and brake the routes of a log."),
-    "pause": ("suffice.cli.hold", "pause", "Let a route run in full until somebody resumes it."),
-    "resume": ("suffice.cli.hold", "resume", "End a pause: what is certified on a route acts again."),
-    "review": ("suffice.cli.review", "review", "Look at the runs that tell most, and say what is right."),
-    "incident": ("suffice.cli.incident", "incident", "Decide what waits for a person, and open an incident by hand."),
-    "override": ("suffice.cli.override", "override", "Hold a route or a class of questions back until a date."),
-    "kill": ("suffice.cli.kill", "kill", "Stop stopping, on every route, at once; needs nothing but a file."),
-    "unkill": ("suffice.cli.kill", "unkill", "Release the kill switch."),
-    "admin": ("suffice.cli.admin", "admin", "Say who may use the console and the control API."),
-    "status": ("suffice.cli.status", "status", "Show EM, tokens and saving per route."),
-    "doctor": ("suffice.cli.doctor", "doctor", "Examine a model server, or a route, before you rely on it."),
-    "record": ("suffice.cli.record", "record", "Record full traces of questions at a live model server."),
-    "replay": ("suffice.cli.replay", "replay", "Replay stopping policies over recorded runs: frontier, plots, report."),
-    "tune": ("suffice.cli.tune", "tune", "Search for a policy on recorded runs, and say how far to trust the find."),
-    "estimate": ("suffice.cli.estimate", "estimate", "Predict from logs what stopping would save; makes no calls."),
-    "export": ("suffice.cli.export", "export", "Write training pairs, tasks to judge, or feedback to files."),
-    "policy": ("suffice.cli.policy", "policy", "Bring a policy into traffic in steps, on evidence, and back."),
-    "experiment": ("suffice.cli.experiment", "experiment", "Compare ways to serve the same requests."),
-    "feedback": ("suffice.cli.feedback", "feedback", "Import labels, list what waits, have a judge model label."),
-    "alerts": ("suffice.cli.alerts", "alerts", "Tell people when something goes wrong: try it, and see what was told."),
-    "audit": ("suffice.cli.audit", "audit", "Verify, show and export the audit log."),
-    "erase": ("suffice.cli.erase", "erase", "Take words of people out of the log, for good."),
-    "config": ("suffice.cli.config", "config", "Check a settings file, or show it with all defaults."),
+# Section of --help → name → (module of this package, attribute, the line that --help shows).
+SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "Set up and serve": {
+        "demo": ("serving.demo", "demo", "Run a real local model, and show what stopping saves."),
+        "config": ("serving.config", "config", "Check a settings file, or show it with all defaults."),
+        "doctor": ("serving.doctor", "doctor", "Examine a model server, or a route, before you rely on it."),
+        "serve": ("serving.serve", "serve", "Serve the OpenAI-compatible gateway."),
+        "worker": ("serving.worker", "worker", "Certify, watch and brake the routes of a log."),
+        "admin": ("serving.admin", "admin", "Say who may use the console and the control API."),
+    },
+    "See what happens": {
+        "status": ("seeing.status", "status", "Show EM, tokens and saving per route."),
+        "alerts": ("seeing.alerts", "alerts", "Tell people when something goes wrong, and see what was told."),
+        "audit": ("seeing.audit", "audit", "Verify, show and export the audit log."),
+    },
+    "Change it": {
+        "policy": ("changing.policy", "policy", "Bring a policy into traffic in steps, on evidence, and back."),
+        "experiment": ("changing.experiment", "experiment", "Compare ways to serve the same requests."),
+        "pause": ("changing.hold", "pause", "Let a route run in full until somebody resumes it."),
+        "resume": ("changing.hold", "resume", "End a pause: what is certified on a route acts again."),
+        "incident": ("changing.incident", "incident", "Decide what waits for a person, or open one by hand."),
+        "override": ("changing.override", "override", "Hold a route or a class of questions back until a date."),
+        "kill": ("changing.kill", "kill", "Stop stopping, on every route, at once; needs a file only."),
+        "unkill": ("changing.kill", "unkill", "Release the kill switch."),
+    },
+    "Hear from people": {
+        "review": ("people.review", "review", "Look at the runs that tell most, and say what is right."),
+        "feedback": ("people.feedback", "feedback", "Import labels, list what waits, have a judge model label."),
+        "export": ("people.export", "export", "Write training pairs, tasks to judge, or feedback to files."),
+        "erase": ("people.erase", "erase", "Take words of people out of the log, for good."),
+    },
+    "Measure before you act": {
+        "estimate": ("measuring.estimate", "estimate", "Predict from logs what stopping would save; makes no calls."),
+        "record": ("measuring.record", "record", "Record full traces of questions at a live model server."),
+        "replay": ("measuring.replay", "replay", "Replay stopping policies over recorded runs: table and report."),
+        "tune": ("measuring.tune", "tune", "Search for a policy on recorded runs, and judge the find."),
+    },
 }
+COMMANDS = {name: found for section in SECTIONS.values() for name, found in section.items()}
 
 
 class LazyGroup(click.Group):
@@ -54,17 +65,30 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        command = getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(f"suffice.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is meant; an unknown name is told with the nearest one that exists."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+        """List the commands by section, in one column, without importing them."""
+        width = max(len(name) for name in COMMANDS)
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<{width}}", line) for name, (_, _, line) in section.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("suffice", cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="suffice")
 def main() -> None:
     """Stop a language-model run when the answer suffices, and know what that costs."""

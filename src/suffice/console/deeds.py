@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlencode
 
 from suffice.console.desk import Desk
@@ -16,20 +16,36 @@ from suffice.errors import BadRequest, ConfigError
 from suffice.review.decide import Asked as Wants
 from suffice.review.incident import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
-from suffice.rollout.rules import Rules
-from suffice.store import experiments, pausing, rollouts
-from suffice.store.deciding import decide_incident, end_override, open_incident
-from suffice.store.decisions import Decisions
-from suffice.store.holds import read_holds
-from suffice.store.reviews import give_item_back, lease_next, read_reviews, submit_verdict
-from suffice.store.rollouts import read_rollouts, running
+from suffice.store.database.decisions import Decisions
+from suffice.store.people.deciding import decide_incident, end_override, open_incident
+from suffice.store.people.holds import read_holds
+from suffice.store.people.reviews import give_item_back, lease_next, read_reviews, submit_verdict
+from suffice.store.routes import experiments, pausing, rollouts
+from suffice.store.routes.rollouts import read_rollouts, running
 
 MOST_CHARS: Final = 2_000  # of a reason
 REVIEW: Final = "/console/review"
 INCIDENTS: Final = "/console/incidents"
 EXPERIMENTS: Final = "/console/experiments"
 POLICIES: Final = "/console/policies"
-ROUTE: Final[Mapping[str, str]] = {"route": "its name", "reason": "why; it stays in the log"}
+# What the fields of a change mean, said once; a change says itself what only it asks for.
+FIELDS: Final[Mapping[str, str]] = {
+    "route": "its name", "reason": "why; it stays in the log", "item": "its episode", "said": "in your own words",
+    "name": "as the settings have it",
+}  # fmt: skip
+T = TypeVar("T")
+
+
+def asks(*names: str, **more: str) -> Mapping[str, str]:
+    """The fields of a change with what they mean."""
+    return {name: FIELDS[name] for name in names} | more
+
+
+def done(found: T | str, where: str = "") -> T:
+    """What a step came to. Raises BadRequest with the sentence that says why it cannot be done."""
+    if isinstance(found, str):
+        raise BadRequest(f"{where}{found}", status=409, code="conflict")
+    return found
 
 
 def reason_of(asked: Asked) -> str:
@@ -50,14 +66,12 @@ def route_of(desk: Desk, asked: Asked) -> str:
 
 
 def _on_route(
-    decide: Callable[[Decisions, str, str, str], str | None], done: str
+    decide: Callable[[Decisions, str, str, str], str | None], now: str
 ) -> Callable[[Desk, Asked, Visitor], Done]:
     def do(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
         name, reason = route_of(desk, asked), reason_of(asked)
-        problem = decide(desk.decisions(), name, reason, visitor.name)
-        if problem is not None:
-            raise BadRequest(f"route {name} {problem}", status=409, code="conflict")
-        return Done(said=f"Route {name} is {done}.")
+        done(decide(desk.decisions(), name, reason, visitor.name), f"route {name} ")
+        return Done(said=f"Route {name} is {now}.")
 
     return do
 
@@ -68,9 +82,7 @@ def _on_route(
 def _take(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
     route = asked.form.get("route") or None
     lease = lease_next(desk.decisions(), visitor.name, now_s=desk.now(), route=route)
-    if lease is None:
-        return Done(said="Nothing waits for you.", goes_to=REVIEW)
-    return Done(said="", goes_to=REVIEW)
+    return Done(said="Nothing waits for you." if lease is None else "", goes_to=REVIEW)
 
 
 def _say(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
@@ -86,9 +98,7 @@ def _say(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
         corrected=_text(asked, "corrected") or None,
         reason=_text(asked, "reason"),
     )
-    found = said if isinstance(said, str) else submit_verdict(writer, said, now_s=desk.now())
-    if isinstance(found, str):
-        raise BadRequest(found, status=409, code="conflict")
+    found = done(submit_verdict(writer, done(said), now_s=desk.now()))
     if form.get("next"):  # a person goes on with the next one at once
         lease_next(writer, visitor.name, now_s=desk.now(), route=form.get("route") or None)
     return Done(said=found.told, goes_to=f"{REVIEW}?{urlencode({'changed': name})}")
@@ -113,17 +123,10 @@ def _text(asked: Asked, field: str) -> str:
 
 def _open_incident(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
     name = route_of(desk, asked)
-    found = open_incident(
-        desk.decisions(),
-        name,
-        desk.settings.routes[name],
-        reason_of(asked),
-        visitor.name,
-        now_s=desk.now(),
+    found = done(open_incident(
+        desk.decisions(), name, desk.settings.routes[name], reason_of(asked), visitor.name, now_s=desk.now(),
         pauses=asked.form.get("pauses", "") not in ("", "false", "no", "0"),
-    )
-    if isinstance(found, str):
-        raise BadRequest(found, status=409, code="conflict")
+    ))  # fmt: skip
     return Done(said=f"Incident {found.incident} is open.", goes_to=INCIDENTS)
 
 
@@ -153,19 +156,16 @@ def _decide_incident(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
         publication=_count(asked, "publication"),
         setup=desk.setup_of(route),
     )
-    if isinstance(found, str):
-        raise BadRequest(f"{name} {found}" if found.startswith("is ") else found, status=409, code="conflict")
-    return Done(said=f"{name}: {decision.replace('_', ' ')}. Now: {found.decision.after}", goes_to=INCIDENTS)
+    decided = done(found, f"{name} " if isinstance(found, str) and found.startswith("is ") else "")
+    return Done(said=f"{name}: {decision.replace('_', ' ')}. Now: {decided.decision.after}", goes_to=INCIDENTS)
 
 
 def _end_override(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
     name, number = route_of(desk, asked), _count(asked, "number") or 0
-    found = end_override(
+    ended = done(end_override(
         desk.decisions(), name, desk.settings.routes[name], number, reason_of(asked), visitor.name, now_s=desk.now()
-    )
-    if isinstance(found, str):
-        raise BadRequest(found, status=409, code="conflict")
-    return Done(said=f"Override {number} of {name} is over. Now: {found.after}", goes_to=INCIDENTS)
+    ))  # fmt: skip
+    return Done(said=f"Override {number} of {name} is over. Now: {ended.after}", goes_to=INCIDENTS)
 
 
 # ---- rollouts --------------------------------------------------------------------------------------
@@ -178,21 +178,22 @@ def _move_rollout(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
     writer = desk.decisions()
     if move == "rollback" and name not in running(read_rollouts(writer.path)):
         return _take_back(desk, name, reason, visitor)
-    found = rollouts.step(writer, name, move, author=visitor.name, reason=reason, rules=Rules())
-    if isinstance(found, str):
-        raise BadRequest(found, status=409, code="conflict")
-    said = f"Route {name}: {found.stage.replace('_', ' ')}, {found.share:.0%} of new units."
+    moved = done(rollouts.step(writer, name, move, author=visitor.name, reason=reason))
+    said = f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units."
     return Done(said=said, goes_to=POLICIES)
 
 
-def _take_back(desk: Desk, name: str, reason: str, visitor: Visitor) -> Done:
+def _propose(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
+    name, address, reason = route_of(desk, asked), asked.form.get("address", ""), reason_of(asked)
     try:
-        own = rollouts.own_version(desk.settings.routes[name]).address
-    except ConfigError as error:
+        begun = done(desk.propose(name, address, reason, visitor.name))
+    except ConfigError as error:  # its models are gone, or are not what they were
         raise BadRequest(str(error), status=409, code="conflict") from None
-    undone = rollouts.undo(desk.decisions(), name, own, author=visitor.name, reason=reason)
-    if isinstance(undone, str):
-        raise BadRequest(undone, status=409, code="conflict")
+    return Done(said=f"Route {name}: {begun.state.fit} is tried, in shadow.", goes_to=POLICIES)
+
+
+def _take_back(desk: Desk, name: str, reason: str, visitor: Visitor) -> Done:
+    undone = done(desk.take_back(name, reason, visitor.name))
     return Done(said=f"Route {name}: {undone.first.in_force} serves again.", goes_to=POLICIES)
 
 
@@ -208,16 +209,14 @@ def _start_experiment(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
         )
     except ConfigError as error:  # its layer has no room
         raise BadRequest(str(error), status=409, code="conflict") from None
-    if isinstance(found, str):
-        raise BadRequest(f"experiment {name} {found}", status=409, code="conflict")
-    return Done(said=f"Experiment {name} runs, run {found.experiment.run}.", goes_to=EXPERIMENTS)
+    started = done(found, f"experiment {name} ")
+    return Done(said=f"Experiment {name} runs, run {started.experiment.run}.", goes_to=EXPERIMENTS)
 
 
 def _stop_experiment(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
     name = asked.form.get("name", "")
     found = experiments.stop(desk.decisions(), name, author=visitor.name, reason=reason_of(asked))
-    if isinstance(found, str):
-        raise BadRequest(f"experiment {name[:80]} {found}", status=409, code="conflict")
+    done(found, f"experiment {name[:80]} ")
     return Done(said=f"Experiment {name} is stopped.", goes_to=EXPERIMENTS)
 
 
@@ -253,97 +252,64 @@ def _count(asked: Asked, field: str) -> int | None:
 
 DEEDS: Final[tuple[Deed, ...]] = (
     Deed(
-        path="/review/next",
-        needs="reviewer",
-        summary="take the next item",
-        do=_take,
-        asks={"route": "only of this one"},
+        path="/review/next", needs="reviewer", do=_take, summary="take the next item",
+        asks=asks(route="only of this one"),
     ),
     Deed(
-        path="/review/say",
-        needs="reviewer",
-        summary="say what is right of an item",
-        do=_say,
-        asks={
-            "item": "its episode",
-            "verdict": "both, full, early, neither; right, wrong; unsure",
-            "corrected": "the right answer, if you know it",
-            "reason": "in your own words",
-        },
+        path="/review/say", needs="reviewer", do=_say, summary="say what is right of an item",
+        asks=asks(
+            "item", verdict="both, full, early, neither; right, wrong; unsure",
+            corrected="the right answer, if you know it", reason=FIELDS["said"],
+        ),
     ),
     Deed(
-        path="/review/skip",
-        needs="reviewer",
-        summary="give an item back",
-        do=_give_back,
-        asks={"item": "its episode", "reason": "in your own words"},
+        path="/review/skip", needs="reviewer", do=_give_back, summary="give an item back",
+        asks=asks("item", reason=FIELDS["said"]),
     ),
     Deed(
-        path="/incidents/open",
-        needs="admin",
-        summary="open an incident",
-        do=_open_incident,
-        asks={**ROUTE, "pauses": "true: everything runs in full until it is decided"},
+        path="/incidents/open", needs="admin", do=_open_incident, summary="open an incident",
+        asks=asks("route", "reason", pauses="true: everything runs in full until it is decided"),
     ),
     Deed(
-        path="/incidents/decide",
-        needs="admin",
-        summary="decide an incident",
-        do=_decide_incident,
-        asks={
-            "incident": "its name",
-            "decision": ", ".join(DECISIONS),
-            "reason": "why; it stays in the log",
-            "level": "tighten: none above it",
-            "max_em_drop": "tighten: a smaller budget, a fraction",
-            "publication": "roll_back: to this one",
-            "days": "until it ends by itself",
-        },
+        path="/incidents/decide", needs="admin", do=_decide_incident, summary="decide an incident",
+        asks=asks(
+            "reason", incident="its name", decision=", ".join(DECISIONS), level="tighten: none above it",
+            max_em_drop="tighten: a smaller budget, a fraction", publication="roll_back: to this one",
+            days="until it ends by itself",
+        ),
     ),
     Deed(
-        path="/rollouts/move",
-        needs="admin",
+        path="/rollouts/move", needs="admin", do=_move_rollout,
         summary="move the rollout that runs on a route, or take back what the last one brought",
-        do=_move_rollout,
-        asks={**ROUTE, "move": "promote, hold, release or rollback"},
+        asks=asks("route", "reason", move=", ".join(rollouts.STEPS)),
     ),
     Deed(
-        path="/experiments/start",
-        needs="admin",
-        summary="start an experiment, or give it its new weights",
-        do=_start_experiment,
-        asks={"name": "as the settings have it", "reason": "why; it stays in the log"},
+        path="/rollouts/propose", needs="admin", do=_propose, summary="try what a refit has proposed, in steps",
+        asks=asks("route", "reason", address="of the proposal, v- and twelve digits"),
     ),
     Deed(
-        path="/experiments/stop",
-        needs="admin",
-        summary="stop an experiment",
-        do=_stop_experiment,
-        asks={"name": "as the settings have it", "reason": "why; it stays in the log"},
+        path="/experiments/start", needs="admin", do=_start_experiment,
+        summary="start an experiment, or give it its new weights", asks=asks("name", "reason"),
     ),
     Deed(
-        path="/overrides/end",
-        needs="admin",
-        summary="end an override",
-        do=_end_override,
-        asks={**ROUTE, "number": "of the override"},
+        path="/experiments/stop", needs="admin", do=_stop_experiment, summary="stop an experiment",
+        asks=asks("name", "reason"),
     ),
     Deed(
-        path="/routes/pause",
-        needs="admin",
-        summary="let every request of a route run in full",
-        asks=ROUTE,
+        path="/overrides/end", needs="admin", do=_end_override, summary="end an override",
+        asks=asks("route", "reason", number="of the override"),
+    ),
+    Deed(
+        path="/routes/pause", needs="admin", summary="let every request of a route run in full",
+        asks=asks("route", "reason"),
         do=_on_route(
             lambda writer, route, reason, author: pausing.pause(writer, route, reason=reason, author=author), "paused"
         ),
     ),
     Deed(
-        path="/routes/resume",
-        needs="admin",
-        summary="end a pause of a route",
-        asks=ROUTE,
+        path="/routes/resume", needs="admin", summary="end a pause of a route", asks=asks("route", "reason"),
         do=_on_route(
             lambda writer, route, reason, author: pausing.resume(writer, route, reason=reason, author=author), "resumed"
         ),
     ),
-)
+)  # fmt: skip

@@ -15,8 +15,9 @@ from suffice.console.live import Live
 from suffice.console.look import Look
 from suffice.errors import StoreError
 from suffice.settings import Settings
-from suffice.store.decisions import Decisions
-from suffice.store.views import reading
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import reading
+from suffice.store.routes.rollouts import Held
 
 T = TypeVar("T")
 READERS: Final = 2  # threads that read for pages, whatever else the process does
@@ -34,6 +35,8 @@ class Desk:
     effect_of  what a reviewer's verdict on an item has changed, in a sentence
     note_export  says in the log that so many rows left it: name, rows, who
     check_experiment  raises ConfigError for one that cannot run as the settings have it
+    propose    begins a rollout of what a refit has proposed: route, address, reason, who; a sentence where it may not
+    take_back  goes back from what the last rollout brought: route, reason, who; a sentence where it cannot be
     closing    is the process ending?
     """
 
@@ -45,16 +48,20 @@ class Desk:
     setup_of: Callable[[str], str]
     effect_of: Callable[[str], str]
     check_experiment: Callable[[str], None]
+    propose: Callable[[str, str, str, str], Held | str]
+    take_back: Callable[[str, str, str], Held | str]
     note_export: Callable[[str, int, str], None]
     closing: Callable[[], bool]
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
     live: Live = field(init=False)
+    _begun_s: float = field(init=False)  # Unix time
     _threads: ThreadPoolExecutor = field(init=False)
     _told: dict[str, str] = field(default_factory=dict)  # by session: a sentence for its next page
 
     def __post_init__(self) -> None:
         """Have threads of our own: a page must not wait for what else runs in this process, nor the other way round."""
+        self._begun_s = self.now()
         self._threads = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="suffice-console")
 
     def close(self) -> None:
@@ -76,7 +83,7 @@ class Desk:
             try:
                 return view(Look(
                     connection=connection, settings=self.settings, path=self.path, now_s=self.now(),
-                    monotonic_s=self.monotonic_s,
+                    monotonic_s=self.monotonic_s, begun_s=self._begun_s,
                 ))  # fmt: skip
             except sqlite3.OperationalError as error:
                 if "interrupted" not in str(error):

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from suffice.errors import BadRequest
 from suffice.settings import Route, Settings
-from suffice.store.rollups import DAY_HOURS, HOUR_S
+from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 
 T = TypeVar("T")
 
@@ -30,6 +30,7 @@ class Look:
     path: Path  # of the log
     now_s: float  # Unix time
     monotonic_s: Callable[[], float]
+    begun_s: float = 0.0  # Unix time since which these pages are there
 
     def route(self, name: str) -> Route | None:
         """A route's settings; None: the log knows it, and the settings do not."""

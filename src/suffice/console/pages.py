@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -18,10 +19,13 @@ from suffice.console.look import WINDOWS, Look, window_of
 from suffice.console.openapi import VERSION
 from suffice.console.people import ROLES, may
 from suffice.console.table import Deed, Done, Door, View
+from suffice.console.views.alerts import AlertReader
 from suffice.console.views.overview import overview
 from suffice.errors import BadRequest
-from suffice.store import rollups
-from suffice.store.in_force import read_decided
+from suffice.store.database.views import newest_of
+from suffice.store.routes import rollups
+from suffice.store.routes.in_force import read_decided
+from suffice.store.rows.alert_events import AlertSent
 
 HOME: Final = "/console"
 FOREVER: Final = (("cache-control", "public, max-age=31536000, immutable"),)
@@ -75,7 +79,10 @@ def _of_view(view: View, views: tuple[View, ...]) -> tuple[Door, Door]:
             return Answer(status=501, body=render.NO_PAGES)
         found = await desk.read(lambda look: view.read(look, asked, visitor))
         values = _values(desk, asked, visitor, view.title, places(views, visitor, view.place)) | {"it": found}
-        return Answer(body=await desk.off_loop(lambda: render.page(view.template, values)))
+        # A part of a page that somebody asks for by itself is a page of its own.
+        alone = view.template.startswith("_") and not asked.is_partial
+        template = "part.html" if alone else view.template
+        return Answer(body=await desk.off_loop(lambda: render.page(template, values | {"part": view.template})))
 
     async def tell(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
         found = await desk.read(lambda look: msgspec.json.encode(view.read(look, asked, visitor)))
@@ -217,11 +224,14 @@ async def _no_table(_desk: Desk, _asked: Asked, _visitor: Visitor) -> Answer:
 
 
 def with_description(doors: tuple[Door, ...]) -> tuple[Door, ...]:
-    """The table with the door that describes it."""
-    body = msgspec.json.encode(openapi.document(doors))
+    """The table with the door that describes it.
 
-    async def describe(_desk: Desk, _asked: Asked, _visitor: Visitor) -> Answer:
-        return Answer(kind=JSON, body=body)
+    The description is made when somebody first asks, off the loop: it takes longer than all else at a gateway's start.
+    """
+    body = cache(lambda: msgspec.json.encode(openapi.document(doors)))
+
+    async def describe(desk: Desk, _asked: Asked, _visitor: Visitor) -> Answer:
+        return Answer(kind=JSON, body=await desk.off_loop(body))
 
     return tuple(replace(one, run=describe) if one.path == "/api/openapi.json" else one for one in doors)
 
@@ -250,17 +260,17 @@ async def mark_of(desk: Desk, window: str) -> object:
 
     def look_at(look: Look) -> object:
         read_to = rollups.read_to(look.connection)
-        return window, read_to.seq, read_decided(look.connection).seq
+        return window, read_to.seq, read_decided(look.connection).seq, newest_of(look.connection, (AlertSent.kind,))
 
     return await desk.read(look_at)
 
 
-async def live_part(desk: Desk, window: str) -> bytes:
+async def live_part(desk: Desk, window: str, alerts: AlertReader) -> bytes:
     """The part of the first page that changes, for everybody alike."""
     asked = Asked(method="GET", path=HOME, headers={}, query={"days": window}, form={}, address="")
 
     def part(look: Look) -> bytes:
-        found = overview(look, asked, NOBODY)
+        found = overview(alerts)(look, asked, NOBODY)
         return render.page("_overview.html", {"it": found, "now_s": look.now_s, "windows": tuple(WINDOWS)})
 
     return await desk.read(part)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import Final
 
-# What a spreadsheet takes for the beginning of a formula, also behind white space.
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+from suffice import cells
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
@@ -26,11 +24,6 @@ def cell(value: object) -> str:
     >>> [cell(x) for x in (None, -1.5, "=1+1", " @SUM(A1)", "fine", True)]
     ['', '-1.5', "'=1+1", "' @SUM(A1)", 'fine', 'yes']
     """
-    if value is None:
-        return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return str(value)
-    text = str(value).replace("\x00", "")
-    return f"'{text}" if text.lstrip(" \u00a0").startswith(_FORMULA) else text
+    return cells.cell(value.replace("\x00", "") if isinstance(value, str) else value)

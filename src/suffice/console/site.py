@@ -11,6 +11,7 @@ from suffice.console.look import WINDOWS
 from suffice.console.pages import doors_of, with_description
 from suffice.console.people import Roster
 from suffice.console.table import Door, View
+from suffice.console.views.alerts import AlertReader, AlertsPage
 from suffice.console.views.changes import Changes, changes
 from suffice.console.views.episodes import ENDS, SAID, EpisodePage, Episodes, episode, episodes
 from suffice.console.views.experiments import Analyse, Experiments, Shown, experiments, shown
@@ -34,10 +35,6 @@ RUNS: Final = {
 
 # In the order of the navigation; a view without a place of its own stands below another one.
 FIRST: Final = (
-    View(
-        path="", api_path="/overview", read=overview, record=Overview, template="overview.html", title="Overview",
-        place="Overview", asks=DAYS,
-    ),
     View(
         path="/routes", read=routes, record=Routes, template="routes.html", title="Routes & classes",
         place="Routes & classes", asks=DAYS,
@@ -76,7 +73,7 @@ LAST: Final = (
 
 
 def table(
-    roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse, evidence: Evidence
+    roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse, evidence: Evidence, told: AlertReader
 ) -> tuple[Door, ...]:
     """Every door there is.
 
@@ -84,23 +81,31 @@ def table(
     from_file  texts of questions that the log does not keep
     analyse    what a run of an experiment shows now
     evidence   what the evidence says of a rollout now
+    told       reads who was told of which alert
     """
+    first = View(
+        path="", api_path="/overview", read=overview(told), record=Overview, template="overview.html", title="Overview",
+        place="Overview", asks=DAYS,
+    )  # fmt: skip
     made = (
         View(
             path="/policies/weighed", read=weighed(evidence), record=Weighed, template="_weighed.html",
-            title="What the evidence says of a rollout", asks={"route": "of the rollout"},
+            title="What the evidence says of a rollout", place="Policies & rollouts", asks={"route": "of the rollout"},
         ),
         View(
             path="/experiments/shown", read=shown(analyse), record=Shown, template="_experiment.html",
-            title="What an experiment shows", asks={"name": "of the experiment"},
+            title="What an experiment shows", place="Experiments", asks={"name": "of the experiment"},
         ),
         View(
             path="/review", read=Reader(from_file).page, record=ReviewPage, template="review.html", title="Review",
             place="Review",
         ),
     )  # fmt: skip
+    alerts = View(
+        path="/alerts", read=told.page, record=AlertsPage, template="alerts.html", title="Alerts", place="Alerts",
+    )  # fmt: skip
     settings = View(
         path="/settings", read=settings_page(roster), record=SettingsPage, template="settings.html", title="Settings",
         place="Settings", needs="admin",
     )  # fmt: skip
-    return with_description(doors_of((*FIRST, *made, *LAST, settings), DEEDS, exports.DOORS))
+    return with_description(doors_of((first, *FIRST, *made, alerts, *LAST, settings), DEEDS, exports.DOORS))

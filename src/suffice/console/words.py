@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.liking import EVENTS, SATISFACTION, Liking
 from suffice.assurance.money import usd
+from suffice.rollout.metrics import metric_of
+from suffice.shown import plural
 
 UNKNOWN: Final = "not measured"
 MINUS: Final = "\N{MINUS SIGN}"
@@ -35,6 +37,21 @@ def points(value: float | None, digits: int = 2) -> str:
     size = f"{abs(100 * value):.{digits}f}"
     sign = "" if float(size) == 0 else "+" if value > 0 else MINUS
     return f"{sign}{size} points"
+
+
+def between(low: float | None, high: float | None, show: str = "percent", digits: int = 1) -> str:
+    """Both ends behind a value that has its unit already; "" where there is no interval.
+
+    >>> [between(0.667, 0.806), between(-0.0375, 0.0439, "points", 2), between(None, None)]
+    ['66.7 to 80.6', '−3.75 to +4.39', '']
+    """
+    if low is None or high is None:
+        return ""
+    if show == "points":
+        return " to ".join(points(one, digits).removesuffix(" points") for one in (low, high))
+    if show == "percent":
+        return " to ".join(percent(one, digits).removesuffix(" %") for one in (low, high))
+    return f"{low:.{digits}f} to {high:.{digits}f}".replace("-", MINUS)
 
 
 def whole(value: float | None) -> str:
@@ -119,13 +136,18 @@ def size(n_bytes: float) -> str:
     )
 
 
-def interval(one: Estimate | None, show: Callable[[float], str]) -> str:
-    """Both ends, or why there are none."""
-    if one is None:
-        return UNKNOWN
-    if one.low is None or one.high is None:
-        return one.note or "no interval"
-    return f"{show(one.low)} to {show(one.high)}"
+def difference(value: float | None, metric: str) -> str:
+    """A difference between two arms of an experiment, in the metric's own unit and with its sign.
+
+    >>> [difference(-0.0224, "em"), difference(0.3, "satisfaction"), difference(-482.94, "tokens")]
+    ['−2.24', '+30.0', '−482.9']
+    """
+    if value is None:
+        return "–"
+    of = metric_of(metric)
+    size = of.size(value)
+    sign = "" if not float(size.replace(",", "")) else "+" if value > 0 else MINUS
+    return f"{sign}{size}"
 
 
 def named(name: str, instead: str = "none") -> str:
@@ -138,17 +160,22 @@ def query(fields: Mapping[str, Any]) -> str:
     return urlencode({key: str(value) for key, value in fields.items()})
 
 
-def plural(n: float, one: str, many: str | None = None) -> str:
-    """A count with its noun.
+def verdict(liking: Liking) -> str:
+    """What stopping surely does to a measure: "worse", "better", or "" where no difference is proven."""
+    effect = liking.effect
+    if effect is None or effect.low is None or effect.high is None or effect.low <= 0 <= effect.high:
+        return ""
+    return "better" if (effect.low > 0) == (liking.better == "higher") else "worse"
 
-    >>> [plural(1, "route"), plural(2, "route"), plural(1_000, "class", "classes")]
-    ['1 route', '2 routes', '1,000 classes']
-    """
-    return f"{n:,.0f} {one if n == 1 else many or one + 's'}"
+
+def is_rate(liking: Liking) -> bool:
+    """Is a measure a share of 1, and not a declared metric in a unit of its own?"""
+    return liking.measure in (SATISFACTION, *EVENTS.values()) or "=" in liking.measure
 
 
 FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "percent": percent, "points": points, "whole": whole, "short": short, "money": money, "number": number,
-    "when": when, "iso": iso, "date": date, "lasted": lasted, "ago": ago, "size": size, "interval": interval,
-    "named": named, "query": query, "plural": plural,
+    "when": when, "iso": iso, "date": date, "lasted": lasted, "ago": ago, "size": size,
+    "named": named, "difference": difference, "query": query, "plural": plural, "verdict": verdict,
+    "between": between, "is_rate": is_rate,
 }  # fmt: skip

@@ -25,7 +25,7 @@ from suffice.telemetry import LOG
 FIRST_S: Final = 5.0          # before the first start: a gateway that has just begun has nothing to decide
 AGAIN_S: Final = (1.0, 60.0)  # before another start, doubling; a child that lived longer than the last begins anew
 END_S: Final = 5.0            # that a child has to end by itself
-_ENTRY: Final = "from suffice.cli.inside import main; main()"
+_ENTRY: Final = "from suffice.cli.serving.inside import main; main()"
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from suffice.policy.base import build_policy
 from suffice.replay.run import Replayed
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serving
-from suffice.store.views import read_episodes
+from suffice.store.database.views import read_episodes
 from suffice.types import Episode, Mode
 
 LIVE_NOTE = "uncertified, and every reply says so; audits, drawn by lot, ran in full and are counted"

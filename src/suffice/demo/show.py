@@ -126,7 +126,7 @@ NEXT = """\
 What next, with your own server:
   1. write suffice.toml:   [upstreams.mine]  url = "http://127.0.0.1:8000"
                            [routes.all]      upstream = "mine"   kind = "reasoning"   scorer = "number"
-  2. suffice config check  and then  suffice serve
+  2. . .venv/bin/activate   then  suffice config check  and  suffice serve
   3. point your OpenAI client's base_url at http://127.0.0.1:8400/v1: it observes, adds no call and no
      token, and `suffice status` tells what it saw.
   4. send right answers to POST /v1/feedback, and read docs/how-to/observe-then-enforce.md before you enforce.\

@@ -13,11 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from suffice.assurance.extractable import WINDOW_RUNS
 from suffice.doctor.talk import Talk
 from suffice.errors import ConfigError, UpstreamError
+from suffice.files import json_object
 from suffice.scoring.base import Scorer
 from suffice.types import Episode, RouteFindings
 
@@ -85,12 +84,8 @@ def read_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            item = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise ConfigError(f"{where}:{number}: is not JSON; need one object a line") from None
-        question = item.get("question") if isinstance(item, dict) else None
-        messages = item.get("messages") if isinstance(item, dict) else None
+        item = json_object(line, f"{where}:{number}")
+        question, messages = item.get("question"), item.get("messages")
         if isinstance(question, str):
             messages = [{"role": "user", "content": question}]
         if not isinstance(messages, list) or not messages:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from email.message import EmailMessage
 from typing import Final
 
+from suffice.settings import MailTls
+
 TLS_PORT: Final = 465  # where a connection begins with TLS; elsewhere it is asked for
 
 
@@ -22,6 +24,7 @@ class MailServer:
     host: str
     port: int
     login: tuple[str, str] | None = field(default=None, repr=False)  # user and password; None: it asks for none
+    tls: MailTls = "required"  # with a login it is, whatever this says
 
 
 def send_mail(
@@ -37,9 +40,10 @@ def send_mail(
     message.set_content(text)
     try:
         with _connection(server, timeout_s) as smtp:
+            hidden = isinstance(smtp.sock, ssl.SSLSocket)
+            if not hidden and (server.login is not None or server.tls == "required"):
+                return "the mail server offers no encryption, so nothing was sent to it"
             if server.login is not None:
-                if not isinstance(smtp, smtplib.SMTP_SSL) and not isinstance(smtp.sock, ssl.SSLSocket):
-                    return "the mail server offers no encryption, so the password was not sent"
                 smtp.login(*server.login)
             refused = smtp.send_message(message)
     except smtplib.SMTPResponseException as error:
@@ -50,12 +54,13 @@ def send_mail(
 
 
 def _connection(server: MailServer, timeout_s: float) -> smtplib.SMTP:
-    if server.port == TLS_PORT:
+    asks = server.login is not None or server.tls != "off"
+    if asks and server.port == TLS_PORT:
         return smtplib.SMTP_SSL(server.host, server.port, timeout=timeout_s, context=ssl.create_default_context())
     smtp = smtplib.SMTP(server.host, server.port, timeout=timeout_s)
     try:
         smtp.ehlo()
-        if smtp.has_extn("starttls"):
+        if asks and smtp.has_extn("starttls"):
             smtp.starttls(context=ssl.create_default_context())
     except (OSError, smtplib.SMTPException):
         smtp.close()

@@ -18,6 +18,10 @@ class Delivery(Protocol):
         """Hand over whole frames, in order."""
         ...
 
+    def frame_now(self, raw: bytes) -> bool:  # noqa: ARG002
+        """Hand over the bytes of whole frames without waiting; False: not now, or not here."""
+        return False
+
     def can_begin_again(self) -> bool:
         """May another answer take the place of what was handed over so far?"""
         ...

@@ -96,6 +96,15 @@ class Continuer:
         """Has the upstream asked for fewer calls? Then an original that still runs is left to go on."""
         return self._client.is_paused
 
+    @property
+    def is_crowded(self) -> bool:
+        """Would an original that goes first lose its place at the upstream for good?"""
+        return self._client.is_crowded
+
+    def note_lost_place(self) -> None:
+        """The original went first, and its continuation got no place in time."""
+        self._client.note_lost_place()
+
     def why_no_probe(self, *, keep: int) -> str | None:
         """What speaks against a probe now; None: nothing does."""
         return self._client.extra_refusal() if self.may_call(keep=keep) else "max_extra_calls"

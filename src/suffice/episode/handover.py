@@ -6,7 +6,8 @@
     with none         the original is closed first
 
 A slot is free while fewer completions are open on the upstream, ours and everybody's that came through
-this gateway, than it serves at once.
+this gateway, than it serves at once. Where more are open than that, a slot that is given up may go to whoever
+waits for one; once that has happened, the original is not closed first there for a while, and runs on.
 
 If the continuation fails or takes longer than `handover_ms`, the original goes on; if it is gone,
 one full run follows with its thought hidden; if that fails too, the client gets an error frame. If
@@ -21,12 +22,15 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from suffice.episode.ending import data_frame
 from suffice.episode.finish import Continuer
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.reading import Piece
 from suffice.episode.reasoning import DONE_FRAME, ReasoningRun
 from suffice.episode.report import suffice_object, usage_json
+from suffice.episode.seen import Seen
 from suffice.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.settings import FinishMethod
 from suffice.upstream.continuation import Continuation
@@ -70,6 +74,11 @@ class HandOver:
     def _came_too_late(self) -> bool:
         """Has the original, while it was held back, closed its thought by itself?"""
         return self._overlaps and self.run.failure is None and not self.run.may_stop()
+
+    @property
+    def _would_queue(self) -> bool:
+        """Would the original have to go first, and its continuation stand in line behind others?"""
+        return not self._overlaps and self.continuer.is_crowded
 
     async def carry_out(self, thought: str, thought_tokens: int) -> None:
         """Close the thought after `thought` and deliver the answer; the original goes on if all fails."""
@@ -124,8 +133,9 @@ class HandOver:
         # Where the original has to go first, a full run must remain possible behind it.
         if not self.continuer.may_call(keep=0 if self._overlaps else 1):
             return False
-        if self.continuer.is_paused:
-            self.ledger.skipped["paused"] += 1
+        why = "paused" if self.continuer.is_paused else "crowded" if self._would_queue else None
+        if why is not None:
+            self.ledger.skipped[why] += 1
             return False
         async with AsyncExitStack() as stack:
             if self._overlaps:
@@ -207,6 +217,8 @@ class HandOver:
         if self._overlaps and self.run.failure is None:
             await self.run.release()
             return False
+        if not self._overlaps and isinstance(error, UpstreamTimeout):
+            self.continuer.note_lost_place()
         await self._rerun(error)
         return True
 
@@ -267,7 +279,7 @@ class HandOver:
             finish = piece.finish_reason or finish
             text += piece.text
             if piece.text:
-                await run.delivery.frames([run.frame_of({"content": opening + piece.text})])
+                await run.delivery.frames([_frame_of(run.seen, {"content": opening + piece.text})])
                 opening = ""
         run.seen.phase = "answering"
         self.ledger.answer = run.extract(text)
@@ -288,10 +300,10 @@ class HandOver:
     def _closing_frames(self, finish: str) -> list[Frame]:
         run = self.run
         tells = self.ledger.stopped or run.wants.object
-        frames = [run.frame_of({}, finish, **({"suffice": suffice_object(self.ledger)} if tells else {}))]
+        frames = [_frame_of(run.seen, {}, finish, **({"suffice": suffice_object(self.ledger)} if tells else {}))]
         usage = self.ledger.usage()
         if run.wants.usage and usage is not None:
-            frames.append(run.usage_frame(usage_json(usage)))
+            frames.append(_chunk(run.seen, choices=[], usage=usage_json(usage)))
         return [*frames, DONE_FRAME]
 
     async def _rerun(self, error: UpstreamError) -> None:
@@ -302,6 +314,17 @@ class HandOver:
         async with self.rerun() as again:
             again.alias = self.run.seen
             await again.rest()
+
+
+def _frame_of(seen: Seen, delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> Frame:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return _chunk(seen, choices=[choice], **extra)
+
+
+def _chunk(seen: Seen, **fields: Any) -> Frame:
+    """A chunk of our own that looks like the upstream's: same id, model and time."""
+    head = {"id": seen.id, "object": "chat.completion.chunk", "created": seen.created, "model": seen.model}
+    return data_frame(head | fields)
 
 
 async def _chain(first: Piece, rest: AsyncGenerator[Piece, None]) -> AsyncIterator[Piece]:

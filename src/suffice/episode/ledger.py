@@ -91,6 +91,7 @@ class Ledger:
 
     request: Request
     started_s: float                    # monotonic
+    has_rows: bool = True               # False: the lottery of rows left it out, as far as its beginning tells
     calls: list[CallAccount] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)

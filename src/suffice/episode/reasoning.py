@@ -79,6 +79,8 @@ class ReasoningRun:
         self._splitter = SseSplitter()
         self._pattern = TextPattern()  # what nearly every chunk of this stream looks like
         self._reading: asyncio.Task[bytes] | None = None
+        self._points: list[Checkpoint] = []    # reached in what was passed on at once
+        self._n_passed = 0             # bytes of the next read that the client has already
         self._blind = False            # our own reading failed: pass everything on unseen
         self._unplaced_tokens = 0      # of an inline thought, whose text is held back for now
         self._last: dict[str, Any] | None = None   # held until usage, if any, can go into its object
@@ -240,21 +242,39 @@ class ReasoningRun:
         Raises UpstreamError when the upstream broke off or broke its protocol; whole frames before that
         are delivered, and `failure` says so to whoever comes later.
         """
-        points: list[Checkpoint] = []
+        points = self._points = []
         try:
             while True:
                 reading = self._reading
-                data = await (self.call.read() if reading is None else self._begun_bytes(reading))
-                sent, at = self._repeated(data, 0, points)
-                if 0 < at == len(data):
+                # Nothing of this changes while the reader waits: it is asked once a wait, not once a chunk.
+                at_once = self._pass_at_once if to_step and self._passes_as_is() and self._folds_by_pattern else None
+                data = await (self.call.read(at_once) if reading is None else self._begun_bytes(reading))
+                passed, self._n_passed = self._n_passed, 0
+                sent, at = self._repeated(data, passed, points)
+                if passed < at == len(data):
                     await self.delivery.frames((sent,))
-                else:
-                    await self._relay(data, at, [sent] if at else [], points)
+                elif at < len(data) or not data:
+                    await self._relay(data, at, [sent] if at > passed else [], points)
                 if points or self.seen.ended or not to_step:
                     return points
         except UpstreamError as error:
             self.failure, self.seen.ended = error, True
             raise
+
+    def _pass_at_once(self, data: bytes) -> bool:
+        """Pass a read of repeated chunks on where it arrives, if the client takes it; False: wake whoever reads.
+
+        It does what `advance` does, by the shortest way, while nobody but the reader waits. Where a checkpoint
+        is reached, the reader is woken, too: it gets the same bytes and leaves out what the client has.
+        """
+        texts, sent, end = self._pattern.run_in(data, 0)
+        if not texts or end < len(data) or not self.delivery.frame_now(sent):
+            return False
+        self._fold_again(texts, self._points)
+        if not self._points:
+            return True
+        self._n_passed = end
+        return False
 
     def _repeated(self, data: bytes, at: int, points: list[Checkpoint]) -> tuple[Frame, int]:
         """The repeated chunks that stand in `data` from `at` on, folded, as one frame; and where they end.
@@ -262,14 +282,19 @@ class ReasoningRun:
         It does what `_look` does, by the shortest way: nearly all of a stream is such chunks. Where the same
         place comes back, there are none.
         """
-        if not self.wants.joined or self.held is not None or self._last is not None or self._splitter.holds:
-            return _NOTHING, at
-        if self.own_end.kept is not None or self.seen.done or self.seen.failed:
+        if not self._passes_as_is():
             return _NOTHING, at
         texts, sent, end = self._pattern.run_in(data, at)
-        if not texts or not self._folds_again(texts, points):
+        if not texts or not self._folds_by_pattern:
             return _NOTHING, at
+        self._fold_again(texts, points)
         return Frame(sent, None, None), end
+
+    def _passes_as_is(self) -> bool:
+        """Does what comes go straight to the client, with nothing before it that is held back?"""
+        if not self.wants.joined or self.held is not None or self._last is not None or self._splitter.holds:
+            return False
+        return self.own_end.kept is None and not (self.seen.done or self.seen.failed)
 
     async def _relay(self, data: bytes, at: int, out: list[Frame], points: list[Checkpoint]) -> None:
         """Pass on a read from `at` on, behind what is `out` of it already, in one write."""
@@ -380,7 +405,8 @@ class ReasoningRun:
         seen = self.seen
         if seen.done or seen.failed:
             return None
-        if (text := self._pattern.text_of(frame.raw)) and self._folds_again((text,), points):
+        if (text := self._pattern.text_of(frame.raw)) and self._folds_by_pattern:
+            self._fold_again((text,), points)
             return self._pattern.shown(frame)
         if frame.data is None:
             # Comments keep a connection alive; a lone `retry:` or `id:` is an error to some clients.
@@ -481,25 +507,26 @@ class ReasoningRun:
         self.seen.phase = "answering"  # nothing can be stopped from here on
         self.ledger.fail_open("segment")
 
-    def _folds_again(self, texts: Sequence[str], points: list[Checkpoint]) -> bool:
-        """Fold what repeated chunks add, exactly as `_fold` would; False: they must be read in full."""
-        field, seen = self._pattern.field, self.seen
-        is_answer = field == "content"
-        if is_answer and (seen.inline or seen.phase != "answering"):
-            return False
+    @property
+    def _folds_by_pattern(self) -> bool:
+        """Is the text of a repeated chunk all that there is to know of it? Else it must be read in full."""
+        return self._pattern.field != "content" or (self.seen.phase == "answering" and not self.seen.inline)
+
+    def _fold_again(self, texts: Sequence[str], points: list[Checkpoint]) -> None:
+        """Fold what repeated chunks add, exactly as `_fold` would."""
         if self._blind:
-            return True
-        self.account.received_tokens += len(texts)
+            return
+        field, n = self._pattern.field, len(texts)
+        self.account.received_tokens += n
         try:
-            if is_answer:
+            if field == "content":
                 self._answers("".join(texts))
-                return True
-            seen.field = field
-            self.account.reasoning_tokens += len(texts)
+                return
+            self.seen.field = field
+            self.account.reasoning_tokens += n
             self._thinks(texts, 1, points)
         except Exception:  # noqa: BLE001 - as above
             self._goes_blind()
-        return True
 
     def _fold(self, choice: Choice, points: list[Checkpoint]) -> str:
         """Sort the text of a choice into thought and answer, and count it; return the answer text in it."""
@@ -549,10 +576,10 @@ class ReasoningRun:
         self.seen.phase = "thinking"
         feed = self._segmenter.feed
         for text in texts:
+            self._thought_chars += len(text)
             if (point := feed(text, tokens)) is not None:
                 self._cuts[point.index] = Cut(len(point.prefix), point.tokens_used)
                 points.append(point)
-        self._thought_chars += sum(map(len, texts))
         if self._thought_chars > THOUGHT_LIMIT_CHARS:
             self._goes_blind()
 
@@ -563,22 +590,6 @@ class ReasoningRun:
         if self._answer_chars < ANSWER_LIMIT_CHARS:
             self._answer.append(text)
             self._answer_chars += len(text)
-
-    def frame_of(self, delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> Frame:
-        """A chunk of our own that looks like the upstream's: same id, model and time."""
-        return data_frame({
-            "id": self.seen.id, "object": "chat.completion.chunk", "created": self.seen.created,
-            "model": self.seen.model,
-            "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
-            **extra,
-        })  # fmt: skip
-
-    def usage_frame(self, usage: dict[str, Any]) -> Frame:
-        """The usage chunk of a run that Suffice finished itself."""
-        return data_frame({
-            "id": self.seen.id, "object": "chat.completion.chunk", "created": self.seen.created,
-            "model": self.seen.model, "choices": [], "usage": usage,
-        })  # fmt: skip
 
 
 def _speaks(delta: Delta) -> bool:

@@ -20,6 +20,7 @@ from suffice.episode.loop import Decides, FailOpen
 from suffice.episode.pace import Pace
 from suffice.episode.vectors import Vectors
 from suffice.errors import BadRequest
+from suffice.review.question import Shelf
 from suffice.scoring.base import Scorer
 from suffice.signals.observe import Observer
 from suffice.types import AnswerSource, Decision, Signals, Step, Usage
@@ -37,7 +38,8 @@ class Told:
 
     answer: str | None = None              # as it would be used now; None: read from `text` by the route's scorer
     tokens: int                            # generated in this step alone
-    text: str = ""                         # the step's own text; read by signals, never stored
+    text: str = ""                         # the step's own text; read by signals, kept only for reviewers
+    sources: tuple[str, ...] = ()          # passages that the step read; no signal looks at them, kept likewise
     confidence: float | None = None        # probability of the answer, [0, 1]
     logprobs: tuple[float, ...] = ()       # of the answer's tokens, natural log
     entropy: float | None = None           # nats, of the answer's first token
@@ -58,6 +60,9 @@ class Told:
             if not isinstance(value, str) and (value is not None or name == "text"):
                 kind = type(value).__name__
                 raise BadRequest(f"step.{name}: must be a string, got {kind}", param=f"step.{name}")
+        given: object = self.sources
+        if not isinstance(given, tuple) or not all(isinstance(one, str) for one in given):
+            raise BadRequest("step.sources: must be a list of strings", param="step.sources")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,7 @@ class RoundsRun:
     monotonic_s: Callable[[], float]
     resting: Callable[[], bool] = lambda: False  # has everything been told not to act, since the run began?
     vectors: Vectors | None = None         # who may be asked for them; this class asks nobody
+    shelf: Shelf | None = None             # takes the steps' texts for reviewers; None: they are dropped
     seen: list[Seen] = field(default_factory=list)
     is_over: bool = False
     _observer: Observer | None = None
@@ -156,6 +162,8 @@ class RoundsRun:
             decision = Decision(action="continue", reason=f"not governed: {self.ledger.request.ungoverned}")
             self.seen.append(Seen(told.answer, told.tokens, step.answer, step.confidence, decision))
             return decision
+        if self.shelf is not None:
+            self.shelf.add(index, read=told.sources, wrote=told.text)
         signals, decision = self._decide(step)
         self.ledger.record_step(step, signals, decision)
         shown = self._shown(decision)

@@ -55,6 +55,7 @@ class Segmenter:
 
     def __init__(self, settings: Steps) -> None:
         self._settings = settings
+        self._mark = {"line": "\n", "paragraph": "\n\n"}.get(settings.boundary, "")
         self._need = float(settings.min_tokens)
         self._limit = settings.min_tokens if settings.boundary == "tokens" else settings.max_tokens
         self._done = ""        # the thought up to the last checkpoint
@@ -119,8 +120,8 @@ class Segmenter:
         text    of the step so far; the end is a place in it, above 0
         before  its length when it was asked last: only what came since is new
         """
-        mark = {"line": "\n", "paragraph": "\n\n"}.get(self._settings.boundary)
-        if mark is None:
+        mark = self._mark
+        if not mark:
             return None
         at = text.rfind(mark, max(0, before - len(mark) + 1))
         return None if at < 0 else at + len(mark)

@@ -173,7 +173,8 @@ class App:
     ) -> BadRequest | None:
         """Default: refused. Path, then method, then host, then key."""
         if not by_method:
-            return BadRequest(f"no such path: {scope['path'][:200]}", status=404, code="not_found")
+            known = "allowed: the API below /v1, /healthz, /readyz, /metrics, and what [server] relay lists"
+            return BadRequest(f"no such path: {scope['path'][:200]}; {known}", status=404, code="not_found")
         if endpoint is None:
             message = f"this path answers {', '.join(sorted(by_method))} only"
             return BadRequest(message, status=405, code="method_not_allowed")

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from suffice.gateway.in_force import fits
 from suffice.gateway.route import BuiltRoute
-from suffice.store.in_force import InForce
+from suffice.store.routes.in_force import InForce
 
 
 def serving_arm(base: BuiltRoute, held: InForce) -> BuiltRoute:

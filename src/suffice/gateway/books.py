@@ -1,4 +1,4 @@
-"""What a request leaves behind: its rows in the log, its counts in the metrics, what its route learns.
+"""What a request leaves behind: its rows in the log or a place in the counts, its metrics, what its route learns.
 
 Shared by every endpoint and by the library. Knows ledgers and outcomes; refuses to know HTTP, and
 never lets a log that fails cost more than the record.
@@ -6,24 +6,53 @@ never lets a log that fails cost more than the record.
 
 from __future__ import annotations
 
+from suffice.assurance.sampling import ended_badly
 from suffice.episode.ledger import Ledger
 from suffice.gateway.breaker import SITES
 from suffice.gateway.context import Gateway, runs_in_full
-from suffice.store.events import Event, RequestEnded
+from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.sampling_events import RequestsCounted
 from suffice.telemetry import LOG, Metrics
 from suffice.types import EndReason, Outcome
 
 
-def append(gw: Gateway, event: Event, ledger: Ledger) -> None:
+def append(gw: Gateway, event: Event, ledger: Ledger | None) -> None:
     """Hand an event to the log; a log that refuses or fails costs the record, never the answer."""
     try:
         kept = gw.log.append(event)
     except Exception as error:  # noqa: BLE001 - see above
         LOG.error("the event log failed (%s)", type(error).__name__)
-        ledger.fail_open("log")
+        if ledger is not None:
+            ledger.fail_open("log")
         kept = False
     if not kept:
         gw.metrics.inc("suffice_events_dropped_total")
+
+
+def begin(gw: Gateway, ledger: Ledger) -> None:
+    """Write the request down, if it has rows: before its first step, because its lots are worthless afterwards."""
+    ledger.request, ledger.has_rows = gw.sampling.drawn(ledger.request)
+    if ledger.has_rows:
+        append(gw, RequestSeen(ledger.request), ledger)
+
+
+def tell_counts(gw: Gateway, *, all_of_them: bool = False) -> None:
+    """Write down what was counted of requests without rows, where that is due."""
+    for counted in gw.sampling.due(now_s=gw.monotonic_s(), all_of_them=all_of_them):
+        append(gw, RequestsCounted(counted), None)
+
+
+def record(gw: Gateway, ledger: Ledger, outcome: Outcome) -> None:
+    """The one outcome as a row, or in the counts. A request that ends badly has rows, drawn or not."""
+    if not ledger.has_rows and ended_badly(outcome):
+        ledger.request, ledger.has_rows = gw.sampling.with_rows(ledger.request), True
+        append(gw, RequestSeen(ledger.request), ledger)
+    if ledger.has_rows:
+        append(gw, RequestEnded(outcome), ledger)
+        return
+    counted = gw.sampling.count(ledger.request, outcome, now_s=gw.monotonic_s())
+    if counted is not None:
+        append(gw, RequestsCounted(counted), ledger)
 
 
 def close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
@@ -31,7 +60,7 @@ def close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
     if end != "done":
         ledger.end_reason = end
     outcome = ledger.close(now_s=gw.monotonic_s(), default=end)
-    append(gw, RequestEnded(outcome), ledger)
+    record(gw, ledger, outcome)
     request, metrics = ledger.request, gw.metrics
     metrics.inc("suffice_requests_total", request.route, request.mode, outcome.end_reason)
     _count_tokens(metrics, request.route, outcome)

@@ -32,6 +32,7 @@ from suffice.gateway.exchange import (
     read_body,
     supervise,
     tells_hang_up,
+    writes_now,
 )
 from suffice.gateway.intake import Intake, check_body_headers, read_chat
 from suffice.gateway.operating import placed
@@ -42,7 +43,6 @@ from suffice.rollout import feedback_token
 from suffice.rollout.assign import NO_LOT, Lot, draw_audit, question_key
 from suffice.rollout.experiment import Units
 from suffice.signals.query import class_of
-from suffice.store.events import RequestSeen
 from suffice.telemetry import LOG
 from suffice.types import ArmDraw, EndReason, Request
 from suffice.upstream.affinity import marked
@@ -70,7 +70,7 @@ Answer = Callable[[Gateway, Admitted, Ledger, Exchange], Coroutine[Any, Any, Non
 async def chat(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one chat request."""
     headers = headers_of(scope)
-    exchange = Exchange(send, [], gw.monotonic_s, tells_hang_up(scope))
+    exchange = Exchange(send, [], gw.monotonic_s, tells_hang_up(scope), writes_now(scope))
     await one_request(gw, receive, exchange, lambda episode_id: _admitted(gw, episode_id, headers, receive), _answer)
 
 
@@ -90,7 +90,7 @@ async def one_request(
         ledger = Ledger(admitted.request, started, prices=gw.upstreams[admitted.upstream].settings.prices)
         ledger.feedback_token = token
         exchange.own_headers += _reply_headers(admitted.request)
-        books.append(gw, RequestSeen(admitted.request), ledger)
+        books.begin(gw, ledger)
         questions.keep(gw, admitted.route, ledger, lambda: written_out(admitted.intake.body.get("messages") or ()))
         end = await _serve(gw, ledger, receive, exchange, answer(gw, admitted, ledger, exchange))
     except BadRequest as error:
@@ -109,7 +109,7 @@ async def one_request(
         if ledger is None:
             request = blank(gw, episode_id, None, "unreadable", endpoint)
             ledger = Ledger(request, started)
-            books.append(gw, RequestSeen(request), ledger)
+            books.begin(gw, ledger)
         ledger.status, ledger.first_byte_s = exchange.status, exchange.first_byte_s
         books.close(gw, ledger, end)
 
@@ -213,7 +213,7 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
         own = placed(found, place)
         if reason is None:  # its lot is drawn for the route as it is; its arms then say what it gets
             lot = _lot(gw, intake, named, own)
-            varied, arms = gw.variants.place(found, lambda: _units(gw, intake, named, lot))
+            varied, arms = gw.variants.place(found, lambda: _units(gw, intake, named, lot), question)
             own = own if varied is found else placed(varied, place)
         found = own
     request = _request(gw, episode_id, intake, named, found, reason, question, lot, arms)

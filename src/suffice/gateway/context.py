@@ -6,6 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.assurance.fallback import even_loads
@@ -16,6 +17,7 @@ from suffice.gateway.breaker import Breaker
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.operating import Operating
 from suffice.gateway.route import BuiltRoute
+from suffice.gateway.sampling import Sampling
 from suffice.gateway.variants import Variants
 from suffice.policy.base import version_of
 from suffice.rollout import feedback_token
@@ -23,7 +25,7 @@ from suffice.rollout.assign import audit_share, sender_key
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.drafts import Embedder
-from suffice.store.log import EventLog
+from suffice.store.database.log import EventLog
 from suffice.telemetry import LOG, Metrics
 from suffice.types import Outcome, Request
 from suffice.upstream.client import UpstreamClient
@@ -173,15 +175,19 @@ class Gateway:
     langfuse_secret: str | None = None     # that signs what Langfuse sends; None: nothing is signed
     refresh: Callable[[], None] = lambda: None   # sees what was decided, where no timer does
     told: Callable[[], None] = lambda: None      # something was decided just now: look at once
+    without_log: str | None = None   # why the log cannot be used, as it could not be opened; None: it can
+    serves: Literal["", "last good", "full"] = ""  # while the log cannot be read: by what; "": it can
     watches_runs: bool = False   # a look for loops that were left is due
     ready: bool = False
     draining: bool = False   # shutdown has begun: connections are closed behind their answer
     n_live: int = 0          # handlers that have not ended, whatever the path
     variants: Variants = field(init=False)  # arms of experiments, and candidates of rollouts
+    sampling: Sampling = field(init=False)  # which requests have rows in the log
 
     def __post_init__(self) -> None:
         """Nothing runs on any route until the log has been read."""
         self.variants = Variants(salt=self.salt, metrics=self.metrics)
+        self.sampling = Sampling(settings=self.settings, salt=self.salt)
 
     def sender(self, authorization: str) -> str:
         """A name for whoever holds the key of a request; "" where no keys are asked for."""
@@ -195,13 +201,13 @@ class Gateway:
     def share(self, route: BuiltRoute) -> float:
         """The audit share in force for a route's next request."""
         made = route.in_force.publication
-        if route.settings.mode == "enforce" and not route.risks and route.settings.is_learned:
+        if route.settings.mode == "enforce" and not route.risks and route.settings.is_replayed:
             # Where all run in full anyway and no probe is paid for, every run may as well be evidence.
             free = not route.certified and route.settings.probe is None and route.settings.audit_share is None
             if route.in_burst or free:
                 return 1.0
             if made is not None:
-                return made.share
+                return max(made.share, self.variants.audit_share(route.name))
         usual = audit_share(self.n_requests.get(route.name, 0), route.settings.audit_share)
         return max(usual, self.variants.audit_share(route.name))
 
@@ -243,6 +249,13 @@ class Gateway:
     def look_at_load(self) -> None:
         """Measure the load and move operating points, if it is time to."""
         self.operating.look(self.upstreams, self.routes, self.metrics, now_s=self.monotonic_s())
+
+    def export_load(self) -> None:
+        """Write the load into the gauges; what fails here costs the others nothing."""
+        try:
+            self.operating.export(self.metrics, now_s=self.monotonic_s())
+        except Exception:  # noqa: BLE001 - a gauge is no answer
+            self.metrics.inc("suffice_failopen_total", "load")
 
     def look_at_kill(self) -> None:
         """See whether the kill switch is pulled."""

@@ -25,6 +25,7 @@ from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
 from suffice.gateway.intake import check_body_headers, parse_json
 from suffice.gateway.route import BuiltRoute
+from suffice.review.question import MOST_SOURCES
 from suffice.rollout import feedback_token
 from suffice.telemetry import LOG
 from suffice.types import Decision
@@ -39,7 +40,7 @@ FIELDS = (
     "route", "episode_id", "question", "step", "done", "aborted", "key", "model", "metadata", "query_class",
     "planned_steps",
 )  # fmt: skip
-STEP_FIELDS = ("index", "answer", "tokens", "signals")
+STEP_FIELDS = ("index", "answer", "tokens", "signals", "sources")
 SIGNAL_FIELDS = (
     "text", "confidence", "logprobs", "entropy", "logprob", "stated_confidence", "said_done", "action", "ctx_tokens",
 )  # fmt: skip
@@ -217,8 +218,15 @@ def _step(step: Any) -> tuple[int, Told]:
     if not isinstance(logprobs, list) or len(logprobs) > MAX_LOGPROBS:
         message = f"step.signals.logprobs: must be a list of at most {MAX_LOGPROBS} numbers"
         raise BadRequest(message, param="step.signals.logprobs")
+    sources = step.get("sources") or []
+    if not isinstance(sources, list) or len(sources) > MOST_SOURCES:
+        message = f"step.sources: must be a list of at most {MOST_SOURCES} strings"
+        raise BadRequest(message, param="step.sources")
     given = {k: v for k, v in signals.items() if v is not None and k != "logprobs"}
-    return index, Told(answer=step.get("answer"), tokens=step["tokens"], logprobs=tuple(logprobs), **given)
+    told = Told(
+        answer=step.get("answer"), tokens=step["tokens"], logprobs=tuple(logprobs), sources=tuple(sources), **given
+    )
+    return index, told
 
 
 def _known(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:

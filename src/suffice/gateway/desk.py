@@ -20,7 +20,6 @@ from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import NO_LOT, Lot, draw_audit, question_key
 from suffice.rollout.experiment import Units
 from suffice.signals.query import class_of, query_signals
-from suffice.store.events import RequestSeen
 from suffice.types import ArmDraw, EndReason, Query, Request
 
 
@@ -49,13 +48,13 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     own, lot, arms = placed(route, place), NO_LOT, tuple[ArmDraw, ...]()
     if reason is None:
         lot = _lot(gw, own, asked)
-        varied, arms = gw.variants.place(route, lambda: _units(gw, asked, lot))
+        varied, arms = gw.variants.place(route, lambda: _units(gw, asked, lot), question)
         own = own if varied is route else placed(varied, place)
     route = own
     request = _request(gw, route, asked, question, reason, lot, arms)
     ledger = Ledger(request, gw.monotonic_s())
     ledger.feedback_token = gw.feedback_token(request.episode_id)
-    books.append(gw, RequestSeen(request), ledger)
+    books.begin(gw, ledger)
     questions.keep(gw, route, ledger, lambda: asked.question)
     gw.metrics.inc("suffice_open_episodes")
     if request.ungoverned is not None:
@@ -65,6 +64,7 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
         ledger=ledger, route=route, may_act=request.ungoverned is None and route.acts and not request.audit,
         returning=route.returning, monotonic_s=gw.monotonic_s, resting=lambda: gw.kill.on,
         vectors=None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most),
+        shelf=questions.shelf(route, ledger),
     )  # fmt: skip
 
 
@@ -84,6 +84,7 @@ def close_run(gw: Gateway, run: RoundsRun, end: EndReason = "done") -> None:
         ledger.finish_method = "caller"
         _estimate_saved(gw, run)
     gw.metrics.inc("suffice_open_episodes", by=-1)
+    questions.keep_sources(gw, ledger, run.shelf)
     books.close(gw, ledger, end)
     ledger.steps = []  # they are in the log; the run stays for calls that come again
 

@@ -21,7 +21,10 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
 TellHangUp = Callable[[Callable[[], None]], Callable[[], object]]   # call this one; and what ends that
 
-HANG_UP = "suffice.hang_up"    # our server's extension of ASGI: tells who asks when the client leaves
+WriteNow = Callable[[bytes], bool]   # a part of an answer's body; False: not now, it is to be sent as any other
+
+HANG_UP = "suffice.hang_up"    # our server's extensions of ASGI: tells who asks when the client leaves
+WRITE_NOW = "suffice.write_now"   # … and writes a part of a begun body without waiting
 _HEADERS = "suffice.headers"  # where the scope keeps what was read of them
 _REFUSAL_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a header's value: no server may send it
@@ -35,6 +38,11 @@ class ClientGone(Exception):
 def tells_hang_up(scope: Scope) -> TellHangUp | None:
     """How the server tells when the client leaves; None: only through `receive`."""
     return (scope.get("extensions") or {}).get(HANG_UP)
+
+
+def writes_now(scope: Scope) -> WriteNow | None:
+    """How the server writes without waiting; None: only through `send`."""
+    return (scope.get("extensions") or {}).get(WRITE_NOW)
 
 
 def headers_of(scope: Scope) -> list[tuple[str, str]]:
@@ -65,9 +73,10 @@ class Exchange:
     """The client's side of one request."""
 
     def __init__(
-        self, send: Send, own_headers: Headers, monotonic_s: Callable[[], float], hang_up: TellHangUp | None = None
+        self, send: Send, own_headers: Headers, monotonic_s: Callable[[], float], hang_up: TellHangUp | None = None,
+        write_now: WriteNow | None = None,
     ) -> None:
-        self._send = send
+        self._send, self._write_now = send, write_now
         self.hang_up = hang_up
         self.own_headers = list(own_headers)
         self._now = monotonic_s
@@ -95,6 +104,15 @@ class Exchange:
             self.complete = True
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self.last_sent_s = self._now()
+
+    def body_now(self, data: bytes) -> bool:
+        """Send a part of a begun body where one stands, without waiting; False: not now, `body` is to be awaited."""
+        if self._write_now is None or self.complete or not self._write_now(data):
+            return False
+        self.last_sent_s = self._now()
+        if self.first_byte_s is None:
+            self.first_byte_s = self.last_sent_s
+        return True
 
     async def json(self, status: int, body: bytes, headers: Headers = ()) -> None:
         """Send one complete JSON answer."""

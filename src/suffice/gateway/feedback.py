@@ -30,8 +30,8 @@ from suffice.gateway.intake import check_body_headers, parse_json
 from suffice.review import label_studio, langfuse
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import sender_key
-from suffice.store.events import FeedbackGiven
-from suffice.store.log import Receipt
+from suffice.store.database.log import Receipt
+from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback
 from suffice.upstream.wire import error_body
 

@@ -158,7 +158,7 @@ async def _measure_finish(job: Job, run: ReasoningRun, continuer: Continuer, cap
     Behind the step at which the policy would have stopped; where it would not have, behind any that was probed.
     """
     ledger, route = job.ledger, job.route.settings
-    if not (ledger.request.audit and route.is_learned and route.probe is not None and _probes(job)):
+    if not (ledger.request.audit and route.is_replayed and route.probe is not None and _probes(job)):
         return
     probed = [step for step in ledger.steps if step.answer_source == "probe" and step.answer is not None]
     chosen = next((step for step in probed if step.index == ledger.stop_step), None)
@@ -276,7 +276,7 @@ def _probes(job: Job) -> bool:
     """
     if job.route.settings.is_paired:
         return False  # its evidence is a second call, and nothing there is stopped
-    if job.route.settings.is_learned:
+    if job.route.settings.is_replayed:
         return job.route.may_probe and (job.route.acts or job.ledger.request.audit)
     return job.route.acts or (job.ledger.request.audit and job.route.may_probe)
 

@@ -3,6 +3,7 @@
     a head has an end   bytes are counted until then; what a complete head may hold is `intake.check_head`'s
     one write           an answer's head goes out together with its first bytes, where these follow at once
     hang-ups            a handler is called when its client leaves, without a task that waits for it
+    writes at once      a part of a begun stream is written where it arrives, while its client takes what it gets
 
 It knows the connection, and refuses to know what goes over it.
 """
@@ -12,10 +13,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from suffice.gateway.exchange import HANG_UP
+from suffice.gateway.exchange import HANG_UP, WRITE_NOW
 
 UNFINISHED_HEAD_BYTES = 2**20
 
@@ -48,7 +50,8 @@ class LimitedHttp(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not before:
             self.cycle.transport = HeadWithBody(self.transport, self.loop)  # type: ignore[assignment]
-            self.scope["extensions"] = {HANG_UP: self._hang_up.tell}  # type: ignore[dict-item]
+            ours: dict[str, Any] = {HANG_UP: self._hang_up.tell, WRITE_NOW: partial(_write_now, self.cycle)}
+            self.scope["extensions"] = ours
 
     def on_message_complete(self) -> None:
         """The next bytes are another head."""
@@ -59,6 +62,16 @@ class LimitedHttp(HttpToolsProtocol):
         """The client has left."""
         super().connection_lost(exc)
         self._hang_up.happened()
+
+
+def _write_now(cycle: RequestResponseCycle, data: bytes) -> bool:
+    """Write a part of a stream as the cycle's own `send` would; False: it would wait, or write it otherwise."""
+    if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete:
+        return False
+    if not data or cycle.scope["method"] == "HEAD":
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    return True
 
 
 class HangUp:

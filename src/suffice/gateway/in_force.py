@@ -19,8 +19,9 @@ from suffice.policy.base import build_policy
 from suffice.policy.learned import Learned
 from suffice.policy.protocol import Policy
 from suffice.policy.rules import Never
+from suffice.review.override import NO_OVERRIDES
 from suffice.signals.observe import Observer
-from suffice.store.in_force import InForce
+from suffice.store.routes.in_force import InForce
 from suffice.types import Publication
 
 _ALMOST = 1e-12  # a promise that was written and read again
@@ -70,6 +71,11 @@ def fits(route: BuiltRoute, made: Publication) -> bool:
         return False  # its owner has asked for a certificate since
     keeps = told.max_em_drop <= settings.max_em_drop + _ALMOST and told.confidence >= settings.confidence - _ALMOST
     return keeps and made.setup == route.setup
+
+
+def rested(base: BuiltRoute, why: str) -> BuiltRoute:
+    """The route without anything that could act, whatever its settings say: it behaves as observe."""
+    return replace(base, holding=replace(NO_OVERRIDES, observe=why))
 
 
 def serving(base: BuiltRoute, held: InForce, version: Version | None) -> BuiltRoute:

@@ -71,7 +71,8 @@ def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None
         raise TooLarge(f"body: longer than {limit_bytes} bytes")
     kind = named.get("content-type", "application/json")
     if kind != "application/json" and kind.partition(";")[0].strip().lower() not in ("application/json", ""):
-        raise BadRequest("content-type: must be application/json", status=415, code="unsupported_media_type")
+        message = f"content-type: got {kind[:100]!r}; must be application/json"
+        raise BadRequest(message, status=415, code="unsupported_media_type")
 
 
 def parse_json(raw: bytes, limits: Server) -> dict[str, Any]:

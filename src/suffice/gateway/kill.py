@@ -1,7 +1,7 @@
 """The kill switch: a file that takes enforcement away from every route within a second, whatever else is broken.
 
 It needs no database, no worker and no network: whoever can make a file can pull it (`suffice kill`, or `touch`). A
-gateway looks a few times a second, and once at its start, where the environment may say the same. While it is pulled,
+gateway looks twice a second, and once at its start, where the environment may say the same. While it is pulled,
 chains of thought pass through untouched, samples are all drawn, loops of callers are never stopped; runs that are
 under way are not stopped any more either. Where the file cannot be looked for, the switch stays as it was.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from suffice.gateway.route import BuiltRoute
-from suffice.store.kill_events import KillSwitched, Switching
+from suffice.store.rows.kill_events import KillSwitched, Switching
 from suffice.telemetry import LOG
 
-LOOK_S: Final = 0.25
+LOOK_S: Final = 0.5
 VARIABLE: Final = "SUFFICE_KILL"   # in the environment of a gateway that starts: anything but "" and "0" pulls it
 REASON: Final = "kill_switch"      # why a request passes through, as it is counted
 MOST_BYTES: Final = 2_000          # of the file: more is no reason but an accident

@@ -124,15 +124,20 @@ class Operating:
     def look(
         self, upstreams: Mapping[str, UpstreamClient], routes: Sequence[BuiltRoute], metrics: Metrics, *, now_s: float
     ) -> None:
-        """Measure, move, export and alert: twice a second."""
+        """Measure, move and alert: twice a second."""
         for name, client in upstreams.items():
-            queue = self._queues.setdefault(name, Smooth(QUEUE_S))
-            metrics.set("suffice_upstream_queue_ratio", queue.look(client.n_open / client.settings.slots, now_s), name)
+            self._queues.setdefault(name, Smooth(QUEUE_S)).look(client.n_open / client.settings.slots, now_s)
         for route in routes:
             operation = self.of(route.name, route.settings)
             self._move(operation, metrics, now_s)
-            _export(operation, metrics, now_s)
             _alert(operation, now_s)
+
+    def export(self, metrics: Metrics, *, now_s: float) -> None:
+        """Write what was measured into the gauges: when somebody reads them."""
+        for name, queue in self._queues.items():
+            metrics.set("suffice_upstream_queue_ratio", queue.value, name)
+        for operation in self._routes.values():
+            _export(operation, metrics, now_s)
 
     def _move(self, route: RouteOperation, metrics: Metrics, now_s: float) -> None:
         targets = route.settings.pressure
@@ -199,7 +204,8 @@ def _export(route: RouteOperation, metrics: Metrics, now_s: float) -> None:
 
 def _alert(route: RouteOperation, now_s: float) -> None:
     """Say once when full runs would be more than the upstream bears, and once when they would not any more."""
-    capacity, ratio = route.settings.fallback_capacity, route.ratio(now_s)
+    capacity = route.settings.fallback_capacity
+    ratio = None if capacity is None else route.ratio(now_s)
     if capacity is None or ratio is None or route.load.n_runs < ALERT_RUNS:
         return
     if ratio > capacity and not route.alerted:

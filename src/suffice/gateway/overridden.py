@@ -14,8 +14,8 @@ import msgspec
 
 from suffice.gateway.route import BuiltRoute
 from suffice.review.override import InEffect
-from suffice.store.in_force import InForce
-from suffice.types import Pause
+from suffice.store.routes.in_force import InForce
+from suffice.types import Pause, Publication
 
 
 def pinned(held: InForce, holding: InEffect) -> InForce:
@@ -27,9 +27,17 @@ def pinned(held: InForce, holding: InEffect) -> InForce:
     pin, made = holding.pin, held.publication
     if pin is None or pin.pinned is None or made is None or not held.level:
         return held
-    told = pin.pinned
-    if told.epoch != held.n_epochs:
+    if pin.pinned.epoch != held.n_epochs:
         return replace(held, publication=replace(made, level=0, certified=False))
+    return brought_back(held, made, pin.pinned)
+
+
+def brought_back(held: InForce, made: Publication, told: Publication) -> InForce:
+    """What is in force where an earlier publication is served in the place of the newest.
+
+    made  the newest, which certifies something: what it holds back, the earlier one holds back too
+    told  the earlier one, of the same epoch
+    """
     level = min(told.level, made.level) if told.fit == made.fit else told.level
     classes = dict(told.classes)
     for name, most in made.classes:  # what the guard-rails hold today, they hold there too

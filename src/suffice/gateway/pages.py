@@ -52,9 +52,9 @@ async def health(gw: Gateway, _scope: Scope, _receive: Receive, send: Send) -> N
 
 
 async def ready(gw: Gateway, _scope: Scope, _receive: Receive, send: Send) -> None:
-    """`GET /readyz`: start-up is over and shutdown has not begun."""
-    body = b'{"status":"ready"}' if gw.ready else b'{"status":"not ready"}'
-    await Exchange(send, [], gw.monotonic_s).json(200 if gw.ready else 503, body)
+    """`GET /readyz`: start-up is over and shutdown has not begun. Without its log a gateway serves, and says so."""
+    body = {"status": "ready" if gw.ready else "not ready", **({"without_log": gw.serves} if gw.serves else {})}
+    await Exchange(send, [], gw.monotonic_s).json(200 if gw.ready else 503, msgspec.json.encode(body))
 
 
 async def metrics(gw: Gateway, _scope: Scope, _receive: Receive, send: Send) -> None:

@@ -28,7 +28,7 @@ from suffice.gateway.chat import (
     one_request,
 )
 from suffice.gateway.context import Gateway
-from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body, tells_hang_up
+from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body, tells_hang_up, writes_now
 from suffice.gateway.intake import Intake, check_body_headers, read_chat
 from suffice.gateway.relay import Foreign, forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
@@ -57,6 +57,15 @@ class PassingExchange(Exchange):
             self.head += data[: HEAD_BYTES - len(self.head)]
         self.last = data or self.last
         await super().body(data, more=more)
+
+    def body_now(self, data: bytes) -> bool:
+        """The same without waiting."""
+        if not super().body_now(data):
+            return False
+        if len(self.head) < HEAD_BYTES:
+            self.head += data[: HEAD_BYTES - len(self.head)]
+        self.last = data
+        return True
 
 
 class ResponsesExchange(PassingExchange):
@@ -111,7 +120,7 @@ class Passing:
 
     async def __call__(self, gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        exchange = self.api.exchange(send, [], gw.monotonic_s, tells_hang_up(scope))
+        exchange = self.api.exchange(send, [], gw.monotonic_s, tells_hang_up(scope), writes_now(scope))
         stored_id = scope.get("path_params", {}).get("id")
         ask = _Ask(api=self.api, method=self.method, endpoint=self.path, stored_id=stored_id, gw=gw)
         await one_request(

@@ -83,7 +83,17 @@ async def _relay_bytes(exchange: Exchange, call: Call, _: CallAccount, __: bytes
 
 async def _relay_events(exchange: Exchange, call: Call, account: CallAccount, mark: bytes) -> bytes:
     tail, held, n_deltas = bytearray(), bytearray(), 0
-    while data := await call.read():
+
+    def at_once(data: bytes) -> bool:
+        nonlocal n_deltas
+        if held or not _is_whole(data) or not exchange.body_now(data):
+            return False
+        _keep_tail(tail, data)
+        n_deltas += data.count(mark)
+        account.received_tokens = max(0, n_deltas - 1)
+        return True
+
+    while data := await call.read(at_once):
         _keep_tail(tail, data)
         if whole := take_whole_events(held, data):
             # One event a token, less the one that only opens the message, is a floor; the upstream's own
@@ -101,14 +111,19 @@ def take_whole_events(held: bytearray, data: bytes) -> bytes:
 
     What is held is never longer than HELD_BYTES: an event beyond that goes out in parts.
     """
-    if not held and data.endswith(b"\n\n") and len(data) <= HELD_BYTES:
-        return data  # whole events only, as nearly every read is
+    if not held and _is_whole(data):
+        return data
     held += data
     ends = [at + len(mark) for mark in _EVENT_ENDS if (at := held.rfind(mark)) >= 0]
     cut = len(held) if len(held) > HELD_BYTES else max(ends, default=0)
     whole = bytes(held[:cut])
     del held[:cut]
     return whole
+
+
+def _is_whole(data: bytes) -> bool:
+    """Does a read that begins with an event hold whole events only, as nearly every one does?"""
+    return data.endswith(b"\n\n") and len(data) <= HELD_BYTES
 
 
 def _keep_tail(tail: bytearray, data: bytes) -> None:

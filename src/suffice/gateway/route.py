@@ -21,7 +21,7 @@ from suffice.policy.returning import returning
 from suffice.review.override import NO_OVERRIDES, InEffect, lowest
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
-from suffice.store.in_force import NOTHING, InForce
+from suffice.store.routes.in_force import NOTHING, InForce
 from suffice.types import Findings, Promise
 from suffice.upstream.findings import allows_probes
 
@@ -93,13 +93,19 @@ class BuiltRoute:
         vouched = self.certified or self.promise == "budgeted" or self.settings.uncertified or self.risks
         return self.settings.mode == "enforce" and vouched and self.refused is None and self.holding.observe is None
 
+    @property
+    def is_proved(self) -> bool:
+        """Does its owner's own policy act, as a publication has proved it?"""
+        made = self.in_force.publication
+        return self.certified and made is not None and made.is_owned
+
     def for_request(self, question_key: str, model: str, query_class: str = "") -> BuiltRoute:
         """The route as it serves one prompt: by the model that has not seen it, in full where nothing is proved.
 
         model        that is asked for: of one that no evidence speaks of, nothing is known
         query_class  as `signals.query.class_of` has it: one that the guard-rails hold gets its own ceiling
         """
-        if not self.folds and not self.arm:
+        if not (self.folds or self.arm or self.is_proved):
             if self.holding.classes.get(query_class) == 0:
                 return replace(self, holding=replace(self.holding, observe="its class runs in full"))
             return self
@@ -108,14 +114,14 @@ class BuiltRoute:
         if made is None or all(one[0] != asked for one in made.upstream):
             return replace(self, certified=False, folds=(), levels=(), arm="")
         ceiling = lowest(dict(made.classes).get(query_class), self.holding.ceiling_of(query_class))
-        if self.arm:
+        if not self.folds:  # an arm, or its owner's policy: there is nothing between it and a full run
             return replace(self, certified=False, arm="") if ceiling == 0 else self
         return replace(self, levels=self.folds[fold_of(question_key, len(self.folds))], ceiling=ceiling)
 
     def answers_as_known(self, model: str, named: str | None, fingerprint: str | None) -> bool:
         """Is whoever answered a request for `model` the one that the evidence speaks of, as far as it says?"""
         made = self.in_force.publication
-        if made is None or not (self.folds or self.arm):
+        if made is None or not (self.folds or self.arm or self.is_proved):
             return True
         asked = "" if self.settings.kind == "rounds" else model
         known = [one for one in made.upstream if one[0] == asked]

@@ -16,7 +16,11 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from suffice.gateway.route import BuiltRoute
+from suffice.learn.groups import fold_of
+from suffice.learn.version import Version as Models
 from suffice.policy.base import build_policy, version_of
+from suffice.policy.rules import Never
+from suffice.review.override import NO_OVERRIDES
 from suffice.rollout.assign import keyed
 from suffice.rollout.experiment import Arm, Experiment, Units, draw, with_arm
 from suffice.rollout.stages import State, place
@@ -32,7 +36,8 @@ class Trial:
     """A rollout that runs on a route, with what its candidate is."""
 
     state: State
-    policy: Mapping[str, object]  # the candidate's table, as `build_policy` takes it
+    policy: Mapping[str, object] = field(default_factory=dict)  # the candidate's table, as `build_policy` takes it
+    models: Models | None = None  # in place of that: a learned candidate, which acts up to the level of `state`
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,15 +54,18 @@ class Variants:
     standing: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # policies that rollouts have brought
     _built: dict[tuple[str, str], BuiltRoute | None] = field(default_factory=dict)
 
-    def place(self, route: BuiltRoute, units: Callable[[], Units]) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+    def place(
+        self, route: BuiltRoute, units: Callable[[], Units], question: str = ""
+    ) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         """The route as a request gets it, and what it drew; the same object where nothing varies it.
 
-        units  what the request belongs to; asked only where something runs
+        units     what the request belongs to; asked only where something runs
+        question  `Request.question_key`: it is served by models that have not seen it
         """
         if not self.experiments and route.name not in self.trials and route.name not in self.standing:
             return route, ()
         try:
-            return self._place(route, units())
+            return self._place(route, units(), question)
         except Exception as error:  # noqa: BLE001 - a broken experiment costs its own evidence, never an answer
             LOG.error("routes.%s: no arm could be drawn (%s)", route.name, type(error).__name__)
             self.metrics.inc("suffice_failopen_total", "arms")
@@ -68,8 +76,8 @@ class Variants:
         trial = self.trials.get(route)
         return 0.0 if trial is None else trial.state.audit_share or 0.0
 
-    def _place(self, route: BuiltRoute, units: Units) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
-        served, drawn = self._tried(route, units)
+    def _place(self, route: BuiltRoute, units: Units, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+        served, drawn = self._tried(route, units, question)
         for one in draw(self.experiments, route=route.name, units=units, salt=self.salt):
             arm = next(e for e in self.experiments if e.name == one.experiment).arm(one.arm)
             varied = self._with_arm(served, arm, f"{one.experiment}:{one.run}:{one.arm}")
@@ -77,19 +85,19 @@ class Variants:
                 served, drawn = varied, (*drawn, one)
         return served, drawn
 
-    def _tried(self, route: BuiltRoute, units: Units) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+    def _tried(self, route: BuiltRoute, units: Units, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         """With the rollout of the route, if one runs."""
         standing, trial = self.standing.get(route.name), self.trials.get(route.name)
         if standing is not None:
             route = self._with_policy(route, standing, f"standing:{version_name(standing)}") or route
-        if trial is None:
+        if trial is None or (trial.state.fit and not _stands(route, trial.state)):
             return route, ()
         unit = units.conversation or units.request
         placed = place(trial.state, unit, salt=self.salt)
         if placed.arm is None:
             return route, ()
         if placed.arm == "candidate":
-            varied = self._with_policy(route, trial.policy, f"standing:{version_name(trial.policy)}")
+            varied = self._candidate(route, trial, question)
             if varied is None:
                 return route, ()
             route = varied
@@ -100,6 +108,29 @@ class Variants:
             others=tuple(one for one in others if one[0] != placed.arm and one[1] > 0),
             unit=keyed(unit, salt=self.salt, purpose=b"experiment-unit", n_bytes=8).hex(),
         ),)  # fmt: skip
+
+    def _candidate(self, route: BuiltRoute, trial: Trial, question: str) -> BuiltRoute | None:
+        """The route as a rollout's candidate serves it; None: it cannot be built."""
+        state = trial.state
+        if trial.models is None:
+            return self._with_policy(route, trial.policy, f"standing:{version_name(trial.policy)}")
+        level = min(state.level, trial.models.n_levels - 1)
+        # Its own certificate, and under that of the route: without either it lets every run come to its end.
+        served = replace(route, levels=(), policy=Never(), certified=False, floor=None, risks=False)
+        named = replace(served, policy_version=f"{state.fit}@{level}")
+        if not level:
+            return named
+        fold = fold_of(question, len(trial.models.models))
+        key = route.name, f"{state.fit}@{level}/{fold}"
+        if key not in self._built:
+            self._keep(key, self._build(route, trial.models.policy(question, level)))
+        built = self._built[key]
+        return None if built is None else replace(named, policy=built.policy, needs=built.needs, certified=True)
+
+    def _keep(self, key: tuple[str, str], built: BuiltRoute | None) -> None:
+        if len(self._built) >= MOST_BUILT:
+            self._built.clear()
+        self._built[key] = built
 
     def _with_arm(self, route: BuiltRoute, arm: Arm, name: str) -> BuiltRoute | None:
         """The route as an arm serves it; None: it cannot be built."""
@@ -118,9 +149,7 @@ class Variants:
         """The route with another policy, which nobody has certified; None: it cannot be built."""
         key = route.name, name
         if key not in self._built:
-            if len(self._built) >= MOST_BUILT:
-                self._built.clear()
-            self._built[key] = self._build(route, dict(policy))
+            self._keep(key, self._build(route, dict(policy)))
         built = self._built[key]
         if built is None:
             return None
@@ -142,6 +171,14 @@ class Variants:
             return None
         settings = msgspec.structs.replace(route.settings, policy=policy)
         return replace(route, settings=settings, policy=built, policy_version=version_of(built), needs=needs)
+
+
+def _stands(route: BuiltRoute, state: State) -> bool:
+    """Is what a learned candidate is compared with in force for this request, with nothing that holds it back?"""
+    made = route.in_force.publication
+    if made is None or made.fit != state.in_force or not (route.certified and route.levels):
+        return False
+    return route.ceiling is None and route.holding == NO_OVERRIDES and route.promise == "certified"
 
 
 def version_name(policy: Mapping[str, object]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from suffice.episode.rounds import Told
-from suffice.errors import NotOpen, SufficeError
+from suffice.errors import BadRequest, NotOpen, SufficeError
 from suffice.governor.desk import Run
 from suffice.telemetry import LOG
 from suffice.types import Decision, Mode
@@ -156,6 +156,13 @@ class _Face:
         return self._core.run.degraded
 
 
+def _passages(sources: Sequence[str]) -> tuple[str, ...]:
+    """What a step read. Raises BadRequest for one text: its letters would be taken for passages."""
+    if isinstance(sources, str):
+        raise BadRequest("step.sources: got one text; needs a list of texts", param="step.sources")
+    return tuple(sources)
+
+
 class Episode(_Face):
     """One run; made by `with gov.episode(question) as ep`."""
 
@@ -163,19 +170,20 @@ class Episode(_Face):
         self, *, tokens: int, answer: str | None = None, text: str = "", confidence: float | None = None,
         logprobs: Sequence[float] = (), entropy: float | None = None, logprob: float | None = None,
         stated_confidence: float | None = None, said_done: bool | None = None, action: str | None = None,
-        ctx_tokens: int = 0, done: bool = False,
+        ctx_tokens: int = 0, sources: Sequence[str] = (), done: bool = False,
     ) -> Decision:  # fmt: skip
         """Tell one step of the loop; `.stop` says whether to leave it.
 
         tokens             generated in this step
         answer             the answer that would be used now; None: read from `text` by the route's scorer; "": none
-        text               the step's own text: read by signals, never stored
+        text               the step's own text: read by signals, stored only where the route keeps texts for reviewers
         confidence         probability of the answer, in [0, 1]; logprobs, entropy: of its tokens, natural log
         logprob            mean log-probability of the step's own tokens, at most 0
         stated_confidence  what the model said of itself, in [0, 1]
         said_done          the model's own flag that it is done
         action             what this kind of step is called: "search", "revise", "tool" …
         ctx_tokens         prompt tokens read at this step
+        sources            passages that were found for it, for a reviewer: dropped where the route keeps no texts
         done               this was the loop's last step: the run ends here
 
         Raises NotOpen when the run is over, and BadRequest for a value that can only be a mistake. Whatever
@@ -184,7 +192,7 @@ class Episode(_Face):
         told = Told(
             answer=answer, tokens=tokens, text=text, confidence=confidence, logprobs=tuple(logprobs), entropy=entropy,
             logprob=logprob, stated_confidence=stated_confidence, said_done=said_done, action=action,
-            ctx_tokens=ctx_tokens,
+            ctx_tokens=ctx_tokens, sources=_passages(sources),
         )  # fmt: skip
         return self._core.take(told, done=done)
 
@@ -200,13 +208,13 @@ class AsyncEpisode(_Face):
         self, *, tokens: int, answer: str | None = None, text: str = "", confidence: float | None = None,
         logprobs: Sequence[float] = (), entropy: float | None = None, logprob: float | None = None,
         stated_confidence: float | None = None, said_done: bool | None = None, action: str | None = None,
-        ctx_tokens: int = 0, done: bool = False,
+        ctx_tokens: int = 0, sources: Sequence[str] = (), done: bool = False,
     ) -> Decision:  # fmt: skip
         """As `Episode.step`; a server is asked in a thread, so the event loop never waits."""
         told = Told(
             answer=answer, tokens=tokens, text=text, confidence=confidence, logprobs=tuple(logprobs), entropy=entropy,
             logprob=logprob, stated_confidence=stated_confidence, said_done=said_done, action=action,
-            ctx_tokens=ctx_tokens,
+            ctx_tokens=ctx_tokens, sources=_passages(sources),
         )  # fmt: skip
         return await in_thread(self._threads, lambda: self._core.take(told, done=done))
 

@@ -80,7 +80,8 @@ class Governor:
         """Govern in this process, with a log of its own.
 
         settings  a TOML or YAML file, or settings that were read already
-        Raises ConfigError for settings that cannot work and StoreError for a log that cannot be used.
+        Raises ConfigError for settings that cannot work, and StoreError for a folder that does not exist. A log that
+        cannot be opened raises nothing: one warning says so, and loops go on by the last-good file, or in full.
         """
         read = settings if isinstance(settings, Settings) else load_settings(settings)
         return cls(LocalDesk(read, route), route)

@@ -13,15 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from suffice.episode.rounds import RoundsRun, Told
 from suffice.episode.vectors import SITE
 from suffice.errors import ConfigError, StoreError
-from suffice.gateway import desk
+from suffice.gateway import books, desk
 from suffice.gateway.context import Gateway
 from suffice.gateway.feedback_form import sealed
 from suffice.governor.beside import Beside
 from suffice.governor.desk import Opening, Taken
 from suffice.settings import Metric, Settings
-from suffice.store.events import FeedbackGiven
-from suffice.store.log import Receipt
-from suffice.store.sqlite import SqliteLog
+from suffice.store.database.late import LateLog
+from suffice.store.database.log import Receipt
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Decision, EndReason, Feedback, Mode
 from suffice.wiring import embedders, library
 
@@ -96,18 +97,19 @@ class LocalRun:
 
 
 class LocalDesk:
-    """Everything that governs one route in this process. Raises ConfigError and StoreError."""
+    """Everything that governs one route in this process. Raises as `wiring.library` does."""
 
     def __init__(self, settings: Settings, route: str) -> None:
         if route not in settings.routes:
             known = ", ".join(sorted(settings.routes)) or "none is configured"
             raise ConfigError(f"route: unknown route {route[:80]!r}; known: {known}")
         vectors = embedders(settings)
-        self._gw: Gateway = library(settings, vectors)
+        self._lock = threading.Lock()
+        self._library = library(settings, vectors, lock=self._lock)
+        self._gw: Gateway = self._library.gateway
         self._embedder = Beside(vectors[route]) if route in vectors else None
         self._route = route
         self.blocks = self._embedder is not None
-        self._lock = threading.Lock()
         self._open: dict[str, LocalRun] = {}
 
     @property
@@ -162,7 +164,7 @@ class LocalDesk:
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything so far is on disk."""
         log = self._gw.log
-        return log.drain(timeout_s) if isinstance(log, SqliteLog) else True
+        return log.drain(timeout_s) if isinstance(log, SqliteLog | LateLog) else True
 
     def close(self) -> None:
         """Break off what is open, write everything down, and close the log."""
@@ -172,7 +174,9 @@ class LocalDesk:
             run.end(aborted=True)
         if self._embedder is not None:
             self._embedder.close()
-        self._gw.log.close()
+        with self._lock:
+            books.tell_counts(self._gw, all_of_them=True)
+        self._library.close()
 
 
 def _waited(work: Callable[[], list[Receipt]]) -> list[Receipt]:

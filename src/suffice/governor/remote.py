@@ -23,6 +23,7 @@ from suffice.errors import BadRequest, ConfigError, StoreError
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.feedback_form import FIELDS
 from suffice.governor.desk import Opening, Taken
+from suffice.review.question import MOST_CHARS, MOST_SOURCES
 from suffice.settings import Metric
 from suffice.telemetry import LOG
 from suffice.types import Decision, Feedback, Mode
@@ -222,7 +223,20 @@ def step_json(index: int, told: Told) -> dict[str, Any]:
         "said_done": told.said_done, "action": told.action, "ctx_tokens": told.ctx_tokens or None,
     }  # fmt: skip
     given = {k: v for k, v in signals.items() if v is not None}
-    return {"index": index, "answer": told.answer, "tokens": told.tokens, "signals": given}
+    step = {"index": index, "answer": told.answer, "tokens": told.tokens, "signals": given}
+    sources = _within(told.sources)
+    return step | {"sources": sources} if sources else step
+
+
+def _within(sources: Sequence[str]) -> list[str]:
+    """As much of a step's passages as anybody would keep: a longer body would be refused whole."""
+    found, room = list[str](), MOST_CHARS
+    for text in sources[:MOST_SOURCES]:
+        found.append(text[:room])
+        room -= len(found[-1])
+        if not room:
+            break
+    return found
 
 
 def _as_body(given: Feedback) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from suffice.assurance.runs import ABANDONED_ENDS, FINISHED_ENDS
+from suffice.assurance.sampling import p_kept
 from suffice.types import Outcome, Request
 
 Fate: TypeAlias = Literal[
@@ -76,4 +77,5 @@ def p_full(request: Request, outcome: Outcome, *, live_share: float = 1.0) -> fl
     if request.mode == "observe":
         return 1.0
     audit_share = request.propensity if request.audit else 1.0 - request.propensity
+    live_share *= p_kept(request, outcome)  # those without rows in the log cannot be kept by anybody
     return audit_share + (1.0 - audit_share) * (live_share if outcome.stop_step is None else 0.0)

@@ -2,7 +2,7 @@
 
 A small decision tree over query signals alone, grown on whether the run's first answer was as good as the full
 run. Its leaves are the classes. None is smaller than `min_runs`, so a threshold of its own has something to
-stand on; a class that is smaller elsewhere takes the pooled one (`replay.classed`).
+stand on; a class that is smaller elsewhere takes the pooled one (`replay.study.classed`).
 """
 
 from __future__ import annotations

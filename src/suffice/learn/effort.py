@@ -18,8 +18,6 @@ import numpy as np
 
 from suffice.assurance.certify import Counts, certified_level, count
 from suffice.assurance.paired import PairedView, Repeats, log_wealth, pairs_to_certify, upper_drop
-from suffice.learn.arms import Arm
-from suffice.types import Outcome
 
 WINDOW: Final = 2_000  # latest pairs of an arm that count
 
@@ -44,24 +42,6 @@ class CertifiedArms:
     views: tuple[PairedView, ...]  # one for each arm behind the full run
     log_e: tuple[float, ...]       # evidence against "loses the budget or more", likewise
     repeats: Repeats
-
-
-def pair_of(
-    outcome: Outcome, arms: Sequence[Arm], gold: str | None, match: Callable[[str | None, str], bool], *, due: float
-) -> Pair | None:
-    """The pair that an audit's outcome records; None: it was not asked twice, or with an arm that is none of these.
-
-    gold   the right answer, from a label that counts; None: nobody knows
-    due    see `Pair`
-    """
-    numbers = {arm.name: number for number, arm in enumerate(arms)}
-    if outcome.pair_arm not in numbers:
-        return None
-    disagrees, z = judge_pair(outcome.answer, outcome.pair_answer, gold, match)
-    return Pair(
-        arm=numbers[outcome.pair_arm], disagrees=disagrees, z=z, due=due,
-        full_tokens=outcome.usage.completion_tokens if outcome.usage else 0, arm_tokens=outcome.pair_tokens or 0,
-    )  # fmt: skip
 
 
 def judge_pair(

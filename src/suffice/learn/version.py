@@ -7,6 +7,7 @@ no way to put itself in force. Knows models and levels; refuses to know how they
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -133,6 +134,25 @@ def load_version(plain: Mapping[str, Any]) -> Version:
     )
     FeatureSet(made.models[0].features, where="version.models[0].features")
     return made
+
+
+def read_version(address: str, body: str | None) -> Version:
+    """The version that was kept under an address. Raises ConfigError where it is gone, or is another one.
+
+    body  JSON; None: nothing is kept
+    """
+    if body is None:
+        raise ConfigError(f"version {address}: cannot be read, it is not kept in this log")
+    try:
+        plain = json.loads(body)
+    except ValueError:
+        plain = None
+    if not isinstance(plain, dict):
+        raise ConfigError(f"version {address}: what is kept under it is no version")
+    version = load_version(plain)
+    if version.address != address:
+        raise ConfigError(f"version {address}: what is kept under it is {version.address}")
+    return version
 
 
 def _list(plain: Mapping[str, Any], name: str) -> list[Any]:

@@ -32,6 +32,7 @@ from suffice.errors import LocalModelError
 TEMPLATES = Path(__file__).parent / "templates"
 READY_MARK = "listening "
 _LOG_TAIL_LINES = 4
+_HTTP_THREADS_A_SLOT = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +248,8 @@ def _parameters(xllamacpp: object, options: argparse.Namespace) -> object:
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = options.port
     parameters.n_parallel = options.n_parallel
+    # Each open stream holds one, those that wait for a slot, too; the word that ends a thought needs one more.
+    parameters.n_threads_http = _HTTP_THREADS_A_SLOT * options.n_parallel
     parameters.n_ctx = options.ctx * options.n_parallel
     parameters.cpuparams.n_threads = options.threads
     parameters.cpuparams_batch.n_threads = options.threads

@@ -175,11 +175,6 @@ def parameters_of(policy: type) -> tuple[Parameter, ...]:
     return tuple(_parameter(field, hints[field.name]) for field in dataclasses.fields(policy))
 
 
-def values_of(policy: object) -> Mapping[str, Value]:
-    """The parameters of a policy with their values, defaults included."""
-    return {parameter.name: getattr(policy, parameter.name) for parameter in parameters_of(type(policy))}
-
-
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
     marks: tuple[object, ...] = ()
     if get_origin(hint) is Annotated:

@@ -2,7 +2,7 @@
 
     Look without the label, Look with it ──▶ Effect ──▶ a sentence for the reviewer
 
-Plain data and words; `control.effects` counts. Pure.
+Plain data and words; `control.people.effects` counts. Pure.
 """
 
 from __future__ import annotations

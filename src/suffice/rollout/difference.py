@@ -21,7 +21,12 @@ _MODELS: Final = ("body.models", "body.values")
 
 def diff(before: Version, after: Version) -> tuple[str, ...]:
     """One line for each thing that differs, such as `body.threshold: 0.95 → 0.9`; (): they are the same version."""
-    old, new = (dict(_leaves("", version.plain())) for version in (before, after))
+    return diff_plain(before.plain(), after.plain())
+
+
+def diff_plain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+    """The same of what versions have as plain data, such as the bodies alone."""
+    old, new = (dict(_leaves("", plain)) for plain in (before, after))
     places = [*old, *(place for place in new if place not in old)]
     return tuple(
         f"{place}: {old.get(place, _NOTHING)} → {new.get(place, _NOTHING)}"

@@ -22,7 +22,8 @@ from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.sequence import Watched
 from suffice.assurance.strata import Cell
-from suffice.rollout.rules import LiveRail, Rules
+from suffice.rollout.rules import Rules
+from suffice.settings.rollout import LiveRail
 
 ArmName: TypeAlias = Literal["candidate", "control"]
 Z: TypeAlias = Literal[-1, 0, 1]
@@ -125,6 +126,8 @@ class Evidence:
     labelled: tuple[Cell, ...] = ()           # live runs with labels, by class; `full` is the control
     latest: int | None = None                 # number of the route's latest publication; None: nobody has looked
     withheld: str = ""                        # why nothing may be promoted now, such as a new epoch; "": nothing
+    idle: str = ""                            # why a learned candidate would save nothing as it stands; "": it would
+    void: str = ""                            # why a learned candidate can stop nobody any more, or ever; "": it may
 
     @property
     def n_audits(self) -> int:

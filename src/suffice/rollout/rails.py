@@ -27,7 +27,8 @@ from suffice.assurance.paired import BETS, log_wealth, pairs_to_certify
 from suffice.assurance.sequence import V_OPT, Watched, gamma_exponential_log_wealth
 from suffice.assurance.strata import standardise
 from suffice.rollout.evidence import ClassAudits, Contrast, Evidence
-from suffice.rollout.rules import LIVE_RAILS, LiveRail, RailName, Rules
+from suffice.rollout.rules import RailName, Rules
+from suffice.settings.rollout import LIVE_RAILS, LiveRail
 
 Said: TypeAlias = Literal["fine", "harm", "open"]
 

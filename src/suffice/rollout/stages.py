@@ -36,7 +36,7 @@ from suffice.rollout.rules import Rules
 from suffice.rollout.versions import overtaken
 
 Stage: TypeAlias = Literal["shadow", "canary", "ramp", "full", "rolled_back"]
-Move: TypeAlias = Literal["promote", "pause", "resume", "roll_back"]
+Move: TypeAlias = Literal["promote", "pause", "resume", "roll_back", "certify"]
 EVIDENCE: Final = "evidence"  # `Transition.by` where no person was asked
 
 
@@ -60,6 +60,8 @@ class State:
     paused: str = ""           # why nothing goes forward; "": it is not paused
     paused_by: str = ""        # a person, or "evidence"
     n_moves: int = 0           # transitions so far
+    fit: str = ""              # address of the learned models that the candidate is; "": it is a policy
+    level: int = 0             # learned: the highest level that its own certificate lets act; 0: it stops nobody
 
     @property
     def over(self) -> bool:
@@ -81,9 +83,11 @@ class State:
             raise ValueError(
                 f"rollout {self.rollout}: transition {move.number} of {move.rollout} does not follow {self.n_moves}"
             )
+        if move.move == "certify":  # it takes no step: what it may do is another thing
+            return replace(self, level=move.level, n_moves=move.number)
         held = move.move == "pause"
         return replace(
-            self, stage=move.stage, step=move.step, share=move.share, audit_share=move.audit_share,
+            self, stage=move.stage, level=move.level, step=move.step, share=move.share, audit_share=move.audit_share,
             since_at=self.since_at if held else move.at, since_s=self.since_s if held else move.now_s,
             paused=move.reason if held else "", paused_by=move.by if held else "", n_moves=move.number,
         )  # fmt: skip
@@ -105,6 +109,7 @@ class Transition:
     by: str                    # "evidence", or a person
     reason: str                # a sentence
     readings: tuple[Reading, ...] = ()  # the evidence that it stood on
+    level: int = 0             # of a learned candidate that is certified; it acts up to there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +143,13 @@ class Standing:
 
 
 def begin(
-    rollout: str, *, route: str, candidate: str, in_force: str, follows: int, at: int, now_s: float, rules: Rules
-) -> State:
+    rollout: str, *, route: str, candidate: str, in_force: str, follows: int, at: int, now_s: float, rules: Rules,
+    fit: str = "",
+) -> State:  # fmt: skip
     """A rollout at its start, in shadow. Whether it may begin at all is for `pace.refusal`."""
     return State(
         rollout=rollout, route=route, candidate=candidate, in_force=in_force, follows=follows, stage="shadow", step=0,
-        share=0.0, audit_share=rules.audit_share, began_at=at, began_s=now_s, since_at=at, since_s=now_s,
+        share=0.0, audit_share=rules.audit_share, began_at=at, began_s=now_s, since_at=at, since_s=now_s, fit=fit,
     )  # fmt: skip
 
 
@@ -171,6 +177,12 @@ def advance(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: f
         state, rules, at=at, now_s=now_s, by=EVIDENCE, reason=_why_forward(state, evidence, rules),
         readings=standing.readings,
     )  # fmt: skip
+
+
+def certify(state: State, level: int, *, reason: str, at: int, now_s: float) -> Transition:
+    """A learned candidate's own certificate lets another level act from here on, in whatever step it is."""
+    _check_running(state, "certify")
+    return replace(_move(state, "certify", at=at, now_s=now_s, by=EVIDENCE, reason=reason), level=level)
 
 
 def hold(state: State, *, by: str, reason: str, at: int, now_s: float) -> Transition:
@@ -231,12 +243,15 @@ def look(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: floa
     em, broken = read_em(evidence, rules), (split_problem(evidence) or "") if live else ""
     others = read_live(evidence, rules) if live else ()
     # Arms that the lot did not make cannot be compared, and so cannot send anything back.
-    ends = _why_back(state, evidence, rules, em if broken else (*em, *others), at=at)
+    harm = _why_back(state, evidence, rules, em if broken else (*em, *others))
     missing = _missing_live(state, evidence, rules, em, others) if live else []
     if state.audit_share is not None:
         missing = [*_missing_proof(evidence, rules, em), *missing]
     missing += _missing_always(state, evidence, rules, at=at, now_s=now_s)
-    return Standing(readings=(*em, *others), ends=ends, broken=broken, missing=tuple(missing))
+    return Standing(
+        readings=(*em, *others), broken=broken, missing=tuple(missing),
+        ends=harm or _why_over(state, rules, evidence.idle, missing, at=at),
+    )  # fmt: skip
 
 
 def _why_forward(state: State, evidence: Evidence, rules: Rules) -> str:
@@ -250,17 +265,27 @@ def _why_forward(state: State, evidence: Evidence, rules: Rules) -> str:
     return f"{', '.join(rules.required) or 'nothing'} proved to be within the margin on {seen}; {to}"
 
 
-def _why_back(state: State, evidence: Evidence, rules: Rules, readings: tuple[Reading, ...], *, at: int) -> str:
+def _why_back(state: State, evidence: Evidence, rules: Rules, readings: tuple[Reading, ...]) -> str:
     if evidence.latest is not None and evidence.latest != state.follows:
         return overtaken(state.follows, evidence.latest) or ""
+    if evidence.void:
+        return evidence.void
     harmed = [reading.sentence for reading in readings if reading.said == "harm"]
     if harmed:
         return "; ".join(harmed)
     bold = too_bold(evidence, rules)
-    if bold is not None:
-        return f"the candidate {bold}"
-    if at - state.since_at >= rules.most_requests and not state.paused:
-        return f"inconclusive: {at - state.since_at:,} requests in this step did not prove that nothing is lost"
+    return "" if bold is None else f"the candidate {bold}"
+
+
+def _why_over(state: State, rules: Rules, idle: str, missing: list[str], *, at: int) -> str:
+    """Why it ends without a result: its step lasts too long, or all that it still has to show is a saving."""
+    n = at - state.since_at
+    if state.paused:
+        return ""
+    if n >= rules.most_requests:
+        return f"inconclusive: {n:,} requests in this step did not prove that nothing is lost"
+    if idle and missing == [idle] and n >= rules.most_idle_requests:
+        return f"inconclusive: after {n:,} requests in this step all that is missing is a saving: {idle}"
     return ""
 
 
@@ -304,8 +329,7 @@ def _missing_always(state: State, evidence: Evidence, rules: Rules, *, at: int, 
     mix = mix_problem(evidence, rules)
     if mix is not None:
         missing.append(mix)
-    if evidence.withheld:
-        missing.append(evidence.withheld)
+    missing += [said for said in (evidence.withheld, evidence.idle) if said]
     if now_s - state.since_s < rules.least_stage_s:
         missing.append(f"{rules.least_stage_s - (now_s - state.since_s):,.0f} s more in this step")
     if state.step and at - state.since_at < rules.warmup_requests:
@@ -344,7 +368,7 @@ def _back(
     state: State, *, at: int, now_s: float, by: str, reason: str, readings: tuple[Reading, ...]
 ) -> Transition:
     moved = _move(state, "roll_back", at=at, now_s=now_s, by=by, reason=reason, readings=readings, share=0.0)
-    return replace(moved, stage="rolled_back", audit_share=None)
+    return replace(moved, stage="rolled_back", audit_share=None, level=0)
 
 
 def _move(
@@ -355,7 +379,7 @@ def _move(
     return Transition(
         rollout=state.rollout, number=state.n_moves + 1, move=move, stage=state.stage, step=state.step,
         share=state.share if share is None else share, audit_share=state.audit_share, at=at, now_s=now_s, by=by,
-        reason=reason, readings=readings,
+        reason=reason, readings=readings, level=state.level,
     )  # fmt: skip
 
 

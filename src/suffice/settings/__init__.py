@@ -10,7 +10,9 @@
     ├── audit       where the head of the audit log goes
     ├── alerts      who is told when something goes wrong
     ├── retention   how long the log keeps what people said
+    ├── monitoring  which requests have rows in the log
     ├── experiments ways to serve the same requests, compared: arms, unit, metrics, margins
+    ├── rollout     how another version reaches traffic: steps, margins, evidence, pace
     ├── feedback    what holds for all that people say of answers
     └── metrics     what else they may say, declared: type, level, direction, range
 
@@ -21,6 +23,7 @@ not know, with the path of the key and the nearest key that exists.
 from __future__ import annotations
 
 from suffice.settings.parsing import parse
+from suffice.settings.rollout import Rollout
 from suffice.settings.tables import (
     AlertKind,
     Alerts,
@@ -39,10 +42,12 @@ from suffice.settings.tables import (
     FinishMethod,
     Judge,
     Langfuse,
+    MailTls,
     Match,
     Metric,
     MetricLevel,
     MetricType,
+    Monitoring,
     OnFallback,
     Pressure,
     Prices,
@@ -78,16 +83,19 @@ __all__ = [
     "FinishMethod",
     "Judge",
     "Langfuse",
+    "MailTls",
     "Match",
     "Metric",
     "MetricLevel",
     "MetricType",
+    "Monitoring",
     "OnFallback",
     "Pressure",
     "Prices",
     "Probe",
     "Retention",
     "Review",
+    "Rollout",
     "Route",
     "Server",
     "Settings",

@@ -22,6 +22,10 @@ def check_alerts(alerts: Alerts) -> None:
             raise ConfigError(f"alerts.{name}: needs the name of an environment variable, never the secret itself")
     if bool(alerts.smtp_user_env) != bool(alerts.smtp_password_env):
         raise ConfigError("alerts.smtp_user_env: needs smtp_password_env beside it; give both or none")
+    if alerts.smtp_user_env and alerts.mail_tls != "required":
+        raise ConfigError(
+            f'alerts.smtp_tls: got "{alerts.smtp_tls}" beside a login; a password is sent over TLS only: "required"'
+        )
     _check_mail(alerts)
     if not (isfinite(alerts.repeat_s) and alerts.repeat_s >= 0):
         raise ConfigError(f"alerts.repeat_s: got {alerts.repeat_s}; at least 0 seconds")

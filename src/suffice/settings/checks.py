@@ -14,9 +14,11 @@ from suffice.settings.audit import check_audit
 from suffice.settings.experiments import check_experiments
 from suffice.settings.feedback import check_feedback
 from suffice.settings.review import check_review
-from suffice.settings.tables import Control, Embeddings, Extra, Judge, Pressure, Prices, Probe, Route, Settings
+from suffice.settings.rollout import check_rollout
+from suffice.settings.tables import Control, Embeddings, Extra, Judge, Pressure, Prices, Probe, Route, Settings, Store
 from suffice.types import Kind
 
+LEAST_SAMPLE_RATE: Final = 0.001  # below it a class of live runs would hardly be seen
 _RELAY: Final = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)")
 
 
@@ -39,6 +41,7 @@ def check(settings: Settings) -> None:
             _check_prices(f"upstreams.{name}.prices", upstream.prices)
         if upstream.template is not None and "{content}" not in upstream.template.turn:
             raise ConfigError(f"upstreams.{name}.template.turn: must hold {{content}}, where a message's text goes")
+    check_rollout("rollout", settings.rollout)
     for name, route in settings.routes.items():
         where = f"routes.{name}"
         if route.upstream not in settings.upstreams and (route.upstream or route.kind != "rounds"):
@@ -48,7 +51,9 @@ def check(settings: Settings) -> None:
         _check_promise(where, route)
         _check_load(where, route)
         _check_tables(where, route)
+    _check_sampling(settings)
     _check_control(settings.control)
+    _check_store(settings.store)
     check_audit(settings.audit, settings.retention)
     check_alerts(settings.alerts)
     check_experiments(settings.experiments, settings.routes, settings.metrics)
@@ -61,6 +66,21 @@ def _check_control(control: Control) -> None:
             raise ConfigError(f"control.{field}: got {getattr(control, field)}; at least 1")
     if not (isfinite(control.period_s) and control.period_s > 0):
         raise ConfigError(f"control.period_s: got {control.period_s}; more than 0 seconds")
+
+
+def _check_store(store: Store) -> None:
+    if not (isfinite(store.last_good_s) and store.last_good_s >= 0):
+        raise ConfigError(f"store.last_good_s: got {store.last_good_s}; at least 0 seconds")
+
+
+def _check_sampling(settings: Settings) -> None:
+    rates = {"monitoring": settings.monitoring.sample_rate}
+    rates |= {f"routes.{name}": settings.sample_rate_of(name) for name in settings.routes}
+    for where, rate in rates.items():
+        if not (isfinite(rate) and LEAST_SAMPLE_RATE <= rate <= 1):
+            raise ConfigError(
+                f"{where}.sample_rate: got {rate}; a fraction from {LEAST_SAMPLE_RATE:g} to 1, which keeps all"
+            )
 
 
 def _check_extra(where: str, extra: Extra) -> None:
@@ -121,6 +141,7 @@ def _check_tables(where: str, route: Route) -> None:
     if route.judge is not None:
         _check_judge(f"{where}.judge", route.judge)
     check_review(f"{where}.review", route.review)
+    check_rollout(f"{where}.rollout", route.rollout)
 
 
 def _check_judge(where: str, judge: Judge) -> None:

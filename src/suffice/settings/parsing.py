@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -10,9 +11,16 @@ import msgspec
 
 from suffice.errors import ConfigError
 from suffice.settings.checks import check
+from suffice.settings.rollout import Rollout, overlaid
 from suffice.settings.tables import Experiment, ExperimentArm, Metric, Route, Settings, Upstream
 
 S = TypeVar("S", bound=msgspec.Struct)
+
+# Types as people who write a settings file call them.
+_KINDS = {
+    "str": "a text in quotes", "int": "a whole number", "float": "a number", "bool": "true or false", "array": "a list",
+    "object": "a table", "null": "nothing",
+}  # fmt: skip
 
 
 def parse(raw: Mapping[str, Any]) -> Settings:
@@ -21,6 +29,8 @@ def parse(raw: Mapping[str, Any]) -> Settings:
     Raises ConfigError with the path of the value at fault, what it was and what is allowed.
     """
     _refuse_unknown(raw, Settings, path="")
+    _convert(raw.get("rollout") or {}, Rollout, path="rollout")
+    raw = overlaid(raw)
     for name, one in (raw.get("experiments") or {}).items():
         for arm, item in (one.get("arms") or {}).items():
             _convert(item, ExperimentArm, path=f"experiments.{name}.arms.{arm}")
@@ -40,7 +50,19 @@ def _convert(raw: object, model: type[S], *, path: str) -> S:
         what, _, where = str(error).partition(" - at ")
         inner = where.strip("`").removeprefix("$").removeprefix(".")
         here = ".".join(part for part in (path, inner) if part) or "config"
-        raise ConfigError(f"{here}: {what}{_allowed(model, inner)}") from None
+        raise ConfigError(f"{here}: {_in_words(what)}{_allowed(model, inner)}") from None
+
+
+def _in_words(what: str) -> str:
+    """What msgspec says is wrong, in the words of whoever wrote the file; as it is where it says something else."""
+    if found := re.fullmatch(r"Expected `([\w| ]+)`, got `(\w+)`", what):
+        wanted = [_KINDS.get(kind, kind) for kind in found[1].split(" | ") if kind != "null"]
+        return f"must be {' or '.join(wanted)}, got {_KINDS.get(found[2], found[2])}"
+    if found := re.fullmatch(r"Invalid enum value (.+)", what):
+        return f"got {found[1]}"
+    if found := re.fullmatch(r"Object missing required field `(\w+)`", what):
+        return f"{found[1]} must be given"
+    return what
 
 
 def _allowed(model: type[msgspec.Struct], inner: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
+from suffice.settings.rollout import Rollout
 from suffice.types import Kind, Mode, Promise
 
 Driver: TypeAlias = str  # a name of `upstream.drivers.DRIVERS`, which other packages may add to
@@ -18,6 +19,11 @@ ExperimentUnit = Literal["request", "user", "conversation", "tenant"]
 Direction = Literal["higher", "lower"]
 MetricType = Literal["boolean", "rating", "number", "category"]
 MetricLevel = Literal["request", "conversation", "user"]
+MailTls = Literal[
+    "required",       # a mail server without TLS gets nothing
+    "opportunistic",  # TLS where it is offered: whoever can take the offer out of the line reads the mail
+    "off",            # not asked for
+]
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -154,7 +160,7 @@ class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     lease_s: float = 900.0            # how long a reviewer has a run before it goes back
     open_days: float = 14.0           # after which nobody is asked about a run any more
     questions: str = ""               # file of the route's questions, relative to this one; "": the judge's
-    keep_text: bool = False           # keep the text of each question in the log, for reviewers
+    keep_text: bool = False           # keep texts in the log for reviewers: the question, a loop's sources
     text_days: float = 30.0           # how long a kept text is shown
 
 
@@ -182,6 +188,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     critical_em: float | None = None  # fraction: below it a person decides
     min_satisfaction: float | None = None  # fraction, or above 1 a rating up to 5; None: ratings do not steer
     audit_share: float | None = None  # fraction; None: 0.10 for the first 20,000 requests, then 0.05
+    sample_rate: float | None = None  # fraction of its requests that have rows in the log; None: `monitoring`'s
     model: str | None = None          # model name to send upstream; None: the client's
     samples: int = 1                  # kind "samples": answers in a full run; 1 = pass-through
     wave: int = 4                     # kind "samples": answers drawn at once
@@ -191,6 +198,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     embeddings: Embeddings | None = None  # None: drafts are compared by their words
     judge: Judge | None = None        # None: no model ever judges an answer
     review: Review = Review()         # which runs people are asked about
+    rollout: Rollout = Rollout()      # how another version reaches its traffic: the deployment's rules, some replaced
     effort: Effort | None = None      # asked for before the call, where the route acts; None: the client's
     budget_tokens: int | None = None  # of thought, kept by the engine, where the route acts; None: none
     pressure: Pressure | None = None  # None: always the most aggressive certified level
@@ -206,6 +214,17 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return not self.policy and self.mode != "off" and not self.arms
 
     @property
+    def is_owned(self) -> bool:
+        """Does the control loop prove the policy that its owner wrote down, before that may act?"""
+        written = self.policy.get("policy", "never") != "never"
+        return written and self.mode == "enforce" and not self.uncertified and not self.arms
+
+    @property
+    def is_replayed(self) -> bool:
+        """Is what stops this route proved by audits that are replayed?"""
+        return self.is_learned or self.is_owned
+
+    @property
     def arms(self) -> tuple[str, ...]:
         """What may be asked for before the call, as outcomes name it: one of these; (): nothing."""
         effort = () if self.effort is None else (f"effort={self.effort}",)
@@ -219,7 +238,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     @property
     def certifies_itself(self) -> bool:
         """Does the control loop decide what acts here, whichever way?"""
-        return self.is_learned or self.is_paired
+        return self.is_replayed or self.is_paired
 
 
 class ExperimentArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -286,6 +305,8 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     url: str = "sqlite:///suffice.db"
     queue_rows: int = 50_000          # waiting for the writer; more: outcomes are counted as dropped
     flush_ms: int = 20                # the writer gathers this long before it commits
+    last_good_file: str = ""          # file with what is served while the log cannot be read; "": beside it, `.good`
+    last_good_s: float = 3_600.0      # for how long it is; then all runs in full; 0: not at all, and no file is written
 
 
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -346,8 +367,15 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 AlertKind: TypeAlias = Literal[
     "budget_nearly_spent", "breach_forecast", "drift", "incident", "rollback", "sample_ratio", "fail_open",
-    "kill_switch",
+    "kill_switch", "version_refused", "log_missed",
 ]  # fmt: skip
+
+
+class Monitoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is kept of requests in the log, where keeping all of them is too much."""
+
+    sample_rate: float = 1.0          # fraction of requests that have rows, audits among them; the others are counted
+    adapt: bool = True                # spread it over classes of live requests by what is uncertain; False: evenly
 
 
 class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -358,16 +386,23 @@ class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     email_from: str = ""
     smtp_host: str = ""
     smtp_port: int = 587              # 465 begins with TLS; others are asked for it
+    smtp_tls: MailTls | None = None   # None: "required" where there is a login, else "opportunistic"
     smtp_user_env: str = ""           # environment variable; "": the server asks for none
     smtp_password_env: str = ""
     kinds: tuple[AlertKind, ...] = get_args(AlertKind)
     repeat_s: float = 3_600.0         # the same alert is told again after so long
+    tell_over: bool = True            # say, too, when what was told is over
     link: str | None = None           # address that people reach the console's server by; None: no links
 
     @property
     def are_told(self) -> bool:
         """Is there anybody to tell?"""
         return bool(self.webhook_url_env or self.email_to)
+
+    @property
+    def mail_tls(self) -> MailTls:
+        """Is e-mail hidden on its way? As it was set; where nothing was, a password is."""
+        return self.smtp_tls or ("required" if self.smtp_user_env else "opportunistic")
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -382,13 +417,31 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     audit: AuditLog = AuditLog()
     alerts: Alerts = Alerts()
     retention: Retention = Retention()
+    monitoring: Monitoring = Monitoring()
     experiments: dict[str, Experiment] = {}
+    rollout: Rollout = Rollout()
     feedback: FeedbackRules = FeedbackRules()
     metrics: dict[str, Metric] = {}
+
+    def sample_rate_of(self, route: str) -> float:
+        """The fraction of a route's requests that have rows in the log; of those that no route claims as well."""
+        return self.sample_rate_on(self.routes.get(route))
+
+    def sample_rate_on(self, route: Route | None) -> float:
+        """The same of a route at hand; None: no route claims them."""
+        own = None if route is None else route.sample_rate
+        return self.monitoring.sample_rate if own is None else own
+
+    @property
+    def adapts_rates(self) -> bool:
+        """Are there rates of classes to be worked out?"""
+        return self.monitoring.adapt and any(self.sample_rate_of(name) < 1 for name in self.routes)
 
     @property
     def has_upkeep(self) -> bool:
         """Does the log want looking after, whatever its routes have learned? A written policy may have a rollout."""
         if any(route.policy and route.mode == "enforce" for route in self.routes.values()):
+            return True
+        if self.adapts_rates:
             return True
         return self.audit.is_exported or self.alerts.are_told or bool(self.retention.days) or self.console.enabled

@@ -37,6 +37,7 @@ class Fault:
     die_how: Death = "rst"
     stall_after: int | None = None       # generated tokens
     stall_s: float = 0.0
+    stall_until_cut: bool = False
     status: int | None = None            # answered instead of a reply
     status_body: bytes | None = None
     status_headers: tuple[tuple[str, str], ...] = ()
@@ -54,9 +55,12 @@ def die_after(n_tokens: int, how: Death = "rst") -> Fault:
     return Fault(die_after=n_tokens, die_how=how)
 
 
-def stall_after(n_tokens: int, seconds: float) -> Fault:
-    """Fall silent for a while after so many tokens, then go on."""
-    return Fault(stall_after=n_tokens, stall_s=seconds)
+def stall_after(n_tokens: int, seconds: float, *, until_cut: bool = False) -> Fault:
+    """Fall silent for a while after so many tokens, then go on.
+
+    until_cut  go on at once when the thought is cut short
+    """
+    return Fault(stall_after=n_tokens, stall_s=seconds, stall_until_cut=until_cut)
 
 
 def status(code: int, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Fault:

@@ -6,6 +6,7 @@ It knows faults and when they strike. It refuses to know routes and what was ask
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ from suffice.upstream.wire import DONE, encode_frame, encode_json, error_body, e
 Tokens: TypeAlias = AsyncGenerator[tuple[Run, Token], None]
 
 _JSON = {"content-type": "application/json"}
+_LOOKS_S = 0.003   # between two looks at whether a silence is over
 _SSE = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 _BAD_FRAME = b"data: {oops\n\n"
 
@@ -45,7 +47,7 @@ async def generate(
             if seen.n_tokens_sent == fault.die_after:
                 raise Dies(fault.die_how)
             if seen.n_tokens_sent == fault.stall_after:
-                await asyncio.sleep(fault.stall_s)
+                await _be_silent(fault, run)
             await asyncio.sleep(reply.delay_s)
             token = run.next()
             if token is None:
@@ -55,6 +57,16 @@ async def generate(
             seen.n_reasoning_tokens += token.channel in ("reasoning", "tag")
             seen.thought_ended_by = run.cut_by or seen.thought_ended_by
             yield run, token
+
+
+async def _be_silent(fault: Fault, run: Run) -> None:
+    if not fault.stall_until_cut:
+        await asyncio.sleep(fault.stall_s)
+        return
+    for _ in range(math.ceil(fault.stall_s / _LOOKS_S)):
+        if run.cut_by is not None:
+            return
+        await asyncio.sleep(_LOOKS_S)
 
 
 async def stream(tokens: Tokens, runs: list[Run], shape: Shape, fault: Fault, out: Response) -> None:

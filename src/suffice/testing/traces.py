@@ -20,10 +20,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.replay.batch import Batch, as_batches
-from suffice.replay.columns import Columns, Words, check, vote_winners
-from suffice.replay.form import LAST, MAJORITY_VOTE, NULL, STATED
-from suffice.replay.parquet import write_traces_parquet
+from suffice.replay.traces.batch import Batch, as_batches
+from suffice.replay.traces.columns import Columns, Words, check, vote_winners
+from suffice.replay.traces.form import LAST, MAJORITY_VOTE, NULL, STATED
+from suffice.replay.traces.parquet import write_traces_parquet
 from suffice.types import Kind
 
 N_CHOICES: Final = 6  # answers of a question: A to F

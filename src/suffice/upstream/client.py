@@ -20,7 +20,7 @@ from suffice.errors import UpstreamBusy, UpstreamDown, UpstreamError, UpstreamTi
 from suffice.settings import Upstream
 from suffice.types import Findings
 from suffice.upstream.allowance import Allowance, Refusal
-from suffice.upstream.connection import Broken, Connection
+from suffice.upstream.connection import Broken, Connection, TakesAtOnce
 from suffice.upstream.pool import Address, Pool
 
 Headers = Iterable[tuple[str, str]]
@@ -34,6 +34,7 @@ NEVER_SENT_DOWN = HOP_BY_HOP | {"set-cookie", "set-cookie2", "server", "date"}
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")  # where clients of the APIs put a key
 GENERATES = ("completions", "/responses", "/messages")  # ends of the paths whose calls occupy a slot
 SETTLE_S = 0.05                 # how long a finished answer may take to say that it is
+CROWDED_S = (60.0, 600.0)       # how long a lost place is remembered, doubling
 SHORT_ANSWER_BYTES = 16 * 2**20
 
 
@@ -65,8 +66,10 @@ class Call:
         """Is it known already that nothing more will come?"""
         return self._connection.at_end
 
-    async def read(self) -> bytes:
+    async def read(self, at_once: TakesAtOnce | None = None) -> bytes:
         """The next bytes as they came, b"" at the end.
+
+        at_once  is asked to take bytes where they arrive; those that it took are not given here
 
         Raises UpstreamDown if the connection breaks and UpstreamTimeout after `idle_timeout_s` of
         silence.
@@ -74,7 +77,7 @@ class Call:
         connection = self._connection
         try:
             while (data := connection.take()) is None:
-                await connection.more()
+                await connection.more(at_once)
         except TimeoutError:
             raise UpstreamTimeout("the upstream was silent for longer than idle_timeout_s") from None
         except Broken as error:
@@ -160,6 +163,8 @@ class UpstreamClient:
         self._pool: Pool | None = None
         self.n_open = 0                     # completions asked of it and not yet over, whoever asked
         self.refuses: set[str] = set()      # fields of ours that it answered with an error
+        self._crowded_s = CROWDED_S[0]      # that a lost place is remembered for, the next time
+        self._crowded_until_s = float("-inf")
 
     async def __aenter__(self) -> Self:
         settings = self.settings
@@ -245,6 +250,23 @@ class UpstreamClient:
     def is_paused(self) -> bool:
         """Has the upstream asked for fewer calls? Then none is made that the client did not ask for."""
         return self.allowance.is_paused(self._now_s())
+
+    def note_lost_place(self) -> None:
+        """A call gave its place up for another of ours, which then got none in time: somebody else had been waiting."""
+        now_s = self._now_s()
+        if now_s >= self._crowded_until_s:
+            self._crowded_until_s, self._crowded_s = now_s + self._crowded_s, min(2 * self._crowded_s, CROWDED_S[1])
+
+    @property
+    def is_crowded(self) -> bool:
+        """Would whoever gives a place up here stand in line for another?
+
+        More calls are open than it serves at once, and lately somebody has lost a place like that; or so many that as
+        many as it serves are waiting. With `slots = 1` nobody may have counted, and only what was seen counts.
+        """
+        slots = self.settings.slots
+        waits = slots > 1 and self.n_open >= 2 * slots
+        return self.n_open > slots and (waits or self._now_s() < self._crowded_until_s)
 
     @contextlib.contextmanager
     def extra_call(self, spent: Callable[[], int], *, may_be_refused: bool) -> Iterator[None]:

@@ -5,14 +5,16 @@ know which request may be sent again and which connection to take: that is `clie
 
     ask ──▶ head of the answer ──▶ take, more, take … ──▶ complete ──▶ reusable, or cut
 
-An answer is parsed once, where its bytes arrive, and wakes its reader once a packet. One timer a request
-ends a wait that lasts too long; it is not set anew for each packet, which would cost more than the parser.
+An answer is parsed once, where its bytes arrive, and wakes its reader once a packet; not even that where the
+reader left somebody who takes them at once. One timer a request ends a wait that lasts too long; it is not set
+anew for each packet, which would cost more than the parser.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from collections.abc import Callable
+from typing import TypeAlias, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -21,6 +23,8 @@ HEAD_LIMIT_BYTES = 128 * 1024    # … and so is a head
 HELD_BYTES = 128 * 1024          # of an answer that nobody reads; beyond it the server is made to wait
 PIECE_BYTES = 64 * 1024          # a long body is sent in pieces, so that other requests are served meanwhile
 LONG_BODY_BYTES = 256 * 1024
+
+TakesAtOnce: TypeAlias = Callable[[bytes], bool]   # of a body: True: it has taken them; must not raise, nor wait
 
 
 class Broken(Exception):
@@ -65,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._sent_all = True
         self._reading_paused = self._writing_paused = False
         self._waiter: asyncio.Future[None] | None = None
+        self._at_once: TakesAtOnce | None = None    # is asked before the waiter is woken
         self._waits_since_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -131,15 +136,17 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
-    def more(self) -> asyncio.Future[None]:
+    def more(self, at_once: TakesAtOnce | None = None) -> asyncio.Future[None]:
         """To be awaited: done when something has come, or can be sent. Raises what `ask` does.
 
         Bytes that came before an error are to be taken first. No coroutine: each layer here is paid for by
         every chunk of every stream.
+
+        at_once  is given the body's bytes where they arrive, while this is awaited; what it takes wakes nobody
         """
         if self._error is not None:
             raise self._error
-        self._waits_since_s = self._loop.time()
+        self._waits_since_s, self._at_once = self._loop.time(), at_once
         waiter = self._waiter = self._loop.create_future()
         return waiter
 
@@ -180,6 +187,8 @@ class Connection(asyncio.Protocol):
             self._spoil()
             self._fail(Broken("its head is too long", began=True))
             return
+        if self._at_once is not None and self._parts and self._is_taken_at_once():
+            return
         self._held_bytes += len(data)
         if self._held_bytes > HELD_BYTES and not self._reading_paused and self._transport is not None:
             self._reading_paused = True
@@ -209,6 +218,19 @@ class Connection(asyncio.Protocol):
         """It does again."""
         self._writing_paused = False
         self._wake()
+
+    def _is_taken_at_once(self) -> bool:
+        """Has somebody taken what has come? Then the reader is woken for the end of the answer alone."""
+        parts, waiter = self._parts, self._waiter
+        if waiter is None or waiter.done() or self._at_once is None:  # the reader has left, and he with it
+            return False
+        if not self._at_once(parts[0] if len(parts) == 1 else b"".join(parts)):
+            return False
+        parts.clear()
+        self._waits_since_s = self._loop.time()
+        if self.complete:
+            self._wake()
+        return True
 
     # ---- what the parser tells
 
@@ -264,6 +286,6 @@ class Connection(asyncio.Protocol):
     def _wake(self) -> None:
         waiter = self._waiter
         if waiter is not None:
-            self._waiter = None
+            self._waiter = self._at_once = None
             if not waiter.done():
                 waiter.set_result(None)

@@ -64,8 +64,14 @@ class TextPattern:
         """
         if not data.startswith(self._before, at):
             return [], b"", at
+        if not at and len(data) < 2 * self._n_around and data.endswith(self._after):
+            # One chunk, as nearly every read of a paced stream is.
+            middle = data[self._n_before : -self._n_after]
+            if text := _string_in(middle):
+                self._matched = True
+                return [text], data if self._shown is None else middle.join(self._shown), len(data)
         *parts, last = data[at + self._n_before : at + WINDOW_BYTES].split(self._between)
-        texts = _strings_in(parts) if parts else []   # of a paced stream nearly every read is one chunk
+        texts = _strings_in(parts) if parts else []
         if len(texts) < len(parts):
             last = parts[len(texts)]
         part = last[: max(0, last.find(self._after))]  # the run's last chunk; behind it stands something else

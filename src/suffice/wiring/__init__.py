@@ -1,14 +1,15 @@
 """The composition root: from a settings file to running objects. Files, environment and clocks enter here.
 
-    files ──▶ settings ──▶ routes ──▶ running      with what `keys` holds
+    files ──▶ settings ──▶ routes ──▶ beginning ──▶ running, working      with what `keys` holds
 
 Nothing below this room reads the environment, opens a file it was not given or asks for the time.
 """
 
 from __future__ import annotations
 
+from suffice.wiring.beginning import last_good, open_log
 from suffice.wiring.files import load_settings
-from suffice.wiring.keys import Randomness, api_key, deployment_salt, kill_file, new_id, secret
+from suffice.wiring.keys import Randomness, api_key, deployment_salt, good_file, kill_file, new_id, secret
 from suffice.wiring.policies import check_policy, policy_table
 from suffice.wiring.questions import question_texts, questions_file, review_questions
 from suffice.wiring.routes import (
@@ -19,7 +20,8 @@ from suffice.wiring.routes import (
     evidence_warnings,
     read_evidence,
 )
-from suffice.wiring.running import decisions, embedders, gateway, library, open_log, worker
+from suffice.wiring.running import embedders, gateway, library
+from suffice.wiring.working import decisions, worker
 
 __all__ = [
     "Evidence",
@@ -34,7 +36,9 @@ __all__ = [
     "embedders",
     "evidence_warnings",
     "gateway",
+    "good_file",
     "kill_file",
+    "last_good",
     "library",
     "load_settings",
     "new_id",

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from suffice.control.notices import Notice, alerts_of
-from suffice.control.notify import Notify
-from suffice.control.sinks import LogSink, MailSink, Sink, WebhookSink
+from suffice.control.jobs.notify import Notify
+from suffice.control.jobs.sinks import LogSink, MailSink, Sink, WebhookSink
 from suffice.edge.mail import MailServer
 from suffice.settings import Alerts, Settings
-from suffice.store.alert_events import AlertSent
-from suffice.store.events import EVENTS
-from suffice.store.views import decoded, reading
+from suffice.store.database.views import decoded, reading
+from suffice.store.people.notices import Notice, alerts_of
+from suffice.store.rows.alert_events import AlertSent
+from suffice.store.rows.events import EVENTS
 from suffice.wiring.keys import secret
 
 _SENT: Final = "SELECT seq, at_s, body FROM events WHERE kind = 'alert_sent' ORDER BY seq DESC LIMIT ?"
@@ -41,7 +41,7 @@ def sinks_of(alerts: Alerts) -> tuple[Sink, ...]:
         user = secret("alerts.smtp_user_env", alerts.smtp_user_env)
         password = secret("alerts.smtp_password_env", alerts.smtp_password_env)
         login = None if user is None or password is None else (user, password)
-        server = MailServer(host=alerts.smtp_host, port=alerts.smtp_port, login=login)
+        server = MailServer(host=alerts.smtp_host, port=alerts.smtp_port, login=login, tls=alerts.mail_tls)
         found.append(MailSink(server=server, sender=alerts.email_from, to=alerts.email_to))
     return (LogSink(), *found) if found else ()
 
@@ -60,8 +60,10 @@ def sent(path: Path, n: int) -> list[Sent]:
     with reading(path) as connection:
         for seq, at_s, body in connection.execute(_SENT, (n,)).fetchall():
             telling = decoded(seq, AlertSent, body).telling
-            row = connection.execute(_OF, (telling.read_to_seq,)).fetchone() if telling.of else None
-            notice = None if row is None else alerts_of(decoded(telling.read_to_seq, EVENTS[row[0]], row[1]))
+            place = telling.over or telling.read_to_seq
+            row = connection.execute(_OF, (place,)).fetchone() if telling.of else None
+            notice = None if row is None else alerts_of(decoded(place, EVENTS[row[0]], row[1]))
             if notice is not None:
+                notice = replace(notice, over=bool(telling.over))
                 found.append(Sent(at_s=at_s, about_s=telling.about_s, sink=telling.sink, notice=notice))
     return found[::-1]

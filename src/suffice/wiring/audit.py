@@ -6,7 +6,6 @@ settings ──▶ told (path → JSON, secrets never) ──▶ against the row
 from __future__ import annotations
 
 import getpass
-import os
 import re
 import secrets
 import sqlite3
@@ -18,19 +17,18 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.control.heads import ExportHeads
-from suffice.control.jobs import Job
-from suffice.control.retaining import Retain
+from suffice.control.jobs.base import Job
+from suffice.control.jobs.heads import ExportHeads
+from suffice.control.jobs.retaining import Retain
 from suffice.errors import ConfigError
 from suffice.model.artefact import load
 from suffice.settings import Settings
-from suffice.store.audit_events import ConfigChange, ConfigChanged, Export, Exported, SettingChange
-from suffice.store.decisions import Decisions
-from suffice.store.heads import signing_key
-from suffice.store.sqlite import database_path
-from suffice.store.views import decoded, reading
+from suffice.store.audit.heads import signing_key
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import decoded, reading
+from suffice.store.rows.audit_events import ConfigChange, ConfigChanged, Export, Exported, SettingChange
 from suffice.wiring.alerts import notifier
-from suffice.wiring.keys import deployment_salt, secret
+from suffice.wiring.keys import deployment_salt, has_secret, secret
 
 MOST_TEXT: Final = 2_000     # characters of a value that are recorded; a longer one is a digest
 HIDDEN: Final = '"(hidden)"'
@@ -49,9 +47,7 @@ def user_name() -> str | None:
 
 def audit_key(settings: Settings) -> bytes | None:
     """The key of signatures under exported heads; None: there is no secret yet to make it of. Raises ConfigError."""
-    if not os.environ.get("SUFFICE_SALT") and not database_path(settings.store.url).with_suffix(".salt").exists():
-        return None
-    return signing_key(deployment_salt(settings))
+    return signing_key(deployment_salt(settings)) if has_secret(settings) else None
 
 
 def audit_webhook(settings: Settings) -> str | None:

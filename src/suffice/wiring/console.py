@@ -16,19 +16,20 @@ from suffice.console.doors import Doors
 from suffice.console.live import Live
 from suffice.console.pages import live_part, mark_of
 from suffice.console.site import table
-from suffice.control.advance import standing_of
-from suffice.control.effects import what_it_changed
-from suffice.control.experiments import look as experiment_result
-from suffice.control.matching import matching
+from suffice.console.views.alerts import AlertReader
+from suffice.control.compare.experiments import look as experiment_result
+from suffice.control.compare.looking import standing_of
+from suffice.control.evidence.matching import matching
+from suffice.control.people.effects import what_it_changed
 from suffice.errors import ConfigError
 from suffice.review.items import Item
-from suffice.rollout.rules import Rules
 from suffice.rollout.stages import Standing
 from suffice.settings import Settings
-from suffice.store.decisions import Decisions
-from suffice.store.reviews import read_reviews
-from suffice.store.rollouts import Held
-from suffice.store.views import reading
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import reading
+from suffice.store.people.reviews import read_reviews
+from suffice.store.routes.rollouts import Held
+from suffice.store.routes.trials import propose_learned, take_back
 from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export
 from suffice.wiring.keys import deployment_salt
@@ -54,7 +55,7 @@ def console(
     closing    is the process ending? Then nobody watches any more
     folder     of the settings file: names of files in it are relative to that; None: the current one
     """
-    people = People.of(settings)
+    people, alerts = People.of(settings), AlertReader()
     with ExitStack() as stack:
         writer = _Once(stack, decisions)
         desk = Desk(
@@ -64,6 +65,13 @@ def console(
             ), setup_of=lambda name: _setup(settings, name),
             effect_of=lambda item: _effect(settings, path, item),
             check_experiment=lambda name: check_experiment(settings, name),
+            propose=lambda name, address, reason, who: propose_learned(
+                writer(), name, settings.routes[name], address, author=who, reason=reason,
+                rollout=f"{name}-{secrets.token_hex(4)}", secret=deployment_salt(settings),
+            ),
+            take_back=lambda name, reason, who: take_back(
+                writer(), name, settings.routes[name], author=who, reason=reason, secret=deployment_salt(settings)
+            ),
             doors=Doors(
                 roster=people.now, hosts=(settings.server.host, *settings.console.hosts),
                 random_bytes=secrets.token_bytes, session_s=settings.console.session_s, now=time.time,
@@ -72,7 +80,7 @@ def console(
         )  # fmt: skip
         desk.live = Live(
             look=lambda window: mark_of(desk, window),
-            part=lambda window: live_part(desk, window),
+            part=lambda window: live_part(desk, window, alerts),
             every_s=settings.console.live_s,
             closing=closing,
         )
@@ -84,6 +92,7 @@ def console(
                     _Texts(settings, folder),
                     lambda held: experiment_result(path, held, settings),
                     lambda name, held: _standing(settings, path, name, held),
+                    alerts,
                 ),
             )
         finally:
@@ -100,7 +109,7 @@ def _standing(settings: Settings, path: Path, name: str, held: Held) -> Standing
     """What the evidence says of a rollout. Raises StoreError and ConfigError."""
     with reading(path) as connection:
         return standing_of(
-            connection, held, settings.routes[name], matching, Rules(), secret=deployment_salt(settings),
+            connection, held, settings.routes[name], settings.control, matching, secret=deployment_salt(settings),
             now_s=time.time(),
         ).standing  # fmt: skip
 

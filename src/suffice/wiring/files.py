@@ -34,7 +34,7 @@ def load_settings(path: str | Path) -> Settings:
     try:
         raw = _read_yaml(text) if file.suffix in (".yaml", ".yml") else tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: {error}") from None
+        raise ConfigError(f"{file}: is no TOML: {error}") from None
     load_plugins()
     try:
         return parse(_with_models(raw, file.parent))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from suffice.errors import ConfigError
 from suffice.settings import Settings, Upstream
-from suffice.store.sqlite import database_path
+from suffice.store.database.sqlite import database_path
 
 if TYPE_CHECKING:
     pass
@@ -69,7 +69,7 @@ def deployment_salt(settings: Settings) -> str:
     given = os.environ.get("SUFFICE_SALT")
     if given:
         return given
-    file = database_path(settings.store.url).with_suffix(".salt")
+    file = _salt_file(settings)
     if not file.exists():
         _write_salt(file)
     salt = file.read_text(encoding="utf-8").strip()
@@ -78,10 +78,25 @@ def deployment_salt(settings: Settings) -> str:
     return salt
 
 
+def has_secret(settings: Settings) -> bool:
+    """Has the deployment a secret already? To ask makes none."""
+    return bool(os.environ.get("SUFFICE_SALT")) or _salt_file(settings).exists()
+
+
+def _salt_file(settings: Settings) -> Path:
+    return database_path(settings.store.url).with_suffix(".salt")
+
+
 def kill_file(settings: Settings) -> Path:
     """The file that pulls the kill switch: the one that the settings name, else one beside the database."""
     named = settings.server.kill_file
     return Path(named) if named else database_path(settings.store.url).with_suffix(".kill")
+
+
+def good_file(settings: Settings) -> Path:
+    """The last-good file: the one that the settings name, else one beside the database."""
+    path = database_path(settings.store.url)
+    return Path(settings.store.last_good_file) if settings.store.last_good_file else path.with_name(f"{path.name}.good")
 
 
 def _write_salt(file: Path) -> None:

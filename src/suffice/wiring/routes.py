@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
-from suffice.control.starting import first_certificate
+from suffice.control.loop.starting import burst_of, first_certificate
 from suffice.episode import ahead
 from suffice.episode.segment import build_segmenter
 from suffice.errors import ConfigError
@@ -23,15 +22,12 @@ from suffice.rollout.experiment import arm_of, with_arm
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Route, Server, Settings, Upstream
 from suffice.signals.observe import Observer
-from suffice.store.sqlite import database_path
-from suffice.store.views import extracted_answers, route_findings, upstream_findings
+from suffice.store.database.sqlite import database_path
+from suffice.store.database.views import extracted_answers, route_findings, upstream_findings
 from suffice.types import Findings, RouteFindings
 from suffice.upstream.drivers import driver_facts
 from suffice.upstream.findings import url_key
 from suffice.wiring.keys import split_keys
-
-if TYPE_CHECKING:
-    pass
 
 # Signals that every governed route records, so that a later policy can be replayed on its log.
 RECORDED: Mapping[str, tuple[str, ...]] = {
@@ -138,6 +134,8 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
     endpoints(settings.server.relay)
     known = os.environ if environment is None else environment
     warnings = [plugin.warning() for plugin in load_plugins() if plugin.problem is not None]
+    if not settings.upstreams and not settings.routes:
+        warnings.append("upstreams: none is configured, so there is nothing that suffice serve could serve")
     _check_drivers(settings)
     for name, route in settings.routes.items():
         built = build_route(name, route)
@@ -209,6 +207,10 @@ def _check_arms(settings: Settings, name: str) -> list[str]:
 def promise_warnings(where: str, route: Route) -> list[str]:
     """What a route's promise is not, and what its proof lacks."""
     warnings = []
+    if route.is_owned:
+        warnings.append(
+            f"{where}: runs in full until its own audits have proved its policy; uncertified = true lets it act at once"
+        )
     if route.promise == "budgeted":
         warnings.append(
             f"{where}.promise: budgeted steers the mean EM drop of the audits to {100 * route.max_em_drop:g} points; it"
@@ -219,13 +221,18 @@ def promise_warnings(where: str, route: Route) -> list[str]:
             f"{where}: {' and '.join(route.arms)} cannot be proved without a [{where}.probe] table: no audit is asked"
             " a second time, and everything runs in full"
         )
+    if route.mode == "enforce" and route.is_replayed and route.kind == "reasoning" and route.probe is None:
+        warnings.append(
+            f"{where}: is never certified without a [{where}.probe] table, since nothing shows how far a stop differs"
+            " from its trial answer; everything runs in full"
+        )
     return warnings
 
 
 def _starving(name: str, route: Route, settings: Settings) -> list[str]:
     """A warning where the owner's `audit_share` keeps a route from its first certificate for very long."""
     all_count = route.mode == "observe" and route.probe is None
-    if route.audit_share is None or not route.is_learned or all_count:
+    if route.audit_share is None or not route.is_replayed or all_count:
         return []
     start = first_certificate(route, settings.control)
     if not start.is_long:
@@ -233,7 +240,7 @@ def _starving(name: str, route: Route, settings: Settings) -> list[str]:
     long = f"for about {start.n_requests:,.0f} requests" if isfinite(start.n_requests) else "for good"
     said = (
         f"at {route.audit_share:g} a cold start stays at full runs {long}: a first certificate takes some"
-        f" {start.n_audits:,} audits that count at once, and the burst brings {settings.control.burst_requests:,};"
+        f" {start.n_audits:,} audits that count at once, and the burst brings {burst_of(route, settings.control):,};"
         " leave it out, and audits are many until something is certified"
     )
     return [f"routes.{name}.audit_share: {said}"]

@@ -1,53 +1,48 @@
-"""Everything that runs, opened and closed: the gateway, the library in a process, the worker."""
+"""What answers callers, opened and closed: the gateway, and the library in a process of theirs."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import secrets
+import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from suffice.assurance.extractable import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
-from suffice.control.advance import Advance
-from suffice.control.arms import Tune
-from suffice.control.critical import Critical
-from suffice.control.jobs import Job, Worker
-from suffice.control.loops import Certify
-from suffice.control.matching import matching
-from suffice.control.monitor import Monitor
-from suffice.control.proposing import Retrain
-from suffice.control.reviewing import Review
-from suffice.control.rollup import Rollup
 from suffice.errors import ConfigError
-from suffice.gateway import desk, kill
+from suffice.gateway import books, desk, kill
 from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
 from suffice.gateway.follow import Follower, following
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.operating import LOOK_S
+from suffice.gateway.route import BuiltRoute
+from suffice.gateway.sampling import LOOK_S as COUNTS_S
 from suffice.gateway.timer import watched
 from suffice.settings import Settings
-from suffice.store.decisions import Decisions
-from suffice.store.log import EventLog
-from suffice.store.sqlite import SqliteLog, database_path
-from suffice.store.views import read_recent, route_counts
+from suffice.store.database.late import LateLog
+from suffice.store.database.log import EventLog
+from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
+from suffice.wiring.again import Again
 from suffice.wiring.alerts import sinks_of
-from suffice.wiring.audit import audit_webhook, config_change, upkeep
+from suffice.wiring.audit import audit_webhook
+from suffice.wiring.beginning import Begun, Known, begin, keeper, waiting
 from suffice.wiring.console import console
-from suffice.wiring.keys import api_key, client_keys, deployment_salt, feedback_keys, kill_file, new_id, secret
-from suffice.wiring.routes import Evidence, build_route, check, evidence_warnings, read_evidence
+from suffice.wiring.keys import api_key, client_keys, feedback_keys, kill_file, new_id, secret
+from suffice.wiring.routes import build_route, check
+from suffice.wiring.working import decisions
 
 if TYPE_CHECKING:
     from suffice.edge.embedder import HttpEmbedder
 
-LEARNT_RUNS = 2_000  # of the log's latest runs: what they teach is known again after a restart
 HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
 
 
@@ -74,74 +69,76 @@ async def _handlers_end(gw: Gateway) -> None:
         await asyncio.sleep(0.01)
 
 
-def _recovered(settings: Settings, log: EventLog) -> Evidence:
-    """What an opened log knows, once the requests of dead processes have their outcome."""
-    if not isinstance(log, SqliteLog):
-        return Evidence()
-    log.recover()
-    evidence = read_evidence(settings)
-    for warning in evidence_warnings(settings, evidence):
-        LOG.warning(warning)
-    return evidence
-
-
 def _running(
-    settings: Settings, log: EventLog, evidence: Evidence, clients: Mapping[str, UpstreamClient],
-    vectors: Mapping[str, HttpEmbedder],
+    settings: Settings, begun: Begun, clients: Mapping[str, UpstreamClient], vectors: Mapping[str, HttpEmbedder]
 ) -> Gateway:
     """All that handlers need, with what the log's history teaches."""
+    log = begun.log
     gw = Gateway(
-        settings=settings, routes=tuple(
-            build_route(name, r, evidence, settings.upstreams.get(r.upstream)) for name, r in settings.routes.items()
-        ),
-        upstreams=clients, embedders=vectors, log=log, metrics=Metrics(),
+        settings=settings, routes=_routes(settings, begun.known), upstreams=clients, embedders=vectors, log=log,
+        metrics=Metrics(),
         api_keys=client_keys(settings) if clients else (),
         feedback_keys=feedback_keys(settings) if clients else (),
-        salt=deployment_salt(settings), new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
+        salt=begun.secret, new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
         langfuse_secret=_langfuse_secret(settings) if clients else None,
     )  # fmt: skip
-    if isinstance(log, SqliteLog):
-        counts = route_counts(database_path(settings.store.url))
-        gw.n_requests = {c.route: c.n_requests for c in counts if c.route}
-        for episode in read_recent(database_path(settings.store.url), LEARNT_RUNS):
-            gw.learn(episode.request, episode.outcome)
+    _teach(gw, begun.known)
     file = kill_file(settings)
     gw.kill = KillSwitch(file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append)
-    gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in evidence.extracted.items()}
+    gw.without_log = begun.problem
+    if begun.problem is not None and begun.good is not None:
+        known = begun.good.routes
+        gw.routes = tuple(
+            replace(route, refused=known[route.name].refused) if route.name in known else route for route in gw.routes
+        )
     return gw
+
+
+def _routes(settings: Settings, known: Known) -> tuple[BuiltRoute, ...]:
+    return tuple(
+        build_route(name, route, known.evidence, settings.upstreams.get(route.upstream))
+        for name, route in settings.routes.items()
+    )  # fmt: skip
+
+
+def _teach(gw: Gateway, known: Known) -> None:
+    """What the log's history says: whoever was served since then counts on top of it."""
+    for name, n in known.n_requests.items():
+        gw.n_requests[name] = gw.n_requests.get(name, 0) + n
+    for episode in known.recent:
+        gw.learn(episode.request, episode.outcome)
+    gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in known.evidence.extracted.items()}
 
 
 def _langfuse_secret(settings: Settings) -> str | None:
     return secret("feedback.langfuse.secret_env", settings.feedback.langfuse.secret_env)
 
 
-def open_log(settings: Settings) -> SqliteLog:
-    """The settings' log, open for events; the caller closes it. Raises ConfigError and StoreError."""
-    return SqliteLog.open(settings.store, now=time.time, redact=settings.retention.redact)
+@dataclass(frozen=True, slots=True)
+class Library:
+    """What loops in this process are governed with."""
+
+    gateway: Gateway
+    close: Callable[[], None]  # writes down what waits, and lets go of the log
 
 
-def _note_settings(settings: Settings, log: EventLog, process: str) -> None:
-    """Write down with which settings a process starts, where they are others than those before."""
-    if isinstance(log, SqliteLog):
-        changed = config_change(settings, log.path, process=process)
-        if changed is not None:
-            log.append(changed)
-
-
-def library(settings: Settings, vectors: Mapping[str, HttpEmbedder]) -> Gateway:
+def library(settings: Settings, vectors: Mapping[str, HttpEmbedder], *, lock: threading.Lock) -> Library:
     """What a loop in this process is governed with: routes and the log, without sockets and without clients.
 
     vectors  of `embedders`; the caller opens and closes them
+    lock     held by whoever uses the gateway: a log that comes late comes in a thread of its own
 
-    The caller closes `log`. Raises ConfigError and StoreError.
+    A log that cannot be opened holds no loop up: it goes on by the last-good file, or in full, until it can. Raises
+    ConfigError, and StoreError for a folder in which there never was one.
     """
     for warning in check(settings):
         LOG.warning(warning)
-    log = open_log(settings)
+    begun = begin(settings, process="library")
     try:
-        _note_settings(settings, log, "library")
-        gw = _running(settings, log, _recovered(settings, log), {}, vectors)
-        follower = Follower(gw, log.path)
+        gw = _running(settings, begun, {}, vectors)
+        follower = Follower(gw, database_path(settings.store.url).resolve(), good=begun.good)
+        if begun.problem is not None:
+            follower.serve_last_good(age_s=begun.age_s)
 
         def refresh() -> None:
             follower.refresh()
@@ -150,66 +147,28 @@ def library(settings: Settings, vectors: Mapping[str, HttpEmbedder]) -> Gateway:
         gw.refresh = refresh
         gw.refresh()
     except BaseException:
-        log.close()
+        begun.log.close()
         raise
     gw.new_id = lambda: f"ep_{int(time.time() * 1e3):011x}{os.urandom(8).hex()}"  # asked from many threads
-    return gw
+    if begun.problem is None:
+        return Library(gw, begun.log.close)
+    again = Again(settings, gw, begun, partial(_taught_late, settings, gw, follower), lock=lock)
+
+    def close() -> None:
+        again.close()
+        begun.log.close()
+
+    return Library(gw, close)
 
 
-def decisions(settings: Settings) -> Decisions:
-    """The settings' log, open for a person's decisions; the caller closes it. Raises ConfigError and StoreError."""
-    return Decisions.open(
-        database_path(settings.store.url), now=time.time, monotonic_s=time.monotonic, redact=settings.retention.redact
-    )
-
-
-@contextmanager
-def worker(settings: Settings, *, learning: bool = True) -> Iterator[Worker]:
-    """The jobs on the settings' log, while the block lasts. Raises ConfigError and StoreError.
-
-    learning  with the control loop's own, which fit; False: only those that look after the log
-    """
-    with decisions(settings) as writer:
-        author = f"worker {secrets.token_hex(3)}"
-        certify = Certify(
-            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
-        )
-        monitor = Monitor(
-            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
-        )
-        retrain = Retrain(
-            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
-        )
-        tune = Tune(
-            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic,
-            now=time.time,
-        )  # fmt: skip
-        rollup = Rollup(
-            settings=settings, path=writer.path, matches=matching, monotonic_s=time.monotonic, now=time.time
-        )
-        advance = Advance(
-            settings=settings, path=writer.path, author=author, matches=matching, secret=deployment_salt(settings),
-            now=time.time, monotonic_s=time.monotonic,
-        )  # fmt: skip
-        review = Review(
-            settings=settings, path=writer.path, author=author, salt=deployment_salt(settings), now=time.time
-        )
-        critical = Critical(
-            settings=settings, path=writer.path, author=author, matches=matching, monotonic_s=time.monotonic
-        )
-        try:
-            learners: tuple[Job, ...] = (certify, monitor, retrain, tune) if learning else ()
-            yield Worker(
-                decisions=writer, author=author,
-                jobs=(*learners, rollup, *upkeep(settings, writer, author), advance, review, critical),
-                now=time.time,
-                monotonic_s=time.monotonic, new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
-            )
-        finally:
-            certify.close()
-            monitor.close()
-            rollup.close()
-            critical.close()
+def _taught_late(settings: Settings, gw: Gateway, follower: Follower, known: Known) -> None:
+    """The log can be opened now: what it teaches, and no route as the last-good file had it."""
+    gw.n_requests = {}  # what was served since is in the queue of the log, and counted there at the next start
+    _teach(gw, known)
+    fresh = _routes(settings, known)
+    gw.routes = tuple(replace(now, refused=own.refused) for now, own in zip(gw.routes, fresh, strict=True))
+    follower.rebase(fresh)
+    gw.without_log = None
 
 
 def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
@@ -226,7 +185,9 @@ def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStac
 async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIterator[App]:
     """Open the log and the upstreams, and give the ASGI application; close them all afterwards.
 
-    Raises ConfigError and StoreError before anything is served.
+    A log that cannot be opened keeps nobody from being served: by the last-good file, or in full, until it can. One
+    that is given must be open. Raises ConfigError before anything is served, and StoreError for a log that is given or
+    for a folder in which there never was one.
     """
     for warning in check(settings):
         LOG.warning(warning)
@@ -236,18 +197,16 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
     vectors = embedders(settings)
     if not settings.upstreams:
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
-    opened = log or open_log(settings)
+    begun = begin(settings, log)
     try:
-        _note_settings(settings, opened, "serve")
-        evidence = _recovered(settings, opened)
         clients = {
             name: UpstreamClient(
-                name, upstream, keys[name], evidence.upstreams.get(name),
+                name, upstream, keys[name], begun.known.evidence.upstreams.get(name),
                 monotonic_s=time.monotonic, wall_s=time.time,
             )
             for name, upstream in settings.upstreams.items()
         }  # fmt: skip
-        gw = _running(settings, opened, evidence, clients, vectors)
+        gw = _running(settings, begun, clients, vectors)
         async with AsyncExitStack() as stack:
             for client in clients.values():
                 await stack.enter_async_context(client)
@@ -255,17 +214,40 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
                 await stack.enter_async_context(embedder)
             stack.enter_context(watched(gw.look_at_load, gw.metrics, site="load", every_s=LOOK_S))
             stack.enter_context(watched(gw.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S))
-            if isinstance(opened, SqliteLog):
-                follower = Follower(gw, opened.path)
-                await stack.enter_async_context(following(follower))
-                gw.told = follower.tell
+            gw.metrics.filled_by(gw.export_load)
+            stack.enter_context(watched(partial(books.tell_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S))
+            app = App(gw)
+            await _followed(settings, gw, begun, app, stack)
+            app.beside |= _beside(settings, begun.log, gw, stack)
             gw.ready = True
             try:
-                yield App(gw, _beside(settings, opened, gw, stack))
+                yield app
             finally:
                 gw.ready = False
                 await _handlers_end(gw)
                 desk.close_all(gw)
+                books.tell_counts(gw, all_of_them=True)
     finally:
         if log is None:
-            opened.close()
+            begun.log.close()
+
+
+async def _followed(settings: Settings, gw: Gateway, begun: Begun, app: App, stack: AsyncExitStack) -> None:
+    """Have what is decided followed, from now on or from when the log can be opened."""
+    if not isinstance(begun.log, SqliteLog | LateLog):
+        return
+    path = database_path(settings.store.url).resolve()
+    follower = Follower(gw, path, keeper=keeper(settings, begun.secret), good=begun.good)
+    if begun.problem is not None:
+        follower.serve_last_good(age_s=begun.age_s)
+
+    def came(log: SqliteLog, known: Known) -> None:
+        for name, found in known.evidence.upstreams.items():
+            gw.upstreams[name].findings = found
+        _taught_late(settings, gw, follower, known)
+        follower.tell()
+        app.beside |= _beside(settings, log, gw, stack)
+
+    await stack.enter_async_context(following(follower, gw.metrics))
+    await stack.enter_async_context(waiting(settings, gw, begun, came))
+    gw.told = follower.tell

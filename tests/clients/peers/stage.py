@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from suffice.store.views import read_episodes
+from suffice.store.database.views import read_episodes
 from suffice.testing import (
     Chain,
     FakeUpstream,

@@ -10,7 +10,7 @@ import numpy as np
 from suffice.learn.audits import AuditRuns
 from suffice.learn.features import Chosen
 from suffice.replay.online.traffic import Traffic
-from suffice.replay.survey import Survey, survey
+from suffice.replay.traces.survey import Survey, survey
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 from tests.learn.runs_made import drawn

@@ -10,10 +10,10 @@ import pytest
 
 from suffice.learn.features import DENSE
 from suffice.replay.online.traffic import Traffic, make_traffic
-from suffice.replay.own import own_traces
-from suffice.replay.runs import make_runs
-from suffice.replay.sums import fold_of
-from suffice.replay.traces import read_traces
+from suffice.replay.study.runs import make_runs
+from suffice.replay.study.sums import fold_of
+from suffice.replay.traces.own import own_traces
+from suffice.replay.traces.read import read_traces
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 from tests.replay.made import batch_of, written

@@ -13,16 +13,19 @@ from suffice.console.exchange import Asked
 from suffice.console.look import Look, page_of
 from suffice.console.views.episodes import whole_of
 from suffice.errors import BadRequest
-from suffice.store.audit_view import Entry, entry_of
-from suffice.store.chain import Head, has_chain, head
-from suffice.store.events import EVENTS, FeedbackGiven
+from suffice.store.audit.chain import Head, has_chain, head
+from suffice.store.people.audit_view import Entry, entry_of
+from suffice.store.rows.events import EVENTS, FeedbackGiven
 
 PAGE: Final = 50
 CHUNK: Final = 500
 # What the log is full of, and nobody decides: it has pages of its own, or says nothing to a person …
-HIDDEN: Final = frozenset({"request", "outcome", "feedback", "route_monitored", "job_ran", "label_wanted"})
+HIDDEN: Final = frozenset({
+    "request", "outcome", "feedback", "route_monitored", "job_ran", "label_wanted", "requests_counted",
+})  # fmt: skip
 # … and what is shown where somebody asks for it.
-QUIET: Final = HIDDEN | {"review_asked", "review_drawn", "review_leased", "review_returned", "question_kept"}
+QUIET: Final = HIDDEN | {"review_asked", "review_drawn", "review_leased", "review_returned", "question_kept",
+                  "sources_kept", "alert_sent"}  # fmt: skip
 MOST_BODY_CHARS: Final = 6_000
 
 _CHAINED: Final = """

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
-
-import msgspec
+from typing import Final, Literal
 
 from suffice.assurance.runs import current_label, measure_run
 from suffice.console.doors import Visitor
@@ -15,9 +13,9 @@ from suffice.console.look import Look, NotThere, page_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
-from suffice.store.control_events import LabelWanted
-from suffice.store.events import RequestEnded, RequestSeen
-from suffice.store.views import Label, Labelled, decoded, labels_of
+from suffice.store.database.views import Label, Labelled, decoded, labels_of
+from suffice.store.rows.control_events import LabelWanted
+from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 PAGE: Final = 50  # runs on one page
@@ -40,7 +38,7 @@ SAID: Final[Mapping[str, str]] = {
 
 # Written so that SQLite goes back through the log: left to itself, it would sort all of it.
 _PAGE: Final = """
-    SELECT o.seq, o.at_s, o.key, r.route, o.body, r.body,
+    SELECT o.seq, o.at_s, o.body, r.body,
         EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key)
     FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
     WHERE +o.kind = 'outcome' AND o.seq < :before AND (:route IS NULL OR r.route = :route)
@@ -169,7 +167,7 @@ def _looked_through(look: Look, wanted: Filter, right: _Right) -> Iterator[tuple
     before = wanted.before or 2**62
     while True:
         rows = look.connection.execute(_PAGE, {"before": before, "route": wanted.route, "limit": CHUNK}).fetchall()
-        for seq, at_s, name, _, ended, asked, said in rows:
+        for seq, at_s, ended, asked, said in rows:
             if (wanted.said == "unlabelled" and said) or (wanted.said in ("labelled", "wrong") and not said):
                 yield seq, None
                 continue
@@ -178,9 +176,8 @@ def _looked_through(look: Look, wanted: Filter, right: _Right) -> Iterator[tuple
             if not _fits(wanted, request, outcome):
                 yield seq, None
                 continue
-            line = _line(look, request, outcome, at_s, right(request, outcome) if said else None)
+            line = _line(request, outcome, at_s, right(request, outcome) if said else None)
             yield seq, None if wanted.said == "wrong" and line.correct is not False else line
-            assert name == line.episode_id
         if len(rows) < CHUNK:
             return
         before = rows[-1][0]
@@ -205,8 +202,7 @@ def _differs(outcome: Outcome) -> bool:
     return outcome.stop_step is not None and not outcome.stopped and outcome.would_answer != outcome.answer
 
 
-def _line(look: Look, request: Request, outcome: Outcome, at_s: float, correct: bool | None) -> Line:
-    assert look is not None
+def _line(request: Request, outcome: Outcome, at_s: float, correct: bool | None) -> Line:
     return Line(
         episode_id=request.episode_id, at_s=at_s, route=request.route, query_class=class_of(request.query),
         kind=request.kind, end_reason=outcome.end_reason, stopped=outcome.stopped, audit=request.audit,
@@ -290,8 +286,3 @@ def _would_be(outcome: Outcome | None, label: Feedback | None, match: Callable[[
 def _wanted(look: Look, name: str) -> LabelRequest | None:
     found = look.connection.execute(_ROW, (LabelWanted.kind, name)).fetchone()
     return decoded(found[0], LabelWanted, found[2]).request if found is not None else None
-
-
-def plain(value: Any) -> Any:
-    """A record as JSON has it. Any: records of every kind."""
-    return msgspec.to_builtins(value)

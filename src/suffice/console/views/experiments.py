@@ -11,7 +11,7 @@ from suffice.console.look import Look, NotThere
 from suffice.rollout.metrics import metric_of
 from suffice.rollout.reading import reading
 from suffice.rollout.results import Result
-from suffice.store.experiments import Held, read_experiments
+from suffice.store.routes.experiments import Held, read_experiments
 
 Analyse = Callable[[Held], Result]  # what a run of an experiment shows now; it takes a while
 

@@ -10,8 +10,8 @@ from suffice.console.look import Look
 from suffice.review.decide import in_words
 from suffice.review.incident import DECISIONS, Case
 from suffice.review.override import Override
-from suffice.store.deciding import fitting, read_now
-from suffice.store.holds import read_holds
+from suffice.store.people.deciding import fitting, read_now
+from suffice.store.people.holds import read_holds
 from suffice.types import Publication
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -9,12 +10,16 @@ from suffice.assurance.bounds import wilson
 from suffice.console.doors import Visitor
 from suffice.console.exchange import Asked
 from suffice.console.look import Look, Window, route_url, window_of
+from suffice.console.views.alerts import AlertLine, AlertReader
 from suffice.console.views.standing import Standing, standings
-from suffice.console.words import plural
-from suffice.store import rollups
-from suffice.store.rollups import ReadTo, Sums
+from suffice.shown import plural
+from suffice.store.routes import rollups
+from suffice.store.routes.rollups import ReadTo, Sums
 
 MOST_DAYS: Final = 400
+_ANY: Final = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
+LATE_S: Final = 60.0  # behind an alert: a sink that has not taken it by then does not work
+STARTS_S: Final = 30.0  # a worker that starts with the gateway takes some seconds until it holds the log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +66,17 @@ class Overview:
     routes: tuple[Standing, ...]
     days: tuple[Day, ...]
     notices: tuple[Notice, ...]
-
-    @property
-    def is_empty(self) -> bool:
-        """Has nothing been asked yet?"""
-        return not self.total.n_requests and not self.read_to.last
+    alerts: tuple[AlertLine, ...]  # that stand, and those of the last 24 hours, as on their page; a few at most
+    is_empty: bool  # has nothing been asked yet, ever?
+    liked: Standing | None  # the route whose satisfaction stopping harms most, or helps least; None: unmeasured
 
 
-def overview(look: Look, asked: Asked, _visitor: Visitor) -> Overview:
+def overview(alerts: AlertReader) -> Callable[[Look, Asked, Visitor], Overview]:
+    """The view, which reads alerts on from where they were read to."""
+    return lambda look, asked, _visitor: overview_of(look, asked, alerts.lately(look))
+
+
+def overview_of(look: Look, asked: Asked, alerts: tuple[AlertLine, ...]) -> Overview:
     """Look at all routes. Raises StoreError, and BadRequest for a window that is not offered."""
     window = window_of(asked.query, look.now_s)
     read_to = rollups.read_to(look.connection)
@@ -90,8 +98,15 @@ def overview(look: Look, asked: Asked, _visitor: Visitor) -> Overview:
         worst=max(measured, key=lambda one: one.budget_used or 0.0) if measured else None,
         routes=found,
         days=days_of(look, window),
-        notices=notices(found, read_to, look),
+        notices=notices(found, read_to, look, alerts),
+        alerts=alerts,
+        is_empty=not total.n_requests and look.connection.execute(_ANY).fetchone() is None,
+        liked=min((one for one in found if one.liking_effect), key=_effect_of, default=None),
     )  # fmt: skip
+
+
+def _effect_of(one: Standing) -> float:
+    return one.liking_effect.value if one.liking_effect is not None else 0.0
 
 
 def share(part: float, rest: float) -> float | None:
@@ -106,7 +121,7 @@ def days_of(look: Look, window: Window, route: str | None = None) -> tuple[Day, 
 
 
 def _day(day: int, one: Sums) -> Day:
-    full, stopped = _band(one.n_full_right, one.n_full_marked), _band(one.n_stopped_right, one.n_stopped_marked)
+    full, stopped = _band(one.n_full_right, one.n_full_marked), _band(*one.stopped_marks)
     return Day(
         day=day, n_requests=one.n_requests, n_stopped=one.n_stopped, saved_tokens=one.saved_tokens,
         spent_tokens=one.completion_tokens + one.overhead_tokens, saved_usd=one.saved_usd,
@@ -123,9 +138,11 @@ def _band(k: int, n: int) -> tuple[float | None, float | None, float | None]:
     return k / n, between.low, between.high
 
 
-def notices(found: tuple[Standing, ...], read_to: ReadTo, look: Look) -> tuple[Notice, ...]:
+def notices(
+    found: tuple[Standing, ...], read_to: ReadTo, look: Look, alerts: tuple[AlertLine, ...]
+) -> tuple[Notice, ...]:
     """What needs somebody, the worst first."""
-    told = list[Notice]()
+    told = list(untold(alerts, look.now_s))
     for one in found:
         place = route_url(one.name)
         if one.phase.phase == "paused":
@@ -137,7 +154,8 @@ def notices(found: tuple[Standing, ...], read_to: ReadTo, look: Look) -> tuple[N
             for alert in one.alerts
         ]
         route = look.route(one.name)
-        if route is not None and route.certifies_itself and not one.phase.attended and one.sums.n_requests:
+        alone = route is not None and route.certifies_itself and not one.phase.attended and one.sums.n_requests
+        if alone and look.now_s - look.begun_s > STARTS_S:
             told.append(Notice(
                 level="warn", text=f"{one.name}: no control loop looks after it now", href=place, action="See why",
             ))  # fmt: skip
@@ -153,6 +171,14 @@ def notices(found: tuple[Standing, ...], read_to: ReadTo, look: Look) -> tuple[N
         ))  # fmt: skip
     order = {"alarm": 0, "warn": 1, "info": 2}
     return tuple(sorted(told, key=lambda one: order[one.level]))
+
+
+def untold(alerts: tuple[AlertLine, ...], now_s: float) -> Iterator[Notice]:
+    """Sinks that do not take what they should have been told a while ago."""
+    late = [name for one in alerts if now_s - one.at_s > LATE_S for name in one.waits_for]
+    for name in dict.fromkeys(late):
+        said = f"The sink {name} has not taken {plural(late.count(name), 'alert')} yet"
+        yield Notice(level="alarm", text=said, href="/console/alerts", action="See alerts")
 
 
 def wait_for(n: int) -> str:

@@ -11,11 +11,11 @@ from suffice.console.exchange import Asked
 from suffice.console.look import Look, NotThere
 from suffice.rollout.stages import Standing
 from suffice.settings import Route
-from suffice.store.advice import newest_arm, newest_proposal
-from suffice.store.advice_events import ArmWorth, Proposed
-from suffice.store.control_events import PolicyPublished
-from suffice.store.in_force import InForce, decisions_of, read_decided
-from suffice.store.rollouts import Held, read_rollouts, running
+from suffice.store.routes.advice import newest_arm, newest_proposal
+from suffice.store.routes.in_force import InForce, decisions_of, read_decided
+from suffice.store.routes.rollouts import Held, own_version, read_rollouts, running, serving
+from suffice.store.rows.advice_events import ArmWorth, Proposed
+from suffice.store.rows.control_events import PolicyPublished
 from suffice.types import Publication
 
 MOST_PUBLICATIONS: Final = 20  # of a route
@@ -40,6 +40,7 @@ class RoutePolicy:
     route: str
     mode: str
     owned: str  # the name of the policy that its owner wrote down; "": the control loop decides
+    brought: str  # address of the policy that a rollout has put in its place; "": none has
     level: int  # in force
     paused: str  # why; "": it is not
     rollout: Held | None  # that runs; None: none does
@@ -83,6 +84,7 @@ def _of(look: Look, name: str, route: Route, held: InForce, rollouts: tuple[Held
         route=name,
         mode=route.mode,
         owned=str(route.policy.get("policy", "")),
+        brought=_brought(name, route, rollouts),
         level=held.level,
         paused=held.pause.reason if held.pause is not None else "",
         rollout=running(rollouts).get(name),
@@ -91,6 +93,14 @@ def _of(look: Look, name: str, route: Route, held: InForce, rollouts: tuple[Held
         proposal=newest_proposal(look.connection, name),
         arm=newest_arm(look.connection, name),
     )
+
+
+def _brought(name: str, route: Route, rollouts: tuple[Held, ...]) -> str:
+    if not route.policy:
+        return ""
+    own = own_version(route).address
+    now = serving(rollouts, name, own)
+    return "" if now == own else now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,9 @@ from suffice.review.agreement import Kappa, agreement
 from suffice.review.estimate import em_of
 from suffice.review.items import Item, Lease, Verdict, words_for
 from suffice.review.queue import Place, Queue, State
-from suffice.store.reviews import NOTHING_ASKED, Reviews, kept_question, read_reviews
+from suffice.store.database.views import decoded
+from suffice.store.people.reviews import NOTHING_ASKED, Reviews, kept_question, kept_sources, read_reviews
+from suffice.store.rows.events import RequestEnded, RequestSeen
 
 MOST_WAITING: Final = 30  # that are listed
 MOST_SETTLED: Final = 15
@@ -23,6 +25,7 @@ WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "neither": ("n", "Neither is right"), "right": ("y", "It is right"), "wrong": ("n", "It is wrong"),
     "unsure": ("u", "I cannot say"),
 }  # fmt: skip
+_ROW: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
 FileOf = Callable[[Item], str | None]  # the text of an item's question from the route's own file; None: it is in none
 
 
@@ -45,6 +48,26 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoopStep:
+    """One step of a loop that its caller runs, with what it read and wrote."""
+
+    step: int  # from 1
+    action: str  # what its caller calls this kind of step; "": nothing
+    answer: str | None  # that it would have given; None: none
+    read: tuple[str, ...]  # passages; (): none were told, or none are kept
+    wrote: str  # its own text; "": as above
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """The steps of a run of kind "rounds", and its sources as far as the log holds them."""
+
+    steps: tuple[LoopStep, ...]
+    sources_from: str  # where the texts are from, or why there are none
+    is_cut: bool  # there was more than is kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InHand:
     """The item that a reviewer has."""
 
@@ -52,6 +75,7 @@ class InHand:
     lease: Lease
     question: str | None  # its text; None: it cannot be had
     question_from: str  # where it is from, or why there is none
+    loop: Loop | None  # None: the run is no loop of its caller's
     choices: tuple[Choice, ...]
     others: tuple[Verdict, ...]  # what the others said, where this reviewer decides between them
 
@@ -124,6 +148,7 @@ class Reader:
             lease=lease,
             question=question,
             question_from=where,
+            loop=_loop(look, place.item),
             choices=choices,
             others=place.verdicts if place.needs_third else (),
         )
@@ -139,6 +164,28 @@ class Reader:
             f"The log holds no text. Set routes.{item.route}.review.keep_text, or name a file in"
             f" routes.{item.route}.review.questions."
         )
+
+
+def _loop(look: Look, item: Item) -> Loop | None:
+    """The steps of a loop, oldest first."""
+    asked = look.connection.execute(_ROW, (RequestSeen.kind, item.episode_id)).fetchone()
+    ended = look.connection.execute(_ROW, (RequestEnded.kind, item.episode_id)).fetchone()
+    if asked is None or ended is None or decoded(asked[0], RequestSeen, asked[1]).request.kind != "rounds":
+        return None
+    kept = kept_sources(look.connection, item.episode_id, now_s=look.now_s)
+    told = kept.sources if kept is not None else ()
+    steps = tuple(
+        LoopStep(
+            step=one.index, action=one.caller_action or "", answer=one.answer,
+            read=tuple(each.text for each in told if each.step == one.index and each.what == "read"),
+            wrote="".join(each.text for each in told if each.step == one.index and each.what == "wrote"),
+        )
+        for one in decoded(ended[0], RequestEnded, ended[1]).outcome.steps
+    )  # fmt: skip
+    if kept is None:
+        where = f"the log holds none of their texts; routes.{item.route}.review.keep_text keeps those to come"
+        return Loop(steps=steps, sources_from=where, is_cut=False)
+    return Loop(steps=steps, sources_from="texts are kept in the log", is_cut=kept.is_cut)
 
 
 def _listed(place: Place, now_s: float) -> Waiting:

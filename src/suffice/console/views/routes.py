@@ -6,32 +6,33 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from suffice.assurance.forecast import Forecast
 from suffice.assurance.ledger import Account
+from suffice.assurance.liking import SATISFACTION, Liking
 from suffice.assurance.outlook import Outlook
 from suffice.console.doors import Visitor
 from suffice.console.exchange import Asked
 from suffice.console.look import Look, NotThere, Window, window_of
 from suffice.console.views.overview import Day, days_of
 from suffice.console.views.standing import Standing, standings
-from suffice.store import rollups
-from suffice.store.advice import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
-from suffice.store.advice_events import Proposed
-from suffice.store.control_events import (
+from suffice.store.database.decisions import read_artefact
+from suffice.store.database.log import Stored
+from suffice.store.routes import rollups
+from suffice.store.routes.advice import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
+from suffice.store.routes.in_force import InForce, decisions_of, read_decided
+from suffice.store.routes.rollups import Sums
+from suffice.store.rows.advice_events import Proposed
+from suffice.store.rows.control_events import (
     AlarmRaised,
     EnforcementPaused,
     EnforcementResumed,
     EpochBegan,
     PolicyPublished,
 )
-from suffice.store.decisions import read_artefact
-from suffice.store.in_force import InForce, decisions_of, read_decided
-from suffice.store.log import Stored
-from suffice.store.rollups import Sums
 
 MOST_DECISIONS: Final = 200
 MOST_LOOKS: Final = 120  # of `monitor`, for the line of the drop over time
@@ -73,6 +74,7 @@ class Group:
     sums: Sums
     account: Account | None  # as `monitor` saw it; None: it is not among those it keeps
     level: int | None  # that holds it back; None: none does
+    liking: Liking | None  # satisfaction, since the accounts began; None: nobody said anything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +119,8 @@ class RoutePage:
     decided: tuple[Decided, ...]  # newest first
     forecasts: tuple[Forecast, ...]
     alerts: tuple[str, ...]  # that were raised, newest first
+    likings: tuple[Liking, ...]  # what people say of the whole route, by measure; (): nobody said anything
+    confidence: float  # of each interval of the looks by itself
 
 
 def routes(look: Look, asked: Asked, _visitor: Visitor) -> Routes:
@@ -139,12 +143,14 @@ def route(look: Look, asked: Asked, _visitor: Visitor) -> RoutePage:
         frontier=_curve(proposal), frontier_of=proposal.address if proposal is not None else "",
         operating=_operating(read_decided(connection).of(name)),
         thresholds=_thresholds(connection, name),
-        classes=_groups(connection, name, window, "query_class", _by_class(outlook), held),
-        versions=_groups(connection, name, window, "version", _by_version(outlook), {}),
+        classes=_groups(connection, name, window, "query_class", _by_class(outlook), held, _liked(outlook, "class")),
+        versions=_groups(connection, name, window, "version", _by_version(outlook), {}, _liked(outlook, "version")),
         looks=tuple(_seen(one) for one in recent_outlooks(connection, name, MOST_LOOKS)),
         decided=tuple(_decided(stored) for stored in decisions_of(connection, name, MOST_DECISIONS)),
         forecasts=tuple(one for one in (outlook.drop, outlook.em) if one is not None) if outlook is not None else (),
         alerts=tuple(one.reason for one in recent_alerts(connection, name, 20)),
+        likings=outlook.whole_likings if outlook is not None else (),
+        confidence=outlook.confidence if outlook is not None else found.confidence,
     )  # fmt: skip
 
 
@@ -189,6 +195,14 @@ def _by_version(outlook: Outlook | None) -> Mapping[str, Account]:
     return {} if outlook is None else {one.version or "": one for one in outlook.versions}
 
 
+def _liked(outlook: Outlook | None, by: Literal["class", "version"]) -> Mapping[str, Liking]:
+    """Satisfaction of each class, or of each version; of a route with but one, the route's own, under ""."""
+    found = [one for one in outlook.likings if one.measure == SATISFACTION] if outlook is not None else []
+    named = [(one.query_class if by == "class" else one.version, one) for one in found]
+    whole = [one for one in found if one.query_class is None and one.version is None]
+    return {name: one for name, one in named if name is not None} or dict(zip([""], whole, strict=False))
+
+
 def _groups(
     connection: sqlite3.Connection,
     name: str,
@@ -196,11 +210,15 @@ def _groups(
     by: rollups.Group,
     accounts: Mapping[str, Account],
     held: Mapping[str, int],
+    liked: Mapping[str, Liking],
 ) -> tuple[Group, ...]:
     """The largest ones first."""
     found = rollups.read(connection, (by,), route=name, since_hour=window.since_hour)
     groups = [
-        Group(name=str(key[0]), sums=one, account=accounts.get(str(key[0])), level=held.get(str(key[0])))
+        Group(
+            name=str(key[0]), sums=one, account=accounts.get(str(key[0])), level=held.get(str(key[0])),
+            liking=liked.get(str(key[0])) or (liked.get("") if len(found) == len(liked) == 1 else None),
+        )
         for key, one in found.items()
     ]
     return tuple(sorted(groups, key=lambda one: (-one.sums.n_requests, one.name))[:MOST_GROUPS])

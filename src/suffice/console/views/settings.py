@@ -15,9 +15,9 @@ from suffice.console.look import Look
 from suffice.console.openapi import VERSION
 from suffice.console.people import Roster
 from suffice.settings import Settings
-from suffice.store.decisions import is_attended
-from suffice.store.epochs import job_history
-from suffice.store.views import upstream_findings
+from suffice.store.database.decisions import is_attended
+from suffice.store.database.views import upstream_findings
+from suffice.store.routes.epochs import job_history
 from suffice.types import Findings, JobRun
 
 MOST_CHARS: Final = 400  # of one value: a learned model written into a policy is long

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import Estimate
+from suffice.assurance.liking import Liking
 from suffice.assurance.outlook import Outlook
 from suffice.console.look import DAY_S, Look, Window
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
-from suffice.store import rollups
-from suffice.store.advice import newest_outlook
-from suffice.store.decisions import is_attended
-from suffice.store.epochs import labels_wanted
-from suffice.store.in_force import NOTHING, Decided, InForce, read_decided
-from suffice.store.phases import Phase, open_labels, phase_of, promise
-from suffice.store.rollups import DAY_HOURS, Sums
+from suffice.store.database.decisions import is_attended
+from suffice.store.routes import rollups
+from suffice.store.routes.advice import newest_outlook
+from suffice.store.routes.epochs import labels_wanted
+from suffice.store.routes.in_force import NOTHING, Decided, InForce, read_decided
+from suffice.store.routes.phases import Phase, open_labels, phase_of, promise
+from suffice.store.routes.rollups import DAY_HOURS, Sums
 
 RATE_DAYS: Final = 7  # of the latest days: how many audits come a day
 
@@ -35,11 +35,13 @@ class Standing:
     max_em_drop: float  # fraction: what its owner accepts
     confidence: float
     phase: Phase
+    owned: str  # the policy that its owner wrote down, whatever rollouts made of it; "": the control loop decides
     promise: str
     em_full: Estimate | None  # hold at every look, as `monitor` saw them; else of the window, for one look
     em_stopped: Estimate | None  # stopped runs are the easy ones: not to be compared with `em_full`
     em_drop: Estimate | None  # paired, on audits
     saving: Estimate | None  # of tokens, paired, on audits
+    liking: Liking | None  # ratings, thumbs and surveys, as `monitor` saw them; None: nobody said anything
     seen_at: int | None  # requests of the route when `monitor` looked last; None: it has not
     alerts: tuple[str, ...]  # sentences of forecasts that cross their limit
     sums: Sums  # of the window
@@ -50,6 +52,11 @@ class Standing:
     def is_certified(self) -> bool:
         """Is a level in force that was proved?"""
         return self.phase.phase == "certified"
+
+    @property
+    def liking_effect(self) -> Estimate | None:
+        """What stopping does to satisfaction: stopped less full, paired by the audit lottery; None: not measured."""
+        return self.liking.effect if self.liking is not None else None
 
     @property
     def budget_used(self) -> float | None:
@@ -80,11 +87,6 @@ def standings(look: Look, window: Window) -> tuple[Standing, ...]:
     )
 
 
-def standing(look: Look, name: str, window: Window) -> Standing | None:
-    """One route; None: neither the settings nor the log know it. Raises StoreError."""
-    return next((one for one in standings(look, window) if one.name == name), None)
-
-
 def _standing(look: Look, name: str, decided: Decided, sums: Sums, recent: Sums | None, *, attended: bool) -> Standing:
     route, held = look.route(name), decided.of(name)
     outlook = newest_outlook(look.connection, name)
@@ -105,14 +107,16 @@ def _standing(look: Look, name: str, decided: Decided, sums: Sums, recent: Sums 
         max_em_drop=route.max_em_drop if route is not None else 0.0,
         confidence=route.confidence if route is not None else 0.95,
         phase=phase,
+        owned="" if route is None or route.certifies_itself else str(route.policy.get("policy", "")),
         promise=promise(
             name, route, phase if held is not NOTHING else None, outlook, labelled=labelled,
             scorer=scorer_label(route.scorer) if route is not None else "",
         ),
         em_full=whole.em_full if whole is not None else _rate(sums.n_full_right, sums.n_full_marked),
-        em_stopped=whole.em_stopped if whole is not None else _rate(sums.n_stopped_right, sums.n_stopped_marked),
+        em_stopped=whole.em_stopped if whole is not None else _rate(*sums.stopped_marks),
         em_drop=whole.em_drop if whole is not None else None,
         saving=whole.saving if whole is not None else None,
+        liking=outlook.satisfaction if outlook is not None else None,
         seen_at=outlook.at if outlook is not None else None,
         alerts=tuple(one.reason for one in forecasts if one is not None and one.alert),
         sums=sums,
@@ -142,17 +146,32 @@ def missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> st
     if route.mode == "off":
         return 'Its mode is off: requests pass through, and nothing is measured. Set mode = "observe" to begin.'
     if not route.certifies_itself:
-        return "Its owner wrote the policy down, so no control loop certifies it. Remove policy to let one learn."
+        return (
+            "Its owner wrote the policy down, and nobody certifies it while it observes or acts uncertified. Set mode ="
+            ' "enforce" without uncertified to have it proved, or remove policy to let one learn.'
+        )
     if not phase.attended:
         return "No control loop looks after this route now. suffice serve starts one; it needs the extra train."
     if phase.phase == "paused":
         return "Paused: every request runs in full until somebody resumes it."
+    if route.is_owned:
+        return _owners(phase, audits_a_day)
     if route.is_paired or phase.spending is not None:
         return _no_next_level(phase, route)
     if phase.phase in ("unattended", "cold start", "burst"):
         left = max(0, phase.n_burst - phase.n_requests)
         return f"{left:,} more full runs{_in_days(left, audits_a_day)} before a first level can be proved."
     return _next_level(phase, audits_a_day)
+
+
+def _owners(phase: Phase, audits_a_day: float | None) -> str:
+    """Where its owner wrote the policy down: it is proved, or nothing stops."""
+    if phase.level:
+        return "Nothing: its owner's policy is proved."
+    if phase.n_missing is None:
+        return "Its owner's policy is not proved, and no number of audits like those so far would do it."
+    days = _in_days(phase.n_missing, audits_a_day)
+    return f"About {phase.n_missing:,} more audits{days} until its owner's policy is proved."
 
 
 def _next_level(phase: Phase, audits_a_day: float | None) -> str:
@@ -178,8 +197,3 @@ def _in_days(n: int, a_day: float | None) -> str:
         return ""
     days = n / a_day
     return f" ({days:,.0f} days at the present rate)" if days >= 2 else f" ({24 * days:,.0f} hours at the present rate)"
-
-
-def by_name(found: tuple[Standing, ...]) -> Mapping[str, Standing]:
-    """The same, to look one up."""
-    return {one.name: one for one in found}

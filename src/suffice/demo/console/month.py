@@ -1,6 +1,6 @@
 """The made-up month: requests, one after the other, and the real jobs of the control loop looking at them.
 
-    questions ──▶ runs, stopped as the version in force says ──▶ log ──▶ certify, monitor, retrain, rollup ──▶ log …
+    questions ──▶ runs, stopped as the version in force says ──▶ log ──▶ certify, monitor, advance, rollup … ──▶ log …
 
 Time passes as the log says; a month takes seconds. What is certified, and what it costs, is whatever comes out.
 """
@@ -15,24 +15,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from suffice.assurance.money import cost_of
-from suffice.control.jobs import Job, Worker
-from suffice.control.loops import Certify
-from suffice.control.matching import matching
-from suffice.control.monitor import Monitor
-from suffice.control.proposing import Retrain
-from suffice.control.rollup import Rollup
-from suffice.demo.console import people
+from suffice.control.evidence.matching import matching
+from suffice.control.jobs.advance import Advance
+from suffice.control.jobs.base import Job, Worker
+from suffice.control.jobs.loops import Certify
+from suffice.control.jobs.monitor import Monitor
+from suffice.control.jobs.notify import Notify
+from suffice.control.jobs.proposing import Retrain
+from suffice.control.jobs.rollup import Rollup
+from suffice.demo.console import ends, loops, people, tries
+from suffice.demo.console.hook import Took
 from suffice.errors import SufficeError
 from suffice.learn.version import Version, load_version
 from suffice.policy.base import build_policy
 from suffice.replay.run import Replayed, replay
-from suffice.settings import Prices, Settings, parse
-from suffice.store.decisions import Decisions, read_artefact
-from suffice.store.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.in_force import NOTHING, InForce, read_decided
-from suffice.store.sqlite import SqliteLog
-from suffice.store.views import reading
+from suffice.review.decide import Asked as Wants
+from suffice.settings import Settings, parse
+from suffice.store.database.decisions import Decisions, read_artefact
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import reading
+from suffice.store.people.deciding import decide_incident, open_incident
+from suffice.store.people.reviews import ask_about
+from suffice.store.routes.in_force import NOTHING, InForce, read_decided
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.kill_events import KillSwitched, Switching
 from suffice.types import Episode, Outcome, Request
 
 ROUTE: Final = "math"
@@ -40,8 +46,10 @@ DAYS: Final = 30
 DAY_S: Final = 86_400
 EACH: Final = 60  # requests between two looks of the control loop
 SHARE: Final = 0.15  # of audits
+SELDOM: Final = 4  # the accounts are looked at once in so many looks: they are most of the work
 AUTHOR: Final = "worker demo"
-PRICES: Final = Prices(input_usd_per_mtok=0.4, output_usd_per_mtok=1.6)
+_BECAUSE: Final = "the risk is below the level's threshold"
+WEBHOOK: Final = "SUFFICE_DEMO_WEBHOOK"  # environment variable with the address of the demonstration's own
 TABLES: Final[dict[str, Any]] = {
     "routes": {
         ROUTE: {
@@ -49,19 +57,27 @@ TABLES: Final[dict[str, Any]] = {
             "max_em_drop": 0.04, "confidence": 0.95, "audit_share": SHARE, "match": {"header": ROUTE},
             "max_extra_calls": 48,
         },
+        **tries.TABLES["routes"],
         "support": {
             "upstream": "house", "kind": "samples", "samples": people.N_SAMPLES, "scorer": "number", "mode": "observe",
             "match": {"header": "support"}, "max_extra_calls": 48,
         },
         "embeddings": {"upstream": "house", "mode": "off", "match": {"header": "embeddings"}},
+        loops.ROUTE: {
+            "kind": "rounds", "scorer": "text", "mode": "observe", "match": {"header": loops.ROUTE},
+            "policy": {"policy": "stable-answer", "streak": 2}, "review": {"keep_text": True, "text_days": 60.0},
+        },
     },
+    "experiments": tries.TABLES["experiments"],
+    "alerts": {"webhook_url_env": WEBHOOK},
     "control": {"tick_requests": 20, "burst_requests": 400, "refit_requests": 600, "window_audits": 800},
 }  # fmt: skip
 
 
 def settings_for(database: Path, *, upstream: str = "http://127.0.0.1:9") -> Settings:
     """The settings that the month is lived under."""
-    prices = {"input_usd_per_mtok": PRICES.input_usd_per_mtok, "output_usd_per_mtok": PRICES.output_usd_per_mtok}
+    own = ends.PRICES
+    prices = {"input_usd_per_mtok": own.input_usd_per_mtok, "output_usd_per_mtok": own.output_usd_per_mtok}
     return parse({
         **TABLES, "upstreams": {"house": {"url": upstream, "slots": 8, "prices": prices}},
         "store": {"url": f"sqlite:///{database}"},
@@ -86,20 +102,27 @@ class Month:
     settings: Settings
     path: Path
     log: SqliteLog
+    writer: Decisions
     worker: Worker
+    watcher: Worker  # with the job `monitor`
+    tries: tries.Tries
     clock: Clock
     rng: random.Random
+    aside: random.Random  # of loops: however many there are, the other routes draw the same
     full_tokens: list[int] = field(default_factory=list)  # of full runs, for the estimate of what a stop saved
     versions: dict[str, Version] = field(default_factory=dict)
     held: InForce = NOTHING
+    doubtful: str = ""  # the latest loop whose early answer was another one
+    resting: bool = False  # is the kill switch pulled?
     n: int = 0
+    n_looks: int = 0
 
     def ask(self) -> None:
         """One request on the governed route, as the gateway would serve it now."""
         audit = self.held.in_burst or self.rng.random() < SHARE
-        level = 0 if self.held.in_burst else self.held.level
+        level = 0 if self.held.in_burst or self.resting else self.held.level
         made = self.held.publication
-        version = f"{made.version}@{level}" if made is not None and level else ""
+        version = made.version if made is not None and level else ""
         request, outcome, right = people.full_run(
             self.n, people.drawn_from(people.MATH, self.rng), self.rng, route=ROUTE, audit=audit, version=version,
             propensity=1.0 if self.held.in_burst else SHARE if audit else 1 - SHARE, certified=level > 0, setup="demo",
@@ -109,10 +132,10 @@ class Month:
         replayed = self._replayed(request, outcome, level)
         if audit:
             self.full_tokens.append(outcome.usage.completion_tokens if outcome.usage is not None else 0)
-            ended = _noted(outcome, replayed)
+            ended = ends.noted(outcome, replayed)
         else:
-            ended = self._stopped(outcome, replayed)
-        self._write(request, _priced(ended), right)
+            ended = ends.stopped(outcome, replayed, self.full_tokens, because=_BECAUSE)
+        self._write(request, ends.priced(ended), right)
 
     def watch(self) -> None:
         """One request on the route that only observes: all of them run in full, and some are drawn as audits."""
@@ -122,7 +145,14 @@ class Month:
             propensity=SHARE if audit else 1 - SHARE, certified=False, setup="demo", at_s=self.clock.at_s,
         )  # fmt: skip
         self.n += 1
-        self._write(replace(request, mode="observe"), _priced(outcome), right)
+        self._write(replace(request, mode="observe"), ends.priced(outcome), right)
+
+    def ask_quiz(self, part: float) -> None:
+        """One request on the route where things are tried; part of the month that is over, [0, 1]."""
+        self.tries.pass_time(part)
+        request, outcome, right = self.tries.ask(self.n, at_s=self.clock.at_s)
+        self.n += 1
+        self._write(request, outcome, right, self.tries.rng)
 
     def pass_on(self) -> None:
         """One request that nobody governs."""
@@ -132,23 +162,69 @@ class Month:
         )  # fmt: skip
         self.n += 1
         self._append(RequestSeen(replace(request, mode="off", ungoverned="off", query=None, n_samples=1, unit="")))
-        self._append(RequestEnded(replace(_priced(outcome), steps=(), vote=(), answer=None)))
+        self._append(RequestEnded(replace(ends.priced(outcome), steps=(), vote=(), answer=None)))
+
+    def loop(self) -> None:
+        """One run of somebody's own loop, with what it read."""
+        for event in loops.walked(self.n, self.aside, at_s=self.clock.at_s):
+            self._append(event)
+            if isinstance(event, RequestEnded) and event.outcome.would_answer not in (None, event.outcome.answer):
+                self.doubtful = event.outcome.episode_id
+        self.n += 1
+
+    def doubt(self) -> None:
+        """Somebody wants the latest loop looked at whose early answer was another one."""
+        rules = {loops.ROUTE: self.settings.routes[loops.ROUTE].review}
+        ask_about(self.writer, self.doubtful, rules, "it took the first date it found", "ann", now_s=self.clock.at_s)
+
+    def drill(self, *, on: bool) -> None:
+        """Somebody pulls the kill switch, or releases it."""
+        reason = "a drill: ann tries the switch" if on else "the drill is over"
+        self._append(KillSwitched(Switching(on=on, reason=reason, stamp=int(self.clock.at_s * 1e9))))
+        self.resting = on
+        self._told()
+
+    def complain(self, summary: str) -> str:
+        """Somebody opens an incident; its name."""
+        found = open_incident(
+            self.writer, ROUTE, self.settings.routes[ROUTE], summary, "ann", now_s=self.clock.at_s
+        )  # fmt: skip
+        if isinstance(found, str):
+            raise SufficeError(f"demo: {found}")
+        self._told()
+        return found.incident
+
+    def _told(self) -> None:
+        """Whoever is told of alerts is told at once: the worker looks every second in life."""
+        self.log.drain(20)
+        self.worker.once("notify")
+
+    def accept(self, incident: str, reason: str) -> None:
+        """Somebody decides an incident: what is in force goes on."""
+        wanted = Wants(incident=incident, decision="accept", reason=reason, author="ann")
+        found = decide_incident(self.writer, self.settings.routes[ROUTE], ROUTE, wanted, now_s=self.clock.at_s)
+        if isinstance(found, str):
+            raise SufficeError(f"demo: {found}")
 
     def look(self, *jobs: str) -> None:
         """The control loop looks at the log, and what it decided holds; then these jobs, as somebody asked for them."""
         if not self.log.drain(20):
             raise SufficeError("demo: the log could not be written")
+        if self.n_looks % SELDOM == 0 or jobs:
+            self.watcher.round()
+        self.n_looks += 1
         self.worker.round()
         for job in self.worker.jobs:
             if job.name in jobs:
                 job.forget()  # it may be at rest, and somebody asks
                 self.worker.once(job.name)
         self.held = read_decided(self.path).of(ROUTE)
+        self.tries.follow()
 
-    def _write(self, request: Request, outcome: Outcome, right: str) -> None:
+    def _write(self, request: Request, outcome: Outcome, right: str, rng: random.Random | None = None) -> None:
         self._append(RequestSeen(request))
         self._append(RequestEnded(outcome))
-        for given in people.said(outcome, right, self.rng):
+        for given in people.said(outcome, right, rng or self.rng):
             self._append(FeedbackGiven(given))
 
     def _append(self, event: Event) -> None:
@@ -172,53 +248,15 @@ class Month:
                 self.versions[made.fit] = load_version(json.loads(read_artefact(connection, made.fit) or "null"))
         return self.versions[made.fit]
 
-    def _stopped(self, outcome: Outcome, replayed: Replayed | None) -> Outcome:
-        """The run as it ends where it is stopped, with what that is estimated to have saved."""
-        if replayed is None or replayed.stop_step is None or outcome.usage is None:
-            return outcome
-        mean = sum(self.full_tokens[-500:]) / max(1, len(self.full_tokens[-500:]))
-        steps = outcome.steps[: replayed.stop_step]
-        usage = replace(outcome.usage, completion_tokens=replayed.tokens)
-        saved = max(0, round(mean - replayed.tokens))
-        return replace(
-            outcome, end_reason="stopped", stopped=True, stop_reason="suffices", stop_step=replayed.stop_step,
-            answer=replayed.answer, would_answer=replayed.answer, usage=usage, finish_method="vote",
-            steps=(*steps[:-1], replace(steps[-1], action="stop", reason="the risk is below the level's threshold")),
-            decision="the risk is below the level's threshold", tokens_saved_estimate=saved,
-            estimate_method=f"mean of {min(500, len(self.full_tokens))} full runs of this route",
-            vote=_counted([step.answer for step in steps if step.answer]),
-            duration_s=round(outcome.duration_s * replayed.tokens / outcome.usage.completion_tokens, 3),
-        )  # fmt: skip
-
-
-def _counted(answers: list[str]) -> tuple[tuple[str, int], ...]:
-    return tuple((one, answers.count(one)) for one in dict.fromkeys(answers))
-
-
-def _noted(outcome: Outcome, replayed: Replayed | None) -> Outcome:
-    """A full run with where it would have stopped."""
-    if replayed is None or replayed.stop_step is None:
-        return outcome
-    return replace(outcome, stop_step=replayed.stop_step, would_answer=replayed.answer)
-
-
-def _priced(outcome: Outcome) -> Outcome:
-    assert outcome.usage is not None
-    cost = cost_of(
-        PRICES, prompt_tokens=outcome.usage.prompt_tokens, completion_tokens=outcome.usage.completion_tokens
-    ).total_usd
-    saved = (outcome.tokens_saved_estimate or 0) * PRICES.output_usd_per_mtok / 1e6
-    return replace(
-        outcome, cost_usd=cost, overhead_usd=0.0, saved_usd_estimate=saved if outcome.stopped else None,
-        would_cost_usd=cost if outcome.stop_step is not None and not outcome.stopped else None,
-    )  # fmt: skip
-
 
 @contextmanager
 def month(
-    settings: Settings, path: Path, *, begin_s: float, seed: int, monotonic_s: Callable[[], float]
+    settings: Settings, path: Path, *, begin_s: float, seed: int, secret: str, monotonic_s: Callable[[], float]
 ) -> Iterator[Month]:
-    """A month on a new log, while the block lasts. Raises StoreError."""
+    """A month on a new log, while the block lasts. Raises StoreError.
+
+    secret  of the deployment, which signs versions
+    """
     clock, rng = Clock(begin_s), random.Random(seed)
     log = SqliteLog.open(settings.store, now=clock)
     with Decisions.open(path, now=clock, monotonic_s=monotonic_s) as writer:
@@ -230,35 +268,57 @@ def month(
         }
         certify, monitor = Certify(author=AUTHOR, **common), Monitor(author=AUTHOR, **common)
         rollup = Rollup(now=clock, **common)
-        jobs: tuple[Job, ...] = (certify, monitor, Retrain(author=AUTHOR, **common), rollup)
-        ids = iter(range(10**9))
-        worker = Worker(
-            decisions=writer,
-            jobs=jobs,
-            author=AUTHOR,
-            now=clock,
+        told = Notify(
+            settings=settings.alerts, path=writer.path, sinks=(Took("log"), Took("webhook")), now=clock,
             monotonic_s=monotonic_s,
-            new_id=lambda: f"jr_{next(ids):011x}",
-        )
+        )  # fmt: skip
+        retrain = Retrain(author=AUTHOR, secret=secret, now=clock, **common)
+        # It rests between two looks, in time that passes as the log says.
+        advance = Advance(author=AUTHOR, secret=secret, now=clock, **(common | {"monotonic_s": clock}))
+        ids = iter(range(10**9))
+        works: dict[str, Any] = {
+            "decisions": writer, "author": AUTHOR, "now": clock, "monotonic_s": monotonic_s,
+            "new_id": lambda: f"jr_{next(ids):011x}",
+        }  # fmt: skip
+        jobs: tuple[Job, ...] = (certify, retrain, advance, told, rollup)
         try:
-            yield Month(settings=settings, path=writer.path, log=log, worker=worker, clock=clock, rng=rng)
+            yield Month(
+                settings=settings, path=writer.path, log=log, writer=writer, worker=Worker(jobs=jobs, **works),
+                watcher=Worker(jobs=(monitor,), **works), clock=clock, rng=rng, aside=random.Random(seed + 1),
+                tries=tries.Tries(
+                    settings=settings, writer=writer, secret=secret, salt=f"month {seed}", rng=random.Random(seed + 2)
+                ),
+            )  # fmt: skip
         finally:
-            for job in (certify, monitor, rollup):
+            for job in (certify, monitor, advance, rollup):
                 job.close()
             log.close()
 
 
 def live(made: Month, *, n: int, until_s: float, told: Callable[[int, InForce], None] = lambda _n, _held: None) -> None:
-    """Let a month pass: `n` requests on the governed route, a third as many on the one that observes."""
+    """Let a month pass: `n` requests each on the route that learns and where things are tried, fewer on others."""
     step_s = (until_s - made.clock.at_s) / max(1, n)
+    people_do, incident = {n // 2: True, n // 2 + 2: False, n - 14: True, n - 12: False}, ""
     for number in range(n):
         made.clock.at_s += step_s
+        if number in people_do:
+            made.drill(on=people_do[number])
+        if number == 2 * n // 3:
+            incident = made.complain("two users say that the unit is missing where areas are asked for")
+        elif number == 3 * n // 4:
+            made.accept(incident, "the prompt asks for the unit since today")
+        elif number == n - 8:
+            made.complain("answers about areas are without their unit again")
         made.ask()
+        made.ask_quiz(number / n)
         if number % 3 == 0:
             made.watch()
         if number % 20 == 0:
             made.pass_on()
+        if number % 40 == 0:
+            made.loop()
         if number % EACH == EACH - 1:
             made.look()
             told(number + 1, made.held)
     made.look("retrain", "rollup")
+    made.doubt()

@@ -25,8 +25,10 @@ class Kind:
     name: str
     share: float  # of traffic
     p_easy: float  # all samples of such a question agree
-    p_right: float  # of each sample of one that is not easy
+    p_right: float  # of what the model thinks of one that is not easy
     n_words: int
+    p_misled: float = P_MISLED  # of those again: the first samples agree on something else
+    p_held: float = 0.62  # of each sample of one that is not easy: it says what the model thinks
 
 
 MATH: Final = (
@@ -52,8 +54,8 @@ def full_run(
     """A question, its full run of samples, and the right answer."""
     right, easy = str(rng.randrange(2, 400)), rng.random() < kind.p_easy
     held = right if rng.random() < (0.985 if easy else kind.p_right) else str(rng.randrange(2, 400))
-    answers = [held if easy or rng.random() < 0.62 else str(rng.randrange(2, 400)) for _ in range(N_SAMPLES)]
-    if not easy and rng.random() < P_MISLED:
+    answers = [held if easy or rng.random() < kind.p_held else str(rng.randrange(2, 400)) for _ in range(N_SAMPLES)]
+    if not easy and rng.random() < kind.p_misled:
         answers[:N_MISLED] = [str(rng.randrange(2, 400))] * N_MISLED  # the first samples agree on something else
     votes = {answer: answers.count(answer) for answer in dict.fromkeys(answers)}
     leader = max(votes, key=lambda answer: votes[answer])

@@ -25,8 +25,8 @@ from suffice.errors import LocalModelError
 from suffice.local.tasks import Question
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serving
-from suffice.store.in_force import NOTHING_DECIDED, Decided, InForce, read_decided
-from suffice.store.views import read_episodes
+from suffice.store.database.views import read_episodes
+from suffice.store.routes.in_force import NOTHING_DECIDED, Decided, InForce, read_decided
 from suffice.wiring import load_settings
 
 FOLLOWED_S = 1.5  # within which the gateway, which looks once a second, does as the log says

@@ -24,8 +24,8 @@ from suffice.replay.online.loop import PERIOD, Stream, run_stream
 from suffice.replay.online.orders import draw_order
 from suffice.replay.online.result import Course, OnlineReport, Seed
 from suffice.replay.online.traffic import Traffic, learner_of, make_traffic
-from suffice.replay.runs import Runs, concatenate, make_runs
-from suffice.replay.survey import Survey
+from suffice.replay.study.runs import Runs, concatenate, make_runs
+from suffice.replay.traces.survey import Survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Promise
 

@@ -16,11 +16,12 @@ from rich.text import Text
 
 from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError
+from suffice.files import whole_file
 from suffice.learn.audits import Floats
-from suffice.replay.atomic import whole_file
 from suffice.replay.online.result import Course, OnlineReport
-from suffice.replay.plot import COLOURS, FAINT, INK
-from suffice.replay.wording import count, percent, printable
+from suffice.replay.report.plot import COLOURS, FAINT, INK
+from suffice.replay.report.wording import percent
+from suffice.shown import plural, printable
 
 _HEADS: Final = ("set", "requests", "saved %", "late %", "no probes", "late drop", "over budget", "audits", "alarms")
 SMOOTH: Final = 5  # blocks of the course that are averaged
@@ -42,7 +43,7 @@ def print_online(reports: Sequence[OnlineReport], console: Console) -> None:
             f"{one.mean('audits'):,.0f}", f"{one.mean('alarms'):.2f}",
         )  # fmt: skip
     budget = f"{promised(first)} of EM, {sureness(first)}"
-    console.print(Text(f"As traffic, from a cold start: {budget}, {count(len(first.seeds), 'seed')}", style="bold"))
+    console.print(Text(f"As traffic, from a cold start: {budget}, {plural(len(first.seeds), 'seed')}", style="bold"))
     console.print(table)
     for one in reports:
         for note in notes(one):
@@ -133,6 +134,7 @@ def _drawn(report: OnlineReport, pyplot: Any) -> Any:
         axes.grid(visible=True, color=FAINT, alpha=0.25)
         _marks(axes, courses[0], report)
     panels[2].axhline(100 * report.max_em_drop, color=INK, linestyle="--", linewidth=1)
+    panels[2].margins(y=0.15)  # room for the word above its line
     panels[2].annotate("budget", (x[-1], 100 * report.max_em_drop), ha="right", va="bottom", fontsize=9)
     panels[2].set_xlabel(
         f"requests; band: 10 to 90 % of {len(courses)} seeds; first seed: grey full runs, dotted alarms, line drift"

@@ -13,8 +13,8 @@ from suffice.learn.audits import AuditRuns, Floats, Ints
 from suffice.learn.features import Chosen, choose_features
 from suffice.learn.served import Learner, PGood
 from suffice.learn.stop_model import Examples, Parts, fit
-from suffice.replay.runs import Bools, Runs
-from suffice.replay.sums import fold_of
+from suffice.replay.study.runs import Bools, Runs
+from suffice.replay.study.sums import fold_of
 from suffice.signals.features import FeatureSet
 
 V = TypeVar("V")

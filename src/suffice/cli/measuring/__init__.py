@@ -1,0 +1,1 @@
+"""Commands that measure on recorded runs and logs, before anything is served."""

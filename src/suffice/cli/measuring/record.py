@@ -1,0 +1,298 @@
+"""`suffice record`: questions and a live model server in, full traces out.
+
+Knows options, where settings come from and how progress is shown. It refuses to know how a run is
+recorded (`replay.record`). Heavy imports stand inside the functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from suffice.cli.deciding import route_of
+from suffice.cli.shell import JSON_OBJECT, fail
+
+if TYPE_CHECKING:
+    from suffice.replay.record.ask import Asked, Recipe
+    from suffice.replay.record.record import Progress
+    from suffice.settings import Route, Settings, Upstream
+
+SETTINGS = Path("suffice.toml")
+PLAIN_LINE_S = 10.0   # between two lines of progress where nobody watches a bar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of one call of the command."""
+
+    upstream: str | None
+    config: Path | None
+    route: str | None
+    model: str | None
+    kind: Literal["reasoning", "samples"] | None
+    samples: int | None
+    scorer: str | None
+    driver: str | None
+    api_key_env: str
+    temperature: float | None
+    max_tokens: int | None
+    logprobs: bool
+    out: Path
+    concurrency: int
+    as_json: bool
+
+
+@click.command()
+@click.argument("questions", type=click.Path(path_type=Path))
+@click.option("--upstream", help="Address of a model server, or its name in the settings.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE",
+              help="Settings, for --route and names of upstreams. [default: suffice.toml, if it is there]")
+@click.option("--route", help="Take kind, scorer, steps, probe, samples and upstream from this route.")
+@click.option("--model", help="Model to ask for. [default: the route's]")
+@click.option("--kind", type=click.Choice(["reasoning", "samples"]), help="What a run is. [default: the route's]")
+@click.option("--samples", type=click.IntRange(2, 1000), help="Answers a question, for samples. [default: 16]")
+@click.option("--scorer", help="How answers are read and compared. [default: the route's, else text]")
+@click.option("--driver", help="What the server can do beyond the plain protocol, as in the settings.")
+@click.option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
+@click.option("--temperature", type=click.FloatRange(0.0), help="For all questions. [default: their own]")
+@click.option("--max-tokens", type=click.IntRange(1), help="Cap of a run. [default: the questions' own]")
+@click.option("--logprobs/--no-logprobs", default=True, help="Ask for log-probabilities of the run's own tokens.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The traces: .jsonl or .jsonl.gz.")
+@click.option("--concurrency", type=click.IntRange(1), default=4, show_default=True, help="Requests at once.")
+@JSON_OBJECT
+def record(questions: Path, **options: object) -> None:
+    """Record full runs of QUESTIONS at a live model server, with a trial answer at every step.
+
+    QUESTIONS holds JSON lines with `question` (or `messages`) and `gold`. The same call again goes on
+    where an earlier one ended. Exits with 1 when questions are left, and with 2 when it cannot record.
+    """
+    from suffice.errors import SufficeError
+
+    given = Options(**options)  # type: ignore[arg-type]  # click has checked them
+    try:
+        progress = asyncio.run(_record(questions, given))
+    except (SufficeError, OSError) as error:
+        fail("record", error)
+    except KeyboardInterrupt:
+        fail("record", f"interrupted; what is recorded stands in {given.out}, the same call goes on", 130)
+    _show(progress, given)
+    raise SystemExit(1 if progress.n_left else 0)
+
+
+async def _record(questions: Path, given: Options) -> Progress:
+    """Read what is asked, open the server and the file, and record."""
+    from suffice.edge.yardstick import yardstick
+    from suffice.plugins import load_plugins
+    from suffice.replay.record.ask import read_questions
+    from suffice.replay.record.file import Recording
+    from suffice.replay.record.record import record as run
+    from suffice.replay.record.record import upstream_for_recording
+    from suffice.upstream.client import UpstreamClient
+    from suffice.wiring import api_key
+
+    if not given.out.name.endswith((".jsonl", ".jsonl.gz")):
+        raise click.UsageError(f"--out: got {given.out.name!r}; a name that ends in .jsonl or .jsonl.gz")
+    load_plugins()
+    asked = read_questions(_lines(questions), str(questions))
+    settings = _settings(given)
+    route = _route(settings, given)
+    name, upstream = _upstream(settings, route, given)
+    recipe = _recipe(route, upstream, given)
+    client = UpstreamClient(
+        name, upstream_for_recording(upstream, concurrency=given.concurrency), api_key(name, upstream)
+    )
+    with yardstick(recipe.scorer) as scorer, Recording(given.out, recipe) as recording:
+        _warn(recipe, given, torn=recording.torn)
+        async with client:
+            with _telling(asked, given) as tell:
+                return await run(
+                    asked, recording, client=client, recipe=recipe, scorer=scorer, tell=tell,
+                    dataset=questions.name.removesuffix(".jsonl"), concurrency=given.concurrency,
+                )  # fmt: skip
+
+
+def _lines(questions: Path) -> list[str]:
+    from suffice.errors import ConfigError
+
+    try:
+        return questions.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{questions}: is not UTF-8 at byte {error.start}") from None
+
+
+def _settings(given: Options) -> Settings | None:
+    """The settings that were named, else those in this folder where something in them is meant."""
+    from suffice.wiring import load_settings
+
+    is_meant = given.route is not None or not (given.upstream or "").startswith(("http://", "https://"))
+    path = given.config or (SETTINGS if is_meant and SETTINGS.is_file() else None)
+    return None if path is None else load_settings(path)
+
+
+def _route(settings: Settings | None, given: Options) -> Route | None:
+    from suffice.errors import ConfigError
+
+    if given.route is None:
+        return None
+    if settings is None:
+        raise ConfigError("--route: needs a settings file; name it with --config")
+    return route_of(settings, given.route, option="--route")
+
+
+def _upstream(settings: Settings | None, route: Route | None, given: Options) -> tuple[str, Upstream]:
+    """The server that is meant, and its name."""
+    import msgspec
+
+    from suffice.errors import ConfigError
+    from suffice.settings import Upstream
+    from suffice.upstream.drivers import DRIVERS
+
+    target = given.upstream or (route.upstream if route is not None else None)
+    if target is None:
+        raise ConfigError("--upstream: name a server, or a --route that has one")
+    if settings is not None and target in settings.upstreams:
+        found = settings.upstreams[target]
+    elif target.startswith(("http://", "https://")):
+        target, found = "record", Upstream(url=target, api_key_env=given.api_key_env)
+    else:
+        names = ", ".join(sorted(settings.upstreams)) if settings is not None else "there are none here (--config)"
+        raise ConfigError(f"--upstream: got {target!r}; need http://host[:port] or a name from the settings: {names}")
+    if given.driver is None:
+        return target, found
+    if given.driver not in DRIVERS:
+        raise ConfigError(f"--driver: unknown name {given.driver!r}; known: {', '.join(DRIVERS)}")
+    return target, msgspec.structs.replace(found, driver=given.driver)
+
+
+def _recipe(route: Route | None, upstream: Upstream, given: Options) -> Recipe:
+    """What is shared by all runs: the options, else the route, else the defaults."""
+    from suffice.errors import ConfigError
+    from suffice.replay.record.ask import Recipe
+    from suffice.settings import Probe, Steps
+    from suffice.upstream.drivers import DRIVERS
+
+    kind = given.kind or (route.kind if route is not None else None)
+    if kind not in {"reasoning", "samples"}:
+        raise ConfigError(f"--kind: got {kind!r}; allowed: reasoning, samples")
+    model = given.model or (route.model if route is not None else None)
+    if model is None:
+        raise ConfigError("--model: name the model to ask for")
+    methods = upstream.finish or DRIVERS[upstream.driver].methods
+    samples = given.samples or (route.samples if route is not None and route.samples > 1 else 16)
+    return Recipe(
+        kind="samples" if kind == "samples" else "reasoning",
+        model=model,
+        scorer=given.scorer or (route.scorer if route is not None else "text"),
+        driver=upstream.driver,
+        finish=next((m for m in methods if m != "native"), None) if kind == "reasoning" else None,
+        n_samples=samples if kind == "samples" else 1,
+        temperature=given.temperature,
+        max_tokens=given.max_tokens,
+        logprobs=given.logprobs,
+        steps=route.steps if route is not None else Steps(),
+        probe=(route.probe if route is not None else None) or Probe(),
+    )
+
+
+def _warn(recipe: Recipe, given: Options, *, torn: bool) -> None:
+    """What the owner should know before tokens are spent."""
+    if torn:
+        again = "the last line was cut short; its question is recorded again"
+        click.echo(f"suffice record: {given.out}: {again}", err=True)
+    if recipe.kind == "reasoning" and recipe.finish is None:
+        click.echo("suffice record: this server has no way to ask for a trial answer: steps will have none", err=True)
+    if recipe.kind == "samples" and recipe.temperature == 0:
+        click.echo("suffice record: temperature is 0, so all samples of a question will be the same", err=True)
+
+
+# --------------------------------------------------------------------------- what a person sees
+
+
+@contextmanager
+def _telling(asked: list[Asked], given: Options) -> Iterator[Callable[[Progress], None]]:
+    """Progress on the error stream: a bar at a terminal, now and then a line elsewhere, nothing with --json."""
+    started_s = time.monotonic()
+    if given.as_json:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        columns = (TextColumn("record"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[live]}"))
+        with Bars(*columns, console=Console(stderr=True)) as bars:
+            task = bars.add_task("record", total=len(asked), live="")
+            yield lambda p: bars.update(
+                task, completed=p.n_before + p.n_recorded, live=live_line(p, time.monotonic() - started_s)
+            )
+    else:
+        last_s = started_s
+
+        def tell(progress: Progress) -> None:
+            nonlocal last_s
+            now_s = time.monotonic()
+            if now_s - last_s >= PLAIN_LINE_S:
+                last_s = now_s
+                done = f"{progress.n_before + progress.n_recorded} of {progress.n_questions}"
+                click.echo(f"suffice record: {done} · {live_line(progress, now_s - started_s)}", err=True)
+
+        yield tell
+
+
+def live_line(progress: Progress, taken_s: float) -> str:
+    """EM, tokens a second and time left, as far as they are known after `taken_s` seconds of this call."""
+    parts = []
+    if progress.n_recorded:
+        parts.append(f"EM {progress.n_right / progress.n_recorded:.2f}")
+    if taken_s > 0:
+        parts.append(f"{(progress.run_tokens + progress.probe_tokens) / taken_s:.0f} tokens/s")
+    if progress.n_recorded and taken_s > 0:
+        parts.append(f"{_clock(progress.n_left * taken_s / progress.n_recorded)} left")
+    if progress.failed:
+        parts.append(f"{len(progress.failed)} failed")
+    return " · ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _show(progress: Progress, given: Options) -> None:
+    summary = {
+        "out": str(given.out), "n_questions": progress.n_questions, "n_before": progress.n_before,
+        "n_recorded": progress.n_recorded, "n_left": progress.n_left, "n_right": progress.n_right,
+        "n_steps": progress.n_steps, "run_tokens": progress.run_tokens, "probe_tokens": progress.probe_tokens,
+        "n_unclosed": progress.n_unclosed, "n_unread": progress.n_unread, "failed": progress.failed,
+    }  # fmt: skip
+    if given.as_json:
+        print(json.dumps(summary))
+        return
+    print(
+        f"{given.out}: {progress.n_before + progress.n_recorded} of {progress.n_questions} questions,"
+        f" {progress.n_recorded} of them now"
+    )
+    if progress.n_recorded:
+        n = progress.n_recorded
+        print(
+            f"EM {progress.n_right / n:.3f}, {progress.n_steps / n:.1f} steps and"
+            f" {progress.run_tokens / n:.1f} tokens a question; probes: {progress.probe_tokens:,} tokens"
+        )
+    if progress.n_unclosed:
+        print(f"{progress.n_unclosed} chains were cut inside their thought and closed there, as a stop would")
+    if progress.n_unread:
+        print(f"{progress.n_unread} full answers could not be read by the scorer")
+    for question, why in list(progress.failed.items())[:5]:
+        click.echo(f"left: {question}: {why}", err=True)
+    if progress.n_left:
+        click.echo(f"{progress.n_left} questions are left; the same call goes on with them", err=True)

@@ -1,0 +1,1 @@
+"""Commands that hear from people, and forget what they said."""

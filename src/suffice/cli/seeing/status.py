@@ -1,0 +1,438 @@
+"""`suffice status`: what each route did, from the event log alone.
+
+Knows how a report is shown to a person or a program; refuses to compute one (`assurance.estimate`)
+and to change anything. Heavy imports stand inside the command, so `suffice --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from suffice.cli.shell import JSON_LINES, fail
+
+if TYPE_CHECKING:
+    from suffice.assurance.estimate import Estimate, Measured, MoneyTotals, RouteReport, TokenTotals
+    from suffice.assurance.evidence import Evidence
+    from suffice.assurance.outlook import Outlook
+    from suffice.cli.seeing.held import Held
+    from suffice.cli.seeing.pairs import PairStatus
+    from suffice.settings import Route, Settings
+    from suffice.store.database.views import RouteCounts
+    from suffice.store.routes.phases import Phase
+    from suffice.store.rows.advice_events import ArmWorth, Proposed
+
+EXACT = "exact string equality (no --config, so no route scorers)"
+LOUD = ("UNCERTIFIED", "PAUSED", "NOT RUNNING", "ALERT", "WAITS")  # how a line begins that a reader must not overlook
+SEED = 20_240_229  # of the bootstrap: the same log gives the same report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteStatus:
+    """One route's report with what a reader needs beside it."""
+
+    report: RouteReport
+    mode: str             # of the newest request
+    policy_version: str   # of the newest request
+    n_without_outcome: int
+    scorer: str
+    confidence: float     # of every interval
+    max_em_drop: float    # fraction: what a certificate would have to promise
+    evidence: Evidence    # what is missing for it
+    refused: str | None   # why the settings' "enforce" is not obeyed; None: it is, or was not asked for
+    control: Phase | None = None  # where it stands with its certificate; None: no control loop is meant for it
+    outlook: Outlook | None = None  # the latest look of the job `monitor`; None: nobody has looked
+    proposal: Proposed | None = None  # the newest of the job `retrain`
+    tuner: ArmWorth | None = None  # the latest proposal of the job `tune`
+    promise: str = ""     # in one sentence, with all that it hangs on
+    pairs: PairStatus | None = None  # of an effort or a budget that is proved by asking twice
+    held: Held | None = None  # what people hold on it, and what waits for them; None: nothing
+
+
+@click.command()
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE",
+              help="Settings, TOML or YAML. [default: suffice.toml]")
+@click.option("--db", type=click.Path(path_type=Path), metavar="FILE",
+              help="Read this log; without --config answers are compared as strings.")
+@click.option("--route", help="Show only this route.")
+@JSON_LINES
+def status(config: Path | None, db: Path | None, route: str | None, as_json: bool) -> None:
+    """Show Exact Match, tokens, saving and governed share of every route."""
+    from suffice.errors import SufficeError
+
+    settings = None
+    try:
+        settings, database = _sources(config, db)
+        statuses = read_statuses(database, settings, route)
+    except (SufficeError, OSError) as error:
+        fail("status", "\n".join([str(error), *_last_words(error, settings if db is None else None, route)]))
+    if as_json:
+        _print_json(statuses)
+        return
+    if not statuses:
+        click.echo(f"{database}: no requests yet")
+    for one in statuses:
+        _print_route(one)
+
+
+def read_statuses(database: Path, settings: Settings | None, route: str | None) -> list[RouteStatus]:
+    """Read the log and report on every route that it has seen, or on `route` alone, by name.
+
+    settings  for the routes' scorers and confidence; None: strings are compared, at 95 %
+
+    Raises StoreError when the log cannot be read, and ConfigError when it has no such route and for an unknown
+    scorer.
+    """
+    import numpy as np
+
+    from suffice.assurance.estimate import estimate_route
+    from suffice.cli.seeing.held import read_held
+    from suffice.cli.seeing.pairs import read_pairs
+    from suffice.errors import ConfigError
+    from suffice.store.database.views import read_episodes, route_counts
+    from suffice.store.routes.advice import newest_arm, newest_outlook, newest_proposal
+    from suffice.store.routes.in_force import NOTHING
+    from suffice.store.routes.phases import phase_of, promise, read_phases
+    from suffice.store.routes.sampling import counted_cells
+
+    counts, phases, held = route_counts(database), read_phases(database), read_held(database, now_s=time.time())
+    if route is not None and route not in (known := [one.route for one in counts]):
+        names = ", ".join(name or '""' for name in known) or "none yet"
+        raise ConfigError(f"--route: no request of route {route!r} in {database}; routes seen: {names}")
+    statuses = []
+    for one in counts:
+        if route is not None and one.route != route:
+            continue
+        configured = settings.routes.get(one.route) if settings is not None else None
+        confidence = configured.confidence if configured is not None else 0.95
+        max_em_drop = configured.max_em_drop if configured is not None else 0.02
+        with _match(configured) as (scorer, match):
+            report = estimate_route(
+                read_episodes(database, one.route),
+                route=one.route, match=match, rng=np.random.default_rng(SEED), confidence=confidence,
+                unkept=counted_cells(database, one.route),
+            )
+            pairs = None if configured is None else read_pairs(database, one.route, configured, match)
+        refused = _refused(database, settings, one.route)
+        control = phases.get(one.route)
+        if control is None and configured is not None and configured.certifies_itself:
+            control = phase_of(NOTHING)
+        outlook, labelled = newest_outlook(database, one.route), report.n_labelled > 0
+        promised = promise(one.route, configured, control, outlook, scorer=scorer, labelled=labelled)
+        found = _status(report, one, scorer, confidence, max_em_drop, refused)
+        proposal = newest_proposal(database, one.route)
+        statuses.append(replace(
+            found, control=control, outlook=outlook, proposal=proposal, tuner=newest_arm(database, one.route),
+            promise=promised, pairs=pairs, held=held.get(one.route),
+        ))  # fmt: skip
+    return statuses
+
+
+def _last_words(error: Exception, settings: Settings | None, route: str | None) -> list[str]:
+    """What was in force last, where it is the log that cannot be read; the log of the settings, as the file is."""
+    from suffice.cli.seeing.last_words import last_words
+    from suffice.errors import StoreError
+
+    return last_words(settings, route) if settings is not None and isinstance(error, StoreError | OSError) else []
+
+
+def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Path]:
+    """The settings, if a configuration is to be used, and the log's file."""
+    from suffice.errors import ConfigError
+
+    default = Path("suffice.toml")
+    if config is None and db is not None:
+        return None, db
+    if config is None and not default.is_file():
+        raise ConfigError("no suffice.toml in this folder; name a file with --config, or a log with --db")
+    from suffice.store.database.sqlite import database_path
+    from suffice.wiring import load_settings
+
+    settings = load_settings(str(config or default))
+    return settings, db or database_path(settings.store.url)
+
+
+def _refused(database: Path, settings: Settings | None, route: str) -> str | None:
+    """Why a route that is set to `enforce` behaves as `observe` all the same, by what its log says."""
+    from suffice.wiring import build_route, read_evidence
+
+    configured = settings.routes.get(route) if settings is not None else None
+    if settings is None or configured is None or configured.mode != "enforce":
+        return None
+    return build_route(route, configured, read_evidence(settings, database)).refused
+
+
+@contextlib.contextmanager
+def _match(configured: Route | None) -> Iterator[tuple[str, Callable[[str | None, str], bool]]]:
+    """The name of the yardstick and the yardstick itself, with its judge of formulas if it asks one."""
+    if configured is None:
+        yield EXACT, lambda answer, gold: answer == gold
+        return
+    from suffice.edge.yardstick import yardstick
+    from suffice.scoring.base import scorer_label
+
+    with yardstick(configured.scorer) as scorer:
+
+        def match(answer: str | None, gold: str) -> bool:
+            reference = scorer.normalise(gold)  # labels come as people write them
+            return reference is not None and scorer.match(answer, reference)
+
+        yield scorer_label(configured.scorer), match
+
+
+def _status(
+    report: RouteReport, counts: RouteCounts, scorer: str, confidence: float, max_em_drop: float,
+    refused: str | None,
+) -> RouteStatus:
+    from suffice.assurance.evidence import evidence
+
+    latest = counts.latest.request
+    return RouteStatus(
+        # One uncertified newest request is enough to say so, even before it has ended.
+        report=replace(report, certified=report.certified and latest.certified),
+        mode=latest.mode,
+        policy_version=latest.policy_version,
+        n_without_outcome=counts.n_requests - counts.n_outcomes,
+        scorer=scorer,
+        confidence=confidence,
+        max_em_drop=max_em_drop,
+        evidence=evidence(
+            max_em_drop=max_em_drop, confidence=confidence, n_audits=report.n_telling_audits,
+            n_disagreements=report.n_audit_disagreements, audits_at_s=report.audits_at_s,
+        ),
+        refused=refused,
+    )  # fmt: skip
+
+
+def _print_json(statuses: list[RouteStatus]) -> None:
+    import msgspec
+
+    for one in statuses:
+        plain = msgspec.to_builtins(one)
+        report = plain.pop("report")
+        report.pop("audits_at_s")
+        share = {"governed_share": one.report.governed_share}
+        plain["evidence"] |= {"n_missing": one.evidence.n_missing, "wait_s": one.evidence.wait_s}
+        click.echo(msgspec.json.encode({**report, **share, **plain}).decode())
+
+
+def _print_route(one: RouteStatus) -> None:
+    name = one.report.route or "(no route matched)"
+    if not sys.stdout.isatty():
+        click.echo(f"route {name}")
+        lines = [line for part in _parts(one) for line in part]
+        width = max(22, *(len(what) for what, _ in lines))
+        for what, value in lines:
+            click.echo(f"  {what:<{width}} {value}")
+        click.echo()
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"route {name}"), show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for part in _parts(one):
+        for what, value in part:
+            # Text, not str: a model's name or a reason may look like markup.
+            table.add_row(what, Text(value, style="bold red" if value.startswith(LOUD) else ""))
+        table.add_section()
+    Console().print(table)
+
+
+def _parts(one: RouteStatus) -> tuple[list[tuple[str, str]], ...]:
+    """What a reader sees, in the order in which it is asked: standing, traffic, EM, tokens and money, outlook."""
+    from suffice.cli.seeing.held import held_lines
+    from suffice.cli.seeing.liking import headline
+    from suffice.cli.seeing.outlook import arm_lines, outlook_lines, proposal_lines
+    from suffice.shown import plural
+
+    report, measured = one.report, one.report.measured
+    sure = f"{one.confidence:.0%}"
+    earlier = [mode for mode in report.modes if mode != one.mode]
+    running = f" ({one.n_without_outcome:,} without an outcome yet)" if one.n_without_outcome else ""
+    n_abandoned = report.n_abandoned_audits
+    abandoned = f" ({n_abandoned:,} abandoned, counted as losses)" if n_abandoned else ""
+    stands = [
+        *([] if one.refused is None else [("behaves as observe", one.refused)]),
+        ("mode", one.mode + (f" (earlier: {', '.join(earlier)})" if earlier else "")),
+        ("policy", one.policy_version or "none"),
+        *_control(one),
+        ("promise", one.promise),
+        *held_lines(one.held),
+    ]
+    traffic = [
+        ("requests", f"{report.n_requests + one.n_without_outcome:,}{running}"),
+        ("governed", _share(report.governed_share) + _reasons(", untouched: ", report.ungoverned)),
+        ("ended", _reasons("", report.end_reasons) or "none yet"),
+        ("stopped early", f"{report.n_stopped:,} (would have stopped in full runs: {report.n_would_stop:,})"),
+        *_trials(report),
+        ("audits", f"{report.n_audits:,}{abandoned}"),
+        *([("audits missing", _missing(one, sure))] if one.control is None else []),
+        ("labels", f"{plural(report.n_labelled, 'request')}, scored by {one.scorer}"),
+        ("failed open", _reasons("", report.degraded) or "never"),
+        *([] if report.n_dropped is None else [("dropped events", f"{report.n_dropped:,}")]),
+    ]
+    exact_match = [
+        ("EM, full runs", _rate(measured.em_full, sure)),
+        ("EM, live runs", _rate(measured.em_live, sure)),
+        ("EM, stopped runs", _rate(measured.em_stopped, sure)),
+        ("EM drop, paired", _drop(measured.em_drop, measured.n_lost, measured.n_gained, sure)),
+        ("satisfaction, effect", headline(one.outlook)),
+        ("disagreement", _rate(measured.disagreement, sure)),
+    ]
+    tokens = [
+        ("tokens, full run", _tokens(measured.tokens_full, sure)),
+        ("tokens, stopped run", _tokens(measured.tokens_stopped, sure)),
+        ("token reduction", _saving(measured.token_reduction, sure)),
+        ("  audits as spent", _saving(measured.token_reduction_overall, sure)),
+        ("  prompts included", _saving(measured.token_reduction_with_prompts, sure)),
+        ("would have saved", _saving(measured.would_save, sure)),
+        ("tokens, all", _totals(report.tokens)),
+        *_money(report.money, measured, sure),
+    ]
+    if not report.n_governed and one.control is None:  # what nothing was governed of has no EM, and nothing was saved
+        return stands, traffic, [("tokens, all", _totals(report.tokens)), ("cost, all", _paid(report.money))]
+    outlook = [*outlook_lines(one.outlook), *proposal_lines(one.proposal), *arm_lines(one.tuner)]
+    return stands, traffic, exact_match, tokens, outlook
+
+
+def _trials(report: RouteReport) -> list[tuple[str, str]]:
+    """How often what a probe answered was an answer; what to do where it rarely is."""
+    from suffice.assurance.extractable import MIN_SHARE
+
+    if not report.n_trials:
+        return []
+    shown = f"{report.n_trials_read:,} of {report.n_trials:,}"
+    if report.n_trials_read < MIN_SHARE * report.n_trials:
+        shown += (
+            f", fewer than {MIN_SHARE:.0%}, and what the scorer cannot read stops nothing: end [routes.NAME.probe]"
+            " answer_prefix where the model would go on with the answer"
+        )
+    return [("trial answers read", shown)]
+
+
+def _control(one: RouteStatus) -> list[tuple[str, str]]:
+    from suffice.cli.seeing.pairs import pair_lines
+    from suffice.cli.seeing.phase import phase_lines
+
+    if one.control is None:
+        return [("certified", _certified(one.report))]
+    if one.pairs is not None:
+        return pair_lines(one.pairs, one.control, acts=one.mode == "enforce")
+    return phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=one.mode == "enforce")
+
+
+def _missing(one: RouteStatus, sure: str) -> str:
+    if not one.report.n_governed:
+        return "nothing was governed yet"
+    return audits_missing(one.evidence, max_em_drop=one.max_em_drop, sure=sure)
+
+
+def audits_missing(evidence: Evidence, *, max_em_drop: float, sure: str) -> str:
+    """How far a route is from its first certificate, as a sentence for its owner."""
+    from suffice.cli.seeing.phase import wait
+
+    goal = f"an EM drop of at most {100 * max_em_drop:g} points at {sure}"
+    if evidence.n_missing is None:
+        return f"no number of audits certifies {goal}"
+    seen = f"{evidence.n_disagreements:,} of {evidence.n_audits:,} disagree so far"
+    if evidence.n_missing == 0:
+        return f"none: {evidence.n_audits:,} are enough for {goal} ({seen})"
+    when = "no rate is known yet" if evidence.wait_s is None else f"in {wait(evidence.wait_s)} at the present rate"
+    return f"{evidence.n_missing:,} more, {when}, if none of them disagrees, for {goal} ({seen})"
+
+
+def _certified(report: RouteReport) -> str:
+    if not report.n_governed:
+        return "nothing was governed yet"
+    return "yes" if report.certified else "UNCERTIFIED: no test vouches for this policy here"
+
+
+def _totals(tokens: TokenTotals) -> str:
+    unknown = f"; unknown for {tokens.n_unknown:,} requests" if tokens.n_unknown else ""
+    return (
+        f"client {tokens.client_prompt:,} prompt ({tokens.client_cached:,} cached) + "
+        f"{tokens.client_completion:,} completion, probes {tokens.probe:,}, "
+        f"extra prompts {tokens.extra_prompt:,} ({tokens.cached_prompt:,} cached), "
+        f"discarded {tokens.discarded:,}{unknown}"
+    )
+
+
+def _money(money: MoneyTotals, measured: Measured, sure: str) -> list[tuple[str, str]]:
+    """What was paid and what was saved; one line where nobody knows the prices."""
+    if not money.n_known:
+        return [("cost", _paid(money))]
+    from suffice.assurance.money import usd
+
+    return [
+        ("cost, full run", _shown(measured.cost_full, usd, sure)),
+        ("cost, stopped run", _shown(measured.cost_stopped, usd, sure)),
+        ("cost reduction", _saving(measured.cost_reduction, sure)),
+        ("saved so far", _shown(measured.saved_usd, usd, sure)),
+        ("would have saved, USD", _shown(measured.would_save_usd, usd, sure)),
+        ("cost, all", _paid(money)),
+    ]
+
+
+def _paid(money: MoneyTotals) -> str:
+    """What all requests cost, as far as their prices are known."""
+    if not money.n_known:
+        return "unknown: no prices are set ([upstreams.NAME.prices])"
+    from suffice.assurance.money import usd
+    from suffice.shown import plural
+
+    paid = f"{usd(money.governed_usd + money.ungoverned_usd)} for {plural(money.n_known, 'request')}"
+    if money.ungoverned_usd:
+        paid += f", {usd(money.ungoverned_usd)} of it untouched"
+    if money.overhead_usd:
+        paid += f", {usd(money.overhead_usd)} for probes, thoughts read again and tokens thrown away"
+    if money.n_unknown:
+        paid += f"; unknown for {plural(money.n_unknown, 'request')}"
+    return paid
+
+
+def _share(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.1%}"
+
+
+def _reasons(before: str, counts: Mapping[str, int]) -> str:
+    """Counts by reason, the largest first; "" when there are none."""
+    largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return before + ", ".join(f"{reason} {n:,}" for reason, n in largest) if counts else ""
+
+
+def _rate(estimate: Estimate | None, sure: str) -> str:
+    return _shown(estimate, lambda number: f"{number:.1%}", sure)
+
+
+def _tokens(estimate: Estimate | None, sure: str) -> str:
+    return _shown(estimate, lambda number: f"{number:,.1f}", sure)
+
+
+def _saving(estimate: Estimate | None, sure: str) -> str:
+    shown = _shown(estimate, lambda number: f"{number:.1%}", sure)
+    return shown if estimate is None else f"{shown}, {estimate.method}"
+
+
+def _drop(estimate: Estimate | None, n_lost: int | None, n_gained: int | None, sure: str) -> str:
+    shown = _shown(estimate, lambda number: f"{100 * number:+.1f} points", sure)
+    return shown if estimate is None else f"{shown}, lost {n_lost:,}, gained {n_gained:,}"
+
+
+def _shown(estimate: Estimate | None, show: Callable[[float], str], sure: str) -> str:
+    if estimate is None:
+        return "not measured"
+    text = show(estimate.value)
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{show(estimate.low)}, {show(estimate.high)}] at {sure}"
+    text += f", n={estimate.n:,}"
+    return text + (f" ({estimate.note})" if estimate.note else "")

@@ -1,0 +1,104 @@
+"""`suffice admin`: who may use the console and the control API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import click
+
+from suffice.cli.shell import CONFIG, Group, fail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from suffice.wiring.people import People
+
+T = TypeVar("T")
+
+
+@click.group(cls=Group)
+def admin() -> None:
+    """Who may use the console and the control API."""
+
+
+@admin.command("reset-secret")
+@click.argument("name", default="admin")
+@CONFIG
+def reset_secret(name: str, path: str) -> None:
+    """Give NAME [default: admin] a new secret; the old one and its sessions end."""
+    _show("admin reset-secret", path, lambda people: people.reset(name), name, "reset")
+
+
+@admin.command("add")
+@click.argument("name")
+@click.option(
+    "--role", type=click.Choice(["reviewer", "admin"]), default="reviewer", show_default=True, help="What they may do."
+)
+@CONFIG
+def add(name: str, role: str, path: str) -> None:
+    """Let NAME in; their secret is printed once."""
+    kind: Literal["admin", "reviewer"] = "admin" if role == "admin" else "reviewer"
+    _show("admin add", path, lambda people: people.add(name, kind), name, "added")
+
+
+@admin.command("remove")
+@click.argument("name")
+@CONFIG
+def remove(name: str, path: str) -> None:
+    """Let NAME in no more; their sessions end."""
+
+    def go(people: People) -> None:
+        people.remove(name)
+
+    _done("admin remove", path, go)
+    _noted("admin remove", path, name, "removed")
+    click.echo(f"{name}: may not come in any more")
+
+
+@admin.command("list")
+@CONFIG
+def people(path: str) -> None:
+    """Show who may come in. Secrets are kept as hashes and cannot be shown."""
+    from datetime import UTC, datetime
+
+    found = _done("admin list", path, lambda people: people.listed())
+    for one in found:
+        since = datetime.fromtimestamp(one.since_s, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
+        click.echo(f"{one.name:<24} {one.role:<9} secret made {since}")
+    if not found:
+        click.echo("nobody yet: suffice admin reset-secret makes an admin")
+
+
+def _show(
+    command: str, path: str, make: Callable[[People], str], name: str, what: Literal["added", "reset"]
+) -> None:
+    """Print a new secret where only a person sees it."""
+    secret = _done(command, path, make)
+    _noted(command, path, name, what)
+    click.echo(f"{name}: this secret is shown once and kept as a hash only", err=True)
+    click.echo(secret)
+
+
+def _noted(command: str, path: str, name: str, what: Literal["added", "reset", "removed"]) -> None:
+    """Say in the audit log who may come in now; where the log cannot be written, say that instead: it holds anyway."""
+    from suffice import wiring
+    from suffice.errors import SufficeError
+    from suffice.wiring.people import People, access_changed
+
+    settings = wiring.load_settings(path)
+    try:
+        with wiring.decisions(settings) as writer:
+            writer.write(None, [access_changed(People.of(settings), name, what)])
+    except SufficeError as error:
+        click.echo(f"suffice {command}: it holds, but the audit log does not say so: {error}", err=True)
+
+
+def _done(command: str, path: str, do: Callable[[People], T]) -> T:
+    from suffice import wiring
+    from suffice.errors import SufficeError
+    from suffice.wiring.people import People
+
+    try:
+        return do(People.of(wiring.load_settings(path)))
+    except SufficeError as error:
+        fail(command, error)

@@ -1,0 +1,73 @@
+"""`suffice config`: check a settings file before it is used, and see what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from suffice.cli.shell import Group, fail
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group(cls=Group)
+def config() -> None:
+    """Check a settings file, or show it with all defaults."""
+
+
+def _settings_file(command: F) -> F:
+    """The file as an argument, or named as everywhere else."""
+    named = click.option("--config", "named", metavar="FILE", help="The same, as other commands name it.")
+    return click.argument("path", metavar="[FILE]", default="suffice.toml")(named(command))
+
+
+@config.command("check")
+@_settings_file
+def check(path: str, named: str | None) -> None:
+    """Build everything that FILE describes (suffice.toml where none is named), without opening a socket.
+
+    Looks at what the log says, too. Exits with 2, and says where, when it cannot work.
+    """
+    from suffice import wiring
+    from suffice.errors import SufficeError
+    from suffice.plugins import load_plugins
+
+    path = named or path
+    try:
+        settings = wiring.load_settings(path)
+        try:
+            warnings = wiring.check(settings)
+        except SufficeError as error:
+            fail("config check", f"{path}: {error}")
+        warnings += wiring.evidence_warnings(settings, wiring.read_evidence(settings))
+    except SufficeError as error:
+        fail("config check", error)
+    for plugin in load_plugins():
+        if plugin.problem is None:
+            click.echo(f"plug-in: {plugin.group} {plugin.name} from {plugin.package}")
+    for warning in warnings:
+        click.echo(f"warning: {warning}")
+    click.echo(f"{path}: ok")
+
+
+@config.command("show")
+@_settings_file
+def show(path: str, named: str | None) -> None:
+    """Print all settings of FILE (suffice.toml where none is named) as JSON, defaults filled in.
+
+    Secrets are never in them. A learned model is its address.
+    """
+    import msgspec
+
+    from suffice.errors import SufficeError
+    from suffice.wiring import load_settings
+    from suffice.wiring.audit import with_addresses
+
+    try:
+        settings = load_settings(named or path)
+    except SufficeError as error:
+        fail("config show", error)
+    plain = with_addresses(msgspec.to_builtins(settings))
+    click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())

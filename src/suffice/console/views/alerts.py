@@ -1,0 +1,152 @@
+"""Alerts: what stands and what is over, by which sink people were told, whether it arrived, what came again untold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from suffice.console.doors import Visitor
+from suffice.console.exchange import Asked
+from suffice.console.look import DAY_S, Look
+from suffice.settings import Alerts
+from suffice.store.people.alerts import Listening, Over, Raised, Taken, Told, read_told
+from suffice.store.routes.epochs import job_history
+
+MOST_SHOWN: Final = 100
+MOST_LATELY: Final = 5  # on the first page
+MOST_RUNS: Final = 200  # of jobs, that are looked through for what a sink said last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkLine:
+    """One way to tell people."""
+
+    sink: str  # log, webhook or email
+    configured: bool  # do the settings name it now?
+    since_s: float | None  # Unix time at which it began to listen; None: it never did, or before what was read
+    n_taken: int  # alerts that it took, of those that are known here
+    n_waiting: int  # that it has not taken yet
+    latest_s: float | None  # when it took the latest; None: it took none
+    problem: str  # why it did not take one, if that was the latest; "": it did
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertLine:
+    """One alert."""
+
+    seq: int  # place in the log of what it is about
+    at_s: float  # Unix time
+    kind: str
+    route: str  # "": about all of them
+    sentence: str
+    href: str  # of the page about it
+    taken: tuple[Taken, ...]  # by whom, and when
+    waits_for: tuple[str, ...]  # sinks that have not taken it yet
+    wanted: bool  # do the settings want this kind told?
+    n_again: int  # as often the same came again, within the time in which nobody is told it again
+    latest_at_s: float  # of the last of them
+    over: Over | None  # when what it told of ended, and why; None: it stands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertsPage:
+    """What people were told."""
+
+    sinks: tuple[SinkLine, ...]  # (): nobody is told
+    lines: tuple[AlertLine, ...]  # what stands first, and of each the latest first
+    repeat_s: float  # the same alert is told again after so long
+    unwanted: tuple[str, ...]  # kinds that the settings leave out
+
+    @property
+    def stand(self) -> tuple[AlertLine, ...]:
+        """Those that are not over."""
+        return tuple(one for one in self.lines if one.over is None)
+
+    @property
+    def ended(self) -> tuple[AlertLine, ...]:
+        """Those that are over."""
+        return tuple(one for one in self.lines if one.over is not None)
+
+
+@dataclass(slots=True)
+class AlertReader:
+    """Reads alerts on from where they were read to."""
+
+    _known: Told | None = field(default=None)
+
+    def page(self, look: Look, _asked: Asked, _visitor: Visitor) -> AlertsPage:
+        """The latest alerts and every sink. Raises StoreError."""
+        told, settings = self.told(look), look.settings.alerts
+        lines = [_line(one, told, look) for one in _standing_first(told.raised, look.now_s)[:MOST_SHOWN]]
+        said = _problems(look) if settings.are_told else {}
+        names = dict.fromkeys([*configured(settings), *told.sinks])
+        return AlertsPage(
+            sinks=tuple(_sink(name, told, settings, lines, said.get(name, "")) for name in names),
+            lines=tuple(lines),
+            repeat_s=settings.repeat_s,
+            unwanted=tuple(one for one in Alerts().kinds if one not in settings.kinds),
+        )
+
+    def lately(self, look: Look) -> tuple[AlertLine, ...]:
+        """Those that stand and those of the last 24 hours, as on their page, a few at most. Raises StoreError."""
+        told, now_s = self.told(look), look.now_s
+        found = [one for one in told.raised if one.over(now_s) is None or now_s - one.latest_at_s < DAY_S]
+        return tuple(_line(one, told, look) for one in _standing_first(found, now_s)[:MOST_LATELY])
+
+    def told(self, look: Look) -> Told:
+        """All that is known. Raises StoreError."""
+        known = self._known
+        self._known = found = read_told(look.connection, known or Told(repeat_s=look.settings.alerts.repeat_s))
+        return found
+
+
+def configured(alerts: Alerts) -> tuple[str, ...]:
+    """The sinks that the settings name: the log is one where there is another."""
+    named = [("webhook", alerts.webhook_url_env), ("email", alerts.email_to)]
+    found = [name for name, value in named if value]
+    return ("log", *found) if found else ()
+
+
+def _standing_first(raised: Sequence[Raised], now_s: float) -> list[Raised]:
+    """What stands before what is over, and of each the latest first."""
+    return sorted(raised, key=lambda one: (one.over(now_s) is not None, -one.seq))
+
+
+def _line(one: Raised, told: Told, look: Look) -> AlertLine:
+    notice, took, alerts = one.notice, {each.sink for each in one.taken}, look.settings.alerts
+    wanted = notice.kind in alerts.kinds
+    waits = [name for name in configured(alerts) if wanted and name not in took and _heard(told.sinks.get(name), one)]
+    return AlertLine(
+        seq=one.seq, at_s=one.at_s, kind=notice.kind, route=notice.route, sentence=notice.sentence,
+        href=f"/console{notice.path}", taken=one.taken, waits_for=tuple(waits), wanted=wanted, n_again=one.n_again,
+        latest_at_s=one.latest_at_s, over=one.over(look.now_s),
+    )  # fmt: skip
+
+
+def _heard(sink: Listening | None, one: Raised) -> bool:
+    """Has a sink still to be told of this? What it did not take before a later one was passed by."""
+    return sink is not None and sink.since_seq < one.seq and sink.read_to_seq < one.seq
+
+
+def _sink(name: str, told: Told, alerts: Alerts, lines: list[AlertLine], problem: str) -> SinkLine:
+    known = told.sinks.get(name)
+    took = [each.at_s for one in told.raised for each in one.taken if each.sink == name]
+    n_waiting = sum(name in one.waits_for for one in lines)
+    return SinkLine(
+        sink=name, configured=name in configured(alerts),
+        since_s=known.since_s if known is not None and known.since_seq else None,
+        n_taken=len(took), n_waiting=n_waiting, latest_s=max(took) if took else None,
+        problem=problem if n_waiting else "",
+    )  # fmt: skip
+
+
+def _problems(look: Look) -> dict[str, str]:
+    """What each sink said last when it did not take something."""
+    found = dict[str, str]()
+    for run in job_history(look.path, n=MOST_RUNS):
+        name, _, said = run.said.partition(": ")
+        if run.job == "notify" and not run.ok:
+            found[name] = said
+    return found
+

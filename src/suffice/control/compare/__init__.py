@@ -1,0 +1,1 @@
+"""Two versions, or the arms of an experiment, on the same evidence."""

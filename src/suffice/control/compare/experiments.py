@@ -1,0 +1,226 @@
+"""From the log to what an experiment shows: draws, runs and what was said of them, as values by unit and arm.
+
+    Held ──▶ draws ──▶ every unit's first arm  ─┐
+         ──▶ runs, labels ──▶ values by metric  ─┼──▶ Material ──▶ rollout.analysis
+         ──▶ audits, replayed for every arm     ─┘
+
+A unit is one witness of each metric, by its first value under the weights that it first took part with. Audits run in
+full whatever their arm, so they stand for no arm live; of other runs nothing is chosen by how they ended. Knows records
+of the log; refuses to know what they prove.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import floor, log1p
+from pathlib import Path
+
+from suffice.assurance.runs import ENDED, Match, measure_run
+from suffice.assurance.satisfaction import by_people, scaled
+from suffice.assurance.trust import INFERENCE_KEY, MAX_SHARE
+from suffice.control.compare.shown import OfRoute
+from suffice.control.evidence.audits import Audit, Said, is_evidence
+from suffice.control.evidence.loading import loader, published_on
+from suffice.control.evidence.matching import matching
+from suffice.errors import ConfigError
+from suffice.rollout.analysis import analyse
+from suffice.rollout.experiment import Experiment
+from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS
+from suffice.rollout.results import AuditSeen, Drawn, Material, Result, Shown, Value
+from suffice.settings import Metric, Settings
+from suffice.signals.query import class_of
+from suffice.store.database.views import Labelled, reading
+from suffice.store.routes.experiments import Held, read_draws, read_runs
+from suffice.types import ArmDraw, Feedback, Query
+
+
+def look(path_or_connection: Path | str | sqlite3.Connection, held: Held, settings: Settings) -> Result:
+    """What a run of an experiment shows now. Raises ConfigError for a route that is gone, and StoreError."""
+    with reading(path_or_connection) as connection:
+        return analyse(held.experiment, gather(connection, held, settings))
+
+
+def gather(connection: sqlite3.Connection, held: Held, settings: Settings) -> Material:
+    """All that the log holds of it."""
+    one = held.experiment
+    for route in one.routes:
+        if route not in settings.routes:
+            raise ConfigError(f"experiment {one.name}: route {route!r} is not in the settings any more")
+    taken = _Taken(one=one)
+    for draw in read_draws(connection, held):
+        taken.drew(draw.unit, Drawn(arm=draw.arm, odds=dict(draw.odds), query_class=class_of(draw.query)))
+    with ExitStack() as stack:
+        routes = {
+            name: OfRoute(
+                route=settings.routes[name], match=stack.enter_context(matching(settings.routes[name])),
+                published=published_on(connection, name), load=loader(connection),
+            )
+            for name in one.routes
+        }  # fmt: skip
+        taken.declared = {name: metric for name, metric in settings.metrics.items() if metric.type != "category"}
+        for item in read_runs(connection, held):
+            # An audit tells of the experiment for as long as it ran, whoever took part in it.
+            late = held.end_seq is not None and item.seq > held.end_seq
+            taken.ran(item, probes=routes[item.episode.request.route].route.probe is not None, late=late)
+            taken.judged(item, routes[item.episode.request.route].match)
+        return taken.material(routes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """One value, where it stands in the log, and who said so."""
+
+    seq: int
+    unit: str
+    voice: str | None  # a key that asks the model speaks for a share of the units at most; None: not capped
+    value: Value
+
+
+def _within_share(told: Sequence[_Told]) -> list[Value]:
+    """Without what capped voices say beyond their share of the units."""
+    allowed, spoken, kept = max(1, floor(MAX_SHARE * len(told))), Counter[str](), list[Value]()
+    for one in told:
+        if one.voice is not None:
+            spoken[one.voice] += 1
+            if spoken[one.voice] > allowed:
+                continue
+        kept.append(one.value)
+    return kept
+
+
+@dataclass(slots=True, kw_only=True)
+class _Taken:
+    """What has been read so far."""
+
+    one: Experiment
+    declared: Mapping[str, Metric] = field(default_factory=dict)
+    n_requests: int = 0
+    _first: dict[str, Drawn] = field(default_factory=dict)               # by unit
+    _warm: set[str] = field(default_factory=set)                         # the first units
+    _values: dict[str, list[_Told]] = field(default_factory=dict)        # by metric
+    _callers: set[str] = field(default_factory=set)                      # senders that ask the model
+    _audits: list[Audit] = field(default_factory=list)
+    _audited: set[str] = field(default_factory=set)                      # units of the lottery
+
+    def drew(self, unit: str, drawn: Drawn) -> None:
+        """Take a draw in, in the order of the log."""
+        self.n_requests += 1
+        if unit not in self._first:
+            self._first[unit] = drawn
+            if len(self._first) <= self.one.warmup_units:
+                self._warm.add(unit)
+
+    def ran(self, item: Labelled, *, probes: bool, late: bool) -> None:
+        """Take in what a run itself tells, and keep it if it is an audit."""
+        request, outcome = item.episode.request, item.episode.outcome
+        self._callers.add(request.sender)
+        if not late and is_evidence(request, outcome, probes=probes):
+            unit = request.unit or request.episode_id
+            if unit not in self._audited:
+                self._audited.add(unit)
+                labels = tuple(Said(label.seq, label.feedback) for label in item.labels)
+                self._audits.append(Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels))
+        draw = self._draw(item)
+        if draw is None:
+            return
+        if outcome.usage is not None:
+            overhead = outcome.overhead
+            spent = outcome.usage.completion_tokens + overhead.probe_tokens + overhead.discarded_tokens
+            self._add(TOKENS, item.seq, draw, item, float(spent))
+        if outcome.end_reason in ENDED:
+            self._add(LATENCY, item.seq, draw, item, outcome.duration_s)
+
+    def judged(self, item: Labelled, match: Match) -> None:
+        """Take in what was said of a run."""
+        draw = self._draw(item)
+        if draw is None or not item.labels:
+            return
+        right = measure_run(item, match).correct
+        if right is not None:
+            telling = [x.seq for x in item.labels if x.feedback.correct is not None or x.feedback.gold is not None]
+            self._add(EM, max(telling), draw, item, float(right))
+        for label in item.labels:
+            given = label.feedback
+            voice = f"{given.sender} {given.user}" if given.door == INFERENCE_KEY else None
+            for name, value in self._said(given):
+                self._add(name, label.seq, draw, item, value, voice)
+
+    def material(self, routes: Mapping[str, OfRoute]) -> Material:
+        """All of it, each metric in the order in which its values became known, one for each unit."""
+        values = dict[str, list[Value]]()
+        for metric, found in self._values.items():
+            first: dict[str, _Told] = {}
+            for told in sorted(found, key=lambda told: told.seq):
+                first.setdefault(told.unit, told)
+            values[metric] = _within_share(list(first.values()))
+        paired = frozenset(
+            arm.name for arm in self.one.arms if all(route.replayable(arm) for route in routes.values())
+        )
+        return Material(
+            n_requests=self.n_requests, drawn=list(self._first.values()), values=values,
+            audits=self._seen(routes, paired), paired=paired,
+        )  # fmt: skip
+
+    def _seen(self, routes: Mapping[str, OfRoute], paired: frozenset[str]) -> list[AuditSeen]:
+        """Audits as each arm would have ended them, in their order."""
+        found: dict[str, dict[str, Shown]] = {audit.id: {} for audit in self._audits}
+        for name, route in routes.items():
+            mine = [audit for audit in self._audits if audit.episode.request.route == name]
+            for arm in self.one.arms:
+                if arm.name in paired:
+                    for audit, told in zip(mine, route.arm(arm, mine), strict=True):
+                        if told is not None:
+                            found[audit.id][arm.name] = told
+            found.update(route.judged(mine, found, self._callers - {""}))
+        return [
+            AuditSeen(query_class=class_of(audit.episode.request.query), arms=found[audit.id])
+            for audit in sorted(self._audits, key=lambda audit: audit.seq)
+        ]
+
+    def _draw(self, item: Labelled) -> ArmDraw | None:
+        """The arm that a run stands for; None: none.
+
+        A unit that took part before the weights changed tells nothing after: some like it have moved, and those that
+        have not are no fair sample of either arm.
+        """
+        request = item.episode.request
+        if request.ungoverned is not None or request.audit:
+            return None
+        for draw in request.arms:
+            if (draw.experiment, draw.run) == (self.one.name, self.one.run):
+                first = self._first.get(draw.unit)
+                return draw if first is not None and first.odds == _odds(draw) else None
+        return None
+
+    def _add(
+        self, metric: str, seq: int, draw: ArmDraw, item: Labelled, value: float, voice: str | None = None
+    ) -> None:
+        query = item.episode.request.query
+        self._values.setdefault(metric, []).append(_Told(seq=seq, unit=draw.unit, voice=voice, value=Value(
+            arm=draw.arm, odds=_odds(draw), query_class=class_of(query),
+            value=value, known=_known(query), warmup=draw.unit in self._warm,
+        )))  # fmt: skip
+
+    def _said(self, given: Feedback) -> Iterator[tuple[str, float]]:
+        """What a person, or a program, measured of an answer, from 0 to 1."""
+        satisfaction = by_people(given)
+        if satisfaction is not None:
+            yield SATISFACTION, satisfaction
+        for name, value in given.metrics:
+            if name in self.declared and name not in METRICS and not isinstance(value, str):
+                yield name, scaled(float(value), self.declared[name])
+
+
+def _odds(draw: ArmDraw) -> dict[str, float]:
+    """Of every arm, when it was drawn."""
+    return {draw.arm: draw.propensity, **dict(draw.others)}
+
+
+def _known(query: Query | None) -> tuple[float, ...]:
+    """Of the question, before the first token: its length, its numbers, its operators."""
+    told = (None, None, None) if query is None else (query.n_words, query.n_numbers, query.n_operators)
+    return tuple(log1p(n or 0) for n in told)

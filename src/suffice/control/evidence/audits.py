@@ -1,0 +1,221 @@
+"""From the log to evidence: audits with what was said about them, as rows that a certificate counts.
+
+    request, outcome, labels ──▶ Audit ──▶ shown ──▶ AuditRuns ──▶ learn.keeper
+
+Signals are computed by the observer that serves live traffic (`learn.dataset`). What nobody saw counts against a stop,
+never for it: an audit that was abandoned is a loss at every level, and so is, from the gap on, a run with a checkpoint
+that should have had an answer and has none. Knows episodes; refuses to know stores and what is done with the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from suffice.assurance import trust
+from suffice.assurance.judge import JUDGE
+from suffice.assurance.runs import Match, SequencedLabel
+from suffice.learn.audits import AuditRuns, Bools, Ints, Small, join
+from suffice.learn.censoring import Fate, fate
+from suffice.learn.dataset import build
+from suffice.learn.features import Chosen
+from suffice.learn.groups import fold_of
+from suffice.learn.rows import audit_runs
+from suffice.learn.served import N_FOLDS
+from suffice.types import Episode, Feedback, Outcome, Request
+
+NO_EVIDENCE: Final[frozenset[Fate]] = frozenset({"ungoverned", "stopped", "by failure", "broken"})
+_NEVER: Final = np.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One piece of feedback with its place in the log."""
+
+    seq: int
+    feedback: Feedback
+    at_s: float = 0.0  # Unix time at which the log took it; informative, and for delays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """A run that nothing could stop, with what was said about it so far."""
+
+    seq: int                       # place in the log of its outcome
+    at: int                        # requests of the route when it ended
+    ended_at_s: float              # Unix time; informative, and for deadlines of labels
+    episode: Episode
+    labels: tuple[Said, ...] = ()  # oldest first
+    label_at: float = _NEVER       # requests of the route when the verdict came; infinite: there is none
+
+    @property
+    def id(self) -> str:
+        """The episode's id."""
+        return self.episode.request.episode_id
+
+    @property
+    def unit(self) -> str:
+        """What its lot was drawn for; audits of one unit are not independent."""
+        return self.episode.request.unit or self.id
+
+    @property
+    def fate(self) -> Fate:
+        """What became of the run."""
+        return fate(self.episode.request, self.episode.outcome)
+
+    def with_label(self, said: Said, at: int) -> Audit:
+        """The same audit when something more has been said."""
+        return replace(self, labels=tuple(sorted((*self.labels, said), key=lambda one: one.seq)), label_at=float(at))
+
+
+Verdicts: TypeAlias = Mapping[str, Feedback]  # by episode: what counts as said of it
+
+
+def is_evidence(request: Request, outcome: Outcome, *, probes: bool) -> bool:
+    """Does this run stand for the traffic, whatever a policy would have done with it?
+
+    probes  its route asks for trial answers by extra calls, which only runs drawn by lot were sent
+    """
+    by_design = request.audit or (request.mode == "observe" and not probes)
+    return request.ungoverned is None and by_design and fate(request, outcome) not in NO_EVIDENCE
+
+
+def verdicts(
+    audits: Iterable[Audit], match: Match, *, callers: Collection[str] = (),
+    hears: Callable[[Feedback], bool] = lambda _: False,
+) -> tuple[Verdicts, frozenset[str]]:  # fmt: skip
+    """What counts as said of each audit (`assurance.trust`), and those on which trusted voices contradict each other.
+
+    audits  of the window whose answers differ somewhere in play: words about others change nothing
+    match   does an answer equal a reference? Two references that judge an audit alike are one verdict
+    callers senders whose keys also ask the model: users, whatever they call themselves
+    hears   does this word of a judge model count? What it costs others take off (`control.loop.charging`)
+    """
+    found = {audit.id: audit for audit in audits}
+    said = {
+        (audit.id, one.seq): one.feedback
+        for audit in found.values() for one in audit.labels
+        if _tells(one) and (one.feedback.source != JUDGE or hears(one.feedback))
+    }  # fmt: skip
+    words = [
+        trust.Label(
+            audit=name, seq=seq, source=one.source,
+            # What a judge may get wrong is charged; a cap on its words would only silence it.
+            key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
+            trust=trust.rank_of(one, callers),
+            verdict=_meaning(found[name], one, match),
+        )
+        for (name, seq), one in said.items()
+    ]  # fmt: skip
+    standing = trust.stand(words, differing=found)
+    counts = {
+        word.audit: said[word.audit, word.seq]
+        for word in sorted(words, key=lambda word: word.seq)
+        if standing.verdicts.get(word.audit, _NOBODY) == word.verdict
+    }
+    return counts, standing.contested
+
+
+_NOBODY: Final = object()
+
+
+def _key(said: Feedback, callers: Collection[str]) -> str:
+    """Whose voice it is: of trusted people who share a key, such as a labelling tool's, each has one."""
+    is_person = said.user and trust.rank_of(said, callers) >= trust.TRUSTED
+    return f"{said.sender} {said.user}" if is_person else said.sender
+
+
+def _tells(said: Said) -> bool:
+    """Does it say what is right? Ratings and thumbs do not."""
+    return said.feedback.correct is not None or said.feedback.gold is not None
+
+
+def _meaning(audit: Audit, said: Feedback, match: Match) -> Hashable:
+    """What a label makes of an audit: is the full run right, and which of its other answers are."""
+    outcome = audit.episode.outcome
+    answers = sorted({step.answer for step in outcome.steps if step.answer is not None})
+    full = said.correct
+    if full is None and said.gold is not None:
+        full = outcome.answer is not None and match(outcome.answer, said.gold)
+    others = () if said.gold is None else tuple(answer for answer in answers if match(answer, said.gold))
+    return full, others
+
+
+def shown(
+    audits: Sequence[Audit], *, chosen: Chosen, match: Match, wave: int, counts: Verdicts
+) -> AuditRuns | None:
+    """Audits as rows, in their order; None without audits.
+
+    chosen  features, in the order of the rows
+    wave    samples that are launched together
+    counts  of `verdicts`
+    """
+    parts = list[AuditRuns]()
+    whole = [audit for audit in audits if audit.fate == "full" and len(audit.episode.outcome.steps) > 1]
+    rows = _whole(whole, chosen=chosen, match=match, wave=wave, counts=counts) if whole else None
+    place = {audit.id: number for number, audit in enumerate(whole)}
+    for audit in audits:
+        if rows is not None and audit.id in place:
+            parts.append(rows.take(np.array([place[audit.id]])))
+        else:
+            parts.append(_single(audit, len(chosen.names)))
+    return join(parts) if parts else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """An audit as `learn.dataset` reads episodes."""
+
+    seq: int
+    episode: Episode
+    labels: Sequence[SequencedLabel]
+
+
+def _whole(audits: Sequence[Audit], *, chosen: Chosen, match: Match, wave: int, counts: Verdicts) -> AuditRuns:
+    """Runs that were seen to their end, in order of `seq`, which is the order of the audits."""
+    recorded = [
+        _Recorded(n, audit.episode, (Said(audit.seq, counts[audit.id]),) if audit.id in counts else ())
+        for n, audit in enumerate(audits)
+    ]
+    data = build(recorded, match=match, chosen=chosen, wave=wave, most_audits=len(recorded) + 1)
+    assert len(data) == len(audits), "a full run was left out of its evidence"
+    runs = audit_runs(data, np.arange(len(data)))
+    z, d, may_stop = runs.z.copy(), runs.d.copy(), runs.may_stop.copy()
+    gap = behind_a_gap(audits, runs.starts)
+    z[gap], d[gap], may_stop[gap] = 1, True, True
+    z[runs.last], d[runs.last] = 0, False  # a stop at the end is the full run
+    return replace(
+        runs, z=z, d=d, may_stop=may_stop, fold=_folds(audits),
+        at=np.array([audit.at for audit in audits], dtype=np.float64),
+        label_at=np.array([audit.label_at if audit.id in counts else _NEVER for audit in audits]),
+    )  # fmt: skip
+
+
+def behind_a_gap(audits: Sequence[Audit], starts: Ints) -> Bools:
+    """Rows at and behind a checkpoint whose answer nobody got: a stop might have been there, shape (T,)."""
+    gap = np.zeros(int(starts[-1]), dtype=bool)
+    for audit, start, end in zip(audits, starts[:-1], starts[1:], strict=True):
+        first = next((n for n, step in enumerate(audit.episode.outcome.steps) if step.missing), None)
+        if first is not None:
+            gap[start + first : end] = True
+    return gap
+
+
+def _folds(audits: Sequence[Audit]) -> Small:
+    return np.array([fold_of(audit.episode.request.question_key, N_FOLDS) for audit in audits], dtype=np.int8)
+
+
+def _single(audit: Audit, n_features: int) -> AuditRuns:
+    """A run of one row: nothing could have stopped it before its end, or it counts as lost wherever it is stopped."""
+    outcome = audit.episode.outcome
+    tokens = float(outcome.usage.completion_tokens if outcome.usage is not None else 0)
+    unseen = audit.fate == "unprobed" and any(step.missing for step in outcome.steps)
+    return AuditRuns(
+        x=np.zeros((1, n_features)), starts=np.array([0, 1]), z=np.zeros(1, np.int8), d=np.zeros(1, bool),
+        may_stop=np.zeros(1, bool), cost=np.array([tokens]), per_step=np.array([max(1.0, tokens)]),
+        full=np.array([tokens]), fold=_folds([audit]), at=np.array([float(audit.at)]), label_at=np.array([_NEVER]),
+        query_class=np.zeros(1, np.int64), abandoned=np.array([unseen or audit.fate == "abandoned"]),
+    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""What was in force on a route at a place of the log, and learned versions by their address, each read once.
+
+Knows rows and artefacts; refuses to know what is replayed with them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Final
+
+from suffice.control.evidence.fitting import ServedVersion, read_back
+from suffice.errors import ConfigError
+from suffice.store.database.decisions import read_artefact
+from suffice.store.database.views import decoded
+from suffice.store.rows.control_events import PolicyPublished
+from suffice.types import Publication
+
+_PUBLISHED: Final = "SELECT seq, body FROM events WHERE kind = 'policy_published' AND route = ? ORDER BY seq"
+
+
+def published_on(connection: sqlite3.Connection, route: str) -> Callable[[int], Publication | None]:
+    """What was in force on a route at a place of the log. Raises StoreError."""
+    rows = connection.execute(_PUBLISHED, (route,)).fetchall()
+    places = [seq for seq, _ in rows]
+    made = [decoded(seq, PolicyPublished, body).publication for seq, body in rows]
+
+    def at(seq: int) -> Publication | None:
+        before = bisect_right(places, seq)
+        return made[before - 1] if before else None
+
+    return at
+
+
+def loader(
+    connection: sqlite3.Connection, known: dict[str, ServedVersion | None] | None = None
+) -> Callable[[str], ServedVersion | None]:
+    """Versions by their address; None: it is gone, or cannot be read.
+
+    known  those that were read before; new ones are added
+    """
+    known = {} if known is None else known
+
+    def load(address: str) -> ServedVersion | None:
+        if address not in known:
+            try:
+                known[address] = read_back(address, read_artefact(connection, address))
+            except ConfigError:
+                known[address] = None
+        return known[address]
+
+    return load

@@ -1,0 +1,80 @@
+"""An owner's policy as a version with one level, so that audits count under it as they do under learned models.
+
+    policy, audits ──▶ replayed (`stops`) ──▶ AuditRuns with one feature, "it has stopped" ──▶ learn.keeper: 0, 1
+
+Level 0 never stops, level 1 is the policy. It was written down before the audits came, so all of them certify and none
+teaches. What nobody saw counts against it: a stop behind a checkpoint whose answer nobody got, a stop without an
+answer, and a run with such a checkpoint that the policy would have let end. Knows recorded runs and policies; refuses
+to know when it is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from suffice.assurance.runs import Match
+from suffice.control.evidence.audits import Audit, Verdicts, shown
+from suffice.control.evidence.stops import policy_stops
+from suffice.learn.audits import AuditRuns, Floats
+from suffice.learn.dataset import is_right
+from suffice.learn.features import Chosen
+from suffice.learn.served import N_FOLDS, Served
+from suffice.policy.base import Policy
+from suffice.types import Kind
+
+_ANY: Final = Chosen(("step_share",), ())  # rows of audits have a feature; which one does not matter here
+
+
+def _has_stopped(x: Floats) -> Floats:
+    return x[:, 0]
+
+
+OWNED: Final = Served(
+    models=(_has_stopped,) * N_FOLDS, levels=np.array([[-np.inf, 0.5]] * N_FOLDS), cost_exponent=0.0
+)
+
+
+def owned_rows(
+    audits: Sequence[Audit], *, policy: Policy, kind: Kind, match: Match, wave: int, counts: Verdicts
+) -> AuditRuns | None:
+    """Audits as rows that `OWNED` reads, in their order; None without audits.
+
+    wave    samples that are launched together
+    counts  of `audits.verdicts`
+    """
+    runs = shown(audits, chosen=_ANY, match=match, wave=wave, counts=counts)
+    if runs is None:
+        return None
+    told = [audit for audit in audits if audit.fate in ("full", "unprobed") and len(audit.episode.outcome.steps) > 1]
+    stops = policy_stops(policy, kind, told)
+    x = np.zeros((len(runs.x), 1))
+    z, d, may_stop, abandoned = runs.z.copy(), runs.d.copy(), runs.may_stop.copy(), runs.abandoned.copy()
+    for number, audit in enumerate(audits):
+        start, end = int(runs.starts[number]), int(runs.starts[number + 1])
+        stop = stops.get(audit.id)
+        if end - start == 1:  # it has no row of its own to be stopped at, and nobody saw what was there
+            abandoned[number] |= stop is not None
+            continue
+        steps = audit.episode.outcome.steps
+        gap = next((at for at, step in enumerate(steps[:-1]) if step.missing), None)
+        if gap is not None and (stop is None or gap <= stop[0]):
+            x[start + gap : end] = 1.0  # counted as lost from there on already
+        elif stop is not None:
+            row = start + stop[0]
+            x[row:end] = 1.0
+            may_stop[row] = True
+            if kind == "rounds":  # a policy may return another step's answer than the last
+                z[row], d[row] = _lost(audit, stop[1], counts, match)
+    return replace(runs, x=x, z=z, d=d, may_stop=may_stop, abandoned=abandoned)
+
+
+def _lost(audit: Audit, answer: str | None, counts: Verdicts, match: Match) -> tuple[int, bool]:
+    """EM drop of a run that is stopped with an answer, and whether that differs from the full run's."""
+    full, label = audit.episode.outcome.answer, counts.get(audit.id)
+    differs = answer is None or answer != full
+    right, full_right = (is_right(one, full, label, match) for one in (answer, full))
+    return (int(differs) if right is None or full_right is None else int(full_right) - int(right)), differs

@@ -1,0 +1,1 @@
+"""Work on the log that one worker at a time does, again and again."""

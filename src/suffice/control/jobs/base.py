@@ -1,0 +1,176 @@
+"""Jobs: work that one worker at a time does, again and again, and that goes on wherever the last one stopped.
+
+    Worker.round ──▶ lease ──▶ job.run(Desk) ──▶ events under the lease ──▶ JobRan
+
+A job keeps what it knows in memory for as long as it holds its lease, and finds out again from the log when it does
+not. It writes through its `Desk` alone; when the lease is lost nothing of a decision is written, and the job is told
+to forget. Knows leases and history; refuses to know what jobs do.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from suffice.errors import StoreError, SufficeError
+from suffice.store.database.decisions import Decisions, Lease
+from suffice.store.rows.control_events import JobRan
+from suffice.store.rows.events import Event
+from suffice.telemetry import LOG
+from suffice.types import JobRun
+
+RENEW_S: Final = 10.0  # a lease is renewed after so long
+
+
+class LeaseLost(SufficeError):
+    """Another worker has the job; what was being decided is not written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run of a job did."""
+
+    said: str              # in one sentence; "": there was nothing to do
+    route: str = ""        # "": about all of them
+    ok: bool = True
+    read_to_seq: int = 0   # place in the log that it has read up to
+    at: int = 0            # requests of the route up to which everything is decided
+
+
+class Desk(Protocol):
+    """How a job writes."""
+
+    def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
+        """Write all of it or nothing. Raises LeaseLost and StoreError."""
+        ...
+
+    def keep(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Have a cache beside the log written in one transaction. Raises LeaseLost and StoreError."""
+        ...
+
+    def renew(self) -> None:
+        """Say that the work goes on, where it takes long. Raises LeaseLost and StoreError."""
+        ...
+
+
+class Job(Protocol):
+    """One kind of work."""
+
+    name: str
+
+    def run(self, desk: Desk) -> Sequence[Report]:
+        """Do what is due. Raises LeaseLost as the desk does."""
+        ...
+
+    def forget(self) -> None:
+        """Another worker may have had the job since: nothing that is in memory holds any more."""
+        ...
+
+
+@dataclass(slots=True)
+class _Held:
+    """A job with its lease."""
+
+    job: Job
+    lease: Lease | None = None
+    renewed_s: float = 0.0   # monotonic
+
+
+@dataclass(slots=True)
+class _LeasedDesk:
+    """Writes under one lease."""
+
+    decisions: Decisions
+    held: _Held
+    monotonic_s: Callable[[], float]
+
+    def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
+        if self.decisions.write(self.held.lease, events, artefacts) is None:
+            raise LeaseLost(f"job {self.held.job.name}: another worker has it")
+
+    def renew(self) -> None:
+        now_s, lease = self.monotonic_s(), self.held.lease
+        if lease is None or now_s - self.held.renewed_s < RENEW_S:
+            return
+        if not self.decisions.renew(lease):
+            raise LeaseLost(f"job {self.held.job.name}: another worker has it")
+        self.held.renewed_s = now_s
+
+    def keep(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        lease = self.held.lease
+        if lease is None or not self.decisions.keep(lease, work):
+            raise LeaseLost(f"job {self.held.job.name}: another worker has it")
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """Runs jobs on one log.
+
+    author  who decides: written into events
+    new_id  a fresh id for each row of history
+    """
+
+    decisions: Decisions
+    jobs: Sequence[Job]
+    author: str
+    now: Callable[[], float]
+    monotonic_s: Callable[[], float]
+    new_id: Callable[[], str]
+    _held: dict[str, _Held] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """No job is held yet."""
+        self._held = {job.name: _Held(job) for job in self.jobs}
+
+    def round(self) -> list[Report]:
+        """Run every job that this worker may run; what they did."""
+        reports = list[Report]()
+        for held in self._held.values():
+            try:
+                if self._hold(held):
+                    reports += self._run(held, by_hand=False)
+            except StoreError as error:  # a locked or full disk: the next round may find it well again
+                LOG.warning("job %s: %s", held.job.name, error)
+                held.job.forget()
+        return reports
+
+    def once(self, name: str) -> list[Report] | None:
+        """Run one job now, for a person; None: another worker has it. Raises StoreError, and KeyError for a name."""
+        held = self._held[name]
+        if not self._hold(held):
+            return None
+        return self._run(held, by_hand=True)
+
+    def _hold(self, held: _Held) -> bool:
+        """Make sure of the lease."""
+        if held.lease is None:
+            held.lease = self.decisions.acquire(held.job.name)
+            held.renewed_s = self.monotonic_s()
+            if held.lease is not None:
+                held.job.forget()
+        return held.lease is not None
+
+    def _run(self, held: _Held, *, by_hand: bool) -> list[Report]:
+        began_s, began_at_s = self.monotonic_s(), self.now()
+        desk = _LeasedDesk(self.decisions, held, self.monotonic_s)
+        try:
+            desk.renew()
+            reports = list(held.job.run(desk))
+            told = [one for one in reports if one.said or by_hand]
+            if told:
+                desk.write([self._history(held, one, began_at_s, self.monotonic_s() - began_s) for one in told])
+        except LeaseLost as error:
+            LOG.warning("%s", error)
+            held.lease = None
+            held.job.forget()
+            return []
+        return told
+
+    def _history(self, held: _Held, report: Report, began_at_s: float, duration_s: float) -> JobRan:
+        return JobRan(JobRun(
+            run_id=self.new_id(), job=held.job.name, route=report.route, author=self.author, began_at_s=began_at_s,
+            duration_s=duration_s, ok=report.ok, said=report.said or "nothing to do", read_to_seq=report.read_to_seq,
+            at=report.at,
+        ))  # fmt: skip

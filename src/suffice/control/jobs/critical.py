@@ -1,0 +1,130 @@
+"""The job `critical`: the critical EM of routes that no control loop certifies, because their owner wrote the policy.
+
+    outcomes, labels ──▶ Floor ──▶ below: EnforcementPaused and IncidentOpened, for a person
+
+Routes that certify themselves are watched by their own loop, with the same `Floor`. Time is the log's own. Knows rows
+of the log; refuses to know what a policy does.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from suffice.assurance.runs import Match
+from suffice.assurance.sampling import weight_of
+from suffice.control.evidence.audits import Said
+from suffice.control.evidence.joining import Joining
+from suffice.control.evidence.latest import remember
+from suffice.control.jobs.base import Desk, Report
+from suffice.control.jobs.comparing import Comparing
+from suffice.control.jobs.rows import LOOK_BACK, rows_since
+from suffice.control.loop.brake import Floor, delivered_right
+from suffice.review.holds import RouteHolds
+from suffice.review.incident import of_pause
+from suffice.settings import Route
+from suffice.store.database.log import Stored
+from suffice.store.database.views import reading
+from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
+from suffice.store.routes.epochs import place_before
+from suffice.store.routes.in_force import read_decided
+from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
+from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.hold_events import IncidentOpened
+from suffice.types import Pause, Request
+
+
+@dataclass(slots=True, kw_only=True)
+class Watch:
+    """What is known of one route's delivered answers, since a person last looked."""
+
+    name: str
+    floor: Floor
+    match: Match
+    seq: int                                             # place of the last row that was read
+    _joining: Joining = field(default_factory=Joining)
+    _open: dict[str, Request] = field(default_factory=dict)
+
+    def feed(self, stored: Stored) -> None:
+        """Take the next row of the log in; one that was read before changes nothing."""
+        if stored.seq <= self.seq:
+            return
+        self.seq, event = stored.seq, stored.event
+        if isinstance(event, RequestSeen):
+            if event.route == self.name and event.request.ungoverned is None:
+                remember(self._open, event.request.episode_id, event.request)
+        elif isinstance(event, RequestEnded) and event.outcome.episode_id in self._open:
+            request = self._open.pop(event.outcome.episode_id)
+            for said in self._joining.ended(event.outcome, weight_of(request, event.outcome)):
+                self._note(event.outcome.episode_id, said)
+        elif isinstance(event, FeedbackGiven):
+            said = Said(stored.seq, event.feedback, stored.at_s)
+            name = self._joining.said(said)
+            if name is not None:
+                self._note(name, said)
+        elif isinstance(event, EnforcementResumed) and event.route == self.name:
+            self.floor.forget()
+
+    def _note(self, name: str, said: Said) -> None:
+        right = delivered_right(said.feedback, self._joining.answers[name], self.match)
+        if right is not None:
+            self.floor.note(name, right=right, stands_for=self._joining.stands_for.get(name, 1.0))
+
+
+@dataclass(slots=True, kw_only=True)
+class Critical(Comparing):
+    """Pauses routes whose EM is surely below what their owner calls critical."""
+
+    name: str = "critical"
+    _watches: dict[str, Watch] = field(default_factory=dict)
+    _holds: Holds = NOTHING_HELD
+
+    def forget(self) -> None:
+        """Find out from the log again."""
+        self._watches.clear()
+
+    def run(self, desk: Desk) -> Sequence[Report]:
+        """Read what is new, and pause where a person has to decide. Raises LeaseLost and StoreError."""
+        routes = {name: route for name, route in self.settings.routes.items() if concerns(route)}
+        if not routes or not self.path.is_file():
+            return ()
+        with reading(self.path) as connection:
+            for name, route in routes.items():
+                if name not in self._watches:
+                    self._watches[name] = self._built(name, route, connection)
+            last = min(watch.seq for watch in self._watches.values())
+            for stored in rows_since(connection, last, desk):
+                last = stored.seq
+                for watch in self._watches.values():
+                    watch.feed(stored)
+            self._holds, at_s = read_holds(connection, self._holds), last_at_s(connection)
+            decided = read_decided(connection)
+            reports = []
+            for name in routes:
+                why = self._why(name, self._holds.of(name), at_s)
+                if why is not None:
+                    self._pause(name, why, decided.of(name).n_pauses + 1, at_s, desk)
+                reports.append(Report(said=f"enforcement paused ({why})" if why else "", route=name, read_to_seq=last))
+        return reports
+
+    def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Watch:
+        floor = Floor(route.critical_em, delta=1 - route.confidence)
+        since = place_before(connection, name, LOOK_BACK)
+        return Watch(name=name, floor=floor, match=self._matched.of(name, route, self.matches), seq=since)
+
+    def _why(self, name: str, held: RouteHolds, at_s: float) -> str | None:
+        if held.pause is not None or held.accepted(at_s) is not None:
+            return None
+        return self._watches[name].floor.below()
+
+    def _pause(self, name: str, why: str, number: int, at_s: float, desk: Desk) -> None:
+        right = self._watches[name].floor.right
+        pause = Pause(route=name, number=number, cause="critical_em", reason=why, author=self.author)
+        told = f"{sum(right.values()):,} of the last {len(right):,} labelled answers were right"
+        desk.write([EnforcementPaused(pause), IncidentOpened(of_pause(pause, opened_at_s=at_s, evidence=(told,)))])
+
+
+def concerns(route: Route) -> bool:
+    """Is this a route whose EM nobody else watches?"""
+    return route.mode == "enforce" and not route.certifies_itself and route.critical_em is not None

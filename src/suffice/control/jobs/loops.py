@@ -1,0 +1,205 @@
+"""The job `certify`: one pass over the log for the loops of all routes.
+
+    log ──▶ each row to each loop ──▶ what a loop decides is written at once, under the lease
+
+A loop that fails takes its own route down and nothing else: what was certified there stays in force, nothing new is,
+and a later round builds it anew from the log. One whose history does not follow from the log begins a new epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from suffice.control.evidence.audits import Audit, Said
+from suffice.control.evidence.fitting import ServedVersion, read_back
+from suffice.control.evidence.resolution import Diverged, Resolution
+from suffice.control.jobs.base import Desk, LeaseLost, Report
+from suffice.control.jobs.comparing import Comparing
+from suffice.control.jobs.rows import FIRST_REST_S, LONGEST_REST_S, LOOK_BACK, rows_since, why_of
+from suffice.control.loop.armed import ArmLoop
+from suffice.control.loop.certify import RouteLoop
+from suffice.control.loop.owned import OwnLoop
+from suffice.control.loop.starting import burst_of
+from suffice.errors import ConfigError, StoreError
+from suffice.settings import Route
+from suffice.store.database.decisions import read_artefact
+from suffice.store.database.views import reading
+from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
+from suffice.store.routes.epochs import labels_wanted, last_place, place_before, publications, whole_episodes
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.rows.control_events import EpochBegan
+from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.telemetry import LOG
+from suffice.types import Episode, Epoch
+
+
+@dataclass(slots=True)
+class _Rest:
+    """A route that is left alone after a failure."""
+
+    lasts_s: float
+    until_s: float  # monotonic
+
+
+@dataclass(slots=True)
+class _Round:
+    """One pass over the log: what it says, route by route."""
+
+    connection: sqlite3.Connection
+    desk: Desk
+    said: dict[str, list[str]]
+    failed: dict[str, str] = field(default_factory=dict)
+    last: int = 0
+
+    def write(self, name: str, resolution: Resolution | None) -> None:
+        """Write what a route's loop decided."""
+        if resolution is not None:
+            self.desk.write(resolution.events, resolution.artefacts)
+            self.said[name].append(resolution.said)
+
+
+@dataclass(slots=True, kw_only=True)
+class Certify(Comparing):
+    """Certifies what may act on each route: learned levels, its owner's policy, an effort or a budget."""
+
+    name: str = "certify"
+    _loops: dict[str, RouteLoop] = field(default_factory=dict)
+    _rests: dict[str, _Rest] = field(default_factory=dict)
+    _holds: Holds = NOTHING_HELD
+    _at_s: float = 0.0  # Unix time of the log's last row
+
+    def forget(self) -> None:
+        """Build every loop anew from the log."""
+        self._loops.clear()
+
+    def run(self, desk: Desk) -> Sequence[Report]:
+        """Read what is new and decide. Raises LeaseLost and StoreError."""
+        now_s = self.monotonic_s()
+        routes = {
+            name: route for name, route in self.settings.routes.items()
+            if route.certifies_itself and (name not in self._rests or self._rests[name].until_s <= now_s)
+        }  # fmt: skip
+        if not routes or not self.path.is_file():
+            return ()
+        with reading(self.path) as connection:
+            self._holds, self._at_s = read_holds(connection, self._holds), last_at_s(connection)
+            here = _Round(connection, desk, {name: [] for name in routes})
+            for name, route in routes.items():
+                if name not in self._loops:
+                    with self._alone(name, here):
+                        self._loops[name] = self._built(name, route, here)
+            self._read(here)
+            for name, loop in list(self._loops.items()):
+                with self._alone(name, here):
+                    loop.holds, loop.at_s = self._holds.of(name), self._at_s
+                    here.write(name, loop.settle())
+        return [self._report(name, here) for name in routes]
+
+    def _report(self, name: str, here: _Round) -> Report:
+        loop, failed = self._loops.get(name), here.failed.get(name)
+        if failed is None:
+            self._rests.pop(name, None)
+        said = "; ".join([*here.said[name], *([failed] if failed else [])])
+        at = loop.n if loop is not None else 0
+        return Report(said=said, route=name, ok=failed is None, read_to_seq=here.last, at=at)
+
+    @contextlib.contextmanager
+    def _alone(self, name: str, here: _Round) -> Iterator[None]:
+        """Do a route's work; if it fails, that route is left as it is for a while."""
+        try:
+            yield
+        except (LeaseLost, StoreError):
+            raise
+        except Diverged as error:
+            self._begin_anew(name, str(error), here)
+        except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
+            self._loops.pop(name, None)
+            why = why_of(error)
+            before = self._rests.get(name)
+            lasts_s = FIRST_REST_S if before is None else min(LONGEST_REST_S, 2 * before.lasts_s)
+            self._rests[name] = _Rest(lasts_s, self.monotonic_s() + lasts_s)
+            here.failed[name] = f"left as it is: {why}"
+            LOG.error("control: route %s is left as it is: %s", name, why)
+            LOG.debug("the same, with its traceback", exc_info=True)
+
+    # ---- loops -----------------------------------------------------------------------------------
+
+    def _built(self, name: str, route: Route, here: _Round) -> RouteLoop:
+        """A loop for the route, from where its epoch began; its first epoch is begun."""
+        connection = here.connection
+        held = read_decided(connection).of(name)
+        if held.epoch is None:
+            held = self._begin(name, held, here, place_before(connection, name, LOOK_BACK), "cold start", at=0)
+        epoch = held.epoch
+        assert epoch is not None
+        return _kind_of(route)(
+            name=name, route=route, control=self.settings.control, held=held,
+            match=self._matched.of(name, route, self.matches), load=self._load, author=self.author,
+            expected=deque(publications(connection, name, epoch.number)),
+            kept=_kept(connection, epoch), asked=labels_wanted(connection, name),
+        )  # fmt: skip
+
+    def _begin(self, name: str, held: InForce, here: _Round, since_seq: int, reason: str, *, at: int) -> InForce:
+        route = self.settings.routes[name]
+        budget = self._holds.of(name).in_effect(self._at_s).budget(route.max_em_drop)
+        began = EpochBegan(Epoch(
+            route=name, number=held.n_epochs + 1, at=at, since_seq=since_seq, reason=reason, author=self.author,
+            burst=burst_of(route, self.settings.control), max_em_drop=budget, confidence=route.confidence,
+            promise=route.promise,
+        ))  # fmt: skip
+        here.write(name, Resolution((began,)))
+        return held.after(began)
+
+    def _begin_anew(self, name: str, why: str, here: _Round) -> None:
+        """What the log says cannot be reproduced: nothing of it is built on. The next round builds the loop."""
+        loop = self._loops.pop(name, None)
+        held = read_decided(here.connection).of(name)
+        at = loop.n if loop is not None else held.epoch.at if held.epoch is not None else 0
+        self._begin(name, held, here, last_place(here.connection), why, at=at)
+
+    def _load(self, address: str) -> ServedVersion:
+        with reading(self.path) as connection:
+            body = read_artefact(connection, address)
+        try:
+            return read_back(address, body)
+        except ConfigError as error:
+            raise Diverged(str(error)) from None
+
+    # ---- the pass --------------------------------------------------------------------------------
+
+    def _read(self, here: _Round) -> None:
+        """Feed every loop what it has not read."""
+        here.last = min((loop.seq for loop in self._loops.values()), default=0)
+        for stored in rows_since(here.connection, here.last, here.desk):
+            here.last = stored.seq
+            for name, loop in list(self._loops.items()):
+                with self._alone(name, here):
+                    here.write(name, loop.feed(stored))
+
+
+def _kind_of(route: Route) -> type[RouteLoop]:
+    """Which loop proves what may act on a route."""
+    if route.is_learned:
+        return RouteLoop
+    return OwnLoop if route.is_owned else ArmLoop
+
+
+def _kept(connection: sqlite3.Connection, epoch: Epoch) -> list[Audit]:
+    """The audits of earlier epochs that count in this one."""
+    kept = list[Audit]()
+    for asked, ended, labels in whole_episodes(connection, epoch.kept, epoch.since_seq):
+        assert isinstance(asked.event, RequestSeen)
+        assert isinstance(ended.event, RequestEnded)
+        audit = Audit(
+            seq=ended.seq, at=epoch.at, ended_at_s=ended.at_s,
+            episode=Episode(request=asked.event.request, outcome=ended.event.outcome),
+        )  # fmt: skip
+        for label in labels:
+            assert isinstance(label.event, FeedbackGiven)
+            audit = audit.with_label(Said(label.seq, label.event.feedback, label.at_s), epoch.at)
+        kept.append(audit)
+    return kept

@@ -1,0 +1,216 @@
+"""The job `notify`: tells people outside of the log what in it is worth waking them for.
+
+    rows behind the place that a sink knows ── alerts_of ──▶ Notice ──▶ sink ──▶ AlertSent, the new place
+    alerts that it was told of ── owed ──▶ Notice that one is over ──▶ sink ──▶ AlertSent, the same place
+
+Each sink has a place of its own, so one that is down for a while loses nothing and holds up no other. A notice is on
+its way in a thread: a sink that hangs holds up no job for longer than `patience_s`, once. Between a notice and its row
+a worker can die; then it is told twice, never not at all.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from suffice.control.jobs.base import Desk, Report
+from suffice.control.jobs.sinks import Sink
+from suffice.settings import Alerts
+from suffice.store.database.views import decoded, reading
+from suffice.store.people.alerts import Told, owed, read_told
+from suffice.store.people.notices import READS, Notice, alerts_of
+from suffice.store.routes.rollups import HOUR_S
+from suffice.store.rows.alert_events import AlertSent, FailedOpen, FailOpenHigh, Telling
+from suffice.store.rows.events import EVENTS
+from suffice.telemetry import LOG
+
+BATCH: Final = 100           # rows that are read at once for a sink
+MOST_TOLD: Final = 1_000     # notices of a sink that are remembered, to tell nothing again too early
+FIRST_REST_S: Final = 5.0    # after a sink failed; doubled up to
+LAST_REST_S: Final = 600.0
+FAIL_OPEN: Final = 0.05      # of the runs of a route in an hour
+LEAST_RUNS: Final = 50       # … of at least so many
+LOOK_S: Final = 30.0         # between two looks at that
+_MARKS: Final = ", ".join("?" * len(READS))
+# The index of kinds: rows of these kinds are few, and what stands between them is not looked at.
+_ROWS: Final = (
+    f"SELECT seq, at_s, kind, body FROM events INDEXED BY events_once WHERE kind IN ({_MARKS}) AND seq > ?"  # noqa: S608
+    " ORDER BY seq LIMIT ?"
+)
+_TOLD: Final = """
+    SELECT seq, body FROM events WHERE kind = 'alert_sent' AND key >= ? AND key < ? ORDER BY key DESC LIMIT ?"""
+_DEGRADED: Final = """
+    SELECT route, sum(n_requests), sum(n_degraded) FROM rollups WHERE grain = 0 AND hour = ? GROUP BY route"""
+_NEWEST: Final = "SELECT coalesce(max(seq), 0) FROM events"
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A notice on its way."""
+
+    notice: Notice
+    seq: int
+    at_s: float
+    over: int = 0  # place of the alert that it says is over
+    thread: threading.Thread | None = None
+    problem: str | None = None
+
+    def start(self, sink: Sink, link: str | None) -> None:
+        def work() -> None:
+            try:
+                self.problem = sink.tell(self.notice, at_s=self.at_s, link=link)
+            except Exception as error:  # noqa: BLE001 - whatever a sink does, the others and the jobs go on
+                self.problem = f"the sink broke down ({type(error).__name__})"
+
+        self.thread = threading.Thread(target=work, name=f"notify-{sink.name}", daemon=True)
+        self.thread.start()
+
+    def landed(self, patience_s: float) -> bool:
+        assert self.thread is not None
+        self.thread.join(patience_s)
+        return not self.thread.is_alive()
+
+
+@dataclass(slots=True)
+class _Place:
+    """What a sink knows."""
+
+    seq: int
+    told: dict[str, float]           # what it was told, and the Unix time of that event
+    flight: _Flight | None = None
+    fails: int = 0
+    rests_until_s: float = float("-inf")  # monotonic
+
+
+@dataclass(slots=True, kw_only=True)
+class Notify:
+    """Tells every sink."""
+
+    settings: Alerts
+    path: Path
+    sinks: Sequence[Sink]
+    now: Callable[[], float]
+    monotonic_s: Callable[[], float]
+    patience_s: float = 1.0
+    name: str = "notify"
+    _places: dict[str, _Place] = field(default_factory=dict)
+    _looks_at_s: float = float("-inf")
+    _alerts: Told | None = None
+
+    def forget(self) -> None:
+        """Another worker may have told since: the rows say what."""
+        self._places.clear()
+
+    def run(self, desk: Desk) -> Sequence[Report]:
+        """Tell what is new. Raises LeaseLost and StoreError."""
+        if not self.sinks or not self.path.is_file():
+            return ()
+        reports = list[Report]()
+        with reading(self.path) as connection:
+            self._look_at_fail_opens(desk, connection)
+            for sink in self.sinks:
+                reports += self._serve(sink, desk, connection)
+        return reports
+
+    def _serve(self, sink: Sink, desk: Desk, connection: sqlite3.Connection) -> Sequence[Report]:
+        place = self._places.get(sink.name)
+        if place is None:
+            place = self._places[sink.name] = self._known(sink.name, desk, connection)
+        n_told = 0
+        waits_s = 0.0  # one that was on its way before this round is not waited for again
+        while n_told < BATCH:
+            if place.flight is None:
+                if self.monotonic_s() < place.rests_until_s:
+                    break
+                place.flight = self._next(place, connection) or self._next_over(sink.name, place, connection)
+                if place.flight is None:
+                    break
+                place.flight.start(sink, self.link(place.flight.notice))
+                waits_s = self.patience_s
+            if not place.flight.landed(waits_s):
+                break
+            flight, place.flight = place.flight, None
+            if flight.problem is not None:
+                return [self._failed(sink.name, place, flight)]
+            self._told(sink.name, place, flight, desk)
+            n_told += 1
+        return [Report(said=f"{sink.name}: told {n_told}", read_to_seq=place.seq)] if n_told else ()
+
+    def _known(self, name: str, desk: Desk, connection: sqlite3.Connection) -> _Place:
+        """What the rows say that a sink knows; one that was never told begins here and now."""
+        found = connection.execute(_TOLD, (f"{name}:", f"{name};", MOST_TOLD)).fetchall()
+        tellings = [decoded(seq, AlertSent, body).telling for seq, body in reversed(found)]
+        if tellings:
+            told = {one.same: (one.about_s, one.over) for one in tellings if one.same}
+            return _Place(tellings[-1].read_to_seq, {same: at_s for same, (at_s, over) in told.items() if not over})
+        (newest,) = connection.execute(_NEWEST).fetchone()
+        begun = Telling(sink=name, read_to_seq=newest, of="", same="", about_s=self.now())
+        desk.write([AlertSent(begun)])
+        return _Place(newest, {})
+
+    def _next(self, place: _Place, connection: sqlite3.Connection) -> _Flight | None:
+        """The next notice of a sink; rows that tell it nothing are passed by."""
+        while rows := connection.execute(_ROWS, (*READS, place.seq, BATCH)).fetchall():
+            for seq, at_s, kind, body in rows:
+                notice = alerts_of(decoded(seq, EVENTS[kind], body))
+                if notice is not None and self._wanted(notice, place, at_s):
+                    return _Flight(notice, seq, at_s)
+                place.seq = seq
+        return None
+
+    def _next_over(self, name: str, place: _Place, connection: sqlite3.Connection) -> _Flight | None:
+        """That something is over which a sink was told of, and has been for a while."""
+        if not self.settings.tell_over:
+            return None
+        self._alerts = read_told(connection, self._alerts or Told(repeat_s=self.settings.repeat_s))
+        found = owed(self._alerts, name, self.now())
+        if found is None:
+            return None
+        one, over = found
+        return _Flight(replace(one.notice, sentence=over.because, over=True), place.seq, over.at_s, over=one.seq)
+
+    def _wanted(self, notice: Notice, place: _Place, at_s: float) -> bool:
+        before_s = place.told.get(notice.same)
+        again = before_s is None or at_s - before_s >= self.settings.repeat_s
+        return again and notice.kind in self.settings.kinds
+
+    def _told(self, name: str, place: _Place, flight: _Flight, desk: Desk) -> None:
+        notice = flight.notice
+        telling = Telling(
+            sink=name, read_to_seq=flight.seq, of=notice.kind, same=notice.same, about_s=flight.at_s, over=flight.over,
+        )  # fmt: skip
+        desk.write([AlertSent(telling)])
+        place.seq, place.fails = flight.seq, 0
+        if flight.over:
+            place.told.pop(notice.same, None)  # it is told at once where it comes back
+            return
+        place.told[notice.same] = flight.at_s
+        if len(place.told) > MOST_TOLD:
+            del place.told[min(place.told, key=place.told.__getitem__)]
+
+    def _failed(self, name: str, place: _Place, flight: _Flight) -> Report:
+        rest_s = min(FIRST_REST_S * 2.0 ** min(place.fails, 10), LAST_REST_S)
+        place.fails += 1
+        place.rests_until_s = self.monotonic_s() + rest_s
+        said = f"{name}: not told: {flight.problem}; tried again in {rest_s:g} s"
+        LOG.error("notify: %s", said)
+        return Report(said=said, ok=False, read_to_seq=place.seq)
+
+    def link(self, notice: Notice) -> str | None:
+        """The console's page about a notice; None: nobody said where the console is."""
+        return None if self.settings.link is None else f"{self.settings.link.rstrip('/')}/console{notice.path}"
+
+    def _look_at_fail_opens(self, desk: Desk, connection: sqlite3.Connection) -> None:
+        if self.monotonic_s() < self._looks_at_s:
+            return
+        self._looks_at_s = self.monotonic_s() + LOOK_S
+        hour = int(self.now() // HOUR_S)
+        found = [FailedOpen(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
+                 for route, n_runs, n_degraded in connection.execute(_DEGRADED, (hour,))
+                 if n_runs >= LEAST_RUNS and n_degraded >= FAIL_OPEN * n_runs]  # fmt: skip
+        if found:
+            desk.write([FailOpenHigh(one) for one in found])

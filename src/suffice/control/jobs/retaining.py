@@ -1,0 +1,109 @@
+"""The job `retain`: takes words of people and steps of runs out of the log once they are as old as the settings say.
+
+    [retention] ──▶ rows that are old enough ──▶ store/database/erasing.py ──▶ `erased` rows ──▶ the file written anew
+
+Words go on their day, whatever else they are good for. Steps are no words: those of runs that the running epoch of a
+route that certifies itself may read again stay until that epoch has ended, or a worker that starts again could not come
+to the same decisions. Knows days and routes; refuses to know how a row is erased.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from suffice.control.jobs.base import Desk, Report
+from suffice.settings import Settings
+from suffice.store.audit.personal import PARTS, Part
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.erasing import Order, Tally, aged, erase, erased_until, labels_of, purge, rows_of
+from suffice.store.database.views import reading
+from suffice.store.routes.epochs import last_place
+from suffice.store.routes.in_force import read_decided
+
+DAY_S: Final = 86_400.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Retain:
+    """Erases what is older than the settings allow.
+
+    writer  on the log; every batch is a transaction of its own, and doing one again does nothing
+    """
+
+    settings: Settings
+    writer: Decisions
+    path: Path
+    author: str
+    now: Callable[[], float]
+    monotonic_s: Callable[[], float]
+    new_id: Callable[[], str]
+    name: str = "retain"
+    _rests_until_s: float = field(default=float("-inf"))  # monotonic
+    _done: dict[Part, int] = field(default_factory=dict)  # place in the log up to which each part is erased
+    _unpurged: bool = False                               # rows were erased, and the file still has to be written anew
+
+    def forget(self) -> None:
+        """Another worker may have erased since: the log says how far."""
+        self._done.clear()
+        self._rests_until_s = float("-inf")
+
+    def run(self, desk: Desk) -> Sequence[Report]:
+        """Erase what is due. Raises LeaseLost and StoreError."""
+        now_s, retention = self.monotonic_s(), self.settings.retention
+        due = [(part, retention.days[part]) for part in PARTS if part in retention.days]
+        if not due or now_s < self._rests_until_s or not self.path.is_file():
+            return ()
+        self._rests_until_s = now_s + retention.every_s
+        reports = [self._retain(part, days, desk) for part, days in due]
+        if self._unpurged:
+            desk.renew()
+            self._unpurged = not purge(self.path)
+            if self._unpurged:
+                said = "what was erased may still stand in the write-ahead log: somebody was reading; tried again later"
+                reports.append(Report(said=said, ok=False))
+        return reports
+
+    def _retain(self, part: Part, days: float, desk: Desk) -> Report:
+        what = f"{part} older than {days:g} days"
+        order = Order(
+            erasure_id=self.new_id(), what=what, parts=(part,), author=self.author,
+            reason=f"retention.{part}_days is {days:g}",
+        )  # fmt: skip
+        tally = Tally()
+        for until, rows in self._batches(part, what, self.now() - days * DAY_S):
+            desk.renew()
+            erase(self.writer, order, rows, tally, until_seq=until)
+            self._done[part] = until
+            self._unpurged = self._unpurged or bool(tally.n_rows)
+        said = f"{what}: erased in {tally.n_rows:,} rows" if tally.n_rows else ""
+        return Report(said=said, read_to_seq=self._done.get(part, 0))
+
+    def _batches(self, part: Part, what: str, limit_s: float) -> Iterator[tuple[int, list[int]]]:
+        """Rows that are old enough, a batch at a time, and the place up to which that is all of them."""
+        with reading(self.path) as connection:
+            after = self._done.get(part) or erased_until(connection, what)
+            last = self._needed_from(connection) - 1 if part == "steps" else last_place(connection)
+        while True:
+            with reading(self.path) as connection:
+                found = aged(connection, limit_s, after_seq=after, until_seq=last)
+                # What is right goes with what was answered: a reference without its answers would judge them wrong.
+                ended = [row.key for row in found if row.kind == "outcome"] if part == "answers" else []
+                labels = {seq for key in ended for seq in labels_of(connection, key)}
+            if not found:
+                return
+            after = found[-1].seq
+            yield after, [*sorted(labels - {row.seq for row in found}), *(row.seq for row in found)]
+
+    def _needed_from(self, connection: sqlite3.Connection) -> int:
+        """The first place in the log whose steps a running epoch may still read."""
+        decided, first = read_decided(connection), last_place(connection) + 1
+        for name, route in self.settings.routes.items():
+            epoch = decided.of(name).epoch if route.certifies_itself else None
+            if epoch is not None:
+                kept = (seq for one in epoch.kept for seq in rows_of(connection, one))
+                first = min([first, epoch.since_seq + 1, *kept])
+        return first

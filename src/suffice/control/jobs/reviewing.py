@@ -1,0 +1,195 @@
+"""The job `review`: fills the queue of what people are asked about, within each route's cap.
+
+    log ──▶ each row to each route's Candidates ──▶ what there is room for ──▶ ReviewAsked, ReviewDrawn
+
+It asks and tells; it changes nothing that is in force. A drawing is one transaction with the items that came out of it,
+so the random control share is what its row says, whatever happens to the worker in between.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+from pathlib import Path
+
+from suffice.control.jobs.base import Desk, Report
+from suffice.control.jobs.rows import LOOK_BACK, rows_since
+from suffice.control.people.candidates import Candidates
+from suffice.review.items import Drawing, day_of
+from suffice.review.queue import Queue
+from suffice.review.select import MOST_WAITING, Candidate, Cap, due, item_of, open_now
+from suffice.rollout.assign import draw_audit
+from suffice.settings import Review as ReviewRules
+from suffice.settings import Route, Settings
+from suffice.signals.query import class_of
+from suffice.store.database.views import decoded, reading
+from suffice.store.people.reviews import NOTHING_ASKED, Reviews, read_reviews
+from suffice.store.routes.advice import newest_outlook
+from suffice.store.routes.epochs import place_before
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.rows.control_events import LabelWanted
+from suffice.store.rows.events import Event, RequestSeen
+from suffice.store.rows.review_events import ReviewAsked, ReviewDrawn
+from suffice.types import LabelRequest
+
+_WANTED = """
+    SELECT seq, body FROM events w WHERE w.kind IN ('job_ran', 'label_wanted') AND w.kind = 'label_wanted'
+        AND w.route = :route
+        AND NOT EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = w.key)
+        AND NOT EXISTS (SELECT 1 FROM events a WHERE a.kind = 'review_asked' AND a.key = w.key)
+    ORDER BY seq DESC LIMIT :most"""
+_REQUEST = "SELECT seq, body FROM events WHERE kind = 'request' AND key = ?"
+
+
+@dataclass(slots=True, kw_only=True)
+class Review:
+    """Asks people about runs of every governed route.
+
+    salt  secret of the deployment: the lottery of the control share is another one than that of audits
+    now   Unix time: days, deadlines and caps are people's, not the log's
+    """
+
+    settings: Settings
+    path: Path
+    author: str
+    salt: str
+    now: Callable[[], float]
+    name: str = "review"
+    _routes: dict[str, Candidates] = field(default_factory=dict)
+    _reviews: Reviews = NOTHING_ASKED
+
+    def forget(self) -> None:
+        """Find out from the log what there is to ask."""
+        self._routes.clear()
+        self._reviews = NOTHING_ASKED
+
+    def run(self, desk: Desk) -> Sequence[Report]:
+        """Ask about what is worth it, as far as there is room. Raises LeaseLost and StoreError."""
+        routes = {
+            name: route for name, route in self.settings.routes.items() if route.mode != "off" and route.review.per_day
+        }  # fmt: skip
+        if not routes or not self.path.is_file():
+            return ()
+        with reading(self.path) as connection:
+            self._reviews = read_reviews(connection, self._reviews)
+            decided = read_decided(connection)
+            for name, route in routes.items():
+                if name not in self._routes:
+                    self._routes[name] = self._built(name, route, connection)
+                self._routes[name].asked = self._reviews.queue.places
+                self._routes[name].below = below(decided.of(name), connection, name, route)
+            last = self._read(connection, desk)
+            return [self._asked(name, route, connection, desk, last) for name, route in routes.items()]
+
+    def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Candidates:
+        """What has happened since the route's last drawing, or in its latest 20,000 requests, and labels wanted."""
+        cap, drawings = cap_of(route.review), self._reviews.queue.drawings.get(name, ())
+        looked_back = place_before(connection, name, LOOK_BACK)
+        since = max(drawings[-1].until_seq, looked_back) if drawings else looked_back
+        made = Candidates(
+            name=name, most_drawn=max(1, 2 * ceil(cap.n_control / max(1, cap.drawings))), since_seq=since,
+            point=self._point, asked=self._reviews.queue.places,
+        )  # fmt: skip
+        # Requests from before that place may end behind it: those that are still open are found on the way.
+        made.seq = looked_back
+        for wanted in labels_wanted(connection, name):
+            made.want(wanted)
+        return made
+
+    def _point(self, episode_id: str) -> float:
+        return draw_audit(episode_id, share=1.0, salt=f"{self.salt} review").point
+
+    def _read(self, connection: sqlite3.Connection, desk: Desk) -> int:
+        """Feed every route what it has not read."""
+        last = min((one.seq for one in self._routes.values()), default=0)
+        for stored in rows_since(connection, last, desk):
+            last = stored.seq
+            for one in self._routes.values():
+                one.feed(stored)
+        return last
+
+    def _asked(
+        self, name: str, route: Route, connection: sqlite3.Connection, desk: Desk, last: int
+    ) -> Report:
+        """Ask about one route's runs, as far as there is room today."""
+        here, rules, now_s = self._routes[name], route.review, self.now()
+        cap, day = cap_of(rules), day_of(now_s)
+        n_chosen, n_drawn = self._reviews.queue.asked_on(day, name)
+        drawing, drawn = self._draw(here, cap, n_drawn, now_s, last)
+        room = open_now(cap.n_chosen, n_chosen, now_s=now_s)
+        taken = {one.episode_id for one in drawn}
+        chosen = [one for one in here.waiting.choose(room) if one.episode_id not in taken] if room else []
+        chosen = [_completed(one, connection) for one in chosen]
+        if drawing is None and not chosen:
+            return Report(said="", route=name, read_to_seq=last)
+        events: list[Event] = [] if drawing is None else [ReviewDrawn(drawing)]
+        events += [
+            ReviewAsked(item_of(one, rules, now_s=now_s, author=self.author, drawing=drawing if one in drawn else None))
+            for one in (*drawn, *chosen)
+        ]  # fmt: skip
+        desk.write(events)
+        if drawing is not None:
+            here.drawn(last)
+        self._reviews = read_reviews(self.path, self._reviews)
+        of = "" if drawing is None else f", {len(drawn)} of them drawn from {drawing.n_candidates:,}"
+        return Report(said=f"{len(drawn) + len(chosen)} runs to look at{of}", route=name, read_to_seq=last)
+
+    def _draw(
+        self, here: Candidates, cap: Cap, n_drawn: int, now_s: float, last: int
+    ) -> tuple[Drawing | None, list[Candidate]]:
+        """Draw the control share from what has ended since the last drawing, if one is due."""
+        before: Queue = self._reviews.queue
+        drawings = before.drawings.get(here.name, ())
+        last_at_s = drawings[-1].drawn_at_s if drawings else None
+        k, n = due(cap, drawn=n_drawn, last_at_s=last_at_s, now_s=now_s), here.urn.n
+        if not k or not n:
+            return None, []
+        drawn = here.urn.draw(k)
+        drawing = Drawing(
+            route=here.name, number=len(drawings) + 1, day=day_of(now_s), since_seq=here.since_seq, until_seq=last,
+            n_candidates=n, drawn=tuple(one.episode_id for one in drawn), drawn_at_s=now_s, author=self.author,
+        )  # fmt: skip
+        return drawing, drawn
+
+
+def cap_of(rules: ReviewRules) -> Cap:
+    """The cap that a route's settings set."""
+    return Cap(per_day=rules.per_day, control_share=rules.control_share)
+
+
+def labels_wanted(connection: sqlite3.Connection, route: str) -> Iterable[LabelRequest]:
+    """Labels that were asked for and that nobody has given, the latest ones. Raises StoreError."""
+    rows = connection.execute(_WANTED, {"route": route, "most": MOST_WAITING}).fetchall()
+    return [decoded(seq, LabelWanted, body).request for seq, body in rows]
+
+
+def below(held: InForce, connection: sqlite3.Connection, name: str, route: Route) -> dict[str, str]:
+    """Classes of questions that stopping harms more than the route's budget, and how that is known."""
+    found = {
+        query_class: f"the class {query_class or 'without a name'!r} is held back by its guard-rail"
+        for query_class, _ in held.classes
+    }
+    outlook = newest_outlook(connection, name)
+    for account in () if outlook is None else outlook.classes:
+        drop = account.em_drop
+        if account.query_class is None or not account.known or drop is None or drop.low is None:
+            continue
+        if drop.low > route.max_em_drop:
+            found.setdefault(account.query_class, (
+                f"the class {account.query_class or 'without a name'!r} loses at least {100 * drop.low:.1f} points,"
+                f" and the route's budget is {100 * route.max_em_drop:g}"
+            ))  # fmt: skip
+    return found
+
+
+def _completed(one: Candidate, connection: sqlite3.Connection) -> Candidate:
+    """A wanted label does not say which question it is about: the request does."""
+    if one.question_key:
+        return one
+    found = connection.execute(_REQUEST, (one.episode_id,)).fetchone()
+    if found is None:
+        return one
+    request = decoded(found[0], RequestSeen, found[1]).request
+    return replace(one, question_key=request.question_key, query_class=class_of(request.query))

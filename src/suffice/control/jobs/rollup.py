@@ -1,0 +1,310 @@
+"""The job `rollup`: the log's runs and labels, summed up by route, class, version and hour for those who look.
+
+    rows behind the last place ──▶ what each run adds ──▶ rollups, and the new place, in one transaction
+
+Requests whose rows are not kept are counted by the gateway, and their counts are added as they are; what a label says
+counts by the weight of its run.
+
+A label that comes late takes what its run added away and adds it anew, so the sums are those of the log as it stands.
+Nothing here is in force anywhere, and all of it can be built again. A run that cannot be compared with its label is
+counted without one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from suffice.assurance.runs import ENDED, Match, Run, measure_run
+from suffice.assurance.sampling import Unkept, weight_of
+from suffice.assurance.satisfaction import satisfaction_of
+from suffice.control.evidence.matched import Matched, Matches
+from suffice.control.jobs.base import Desk, LeaseLost, Report
+from suffice.control.jobs.rows import why_of
+from suffice.errors import StoreError
+from suffice.settings import Settings
+from suffice.signals.query import class_of
+from suffice.store.database.views import Label, Labelled, decoded, labels_of, reading
+from suffice.store.routes import rollups
+from suffice.store.routes.rollups import HOUR_S, NOTHING, Place, Sums
+from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.telemetry import LOG
+from suffice.types import Episode, Outcome
+
+BATCH_ROWS: Final = 5_000  # of the log, in one transaction
+BATCHES: Final = 20  # in one round: other jobs wait meanwhile
+MOST_CLASSES: Final = 100  # of a route; what more there are is booked as OTHER
+OTHER: Final = "(others)"
+EVERY_S: Final = 2.0  # between two rounds: each is a synced transaction
+
+# The plus keeps SQLite from the index of kinds, behind which it would have to sort.
+_ROWS: Final = """
+    SELECT seq, at_s, kind, key, episode_id, body FROM events
+    WHERE seq > ? AND +kind IN ('outcome', 'feedback', 'requests_counted') ORDER BY seq LIMIT ?"""
+_ENDED: Final = "SELECT seq, at_s, body FROM events WHERE kind = 'outcome' AND key = ?"
+_ASKED: Final = "SELECT seq, body FROM events WHERE kind = 'request' AND key = ?"
+_NAMED: Final = """
+    SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT 2"""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one stretch of the log adds."""
+
+    sums: dict[Place, Sums] = field(default_factory=dict)
+
+    def add(self, place: Place, sums: Sums, *, sign: int = 1) -> None:
+        self.sums[place] = self.sums.get(place, NOTHING).plus(sums, sign=sign)
+
+
+@dataclass(slots=True, kw_only=True)
+class Rollup:
+    """Sums up.
+
+    matches  how answers of a route are compared with references, for as long as the job lives
+    now      Unix time; says how fresh the sums are
+    """
+
+    settings: Settings
+    path: Path
+    matches: Matches
+    monotonic_s: Callable[[], float]
+    now: Callable[[], float]
+    name: str = "rollup"
+    _matched: Matched = field(default_factory=Matched)
+    _to_the_letter: set[str] = field(default_factory=set)  # routes whose comparison could not be opened
+    _classes: dict[str, set[str]] | None = None
+    _rested_s: float | None = None
+
+    def close(self) -> None:
+        """Let go of what compares answers."""
+        self._matched.close()
+
+    def forget(self) -> None:
+        """Ask the log anew where to go on."""
+        self._classes, self._rested_s = None, None
+
+    def run(self, desk: Desk) -> Sequence[Report]:
+        """Sum up what is new. Raises LeaseLost and StoreError."""
+        now_s = self.monotonic_s()
+        if not self.path.is_file() or (self._rested_s is not None and now_s - self._rested_s < EVERY_S):
+            return ()
+        self._rested_s = now_s
+        n_rows, last = 0, 0
+        with reading(self.path) as connection:
+            if self._classes is None:
+                self._classes = rollups.classes_of(connection)
+            for _ in range(BATCHES):
+                n, last = self._batch(connection, desk)
+                n_rows += n
+                if n < BATCH_ROWS:
+                    break
+                desk.renew()
+        # A row of history for each round would be one for every two seconds.
+        said = f"summed up {n_rows:,} rows" if n_rows >= BATCH_ROWS else ""
+        return (Report(said=said, read_to_seq=last),)
+
+    def _batch(self, connection: sqlite3.Connection, desk: Desk) -> tuple[int, int]:
+        """One stretch: rows, and the place of the last one."""
+        to = rollups.read_to(connection)
+        since = to.seq
+        rows = connection.execute(_ROWS, (since, BATCH_ROWS)).fetchall()
+        if not rows:
+            return 0, since
+        batch, last = _Batch(), rows[-1][0]
+        for seq, at_s, kind, key, episode_id, body in rows:
+            if kind == RequestEnded.kind:
+                outcome = decoded(seq, RequestEnded, body).outcome
+                self._ended(connection, batch, seq, at_s, key, outcome, until_seq=last)
+            elif kind == RequestsCounted.kind:
+                self._counted(batch, at_s, decoded(seq, RequestsCounted, body))
+            else:
+                self._said(connection, batch, seq, episode_id, decoded(seq, FeedbackGiven, body), since_seq=since)
+        # Behind the last one there are none of these up to where the log ended before it was asked for them.
+        until, at_s = last if len(rows) == BATCH_ROWS else max(last, to.last), self.now()
+
+        def keep(writer: sqlite3.Connection) -> None:
+            if not rollups.add(writer, batch.sums, since=since, seq=until, at_s=at_s):
+                raise LeaseLost("job rollup: somebody else has summed this up")
+
+        desk.keep(keep)
+        return len(rows), until
+
+    def _ended(
+        self, connection: sqlite3.Connection, batch: _Batch, seq: int, at_s: float, name: str, outcome: Outcome, *,
+        until_seq: int,
+    ) -> None:  # fmt: skip
+        """A run ended: what was said about it up to the end of the batch counts with it."""
+        asked = connection.execute(_ASKED, (name,)).fetchone()
+        if asked is None:
+            return
+        request = decoded(asked[0], RequestSeen, asked[1]).request
+        labels = labels_of(connection, name, outcome.response_id, until_seq=until_seq)
+        self._book(batch, Labelled(seq=seq, episode=Episode(request=request, outcome=outcome), labels=labels), at_s)
+
+    def _counted(self, batch: _Batch, at_s: float, event: RequestsCounted) -> None:
+        """Requests ended that left nothing but this."""
+        route = event.counted.route
+        for cell in event.counted.cells:
+            place = Place(route, self._class(route, cell.query_class), cell.version, int(at_s // HOUR_S))
+            batch.add(place, added_by_cell(cell))
+
+    def _said(
+        self, connection: sqlite3.Connection, batch: _Batch, seq: int, episode_id: str | None, given: FeedbackGiven, *,
+        since_seq: int,
+    ) -> None:  # fmt: skip
+        """Somebody said something of a run that was counted before this batch, or is counted with all of its labels."""
+        name = episode_id or _by_response(connection, given.feedback.response_id)
+        ended = connection.execute(_ENDED, (name,)).fetchone() if name is not None else None
+        asked = connection.execute(_ASKED, (name,)).fetchone() if ended is not None else None
+        if name is None or asked is None or ended is None or ended[0] > since_seq:
+            return  # it is counted with its run
+        outcome = decoded(ended[0], RequestEnded, ended[2]).outcome
+        episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
+        labels = labels_of(connection, name, outcome.response_id, until_seq=seq)
+        before = tuple(label for label in labels if label.seq < seq)
+        self._book(batch, Labelled(seq=seq, episode=episode, labels=before), ended[1], sign=-1)
+        self._book(batch, Labelled(seq=seq, episode=episode, labels=labels), ended[1])
+
+    def _book(self, batch: _Batch, item: Labelled, at_s: float, *, sign: int = 1) -> None:
+        request = item.episode.request
+        name = self._class(request.route, class_of(request.query))
+        place = Place(request.route, name, request.policy_version, int(at_s // HOUR_S))
+        batch.add(place, added_by(item, self._match(request.route)), sign=sign)
+
+    def _class(self, route: str, name: str) -> str:
+        """Callers declare classes as they like: only so many are told apart."""
+        assert self._classes is not None
+        known = self._classes.setdefault(route, set())
+        if name in known:
+            return name
+        if len(known) >= MOST_CLASSES:
+            return OTHER
+        known.add(name)
+        return name
+
+    def _match(self, route: str) -> Match:
+        configured = self.settings.routes.get(route)
+        if configured is None or route in self._to_the_letter:
+            return _same
+        try:
+            return self._matched.of(route, configured, self.matches)
+        except (LeaseLost, StoreError):
+            raise
+        except Exception as error:  # noqa: BLE001 - its labels are compared to the letter
+            LOG.error("rollup: route %s: answers are compared to the letter: %s", route, why_of(error))
+            self._to_the_letter.add(route)
+            return _same
+
+
+def _same(answer: str | None, gold: str) -> bool:
+    return answer == gold
+
+
+def _by_response(connection: sqlite3.Connection, response_id: str | None) -> str | None:
+    """The episode whose answer had this id; None: none has yet, or two have, and nobody can say which is meant."""
+    if response_id is None:
+        return None
+    found = connection.execute(_NAMED, (response_id,)).fetchall()
+    return str(found[0][0]) if len(found) == 1 else None
+
+
+def added_by(item: Labelled, match: Match) -> Sums:
+    """What one run adds to the sums."""
+    request, outcome = item.episode.request, item.episode.outcome
+    usage, overhead = outcome.usage, outcome.overhead
+    everyone = Sums(
+        n_requests=1,
+        n_failed=int(outcome.end_reason not in ENDED),
+        n_degraded=int(bool(outcome.degraded)),
+        prompt_tokens=usage.prompt_tokens if usage is not None else 0,
+        completion_tokens=usage.completion_tokens if usage is not None else 0,
+        overhead_tokens=overhead.probe_tokens + overhead.discarded_tokens,
+        n_priced=int(outcome.cost_usd is not None),
+        cost_usd=outcome.cost_usd or 0.0,
+        overhead_usd=outcome.overhead_usd or 0.0,
+        duration_s=outcome.duration_s,
+    )
+    if request.ungoverned is not None:
+        return everyone
+    try:
+        run = measure_run(item, match)
+    except Exception as error:  # noqa: BLE001 - a yardstick that fails on one label costs that label
+        LOG.warning("rollup: a label of route %s cannot be compared: %s", request.route, why_of(error))
+        run = measure_run(Labelled(seq=item.seq, episode=item.episode, labels=()), match)
+    weight = weight_of(request, outcome)
+    return everyone.plus(_governed(run, outcome, weight)).plus(_rated(run, item.labels, weight))
+
+
+def added_by_cell(cell: Unkept) -> Sums:
+    """What requests without rows add: all that needs no label."""
+    governed, spent = not cell.ungoverned, cell.completion_tokens + cell.probe_tokens + cell.discarded_tokens
+    return Sums(
+        n_requests=cell.n,
+        n_governed=cell.n if governed else 0,
+        n_failed=sum(n for end, n in cell.ends if end not in ENDED),
+        n_stopped=cell.n_stopped,
+        n_live_counted=cell.n_counted if governed else 0,
+        live_tokens=spent if governed else 0,
+        saved_tokens=cell.saved_tokens,
+        prompt_tokens=cell.prompt_tokens,
+        completion_tokens=cell.completion_tokens,
+        overhead_tokens=cell.probe_tokens + cell.discarded_tokens,
+        n_priced=cell.n_priced,
+        cost_usd=cell.cost_usd,
+        overhead_usd=cell.overhead_usd,
+        saved_usd=cell.saved_usd,
+        duration_s=cell.duration_s,
+    )
+
+
+def _governed(run: Run, outcome: Outcome, weight: float) -> Sums:
+    marked, right = int(run.correct is not None), int(bool(run.correct))
+    live = run.enforce and not run.audit
+    excess = marked * (weight * weight - weight)
+    full_spent, live_spent = (run.spent if part else None for part in (run.full, live))
+    shown = run.full and run.would_spend is not None and run.delivered is not None
+    saves = run.full and run.cost_usd is not None and run.would_cost_usd is not None
+    return Sums(
+        n_governed=1,
+        n_stopped=int(run.stopped),
+        n_full=int(run.full),
+        n_audits=int(run.disagrees is not None),
+        n_disagreeing=int(bool(run.disagrees)),
+        n_pending=int(bool(run.disagrees) and run.drop is None),
+        n_lost=int(run.drop == 1),
+        n_gained=int(run.drop == -1),
+        n_full_marked=marked if run.full else 0,
+        n_full_right=right if run.full else 0,
+        n_stopped_marked=marked * weight if run.stopped else 0,
+        n_stopped_right=right * weight if run.stopped else 0,
+        n_live_marked=marked * weight if live else 0,
+        n_live_right=right * weight if live else 0,
+        n_full_counted=int(full_spent is not None),
+        full_tokens=int(full_spent or 0),
+        n_live_counted=int(live_spent is not None),
+        live_tokens=int(live_spent or 0),
+        whole_tokens=int(run.delivered or 0) if shown else 0,
+        would_tokens=int(run.would_spend or 0) if shown else 0,
+        saved_tokens=outcome.tokens_saved_estimate or 0 if run.stopped else 0,
+        saved_usd=outcome.saved_usd_estimate or 0.0 if run.stopped else 0.0,
+        would_save_usd=(run.cost_usd or 0.0) - (run.would_cost_usd or 0.0) if saves else 0.0,
+        stopped_marked_excess=excess if run.stopped else 0.0,
+        live_marked_excess=excess if live else 0.0,
+    )
+
+
+def _rated(run: Run, labels: Sequence[Label], weight: float) -> Sums:
+    """The last rating or thumb counts."""
+    said = [satisfaction_of(label.feedback) for label in sorted(labels, key=lambda label: label.seq)]
+    rated = [one for one in said if one is not None]
+    if not rated:
+        return NOTHING
+    return Sums(
+        n_full_rated=int(run.full), full_rated=rated[-1] if run.full else 0.0,
+        n_stopped_rated=weight if run.stopped else 0, stopped_rated=weight * rated[-1] if run.stopped else 0.0,
+    )  # fmt: skip

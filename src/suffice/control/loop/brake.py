@@ -1,0 +1,186 @@
+"""What stops enforcement beside the certificate itself: known changes, a broken lottery, an EM below the critical one.
+
+    outcomes ──▶ Upstreams   another model, fingerprint or setup than the evidence knows  ──▶ a new epoch, at once
+             ──▶ Lottery     audits are missing (`assurance.lottery`)                     ──▶ a pause, for a person
+    labels   ──▶ Floor       EM of what was delivered is below `critical_em`              ──▶ a pause, for a person
+
+Each holds a few numbers and answers with a sentence or None. Knows records of the log; refuses to know levels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import log
+from typing import Final
+
+import numpy as np
+
+from suffice.assurance.certify import Counts, log_wealth
+from suffice.assurance.drift import Fingerprint, changed
+from suffice.assurance.lottery import Draws, broken, drawn
+from suffice.assurance.runs import REPRESENTATIVE, Match
+from suffice.assurance.sampling import lot_of
+from suffice.types import Feedback, Outcome, Request
+
+MOST_UPSTREAMS: Final = 50      # different answers to "who are you" that one epoch keeps in mind
+STRANGERS: Final = 1_000        # latest requests among which …
+MOST_STRANGERS: Final = 0.05    # … so many may ask for models that the evidence does not know
+FLOOR_LABELS: Final = 500       # latest labels that an EM below the critical one is read from
+LEAST_LABELS: Final = 30
+MOST_UNITS: Final = 100_000     # whose draw is remembered, so that a conversation counts once
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Who answered: the model that was asked for, and what stands behind it."""
+
+    asked: str
+    fingerprint: Fingerprint
+
+    def plain(self) -> tuple[str, str, str]:
+        """As a publication writes it."""
+        return self.asked, self.fingerprint.model or "", self.fingerprint.system_fingerprint or ""
+
+
+def upstream_of(request: Request, outcome: Outcome) -> Upstream:
+    """Who answered this request. In a loop of the caller's own, the caller says so."""
+    own = outcome.model if request.kind != "rounds" else request.model or None
+    return Upstream(
+        request.model if request.kind != "rounds" else "",
+        Fingerprint(model=own, system_fingerprint=outcome.system_fingerprint, sampling=request.setup or None),
+    )
+
+
+@dataclass(slots=True)
+class Upstreams:
+    """Who has answered in this epoch, and what would be another world.
+
+    Everyone who answers during the burst belongs to the evidence. Afterwards a model that is known by the name it is
+    asked for and answers as somebody else is a change, at once; one that was never asked for is a stranger, and only
+    many strangers are a change: a client's typing error must not cost a burst.
+    """
+
+    known: list[Upstream] = field(default_factory=list)
+    strangers: deque[bool] = field(default_factory=lambda: deque(maxlen=STRANGERS))
+
+    def note(self, who: Upstream, *, gathers: bool) -> str | None:
+        """Take an answer in; why this is another world, or None.
+
+        gathers  is the epoch's evidence still being gathered?
+        """
+        same_name = [one for one in self.known if one.asked == who.asked]
+        if any(not changed(one.fingerprint, who.fingerprint) for one in same_name):
+            self.strangers.append(False)
+            return None
+        if gathers or not self.known:
+            if len(self.known) < MOST_UPSTREAMS:
+                self.known.append(who)
+            return None
+        if same_name:
+            return "; ".join(str(change) for change in changed(same_name[-1].fingerprint, who.fingerprint))
+        setup_before = self.known[-1].fingerprint.sampling
+        if setup_before is not None and who.fingerprint.sampling not in (None, setup_before):
+            return f"the route's setup changed from {setup_before!r} to {who.fingerprint.sampling!r}"
+        self.strangers.append(True)
+        if sum(self.strangers) > MOST_STRANGERS * STRANGERS:
+            return f"{sum(self.strangers)} of the last {STRANGERS:,} requests ask for models without evidence"
+        return None
+
+    def knows(self, who: Upstream) -> bool:
+        """Does the evidence speak of whoever answered here?"""
+        return any(
+            one.asked == who.asked and not changed(one.fingerprint, who.fingerprint) for one in self.known
+        )
+
+    def plain(self) -> tuple[tuple[str, str, str], ...]:
+        """As a publication writes it."""
+        return tuple(sorted({one.plain() for one in self.known}))
+
+
+@dataclass(slots=True)
+class Lottery:
+    """Lots as they were logged, one for each unit, of requests whose end is known."""
+
+    draws: Draws = field(default_factory=Draws)
+    _seen: dict[str, None] = field(default_factory=dict)
+    _new: list[tuple[bool, float]] = field(default_factory=list)
+
+    def note(self, request: Request) -> None:
+        """Take the lot of a request in; later turns of a conversation drew the same one and say nothing new."""
+        lot = lot_of(request)
+        if lot is None or not request.unit or request.unit in self._seen:
+            return
+        if len(self._seen) >= MOST_UNITS:
+            del self._seen[next(iter(self._seen))]
+        self._seen[request.unit] = None
+        self._new.append(lot)
+
+    def broken(self) -> str | None:
+        """Why audits cannot be believed, or None."""
+        if self._new:
+            audit, propensity = zip(*self._new, strict=True)
+            self.draws += drawn(np.array(audit, dtype=bool), np.array(propensity))
+            self._new = []
+        return broken(self.draws)
+
+
+@dataclass(slots=True)
+class Floor:
+    """Is the EM of what was delivered below the level at which a person has to decide?
+
+    Tested as a drop is: with EM at `critical` or above, a fair bet that it is below grows to 1/delta with probability
+    at most delta (`assurance.certify`), over the latest labels. A verdict on a run that stands for fewer than another
+    is a smaller bet: for a in [0, 1], (1 + b)^a is at most 1 + a b, so the bets stay fair, or worse.
+    """
+
+    critical: float | None  # None: nobody has set one
+    delta: float
+    right: dict[str, bool] = field(default_factory=dict)  # by episode, the oldest verdict first
+    _weights: dict[str, float] = field(default_factory=dict)
+
+    def note(self, episode_id: str, *, right: bool, stands_for: float = 1.0) -> None:
+        """Take a verdict in; a later one about the same episode replaces it.
+
+        stands_for  so many runs like it, at least 1 (`assurance.sampling`)
+        """
+        self.right[episode_id], self._weights[episode_id] = right, stands_for
+        while len(self.right) > FLOOR_LABELS:
+            oldest = next(iter(self.right))
+            del self.right[oldest], self._weights[oldest]
+
+    def forget(self) -> None:
+        """A person has looked: count anew."""
+        self.right.clear()
+        self._weights.clear()
+
+    def below(self) -> str | None:
+        """Why a person has to decide, or None."""
+        n = len(self.right)
+        if self.critical is None or not 0 < self.critical < 1 or n < LEAST_LABELS:
+            return None
+        most = max(self._weights.values())
+        bets = sum(self._weights.values()) / most
+        right = sum(self._weights[name] / most for name, is_right in self.right.items() if is_right)
+        counts = Counts(np.array([0.0]), np.array([bets - right]), np.array([right]))
+        if float(log_wealth(counts, max_em_drop=self.critical)[0]) < log(1 / self.delta):
+            return None
+        return f"EM is {right / bets:.1%} over the last {n} labels, surely below the critical {self.critical:.1%}"
+
+
+def delivered_right(given: Feedback, answer: str | None, match: Match) -> bool | None:
+    """Was what a client got right, as one piece of feedback says? None: it says nothing of the average answer.
+
+    Runs that people were asked about because they were doubtful are worse than the average one.
+    """
+    if given.asked_for not in REPRESENTATIVE or (given.correct is None and given.gold is None):
+        return None
+    if given.correct is not None:
+        return given.correct
+    return answer is not None and given.gold is not None and match(answer, given.gold)
+
+
+def named(upstreams: Iterable[tuple[str, str, str]], asked: str) -> bool:
+    """Has a model of this name been asked for while evidence was gathered? Nothing gathered names nobody."""
+    return any(one[0] == asked for one in upstreams)

@@ -1,0 +1,558 @@
+"""The certify loop of one route: rows of the log in, decisions out.
+
+    requests, outcomes, labels ──▶ RouteLoop.feed ──▶ Resolution: what to write, all of it or nothing
+
+A pure fold over the log: time is the number of the route's requests, looks fall on every hundredth of them, whatever
+the hour and however often somebody asks. So a worker that was killed, a second one, and a person who replays the log
+a year later come to the same decisions, to the last bit; what stands in the log already is checked and not written
+again, and fits that stand there are read, not repeated. What cannot be reproduced begins a new epoch: the loop would
+rather know nothing than something else than it said.
+
+Knows records of the log and the keeper; refuses to know databases, clocks and who asks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, VERBATIM, Fidelity, budget_left, measured
+from suffice.assurance.runs import Match
+from suffice.assurance.sampling import weight_of
+from suffice.assurance.satisfaction import next_safer
+from suffice.control.evidence.audits import Audit, Said, Verdicts, is_evidence, shown, verdicts
+from suffice.control.evidence.early import Early
+from suffice.control.evidence.fitting import LiveLearner, ServedVersion, fit_version, written
+from suffice.control.evidence.joining import Joining
+from suffice.control.evidence.lateness import Lateness
+from suffice.control.evidence.latest import remember
+from suffice.control.evidence.ratings import Ratings
+from suffice.control.evidence.resolution import Diverged, Resolution
+from suffice.control.loop.brake import Floor, Lottery, Upstreams, delivered_right, upstream_of
+from suffice.control.loop.brought import Brought
+from suffice.control.loop.charging import Charging
+from suffice.control.loop.guarding import LiveGuards
+from suffice.control.loop.keeping import LiveKeeper
+from suffice.control.loop.starting import burst_of
+from suffice.control.loop.wanted import wanted
+from suffice.learn.audits import AuditRuns
+from suffice.learn.features import Chosen, choose_features
+from suffice.learn.keeper import KEPT_BEFORE, Change, Plan
+from suffice.learn.version import Version, as_served
+from suffice.review.holds import NO_HOLDS, RouteHolds
+from suffice.review.incident import of_pause
+from suffice.rollout.assign import audit_share
+from suffice.settings import Control, Route
+from suffice.store.database.log import Stored
+from suffice.store.routes.in_force import InForce
+from suffice.store.rows.control_events import (
+    AlarmRaised,
+    EnforcementPaused,
+    EnforcementResumed,
+    EpochBegan,
+    PolicyPublished,
+)
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.hold_events import IncidentOpened
+from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
+from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.types import (
+    Alarm,
+    AlarmCause,
+    Episode,
+    Epoch,
+    Feedback,
+    Outcome,
+    Pause,
+    PauseCause,
+    Publication,
+    Query,
+    Request,
+)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RouteLoop:
+    """One route, from the beginning of its epoch on.
+
+    held      what is in force, as the log says; its epoch is the one that is folded
+    match     does an answer equal a reference?
+    load      the version under an address
+    author    who decides
+    expected  publications of that epoch that stand in the log, oldest first
+    kept      audits from before that count in it
+    asked     episodes whose label was asked for
+    holds     what people hold on the route, as it is settled
+    at_s      Unix time of the log's last row, as it is settled
+    seq       place of the last row that was read
+    n         requests of the route so far
+    level     in force
+    ceiling   the highest level that ratings allow in this epoch; None: they take nothing off
+    """
+
+    name: str
+    route: Route
+    control: Control
+    held: InForce
+    match: Match
+    load: Callable[[str], ServedVersion]
+    author: str
+    expected: deque[Publication] = field(default_factory=deque)
+    kept: Sequence[Audit] = ()
+    asked: set[str] = field(default_factory=set)
+    holds: RouteHolds = NO_HOLDS
+    at_s: float = 0.0
+    seq: int = field(init=False)
+    n: int = field(init=False)
+    level: int = field(init=False)
+    ceiling: int | None = field(init=False)
+    epoch: Epoch = field(init=False)
+    keeper: LiveKeeper = field(init=False)
+    audits: list[Audit] = field(init=False)     # as the keeper has them, then those that it has not seen yet
+    chosen: Chosen | None = field(init=False)   # features; None: not before the burst is over
+    lottery: Lottery = field(init=False)
+    floor: Floor = field(init=False)
+    _setup: str = ""
+    _n_taken: int = field(init=False)           # audits that the keeper has
+    _counts: Verdicts = field(init=False)       # what counts as said, as the keeper knows it
+    _places: dict[str, int] = field(init=False) # of audits, by episode
+    _units: set[str] = field(init=False)
+    _upstreams: Upstreams = field(init=False)
+    _early: Early = field(init=False)
+    _finished: list[bool] = field(init=False)   # stops that were compared with their trial answer: did it differ?
+    _open: dict[str, Request] = field(default_factory=dict)
+    _joining: Joining = field(init=False)
+    _lateness: Lateness = field(init=False)
+    _ratings: Ratings = field(init=False)
+    _guards: LiveGuards = field(init=False)
+    _judge: Charging = field(init=False)
+    _brought: Brought = field(init=False)      # by rollouts
+    _serves: Version | None = field(init=False)  # the version that one has brought; None: the loop's own serves
+    _callers: set[str] = field(init=False)  # senders that asked the model, on whatever route
+
+    def __post_init__(self) -> None:
+        """Begin where the epoch began."""
+        epoch = self.held.epoch
+        assert epoch is not None
+        self.n, self.seq = epoch.at, epoch.since_seq
+        self.floor = Floor(self.route.critical_em, delta=1 - self.route.confidence)
+        # What was published stands in `expected`: it holds again once the fold has come to it.
+        self.held = replace(self.held, publication=None)
+        self._begin(epoch, self.kept)
+
+    def _begin(self, epoch: Epoch, kept: Sequence[Audit]) -> None:
+        """Start counting: of what came before only `kept` counts, as if it had come just now."""
+        plan = Plan(
+            max_em_drop=epoch.max_em_drop, confidence=epoch.confidence, warm_up=epoch.at + epoch.burst,
+            burst=epoch.burst, window=self.control.window_audits, refit_every=self.control.refit_requests,
+            promise=epoch.promise,
+        )  # fmt: skip
+        if self.route.audit_share is not None:
+            plan = replace(plan, ramp_share=0.0)  # the owner has said how many
+        self.epoch, self.level, self.chosen = epoch, 0, None
+        self.keeper = LiveKeeper(plan, LiveLearner(Chosen((), ()), plan.cost_exponent), fit=self._fit)
+        self.keeper.now = float(epoch.at)
+        self.audits = [replace(audit, at=epoch.at, label_at=_by(audit.label_at, epoch.at)) for audit in kept]
+        self._n_taken, self._counts = 0, {}
+        self._index()
+        self._upstreams, self.lottery, self._early, self._finished = Upstreams(), Lottery(), Early(), []
+        self._joining, self._lateness = Joining(), Lateness(self.route.label_timeout_s)
+        self.ceiling, self._ratings = None, Ratings.of(self.route)
+        self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
+        judge = self.route.judge
+        self._judge = Charging(model=None if judge is None else judge.model, match=self.match)
+        self._callers = set()
+        self._brought, self._serves = Brought(), None
+        for audit in self.audits:
+            self._upstreams.note(upstream_of(audit.episode.request, audit.episode.outcome), gathers=True)
+            self._joining.ended(audit.episode.outcome)
+        self._open.clear()  # whoever was asked in another world answers for that one
+
+    # ---- the fold --------------------------------------------------------------------------------
+
+    def feed(self, stored: Stored) -> Resolution | None:
+        """Take the next row of the log in; one that was read before changes nothing. Raises Diverged."""
+        if stored.seq <= self.seq:
+            return None
+        self.seq, event = stored.seq, stored.event
+        if isinstance(event, RequestSeen):
+            if event.request.sender:
+                self._callers.add(event.request.sender)
+            return self._asked_for(event.request, stored) if event.route == self.name else None
+        if isinstance(event, RequestEnded):
+            return self._ended(event.outcome, stored)
+        if isinstance(event, RequestsCounted):
+            self._callers.update(event.counted.senders)
+            return self._passed(event.counted.n_governed, stored) if event.route == self.name else None
+        if isinstance(event, FeedbackGiven):
+            self._said(event.feedback, stored)
+        elif isinstance(event, RolloutBegun | RolloutMoved | RolloutUndone) and event.route == self.name:
+            self._take_over(self._brought.after(event))
+        elif isinstance(event, EnforcementPaused | EnforcementResumed) and event.route == self.name:
+            # A person's; our own decisions are known since they were made.
+            self.held = self.held.after(event)
+            if isinstance(event, EnforcementResumed):
+                self.floor.forget()
+        return None
+
+    def _asked_for(self, request: Request, stored: Stored) -> Resolution | None:
+        if request.ungoverned is not None:
+            return None
+        remember(self._open, request.episode_id, request)
+        return self._passed(1, stored)
+
+    def _passed(self, n_requests: int, stored: Stored) -> Resolution | None:
+        """So many requests of the route more; those that have no rows come many at once, and are looked at once."""
+        before, self.n = self.n, self.n + n_requests
+        tick = self.control.tick_requests
+        return self._look(stored) if self.n // tick > before // tick else None
+
+    def _ended(self, outcome: Outcome, stored: Stored) -> Resolution | None:
+        request = self._open.pop(outcome.episode_id, None)
+        if request is None:
+            return None
+        self._setup = request.setup or self._setup
+        world = self._upstreams.note(upstream_of(request, outcome), gathers=self._gathers)
+        if world is not None:
+            return self._new_epoch("change", world, stored)
+        episode = Episode(request=request, outcome=outcome)
+        self.lottery.note(request)
+        self._early.note(episode)
+        if request.kind == "reasoning":
+            self._finished += finishes(outcome)
+        self._ratings.ended(episode)
+        waiting = self._joining.ended(outcome, weight_of(request, outcome))
+        for said in waiting:
+            self._heard(outcome.episode_id, said.feedback)
+        if self._is_evidence(request, outcome):
+            audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
+            self._keep(reduce(lambda known, said: known.with_label(said, self.n), waiting, audit))
+        return None
+
+    @property
+    def _gathers(self) -> bool:
+        """Does whoever answers now belong to the evidence?"""
+        # Where nothing is learned, something is published before as many requests have come as a burst would have.
+        return self.held.in_burst if self.route.is_learned else self.n < self.epoch.at + self.control.burst_requests
+
+    def _is_evidence(self, request: Request, outcome: Outcome) -> bool:
+        return is_evidence(request, outcome, probes=self.route.probe is not None)
+
+    def _keep(self, audit: Audit) -> None:
+        """Take an audit in, unless one of its unit is there already: turns of one conversation are one witness."""
+        if audit.unit in self._units:
+            return
+        self._places[audit.id] = len(self.audits)
+        self._units.add(audit.unit)
+        self.audits.append(audit)
+
+    def _said(self, given: Feedback, stored: Stored) -> None:
+        said = Said(stored.seq, given, stored.at_s)
+        name = self._joining.said(said)
+        if name is None:
+            return
+        self._heard(name, given)
+        place = self._places.get(name)
+        if place is not None:
+            audit = self.audits[place]
+            self.audits[place] = audit.with_label(said, self.n)
+            self._lateness.note_label(stored.at_s - audit.ended_at_s)
+
+    def _heard(self, name: str, given: Feedback) -> None:
+        self._ratings.said(name, given)
+        self._note_right(name, given)
+
+    def _note_right(self, name: str, given: Feedback) -> None:
+        """Keep in mind whether what was delivered was right, where a critical EM asks for it."""
+        if self.floor.critical is None:
+            return
+        right = delivered_right(given, self._joining.answers[name], self.match)
+        if right is not None:
+            self.floor.note(name, right=right, stands_for=self._joining.stands_for.get(name, 1.0))
+
+    # ---- a look ----------------------------------------------------------------------------------
+
+    def _look(self, stored: Stored) -> Resolution | None:
+        """Every so many requests: count what is new, watch, refit, certify."""
+        keeper = self.keeper
+        keeper.now = float(self.n)
+        self._lateness.note_look(stored.at_s, self.n)
+        if any(keeper.notice(batch) for batch in self._early.batches()):
+            return self._new_epoch("signals", "signals of all traffic drifted", stored, keep=KEPT_BEFORE)
+        if keeper.in_burst:
+            return None
+        self._judge.look(self.audits, self.epoch.max_em_drop, self._callers)
+        budget = budget_left(self.epoch.max_em_drop, self._fidelity(), other_charges=self._judge.charge)
+        keeper.plan = replace(
+            keeper.plan, max_em_drop=budget.max_em_drop or self.epoch.max_em_drop,
+            confidence=1 - self._brought.loops_share(1 - self.epoch.confidence),
+            share=audit_share(self.n, self.route.audit_share),
+            label_timeout=self._lateness.timeout_requests(since=self.epoch.at),
+        )  # fmt: skip
+        self._take()
+        changes = keeper.tick(float(self.n))
+        alarm = next((change for change in changes if change.kind == "alarm"), None)
+        if alarm is not None:
+            cause: AlarmCause = "disagreement" if "disagree" in alarm.reason else "outcomes"
+            return self._new_epoch(cause, alarm.reason, stored)
+        drawn_at = self.level or keeper.level
+        self._let_go()
+        rated = self._lower_ceiling()
+        self.level = keeper.level if budget.max_em_drop else 0
+        if self.ceiling is not None:
+            self.level = min(self.level, self.ceiling)
+        moved = self._guards.look(keeper, self.audits, pooled=drawn_at)
+        reason = "; ".join(said for said in (self._brought.said(), rated, *moved) if said)
+        return self._publish(changes, reason=reason if budget.max_em_drop else budget.reason)
+
+    def _lower_ceiling(self) -> str:
+        """Take one level off where people's ratings ask for it; why, or "" where nothing changes.
+
+        Levels that the log has decided already are taken from it: a floor that the owner moves speaks of what follows.
+        """
+        if self.expected:
+            told = self.expected[0]
+            if told.at == self.n and told.ceiling != self.ceiling:
+                self.ceiling = told.ceiling
+                self._ratings.begin_anew()
+            return ""
+        if self.route.min_satisfaction is None and self.ceiling is not None:
+            self.ceiling = None
+            return "ratings take nothing off any more"
+        why = self._ratings.asks
+        if why is None or not self.level:
+            return ""
+        self.ceiling = next_safer(self.level)
+        self._ratings.begin_anew()
+        return f"{why}: level {self.ceiling} at most"
+
+    def _fidelity(self) -> Fidelity | None:
+        """How often a finish changed the answer; votes and rounds are returned word for word."""
+        if self.route.kind != "reasoning":
+            return VERBATIM
+        return measured(sum(self._finished), len(self._finished), confidence=FIDELITY_CONFIDENCE)
+
+    def _take(self) -> None:
+        """Give the keeper what is new: labels of audits that it has, and audits that it has not."""
+        keeper = self.keeper
+        if self.chosen is None:  # not before the burst is over, when the epoch's queries are known
+            self.chosen = choose_features(self.route.kind, [_query(audit) for audit in self.audits])
+            keeper.learner = LiveLearner(self.chosen, keeper.plan.cost_exponent)
+        if any(audit.labels for audit in self.audits):
+            self._judge_labels()
+        runs = self._rows(self.audits[self._n_taken :])
+        if runs is not None:
+            keeper.take(runs)
+        self._n_taken = len(self.audits)
+
+    def _take_over(self, address: str | None) -> None:
+        """Serve and certify the version that a rollout has brought, or the one before it again. Raises Diverged."""
+        self.keeper.rests = self._brought.rests
+        if address is None or self.chosen is None:
+            return
+        version = self.load(address)
+        names = version.version.models[0].features
+        self._serves = version.version
+        self.chosen = self.chosen if self.chosen.names == names else Chosen(names, ())
+        self.keeper.learner = LiveLearner(self.chosen, self.keeper.plan.cost_exponent)
+        self.keeper.adopt(version, self._rows(self.audits[: self._n_taken]))
+
+    def _judge_labels(self) -> None:
+        """Find out what counts as said; the keeper sees again what that changes."""
+        apart = self.keeper.disagreeing()
+        differing = [
+            audit for place, audit in enumerate(self.audits)
+            if (apart[place] if place < len(apart) and self.keeper.served is not None else _differs(audit))
+        ]  # fmt: skip
+        before, (self._counts, _) = self._counts, verdicts(
+            differing, self.match, callers=self._callers, hears=self._judge.hears
+        )
+        changed = {name for name in {*before, *self._counts} if before.get(name) != self._counts.get(name)}
+        places = sorted(self._places[name] for name in changed if self._places.get(name, self._n_taken) < self._n_taken)
+        again = self._rows([self.audits[place] for place in places])
+        if again is not None:
+            self.keeper.amend(np.array(places), again)
+
+    def _rows(self, audits: Sequence[Audit]) -> AuditRuns | None:
+        assert self.chosen is not None
+        runs = shown(audits, chosen=self.chosen, match=self.match, wave=self.route.wave, counts=self._counts)
+        return runs if runs is None or self._serves is None else as_served(runs, self._serves)
+
+    def _let_go(self) -> None:
+        """Forget what the keeper has forgotten."""
+        n_gone = len(self.audits) - self.keeper.n_audits
+        if n_gone > 0:
+            self.audits = self.audits[n_gone:]
+            self._n_taken = len(self.audits)
+            self._guards.let_go(n_gone)
+            self._index()
+
+    def _index(self) -> None:
+        self._places = {audit.id: place for place, audit in enumerate(self.audits)}
+        self._units = {audit.unit for audit in self.audits}
+
+    # ---- decisions -------------------------------------------------------------------------------
+
+    def _fit(self, *arguments: Any, **options: Any) -> ServedVersion | None:  # as the keeper calls `fit_served`
+        """Fit anew; at a place of the log that has been decided, take what was fitted there."""
+        if not self.expected:
+            return fit_version(*arguments, **options)
+        told = self.expected[0]
+        if told.at != self.n or told.fit == self._address():
+            return None  # a fit was made here and not taken up
+        return self.load(told.fit)
+
+    def _address(self) -> str:
+        served = self.keeper.served
+        return served.version.address if isinstance(served, ServedVersion) else ""
+
+    def _publish(self, changes: Sequence[Change], reason: str) -> Resolution | None:
+        """Say what is in force, if that is something else than was said before."""
+        served, said, address = self.keeper.served, self.held.publication, self._address()
+        share, held = self.keeper.share, self._guards.held(self.level)
+        if said is not None and (said.fit, said.level, said.share, said.classes) == (address, self.level, share, held):
+            return None
+        made = Publication(
+            route=self.name, number=self.held.n_publications + 1, epoch=self.epoch.number, at=self.n,
+            version=f"{address}@{self.level}" if address else "", fit=address, level=self.level,
+            n_levels=served.n_levels if served is not None else self.keeper.plan.n_levels,
+            certified=0 < self.level <= self.keeper.floor, spending=self.keeper.spending if self.level else None,
+            share=share, reason=reason or self._why(changes), author=self.author,
+            evidence=replace(self.keeper.evidence(most=self.ceiling), judge_charge=self._judge.charge),
+            setup=self._setup, upstream=self._upstreams.plain(),
+            ceiling=self.ceiling, classes=held,
+        )  # fmt: skip
+        return self._say(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
+
+    def _say(self, made: Publication, artefacts: Mapping[str, str]) -> Resolution | None:
+        """Write a publication down, or find it in the log."""
+        if self.expected:
+            told = self.expected.popleft()
+            if _decided(told) != _decided(made):
+                raise Diverged(f"route {self.name}: publication {told.number} does not follow from the log")
+            self.held = replace(self.held, publication=told, last=told)
+            return None
+        event = PolicyPublished(made)
+        self.held = self.held.after(event)
+        return Resolution((event,), artefacts)
+
+    def _why(self, changes: Sequence[Change]) -> str:
+        said = [change.reason for change in changes]
+        if self.ceiling is not None and self.ceiling < self.keeper.level:
+            said.append(f"ratings allow level {self.ceiling} at most")
+        if said:
+            return "; ".join(said)
+        n = self.keeper.n_audits
+        return f"no level passes on {n} audits" if self._address() else f"{n} audits are too few to learn from"
+
+    def _new_epoch(self, cause: AlarmCause, reason: str, stored: Stored, *, keep: int = 0) -> Resolution:
+        """Forget what no longer holds: level 0, full runs, and of the audits those of the last `keep` requests."""
+        if self.expected:
+            raise Diverged(f"route {self.name}: an alarm follows from the log and does not stand in it: {reason}")
+        alarm = Alarm(
+            route=self.name, epoch=self.epoch.number, at=self.n, cause=cause, reason=reason, author=self.author
+        )
+        kept = [audit for audit in self.audits if audit.at > self.n - keep]  # requests are numbered from 1
+        return self._start(reason, stored.seq, kept, burst=burst_of(self.route, self.control), alarm=alarm)
+
+    def _start(
+        self, reason: str, seq: int, kept: Sequence[Audit], *, burst: int, alarm: Alarm | None = None
+    ) -> Resolution:
+        epoch = Epoch(
+            route=self.name, number=self.held.n_epochs + 1, at=self.n, since_seq=seq, reason=reason,
+            author=self.author, kept=tuple(audit.id for audit in kept), burst=burst,
+            max_em_drop=self._max_em_drop, confidence=self.route.confidence, promise=self.route.promise,
+        )  # fmt: skip
+        events: tuple[Event, ...] = (EpochBegan(epoch),) if alarm is None else (AlarmRaised(alarm), EpochBegan(epoch))
+        for event in events:
+            self.held = self.held.after(event)
+        self._begin(epoch, kept)
+        return Resolution(events)
+
+    def settle(self) -> Resolution | None:
+        """Everything that is there has been read: decide what does not depend on the place in the log.
+
+        A promise that the owner changed, a pause that is due, labels that are worth asking for. Raises Diverged.
+        """
+        if self.expected:
+            raise Diverged(f"route {self.name}: publication {self.expected[0].number} does not follow from the log")
+        promise = self._max_em_drop, self.route.confidence, self.route.promise
+        if promise != (self.epoch.max_em_drop, self.epoch.confidence, self.epoch.promise):
+            how = f"at {promise[1]:g}" if promise[2] == "certified" else "on average"
+            return self._start(f"the promise is {promise[0]:g} {how} now", self.seq, self.audits, burst=0)
+        events = self._wanted()
+        pause = self._pause()
+        if pause is not None:
+            incident = of_pause(pause, opened_at_s=self.at_s, evidence=self._evidence())
+            events += (EnforcementPaused(pause), IncidentOpened(incident))
+            self.held = self.held.after(events[-2])
+        return Resolution(tuple(events)) if events else None
+
+    @property
+    def _max_em_drop(self) -> float:
+        """The EM budget to be kept: the owner's, or the smaller one that a person holds the route to for a while."""
+        return self.holds.in_effect(self.at_s).budget(self.route.max_em_drop)
+
+    def _evidence(self) -> tuple[str, ...]:
+        """What an incident stands on, for the person who decides."""
+        made = self.held.publication
+        stops = made is not None and made.level
+        acts = f"level {made.level} of publication {made.number} acted" if made is not None and stops else "no stop"
+        n_right, n = sum(self.floor.right.values()), len(self.floor.right)
+        return (
+            f"{acts}, in epoch {self.epoch.number} at request {self.n:,}",
+            f"{n_right:,} of the last {n:,} labelled answers were right",
+            f"{self.keeper.n_audits:,} audits are in the window",
+        )
+
+    def _wanted(self) -> list[Event]:
+        return list(wanted(self.name, self.keeper, self.audits, self.asked, self._lateness.timeout_s))
+
+    def _pause(self) -> Pause | None:
+        """Why a person has to decide, if nobody has to already."""
+        if self.held.pause is not None:
+            return None
+        found: tuple[tuple[PauseCause, str | None], ...] = (
+            ("sample_ratio", self.lottery.broken()),
+            ("critical_em", None if self.holds.accepted(self.at_s) else self.floor.below()),
+        )  # fmt: skip
+        for cause, why in found:
+            if why is not None:
+                number = self.held.n_pauses + 1
+                return Pause(route=self.name, number=number, cause=cause, reason=why, author=self.author)
+        return None
+
+
+def finishes(outcome: Outcome) -> list[bool]:
+    """Did a whole finish change the trial answer? One for each that was seen: of a stop, or for the record."""
+    seen = []
+    if outcome.stopped and outcome.stop_step is not None and outcome.end_reason in ("stopped", "done"):
+        seen.append(outcome.answer != outcome.would_answer)
+    trial = next((step for step in outcome.steps if step.index == outcome.finish_step), None)
+    if trial is not None:
+        seen.append(outcome.finish_answer != trial.answer)
+    return seen
+
+
+def _decided(made: Publication) -> tuple[object, ...]:
+    """What a publication puts in force, and where."""
+    return made.at, made.fit, made.level, made.share, made.classes
+
+
+def _by(label_at: float, at: int) -> float:
+    """When a label came, as a new epoch sees it: by its beginning, if at all."""
+    return label_at if label_at == np.inf else min(label_at, float(at))
+
+
+def _query(audit: Audit) -> Query:
+    return audit.episode.request.query or Query()
+
+
+def _differs(audit: Audit) -> bool:
+    """Does it give another answer anywhere on the way?"""
+    return len({step.answer for step in audit.episode.outcome.steps} | {audit.episode.outcome.answer}) > 1

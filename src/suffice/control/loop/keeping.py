@@ -1,0 +1,148 @@
+"""The keeper of a live route: labels may come late, and what it found can be told.
+
+Adds to `learn.keeper` what only live traffic needs. An audit is judged when it comes and judged again when its label
+does; the certificate is a function of counts, so it ends as if the label had been there from the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp
+from typing import Final
+
+import numpy as np
+
+from suffice.assurance.certify import audits_to_certify
+from suffice.assurance.maturity import AHEAD, Matured
+from suffice.learn.audits import AuditRuns, Bools, Ints, Small
+from suffice.learn.keeper import Change, Keeper, matured
+from suffice.learn.served import MOST_AUDITS, Served
+from suffice.types import EvidenceSummary, Spending
+
+_MOST_LOG: Final = 700.0    # whose exponential is still a number
+
+
+@dataclass(slots=True, eq=False)
+class LiveKeeper(Keeper):
+    """`Keeper`, fed from a log.
+
+    rests  nothing of its own is fitted: a rollout runs, or has brought what is in force
+    """
+
+    rests: bool = False
+
+    def adopt(self, served: Served, runs: AuditRuns | None) -> None:
+        """Serve and certify another version from here on.
+
+        runs  the audits of this epoch as that version reads them, in their order; None: there are none
+        """
+        epoch = self._epoch
+        epoch.served, epoch.runs, epoch.judged, epoch.ratio = served, None, None, None
+        self.version += 1
+        if runs is not None:
+            self.take(runs)
+
+    def _refit(self) -> list[Change]:
+        if not self.rests:
+            return Keeper._refit(self)  # noqa: SLF001 - its own, of the class above
+        if self.n_audits > 2 * MOST_AUDITS:  # what a rollout has brought may serve for months
+            self._forget(MOST_AUDITS)
+        return []
+
+    def amend(self, which: Ints, runs: AuditRuns) -> None:
+        """Audits that were taken before are seen again, with a label that has come since.
+
+        which  their numbers among the audits of this epoch, shape (n,)
+        runs   the same audits as they are known now, in that order
+        """
+        epoch = self._epoch
+        if epoch.runs is None or not len(which):
+            return
+        for number, at in enumerate(which.tolist()):
+            old = slice(int(epoch.runs.starts[at]), int(epoch.runs.starts[at + 1]))
+            new = slice(int(runs.starts[number]), int(runs.starts[number + 1]))
+            epoch.runs.z[old], epoch.runs.label_at[at] = runs.z[new], runs.label_at[number]
+        if epoch.served is not None and epoch.judged is not None:
+            epoch.judged.z[which] = runs.z[epoch.served.rows(runs)]
+
+    def disagreeing(self) -> Bools:
+        """Audits that disagree at a level in play, shape (N,): only their labels can change what is certified."""
+        judged = self._epoch.judged
+        if judged is None:
+            return np.zeros(self.n_audits, dtype=bool)
+        return np.asarray(judged.d[:, 1 : self.level + AHEAD + 1].any(axis=1))
+
+    def first_disagreement(self, number: int) -> int:
+        """The safest level in play at which an audit disagrees; 0: none."""
+        judged = self._epoch.judged
+        if judged is None:
+            return 0
+        found = np.flatnonzero(judged.d[number, 1 : self.level + AHEAD + 1])
+        return int(found[0]) + 1 if len(found) else 0
+
+    def row_at(self, number: int, level: int) -> int:
+        """The checkpoint, from 0, at which a level ends an audit."""
+        served, runs = self._epoch.served, self._epoch.runs
+        if served is None or runs is None:
+            return 0
+        one = runs.take(np.array([number]))
+        return int(served.rows_at(one, level)[0])
+
+    def outcomes(self) -> Matured | None:
+        """Which audits of this epoch are old enough to be news, and what each counts as at each level.
+
+        By age alone, as the detectors hear them: each once, so before its time is over none.
+        """
+        judged, runs = self._epoch.judged, self._epoch.runs
+        if judged is None or runs is None:
+            return None
+        return matured(judged.z, judged.d, runs, self.now, self.plan, settled=0)
+
+    def _n_missing(self, z: Small) -> int | None:
+        """Audits still to come for the next level, if they show what those so far have shown; None: none would do.
+
+        z  outcomes that certify now, shape (n, M)
+        """
+        n, above = len(z), self.level + 1
+        if above >= z.shape[1] or not n:
+            return None
+        gained, lost = int((z[:, above] < 0).sum()), int((z[:, above] > 0).sum())
+        try:
+            needed = audits_to_certify(
+                (lost - gained) / n, max_em_drop=self.plan.max_em_drop, delta=self.plan.delta, gained=gained / n
+            )
+        except ValueError:
+            return None
+        return max(1, needed - n)
+
+    @property
+    def floor(self) -> int:
+        """The highest level that is certified; in certified mode it is the one that passes."""
+        return self.level if self.plan.promise == "certified" else self._epoch.spender.floor
+
+    @property
+    def spending(self) -> Spending | None:
+        """The account of the budgeted mode; None: in certified mode there is none."""
+        return None if self.plan.promise == "certified" else self._epoch.spender.account
+
+    def evidence(self, *, most: int | None = None) -> EvidenceSummary:
+        """What stands behind the level that passes, or behind `most` where no higher one may be used."""
+        plan, judged, runs = self.plan, self._epoch.judged, self._epoch.runs
+        if judged is None or runs is None:
+            return EvidenceSummary(
+                n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence
+            )
+        z, inside = self._window(judged)
+        level = self.level if most is None else min(self.level, most)
+        at = z[:, level]
+        full = float(runs.full[inside].sum())
+        return EvidenceSummary(
+            n_audits=len(z),
+            n_gained=int((at < 0).sum()),
+            n_lost=int((at > 0).sum()),
+            e_value=exp(min(_MOST_LOG, float(self.log_e[level]))) if level else None,
+            share=float(judged.saved[inside, level].sum()) / full if full else None,
+            n_missing=self._n_missing(z) if level == self.level else None,
+            max_em_drop=plan.max_em_drop,
+            confidence=plan.confidence,
+        )

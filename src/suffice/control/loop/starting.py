@@ -1,0 +1,79 @@
+"""How long a cold start may take where the owner has written how many requests are audited.
+
+    audits that prove a level, audits that the loop looks back on, share ──▶ requests to the first certificate
+
+Without `audit_share` audits are many while nothing is certified and few afterwards. A share that is written holds
+from the end of the burst on, also while nothing is certified: a small one can keep a route at full runs for good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+from suffice.assurance.certify import audits_to_certify
+from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, VERBATIM, budget_left, measured
+from suffice.learn.keeper import Plan
+from suffice.settings import Control, Route
+
+USUAL_PART: Final = 0.25       # of the budget: what a certified level loses or so
+PATIENCE: Final = 100_000      # requests to the first certificate that are worth a warning
+MOST_AUDITS: Final = 10**7     # that are looked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a first certificate takes."""
+
+    n_audits: int        # that prove a level which loses a quarter of the budget; `MOST_AUDITS`: none would do
+    n_requests: float    # to get them; infinite: they never count all at once
+
+    @property
+    def is_long(self) -> bool:
+        """Should the owner be told?"""
+        return self.n_requests > PATIENCE and self.n_audits < MOST_AUDITS
+
+
+def burst_of(route: Route, control: Control) -> int:
+    """Requests that an epoch of a route begins with in full, to learn from; 0: nothing is learned there.
+
+    Each audit of an owner's policy is evidence as it comes, and nobody wants a thousand runs asked twice at once.
+    """
+    return control.burst_requests if route.is_learned else 0
+
+
+def first_certificate(route: Route, control: Control) -> Start:
+    """What a first certificate takes on a route with an `audit_share` of its owner's.
+
+    By expectation, for a level that loses a quarter of the budget: real audits come by chance, and half of the routes
+    are sooner, one in ten takes almost twice as many.
+    """
+    share, burst, span = route.audit_share or 0.0, burst_of(route, control), Plan().span
+    needed = _needed(route)
+    # The newest `window_audits` count, and whatever is younger than the span.
+    begun = min(burst, max(control.window_audits, int(span)))
+    most = max(control.window_audits, begun + share * max(0.0, span - burst))
+    if needed <= begun:
+        return Start(n_audits=needed, n_requests=burst)
+    wait = (needed - begun) / share if share > 0 and needed <= most else inf
+    return Start(n_audits=needed, n_requests=burst + wait)
+
+
+def _needed(route: Route) -> int:
+    """Audits that prove a level which loses a quarter of what is left of the budget once its finish is measured."""
+    if not 0 < route.max_em_drop < 1 or not 0 < route.confidence < 1:
+        return MOST_AUDITS
+    if route.kind != "reasoning":
+        return _to_certify(budget_left(route.max_em_drop, VERBATIM).max_em_drop, route)
+    # Each audit compares one finish: the more there are, the more of the budget is left, and the fewer are needed.
+    never, enough = 0, MOST_AUDITS
+    while enough - never > 1:
+        n = (never + enough) // 2
+        left = budget_left(route.max_em_drop, measured(0, n, confidence=FIDELITY_CONFIDENCE)).max_em_drop
+        never, enough = (never, n) if left and _to_certify(left, route) <= n else (n, enough)
+    return enough
+
+
+def _to_certify(left: float, route: Route) -> int:
+    return audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=1 - route.confidence)

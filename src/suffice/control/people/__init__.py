@@ -1,0 +1,1 @@
+"""Whom to ask about which run, and what came of the answer."""

@@ -1,0 +1,62 @@
+"""A file that is there in full or not at all; a file's bytes, packed or not; a line of JSON lines.
+
+It is written under another name in the same folder, synced, and renamed. A reader sees the old
+file or the new one, and an error in the middle leaves the old one as it was. Refuses to know what a file means.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from suffice.errors import ConfigError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a name to write to; after the block it is `path`. After an error nothing is left.
+
+    Folders that are missing are made. Raises OSError as the system does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+    try:
+        part.open("xb").close()
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, in full or not at all; half a surrogate pair becomes `?`."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+
+
+def open_unpacked(path: Path) -> IO[bytes]:
+    """Open a file to read its bytes, unpacked where its name ends in .gz.
+
+    Raises OSError; what is read of a packed one may raise EOFError and zlib.error too.
+    """
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]  # reads bytes
+
+
+def json_object(line: str | bytes, where: str) -> dict[str, Any]:
+    """The object that a line of JSON lines holds. Raises ConfigError; `where` is the file and the line."""
+    try:
+        item = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeError):
+        raise ConfigError(f"{where}: is not JSON; need one object a line") from None
+    if not isinstance(item, dict):
+        raise ConfigError(f"{where}: is no object, got {type(item).__name__}")
+    return item

@@ -1,0 +1,183 @@
+"""What a gateway served last, in a file beside its log: what it serves while that log cannot be read.
+
+    what is in force, versions, findings ── seal ──▶ a line that signs, then JSON ── whole_file ──▶ suffice.db.good
+    suffice.db.good ── opened ──▶ LastGood, or one sentence why not: then everything runs in full
+
+Nothing is parsed before its signature is known to be right, and the signature holds the time: an old file cannot be
+made to look young. It has models, levels, what people hold and the findings of upstreams; no key, no address, no prompt
+and no question. Experiments and the steps of rollouts are left out: nobody watches them without a log. Knows bytes and
+what is in force; refuses to know clocks and who is served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from suffice.errors import ConfigError
+from suffice.files import whole_file
+from suffice.review.override import Override
+from suffice.store.routes.in_force import InForce
+from suffice.telemetry import LOG
+from suffice.types import Findings
+
+MOST_BYTES: Final = 64 * 2**20
+MOST_AHEAD_S: Final = 60.0  # that the file's time may lie ahead of ours: two clocks, or one that was set
+_MARK: Final = b"suffice-last-good/1"
+_FIRST_LINE: Final = re.compile(rb"suffice-last-good/1 ([0-9a-f]{64}) ([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoodRoute:
+    """What one route was served by."""
+
+    held: InForce                                  # with the publication that was really served
+    overrides: tuple[Override, ...] = ()           # that nobody had ended; each ends in its own time
+    standing: Mapping[str, Any] | None = None      # the policy that a rollout has brought to everybody; None: none has
+    stands: str = ""                               # address of that policy
+    instead_of: str = ""                           # address of the settings' own, in whose place it stands
+    refused: str | None = None                     # why it must not be enforced; None: it may
+    n_requests: int = 0                            # that it had had
+
+    @property
+    def matters(self) -> bool:
+        """Would anything be lost with it: a certificate that acts, a pause, a hold, another policy?"""
+        return self.held.level > 0 or self.held.pause is not None or bool(self.overrides) or self.standing is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastGood:
+    """What a gateway needs to serve as it did."""
+
+    at_s: float                                    # Unix time at which the log last said so
+    seq: int                                       # place in the log of the newest decision in it
+    routes: Mapping[str, GoodRoute] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)      # by address, as `learn.version` writes them
+    findings: Mapping[str, Findings] = field(default_factory=dict) # of upstreams, by name
+
+    @property
+    def matters(self) -> bool:
+        """Would anything be lost with it?"""
+        return any(one.matters for one in self.routes.values())
+
+
+def seal(good: LastGood, *, secret: str) -> bytes:
+    """The file's bytes. Raises ConfigError without a secret, and ValueError for what JSON cannot carry.
+
+    secret  of the deployment, not empty; HMAC-SHA256
+    """
+    content = msgspec.json.encode(good, order="deterministic")
+    return b"%b %b %b\n%b" % (_MARK, sha256(content).hexdigest().encode(), _signature(content, secret), content)
+
+
+def opened(source: bytes, *, secret: str, now_s: float, most_s: float) -> LastGood:
+    """What was sealed. Raises ConfigError with one sentence why not.
+
+    now_s   Unix time
+    most_s  age at which it may no longer be served
+    """
+    if len(source) > MOST_BYTES:
+        raise ConfigError(f"got {len(source):,} bytes; at most {MOST_BYTES:,}")
+    line, _, content = source.partition(b"\n")
+    found = _FIRST_LINE.fullmatch(line)
+    if found is None:
+        raise ConfigError("is no last-good file: its first line is broken")
+    if not hmac.compare_digest(sha256(content).hexdigest().encode(), found[1]):
+        raise ConfigError("its content is not what was written: changed, or cut off")
+    if not hmac.compare_digest(_signature(content, secret), found[2]):
+        raise ConfigError("its signature was not made with this deployment's secret")
+    try:
+        good = msgspec.json.decode(content, type=LastGood)
+    except ValueError as error:  # msgspec's errors are ValueErrors
+        raise ConfigError(f"was written by another version of Suffice ({error})") from None
+    age_s = now_s - good.at_s
+    if age_s < -MOST_AHEAD_S:
+        raise ConfigError(f"its time lies {-age_s:,.0f} s ahead of this computer's clock")
+    if age_s >= most_s:
+        raise ConfigError(f"is {age_s:,.0f} s old, and may be served for {most_s:,.0f} s (store.last_good_s)")
+    return good
+
+
+def read(file: Path, *, secret: str, now_s: float, most_s: float) -> LastGood | None:
+    """What a file holds; None: there is no file. Raises ConfigError with the file's name and why it is not served."""
+    try:
+        with file.open("rb") as handle:
+            source = handle.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    try:
+        return opened(source, secret=secret, now_s=now_s, most_s=most_s)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def write(file: Path, good: LastGood, *, secret: str) -> None:
+    """Put it in the place of the file that is there, synced: the old one or this one, never a mixture.
+
+    Raises OSError, ConfigError and ValueError, and then the old one is there.
+    """
+    content = seal(good, secret=secret)
+    with whole_file(file) as part:
+        part.write_bytes(content)
+
+
+class Keeper:
+    """Keeps one gateway's last-good file: written when what is in force changes, and so that its time is never old.
+
+    A change that cannot be written takes the old file away: better none than one that does not know of a rollback.
+    """
+
+    def __init__(self, file: Path, *, secret: str, monotonic_s: Callable[[], float], every_s: float) -> None:
+        """Begin.
+
+        secret   of the deployment
+        every_s  after which it is written again, though nothing has changed
+        """
+        self.file = file
+        self._secret, self._monotonic_s, self._every_s = secret, monotonic_s, every_s
+        self._kept_s: float | None = None
+        self._said = ""
+
+    def is_due(self, *, changed: bool) -> bool:
+        """Is it time to write it?"""
+        return changed or self._kept_s is None or self._monotonic_s() - self._kept_s >= self._every_s
+
+    def keep(self, made: Callable[[], LastGood], *, changed: bool) -> bool:
+        """Write it, if it is time to; True: the file says what is in force. Raises nothing."""
+        now_s = self._monotonic_s()
+        if not self.is_due(changed=changed):
+            return True
+        try:
+            write(self.file, made(), secret=self._secret)
+        except (OSError, ConfigError, ValueError, TypeError) as error:
+            self._fail(error, changed=changed)
+            return False
+        self._kept_s, self._said = now_s, ""
+        return True
+
+    def _fail(self, error: Exception, *, changed: bool) -> None:
+        why = (error.strerror or "the system refuses it") if isinstance(error, OSError) else str(error)
+        if changed:
+            with contextlib.suppress(OSError):
+                self.file.unlink(missing_ok=True)
+        if why != self._said:
+            self._said = why
+            LOG.error("last-good file %s: cannot be written (%s); a gateway that starts without its log runs in full",
+                      self.file, why)
+
+
+def _signature(content: bytes, secret: str) -> bytes:
+    if not secret:
+        raise ConfigError("there is no secret to sign with; the deployment's own, not empty")
+    key = secret.encode("utf-8", "surrogatepass")
+    return hmac.new(key, _MARK + content, sha256).hexdigest().encode()

@@ -1,0 +1,187 @@
+"""Which requests of one gateway have rows in the log, and what the others are counted as (`assurance.sampling`).
+
+    request ──▶ drawn: rows, or none ──▶ its end ──▶ count, by class and version ──▶ RequestsCounted, once a minute
+
+Counts are in memory for a minute at most: a process that is killed loses those, and no row. Knows settings, rates and
+ends; refuses to know logs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Final
+
+from suffice.assurance.sampling import Unkept, is_certain, live_rate
+from suffice.rollout.assign import point_of
+from suffice.settings import Settings
+from suffice.signals.query import class_of
+from suffice.store.rows.sampling_events import Counted, RowRates
+from suffice.types import EndReason, Outcome, Request
+
+COUNT_S: Final = 60.0        # that counts wait at most …
+COUNT_REQUESTS: Final = 1_000  # … and requests of a route behind them
+LOOK_S: Final = 5.0          # between two looks whether counts are due
+MOST_CELLS: Final = 200      # of one count; what more there are is counted under OTHER
+OTHER: Final = "(others)"
+MOST_SENDERS: Final = 100_000  # that are known to have been told
+
+_PURPOSE: Final = b"kept-rows"
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What requests of one class and version come to so far: the fields of an `Unkept`."""
+
+    n: int = 0
+    ends: Counter[EndReason] = field(default_factory=Counter)
+    n_stopped: int = 0
+    n_counted: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    probe_tokens: int = 0
+    extra_prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    discarded_tokens: int = 0
+    saved_tokens: int = 0
+    n_priced: int = 0
+    cost_usd: float = 0.0
+    overhead_usd: float = 0.0
+    saved_usd: float = 0.0
+    duration_s: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """One more request."""
+        self.n += 1
+        self.ends[outcome.end_reason] += 1
+        self.duration_s += outcome.duration_s
+        overhead = outcome.overhead
+        self.probe_tokens += overhead.probe_tokens
+        self.extra_prompt_tokens += overhead.extra_prompt_tokens
+        self.cached_prompt_tokens += overhead.cached_prompt_tokens
+        self.discarded_tokens += overhead.discarded_tokens
+        if outcome.usage is not None:
+            self.n_counted += 1
+            self.prompt_tokens += outcome.usage.prompt_tokens
+            self.completion_tokens += outcome.usage.completion_tokens
+            self.cached_tokens += outcome.usage.cached_tokens
+        if outcome.cost_usd is not None:
+            self.n_priced += 1
+            self.cost_usd += outcome.cost_usd
+            self.overhead_usd += outcome.overhead_usd or 0.0
+        if outcome.stopped:
+            self.n_stopped += 1
+            self.saved_tokens += outcome.tokens_saved_estimate or 0
+            self.saved_usd += outcome.saved_usd_estimate or 0.0
+
+    def cell(self, query_class: str, version: str, ungoverned: str) -> Unkept:
+        """As the log keeps it."""
+        sums = {one.name: getattr(self, one.name) for one in fields(self)} | {"ends": tuple(sorted(self.ends.items()))}
+        return Unkept(query_class=query_class, version=version, ungoverned=ungoverned, **sums)
+
+
+@dataclass(slots=True)
+class _Count:
+    """What one route's requests come to since its counts were last written."""
+
+    since_s: float                 # monotonic, of the first of them
+    tallies: dict[tuple[str, str, str], _Tally] = field(default_factory=dict)  # by class, version, why ungoverned
+    senders: list[str] = field(default_factory=list)
+    n: int = 0
+    last: str = ""                 # episode that was counted last; it names the count
+
+
+@dataclass(slots=True, kw_only=True)
+class Sampling:
+    """One gateway's lottery of rows. The follower writes `rates`; requests read them.
+
+    salt   secret of the deployment
+    rates  that the control loop has set, by route
+    """
+
+    settings: Settings
+    salt: str
+    rates: Mapping[str, RowRates] = field(default_factory=dict)
+    _counts: dict[str, _Count] = field(default_factory=dict)
+    _told: dict[str, None] = field(default_factory=dict)  # senders, the oldest first
+    _even: dict[tuple[float, float], float] = field(default_factory=dict)  # rates, by sample rate and audit share
+    _by_class: dict[str, tuple[RowRates, dict[str, float]]] = field(default_factory=dict)
+
+    def drawn(self, request: Request) -> tuple[Request, bool]:
+        """The request as its row has it, and whether it has rows, as far as its beginning tells.
+
+        One that has none gets them all the same if it ends badly, as `with_rows` writes it.
+        """
+        rate = self.rate_of(request)
+        if rate >= 1 or (request.ungoverned is None and request.mode != "enforce"):
+            return request, True
+        if is_certain(request):
+            return replace(request, keep_rate=rate), True
+        if point_of(request.unit or request.episode_id, salt=self.salt, purpose=_PURPOSE) < rate:
+            return replace(request, keep_rate=rate, kept_by="lot"), True
+        return request, False
+
+    def with_rows(self, request: Request) -> Request:
+        """A request that was left out and ended badly, as its row has it."""
+        return replace(request, keep_rate=self.rate_of(request), kept_by="end")
+
+    def rate_of(self, request: Request) -> float:
+        """At which rate requests like it have rows, in (0, 1]; 1: all of them."""
+        sample_rate = self.settings.sample_rate_of(request.route)
+        if sample_rate >= 1:
+            return 1.0
+        if request.ungoverned is not None:
+            return sample_rate
+        found = self.rates.get(request.route)
+        if found is None or found.sample_rate != sample_rate:  # the owner's rate is another one since
+            share = request.propensity if request.audit else 1 - request.propensity
+            if (sample_rate, share) not in self._even:
+                if len(self._even) >= MOST_CELLS:
+                    self._even.clear()
+                self._even[sample_rate, share] = live_rate(sample_rate, share)
+            return self._even[sample_rate, share]
+        known = self._by_class.get(request.route)
+        if known is None or known[0] is not found:
+            known = self._by_class[request.route] = found, dict(found.after)
+        return known[1].get(class_of(request.query), found.other)
+
+    def count(self, request: Request, outcome: Outcome, *, now_s: float) -> Counted | None:
+        """Count a request without rows that has ended; what is due of its route, to be written.
+
+        now_s  monotonic
+        """
+        count = self._counts.get(request.route)
+        if count is None:
+            count = self._counts[request.route] = _Count(now_s)
+        key = class_of(request.query), request.policy_version, request.ungoverned or ""
+        if key not in count.tallies and len(count.tallies) >= MOST_CELLS:
+            key = OTHER, OTHER, key[2]
+        tally = count.tallies.get(key)
+        if tally is None:
+            tally = count.tallies[key] = _Tally()
+        tally.add(outcome)
+        count.n, count.last = count.n + 1, outcome.episode_id
+        if request.sender and request.sender not in self._told:
+            count.senders.append(request.sender)
+            self._told[request.sender] = None
+            if len(self._told) > MOST_SENDERS:
+                del self._told[next(iter(self._told))]
+        is_due = count.n >= COUNT_REQUESTS or now_s - count.since_s >= COUNT_S
+        return self._written(request.route) if is_due else None
+
+    def due(self, *, now_s: float, all_of_them: bool = False) -> Iterator[Counted]:
+        """What is due to be written of all routes; at the end of a process all there is."""
+        for route, count in list(self._counts.items()):
+            if all_of_them or now_s - count.since_s >= COUNT_S:
+                yield self._written(route)
+
+    def _written(self, route: str) -> Counted:
+        count = self._counts.pop(route)
+        cells = tuple(tally.cell(*key) for key, tally in count.tallies.items())
+        return Counted(
+            count_id=count.last, route=route, n_requests=count.n,
+            n_governed=sum(cell.n for cell in cells if not cell.ungoverned), cells=cells,
+            senders=tuple(count.senders),
+        )  # fmt: skip

@@ -1,0 +1,310 @@
+"""Runs cut at their stop, with their texts: from the event log and its owner's texts, or from recorded traces.
+
+    log + texts ──▶ cuts_of_log ────┐
+    traces + policy ─▶ cuts_of_traces ─┴▶ learn.pairs ──▶ train, val
+
+Whether a cut kept the answer is known of runs that were seen in full, and of stopped runs only where a label calls
+their answer right: what a stopped run that was wrong would have answered is hidden, so it is left out, never guessed.
+Knows runs and texts; refuses to know how lines look.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from suffice.assurance.runs import Match, measure_run
+from suffice.errors import ConfigError
+from suffice.learn.censoring import by_design, fate
+from suffice.learn.pairs import Cut, Message, Seen, Stop
+from suffice.policy.protocol import Policy
+from suffice.replay.finetune.texts import Consent, Text, Texts
+from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.read import read_traces
+from suffice.signals.observe import Observer
+from suffice.store.database.views import Labelled
+from suffice.types import Outcome, Request
+
+ANSWER: Final = "{answer}"  # how an answer that is known in its normal form alone is written out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On which terms runs are taken."""
+
+    consent: Consent
+    uncertified: bool = False      # also stops that nothing vouched for; their lines say so
+    estimate_cuts: bool = False    # also thoughts whose cut is estimated from token counts; their lines say so
+    answer: str = ANSWER           # words around an answer whose own words are not at hand
+
+    def say(self, answer: str) -> str:
+        """An answer in words."""
+        return self.answer.replace(ANSWER, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Acting:
+    """What stops one prompt's runs."""
+
+    policy: Policy
+    version: str
+    level: int | None
+    models: frozenset[str] | None  # that it is certified for; None: it is not certified
+
+
+Chooses: TypeAlias = Callable[[str], Acting]  # what stops the runs of a prompt, by its key
+
+
+# --------------------------------------------------------------------------- the log, with its owner's texts
+
+
+def cuts_of_log(
+    episodes: Iterable[Labelled], texts: Texts, terms: Terms, *, match: Match, left_out: Counter[str]
+) -> Iterator[Cut]:
+    """Cut the runs of a route of kind `reasoning` where its policy stopped them, or would have.
+
+    match     does an answer equal a reference? The route's scorer
+    left_out  is told why runs were left out
+    """
+    for item in episodes:
+        found = _of_run(item, texts, terms, match)
+        if isinstance(found, Cut):
+            yield found
+        elif found is not None:
+            left_out[found] += 1
+
+
+def _of_run(item: Labelled, texts: Texts, terms: Terms, match: Match) -> Cut | str | None:
+    """The cut of one run; or why there is none; None: it is none of ours."""
+    request, outcome = item.episode.request, item.episode.outcome
+    what = fate(request, outcome)
+    if what == "ungoverned":
+        return None
+    if request.kind != "reasoning":
+        return "no chain of thought"
+    if what not in ("full", "stopped", "by failure") or outcome.stop_step is None:
+        return "never stopped, nor would have been" if what == "full" else f"the run is of no use ({what})"
+    if outcome.stop_reason == "hopeless":
+        return "stopped as hopeless"
+    if not request.certified and not terms.uncertified:
+        return "stopped by what was not certified"
+    judged = _judged(item, match)
+    if isinstance(judged, str):
+        return judged
+    text = texts.of(
+        episode_id=request.episode_id, response_id=outcome.response_id, question_key=request.question_key
+    )
+    if text is None:
+        return "no text"
+    ids = (request.episode_id, outcome.response_id, request.question_key or None)
+    if not terms.consent.given(text.consent, ids):
+        return "no consent"
+    return _with_text(request, outcome, text, judged, terms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What a stop did to an answer."""
+
+    kept: bool
+    gained: bool    # … and the full run would have been wrong
+    labelled: bool
+
+
+def _judged(item: Labelled, match: Match) -> _Judged | str:
+    """What the stop did; or why that is no lesson."""
+    run = measure_run(item, match)
+    if run.stopped:
+        if run.correct is None:
+            return "stopped, and nobody said whether it was right"
+        if not run.correct:
+            return "stopped and wrong: what the full run would have said is hidden"
+        return _Judged(kept=True, gained=False, labelled=True)
+    outcome = item.episode.outcome
+    if outcome.would_answer == outcome.answer:
+        if run.correct is False or outcome.answer is None:
+            return "wrong both ways"
+        return _Judged(kept=True, gained=False, labelled=run.correct is not None)
+    if run.drop is None:
+        return "stop and full run differ, and nobody said which is right"
+    if run.drop == 0:
+        return "wrong both ways"
+    return _Judged(kept=run.drop < 0, gained=run.drop < 0, labelled=True)
+
+
+def _with_text(request: Request, outcome: Outcome, text: Text, judged: _Judged, terms: Terms) -> Cut | str:
+    place = _cut_place(outcome, text, estimate=terms.estimate_cuts)
+    if isinstance(place, str):
+        return place
+    thought, rest, exact = place
+    in_words = outcome.answer if text.answer is None else text.answer.strip()
+    would = None if outcome.would_answer is None else terms.say(outcome.would_answer)
+    version, _, level = request.policy_version.partition("@")
+    return Cut(
+        messages=text.messages or (),
+        thought=thought,
+        rest=rest,
+        answer=(would if judged.gained else in_words) or "",
+        stopped_answer=in_words if outcome.stopped or would is None or (judged.kept and not judged.gained) else would,
+        full_answer=None if outcome.stopped else in_words,
+        kept=judged.kept,
+        labelled=judged.labelled,
+        stop=Stop(
+            policy_version=version, certified=request.certified, level=int(level) if level.isdecimal() else None,
+            step=outcome.stop_step or 0, n_steps=None if outcome.stopped else len(outcome.steps),
+            seen=_seen(request, outcome), model=outcome.model or request.model, exact=exact,
+        ),
+    )  # fmt: skip
+
+
+def _seen(request: Request, outcome: Outcome) -> Seen:
+    if outcome.stopped:
+        return "stopped"
+    return "observed" if request.mode == "observe" or not by_design(request) else "audit"
+
+
+def _cut_place(outcome: Outcome, text: Text, *, estimate: bool) -> tuple[str, str | None, bool] | str:
+    """The thought up to the stop, what came behind it, and whether the place is exact; or why there is none."""
+    if outcome.stopped:
+        if text.steps is not None:
+            return "".join(text.steps), None, True
+        return (text.thought, None, True) if text.thought else "no thought in its text"
+    assert outcome.stop_step is not None
+    n_before = sum(step.index <= outcome.stop_step for step in outcome.steps)
+    if n_before >= len(outcome.steps):
+        return "the stop is at the end of the thought"
+    if text.steps is not None:
+        if len(text.steps) < n_before + 1:
+            return "its text has fewer steps than the run"
+        return "".join(text.steps[:n_before]), "".join(text.steps[n_before:]), True
+    if not text.thought:
+        return "no thought in its text"
+    if not estimate:
+        return "where its text is to be cut is not known; give its steps, or allow estimated cuts"
+    tokens = [step.tokens for step in outcome.steps]
+    at = _boundary(text.thought, round(len(text.thought) * sum(tokens[:n_before]) / max(1, sum(tokens))))
+    return text.thought[:at], text.thought[at:], False
+
+
+def _boundary(thought: str, at: int) -> int:
+    """The next end of a line or, failing that, of a word: behind the place, so that the cut holds what the stop saw."""
+    for mark in ("\n", " "):
+        found = thought.find(mark, at)
+        if 0 <= found < at + 200:
+            return found + 1
+    return at
+
+
+# --------------------------------------------------------------------------- recorded traces
+
+
+def cuts_of_traces(
+    files: Iterable[Path], chooses: Chooses, terms: Terms, *, where: str | None, left_out: Counter[str]
+) -> Iterator[Cut]:
+    """Cut recorded chains where a policy stops them, read step by step as live.
+
+    where     which runs, see `replay.traces.where`; None: all
+    left_out  is told why runs were left out
+
+    Raises TraceError as `read_traces` does, and ConfigError for runs that are no chains or have no texts.
+    """
+    for batch in read_traces(files, where=where):
+        if batch.kind != "reasoning":
+            raise ConfigError(f"{batch.file}: holds {batch.kind}; only chains of thought (reasoning) can be cut")
+        if batch.text is None:
+            raise ConfigError(f"{batch.file}: has no texts of its steps; `suffice record` keeps them")
+        for i in range(len(batch)):
+            found = _of_trace(batch, i, chooses, terms)
+            if isinstance(found, Cut):
+                yield found
+            else:
+                left_out[found] += 1
+
+
+def _of_trace(batch: Batch, i: int, chooses: Chooses, terms: Terms) -> Cut | str:
+    acting = chooses(batch.question_id[i])
+    certified = acting.models is not None and batch.model[i] in acting.models
+    if not certified and not terms.uncertified:
+        return "stopped by what was not certified"
+    question = batch.question[i]
+    if question is None:
+        return "no text"
+    meta = _meta(batch.meta[i])
+    said = meta.get("consent")
+    if not terms.consent.given(said if isinstance(said, bool) else None, (batch.question_id[i],)):
+        return "no consent"
+    at = _stop_of(batch, i, acting.policy)
+    if isinstance(at, str):
+        return at
+    judged = _judged_trace(batch, i, at)
+    if isinstance(judged, str):
+        return judged
+    return _trace_cut(batch, i, at, judged, terms, Stop(
+        policy_version=acting.version, certified=certified, level=acting.level, step=at + 1,
+        n_steps=int(batch.offset[i + 1] - batch.offset[i]), seen="recorded", model=batch.model[i],
+    ))  # fmt: skip
+
+
+def _stop_of(batch: Batch, i: int, policy: Policy) -> int | str:
+    """Number of the step, from 0, at which the policy stops; or why it is no lesson. A stop at the end cuts nothing."""
+    observer = Observer(policy.needs, batch.kind, query=batch.query(i))
+    steps = batch.steps(i)
+    for at, step in enumerate(steps[:-1]):
+        decision = policy.decide(observer.observe(step))
+        if decision.stop:
+            return "stopped as hopeless" if decision.stop_reason == "hopeless" else at
+    return "never stopped, nor would have been"
+
+
+def _judged_trace(batch: Batch, i: int, at: int) -> _Judged | str:
+    row, full_ok = int(batch.offset[i]) + at, bool(batch.full_em[i])
+    answer = batch.answer[row]
+    if answer is None:
+        return "no answer at the stop"
+    if batch.correct[row] >= 0:
+        right = bool(batch.correct[row] > 0)
+    elif answer == batch.full_answer[i]:
+        right = full_ok
+    else:
+        return "stop and full run differ, and nobody said which is right"
+    if not right and not full_ok:
+        return "wrong both ways"
+    return _Judged(kept=right, gained=right and not full_ok, labelled=True)
+
+
+def _trace_cut(batch: Batch, i: int, at: int, judged: _Judged, terms: Terms, stop: Stop) -> Cut:
+    start, end = int(batch.offset[i]), int(batch.offset[i + 1])
+    texts = [text or "" for text in (batch.text or [])[start:end]]
+    stopped, full = batch.answer[start + at] or "", batch.full_answer[i]
+    # The last step holds the end of the thought and the answer behind it, which is told apart by its own words alone.
+    behind = texts[-1].rstrip()
+    last = behind[: -len(full)] if full and behind.endswith(full) else ""
+    return Cut(
+        messages=_prompt(batch.question[i] or ""),
+        thought="".join(texts[: at + 1]),
+        rest="".join(texts[at + 1 : -1]) + last,
+        answer=terms.say(stopped if judged.kept else full or ""),
+        stopped_answer=terms.say(stopped),
+        full_answer=None if full is None else terms.say(full),
+        kept=judged.kept,
+        labelled=judged.labelled,
+        stop=stop,
+    )
+
+
+def _prompt(question: str) -> tuple[Message, ...]:
+    return ({"role": "user", "content": question},)
+
+
+def _meta(meta: str | None) -> Mapping[str, Any]:
+    """What a recording noted; empty where it is none that we read."""
+    try:
+        found = msgspec.json.decode(meta or "{}")
+    except (msgspec.DecodeError, UnicodeError):
+        return {}
+    return found if isinstance(found, dict) else {}

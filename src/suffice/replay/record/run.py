@@ -1,0 +1,353 @@
+"""One question, recorded in full: a chain with a trial answer at every step, or N samples.
+
+A chain is read by the gateway's own run, cut by its own segmenter, and probed through its own
+continuer: the same closing text, decoding and way to finish as a live stop. Probes are sent when the
+chain is over, each on a copy of its prefix, so that they change nothing in it. It refuses to know files,
+progress and how often to try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from suffice.episode import vote
+from suffice.episode.ending import Delivery
+from suffice.episode.finish import Continuer
+from suffice.episode.ledger import Ledger
+from suffice.episode.reading import entropy_of, first_choice, margin_of
+from suffice.episode.reasoning import ReasoningRun
+from suffice.episode.samples import SampleRun, refusal, text_of
+from suffice.episode.seen import Wants
+from suffice.episode.segment import Checkpoint, build_segmenter
+from suffice.errors import UpstreamError, UpstreamProtocol
+from suffice.replay.record.ask import Asked, Recipe
+from suffice.replay.traces.form import LAST, MAJORITY_VOTE
+from suffice.replay.traces.jsonl import RunRow, StepRow
+from suffice.scoring.base import Scorer
+from suffice.signals.text import Hedges
+from suffice.types import Request, Step
+from suffice.upstream.client import UpstreamClient, governed_headers
+from suffice.upstream.continuation import cut_at
+from suffice.upstream.drivers import CHAT_PATH, thinking_is_off
+from suffice.upstream.wire import DONE_DATA, Frame, TokenLogprob, decode_chunk, encode_json, logprobs_of
+
+Again = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]  # calls it, and calls it again where that may help
+NO_LIMIT = 2**31
+RUN_TIMEOUT_S = 600.0              # of one chain: nothing may hang for ever
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorder:
+    """Records one question after the other at one upstream."""
+
+    client: UpstreamClient
+    recipe: Recipe
+    scorer: Scorer
+    again: Again
+    wave: int = 4                  # kind "samples": answers drawn at once
+    dataset: str = ""              # what the questions are called
+
+    async def run(self, asked: Asked) -> RunRow:
+        """The line of one question. Raises UpstreamError when the upstream fails for good."""
+        if self.recipe.kind == "samples":
+            return await self._samples(asked)
+        return await self._chain(asked)
+
+    # ---- samples
+
+    async def _samples(self, asked: Asked) -> RunRow:
+        n, drawn = self.recipe.n_samples, list[SampleRun]()
+        while len(drawn) < n:
+            wave = range(len(drawn) + 1, min(len(drawn) + self.wave, n) + 1)
+            calls = (self.again(partial(self._draw, asked, index)) for index in wave)
+            ended = await asyncio.gather(*calls, return_exceptions=True)
+            for one in ended:
+                if isinstance(one, BaseException):
+                    raise one  # a vote needs all of them
+                drawn.append(one)
+        samples = [run.seen[0] for run in drawn]
+        steps = [
+            _step(
+                tokens=s.tokens, answer=s.answer, correct=self._is_right(s.answer, asked),
+                logprob=_mean(_logprobs_in(s.body or {})), text=text_of(s.body or {}),
+            )
+            for s in samples
+        ]  # fmt: skip
+        counted = all(c.reported_tokens is not None for run in drawn for c in run.ledger.calls)
+        return self._row(
+            asked, steps, answer=vote.count([s.answer for s in samples]).answer, counted=counted,
+            ledger=drawn[0].ledger, extra={"truncated": any(run.ledger.truncated for run in drawn)},
+        )  # fmt: skip
+
+    async def _draw(self, asked: Asked, index: int) -> SampleRun:
+        """One sample, with the seed that the gateway would give it. Each is a call of its own right.
+
+        A gateway never tries its further samples again; a recording that waits for all of them must.
+        """
+        body = self.recipe.body(asked)
+        if isinstance(body.get("seed"), int):
+            body["seed"] += index - 1
+        run = SampleRun(
+            client=self.client, path=CHAT_PATH, body=body, headers=[], ledger=Ledger(self._request(asked), 0.0),
+            scorer=self.scorer, n_samples=1, wave=1, draws_all=True,
+        )  # fmt: skip
+        async with aclosing(run.steps()) as steps:
+            async for _ in steps:
+                failure = run.seen[0].failure
+                if failure is not None:
+                    raise failure
+        run.result()
+        return run
+
+    # ---- chains
+
+    async def _chain(self, asked: Asked) -> RunRow:
+        chain: Chain = await self.again(lambda: self._read_chain(asked))
+        continuer = self._continuer(asked, chain)
+        steps, before = [], 0
+        for point in chain.points:
+            trial = await self._probe(continuer, point.prefix, point.tokens_used)
+            logprob = _mean(chain.logprobs[before : point.tokens_used])
+            steps.append(self._probed(trial, asked, tokens=point.tokens, text=point.text, logprob=logprob))
+            before = point.tokens_used
+        left, logprob = max(0, chain.full_tokens - before), _mean(chain.logprobs[before:])
+        rest = chain.thought[len(chain.points[-1].prefix) if chain.points else 0 :]
+        if chain.unclosed:
+            # What a stop here would deliver: the full arm is closed in the same way as a stopped one.
+            trial = await self._probe(continuer, chain.thought, chain.full_tokens)
+            steps.append(self._probed(trial, asked, tokens=left, text=rest, logprob=logprob))
+        else:
+            correct = self._is_right(chain.answer, asked)
+            steps.append(
+                _step(tokens=left, answer=chain.answer, correct=correct, logprob=logprob, text=rest + chain.answer_text)
+            )
+        return self._row(
+            asked, steps, answer=steps[-1].answer, counted=chain.counted, ledger=chain.ledger,
+            extra={
+                "unclosed": chain.unclosed, "truncated": chain.ledger.truncated,
+                "answer_tokens": max(0, chain.full_tokens - chain.reasoning_tokens),
+            },
+        )  # fmt: skip
+
+    async def _read_chain(self, asked: Asked) -> Chain:
+        """Read one chain to its end. Raises UpstreamError."""
+        body, settings = self.recipe.body(asked), self.client.settings
+        ledger, tap = Ledger(self._request(asked), 0.0), Tap()
+        account = ledger.open_call("main")
+        try:
+            async with (
+                asyncio.timeout(RUN_TIMEOUT_S),
+                self.client.open(CHAT_PATH, encode_json(body), governed_headers([])) as call,
+            ):
+                if call.status != 200 or call.content_type != "text/event-stream":
+                    raise await refusal(call)
+                account.began = True
+                run = ReasoningRun(
+                    call, account, ledger=ledger, delivery=tap, segmenter=build_segmenter(self.recipe.steps),
+                    scorer=self.scorer, prober=None, tags=(settings.think_open, settings.think_close),
+                    wants=Wants(usage=True, object=False), drain=True,
+                    opened=settings.think_opened and not thinking_is_off(body),
+                )  # fmt: skip
+                points: list[Checkpoint] = []
+                async with aclosing(run):
+                    while not run.seen.ended:
+                        points += await run.advance(to_step=True)
+                    await run.rest()
+        except TimeoutError:
+            raise UpstreamProtocol(f"a chain took longer than {RUN_TIMEOUT_S:g} s") from None
+        return Chain(
+            points=points, thought=run.thought, answer=ledger.answer, answer_text=run.answer_text,
+            full_tokens=account.completion_tokens, reasoning_tokens=account.reasoning_tokens,
+            counted=account.reported_tokens is not None, unclosed=ledger.unclosed, inline=run.seen.inline,
+            logprobs=tap.logprobs, ledger=ledger,
+        )  # fmt: skip
+
+    def _continuer(self, asked: Asked, chain: Chain) -> Continuer:
+        continuer = Continuer(
+            client=self.client, probe=self.recipe.probe, max_extra_calls=NO_LIMIT, body=self.recipe.body(asked),
+            headers=[], ledger=chain.ledger,
+        )  # fmt: skip
+        continuer.thinks_inline = lambda: chain.inline
+        return continuer
+
+    async def _probe(self, continuer: Continuer, thought: str, tokens: int) -> Trial | None:
+        if self.recipe.finish is None:
+            return None
+        trial: Trial = await self.again(lambda: self._ask(continuer, thought, tokens))
+        return trial
+
+    async def _ask(self, continuer: Continuer, thought: str, thought_tokens: int) -> Trial:
+        """The trial answer behind `thought`, asked for as a live probe does."""
+        method = continuer.second_call
+        if method is None:
+            raise UpstreamProtocol("this upstream offers no way to ask for a trial answer")
+        trial = Trial()
+        try:
+            async with asyncio.timeout(continuer.timeout_s):
+                request = await continuer.prepare(
+                    method, thought, purpose="probe", max_tokens=continuer.trial_tokens
+                )
+                opened = continuer.open(request, thought_tokens=thought_tokens, purpose="probe")
+                async with opened as (reply, account):
+                    async for piece in reply:
+                        trial.text += piece.text
+                        trial.tokens.extend(piece.tokens)
+                    trial.n_tokens = account.completion_tokens
+        except TimeoutError:
+            raise UpstreamProtocol(f"a trial answer took longer than {continuer.timeout_s:g} s") from None
+        trial.has_prefix = bool(request.answer_prefix)
+        trial.text = request.answer_prefix + cut_at(trial.text, request.stop)
+        return trial
+
+    def _probed(self, trial: Trial | None, asked: Asked, *, tokens: int, text: str, logprob: float | None) -> StepRow:
+        """A step with the answer that a stop behind it would deliver."""
+        if trial is None:
+            return _step(tokens=tokens, answer=None, correct=None, logprob=logprob, text=text)
+        answer = self.scorer.extract(trial.text)
+        correct = self._is_right(answer, asked)
+        return _step(
+            tokens=tokens, answer=answer, correct=correct, logprob=logprob, text=text, trial=trial
+        )
+
+    # ---- both
+
+    def _is_right(self, answer: str | None, asked: Asked) -> bool:
+        """Is it the reference? No answer is a wrong answer."""
+        return self.scorer.match(answer, self.scorer.normalise(asked.gold) or asked.gold)
+
+    def _request(self, asked: Asked) -> Request:
+        return Request(
+            episode_id=asked.id, route="", kind=self.recipe.kind, mode="observe", model=self.recipe.model,
+            stream=True, n_samples=self.recipe.n_samples, audit=True, propensity=1.0, policy_version="",
+            certified=False, question_key=asked.id, ungoverned=None, received_at_s=0.0,
+        )  # fmt: skip
+
+    def _row(
+        self, asked: Asked, steps: list[StepRow], *, answer: str | None, counted: bool, ledger: Ledger,
+        extra: Mapping[str, Any],
+    ) -> RunRow:  # fmt: skip
+        recipe = self.recipe
+        meta = {"prompt_tokens": ledger.client_prompt_tokens(), **extra, "recorded_with": recipe.as_data()}
+        return RunRow(
+            dataset=self.dataset,
+            setting=recipe.kind,
+            task=asked.task or self.dataset,
+            model=recipe.model,
+            run=recipe.hash,
+            question_id=asked.id,
+            question=asked.question,
+            gold=asked.gold,
+            aggregation=MAJORITY_VOTE if recipe.kind == "samples" else LAST,
+            token_source="provider" if counted else "counted",
+            n_steps=len(steps),
+            full_answer=answer,
+            full_em=self._is_right(answer, asked),
+            full_tokens=sum(s.tokens for s in steps),
+            meta=msgspec.json.encode(meta).decode(),
+            steps=steps,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain that was read to its end."""
+
+    points: Sequence[Checkpoint]
+    thought: str
+    answer: str | None             # normalised; None: there is none, or the thought was never closed
+    answer_text: str
+    full_tokens: int
+    reasoning_tokens: int
+    counted: bool                  # by the provider
+    unclosed: bool                 # the cap was reached inside the thought
+    inline: bool                   # the thought stood between tags in the content
+    logprobs: Sequence[float]      # of all generated tokens, in order; shorter or empty where not given
+    ledger: Ledger
+
+
+@dataclass(slots=True)
+class Trial:
+    """What was said when a thought was closed."""
+
+    text: str = ""
+    tokens: list[TokenLogprob] = field(default_factory=list)
+    n_tokens: int = 0
+    has_prefix: bool = False       # words of ours began the answer
+
+
+class Tap(Delivery):
+    """Takes a run's frames where a client would, and keeps the log-probabilities of its tokens."""
+
+    def __init__(self) -> None:
+        self.logprobs: list[float] = []
+
+    async def frames(self, frames: Sequence[Frame]) -> None:
+        """Look at whole frames, in order."""
+        for frame in frames:
+            if frame.data is not None and frame.data != DONE_DATA:
+                self._look(frame.data)
+
+    def can_begin_again(self) -> bool:
+        """Nobody reads along."""
+        return False
+
+    async def end(self) -> None:
+        """Nothing is held back."""
+
+    def _look(self, data: bytes) -> None:
+        choice = first_choice(decode_chunk(data))
+        if choice is not None:
+            self.logprobs.extend(t.logprob for t in logprobs_of(choice))
+
+
+def _step(
+    *, tokens: int, answer: str | None, correct: bool | None, logprob: float | None, text: str,
+    trial: Trial | None = None,
+) -> StepRow:  # fmt: skip
+    """One step, with what its trial answer shows where one was asked for."""
+    marks = Hedges()
+    marks.update(Step(index=1, tokens=tokens, answer=answer, answer_source=None, text=text))
+    first = trial.tokens[0] if trial is not None and trial.tokens else None
+    entropy = None if first is None else _rounded(entropy_of(first.top))
+    return StepRow(
+        tokens=tokens,
+        answer=answer,
+        correct=correct,
+        logprob=_rounded(logprob),
+        entropy=entropy,
+        probe_tokens=0 if trial is None else trial.n_tokens,
+        logprobs=[] if trial is None else [round(t.logprob, 5) for t in trial.tokens],
+        margin=None if first is None else _rounded(margin_of(first)),
+        # Behind words of ours the answer's first token is not the first behind the thought.
+        closed_entropy=None if trial is None or trial.has_prefix else entropy,
+        hedges=int(marks.values()["hedges"] or 0),
+        text=text,
+    )
+
+
+def _logprobs_in(body: Mapping[str, Any]) -> list[float]:
+    """Log-probabilities of a completion's tokens; [] where it has none."""
+    choices = body.get("choices") or [{}]
+    listed = (choices[0].get("logprobs") or {}).get("content") or []
+    return [float(t["logprob"]) for t in listed if isinstance(t, dict) and isinstance(t.get("logprob"), int | float)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 5)
+
+
+def may_help(error: UpstreamError) -> bool:
+    """Can the same request succeed a little later? Not where the upstream refused it for what it says."""
+    status = getattr(error, "http_status", None)
+    return status is None or status in {408, 409, 425, 429} or status >= 500

@@ -1,0 +1,276 @@
+"""The frontier as a figure: tokens saved over the drop of Exact Match, and the same by class.
+
+It knows matplotlib, which the extra `replay` brings, and the records of a result. Colours are those
+of Okabe and Ito (2008), told apart by people with any colour vision, and every family has a marker
+of its own. The same result gives the same bytes: no dates, no random ids.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from suffice.errors import ConfigError
+from suffice.replay.report.wording import letters, percent, points
+from suffice.replay.study.result import Line, Part, Point, SetReport
+from suffice.shown import plural, printable
+
+INK: Final = "#22272e"      # text and axes; the page puts its own colours in the place of these three
+FAINT: Final = "#8a929c"    # axes and grid
+PAPER: Final = "#fefefe"    # around and inside markers
+COLOURS: Final = {"ours": "#d55e00", "published": "#0072b2", "given": "#009e73", "oracle": "#a3568a"}
+_MARKERS: Final = {"ours": "o", "published": "s", "given": "D", "oracle": "*", "full": "X"}
+_SPARE: Final = ("#cc79a7", "#56b4e9", "#e69f00", "#999999")
+_MOST_CLASSES: Final = 20
+_FEW: Final = 10            # lines of a table up to which each is drawn with its intervals
+_SETTINGS: Final[dict[str, Any]] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica", "sans-serif"],
+    "font.size": 10,
+    "text.parse_math": False,   # a name may hold a dollar sign
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": FAINT,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.fonttype": "none",     # text stays text: it can be read aloud, searched and copied
+}
+
+# matplotlib has no types: figures and axes are Any.
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawn figure in both forms."""
+
+    png: bytes
+    svg: str
+
+
+def frontier(report: SetReport) -> Figure:
+    """Every setting tried as a dot, each family's best as a line, and the chosen points on top."""
+    n_rows = (len(report.lines) + len(report.frontier) + 3) // 2
+    with _drawing(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as drawn:
+        axes = drawn.figure.add_subplot()
+        low, high = _view(report)
+        spare = itertools.cycle(_SPARE)
+        _target(axes, report.max_em_drop)
+        for label, dots in report.frontier.items():
+            if dots:
+                _family(axes, label, dots, COLOURS.get(label) or next(spare), high)
+        first = {(line.family, line.choice): line for line in reversed(report.lines)}
+        for letter, line in zip(letters(report.lines), report.lines, strict=True):
+            is_main = len(report.lines) <= _FEW or line is first[line.family, line.choice]
+            _chosen(axes, line, letter, low, is_main=is_main)
+        _letters(axes, report.lines, low)
+        if any(line.choice == "hindsight" for line in report.lines):
+            look = {"marker": "s", "color": INK, "markerfacecolor": PAPER, "linestyle": "none", "markersize": 6}
+            axes.plot([], [], label="hollow: picked in hindsight", **look)
+        axes.set_xlim(low, high)
+        axes.set_ylim(*_height(report, high))
+        axes.set_xlabel("drop of Exact Match, points (left is better)")
+        axes.set_ylabel("tokens saved, % (up is better)")
+        axes.grid(visible=True)
+        axes.set_title(printable(report.set), loc="left", fontweight="bold")
+        drawn.figure.legend(loc="outside lower left", fontsize=9, ncols=2)
+    return drawn.result()
+
+
+def by_class(report: SetReport) -> Figure | None:
+    """Drop and saving of every class under each policy; None when there are no classes."""
+    names = _classes(report)
+    if not names:
+        return None
+    with _drawing(f"classes {report.set}", (8.0, 1.6 + 0.34 * len(names))) as drawn:
+        left, right = drawn.figure.subplots(1, 2, sharey=True)
+        families = {line.policy: line.family for line in report.lines}
+        spare = itertools.cycle(_SPARE)
+        n_policies = len(report.by_class)
+        for k, (policy, parts) in enumerate(report.by_class.items()):
+            family = families.get(policy, "given")
+            used = [other for other in list(report.by_class)[:k] if families.get(other, "given") == family]
+            colour = next(spare) if used else COLOURS.get(family, FAINT)
+            shift = (k - (n_policies - 1) / 2) * min(0.2, 0.7 / n_policies)
+            known = {part.name: part for part in parts}
+            rows = [(y + shift, known[name]) for y, name in enumerate(names) if name in known]
+            look = {"marker": _MARKERS[family], "color": colour, "linestyle": "none", "markersize": 6}
+            left.plot([100 * p.em_drop for _, p in rows], [y for y, _ in rows], label=_short(policy), **look)
+            right.plot([100 * p.token_reduction for _, p in rows], [y for y, _ in rows], **look)
+        _target(left, report.max_em_drop)
+        left.axvline(0, color=FAINT, linewidth=0.8)
+        left.set_yticks(range(len(names)), [_short(name, 32) for name in names])
+        left.invert_yaxis()
+        left.set_xlabel("drop of Exact Match, points")
+        right.set_xlabel("tokens saved, %")
+        right.set_xlim(min(0.0, right.get_xlim()[0]), 102)
+        for axes in (left, right):
+            axes.grid(visible=True, axis="x")
+            axes.tick_params(axis="y", length=0)
+        drawn.figure.legend(loc="outside lower center", fontsize=9, ncols=min(3, n_policies + 1))
+    return drawn.result()
+
+
+class _Drawn:
+    """A figure being drawn. Its bytes depend on its content and its name alone."""
+
+    def __init__(self, name: str, size_inches: tuple[float, float]) -> None:
+        from matplotlib.figure import Figure as MatplotlibFigure
+
+        self.name = name
+        self.figure: Any = MatplotlibFigure(figsize=size_inches, layout="constrained")
+        self._png, self._svg = b"", ""
+
+    def save(self) -> None:
+        """Draw both forms; the PNG has a white ground, the SVG none."""
+        png, svg = io.BytesIO(), io.StringIO()
+        self.figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+        self.figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        self._png = png.getvalue()
+        # Trailing blanks and the prologue are matplotlib's; a page takes the element alone.
+        self._svg = re.sub(r"[ \t]+$", "", svg.getvalue(), flags=re.MULTILINE)
+
+    def result(self) -> Figure:
+        """What was drawn."""
+        return Figure(self._png, self._svg)
+
+
+@contextmanager
+def _drawing(name: str, size_inches: tuple[float, float]) -> Iterator[_Drawn]:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError("a plot needs matplotlib: install suffice[replay]") from error
+    settings: Any = {**_SETTINGS, "svg.hashsalt": printable(name)}  # their type would list all names of settings
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes in the PNG; the SVG has its text.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        drawn = _Drawn(name, size_inches)
+        yield drawn
+        drawn.save()
+
+
+def _view(report: SetReport) -> tuple[float, float]:
+    """What part of the drops is shown, in points: all chosen lines and a few times the target."""
+    shown = [0.0, max(1.0, 400 * report.max_em_drop)]
+    for line in report.lines:
+        if line.family != "oracle":
+            shown.append(100 * line.em_drop)
+            if line.em_drop_interval is not None:
+                shown += [100 * line.em_drop_interval.low, 100 * line.em_drop_interval.high]
+    known = [drop for drop in shown if math.isfinite(drop)]
+    room = 0.05 * (max(known) - min(known))
+    return min(known) - room, max(known) + room
+
+
+def _height(report: SetReport, high: float) -> tuple[float, float]:
+    """Lowest and highest saving shown, in percent: all lines, and all settings in view."""
+    in_view = [dot for dots in report.frontier.values() for dot in dots if 100 * dot.em_drop <= high]
+    of_lines = [100 * line.token_reduction for line in report.lines if math.isfinite(line.token_reduction)]
+    of_dots = [100 * dot.token_reduction for dot in in_view]
+    return min([0.0, *of_lines]) - 2, min(102.0, 1.12 * max([20.0, *of_lines, *of_dots]))
+
+
+def _family(axes: Any, label: str, dots: Sequence[Point], colour: str, high: float) -> None:
+    """All settings of a family, and the line along the best of them."""
+    x, y = [100 * dot.em_drop for dot in dots], [100 * dot.token_reduction for dot in dots]
+    shown = sorted({(round(a, 2), round(b, 1)) for a, b in zip(x, y, strict=True) if a <= high})  # no dot twice
+    look = {"s": 9, "color": colour, "alpha": 0.35, "linewidths": 0, "marker": _MARKERS.get(label, "o")}
+    axes.scatter([a for a, _ in shown], [b for _, b in shown], **look)
+    n_outside = sum(drop > high for drop in x)
+    beyond = f" ({n_outside:,} right of the figure)" if n_outside else ""
+    best = _best(dots)
+    axes.step(
+        [100 * dot.em_drop for dot in best] + [max(high, 100 * best[-1].em_drop)],
+        [100 * dot.token_reduction for dot in best] + [100 * best[-1].token_reduction],
+        where="post",
+        color=colour,
+        linewidth=1.2,
+        label=f"{_short(label)}, best of {plural(len(dots), 'setting')}{beyond}",
+    )
+
+
+def _best(dots: Sequence[Point]) -> list[Point]:
+    """The settings that save more than every other one with at most their drop, by rising drop."""
+    best: list[Point] = []
+    for dot in sorted(dots, key=lambda dot: (dot.em_drop, -dot.token_reduction)):
+        if not best or dot.token_reduction > best[-1].token_reduction:
+            best.append(dot)
+    return best
+
+
+def _chosen(axes: Any, line: Line, letter: str, low: float, *, is_main: bool) -> None:
+    """One line of the table, hollow where it was picked in hindsight; the main ones with their intervals."""
+    x, y = 100 * line.em_drop, 100 * line.token_reduction
+    colour = COLOURS.get(line.family, FAINT)
+    hollow = line.choice == "hindsight"
+    name = f"{letter}  {_short(line.policy, 38)}" if letter else _short(line.policy)
+    aside = f", at {percent(line.em_drop)} points" if x < low else ""
+    across, up = line.em_drop_interval, line.token_reduction_interval
+    if line.family == "oracle" or not is_main:
+        across = up = None  # an oracle has no error that matters, and many crosses hide each other
+    size = 13 if line.family == "oracle" else 9 if is_main else 7
+    axes.errorbar(
+        [x],
+        [y],
+        xerr=None if across is None else [[max(0, x - 100 * across.low)], [max(0, 100 * across.high - x)]],
+        yerr=None if up is None else [[max(0, y - 100 * up.low)], [max(0, 100 * up.high - y)]],
+        marker=_MARKERS[line.family],
+        markersize=size,
+        color=colour,
+        markerfacecolor=PAPER if hollow else colour,
+        markeredgecolor=colour if hollow else PAPER,
+        markeredgewidth=1.8 if hollow else 0.8,
+        elinewidth=1.2,
+        linestyle="none",
+        zorder=4 if line.family == "ours" else 3,
+        label=name + aside,
+    )
+
+
+def _letters(axes: Any, lines: Sequence[Line], low: float) -> None:
+    """The letter of each line at its point; lines that lie on one point share one text."""
+    at: dict[tuple[float, float], list[tuple[str, float, float]]] = {}
+    for letter, line in zip(letters(lines), lines, strict=True):
+        x, y = 100 * line.em_drop, 100 * line.token_reduction
+        if letter and x >= low:
+            at.setdefault((round(x, 1), round(y)), []).append((letter, x, y))
+    for found in at.values():
+        first, x, y = found[0]
+        # Neighbours in the table are often neighbours here.
+        place = (6, 5) if len(found) > 1 or ord(first) % 2 else (-13, -13)
+        text = " ".join(letter for letter, _, _ in found)
+        axes.annotate(text, (x, y), place, textcoords="offset points", fontweight="bold", fontsize=9, zorder=5)
+
+
+def _target(axes: Any, max_em_drop: float) -> None:
+    label = f"target: {points(max_em_drop)}"
+    axes.axvline(100 * max_em_drop, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=label)
+
+
+def _classes(report: SetReport) -> list[str]:
+    """Names of the classes, the largest first, as far as a figure holds them."""
+    sizes: dict[str, int] = {}
+    parts: Iterator[Part] = itertools.chain.from_iterable(report.by_class.values())
+    for part in parts:
+        sizes[part.name] = max(part.n_episodes, sizes.get(part.name, 0))
+    return sorted(sizes, key=lambda name: (-sizes[name], name))[:_MOST_CLASSES]
+
+
+def _short(name: str, most: int = 40) -> str:
+    """A name that fits, without what cannot be shown."""
+    shown = printable(name)
+    shown = f"\u200b{shown}" if shown.startswith("_") else shown  # matplotlib hides labels that begin so
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"

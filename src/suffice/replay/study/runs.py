@@ -1,0 +1,249 @@
+"""Recorded runs made ready for replay: signals as columns, and beside them what a stop would cost and deliver.
+
+Two sides that never meet before the end: `columns` and `queries` are what a policy may read, computed by
+the very observer that serves live traffic; `ok`, `same` and the costs are what the replay is told afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.learn.ragged import Ragged
+from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
+from suffice.replay.traces.batch import Batch
+from suffice.signals.columns import Columns, observe_columns
+from suffice.types import Kind, Query
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Bits = NDArray[np.uint64]
+Says = NDArray[Any]  # of each row by a model: float64, a risk or a probability; uint64, bits of the settings that stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs(Ragged):
+    """Some recorded runs of one set: E runs, T steps in all; run i has the rows starts[i] … starts[i + 1] - 1."""
+
+    set: str
+    kind: Kind
+    columns: Columns            # T rows: what a policy may read
+    queries: tuple[Query, ...]  # E: what was known before the first token
+    question: tuple[str, ...]   # E: questions group runs that are not independent
+    starts: NDArray[np.int64]   # E + 1
+    cost: Floats                # T: tokens of the run up to and with the step, context read again included
+    probes: Floats              # T: tokens of the probes up to and with the step, if every checkpoint is asked
+    resent: Floats              # T: prefix tokens that those probes send again
+    ok: Bools                   # T: the answer that would be delivered after the step is right
+    same: Bools                 # T: it is the full run's answer
+    full_ok: Bools              # E
+    full_tokens: Floats         # E
+    finish: Floats              # E: tokens of the answer that a stop still writes, where the recording tells them
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def readable(self) -> AskedColumns:
+        """The columns as policies read them, `answer` and each run's query among them."""
+        columns = {**self.columns.values, "answer": self.columns.answer}
+        return AskedColumns(columns, queries=self.queries, run=self.run_of_row)
+
+
+class Halts(NamedTuple):
+    """Where each run ends under one policy."""
+
+    row: NDArray[np.int64]   # E: its last row that is run
+    code: NDArray[np.int8]   # E: why, as in `policy.columns`; CONTINUE: it ran in full
+    returned: NDArray[np.int64] | None = None  # E: the row whose answer a stopped run returns; None: its last
+
+
+def make_runs(
+    batches: Iterable[Batch], needs: Sequence[str], *, probe_tokens: int | None, planned_steps: int | None
+) -> Runs:
+    """Observe batches of one set and put them together. Raises ValueError without batches.
+
+    needs          folds that any policy will read, see `signals.observe`
+    probe_tokens   charged for each probe; None: as recorded where the file says so, else 15 for `reasoning`, else 0
+    planned_steps  steps of the longest run that a loop or a chain may take, which a live route knows as its cap
+    """
+    parts = [_part(batch, needs, probe_tokens, planned_steps) for batch in batches]
+    return concatenate(parts)
+
+
+def concatenate(parts: Sequence[Runs]) -> Runs:
+    """Several parts of one set as one. Raises ValueError without parts."""
+    if not parts:
+        raise ValueError("runs: needs at least one batch")
+    if len(parts) == 1:
+        return parts[0]
+    shift = np.cumsum([0, *(p.starts[-1] for p in parts)])
+    starts = np.concatenate([p.starts[:-1] + at for p, at in zip(parts, shift, strict=False)] + [shift[-1:]])
+    names = parts[0].columns.values
+    columns = Columns(
+        values={name: np.concatenate([p.columns.values[name] for p in parts]) for name in names},
+        answer=np.concatenate([p.columns.answer for p in parts]),
+        answers=(),  # their codes differ from part to part; only whether there is one is read
+        starts=starts,
+    )
+    return Runs(
+        set=parts[0].set,
+        kind=parts[0].kind,
+        columns=columns,
+        queries=tuple(query for p in parts for query in p.queries),
+        question=tuple(question for p in parts for question in p.question),
+        starts=starts,
+        **{
+            name: np.concatenate([getattr(p, name) for p in parts])
+            for name in ("cost", "probes", "resent", "ok", "same", "full_ok", "full_tokens", "finish")
+        },
+    )
+
+
+def take(runs: Runs, keep: Bools) -> Runs:
+    """The runs where `keep` holds, shape (E,)."""
+    rows = keep[runs.run_of_row]
+    starts = np.concatenate([[0], np.cumsum(runs.n_steps[keep])])
+    return replace(
+        runs,
+        columns=Columns(
+            values={name: column[rows] for name, column in runs.columns.values.items()},
+            answer=runs.columns.answer[rows],
+            answers=runs.columns.answers,
+            starts=starts,
+        ),
+        queries=tuple(query for query, kept in zip(runs.queries, keep, strict=True) if kept),
+        question=tuple(question for question, kept in zip(runs.question, keep, strict=True) if kept),
+        starts=starts,
+        **{name: getattr(runs, name)[rows] for name in ("cost", "probes", "resent", "ok", "same")},
+        full_ok=runs.full_ok[keep],
+        full_tokens=runs.full_tokens[keep],
+        finish=runs.finish[keep],
+    )
+
+
+def first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
+    """The first row of each run where the policy stops, given what it says of every row, shape (T,).
+
+    A stop at the last step saves nothing and changes nothing: it is the full run.
+    """
+    row, code = runs.last.copy(), np.zeros(len(runs), dtype=np.int8)
+    stops = np.flatnonzero(codes)
+    if len(stops):
+        run, at = np.unique(runs.run_of_row[stops], return_index=True)
+        row[run], code[run] = stops[at], codes[stops[at]]
+    code[row == runs.last] = CONTINUE
+    return Halts(row, code)
+
+
+def first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row where each run first has each of these bits set, else its last, shape (places, E).
+
+    bits  of each row, shape (T,): bit j is set where setting j would stop
+
+    As `learn.ragged.first_passages`, for settings that are in no order: a bit that was set stays set for the rest of
+    its run.
+    """
+    n_steps, n_runs = runs.n_steps, len(runs)
+    padded = np.zeros((int(n_steps.max()), n_runs), dtype=np.uint64)  # (steps, E)
+    step = np.arange(len(bits)) - np.repeat(runs.starts[:-1], n_steps)
+    padded[step, runs.run_of_row] = bits
+    so_far = np.bitwise_or.accumulate(padded, axis=0)
+    passed = np.empty((len(places), n_runs), dtype=np.int64)
+    for at, place in enumerate(places):
+        np.sum(so_far & (np.uint64(1) << np.uint64(place)) == 0, axis=0, out=passed[at])
+    return runs.starts[:-1] + np.minimum(passed, n_steps - 1)
+
+
+def oracle(runs: Runs, reached: Bools) -> Halts:
+    """What nobody may know: each run ends at the first row where `reached` holds, else at its end."""
+    return first_stops(np.where(reached, np.int8(BUDGET), np.int8(CONTINUE)), runs)
+
+
+def _part(batch: Batch, needs: Sequence[str], probe_tokens: int | None, planned_steps: int | None) -> Runs:
+    queries = tuple(_with_plan(batch.query(i), planned_steps) for i in range(len(batch)))
+    columns = observe_columns(needs, batch.kind, ((queries[i], batch.steps(i)) for i in range(len(batch))))
+    n_steps = np.diff(batch.offset)
+    run = np.repeat(np.arange(len(batch)), n_steps)
+    cost = _within(batch.tokens + batch.ctx_tokens, batch.offset, n_steps)
+    asked = _probe_costs(batch, probe_tokens)
+    answer = _codes_in(batch, columns)
+    ok = _right(batch, run, answer)
+    ok[batch.offset[1:] - 1] = batch.full_em  # a stop at the last step is the full run
+    return Runs(
+        set=batch.set,
+        kind=batch.kind,
+        columns=columns,
+        queries=queries,
+        question=tuple(batch.question_id),
+        starts=batch.offset,
+        cost=cost,
+        probes=_within(asked, batch.offset, n_steps),
+        resent=_within(np.where(asked > 0, cost, 0.0), batch.offset, n_steps),
+        ok=ok,
+        same=(answer >= 0) & (answer == batch.full_code[run]),
+        full_ok=batch.full_em,
+        full_tokens=batch.full_tokens.astype(np.float64),
+        finish=np.array([_answer_tokens(meta) if batch.kind == "reasoning" else 0.0 for meta in batch.meta]),
+    )
+
+
+def _with_plan(query: Query, planned_steps: int | None) -> Query:
+    return query if query.planned_steps is not None else replace(query, planned_steps=planned_steps)
+
+
+def _within(values: NDArray[np.generic], offset: NDArray[np.int64], n_steps: NDArray[np.int64]) -> Floats:
+    """Sums from each run's first step on, shape (T,)."""
+    total = np.cumsum(values, dtype=np.float64)
+    before = np.concatenate([[0.0], total])[offset[:-1]]
+    within: Floats = total - np.repeat(before, n_steps)
+    return within
+
+
+def _probe_costs(batch: Batch, probe_tokens: int | None) -> Floats:
+    """What the probe behind each step costs, shape (T,). Behind the last step nothing is left to ask."""
+    if batch.kind != "reasoning" and probe_tokens is None:
+        costs = np.maximum(batch.probe_tokens, 0).astype(np.float64)
+    elif probe_tokens is None:
+        costs = np.where(batch.probe_tokens >= 0, batch.probe_tokens, 15).astype(np.float64)
+    else:
+        costs = np.full(len(batch.tokens), float(probe_tokens))
+    costs[batch.offset[1:] - 1] = 0.0
+    return costs
+
+
+def _answer_tokens(meta: str | None) -> float:
+    """Tokens of the answer behind the thought, as `suffice record` notes them; 0 where nothing is noted.
+
+    In the full run they are part of the last step; a run that is stopped writes its answer all the same.
+    """
+    if meta is None or '"answer_tokens"' not in meta:
+        return 0.0
+    try:
+        noted = json.loads(meta).get("answer_tokens")
+    except (ValueError, AttributeError):
+        return 0.0
+    return float(noted) if isinstance(noted, int) and not isinstance(noted, bool) and noted > 0 else 0.0
+
+
+def _codes_in(batch: Batch, columns: Columns) -> NDArray[np.int64]:
+    """The answer that would be delivered after each step, as a place in `batch.answers`; -1: none."""
+    place = {answer: code for code, answer in enumerate(batch.answers)}
+    codes = np.array([*(place[answer] for answer in columns.answers), -1], dtype=np.int64)
+    return codes[np.where(np.isnan(columns.answer), -1, columns.answer).astype(np.int64)]
+
+
+def _right(batch: Batch, run: NDArray[np.int64], answer: NDArray[np.int64]) -> Bools:
+    """Is the answer delivered after each step right? By the labels of the steps that gave it, else the full run's."""
+    n_answers = len(batch.answers) + 1
+    labelled = (batch.correct == 1) & (batch.answer_code >= 0)
+    right = np.unique(run[labelled] * n_answers + batch.answer_code[labelled])
+    known = np.unique((run * n_answers + batch.answer_code)[(batch.correct >= 0) & (batch.answer_code >= 0)])
+    key = run * n_answers + answer
+    by_full = (answer == batch.full_code[run]) & batch.full_em[run]
+    found: Bools = np.where(np.isin(key, known), np.isin(key, right), by_full) & (answer >= 0)
+    return found

@@ -1,0 +1,288 @@
+"""Recorded runs as JSON lines: one run a line, in the same columns as the Parquet form.
+
+It needs nothing but the base install, and `RunLog` appends to such a file so that a recorder may be
+killed at any moment. It knows the form and refuses to know what the columns mean.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Annotated, Any, Self, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import TraceError
+from suffice.files import open_unpacked, whole_file
+from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.columns import MOST, Columns, Words
+from suffice.replay.traces.form import NULL, RUN_COLUMNS, STEP_COLUMNS, Column
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+RunId: TypeAlias = tuple[str, str, str, str]  # dataset, model, run, question_id
+
+
+class StepRow(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One step of a line; the columns of `form.STEP_COLUMNS`. None: unknown."""
+
+    tokens: Count
+    answer: str | None
+    ctx_tokens: Count | None = None
+    correct: bool | None = None
+    confidence: float | None = None
+    mass: float | None = None
+    logprob: float | None = None
+    entropy: float | None = None
+    stop_flag: bool | None = None
+    action: str | None = None
+    probe_tokens: Count | None = None
+    logprobs: Sequence[float] = ()
+    margin: float | None = None
+    closed_entropy: float | None = None
+    hedges: Count | None = None
+    text: str | None = None
+
+
+class RunRow(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One line; the columns of `form.RUN_COLUMNS` and the steps."""
+
+    dataset: str
+    setting: str
+    task: str
+    model: str
+    run: str
+    question_id: str
+    aggregation: str
+    full_answer: str | None
+    full_em: bool
+    full_tokens: Count
+    steps: list[StepRow]
+    question: str | None = None
+    gold: str | None = None
+    token_source: str | None = None
+    n_steps: int | None = None  # None: as many as there are
+    meta: str | None = None
+
+    @property
+    def id(self) -> RunId:
+        """What tells this run from all others of its file."""
+        return self.dataset, self.model, self.run, self.question_id
+
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(RunRow)
+
+
+def read_jsonl(path: Path, *, batch_rows: int) -> Iterator[Columns]:
+    """Read a file stretch by stretch, `.gz` by suffix. Raises TraceError.
+
+    Blank lines are allowed and counted. A last line without its end is read if it is whole.
+    """
+    rows: list[RunRow] = []
+    numbers: list[int] = []
+    try:
+        with open_unpacked(path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.isspace():
+                    continue
+                rows.append(_decode(line, str(path), number))
+                numbers.append(number)
+                if len(rows) >= batch_rows:
+                    yield _columns(rows, numbers, str(path))
+                    rows, numbers = [], []
+    except (OSError, EOFError, zlib.error) as error:  # gzip raises any of the three
+        raise TraceError(f"cannot be read: {error}", file=str(path)) from error
+    if rows:
+        yield _columns(rows, numbers, str(path))
+
+
+def write_traces_jsonl(path: str | Path, batches: Iterable[Batch]) -> int:
+    """Write batches as JSON lines, `.gz` by suffix; return the number of runs.
+
+    The file appears under its name when it is complete, and not at all after an error.
+    """
+    n_runs = 0
+    with whole_file(Path(path)) as part, _create(part, packed=Path(path).suffix == ".gz") as file:
+        for batch in batches:
+            for row in run_rows(batch):
+                file.write(_ENCODER.encode(row) + b"\n")
+                n_runs += 1
+    return n_runs
+
+
+def run_rows(batch: Batch) -> Iterator[RunRow]:
+    """The runs of a batch, one after the other, as they stand in a file of JSON lines."""
+    runs, steps = batch.by_column()
+    columns = {name: _listed(values, RUN_COLUMNS[name]) for name, values in runs.items()}
+    step_columns = {name: _listed(values, STEP_COLUMNS[name]) for name, values in steps.items()}
+    names, inner = list(columns), list(step_columns)
+    each = zip(*step_columns.values(), strict=True)
+    every_step = [StepRow(**dict(zip(inner, values, strict=True))) for values in each]
+    for i, values in enumerate(zip(*columns.values(), strict=True)):
+        own = every_step[int(batch.offset[i]) : int(batch.offset[i + 1])]
+        yield RunRow(**dict(zip(names, values, strict=True)), steps=own)
+
+
+class RunLog:
+    """A file of JSON lines that grows run by run, for a recorder that may be killed at any moment.
+
+    Opening it finds what is there (`ids`); a last line that was cut off in the middle is cut away,
+    `torn` says so, and its run is simply recorded again. Plain files only: a cut-off gzip stream
+    loses more than its last line. Raises TraceError for a line in the middle that cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.suffix == ".gz":
+            raise TraceError("cannot be appended to; record into a plain .jsonl file", file=str(path))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.ids: set[RunId] = set()
+        self.torn = False
+        self._file = self.path.open("a+b")
+        try:
+            self._recover()
+        except TraceError:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def append(self, row: RunRow) -> None:
+        """Write one run and sync it to disk. Raises TraceError if the file has it already."""
+        if row.id in self.ids:
+            raise TraceError(f"has the run {row.id} already", file=str(self.path))
+        self._file.write(_ENCODER.encode(row) + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.ids.add(row.id)
+
+    def close(self) -> None:
+        """Close the file; it may be closed twice."""
+        self._file.close()
+
+    def _recover(self) -> None:
+        self._file.seek(0)
+        whole = 0
+        for number, line in enumerate(self._file, start=1):
+            try:
+                row = None if line.isspace() else _decode(line, str(self.path), number)
+            except TraceError:
+                if line.endswith(b"\n"):
+                    raise
+                self.torn = True
+                break
+            if row is not None:
+                self.ids.add(row.id)
+            whole += len(line)
+            if not line.endswith(b"\n"):
+                self._file.write(b"\n")  # files opened for appending write at their end
+                return
+        if self.torn:
+            self._file.truncate(whole)
+
+
+@contextmanager
+def _create(path: Path, *, packed: bool) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    with path.open("wb") as plain:
+        if not packed:
+            yield plain
+            return
+        with gzip.GzipFile("", "wb", fileobj=plain, mtime=0) as file:  # no name, no time: same runs, same bytes
+            yield file
+
+
+def _decode(line: bytes, file: str, number: int) -> RunRow:
+    try:
+        try:
+            return _DECODER.decode(line)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            # Half a surrogate pair is legal JSON and no text: read slowly, it becomes U+FFFD.
+            return msgspec.convert(_repaired(json.loads(line, parse_constant=_refuse)), RunRow)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `$")
+        missing = re.search(r"missing required field `(\w+)`", problem)
+        parts = [re.sub(r"\[.*?\]", "", place.rstrip("`")).strip("."), missing[1] if missing else ""]
+        column = ".".join(part for part in parts if part) or None
+        raise TraceError("is missing" if missing else problem, file=file, row=number, column=column) from None
+    except (ValueError, RecursionError) as error:  # of json, and bytes that are no UTF-8
+        raise TraceError(f"is no JSON object on one line: {error}", file=file, row=number) from None
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number in JSON")
+
+
+def _repaired(value: Any) -> Any:
+    """The same JSON value with lone surrogates replaced in all its texts."""
+    if isinstance(value, str):
+        return re.sub("[\ud800-\udfff]", "\ufffd", value)
+    if isinstance(value, list):
+        return [_repaired(item) for item in value]
+    if isinstance(value, dict):
+        return {_repaired(key): _repaired(item) for key, item in value.items()}
+    return value
+
+
+def _columns(rows: Sequence[RunRow], numbers: Sequence[int], file: str) -> Columns:
+    steps = [step for row in rows for step in row.steps]
+    lengths = [len(row.steps) for row in rows]
+    declared = [row.n_steps for row in rows]
+    by_run = {name: [getattr(row, name) for row in rows] for name in RUN_COLUMNS}
+    by_run["n_steps"] = [
+        length if stated is None else stated for stated, length in zip(declared, lengths, strict=True)
+    ]
+    by_step = {name: [getattr(step, name) for step in steps] for name in STEP_COLUMNS}
+    return Columns(
+        file=file,
+        row=np.array(numbers, dtype=np.int64),
+        offset=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        texts={n: Words.of(by_run[n]) for n, column in RUN_COLUMNS.items() if column.type == "text"},
+        numbers={n: _array(by_run[n], column) for n, column in RUN_COLUMNS.items() if column.type != "text"},
+        step_texts={
+            n: Words.of(by_step[n])
+            for n, column in STEP_COLUMNS.items()
+            if column.type == "text" and (n == "answer" or any(by_step[n]))
+        },
+        step_numbers={
+            n: _array(by_step[n], column)
+            for n, column in STEP_COLUMNS.items()
+            if column.type not in ("text", "numbers")
+        },
+        logprobs=[tuple(values) for values in by_step["logprobs"]] if any(by_step["logprobs"]) else None,
+    )
+
+
+def _array(values: Sequence[Any], column: Column) -> NDArray[np.generic]:
+    if column.type == "number":
+        return np.array(values, dtype=np.float64)  # None becomes NaN
+    if column.type == "flag":
+        return np.array([-1 if value is None else value for value in values], dtype=np.int8)
+    return np.array([NULL if value is None else value for value in values], dtype=np.int64)
+
+
+def _listed(values: Any, column: Column) -> list[Any]:
+    """A column as Python values, None for unknown."""
+    if not isinstance(values, np.ndarray):
+        return list(values)
+    if column.type == "number":
+        return [None if value != value else value for value in values.tolist()]  # noqa: PLR0124 (NaN)
+    if column.type == "flag":
+        return [None if value < 0 else bool(value) for value in values.tolist()]
+    return [None if value < 0 else value for value in values.tolist()]

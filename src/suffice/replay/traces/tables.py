@@ -1,0 +1,106 @@
+"""Rows of a table in a file, one after the other: CSV, JSON lines, or Parquet.
+
+It knows files and refuses to know what their columns mean. A cell that an export of ours quoted, because a spreadsheet
+would have taken it for a formula, is read without its quote. An error names the file, the row and the column.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from suffice.cells import text_in
+from suffice.errors import TraceError
+from suffice.replay.traces.parquet import pyarrow
+
+FORMATS: Final = ("csv", "jsonl", "parquet")
+MOST_CELL_CHARS: Final = 200_000
+BATCH_ROWS: Final = 1_000
+
+Row = tuple[int, dict[str, Any]]  # number of the row, 1 is the first behind a header, and its cells by column
+
+
+def format_of(path: Path) -> str:
+    """The format that a file's name tells. Raises TraceError."""
+    found = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower())
+    if found is None:
+        raise TraceError("what is it? Names that end in .csv, .jsonl, .ndjson and .parquet say so", file=str(path))
+    return found
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file by the format that its name tells. Raises TraceError."""
+    readers = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}
+    yield from readers[format_of(path)](path)
+
+
+def _opened(path: Path, encoding: str) -> TextIO:
+    try:
+        return path.open(encoding=encoding, newline="")
+    except OSError as error:
+        raise TraceError(f"cannot be read ({error.strerror})", file=str(path)) from None
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(MOST_CELL_CHARS)
+    number = 0
+    with _opened(path, "utf-8-sig") as file:  # spreadsheets write a byte order mark
+        try:
+            rows = csv.reader(file, strict=True)
+            header = next(rows, [])
+            _check_header(header, path)
+            for cells in rows:
+                if not cells:
+                    continue  # an empty line
+                number += 1
+                if len(cells) != len(header):
+                    problem = f"has {len(cells)} cells, and the header {len(header)}"
+                    raise TraceError(problem, file=str(path), row=number)
+                yield number, {name: text_in(cell) for name, cell in zip(header, cells, strict=True)}
+        except csv.Error as error:
+            raise TraceError(f"is no CSV: {error}", file=str(path), row=number + 1) from None
+        except UnicodeDecodeError as error:
+            raise TraceError(f"is not UTF-8 at byte {error.start}", file=str(path), row=number + 1) from None
+
+
+def _check_header(header: list[str], path: Path) -> None:
+    if not any(header):
+        raise TraceError("is empty; its first line must name the columns", file=str(path))
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise TraceError("stands twice in the header", file=str(path), column=twice or '""')
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    number = 0
+    with _opened(path, "utf-8-sig") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise TraceError("must be a JSON object", file=str(path), row=number)
+                yield number, row
+        except UnicodeDecodeError as error:
+            raise TraceError(f"is not UTF-8 at byte {error.start}", file=str(path), row=number + 1) from None
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, TraceError):
+                raise
+            raise TraceError(f"is no JSON: {error}", file=str(path), row=number) from None
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    pq, arrow = pyarrow("pyarrow.parquet", path), pyarrow("pyarrow", path)
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (OSError, arrow.ArrowException, UnicodeDecodeError) as error:
+        raise TraceError(f"cannot be read as Parquet: {error}", file=str(path)) from error

@@ -1,0 +1,179 @@
+"""From a policy that replay chose to one that a route runs: its settings, and the model that they name.
+
+What replay calls `{"policy": "learned", "model": "as-good", …}` becomes a policy of the table with a model of
+plain data, fitted on all the runs; it decides every step as the replay of that model did. Writes two files,
+each whole or not at all. Knows models and settings and refuses to know how the policy was found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from suffice.errors import ConfigError
+from suffice.files import whole_file, write_whole
+from suffice.learn.export import export_stop_model, export_value_model
+from suffice.learn.stop_model import Fitted
+from suffice.learn.value_model import Values
+from suffice.model.artefact import Cost, StopModel, Trained, dump
+from suffice.policy.base import build_policy
+from suffice.policy.protocol import Policy
+from suffice.replay.study.ladders import ClassedRung, PolicyRung
+from suffice.replay.study.runs import Bools, Runs
+from suffice.replay.study.study import Frozen, Study
+from suffice.replay.tune.scored import EVEN, HOPELESS_KEY, Named, Scores, learned_in, model_named, with_model
+from suffice.signals.classes import Classes
+
+MODEL_FILE: Final = "stop-model.json"
+POLICY_FILE: Final = "policy.toml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A policy for a route. Any: parameters differ in type."""
+
+    spec: Mapping[str, Any]      # what a settings file says: a model is named by its file
+    model: StopModel | None      # None: nothing in the policy is learned
+
+    def policy(self) -> Policy:
+        """The live policy, as `wiring` builds it."""
+        return build_policy(with_model(self.spec, self._with_data))
+
+    def _with_data(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        return {**spec, "model": self.model}
+
+
+def propose(
+    spec: Mapping[str, Any] | None, scores: Scores | None, *, classes: Classes | None = None,
+    left_out: Sequence[int] = (),
+) -> Proposal:  # fmt: skip
+    """The live form of what a search chose; None is `never`.
+
+    scores    where the model that the spec names comes from
+    classes   what says a query's class, where the spec has a level for each; None: it has none
+    left_out  folds whose runs the model must not have seen; (): it is fitted on everything
+
+    Raises ConfigError when scikit-learn is not installed.
+    """
+    name = None if spec is None else model_named(spec)
+    if spec is None or name is None:
+        return Proposal(spec=spec or {"policy": "never"}, model=None)
+    assert scores is not None, "a spec names a model where there are scores"
+    model, learned = _model(scores, scores.names[name], tuple(left_out)), learned_in(spec)
+    if classes is not None and "classes" in learned:
+        known = {rule.name for rule in classes.rules}
+        levels = tuple((name, level) for name, level in learned["classes"].items() if name in known)
+        model = replace(model, classes=levels, found=classes.plain())
+    return Proposal(spec=with_model(spec, _in_file), model=model)
+
+
+def _in_file(learned: Mapping[str, Any]) -> dict[str, Any]:
+    """A learned policy as a route writes it: its model, levels by class among it, stands in a file."""
+    return {key: value for key, value in learned.items() if key != "classes"} | {"model": MODEL_FILE}
+
+
+def write_proposal(
+    proposal: Proposal, folder: Path, *, route: str, settings: Mapping[str, Any], head: str
+) -> list[Path]:
+    """Write the files of a proposal and give their paths. Raises OSError as the system does.
+
+    route     name of the route in the fragment
+    settings  further keys of the route, such as its kind. Any: each has its own type
+    head      comment at the top of the fragment
+    """
+    written = []
+    if proposal.model is not None:
+        with whole_file(folder / MODEL_FILE) as part:
+            part.write_bytes(dump(proposal.model))
+        written.append(folder / MODEL_FILE)
+    lines = [f"# {line}".rstrip() for line in head.splitlines()]
+    lines += ["", f"[routes.{_key(route)}]"]
+    lines += [f"{_key(key)} = {toml(value)}" for key, value in {**settings, "policy": proposal.spec}.items()]
+    write_whole(folder / POLICY_FILE, "\n".join(lines) + "\n")
+    return [*written, folder / POLICY_FILE]
+
+
+def digest_of(runs: Runs) -> str:
+    """The runs' address: equal runs in the same order, equal digests."""
+    parts = hashlib.blake2b(digest_size=12)
+    parts.update(json.dumps([runs.set, runs.kind, runs.question]).encode("utf-8", "surrogatepass"))
+    for column in (runs.starts, runs.cost, runs.ok, runs.full_ok):
+        parts.update(column.tobytes())
+    return parts.hexdigest()
+
+
+def toml(value: Any) -> str:
+    """A value on one line of TOML. Raises ValueError for what settings never hold."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{_key(key)} = {toml(inner)}' for key, inner in value.items())} }}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value)  # a basic string of TOML reads JSON's escapes
+    raise ValueError(f"toml: got {type(value).__name__}; a table, a list, a number, a text, true or false")
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def propose_frozen(study: Study, frozen: Frozen, pool: str) -> Proposal:
+    """The live form of what a study froze for a pool, with the models that it froze beside it.
+
+    Raises ConfigError for a score whose features are not those of the model of hopeless runs.
+    """
+    rung = frozen.rungs[pool]
+    found = rung.classes if isinstance(rung, ClassedRung) else None
+    levels = tuple(rung.levels.items()) if isinstance(rung, ClassedRung) else ()
+    if rung is None or isinstance(rung, PolicyRung):
+        return Proposal(spec={"policy": "never"} if rung is None else rung.spec, model=None)
+    score = next(score for score in study.options.scores if score.name == rung.score)
+    needs_hopeless = score.target != "suffices"
+    if needs_hopeless and not score.query_signals:
+        raise ConfigError(f"score {score.name!r}: reads no query signals, and the model of hopeless runs does")
+    fitted, hopeless = frozen.models[rung.score], frozen.models["hopeless"] if needs_hopeless else None
+    assert hopeless is None or isinstance(hopeless, Fitted), "this target is a probability"
+    facts = _facts(study.runs, np.ones(len(study.runs), dtype=bool), score.target, study.options.seed)
+    spec: dict[str, Any] = {"policy": "learned", "model": MODEL_FILE, "on_hopeless": "stop"}
+    if isinstance(fitted, Values):
+        at = int(np.searchsorted(fitted.prices, rung.level))
+        model = export_value_model(study.chosen(score), fitted, at, hopeless, trained=facts)
+        return Proposal(spec=spec | {"threshold": EVEN}, model=model)
+    cost = Cost(score.cost)
+    model = export_stop_model(
+        study.chosen(score), fitted, hopeless, trained=facts, cost=cost, classes=levels, found=found
+    )
+    return Proposal(spec=spec | {"threshold": rung.level}, model=model)
+
+
+def _model(scores: Scores, named: Named, left_out: tuple[int, ...]) -> StopModel:
+    score = named.score
+    fitted = scores.model((score.target, score.parts), left_out)
+    hopeless = scores.model(HOPELESS_KEY, left_out) if score.target != "suffices" else None
+    assert hopeless is None or isinstance(hopeless, Fitted), "this target is a probability"
+    facts = _facts(scores.runs, scores.kept(left_out), score.target, scores.seed)
+    if isinstance(fitted, Values):
+        return export_value_model(scores.chosen, fitted, named.price, hopeless, trained=facts)
+    return export_stop_model(scores.chosen, fitted, hopeless, trained=facts, cost=scores.cost(score))
+
+
+def _facts(runs: Runs, kept: Bools, target: str, seed: int) -> Trained:
+    """What a model came from: some of the runs of a set."""
+    return Trained(
+        n_episodes=int(kept.sum()),
+        n_questions=len({question for question, here in zip(runs.question, kept, strict=True) if here}),
+        digest=f"{runs.set} {digest_of(runs)}"[:2_000],
+        target=target,
+        seed=seed,
+    )

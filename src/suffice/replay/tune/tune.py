@@ -1,0 +1,362 @@
+"""Searching a policy and all its parameters, and telling how far the winner's own figures may be trusted.
+
+    runs ──▶ columns, once ──▶ search on the questions outside fold v ──▶ winner ──▶ judged on fold v   (5 times)
+                          └──▶ search on all questions ──▶ the proposal
+
+The whole search, its learned scores included, runs again in each outer fold without the fold's questions, so
+what the folds' winners do on them is what such a search is worth on new questions. The difference from what
+the searches saw of their winners is the *optimism*. A trial is a vectorised pass over columns that are there
+already; the search is Optuna's TPE (Bergstra, Bardenet, Bengio, Kégl 2011, NeurIPS), seeded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import ConfigError, TraceError
+from suffice.learn.features import DENSE
+from suffice.policy.base import build_policy
+from suffice.policy.columns import AskedColumns, stops_of
+from suffice.replay.study.classed import FoundClasses, found_classes
+from suffice.replay.study.ladders import PolicyRung
+from suffice.replay.study.nested import Difference, difference
+from suffice.replay.study.points import MARGIN, Seen, seen
+from suffice.replay.study.runs import Bools, Floats, Runs, concatenate, first_stops, make_runs
+from suffice.replay.study.scores import SCORES, Score
+from suffice.replay.study.sums import FIELDS, N_FOLDS, Sums, columns_of, folds_of, groups_of
+from suffice.replay.traces.survey import Survey
+from suffice.replay.tune.scored import CLASS_COLUMN, Scores, build_scored, model_named, uses_classes
+from suffice.replay.tune.space import LEARNED, Size, draw_spec, families, first_tries, needs_of
+from suffice.replay.tune.tuned import Figure, Fold, Tuned, n_parts, optimism_of, unseen_of
+from suffice.signals.features import FeatureSet
+
+Spec = Mapping[str, Any]  # what `build_policy` takes, a model named by a word. Any: parameters differ in type
+Tick = Callable[[str], None]
+
+_AS_MUCH = 0.001    # of token reduction: not worth a second rule
+_INFEASIBLE = 2.0   # below every saving: what misses the target ranks by how far
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What the user asked for."""
+
+    max_em_drop: float = 0.01        # fraction
+    margin: float = MARGIN           # standard errors that a drop keeps from the target on the training questions
+    trials: int = 200                # of each of the searches, one a fold and one on everything
+    time_limit_s: float | None = None  # for all searches together; None: only trials count
+    policies: tuple[str, ...] = ()   # names to search among, "learned" for the learned scores; (): all that make sense
+    scores: tuple[Score, ...] = SCORES
+    classes: int = 0                 # found in the data, at most, for levels of their own; 0: none
+    probe_tokens: int | None = None  # a probe; None: as recorded, else 15 for `reasoning`
+    seed: int = 0
+    n_draws: int = 1_000             # of the bootstrap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """One search's winner with its sums by question, and how many trials were made."""
+
+    spec: Spec | None    # None: nothing met the target and saved anything
+    sums: Sums           # of this policy alone
+    n_trials: int
+
+
+@dataclass(slots=True)
+class Bench:
+    """The runs with everything that trials read, computed once."""
+
+    runs: Runs
+    asked: Tuning
+    scores: Scores | None
+    names: tuple[str, ...]                 # policies that are tried
+    share: float = 1.0                     # of the set's questions that these runs are
+    fold: NDArray[np.int64] = field(init=False)   # of each question
+    group: NDArray[np.int64] = field(init=False)  # question of each run
+    base: Floats = field(init=False)
+    _readable: AskedColumns = field(init=False)
+    _sorted: dict[tuple[str, int | None, str | None], Floats] = field(default_factory=dict)
+    _known: dict[tuple[str, int | None], Floats] = field(default_factory=dict)
+    _classes: dict[int | None, FoundClasses] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Group the runs by question."""
+        self.group, self.fold = groups_of(self.runs)
+        each = (np.ones(len(self.runs)), self.runs.full_ok, self.runs.full_tokens)
+        self.base = np.stack([np.bincount(self.group, column, len(self.fold)) for column in each], axis=1)
+        self._readable = self.runs.readable()
+
+    def judge(self, spec: Spec | None, v: int | None) -> Sums:
+        """What a policy does to each question, its scores taken as outer fold `v` may know them."""
+        if spec is None:
+            return Sums(fold=self.fold, base=self.base, values=_never(self.base))
+        model = model_named(spec)
+        place = (json.dumps(spec, sort_keys=True), v if model is not None else None)
+        if place not in self._known:
+            self._known[place] = self._judge(spec, model, v)
+        return Sums(fold=self.fold, base=self.base, values=self._known[place][:, None, :])
+
+    def _judge(self, spec: Spec, model: str | None, v: int | None) -> Floats:
+        columns = self._readable
+        if model is None:
+            policy = build_policy(spec)
+        else:
+            assert self.scores is not None, "a spec names a model where there are scores"
+            classes = self.classes(v)
+            policy = build_scored(spec, self.scores.names, classes.names)
+            own = {**columns, **self.scores.columns(model, v), CLASS_COLUMN: classes.number[self.runs.run_of_row]}
+            columns = AskedColumns(own, queries=columns.queries, run=columns.run)
+        halts = first_stops(stops_of(policy, columns), self.runs)
+        asks = model is not None or PolicyRung(policy=policy, spec=spec, label="").asks
+        found = columns_of(self.runs, halts, asks=asks)
+        return np.stack([np.bincount(self.group, column, len(self.fold)) for column in found], axis=1)
+
+    def weights(self, v: int | None) -> Floats:
+        """1 for each question that a search without fold `v` may look at, shape (1, G)."""
+        taken = np.ones(len(self.fold)) if v is None else (self.fold != v).astype(np.float64)
+        return taken[None, :]
+
+    def taken(self, v: int | None) -> Bools:
+        """The runs that a search without fold `v` may look at, shape (E,)."""
+        return np.ones(len(self.runs), dtype=bool) if v is None else self.fold[self.group] != v
+
+    def classes(self, v: int | None) -> FoundClasses:
+        """The classes that a search without fold `v` finds."""
+        if v not in self._classes:
+            self._classes[v] = found_classes(self.runs, self.taken(v), self.asked.classes if self.scores else 0)
+        return self._classes[v]
+
+    def level(self, model: str, share: float, v: int | None, name: str | None = None) -> float:
+        """The risk at or below which that share of the steps is, in the runs outside fold `v`.
+
+        name  of a class: of its runs alone
+        """
+        place = (model, v, name)
+        if place not in self._sorted:
+            assert self.scores is not None, "a level belongs to a score"
+            risk, mine = next(iter(self.scores.columns(model, v).values())), self.taken(v)
+            if name is not None:
+                classes = self.classes(v)
+                mine = mine & (classes.number == classes.names.index(name))
+            known = risk[mine[self.runs.run_of_row] & np.isfinite(risk)]
+            self._sorted[place] = np.sort(known) if len(known) else np.zeros(1)
+        risks = self._sorted[place]
+        return float(f"{risks[min(len(risks) - 1, int(share * len(risks)))]:.6g}")
+
+    def size(self, v: int | None, *, by_class: bool = False) -> Size:
+        """What may be tried: lengths of the runs outside fold `v`, their models' levels, and their found classes."""
+        runs = self.taken(v)
+        few, many = np.quantile(self.runs.full_tokens[runs], [0.02, 0.98])
+        models = tuple(self.scores.names) if self.scores is not None else ()
+        return Size(
+            kind=self.runs.kind,
+            longest=int(self.runs.n_steps[runs].max()),
+            few_tokens=max(1, int(few / 4)),
+            many_tokens=max(2, int(many) + 1),
+            models=models,
+            level=lambda model, share, name: self.level(model, share, v, name),
+            classes=self.classes(v).names if by_class else (),
+        )
+
+
+def tune_set(
+    data: Survey, asked: Tuning, *, clock: Callable[[], float], tick: Tick = lambda _: None
+) -> tuple[Tuned, Bench]:
+    """Tune one set: read it, compute its columns, search. Raises as `make_bench` and `tune_runs` do."""
+    bench = make_bench(data, asked, tick)
+    return tune_runs(bench, clock=clock, tick=tick), bench
+
+
+def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _: None) -> Tuned:
+    """The nested searches, the search on everything, and what to make of them.
+
+    clock  seconds that only rise; asked only where there is a time limit
+
+    Raises TraceError for too few questions, and ConfigError for a missing package.
+    """
+    asked, runs = bench.asked, bench.runs
+    folds = [v for v in range(N_FOLDS) if (bench.fold == v).any()]
+    if len(folds) < 2:
+        raise TraceError(f"holds {len(bench.fold)} questions, too few to hold some of them back", file=runs.set)
+    both = (False, True) if asked.classes else (False,)
+    plans: list[tuple[int | None, bool]] = [(v, by_class) for v in folds for by_class in both]
+    plans.append((None, asked.classes > 0))
+    searches: dict[tuple[int | None, bool], Search] = {}
+    end_s = None if asked.time_limit_s is None else clock() + asked.time_limit_s
+    for at, (v, by_class) in enumerate(plans):
+        until = _share_of(end_s, len(plans) - at, clock)
+        place = "on all questions" if v is None else f"without fold {folds.index(v) + 1} of {len(folds)}"
+        also = [found.spec for found in searches.values() if found.spec is not None] if v is None else []
+        searches[v, by_class] = search(
+            bench, v, by_class=by_class, until=until, clock=clock, tick=partial(tick, f"searching {place}"), also=also
+        )
+    nested = [(v, searches[v, asked.classes > 0]) for v in folds]
+    final = searches[None, asked.classes > 0]
+    rng = np.random.default_rng(asked.seed)
+    return Tuned(
+        set=runs.set,
+        kind=runs.kind,
+        n_episodes=len(runs),
+        n_questions=len(set(runs.question)),
+        share=bench.share,
+        full_em=float(runs.full_ok.mean()),
+        max_em_drop=asked.max_em_drop,
+        margin=asked.margin,
+        seed=asked.seed,
+        folds=tuple(_fold(bench, v, found) for v, found in nested),
+        optimism=optimism_of([(v, found.sums) for v, found in nested], n_draws=asked.n_draws, rng=rng),
+        proposal=final.spec,
+        proposal_in_search=figure_of(seen(final.sums, bench.weights(None))),
+        n_trials=final.n_trials,
+        n_trials_in_all=sum(found.n_trials for found in searches.values()),
+        n_searches=len(searches),
+        by_class=_by_class([(v, searches[v, False]) for v in folds], nested, asked) if asked.classes else None,
+    )
+
+
+def _by_class(
+    plain: Sequence[tuple[int, Search]], nested: Sequence[tuple[int, Search]], asked: Tuning
+) -> Difference | None:
+    """What searching with levels by class is worth on unseen questions; None: no winner has any."""
+    if not any(found.spec is not None and uses_classes(found.spec) for _, found in nested):
+        return None
+    without, within = (unseen_of([(v, found.sums) for v, found in of]) for of in (plain, nested))
+    return difference(without, within, n_draws=asked.n_draws, rng=np.random.default_rng(asked.seed))
+
+
+def make_bench(data: Survey, asked: Tuning, tick: Tick = lambda _: None) -> Bench:
+    """Read a set and compute what trials read.
+
+    Raises TraceError for data, ConfigError for policies that do not exist or make no sense for these runs, and for
+    a missing package.
+    """
+    names = _names(data, asked)
+    learned = FeatureSet(DENSE[data.kind]).needs if LEARNED in names else ()
+    needs = tuple(dict.fromkeys((*needs_of(names), *learned)))
+    tick("reading")
+    batches = data.batches(share=data.share)
+    runs = concatenate([
+        make_runs([batch], needs, probe_tokens=asked.probe_tokens, planned_steps=data.longest)
+        for batch in batches
+    ])  # fmt: skip
+    scores = None
+    if LEARNED in names:
+        scores = Scores(runs, folds_of(runs), asked.scores, seed=asked.seed, tick=lambda: tick("fitting"))
+    return Bench(runs, asked, scores, names, data.share)
+
+
+def search(
+    bench: Bench, v: int | None, *, until: float | None, clock: Callable[[], float], tick: Callable[[], None],
+    by_class: bool = False, also: Sequence[Spec] = (),
+) -> Search:  # fmt: skip
+    """Search on the questions outside fold `v`, or on all: of what meets the target, what saves most.
+
+    by_class  learned scores may have a level for each found class
+    also      policies that are looked at beside those that are drawn
+    """
+    asked, size, weights = bench.asked, bench.size(v, by_class=by_class), bench.weights(v)
+    study = _study(asked, size, bench.names)
+    good: list[tuple[float, Spec]] = []
+    for spec in also:
+        figure = figure_of(seen(bench.judge(spec, v), weights))
+        if _excess(figure, asked) <= 0:
+            good.append((figure.token_reduction, spec))
+    made = 0
+    while made < asked.trials and (until is None or not made or clock() < until):
+        trial = study.ask()
+        made += 1
+        try:
+            spec = draw_spec(trial, size, bench.names)
+            figure = figure_of(seen(bench.judge(spec, v), weights))
+        except ConfigError:  # each parameter is allowed, but not beside the others
+            study.tell(trial, -_INFEASIBLE - 1.0)
+            tick()
+            continue
+        excess = _excess(figure, asked)
+        study.tell(trial, figure.token_reduction if excess <= 0 else -_INFEASIBLE - excess)
+        if excess <= 0:
+            good.append((figure.token_reduction, spec))
+        tick()
+    winner = winner_of(good)
+    return Search(spec=winner, sums=bench.judge(winner, v), n_trials=made)
+
+
+def _excess(figure: Figure, asked: Tuning) -> float:
+    """By how much a drop with its margin misses the target; at most 0: it keeps it."""
+    return figure.em_drop + asked.margin * figure.error - asked.max_em_drop
+
+
+def winner_of(good: Sequence[tuple[float, Spec]]) -> Spec | None:
+    """What saves most; of those that save as much but for a tenth of a point, the first with the fewest parts."""
+    most = max((saved for saved, _ in good), default=0.0)
+    if most <= 0:
+        return None
+    nearly = [(n_parts(spec), -saved, spec) for saved, spec in good if saved >= max(most - _AS_MUCH, most / 2)]
+    return min(nearly, key=lambda one: one[:2])[2]
+
+
+def _study(asked: Tuning, size: Size, names: Sequence[str]) -> Any:  # Optuna's types are not asked for
+    """A seeded study that tries each policy alone before it draws."""
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("tune: needs Optuna; install suffice[train]") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    tries = first_tries(size, names)
+    sampler = optuna.samplers.TPESampler(seed=asked.seed, n_startup_trials=min(len(tries), asked.trials // 2))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for tried in tries:
+        study.enqueue_trial(tried)
+    return study
+
+
+def _names(data: Survey, asked: Tuning) -> tuple[str, ...]:
+    """The policies that are tried. Raises ConfigError for a name that is none of them."""
+    models = ("some",) if asked.scores else ()
+    size = Size(kind=data.kind, longest=data.longest, few_tokens=1, many_tokens=2, models=models)
+    known = families(size)
+    for name in asked.policies:
+        if name not in known:
+            raise ConfigError(f"policies: got {name!r:.80}; for {data.kind}: {', '.join(known)}")
+    return tuple(name for name in known if not asked.policies or name in asked.policies)
+
+
+def _fold(bench: Bench, v: int, found: Search) -> Fold:
+    unseen = 1.0 - bench.weights(v)
+    return Fold(
+        fold=v,
+        n_questions=int(unseen.sum()),
+        spec=found.spec,
+        in_search=figure_of(seen(found.sums, bench.weights(v))),
+        unseen=figure_of(seen(found.sums, unseen)),
+        n_trials=found.n_trials,
+    )
+
+
+def figure_of(at: Seen) -> Figure:
+    """What was seen of one policy on one set of questions."""
+    return Figure(
+        token_reduction=float(at.saved[0, 0]), em_drop=float(at.drop[0, 0]), error=float(at.error[0, 0])
+    )
+
+
+def _never(base: Floats) -> Floats:
+    """The sums of running everything in full, shape (G, 1, 7)."""
+    values = np.zeros((len(base), 1, len(FIELDS)))
+    values[:, 0, FIELDS.index("tokens")] = base[:, 2]
+    return values
+
+
+def _share_of(end_s: float | None, n_left: int, clock: Callable[[], float]) -> float | None:
+    """When the next of so many searches must end, so that each gets its part of the time that is left."""
+    if end_s is None:
+        return None
+    now = clock()
+    return now + max(0.0, end_s - now) / n_left

@@ -1,0 +1,220 @@
+"""The chain of the audit log: every chained row vouches for itself and for all that stand before it.
+
+    Appender.add ──▶ events (the row)          one transaction, under SQLite's write lock
+                └──▶ chain  (place, digests, link)
+
+    link = digest of (link before, place, event's place in the log, digests of the event)
+
+An event that holds words of people is digested as a whole and in parts: what stays for good, and, each with a salt of
+its own, the words that may have to go. An erased part keeps its digest and loses its salt, so that nobody can guess the
+words from it, and all the rest of the row still has to be what was written. The digest of the whole takes in the salts,
+so it says nothing any more once one is gone. Knows rows and digests; refuses to know what events mean.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+
+from suffice.errors import StoreError
+from suffice.store.audit.personal import Part, Split, redacted, split
+from suffice.store.rows.events import UNCHAINED, Row
+
+FORM: Final = 1            # how rows are digested; another way gets another number, and both stay readable
+NOTHING: Final = bytes(32) # the link before the first row, and the digest of what is not there
+SALT_BYTES: Final = 16
+NO_SALT: Final = bytes(SALT_BYTES)
+CHAINED_PARTS: Final[tuple[Part, Part]] = ("answers", "comments")
+
+_INSERT: Final = """INSERT OR IGNORE INTO events (kind, key, episode_id, route, at_s, owner, body)
+                    VALUES (?, ?, ?, ?, ?, ?, ?)"""
+_LINK: Final = """INSERT INTO chain
+                  (place, seq, form, kept, whole, answers, answers_salt, comments, comments_salt, link, note)
+                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_TAIL: Final = "SELECT place, link FROM chain ORDER BY place DESC LIMIT 1"
+_ENCODE: Final = msgspec.json.Encoder().encode
+_PLACES: Final = struct.Struct(">QQB").pack
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of the chain at some time: whoever kept it can tell later whether the chain still leads there."""
+
+    begin: str    # link of the chain's first row, hexadecimal: which chain it is
+    place: int    # of the last row
+    seq: int      # of its event in the log; 0: the chain has only just begun
+    link: str     # of the last row, hexadecimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """What the first row of a chain says."""
+
+    chain: str        # a fresh name, so that no two chains begin alike
+    at_s: float       # Unix time; informative
+    after_seq: int    # rows of the log up to here were written before the chain, and it does not vouch for them
+    n_before: int     # of them, rows of kinds that would be chained
+
+
+def is_chained(kind: str) -> bool:
+    """Does a row of this kind go into the chain? All do but those that are named."""
+    return kind not in UNCHAINED
+
+
+def told_of(seq: int, kind: str, key: str, episode_id: str | None, route: str | None, at_s: float) -> bytes:
+    """What is digested of an event beside its body."""
+    return _ENCODE((seq, kind, key, episode_id, route, at_s))
+
+
+def digest(told: bytes, body: bytes) -> bytes:
+    """The digest of an event: of what is told of it, and of its body or of what stays of it."""
+    return sha256(told + b"\n" + body).digest()
+
+
+def whole_digest(told: bytes, body: bytes, answers_salt: bytes | None, comments_salt: bytes | None) -> bytes:
+    """The digest of an event with its words: with a salt, nobody can guess them from it."""
+    return sha256((answers_salt or NO_SALT) + (comments_salt or NO_SALT) + told + b"\n" + body).digest()
+
+
+def words_digest(salt: bytes, words: bytes) -> bytes:
+    """The digest of the words in one part of an event."""
+    return sha256(salt + words).digest()
+
+
+def link_of(
+    before: bytes, place: int, seq: int, kept: bytes, whole: bytes | None, answers: bytes | None, comments: bytes | None
+) -> bytes:
+    """The link of a row; `seq` is 0 at the beginning."""
+    digests = kept + (whole or NOTHING) + (answers or NOTHING) + (comments or NOTHING)
+    return sha256(before + _PLACES(place, seq, FORM) + digests).digest()
+
+
+class Appender:
+    """Adds rows to the log inside the caller's transaction, and chains those that are chained.
+
+    The transaction holds SQLite's write lock (BEGIN IMMEDIATE), so no other process can add a row in between.
+
+    owner   number of the process that writes
+    redact  parts that are never written
+    """
+
+    def __init__(self, connection: sqlite3.Connection, *, owner: int, redact: tuple[Part, ...] = ()) -> None:
+        self._connection, self._owner, self._redact = connection, owner, redact
+        self._tail: tuple[int, bytes] | None = None
+        self.seq = 0  # place of the row that was written last
+
+    def add(self, row: Row, at_s: float) -> bool:
+        """Write a row; False: one with its key stands there already, and stays as it is."""
+        if self._redact:
+            row = redacted(row, self._redact)
+        values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
+        cursor = self._connection.execute(_INSERT, values)
+        if cursor.rowcount != 1:
+            return False
+        assert cursor.lastrowid is not None
+        self.seq = cursor.lastrowid
+        if row.kind not in UNCHAINED:
+            self._chain(self.seq, row, at_s)
+        return True
+
+    def begin(self, now_s: float) -> None:
+        """Begin the chain, if there is none."""
+        self._found_tail(now_s)
+
+    def _chain(self, seq: int, row: Row, at_s: float) -> None:
+        taken, told = split(row.kind, row.body), told_of(seq, row.kind, row.key, row.episode_id, row.route, at_s)
+        kept = digest(told, taken.kept)
+        (answers, answers_salt), (comments, comments_salt) = (_salted(taken, part) for part in CHAINED_PARTS)
+        has_words = answers_salt is not None or comments_salt is not None
+        whole = whole_digest(told, row.body.encode(), answers_salt, comments_salt) if has_words else None
+        place, before = self._found_tail(at_s, before_seq=seq)
+        link = link_of(before, place + 1, seq, kept, whole, answers, comments)
+        self._connection.execute(
+            _LINK, (place + 1, seq, FORM, kept, whole, answers, answers_salt, comments, comments_salt, link, None)
+        )
+        self._tail = place + 1, link
+
+    def _found_tail(self, now_s: float, *, before_seq: int | None = None) -> tuple[int, bytes]:
+        if self._tail is None:
+            found = self._connection.execute(_TAIL).fetchone()
+            self._tail = (int(found[0]), bytes(found[1])) if found is not None else self._begun(now_s, before_seq)
+        return self._tail
+
+    def _begun(self, now_s: float, before_seq: int | None) -> tuple[int, bytes]:
+        """Write the first row, which says what stood in the log before it."""
+        last = int(self._connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
+        after_seq = last if before_seq is None else before_seq - 1
+        marks = ", ".join("?" * len(UNCHAINED))
+        n_before = int(self._connection.execute(
+            f"SELECT count(*) FROM events WHERE seq <= ? AND kind NOT IN ({marks})",  # noqa: S608 - only marks
+            (after_seq, *sorted(UNCHAINED)),
+        ).fetchone()[0])  # fmt: skip
+        note = _ENCODE(Beginning(chain=os.urandom(8).hex(), at_s=now_s, after_seq=after_seq, n_before=n_before))
+        kept = sha256(note).digest()
+        link = link_of(NOTHING, 1, 0, kept, None, None, None)
+        self._connection.execute(_LINK, (1, None, FORM, kept, None, None, None, None, None, link, note.decode()))
+        return 1, link
+
+
+def begin_chain(connection: sqlite3.Connection, now_s: float) -> None:
+    """Begin the chain of a log that has none yet, in a transaction of its own."""
+    if connection.execute(_TAIL).fetchone() is not None:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        Appender(connection, owner=0).begin(now_s)
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _salted(taken: Split, part: Part) -> tuple[bytes | None, bytes | None]:
+    """Digest and salt of a part; None where it holds no words."""
+    words = taken.words.get(part)
+    if words is None:
+        return None, None
+    salt = os.urandom(SALT_BYTES)
+    return words_digest(salt, words), salt
+
+
+def has_chain(connection: sqlite3.Connection) -> bool:
+    """Is there a chain? A log that only versions without one have opened has none."""
+    return connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'chain'").fetchone() is not None
+
+
+def require_chain(connection: sqlite3.Connection) -> None:
+    """Raises StoreError where there is no chain."""
+    if not has_chain(connection):
+        raise StoreError("the log has no chain: the version that opened it last made none; `suffice serve` begins one")
+
+
+def head(connection: sqlite3.Connection) -> Head | None:
+    """Where the chain ends now; None: this log has none yet."""
+    if not has_chain(connection):
+        return None
+    found = connection.execute("SELECT place, coalesce(seq, 0), link FROM chain ORDER BY place DESC LIMIT 1").fetchone()
+    first = connection.execute("SELECT link FROM chain ORDER BY place LIMIT 1").fetchone()
+    if found is None or first is None:
+        return None
+    return Head(begin=bytes(first[0]).hex(), place=int(found[0]), seq=int(found[1]), link=bytes(found[2]).hex())
+
+
+def forget_salts(connection: sqlite3.Connection, seq: int, parts: Iterable[Part]) -> bool:
+    """Drop the salts of erased parts of an event: their digests stay and give nothing away. Was the event chained?"""
+    changed, gone = False, frozenset(parts)
+    for part in CHAINED_PARTS:
+        if part in gone:
+            dropped = connection.execute(
+                f"UPDATE chain SET {part}_salt = NULL WHERE seq = ? AND {part}_salt IS NOT NULL",  # noqa: S608 - a name
+                (seq,),
+            )
+            changed = changed or dropped.rowcount == 1
+    return changed

@@ -1,0 +1,289 @@
+"""Walks the chain and names the first row that is not what it was.
+
+    edited       its digests differ, or words are gone and no erasure in the chain says so
+    removed      a place of the chain is missing, or the event behind it
+    reordered    it stands in another order than it was written in, or does not follow from the row before it
+    added        a row of a chained kind that stands in no chain, or a second beginning
+    cut off      a head that was exported names a place that is not there any more
+    rebuilt      the chain does not lead to a head that was exported
+
+The last two are found by exported heads alone: whoever can write the file can write a chain that fits in itself.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+
+from suffice.store.audit.chain import (
+    CHAINED_PARTS,
+    FORM,
+    NOTHING,
+    Beginning,
+    Head,
+    digest,
+    is_chained,
+    link_of,
+    require_chain,
+    told_of,
+    whole_digest,
+    words_digest,
+)
+from suffice.store.audit.personal import Part, split
+from suffice.store.rows.audit_events import Erased
+from suffice.store.rows.events import EVENTS, decode_as
+
+_ROWS: Final = """
+    SELECT c.place, c.seq, c.form, c.kept, c.whole, c.answers, c.answers_salt, c.comments, c.comments_salt, c.link,
+           c.note, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
+    FROM chain c LEFT JOIN events e ON e.seq = c.seq ORDER BY c.place"""
+_MAX: Final = 2**63 - 1
+_NO_WORDS: Final = (None,) * 4    # digests and salts of a row that holds none
+_KNOWN: Final = frozenset(kind for kind in EVENTS if is_chained(kind))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """The first row that is not what it was."""
+
+    place: int | None   # in the chain; None: it stands in none
+    seq: int | None     # of the event in the log; None: unknown
+    kind: str | None    # of the event; None: unknown
+    what: str           # what is wrong with it, in a sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a walk over the chain found."""
+
+    n_rows: int                   # of the chain, its beginning among them
+    n_erased: int                 # parts of rows whose words are gone by an erasure that stands in the chain
+    n_heads: int                  # exported heads that the chain was compared with
+    beginning: Beginning | None   # None: there is no chain, or it does not begin as a chain does
+    head: Head | None             # where it ends; None: there is no chain
+    bad: BadRow | None            # None: every row is what was written
+
+    @property
+    def ok(self) -> bool:
+        """Is everything what was written?"""
+        return self.bad is None
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Goes from row to row; keeps the first that is bad, and goes on, because later rows may explain earlier ones."""
+
+    place: int = 0
+    seq: int = 0
+    link: bytes = NOTHING
+    n_rows: int = 0
+    n_known: int = 0     # of kinds that this version knows
+    n_erased: int = 0
+    first: bytes = b""
+    beginning: Beginning | None = None
+    bad: BadRow | None = None
+    is_silent: bool = False   # is `bad` a row whose words are gone without an erasure, which may have been cut off?
+    silent: dict[tuple[int, str], tuple[int, str]] = field(default_factory=dict)  # (seq, part): place, kind
+    links: dict[int, bytes | None] = field(default_factory=dict)                  # of places that heads name
+
+    def blame(self, place: int | None, seq: int | None, kind: str | None, what: str) -> None:
+        """Remember the first bad row."""
+        if self.bad is None:
+            self.bad = BadRow(place=place, seq=seq, kind=kind, what=what)
+
+    def begin(self, row: Sequence[Any]) -> None:
+        """Take the first row of the chain."""
+        place, seq, form, kept, *words, link, note = row[:11]
+        self.place, self.link, self.first, self.n_rows = place, _link(link), _link(link), 1
+        if place != 1 or seq is not None or not isinstance(note, str):
+            self.blame(1, None, None, "removed: the beginning of the chain is gone")
+            return
+        try:
+            self.beginning = msgspec.json.decode(note, type=Beginning)
+        except ValueError:
+            self.blame(1, None, None, "edited: the beginning of the chain cannot be read")
+            return
+        self.seq = self.beginning.after_seq
+        same = form == FORM and not any(words) and sha256(note.encode()).digest() == kept
+        if not same or link_of(NOTHING, 1, 0, kept, None, None, None) != link:
+            self.blame(1, None, None, "edited: the beginning of the chain is not what was written")
+
+    def take(self, row: Sequence[Any]) -> None:
+        """Take the next row."""
+        place, seq, _, kept, whole, answers, _, comments, _, link, note, kind = row[:12]
+        before, self.link = self.link, _link(link)
+        self.n_rows += 1
+        self.n_known += kind in _KNOWN
+        if place != self.place + 1:
+            gone = "place is" if place == self.place + 2 else f"places up to {place - 1} are"
+            self.blame(self.place + 1, None, None, f"removed: the {gone} not in the chain any more")
+        self.place = place
+        if seq is None or note is not None:
+            self.blame(place, seq, kind, "added: a second beginning of the chain")
+            return
+        try:
+            same = self._in_order(place, seq, kind) and self._is_same(row)
+            follows = link_of(before, place, seq, kept, whole, answers, comments) == link
+        except (TypeError, struct.error):  # SQLite takes anything in any column
+            self.blame(place, None, kind, "edited: its digests are none")
+            return
+        if not follows:
+            what = "does not follow from the row before it: rows were reordered, removed or added, or links edited"
+            self.blame(place, seq, kind, what)
+        elif same and kind == Erased.kind:
+            self._explained(row[16])
+
+    def _in_order(self, place: int, seq: int, kind: str | None) -> bool:
+        """Does the event stand behind those before it, and is it there at all? If not, the row is blamed."""
+        if seq <= self.seq:
+            self.blame(place, seq, kind, f"reordered: it stands behind row {self.seq} of the log")
+        self.seq = max(seq, self.seq)
+        if kind is None:
+            self.blame(place, seq, None, "removed: its event is not in the log any more")
+        return kind is not None
+
+    def _is_same(self, row: Sequence[Any]) -> bool:
+        """Is the event what was written? If not, the row is blamed."""
+        place, seq, form, kept, whole, answers, answers_salt, comments, comments_salt, _, _, kind = row[:12]
+        if form != FORM:
+            self.blame(place, seq, kind, f"is digested in form {form!r}, and this version knows {FORM}: upgrade")
+            return False
+        try:
+            told, body = told_of(seq, kind, *row[12:16]), row[16].encode()
+        except (ValueError, AttributeError):  # no text any more, or none that can be written
+            same = False
+        else:
+            if whole is None:
+                same = digest(told, body) == kept and row[5:9] == _NO_WORDS
+            elif (answers is None) is (answers_salt is None) and (comments is None) is (comments_salt is None):
+                same = whole_digest(told, body, answers_salt, comments_salt) == whole
+            else:
+                return self._is_same_without_words(row, told)
+        if not same:
+            self.blame(place, seq, kind, "edited: it is not what was written")
+        return same
+
+    def _is_same_without_words(self, row: Sequence[Any], told: bytes) -> bool:
+        """The same of an event of which a part was erased."""
+        place, seq, _, kept, _, answers, answers_salt, comments, comments_salt, _, _, kind = row[:12]
+        try:
+            taken = split(kind, row[16])
+        except (ValueError, TypeError, AttributeError):  # no JSON any more
+            taken = None
+        if taken is None or digest(told, taken.kept) != kept:
+            self.blame(place, seq, kind, "edited: it is not what was written")
+            return False
+        self._compare_words(row, taken.words, (answers, comments), (answers_salt, comments_salt))
+        return True
+
+    def _compare_words(
+        self, row: Sequence[Any], words: Mapping[Part, bytes], digests: Sequence[bytes | None],
+        salts: Sequence[bytes | None],
+    ) -> None:
+        """Compare the words of people, part by part; where they are gone an erasure has to say so."""
+        place, seq, kind = row[0], row[1], row[11]
+        for part, kept, salt in zip(CHAINED_PARTS, digests, salts, strict=True):
+            said = words.get(part)
+            if kept is None and said is None and salt is None:
+                continue
+            if kept is not None and salt is None and said is None:
+                self.silent[seq, part] = place, kind
+            elif kept is None or salt is None or said is None or words_digest(salt, said) != kept:
+                self.blame(place, seq, kind, f"edited: its {part} are not what was written")
+
+    def _explained(self, body: str) -> None:
+        """An erasure says whose words are gone."""
+        erasure = decode_as(Erased, body).erasure
+        for seq in erasure.chained:
+            for part in erasure.parts:
+                self.n_erased += self.silent.pop((seq, part), None) is not None
+
+    def end(self) -> None:
+        """All rows were taken: what nobody explained is bad."""
+        left = min(((place, seq, part, kind) for (seq, part), (place, kind) in self.silent.items()), default=None)
+        if left is not None and (self.bad is None or (self.bad.place or _MAX) > left[0]):
+            place, seq, part, kind = left
+            what, self.is_silent = f"edited: its {part} are gone, and no erasure in the chain says so", True
+            self.bad = BadRow(place=place, seq=seq, kind=kind, what=what)
+
+
+def _link(value: object) -> bytes:
+    """What stands in the column; anything but bytes is no link."""
+    return value if isinstance(value, bytes) else NOTHING
+
+
+def verify(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> Verdict:
+    """Walk the whole chain, and compare it with heads that were exported earlier. Raises StoreError."""
+    require_chain(connection)
+    walk = _Walk(links={head.place: None for head in heads})
+    connection.execute("BEGIN")  # one state of the log, whoever writes meanwhile
+    try:
+        _go(connection, walk)
+        _find_added(connection, walk)
+    finally:
+        connection.execute("ROLLBACK")
+    _compare_heads(walk, heads)
+    head = Head(begin=walk.first.hex(), place=walk.place, seq=walk.seq, link=walk.link.hex()) if walk.n_rows else None
+    return Verdict(
+        n_rows=walk.n_rows, n_erased=walk.n_erased, n_heads=len(heads), beginning=walk.beginning, head=head,
+        bad=walk.bad,
+    )  # fmt: skip
+
+
+def _go(connection: sqlite3.Connection, walk: _Walk) -> None:
+    """Take all rows."""
+    rows, links, take = connection.execute(_ROWS), walk.links, walk.take
+    first = rows.fetchone()
+    if first is None:
+        walk.blame(1, None, None, "removed: the chain is empty, its beginning included")
+        return
+    walk.begin(first)
+    if first[0] in links:
+        links[first[0]] = walk.first
+    for row in rows:
+        take(row)
+        if row[0] in links:
+            links[row[0]] = walk.link
+    walk.end()
+
+
+def _find_added(connection: sqlite3.Connection, walk: _Walk) -> None:
+    """A row of a chained kind that stands in no chain: somebody wrote past it."""
+    if walk.beginning is None:
+        return
+    wanted = f"e.seq > ? AND e.kind IN ({', '.join('?' * len(_KNOWN))})"
+    values = (walk.beginning.after_seq, *sorted(_KNOWN))
+    count = f"SELECT count(*) FROM events e WHERE {wanted}"  # noqa: S608 - only marks
+    if walk.bad is None and connection.execute(count, values).fetchone()[0] == walk.n_known:
+        return  # every row that is there was met in the chain
+    found = connection.execute(
+        f"SELECT e.seq, e.kind FROM events e WHERE {wanted}"  # noqa: S608 - only marks
+        " AND NOT EXISTS (SELECT 1 FROM chain c WHERE c.seq = e.seq) ORDER BY e.seq LIMIT 1", values,
+    ).fetchone()  # fmt: skip
+    if found is not None and (walk.bad is None or (walk.bad.seq or _MAX) > found[0]):
+        walk.bad = BadRow(place=None, seq=found[0], kind=found[1], what="added: it stands in the log and in no chain")
+
+
+def _compare_heads(walk: _Walk, heads: Sequence[Head]) -> None:
+    """Does the chain lead through every head that was exported? The first bad row of all is kept."""
+    agreed = 0
+    for head in sorted(heads, key=lambda head: head.place):
+        link = walk.links.get(head.place)
+        if head.begin != walk.first.hex():
+            place, what = 1, "rebuilt: the chain begins otherwise than the one whose head was exported"
+        elif link is None:
+            place, what = walk.place + 1, f"cut off: a head at place {head.place} was exported"
+        elif link.hex() != head.link:
+            place, what = agreed + 1, f"rebuilt: from here to place {head.place} it is not the chain that was exported"
+        else:
+            agreed = head.place
+            continue
+        if walk.bad is None or walk.is_silent or (walk.bad.place or _MAX) > place:
+            walk.bad = BadRow(place=place, seq=None, kind=None, what=what)
+        return

@@ -1,0 +1,214 @@
+"""How the control loop writes: one job, one worker; all of a decision, or nothing of it.
+
+    acquire ──▶ Lease ──▶ renew … ──▶ write(events, artefacts) in one transaction ──▶ release
+
+A lease is a row with an owner and a token. It passes on when its owner has let go, when the operating system says
+that the owner is dead, or when a waiting worker has seen no renewal for `LEASE_S` on its own clock: no two clocks are
+compared, so none that steps can take a job away. A worker that was merely slow finds its token gone, and then nothing
+of what it decided is written. Knows rows and refuses to know what is decided.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from suffice.errors import StoreError
+from suffice.store.audit.chain import Appender
+from suffice.store.audit.personal import Part
+from suffice.store.database import owners
+from suffice.store.database.sqlite import enter, unusable
+from suffice.store.rows.events import Event, to_row
+
+LEASE_S: Final = 30.0   # without a renewal, after which a waiting worker takes a job over
+_BUSY_S: Final = 5.0    # one attempt waits this long for another process's transaction
+
+_SEEN = "SELECT owner, token, beat, held FROM leases WHERE job = ?"
+_TAKE = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (:job, :owner, 1, 0, 1, :until_s)
+           ON CONFLICT (job) DO UPDATE
+           SET owner = :owner, token = token + 1, beat = 0, held = 1, until_s = :until_s RETURNING token"""
+_MINE = "job = :job AND owner = :owner AND token = :token AND held = 1"
+_KEEP = "INSERT OR IGNORE INTO artefacts (address, body, at_s) VALUES (?, ?, ?)"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to do one job, until somebody else has it."""
+
+    job: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """A lease of somebody else, and since when it has stood still."""
+
+    token: int
+    beat: int
+    since_s: float  # monotonic
+
+
+class Decisions:
+    """One writer of decisions on one log. Open it with `Decisions.open`, close it when done."""
+
+    def __init__(
+        self, path: Path, claim: owners.Claim, owner: int,
+        *, now: Callable[[], float], monotonic_s: Callable[[], float], lease_s: float, redact: tuple[Part, ...] = (),
+    ) -> None:
+        self.path, self.owner, self._redact = path, owner, redact
+        self.now = now
+        self._claim, self._monotonic_s, self._lease_s = claim, monotonic_s, lease_s
+        self._seen: dict[str, _Sight] = {}
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls, path: Path, *, now: Callable[[], float], monotonic_s: Callable[[], float], lease_s: float = LEASE_S,
+        redact: tuple[Part, ...] = (),
+    ) -> Self:
+        """Open or create the log at `path` for writing decisions.
+
+        now          Unix time; it is written into rows and orders nothing
+        monotonic_s  a clock that no one sets: how long a lease has stood still
+        lease_s      after which a lease without renewal passes on
+        redact       parts of rows that are never written
+
+        Raises StoreError for a file that cannot be used.
+        """
+        whole = path.resolve()
+        claim, owner = enter(whole, now_s=now())
+        return cls(whole, claim, owner, now=now, monotonic_s=monotonic_s, lease_s=lease_s, redact=redact)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let everything go: leases that are still held pass on at once. Closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(sqlite3.Error, StoreError), self.transaction() as connection:
+            connection.execute("UPDATE leases SET held = 0 WHERE owner = ?", (self.owner,))
+            connection.execute("DELETE FROM owners WHERE id = ?", (self.owner,))
+        self._claim.release()
+
+    # ── leases ───────────────────────────────────────────────────────────────────────────────────
+
+    def acquire(self, job: str) -> Lease | None:
+        """Take a job; None: another worker has it. Raises StoreError."""
+        with self.transaction() as connection:
+            found = connection.execute(_SEEN, (job,)).fetchone()
+            if found is not None and found[3] and not self._has_ended(connection, job, *found[:3]):
+                return None
+            wanted = {"job": job, "owner": self.owner, "until_s": self.now() + self._lease_s}
+            token = int(connection.execute(_TAKE, wanted).fetchone()[0])
+        self._seen.pop(job, None)
+        return Lease(job, token)
+
+    def renew(self, lease: Lease) -> bool:
+        """Say that the work goes on; False: the lease is lost, and so is what was being done. Raises StoreError."""
+        with self.transaction() as connection:
+            renewed = connection.execute(
+                f"UPDATE leases SET beat = beat + 1, until_s = :until_s WHERE {_MINE}",  # noqa: S608 - a constant
+                {**self._named(lease), "until_s": self.now() + self._lease_s},
+            )
+            return renewed.rowcount == 1
+
+    def release(self, lease: Lease) -> None:
+        """Let the job go; another worker may have it at once. Raises StoreError."""
+        with self.transaction() as connection:
+            connection.execute(f"UPDATE leases SET held = 0 WHERE {_MINE}", self._named(lease))  # noqa: S608 - as above
+
+    def _named(self, lease: Lease) -> dict[str, object]:
+        return {"job": lease.job, "owner": self.owner, "token": lease.token}
+
+    def _has_ended(self, connection: sqlite3.Connection, job: str, owner: int, token: int, beat: int) -> bool:
+        """Is the holder of a lease dead, or has it not been heard of for too long?"""
+        if owner == self.owner:
+            return False  # this very worker, in another of its threads
+        found = connection.execute("SELECT lock FROM owners WHERE id = ?", (owner,)).fetchone()
+        if found is None or not owners.is_alive(self.path, found[0]):
+            return True
+        sight, now_s = self._seen.get(job), self._monotonic_s()
+        if sight is None or (sight.token, sight.beat) != (token, beat):
+            self._seen[job] = _Sight(token, beat, now_s)
+            return False
+        return now_s - sight.since_s >= self._lease_s
+
+    # ── decisions ────────────────────────────────────────────────────────────────────────────────
+
+    def write(
+        self, lease: Lease | None, events: Iterable[Event], artefacts: Mapping[str, str] | None = None,
+        *, all_new: bool = False,
+    ) -> list[bool] | None:
+        """Write all of it in one synced transaction; for each event whether its row is new.
+
+        lease      under which it was decided; None: a person did. A row that is there already stays as it is
+        artefacts  by address
+        all_new    write no row at all where one of them is there already: somebody was quicker
+
+        None: the lease is lost, and nothing was written. Raises StoreError, and then nothing was written either.
+        """
+        rows = [to_row(event) for event in events]
+        with self.transaction() as connection:
+            held = f"SELECT 1 FROM leases WHERE {_MINE}"  # noqa: S608 - as above
+            if lease is not None and connection.execute(held, self._named(lease)).fetchone() is None:
+                return None
+            at_s, appender = self.now(), Appender(connection, owner=self.owner, redact=self._redact)
+            for address, body in (artefacts or {}).items():
+                connection.execute(_KEEP, (address, body, at_s))
+            connection.execute("SAVEPOINT rows")
+            new = [appender.add(row, at_s) for row in rows]
+            if all_new and not all(new):
+                connection.execute("ROLLBACK TO rows")
+            return new
+
+    def keep(self, lease: Lease, work: Callable[[sqlite3.Connection], None]) -> bool:
+        """Have a cache beside the log written in one transaction; False: the lease is lost, and nothing was written.
+
+        Raises StoreError, and what `work` raises; then nothing was written either.
+        """
+        with self.transaction() as connection:
+            held = f"SELECT 1 FROM leases WHERE {_MINE}"  # noqa: S608 - as above
+            if connection.execute(held, self._named(lease)).fetchone() is None:
+                return False
+            work(connection)
+            return True
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction that is on disk when the block ends, or was never there. Raises StoreError."""
+        try:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                except BaseException:
+                    connection.execute("ROLLBACK")
+                    raise
+                connection.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            raise unusable(self.path, error) from error
+
+
+def read_artefact(connection: sqlite3.Connection, address: str) -> str | None:
+    """What is kept under an address; None: nothing. Whoever reads it checks that it still has that address."""
+    found = connection.execute("SELECT body FROM artefacts WHERE address = ?", (address,)).fetchone()
+    return None if found is None else str(found[0])
+
+
+def is_attended(connection: sqlite3.Connection, path: Path) -> bool:
+    """Does a living worker hold a job of this log now?"""
+    rows = connection.execute("SELECT o.lock FROM leases l JOIN owners o ON o.id = l.owner WHERE l.held = 1").fetchall()
+    return any(owners.is_alive(path.resolve(), lock) for (lock,) in rows)

@@ -1,0 +1,178 @@
+"""Takes words of people out of the log, for good: out of rows, the file's free pages and the write-ahead log.
+
+    rows ──▶ batch by batch: bodies without their words + an `erased` row that says so, in one transaction
+         ──▶ purge: the file is written anew, the write-ahead log is emptied
+
+What stays: ids, counts, tokens, ratings, verdicts, digests, and which answers of one run were equal. Erasing again does
+nothing. Knows rows and files; refuses to know who may ask for it and what was copied elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from suffice.store.audit.chain import Appender, forget_salts
+from suffice.store.audit.personal import WORDS, Part, holds, without
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.sqlite import unusable
+from suffice.store.rows.audit_events import Erased, Erasure
+from suffice.store.rows.events import to_row
+
+BATCH_ROWS: Final = 2_000  # in one transaction: whoever else writes waits for so long
+PURGE_BUSY_S: Final = 30.0 # how long writing the file anew waits for others
+
+# Kinds whose key is the episode.
+_BY_KEY: Final = ("request", "outcome", "label_wanted", "review_asked", "question_kept", "sources_kept")
+_OF_EPISODE: Final = "SELECT seq FROM events WHERE kind = ? AND key = ?"
+_NAMED: Final = "SELECT seq FROM events WHERE kind = ? AND episode_id = ?"
+# The kind stands to the letter, as in the indexes: left to a parameter, SQLite would look through all labels.
+_LABELS: Final = """
+    SELECT seq FROM events WHERE kind = 'feedback' AND episode_id = :episode
+    UNION
+    SELECT seq FROM events WHERE kind = 'feedback' AND episode_id IS NULL
+        AND json_extract(body, '$.feedback.response_id') = (
+            SELECT json_extract(body, '$.outcome.response_id') FROM events WHERE kind = 'outcome' AND key = :episode)
+    ORDER BY seq"""
+_OF_UNIT: Final = "SELECT key FROM events WHERE kind = 'request' AND json_extract(body, '$.request.unit') = ?"
+_NEXT: Final = "SELECT seq, at_s, kind, key FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+_BODY: Final = "SELECT kind, body FROM events WHERE seq = ?"
+_UNTIL: Final = """
+    SELECT max(json_extract(body, '$.erasure.until_seq')) FROM events
+    WHERE kind = 'erased' AND json_extract(body, '$.erasure.what') = ?"""
+_EXPORTS: Final = """
+    SELECT at_s, json_extract(body, '$.export.where') FROM events WHERE kind = 'exported' AND seq > ? ORDER BY seq"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be erased, and in whose name."""
+
+    erasure_id: str
+    what: str                  # which rows are meant, for people
+    parts: tuple[Part, ...]
+    author: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Tally:
+    """What an erasure has done so far."""
+
+    n_rows: int = 0       # that were changed
+    n_written: int = 0    # `erased` rows
+
+
+@dataclass(frozen=True, slots=True)
+class Aged:
+    """A row that is old enough."""
+
+    seq: int
+    kind: str
+    key: str
+
+
+def labels_of(connection: sqlite3.Connection, episode: str) -> list[int]:
+    """The rows with what was said about an episode, whichever of its two ids they name."""
+    return [seq for (seq,) in connection.execute(_LABELS, {"episode": episode})]
+
+
+def rows_of(connection: sqlite3.Connection, episode: str) -> list[int]:
+    """The rows that may hold words about one episode."""
+    found = set(labels_of(connection, episode))
+    for kind in _BY_KEY:
+        found.update(seq for (seq,) in connection.execute(_OF_EPISODE, (kind, episode)))
+    for kind in WORDS.keys() - {"feedback", *_BY_KEY}:
+        found.update(seq for (seq,) in connection.execute(_NAMED, (kind, episode)))
+    return sorted(found)
+
+
+def episodes_of(connection: sqlite3.Connection, unit: str) -> list[str]:
+    """The episodes of a unit of the lottery, by its name in the log: a conversation, or a request with its retries."""
+    return [name for (name,) in connection.execute(_OF_UNIT, (unit,))]
+
+
+def aged(connection: sqlite3.Connection, limit_s: float, *, after_seq: int, until_seq: int) -> list[Aged]:
+    """The next rows behind `after_seq`, a batch at most, up to the first that is younger; none: all is done.
+
+    limit_s  Unix time. Where a clock was set back, rows behind a younger one wait until that one is old enough
+    """
+    found = list[Aged]()
+    for seq, at_s, kind, key in connection.execute(_NEXT, (after_seq, until_seq, BATCH_ROWS)):
+        if at_s >= limit_s:
+            break
+        found.append(Aged(seq, kind, key))
+    return found
+
+
+def erase(writer: Decisions, order: Order, rows: Sequence[int], tally: Tally, *, until_seq: int = 0) -> None:
+    """Take the words out of these rows, batch by batch. Raises StoreError; what was done until then stays done.
+
+    rows       places in the log; those without such words are left alone
+    until_seq  everything that is meant up to this place in the log is done with the last of them; 0: nothing is said
+    """
+    for start in range(0, len(rows), BATCH_ROWS):
+        batch = rows[start : start + BATCH_ROWS]
+        is_last = start + BATCH_ROWS >= len(rows)
+        _erase_batch(writer, order, batch, tally, until_seq if is_last else 0)
+
+
+def _erase_batch(writer: Decisions, order: Order, batch: Sequence[int], tally: Tally, until_seq: int) -> None:
+    with writer.transaction() as connection:
+        connection.execute("PRAGMA secure_delete = ON")
+        chained, n_rows = list[int](), 0
+        for seq in batch:
+            found = connection.execute(_BODY, (seq,)).fetchone()
+            if found is None or not holds(found[0], order.parts):
+                continue
+            body = without(found[0], found[1], order.parts)
+            if body is found[1]:
+                continue
+            connection.execute("UPDATE events SET body = ? WHERE seq = ?", (body, seq))
+            n_rows += 1
+            if forget_salts(connection, seq, order.parts):
+                chained.append(seq)
+        if not n_rows:
+            return
+        tally.n_written += 1
+        told = Erasure(
+            erasure_id=order.erasure_id, number=tally.n_written, author=order.author, reason=order.reason,
+            what=order.what, parts=order.parts, n_rows=n_rows, chained=tuple(chained), until_seq=until_seq,
+        )  # fmt: skip
+        Appender(connection, owner=writer.owner).add(to_row(Erased(told)), writer.now())
+    tally.n_rows += n_rows
+
+
+def erased_until(connection: sqlite3.Connection, what: str) -> int:
+    """The place in the log up to which such an erasure was done before; 0: never."""
+    return int(connection.execute(_UNTIL, (what,)).fetchone()[0] or 0)
+
+
+def purge(path: Path) -> bool:
+    """Write the file anew without what its free pages still hold, and empty the write-ahead log.
+
+    False: somebody went on reading an older state, so that the write-ahead log is not empty yet; try again later.
+    Needs as much free space as the log takes, and holds up writers meanwhile. Raises StoreError.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=PURGE_BUSY_S, isolation_level=None)) as connection:
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("VACUUM")
+            end_s = time.monotonic() + PURGE_BUSY_S
+            while busy := connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() >= end_s:
+                    break
+                time.sleep(0.1)
+            return not busy
+    except sqlite3.Error as error:
+        raise unusable(path, error) from error
+
+
+def exports_since(connection: sqlite3.Connection, seq: int) -> list[tuple[float, str]]:
+    """When and to where data left the log behind a place in it: copies that an erasure does not reach."""
+    return [(float(at_s), str(where)) for at_s, where in connection.execute(_EXPORTS, (seq,))]

@@ -1,0 +1,451 @@
+"""The event log in one SQLite file: one writer thread, batches, and a queue with an end.
+
+    append ──▶ bounded queue ──▶ writer thread ──▶ one transaction a batch ──▶ events
+    append_durable ─────┘            └── synchronous=FULL if anything in the batch must survive
+
+Rows leave the queue only after their commit, so a locked database or a full disk loses nothing: the
+writer tries again with growing pauses, the queue fills, what no longer fits is counted, and the data
+path never notices. Keys are unique, so trying again cannot write twice.
+
+Several processes may use one file. At start `recover` gives every request of a *dead* process that
+has no outcome the outcome "lost". Dead means that the operating system dropped its lock (see
+`owners`): neither clocks nor process numbers take part, and a live process is never touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from suffice.errors import ConfigError, StoreError, StoreFull
+from suffice.settings import Store
+from suffice.store.audit.chain import Appender, begin_chain, is_chained
+from suffice.store.audit.personal import Part
+from suffice.store.database import owners, schema, views
+from suffice.store.database.log import Receipt, Stored
+from suffice.store.database.unfinished import Unfinished
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, Row, to_row
+from suffice.types import Outcome
+
+log = logging.getLogger("suffice.store")
+
+BATCH_ROWS = 1_000           # at most in one transaction
+DURABLE_TIMEOUT_S = 4.5      # a durable append fails after this long; 5 s is promised
+_BUSY_S = 0.2                # one attempt waits this long for another process's transaction
+_OPEN_BUSY_S = 3.0           # at start-up we can wait longer
+_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts; the last one repeats
+_WAITING_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}  # somebody else writes: just wait
+
+_SETTLED_ROWS = 1_000         # after which the place is written up to which no request of ours is open
+
+_UNFINISHED = """SELECT r.key FROM events r INDEXED BY requests_by_owner
+                 WHERE r.kind = 'request' AND r.owner = ? AND r.seq > ?
+                 AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)"""
+
+
+@dataclass(slots=True)
+class _Item:
+    """One event on its way. Held in the queue until its commit."""
+
+    event: Event
+    at_s: float
+    done: Future[Receipt] | None  # None: nobody waits for it
+    row: Row | None = None        # filled by the writer
+    given_up: bool = False        # unreadable, or its sender was told that it failed
+
+
+def database_path(url: str) -> Path:
+    """Return the file that a store URL names.
+
+    `sqlite:///relative.db` and `sqlite:////absolute.db` are allowed. Raises ConfigError.
+    """
+    scheme, separator, name = url.partition(":///")
+    if url != "sqlite://" and (scheme != "sqlite" or not separator):
+        raise ConfigError(f"store.url: got {url!r}; allowed: sqlite:///relative.db, sqlite:////absolute.db")
+    if url == "sqlite://" or name in ("", ":memory:"):
+        raise ConfigError(
+            f"store.url: got {url!r}: a database in memory is seen by one connection only, and the log "
+            "has a writer thread and readers; allowed: a file, for example sqlite:///suffice.db"
+        )
+    if "?" in name or name.endswith("/"):
+        raise ConfigError(f"store.url: got {url!r}; need a file's name without options")
+    return Path(name)
+
+
+def enter(path: Path, *, now_s: float) -> tuple[owners.Claim, int]:
+    """Open or create the file for a process that will write to it: its claim to be alive, and its number as a writer.
+
+    now_s  Unix time; informative
+
+    Raises StoreError for a file that cannot be used.
+    """
+    if not path.parent.is_dir():
+        raise StoreError(f"store {path}: the folder {path.parent} does not exist; create it first")
+    try:
+        with contextlib.closing(_connect(path, _OPEN_BUSY_S)) as connection:
+            schema.check_pages(connection, str(path))
+            schema.migrate(connection, str(path))
+            begin_chain(connection, now_s)
+            claim = owners.claim(path)
+            owner = int(connection.execute(
+                "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id",
+                (claim.name, os.getpid(), now_s),
+            ).fetchone()[0])
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last one: damaged names in the file's schema
+        raise unusable(path, error) from error
+    return claim, owner
+
+
+class SqliteLog:
+    """An EventLog in one SQLite file. Open it with `SqliteLog.open`; close it when done."""
+
+    def __init__(
+        self, path: Path, settings: Store, now: Callable[[], float], claim: owners.Claim, owner: int,
+        *, redact: tuple[Part, ...] = (),
+    ) -> None:
+        self.path, self._redact = path, redact
+        self._settings, self._now, self._claim, self._owner = settings, now, claim, owner
+        lock = threading.Lock()
+        self._wake = threading.Condition(lock)     # the writer waits on this one
+        self._settled = threading.Condition(lock)  # `drain` waits on this one
+        self._queue: deque[_Item] = deque()
+        self._n_durable = 0                        # items in the queue that somebody waits for
+        self._unlogged: set[str] = set()           # episodes whose request was dropped: no outcome either
+        self._n_accepted = self._n_settled = 0
+        self._n_written = self._n_dropped = self._n_failed = self._n_retries = 0
+        self._closing = False
+        self._deadline_s = 0.0                     # monotonic; set by `close`
+        self._connection: sqlite3.Connection | None = None
+        self._synchronous = ""
+        self._unfinished = Unfinished()
+        self._settled_to = 0                       # place that is written beside our name
+        self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
+        self._writer.start()
+
+    @classmethod
+    def open(cls, settings: Store, *, now: Callable[[], float], redact: tuple[Part, ...] = ()) -> SqliteLog:
+        """Open or create the file that `settings.url` names, and start its writer.
+
+        now     Unix time in seconds; it is written into rows and never orders them
+        redact  parts of rows that are never written
+
+        Raises ConfigError for a URL that cannot work and StoreError for a file that cannot be used:
+        damaged, newer than this version, not ours, locked for 3 s, or in a folder that is missing.
+        """
+        # Resolved, so that two ways to write one path share one set of lock files.
+        path = database_path(settings.url).resolve()
+        claim, owner = enter(path, now_s=now())
+        return cls(path, settings, now, claim, owner, redact=redact)
+
+    @property
+    def n_written(self) -> int:
+        """Rows committed by this process; duplicates are not counted."""
+        return self._n_written
+
+    @property
+    def n_dropped(self) -> int:
+        """Events that `append` refused: the queue was full, or the log was closed."""
+        return self._n_dropped
+
+    @property
+    def n_failed(self) -> int:
+        """Events that were taken and then given up: unreadable, durable but too late, left at close."""
+        return self._n_failed
+
+    @property
+    def n_retries(self) -> int:
+        """Transactions that failed and were tried again; growing means that the disk is in trouble."""
+        return self._n_retries
+
+    def append(self, event: Event) -> bool:
+        """Hand the event to the writer. Never blocks, never raises; False: dropped and counted.
+
+        When the request of an episode had to be dropped, its outcome is dropped too: an outcome
+        without its request says nothing, and the two counts must agree.
+        """
+        return self._accept(_Item(event, self._now(), None))
+
+    async def append_durable(self, event: Event) -> Receipt:
+        """Return when the row is synced to disk, within 5 s.
+
+        Raises StoreFull when there is no space or the queue is full, and StoreError otherwise.
+        After an error the row may still arrive; sending it again with the same key is safe.
+        """
+        done: Future[Receipt] = Future()
+        item = _Item(event, self._now(), done)
+        if not self._accept(item):
+            rows = self._settings.queue_rows
+            raise StoreFull(f"store {self.path}: the queue is full ({rows} rows), or the log is closed")
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(done), DURABLE_TIMEOUT_S)
+        except TimeoutError:
+            self._give_up(item)
+            raise StoreError(
+                f"store {self.path}: not written within {DURABLE_TIMEOUT_S} s; send it again with the same id"
+            ) from None
+
+    def drain(self, timeout_s: float = 5.0) -> bool:
+        """Wait until all that was appended so far is committed or given up. False: it took too long."""
+        with self._settled:
+            target = self._n_accepted
+            return self._settled.wait_for(lambda: self._n_settled >= target, timeout_s)
+
+    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[Stored]:
+        """Yield the committed events after `since_seq` in order, at most `limit`; raises StoreError."""
+        return views.read_events(self.path, since_seq=since_seq, limit=limit)
+
+    def recover(self) -> int:
+        """Give every request of a dead process that has no outcome the outcome "lost".
+
+        Call it at start; calling it again, or from several processes at once, is harmless.
+        Returns how many were marked. Raises StoreError.
+        """
+        try:
+            with contextlib.closing(_connect(self.path, _OPEN_BUSY_S)) as connection:
+                others = connection.execute("SELECT id, lock, settled FROM owners WHERE id <> ?", (self._owner,))
+                dead = [one for one in others.fetchall() if not owners.is_alive(self.path, one[1])]
+                n_lost = self._mark_lost(connection, {owner: settled for owner, _, settled in dead}) if dead else 0
+                for _, name, _ in dead:
+                    owners.forget(self.path, name)
+        except (sqlite3.Error, OSError) as error:
+            raise unusable(self.path, error) from error
+        return n_lost
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write what waits, for at most `timeout_s`, and release everything. Blocks.
+
+        What could not be written by then is counted in `n_failed`.
+        """
+        with self._wake:
+            already = self._closing
+            self._closing = True
+            self._deadline_s = time.monotonic() + timeout_s
+            self._wake.notify_all()
+        self._writer.join(timeout_s + 2 * _BUSY_S + 1.0)
+        if not already:
+            self._claim.release()
+
+    # ── the queue ────────────────────────────────────────────────────────────────────────────────
+
+    def _accept(self, item: _Item) -> bool:
+        event = item.event
+        with self._wake:
+            orphan = isinstance(event, RequestEnded) and event.key in self._unlogged
+            if self._closing or orphan or len(self._queue) >= self._settings.queue_rows:
+                self._n_dropped += 1
+                if isinstance(event, RequestSeen):
+                    self._unlogged.add(event.key)
+                elif orphan:
+                    self._unlogged.discard(event.key)
+                return False
+            self._queue.append(item)
+            self._n_accepted += 1
+            self._n_durable += item.done is not None
+            if item.done is not None or len(self._queue) == 1:
+                self._wake.notify()
+        return True
+
+    def _give_up(self, item: _Item, error: StoreError | None = None) -> None:
+        """Stop trying to write this item, once; tell its sender, if one still waits."""
+        with self._wake:
+            if item.given_up:
+                return
+            item.given_up = True
+            self._n_failed += 1
+            if isinstance(item.event, RequestSeen):
+                self._unlogged.add(item.event.key)
+        if item.done is not None and error is not None:
+            with contextlib.suppress(InvalidStateError):  # the sender left in the meantime
+                item.done.set_exception(error)
+
+    def _gather(self) -> list[_Item]:
+        """Wait for work, let a batch gather, return it without taking it out; empty: closed."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._queue or self._closing)
+            if not self._closing and not self._n_durable:
+                self._wake.wait_for(lambda: self._closing or self._n_durable, self._settings.flush_ms / 1000)
+            return list(islice(self._queue, BATCH_ROWS))
+
+    def _settle(self, n_items: int, n_written: int) -> None:
+        """Take the first `n_items` out of the queue: they are committed, or given up."""
+        with self._wake:
+            for _ in range(n_items):
+                self._n_durable -= self._queue.popleft().done is not None
+            self._n_settled += n_items
+            self._n_written += n_written
+            self._settled.notify_all()
+
+    # ── the writer thread ────────────────────────────────────────────────────────────────────────
+
+    def _work(self) -> None:
+        n_misses = 0
+        while batch := self._gather():
+            for item in batch:
+                self._fill_row(item)
+            try:
+                n_written, receipts = self._commit([item for item in batch if not item.given_up])
+            except sqlite3.Error as error:
+                self._postpone(batch, error)
+                if self._closing and time.monotonic() >= self._deadline_s:
+                    break
+                self._pause(_PAUSES_S[min(n_misses, len(_PAUSES_S) - 1)])
+                n_misses += 1
+                continue
+            n_misses = 0
+            self._settle(len(batch), n_written)
+            for done, receipt in receipts:
+                with contextlib.suppress(InvalidStateError):  # the sender left; its row is safe
+                    done.set_result(receipt)
+        self._abandon()
+
+    def _fill_row(self, item: _Item) -> None:
+        if item.row is not None or item.given_up:
+            return
+        if isinstance(item.event, RequestEnded) and item.event.key in self._unlogged:
+            self._give_up(item, StoreError(f"store {self.path}: the request of this outcome was not written"))
+            return
+        try:
+            item.row = to_row(item.event)
+        except ValueError as error:
+            log.warning("an event of kind %s cannot be stored: %s", item.event.kind, error)
+            self._give_up(item, StoreError(f"store {self.path}: the event cannot be stored: {error}"))
+
+    def _commit(self, items: list[_Item]) -> tuple[int, list[tuple[Future[Receipt], Receipt]]]:
+        """Write the items in one transaction; return the number of new rows and the receipts."""
+        # A chained row is synced: a duplicate is answered without a write, and a head that was exported leads to it.
+        synced = any(item.done is not None or is_chained(item.event.kind) for item in items)
+        connection = self._open_connection("FULL" if synced else "NORMAL")
+        written, waiting, settled = list[tuple[Event, int]](), [], self._unfinished.settled
+        connection.execute("BEGIN IMMEDIATE")
+        if settled - self._settled_to >= _SETTLED_ROWS:
+            connection.execute("UPDATE owners SET settled = ? WHERE id = ?", (settled, self._owner))
+        appender = Appender(connection, owner=self._owner, redact=self._redact)
+        for item in items:
+            row = item.row
+            if row is None:
+                continue
+            is_new = appender.add(row, item.at_s)
+            if is_new:
+                written.append((item.event, appender.seq))
+            if item.done is not None:
+                waiting.append((item.done, row, not is_new))
+        # Only now: the episode may stand later in this batch than its feedback.
+        receipts = [(done, _receipt(connection, row, duplicate)) for done, row, duplicate in waiting]
+        connection.execute("COMMIT")
+        self._unfinished.note(written)
+        if settled - self._settled_to >= _SETTLED_ROWS:
+            self._settled_to = settled
+        return len(written), receipts
+
+    def _open_connection(self, synchronous: str) -> sqlite3.Connection:
+        """The writer's connection, opened again after trouble; set outside a transaction or ignored."""
+        if self._connection is None:
+            self._connection = _connect(self.path, _BUSY_S)
+            self._synchronous = ""
+        if self._synchronous != synchronous:
+            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
+            self._synchronous = synchronous
+        return self._connection
+
+    def _postpone(self, batch: list[_Item], error: sqlite3.Error) -> None:
+        """Undo a failed transaction; the batch stays in the queue and is tried again.
+
+        Waiting for another process is worth the sender's time; a full or broken disk is not.
+        """
+        self._n_retries += 1
+        log.warning("store %s: writing failed and will be tried again: %s", self.path, error)
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):  # closing rolls back what this could not
+                self._connection.execute("ROLLBACK")
+        if code in _WAITING_CODES:
+            return
+        self._close_connection()
+        for item in batch:
+            if item.done is not None:
+                kind = StoreFull if code == sqlite3.SQLITE_FULL else StoreError
+                self._give_up(item, kind(f"store {self.path}: could not write: {error}"))
+
+    def _pause(self, seconds: float) -> None:
+        if self._closing:
+            time.sleep(_PAUSES_S[0])
+            return
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing, seconds)
+
+    def _abandon(self) -> None:
+        """The end of the thread: what still waits is given up and counted."""
+        left = list(self._queue)
+        for item in left:
+            self._give_up(item, StoreError(f"store {self.path}: closed before this row was written"))
+        self._settle(len(left), 0)
+        self._close_connection()
+
+    def _close_connection(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):  # nothing is left to be done about it
+                self._connection.close()
+            self._connection = None
+
+    # ── recovery ─────────────────────────────────────────────────────────────────────────────────
+
+    def _mark_lost(self, connection: sqlite3.Connection, dead: Mapping[int, int]) -> int:
+        """Give the open requests of dead processes their outcome.
+
+        dead  by number, the place up to which it had none
+        """
+        n_lost, at_s = 0, self._now()
+        connection.execute("BEGIN IMMEDIATE")
+        appender = Appender(connection, owner=self._owner, redact=self._redact)
+        for owner, settled in dead.items():
+            for (episode_id,) in connection.execute(_UNFINISHED, (owner, settled)).fetchall():
+                n_lost += appender.add(to_row(RequestEnded(_lost(episode_id))), at_s)
+            connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
+        connection.execute("COMMIT")
+        return n_lost
+
+
+def _lost(episode_id: str) -> Outcome:
+    """What is known about a request whose process died: nothing but that."""
+    return Outcome(
+        episode_id=episode_id, end_reason="lost", status=0, answer=None, response_id=None, usage=None
+    )
+
+
+def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=True)
+
+
+def _receipt(connection: sqlite3.Connection, row: Row, duplicate: bool) -> Receipt:
+    found = "SELECT seq FROM events WHERE kind = ? AND key = ?"
+    seq = connection.execute(found, (row.kind, row.key)).fetchone()[0]
+    if row.kind == FeedbackGiven.kind:
+        joined = connection.execute("SELECT joined FROM feedback WHERE seq = ?", (seq,)).fetchone()[0]
+    else:
+        known = "SELECT count(*) FROM events WHERE kind = ? AND key = ?"
+        joined = connection.execute(known, (RequestSeen.kind, row.key)).fetchone()[0]
+    return Receipt(seq=seq, duplicate=duplicate, joined=bool(joined))
+
+
+def unusable(path: Path, error: sqlite3.Error | OSError | UnicodeDecodeError) -> StoreError:
+    """Say which file cannot be used and why, in words an operator can act on."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _WAITING_CODES:
+        return StoreError(f"store {path}: another process has held it for {_OPEN_BUSY_S:.0f} s; try again")
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or isinstance(error, UnicodeDecodeError):
+        return StoreError(f"store {path}: the file is damaged or no SQLite database ({error}); "
+                          "restore a backup or name a new file")
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFull(f"store {path}: no space is left on the disk")
+    return StoreError(f"store {path}: cannot be used: {error}")

@@ -1,0 +1,348 @@
+"""Reading the log back: events in order, and whole episodes with their labels.
+
+A reader opens its own read-only connection, or borrows one, and fetches in pages, so it never
+holds up the writer. It refuses to interpret: which label counts and what a number means is for
+`assurance`. Labels come in the order in which the log received them, whatever the order in which
+request, outcome and label arrived; the last one is the current one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from suffice.errors import StoreError
+from suffice.store.database import schema
+from suffice.store.database.log import Stored
+from suffice.store.rows.events import (
+    EVENTS,
+    E,
+    FeedbackGiven,
+    RequestEnded,
+    RequestSeen,
+    RouteExamined,
+    UpstreamExamined,
+    decode_as,
+)
+from suffice.types import Episode, Feedback, Findings, RouteFindings
+
+LOOKED = 20  # rows for each that is wanted: where a twentieth of the requests are audits, as usual, it is enough
+COUNTS = 1_000  # of requests without rows that are added up, where it is only asked whether there were many
+_PAGE_ROWS = 500
+
+_EVENTS = "SELECT seq, at_s, kind, body FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+
+_EPISODES = """
+    SELECT o.seq, r.seq, o.body, r.body, o.key, json_extract(o.body, '$.outcome.response_id')
+    FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE o.kind = 'outcome' AND o.seq > :after AND (o.seq > :since OR r.seq > :since)
+        AND (:route IS NULL OR r.route = :route)
+    ORDER BY o.seq LIMIT :limit"""
+
+# From the end of the table, and not far: by the index of kinds all outcomes would be sorted first.
+_RECENT = """
+    SELECT o.seq, r.seq, o.body, r.body FROM (
+        SELECT seq, key, body FROM events NOT INDEXED
+        WHERE kind = 'outcome' AND seq > (SELECT max(seq) FROM events) - :looked ORDER BY seq DESC LIMIT :n
+    ) o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key ORDER BY o.seq"""
+
+# The same rule as the view `feedback`, turned round so that the indexes find a few labels at once.
+_LABELS = """
+    SELECT seq, body FROM events WHERE kind = 'feedback' AND episode_id = :episode
+    UNION ALL
+    SELECT seq, body FROM events
+    WHERE kind = 'feedback' AND episode_id IS NULL
+        AND json_extract(body, '$.feedback.response_id') = :response
+        AND (SELECT count(*) FROM events o WHERE o.kind = 'outcome'
+             AND json_extract(o.body, '$.outcome.response_id') = :response) = 1
+    ORDER BY seq"""
+
+_COUNTS = """
+    SELECT r.route, count(*), count(o.seq), max(r.seq), coalesce(f.n_episodes, 0)
+    FROM events r LEFT JOIN events o ON o.kind = 'outcome' AND o.key = r.key
+    LEFT JOIN (
+        SELECT route, count(DISTINCT episode_id) AS n_episodes FROM feedback WHERE joined GROUP BY route
+    ) f ON f.route = r.route
+    WHERE r.kind = 'request' GROUP BY r.route ORDER BY r.route"""
+
+_UNKEPT = """
+    SELECT route, coalesce(sum(json_extract(body, '$.counted.n_requests')), 0)
+    FROM events WHERE kind = 'requests_counted' GROUP BY route"""
+
+
+# As far as anybody asks: whoever counted all of them would start the slower the longer the log is.
+_AT_LEAST = """
+    SELECT count(*) FROM (
+        SELECT 1 FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ? LIMIT ?)"""
+_AT_LEAST_UNKEPT = """
+    SELECT coalesce(sum(n), 0) FROM (
+        SELECT json_extract(body, '$.counted.n_requests') AS n FROM events INDEXED BY counted
+        WHERE kind = 'requests_counted' AND route = ? ORDER BY seq DESC LIMIT ?)"""
+
+_EXAMINED = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq"
+
+# Runs that a policy merely did not stop are the hard ones: only those that it could not stop count.
+_EXTRACTED = """
+    SELECT json_extract(o.body, '$.outcome.answer') IS NOT NULL
+    FROM events r INDEXED BY requests_by_route CROSS JOIN events o ON o.kind = 'outcome' AND o.key = r.key
+    WHERE r.kind = 'request' AND r.route = :route AND o.seq > :since AND r.seq > coalesce((
+            SELECT seq FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = :route
+            ORDER BY seq DESC LIMIT 1 OFFSET :looked
+        ), 0)
+        AND json_extract(r.body, '$.request.ungoverned') IS NULL
+        AND (json_extract(r.body, '$.request.mode') <> 'enforce' OR json_extract(r.body, '$.request.audit'))
+        AND NOT json_extract(o.body, '$.outcome.stopped')
+        AND json_extract(o.body, '$.outcome.end_reason') IN ('done', 'truncated')
+    ORDER BY r.seq DESC LIMIT :limit"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """One piece of feedback with its place in the log."""
+
+    seq: int            # a later one replaces an earlier one
+    feedback: Feedback
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """One whole run and all that was said about it since."""
+
+    seq: int                   # of the later of its two rows; go on reading after the largest seen
+    episode: Episode
+    labels: tuple[Label, ...]  # oldest first; (): nobody said anything
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteCounts:
+    """What can be counted about one route without reading its runs."""
+
+    route: str           # "" when no route matched
+    n_requests: int      # those that have no rows included
+    n_outcomes: int      # the rest is running now, or waits for `recover`
+    n_feedback: int      # requests that somebody said something about
+    latest: RequestSeen  # the newest request: its mode, policy version and certificate
+
+
+def newer(
+    path_or_connection: Path | str | sqlite3.Connection, query: str, since_seq: int, *, schema: int
+) -> list[tuple[Any, ...]]:
+    """The rows that a fold over some kinds has not seen, by its own query; [] where nothing is new. Raises StoreError.
+
+    query   takes the place that was read up to, and gives rows that begin with theirs
+    schema  of the log since which there are such rows: one that is older has none, and no index for them
+    """
+    with reading(path_or_connection) as connection:
+        if connection.execute("PRAGMA user_version").fetchone()[0] < schema:
+            return []
+        return connection.execute(query, (since_seq,)).fetchall()
+
+
+def newest_of(connection: sqlite3.Connection, kinds: Collection[str]) -> int:
+    """The place in the log of the newest row of some kinds, of which there are few; 0: there is none."""
+    marks = ", ".join("?" * len(kinds))
+    found = connection.execute(f"SELECT max(seq) FROM events WHERE kind IN ({marks})", tuple(kinds))  # noqa: S608 - marks
+    return int(found.fetchone()[0] or 0)
+
+
+def read_episodes(
+    path_or_connection: Path | str | sqlite3.Connection, route: str | None = None, since_seq: int = 0, *,
+    ended_after: int = 0,
+) -> Iterator[Labelled]:  # fmt: skip
+    """Yield every run that has both its rows, in the order in which the runs ended.
+
+    route      only this route; "" for requests that matched none; None for all
+    since_seq  only runs with a row after this place in the log; a label that came later to an
+               older run does not bring that run back
+    ended_after  only runs whose outcome stands after this place; what stands before it is not looked at
+
+    Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
+    """
+    with reading(path_or_connection) as connection:
+        after = ended_after
+        while True:
+            wanted = {"after": after, "since": since_seq, "route": route, "limit": _PAGE_ROWS}
+            page = [
+                (row, connection.execute(_LABELS, {"episode": row[4], "response": row[5]}).fetchall())
+                for row in connection.execute(_EPISODES, wanted).fetchall()
+            ]
+            for (outcome_seq, request_seq, outcome, request, _, _), labels in page:
+                yield _labelled(outcome_seq, request_seq, outcome, request, labels)
+            if len(page) < _PAGE_ROWS:
+                return
+            after = page[-1][0][0]
+
+
+def read_recent(path_or_connection: Path | str | sqlite3.Connection, n: int) -> Iterator[Episode]:
+    """Yield the `n` runs that ended last, of all routes together, oldest first and without labels.
+
+    Fewer where what stands last in the log is mostly something else: it is looked through for `LOOKED` rows a run.
+
+    Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
+    """
+    with reading(path_or_connection) as connection:
+        for outcome_seq, request_seq, outcome, request in connection.execute(_RECENT, {"n": n, "looked": LOOKED * n}):
+            yield _labelled(outcome_seq, request_seq, outcome, request, []).episode
+
+
+def read_events(
+    path_or_connection: Path | str | sqlite3.Connection, *, since_seq: int = 0, limit: int | None = None
+) -> Iterator[Stored]:
+    """Yield the events after `since_seq` in order, at most `limit`; unknown kinds are skipped.
+
+    Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
+    """
+    with reading(path_or_connection) as connection:
+        left = limit
+        while left is None or left > 0:
+            n_rows = _PAGE_ROWS if left is None else min(left, _PAGE_ROWS)
+            page = connection.execute(_EVENTS, (since_seq, n_rows)).fetchall()
+            for seq, at_s, kind, body in page:
+                if kind in EVENTS:
+                    yield Stored(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
+            if len(page) < n_rows:
+                return
+            since_seq = page[-1][0]
+            left = None if left is None else left - len(page)
+
+
+def route_counts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[RouteCounts, ...]:
+    """Count requests, outcomes and feedback for every route that the log has seen, by name.
+
+    Raises StoreError when the file is missing or is not ours.
+    """
+    with reading(path_or_connection) as connection:
+        counts, unkept = [], dict[str, int](connection.execute(_UNKEPT).fetchall())
+        for route, n_requests, n_outcomes, latest_seq, n_feedback in connection.execute(_COUNTS).fetchall():
+            body = connection.execute("SELECT body FROM events WHERE seq = ?", (latest_seq,)).fetchone()[0]
+            counts.append(RouteCounts(
+                route=route, n_requests=n_requests + unkept.get(route, 0),
+                n_outcomes=n_outcomes + unkept.get(route, 0), n_feedback=n_feedback,
+                latest=decoded(latest_seq, RequestSeen, body),
+            ))
+        return tuple(counts)
+
+
+def n_requests_of(
+    path_or_connection: Path | str | sqlite3.Connection, routes: Collection[str], *, most: int
+) -> dict[str, int]:
+    """How many requests each route has had, counted to `most`. Raises StoreError.
+
+    Of those that have no rows, the latest `COUNTS` counts.
+    """
+    found = dict[str, int]()
+    with reading(path_or_connection) as connection:
+        for route in routes:
+            kept = int(connection.execute(_AT_LEAST, (route, most)).fetchone()[0])
+            others = 0 if kept >= most else int(connection.execute(_AT_LEAST_UNKEPT, (route, COUNTS)).fetchone()[0])
+            found[route] = min(most, kept + others)
+    return found
+
+
+def upstream_findings(path_or_connection: Path | str | sqlite3.Connection) -> dict[str, Findings]:
+    """The latest examination of every upstream, by the upstream's name. Raises StoreError."""
+    with reading(path_or_connection) as connection:
+        rows = connection.execute(_EXAMINED, (UpstreamExamined.kind,)).fetchall()
+    found = [decoded(seq, UpstreamExamined, body).findings for seq, body in rows]
+    return {one.upstream: one for one in found}
+
+
+def route_findings(
+    path_or_connection: Path | str | sqlite3.Connection,
+) -> dict[str, tuple[int, RouteFindings]]:
+    """The latest examination of every route with its place in the log, by name. Raises StoreError."""
+    with reading(path_or_connection) as connection:
+        rows = connection.execute(_EXAMINED, (RouteExamined.kind,)).fetchall()
+    found = [(seq, decoded(seq, RouteExamined, body).findings) for seq, body in rows]
+    return {one.route: (seq, one) for seq, one in found}
+
+
+def extracted_answers(
+    path_or_connection: Path | str | sqlite3.Connection, route: str, *, since_seq: int = 0, limit: int
+) -> list[bool]:
+    """For each of the latest full runs of a route, oldest first: was there an answer? Raises StoreError.
+
+    They are looked for among the route's `LOOKED` times as many latest requests.
+    """
+    wanted = {"route": route, "since": since_seq, "limit": limit, "looked": LOOKED * limit}
+    with reading(path_or_connection) as connection:
+        return [bool(one) for (one,) in reversed(connection.execute(_EXTRACTED, wanted).fetchall())]
+
+
+def labels_of(
+    connection: sqlite3.Connection, episode_id: str, response_id: str | None, *, until_seq: int | None = None
+) -> tuple[Label, ...]:
+    """What was said about one run, oldest first. Raises StoreError.
+
+    until_seq  labels that came later do not count; None: all do
+    """
+    rows = connection.execute(_LABELS, {"episode": episode_id, "response": response_id}).fetchall()
+    return tuple(
+        Label(seq=seq, feedback=decoded(seq, FeedbackGiven, body).feedback)
+        for seq, body in rows if until_seq is None or seq <= until_seq
+    )
+
+
+@contextlib.contextmanager
+def reading(path_or_connection: Path | str | sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """A connection to read from: the caller's own, or a read-only one that is closed at the end."""
+    if isinstance(path_or_connection, sqlite3.Connection):
+        yield path_or_connection
+        return
+    path = Path(path_or_connection)
+    with readable(path), contextlib.closing(opened(path)) as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """A block in which a log is read: SQLite's errors are told as ours."""
+    try:
+        yield
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the second: damaged text, or names in the schema
+        raise StoreError(f"store {path}: cannot be read: {error}") from error
+
+
+def opened(path: Path, *, one_thread: bool = True) -> sqlite3.Connection:
+    """A read-only connection to a log; the caller closes it. Raises StoreError and SQLite's own errors.
+
+    one_thread  only the thread that opened it will use it
+    """
+    if not path.is_file():
+        raise StoreError(f"store {path}: no such file; `suffice serve` makes a log when it first runs")
+    address = f"{path.resolve().as_uri()}?mode=ro"
+    connection = sqlite3.connect(address, uri=True, check_same_thread=one_thread)
+    try:
+        if schema.check_version(connection, str(path)) == 0:
+            raise StoreError(f"store {path}: is empty; it holds no event log")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _labelled(
+    outcome_seq: int, request_seq: int, outcome_body: str, request_body: str, labels: list[tuple[int, str]]
+) -> Labelled:
+    return Labelled(
+        seq=max(outcome_seq, request_seq),
+        episode=Episode(
+            request=decoded(request_seq, RequestSeen, request_body).request,
+            outcome=decoded(outcome_seq, RequestEnded, outcome_body).outcome,
+        ),
+        labels=tuple(
+            Label(seq=seq, feedback=decoded(seq, FeedbackGiven, body).feedback) for seq, body in labels
+        ),
+    )
+
+
+def decoded(seq: int, record: type[E], body: str) -> E:
+    """The event in a stored body, `seq` its place. Raises StoreError, which names the row."""
+    try:
+        return decode_as(record, body)
+    except ValueError as error:
+        raise StoreError(f"store: row {seq} ({record.kind}) cannot be read: {error}") from None

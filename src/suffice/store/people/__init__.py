@@ -1,0 +1,1 @@
+"""What people said, hold and are told, as the log has it."""

@@ -1,0 +1,76 @@
+"""Feedback as it stands in the log: all of it, and what belongs to no request.
+
+What names a request that is not there waits, and after a while it is a dead letter. Nothing is lost by that: whenever
+the request comes, the feedback joins it. Knows rows; refuses to know how long is long.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from suffice.store.database.views import decoded, reading
+from suffice.store.rows.events import FeedbackGiven
+from suffice.types import Feedback
+
+_PARKED: Final = """
+    SELECT seq, at_s, feedback_id, episode_id, response_id, source FROM feedback WHERE NOT joined ORDER BY seq"""
+_SAID: Final = """
+    SELECT f.seq, f.body, v.route, v.joined FROM feedback v JOIN events f ON f.seq = v.seq ORDER BY f.seq"""
+_KNOWN: Final = "SELECT 1 FROM events WHERE kind = ? AND key = ?"
+_ANSWERED: Final = """
+    SELECT count(*) FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ?"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked:
+    """One piece of feedback that belongs to no request of the log."""
+
+    seq: int                 # place in the log
+    at_s: float              # Unix time at which the log took it
+    feedback_id: str
+    episode_id: str | None   # as its sender named the request
+    response_id: str | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """One piece of feedback with what the log knows of its request."""
+
+    feedback: Feedback
+    route: str | None        # of its request; None: that is not there
+    joined: bool
+
+
+def parked(path: Path) -> Iterator[Parked]:
+    """All of it, in the order in which it came. Raises StoreError."""
+    with reading(path) as connection:
+        for seq, at_s, feedback_id, episode_id, response_id, source in connection.execute(_PARKED):
+            yield Parked(
+                seq=seq, at_s=at_s, feedback_id=feedback_id, episode_id=episode_id, response_id=response_id,
+                source=source or "",
+            )  # fmt: skip
+
+
+def said(path: Path) -> Iterator[Said]:
+    """All feedback, in the order in which it came. Raises StoreError."""
+    with reading(path) as connection:
+        for seq, body, route, joined in connection.execute(_SAID):
+            given = decoded(seq, FeedbackGiven, body).feedback
+            yield Said(feedback=given, route=route, joined=bool(joined))
+
+
+def is_known(connection: sqlite3.Connection, feedback_id: str) -> bool:
+    """Is there feedback with this id already?"""
+    return connection.execute(_KNOWN, ("feedback", feedback_id)).fetchone() is not None
+
+
+def would_join(connection: sqlite3.Connection, episode_id: str | None, response_id: str | None) -> bool:
+    """Is the request in the log that either id names? A response id that two answers share names neither."""
+    if episode_id is not None:
+        return connection.execute(_KNOWN, ("request", episode_id)).fetchone() is not None
+    return bool(response_id) and connection.execute(_ANSWERED, (response_id,)).fetchone()[0] == 1

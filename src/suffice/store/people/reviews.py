@@ -1,0 +1,198 @@
+"""The review queue in the log: reading it, taking an item, saying what is right.
+
+    read_reviews ──▶ Queue ──▶ lease_next, submit_verdict, give_item_back ──▶ rows, all of a step or none of it
+
+What a step comes to is decided in `review.queue`; here it is written. Two people who are at it at the same moment
+cannot both have what one of them got: the second one's step is decided anew on what the first one left. A log that is
+locked or full raises StoreError, and then nothing of the step was written.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from suffice.errors import StoreError
+from suffice.review.items import Item, Lease, Said
+from suffice.review.queue import EMPTY, Queue, Record, Submission, give_back, next_for, submit
+from suffice.review.select import item_of, of_run
+from suffice.settings import Review as ReviewRules
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.schema import MIGRATIONS
+from suffice.store.database.views import decoded, newer, reading
+from suffice.store.routes.epochs import whole_episodes
+from suffice.store.rows.events import EVENTS, Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.review_events import (
+    QuestionKept,
+    ReviewAsked,
+    ReviewDrawn,
+    ReviewLeased,
+    ReviewReturned,
+    Sources,
+    SourcesKept,
+    VerdictGiven,
+)
+
+SINCE_SCHEMA: Final = 1 + next(at for at, one in enumerate(MIGRATIONS) if "INDEX reviews" in one)
+_TRIES: Final = 20       # steps that are decided anew because somebody else was quicker
+_NEW: Final = """
+    SELECT seq, kind, body FROM events INDEXED BY reviews WHERE seq > ? AND kind IN
+        ('review_asked', 'review_drawn', 'review_leased', 'review_returned', 'review_verdict')
+    ORDER BY seq"""
+_KEPT: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Reviews:
+    """The queue, as far as the log has been read."""
+
+    seq: int
+    queue: Queue
+
+
+NOTHING_ASKED: Final = Reviews(0, EMPTY)
+
+
+def read_reviews(path_or_connection: Path | str | sqlite3.Connection, known: Reviews = NOTHING_ASKED) -> Reviews:
+    """The queue now, given what was known before; the same object where nothing is new. Raises StoreError."""
+    rows = newer(path_or_connection, _NEW, known.seq, schema=SINCE_SCHEMA)
+    if not rows:
+        return known
+    return Reviews(rows[-1][0], known.queue.after(_records(rows)))
+
+
+def _records(rows: Iterable[tuple[int, str, str]]) -> Iterator[Record]:
+    for seq, kind, body in rows:
+        event = decoded(seq, EVENTS[kind], body)
+        if isinstance(event, ReviewAsked):
+            yield event.item
+        elif isinstance(event, ReviewDrawn):
+            yield event.drawing
+        elif isinstance(event, ReviewLeased):
+            yield event.lease
+        elif isinstance(event, ReviewReturned):
+            yield event.returned
+        elif isinstance(event, VerdictGiven):
+            yield event.verdict
+
+
+def kept_question(
+    path_or_connection: Path | str | sqlite3.Connection, episode_id: str, *, now_s: float
+) -> str | None:
+    """The text of a run's question, where its route keeps it and its time is not over; else None. Raises StoreError."""
+    with reading(path_or_connection) as connection:
+        found = connection.execute(_KEPT, (QuestionKept.kind, episode_id)).fetchone()
+    if found is None:
+        return None
+    question = decoded(found[0], QuestionKept, found[1]).question
+    return question.text if now_s < question.expires_at_s else None
+
+
+def kept_sources(
+    path_or_connection: Path | str | sqlite3.Connection, episode_id: str, *, now_s: float
+) -> Sources | None:
+    """What the steps of a run read and wrote, where its route keeps it and its time is not over. Raises StoreError."""
+    with reading(path_or_connection) as connection:
+        found = connection.execute(_KEPT, (SourcesKept.kind, episode_id)).fetchone()
+    if found is None:
+        return None
+    kept = decoded(found[0], SourcesKept, found[1]).kept
+    return kept if now_s < kept.expires_at_s else None
+
+
+# ---- steps ---------------------------------------------------------------------------------------
+
+
+def lease_next(
+    writer: Decisions, reviewer: str, *, now_s: float, route: str | None = None, third: bool = False
+) -> Lease | None:
+    """Take the next item for a reviewer, or give the one again that they have; None: there is none for them.
+
+    third  only items whose reviewers contradict each other
+
+    Raises StoreError.
+    """
+    reviews = NOTHING_ASKED
+    for _ in range(_TRIES):
+        reviews = read_reviews(writer.path, reviews)
+        found = next_for(reviews.queue, reviewer, now_s=now_s, route=route, third=third)
+        if found is None:
+            return None
+        lease, is_new = found
+        if not is_new or _written(writer, [ReviewLeased(lease)]):
+            return lease
+    raise _busy(writer)
+
+
+def submit_verdict(writer: Decisions, said: Said, *, now_s: float) -> Submission | str:
+    """Take what a reviewer says, with the label that it may come to; a sentence where it cannot be taken.
+
+    Raises StoreError, and then nothing was written: say it again.
+    """
+    reviews = NOTHING_ASKED
+    for _ in range(_TRIES):
+        reviews = read_reviews(writer.path, reviews)
+        place = reviews.queue.places.get(said.item)
+        if place is None:
+            return f"unknown item {said.item!r}: nobody was asked about such a run"
+        found = submit(place, said, now_s=now_s)
+        if isinstance(found, str) or found.verdict is None:
+            return found
+        events: list[Event] = [VerdictGiven(found.verdict)]
+        if found.lease is not None:
+            events.insert(0, ReviewLeased(found.lease))
+        if found.label is not None:
+            events.append(FeedbackGiven(found.label))
+        if _written(writer, events):
+            return found
+    raise _busy(writer)
+
+
+def give_item_back(writer: Decisions, item: str, reviewer: str, reason: str, *, now_s: float) -> bool:
+    """Give an item back without a verdict; False: this reviewer does not have it. Raises StoreError."""
+    place = read_reviews(writer.path).queue.places.get(item)
+    found = None if place is None else give_back(place, reviewer, reason, now_s=now_s)
+    return found is not None and _written(writer, [ReviewReturned(found)])
+
+
+def ask(writer: Decisions, item: Item) -> bool:
+    """Ask about a run; False: somebody was asked about it before. Raises StoreError."""
+    return _written(writer, [ReviewAsked(item)])
+
+
+def ask_about(
+    writer: Decisions, episode_id: str, rules: Mapping[str, ReviewRules], reason: str, author: str, *, now_s: float
+) -> Item | str:
+    """Ask about a run because a person wants it, whatever the cap; a sentence where that cannot be.
+
+    rules  the `review` table of each route
+
+    Raises StoreError.
+    """
+    if not reason.strip() or not author.strip():
+        return "to ask about a run needs an author and a reason"
+    with reading(writer.path) as connection:
+        found = whole_episodes(connection, [episode_id], 0)
+    if not found:
+        return f"unknown run {episode_id!r}, or it has not ended"
+    asked, ended, _ = found[0]
+    assert isinstance(asked.event, RequestSeen)
+    assert isinstance(ended.event, RequestEnded)
+    request = asked.event.request
+    if request.ungoverned is not None or request.route not in rules:
+        return f"run {episode_id} was not governed, so there is nothing to judge"
+    candidate = of_run(request, ended.event.outcome, "person", f"asked for by {author.strip()}: {reason.strip()}")
+    item = item_of(candidate, rules[request.route], now_s=now_s, author=author.strip())
+    return item if ask(writer, item) else f"somebody is asked about run {episode_id} already"
+
+
+def _written(writer: Decisions, events: list[Event]) -> bool:
+    """Write all of it; False: somebody was quicker with a part of it, and nothing was written."""
+    return writer.write(None, events, all_new=True) == [True] * len(events)
+
+
+def _busy(writer: Decisions) -> StoreError:
+    return StoreError(f"store {writer.path}: others were quicker {_TRIES} times; try again")

@@ -1,0 +1,200 @@
+"""Experiments as the log has them: which ran and which run, who drew what, and the runs that tell of them.
+
+    rows of people's decisions ──▶ read_experiments ──▶ Held: definition, author, reason, begin, end
+    rows of requests           ──▶ read_draws       ──▶ every unit's first draw
+    requests, outcomes, labels ──▶ read_runs        ──▶ whole runs of its routes while it ran
+
+Knows rows; refuses to know what they prove.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from suffice.rollout.experiment import Experiment, allot, define, same_question
+from suffice.settings import Experiment as Written
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import Labelled, decoded, read_episodes, reading
+from suffice.store.rows.events import EVENTS
+from suffice.store.rows.experiment_events import (
+    Begun,
+    Ended,
+    ExperimentChanged,
+    ExperimentStarted,
+    ExperimentStopped,
+)
+from suffice.types import ArmDraw, Query
+
+# By the unique index on kind and key, which holds a handful of such rows however long the log is.
+_DECIDED: Final = """
+    SELECT seq, at_s, kind, body FROM events
+    WHERE kind IN ('experiment_started', 'experiment_changed', 'experiment_stopped') ORDER BY seq"""
+
+_DRAWS: Final = """
+    SELECT r.seq, r.key, a.value, json_extract(r.body, '$.request.query')
+    FROM events r, json_each(r.body, '$.request.arms') a
+    WHERE r.kind = 'request' AND r.seq > :since AND (:until IS NULL OR r.seq <= :until)
+        AND json_extract(a.value, '$.experiment') = :name AND json_extract(a.value, '$.run') = :run
+    ORDER BY r.seq"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One run of an experiment."""
+
+    experiment: Experiment        # with its latest weights
+    revision: int
+    seq: int                      # place in the log of its start
+    started_at_s: float           # Unix time; informative
+    author: str
+    reason: str
+    ended: Ended | None = None    # None: it runs
+    end_seq: int | None = None
+    ended_at_s: float | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Do requests draw arms of it now?"""
+        return self.ended is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitDraw:
+    """One request that drew an arm."""
+
+    seq: int
+    episode_id: str
+    unit: str
+    arm: str
+    odds: tuple[tuple[str, float], ...]  # of every arm, when it was drawn
+    query: Query | None
+
+
+def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tuple[Held, ...]:
+    """Every run of every experiment, in the order in which they were started. Raises StoreError."""
+    with reading(path_or_connection) as connection:
+        rows = connection.execute(_DECIDED).fetchall()
+    found: dict[tuple[str, int], Held] = {}
+    for seq, at_s, kind, body in rows:
+        event = decoded(seq, EVENTS[kind], body)
+        if isinstance(event, ExperimentStarted):
+            begun = event.begun
+            one = Held(
+                experiment=begun.experiment, revision=begun.revision, seq=seq, started_at_s=at_s, author=begun.author,
+                reason=begun.reason,
+            )
+            rival = _rival(begun.experiment, found.values())
+            void = None if rival is None else Ended(
+                experiment=begun.experiment.name, run=begun.experiment.run, author=begun.author,
+                reason=f"never ran: {rival} had taken its part of the layer at the same moment",
+            )
+            found[_at(begun.experiment)] = one if void is None else replace(
+                one, ended=void, end_seq=seq, ended_at_s=at_s
+            )
+        elif isinstance(event, ExperimentChanged) and found[_at(event.begun.experiment)].runs:
+            before, wanted = found[_at(event.begun.experiment)], event.begun.experiment
+            fits = _rival(wanted, found.values()) is None
+            found[_at(wanted)] = replace(
+                before, revision=event.begun.revision, experiment=wanted if fits else before.experiment
+            )
+        elif isinstance(event, ExperimentStopped):
+            at = event.ended.experiment, event.ended.run
+            if found[at].runs:
+                found[at] = replace(found[at], ended=event.ended, end_seq=seq, ended_at_s=at_s)
+    return tuple(found.values())
+
+
+def _at(one: Experiment) -> tuple[str, int]:
+    return one.name, one.run
+
+
+def _rival(wanted: Experiment, held: Iterable[Held]) -> str | None:
+    """The running experiment that owns a part of the layer that this one wants; None: there is none."""
+    for one in running(held):
+        if one.layer == wanted.layer and _at(one) != _at(wanted):
+            shared = any(a < d and c < b for a, b in one.slots for c, d in wanted.slots)
+            if shared:
+                return one.name
+    return None
+
+
+def running(held: Iterable[Held]) -> tuple[Experiment, ...]:
+    """The experiments that requests take part in now, for `rollout.experiment.draw`."""
+    return tuple(one.experiment for one in held if one.runs)
+
+
+def read_draws(path_or_connection: Path | str | sqlite3.Connection, one: Held) -> Iterator[UnitDraw]:
+    """Every request that drew an arm of this run, in order; retries and turns share a unit. Raises StoreError."""
+    wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
+    with reading(path_or_connection) as connection:
+        for seq, episode_id, body, query in connection.execute(_DRAWS, wanted):
+            told = msgspec.json.decode(body, type=ArmDraw)
+            yield UnitDraw(
+                seq=seq, episode_id=episode_id, unit=told.unit, arm=told.arm,
+                odds=((told.arm, told.propensity), *told.others),
+                query=None if query is None else msgspec.json.decode(query, type=Query),
+            )  # fmt: skip
+
+
+def read_runs(path_or_connection: Path | str | sqlite3.Connection, one: Held) -> Iterator[Labelled]:
+    """Whole runs of its routes that began while it ran, route after route, as they ended. Raises StoreError."""
+    with reading(path_or_connection) as connection:
+        for route in one.experiment.routes:
+            yield from read_episodes(connection, route, one.seq, ended_after=one.seq)
+
+
+# --------------------------------------------------------------------------- what people decide
+
+
+def start(writer: Decisions, name: str, written: Written, *, author: str, reason: str) -> Begun | str:
+    """Let an experiment run as the settings have it, or give a running one its new weights and share.
+
+    What was begun, or why not. Raises ConfigError where its layer has no room, and StoreError.
+    """
+    held = read_experiments(writer.path)
+    now = next((one for one in held if one.runs and one.experiment.name == name), None)
+    mates = [one for one in running(held) if one.layer == written.layer and one.name != name]
+    for mate in mates:
+        if mate.unit != written.unit:
+            return f"has the unit {written.unit!r}, and {mate.name}, which runs in its layer, has {mate.unit!r}"
+    own = now.experiment.slots if now is not None else ()
+    slots = allot(written.share, own=own, taken={mate.name: mate.slots for mate in mates})
+    if now is None:
+        run = 1 + sum(one.experiment.name == name for one in held)
+        begun = Begun(experiment=define(name, written, run=run, slots=slots), revision=0, author=author, reason=reason)
+        return _written(writer, ExperimentStarted(begun), begun)
+    wanted = define(name, written, run=now.experiment.run, slots=slots)
+    if wanted == now.experiment:
+        return f"runs already, started by {now.author}: {now.reason}"
+    if not same_question(wanted, now.experiment):
+        return "runs as it was defined at its start; stop it before anything but weights and share changes"
+    begun = Begun(experiment=wanted, revision=now.revision + 1, author=author, reason=reason)
+    return _written(writer, ExperimentChanged(begun), begun)
+
+
+def stop(writer: Decisions, name: str, *, author: str, reason: str, said: tuple[str, ...] = ()) -> Ended | str:
+    """End an experiment; what ended, or why nothing did. Raises StoreError.
+
+    said  what it showed at its end, in sentences
+    """
+    now = next((one for one in read_experiments(writer.path) if one.runs and one.experiment.name == name), None)
+    if now is None:
+        return "is not running"
+    ended = Ended(experiment=name, run=now.experiment.run, author=author, reason=reason, said=said)
+    return ended if writer.write(None, [ExperimentStopped(ended)]) == [True] else _AT_ONCE
+
+
+_AT_ONCE: Final = "was decided on by somebody else at the same moment; look again"
+
+
+def _written(writer: Decisions, event: ExperimentStarted | ExperimentChanged, begun: Begun) -> Begun | str:
+    if writer.write(None, [event]) != [True]:
+        return _AT_ONCE
+    now = next((one for one in read_experiments(writer.path) if _at(one.experiment) == _at(begun.experiment)), None)
+    return begun if now is not None and now.experiment == begun.experiment else _AT_ONCE

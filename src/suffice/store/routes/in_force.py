@@ -1,0 +1,128 @@
+"""What the log says is in force on each route: a fold over decisions, and its cheap reader.
+
+A follower asks as often as it likes: only rows that it has not seen are read, through an index that holds nothing
+else. Knows the order of decisions and which of them end others; refuses to know models, routes and who acts on it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from suffice.store.database.log import Stored
+from suffice.store.database.views import decoded, newer
+from suffice.store.rows.control_events import (
+    AlarmRaised,
+    EnforcementPaused,
+    EnforcementResumed,
+    EpochBegan,
+    PolicyPublished,
+)
+from suffice.store.rows.events import EVENTS, Event
+from suffice.types import Alarm, Epoch, Pause, Publication
+
+_SINCE_SCHEMA: Final = 3
+
+# The condition stands to the letter as in the index. Left to itself, SQLite would look through all decisions.
+_NEW: Final = """
+    SELECT seq, kind, body FROM events INDEXED BY decisions WHERE seq > ? AND kind IN
+        ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published')
+    ORDER BY seq"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InForce:
+    """What holds on one route."""
+
+    epoch: Epoch | None = None              # the latest; None: no worker has begun with this route
+    publication: Publication | None = None  # the latest of this epoch; None: nothing was published in it
+    last: Publication | None = None         # the latest of any epoch
+    pause: Pause | None = None              # that has not ended
+    alarm: Alarm | None = None              # the latest
+    n_publications: int = 0                 # numbers that are taken
+    n_pauses: int = 0
+    n_epochs: int = 0
+
+    @property
+    def level(self) -> int:
+        """The level that may be acted on, certified or as the budgeted mode has it; 0: none."""
+        found = self.publication
+        return found.level if found is not None and found.may_act and self.pause is None else 0
+
+    @property
+    def classes(self) -> tuple[tuple[str, int], ...]:
+        """Classes of questions that run below the level, and theirs; also where an ended epoch's level goes on."""
+        found = self.publication or self.last
+        return found.classes if found is not None else ()
+
+    @property
+    def in_burst(self) -> bool:
+        """Does every request run in full, as an audit, until something is published?"""
+        return self.publication is None
+
+    def after(self, event: Event) -> InForce:
+        """What holds after one more decision; other events change nothing."""
+        if isinstance(event, EpochBegan) and event.epoch.number > self.n_epochs:
+            return replace(self, epoch=event.epoch, publication=None, n_epochs=event.epoch.number)
+        if isinstance(event, PolicyPublished) and event.publication.number > self.n_publications:
+            made = event.publication
+            mine = made if made.epoch == self.n_epochs else self.publication  # of an ended epoch: void
+            return replace(self, publication=mine, last=made, n_publications=made.number)
+        if isinstance(event, AlarmRaised):
+            return replace(self, alarm=event.alarm)
+        if isinstance(event, EnforcementPaused) and event.pause.number > self.n_pauses:
+            return replace(self, pause=event.pause, n_pauses=event.pause.number)
+        if isinstance(event, EnforcementResumed) and self.pause is not None:
+            return replace(self, pause=None) if event.resumption.number >= self.pause.number else self
+        return self
+
+
+NOTHING: Final = InForce()
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What holds on all routes, as far as the log has been read."""
+
+    seq: int
+    routes: Mapping[str, InForce]
+
+    def of(self, route: str) -> InForce:
+        """What holds on a route; nothing where nothing was decided."""
+        return self.routes.get(route, NOTHING)
+
+
+NOTHING_DECIDED: Final = Decided(0, {})
+
+
+def read_decided(path_or_connection: Path | str | sqlite3.Connection, known: Decided = NOTHING_DECIDED) -> Decided:
+    """What holds now, given what was known before; the same object where nothing is new. Raises StoreError."""
+    rows = newer(path_or_connection, _NEW, known.seq, schema=_SINCE_SCHEMA)
+    if not rows:
+        return known
+    events = (decoded(seq, EVENTS[kind], body) for seq, kind, body in rows)
+    return Decided(rows[-1][0], fold(events, known.routes))
+
+
+def fold(events: Iterable[Event], known: Mapping[str, InForce]) -> dict[str, InForce]:
+    """What holds on each route after these decisions."""
+    routes = dict(known)
+    for event in events:
+        if event.route is not None:
+            routes[event.route] = routes.get(event.route, NOTHING).after(event)
+    return routes
+
+
+_OF_ROUTE: Final = """
+    SELECT seq, at_s, kind, body FROM events INDEXED BY decisions WHERE kind IN
+        ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published')
+        AND route = ? ORDER BY seq DESC LIMIT ?"""
+
+
+def decisions_of(connection: sqlite3.Connection, route: str, n: int) -> list[Stored]:
+    """The latest decisions about a route, newest first. Raises StoreError."""
+    rows = connection.execute(_OF_ROUTE, (route, n)).fetchall()
+    return [Stored(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body)) for seq, at_s, kind, body in rows]

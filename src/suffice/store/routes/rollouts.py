@@ -1,0 +1,287 @@
+"""Rollouts as the log has them: which ran and which run, where each stands, and what serves a route behind them.
+
+    rows ──▶ read_rollouts ──▶ Held: state, author, reason, moves ──▶ serving: the version that is in force on a route
+    person's word ──▶ propose, move, undo ──▶ rows, each written only if nobody was quicker
+
+Knows rows; refuses to know what the evidence says (`control.jobs.advance`) and who is served (`gateway.variants`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypedDict
+
+from suffice.errors import ConfigError
+from suffice.rollout.pace import Past, refusal
+from suffice.rollout.rules import Rules
+from suffice.rollout.stages import State, Transition, begin, hold, promote, resume, roll_back
+from suffice.rollout.versions import Lineage, Version, make_version, open_version, seal
+from suffice.scoring.base import scorer_label
+from suffice.settings import Route
+from suffice.store.database.decisions import Decisions, read_artefact
+from suffice.store.database.views import decoded, reading
+from suffice.store.routes.epochs import requests_since
+from suffice.store.rows.events import EVENTS
+from suffice.store.rows.rollout_events import Beginning, Moved, RolloutBegun, RolloutMoved, RolloutUndone, Undoing
+
+# By the unique index on kind and key, which holds a handful of such rows however long the log is.
+_ROWS: Final = """
+    SELECT seq, at_s, kind, body FROM events
+    WHERE kind IN ('rollout_begun', 'rollout_moved', 'rollout_undone') ORDER BY seq"""
+
+
+class Word(TypedDict):
+    """What a person says with a step."""
+
+    by: str
+    reason: str
+    at: int          # governed requests of the route since the rollout began
+    now_s: float     # Unix time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One rollout."""
+
+    state: State                          # where it stands now
+    first: State                          # where it began
+    number: int                           # of the route's rollouts
+    seq: int                              # place in the log of its start
+    author: str
+    reason: str
+    rules: Rules                          # that it began with
+    moves: tuple[Transition, ...] = ()
+    undone: Undoing | None = None         # it had reached everybody, and was taken back
+
+    @property
+    def serves_all(self) -> bool:
+        """Is its candidate what the route serves?"""
+        return self.state.stage == "full" and self.undone is None
+
+
+def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[Held, ...]:
+    """Every rollout, in the order in which they began. Raises StoreError."""
+    with reading(path_or_connection) as connection:
+        rows = connection.execute(_ROWS).fetchall()
+    found: dict[str, Held] = {}
+    for seq, _, kind, body in rows:
+        event = decoded(seq, EVENTS[kind], body)
+        if isinstance(event, RolloutBegun):
+            made = event.beginning
+            found[made.state.rollout] = Held(
+                state=made.state, first=made.state, number=made.number, seq=seq, author=made.author,
+                reason=made.reason, rules=made.rules,
+            )  # fmt: skip
+        elif isinstance(event, RolloutMoved):
+            move = event.moved.transition
+            before = found[move.rollout]
+            found[move.rollout] = replace(before, state=before.state.after(move), moves=(*before.moves, move))
+        elif isinstance(event, RolloutUndone):
+            found[event.undoing.rollout] = replace(found[event.undoing.rollout], undone=event.undoing)
+    return tuple(found.values())
+
+
+def running(held: Iterable[Held]) -> dict[str, Held]:
+    """The rollout that runs on each route."""
+    return {one.state.route: one for one in held if not one.state.over}
+
+
+def succession(held: Iterable[Held], route: str, own: str) -> tuple[str, ...]:
+    """The versions that rollouts have made of a route's own, each in the place of the one before it; the last serves.
+
+    own  address of the settings' own policy, which stands first; where its owner writes another one, that one serves
+    """
+    line = [own]
+    for one in held:
+        if one.state.route == route and one.serves_all and one.first.in_force == line[-1]:
+            line.append(one.state.candidate)
+    return tuple(line)
+
+
+def serving(held: Iterable[Held], route: str, own: str) -> str:
+    """The version that serves a route: the last one of its `succession`."""
+    return succession(held, route, own)[-1]
+
+
+def own_version(route: Route) -> Version:
+    """The policy that a route's owner wrote into the settings, as a version. Raises ConfigError where there is none."""
+    if not route.policy:
+        raise ConfigError("policy: its owner wrote none down; what the control loop has learned needs no rollout")
+    return make_version(
+        "policy", route.policy, kind=route.kind, scorer=scorer_label(route.scorer), model_family=None,
+        lineage=Lineage(parent=None, proposed_by="settings", why="written down by the route's owner"),
+    )
+
+
+def proposed_version(
+    held: Iterable[Held], name: str, route: Route, table: Mapping[str, Any], *, author: str, why: str, now_s: float
+) -> Version:
+    """A policy that somebody proposes for a route, as a version that follows what serves there. Raises ConfigError.
+
+    held   the rollouts so far
+    table  the policy, as settings have it
+    """
+    lineage = Lineage(
+        parent=serving(held, name, own_version(route).address), proposed_by=f"person:{author}", why=why,
+        proposed_s=now_s,
+    )  # fmt: skip
+    return make_version(
+        "policy", table, kind=route.kind, scorer=scorer_label(route.scorer), model_family=None, lineage=lineage
+    )
+
+
+def version_at(connection: sqlite3.Connection, address: str, *, secret: str) -> Version:
+    """The version under an address. Raises ConfigError for one that is gone or is not what it was, and StoreError."""
+    body = read_artefact(connection, address)
+    if body is None:
+        raise ConfigError(f"version {address}: is not kept here")
+    return open_version(body.encode(), secret=secret, address=address)
+
+
+def past_of(held: Iterable[Held], route: str) -> list[Past]:
+    """The rollouts of a route, for the rules of pace."""
+    return [
+        Past(
+            candidate=one.state.candidate, began_s=one.first.began_s,
+            ended_s=one.moves[-1].now_s if one.state.over else None,
+            rolled_back=one.state.stage == "rolled_back" or one.undone is not None,
+        )
+        for one in held if one.state.route == route
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What is to be tried on a route, and what it is compared with."""
+
+    route: str
+    version: Version
+    in_force: str                            # address of what serves the others
+    follows: int = 0                         # number of the publication that put that in force; 0: the settings did
+    fit: str = ""                            # of a learned one: address of its models; "": it is a policy
+    beside: tuple[Version, ...] = ()         # what must be kept with it
+
+
+def own_candidate(held: Iterable[Held], version: Version, *, route: str, own: Version) -> Candidate | str:
+    """A policy that is to be tried where its owner wrote one down; a sentence where it serves already.
+
+    own  the settings' own policy as a version
+    """
+    in_force = serving(held, route, own.address)
+    if version.address == in_force:
+        return f"{version.address} is in force on route {route} already"
+    return Candidate(route=route, version=version, in_force=in_force, beside=(own,))
+
+
+def beginning(
+    held: Sequence[Held], one: Candidate, *, author: str, reason: str, name: str, rules: Rules, now_s: float,
+    held_by: str = "", by_person: bool = True,
+) -> RolloutBegun | str:  # fmt: skip
+    """The first row of a rollout; a sentence where it may not begin now.
+
+    name     of the rollout, one that no other has
+    rules    by which it may begin, and which it keeps
+    held_by  why a person holds the route; "": nobody does
+    """
+    route, address = one.route, one.version.address
+    why = refusal(past_of(held, route), address, now_s=now_s, rules=rules, held=held_by, by_person=by_person)
+    if why is not None:
+        return why
+    number = 1 + sum(each.state.route == route for each in held)
+    state = begin(
+        name, route=route, candidate=address, in_force=one.in_force, follows=one.follows, at=0, now_s=now_s,
+        rules=rules, fit=one.fit,
+    )  # fmt: skip
+    return RolloutBegun(Beginning(state=state, number=number, author=author, reason=reason, rules=rules))
+
+
+def kept_with(one: Candidate, *, secret: str) -> dict[str, str]:
+    """What is written beside the log with the first row, by address."""
+    return {each.address: seal(each, secret=secret).decode() for each in (one.version, *one.beside)}
+
+
+def propose(
+    writer: Decisions, one: Candidate, *, author: str, reason: str, name: str, rules: Rules, secret: str,
+    held_by: str = "", by_person: bool = True,
+) -> Held | str:  # fmt: skip
+    """Begin a rollout of a candidate, as `beginning` says; a sentence where it may not begin now. Raises StoreError.
+
+    secret  of the deployment, which signs what is kept
+    """
+    event = beginning(
+        read_rollouts(writer.path), one, author=author, reason=reason, name=name, rules=rules, now_s=writer.now(),
+        held_by=held_by, by_person=by_person,
+    )  # fmt: skip
+    if isinstance(event, str):
+        return event
+    if writer.write(None, [event], kept_with(one, secret=secret), all_new=True) != [True]:
+        return "somebody else began a rollout on this route at the same moment; look again"
+    return read_rollouts(writer.path)[-1]
+
+
+def move(writer: Decisions, route: str, moved: Callable[[Held], Transition]) -> Transition | str:
+    """Have a person move the rollout that runs on a route; a sentence where there is nothing to move.
+
+    moved  makes the transition; raises ValueError where the state does not allow it
+
+    Raises StoreError.
+    """
+    one = running(read_rollouts(writer.path)).get(route)
+    if one is None:
+        return f"no rollout runs on route {route}"
+    try:
+        transition = moved(one)
+    except ValueError as error:
+        return str(error)
+    row = RolloutMoved(
+        Moved(route=route, author=transition.by, reason=transition.reason, transition=transition)
+    )
+    if writer.write(None, [row], all_new=True) != [True]:
+        return "somebody else moved it at the same moment; look again"
+    return transition
+
+
+STEPS: Final[Mapping[str, Callable[[State, Rules, Word], Transition]]] = {
+    "promote": lambda state, rules, word: promote(state, rules, **word),
+    "hold": lambda state, _, word: hold(state, **word),
+    "release": lambda state, rules, word: resume(state, rules, **word),
+    "rollback": lambda state, _, word: roll_back(state, **word),
+}
+
+
+def step(writer: Decisions, route: str, name: str, *, author: str, reason: str) -> Transition | str:
+    """Take a person's step, a key of STEPS, on the rollout that runs on a route; a sentence where it cannot be.
+
+    Raises StoreError.
+    """
+    with reading(writer.path) as connection:
+        one = running(read_rollouts(connection)).get(route)
+        at = 0 if one is None else requests_since(connection, route, one.seq)
+    word = Word(by=f"person:{author}", reason=reason, at=at, now_s=writer.now())
+    return move(writer, route, lambda held: STEPS[name](held.state, held.rules, word))
+
+
+def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -> Held | str:
+    """Take back the version that serves all of a route; a sentence where no rollout has brought it. Raises StoreError.
+
+    now  address of what serves it: of a policy (`serving`), or of learned models
+    """
+    last = brought_by(read_rollouts(writer.path), route, now)
+    if last is None:
+        return f"what serves route {route} came by no rollout"
+    row = RolloutUndone(Undoing(rollout=last.state.rollout, route=route, author=author, reason=reason))
+    if writer.write(None, [row], all_new=True) != [True]:
+        return "somebody else took it back at the same moment; look again"
+    return last
+
+
+def brought_by(held: Sequence[Held], route: str, address: str) -> Held | None:
+    """The latest rollout that brought a version to all of a route; None: none has."""
+    brought = (
+        one for one in reversed(held)
+        if one.state.route == route and one.serves_all and address in (one.state.candidate, one.state.fit or None)
+    )  # fmt: skip
+    return next(brought, None)

@@ -1,0 +1,69 @@
+"""Reading what sampling left in the log: requests that were only counted, runs that were drawn, rates in force.
+
+Knows rows; refuses to know what is made of them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from suffice.assurance.sampling import Unkept
+from suffice.store.database.views import Labelled, decoded, labels_of, reading
+from suffice.store.rows.events import RequestEnded, RequestSeen
+from suffice.store.rows.sampling_events import RatesSet, RequestsCounted, RowRates
+from suffice.types import Episode
+
+# The kind stands to the letter, as in the index, and the route is compared in it.
+_CELLS: Final = """
+    SELECT seq, body FROM events
+    WHERE kind = 'requests_counted' AND route = :route AND seq > :since AND (:until IS NULL OR seq <= :until)
+    ORDER BY seq"""
+_DRAWN: Final = """
+    SELECT o.seq, o.body, r.seq, r.body FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE o.kind = 'outcome' AND o.seq > ? AND o.seq <= ? AND r.route = ?
+        AND json_extract(r.body, '$.request.kept_by') = 'lot' ORDER BY o.seq"""
+_N: Final = """
+    SELECT coalesce(sum(json_extract(body, '$.counted.n_governed')), 0) FROM events
+    WHERE kind = 'requests_counted' AND route = ? AND seq > ?"""
+_NEWEST: Final = """
+    SELECT seq, body FROM events WHERE kind = 'rates_set' AND key > ? || ':' AND key < ? || ';' AND route = ?
+    ORDER BY key DESC LIMIT 1"""
+
+
+def counted_cells(
+    path_or_connection: Path | str | sqlite3.Connection, route: str, *, since_seq: int = 0, until_seq: int | None = None
+) -> Iterator[Unkept]:
+    """What was counted of a route's requests without rows, behind a place in the log up to another. Raises StoreError.
+
+    until_seq  None: all there is
+    """
+    with reading(path_or_connection) as connection:
+        rows = connection.execute(_CELLS, {"route": route, "since": since_seq, "until": until_seq}).fetchall()
+    for seq, body in rows:
+        yield from decoded(seq, RequestsCounted, body).counted.cells
+
+
+def drawn_runs(connection: sqlite3.Connection, route: str, since_seq: int, until_seq: int) -> Iterator[Labelled]:
+    """The runs of a route that have rows by lot, ended behind a place in the log up to another. Raises StoreError."""
+    for seq, ended, asked_seq, asked in connection.execute(_DRAWN, (since_seq, until_seq, route)).fetchall():
+        request = decoded(asked_seq, RequestSeen, asked).request
+        outcome = decoded(seq, RequestEnded, ended).outcome
+        yield Labelled(
+            seq=seq, episode=Episode(request=request, outcome=outcome),
+            labels=labels_of(connection, request.episode_id, outcome.response_id),
+        )  # fmt: skip
+
+
+def n_counted(connection: sqlite3.Connection, route: str, seq: int) -> int:
+    """Governed requests of a route that ended without rows, as counted behind a place in the log."""
+    return int(connection.execute(_N, (route, seq)).fetchone()[0])
+
+
+def newest_rates(path_or_connection: Path | str | sqlite3.Connection, route: str) -> RowRates | None:
+    """The rates that were set last on a route; None: nobody has set any. Raises StoreError."""
+    with reading(path_or_connection) as connection:
+        found = connection.execute(_NEWEST, (route, route, route)).fetchone()
+    return None if found is None else decoded(found[0], RatesSet, found[1]).rates

@@ -1,0 +1,1 @@
+"""What can happen, as rows of the log: one frozen record a kind, and their JSON."""

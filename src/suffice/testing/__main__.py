@@ -1,0 +1,39 @@
+"""`python -m suffice.testing`: a model server that pretends, for trying Suffice out where none is at hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import click
+
+from suffice.testing.sums import Sums
+from suffice.testing.upstream import FakeUpstream
+
+
+@click.command()
+@click.option("--port", default=8080, show_default=True, help="Port on 127.0.0.1; 0 picks a free one.")
+@click.option("--slots", default=4, show_default=True, type=click.IntRange(1, 64), help="Requests served at once.")
+def main(port: int, slots: int) -> None:
+    """Serve a model that does sums, as a llama.cpp server would, until Ctrl-C.
+
+    It thinks aloud, has its answer long before it ends, and is wrong in one of seven answers to the same prompt.
+    """
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_serve(port, slots))
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on 127.0.0.1:{port}: {error.strerror or error}") from None
+
+
+async def _serve(port: int, slots: int) -> None:
+    # Idle connections are closed after 5 s, as llama.cpp does; prefixes are cached.
+    async with FakeUpstream(
+        Sums(delay_s=0.002), port=port, slots=slots, prefix_cache=True, models=("sums",), idle_close_s=5.0
+    ) as fake:
+        click.echo(f"a pretended llama.cpp with the model 'sums' on {fake.url}; Ctrl-C ends it")
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""What reads a log that keeps a part of its rows: counts are whole, and a run counts for those that it stands for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from suffice.assurance.estimate import estimate_route
+from suffice.assurance.liking import SATISFACTION, likings
+from suffice.assurance.sampling import LEAST_CLASS, Unkept
+from suffice.assurance.satisfaction import Rated, judge
+from suffice.control.evidence.audits import Said
+from suffice.control.evidence.early import Early
+from suffice.control.evidence.liking import heard, measures
+from suffice.control.loop.brake import Floor
+from suffice.settings import Settings, parse
+from suffice.store.database.views import read_episodes, reading, route_counts
+from suffice.store.routes import rollups
+from suffice.store.routes.advice import counts_since
+from suffice.store.routes.epochs import requests_since
+from suffice.store.routes.sampling import counted_cells, newest_rates
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.sampling_events import Counted, RequestsCounted
+from suffice.types import Episode, Feedback, Query, StepRecord
+from suffice.wiring import worker
+from tests.control.made import CONTROL, rows, run, story, traffic
+from tests.control.test_worker import fill
+
+
+def settings_for(folder: Path, **route: Any) -> Settings:
+    owned = {"mode": "enforce", "policy": {"policy": "stable-answer"}, "uncertified": True, "audit_share": 0.1}
+    return parse({
+        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+        "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 8, **owned, "sample_rate": 0.2, **route}},
+        "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+    })  # fmt: skip
+
+
+def write(folder: Path, events: Sequence[Event]) -> Path:
+    fill(folder, events, at_s=7_200.0)
+    return folder / "log.db"
+
+
+def live(number: int, name: str = "", *, rate: float = 0.1, **changes: Any) -> Episode:
+    """A live run that was drawn to have rows."""
+    known: dict[str, Any] = {"audit": False, "propensity": 0.9} | changes
+    request, outcome = run(number, random.Random(number), **known)
+    drawn = replace(request, keep_rate=rate, kept_by="lot", query=Query(query_class=name))
+    return Episode(request=drawn, outcome=outcome)
+
+
+def logged(*episodes: Episode) -> list[Event]:
+    return [event for one in episodes for event in (RequestSeen(one.request), RequestEnded(one.outcome))]
+
+
+def label(one: Episode, correct: bool, **said: Any) -> FeedbackGiven:
+    name = one.request.episode_id
+    return FeedbackGiven(
+        Feedback(feedback_id=f"f-{name}-{said}", episode_id=name, correct=correct, source="reviewer", **said)
+    )
+
+
+def counted(n: int, *, name: str = "", senders: tuple[str, ...] = (), number: int = 1) -> RequestsCounted:
+    cell = Unkept(
+        query_class=name, version="", ungoverned="", n=n, ends=(("stopped", n),), n_stopped=n, n_counted=n,
+        prompt_tokens=5 * n, completion_tokens=100 * n, probe_tokens=2 * n, n_priced=n, cost_usd=0.5 * n,
+    )  # fmt: skip
+    return RequestsCounted(Counted(
+        count_id=f"c{number}", route="r", n_requests=n, n_governed=n, cells=(cell,), senders=senders,
+    ))  # fmt: skip
+
+
+# --------------------------------------------------------------------------- counts
+
+
+def test_every_reader_of_a_number_of_requests_counts_those_without_rows(tmp_path: Path) -> None:
+    database = write(tmp_path, [*logged(live(1), live(2)), counted(98)])
+    with reading(database) as connection:
+        assert requests_since(connection, "r", 0) == 100
+        assert counts_since(connection, "r", 0) == (100, 0)
+    (told,) = route_counts(database)
+    assert (told.n_requests, told.n_outcomes) == (100, 100)
+
+
+def test_a_report_and_the_sums_of_pages_hold_all_requests_tokens_and_money(tmp_path: Path) -> None:
+    episodes = [replace(one, outcome=replace(one.outcome, cost_usd=0.5)) for one in (live(1), live(2))]
+    database = write(tmp_path, [*logged(*episodes), counted(98)])
+    tokens = sum(one.outcome.usage.completion_tokens for one in episodes if one.outcome.usage)
+    report = estimate_route(
+        read_episodes(database, "r"), route="r", match=lambda a, b: a == b, rng=np.random.default_rng(0),
+        unkept=counted_cells(database, "r"),
+    )  # fmt: skip
+    assert (report.n_requests, report.n_governed, report.n_stopped) == (100, 100, 98)
+    assert report.end_reasons == {"done": 2, "stopped": 98}
+    assert report.tokens.client_completion == tokens + 9_800
+    assert (report.money.governed_usd, report.money.n_known) == (50.0, 100)
+    with worker(settings_for(tmp_path), learning=False) as here:
+        assert here.once("rollup") is not None
+    with reading(database) as connection:
+        sums = rollups.read(connection, ())[()]
+    assert (sums.n_requests, sums.n_governed, sums.n_stopped, sums.n_live_counted) == (100, 100, 98, 100)
+    assert (sums.completion_tokens, sums.cost_usd, sums.overhead_tokens) == (tokens + 9_800, 50.0, 196)
+
+
+def test_the_control_loop_counts_them_and_looks_when_they_come() -> None:
+    events = traffic(CONTROL.burst_requests)
+    told = story().feed(rows([*events, counted(1_000, senders=("key",))]))
+    assert told.loop.n == CONTROL.burst_requests + 1_000
+    assert told.loop.epoch.number == 1
+    assert "key" in told.loop._callers, "whoever asks the model is a user, though none of his requests has rows"
+    again = story().feed(rows([*events, counted(1_000, senders=("key",))]))
+    assert again.published == told.published, "the same log, the same decisions"
+    assert told.published, "the evidence was there, and the next look came with the count"
+
+
+# --------------------------------------------------------------------------- weights
+
+
+def test_classes_kept_at_different_rates_are_one_mean_again(tmp_path: Path) -> None:
+    # Easy questions, nine of ten, are all right and kept at one in twenty; hard ones are wrong and kept at one half.
+    easy = [live(n, "easy", rate=0.05, stopped=True, end_reason="stopped") for n in range(45)]
+    hard = [live(100 + n, "hard", rate=0.5, stopped=True, end_reason="stopped") for n in range(50)]
+    said = [label(one, True) for one in easy] + [label(one, False) for one in hard]
+    database = write(tmp_path, [*logged(*easy, *hard), *said])
+    report = estimate_route(
+        read_episodes(database, "r"), route="r", match=lambda a, b: a == b, rng=np.random.default_rng(0)
+    )
+    for found in (report.measured.em_live, report.measured.em_stopped):
+        assert found is not None
+        assert found.value == pytest.approx(0.9)
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low < 0.9 < found.high
+        assert found.n == 95
+    with worker(settings_for(tmp_path), learning=False) as here:
+        assert here.once("rollup") is not None
+    with reading(database) as connection:
+        sums = rollups.read(connection, ())[()]
+    right, marked = sums.stopped_marks
+    assert right / marked == pytest.approx(0.9, abs=0.02)
+    assert marked < 95, "unequal weights tell less than so many equal ones"
+    assert sums.n_live_right / sums.n_live_marked == pytest.approx(0.9)
+
+
+def test_satisfaction_is_that_of_all_answers() -> None:
+    runs = []
+    for number in range(95):
+        one = live(number, rate=0.05 if number < 45 else 0.5, stopped=True, certified=True)
+        rating = Feedback(feedback_id=f"f{number}", episode_id="x", rating=5 if number < 45 else 1, source="user")
+        runs.append(heard(one, [Said(number, rating)], {}, uncertified=False))
+    told = next(one for one in likings(runs, measures({})) if one.measure == SATISFACTION)
+    assert told.stopped is not None
+    assert told.stopped.value == pytest.approx(0.9)
+
+
+def test_ratings_that_steer_are_those_of_all_answers() -> None:
+    # Stopped runs: many that stand for few and are liked less, few that stand for many and are liked as audits are.
+    def ratings(*, weighed: bool) -> list[Rated]:
+        rng, found = random.Random(0), list[Rated]()
+        for _ in range(400):
+            found.append(Rated(audit=True, satisfaction=0.5 + 0.1 * rng.random()))
+            found += [Rated(audit=False, satisfaction=0.2, stands_for=1.0) for _ in range(3)]
+            found.append(Rated(audit=False, satisfaction=0.55, stands_for=60.0 if weighed else 1.0))
+        return found
+
+    assert judge(ratings(weighed=False), min_satisfaction=0.5, delta=0.05).safer
+    told = judge(ratings(weighed=True), min_satisfaction=0.5, delta=0.05)
+    assert not told.safer
+    assert told.stopped == pytest.approx(0.53, abs=0.03)
+
+
+def test_the_critical_em_is_that_of_all_answers_and_rare_labels_do_not_outvote_them() -> None:
+    wrong = Floor(critical=0.7, delta=0.05)
+    for number in range(200):
+        wrong.note(f"a{number}", right=True)
+        wrong.note(f"b{number}", right=number % 2 == 0, stands_for=20.0)
+    below = wrong.below()
+    assert below is not None, "nine of ten requests are right half of the time"
+    assert "52.4%" in below
+    few = Floor(critical=0.7, delta=0.05)
+    for number in range(200):
+        few.note(f"a{number}", right=True, stands_for=20.0)
+        few.note(f"b{number}", right=number % 2 == 0)
+    assert few.below() is None
+    few.forget()
+    assert few.below() is None
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_signals_of_all_traffic_do_not_move_when_rates_do(rate: float) -> None:
+    rng = np.random.default_rng(1)
+
+    def episode(number: int, of: float) -> Episode:
+        one = live(number, rate=of)
+        name, first = ("short", 20) if rng.random() < 0.8 * of / (0.8 * of + 0.2 * rate) else ("long", 400)
+        steps = (StepRecord(
+            index=1, tokens=first, answer="a", answer_source="text", confidence=0.9, entropy=None, probe_tokens=0,
+            action="continue", reason="",
+        ),)  # fmt: skip
+        request = replace(one.request, keep_rate=of if name == "short" else rate, query=Query(query_class=name))
+        return Episode(request=request, outcome=replace(one.outcome, steps=steps))
+
+    means = []
+    for of in (0.05, 0.3):
+        early = Early()
+        for number in range(3_000):
+            early.note(episode(number, of))
+        means.append(np.mean([batch.mean(axis=0)[0] for batch in early.batches()]))
+    truth = 0.8 * np.log1p(20) + 0.2 * np.log1p(400)
+    assert means == pytest.approx([truth, truth], abs=0.12)
+
+
+# --------------------------------------------------------------------------- rates
+
+
+def test_the_job_gives_more_rows_to_the_class_of_which_less_is_known(tmp_path: Path) -> None:
+    rng, events = random.Random(0), list[Event]()
+    for number in range(300):
+        name = "even" if number % 2 else "wild"
+        tokens = 100 if name == "even" else rng.choice((10, 1_000))
+        one = live(number, name)
+        usage = one.outcome.usage
+        assert usage is not None
+        events += logged(replace(one, outcome=replace(one.outcome, usage=replace(usage, completion_tokens=tokens))))
+    database = write(tmp_path, [*events, counted(1_350, name="even"), counted(1_350, name="wild", number=2)])
+    with worker(settings_for(tmp_path), learning=False) as here:
+        assert here.once("sampling") is not None
+        first = newest_rates(database, "r")
+        assert here.once("sampling") is not None
+    assert first is not None
+    rates = dict(first.after)
+    share = (0.2 - 0.1) / 0.9  # of live runs, where audits take a tenth of all
+    assert rates["wild"] > 1.5 * rates["even"] >= 1.5 * LEAST_CLASS * share
+    assert (rates["wild"] + rates["even"]) / 2 == pytest.approx(share, rel=0.05)
+    assert first.sample_rate == 0.2
+    assert newest_rates(database, "r") == first, "nothing is new, so nothing is set"
+
+
+@pytest.mark.parametrize("route", [{"sample_rate": 1.0}, {"mode": "observe"}])
+def test_a_route_that_keeps_everything_has_no_rates(tmp_path: Path, route: dict[str, Any]) -> None:
+    database = write(tmp_path, [*logged(*(live(n, "a") for n in range(50))), counted(2_000)])
+    with worker(settings_for(tmp_path, **route), learning=False) as here:
+        assert here.once("sampling") is not None
+    assert newest_rates(database, "r") is None

@@ -1,0 +1,259 @@
+"""A learned candidate acts as far as its own certificate reaches, earned on audits that came after it was made."""
+
+from __future__ import annotations
+
+from math import pi
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from suffice.assurance.certify import spent_delta
+from suffice.control.compare.looking import Look, plain_route
+from suffice.store.database.views import reading
+from suffice.store.people.audit_view import entries
+from suffice.store.routes.epochs import label_requests
+from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.rollouts import read_rollouts
+from suffice.types import EvidenceSummary
+from tests.control.made import label
+from tests.control.tried import (
+    BOLDER,
+    CONTROL,
+    FIVE,
+    ROUTE,
+    RULES,
+    SECRET,
+    TIMID,
+    World,
+    began,
+    matches,
+    proposed,
+    published,
+)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "log.db")
+
+
+def test_nothing_of_it_acts_before_audits_that_came_after_it_have_certified_it(world: World) -> None:
+    world.audits(300)
+    world.begin()
+    assert world.look() == [""], "what came before it was made, it may have learned from"
+    world.audits(40)
+    assert world.look() == [""]
+    assert world.held.state.level == 0
+    assert "no level passes on 40 audits" in "; ".join(world.asked().standing.missing)
+    world.audits(60)
+    (said,) = world.look()
+    assert "level 2 may act: level 2 passes on 100 audits against the full run, 0 lost" in said
+    assert (world.held.state.level, world.held.state.stage) == (2, "shadow")
+    assert world.held.moves[-1].by == "evidence"
+
+
+def test_what_it_is_compared_at_is_what_it_could_have_served_when_the_run_came(world: World) -> None:
+    world.begin()
+    world.audits(100)
+    world.look()
+    assert world.asked().evidence.n_audits == 0, "before that it would have stopped nobody, which is no comparison"
+    world.audits(20)
+    evidence = world.asked().evidence
+    assert evidence.n_audits == 20
+    assert 0 < evidence.kept.candidate < evidence.kept.in_force < evidence.kept.full
+
+
+def test_a_harmless_one_leaves_shadow_and_stays_in_its_steps(world: World) -> None:
+    world.begin()
+    for _ in range(3):
+        world.audits(100)
+        said = world.look()
+    assert "promote, canary at 10%" in said[0]
+    assert (world.held.state.share, world.held.state.level) == (0.1, 2)
+    assert [move.move for move in world.held.moves] == ["certify", "promote"]
+
+
+def test_harm_takes_its_levels_back_and_then_the_rollout(world: World) -> None:
+    world.begin()
+    world.audits(100)
+    world.look()
+    world.step("promote")
+    world.wrong(20)
+    (said,) = world.look()
+    assert "roll_back" in said
+    held = world.held
+    assert (held.state.stage, held.state.level, held.state.share) == ("rolled_back", 0, 0.0)
+    assert "its certificate is gone: even its safest level surely loses more than" in held.moves[-1].reason
+
+
+def test_the_audit_log_says_what_was_tried_what_could_act_and_why_it_went_back(world: World) -> None:
+    world.begin()
+    world.audits(100)
+    world.look()
+    world.step("promote")
+    world.wrong(20)
+    world.look()
+    told = [(one.who, one.before, one.after, one.why) for one in entries(world.path) if one.kind.startswith("rollout_")]
+    assert [who for who, *_ in told] == ["ann", "w", "person:ann", "w"]
+    assert told[0][1] == f"{FIVE.address} serves"
+    assert f"({BOLDER.address}) is tried, in shadow" in told[0][2]
+    assert told[1][2].endswith("level 2 of the candidate may act")
+    assert told[2][2].endswith("promote, canary at 10% of new units")
+    assert told[3][2].endswith("roll back, rolled back at 0% of new units")
+    assert "its certificate is gone" in told[3][3]
+
+
+def test_a_disagreement_counts_as_lost_until_somebody_says_otherwise(world: World) -> None:
+    world.begin()
+    world.audits(100, labels=False)
+    first = world.n
+    world.wrong(20, labels=False)
+    before = world.asked().certificate
+    assert before is not None
+    world.write(*(label(number, correct=False) for number in range(first, world.n)))
+    after = world.asked().certificate
+    assert after is not None
+    assert (before.n, before.level) == (after.n, 0)
+    assert after.level == 2, "a full run that was wrong itself cannot be lost"
+
+
+def test_one_whose_safest_level_surely_breaks_the_budget_goes_back_and_one_without_labels_does_not(
+    world: World
+) -> None:
+    world.begin()
+    world.wrong(60, labels=False)
+    world.look()
+    assert world.held.state.stage == "shadow", "nobody knows"
+    world.write(*(label(number, correct=False) for number in range(10)))
+    world.look()
+    assert world.held.state.stage == "shadow", "a full run that was wrong itself cannot be lost"
+    world.write(*(label(number, correct=True) for number in range(10, 40)))
+    (said,) = world.look()
+    assert "roll_back" in said
+    assert (world.held.state.stage, world.held.state.level) == ("rolled_back", 0)
+    assert "even its safest level surely loses more than 8.00%: of 60 audits" in world.held.moves[-1].reason
+
+
+def test_labels_are_asked_for_where_one_would_tell_something_and_once(world: World) -> None:
+    world.begin()
+    world.audits(30, labels=False)
+    world.wrong(4, labels=False)
+    assert world.look() == ["rollout r-0: 4 labels wanted"]
+    with reading(world.path) as connection:
+        asked = label_requests(connection, "r")
+    assert {(one.would_answer, one.level) for one in asked.values()} == {("77", 1)}
+    assert sorted(asked) == [f"ep_{number:05}" for number in range(30, 34)], "not where all levels agree"
+    world.wrong(2)
+    assert world.look() == [""]
+
+
+def test_every_version_that_a_route_tries_has_less_of_delta(world: World) -> None:
+    world.begin()
+    world.audits(10)
+    first = world.asked().certificate
+    world.step("rollback")
+    world.begin()
+    world.audits(10)
+    second = world.asked().certificate
+    assert first is not None
+    assert second is not None
+    assert [first.delta, second.delta] == pytest.approx([spent_delta(0.1, 2), spent_delta(0.1, 3)])
+    assert second.n == 10, "and begins with audits of its own"
+
+
+def test_its_part_of_delta_is_no_smaller_for_what_the_loop_publishes_with_its_own_part_while_it_is_tried(
+    world: World
+) -> None:
+    world.begin()
+    world.audits(60)
+    before = world.asked().certificate
+    loops_part = EvidenceSummary(max_em_drop=0.08, confidence=1 - spent_delta(0.1, 1))
+    world.write(published(number=2, level=2, version=f"{FIVE.address}@2", evidence=loops_part))
+    assert world.asked().certificate == before
+    assert before is not None
+    assert before.delta + spent_delta(0.1, 1) == pytest.approx(0.1 * (1 + 1 / 4) * 6 / pi**2), "both together"
+
+
+def test_one_that_saves_less_than_what_is_in_force_goes_no_further(world: World) -> None:
+    world.begin(TIMID)
+    for _ in range(3):
+        world.audits(100)
+        world.look()
+    assert (world.held.state.stage, world.held.state.level) == ("shadow", 2)
+    (said,) = world.asked().standing.missing
+    assert "tokens a run, the version in force" in said
+
+
+def test_where_a_saving_is_all_that_is_missing_it_does_not_wait_as_long_as_for_a_proof(world: World) -> None:
+    world.begin(TIMID, msgspec.structs.replace(RULES, most_idle_requests=301))
+    for _ in range(3):
+        world.audits(100)
+        world.look()
+    assert world.held.state.stage == "shadow"
+    world.audits(1)
+    (said,) = world.look()
+    assert read_rollouts(world.path)[-1].state.stage == "rolled_back"
+    assert "all that is missing is a saving: it keeps" in said
+
+
+def test_another_version_in_force_ends_it_and_another_level_does_not(world: World) -> None:
+    world.begin()
+    world.write(published(number=2, level=2, version=f"{FIVE.address}@2"))
+    assert world.look() == [""]
+    world.write(published(TIMID, number=3))
+    (said,) = world.look()
+    assert "publication 3 came in between; this one follows 1" in said
+    assert world.held.state.stage == "rolled_back"
+
+
+def test_a_new_epoch_takes_its_certificate_away(world: World) -> None:
+    world.begin()
+    world.audits(100)
+    world.look()
+    world.write(began(2, since_seq=10_000))
+    (said,) = world.look()
+    assert "level 0 may act: nothing can be tested now" in said
+    assert "epoch 2 began within it" in "; ".join(world.asked().standing.missing)
+
+
+def test_a_route_with_less_budget_left_certifies_less(world: World) -> None:
+    world.begin()
+    world.audits(100)
+    strict = msgspec.structs.replace(ROUTE, max_em_drop=0.02)
+    with reading(world.path) as connection:
+        seen, less = world.standing(connection), world.standing(connection, strict)
+    assert seen.certificate is not None
+    assert less.certificate is not None
+    assert (seen.certificate.level, less.certificate.level, less.certificate.max_em_drop) == (2, 0, 0.02)
+
+
+def test_whoever_goes_on_looking_finds_what_a_new_reader_finds(world: World) -> None:
+    world.begin()
+    with matches(ROUTE) as match, reading(world.path) as connection:
+        kept = Look.at(connection, world.held, plain_route(ROUTE, match), CONTROL, secret=SECRET)
+    for at in range(6):
+        world.audits(40, labels=at % 2 == 0, sure=None, p_right=0.9)
+        if at > 1:
+            world.write(*(label(number, correct=True) for number in range(world.n - 70, world.n - 40)))
+        with reading(world.path) as connection:
+            held = read_rollouts(connection)[-1]
+            seen = kept.see(connection, held, read_decided(connection).of("r"), now_s=1_000.0)
+            fresh = world.standing(connection)
+        assert (seen.evidence, seen.certificate, seen.moves) == (fresh.evidence, fresh.certificate, fresh.moves)
+        world.look()
+
+
+def test_what_cannot_be_compared_is_not_tried(world: World) -> None:
+    assert "was never proposed" in str(world.candidate())
+    world.write(proposed(FIVE))
+    assert "is in force on route r already" in str(world.candidate(FIVE))
+    world.write(proposed(BOLDER, read_to_seq=2))
+    average = msgspec.structs.replace(ROUTE, promise="budgeted")
+    assert "keeps its promise on average" in str(world.candidate(route=average))
+    owned = msgspec.structs.replace(ROUTE, policy={"policy": "beta"})
+    assert "its owner wrote down" in str(world.candidate(route=owned))
+    world.write(began(2, since_seq=3))
+    assert "nothing is certified on route r now" in str(world.candidate())
+    world.write(published(number=2, epoch=2))
+    assert "was learned before epoch 2 began" in str(world.candidate())

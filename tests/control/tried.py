@@ -1,0 +1,163 @@
+"""A learned route with something in force, and versions that a refit has proposed for it: by hand, so all is known."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from suffice.assurance.runs import Match
+from suffice.control.compare.looking import Looked, standing_of
+from suffice.control.jobs.advance import Advance
+from suffice.control.jobs.base import Worker
+from suffice.learn.version import Version
+from suffice.model.ensemble import Ensemble
+from suffice.model.linear import Linear
+from suffice.model.stop import StopModel, Trained, canonical
+from suffice.rollout.rules import Rules
+from suffice.settings import Control, Route, Settings
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import reading
+from suffice.store.routes import rollouts
+from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.rollouts import Candidate, Held, read_rollouts
+from suffice.store.routes.trials import learned_candidate
+from suffice.store.rows.advice_events import Proposed, VersionProposed
+from suffice.store.rows.control_events import EpochBegan, PolicyPublished
+from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.types import Epoch, EvidenceSummary, Publication
+from tests.control.made import label, run
+
+SECRET = "the deployment's own"
+ROUTE = Route(
+    upstream="up", kind="samples", samples=8, scorer="number", mode="enforce", max_em_drop=0.08, confidence=0.9
+)
+CONTROL = Control(window_audits=400)
+RULES = Rules(
+    least_stage_s=0.0, warmup_requests=0, warmup_s=0.0, least_audits=60, least_class_audits=60, em_margin=0.05,
+    class_em_margin=0.05, required=(),
+)  # fmt: skip
+# P(as good) rises with the streak: a risk of 0.27 is five equal answers, 0.74 three, 0.89 two.
+STREAKS = StopModel(
+    features=("answer_streak",), suffices=Ensemble((Linear((1.0,), -4.0),)),
+    trained=Trained(n_episodes=1, n_questions=1, digest="by hand", target="as-good", seed=0),
+)  # fmt: skip
+FIVE = Version(models=(STREAKS,) * 5, levels=((0.27, 0.74),) * 5)    # in force at level 1: after five answers
+BOLDER = Version(models=(STREAKS,) * 5, levels=((0.74, 0.89),) * 5)  # after three, two
+TIMID = Version(models=(STREAKS,) * 5, levels=((0.06, 0.13),) * 5)   # after seven, six: it saves less
+
+
+@contextmanager
+def matches(_: Route) -> Any:
+    match: Match = lambda answer, gold: answer == gold
+    yield match
+
+
+def proposed(version: Version = BOLDER, *, read_to_seq: int = 1, verdict: str = "better") -> VersionProposed:
+    return VersionProposed(Proposed(
+        route="r", read_to_seq=read_to_seq, address=version.address, parent=FIVE.address, reason="schedule",
+        verdict=verdict, why="saves more", n_runs=400, saving=None, drop=None, lineage={}, card=None, author="w",
+    ))  # fmt: skip
+
+
+def published(models: Version = FIVE, *, number: int = 1, epoch: int = 1, **changes: Any) -> PolicyPublished:
+    known: dict[str, Any] = {
+        "route": "r", "number": number, "epoch": epoch, "at": 10, "version": f"{models.address}@1",
+        "fit": models.address, "level": 1, "n_levels": models.n_levels, "certified": True, "share": 0.1,
+        "reason": "x", "author": "w", "evidence": EvidenceSummary(max_em_drop=0.08, confidence=0.9), "setup": "s1",
+        "upstream": (("m", "m", "fp"),),
+    }  # fmt: skip
+    return PolicyPublished(Publication(**(known | changes)))
+
+
+def began(number: int = 1, since_seq: int = 0) -> EpochBegan:
+    return EpochBegan(Epoch(
+        route="r", number=number, at=0, since_seq=since_seq, reason="another world", author="w", max_em_drop=0.08,
+        confidence=0.9,
+    ))  # fmt: skip
+
+
+class World:
+    """A log, a clock that stands still, and the job."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.writer = Decisions.open(path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0)
+        self.n = 0
+        self.write(began(), published())
+
+    def write(self, *events: Event) -> None:
+        kept = {one.address: canonical(one.plain()).decode() for one in (FIVE, BOLDER, TIMID)}
+        self.writer.write(None, events, kept)
+
+    def candidate(self, version: Version = BOLDER, route: Route = ROUTE) -> Candidate | str:
+        with reading(self.path) as connection:
+            return learned_candidate(
+                connection, "r", route, read_decided(connection).of("r"), version.address, by="person:ann", why="x",
+                now_s=1_000.0,
+            )  # fmt: skip
+
+    def begin(self, version: Version = BOLDER, rules: Rules = RULES) -> Held:
+        self.write(proposed(version))
+        one = self.candidate(version)
+        assert not isinstance(one, str), one
+        found = rollouts.propose(
+            self.writer, one, author="ann", reason="x", name=f"r-{self.n}", rules=rules, secret=SECRET
+        )
+        assert not isinstance(found, str), found
+        return found
+
+    def audits(self, n: int, *, labels: bool = True, **options: Any) -> None:
+        """Full runs, each with a word that the full run was right."""
+        events, rng = list[Event](), random.Random(self.n)
+        for number in range(self.n, self.n + n):
+            request, outcome = run(number, rng, **{"sure": True, **options})
+            events += [RequestSeen(request), RequestEnded(outcome)]
+            events += [label(number, correct=True)] if labels else []
+        self.n += n
+        self.write(*events)
+
+    def wrong(self, n: int, *, labels: bool = True) -> None:
+        """Full runs whose first four answers are equal and wrong: whoever stops after so few loses them."""
+        events, rng = list[Event](), random.Random(self.n)
+        for number in range(self.n, self.n + n):
+            request, outcome = run(number, rng, sure=True)
+            steps = tuple(replace(one, answer="77" if one.index <= 4 else one.answer) for one in outcome.steps)
+            events += [RequestSeen(request), RequestEnded(replace(outcome, steps=steps))]
+            events += [label(number, correct=True)] if labels else []
+        self.n += n
+        self.write(*events)
+
+    def step(self, name: str) -> None:
+        moved = rollouts.step(self.writer, "r", name, author="ann", reason="go")
+        assert not isinstance(moved, str), moved
+
+    @property
+    def held(self) -> Held:
+        return read_rollouts(self.path)[-1]
+
+    def standing(self, connection: sqlite3.Connection, route: Route = ROUTE) -> Looked:
+        """What whoever asks is told."""
+        return standing_of(connection, self.held, route, CONTROL, matches, secret=SECRET, now_s=1_000.0)
+
+    def asked(self) -> Looked:
+        with reading(self.path) as connection:
+            return self.standing(connection)
+
+    def look(self) -> Sequence[str]:
+        """One round of the worker, which knows nothing but the log; what it said."""
+        job = Advance(
+            settings=Settings(routes={"r": ROUTE}, control=CONTROL), path=self.path, author="w", matches=matches,
+            secret=SECRET, now=lambda: 1_000.0, monotonic_s=lambda: 0.0,
+        )  # fmt: skip
+        with Decisions.open(self.path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0) as writer:
+            worker = Worker(
+                decisions=writer, jobs=(job,), author="w", now=lambda: 0.0, monotonic_s=lambda: 0.0,
+                new_id=lambda: uuid4().hex,
+            )  # fmt: skip
+            return [report.said for report in worker.once("advance") or ()]

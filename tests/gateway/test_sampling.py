@@ -1,0 +1,150 @@
+"""A route that keeps rows of a part of its requests, over real sockets: which have them, and all are counted."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suffice import Governor
+from suffice.assurance.sampling import is_certain, weight_of
+from suffice.store.database.views import read_episodes, read_events, route_counts
+from suffice.store.routes.sampling import counted_cells
+from suffice.store.rows.events import RequestSeen
+from suffice.store.rows.sampling_events import RatesSet, RequestsCounted, RowRates
+from suffice.types import Episode
+from tests.gateway.conftest import Serve
+from tests.gateway.served import Served, chat, settings_for
+from tests.gateway.test_follow import write
+from tests.gateway.test_lottery import CHAIN, ENFORCE, RAW
+
+SAMPLED: dict[str, Any] = ENFORCE | {"sample_rate": 0.3, "audit_share": 0.1}
+
+
+async def asked(g: Served, n: int, **headers: str) -> None:
+    for number in range(n):
+        assert (await g.ask(chat(f"question {number}"), headers=headers)).status == 200
+
+
+def kept(database: Path) -> list[Episode]:
+    return [item.episode for item in read_episodes(database)]
+
+
+async def test_every_request_has_rows_or_is_counted_and_every_audit_has_rows(serve: Serve) -> None:
+    async with serve(CHAIN, route=SAMPLED, upstream=RAW) as g:
+        await asked(g, 60)
+        n_audits = g.gateway.metrics.value("suffice_audits_total", route="r")
+        database = g.database
+    rows, cells = kept(database), list(counted_cells(database, "r"))
+    assert len(rows) + sum(cell.n for cell in cells) == 60, "the counts of the last minute are written at the end"
+    assert 5 <= len(rows) <= 40  # 18 are expected; the salt is fresh each time
+    assert sum(one.request.audit for one in rows) == n_audits
+    assert all(sum(dict(cell.ends).values()) == cell.n_counted == cell.n for cell in cells)
+    spent = {one.outcome.usage.completion_tokens for one in rows if one.outcome.usage and not one.request.audit}
+    assert {cell.completion_tokens / cell.n for cell in cells} <= spent, "all live runs are alike here, counted or not"
+    for one in rows:
+        stands_for = 1 if one.request.audit else pytest.approx(1 / one.request.keep_rate)
+        assert weight_of(one.request, one.outcome) == stands_for
+        assert one.request.keep_rate == pytest.approx((0.3 - 0.1) / 0.9)
+    (told,) = [one for one in route_counts(database) if one.route == "r"]
+    assert (told.n_requests, told.n_outcomes) == (60, 60)
+
+
+async def test_a_retry_and_the_turns_of_a_conversation_are_kept_or_left_out_together(serve: Serve) -> None:
+    async with serve(CHAIN, route=SAMPLED | {"audit_share": 0.0}, upstream=RAW) as g:
+        for _ in range(3):
+            await asked(g, 12)
+        for turn in range(4):
+            for name in range(6):
+                await g.ask(chat(f"turn {turn} of {name}"), headers={"x-conversation-id": f"c{name}"})
+        database = g.database
+    units: dict[str, int] = {}
+    for one in kept(database):
+        units[one.request.unit] = units.get(one.request.unit, 0) + 1
+    assert set(units.values()) <= {3, 4}
+
+
+async def test_what_fails_has_rows_though_it_was_not_drawn(serve: Serve) -> None:
+    nobody = {"url": "http://127.0.0.1:1", "retries": 0}
+    async with serve(route=SAMPLED | {"sample_rate": 0.01, "audit_share": 0.0}, upstream=nobody) as g:
+        for number in range(10):
+            assert (await g.ask(chat(f"question {number}"))).status >= 500
+        database = g.database
+    rows = kept(database)
+    assert len(rows) == 10
+    assert {weight_of(one.request, one.outcome) for one in rows} == {1}
+    assert not list(counted_cells(database, "r"))
+
+
+async def test_what_observes_keeps_everything_and_what_passes_through_is_sampled(serve: Serve) -> None:
+    async with serve(route={"mode": "observe", "sample_rate": 0.02}) as g:
+        await asked(g, 12)
+        assert len(await g.episodes(12)) == 12
+    async with serve(route={"mode": "off", "sample_rate": 0.02}) as g:
+        await asked(g, 12)
+        database = g.database
+    passed = [one for one in kept(database) if one.request.mode == "off"]
+    assert len(passed) + sum(cell.n for cell in counted_cells(database, "r")) == 12
+    assert {cell.ungoverned for cell in counted_cells(database, "r")} <= {"off"}
+
+
+async def test_a_word_on_an_answer_without_rows_is_kept_and_joins_nothing(serve: Serve) -> None:
+    async with serve(CHAIN, route=SAMPLED | {"sample_rate": 0.001, "audit_share": 0.0}, upstream=RAW) as g:
+        answer = await g.ask(chat("what is it"))
+        name = answer.headers["x-suffice-episode-id"]
+        said = {"feedback_id": "f1", "episode_id": name, "thumbs": "up", "source": "user"}
+        async with g.session.post(f"{g.url}/v1/feedback", json=said) as told:
+            receipt = await told.json()
+    assert (receipt["accepted"], receipt["joined"]) == (True, False)
+
+
+async def test_rates_that_the_control_loop_sets_reach_a_gateway_that_runs(serve: Serve) -> None:
+    async with serve(CHAIN, route=SAMPLED | {"audit_share": 0.0}, upstream=RAW) as g:
+        rates = RowRates(
+            route="r", number=1, sample_rate=0.3, read_to_seq=0, other=1.0, after=(("law", 0.5),), before=(),
+            reason="x", author="w",
+        )  # fmt: skip
+        await asyncio.to_thread(write, g.gateway.settings, RatesSet(rates))
+        g.gateway.told()
+        async with asyncio.timeout(5):
+            while not g.gateway.sampling.rates:  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(0.01)
+        await asked(g, 8)
+        assert len(await g.episodes(8)) == 8, "of classes that are not named all are kept now"
+        assert {item.episode.request.keep_rate for item in await g.episodes(8)} == {1.0}
+
+
+async def test_rates_for_another_rate_of_the_owners_are_void(serve: Serve) -> None:
+    async with serve(CHAIN, route=SAMPLED | {"audit_share": 0.0}, upstream=RAW) as g:
+        g.gateway.sampling.rates = {"r": RowRates(
+            route="r", number=1, sample_rate=0.9, read_to_seq=0, other=1.0, after=(), before=(), reason="x", author="w",
+        )}  # fmt: skip
+        await asked(g, 30)
+        database = g.database
+    assert len(kept(database)) < 30
+
+
+def test_a_loop_in_this_process_is_sampled_and_counted_too(tmp_path: Path) -> None:
+    settings = settings_for("http://127.0.0.1:1", tmp_path, route={
+        "kind": "rounds", "upstream": "", "mode": "enforce", "uncertified": True, "audit_share": 0.2,
+        "sample_rate": 0.4, "policy": {"policy": "stable-answer", "streak": 2},
+    })  # fmt: skip
+    rng = random.Random(0)
+    with Governor.open(settings, route="r") as governor:
+        for number in range(40):
+            with governor.episode(f"question {number}") as episode:
+                for _ in range(4):
+                    if episode.step(answer=str(rng.randrange(2)), tokens=10).stop:
+                        break
+    database = tmp_path / "log.db"
+    rows, counts = kept(database), [
+        one.event.counted for one in read_events(database) if isinstance(one.event, RequestsCounted)
+    ]
+    assert len(rows) + sum(one.n_requests for one in counts) == 40
+    assert 4 <= len(rows) <= 34
+    assert all(is_certain(one.request) or one.request.kept_by == "lot" for one in rows)
+    seen = [one.event for one in read_events(database) if isinstance(one.event, RequestSeen)]
+    assert len(seen) == len(rows), "what has a beginning has an end"

@@ -1,0 +1,22 @@
+"""The weights that tests of the real model need, looked for in one place. Fetches nothing: `make demo` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from suffice.local import weights
+
+
+def cached(name: str) -> Path:
+    """The model's file; where it was never fetched, the test is skipped and says why.
+
+    A file of the right size is taken for the pinned one: a damaged one has to fail the test, not skip it.
+    """
+    found = weights.find(name)
+    file = weights.cached_file(found)
+    if not file.is_file() or file.stat().st_size != found.n_bytes:
+        pytest.skip(f"{found.title} is not in the cache {file.parent}; `make demo` fetches it")
+    pytest.importorskip("xllamacpp")
+    return file

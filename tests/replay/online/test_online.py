@@ -1,0 +1,89 @@
+"""Recorded runs as traffic: what the figures mean, and that the same seed gives the same of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from suffice.errors import ConfigError
+from suffice.learn.keeper import Keeper, Plan
+from suffice.replay.online.drift import parse_drift
+from suffice.replay.online.loop import run_stream
+from suffice.replay.online.protocol import OnlineAsked, _runs, replay_online
+from suffice.replay.online.result import OnlineReport
+from suffice.replay.online.traffic import Traffic, learner_of, make_traffic
+from suffice.replay.traces.own import own_traces
+from suffice.replay.traces.survey import survey
+
+KEYS = {
+    "set", "max_em_drop", "confidence", "seeds", "token_reduction", "token_reduction_second_half",
+    "em_drop_second_half", "violations",
+}  # fmt: skip
+ASKED = OnlineAsked(max_em_drop=0.2, n_seeds=2, n_processes=1, warm_up=30)
+
+
+@pytest.fixture(scope="module")
+def traffic() -> Traffic:
+    (data,) = survey([own_traces("samples")])
+    return make_traffic(_runs(data, ASKED, data.longest))
+
+
+def replayed(**changes: object) -> OnlineReport:
+    (data,) = survey([own_traces("samples")])
+    return replay_online(data, replace(ASKED, **changes))  # type: ignore[arg-type]  # fields of the question
+
+
+def test_the_object_of_a_set_has_the_keys_of_the_contract_and_a_small_set_is_called_small() -> None:
+    plain = replayed().plain()
+    assert set(plain) >= KEYS
+    assert plain["too_small"] is True
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+
+
+def test_the_same_seed_gives_the_same_with_one_process_and_with_two() -> None:
+    assert replayed() == replayed(n_processes=2)
+
+
+def test_while_everything_runs_in_full_nothing_is_saved_and_nothing_is_lost(traffic: Traffic) -> None:
+    plan = Plan(warm_up=10_000)
+    stream = run_stream(traffic, Keeper(plan, learner_of(traffic.chosen)), np.random.default_rng(0))
+    assert stream.audit.all()
+    assert not stream.z.any()
+    assert stream.reduction(slice(None), probes=False) == pytest.approx(0.0)
+
+
+def test_audits_cost_their_full_run_and_lose_nothing(traffic: Traffic) -> None:
+    plan = Plan(max_em_drop=0.3, warm_up=60, refit_every=20, horizon=400)
+    rng = np.random.default_rng(1)
+    keeper = Keeper(plan, learner_of(traffic.chosen))
+    stream = run_stream(traffic.take(rng.permutation(len(traffic))), keeper, rng, period=10)
+    assert not stream.z[stream.audit].any()
+    assert (stream.tokens - stream.probes)[stream.audit] == pytest.approx(stream.full[stream.audit])
+    assert (stream.level > 0).any(), "a budget of thirty points is certified on a hundred runs"
+    assert stream.reduction(slice(None)) > 0
+
+
+def test_labels_that_have_not_come_certify_nothing_that_disagrees(traffic: Traffic) -> None:
+    plan = Plan(max_em_drop=0.3, warm_up=60, refit_every=20, horizon=400, label_free=True)
+    late = replace(traffic, runs=replace(traffic.runs, label_at=np.full(len(traffic), np.inf)))
+    unlabelled = replace(plan, label_free=False)
+    streams = [
+        run_stream(late, Keeper(one, learner_of(traffic.chosen)), np.random.default_rng(2), period=10)
+        for one in (plan, unlabelled)
+    ]
+    assert (streams[0].level == streams[1].level).all(), "no label is the same as none asked for"
+
+
+def test_a_drift_tells_when_the_level_kept_the_budget_again() -> None:
+    report = replayed(drift=parse_drift("relabel=1.0@0.5"))
+    assert report.drift_at is not None
+    assert set(report.plain()) >= {"recovery_requests", "drift", "alarmed"}
+
+
+@pytest.mark.parametrize("text", ["em=0.5", "em=2@0.5", "model=a@0.5", "class=hard@0.5", "weather=bad@0.5", "em=0.5@1"])
+def test_a_drift_that_cannot_be_read_is_answered_with_what_is_allowed(text: str) -> None:
+    with pytest.raises(ConfigError, match="allowed: em="):
+        parse_drift(text)

@@ -1,0 +1,230 @@
+"""From replay to live: what is proposed decides, step by step, as the replay said it would."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from suffice.cli.main import main
+from suffice.errors import ConfigError
+from suffice.model.artefact import load
+from suffice.policy.columns import CODES, stops_of
+from suffice.policy.learned import Learned
+from suffice.replay.study.ladders import RiskRung, published
+from suffice.replay.study.runs import Halts, Runs, first_stops, take
+from suffice.replay.study.scores import SCORES, Score
+from suffice.replay.study.study import Options, Pool, Study
+from suffice.replay.study.sums import folds_of
+from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.read import read_traces
+from suffice.replay.traces.survey import survey
+from suffice.replay.tune.proposal import (
+    MODEL_FILE,
+    POLICY_FILE,
+    Proposal,
+    propose,
+    propose_frozen,
+    toml,
+    write_proposal,
+)
+from suffice.replay.tune.scored import Scores, build_scored, model_named, risk_column
+from suffice.replay.tune.tune import Bench, Tuning, make_bench
+from suffice.signals.observe import Observer
+from suffice.testing.traces import Synthetic
+from suffice.types import Kind
+from suffice.wiring import build_route, load_settings
+
+HELD_OUT = 0
+KINDS: tuple[Kind, ...] = ("reasoning", "samples", "rounds")
+
+
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Mapping[Kind, tuple[Bench, list[Batch]]]:
+    """Some runs of each kind, as replay reads them and as they are recorded."""
+    found: dict[Kind, tuple[Bench, list[Batch]]] = {}
+    for kind in KINDS:
+        file = tmp_path_factory.mktemp("traces") / f"{kind}.parquet"
+        Synthetic(kind=kind, n_runs=300, n_questions=100, seed=3, p_no_answer=0.2).write(file)
+        found[kind] = (make_bench(survey([file])[0], Tuning()), list(read_traces([file])))
+    return found
+
+
+def spec_of(bench: Bench, model: str, share: float) -> dict[str, Any]:
+    """A learned policy that stops at about that share of the steps."""
+    threshold = 0.5 if "at price" in model else bench.level(model, share, HELD_OUT)
+    return {"policy": "learned", "model": model, "threshold": threshold, "on_hopeless": "stop"}
+
+
+def frozen_halts(bench: Bench, spec: Mapping[str, Any]) -> tuple[Runs, Halts, Any]:
+    """Where replay ends the runs of the fold that neither the model nor the level has seen; and their risks."""
+    assert bench.scores is not None
+    name = model_named(spec)
+    assert name is not None
+    held_out = folds_of(bench.runs) == HELD_OUT
+    runs = take(bench.runs, held_out)
+    columns = bench.runs.readable()
+    columns.update(bench.scores.columns(name, HELD_OUT))
+    codes = stops_of(build_scored(spec, bench.scores.names), columns)
+    rows = held_out[bench.runs.run_of_row]
+    return runs, first_stops(codes[rows], runs), columns[risk_column(name)][rows]
+
+
+def live_halts(proposal: Proposal, kind: Kind, runs: Runs, batches: list[Batch]) -> tuple[Halts, list[float | None]]:
+    """The same, one run after the other through the observer, and the score that each decision names."""
+    policy = proposal.policy()
+    planned = int(max(np.diff(batch.offset).max() for batch in batches))
+    wanted = set(runs.question)
+    codes, scores = list[int](), list[float | None]()
+    for batch in batches:
+        for i in range(len(batch)):
+            if batch.question_id[i] not in wanted:
+                continue
+            query = batch.query(i)
+            if query.planned_steps is None:
+                query = type(query)(**{f: getattr(query, f) for f in query.__slots__} | {"planned_steps": planned})
+            observer = Observer(policy.needs, kind, query=query)
+            for step in batch.steps(i):
+                decision = policy.decide(observer.observe(step))
+                codes.append(CODES[decision.stop_reason])
+                scores.append(decision.score)
+    return first_stops(np.array(codes, dtype=np.int8), runs), scores
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("model", "share"),
+    [("as-good", 0.3), ("as-good, by cost", 0.1), ("value at price 0.316", 0), ("value at price 3.16", 0)],
+)
+def test_the_live_policy_ends_unseen_runs_where_the_replay_did(
+    benches: Mapping[Kind, tuple[Bench, list[Batch]]], kind: Kind, model: str, share: float
+) -> None:
+    bench, batches = benches[kind]
+    spec = spec_of(bench, model, share)
+    runs, expected, risk = frozen_halts(bench, spec)
+    proposal = propose(spec, bench.scores, left_out=(HELD_OUT,))
+    found, scores = live_halts(proposal, kind, runs, batches)
+    assert len(runs) > 30
+    assert found.row.tolist() == expected.row.tolist()
+    assert found.code.tolist() == expected.code.tolist()
+    told = {at: score for at, score in enumerate(scores) if score is not None}
+    assert told
+    np.testing.assert_allclose(list(told.values()), risk[list(told)], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compositions_with_a_learned_part_are_carried_over_whole(
+    benches: Mapping[Kind, tuple[Bench, list[Batch]]], kind: Kind
+) -> None:
+    bench, batches = benches[kind]
+    learned = {**spec_of(bench, "as-good", 0.5), "on_hopeless": "continue"}
+    stable = {"policy": "stable-answer", "streak": 3}
+    for spec in (
+        {"policy": "all-of", "policies": [learned, stable]},
+        {"policy": "any-of", "policies": [stable, learned]},
+        {"policy": "guarded", "inner": learned, "min_steps": 3, "max_tokens": 1_200},
+    ):
+        runs, expected, _ = frozen_halts(bench, spec)
+        found, _ = live_halts(propose(spec, bench.scores, left_out=(HELD_OUT,)), kind, runs, batches)
+        assert (expected.row < runs.last).any()
+        assert found.row.tolist() == expected.row.tolist()
+        assert found.code.tolist() == expected.code.tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("score", SCORES, ids=lambda score: score.name)
+def test_what_a_study_froze_ends_unseen_runs_live_where_the_study_says(
+    benches: Mapping[Kind, tuple[Bench, list[Batch]]], kind: Kind, score: Score
+) -> None:
+    bench, batches = benches[kind]
+    held_out = folds_of(bench.runs) == HELD_OUT
+    seen, unseen = take(bench.runs, ~held_out), take(bench.runs, held_out)
+    study = Study(seen, published(kind, longest=8)[:1], Options(scores=(score,), max_em_drop=0.05))
+    pools = [Pool(name="ours", ladders=(score.name,)), Pool(name="published", ladders=("fixed-rounds",))]
+    frozen = study.freeze(pools, None)
+    levels = [rung.level for rung in study.lay(None).rungs if isinstance(rung, RiskRung)]
+    frozen = replace(frozen, rungs={
+        "published": frozen.rungs["published"], "none": None,
+        **{f"level {at}": RiskRung(score=score.name, level=levels[at], label="") for at in range(5, len(levels), 20)},
+    })  # fmt: skip
+    for pool in frozen.rungs:
+        expected = study.halts(frozen, unseen)[pool]
+        found, _ = live_halts(propose_frozen(study, frozen, pool), kind, unseen, batches)
+        assert found.row.tolist() == expected.row.tolist()
+        assert found.code.tolist() == expected.code.tolist()
+
+
+def scored(benches: Mapping[Kind, tuple[Bench, list[Batch]]]) -> tuple[Bench, Scores]:
+    bench = benches["samples"][0]
+    assert bench.scores is not None
+    return bench, bench.scores
+
+
+def test_a_proposal_passes_through_a_settings_file_and_its_check(
+    benches: Mapping[Kind, tuple[Bench, list[Batch]]], tmp_path: Path
+) -> None:
+    bench, scores = scored(benches)
+    inner = spec_of(bench, "as-good, by cost", 0.2)
+    spec = {"policy": "any-of", "policies": [inner, {"policy": "fixed-rounds", "max_steps": 7}]}
+    proposal = propose(spec, scores)
+    written = write_proposal(
+        proposal, tmp_path / "here", route="my route", settings={"kind": "samples", "samples": 8}, head="Tuned.\nTwice."
+    )
+    assert [path.name for path in written] == [MODEL_FILE, POLICY_FILE]
+    fragment = written[1].read_text("utf-8")
+    assert fragment.startswith("# Tuned.\n# Twice.\n")
+    file = tmp_path / "here" / "suffice.toml"
+    upstream = '[upstreams.up]\nurl = "http://127.0.0.1:1"\n'
+    file.write_text(upstream + fragment + 'upstream = "up"\n', "utf-8")
+    route = load_settings(file).routes["my route"]
+    assert build_route("my route", route).policy == proposal.policy()
+    checked = CliRunner().invoke(main, ["config", "check", str(file)])
+    assert checked.exit_code == 0, checked.output
+    (tmp_path / "here" / MODEL_FILE).write_text("{}", "utf-8")
+    checked = CliRunner().invoke(main, ["config", "check", str(file)])
+    assert checked.exit_code == 2
+    where = f"{file}: routes.my route.policy.any-of.policies[0].learned.model: {tmp_path / 'here' / MODEL_FILE}"
+    assert where in checked.output
+
+
+def test_a_model_says_what_it_came_from(benches: Mapping[Kind, tuple[Bench, list[Batch]]], tmp_path: Path) -> None:
+    bench, scores = scored(benches)
+    spec = spec_of(bench, "as-good", 0.2)
+    everything, without_a_fold = propose(spec, scores).model, propose(spec, scores, left_out=(HELD_OUT,)).model
+    assert everything is not None
+    assert without_a_fold is not None
+    assert everything.trained.n_episodes == len(bench.runs) > without_a_fold.trained.n_episodes
+    assert everything.trained.n_questions == len(bench.fold) > without_a_fold.trained.n_questions
+    assert everything.trained.digest.startswith("samples ")
+    assert (everything.trained.target, everything.trained.seed) == ("as-good", 0)
+    assert {"suffice", "numpy", "scikit-learn"} <= dict(everything.trained.versions).keys()
+    written = write_proposal(propose(spec, scores), tmp_path, route="r", settings={}, head="")
+    assert load(written[0].read_bytes()) == everything
+
+
+def test_nothing_learned_needs_no_model_and_never_is_a_policy_too(tmp_path: Path) -> None:
+    assert propose(None, None).spec == {"policy": "never"}
+    spec = {"policy": "beta", "threshold": 0.97}
+    written = write_proposal(propose(spec, None), tmp_path, route="r", settings={}, head="")
+    assert [path.name for path in written] == [POLICY_FILE]
+    assert tomllib.loads(written[0].read_text("utf-8"))["routes"]["r"]["policy"] == spec
+
+
+def test_a_value_is_read_back_from_toml_as_it_was_written() -> None:
+    value = {"a b": [1, 2.5, True, False, 'quo"te\\n', {"x": 1e-7, "y": []}], "c": 1_000_000}
+    assert tomllib.loads(f"v = {toml(value)}")["v"] == value
+    with pytest.raises(ValueError, match="got NoneType"):
+        toml(None)
+
+
+def test_a_word_that_is_no_score_is_refused(benches: Mapping[Kind, tuple[Bench, list[Batch]]]) -> None:
+    _, scores = scored(benches)
+    with pytest.raises(ConfigError, match=r"policy\.learned\.model: got 'as-god'; known: as-good, "):
+        build_scored({"policy": "learned", "model": "as-god", "threshold": 0.5}, scores.names)
+    assert Learned.name == "learned"  # the word that specs are searched for

@@ -1,0 +1,153 @@
+"""Rollouts on a real log: of many people at once one has moved it, and nobody goes back to what cannot serve."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suffice.errors import StoreError
+from suffice.rollout.rules import Rules
+from suffice.rollout.versions import Lineage, Version, make_version
+from suffice.settings import Route
+from suffice.signals import base
+from suffice.signals.base import FOLDS
+from suffice.signals.votes import Votes
+from suffice.store.database.decisions import Decisions
+from suffice.store.routes import rollouts
+from suffice.store.routes.rollouts import Held, read_rollouts
+from suffice.store.routes.trials import take_back
+
+SECRET = "the deployment's own"
+OWN = {"policy": "fixed-budget", "max_tokens": 900}
+ROUTE = Route(upstream="up", kind="samples", samples=8, scorer="number", policy=OWN)
+VOTING = {"policy": "beta", "threshold": 0.9}
+STEADY = {"policy": "stable-answer", "streak": 3}
+MANY = 50
+
+
+def version(policy: dict[str, Any]) -> Version:
+    lineage = Lineage(parent=None, proposed_by="person:ann", why="saves more")
+    return make_version("policy", policy, kind="samples", scorer="number", model_family=None, lineage=lineage)
+
+
+def opened(path: Path) -> Decisions:
+    return Decisions.open(path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with opened(tmp_path / "log.db"):
+        return tmp_path / "log.db"
+
+
+def propose(writer: Decisions, policy: dict[str, Any], name: str) -> Held | str:
+    own = rollouts.own_version(ROUTE)
+    one = rollouts.own_candidate(read_rollouts(writer.path), version(policy), route="r", own=own)
+    if isinstance(one, str):
+        return one
+    return rollouts.propose(writer, one, author="ann", reason="x", name=name, rules=Rules(), secret=SECRET)
+
+
+def back(writer: Decisions, route: Route = ROUTE) -> Held | str:
+    return take_back(writer, "r", route, author="ann", reason="enough", secret=SECRET)
+
+
+def at_once(path: Path, act: Callable[[Decisions, int], Any]) -> list[Any]:
+    """What each of many people got, who have the log open and begin at the same moment."""
+    found, gate = list[Any](), threading.Barrier(MANY)
+
+    def run(writer: Decisions, number: int) -> None:
+        gate.wait()
+        try:
+            found.append(act(writer, number))
+        except StoreError as error:  # a busy machine: it says that another process has the log, and to try again
+            found.append(str(error))
+
+    with ExitStack() as stack:
+        threads = [
+            threading.Thread(target=run, args=(stack.enter_context(opened(path)), number)) for number in range(MANY)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return found
+
+
+def test_of_fifty_who_propose_at_once_one_has_begun_and_the_others_are_told(path: Path) -> None:
+    found = at_once(path, lambda writer, number: propose(writer, {**STEADY, "streak": 2 + number}, f"r-{number}"))
+    begun = [one for one in found if not isinstance(one, str)]
+    assert len(begun) == 1
+    assert [one.state.rollout for one in read_rollouts(path)] == [begun[0].state.rollout]
+    said = {one for one in found if isinstance(one, str)}
+    assert len(found) == MANY
+    assert all(one.endswith(("at the same moment; look again", "one at a time", "try again")) for one in said), said
+
+
+def test_of_fifty_who_move_it_at_once_each_move_follows_the_one_before_it_and_the_others_are_told(path: Path) -> None:
+    with opened(path) as writer:
+        propose(writer, STEADY, "r-1")
+
+    def step(writer: Decisions, number: int) -> Any:  # a transition, or a sentence
+        name = ("promote", "hold", "rollback")[number % 3]
+        return rollouts.step(writer, "r", name, author=f"admin {number}", reason="go")
+
+    found = at_once(path, step)
+    made = [one for one in found if not isinstance(one, str)]
+    (held,) = read_rollouts(path)
+    assert len(found) == MANY
+    assert sorted(made, key=lambda one: one.number) == list(held.moves), "who was told that he moved it has moved it"
+    assert [one.number for one in held.moves] == list(range(1, len(made) + 1))
+    assert 0 < held.state.n_moves < MANY
+
+
+@pytest.fixture
+def serving(path: Path) -> Iterator[Decisions]:
+    """A log whose route is served by a steady policy, brought behind one that counts votes."""
+    with opened(path) as writer:
+        for number, policy in enumerate((VOTING, STEADY)):
+            assert not isinstance(propose(writer, policy, f"r-{number}"), str)
+            while not read_rollouts(path)[-1].state.over:
+                rollouts.step(writer, "r", "promote", author="ann", reason="go")
+        yield writer
+    base.order_all.cache_clear()
+
+
+def test_a_roll_back_goes_to_the_version_before_it_and_then_to_the_owners_own(serving: Decisions) -> None:
+    first, second = back(serving), back(serving)
+    assert not isinstance(first, str)
+    assert not isinstance(second, str)
+    assert (first.first.in_force, second.first.in_force) == (
+        version(VOTING).address, rollouts.own_version(ROUTE).address
+    )  # fmt: skip
+    assert "came by no rollout" in str(back(serving))
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_roll_back_to_a_version_whose_signals_are_gone_is_refused_and_says_the_way_out(
+    serving: Decisions, monkeypatch: pytest.MonkeyPatch, *, gone: bool
+) -> None:
+    class Other(Votes):
+        fields = (*Votes.fields, "mood")
+
+    with monkeypatch.context() as patch:
+        patch.delitem(FOLDS, "votes") if gone else patch.setitem(FOLDS, "votes", Other)
+        base.order_all.cache_clear()
+        said = back(serving)
+    assert isinstance(said, str)
+    assert ("unknown signal 'votes'" if gone else "'votes' has other parameters or fields here") in said
+    assert "`suffice kill` lets everything run in full" in said
+    own = rollouts.own_version(ROUTE).address
+    assert rollouts.serving(read_rollouts(serving.path), "r", own) == version(STEADY).address, "and it goes on serving"
+
+
+def test_a_roll_back_to_one_that_was_changed_beside_the_log_is_refused(serving: Decisions) -> None:
+    with closing(sqlite3.connect(serving.path)) as connection, connection:
+        connection.execute("UPDATE artefacts SET body = replace(body, '0.9', '0.1')")
+    assert "changed, or cut off" in str(back(serving))
