@@ -48,7 +48,7 @@ async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
             await asyncio.sleep(0.2)
             assert await level(url) == 0, "nobody has told it"
             tells[0]()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while await level(url) != 2:  # noqa: ASYNC110 - there is no event
                     await asyncio.sleep(0.02)
         async with server.serving(settings):

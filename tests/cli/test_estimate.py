@@ -79,7 +79,7 @@ main()
 
 def test_no_socket_is_opened(votes: Path) -> None:
     command = [sys.executable, "-c", WATCHED, str(votes), "--scorer", "number"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "beta 0.95" in done.stdout
 

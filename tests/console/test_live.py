@@ -36,7 +36,7 @@ class World:
 
 
 async def told(stream: AsyncIterator[bytes]) -> bytes:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return await anext(stream)
 
 
@@ -67,7 +67,7 @@ async def test_watching_ends_with_the_gateway_and_with_the_session() -> None:
     waits = asyncio.create_task(anext(stream, b"the end"))
     await asyncio.sleep(0.05)
     world.ends = True
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await waits == b"the end"
     assert [part async for part in World().live().watch("7", lambda: False)] == [b"retry: 5000\n\n"]
 

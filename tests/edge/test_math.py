@@ -56,7 +56,7 @@ def test_a_question_that_hangs_costs_its_limit_and_the_next_one_is_answered() ->
         assert judge.n_killed == 1
         begin = time.monotonic()
         assert judge.equivalent(HANGS, "1") is None, "the verdict is kept"
-        assert time.monotonic() - begin < 0.5
+        assert time.monotonic() - begin < 1.0
         assert judge.equivalent("x+2", "2+x") is True
 
 

@@ -17,7 +17,7 @@ from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Served, chat
 from tests.gateway.test_stop import enforcing, held
 
-PROMISED_S = 0.25   # 1 s is promised; on loopback it is far less
+PROMISED_S = 1.0   # what it takes on a machine of its own: bench/hangup.py
 ENDLESS = Reply(reasoning=("so\n", " it\n") * 500, answer=("4",), delay_s=0.005)
 SILENT = Reply(reasoning=("so\n",) * 3, answer=("4",), faults=(stall_after(3, 20.0),))
 MUTE = Reply(faults=(slow_headers(20.0),))
@@ -38,14 +38,14 @@ class Client:
         await self._writer.drain()
 
     async def read_until(self, mark: bytes) -> None:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             await self._reader.readuntil(mark)
 
     async def rest(self) -> bytes:
         """What comes until the gateway closes the connection."""
         found = bytearray()
         with contextlib.suppress(ConnectionError):
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(20):
                 while data := await self._reader.read(65536):
                     found += data
         self.leave()
@@ -57,7 +57,7 @@ class Client:
 
 
 async def asked_upstream(g: Served, n: int = 1) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         while len(g.fake.completions) < n:  # noqa: ASYNC110 - the fake has no event for it
             await asyncio.sleep(0.002)
 
@@ -67,7 +67,7 @@ async def assert_all_closed(g: Served, left_at_s: float, n_tasks: int) -> None:
     await g.quiet()
     assert all(call.cancelled for call in g.fake.calls if call.closed_at_s and call.closed_at_s > left_at_s)
     assert max(call.closed_at_s or 0.0 for call in g.fake.calls) - left_at_s < PROMISED_S
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         # The fake has tasks of its own, two for each connection that waits to be used again.
         while sum("/suffice/testing/" not in repr(t) for t in asyncio.all_tasks()) > n_tasks:  # noqa: ASYNC110
             await asyncio.sleep(0.005)

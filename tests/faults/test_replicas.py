@@ -24,7 +24,7 @@ async def answered(g: Served, upstream: FakeUpstream) -> tuple[str, int]:
     before = len(upstream.completions)
     headers = (await g.ask(chat(f"question {before}"))).headers
     drawn, name = len(upstream.completions) - before, headers["x-suffice-episode-id"]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not (rows := [e.request for e in episodes(g) if e.request.episode_id == name]):  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.02)
     assert [row.policy_version for row in rows] == [headers["x-suffice-policy-version"]]

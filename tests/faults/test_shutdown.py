@@ -85,7 +85,7 @@ async def refused_soon(url: str) -> float:
     """Seconds until a new connection is refused."""
     start_s = time.monotonic()
     host, _, port = url.removeprefix("http://").partition(":")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             try:
                 _, writer = await asyncio.open_connection(host, int(port))

@@ -126,7 +126,7 @@ class Served:
         """The same, straight to the upstream."""
         return await self.ask(body, url=self.fake.url)
 
-    async def episodes(self, n: int, *, within_s: float = 5.0) -> list[Labelled]:
+    async def episodes(self, n: int, *, within_s: float = 30.0) -> list[Labelled]:
         """All `n` episodes, once that many are on disk; fails when there are more or fewer."""
         found: list[Labelled] = []
         with contextlib.suppress(TimeoutError):
@@ -155,9 +155,17 @@ class Served:
     async def quiet(self) -> None:
         """Wait until nothing runs any more, here and upstream."""
         await self.fake.idle()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self.gateway.metrics.value("suffice_live_requests") > 0:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.005)
+
+    async def kept(self, *words: str) -> Path:
+        """The last-good file, once it is there and has these words. It is written after a change is in force."""
+        file = self.database.with_name(f"{self.database.name}.good")
+        async with asyncio.timeout(30):
+            while not file.exists() or not all(one in file.read_text("utf-8") for one in words):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        return file
 
 
 async def post(

@@ -55,11 +55,11 @@ async def test_a_probed_thought_stops_where_its_drafts_stand_still(serve: Serve)
 
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
 async def test_a_silent_embedder_holds_up_no_client(serve: Serve, mode: str) -> None:
-    acting = {"mode": mode, "uncertified": True, "embeddings": {"timeout_s": 1.5}}
+    acting = {"mode": mode, "uncertified": True, "embeddings": {"timeout_s": 4.0}}
     async with server(lambda _: 20.0, []) as url, serve(Chain(STEPS, "4"), route=route(url, **acting)) as g:
         began_s = time.monotonic()
         answer = await g.ask(chat(stream=True))
-        assert time.monotonic() - began_s < 1.2
+        assert time.monotonic() - began_s < 3.0
         assert answer.text == "4"
         ended = await g.outcome()
     assert ended.degraded == ("embedder",)

@@ -44,7 +44,7 @@ async def test_an_experiment_on_live_traffic_is_read_back_arm_by_arm(serve: Serv
             begun = experiments.start(writer, "e", settings().experiments["e"], author="ann", reason="x")
             assert not isinstance(begun, str)
         g.gateway.told()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not g.gateway.variants.experiments:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.005)
         for begin in range(0, N, 20):  # the warm-up first, and whole

@@ -34,7 +34,7 @@ async def seen(g: Served, *, on: bool) -> float:
     """Pull or release the switch of a gateway; seconds until it acts on it."""
     file, began_s = kill_file(g.gateway.settings), time.monotonic()
     assert pull(file, "something is wrong", "ann") if on else release(file)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while g.gateway.kill.on is not on:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.005)
     return time.monotonic() - began_s

@@ -45,7 +45,7 @@ async def seen(g: Served) -> None:
     """Tell the gateway, and wait until it has looked."""
     before = g.gateway.routes
     g.gateway.told()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while g.gateway.routes is before:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.005)
 

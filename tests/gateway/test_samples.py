@@ -358,4 +358,4 @@ async def test_the_client_does_not_wait_for_samples_that_were_cancelled(serve: S
         began = time.monotonic()
         assert (await g.ask(chat(seed=SEED))).text == "4"
         await g.quiet()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 7

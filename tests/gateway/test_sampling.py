@@ -109,7 +109,7 @@ async def test_rates_that_the_control_loop_sets_reach_a_gateway_that_runs(serve:
         )  # fmt: skip
         await asyncio.to_thread(write, g.gateway.settings, RatesSet(rates))
         g.gateway.told()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not g.gateway.sampling.rates:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.01)
         await asked(g, 8)

@@ -170,7 +170,7 @@ async def test_a_failure_of_the_measurement_leaves_the_level_where_it_is_and_is_
         gw.upstreams["up"].n_open = None  # type: ignore[assignment]
 
     async with serve(Reply(answer=cut("it is 4")), change=broken, route=ROUTE) as g:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while g.failed_open("load") < 2:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.05)
         g.gateway.upstreams["up"].n_open = 0

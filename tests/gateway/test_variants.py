@@ -52,7 +52,7 @@ def written(**changes: Any) -> Experiment:
 async def told(g: Served, until: Any) -> None:
     """Tell the gateway to look, and wait until it has seen what it should."""
     g.gateway.told()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not until(g.gateway.variants):  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.005)
 
@@ -152,10 +152,7 @@ async def bring(g: Served, policy: dict[str, Any], name: str) -> str:
     for _ in range(4):
         await asyncio.to_thread(step, g)
     await told(g, lambda variants: variants.standing.get("r") == policy)
-    file = g.database.with_name("log.db.good")
-    async with asyncio.timeout(5):
-        while not file.exists() or made not in file.read_text():  # noqa: ASYNC110 - there is no event
-            await asyncio.sleep(0.02)
+    await g.kept(made)
     return made
 
 
@@ -175,7 +172,7 @@ async def test_without_the_log_what_a_rollout_brought_serves_unless_the_owner_ha
 async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_the_last_good_one_in_force(
     serve: Serve, tmp_path: Path
 ) -> None:
-    file, brought = tmp_path / "log.db.good", list[str]()
+    brought = list[str]()
 
     def spoil(address: str) -> None:
         with closing(sqlite3.connect(tmp_path / "log.db")) as connection:
@@ -195,6 +192,7 @@ async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_t
             assert await drawn(g) == n_drawn, serves or "the last-good file has it still"
             assert g.gateway.metrics.value("suffice_versions_refused_total", route="r") == bool(serves)
             assert bool(g.gateway.variants.trials) is not bool(serves), "nothing is compared with what does not serve"
+            file = await g.kept()
         file.unlink()
         if serves:
             spoil(brought[0])

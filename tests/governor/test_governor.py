@@ -244,7 +244,7 @@ with gov.episode("q") as ep:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_a_forked_process_is_told_and_its_parent_goes_on(tmp_path: Path) -> None:
     # The script never closes its governor: the end of the process does.
-    subprocess.run([sys.executable, "-c", FORK, str(tmp_path)], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", FORK, str(tmp_path)], check=True, timeout=120)
     ended = outcome(tmp_path)
     assert (ended.end_reason, len(ended.steps)) == ("done", 2)
 
@@ -262,7 +262,7 @@ os._exit(7)
 
 
 def test_a_process_that_dies_leaves_a_run_that_is_lost(tmp_path: Path) -> None:
-    died = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path)], check=False, timeout=30)
+    died = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path)], check=False, timeout=120)
     assert died.returncode == 7
     local(tmp_path).close()
     assert outcome(tmp_path).end_reason == "lost"
@@ -507,7 +507,7 @@ def test_importing_suffice_loads_nothing_until_it_is_asked() -> None:
         "assert not [m for m in sys.modules if m.startswith('suffice.')], sys.modules\n"
         "assert suffice.Governor and suffice.Decision and set(suffice.__all__) <= set(dir(suffice))\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 # ── which round's answer ────────────────────────────────────────────────────────────────────────────

@@ -81,9 +81,15 @@ def test_the_wheel_holds_every_module_and_every_data_file(built: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in shipped)
 
 
+def test_the_tree_holds_no_links() -> None:
+    """Not every way in which a checkout is copied keeps them; what is left is a file with a path in it."""
+    assert [short(path) for path in files() if path.is_symlink()] == []
+
+
 def test_the_one_grid_of_published_rules_is_in_the_wheel_and_in_the_sources(built: Path, tmp_path: Path) -> None:
-    """In the repository it is a link; what is installed or unpacked must hold its text."""
+    """It stands twice, byte for byte the same: for people in `bench`, and in the package."""
     grid = (ROOT / "bench" / "grid.toml").read_bytes()
+    assert (SRC / "replay" / "study" / "grid.toml").read_bytes() == grid, "cp bench/grid.toml src/suffice/replay/study/"
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("suffice/replay/study/grid.toml") == grid

@@ -37,7 +37,7 @@ class Far:
             writer.close()
 
     async def has_ended(self) -> str:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             while not self.ended:  # noqa: ASYNC110 - the server has no event for it
                 await asyncio.sleep(0.002)
         return self.ended[0]
@@ -59,7 +59,7 @@ async def through(**lines: Line) -> AsyncIterator[tuple[FaultProxy, Far]]:
         await asyncio.gather(*(t for t in far.tasks if t is not None), return_exceptions=True)
 
 
-async def echoed(proxy: FaultProxy, sent: bytes, *, within_s: float = 3.0) -> tuple[bytes, str]:
+async def echoed(proxy: FaultProxy, sent: bytes, *, within_s: float = 20.0) -> tuple[bytes, str]:
     """What came back before the connection ended or fell silent, and which of these it was."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     got = bytearray()
@@ -87,7 +87,7 @@ async def test_a_sound_line_changes_nothing_and_is_counted() -> None:
         assert await far.has_ended() == "end"
         assert proxy.n_connections == 2
         assert proxy.bytes_to_upstream == proxy.bytes_to_client == len(MESSAGE) * 101 == len(far.received)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             while proxy.n_open:  # noqa: ASYNC110 - the proxy has no event for it
                 await asyncio.sleep(0.002)
         assert [link.end for link in proxy.links] == ["closed", "closed"]
@@ -99,7 +99,7 @@ async def test_latency_comes_on_top_each_way_and_keeps_the_width(way: str) -> No
     async with through(**{way: Line(latency_s=0.1)}) as (proxy, _):
         start_s = time.monotonic()
         assert await echoed(proxy, MESSAGE * 100) == (MESSAGE * 100, "whole")  # many reads, one delay
-        assert 0.1 <= time.monotonic() - start_s < 1.0
+        assert 0.1 <= time.monotonic() - start_s < 3.0
 
 
 async def test_jitter_is_drawn_from_the_seed_and_keeps_the_order() -> None:
@@ -136,7 +136,7 @@ async def test_silence_keeps_the_connection_open_until_the_line_is_mended(after:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.readexactly(after + 1), 0.05)
         proxy.to_client = Line()
-        assert await asyncio.wait_for(reader.readexactly(len(MESSAGE)), 3) == MESSAGE
+        assert await asyncio.wait_for(reader.readexactly(len(MESSAGE)), 20) == MESSAGE
         writer.close()
 
 

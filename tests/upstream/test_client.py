@@ -102,7 +102,7 @@ async def test_settling_waits_for_nobody_long() -> None:
         async with client.open(PATH, BODY) as call:
             start_s = time.monotonic()
             await call.settle()
-            assert time.monotonic() - start_s < 0.5
+            assert time.monotonic() - start_s < 3
 
 
 async def test_silence_is_a_timeout_at_the_start_and_in_the_middle() -> None:

@@ -188,7 +188,7 @@ def test_a_recorder_that_is_ended_in_the_middle_resumes_without_a_lost_or_double
         else:
             n_before = part.read_bytes().count(b"\n")
         assert 4 <= n_before < 30
-        second = subprocess.run(run, capture_output=True, text=True, check=False, timeout=30)
+        second = subprocess.run(run, capture_output=True, text=True, check=False, timeout=120)
     assert second.returncode == 0, second.stderr
     summary = json.loads(second.stdout)
     assert (summary["n_before"], summary["n_recorded"], summary["n_left"]) == (n_before, 30 - n_before, 0)
