@@ -1,7 +1,7 @@
 """The console on a large log: what a page takes, what watching costs the gateway, how fast sums are made.
 
     python bench/console.py                                          a minute or two, 20,000 episodes
-    python bench/console.py --episodes 1000000 --folder PATH         half an hour the first time, 4 GB
+    python bench/console.py --episodes 1000000 --folder PATH         five minutes and more the first time, 4 GB
 
 A log of so many made-up episodes is written below the folder, unless one of that size is there already; the real job
 sums it up, a real gateway serves it, and a client asks for every page over HTTP.

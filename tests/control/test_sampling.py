@@ -24,7 +24,7 @@ from suffice.store.database.views import read_episodes, reading, route_counts
 from suffice.store.routes import rollups
 from suffice.store.routes.advice import counts_since
 from suffice.store.routes.epochs import requests_since
-from suffice.store.routes.sampling import counted_cells, newest_rates
+from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import Counted, RequestsCounted
 from suffice.types import Episode, Feedback, Query, StepRecord
@@ -117,6 +117,28 @@ def test_the_control_loop_counts_them_and_looks_when_they_come() -> None:
     again = story().feed(rows([*events, counted(1_000, senders=("key",))]))
     assert again.published == told.published, "the same log, the same decisions"
     assert told.published, "the evidence was there, and the next look came with the count"
+
+
+def test_a_look_reads_what_is_new_however_long_the_log_is(tmp_path: Path) -> None:
+    steps = []
+    for n in (300, 1_500):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        database = write(folder, logged(*(live(number) for number in range(n))))
+        asked = 0
+
+        def step() -> int:
+            nonlocal asked
+            asked += 1
+            return 0
+
+        with reading(database) as connection:
+            last = int(connection.execute("SELECT max(seq) FROM events").fetchone()[0])
+            connection.set_progress_handler(step, 10)
+            found = list(drawn_runs(connection, "r", last - 40, last))
+        assert [one.episode.request.episode_id for one in found] == [f"ep_{k:05}" for k in range(n - 20, n)]
+        steps.append(asked)
+    assert steps[1] < 1.2 * steps[0]
 
 
 # --------------------------------------------------------------------------- weights

@@ -21,9 +21,10 @@ _CELLS: Final = """
     SELECT seq, body FROM events
     WHERE kind = 'requests_counted' AND route = :route AND seq > :since AND (:until IS NULL OR seq <= :until)
     ORDER BY seq"""
+# A cross join reads what is new and then its requests; SQLite would begin with all requests of the route otherwise.
 _DRAWN: Final = """
-    SELECT o.seq, o.body, r.seq, r.body FROM events o JOIN events r ON r.kind = 'request' AND r.key = o.key
-    WHERE o.kind = 'outcome' AND o.seq > ? AND o.seq <= ? AND r.route = ?
+    SELECT o.seq, o.body, r.seq, r.body FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE +o.kind = 'outcome' AND o.seq > ? AND o.seq <= ? AND r.route = ?
         AND json_extract(r.body, '$.request.kept_by') = 'lot' ORDER BY o.seq"""
 _N: Final = """
     SELECT coalesce(sum(json_extract(body, '$.counted.n_governed')), 0) FROM events
