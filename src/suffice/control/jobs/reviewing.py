@@ -23,6 +23,7 @@ from suffice.review.select import MOST_WAITING, Candidate, Cap, due, item_of, op
 from suffice.rollout.assign import draw_audit
 from suffice.settings import Review as ReviewRules
 from suffice.settings import Route, Settings
+from suffice.shown import plural
 from suffice.signals.query import class_of
 from suffice.store.database.views import decoded, reading
 from suffice.store.people.reviews import NOTHING_ASKED, Reviews, read_reviews
@@ -134,7 +135,7 @@ class Review:
             here.drawn(last)
         self._reviews = read_reviews(self.path, self._reviews)
         of = "" if drawing is None else f", {len(drawn)} of them drawn from {drawing.n_candidates:,}"
-        return Report(said=f"{len(drawn) + len(chosen)} runs to look at{of}", route=name, read_to_seq=last)
+        return Report(said=f"{plural(len(drawn) + len(chosen), 'run')} to look at{of}", route=name, read_to_seq=last)
 
     def _draw(
         self, here: Candidates, cap: Cap, n_drawn: int, now_s: float, last: int
