@@ -19,6 +19,23 @@
     return heads.map(function (_, at) { return rows.map(function (row) { return numberIn(row.cells[at]); }); });
   }
 
+  // A band needs two days side by side; a day that stands alone gets a bar from its low end to its high one.
+  function alone(bands) {
+    return function (plot) {
+      var wide = 10 * window.devicePixelRatio;
+      bands.forEach(function (band) {
+        var high = plot.data[band.series[0]], low = plot.data[band.series[1]];
+        function there(at) { return high[at] !== null && high[at] !== undefined; }
+        high.forEach(function (_, at) {
+          if (!there(at) || there(at - 1) || there(at + 1)) return;
+          var top = plot.valToPos(high[at], "y", true);
+          plot.ctx.fillStyle = band.fill;
+          plot.ctx.fillRect(plot.valToPos(plot.data[0][at], "x", true) - wide / 2, top, wide, plot.valToPos(low[at], "y", true) - top);
+        });
+      });
+    };
+  }
+
   function draw(figure) {
     var place = figure.querySelector(".plot"), table = figure.querySelector("table");
     if (!place || !table || !table.tBodies[0] || !table.tBodies[0].rows.length || !window.uPlot) return null;
@@ -46,7 +63,7 @@
     place.textContent = "";
     return new window.uPlot({
       width: width, height: small ? 150 : 200, tzDate: function (ts) { return window.uPlot.tzDate(new Date(ts * 1e3), "UTC"); },
-      series: series, bands: bands, legend: { show: false }, cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
+      series: series, bands: bands, hooks: { drawAxes: [alone(bands)] }, legend: { show: false }, cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false } },
       scales: {
         x: { time: isTime, range: data[0].length === 1 ? function (_, at) { var d = isTime ? 43200 : 0.5; return [at - d, at + d]; } : undefined },
         y: { range: function (_, low, high) {
