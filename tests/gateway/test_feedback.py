@@ -72,7 +72,8 @@ async def test_before_its_request_it_waits_and_is_joined_when_that_comes(serve: 
 async def test_while_its_request_is_running_it_is_joined(serve: Serve) -> None:
     async with serve(Reply(delay_s=0.2), change=fixed_id) as g:
         asking = asyncio.create_task(g.ask(chat()))
-        await asyncio.sleep(0.1)
+        while not g.fake.completions:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0.005)
         assert (await say(g, label("ep_known"))).status == 200
         assert (await asking).text == "ok"
         assert len((await g.episodes(1))[0].labels) == 1
