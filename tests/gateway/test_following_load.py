@@ -20,7 +20,7 @@ from suffice.types import Feedback, Pause, Resumption
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 from tests.gateway.test_follow import ROUTE, VERSION, began, decide, published
-from tests.gateway.test_spikes import crowd, levels_of, load, scraped
+from tests.gateway.test_spikes import arrived, crowd, levels_of, load, scraped
 
 SLOTS = 4
 RUN_S = 0.06                          # of one sample: 4 slots finish 67 a second
@@ -63,7 +63,7 @@ async def test_a_fivefold_load_takes_the_published_level_within_ten_seconds_and_
         after = await load(g, QUIET_PER_S, lambda n: here.operation.stance == "usual", 20)
         calm = await load(g, QUIET_PER_S, lambda n: n == 12, 10)  # longer than a hold
 
-        assert levels_of(await asyncio.gather(*quiet, *spike, *calm)) == {"1"}
+        assert levels_of(await asyncio.gather(*quiet, *arrived(spike), *calm)) == {"1"}
         assert levels_of(await asyncio.gather(*thrifty)) == {"2"}
         answers = await asyncio.gather(*quiet, *spike, *thrifty, *after, *calm)
         for answer in answers:

@@ -60,6 +60,12 @@ async def load(g: Served, per_s: float, until: Callable[[int], bool], within_s: 
     return asked
 
 
+def arrived(asked: list[asyncio.Task[Answer]]) -> list[asyncio.Task[Answer]]:
+    """Those of a spike that surely came before the level moved: the last half second's may have been on their way."""
+    assert len(asked) > SPIKE_PER_S / 2, "there are some"
+    return asked[: -int(SPIKE_PER_S / 2)]
+
+
 async def scraped(g: Served) -> dict[str, float]:
     """The route's metrics, as Prometheus gets them."""
     async with g.session.get(g.url + "/metrics", headers={"accept-encoding": "identity"}) as reply:
@@ -87,7 +93,7 @@ async def test_a_fivefold_spike_takes_the_certified_level_within_ten_seconds_and
         assert at_top['suffice_operating_level{route="r"}'] == 2
         assert at_top['suffice_upstream_queue_ratio{upstream="up"}'] > 0.7
         after = await load(g, QUIET_PER_S, lambda n: here.operation.stance == "usual", 20)
-        assert levels_of(await asyncio.gather(*quiet, *spike)) == {"1"}
+        assert levels_of(await asyncio.gather(*quiet, *arrived(spike))) == {"1"}
         assert levels_of(await asyncio.gather(*thrifty)) == {"2"}
         answers = await asyncio.gather(*quiet, *spike, *thrifty, *after)
         assert all(answer.status == 200 and answer.told["certified"] is True for answer in answers)
