@@ -6,12 +6,16 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.control.evidence.resolution import Resolution
+from suffice.control.jobs.base import Job, Worker
 from suffice.control.loop.certify import RouteLoop
 from suffice.settings import Control, Route
+from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import Stored
 from suffice.store.routes.in_force import InForce
 from suffice.store.rows.control_events import PolicyPublished
@@ -130,3 +134,13 @@ def story(
         match=lambda answer, gold: answer == gold, load=load, author="w", expected=deque(expected), **options,
     )  # fmt: skip
     return Story(loop, kept, [])
+
+
+def one_round(database: Path, job: Job) -> Sequence[str]:
+    """One round of a worker with one job, which knows nothing but the log; what it said."""
+    with Decisions.open(database, now=lambda: 1_000.0, monotonic_s=lambda: 0.0) as writer:
+        worker = Worker(
+            decisions=writer, jobs=(job,), author="w", now=lambda: 0.0, monotonic_s=lambda: 0.0,
+            new_id=lambda: uuid4().hex,
+        )  # fmt: skip
+        return [report.said for report in worker.once(job.name) or ()]

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 import pytest
@@ -17,7 +16,6 @@ import pytest
 from suffice.assurance.runs import Match
 from suffice.control.compare.looking import Look, Looked, plain_route, standing_of
 from suffice.control.jobs.advance import Advance
-from suffice.control.jobs.base import Worker
 from suffice.review.decide import Wanted
 from suffice.rollout.rules import Rules, rules_of
 from suffice.rollout.versions import Lineage, make_version
@@ -32,7 +30,7 @@ from suffice.store.routes.rollouts import Held, read_rollouts
 from suffice.store.rows.control_events import EnforcementPaused, EpochBegan
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import ArmDraw, Epoch, Pause, Query
-from tests.control.made import label, run
+from tests.control.made import label, one_round, run
 
 OWN = {"policy": "stable-answer", "streak": 5}
 ROUTE = Route(
@@ -123,12 +121,7 @@ class World:
     def look(self, route: Route = ROUTE) -> Sequence[str]:
         """One round of the worker, which knows nothing but the log; what it said."""
         job = self.job(route)
-        with Decisions.open(self.path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0) as writer:
-            worker = Worker(
-                decisions=writer, jobs=(job,), author="w", now=lambda: 0.0, monotonic_s=lambda: 0.0,
-                new_id=lambda: uuid4().hex,
-            )  # fmt: skip
-            return [report.said for report in worker.once("advance") or ()]
+        return one_round(self.path, job)
 
 
 @pytest.fixture

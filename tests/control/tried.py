@@ -9,12 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from suffice.assurance.runs import Match
 from suffice.control.compare.looking import Looked, standing_of
 from suffice.control.jobs.advance import Advance
-from suffice.control.jobs.base import Worker
 from suffice.learn.version import Version
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
@@ -31,7 +29,7 @@ from suffice.store.rows.advice_events import Proposed, VersionProposed
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import Epoch, EvidenceSummary, Publication
-from tests.control.made import label, run
+from tests.control.made import label, one_round, run
 
 SECRET = "the deployment's own"
 ROUTE = Route(
@@ -155,9 +153,4 @@ class World:
             settings=Settings(routes={"r": ROUTE}, control=CONTROL), path=self.path, author="w", matches=matches,
             secret=SECRET, now=lambda: 1_000.0, monotonic_s=lambda: 0.0,
         )  # fmt: skip
-        with Decisions.open(self.path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0) as writer:
-            worker = Worker(
-                decisions=writer, jobs=(job,), author="w", now=lambda: 0.0, monotonic_s=lambda: 0.0,
-                new_id=lambda: uuid4().hex,
-            )  # fmt: skip
-            return [report.said for report in worker.once("advance") or ()]
+        return one_round(self.path, job)

@@ -51,9 +51,7 @@ def ended_badly(outcome: Outcome) -> bool:
 
 def p_kept(request: Request, outcome: Outcome) -> float:
     """P(a run that goes as this one, and is no audit, has rows), in (0, 1]."""
-    if request.ungoverned is None and (request.mode != "enforce" or request.arms):
-        return 1.0
-    return 1.0 if ended_badly(outcome) else request.keep_rate
+    return 1.0 if ended_badly(outcome) else _rate(request)
 
 
 def weight_of(request: Request, outcome: Outcome) -> float:
@@ -76,7 +74,8 @@ def lot_of(request: Request) -> tuple[bool, float] | None:
 
 def _rate(request: Request) -> float:
     """At which a request like it is kept that is no audit."""
-    return 1.0 if request.mode != "enforce" or request.arms else request.keep_rate
+    whole = request.ungoverned is None and (request.mode != "enforce" or request.arms)
+    return 1.0 if whole else request.keep_rate
 
 
 def worth(weights: Sequence[float]) -> float:

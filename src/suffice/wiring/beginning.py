@@ -30,7 +30,7 @@ from suffice.store.database.late import LateLog
 from suffice.store.database.log import EventLog
 from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import n_requests_of, read_recent
-from suffice.store.people.notices import Notice, plain
+from suffice.store.people.notices import MOST_TEXT, Notice, plain
 from suffice.store.rows.serving_events import LogMissed, Missing
 from suffice.telemetry import LOG
 from suffice.types import Episode
@@ -43,7 +43,6 @@ from suffice.wiring.routes import Evidence, evidence_warnings, read_evidence
 LEARNT_RUNS: Final = 2_000       # of the log's latest runs: what they teach is known again after a restart
 AGAIN_S: Final = (1.0, 30.0)     # before another try to open the log, doubling
 KEEP_S: Final = 60.0             # the last-good file is never older than this, while the log can be read
-MOST_TEXT: Final = 600           # characters of a sentence that people are told
 Process = Literal["serve", "library"]  # which one starts: a gateway, or a caller's own loop
 
 

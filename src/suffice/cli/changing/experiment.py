@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, who
+from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, say, who
 from suffice.cli.shell import Group, fail, tell
 
 if TYPE_CHECKING:
@@ -107,14 +107,10 @@ def start(name: str, path: str, reason: str, author: str | None, *, as_json: boo
         found = experiments.start(writer, name, written, author=who(author), reason=reason)
     if isinstance(found, str):
         refused("experiment start", f"experiment {name} {found}")
-    if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.encode(found).decode())
-        return
     odds = ", ".join(f"{arm} {share:.1%}" for arm, share in found.experiment.odds().items())
     verb = "started" if found.revision == 0 else "changed"
-    click.echo(f"experiment {name}: {verb}, run {found.experiment.run}: {odds}; a gateway follows within a second")
+    text = f"experiment {name}: {verb}, run {found.experiment.run}: {odds}; a gateway follows within a second"
+    say(found, as_json=as_json, text=text)
 
 
 @experiment.command()
@@ -137,13 +133,8 @@ def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool
         found = experiments.stop(writer, name, author=who(author), reason=reason, said=said)
     if isinstance(found, str):
         refused("experiment stop", f"experiment {name} {found}")
-    if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.encode(found).decode())
-        return
-    click.echo(f"experiment {name}: stopped, run {found.run}")
-    for sentence in found.said:
+    say(found, as_json=as_json, text=f"experiment {name}: stopped, run {found.run}")
+    for sentence in () if as_json else found.said:
         _wrapped(sentence, "  ")
 
 

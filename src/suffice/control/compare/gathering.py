@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from suffice.assurance.runs import ENDED, Match, measure_run
+from suffice.assurance.sampling import BAD_ENDS
 from suffice.assurance.satisfaction import by_people
 from suffice.assurance.strata import Cell
 from suffice.control.evidence.audits import Audit, Said, is_evidence
@@ -32,8 +33,6 @@ from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.rollout_events import RolloutMoved
 from suffice.store.rows.sampling_events import Counted, RequestsCounted
 from suffice.types import ArmDraw, Episode, Feedback, Outcome, Request
-
-_ERRORS: Final = ("upstream_error", "timeout", "internal_error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +267,7 @@ def _run(episode: Episode) -> Run:
     ended = outcome.end_reason in ENDED
     return Run(
         query_class=class_of(episode.request.query), seconds=outcome.duration_s if ended else None,
-        error=outcome.end_reason in _ERRORS, no_answer=ended and outcome.answer is None,
+        error=outcome.end_reason in BAD_ENDS, no_answer=ended and outcome.answer is None,
     )
 
 

@@ -175,8 +175,8 @@ def _kept(raised: Mapping[int, Raised]) -> tuple[Raised, ...]:
     told = tuple(raised.values())
     if len(told) <= MOST:
         return told
-    over = [one.seq for one in told if one.ended is not None or one.trouble is None]
-    gone = set([*over, *(one.seq for one in told if one.seq not in set(over))][: len(told) - MOST])
+    first_gone = sorted(told, key=lambda one: one.ended is None and one.trouble is not None)
+    gone = {one.seq for one in first_gone[: len(told) - MOST]}
     return tuple(one for one in told if one.seq not in gone)
 
 

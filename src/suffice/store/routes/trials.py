@@ -122,9 +122,15 @@ def plain_of(connection: sqlite3.Connection, address: str, *, secret: str) -> di
 
     Raises ConfigError for one that is gone or is not what it was, and StoreError.
     """
+    kept = _kept_at(connection, address, secret=secret)
+    return {"body": kept.plain()} if isinstance(kept, Models) else kept.plain()
+
+
+def _kept_at(connection: sqlite3.Connection, address: str, *, secret: str) -> Models | Version:
+    """What is kept under an address: models that are no version yet, else a version. Raises as `plain_of` does."""
     if address.startswith("v-"):
-        return {"body": read_version(address, read_artefact(connection, address)).plain()}
-    return version_at(connection, address, secret=secret).plain()
+        return read_version(address, read_artefact(connection, address))
+    return version_at(connection, address, secret=secret)
 
 
 def take_back(
@@ -151,12 +157,11 @@ def _cannot_serve(connection: sqlite3.Connection, route: Route, address: str, *,
     if route.policy and own_version(route).address == address:
         return ""  # the settings hold it, and have been read
     try:
-        if address.startswith("v-"):
-            read_version(address, read_artefact(connection, address))
-            return ""
-        version = version_at(connection, address, secret=secret)
+        version = _kept_at(connection, address, secret=secret)
     except ConfigError as error:
         return str(error)
+    if isinstance(version, Models):
+        return ""
     here = Here(kind=route.kind, scorer=scorer_label(route.scorer), model_family=version.model_family or "")
     problem = misfit(version, here)
     return "" if problem is None else f"version {address} {problem}"
