@@ -21,6 +21,7 @@ from suffice.control.compare.sides import Sides, sides_of
 from suffice.control.compare.trying import Certificate
 from suffice.control.evidence.matched import Matches
 from suffice.errors import ConfigError
+from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import Evidence
 from suffice.rollout.stages import Standing, Transition, advance, certify, look
 from suffice.settings import Control, Route
@@ -96,9 +97,10 @@ class Look:
         route = self.of_route.route
         self.sides.begin(connection)
         found = self.gathering.evidence(self.sides.replay, self.of_route.judged, self.sides.watch)
-        budget = read_holds(connection).of(held.state.route).in_effect(now_s).budget(route.max_em_drop)
+        holds = read_holds(connection).of(held.state.route)
+        budget = holds.in_effect(now_s).budget(route.max_em_drop)
         certificate = self.sides.certify(self.gathering, decided, budget)
-        withheld = withheld_by(connection, held, decided, now_s=now_s)
+        withheld = withheld_by(held, decided, holds, now_s=now_s)
         latest = latest_on(connection, held, route, decided)
         seen = weighed(held, found, certificate, withheld=withheld, latest=latest, at=self.gathering.n, now_s=now_s)
         return replace(seen, wanted=tuple(self.sides.wanted(self.gathering, self.asked)))
@@ -147,8 +149,8 @@ def plain_route(route: Route, match: Match) -> OfRoute:
 # --------------------------------------------------------------------------- what keeps it from going forward
 
 
-def withheld_by(connection: sqlite3.Connection, held: Held, decided: InForce, *, now_s: float) -> str:
-    """Why nothing of a rollout may be promoted now; "": nothing speaks against it. Raises StoreError.
+def withheld_by(held: Held, decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
+    """Why nothing of a rollout may be promoted now; "": nothing speaks against it.
 
     A new epoch, too: what was seen before belongs to another world.
     """
@@ -157,15 +159,15 @@ def withheld_by(connection: sqlite3.Connection, held: Held, decided: InForce, *,
         return f"epoch {epoch.number} began within it: {epoch.reason}"
     if held.state.fit and decided.publication is not None and decided.publication.ceiling is not None:
         return "people's ratings hold the route's level down"
-    return barred(connection, held.state.route, decided, now_s=now_s)
+    return barred(decided, holds, now_s=now_s)
 
 
-def barred(connection: sqlite3.Connection, route: str, decided: InForce, *, now_s: float) -> str:
+def barred(decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
     """What is wrong on a route: a pause, an incident that waits for a person, what one holds, an alarm that stands.
 
-    "": nothing. Raises StoreError.
+    "": nothing.
     """
-    holds, alarm = read_holds(connection).of(route), decided.alarm
+    alarm = decided.alarm
     if decided.pause is not None:
         return f"enforcement is paused: {decided.pause.reason}"
     if holds.open_cases:

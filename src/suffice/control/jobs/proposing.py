@@ -28,6 +28,7 @@ from suffice.rollout.rules import rules_of
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import read_episodes
+from suffice.store.people.holds import read_holds
 from suffice.store.routes.advice import counts_since, newest_proposal
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.rollouts import beginning, kept_with, read_rollouts
@@ -97,7 +98,7 @@ class Retrain(ByRoute):
         event = beginning(
             read_rollouts(connection), one, author=self.author, reason=proposed.why,
             name=f"{name}-{proposed.read_to_seq}", rules=rules_of(route), now_s=now_s, by_person=False,
-            held_by=barred(connection, name, held, now_s=now_s),
+            held_by=barred(held, read_holds(connection).of(name), now_s=now_s),
         )  # fmt: skip
         if isinstance(event, str):
             return f"not tried: {event}"
