@@ -5,7 +5,8 @@
 Each cell (setting, design, seed) is 20,000 requests from a cold start; its figures become one line of the results
 file, and what stands there already for the same code is not run again. Seeds are the outer loop, so a run that is
 broken off leaves every cell with about as many. `--only` keeps settings and designs whose names contain one of the
-words; with several words for one of them, any will do: `--only harsh certified`. `--table` only prints the tables. With
+words; with several words for one of them, any will do: `--only harsh certified`; `--only live` keeps the scenarios that
+the live loop itself is run through (`live_run`). `--table` only prints the tables. With
 SUFFICE_SIM naming the folder of another generator (`generator.py`), its scenarios are settings too.
 """
 
@@ -19,14 +20,13 @@ import argparse
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from bench.claims import reference
+from bench.claims import live, live_run, reference
 from bench.claims.cells import DESIGNS, run_cell
-from bench.claims.results import ROOT, Cell, Line, append, cell_of, code_mark, lines
+from bench.claims.pool import run_cells
+from bench.claims.results import ROOT, Cell, Line, cell_of, code_mark, lines
 from bench.claims.streams import SETTINGS
 from bench.claims.table import tables
 
@@ -44,11 +44,15 @@ SAYS = {name: scenario.says for name, scenario in SCENARIOS.items()} | {
 def order(words: Sequence[str]) -> list[tuple[str, str]]:
     """(setting, design) of every row, in their order."""
     settings, designs = [*SETTINGS, *reference.settings()], list(DESIGNS)
+    of_live = [word for word in words if live_run.order([word])]
     about_settings = [word for word in words if any(word in name for name in settings)]
     about_designs = [word for word in words if any(word in name for name in designs)]
-    unknown = set(words) - set(about_settings) - set(about_designs)
+    unknown = set(words) - set(about_settings) - set(about_designs) - set(of_live)
     if unknown:
-        sys.exit(f"--only: nothing is named {', '.join(sorted(unknown))}; there are {', '.join(settings + designs)}")
+        names = [*settings, *live.SETTINGS, *designs, *live_run.DESIGNS]
+        sys.exit(f"--only: nothing is named {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    if words and not about_settings and not about_designs:
+        return []
     return [
         (setting, design)
         for setting in settings if not about_settings or any(word in setting for word in about_settings)
@@ -62,19 +66,6 @@ def work(cell: Cell) -> Line:
     return run_cell(*cell)
 
 
-def run(cells: Sequence[Cell], results: Path, mark: str, jobs: int) -> None:
-    """Run cells and write each down as it ends."""
-    begin, n_done = time.monotonic(), 0
-    with ProcessPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(work, cell) for cell in cells}
-        for done in as_completed(waiting):
-            append(results, {**done.result(), "code": mark})
-            n_done += 1
-            if n_done % 100 == 0:
-                left = (time.monotonic() - begin) / n_done * (len(cells) - n_done)
-                print(f"{n_done:,} of {len(cells):,} cells, {left / 60:.0f} min left", file=sys.stderr)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.claims", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=200, help="seeds 0 … N - 1 of every cell")
@@ -83,17 +74,19 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "claims.jsonl", help="where lines are kept")
     parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is there")
     asked = parser.parse_args()
-    mark, rows = code_mark(), order(asked.only)
+    mark, rows, of_live = code_mark(), order(asked.only), live_run.order(asked.only)
     wanted = [(setting, design, seed) for seed in range(asked.seeds) for setting, design in rows]
     if not asked.table:
         there = {cell_of(line) for line in lines(asked.results) if line["code"] == mark}
-        run([cell for cell in wanted if cell not in there], asked.results, mark, asked.jobs)
+        cells = [cell for cell in wanted if cell not in there]
+        run_cells(cells, work, asked.results, mark=mark, jobs=asked.jobs)
+        live_run.run(of_live, seeds=asked.seeds, results=asked.results, jobs=asked.jobs)
     found = [line for line in lines(asked.results) if line["code"] == mark and cell_of(line) in set(wanted)]
     hours = sum(line["cpu_s"] for line in found) / 3600
     command = shlex.join(["python", "-m", "bench.claims", *sys.argv[1:]])
     version = f"code {mark}, Python {platform.python_version()}"
     print(f"`{command}`: {len(found):,} streams, {hours:.2f} h of CPU time; {version}")
-    for text in tables(found, rows, SAYS):
+    for text in (*tables(found, rows, SAYS), *live_run.tables(asked.results, of_live, seeds=asked.seeds)):
         print(text)
 
 

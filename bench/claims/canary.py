@@ -20,7 +20,7 @@ from itertools import accumulate
 import msgspec
 import numpy as np
 
-from suffice.rollout.assign import draw_audit
+from suffice.rollout.assign import assign_audit
 from suffice.rollout.evidence import Evidence, Run
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import State, Transition, advance, begin, place, promote
@@ -182,7 +182,7 @@ class Life:
         self.came[name] += 1
         self.n_shadow += state.stage == "shadow"
         unit = f"unit-{at}"
-        if draw_audit(unit, share=self.audit_share(), salt=self.salt).audit:
+        if assign_audit(unit, share=self.audit_share(), salt=self.salt).audit:
             self.audit(at, name)
             return
         arm = place(state, unit, salt=self.salt).arm

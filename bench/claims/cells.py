@@ -21,7 +21,7 @@ from bench.claims.score import Logistic
 from bench.claims.streams import N_REQUESTS, Drawn
 from bench.claims.truth import Truth, known
 
-from suffice.learn.keeper import Keeper, Plan
+from suffice.learn.keeper import HORIZON, Keeper, Plan, full_runs
 
 Run = Callable[[Drawn, Plan, Truth, np.random.Generator], Course]
 
@@ -59,7 +59,8 @@ DESIGNS: Final[Mapping[str, Run]] = {
     "labelled-only": _averaged(labelled_only=True),
     **{name: _naive(name) for name in NAIVE},
 }
-PLAN: Final = Plan()
+BURST: Final = full_runs(Plan().max_em_drop, HORIZON)
+PLAN: Final = Plan(warm_up=BURST, burst=BURST)
 
 
 def run_cell(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,9 +27,13 @@ Line: TypeAlias = dict[str, Any]        # as `cells.run_cell` returns it
 
 def code_mark() -> str:
     """Twelve hex digits that say which code makes a cell."""
+    return mark_of(ROOT / name for name in MADE_BY)
+
+
+def mark_of(places: Iterable[Path]) -> str:
+    """Twelve hex digits of the code in these files and folders, comments and docstrings left out."""
     digest = hashlib.sha256()
-    for name in MADE_BY:
-        place = ROOT / name
+    for place in places:
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(path.name.encode())
             digest.update(ast.dump(_without_words(path.read_text(encoding="utf-8"))).encode())

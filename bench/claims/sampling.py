@@ -39,7 +39,7 @@ from suffice.gateway import books
 from suffice.gateway.context import Gateway
 from suffice.gateway.sampling import Sampling
 from suffice.replay.traces.own import own_traces
-from suffice.rollout.assign import draw_audit
+from suffice.rollout.assign import assign_audit
 from suffice.settings import Monitoring, Route, Settings, Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
@@ -127,7 +127,7 @@ def traffic(n: int, seed: int, *, labelled: float = LABELLED) -> Iterator[Asked]
     runs = recorded()
     for number in range(n):
         kind, name = KINDS[of[number]], f"ep_{seed:05}{number:018}"
-        lot = draw_audit(name, share=AUDITS, salt="bench")
+        lot = assign_audit(name, share=AUDITS, salt="bench")
         full = kind.tokens * exp(kind.spread * normal[number] - kind.spread**2 / 2)
         stopped = bool(not lot.audit and stop[number] < STOPS)
         spent = max(1, round(full * (kind.kept if stopped else 1.0)))

@@ -100,10 +100,10 @@ def online(made: simulated.Traffic, label_at: Floats, *, seed: int) -> Traffic:
         runs=AuditRuns(
             x=made.x, starts=made.starts, z=made.z, d=made.d, may_stop=np.ones(len(made.z), dtype=bool),
             cost=made.cost, per_step=np.maximum((made.cost - probes) / made.step, 1.0), full=made.full,
-            fold=folds(n, seed), at=np.arange(n, dtype=np.float64), label_at=label_at, query_class=made.query_class,
-            abandoned=np.zeros(n, dtype=bool),
+            fold=folds(n, seed), at=np.arange(n, dtype=np.float64), share=np.ones(n), label_at=label_at,
+            query_class=made.query_class, abandoned=np.zeros(n, dtype=bool),
         ),
-        probes=probes, early=made.early, question=tuple(str(i) for i in range(n)), chosen=SIGNALS,
+        probes=probes, duration=np.zeros(n), early=made.early, question=tuple(str(i) for i in range(n)), chosen=SIGNALS,
     )  # fmt: skip
 
 

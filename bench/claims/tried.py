@@ -22,12 +22,12 @@ from bench.claims.score import Logistic
 from bench.claims.streams import Setting, online, ours
 
 from suffice.assurance.certify import spent_delta
-from suffice.assurance.maturity import WINDOW
+from suffice.assurance.windows import window_audits
 from suffice.control.compare.looking import weighed
 from suffice.control.compare.trying import MOST_KEPT, Certificate, certified, unheard
 from suffice.control.loop.keeping import LiveKeeper
 from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.keeper import Plan
+from suffice.learn.keeper import NO_PENDING, Plan
 from suffice.learn.served import Learner, PGood, Served, fit_served
 from suffice.replay.online.loop import PERIOD
 from suffice.rollout.rules import Rules
@@ -37,7 +37,7 @@ from suffice.testing import simulated
 from suffice.testing.simulated.stories import LONGEST
 from suffice.testing.simulated.worlds import USUAL
 
-PLAN: Final = Plan(warm_up=0)  # what is in force was fitted before
+PLAN: Final = Plan(warm_up=1_200)  # what is in force was fitted before, and is certified by as many full runs as live
 BEFORE: Final = 2_000          # requests before the rollout: the loop certifies what is in force
 MOST: Final = 26_000           # requests of a rollout; one that is longer did not end
 N_TRUTH: Final = 40_000        # runs: ± 0.1 points at a drop of 2 %
@@ -234,9 +234,14 @@ class Trial(Life):
         self.keeper.adopt(serves, None)
         for at in range(BEFORE):
             if self.rng.random() < self.keeper.share:
-                self.new.append(at)
+                self.drawn(at, self.keeper.share)
             self.tick(at + 1)
         self.keeper.plan = replace(self.keeper.plan, confidence=1 - spent_delta(PLAN.delta, 1))
+
+    def drawn(self, number: int, share: float) -> None:
+        """An audit of the loop, drawn at this share."""
+        self.runs.share[number] = share
+        self.new.append(number)
 
     def tick(self, now: int) -> None:
         """The loop looks at what is new."""
@@ -266,7 +271,7 @@ class Trial(Life):
         """An audit of the loop and of the certificate; a pair where a level of the candidate may act."""
         number, runs = BEFORE + at, self.runs
         self.audited.append(number)
-        self.new.append(number)
+        self.drawn(number, self.audit_share())
         if not self.state.level:
             return
         mine, other = self.mine[number, self.state.level], self.other[number, self.keeper.level]
@@ -286,9 +291,9 @@ class Trial(Life):
         seen = np.array(self.audited[-MOST_KEPT:], dtype=np.int64)
         told = self.runs.label_at[seen] <= now
         return certified(
-            np.where(told[:, np.newaxis], self.z[seen], self.unheard[seen]), now - self.runs.at[seen], told,
-            window=WINDOW, max_em_drop=PLAN.max_em_drop, delta=spent_delta(PLAN.delta, 2),
-            harm_delta=1 - self.rules.harm_confidence,
+            np.where(told[:, np.newaxis], self.z[seen], self.unheard[seen]), self.runs.at[seen], self.runs.share[seen],
+            told, NO_PENDING, window=window_audits(PLAN.max_em_drop), max_em_drop=PLAN.max_em_drop,
+            delta=spent_delta(PLAN.delta, 2), harm_delta=1 - self.rules.harm_confidence,
         )  # fmt: skip
 
     def moves(self, at: int) -> tuple[Transition, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from suffice.learn.audits import AuditRuns, Bools, Small, join
-from suffice.learn.keeper import Plan, certifying, matured
+from suffice.learn.keeper import Plan, matured
 from suffice.learn.served import Served
 
 
@@ -44,4 +44,4 @@ class Window:
         z, inside = counted.z, counted.enters
         if labelled_only:
             z, inside = self._z, self.runs.label_at <= now
-        return z[certifying(inside, self.runs, now, self._plan)]
+        return z[np.flatnonzero(inside)[-self._plan.window :]]

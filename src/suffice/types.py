@@ -45,6 +45,7 @@ AlarmCause: TypeAlias = Literal[
     "signals",         # early signals of all traffic moved
     "outcomes",        # audits lose more than the budget
     "disagreement",    # audits disagree more often than when the level was certified
+    "finish",          # the finish changes more answers than it did at first
     "sample_ratio",    # the lot is not what it was drawn with: audits are missing
     "person",          # somebody asked for it
 ]
@@ -73,6 +74,10 @@ class Request:
 
     Written to the log before the first step, because the lot and its odds are worthless
     when they are written down afterwards. It holds no prompt text.
+
+    A delivery that repeats a request (a retry) keeps the audit draw of the first one, runs in full and is no evidence.
+    One draw speaks for all deliveries. If a level could stop up to m of them, each bet on the draw would have to be
+    divided by m. With m = 8, a harmless level would need 8 times the audits, for every client, so m is 1.
     """
 
     episode_id: str
@@ -91,13 +96,15 @@ class Request:
     received_at_s: float      # Unix time; informative, never used to order events
     endpoint: str = "/v1/chat/completions"  # what was called; an id in a path is written {id}; "library": no HTTP
     query: Query | None = None  # what the caller declared of the question; None: nothing, or nobody looked
-    unit: str = ""            # keyed hash of what drew the lot: turns of one conversation, and retries, share it
+    unit: str = ""            # keyed hash of what was drawn for: one request; only its repeated deliveries share it
     setup: str = ""           # the route's settings that evidence rests on; others are another world
     promise: Promise = "certified"  # by which its level was chosen; "budgeted" above what is certified
     sender: str = ""          # keyed hash of the API key that it came with; "": none was asked for
     arms: tuple[ArmDraw, ...] = ()  # of the experiments that it takes part in, at most one a layer
     keep_rate: float = 1.0    # of the lottery of rows for live requests like it, in (0, 1]; see `assurance.sampling`
     kept_by: KeptBy = ""      # why it has rows: "" for certain, by "lot", or because of its "end"
+    delivery: int = 1         # 1: the first; n: the n-th of the same request. From the second on it runs in full
+    conversation: str = ""    # keyed hash of sender and conversation id; "": the client named none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -388,12 +395,16 @@ class EvidenceSummary:
     n_audits: int = 0                      # that were counted
     n_gained: int = 0                      # of them, at the level: the stop alone was right
     n_lost: int = 0                        # of them, at the level: lost by the stop, or held to be lost
+    n_pending: int = 0                     # of them: have not returned, and count as lost
+    n_disagreeing: int | None = None       # of them, at the level: the stop answers otherwise; None: unknown
     e_value: float | None = None           # of the level, against "it loses the budget or more"; 1/delta accepts it
     share: float | None = None             # of tokens that the level would have saved on them
     n_missing: int | None = None           # audits to the next level at the rates seen; None: no number, or no next one
     max_em_drop: float | None = None       # what was tested: the owner's budget, less what finishing may change
     confidence: float | None = None
-    unit: str = "request"                  # what the audits are a sample of
+    window_start: float | None = None      # number of the first request that the claim is about; None: there is none …
+    window_end: float | None = None        # … of the first one behind it …
+    window_share: float | None = None      # … and the audit share that no request in between fell below
     judge_charge: float = 0.0              # part of the budget that a judge model's mistakes took; 0: it was not heard
 
 
@@ -466,7 +477,10 @@ class Epoch:
     since_seq: int                         # place in the log: requests that came behind it count
     reason: str
     author: str
-    kept: tuple[str, ...] = ()             # episodes of earlier audits that count all the same, oldest first
+    kept: tuple[str, ...] = ()             # episodes of earlier audits that teach all the same, oldest first …
+    kept_at: tuple[int, ...] = ()          # … and the number of each request; they prove what lies in `windows`
+    windows: tuple[tuple[float, float, float | None], ...] = ()  # that go on: (start, share, end); none: it begins anew
+    delta_share: float = 1.0               # part of 1 - confidence that its certificates may use, (0, 1]
     burst: int = 0                         # requests that run in full from here on
     max_em_drop: float = 0.02              # fraction: the promise that is kept in it
     confidence: float = 0.95               # fraction

@@ -23,6 +23,7 @@ from suffice.assurance.certify import (
     smallest_proved_drop,
     spent_delta,
     wealth_of,
+    weighted_log_wealth,
 )
 
 LIMIT: Final = log(20)
@@ -116,6 +117,55 @@ def test_the_drop_of_nothing_is_not_a_number_and_passes_nothing() -> None:
     assert np.isnan(nothing.drop).all()
     assert certified_level(log_wealth(nothing, max_em_drop=0.02), delta=0.05) == 0
     assert count(np.array([[1, 0], [0, -1], [0, -1], [0, 0]], dtype=np.int8)).drop.tolist() == [0.25, -0.5]
+
+
+# --------------------------------------------------------------------------- audits drawn at different shares
+
+
+@given(z=outcomes, max_em_drop=budgets)
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_where_all_shares_are_alike_weights_change_nothing(z: NDArray[np.int8], max_em_drop: float) -> None:
+    weighted = weighted_log_wealth(z, np.ones(len(z)), max_em_drop=max_em_drop)
+    assert weighted == pytest.approx(log_wealth(count(z), max_em_drop=max_em_drop), abs=1e-9)
+
+
+@given(z=outcomes, seed=st.integers(0, 1_000), max_em_drop=budgets)
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_the_weighted_wealth_is_the_product_over_audits_in_whatever_order(
+    z: NDArray[np.int8], seed: int, max_em_drop: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.choice([1.0, 0.5, 0.05, 0.0371], len(z))
+    found = weighted_log_wealth(z, weight, max_em_drop=max_em_drop)
+    nu = np.array(BETS)[:, np.newaxis, np.newaxis] / (1 - max_em_drop)
+    each = np.log1p(nu * weight[:, np.newaxis] * (max_em_drop - z)).sum(axis=1)
+    assert found == pytest.approx(np.logaddexp.reduce(each, axis=0) - log(4), abs=1e-9)
+    order = rng.permutation(len(z))
+    assert np.array_equal(weighted_log_wealth(z[order], weight[order], max_em_drop=max_em_drop), found)
+
+
+@given(p=st.lists(st.floats(0, 1), min_size=3, max_size=3), weight=st.floats(0.01, 1.0), max_em_drop=budgets)
+@settings(max_examples=100, derandomize=True, deadline=None)
+def test_an_audit_that_loses_the_budget_on_average_makes_nothing_on_average_at_any_weight(
+    p: list[float], weight: float, max_em_drop: float
+) -> None:
+    """The condition of a supermartingale, for chances of an audit's three outcomes whose drop is at least eps."""
+    gained, lost = p[0] * (1 - max_em_drop) / 2, max_em_drop + p[1] * (1 - max_em_drop) / 2
+    lost = max(lost, gained + max_em_drop)
+    assume(gained + lost <= 1)
+    outcome = np.array([[-1, 0, 1]], dtype=np.int8)
+    made = np.exp(weighted_log_wealth(outcome, np.array([weight]), max_em_drop=max_em_drop))
+    assert float(made @ [gained, 1 - gained - lost, lost]) <= 1 + 1e-12
+
+
+def test_each_level_has_its_own_budget_and_one_that_has_none_left_never_passes() -> None:
+    z, weight = np.zeros((600, 4), dtype=np.int8), np.ones(600)
+    found = weighted_log_wealth(z, weight, max_em_drop=np.array([0.02, 0.01, 0.0, -0.5]))
+    alone = [float(weighted_log_wealth(z[:, :1], weight, max_em_drop=one)[0]) for one in (0.02, 0.01)]
+    assert found.tolist() == [*alone, -np.inf, -np.inf]
+    assert certified_level(found, delta=0.05) == 1
+    assert certified_level(weighted_log_wealth(z, weight, max_em_drop=0.0), delta=0.05) == 0
+    assert weighted_log_wealth(z[:0], weight[:0], max_em_drop=0.02).tolist() == [0.0] * 4, "nothing proves nothing"
 
 
 # --------------------------------------------------------------------------- the level

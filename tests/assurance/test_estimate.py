@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from suffice.assurance.estimate import MIN_AUDITS, RouteReport, estimate_route
 from suffice.assurance.runs import current_label
-from suffice.types import Episode, Feedback, Outcome, Overhead, Request, StepRecord, Usage
+from suffice.types import Episode, Feedback, Outcome, Overhead, Request, StepRecord, UpstreamCall, Usage
 
 _numbers = itertools.count()
 
@@ -335,3 +335,60 @@ def test_without_prices_no_money_is_made_up() -> None:
     assert measured.cost_full is measured.cost_stopped is measured.cost_reduction is None
     assert measured.saved_usd is measured.would_save_usd is None
     assert (found.money.governed_usd, found.money.n_known, found.money.n_unknown) == (0.0, 0, 3)
+
+
+def vote(drawn: tuple[str | None, ...], *labels: Label, n_samples: int = 9, **changes: Any) -> Labelled:
+    """A vote in observe over samples of 10 tokens each; one that was launched and cancelled had 5."""
+    n = len(drawn)
+    votes = {answer: drawn.count(answer) for answer in drawn if answer is not None}
+    call = UpstreamCall(
+        purpose="sample", prompt_tokens=50, cached_tokens=0, completion_tokens=10, source="provider", cancelled=False
+    )
+    happened: dict[str, Any] = {
+        "steps": tuple(replace(step(at + 1, 10), answer=answer) for at, answer in enumerate(drawn)),
+        "vote": tuple(sorted(votes.items(), key=lambda each: -each[1])),
+        "calls": (*[call] * n, replace(call, completion_tokens=5, cancelled=True)),
+        "overhead": Overhead(extra_prompt_tokens=50 * n, n_extra_calls=n), "cost_usd": 0.6,
+    }
+    request = {"kind": "samples", "n_samples": n_samples, **changes.pop("request", {})}
+    return run(*labels, request=request, n_tokens=10 * n + 5, **(happened | changes))
+
+
+def test_savings_of_a_decided_vote_are_measured_against_the_vote_over_all_its_samples() -> None:
+    measured = report([vote(("4",) * 5)]).measured
+    assert measured.tokens_full is not None
+    assert measured.tokens_full.value == near(55), "what was spent, the cancelled sample among it"
+    assert measured.decided_saving is not None
+    assert measured.decided_saving.value == near(1 - 55 / 90)
+    assert "not drawn" in measured.decided_saving.method
+    assert measured.would_save is not None
+    assert measured.would_save.value == near(1 - 55 / 90), "nothing more: no policy would have stopped it"
+    stopped = report([vote(("4",) * 5, stop_step=4, would_answer="4")]).measured.would_save
+    assert stopped is not None
+    assert stopped.value == near(1 - 45 / 90)
+
+
+def test_the_baseline_of_audits_is_the_vote_over_all_their_samples() -> None:
+    drawn = {"mode": "enforce", "audit": True, "propensity": 0.5}
+    lived = {"mode": "enforce", "propensity": 0.5}
+    found = report([vote(("4",) * 5, request=drawn), vote(("4",) * 5, request=lived)]).measured
+    assert found.token_reduction is not None
+    assert found.token_reduction.value == near(1 - 55 / 90)
+    assert found.token_reduction_with_prompts is not None
+    # Prompts and money count what was launched: nine samples for six.
+    assert found.token_reduction_with_prompts.value == near(1 - (55 + 300) / (90 + 450))
+    assert found.cost_reduction is not None
+    assert found.cost_reduction.value == near(1 - 0.6 / 0.9)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        vote(("4", "5", "4", "5", "6"), n_samples=5),          # all were drawn
+        vote(("4",), n_samples=8),                             # the temperature was 0, or the upstream was busy
+        vote((None, None), n_samples=8),                       # nobody voted before the upstream gave up
+        vote(("4",) * 4, stopped=True, end_reason="stopped"),  # the policy's own saving is told elsewhere
+    ],
+)
+def test_nothing_is_called_saved_where_no_decided_vote_ended_early(whole: Labelled) -> None:
+    assert report([whole]).measured.decided_saving is None

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from suffice.assurance.certify import Counts, certified_level, log_wealth
-from suffice.assurance.claim import Claim, Delay, sentence
+from suffice.assurance.claim import Claim, sentence
 from suffice.assurance.ledger import KNOWN_AUDITS, Account, Entry, accounts, next_level
 from suffice.assurance.runs import Run
 
 AUDIT = Run(
-    group="q", full=True, enforce=True, audit=True, weight=10.0, stopped=False, would_stop=True, delivered=1_000.0,
-    spent=1_010.0, processed=None, baseline_processed=None, would_spend=600.0, cost_usd=None, baseline_usd=None,
-    would_cost_usd=None, correct=True, disagrees=False, drop=0, abandoned_audit=False,
+    group="q", full=True, enforce=True, audit=True, weight=10.0, stopped=False, would_stop=True,
+    baseline_tokens=1_000.0, spent=1_010.0, processed=None, baseline_processed=None, would_spend=600.0, cost_usd=None,
+    baseline_usd=None, would_cost_usd=None, correct=True, disagrees=False, drop=0, abandoned_audit=False,
 )
 STOPPED = replace(
     AUDIT, full=False, audit=False, stopped=True, would_stop=False, spent=620.0, would_spend=None, disagrees=None,
@@ -77,7 +77,7 @@ def test_what_was_never_measured_is_none_and_not_zero() -> None:
     account = total(replace(STOPPED, correct=None, spent=None))
     assert (account.em_full, account.em_stopped, account.em_drop, account.saving) == (None,) * 4
     assert (account.tokens_full, account.tokens_live, account.known) == (None, None, False)
-    assert total(replace(AUDIT, would_spend=0.0, delivered=0.0)).saving is None
+    assert total(replace(AUDIT, would_spend=0.0, baseline_tokens=0.0)).saving is None
 
 
 def test_agreement_needs_no_label_and_a_missing_one_widens_the_interval_both_ways() -> None:
@@ -102,7 +102,7 @@ def test_unlabelled_runs_are_left_out_of_em_and_it_says_so() -> None:
 
 
 def test_a_run_beyond_the_cap_is_counted_as_the_cap_and_shows() -> None:
-    account = total(*[AUDIT] * 10, replace(AUDIT, spent=9_000.0, delivered=9_000.0))
+    account = total(*[AUDIT] * 10, replace(AUDIT, spent=9_000.0, baseline_tokens=9_000.0))
     assert account.n_cut == 1
     assert account.tokens_full is not None
     assert account.tokens_full.value == pytest.approx((10 * 1_010 + 4_000) / 11)
@@ -130,7 +130,7 @@ def passes(counts: Counts, n_more: int, level: int) -> bool:
 
 def test_the_missing_audits_are_those_after_which_the_same_proportions_pass() -> None:
     counts = counted(300, (0, 0, 2, 30))
-    found = next_level(counts, max_em_drop=0.02, delta=0.05)
+    found = next_level(counts, max_em_drop=0.02, delta=0.05, window=800)
     assert found is not None
     assert (found.level, found.n_audits) == (2, 300)
     assert found.drop == pytest.approx(2 / 300)
@@ -141,22 +141,22 @@ def test_the_missing_audits_are_those_after_which_the_same_proportions_pass() ->
 
 
 def test_a_level_out_of_reach_says_why_and_the_last_one_has_no_next() -> None:
-    beyond = next_level(counted(700, (0, 0, 9)), max_em_drop=0.02, delta=0.05)
+    beyond = next_level(counted(700, (0, 0, 9)), max_em_drop=0.02, delta=0.05, window=800)
     assert beyond is not None
     assert beyond.n_missing is None
     assert "the window holds 800" in beyond.reason
-    never = next_level(counted(700, (0, 0, 20)), max_em_drop=0.02, delta=0.05)
+    never = next_level(counted(700, (0, 0, 20)), max_em_drop=0.02, delta=0.05, window=800)
     assert never is not None
     assert never.n_missing is None
     assert "too near" in never.reason
-    assert next_level(counted(700, (0, 0, 0)), max_em_drop=0.02, delta=0.05) is None
-    unseen = next_level(counted(0, (0, 0)), max_em_drop=0.02, delta=0.05)
+    assert next_level(counted(700, (0, 0, 0)), max_em_drop=0.02, delta=0.05, window=800) is None
+    unseen = next_level(counted(0, (0, 0)), max_em_drop=0.02, delta=0.05, window=800)
     assert unseen is not None
     assert (unseen.n_missing, unseen.drop) == (227, None)
 
 
 def test_the_next_level_is_the_first_that_fails_even_if_a_later_one_would_pass() -> None:
-    found = next_level(counted(400, (0, 0, 8, 0)), max_em_drop=0.02, delta=0.05)
+    found = next_level(counted(400, (0, 0, 8, 0)), max_em_drop=0.02, delta=0.05, window=800)
     assert found is not None
     assert found.level == 2
 
@@ -164,23 +164,26 @@ def test_the_next_level_is_the_first_that_fails_even_if_a_later_one_would_pass()
 # --------------------------------------------------------------------------- the sentence
 
 CLAIM = Claim(
-    route="gpqa", scorer="choice", max_em_drop=0.02, confidence=0.95, n_window=800, per="pooled", labels="labelled",
-    delay=Delay(median_requests=1_000, p90_requests=3_310, where="200 simulated silent drifts"),
+    route="gpqa", scorer="choice", max_em_drop=0.02, confidence=0.95, n_window=800, requests=(1_201, 17_200),
+    per="pooled", labels="labelled", detection="a silent loss of 3 points would be noticed within about 710 requests",
     classes={"physics": 650, "law": KNOWN_AUDITS - 1, "": 12},
 )  # fmt: skip
 
 
 def test_the_sentence_names_everything_that_the_promise_hangs_on() -> None:
     text = sentence(CLAIM)
-    for said in ("'gpqa'", "'choice'", "2 points of EM", "95 % confidence", "last 800 audits", "with labels",
-                 "over all classes", "1,000 requests at the median", "3,310", "200 simulated silent drifts",
+    for said in ("'gpqa'", "'choice'", "would have lost less than 2 points of EM", "95 % confidence",
+                 "all requests from number 1,201 to 17,200", "shown by 800 audits with labels", "over all classes",
+                 "a silent loss of 3 points would be noticed within about 710 requests",
                  "unknown, with under 200 audits: no class, law"):
         assert said in text, said
     assert "physics" not in text
 
 
-def test_what_was_not_measured_or_has_no_labels_is_said() -> None:
-    text = sentence(replace(CLAIM, delay=None, labels="label-free", per="class", max_em_drop=0.01, classes={}))
-    for said in ("1 point of EM", "not measured", "without labels", "in each class"):
+def test_what_is_not_known_or_has_no_labels_is_said() -> None:
+    text = sentence(replace(
+        CLAIM, requests=None, detection="", labels="label-free", per="class", max_em_drop=0.01, classes={}
+    ))  # fmt: skip
+    for said in ("1 point of EM", "all requests of the window", "is not known", "without labels", "in each class"):
         assert said in text, said
-    assert "unknown" not in text
+    assert "unknown, with" not in text

@@ -36,7 +36,7 @@ def traffic(
             words = (Word(seq=at, voice=f"v{at}", values=(("satisfaction", float(happy)),),
                           weight=1 / asked if weigh else 1.0),)  # fmt: skip
         runs.append(Heard(query_class="", version="p", full=audit, stopped=not audit, drawn=True, audit=audit,
-                          unit=f"u{at}", words=words))  # fmt: skip
+                          conversation=f"u{at}", words=words))  # fmt: skip
     return runs
 
 
@@ -127,12 +127,15 @@ def test_without_both_kinds_there_is_no_effect_and_without_a_word_there_is_nothi
     assert likings([], [SATISFACTION]) == ()
 
 
-def test_turns_of_one_conversation_are_one_witness() -> None:
-    runs = [replace(run, unit=f"talk-{at // 10}", audit=(at // 10) % 3 == 0)
-            for at, run in enumerate(traffic(3, 300, full=1.0, stopped=1.0, angry=1.0, content=1.0))]  # fmt: skip
-    effect = whole(runs).effect
+def test_each_turn_of_a_conversation_is_compared_by_its_own_draw() -> None:
+    """Turns lose as often as single requests do: the effect is that over all requests, whatever their conversation."""
+    single = traffic(3, 3_000, full=1.0, stopped=0.7, angry=1.0, content=1.0)
+    turns = [replace(run, conversation=f"talk-{at // 10}") for at, run in enumerate(single)]
+    effect, alone = whole(turns).effect, whole(single).effect
     assert effect is not None
-    assert effect.n == 9, "30 conversations, every third an audit, the first one waits for a partner"
+    assert effect == alone
+    assert effect.high is not None
+    assert effect.high < 0
 
 
 # --------------------------------------------------------------------------- silence
@@ -183,7 +186,7 @@ def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject
         words[at].append(Word(seq=seq, voice=voice, values=(("satisfaction", value),), capped=voice == "c"))
     runs = [
         Heard(query_class="", version="p", full=at % 3 == 0, stopped=at % 3 != 0, drawn=True, audit=at % 3 == 0,
-              unit=f"u{at}", words=tuple(said))
+              conversation=f"u{at}", words=tuple(said))
         for at, said in enumerate(words)
     ]  # fmt: skip
     mixed = [replace(run, words=tuple(data.draw(st.permutations(run.words)))) for run in runs]
@@ -193,7 +196,9 @@ def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject
 
 
 def one_run(*words: Word) -> Heard:
-    return Heard(query_class="", version="p", full=True, stopped=False, drawn=False, audit=True, unit="u", words=words)
+    return Heard(
+        query_class="", version="p", full=True, stopped=False, drawn=False, audit=True, conversation="u", words=words
+    )
 
 
 def word(seq: int, value: float, voice: str = "v", **changes: Any) -> Word:
@@ -207,7 +212,7 @@ def test_the_last_word_of_each_voice_counts_and_voices_are_averaged() -> None:
 
 
 def test_one_key_speaks_for_a_share_of_the_runs_at_most() -> None:
-    runs = [replace(one_run(word(at, 0.0, "loud", capped=True)), unit=f"u{at}") for at in range(200)]
+    runs = [replace(one_run(word(at, 0.0, "loud", capped=True)), conversation=f"u{at}") for at in range(200)]
     told = whole(runs)
     assert (told.n_heard, told.n_set_aside) == (10, 190)
     assert (whole(runs[:3]).n_heard, whole(runs[:3]).n_set_aside) == (1, 2), "for one at least"
@@ -218,12 +223,12 @@ def test_one_key_speaks_for_a_share_of_the_runs_at_most() -> None:
 def test_a_value_of_a_conversation_or_of_a_user_counts_once() -> None:
     solved = Measure(name="solved", level="conversation")
     turns = [Word(seq=at, voice="app", values=(("solved", float(at == 3)),)) for at in range(4)]
-    runs = [replace(one_run(turn), unit="talk") for turn in turns]
+    runs = [replace(one_run(turn), conversation="talk") for turn in turns]
     told = whole(runs, solved)
     assert (told.n_heard, told.everybody and told.everybody.value) == (1, 1.0), "the last word"
     nps = Measure(name="nps", low=0, high=10, level="user")
     runs = [
-        replace(one_run(Word(seq=at, voice=f"app {user}", values=(("nps", 8.0 + at),), user=user)), unit=f"u{at}")
+        one_run(Word(seq=at, voice=f"app {user}", values=(("nps", 8.0 + at),), user=user))
         for at, user in enumerate(("ann", "bob", "ann", ""))
     ]
     told = whole(runs, nps)
@@ -235,7 +240,7 @@ def test_classes_and_versions_have_their_own_numbers_in_the_measures_own_unit() 
     effort = Measure(name="effort", low=1, high=7, better="lower")
     runs = [
         replace(one_run(Word(seq=at, voice=f"v{at}", values=(("effort", 2.0 if at % 2 else 6.0),))),
-                query_class="easy" if at % 2 else "hard", version="p1" if at < 20 else "p2", unit=f"u{at}")
+                query_class="easy" if at % 2 else "hard", version="p1" if at < 20 else "p2", conversation=f"u{at}")
         for at in range(40)
     ]  # fmt: skip
     told = {(one.query_class, one.version): one for one in likings(runs, [effort])}

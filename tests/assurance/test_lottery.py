@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.lottery import LOG_ALARM, Draws, broken, drawn, log_sample_ratio
-from suffice.rollout.assign import draw_audit
+from suffice.rollout.assign import assign_audit
 
 shares = st.sampled_from([0.0, 0.02, 0.05, 0.1, 1.0])
 rows = st.lists(
@@ -28,7 +28,7 @@ def test_the_evidence_has_its_published_values(n_audits: int, log_e: float) -> N
 def lots(n: int, share: float, *, lost: float = 0.0, seed: int = 0) -> tuple[list[bool], list[float]]:
     """Real lots with their logged odds; a part of the audits is lost, and logged as if it had not been drawn."""
     rng = np.random.default_rng(seed)
-    drawn_lots = [draw_audit(f"{seed} {unit}", share=share, salt="s") for unit in range(n)]
+    drawn_lots = [assign_audit(f"{seed} {unit}", share=share, salt="s") for unit in range(n)]
     kept = [lot.audit and rng.random() >= lost for lot in drawn_lots]
     odds = [lot.propensity if lot.audit == keeps else 1 - share
             for lot, keeps in zip(drawn_lots, kept, strict=True)]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.certify import certified_level, count, log_wealth
-from suffice.assurance.maturity import SETTLED, Audits, counted_as, labels_wanted, mature, newest
+from suffice.assurance.maturity import Audits, counted_as, labels_wanted, mature
 
 # Of one audit at levels 0, 1, 2, 3: it agrees at level 1 and disagrees above, where it lost, and lost nothing.
 Z = [0, 0, 1, 0]
@@ -84,55 +84,48 @@ def test_a_label_that_comes_late_only_helps_and_the_order_of_audits_says_nothing
         z=known.z[order], disagrees=known.disagrees[order], labelled=known.labelled[order], age=known.age[order],
         abandoned=known.abandoned[order], missing=None if known.missing is None else known.missing[order],
     )  # fmt: skip
-    wealth = log_wealth(count(mature(known, timeout=10, settled=0).counted), max_em_drop=max_em_drop)
-    again = log_wealth(count(mature(shuffled, timeout=10, settled=0).counted), max_em_drop=max_em_drop)
+    wealth = log_wealth(count(mature(known, timeout=10).counted), max_em_drop=max_em_drop)
+    again = log_wealth(count(mature(shuffled, timeout=10).counted), max_em_drop=max_em_drop)
     assert np.array_equal(wealth, again)
     later = replace(known, labelled=np.ones(len(known), dtype=np.bool_))
-    assert (log_wealth(count(mature(later, timeout=10, settled=0).counted), max_em_drop=max_em_drop) >= wealth).all()
+    assert (log_wealth(count(mature(later, timeout=10).counted), max_em_drop=max_em_drop) >= wealth).all()
 
 
 # --------------------------------------------------------------------------- whether it counts
 
 
-@given(known=any_audits(), timeout=st.integers(0, 25), settled=st.sampled_from([0, 5, SETTLED]))
+@given(known=any_audits(), timeout=st.integers(0, 25), label_free=st.booleans())
 @settings(max_examples=80, derandomize=True, deadline=None)
-def test_what_an_audit_showed_does_not_decide_whether_it_counts(known: Audits, timeout: int, settled: int) -> None:
-    entered = mature(known, timeout=timeout, settled=settled).enters
+def test_what_an_audit_showed_does_not_decide_whether_it_counts(known: Audits, timeout: int, label_free: bool) -> None:
+    entered = mature(known, timeout=timeout, label_free=label_free).enters
+    assert np.array_equal(entered, np.full(len(known), label_free) | (known.age >= timeout))
     nothing = np.zeros(known.z.shape, dtype=np.bool_)
     for other in (
         replace(known, labelled=~known.labelled), replace(known, abandoned=~known.abandoned),
         replace(known, disagrees=nothing, z=nothing.astype(np.int8), missing=None),
     ):  # fmt: skip
-        assert np.array_equal(mature(other, timeout=timeout, settled=settled).enters, entered)
+        assert np.array_equal(mature(other, timeout=timeout, label_free=label_free).enters, entered)
 
 
 def test_an_audit_waits_for_its_time_out() -> None:
     four = audits(4, age=[0.0, 9.9, 10.0, 99.0], labelled=[True, False, True, False])
-    matured = mature(four, timeout=10, n_matured=SETTLED)
+    matured = mature(four, timeout=10)
     assert matured.enters.tolist() == [False, False, True, True]
     assert matured.counted.tolist() == [[0, 0, 1, 0], [0, 0, 1, 1]]
 
 
-def test_until_enough_have_matured_all_count() -> None:
+def test_however_few_have_matured_the_young_ones_are_no_news() -> None:
     young = audits(4, age=[0.0, 1.0, 2.0, 99.0], labelled=[True, False, True, False])
-    assert mature(young, timeout=10).enters.all(), "one has matured, 300 are asked for"
-    assert mature(young, timeout=10, n_matured=299).enters.all()
-    assert mature(young, timeout=10, n_matured=300).enters.tolist() == [False, False, False, True]
-    assert mature(young, timeout=10, settled=1).enters.tolist() == [False, False, False, True]
+    assert mature(young, timeout=10).enters.tolist() == [False, False, False, True]
+    assert not mature(young, timeout=100).enters.any()
+    assert mature(young, timeout=0).enters.all()
+    assert mature(young, timeout=10).z.tolist() == counted_as(young).tolist(), "and all of them count as what is known"
 
 
 def test_a_clock_that_stepped_back_lets_nothing_in_and_label_free_nothing_waits() -> None:
     odd = audits(3, age=[-5.0, np.nan, 10.0])
-    assert mature(odd, timeout=10, settled=0).enters.tolist() == [False, False, True]
-    assert mature(odd, timeout=10, settled=0, label_free=True).enters.all()
-
-
-def test_the_window_keeps_the_newest_of_those_that_enter() -> None:
-    enters = np.array([True, True, True, False, True])
-    age = np.array([5.0, 4.0, 4.0, 1.0, 3.0])
-    assert newest(enters, age, size=2).tolist() == [False, False, True, False, True], "of equal ages the later row"
-    assert newest(enters, age, size=9).tolist() == enters.tolist()
-    assert not newest(np.zeros(5, dtype=np.bool_), age).any()
+    assert mature(odd, timeout=10).enters.tolist() == [False, False, True]
+    assert mature(odd, timeout=10, label_free=True).enters.all()
 
 
 # --------------------------------------------------------------------------- labels

@@ -171,6 +171,23 @@ def test_a_healthy_lottery_is_believed_though_most_live_rows_are_gone() -> None:
         assert drawn(20_000, audits_lost=0.0, seed=seed).broken() is None
 
 
+def test_every_request_is_a_draw_and_a_repeated_delivery_is_none() -> None:
+    """Turns of one conversation count each; deliveries of one request count once."""
+    healthy, repeated = Lottery(), Lottery()
+    for number in range(400):
+        audit = number % 20 == 0
+        odds = 0.05 if audit else 0.95
+        request, _ = live(audit=audit, propensity=odds, keep_rate=1.0, unit=f"{number}", conversation="talk")
+        healthy.note(request)
+        repeated.note(request)
+        for delivery in range(2, 50 if audit else 3):
+            repeated.note(replace(request, delivery=delivery))
+    assert healthy.broken() is None
+    assert healthy.draws.by_share == ((0.05, 400, 20),)
+    assert repeated.broken() is None
+    assert repeated.draws == healthy.draws
+
+
 def test_a_sampler_that_loses_a_third_of_the_audits_is_found_out() -> None:
     assert drawn(20_000, audits_lost=0.35).broken() is not None
 

@@ -22,7 +22,7 @@ from tests.learn.runs_made import audits, believing
 MAX_EM_DROP: Final = 0.02
 PLAN: Final = Plan(
     max_em_drop=MAX_EM_DROP, warm_up=800, burst=800, n_levels=9, refit_every=800, watches_signals=False,
-    watches_outcomes=False, cost_exponent=0.0, ramp_share=0.0,
+    watches_outcomes=False, cost_exponent=0.0,
 )  # fmt: skip
 N_AUDITS: Final = 800
 N_LOGS: Final = 250

@@ -6,6 +6,7 @@ ended by then counts as not promoted.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from statistics import median
 
@@ -114,7 +115,8 @@ def test_a_loop_that_rests_lets_old_audits_go_and_certifies_what_it_would_have()
             """Keep everything."""
 
     runs = setting().draw(7_500, 3).traffic.runs
-    keepers = [made(PLAN, Logistic(), rests=True) for made in (LiveKeeper, Hoarding)]
+    plan = replace(PLAN, share=1.0)  # all requests are audits
+    keepers = [made(plan, Logistic(), rests=True) for made in (LiveKeeper, Hoarding)]
     levels: list[list[int]] = [[], []]
     for keeper, seen in zip(keepers, levels, strict=True):
         keeper.adopt(in_force(0), None)

@@ -23,8 +23,8 @@ from suffice.testing.simulated import SCENARIOS, Labels, Path
 SOON = Labels(mean_delay=300)
 SCATTERED = Labels(delay="geometric", mean_delay=300)
 COMPLAINTS = Labels(mean_delay=300, p_when_right=0.05, p_when_wrong=0.5)
-# Fewer fits than in service, for time, and what looks back in time shortened like the streams; the rest by default.
-SHORT = replace(PLAN, refit_every=2_000, span=2_400.0)
+# Fewer fits than in service, for time; the rest by default.
+SHORT = replace(PLAN, refit_every=2_000)
 
 
 def short(name: str, labels: Labels = SOON, *, label_timeout: int = 300, at: int = 3_000) -> Setting:

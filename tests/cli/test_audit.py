@@ -19,7 +19,7 @@ from tests.store.test_erasing import CANARY, bytes_of, ended
 
 from suffice.cells import cell
 from suffice.cli.main import main
-from suffice.rollout.assign import draw_audit
+from suffice.rollout.assign import conversation_key
 from suffice.settings import Settings, parse
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.control_events import EnforcementPaused
@@ -207,13 +207,13 @@ def test_a_cell_is_text_wherever_a_spreadsheet_would_compute() -> None:
 # ---- erase -----------------------------------------------------------------------------------------------------------
 
 
-def with_words(config: Path) -> None:
+def with_words(config: Path, *, sender: str = "") -> None:
     settings = load_settings(config)
-    unit = draw_audit("id:talk-7", share=0.0, salt=deployment_salt(settings)).unit
+    talk = conversation_key(sender, "talk-7", salt=deployment_salt(settings))
     fill(settings, [
-        asked("w1", unit=unit), ended("w1", answer=f"{CANARY} one"),
-        asked("w2", unit=unit), ended("w2", answer=f"{CANARY} two"),
-        asked("w3", unit="another"), ended("w3", answer=f"{CANARY} three"),
+        asked("w1", unit="u1", conversation=talk, sender=sender), ended("w1", answer=f"{CANARY} one"),
+        asked("w2", unit="u2", conversation=talk, sender=sender), ended("w2", answer=f"{CANARY} two"),
+        asked("w3", unit="u3", conversation="another"), ended("w3", answer=f"{CANARY} three"),
         FeedbackGiven(Feedback(feedback_id="fw", episode_id="w1", comment=f"{CANARY} comment")),
     ])  # fmt: skip
 
@@ -241,6 +241,24 @@ def test_a_conversation_is_erased_by_the_id_that_clients_send(config: Path) -> N
     assert "because: asked to" in shown
     assert "talk-7" not in shown, "a conversation's id may name a person"
     assert call("audit", "verify", "--config", config).exit_code == 0
+
+
+def test_an_id_that_two_senders_used_names_two_conversations(config: Path) -> None:
+    with_words(config, sender="a1")
+    talk = conversation_key("b2", "talk-7", salt=deployment_salt(load_settings(config)))
+    other = [asked("w9", conversation=talk, sender="b2"), ended("w9", answer=f"{CANARY} nine")]
+    fill(load_settings(config), other)
+    before = left(config)
+    refused = call("erase", "--config", config, "--unit", "talk-7", "--reason", "asked to")
+    assert refused.exit_code == 2
+    assert "conversations of 2 senders" in refused.output
+    assert f"{talk} of sender b2" in refused.output
+    assert left(config) == before
+    done = call("erase", "--config", config, "--unit", talk, "--reason", "asked to")
+    assert done.exit_code == 0, done.output
+    assert left(config) < before
+    assert sum(f"{CANARY} nine".encode() in content for content in bytes_of(config.parent).values()) == 0
+    assert sum(f"{CANARY} one".encode() in content for content in bytes_of(config.parent).values()) > 0
 
 
 def test_everything_that_is_older_goes_and_exports_from_before_are_named(config: Path, tmp_path: Path) -> None:

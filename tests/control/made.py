@@ -22,7 +22,9 @@ from suffice.store.rows.control_events import PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Epoch, Feedback, Outcome, Publication, Query, Request, StepRecord, Usage
 
-CONTROL = Control(tick_requests=20, burst_requests=160, refit_requests=160, window_audits=400)
+BURST = 160
+WINDOW = 400
+CONTROL = Control(tick_requests=20, burst_requests=BURST, refit_requests=160, window_audits=WINDOW)
 ROUTE = Route(
     upstream="up", kind="samples", samples=8, scorer="number", mode="enforce", max_em_drop=0.08, confidence=0.9
 )
@@ -47,6 +49,7 @@ def run(
         "episode_id": name, "route": "r", "kind": "samples", "mode": "enforce", "model": "m", "stream": False,
         "n_samples": 8, "audit": True, "propensity": 1.0, "policy_version": "", "certified": False,
         "question_key": f"q{number}", "ungoverned": None, "received_at_s": 0.0, "unit": f"u{number}", "setup": "s1",
+        "delivery": 1, "conversation": "",
         "query": Query(planned_steps=8, n_words=rng.randrange(5, 40)),
     }  # fmt: skip
     steps = tuple(

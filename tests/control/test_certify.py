@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +26,8 @@ from suffice.store.rows.control_events import (
     PolicyPublished,
 )
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.types import Resumption
-from tests.control.made import CONTROL, ROUTE, Story, began, label, rows, run, story, traffic
+from suffice.types import EndReason, Resumption
+from tests.control.made import BURST, CONTROL, ROUTE, Story, began, label, rows, run, story, traffic
 
 LONG = 400
 
@@ -49,17 +50,18 @@ def same_state(a: RouteLoop, b: RouteLoop) -> bool:
 
 def test_nothing_is_decided_before_the_burst_is_over_and_then_a_level_is_certified(whole: Story) -> None:
     first = whole.published[0]
-    assert first.at == CONTROL.burst_requests
+    assert first.at == BURST
     assert (first.epoch, first.number, first.certified, first.level > 0) == (1, 1, True, True)
     assert first.version == f"{first.fit}@{first.level}"
-    assert first.evidence.n_audits == CONTROL.burst_requests - 1
+    assert first.evidence.n_audits == BURST - 2, "the last two may still be running"
+    assert (first.evidence.window_start, first.evidence.window_share) == (1, 1)
     assert first.evidence.e_value is not None
     assert first.evidence.e_value >= 1 / (1 - ROUTE.confidence)
     assert (first.evidence.max_em_drop, first.setup, first.upstream) == (ROUTE.max_em_drop, "s1", (("m", "m", "fp"),))
     assert first.reason.startswith("fitted on 159 audits; level")
 
 
-@pytest.mark.parametrize("cut", [1, 333, 2 * CONTROL.burst_requests, 777])
+@pytest.mark.parametrize("cut", [1, 333, 2 * BURST, 777])
 def test_a_worker_that_was_killed_is_followed_by_one_that_decides_the_same(whole: Story, cut: int) -> None:
     log = rows(traffic(LONG))
     before = story().feed(log[:cut])
@@ -84,7 +86,7 @@ def test_a_row_that_is_read_twice_counts_once(whole: Story) -> None:
     assert same_state(again.loop, whole.loop)
 
 
-@pytest.mark.parametrize("change", [{"level": 7}, {"fit": "v-000000000000"}, {"at": CONTROL.burst_requests + 20}])
+@pytest.mark.parametrize("change", [{"level": 7}, {"fit": "v-000000000000"}, {"at": BURST + 20}])
 def test_a_log_that_says_otherwise_is_not_built_on(whole: Story, change: dict[str, Any]) -> None:
     wrong = [replace(whole.published[0], **change), *whole.published[1:]]
     with pytest.raises((Diverged, ConfigError)):
@@ -158,13 +160,73 @@ def test_labels_are_asked_for_once_and_only_where_a_stop_in_play_disagrees(whole
 # ---------------------------------------------------------------- what is no evidence, and what counts against
 
 
-def test_turns_of_one_conversation_are_one_witness() -> None:
-    log = traffic(200, seed=7)
-    talk = [
-        RequestSeen(replace(event.request, unit=f"talk-{n % 20}")) if isinstance(event, RequestSeen) else event
+def test_every_turn_of_a_conversation_is_evidence_and_a_repeated_delivery_is_none() -> None:
+    def talk(delivery: int) -> list[Event]:
+        return [
+            RequestSeen(replace(
+                event.request, conversation=f"talk-{n // 10}", unit=f"u{n // delivery}", delivery=1 + n // 2 % delivery
+            )) if isinstance(event, RequestSeen) else event
+            for n, event in enumerate(traffic(200, seed=7))
+        ]  # fmt: skip
+
+    assert len(story().feed(rows(talk(1))).loop.audits) == 200
+    repeated = story().feed(rows(talk(2))).loop
+    assert (repeated.n, len(repeated.audits)) == (200, 100)
+
+
+def late(log: list[Event], after: int, which: Callable[[int], bool]) -> list[Event]:
+    """The log with the ends of some runs so many requests later."""
+    ends = [event for event in log if isinstance(event, RequestEnded)]
+    begins = [event for event in log if isinstance(event, RequestSeen)]
+    found = list[Event]()
+    for n, begun in enumerate(begins):
+        found.append(begun)
+        found += [end for k, end in enumerate(ends) if k + (after if which(k) else 0) == n]
+    return found
+
+
+def test_audits_count_in_the_order_in_which_they_began_and_as_lost_until_they_return() -> None:
+    log = traffic(180, seed=5)
+    hard = {
+        n for n, event in enumerate(event for event in log if isinstance(event, RequestEnded))
+        if len({step.answer for step in event.outcome.steps}) > 1
+    }  # fmt: skip
+    assert len(hard) > 10
+    at_once = story().feed(rows(log)).loop
+    slow = story().feed(rows(late(log, 400, lambda n: n in hard))).loop
+    assert at_once.level > 0
+    assert slow.level == 0, "the easy ones alone prove nothing"
+    assert slow.keeper.evidence(most=1).n_pending > 10
+    ends = [event for event in log if isinstance(event, RequestEnded)]
+    returned = [*late(log, 400, lambda n: n in hard), *(ends[n] for n in sorted(hard)), *traffic(20, first=180)]
+    whole = story().feed(rows(returned)).loop
+    assert [audit.at for audit in whole.audits] != sorted(audit.at for audit in whole.audits)
+    assert whole.level > 0, "and once they have returned they are what they are"
+
+
+@pytest.mark.parametrize("end", ["client_left", "timeout", "internal_error", "shutdown", "lost"])
+def test_an_audit_that_leaves_no_answer_is_lost_at_every_level(end: EndReason) -> None:
+    log = traffic(180, seed=5, sure=True)
+    broken = [
+        RequestEnded(replace(event.outcome, end_reason=end, answer=None)) if isinstance(event, RequestEnded) and n < 120
+        else event
         for n, event in enumerate(log)
-    ]
-    assert len(story().feed(rows(talk)).loop.audits) == 10
+    ]  # fmt: skip
+    assert story().feed(rows(log)).loop.level > 0
+    loop = story().feed(rows(broken)).loop
+    assert loop.level == 0
+    assert loop.keeper.evidence(most=1).n_audits > 150
+
+
+def test_a_full_run_that_its_upstream_refused_is_no_evidence() -> None:
+    log = traffic(180, seed=5, sure=True)
+    broken = [
+        RequestEnded(replace(event.outcome, end_reason="upstream_error", answer=None, steps=()))
+        if isinstance(event, RequestEnded) and n < 60 else event
+        for n, event in enumerate(log)
+    ]  # fmt: skip
+    loop = story().feed(rows(broken)).loop
+    assert (len(loop.audits), loop.level > 0) == (150, True)
 
 
 def test_runs_that_a_policy_could_have_stopped_are_no_evidence() -> None:
@@ -271,7 +333,7 @@ def test_signals_that_moved_keep_the_audits_of_the_last_requests_and_not_so_many
     """One request in four is an audit: three hundred requests hold seventy-five."""
     rng, log = random.Random(21), list[Event]()
     for number in range(2_200):
-        thin = number >= CONTROL.burst_requests and number % 4 > 0
+        thin = number >= BURST and number % 4 > 0
         request, outcome = run(number, rng, sure=True, audit=not thin, propensity=0.75 if thin else 0.25)
         if number >= 1_600:
             outcome = replace(outcome, steps=tuple(replace(s, tokens=s.tokens * 9) for s in outcome.steps))
@@ -348,7 +410,7 @@ def test_a_route_of_thoughts_is_not_certified_before_its_finish_was_measured() -
         for event in traffic(240, seed=18)
     ]
     told = story(thoughts).feed(rows(log)).settle()
-    assert told.loop.keeper.level > 0, "the audits alone would do"
+    assert told.loop.keeper.served is not None
     assert {(one.level, one.certified) for one in told.published} == {(0, False)}
     assert "the finish was never compared" in told.published[0].reason
 
@@ -365,7 +427,7 @@ def test_what_finishing_may_change_is_taken_off_the_budget(n_changed: int) -> No
             log.append(RequestEnded(replace(event.outcome, finish_step=4, finish_answer=answer)))
     told = story(thoughts).feed(rows(log)).settle()
     assert told.loop.epoch.max_em_drop == 0.12
-    charge = 0.12 - told.loop.keeper.plan.max_em_drop
+    charge = told.loop.keeper.plan.max_em_drop - told.loop.keeper.budget_at(1)
     if n_changed:
         assert told.published[-1].level == 0
         assert "use up the budget" in told.published[-1].reason

@@ -22,7 +22,7 @@ from suffice.store.routes.epochs import labels_wanted
 from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.events import RequestEnded
 from suffice.wiring import worker
-from tests.control.made import CONTROL, ROUTE, traffic
+from tests.control.made import CONTROL, ROUTE, WINDOW, traffic
 from tests.control.test_reviewing import Clock, Straight, job
 from tests.control.test_worker import fill, settings_for
 from tests.review.made import item
@@ -55,7 +55,7 @@ OWN = msgspec.structs.replace(ROUTE, policy={"policy": "never"})
 
 
 def changed(folder: Path, name: str, route: Route = ROUTE) -> Effect:
-    found = what_it_changed(folder / "log.db", name, route, match, window=CONTROL.window_audits)
+    found = what_it_changed(folder / "log.db", name, route, match, window=WINDOW)
     assert found is not None
     return found
 

@@ -202,10 +202,10 @@ def test_what_nobody_saw_shows_nothing(told: Story) -> None:
     assert not second.arms["brisk"].seen
 
 
-def test_an_audit_is_one_witness_for_its_conversation(told: Story) -> None:
-    for _ in range(2):
+def test_a_repeated_delivery_of_an_audit_is_no_second_witness(told: Story) -> None:
+    for delivery in (1, 2):
         request, outcome = told.request("u", audit=True)
-        told.write([RequestSeen(replace(request, unit="same")), RequestEnded(outcome)])
+        told.write([RequestSeen(replace(request, unit="same", delivery=delivery)), RequestEnded(outcome)])
     assert len(told.material().audits) == 1
 
 

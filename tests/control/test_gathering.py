@@ -168,8 +168,10 @@ def test_requests_without_rows_are_part_of_the_traffic() -> None:
     assert (one.n, see(one).traffic, see(one).n_audits) == (31, (("", 1), ("hard", 30)), 1)
 
 
-def test_two_audits_of_one_conversation_are_one_witness() -> None:
-    assert see(fed([*two_answers(1, unit="talk"), *two_answers(2, unit="talk")])).n_audits == 1
+def test_each_turn_of_a_conversation_is_a_witness_and_a_repeated_delivery_is_none() -> None:
+    turns = [*two_answers(1, unit="u1", conversation="talk"), *two_answers(2, unit="u2", conversation="talk")]
+    assert see(fed(turns)).n_audits == 2
+    assert see(fed([*turns, *two_answers(3, unit="u2", conversation="talk", delivery=2)])).n_audits == 2
 
 
 def test_a_run_that_began_before_the_rollout_is_none_of_its_witnesses() -> None:

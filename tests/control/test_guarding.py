@@ -22,7 +22,7 @@ from tests.control.made import CONTROL, ROUTE, Story, began, rows, run, story
 from tests.control.test_worker import fill, settings_for
 
 BUDGET = 0.1
-OWNED = msgspec.structs.replace(ROUTE, max_em_drop=BUDGET)
+OWNED = msgspec.structs.replace(ROUTE, max_em_drop=BUDGET, audit_share=1.0)  # the traffic below is all audits
 QUIET = msgspec.structs.replace(CONTROL, refit_requests=600)
 N_HARMED, N_WELL = 1_100, 900
 
@@ -98,7 +98,7 @@ def test_a_gateway_serves_the_held_class_at_its_level_and_others_at_theirs(told:
 
 def test_what_a_worker_writes_into_a_real_log_holds_the_class(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
-    routes = {"r": msgspec.structs.replace(settings.routes["r"], max_em_drop=BUDGET)}
+    routes = {"r": msgspec.structs.replace(settings.routes["r"], max_em_drop=BUDGET, audit_share=1.0)}
     settings = msgspec.structs.replace(settings, routes=routes, control=QUIET)
     fill(tmp_path, EVENTS[: 2 * N_HARMED])
     with worker(settings) as here:

@@ -12,7 +12,7 @@ import pytest
 from suffice.assurance.drift import BATCH, REFERENCE
 from suffice.control.evidence import joining
 from suffice.control.evidence.audits import Said
-from suffice.control.evidence.early import SIGNALS, Early
+from suffice.control.evidence.early import N_COLUMNS, Early
 from suffice.control.evidence.joining import Joining
 from suffice.control.evidence.lateness import Lateness
 from suffice.types import Episode, Feedback, Outcome
@@ -99,7 +99,7 @@ def test_early_signals_come_in_batches_and_what_never_moved_says_nothing() -> No
         early.note(Episode(request=request, outcome=outcome))
     whole = list(early.batches())
     batches = [batch.mean(axis=0) for batch in whole]
-    assert {batch.shape for batch in whole} == {(BATCH, len(SIGNALS))}
+    assert {batch.shape for batch in whole} == {(BATCH, N_COLUMNS)}
     assert len(batches) == REFERENCE + 1
     assert batches[-1][1] == batches[0][1] == 1.0
     assert batches[-1][0] != batches[0][0], "tokens move, and are shown"

@@ -14,9 +14,8 @@ from suffice.store.database.log import Stored
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback
-from tests.control.made import CONTROL, ROUTE, Story, rows, run, story, traffic
+from tests.control.made import BURST, CONTROL, ROUTE, Story, rows, run, story, traffic
 
-BURST = CONTROL.burst_requests
 RATED = Route(**{name: getattr(ROUTE, name) for name in ("upstream", "kind", "samples", "scorer", "mode")},
               max_em_drop=ROUTE.max_em_drop, confidence=ROUTE.confidence, min_satisfaction=0.8)  # fmt: skip
 SHARE = 0.2
@@ -174,8 +173,9 @@ def test_a_pair_is_made_of_runs_that_differ_in_nothing_but_the_lot() -> None:
     assert n_counted(one(stopped=False, end_reason="client_left")) == 1, "what the stop has led to picks nothing"
 
 
-def test_turns_of_one_conversation_are_one_witness_and_a_run_counts_once() -> None:
-    assert n_counted(one(1, unit="talk"), one(2, unit="talk")) == 1
+def test_each_turn_of_a_conversation_counts_and_a_repeated_delivery_does_not() -> None:
+    assert n_counted(one(1, conversation="talk"), one(2, conversation="talk")) == 2
+    assert n_counted(one(1, unit="u"), one(2, unit="u", delivery=2)) == 1
 
 
 def test_ratings_of_runs_from_before_a_move_speak_of_another_level() -> None:

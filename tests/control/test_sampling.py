@@ -29,7 +29,7 @@ from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, Reques
 from suffice.store.rows.sampling_events import Counted, RequestsCounted
 from suffice.types import Episode, Feedback, Query, StepRecord
 from suffice.wiring import worker
-from tests.control.made import CONTROL, rows, run, story, traffic
+from tests.control.made import BURST, rows, run, story, traffic
 from tests.control.test_worker import fill
 
 
@@ -109,9 +109,9 @@ def test_a_report_and_the_sums_of_pages_hold_all_requests_tokens_and_money(tmp_p
 
 
 def test_the_control_loop_counts_them_and_looks_when_they_come() -> None:
-    events = traffic(CONTROL.burst_requests)
+    events = traffic(BURST)
     told = story().feed(rows([*events, counted(1_000, senders=("key",))]))
-    assert told.loop.n == CONTROL.burst_requests + 1_000
+    assert told.loop.n == BURST + 1_000
     assert told.loop.epoch.number == 1
     assert "key" in told.loop._callers, "whoever asks the model is a user, though none of his requests has rows"
     again = story().feed(rows([*events, counted(1_000, senders=("key",))]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from suffice import wiring
 from suffice.assurance.certify import audits_to_certify
-from suffice.control.loop.starting import Start, first_certificate
+from suffice.control.loop.starting import Start, burst_of, burst_requests, first_certificate, window_of
 from suffice.learn.keeper import Keeper, Plan
 from suffice.settings import Control, Route, parse
 from tests.learn.runs_made import audits, believing
@@ -25,53 +26,59 @@ def route(**changes: Any) -> Route:
     return Route(**(known | changes))
 
 
-@pytest.mark.parametrize("max_em_drop", [0.01, 0.02, 0.05])
-def test_where_the_burst_is_enough_the_share_does_not_matter(max_em_drop: float) -> None:
+@pytest.mark.parametrize(("max_em_drop", "burst"), [(0.01, 2_400), (0.02, 1_200), (0.05, 480)])
+def test_where_the_burst_is_enough_the_share_does_not_matter(max_em_drop: float, burst: int) -> None:
     needed = audits_to_certify(max_em_drop / 4, max_em_drop=max_em_drop, delta=1 - 0.95)
-    assert needed < 1_000
+    assert needed < burst == burst_of(route(max_em_drop=max_em_drop), CONTROL)
     for share in (0.0, 1e-6, 0.5):
         start = first_certificate(route(max_em_drop=max_em_drop, audit_share=share), CONTROL)
-        assert start == Start(n_audits=needed, n_requests=1_000)
+        assert start == Start(n_audits=needed, n_requests=burst)
         assert not start.is_long
 
 
-def test_behind_a_short_burst_audits_come_at_the_share() -> None:
+def test_behind_a_short_burst_audits_come_at_the_share_and_begin_anew() -> None:
     short = Control(burst_requests=100)
     needed = audits_to_certify(0.005, max_em_drop=0.02, delta=1 - 0.95)
     for share in (0.5, 0.01, 0.001):
-        assert first_certificate(route(audit_share=share), short).n_requests == pytest.approx(
-            100 + (needed - 100) / share
-        )
+        start = first_certificate(route(audit_share=share), short)
+        assert start.n_requests == pytest.approx(100 + needed / share), "those of the burst are of another window"
     assert first_certificate(route(audit_share=0.0), short).n_requests == inf
 
 
 def test_more_audits_than_are_looked_back_on_at_once_never_come() -> None:
-    strict = route(max_em_drop=0.005)
-    start = first_certificate(strict, CONTROL)
-    assert start.n_audits > 1_000 + 0.05 * (Plan().span - 1_000)
+    short = Control(burst_requests=100, window_audits=400)
+    start = first_certificate(route(), short)
+    assert start.n_audits > 400
     assert (start.n_requests, start.is_long) == (inf, True)
-    assert first_certificate(strict, Control(window_audits=2_000)).n_requests < inf
+    assert first_certificate(route(), Control(burst_requests=100)).n_requests < inf
 
 
-def test_the_keeper_is_certified_when_it_says() -> None:
+def test_settings_that_are_not_written_follow_the_budget_and_those_that_are_hold() -> None:
+    assert [window_of(CONTROL, budget) for budget in (0.01, 0.02, 0.05)] == [1_600, 800, 320]
+    assert [burst_requests(CONTROL, budget) for budget in (0.01, 0.02, 0.05)] == [2_400, 1_200, 480]
+    own = Control(burst_requests=7, window_audits=9)
+    assert (window_of(own, 0.02), burst_requests(own, 0.02)) == (9, 7)
+    assert burst_of(route(policy={"policy": "never"}), CONTROL) == 0, "where nothing is learned there is no burst"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_the_keeper_is_certified_when_it_says(share: float) -> None:
     """Audits that show just what is expected: the first look behind the number is the first certificate."""
-    control, share = Control(burst_requests=200, refit_requests=100_000), 0.1
+    control = Control(burst_requests=200)
     start = first_certificate(route(audit_share=share), control)
-    plan = Plan(warm_up=200, burst=200, ramp_share=0.0, n_levels=3, refit_every=1e9, watches_signals=False)
+    plan = Plan(
+        warm_up=200, burst=200, free_audits=False, share=share, n_levels=3, refit_every=1e9, watches_signals=False
+    )
     keeper = Keeper(plan, believing)
-    n = int(2 * start.n_requests)
-    lost = np.zeros(n, dtype=int)
-    lost[100::200] = 1  # half a point in each 200 audits: a quarter of the budget
-    runs = audits([[0.9, 0.9]] * n, z=[[x, 0] for x in lost.tolist()])
     place, certified = 0, None
-    for now in range(100, n, 100):
-        n_new = 100 if now <= 200 else int(100 * share)
-        came = runs.take(np.arange(place, place + n_new))
-        came.at[:] = now - 1
-        came.label_at[:] = now - 1
-        place += n_new
+    for now in range(100, int(2 * start.n_requests), 100):
+        began = np.arange(now - 100, now, 1 if now <= 200 else round(1 / share))
+        lost = (np.arange(place, place + len(began)) % 200 == 100).astype(int)  # half a point: a quarter of the budget
+        came = audits([[0.9, 0.9]] * len(began), z=[[x, 0] for x in lost.tolist()])
+        at, drawn_at = began.astype(float), np.full(len(began), 1.0 if now <= 200 else share)
+        place += len(began)
         keeper.now = float(now)
-        keeper.take(came)
+        keeper.take(replace(came, at=at, label_at=at, share=drawn_at))
         keeper.tick(float(now))
         if keeper.level and certified is None:
             certified = now
@@ -95,7 +102,7 @@ def warnings(**changes: Any) -> list[str]:
 
 def test_the_owner_is_warned_of_a_share_that_starves_a_cold_start() -> None:
     (said,) = warnings(audit_share=0.001)
-    assert said.startswith("routes.r.audit_share: at 0.001 a cold start stays at full runs for about 3")
+    assert said.startswith("routes.r.audit_share: at 0.001 a cold start stays at full runs for about 440,100 requests")
     assert "some 440 audits" in said
     (never,) = warnings(audit_share=0.0)
     assert "at full runs for good" in never

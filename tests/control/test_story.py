@@ -91,7 +91,7 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
         assert [report.said for report in await work(g, settings)] == ["epoch 1 begins (cold start)"]
         await until(lambda: g.gateway.routes[0].in_burst)
         await ask(g, 0, N)  # a cold start behaves as observe, and every run is evidence
-        assert len(g.fake.completions) == 6 * N
+        assert 3 * N < len(g.fake.completions) < 6 * N, "a vote that is decided draws no further sample"
         burst = [item.episode for item in await g.episodes(N)]
         assert all(episode.request.audit and episode.request.propensity == 1.0 for episode in burst)
         assert not any(episode.outcome.stopped or episode.request.certified for episode in burst)
@@ -128,7 +128,7 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
         await until(lambda: g.gateway.routes[0].in_force.n_epochs == 2)
         before = len(g.fake.completions)
         await ask(g, 1_000, N + 30)
-        assert len(g.fake.completions) - before == 6 * (N + 30)
+        assert 3 * (N + 30) < len(g.fake.completions) - before < 6 * (N + 30), "only what is decided ends"
         await work(g, settings)
         await until(lambda: g.gateway.routes[0].certified)
         again = read_decided(g.database).of("r")
@@ -143,6 +143,7 @@ async def test_what_cannot_be_loaded_runs_in_full(tmp_path: Path, caplog: pytest
     async with served(tmp_path, Model(), route=ROUTE) as g:
         settings = settings_of(g)
         await work(g, settings)
+        await until(lambda: g.gateway.routes[0].in_burst)
         await ask(g, 0, N + 5)
         await work(g, settings)
         await until(lambda: g.gateway.routes[0].certified)
@@ -155,7 +156,7 @@ async def test_what_cannot_be_loaded_runs_in_full(tmp_path: Path, caplog: pytest
         await until(lambda: "what is kept under it is v-" in caplog.text)
         assert not g.gateway.routes[0].certified
         await ask(g, 2_000, 4)
-        assert len(g.fake.completions) == 24
+        assert not any(item.episode.outcome.stopped for item in (await g.episodes(N + 9))[N + 5 :])
         (report,) = await work(g, settings)
         assert "epoch 2 begins (version v-" in report.said
     assert len(list(read_episodes(tmp_path / "log.db"))) == N + 9
@@ -166,6 +167,7 @@ async def test_a_certificate_for_another_promise_or_setup_is_not_acted_on(tmp_pa
     async with served(tmp_path, fake, route=ROUTE) as g:
         settings = settings_of(g)
         await work(g, settings)
+        await until(lambda: g.gateway.routes[0].in_burst)
         await ask(g, 0, N + 5)
         await work(g, settings)
         route, url = g.gateway.routes[0].settings, g.fake.url

@@ -54,6 +54,7 @@ async def test_a_samples_stage_saves_what_the_vote_did_not_need(tmp_path: Path) 
     by = {row.title: row.comparison for row in result.rows}
     assert by["full vote of 8, live"].em == by["beta 0.95, replay"].em == 1.0
     assert by["beta 0.95, replay"].token_reduction == pytest.approx(0.5)
+    assert by["full vote of 8, live"].token_reduction == pytest.approx(0.5), "four of eight decide it"
     assert by["one sample, replay"].token_reduction == pytest.approx(7 / 8)
     assert "8 of 8 requests" in result.facts[0]
     assert "same answer in" in result.facts[-1]

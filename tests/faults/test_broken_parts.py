@@ -156,7 +156,7 @@ async def test_a_log_that_raises_costs_no_answer(serve: Serve, mode: str) -> Non
 
 async def test_a_failure_before_the_request_was_understood_is_a_clean_500(serve: Serve) -> None:
     def change(gateway: Gateway) -> None:
-        gateway.lots = Failing()  # type: ignore[assignment]
+        gateway.deliveries = Failing()  # type: ignore[assignment]
 
     async with serve(chain(), change=change) as g:
         answer = await g.ask(chat())

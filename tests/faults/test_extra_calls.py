@@ -241,7 +241,7 @@ async def test_nothing_is_tried_again_behind_the_first_byte(serve: Serve, mode: 
 
 async def test_further_samples_carry_a_key_of_their_own(serve: Serve) -> None:
     """A server that honours keys would give the first sample's answer again and again."""
-    async with serve(Samples(["4"]), route=KINDS["samples"][0]) as g:
+    async with serve(Samples(["who knows"]), route=KINDS["samples"][0]) as g:
         await g.ask(chat(), headers={"idempotency-key": "k"})
         keys = [seen.request.header("idempotency-key") for seen in g.fake.completions]
         assert sorted(keys, key=str) == ["k", "k-2", "k-3", "k-4", "k-5"]
@@ -279,7 +279,7 @@ async def test_where_the_record_counts_a_failed_sample_does_not_end_the_drawing(
         return Reply(answer=cut("it is 4"), faults=(status(500),) if sample_of(seen) == 2 else ())
 
     route = {
-        "kind": "samples", "samples": 8, "wave": 2, "scorer": "number", "mode": mode, "audit_share": 0.0,
+        "kind": "samples", "samples": 15, "wave": 2, "scorer": "number", "mode": mode, "audit_share": 0.0,
         "uncertified": mode == "enforce",
     }  # fmt: skip
     async with serve(says, route=route) as g:

@@ -191,7 +191,7 @@ def chat(text: str = "How much is 2 + 2?", **fields: Any) -> dict[str, Any]:
 def settings_for(fake_url: str, tmp_path: Path, **changes: Any) -> Settings:
     """Settings with one upstream `up` and one route `r`; nested tables are merged over the defaults."""
     raw: dict[str, Any] = {
-        "server": {},
+        "server": {"retry_window_s": 0.0},  # tests ask the same question again, and mean a new request
         "upstreams": {"up": {"url": fake_url, "driver": "llama.cpp"}},
         "routes": {"r": {"upstream": "up"}},
         "store": {"url": f"sqlite:///{tmp_path}/log.db", "flush_ms": 5},

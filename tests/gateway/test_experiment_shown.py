@@ -20,7 +20,7 @@ from tests.gateway.served import chat
 
 BRISK = {"policy": "stable-answer", "streak": 2}
 ROUTE = {
-    "kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
+    "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
     "audit_share": 0.1, "policy": {"policy": "stable-answer", "streak": 5},
 }  # fmt: skip
 N = 120

@@ -31,7 +31,7 @@ STREAKS = StopModel(
     trained=Trained(n_episodes=1, n_questions=1, digest="by hand", target="as-good", seed=0),
 )  # fmt: skip
 VERSION = Version(models=(STREAKS,), levels=((0.27, 0.74),))
-ROUTE = {"kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce", "audit_share": 0.0}
+ROUTE = {"kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "audit_share": 0.0}
 FOUR = Samples(["it is 4"])
 
 

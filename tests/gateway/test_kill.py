@@ -25,7 +25,7 @@ from tests.gateway.served import Served, chat, settings_for
 from tests.gateway.test_stop import chain, enforcing
 
 VOTES = {
-    "kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
+    "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
     "audit_share": 0.0, "policy": {"policy": "stable-answer", "streak": 3},
 }  # fmt: skip
 

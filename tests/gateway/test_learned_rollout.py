@@ -145,7 +145,7 @@ async def test_one_that_was_changed_beside_the_log_serves_nobody(serve: Serve) -
 
 CONTROL = {"tick_requests": 20, "burst_requests": 120, "refit_requests": 100, "window_audits": 400}
 LIVE = {
-    "kind": "samples", "samples": 6, "wave": 2, "scorer": "number", "mode": "enforce", "max_em_drop": 0.12,
+    "kind": "samples", "samples": 11, "wave": 2, "scorer": "number", "mode": "enforce", "max_em_drop": 0.12,
     "confidence": 0.8, "audit_share": 0.1, "rollout": {
         "shares": [0.5], "audit_share": 0.9, "em_margin": 0.15, "class_em_margin": 0.15, "confidence": 0.8,
         "least_audits": 40, "least_class_audits": 30, "least_requests": 10, "least_stage_s": 0.0, "required": [],

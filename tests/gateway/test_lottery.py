@@ -1,4 +1,4 @@
-"""The lot: drawn by unit before the first step, written down with its odds, and told to nobody."""
+"""An audit is drawn before the first step, written down with its odds, and told to nobody."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from suffice.assurance.estimate import estimate_route
-from suffice.gateway.context import LOT_MEMORY_S, Gateway
 from suffice.testing import Chain, Reply, RequestSeen, status
 from suffice.types import Episode
 from tests.gateway.conftest import Serve
-from tests.gateway.served import Answer, Served, chat
+from tests.gateway.served import Served, chat
 
 STEPS = [
     ("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"),
@@ -66,97 +65,6 @@ async def test_until_its_owner_says_otherwise_one_in_ten_is_drawn(serve: Serve) 
         await g.ask(chat())
         (episode,) = await drawn(g, 1)
         assert episode.request.propensity == pytest.approx(0.1 if episode.request.audit else 0.9)
-
-
-async def test_the_same_body_draws_the_same_lot_and_other_bodies_their_own(serve: Serve) -> None:
-    bodies = [chat(f"question {n % 24}") for n in range(72)]
-    async with serve(route={"audit_share": 0.5}) as g:
-        lots = await audits(g, bodies, [{}] * 72)
-        assert lots[:24] == lots[24:48] == lots[48:]
-        assert len(set(lots[:24])) == 2  # but for one run in eight million
-
-
-async def test_after_ten_minutes_the_same_body_is_a_new_request(serve: Serve) -> None:
-    ahead_s = 0.0
-
-    def later(gateway: Gateway) -> None:
-        real = gateway.monotonic_s
-        gateway.monotonic_s = lambda: real() + ahead_s
-
-    async with serve(route={"audit_share": 0.5}, change=later) as g:
-        lots: list[list[bool]] = []
-        for minutes in (0, 9, 11):
-            ahead_s = minutes * LOT_MEMORY_S / 10
-            for n in range(20):
-                await g.ask(chat(f"question {n}"))
-            lots.append([e.request.audit for e in (await drawn(g, 20 * (len(lots) + 1)))[-20:]])
-        assert lots[0] == lots[1]
-        assert lots[0] != lots[2]  # but for one run in a million
-
-
-async def test_another_caller_draws_another_lot(serve: Serve) -> None:
-    bodies = [chat(f"question {n % 20}") for n in range(40)]
-    keys = [{"authorization": "Bearer a"}] * 20 + [{"authorization": "Bearer b"}] * 20
-    async with serve(route={"audit_share": 0.5}) as g:
-        lots = await audits(g, bodies, keys)
-        assert lots[:20] != lots[20:]
-
-
-@pytest.mark.parametrize("header", ["x-conversation-id", "idempotency-key", None])
-async def test_a_conversation_keeps_its_lot_whatever_it_says(
-    serve: Serve, header: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SUFFICE_SALT", "pepper")  # under which some of these twelve are drawn and some not
-    async with serve(route={"audit_share": 0.5}) as g:
-        names = [f"talk-{n % 12}" for n in range(24)]
-        options = [{} if header else {"suffice": {"conversation_id": name}} for name in names]
-        bodies = [chat(f"turn {n}", **more) for n, more in enumerate(options)]
-        lots = await audits(g, bodies, [{header: name} if header else {} for name in names])
-        assert lots[:12] == lots[12:]
-        assert len(set(lots)) == 2
-
-
-async def test_the_lot_survives_a_restart(serve: Serve) -> None:
-    lots: list[list[bool]] = []
-    for life in range(2):
-        async with serve(route={"audit_share": 0.5}) as g:
-            for n in range(16):
-                await g.ask(chat(), headers={"x-conversation-id": f"talk-{n}"})
-            lots.append([e.request.audit for e in (await drawn(g, 16 * (life + 1)))[-16:]])
-    assert lots[0] == lots[1]
-
-
-def shape(answer: Answer) -> Any:
-    """Everything of an answer that could tell, values that differ anyway left out."""
-    chunks = answer.chunks if answer.headers["content-type"].startswith("text/event-stream") else [answer.json]
-    keys = [(sorted(c), sorted(c.get("suffice") or ()), sorted(c.get("usage") or ())) for c in chunks]
-    # A token is made of the id and a time alone.
-    told = {k: v for k, v in (answer.told or {}).items() if k not in ("episode_id", "feedback_token")}
-    its_own = ("x-suffice-episode-id", "x-suffice-feedback-token")
-    own = {k: v for k, v in answer.headers.items() if k.startswith("x-suffice") and k not in its_own}
-    return answer.status, sorted(answer.headers), own, keys, told, answer.text
-
-
-@pytest.mark.parametrize("kind", ["reasoning", "samples"])
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
-async def test_the_reply_never_tells(serve: Serve, stream: bool, kind: str) -> None:
-    """Of two routes that differ in their lot alone, every reply has the same shape and the same words."""
-    common = {"upstream": "up", "kind": kind, "samples": 3, "scorer": "number"}
-    routes = {
-        name: {**common, "audit_share": share, "match": {"header": name}}
-        for name, share in (("audit", 1.0), ("plain", 0.0))
-    }
-    async with serve(CHAIN, routes=routes) as g:
-        shapes = []
-        for name in routes:
-            answer = await g.ask(chat(stream=stream, suffice={}), headers={"x-suffice-route": name})
-            assert answer.headers["x-suffice-route"] == name
-            assert b"audit" not in answer.raw
-            assert b"propensity" not in answer.raw
-            status, headers, own, *rest = shape(answer)
-            shapes.append((status, headers, sorted(own), *rest))
-        assert [e.request.audit for e in await drawn(g, 2)] == [True, False]
-        assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("mode", ["off", "observe", "enforce"])

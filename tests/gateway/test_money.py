@@ -155,7 +155,7 @@ async def test_a_shadow_stop_says_what_the_run_would_have_cost(serve: Serve) -> 
 
 @pytest.mark.parametrize("known", [True, False])
 async def test_shadow_samples_would_have_cost_those_up_to_the_stop(serve: Serve, known: bool) -> None:
-    route = {"kind": "samples", "samples": 8, "wave": 4, "scorer": "number", "policy": {"policy": "beta"}}
+    route = {"kind": "samples", "samples": 15, "wave": 4, "scorer": "number", "policy": {"policy": "beta"}}
     up: dict[str, Any] = {"prices": OUTPUT_DEAR} if known else {}
     async with serve(Samples(["the answer is 4"]), upstream=up, route=route) as g:
         await g.ask(chat())
@@ -165,7 +165,7 @@ async def test_shadow_samples_would_have_cost_those_up_to_the_stop(serve: Serve,
             assert outcome.would_cost_usd is None
             return
         assert outcome.cost_usd is not None
-        assert outcome.would_cost_usd == pytest.approx(outcome.cost_usd * outcome.stop_step / 8)
+        assert outcome.would_cost_usd == pytest.approx(outcome.cost_usd * outcome.stop_step / 8), "8 of 15 decide it"
 
 
 async def test_a_restart_forgets_nothing_that_was_learnt(serve: Serve) -> None:
@@ -271,7 +271,7 @@ async def test_stopped_runs_reconcile_and_say_what_they_saved(serve: Serve, slot
 
 async def test_samples_reconcile_and_say_what_they_saved(serve: Serve) -> None:
     route = {
-        "kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
+        "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
         "audit_share": 0.0, "policy": {"policy": "beta"},
     }  # fmt: skip
     up = {"prices": OUTPUT_DEAR}
@@ -280,11 +280,11 @@ async def test_samples_reconcile_and_say_what_they_saved(serve: Serve) -> None:
         outcome = (await assert_reconciled(g, OUTPUT_DEAR, 1))[0]
         assert outcome.stopped
         n = len(outcome.steps)
-        assert n < 8
+        assert n < 8, "behind the eighth the vote is decided"
         assert outcome.cost_usd is not None
         assert outcome.overhead_usd == 0.0, "a sample's prompt is read in a full run too"
         assert answer.told["cost_usd"] == pytest.approx(outcome.cost_usd)
-        assert answer.told["saved_usd_estimate"] == pytest.approx(outcome.cost_usd / n * (8 - n))
+        assert answer.told["saved_usd_estimate"] == pytest.approx(outcome.cost_usd / n * (15 - n))
 
 
 async def test_free_is_zero_and_unknown_is_null(serve: Serve) -> None:

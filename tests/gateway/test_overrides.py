@@ -25,7 +25,7 @@ from tests.gateway.test_follow import FOUR, ROUTE, began, decide, drawn, publish
 from tests.review.test_override import override, publication
 
 UNCERTIFIED = {
-    "kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce", "audit_share": 0.0,
+    "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "audit_share": 0.0,
     "policy": {"policy": "stable-answer", "streak": 3}, "uncertified": True,
 }  # fmt: skip
 

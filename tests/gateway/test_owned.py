@@ -20,7 +20,7 @@ from tests.gateway.test_arms import beside, work
 from tests.gateway.test_follow import began, decide, drawn, published
 
 ROUTE: dict[str, Any] = {
-    "kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce", "audit_share": 0.0,
+    "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "audit_share": 0.0,
     "policy": {"policy": "beta", "threshold": 0.9},
 }  # fmt: skip
 FOUR = Samples(["it is 4"])

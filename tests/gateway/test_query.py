@@ -38,7 +38,7 @@ def test_the_question_is_the_last_users(messages: Any, found: str | None) -> Non
 async def test_the_log_holds_the_querys_form_and_a_policy_reads_its_plan(serve: Serve) -> None:
     route = {
         "kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
-        "audit_share": 0.0, "policy": {"policy": "stable-answer", "streak": 2, "min_share": 0.6},
+        "audit_share": 0.0, "policy": {"policy": "stable-answer", "streak": 2, "min_share": 0.35},
     }  # fmt: skip
     async with serve(Reply(answer=("54",)), route=route) as gateway:
         await gateway.ask(chat(QUESTION, metadata={"name": "somebody"}))
@@ -46,7 +46,7 @@ async def test_the_log_holds_the_querys_form_and_a_policy_reads_its_plan(serve: 
     query, outcome = found.episode.request.query, found.episode.outcome
     assert query is not None
     assert (query.n_numbers, query.question_type, query.planned_steps, query.metadata) == (2, "number", 8, ())
-    assert (outcome.stopped, outcome.stop_step) == (True, 5)  # 5 of 8 is the first share of at least 0.6
+    assert (outcome.stopped, outcome.stop_step) == (True, 3)  # 3 of 8 is the first share of at least 0.35
 
 
 async def test_of_a_request_that_passes_through_nothing_is_read(serve: Serve) -> None:

@@ -108,7 +108,7 @@ async def test_a_finish_that_fails_costs_a_measurement(serve: Serve) -> None:
 
 async def test_a_sample_that_failed_is_missing_and_one_without_an_answer_is_not(serve: Serve) -> None:
     replies = iter([Reply(answer=cut("it is 4")), Reply(faults=(status(500),)), Reply(answer=cut("who knows"))])
-    async with serve(lambda _: next(replies), route={**SAMPLES, "samples": 3, "wave": 1}) as g:
+    async with serve(lambda _: next(replies), route={**SAMPLES, "wave": 1}) as g:
         await g.ask(chat())
         steps = (await g.outcome()).steps
     assert [(step.answer, step.missing) for step in steps] == [("4", False), (None, True), (None, False)]

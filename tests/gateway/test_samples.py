@@ -1,4 +1,4 @@
-"""Kind `samples`: one vote over many answers, in launch order, with every token accounted for."""
+"""Kind `samples`: one vote over many answers, in launch order, until it is decided, with every token accounted for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from suffice.episode.vote import count, deciding_sample
 from suffice.testing import FakeUpstream, Reply, RequestSeen, Samples, cut, die_after, stall_after, status
 from suffice.types import Outcome
 from tests.gateway.conftest import Serve
@@ -68,7 +69,7 @@ async def finished(g: Served, answer: Answer) -> Outcome:
 NINE = ["it is 4"] * 4 + ["no, 5"] * 5  # four of four for 4; the full vote says 5
 
 
-async def test_observe_draws_all_and_returns_that_vote(serve: Serve) -> None:
+async def test_observe_returns_the_vote_over_all_samples(serve: Serve) -> None:
     async with serve(BySeed(NINE), route=observing(9)) as g:
         answer = await g.ask(seeded())
         assert answer.text == "no, 5"
@@ -98,13 +99,13 @@ async def test_enforce_stops_after_four_of_four_and_saves(serve: Serve) -> None:
 
 
 async def test_a_stop_at_the_last_sample_is_no_stop(serve: Serve) -> None:
-    async with serve(BySeed(NINE), route=enforcing(4)) as g:
+    async with serve(BySeed(NINE), route=enforcing(7, wave=1)) as g:
         answer = await g.ask(seeded())
         assert answer.told["stopped"] is False
         assert (await finished(g, answer)).end_reason == "done"
 
 
-async def test_an_audit_in_enforce_draws_all(serve: Serve) -> None:
+async def test_an_audit_in_enforce_draws_until_the_full_vote_is_decided(serve: Serve) -> None:
     async with serve(BySeed(NINE), route=enforcing(9, audit_share=1.0)) as g:
         answer = await g.ask(seeded())
         assert answer.text == "no, 5"
@@ -116,7 +117,7 @@ async def test_an_audit_in_enforce_draws_all(serve: Serve) -> None:
 
 
 async def test_never_more_than_a_wave_at_once(serve: Serve) -> None:
-    async with serve(Samples(["4"], reply=Reply(delay_s=0.01)), route=observing(7, wave=3)) as g:
+    async with serve(Samples(["who knows"], reply=Reply(delay_s=0.01)), route=observing(7, wave=3)) as g:
         assert (await g.ask(chat())).status == 200
         assert len(g.fake.completions) == 7
         assert g.fake.max_in_flight == 3
@@ -125,7 +126,7 @@ async def test_never_more_than_a_wave_at_once(serve: Serve) -> None:
 async def test_samples_are_seen_in_launch_order_whatever_finishes_first(serve: Serve) -> None:
     answers = ["it is 4", "also 4", "again 4", "sure 4", "no 5", "no 6"]
     delays_s = [0.10, 0.08, 0.06, 0.04, 0.0, 0.0]
-    async with serve(BySeed(answers, delays_s), route=enforcing(6, wave=6)) as g:
+    async with serve(BySeed(answers, delays_s), route=enforcing(9, wave=6)) as g:
         answer = await g.ask(seeded())
         assert answer.text == "it is 4"
         outcome = await finished(g, answer)
@@ -174,7 +175,7 @@ async def test_when_nobody_votes_sample_one_is_delivered_verbatim(serve: Serve) 
 async def test_what_was_received_of_a_cancelled_sample_is_spent(serve: Serve, n_said: int) -> None:
     stalled = Reply(answer=cut("well well well 5"), faults=(stall_after(n_said, 9.0),))
     says = BySeed([*["it is 4"] * 4, stalled, stalled], [0.08] * 4 + [0.0] * 2)
-    async with serve(says, route=enforcing(6, wave=6)) as g:
+    async with serve(says, route=enforcing(9, wave=6)) as g:
         answer = await g.ask(chat(seed=SEED))
         assert answer.text == "it is 4"
         assert answer.told["vote"] == {"4": 4}
@@ -190,7 +191,7 @@ async def test_what_was_received_of_a_cancelled_sample_is_spent(serve: Serve, n_
 )
 async def test_one_failing_sample_leaves_the_vote_to_the_rest(serve: Serve, mode: Any, fault: Any) -> None:
     bad = Reply(answer=cut("no 5"), faults=(fault,))
-    async with serve(BySeed(["it is 4", bad, "it is 4", "so 3"]), route=mode(4)) as g:
+    async with serve(BySeed(["it is 4", bad, "so 3", "it is 4"]), route=mode(4)) as g:
         answer = await g.ask(seeded())
         assert (answer.status, answer.text) == (200, "it is 4")
         assert answer.told["vote"] == {"4": 2, "3": 1}
@@ -234,7 +235,7 @@ async def test_at_temperature_zero_one_sample_is_drawn_and_said_so(serve: Serve,
 
 
 async def test_a_clients_seed_becomes_one_seed_a_sample(serve: Serve) -> None:
-    async with serve(Reply(answer=("4",)), route=observing(6)) as g:
+    async with serve(Reply(answer=("who knows",)), route=observing(6)) as g:
         await g.ask(chat(seed=7))
         assert sorted(c.body["seed"] for c in g.fake.completions) == [7, 8, 9, 10, 11, 12]
 
@@ -320,10 +321,10 @@ async def test_one_sample_or_several_choices_pass_through(
 async def test_the_requests_number_of_samples_wins_over_the_routes(
     serve: Serve, route_says: int, request_says: int
 ) -> None:
-    async with serve(Reply(answer=("4",)), route=observing(route_says)) as g:
+    async with serve(Reply(answer=("who knows",)), route=observing(route_says)) as g:
         answer = await g.ask(chat(suffice={"samples": request_says}))
         assert len(g.fake.completions) == request_says
-        assert answer.told["vote"] == {"4": request_says}
+        assert answer.told["steps"] == request_says
         assert (await g.episode()).request.n_samples == request_says
         assert not any("suffice" in c.body for c in g.fake.completions)
 
@@ -344,10 +345,10 @@ async def test_a_live_stop_sees_what_the_audit_sees_up_to_its_step(serve: Serve,
         by_route = {e.episode.request.route: e.episode.outcome for e in await g.episodes(2)}
         seen = [by_route["audit"], by_route["live"]]
     full, live = seen
-    assert len(full.steps) == 12
+    assert len(full.steps) == deciding_sample([a.removeprefix("it is ") for a in answers], 12)
     assert live.steps == full.steps[: len(live.steps)]
     assert live.stop_step == full.stop_step
-    assert live.stopped is (full.stop_step is not None and full.stop_step < 12)
+    assert live.stopped is (full.stop_step is not None and full.stop_step < len(full.steps))
     if live.stopped:
         assert live.answer == full.would_answer
 
@@ -359,3 +360,42 @@ async def test_the_client_does_not_wait_for_samples_that_were_cancelled(serve: S
         assert (await g.ask(chat(seed=SEED))).text == "4"
         await g.quiet()
         assert time.monotonic() - began < 7
+
+
+WAYS = {
+    "observe": observing(9, wave=3),
+    "observe without a policy": observing(9, wave=3, policy={"policy": "never"}),
+    "audit": enforcing(9, wave=3, audit_share=1.0),
+    "live, not stopped": enforcing(9, wave=3, policy={"policy": "never"}),
+}
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_decided_vote_draws_no_more(serve: Serve, way: str, stream: bool) -> None:
+    """Five of nine agree: the sixth, of the same wave, is cancelled, and the last three are never asked for."""
+    stalled = Reply(answer=cut("well well well 5"), faults=(stall_after(2, 9.0),))
+    says = BySeed([*["it is 4"] * 5, stalled], [0.08] * 5 + [0.0])
+    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    async with serve(says, route=WAYS[way]) as g:
+        answer = await g.ask(seeded(**options))
+        assert answer.text == "it is 4"
+        assert len(g.fake.completions) == 6
+        outcome = await finished(g, answer)
+        assert sum(call.cancelled for call in g.fake.completions) == 1
+    assert (outcome.end_reason, outcome.stopped, outcome.answer) == ("done", False, "4")
+    assert (outcome.vote, len(outcome.steps)) == ((("4", 5),), 5)
+    assert outcome.tokens_saved_estimate is None
+    assert answer.usage["completion_tokens"] == 5 * 3 + 2
+
+
+@pytest.mark.parametrize("lot", range(6))
+async def test_a_vote_that_was_cut_short_delivers_what_the_vote_over_all_samples_would(serve: Serve, lot: int) -> None:
+    draw = random.Random(lot)
+    answers = [draw.choice(["4", "4", "5", "6", None]) for _ in range(10)]
+    texts = ["nothing" + "!" * n if a is None else f"so {a}" + "." * n for n, a in enumerate(answers)]
+    async with serve(BySeed([Reply(answer=(text,)) for text in texts]), route=observing(10, wave=1)) as g:
+        answer = await g.ask(seeded())
+        outcome = await finished(g, answer)
+    assert answer.text == texts[count(answers).winner - 1]
+    assert len(outcome.steps) == deciding_sample(answers, 10)

@@ -30,7 +30,7 @@ LEVELS = tuple(
     )
 )  # fmt: skip
 ROUTE: dict[str, Any] = {
-    "kind": "samples", "samples": 8, "scorer": "number", "policy": {"policy": "beta"}, "mode": "enforce",
+    "kind": "samples", "samples": 15, "scorer": "number", "policy": {"policy": "beta"}, "mode": "enforce",
     "audit_share": 0.0,
 }  # fmt: skip
 
@@ -114,7 +114,7 @@ async def braked(g: Served) -> RouteOperation:
     here = operation(g.gateway)
     await asyncio.gather(*(g.ask(chat(f"warm {n}")) for n in range(12)))
     ratio = here.ratio(g.gateway.monotonic_s())
-    assert ratio == pytest.approx(2.0), "four of eight samples were drawn"
+    assert ratio == pytest.approx(15 / 4), "four of fifteen samples were drawn"
     here.fall_back(g.gateway.monotonic_s())
     return here
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from suffice.rollout.assign import draw_audit
+from suffice.rollout.assign import assign_audit
 from suffice.rollout.pairs import draw_pair
 from suffice.testing import Reply, RequestSeen, status
 from tests.gateway.conftest import Serve
@@ -19,7 +19,7 @@ AUDIT: dict[str, Any] = {"policy": {"policy": "never"}, "probe": {}, "budget_tok
 
 def arm_of(g: Served, episode_id: str) -> int:
     """The arm that the episode's own lot draws."""
-    point = draw_audit(episode_id, share=0.0, salt=f"{g.gateway.salt}/pair").point
+    point = assign_audit(episode_id, share=0.0, salt=f"{g.gateway.salt}/pair").point
     return draw_pair(point, n_arms=2).arm
 
 

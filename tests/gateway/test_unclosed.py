@@ -63,8 +63,8 @@ async def test_without_a_probe_table_nothing_is_asked_and_no_answer_is_the_answe
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize(
     "route",
-    [{"mode": "observe", "audit_share": 1.0}, {"audit_share": 1.0}, {}, {"audit_share": 1.0, "finish_unclosed": True}],
-    ids=["audit while observing", "audit", "enforce", "audit where runs are finished"],
+    [{"mode": "observe", "audit_share": 1.0}, {"audit_share": 1.0}, {}],
+    ids=["audit while observing", "audit", "enforce"],
 )
 async def test_with_a_probe_table_the_answer_behind_the_thought_is_on_record_only(
     serve: Serve, route: dict[str, Any], stream: bool
@@ -98,10 +98,11 @@ async def test_the_record_keeps_within_the_extra_calls_of_a_request(serve: Serve
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("way", ["raw", "prefill", "re-ask"])
 @pytest.mark.parametrize("probe", [None, {}], ids=["no probes", "probes"])
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["live", "audit"])
 async def test_where_the_route_says_so_the_client_gets_the_forced_answer(
-    serve: Serve, way: str, probe: Any, stream: bool
+    serve: Serve, way: str, probe: Any, stream: bool, share: float
 ) -> None:
-    route = enforcing(**NEVER, probe=probe, finish_unclosed=True)
+    route = enforcing(**NEVER, probe=probe, finish_unclosed=True, audit_share=share)
     async with serve(chain(), upstream={"finish": [way]}, route=route) as g:
         answer = await g.ask(capped(stream=stream))
         assert_answered(answer)

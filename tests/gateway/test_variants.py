@@ -33,7 +33,7 @@ from tests.gateway.test_follow import drawn
 OWN = {"policy": "stable-answer", "streak": 5}
 BOLDER = {"policy": "stable-answer", "streak": 2}
 ROUTE = {
-    "kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
+    "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
     "audit_share": 0.0, "policy": OWN,
 }  # fmt: skip
 FOUR = Samples(["it is 4"])

@@ -26,7 +26,9 @@ def settings(folder: Path, **route: Any) -> Settings:
         "kind": "rounds", "scorer": "text", "policy": STABLE, "mode": "enforce", "uncertified": True,
         "audit_share": 0.0, "upstream": "up",
     }  # fmt: skip
+    server = {"retry_window_s": 0.0} | route.pop("server", {})
     return parse({
+        "server": server,  # tests ask the same question again, and mean a new run
         "upstreams": {"up": {"url": "http://127.0.0.1:9"}}, "routes": {ROUTE: table | route},
         "store": {"url": f"sqlite:///{folder}/log.db", "flush_ms": 1},
     })  # fmt: skip

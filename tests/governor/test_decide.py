@@ -231,13 +231,15 @@ async def test_many_clients_at_once(tmp_path: Path) -> None:
 # ── the library against a server ────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Governor, Governor]]:
-    """A governor in process and one against a server, with the same secret and a third of audits."""
+@pytest.fixture(scope="module", params=[0.0, 1.0], ids=["live", "audits"])
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Governor, Governor]]:
+    """A governor in process and one against a server, with the same secret."""
     here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
     for folder in (here, there):
         (folder / "log.salt").write_text("one secret for both")
-    route = {"audit_share": 0.3}
+    route = {"audit_share": request.param}
     with (
         served(loops.settings(there, **route)) as url, loops.local(here, **route) as inside,
         Governor.connect(url, route=ROUTE) as outside,

@@ -91,17 +91,20 @@ def gov_log(gov: Governor) -> list[tuple[str, str | None]]:
     return [(stored.event.kind, stored.event.episode_id) for stored in desk.gateway.log.read()]
 
 
-def test_the_same_key_draws_the_same_lot(tmp_path: Path) -> None:
-    with local(tmp_path, audit_share=0.5) as gov:
+def test_each_run_of_a_conversation_is_drawn_by_itself_and_a_repeated_one_runs_in_full(tmp_path: Path) -> None:
+    with local(tmp_path, audit_share=0.5, server={"retry_window_s": 600.0}) as gov:
         for number in range(30):
-            for question in ("one", "two", "three"):
-                with gov.episode(question, key=f"conversation {number}"):
-                    pass
-    audits: dict[str, set[bool]] = {}
-    for place, found in enumerate(episodes(tmp_path, 90)):
-        audits.setdefault(str(place // 3), set()).add(found.episode.request.audit)
-    assert all(len(lots) == 1 for lots in audits.values())
-    assert {True, False} == set.union(*audits.values())
+            for question in (f"question {number}", f"question {number}"):
+                with gov.episode(question, key="conversation") as ep:
+                    drive(ep, ["a", "a", "a"])
+    runs = [found.episode for found in episodes(tmp_path, 60)]
+    first, again = runs[::2], runs[1::2]
+    assert {one.request.audit for one in first} == {True, False}
+    assert all(one.outcome.stopped is not one.request.audit for one in first)
+    assert [(one.request.audit, one.request.unit, one.request.delivery, one.outcome.stopped) for one in again] == [
+        (one.request.audit, one.request.unit, 2, False) for one in first
+    ]
+    assert len({one.request.conversation for one in runs}) == 1
 
 
 # how a block is left ──▶ the outcome

@@ -37,6 +37,7 @@ def audits(
         starts=starts, z=lost, d=np.concatenate([np.array(run, bool) for run in d]) if d else lost != 0,
         may_stop=np.ones(starts[-1], dtype=bool), cost=TOKENS * step, per_step=np.full(starts[-1], TOKENS),
         full=TOKENS * np.array(sizes, float), fold=(number % N_FOLDS).astype(np.int8), at=number.astype(float),
+        share=np.ones(len(scores)),
         label_at=np.full(len(scores), label_at) if label_at is not None else number.astype(float),
         query_class=np.zeros(len(scores), np.int64), abandoned=np.zeros(len(scores), dtype=bool),
     )  # fmt: skip

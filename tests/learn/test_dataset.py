@@ -16,7 +16,7 @@ from suffice.learn.rows import examples
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
 from suffice.store.database.views import Label, Labelled
-from suffice.types import Feedback, StepRecord
+from suffice.types import Feedback, StepRecord, Usage
 from tests.learn.made import ANSWER_TOKENS, GOLD, PROBE_TOKENS, STEP_TOKENS, World, episodes, match
 
 LIVE = episodes(400, seed=1)
@@ -151,6 +151,22 @@ def test_a_stop_inside_a_wave_of_samples_pays_for_the_wave() -> None:
     votes = changed(item, steps=steps, usage=replace(item.episode.outcome.usage, completion_tokens=600))  # type: ignore[type-var]
     votes = replace(votes, episode=replace(votes.episode, request=request))
     assert build([votes], match=match).cost.tolist() == [400, 400, 400, 400, 600, 600]
+
+
+def test_a_decided_vote_is_measured_against_all_its_samples_and_paid_for_as_drawn() -> None:
+    """Nine samples of 10 tokens were asked for; five decided it, and 5 tokens came of a sixth that was cancelled."""
+    item = episodes(1, seed=2, world=OBSERVED)[0]
+    first = replace(item.episode.outcome.steps[0], tokens=10, answer="4", probe_tokens=0)
+    usage = Usage(prompt_tokens=10, completion_tokens=55)
+    item = changed(
+        item, steps=tuple(replace(first, index=at) for at in range(1, 6)), vote=(("4", 5),), answer="4", usage=usage,
+        stop_step=None,
+    )  # fmt: skip
+    request = replace(item.episode.request, kind="samples", n_samples=9)
+    item = replace(item, episode=replace(item.episode, request=request))
+    data = build([item], match=match, wave=3)
+    assert data.cost.tolist() == [30, 30, 30, 55, 55]
+    assert data.full_tokens.tolist() == [90]
 
 
 def test_only_the_latest_audits_are_looked_at_and_what_came_since() -> None:

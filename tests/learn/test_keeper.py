@@ -9,8 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from suffice.assurance.certify import certified_level, weighted_log_wealth
 from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.keeper import KEPT_BEFORE, Change, Keeper, Plan, certifying, matured
+from suffice.learn.keeper import (
+    HORIZON,
+    KEPT_BEFORE,
+    NO_PENDING,
+    SLOW_MARGIN,
+    Certificate,
+    Change,
+    Keeper,
+    Plan,
+    full_runs,
+    matured,
+    pending_audits,
+)
 from suffice.learn.served import N_FOLDS, Learner, PGood, Served, cut_levels, fit_served, risk_of
 from tests.learn.runs_made import audits, believing
 
@@ -48,29 +61,33 @@ def test_it_begins_cold_and_every_request_is_an_audit_until_the_warm_up_is_over(
     assert keeper.share < 1
 
 
-def test_audits_are_dense_until_they_are_enough_and_thin_from_then_on() -> None:
-    keeper = Keeper(replace(PLAN, horizon=2_000), believing)
-    runs = two_steps(1_200, lost=0.0)
-    shares = []
-    for begin in range(0, 1_200, PERIOD):
-        fed(keeper, runs.take(np.arange(begin, begin + PERIOD)), begin=begin)
-        shares.append(keeper.share)
-    assert keeper.plan.ramp_audits == pytest.approx(700), "a third of a short horizon"
-    assert shares == [1.0] * 3 + [0.5] * 3 + [0.05] * 6
-
-
-@pytest.mark.parametrize(("plan", "enough"), [
-    (Plan(), 800),                                                     # by the budget alone
-    (Plan(max_em_drop=0.01), 1_600),
-    (Plan(ramp_law=24.0), 1_200),
-    (Plan(max_em_drop=0.001, horizon=10_000, warm_up=2_000, burst=2_000), 3_500),   # a third: 35 %
-    (Plan(max_em_drop=0.001, horizon=5_000, warm_up=500), 1_500),      # by the middle: 500, then half of 2,000
-    (Plan(max_em_drop=0.001, horizon=5_000, warm_up=90_500, burst=500), 1_500),     # in a later epoch, too
-    (Plan(max_em_drop=0.001, horizon=100, warm_up=500), 35)])
-def test_dense_audits_are_enough_by_the_budget_and_a_short_horizon_is_not_spent_on_them(
-    plan: Plan, enough: float
+@pytest.mark.parametrize("free_audits", [True, False])
+def test_behind_the_burst_audits_are_thin_as_soon_as_a_level_is_certified_or_where_they_cost_something(
+    free_audits: bool,
 ) -> None:
-    assert plan.ramp_audits == pytest.approx(enough)
+    keeper = Keeper(replace(PLAN, free_audits=free_audits, share=0.5, window=300), believing)
+    shares, begin = list[tuple[bool, float]](), 0
+    for begin in range(0, 2_400, PERIOD):
+        shares.append((keeper.level > 0, keeper.share))
+        n = round(PERIOD * keeper.share)
+        runs = two_steps(n, lost=0.5 if begin < 800 else 0.0, first=begin)
+        keeper.now = float(begin + PERIOD)
+        keeper.take(drawn_at(runs, np.linspace(begin, begin + PERIOD - 1, n).tolist(), keeper.share))
+        keeper.tick(keeper.now)
+    assert [share for _, share in shares[:4]] == [1.0] * 4, "the burst"
+    assert not any(certified for certified, _ in shares[:8])
+    behind = 1.0 if free_audits else 0.5
+    assert {share for certified, share in shares[4:] if not certified} == {behind}
+    assert {share for certified, share in shares if certified} == {0.5}
+
+
+@pytest.mark.parametrize(("max_em_drop", "horizon", "n"), [
+    (0.02, HORIZON, 1_200), (0.01, HORIZON, 2_400), (0.05, HORIZON, 480),  # by the budget alone
+    (0.001, 10_000, 3_500), (0.01, 1_000, 350), (0.02, 2, 1)])             # of a short horizon a third
+def test_a_burst_is_as_long_as_the_budget_is_small_and_a_short_horizon_is_not_spent_on_it(
+    max_em_drop: float, horizon: float, n: int
+) -> None:
+    assert full_runs(max_em_drop, horizon) == n
 
 
 def memorising(x: Floats, good: Bools, _weight: Floats) -> PGood:
@@ -169,12 +186,12 @@ def test_an_audit_counts_when_its_time_is_over_and_a_missing_label_is_a_loss() -
 
 def test_only_the_newest_audits_certify_once_they_fill_the_window() -> None:
     old, new = two_steps(800, lost=0.2), two_steps(800, lost=0.0, first=800)
-    keeper = Keeper(replace(PLAN, window=500, span=0.0), believing)
+    keeper = Keeper(replace(PLAN, window=500, share=1.0), believing)
     fed(keeper, old)
     assert keeper.level == 0
     fed(keeper, new, begin=800)
     assert keeper.level > 0
-    remembering = Keeper(replace(PLAN, window=None, span=0.0), believing)
+    remembering = Keeper(replace(PLAN, window=10_000, share=1.0), believing)
     fed(remembering, old)
     fed(remembering, new, begin=800)
     assert remembering.level == 0
@@ -265,13 +282,154 @@ def test_an_alarm_on_signals_keeps_few_audits_where_few_of_the_requests_were_aud
     assert keeper.n_audits == 3 * PERIOD // 20, "requests are counted, not audits"
 
 
-def test_the_window_is_the_newest_audits_and_all_that_are_young() -> None:
+# --------------------------------------------------------------------------- what a certificate rests on
+
+
+def looked(keeper: Keeper) -> Certificate:
+    """What the last look of the keeper rests on."""
+    assert keeper.certificate is not None
+    return keeper.certificate
+
+
+def drawn_at(runs: AuditRuns, at: Sequence[float], share: float) -> AuditRuns:
+    """The same runs, begun at these requests and drawn at this share."""
+    began = np.array(at, dtype=np.float64)
+    return replace(runs, at=began, label_at=began, share=np.full(len(runs), share))
+
+
+def served_thinly(n_requests: int, *, lost: float = 0.0, seed: int = 0) -> Keeper:
+    """A keeper behind a burst of 400, whose later audits are every twentieth request."""
+    keeper = Keeper(replace(PLAN, window=300), believing)
+    fed(keeper, two_steps(400, lost=0.0))
+    for begin in range(400, n_requests, PERIOD):
+        few = two_steps(PERIOD // 20, lost=lost, first=begin, seed=seed + begin)
+        keeper.now = float(begin + PERIOD)
+        keeper.take(drawn_at(few, range(begin, begin + PERIOD, 20), 0.05))
+        keeper.tick(keeper.now)
+    return keeper
+
+
+def test_a_certificate_looks_at_the_audits_of_its_window_and_at_nothing_else() -> None:
+    keeper = served_thinly(2_000)
+    found = looked(keeper)
+    assert found.window is not None
+    assert (found.window.start, found.window.end, found.window.share) == (0.0, 400.0, 1.0), "thin ones are too few yet"
+    assert np.array_equal(np.flatnonzero(found.inside), np.arange(400))
+    assert (found.weight == 1).all()
+
+    keeper = served_thinly(9_000)
+    found = looked(keeper)
+    assert found.window is not None
+    assert found.window.share == 0.05
+    assert found.window.start >= 400, "and then the burst is forgotten"
+    assert keeper.windows.known[0].share == 1.0
+    n_inside = int(found.inside.sum())
+    assert 300 <= n_inside <= 300 * (1 + 1 / 8) + 1
+    assert found.inside[-n_inside:].all()
+
+
+def test_the_wealth_is_that_of_the_audits_of_the_window_with_their_weights_and_the_level_follows_from_it() -> None:
+    """A share that rises by less than a half stays in its window, and each of its audits weighs the less."""
+    keeper = Keeper(replace(PLAN, window=300), believing)
+    fed(keeper, two_steps(400, lost=0.0))
+    for begin in range(400, 9_000, PERIOD):
+        share = 0.05 if begin % 200 else 0.08
+        few = two_steps(round(PERIOD * share), lost=0.0, first=begin)
+        keeper.now = float(begin + PERIOD)
+        keeper.take(drawn_at(few, np.linspace(begin, begin + PERIOD - 1, len(few)).tolist(), share))
+        keeper.tick(keeper.now)
+    found = looked(keeper)
+    assert set(found.weight.round(9).tolist()) == {1.0, 0.625}
+    wealth = weighted_log_wealth(found.z, found.weight, max_em_drop=PLAN.max_em_drop)
+    assert np.array_equal(found.log_e, wealth)
+    assert found.level == keeper.level == certified_level(wealth, delta=PLAN.delta)
+    assert keeper.level > 0
+
+
+def test_an_audit_that_has_not_returned_counts_as_lost_at_every_level_above_0() -> None:
+    keeper = Keeper(replace(PLAN, share=1.0, window=1_000), believing)
     runs = two_steps(1_000, lost=0.0)
-    enters = np.arange(1_000) < 900
-    for window, span in ((100, 0.0), (100, 300.0), (2_000, 0.0), (None, 0.0)):
-        inside = certifying(enters, runs, 1_000.0, replace(PLAN, window=window, span=span))
-        first = max(0, min(900 - window, 1_001 - int(span) if span else 900)) if window is not None else 0
-        assert np.array_equal(np.flatnonzero(inside), np.arange(first, 900)), (window, span)
+    fed(keeper, runs.take(np.arange(900)))
+    free = keeper.level
+    assert free > 0
+    keeper.now = 1_000.0
+    keeper.take(runs.take(np.arange(900, 960)))
+    keeper.pending = pending_audits([(960 + number, 1.0) for number in range(40)])
+    keeper.tick(1_000.0)
+    found = looked(keeper)
+    assert found.n_pending == 40
+    assert (found.z[-40:, 1:] == 1).all()
+    assert not found.z[:, 0].any()
+    assert keeper.level == 0, "40 lost of 1,000 are twice the budget"
+    keeper.take(runs.take(np.arange(960, 1_000)))
+    keeper.pending = NO_PENDING
+    keeper.tick(1_000.0)
+    assert (keeper.level, looked(keeper).n_pending) == (free, 0), "and once they are back they count as what they show"
+
+
+def test_what_was_asked_before_a_run_times_out_is_claimed_without_those_that_run_still() -> None:
+    """Audits take 50 requests: a claim about all that began 50 requests ago has none that is pending."""
+    keeper = Keeper(PLAN, believing)
+    runs = two_steps(1_000, lost=0.0)
+    for now in range(PERIOD, 1_001, PERIOD):
+        keeper.now = float(now)
+        begun = np.arange(max(0, now - PERIOD - 50), now - 50)
+        keeper.take(runs.take(begun))
+        keeper.returned([50.0] * len(begun))
+        keeper.pending = pending_audits([(number, 1.0) for number in range(now - 50, now)])
+        keeper.tick(float(now))
+    assert keeper.run_timeout == SLOW_MARGIN * 50
+    found = looked(keeper)
+    assert found.until == 1_000 - keeper.run_timeout
+    assert found.n_pending == 0
+    assert keeper.level > 0
+
+
+def test_audits_that_hang_for_good_are_lost_for_good() -> None:
+    keeper = Keeper(PLAN, believing)
+    runs = two_steps(1_200, lost=0.0)
+    hanging = np.arange(1_200) % 25 == 0
+    for now in range(PERIOD, 1_201, PERIOD):
+        keeper.now = float(now)
+        block = np.arange(now - PERIOD, now)
+        keeper.take(runs.take(block[~hanging[block]]))
+        keeper.returned([1.0] * int((~hanging[block]).sum()))
+        keeper.pending = pending_audits([(number, 1.0) for number in np.flatnonzero(hanging[:now]).tolist()])
+        keeper.tick(float(now))
+    assert keeper.level == 0, "4 % of the audits never return"
+
+
+def test_the_order_in_which_audits_return_changes_nothing() -> None:
+    runs = two_steps(1_200, lost=0.015, gap=True)
+    first, second = Keeper(PLAN, believing), Keeper(PLAN, believing)
+    for now in range(PERIOD, 1_201, PERIOD):
+        block = np.arange(now - PERIOD, now)
+        for keeper, order in ((first, block), (second, np.random.default_rng(now).permutation(block))):
+            keeper.now = float(now)
+            keeper.take(runs.take(order))
+            keeper.tick(float(now))
+        assert np.array_equal(first.log_e, second.log_e)
+        assert first.level == second.level
+    assert first.level > 0
+
+
+def test_a_charge_is_taken_off_the_budget_of_the_level_that_it_is_charged_to() -> None:
+    keeper = Keeper(PLAN, believing)
+    fed(keeper, two_steps(900, lost=0.0))
+    assert keeper.served is not None
+    n_levels = keeper.served.n_levels
+    assert keeper.level == n_levels - 1
+    charge = np.zeros(n_levels)
+    charge[3:] = 0.019
+    keeper.charge = charge
+    keeper.tick(900.0)
+    assert keeper.level == 2, "900 audits prove less than 2 % and not less than 0.1 %"
+    keeper.charge = PLAN.max_em_drop
+    keeper.tick(900.0)
+    assert keeper.level == 0, "where nothing of the budget is left nothing passes"
+
+
+# --------------------------------------------------------------------------- labels that come late
 
 
 def late_and_harmless(n: int, *, first: int = 0) -> AuditRuns:

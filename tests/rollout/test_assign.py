@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.rollout.assign import audit_share, draw_audit, question_key
+from suffice.rollout.assign import assign_audit, audit_share, question_key
 
 PROPERTY = settings(max_examples=100, derandomize=True, deadline=None)
 ANY_TEXT = st.text(st.characters(), max_size=30)
@@ -14,7 +14,7 @@ N_UNITS = 20_000
 
 
 def audits(share: float, salt: str) -> list[bool]:
-    return [draw_audit(f"conversation-{number}", share=share, salt=salt).audit for number in range(N_UNITS)]
+    return [assign_audit(f"conversation-{number}", share=share, salt=salt).audit for number in range(N_UNITS)]
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.10, 0.5, 0.9])
@@ -31,8 +31,8 @@ def test_nobody_and_everybody_are_exact() -> None:
 @PROPERTY
 @given(unit=ANY_TEXT, salt=ANY_TEXT, share=st.floats(0.0, 1.0))
 def test_a_lot_is_sticky_and_knows_its_own_odds(unit: str, salt: str, share: float) -> None:
-    lot = draw_audit(unit, share=share, salt=salt)
-    assert lot == draw_audit(unit, share=share, salt=salt)
+    lot = assign_audit(unit, share=share, salt=salt)
+    assert lot == assign_audit(unit, share=share, salt=salt)
     assert 0.0 <= lot.point < 1.0
     assert lot.audit == (lot.point < share)
     assert lot.propensity == (share if lot.audit else 1.0 - share)
@@ -45,12 +45,12 @@ def test_whoever_is_drawn_at_a_small_share_is_drawn_at_a_larger_one(
     unit: str, low: float, high: float
 ) -> None:
     low, high = sorted((low, high))
-    assert draw_audit(unit, share=high, salt="s").audit >= draw_audit(unit, share=low, salt="s").audit
+    assert assign_audit(unit, share=high, salt="s").audit >= assign_audit(unit, share=low, salt="s").audit
 
 
 def test_the_lot_of_today_is_the_lot_of_next_year() -> None:
     # Another number here means that every running deployment draws its lots anew.
-    lot = draw_audit("conversation-1", share=0.1, salt="salt")
+    lot = assign_audit("conversation-1", share=0.1, salt="salt")
     assert lot.point == pytest.approx(0.4753845611866999, abs=1e-15)
     assert question_key("What is 2 + 2?", salt="salt") == "10fc6e50d7f39777"
 
@@ -64,7 +64,7 @@ def test_other_salts_are_independent_lotteries() -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
 def test_a_share_that_is_no_probability_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=r"share must be in \[0, 1\]"):
-        draw_audit("unit", share=share, salt="salt")
+        assign_audit("unit", share=share, salt="salt")
     with pytest.raises(ValueError, match=r"configured must be in \[0, 1\]"):
         audit_share(0, share)
 

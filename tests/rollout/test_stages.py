@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.strata import Cell
-from suffice.rollout.assign import draw_audit
+from suffice.rollout.assign import assign_audit
 from suffice.rollout.evidence import ClassAudits, Evidence, Run
 from suffice.rollout.rails import groups, read_em, waited_for
 from suffice.rollout.rules import Rules
@@ -449,7 +449,7 @@ def test_other_rollouts_salts_and_the_audit_lot_are_independent() -> None:
     own = arms(state)
     for other in (
         arms(replace(state, rollout="r2")), arms(state, salt="t"),
-        [("control", "candidate")[draw_audit(f"conversation-{i}", share=0.5, salt="s").audit] for i in range(20_000)],
+        [("control", "candidate")[assign_audit(f"conversation-{i}", share=0.5, salt="s").audit] for i in range(20_000)],
     ):  # fmt: skip
         agree = sum(mine == yours for mine, yours in zip(own, other, strict=True))
         assert abs(agree - 10_000) < 4 * sqrt(5_000)

@@ -23,11 +23,11 @@ def published(number: int, *, route: str = "math", level: int | None = None) -> 
     ))  # fmt: skip
 
 
-def asked(name: str, *, unit: str = "") -> RequestSeen:
+def asked(name: str, **more: str) -> RequestSeen:
     return RequestSeen(Request(
         episode_id=name, route="math", kind="reasoning", mode="observe", model="m", stream=False, n_samples=1,
         audit=False, propensity=1.0, policy_version="v", certified=False, question_key="", ungoverned=None,
-        received_at_s=0.0, unit=unit,
+        received_at_s=0.0, **more,  # type: ignore[arg-type]
     ))  # fmt: skip
 
 

@@ -227,6 +227,7 @@ WHOLE_REQUEST = Request(
     endpoint="/v1/completions", query=Query(query_class="sums", metadata=(("task", "add"),), n_chars=9, ngrams=(3, 4)),
     unit="u", setup="s", promise="budgeted", sender="k", keep_rate=0.5, kept_by="lot",
     arms=(ArmDraw(experiment="x", run=2, arm="b", propensity=0.5, others=(("a", 0.5),), unit="w"),),
+    delivery=2, conversation="c",
 )  # fmt: skip
 WHOLE_STEP = StepRecord(
     index=3, tokens=11, answer="4", answer_source="caller", confidence=0.5, entropy=0.25, probe_tokens=5, action="stop",

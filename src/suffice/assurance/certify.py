@@ -66,6 +66,29 @@ def count(z: NDArray[np.int8]) -> Counts:
     return Counts(gained, len(z) - gained - lost, lost)
 
 
+def weighted_log_wealth(
+    z: NDArray[np.int8], weight: Floats, *, max_em_drop: float | Floats, bets: Sequence[float] = BETS
+) -> Floats:
+    """As `log_wealth`, of audits that were drawn at different shares: the product of 1 + nu w (eps - Z), shape (M,).
+
+    With w = c/rho, c a lower bound of all shares, this is a non-negative supermartingale whenever the mean drop over
+    *all requests* so far is at least eps, whatever their order or dependence (VALIDITY, theorem).
+
+    z            EM drop of each audit at each level, -1, 0 or +1, shape (n, M)
+    weight       of each audit, in (0, 1], shape (n,)
+    max_em_drop  eps, of all levels or of each, shape (M,); a level whose eps is 0 or less has no wealth: -infinity
+    bets         fractions of the largest one
+    """
+    eps = np.broadcast_to(np.asarray(max_em_drop, dtype=np.float64), z.shape[1:])
+    tested = np.where(eps > 0, eps, 0.5)
+    each = np.zeros((len(bets), z.shape[1]))
+    weights, group = np.unique(weight, return_inverse=True)
+    for number, one in enumerate(weights.tolist()):
+        counts = count(z[group == number])
+        each += log_bets_against(counts.gained, counts.same, counts.lost, tested, bets=bets, weight=one)
+    return np.where(eps > 0, mixed(each), -np.inf)
+
+
 def log_wealth(counts: Counts, *, max_em_drop: float) -> Floats:
     """Natural logarithm of the e-process of each level, shape (M,): the mean of four constant bets.
 
@@ -170,10 +193,14 @@ def log_bets(
 
 
 def log_bets_against(
-    gained: Ints | Floats, same: Ints | Floats, lost: Ints | Floats, drop: float, *, bets: Sequence[float]
-) -> Floats:
-    """As `log_bets`, against "the drop is at least `drop`" for any drop above -1 and below 1: a gain is one below 0."""
-    nu = np.array(bets)[:, np.newaxis] / (1 - drop)
+    gained: Ints | Floats, same: Ints | Floats, lost: Ints | Floats, drop: float | Floats, *, bets: Sequence[float],
+    weight: float = 1.0,
+) -> Floats:  # fmt: skip
+    """As `log_bets`, against "the drop is at least `drop`" for any drop above -1 and below 1: a gain is one below 0.
+
+    weight  by which every bet is scaled, in (0, 1]
+    """
+    nu = weight * np.array(bets)[:, np.newaxis] / (1 - drop)
     return np.asarray(
         gained * np.log1p(nu * (drop + 1)) + same * np.log1p(nu * drop) + lost * np.log1p(nu * (drop - 1))
     )

@@ -16,15 +16,6 @@ from suffice.types import Spending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delay:
-    """How many requests pass, after a change that nobody announced, until the promise holds again; as measured."""
-
-    median_requests: int
-    p90_requests: int
-    where: str  # what it was measured on
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """Everything that the promise hangs on."""
 
@@ -32,12 +23,13 @@ class Claim:
     scorer: str
     max_em_drop: float     # epsilon, a fraction
     confidence: float      # 1 - delta, a fraction
-    n_window: int          # audits that the certificate looks back on
+    n_window: int          # audits that the certificate rests on
+    requests: tuple[int, int] | None  # numbers of the first and the last request that it is about; None: not known
     per: Literal["pooled", "class"]
     labels: Literal["labelled", "label-free"]
-    delay: Delay | None    # None: not measured
+    detection: str         # how soon a silent loss would be noticed, in a sentence's part; "": nobody knows
     classes: Mapping[str, int] = field(default_factory=dict)  # audits in the window, by class
-    what: str = "stopping" # that is promised to lose less: another way to save than ending a run
+    what: str = "at the level in force"  # under which the requests would have lost less
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -48,19 +40,24 @@ class Claim:
 def sentence(claim: Claim) -> str:
     """The promise for people.
 
-    >>> print(sentence(Claim(route="gpqa", scorer="choice", max_em_drop=0.01, confidence=0.95, n_window=800,
-    ...     per="pooled", labels="labelled", delay=None, classes={"physics": 640, "law": 160})))
-    Route 'gpqa', scorer 'choice': stopping loses less than 1 point of EM, with 95 % confidence, on average over all \
-classes of the last 800 audits, with labels; after a change that nobody announced the delay was not measured; unknown, \
-with under 200 audits: law.
+    >>> print(sentence(Claim(route="gpqa", scorer="choice", max_em_drop=0.01, confidence=0.95, n_window=1600,
+    ...     requests=(1, 2400), per="pooled", labels="labelled", classes={"physics": 1440, "law": 160},
+    ...     detection="a silent loss of 3 points would be noticed within about 710 requests")))
+    Route 'gpqa', scorer 'choice': at the level in force all requests from number 1 to 2,400 would have lost less than \
+1 point of EM on average over all classes, with 95 % confidence, shown by 1,600 audits with labels; a silent loss of \
+3 points would be noticed within about 710 requests; unknown, with under 200 audits: law.
     """
     over = "on average over all classes" if claim.per == "pooled" else "in each class"
+    which = "all requests of the window"
+    if claim.requests is not None:
+        which = f"all requests from number {claim.requests[0]:,} to {claim.requests[1]:,}"
     how = "with labels" if claim.labels == "labelled" else "without labels (every other answer counts as lost)"
     promise = (
-        f"Route {claim.route!r}, scorer {claim.scorer!r}: {claim.what} loses less than {_points(claim.max_em_drop)} of"
-        f" EM, with {100 * claim.confidence:g} % confidence, {over} of the last {claim.n_window:,} audits, {how}"
+        f"Route {claim.route!r}, scorer {claim.scorer!r}: {claim.what} {which} would have lost less than"
+        f" {_points(claim.max_em_drop)} of EM {over}, with {100 * claim.confidence:g} % confidence, shown by"
+        f" {claim.n_window:,} audits {how}"
     )
-    parts = [promise, _delayed(claim.delay)]
+    parts = [promise, claim.detection or "how soon a silent loss would be noticed is not known"]
     if claim.unknown:
         names = ", ".join(name or "no class" for name in claim.unknown)
         parts.append(f"unknown, with under {KNOWN_AUDITS} audits: {names}")
@@ -97,12 +94,3 @@ def average_sentence(average: Average) -> str:
 def _points(fraction: float) -> str:
     points = f"{100 * fraction:.4g}"
     return f"{points} point" if points == "1" else f"{points} points"
-
-
-def _delayed(delay: Delay | None) -> str:
-    if delay is None:
-        return "after a change that nobody announced the delay was not measured"
-    return (
-        f"after a change that nobody announced it held again within {delay.median_requests:,} requests at the median"
-        f" and {delay.p90_requests:,} in nine of ten cases, measured on {delay.where}"
-    )

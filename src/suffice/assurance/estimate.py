@@ -84,7 +84,10 @@ class Measured:
     token_reduction: Estimate | None          # enforce: live runs against audits
     token_reduction_overall: Estimate | None  # the same with the audits themselves counted as spent
     token_reduction_with_prompts: Estimate | None  # the same as the first, prompts outside a cache included
-    would_save: Estimate | None         # observe: share of tokens after the step where it would have stopped
+    # Savings are measured against full runs; of a vote that was decided early that is the vote over all its samples,
+    # estimated from those drawn (`lengths`).
+    decided_saving: Estimate | None     # full runs: share of tokens not spent because votes were decided
+    would_save: Estimate | None         # observe: the same with the shadow stops made: tokens behind them saved, too
     cost_full: Estimate | None          # US dollars a request, as `tokens_full`
     cost_stopped: Estimate | None
     cost_reduction: Estimate | None     # enforce: as `token_reduction`, in money, prompts included
@@ -271,6 +274,7 @@ def _measured(runs: Sequence[Run], estimator: _Estimator) -> Measured:
         token_reduction=estimator.reduction(live, audits, SPENT),
         token_reduction_overall=estimator.reduction_overall(live, audits),
         token_reduction_with_prompts=estimator.reduction(live, audits, PROCESSED),
+        decided_saving=estimator.decided_saving(full),
         would_save=estimator.would_save([run for run in full if not run.enforce]),
         cost_full=estimator.mean(full, lambda run: run.cost_usd),
         cost_stopped=estimator.mean(stopped, lambda run: run.cost_usd),
@@ -317,7 +321,7 @@ class Yardstick:
     alone: Callable[[Run], float | None]
 
 
-SPENT = Yardstick(lambda run: run.spent, lambda run: run.delivered)
+SPENT = Yardstick(lambda run: run.spent, lambda run: run.baseline_tokens)
 PROCESSED = Yardstick(lambda run: run.processed, lambda run: run.baseline_processed)
 USD = Yardstick(lambda run: run.cost_usd, lambda run: run.baseline_usd)
 
@@ -407,23 +411,34 @@ class _Estimator:
         return self._bootstrap(rows, groups, statistic, "all enforced runs against audits", n_audits)
 
     def would_save(self, observed: Sequence[Run]) -> Estimate | None:
-        """1 - tokens up to the shadow stop / tokens of the same runs in full."""
+        """1 - tokens up to the shadow stop / tokens of the same runs in full, decided votes at all their samples."""
         rows, groups = [], []
         for run in observed:
-            if run.would_spend is None or run.delivered is None:
+            if run.would_spend is None or run.baseline_tokens is None:
                 continue
-            rows.append((run.would_spend, run.delivered))
+            rows.append((run.would_spend, run.baseline_tokens))
             groups.append(run.group)
         if not rows:
             return None
         return self._bootstrap(rows, groups, lambda sums: 1 - _ratio(sums[0], sums[1]), "shadow, paired")
 
+    def decided_saving(self, full: Sequence[Run]) -> Estimate | None:
+        """Share of the tokens of full votes that was not spent because they were decided; None: there are none."""
+        known = [run for run in full if run.baseline_tokens is not None]
+        if not any(run.undrawn_tokens for run in known):
+            return None
+        rows = [(run.stands_for * run.undrawn_tokens, run.stands_for * (run.baseline_tokens or 0.0)) for run in known]
+        groups = [run.group for run in known]
+        return self._bootstrap(
+            rows, groups, lambda sums: _ratio(sums[0], sums[1]), "samples not drawn, at the mean tokens of those drawn"
+        )
+
     def would_save_usd(self, observed: Sequence[Run]) -> Estimate | None:
         """US dollars that the same runs would have cost less with their shadow stops."""
         rows, groups = [], []
         for run in observed:
-            if run.would_cost_usd is not None and run.cost_usd is not None:
-                rows.append((run.cost_usd - run.would_cost_usd,))
+            if run.would_save_usd is not None:
+                rows.append((run.would_save_usd,))
                 groups.append(run.group)
         if not rows:
             return None

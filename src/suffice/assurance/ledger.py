@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from suffice.assurance.bounds import Interval
 from suffice.assurance.certify import Counts, audits_to_certify, certified_level, log_wealth
 from suffice.assurance.estimate import Estimate
-from suffice.assurance.maturity import WINDOW
 from suffice.assurance.ratio import ratio_between, watch_pairs, weighted_between
 from suffice.assurance.runs import Run
 from suffice.assurance.sequence import mean_above, mean_below, watch
@@ -149,8 +148,8 @@ class _Teller:
 
     def _saving(self, full: Sequence[Run]) -> Estimate | None:
         pairs = [
-            (run.would_spend, run.delivered) for run in full
-            if run.would_spend is not None and run.delivered is not None
+            (run.would_spend, run.baseline_tokens) for run in full
+            if run.would_spend is not None and run.baseline_tokens is not None
         ]  # fmt: skip
         whole = self._cut([delivered for _, delivered in pairs])
         if not whole.sum():
@@ -191,7 +190,7 @@ class NextLevel:
     reason: str
 
 
-def next_level(counts: Counts, *, max_em_drop: float, delta: float, window: int = WINDOW) -> NextLevel | None:
+def next_level(counts: Counts, *, max_em_drop: float, delta: float, window: int) -> NextLevel | None:
     """How many audits the next level still takes, from the counts alone; None: all levels are certified.
 
     The number at which audits in the proportions seen so far pass (`certify.audits_to_certify`). Real ones come by

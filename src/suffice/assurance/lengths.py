@@ -4,6 +4,9 @@ A run that has thought for t tokens is not an average run: it is one of those th
 t. The plain mean less t is too low for it, and is negative exactly for the longest runs. So recent
 full runs are kept, and the question is answered from those that thought longer.
 
+A vote ends once it is decided, also in a full run. What savings are measured against stays the vote over
+all samples; how long that would have been is estimated here, and nowhere else.
+
 Pure, bounded memory. Knows lengths in tokens; refuses to know routes, prices and answers.
 """
 
@@ -11,10 +14,11 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from suffice.types import Usage
+from suffice.types import Outcome, Request, Usage
 
 WINDOW_RUNS = 1_024  # recent full runs that are kept: old ones go, so that a change shows
 MIN_RUNS = 20        # full runs seen before anything is expected from them
@@ -115,3 +119,47 @@ class HandOvers:
         keep = 1 - 1 / self.memory
         self._n = keep * self._n + 1
         self._overlap = keep * self._overlap + tokens
+
+
+def full_vote_tokens(drawn: Sequence[int], n_samples: int) -> float:
+    """Tokens of a vote over all its samples, estimated from those that were drawn: their mean, times `n_samples`.
+
+    drawn      tokens of each sample that was seen to its end, at least one sample
+    n_samples  of the full vote
+    """
+    return n_samples * sum(drawn) / len(drawn)
+
+
+def undrawn_tokens(request: Request, outcome: Outcome) -> float:
+    """Tokens of the samples that a full vote did not draw because it was decided, estimated; 0 for all other runs.
+
+    Added to what the run generated, they make what savings are measured against: the vote over all samples.
+    """
+    if outcome.usage is None or not _is_cut_short(request, outcome):
+        return 0.0
+    drawn = [step.tokens for step in outcome.steps]
+    return max(0.0, full_vote_tokens(drawn, request.n_samples) - outcome.usage.completion_tokens)
+
+
+def undrawn_factor(request: Request, outcome: Outcome) -> float:
+    """How many times the prompts, or the money, of a decided vote the vote over all samples takes; 1 for other runs.
+
+    All samples over those that were launched. A cancelled sample counts as a whole one, so that money which was not
+    spent is never overstated.
+    """
+    if not _is_cut_short(request, outcome):
+        return 1.0
+    n_launched = sum(call.purpose == "sample" for call in outcome.calls)
+    return request.n_samples / max(n_launched, len(outcome.steps))
+
+
+def _is_cut_short(request: Request, outcome: Outcome) -> bool:
+    """Did a full vote end before its last sample because it was decided?
+
+    Not where the upstream failed or asked for fewer calls, or where the temperature is 0: then nothing was saved.
+    """
+    n_remaining = request.n_samples - len(outcome.steps)
+    if request.kind != "samples" or outcome.stopped or n_remaining <= 0 or not outcome.vote:
+        return False
+    votes = [n for _, n in outcome.vote[:2]]
+    return votes[0] - sum(votes[1:]) >= n_remaining

@@ -76,7 +76,7 @@ class Heard:
     stopped: bool           # the policy ended it early
     drawn: bool             # a stop was asked for, and the lottery could have made it an audit or none
     audit: bool
-    unit: str               # conversation, or the run itself
+    conversation: str       # that the run belongs to, or the run itself
     words: tuple[Word, ...] = ()
     stands_for: float = 1.0 # so many runs like it, those whose rows are not kept included
 
@@ -157,7 +157,7 @@ def _values(runs: Sequence[Heard], measure: Measure, most_weight: float) -> tupl
             value = dict(word.values).get(measure.name)
             if value is None or (measure.level == "user" and not word.user):
                 continue
-            of = {"request": "", "conversation": run.unit, "user": word.user}[measure.level]
+            of = {"request": "", "conversation": run.conversation, "user": word.user}[measure.level]
             at = place if not of else place_of.setdefault(of, place)
             if (at, word.voice) not in last or word.seq > last[at, word.voice][0].seq:
                 last[at, word.voice] = word, value
@@ -198,7 +198,7 @@ class _Teller:
             return None
         drawn = [(run.audit, place in self._values) for place, run in members if run.drawn]
         of_users = self._measure.level == "user"
-        effect = None if of_users else self._effect(_witnesses((run, one) for run, one in said if run.drawn), drawn)
+        effect = None if of_users else self._effect([(run.audit, one) for run, one in said if run.drawn], drawn)
         return Liking(
             measure=self._measure.name, better=self._measure.better, query_class=query_class, version=version,
             n_runs=len(members), n_heard=n_heard,
@@ -263,15 +263,6 @@ class _Teller:
         """A weighted mean of values in [least, 1] with its interval: mean, low, high."""
         mean, between = weighted_between(values, weights, self._confidence, most_weight=self._most, low=least)
         return mean, between.low, between.high
-
-
-def _witnesses(said: Iterable[tuple[Heard, _Value | None]]) -> list[tuple[bool, _Value | None]]:
-    """Audit or not, and what was said, once for each conversation: its turns drew one lot and are one witness."""
-    found: dict[str, tuple[bool, _Value | None]] = {}
-    for run, one in said:
-        if run.unit not in found or (found[run.unit][1] is None and one is not None):
-            found[run.unit] = run.audit, one
-    return list(found.values())
 
 
 def _weights(known: Sequence[_Value]) -> Floats:

@@ -48,7 +48,7 @@ def drawn(audit: NDArray[np.bool_], propensity: NDArray[np.float64]) -> Draws:
     """Count lots as they were logged.
 
     audit       (n,): was the request drawn to be audited?
-    propensity  (n,): P(this value of `audit`), in (0, 1], as `rollout.assign.Lot` has it: 1 - share for most requests
+    propensity  (n,): P(this value of `audit`), in (0, 1], of `rollout.assign.AuditAssignment`: mostly 1 - share
     Raises ValueError for odds out of range, which cannot have been logged by a lottery.
     """
     if not ((propensity > 0) & (propensity <= 1)).all():

@@ -24,8 +24,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Small = NDArray[np.int8]
 
-SETTLED: Final = 300  # audits matured since a reset; before, all count, those without a label as lost
-WINDOW: Final = 800   # audits that a certificate looks back on: forgetting is what saves from drift that nothing shows
 AHEAD: Final = 2      # levels above the deployed one whose disagreements are worth a label
 
 
@@ -90,38 +88,19 @@ def counted_as(audits: Audits, *, label_free: bool = False) -> Small:
     return z
 
 
-def mature(
-    audits: Audits, *, timeout: float, label_free: bool = False, n_matured: int | None = None, settled: int = SETTLED
-) -> Matured:
-    """Say which audits enter and as what; whether one enters does not depend on what it showed.
+def mature(audits: Audits, *, timeout: float, label_free: bool = False) -> Matured:
+    """Say which audits are old enough to be news, and what each counts as; its age decides, not what it showed.
 
-    An audit enters when it is as old as the time-out: by then its label is there, or it counts as lost where it
-    disagrees. Until `settled` audits of the epoch are that old all enter, those without a label counted the same way:
-    safe at any time, and poorer. Label-free there is nothing to wait for.
+    By the time-out the label of an audit is there, or the audit counts as lost where it disagrees. Label-free there is
+    nothing to wait for.
 
-    timeout    longest normal delay of a label, at least 0, in the unit of `age`; 0: labels come with the run
-    n_matured  audits of the epoch that are as old as the time-out; None: those among `audits`
-    settled    0 waits from the start; a number beyond any epoch never waits, right where labels come within minutes
+    timeout  longest normal delay of a label, at least 0, in the unit of `age`; 0: labels come with the run
     """
     if not timeout >= 0:
         raise ValueError(f"timeout: got {timeout}; at least 0")
     old = audits.age >= timeout
-    seen = int(np.count_nonzero(old)) if n_matured is None else n_matured
-    everyone = label_free or seen < settled
-    enters = np.ones(len(audits), dtype=np.bool_) if everyone else old
+    enters = np.ones(len(audits), dtype=np.bool_) if label_free else old
     return Matured(enters=enters, z=counted_as(audits, label_free=label_free))
-
-
-def newest(enters: Bools, age: Floats, *, size: int = WINDOW) -> Bools:
-    """The youngest `size` of the audits that enter, shape (N,): the certificate's window.
-
-    Of equally old ones those further back in the arrays are taken to be younger.
-    """
-    rows = np.flatnonzero(enters)
-    kept = rows[np.lexsort((-rows, age[rows]))[:size]]
-    window = np.zeros(len(enters), dtype=np.bool_)
-    window[kept] = True
-    return window
 
 
 def labels_wanted(audits: Audits, *, deployed: int, timeout: float, ahead: int = AHEAD) -> Wanted:

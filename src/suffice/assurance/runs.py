@@ -7,10 +7,11 @@ right. It refuses to know more than one run at a time: means and intervals are m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from suffice.assurance.judge import JUDGE
+from suffice.assurance.lengths import undrawn_factor, undrawn_tokens
 from suffice.assurance.sampling import weight_of
 from suffice.types import Episode, Feedback, Outcome, Request
 
@@ -64,19 +65,29 @@ class Run:
     weight: float             # 1/P(lot): makes the two arms comparable when the audit share moved
     stopped: bool
     would_stop: bool
-    delivered: float | None   # tokens generated for the delivered run
-    spent: float | None       # the same with probes and discarded tokens
+    spent: float | None       # tokens generated for the delivered run, in probes, and discarded
     processed: float | None   # the same with prompts that no cache served
-    baseline_processed: float | None  # what the run alone would have processed
+    # What the run alone would have taken; where a vote was decided early, all of its samples (`lengths`).
+    baseline_tokens: float | None
+    baseline_processed: float | None
     would_spend: float | None
     cost_usd: float | None    # of everything, at the prices of its time; None: unknown
-    baseline_usd: float | None  # what the run alone would have cost
+    baseline_usd: float | None  # what the run alone would have cost, as `baseline_tokens`
     would_cost_usd: float | None  # with the shadow stop made
     correct: bool | None      # None: no label says so, it was picked on purpose, or nobody knows the answer
     disagrees: bool | None    # None: this run says nothing about it
     drop: int | None          # -1, 0, +1; None: as above, or no label
     abandoned_audit: bool     # counted as a loss, labelled or not
+    undrawn_tokens: float = 0.0  # estimate: of the samples that a decided vote did not draw
+    undrawn_usd: float = 0.0  # … and what these would have cost; 0 where prices are unknown
     stands_for: float = 1.0   # so many runs like it, those whose rows are not kept included (`sampling.weight_of`)
+
+    @property
+    def would_save_usd(self) -> float | None:
+        """Money that the run costs less than a full vote, or a full run, with its shadow stop made; None: unknown."""
+        if self.cost_usd is None or self.would_cost_usd is None:
+            return None
+        return self.cost_usd + self.undrawn_usd - self.would_cost_usd
 
 
 def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
@@ -91,13 +102,20 @@ def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
 
 
 def measure_run(item: LabelledEpisode, match: Match) -> Run:
-    """Boil one governed run down; `match` is never asked about a missing answer."""
+    """Boil one governed run down; `match` is never asked about a missing answer.
+
+    No policy can stop a repeated delivery, so its run counts as one that the policy let go, and never as evidence.
+    """
     request, outcome = item.episode.request, item.episode.outcome
-    full = request.mode == "observe" or request.audit
+    full = (request.mode == "observe" or request.audit) and request.delivery == 1
+    if request.delivery > 1:
+        outcome = replace(outcome, stop_step=None)
     label = current_label(item.labels)
     known = label is not None and outcome.end_reason not in UNKNOWN_ENDS
     is_plain = label is not None and label.asked_for in REPRESENTATIVE
-    delivered = spent = processed = baseline_processed = would_spend = None
+    spent = processed = baseline = baseline_processed = would_spend = None
+    undrawn, factor = undrawn_tokens(request, outcome), undrawn_factor(request, outcome)
+    alone_usd = None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0)
     if outcome.usage is not None:
         usage, overhead = outcome.usage, outcome.overhead
         delivered = usage.completion_tokens
@@ -106,7 +124,9 @@ def measure_run(item: LabelledEpisode, match: Match) -> Run:
         resent = max(0, overhead.extra_prompt_tokens - overhead.cached_prompt_tokens)
         processed = spent + prompt + resent
         # Several samples need the prompt several times in a full run too; probes do not.
-        baseline_processed = delivered + prompt + (resent if request.kind == "samples" else 0)
+        prompts = (prompt + resent) * factor if request.kind == "samples" else prompt
+        baseline = delivered + undrawn
+        baseline_processed = baseline + prompts
         if outcome.end_reason in FINISHED_ENDS:
             would_spend = _would_spend(outcome, delivered)
     return Run(
@@ -117,18 +137,20 @@ def measure_run(item: LabelledEpisode, match: Match) -> Run:
         weight=1 / request.propensity,
         stopped=outcome.stopped,
         would_stop=outcome.stop_step is not None and not outcome.stopped,
-        delivered=delivered,
         spent=spent,
         processed=processed,
+        baseline_tokens=baseline,
         baseline_processed=baseline_processed,
         would_spend=would_spend,
         cost_usd=outcome.cost_usd,
-        baseline_usd=None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0),
+        baseline_usd=None if alone_usd is None else alone_usd * factor,
         would_cost_usd=_would_cost(outcome),
         correct=_is_right(outcome.answer, label, match) if label is not None and known and is_plain else None,
         disagrees=_disagrees(request, outcome) if full else None,
         drop=_drop(request, outcome, label, match) if full else None,
-        abandoned_audit=_is_abandoned_audit(request, outcome),
+        abandoned_audit=full and _is_abandoned_audit(request, outcome),
+        undrawn_tokens=undrawn,
+        undrawn_usd=(alone_usd or 0.0) * (factor - 1),
         stands_for=weight_of(request, outcome),
     )
 

@@ -12,8 +12,9 @@ decisions. Left are live runs of routes that act and what passes through: most o
 few facts are asked, their means. Of those that are not kept the gateway counts ends, tokens and money
 (`store.rows.sampling_events`), so that sums which need no label stay exact.
 
-The lot is drawn before the first step, by the unit of the request: a retry draws the same, turns of one conversation
-are kept or left out together. It knows the declared class and nothing else of a request. The rate is a fixed number
+The draw is made before the first step, for the unit of the request: a retry shares it, and each turn of a conversation
+has its own, because the test of audit draws needs kept requests to be independent. It knows the declared class and
+nothing else of a request. The rate is a fixed number
 when it is drawn, made of earlier requests alone, and it is written into the row. So each kept run stands for 1/rate
 runs, and sums with these weights have the right expectation, however the rates move (Horvitz and Thompson 1952, JASA
 47(260)); a mean is the ratio of two such sums (Hájek).

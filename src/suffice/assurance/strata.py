@@ -1,16 +1,24 @@
-"""Two groups of runs compared class by class: a mean over all may say the opposite of every class (Simpson).
+"""Groups of runs compared class by class: a mean over all may say the opposite of every class (Simpson).
 
 Audits are compared with themselves, so their mean drop is a weighted mean of those of the classes and cannot lie like
 this, though gains can still hide harm (`guard`). Stopped runs against full ones, or two arms, are different questions:
 if one side has more of the easy ones, it looks better and is worse. Standardised to one mix of classes, it is not.
+
+Audits of the past speak of the past mix of classes. `post_stratify` weights them to the present one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist
+from typing import Final
 
 from suffice.assurance.ledger import KNOWN_AUDITS
+
+MIN_STRATUM: Final = 20        # audits of a class; smaller classes are taken together
+POST_CONFIDENCE: Final = 0.99  # of the lower bound: it is looked at again and again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,4 +84,69 @@ def standardise(cells: Sequence[Cell], *, margin: float = 0.0) -> Standardised:
         standardised_drop=sum(weighted) / everything.n if complete else None,
         harmed=tuple(cell.query_class for cell, drop in drops if cell.known and drop is not None and drop > margin),
         unknown=tuple(cell.query_class for cell in cells if not cell.known),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """The audits of one class at one level."""
+
+    n: int
+    n_gained: int  # Z = -1
+    n_lost: int    # Z = +1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostStratified:
+    """The drop of a mix of classes, from audits of another mix."""
+
+    drop: float    # fraction, of the classes that audits know
+    low: float     # lower confidence bound of the drop, at least 0
+    unseen: float  # part of the mix in classes without audits, [0, 1]; 1: nothing is known and the drop is 0
+
+    def alarm(self, max_em_drop: float) -> str | None:
+        """Say that the present mix loses more than the budget, or None."""
+        if self.low <= max_em_drop:
+            return None
+        return f"audits lose more than the budget at the present mix of classes: {100 * self.drop:.1f} points"
+
+
+def post_stratify(
+    audits: Mapping[str, Outcomes], mix: Mapping[str, float], *, confidence: float = POST_CONFIDENCE
+) -> PostStratified:
+    """Estimate the drop of recent traffic from audits and from the class mix of that traffic.
+
+    The drops of the classes are weighted with their shares of the mix (Holt and Smith 1979, JRSS A 142(1)). Classes
+    with fewer than MIN_STRATUM audits form one class. Classes without audits cannot be estimated: they are taken to be
+    like the others, and `unseen` says how much that is. The bound is the gamma interval of Fay and Feuer (1997,
+    Statistics in Medicine 16, 791-801) with the variance of losses and gains, its quantile by Wilson and Hilferty
+    (1931). It holds for one look and weights that are known.
+
+    audits      by class
+    mix         weight of each class in recent traffic, at least 0; need not sum to 1
+    confidence  of the one-sided bound, in (0.5, 1)
+    """
+    total = sum(mix.values())
+    if not total > 0 or min(mix.values()) < 0 or not 0.5 < confidence < 1:
+        raise ValueError(f"need a mix with weights and 0.5 < confidence < 1; got {mix=} {confidence=}")
+    names = set(audits) | set(mix)
+    small = {name for name in names if name not in audits or audits[name].n < MIN_STRATUM}
+    groups = [{name} for name in names - small] + [small]
+    mean = variance = unseen = 0.0
+    for group in groups:
+        weight = sum(mix.get(name, 0.0) for name in group) / total
+        found = [audits[name] for name in group if name in audits]
+        n = sum(one.n for one in found)
+        if not n:
+            unseen += weight
+            continue
+        n_lost, n_gained = sum(one.n_lost for one in found), sum(one.n_gained for one in found)
+        mean += weight * (n_lost - n_gained) / n
+        variance += (weight / n) ** 2 * (n_lost + n_gained)
+    if unseen >= 1 or mean <= 0:
+        return PostStratified(drop=mean / (1 - unseen) if unseen < 1 else 0.0, low=0.0, unseen=min(1.0, unseen))
+    nine = 9 * mean * mean / variance
+    root = 1 - 1 / nine - NormalDist().inv_cdf(confidence) / sqrt(nine)
+    return PostStratified(
+        drop=mean / (1 - unseen), low=mean / (1 - unseen) * max(0.0, root) ** 3, unseen=unseen
     )

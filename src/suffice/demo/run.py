@@ -151,11 +151,12 @@ async def samples(stage: Stage, progress: Progress) -> Result:
     policy = build_policy(routes.SAMPLES_POLICY)
     full = await observe(stage, scorer, progress, result)
     runs = rows.replayed(full, policy, wave=routes.WAVE)
-    drawn = [r.stop_step or stage.n_samples for r in runs.values()]
+    drawn = [r.stop_step or len(full[q].episode.outcome.steps) for q, r in runs.items()]
+    until_decided = {q: (f.correct, rows.spent(f.episode)) for q, f in full.items()}
     mean_tokens = sum(r.tokens for r in runs.values()) / max(1, sum(f.tokens for f in full.values()))
     k = max(1, round(mean_tokens * stage.n_samples))
     result.rows += [
-        rows.row(f"full vote of {stage.n_samples}", "live", full, {q: (f.correct, f.tokens) for q, f in full.items()}),
+        rows.row(f"full vote of {stage.n_samples}", "live", full, until_decided, "ends once it is decided"),
         rows.row("one sample", "replay", full, rows.first_samples(full, 1, scorer)),
         rows.row(f"fixed vote of {k}", "replay", full, rows.first_samples(full, k, scorer), "about equal tokens"),
         rows.row("beta 0.95", "replay", full, rows.judged(runs, full, scorer), "whole waves charged", acts=True),

@@ -128,6 +128,7 @@ class Ledger:
     prices: Prices | None = None        # of the upstream, as they stood when the request came
     end_reason: EndReason | None = None
     told_usage: Usage | None = None     # of a caller's own loop: what its owner says it spent; no call was ours
+    tells_probes: bool = True           # False: the client hears of no probe, because only an audit is sent any
     feedback_token: str = ""            # told to the client in the `suffice` object; "": none
 
     @property

@@ -28,9 +28,13 @@ def promised(request: Request) -> dict[str, str]:
 def suffice_object(ledger: Ledger) -> dict[str, Any]:
     """The extra top-level object of a reply. It never says whether the request was an audit.
 
-    A probe that is still running when the object is written is left out of it whole; the log has it.
+    Where only an audit is sent probes, they are left out, with the number of steps, which waits for them. So is a probe
+    that is still running when the object is written. The log has them all.
     """
-    ledger = replace(ledger, calls=[c for c in ledger.calls if not (c.is_open and c.purpose == "probe")])
+    tells = ledger.tells_probes
+    calls = [call for call in ledger.calls if call.purpose != "probe" or (tells and not call.is_open)]
+    degraded = [site for site in ledger.degraded if tells or site != "probe"]
+    ledger = replace(ledger, calls=calls, degraded=degraded)
     request, overhead, cost = ledger.request, ledger.overhead(), ledger.cost()
     told = {
         "episode_id": request.episode_id,
@@ -41,7 +45,7 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
         "certified": request.certified,
         **promised(request),
         "policy_version": request.policy_version,
-        "steps": len(ledger.steps),
+        "steps": len(ledger.steps) if tells else None,
         "probe_tokens": overhead.probe_tokens,
         "extra_prompt_tokens": overhead.extra_prompt_tokens,
         "cached_prompt_tokens": overhead.cached_prompt_tokens,

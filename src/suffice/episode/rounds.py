@@ -100,7 +100,7 @@ class RoundsRun:
     """One run from its first step to its end.
 
     `may_act` says whether a stop is told to the caller: not while observing, not uncertified, not in an
-    audit. One caller at a time: the library and the endpoint see to that.
+    audit, and not in a repeated delivery. One caller at a time: the library and the endpoint see to that.
     """
 
     ledger: Ledger
@@ -270,13 +270,15 @@ class RoundsRun:
     def _shown(self, decision: Decision) -> Decision:
         """The decision as the caller gets it: a stop only where one may be carried out.
 
-        In an audit nothing is said of what the policy would have done.
+        Where a policy is enforced, every run that goes on is told the same, so that nothing reveals an audit.
         """
-        if not decision.stop or self.acts:
+        if decision.stop and self.acts:
             return decision
-        audit = self.ledger.request.audit and self.ledger.request.mode == "enforce"
-        reason = GOES_ON if audit else f"not acted on: {decision.reason}"
-        return Decision(action="continue", reason=reason, score=None if audit else decision.score)
+        if self.ledger.request.mode == "enforce":
+            return Decision(action="continue", reason=GOES_ON)
+        if not decision.stop:
+            return decision
+        return Decision(action="continue", reason=f"not acted on: {decision.reason}", score=decision.score)
 
     def _chosen(self, *, acting: bool) -> int | None:
         answers = [s.answer for s in self.seen]

@@ -1,8 +1,9 @@
 """Repeated samples of one question, drawn in waves, seen in launch order, voted into one answer.
 
 A wave is launched at once; its samples are looked at strictly in the order of their launch, so the
-same answers lead to the same decision live, in an audit and in replay. When the policy stops, the
-samples still running are closed, and what was received of them is spent.
+same answers lead to the same decision live, in an audit and in replay. The run ends as soon as the vote
+is decided, in every mode: no further sample could change the answer. Then, and when the policy stops,
+the samples still running are cancelled, and what was received of them is spent.
 """
 
 from __future__ import annotations
@@ -58,14 +59,21 @@ class SampleRun:
     scorer: Scorer
     n_samples: int
     wave: int
-    draws_all: bool = False            # observe and audits: a failed sample is counted, the rest is drawn
+    continues_after_failure: bool = False  # observe and audits: more samples are drawn behind a failed one
     seen: list[Sample] = field(default_factory=list)   # in launch order
 
+    def is_decided(self) -> bool:
+        """Can no further sample change the answer or its text?"""
+        return vote.deciding_sample([sample.answer for sample in self.seen], self.n_samples) is not None
+
     async def steps(self) -> AsyncGenerator[Step, None]:
-        """Yield one step a sample, in launch order. Closing the generator cancels what still runs."""
+        """Yield one step a sample, in launch order, until the vote is decided.
+
+        The end of the generator, or closing it, cancels the samples that still run.
+        """
         running: list[asyncio.Task[Sample]] = []
         try:
-            while len(self.seen) < self.n_samples:
+            while not self.is_decided():
                 first = len(self.seen) + 1
                 last = self._wave_end(first)
                 if last == first:
@@ -75,11 +83,13 @@ class SampleRun:
                     sample = await task
                     self.seen.append(sample)
                     yield _step(sample)
+                    if self.is_decided():
+                        break
                 if all(s.failure is not None for s in self.seen):
                     return  # nothing but failures: the first one is the answer
                 if any(s.failure is not None for s in self.seen[first - 1:]):
                     self.ledger.fail_open("sample")
-                    if not self.draws_all:
+                    if not self.continues_after_failure:
                         return  # a struggling upstream is not asked for more; the vote stands on what came
         finally:
             for task in running:

@@ -1,6 +1,6 @@
 """`POST /v1/chat/completions`: from the client's bytes to one answer and one outcome.
 
-    read and check → find the route → draw the lot, write the request down → govern or pass through
+    read and check → find the route → draw the audit, write the request down → govern or pass through
     → close the ledger: one outcome, whatever the end
 
 The newcomer starts here and goes on in `episode/loop.py`.
@@ -22,6 +22,7 @@ from suffice.gateway.asked import query_of
 from suffice.gateway.auth import without_keys
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.context import Gateway
+from suffice.gateway.deliveries import RequestKey
 from suffice.gateway.exchange import (
     ClientGone,
     Exchange,
@@ -40,7 +41,7 @@ from suffice.gateway.relay import forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
 from suffice.review.question import written_out
 from suffice.rollout import feedback_token
-from suffice.rollout.assign import NO_LOT, Lot, draw_audit, question_key
+from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, question_key
 from suffice.rollout.experiment import Units
 from suffice.signals.query import class_of
 from suffice.telemetry import LOG
@@ -53,7 +54,7 @@ CHAT_PATH = "/v1/chat/completions"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """A request that was understood: where it goes and under which lot."""
+    """A request that was understood: where it goes, and whether it is an audit."""
 
     intake: Intake
     headers: list[tuple[str, str]]   # fit to be sent upstream
@@ -196,7 +197,7 @@ async def _answer(gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exc
 
 
 def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str, str]]) -> Admitted:
-    """Find the route and draw the lot. Raises BadRequest for a route or version that does not exist."""
+    """Find the route and draw the audit. Raises BadRequest for a route or version that does not exist."""
     named = dict(headers)
     found = find_route(gw, intake.model, named)
     _check_version(intake, named, found)
@@ -205,18 +206,18 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
     count_stripped(gw, intake)
     reason, place = _reason(gw, episode_id, intake, found)
     question = _question(gw, intake) if found is not None and reason is None else ""
-    lot, arms = NO_LOT, tuple[ArmDraw, ...]()
+    assigned, arms = UNASSIGNED, tuple[ArmDraw, ...]()
     if found is not None and place is not None:
         kind, samples = found.settings.kind, route.n_samples(found, intake.options)
         query = query_of(intake.body, kind, samples) if found.in_force.classes or found.holding.classes else None
         found = found.for_request(question, intake.model, class_of(query))
         own = placed(found, place)
-        if reason is None:  # its lot is drawn for the route as it is; its arms then say what it gets
-            lot = _lot(gw, intake, named, own)
-            varied, arms = gw.variants.place(found, lambda: _units(gw, intake, named, lot), question)
+        if reason is None:  # the audit is drawn for the route as it is; the arms then say what the request gets
+            assigned = gw.assign(own, _request_key(own, intake, named), episode_id)
+            varied, arms = gw.variants.place(found, lambda: _units(gw, intake, named, assigned), question)
             own = own if varied is found else placed(varied, place)
         found = own
-    request = _request(gw, episode_id, intake, named, found, reason, question, lot, arms)
+    request = _request(gw, episode_id, intake, named, found, reason, question, assigned, arms)
     upstream = (found.settings.upstream if found is not None else "") or gw.fallback_upstream()
     kept = without_keys(headers, gw.api_keys)
     return Admitted(
@@ -278,7 +279,7 @@ def _reason(
         return reason, None
 
     def draw() -> float:  # anew for each try: who was turned away comes again
-        return draw_audit(episode_id, share=0.0, salt=f"{gw.salt}/shed").point
+        return assign_audit(episode_id, share=0.0, salt=f"{gw.salt}/shed").point
 
     place = gw.operating.admit(found, now_s=gw.monotonic_s(), draw=draw)
     if place.level is None:
@@ -291,40 +292,38 @@ def _reason(
 
 def _request(
     gw: Gateway, episode_id: str, intake: Intake, named: dict[str, str], found: BuiltRoute | None, reason: str | None,
-    question: str, lot: Lot, arms: tuple[ArmDraw, ...],
+    question: str, assigned: AuditAssignment, arms: tuple[ArmDraw, ...],
 ) -> Request:
-    """Write down what was asked, and the lot with its odds."""
+    """Write down what was asked, and the audit draw with its odds."""
     if found is None:
         return blank(gw, episode_id, intake, reason or "no_route")
     samples = route.n_samples(found, intake.options)
     gw.n_requests[found.name] = gw.n_requests.get(found.name, 0) + 1
-    if lot.audit:
-        gw.metrics.inc("suffice_audits_total", found.name)
+    caller = named.get("authorization", "")
     return Request(
         episode_id=episode_id, route=found.name, kind=found.settings.kind, mode=found.settings.mode,
-        model=intake.model, stream=intake.stream, n_samples=samples, audit=lot.audit,
-        propensity=lot.propensity, policy_version=found.policy_version, certified=found.certified,
+        model=intake.model, stream=intake.stream, n_samples=samples, audit=assigned.audit,
+        propensity=assigned.propensity, policy_version=found.policy_version, certified=found.certified,
         question_key=question,
         ungoverned=reason, received_at_s=gw.wall_s(),
         query=query_of(intake.body, found.settings.kind, samples) if reason is None else None,
-        unit=lot.unit, setup=found.setup, promise=found.promise, arms=arms,
-        sender=gw.sender(named.get("authorization", "")),
+        unit=assigned.unit, setup=found.setup, promise=found.promise, arms=arms, sender=gw.sender(caller),
+        delivery=assigned.delivery, conversation=gw.conversation(caller, _conversation(named, intake)),
     )  # fmt: skip
 
 
-def _lot(gw: Gateway, intake: Intake, named: dict[str, str], found: BuiltRoute) -> Lot:
-    unit = gw.lots.unit(
-        named=_conversation(named, intake) or named.get("idempotency-key"),
-        body=intake.raw, caller=named.get("authorization", ""), now_s=gw.monotonic_s(),
+def _request_key(found: BuiltRoute, intake: Intake, named: dict[str, str]) -> RequestKey:
+    return RequestKey(
+        route=found.name, caller=named.get("authorization", ""), body=intake.raw,
+        conversation=_conversation(named, intake), idempotency_key=named.get("idempotency-key"),
     )  # fmt: skip
-    return draw_audit(unit, share=gw.share(found), salt=gw.salt)
 
 
-def _units(gw: Gateway, intake: Intake, named: dict[str, str], lot: Lot) -> Units:
-    """What the request belongs to, by the names that it came with; retries share what drew its lot."""
+def _units(gw: Gateway, intake: Intake, named: dict[str, str], assigned: AuditAssignment) -> Units:
+    """What the request belongs to, by the names that it came with; repeated deliveries are one request."""
     user = intake.body.get("user") or intake.body.get("safety_identifier")
     return Units(
-        request=lot.unit, conversation=_conversation(named, intake),
+        request=assigned.unit, conversation=_conversation(named, intake),
         user=named.get("x-suffice-user") or (user if isinstance(user, str) else None),
         tenant=named.get("x-suffice-tenant") or gw.sender(named.get("authorization", "")) or None,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from suffice.assurance.lengths import FullRuns, HandOvers
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
 from suffice.gateway.breaker import Breaker
+from suffice.gateway.deliveries import DeliveryMemory, RequestKey
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.operating import Operating
 from suffice.gateway.route import BuiltRoute
@@ -21,7 +21,7 @@ from suffice.gateway.sampling import Sampling
 from suffice.gateway.variants import Variants
 from suffice.policy.base import version_of
 from suffice.rollout import feedback_token
-from suffice.rollout.assign import audit_share, sender_key
+from suffice.rollout.assign import AuditAssignment, audit_share, conversation_key, sender_key
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.drafts import Embedder
@@ -30,8 +30,6 @@ from suffice.telemetry import LOG, Metrics
 from suffice.types import Outcome, Request
 from suffice.upstream.client import UpstreamClient
 
-LOT_MEMORY_S = 600.0
-LOT_MEMORY_ENTRIES = 500_000  # more than that within ten minutes: the oldest are forgotten early
 CHECK_RUNS = 100  # full runs after which a route is asked again whether its answers can be read
 OPEN_RUNS = 10_000       # loops that clients drive, at once; the one that was idle longest makes room
 IDLE_RUN_S = 1_800.0     # a loop that tells nothing for so long has been left
@@ -41,34 +39,17 @@ SPOKEN_ENTRIES = 50_000    # answers whose pieces of feedback with a token are c
 
 def runs_in_full(request: Request) -> bool:
     """Is this a run that no policy could stop? Those that it merely did not stop are the hard ones."""
-    return request.ungoverned is None and (request.mode != "enforce" or request.audit)
+    return request.ungoverned is None and (request.mode != "enforce" or request.audit or request.delivery > 1)
 
 
-class LotKeys:
-    """Remembers for ten minutes which unit a request body was drawn under, so that a retry draws the same."""
+def may_stop(request: Request, route: BuiltRoute) -> bool:
+    """May a policy act on this run? Not in an audit, and not in a repeated delivery of a request."""
+    return request.ungoverned is None and route.acts and not request.audit and request.delivery == 1
 
-    def __init__(self) -> None:
-        self._seen: dict[str, float] = {}
 
-    def unit(self, *, named: str | None, body: bytes, caller: str, now_s: float) -> str:
-        """The unit of the lottery: the conversation or idempotency key, else caller and body.
-
-        A body that comes again after ten minutes is a new request and is drawn anew.
-        """
-        if named:
-            return f"id:{named}"
-        self._forget(now_s)
-        digest = hashlib.blake2b(caller.encode() + b"\0" + body, digest_size=16).hexdigest()
-        first = self._seen.setdefault(digest, now_s)
-        return f"body:{digest}:{first!r}"
-
-    def _forget(self, now_s: float) -> None:
-        """Drop what is too old, oldest first; O(1) a request, because entries stand in order of time."""
-        while self._seen:
-            oldest = next(iter(self._seen))
-            if now_s - self._seen[oldest] <= LOT_MEMORY_S and len(self._seen) < LOT_MEMORY_ENTRIES:
-                return
-            del self._seen[oldest]
+def is_measured(request: Request) -> bool:
+    """Is this run an audit that enters the evidence? Only such a run is worth calls for the record alone."""
+    return request.audit and request.delivery == 1
 
 
 class OpenRuns:
@@ -159,7 +140,7 @@ class Gateway:
     new_id: Callable[[], str]
     wall_s: Callable[[], float]
     monotonic_s: Callable[[], float]
-    lots: LotKeys = field(default_factory=LotKeys)
+    deliveries: DeliveryMemory = field(default_factory=DeliveryMemory)
     n_requests: dict[str, int] = field(default_factory=dict)   # by route, the log's history included
     full_runs: dict[str, FullRuns] = field(default_factory=dict)
     hand_overs: dict[str, HandOvers] = field(default_factory=dict)
@@ -192,6 +173,20 @@ class Gateway:
     def sender(self, authorization: str) -> str:
         """A name for whoever holds the key of a request; "" where no keys are asked for."""
         return sender_key(authorization, salt=self.salt) if self.api_keys else ""
+
+    def conversation(self, authorization: str, conversation: str | None) -> str:
+        """A name for a client's conversation in the log; "" where the client named none."""
+        return conversation_key(self.sender(authorization), conversation, salt=self.salt) if conversation else ""
+
+    def assign(self, route: BuiltRoute, key: RequestKey, episode_id: str) -> AuditAssignment:
+        """Draw whether a request is an audit, or find the draw of the delivery that this one repeats."""
+        assigned = self.deliveries.assign(
+            key, episode_id=episode_id, share=self.share(route), salt=self.salt,
+            window_s=self.settings.server.retry_window_s, now_s=self.monotonic_s(),
+        )  # fmt: skip
+        if assigned.audit and assigned.delivery == 1:
+            self.metrics.inc("suffice_audits_total", route.name)
+        return assigned
 
     @property
     def keys_for_feedback(self) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """`POST /v1/decide`: a loop that runs at the client asks after each of its steps whether to go on.
 
-    {route, question, step} ──▶ the run is opened: lot, request row       ──▶ {episode_id, action, …}
+    {route, question, step} ──▶ the run is opened: audit draw, request row ──▶ {episode_id, action, …}
     {route, episode_id, step} ──▶ the next step; the same step again, the same decision
     {route, episode_id, done | aborted} ──▶ its one outcome
 
 Open runs are kept in memory, so many and so long; one that is left gets its outcome all the same. It
-refuses to know how a step is judged (`episode/rounds.py`) and how lots are drawn (`desk`).
+refuses to know how a step is judged (`episode/rounds.py`) and how audits are drawn (`desk`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from suffice.gateway.intake import check_body_headers, parse_json
 from suffice.gateway.route import BuiltRoute
 from suffice.review.question import MOST_SOURCES
 from suffice.rollout import feedback_token
+from suffice.rollout.assign import joined
 from suffice.telemetry import LOG
 from suffice.types import Decision
 
@@ -57,7 +58,7 @@ class Said:
     told: Told | None
     done: bool
     aborted: bool
-    key: str | None              # as the header x-conversation-id: the same key draws the same lot
+    key: str | None              # as the header x-conversation-id
     model: str
     metadata: Mapping[str, str]
     query_class: str
@@ -104,7 +105,7 @@ def _run(gw: Gateway, said: Said, headers: Mapping[str, str]) -> RoundsRun:
     if found is None:
         message = f"route: unknown route {said.route[:80]!r}; known: {', '.join(r.name for r in gw.routes) or 'none'}"
         raise BadRequest(message, param="route", code="unknown_route")
-    now_s, key = gw.monotonic_s(), headers.get("idempotency-key")
+    now_s, key = gw.monotonic_s(), _opening_key(headers)
     episode_id = said.episode_id or (gw.runs.opened_by(key) if key else None)
     if episode_id is not None:
         run = gw.runs.get(episode_id, now_s=now_s)
@@ -118,6 +119,12 @@ def _run(gw: Gateway, said: Said, headers: Mapping[str, str]) -> RoundsRun:
     return _open(gw, found, said, headers)
 
 
+def _opening_key(headers: Mapping[str, str]) -> str | None:
+    """Under which a run is kept, so that its opening call may be repeated; two callers never share one."""
+    key = headers.get("idempotency-key")
+    return joined(headers.get("authorization", ""), key) if key else None
+
+
 def _open(gw: Gateway, route: BuiltRoute, said: Said, headers: Mapping[str, str]) -> RoundsRun:
     if said.question is None:
         raise BadRequest("question: is needed when a run begins, and episode_id after that", param="question")
@@ -126,11 +133,11 @@ def _open(gw: Gateway, route: BuiltRoute, said: Said, headers: Mapping[str, str]
         raise BadRequest(message, status=409, param="step.index", code="step_gap")
     asked = desk.Asked(
         question=said.question, key=said.key or headers.get("x-conversation-id"),
-        caller=headers.get("authorization", ""), model=said.model, metadata=said.metadata,
-        query_class=said.query_class, planned_steps=said.planned_steps,
+        caller=headers.get("authorization", ""), idempotency_key=headers.get("idempotency-key"),
+        model=said.model, metadata=said.metadata, query_class=said.query_class, planned_steps=said.planned_steps,
     )  # fmt: skip
     run = desk.open_run(gw, route, asked)
-    gw.runs.put(run, key=headers.get("idempotency-key"), now_s=gw.monotonic_s())
+    gw.runs.put(run, key=_opening_key(headers), now_s=gw.monotonic_s())
     desk.close_old(gw)
     return run
 

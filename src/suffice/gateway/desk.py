@@ -1,7 +1,7 @@
-"""Opens and closes runs whose loop the caller drives: the lot before the first step, one outcome at the end.
+"""Opens and closes runs whose loop the caller drives: the audit draw before the first step, one outcome at the end.
 
 Shared by `/v1/decide` and by the library, which differ only in how a step reaches them. Knows routes,
-lots and the log; refuses to know HTTP and threads: one caller at a time.
+audit draws and the log; refuses to know HTTP and threads: one caller at a time.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from suffice.episode.rounds import RoundsRun
 from suffice.episode.vectors import Vectors
 from suffice.gateway import books, questions
 from suffice.gateway.breaker import Breaker
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import Gateway, may_stop
+from suffice.gateway.deliveries import RequestKey
 from suffice.gateway.operating import placed
 from suffice.gateway.route import BuiltRoute
-from suffice.rollout.assign import NO_LOT, Lot, draw_audit, question_key
+from suffice.rollout.assign import UNASSIGNED, AuditAssignment, joined, question_key
 from suffice.rollout.experiment import Units
 from suffice.signals.query import class_of, query_signals
 from suffice.types import ArmDraw, EndReason, Query, Request
@@ -28,8 +29,9 @@ class Asked:
     """What a caller says when its loop begins."""
 
     question: str
-    key: str | None = None      # whoever gives the same key draws the same lot
-    caller: str = ""            # whose question it is, where no key was given
+    key: str | None = None      # the conversation that the run belongs to
+    caller: str = ""            # whose question it is
+    idempotency_key: str | None = None  # of the call that begins the run
     model: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     query_class: str = ""       # declared; "": none
@@ -38,20 +40,21 @@ class Asked:
 
 
 def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
-    """Draw the lot, write the request down, and give the run that takes its steps."""
+    """Draw the audit, write the request down, and give the run that takes its steps."""
     gw.refresh()
     route = gw.kill.resting(next((one for one in gw.routes if one.name == route.name), route))
     question = question_key(asked.question, salt=gw.salt)
     place = gw.operating.admit(route, now_s=gw.monotonic_s())
     route = route.for_request(question, asked.model, class_of(_query(asked)))
     reason = _ungoverned(gw, route)
-    own, lot, arms = placed(route, place), NO_LOT, tuple[ArmDraw, ...]()
+    own, assigned, arms = placed(route, place), UNASSIGNED, tuple[ArmDraw, ...]()
+    episode_id = gw.new_id()
     if reason is None:
-        lot = _lot(gw, own, asked)
-        varied, arms = gw.variants.place(route, lambda: _units(gw, asked, lot), question)
+        assigned = gw.assign(own, _request_key(own, asked), episode_id)
+        varied, arms = gw.variants.place(route, lambda: _units(gw, asked, assigned), question)
         own = own if varied is route else placed(varied, place)
     route = own
-    request = _request(gw, route, asked, question, reason, lot, arms)
+    request = _request(gw, episode_id, route, asked, question, reason, assigned, arms)
     ledger = Ledger(request, gw.monotonic_s())
     ledger.feedback_token = gw.feedback_token(request.episode_id)
     books.begin(gw, ledger)
@@ -61,7 +64,7 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned)
     embedder, most = gw.embedders.get(route.name), route.settings.max_extra_calls
     return RoundsRun(
-        ledger=ledger, route=route, may_act=request.ungoverned is None and route.acts and not request.audit,
+        ledger=ledger, route=route, may_act=may_stop(request, route),
         returning=route.returning, monotonic_s=gw.monotonic_s, resting=lambda: gw.kill.on,
         vectors=None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most),
         shelf=questions.shelf(route, ledger),
@@ -107,39 +110,38 @@ def _ungoverned(gw: Gateway, route: BuiltRoute) -> str | None:
     return None if gw.breakers.setdefault(route.name, Breaker()).allows(gw.monotonic_s()) else "breaker"
 
 
-def _lot(gw: Gateway, route: BuiltRoute, asked: Asked) -> Lot:
-    text = asked.question.encode("utf-8", "surrogatepass")
-    unit = gw.lots.unit(named=asked.key, body=text, caller=asked.caller, now_s=gw.monotonic_s())
-    return draw_audit(unit, share=gw.share(route), salt=gw.salt)
+def _request_key(route: BuiltRoute, asked: Asked) -> RequestKey:
+    body = joined(asked.model, asked.question).encode("utf-8", "surrogatepass")
+    return RequestKey(
+        route=route.name, caller=asked.caller, body=body, conversation=asked.key, idempotency_key=asked.idempotency_key
+    )
 
 
-def _units(gw: Gateway, asked: Asked, lot: Lot) -> Units:
+def _units(gw: Gateway, asked: Asked, assigned: AuditAssignment) -> Units:
     """What the run belongs to, by what its caller declared."""
     told = asked.metadata
     return Units(
-        request=lot.unit, conversation=asked.key, user=told.get("user"),
+        request=assigned.unit, conversation=asked.key, user=told.get("user"),
         tenant=told.get("tenant") or gw.sender(asked.caller) or None,
     )
 
 
 def _request(
-    gw: Gateway, route: BuiltRoute, asked: Asked, question: str, reason: str | None, lot: Lot,
-    arms: tuple[ArmDraw, ...],
+    gw: Gateway, episode_id: str, route: BuiltRoute, asked: Asked, question: str, reason: str | None,
+    assigned: AuditAssignment, arms: tuple[ArmDraw, ...],
 ) -> Request:
     settings = route.settings
     gw.n_requests[route.name] = gw.n_requests.get(route.name, 0) + 1
-    if lot.audit:
-        gw.metrics.inc("suffice_audits_total", route.name)
     return Request(
-        episode_id=gw.new_id(), route=route.name, kind=settings.kind, mode=settings.mode,
+        episode_id=episode_id, route=route.name, kind=settings.kind, mode=settings.mode,
         model=asked.model or settings.model or "", stream=False,
         n_samples=settings.samples if settings.kind == "samples" else 1,
-        audit=lot.audit, propensity=lot.propensity, policy_version=route.policy_version,
+        audit=assigned.audit, propensity=assigned.propensity, policy_version=route.policy_version,
         certified=route.certified, question_key=question if reason is None else "", ungoverned=reason,
         received_at_s=gw.wall_s(),
         endpoint=asked.endpoint, query=_query(asked) if reason is None else None,
-        unit=lot.unit, setup=route.setup, promise=route.promise, arms=arms,
-        sender=gw.sender(asked.caller),
+        unit=assigned.unit, setup=route.setup, promise=route.promise, arms=arms, sender=gw.sender(asked.caller),
+        delivery=assigned.delivery, conversation=gw.conversation(asked.caller, asked.key),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass
 from typing import Any
 
+from suffice.assurance.lengths import full_vote_tokens
 from suffice.episode.ahead import NOTHING, Ahead, choose
 from suffice.episode.ending import Delivery, data_frame
 from suffice.episode.finish import Continuer
@@ -24,13 +25,13 @@ from suffice.episode.twice import Arm, ask_twice
 from suffice.episode.vectors import Vectors
 from suffice.episode.worth import Price, WorthIt
 from suffice.errors import UpstreamProtocol
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import Gateway, is_measured, may_stop
 from suffice.gateway.deliver import BodyDelivery, StreamDelivery
 from suffice.gateway.exchange import SSE_HEADERS, Exchange, KeptAlive
 from suffice.gateway.intake import Intake
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.rules import FixedBudget
-from suffice.rollout.assign import draw_audit
+from suffice.rollout.assign import assign_audit
 from suffice.rollout.pairs import draw_pair
 from suffice.settings import Probe
 from suffice.signals.observe import Observer
@@ -57,8 +58,8 @@ class Job:
 
     @property
     def may_act(self) -> bool:
-        """May the policy end this run? Not in observe, uncertified, in an audit, or while the switch is pulled."""
-        return self.route.acts and not self.ledger.request.audit and not self.gw.kill.on
+        """May the policy end this run now? Not where `may_stop` says no, nor while the kill switch is pulled."""
+        return may_stop(self.ledger.request, self.route) and not self.gw.kill.on
 
 
 def observer(job: Job) -> Callable[[Step], Signals]:
@@ -94,6 +95,7 @@ def recorder(job: Job, may_stop: Callable[[], bool]) -> Callable[[Step, Signals,
 async def reasoning(job: Job) -> None:
     """One chain of thought, relayed, watched, and closed when the policy says so."""
     route, ledger = job.route.settings, job.ledger
+    ledger.tells_probes = job.route.acts or route.probe is None
     continuer = Continuer(
         client=job.client, probe=route.probe or Probe(), body=job.intake.body, headers=job.headers,
         ledger=ledger, max_extra_calls=route.max_extra_calls,
@@ -119,7 +121,8 @@ async def reasoning(job: Job) -> None:
             handover_ms=route.handover_ms, buffer_bytes=route.handover_buffer_bytes,
             monotonic_s=job.gw.monotonic_s,
         )  # fmt: skip
-        run.own_end.wanted = job.may_act and route.finish_unclosed
+        # An audit as well: its client gets what the client of any run gets that goes to its end.
+        run.own_end.wanted = job.route.acts and not job.gw.kill.on and route.finish_unclosed
         verdict = await run_episode(run.steps(), pace.observing(observer(job)), policy, recorder(job, may_stop))
         if verdict is None:
             await _after_full_run(job, run, continuer, hand_over)
@@ -158,12 +161,12 @@ async def _measure_finish(job: Job, run: ReasoningRun, continuer: Continuer, cap
     Behind the step at which the policy would have stopped; where it would not have, behind any that was probed.
     """
     ledger, route = job.ledger, job.route.settings
-    if not (ledger.request.audit and route.is_replayed and route.probe is not None and _probes(job)):
+    if not (is_measured(ledger.request) and route.is_replayed and route.probe is not None and _probes(job)):
         return
     probed = [step for step in ledger.steps if step.answer_source == "probe" and step.answer is not None]
     chosen = next((step for step in probed if step.index == ledger.stop_step), None)
     if chosen is None and probed:
-        point = draw_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/finish").point
+        point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/finish").point
         chosen = probed[int(point * len(probed))]
     if chosen is None:
         return
@@ -177,7 +180,7 @@ async def _measure_finish(job: Job, run: ReasoningRun, continuer: Continuer, cap
 
 async def _ask_twice(job: Job, continuer: Continuer) -> None:
     """In an audit of a route that chooses effort or budget before the call, ask with it too, for the record alone."""
-    if not job.ledger.request.audit or job.route.settings.probe is None:
+    if not is_measured(job.ledger.request) or job.route.settings.probe is None:
         return
     try:
         await _ask_with_arm(job, continuer)
@@ -191,7 +194,7 @@ async def _ask_with_arm(job: Job, continuer: Continuer) -> None:
     ahead = choose(route, job.client.settings, job.intake.body, methods=(), policy_budget_tokens=None)
     if not ahead.fields or not continuer.may_call(keep=0):
         return
-    draw = draw_pair(draw_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point, n_arms=2)
+    draw = draw_pair(assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point, n_arms=2)
     arm = Arm(name=ahead.arm(route), fields=ahead.fields, propensity=draw.propensity)
     if draw.arm == 0:
         arm = Arm(name="full", fields={}, propensity=draw.propensity)
@@ -223,7 +226,7 @@ async def _open_run(
                 usage=job.intake.wants_usage or not job.intake.stream, object=job.intake.has_options,
                 joined=job.intake.stream,
             ),
-            drain=ledger.request.audit,
+            drain=is_measured(ledger.request),
             opened=settings.think_opened and not thinking_is_off(with_fields(job.intake.body, took.fields)),
         )  # fmt: skip
         continuer.thinks_inline = lambda: run.seen.inline
@@ -277,8 +280,8 @@ def _probes(job: Job) -> bool:
     if job.route.settings.is_paired:
         return False  # its evidence is a second call, and nothing there is stopped
     if job.route.settings.is_replayed:
-        return job.route.may_probe and (job.route.acts or job.ledger.request.audit)
-    return job.route.acts or (job.ledger.request.audit and job.route.may_probe)
+        return job.route.may_probe and (job.route.acts or is_measured(job.ledger.request))
+    return job.route.acts or (is_measured(job.ledger.request) and job.route.may_probe)
 
 
 def _vectors(job: Job) -> Vectors | None:
@@ -361,7 +364,7 @@ def _pinged(job: Job) -> AbstractAsyncContextManager[None]:
 
 
 async def samples(job: Job) -> None:
-    """Draw samples until the vote is settled; deliver the winner as one completion."""
+    """Draw samples until the vote is decided or the policy stops; deliver the winner as one completion."""
     ledger, request = job.ledger, job.ledger.request
     n = request.n_samples
     if job.intake.body.get("temperature") == 0:
@@ -370,19 +373,19 @@ async def samples(job: Job) -> None:
     run = SampleRun(
         client=job.client, path=CHAT_PATH, body=_upstream_body(job), headers=job.headers, ledger=ledger,
         scorer=job.route.scorer, n_samples=n, wave=job.route.settings.wave,
-        draws_all=not job.may_act,
+        continues_after_failure=not job.may_act,
     )  # fmt: skip
     pace = Pace(lambda: ledger.fail_open("slow"), job.gw.monotonic_s)
     policy = pace.deciding(FailOpen(job.route.policy, ledger.fail_open))
     async with _pinged(job):
-        record = recorder(job, lambda: len(run.seen) < n)
+        record = recorder(job, lambda: not run.is_decided())
         verdict = await run_episode(run.steps(), pace.observing(observer(job)), policy, record)
         body = run.result()
         if verdict is not None:
             ledger.stopped, ledger.finish_method = True, "vote"
             drawn = [s.tokens for s in run.seen]
-            ledger.tokens_saved_estimate = round((n - len(drawn)) * sum(drawn) / len(drawn))
-            ledger.full_tokens_estimate = n * sum(drawn) / len(drawn)
+            ledger.full_tokens_estimate = full_vote_tokens(drawn, n)
+            ledger.tokens_saved_estimate = round(ledger.full_tokens_estimate - sum(drawn))
             ledger.estimate_method = "mean tokens of the samples drawn, times the samples not drawn"
         await _deliver_vote(job, body)
 

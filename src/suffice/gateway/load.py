@@ -96,7 +96,7 @@ class RouteLoad:
             self.usd.add(outcome.cost_usd, now_s)
         if request.ungoverned is not None or outcome.end_reason not in ("done", "stopped", "truncated"):
             return
-        if not request.audit:
+        if not request.audit and request.delivery == 1:
             self._ended.append((now_s, outcome.duration_s))
         self.n_runs += 1
         full = self._full_tokens(outcome, spent, now_s)

@@ -90,6 +90,7 @@ class _Count:
     tallies: dict[tuple[str, str, str], _Tally] = field(default_factory=dict)  # by class, version, why ungoverned
     senders: list[str] = field(default_factory=list)
     n: int = 0
+    audit_share: float | None = None  # the lowest at which a governed one of them was drawn
     last: str = ""                 # episode that was counted last; it names the count
 
 
@@ -163,6 +164,9 @@ class Sampling:
             tally = count.tallies[key] = _Tally()
         tally.add(outcome)
         count.n, count.last = count.n + 1, outcome.episode_id
+        if request.ungoverned is None and request.delivery == 1:
+            share = 1.0 - request.propensity  # it is no audit, or it would have rows
+            count.audit_share = share if count.audit_share is None else min(count.audit_share, share)
         if request.sender and request.sender not in self._told:
             count.senders.append(request.sender)
             self._told[request.sender] = None
@@ -183,5 +187,5 @@ class Sampling:
         return Counted(
             count_id=count.last, route=route, n_requests=count.n,
             n_governed=sum(cell.n for cell in cells if not cell.ungoverned), cells=cells,
-            senders=tuple(count.senders),
+            senders=tuple(count.senders), audit_share=count.audit_share,
         )  # fmt: skip

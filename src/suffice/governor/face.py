@@ -107,12 +107,12 @@ class Governor:
     ) -> Opened:  # fmt: skip
         """One run on a question, for a `with` or an `async with` block.
 
-        The audit lot is drawn when the block is entered, before the first step. Leaving the block ends the
+        The audit is drawn when the block is entered, before the first step. Leaving the block ends the
         run; an exception breaks it off, which in an audit counts as a disagreement.
 
-        question       groups repeats and draws the lot, by keyed hash; its text is not stored
-        key            whoever gives the same key draws the same lot: a conversation, a job; None: the question
-                       does, for 10 minutes
+        question       groups repeats, by keyed hash; its text is not stored
+        key            what the run belongs to: a conversation, a job. The same question under the same key, within
+                       `server.retry_window_s`, is a retry: it runs in full
         metadata       what you declare of the question, such as its task; stored as it is
         query_class    a word for what kind of question it is, if you know; may get thresholds of its own
         planned_steps  at which the loop ends by itself; None: open

@@ -36,7 +36,8 @@ class AuditRuns(Ragged):
     per_step: Floats   # (T,): tokens that a step of this run costs so far, at least 1
     full: Floats       # (N,): tokens of the full run alone
     fold: Small        # (N,): 0 … N_FOLDS - 1 by hash of the unit: which model serves and judges the run
-    at: Floats         # (N,): when it came: number of the request, or seconds; rising
+    at: Floats         # (N,): when it began: number of the request, or seconds; runs stand in the order of their ends
+    share: Floats      # (N,): P(audit) when it was drawn, in (0, 1]
     label_at: Floats   # (N,): when its label came, same unit; infinite: none yet
     query_class: Ints  # (N,): number of its class
     abandoned: Bools   # (N,): broken off or timed out, which counts as a loss at every level
@@ -58,7 +59,7 @@ class AuditRuns(Ragged):
 
 
 _BY_ROW = ("x", "z", "d", "may_stop", "cost", "per_step")
-_BY_RUN = ("full", "fold", "at", "label_at", "query_class", "abandoned")
+_BY_RUN = ("full", "fold", "at", "share", "label_at", "query_class", "abandoned")
 
 
 def join(parts: Sequence[AuditRuns]) -> AuditRuns:

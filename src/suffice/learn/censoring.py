@@ -1,4 +1,4 @@
-"""What a recorded run shows, what its stop has hidden, and with which odds the lot lets a run like it be seen in full.
+"""What a recorded run shows, what its stop has hidden, and with which odds a run like it is seen in full.
 
 A stopped run never shows what the full run would have answered. What is known of it, and of the others:
 
@@ -40,7 +40,7 @@ Fate: TypeAlias = Literal[
     "ungoverned",  # nothing was observed
     "unprobed",    # ran to its end, and nobody asked it for a trial answer on the way
     "by failure",  # live, should have been stopped and could not be: no lot let it run
-    "broken",      # no end that says anything
+    "broken",      # no end that says anything, or the run repeats a delivery: it speaks for no request of its own
 ]
 
 
@@ -48,13 +48,15 @@ def fate(request: Request, outcome: Outcome) -> Fate:
     """What became of a run, as far as learning is concerned."""
     if request.ungoverned is not None:
         return "ungoverned"
+    if request.delivery > 1:
+        return "broken"
     if outcome.stopped:
         return "stopped" if outcome.end_reason == "stopped" and outcome.stop_step is not None else "broken"
     if request.audit and outcome.end_reason in ABANDONED_ENDS:
         return "abandoned"
     if outcome.end_reason not in FINISHED_ENDS or not outcome.steps:
         return "broken"
-    if len(outcome.steps) > 1 and all(step.answer is None for step in outcome.steps[:-1]):
+    if request.kind != "samples" and len(outcome.steps) > 1 and all(step.answer is None for step in outcome.steps[:-1]):
         return "unprobed"
     if not by_design(request) and (outcome.stop_step is not None or outcome.degraded):
         return "by failure"

@@ -16,8 +16,8 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import Counts, certified_level, count
-from suffice.assurance.paired import PairedView, Repeats, log_wealth, pairs_to_certify, upper_drop
+from suffice.assurance.certify import Counts, certified_level, count, weighted_log_wealth
+from suffice.assurance.paired import BETS, PairedView, Repeats, pairs_to_certify, upper_drop
 
 WINDOW: Final = 2_000  # latest pairs of an arm that count
 
@@ -30,6 +30,7 @@ class Pair:
     disagrees: bool          # do the two answers differ?
     z: int | None            # full right - arm right; None: they differ, and no label says who is right
     due: float               # when a label that is still missing counts as a loss, in any unit of time
+    weight: float = 1.0      # c/rho of its audit, see `assurance.windows`
     full_tokens: int = 0
     arm_tokens: int = 0
 
@@ -79,7 +80,7 @@ def certify_arms(
         n_flips=sum(pair.z not in (0, None) for pair in of_arm[0]),
     )
     counts = _counts([[_loss(pair) for pair in some] for some in of_arm])
-    wealth = log_wealth(counts, max_em_drop=max_em_drop)
+    wealth = np.array([_wealth(some, max_em_drop) for some in of_arm])
     highs = upper_drop(counts, delta=delta)
     return CertifiedArms(
         in_force=certified_level(wealth, delta=delta),
@@ -108,6 +109,12 @@ def pairs_missing(found: CertifiedArms, *, max_em_drop: float, delta: float) -> 
 
 def _loss(pair: Pair) -> int:
     return 1 if pair.z is None else pair.z
+
+
+def _wealth(pairs: Sequence[Pair], max_em_drop: float) -> float:
+    z = np.array([_loss(pair) for pair in pairs], dtype=np.int8).reshape(-1, 1)
+    weight = np.array([pair.weight for pair in pairs])
+    return float(weighted_log_wealth(z, weight, max_em_drop=max_em_drop, bets=BETS)[0])
 
 
 def _counts(z: Sequence[Sequence[int]]) -> Counts:

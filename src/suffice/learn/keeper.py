@@ -11,15 +11,18 @@ stores, and when it cannot say more it says level 0, which never stops.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.certify import certified_level, count, log_wealth
-from suffice.assurance.drift import Cusum, DisagreementRatio, ShiryaevRoberts
-from suffice.assurance.maturity import SETTLED, Audits, Matured, mature, newest
+from suffice.assurance.certify import certified_level, count, weighted_log_wealth
+from suffice.assurance.detection import AuditWatch, Reference, audit_share_in_doubt
+from suffice.assurance.drift import Cusum
+from suffice.assurance.maturity import Audits, Matured, counted_as, mature
+from suffice.assurance.windows import Window, Windows
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small, join
 from suffice.learn.budgeting import Spender
 from suffice.learn.served import MOST_AUDITS, N_LEVELS, Learner, Served, Split, fit_served
@@ -27,13 +30,20 @@ from suffice.types import Promise
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
 KEPT_BEFORE: Final = 300      # requests before an alarm on signals whose audits are kept: all had changed already
-RAMP_PART: Final = 0.35       # of the horizon: audits that are enough are no more
-MIN_RATE_AUDITS: Final = 100  # of a certification set whose disagreement rate is worth comparing with
+BURST_LAW: Final = 24.0       # full runs of an epoch's beginning, times the budget
+HORIZON: Final = 20_000       # requests over which the full runs of a live route shall pay for themselves
+BURST_PART: Final = 0.4       # of the horizon: more full runs than that do not pay for themselves
+MOST_DURATIONS: Final = 500   # latest audits that say how long a run takes
+SLOW_RUN: Final = 0.99        # of them that have returned within the run time-out, before its margin
+SLOW_MARGIN: Final = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is promised, and the numbers that the control loop runs on; times in the unit of `AuditRuns.at`."""
+    """What is promised, and the numbers that the control loop runs on; times in the unit of `AuditRuns.at`.
+
+    Live routes, replays and simulations take it from `plan_for`, so all of them run by the same law.
+    """
 
     max_em_drop: float = 0.02       # fraction
     confidence: float = 0.95        # fraction
@@ -42,35 +52,53 @@ class Plan:
     split: Split = "folds"
     warm_up: float = 1_000          # full runs at a cold start
     burst: float = 1_000            # full runs after an alarm
-    window: int | None = 800        # matured audits that certify; None: all of the epoch
-    span: float = 2_400             # … and whatever is younger: bursts prove more, but a longer span forgets slower
-    share: float = 0.05             # of requests that are audited once there is evidence
-    ramp_share: float = 0.5         # of requests that are audited after a burst, until evidence is enough
-    ramp_law: float = 16.0          # audits that are enough, times the budget; more pay where the loop forgets less
-    horizon: float = 20_000         # requests over which audits shall pay for themselves
+    window: int = 800               # audits that a certificate looks back on
+    share: float = 0.05             # of requests that are audited once there is evidence, in quiet times
+    most_share: float = 0.5         # of requests that are audited while audits look worse than they did
+    free_audits: bool = True        # while nothing is certified all requests are audits: they run in full anyway
     refit_every: float = 1_000
-    label_timeout: float = 0.0      # an audit counts when it is that old
+    label_timeout: float = 0.0      # age at which an audit counts, whether its label has come or not
     n_levels: int = N_LEVELS
     cost_exponent: float = 0.5
     watches_signals: bool = True
     watches_outcomes: bool = True
 
     @property
-    def ramp_audits(self) -> float:
-        """Audits that are enough: what is won by more of them, in proportion to 1/budget, is no longer worth them.
-
-        To certify a level that loses a quarter of the budget takes about 9 over the budget, and one that loses half of
-        it about 25 (`certify.audits_to_certify`); of a short horizon, audits take about a third, and are over by its
-        middle.
-        """
-        begun = min(self.warm_up, self.burst)
-        by_middle = begun + self.ramp_share * max(0.0, self.horizon / 2 - begun)
-        return min(self.ramp_law / self.max_em_drop, RAMP_PART * self.horizon, by_middle)
-
-    @property
     def delta(self) -> float:
         """Probability that the promise may fail."""
         return 1 - self.confidence
+
+
+def full_runs(max_em_drop: float, horizon: float) -> int:
+    """Requests that run in full at the start of an epoch: 24 over the budget.
+
+    A full run costs what its stop would save, however many requests the audits are spread over, so the fewer requests
+    pass until the evidence is there, the sooner all others are served at the level that it proves.
+
+    max_em_drop  a fraction in (0, 1)
+    horizon      requests over which the full runs shall pay for themselves; of a short one they take about a third
+    """
+    return max(1, min(round(BURST_LAW / max_em_drop), int(BURST_PART * horizon)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PendingAudits:
+    """Audits that have begun and not returned."""
+
+    at: Floats     # (K,): when each began, in the unit of `AuditRuns.at`
+    share: Floats  # (K,): P(audit) when it was drawn
+
+
+def pending_audits(began: Iterable[tuple[int, float]]) -> PendingAudits:
+    """Pending audits from the number of each request and the share that it was drawn at."""
+    found = list(began)
+    return PendingAudits(
+        at=np.array([number for number, _ in found], dtype=np.float64),
+        share=np.array([share for _, share in found], dtype=np.float64),
+    )
+
+
+NO_PENDING: Final = pending_audits(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +110,24 @@ class Change:
     level: int          # in force from now on
     reason: str         # a short sentence for the log
     version: int = 0    # number of the fit in force; 0: none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Certificate:
+    """What the audits of one window prove."""
+
+    level: int             # the last of the unbroken run of levels that pass
+    log_e: Floats          # (M,): log wealth of each level
+    z: Small               # (n, M): what each audit counts as, those that have not returned among them
+    weight: Floats         # (n,): c/rho
+    inside: Bools          # (N,): which audits of the epoch these are; pending ones come behind them
+    window: Window | None  # None: no audit has begun
+    until: float           # the claim is about the requests of the window that began before
+
+    @property
+    def n_pending(self) -> int:
+        """Audits that count as lost because they have not returned."""
+        return len(self.z) - int(self.inside.sum())
 
 
 @dataclass(slots=True, eq=False)
@@ -98,17 +144,17 @@ class _Epoch:
     """What is known since the last reset."""
 
     burst_until: float
+    windows: Windows
     runs: AuditRuns | None = None
     served: Served | None = None
     judged: _Judged | None = None
     refit_at: float = 0.0
     n_seen: int = 0         # audits that the detectors have had
-    n_matured: int = 0      # audits that they have had as outcomes
-    n_certified: int = 0    # audits that were there when a level was first certified
+    unheard: list[int] = field(default_factory=list)  # those of them whose outcome the watch has not had yet
     spender: Spender = field(default_factory=Spender)
-    sr: ShiryaevRoberts | None = None
-    ratio: DisagreementRatio | None = None
-    ratio_level: int = 0
+    watch: AuditWatch | None = None           # since a level was first certified
+    certifying: AuditRuns | None = None       # the audits that certified it: what is normal is read off them for good
+    watched: tuple[Served | None, int] = (None, 0)  # version and level that the watch compares with
 
 
 @dataclass(slots=True, eq=False)
@@ -122,13 +168,18 @@ class Keeper:
     version: int = 0                # fits so far
     now: float = 0.0
     n_epochs: int = 0
-    log_e: Floats = field(default_factory=lambda: np.zeros(1))  # of each level, at the last look
+    pending: PendingAudits = NO_PENDING
+    charge: float | Floats = 0.0    # part of the budget that is spent otherwise, of all levels or of each, (M,)
+    certificate: Certificate | None = None  # of the last look; None: there was nothing to look at
     _epoch: _Epoch = field(init=False)
+    _durations: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_DURATIONS))
     _cusum: Cusum | None = None
 
     def __post_init__(self) -> None:
         """Begin cold: nothing is known, everything runs in full."""
-        self._epoch = _Epoch(burst_until=self.plan.warm_up, refit_at=self.plan.warm_up)
+        self._epoch = _Epoch(
+            burst_until=self.plan.warm_up, refit_at=self.plan.warm_up, windows=Windows([Window(start=0.0, share=1.0)])
+        )
 
     # ---- what requests read --------------------------------------------------------------------
 
@@ -150,10 +201,41 @@ class Keeper:
     @property
     def share(self) -> float:
         """Share of the next requests to audit: known before they come, whatever is in them."""
-        if self.in_burst:
+        if self.in_burst or (self.plan.free_audits and not self.level):
             return 1.0
-        thin = self.n_audits < self.plan.ramp_audits
-        return max(self.plan.share, self.plan.ramp_share) if thin else self.plan.share
+        watch = self._epoch.watch
+        if watch is None or not self.level:
+            return self.plan.share
+        return audit_share_in_doubt(watch, self.plan.share, self.plan.most_share)
+
+    @property
+    def reference(self) -> Reference | None:
+        """What is normal at the level in force, on the audits that certified the first level; None: none was."""
+        epoch = self._epoch
+        if epoch.certifying is None or epoch.served is None or not self.level:
+            return None
+        judged = _judge(epoch.served, epoch.certifying)
+        z = counted(judged.z, judged.d, epoch.certifying, self.now, self.plan)
+        return Reference(
+            n_disagreeing=int(judged.d[:, self.level].sum()), n_lost=int((z[:, self.level] == 1).sum()), n=len(z)
+        )
+
+    @property
+    def windows(self) -> Windows:
+        """The windows of this epoch, which whoever draws audits keeps up to date."""
+        return self._epoch.windows
+
+    @property
+    def log_e(self) -> Floats:
+        """Log wealth of each level at the last look."""
+        return np.zeros(1) if self.certificate is None else self.certificate.log_e
+
+    @property
+    def run_timeout(self) -> float:
+        """Age at which nearly all audits have returned; one that has not counts as lost."""
+        if not self._durations:
+            return 0.0
+        return SLOW_MARGIN * float(np.quantile(np.array(self._durations), SLOW_RUN))
 
     # ---- what happens --------------------------------------------------------------------------
 
@@ -170,6 +252,10 @@ class Keeper:
                 np.concatenate([old.z, new.z]), np.concatenate([old.d, new.d]), np.concatenate([old.saved, new.saved])
             )  # fmt: skip
 
+    def returned(self, durations: Iterable[float]) -> None:
+        """So long audits took that have returned, in the unit of `AuditRuns.at`."""
+        self._durations.extend(durations)
+
     def notice(self, signals: Floats) -> tuple[Change, ...]:
         """Look at what all traffic showed: the early signals of the requests of one batch, shape (n, F)."""
         if not self.plan.watches_signals:
@@ -183,8 +269,9 @@ class Keeper:
         runs = self._epoch.runs
         kept = None if runs is None or not keep else runs.take(np.flatnonzero(runs.at >= self.now - keep))
         until = self.now + self.plan.burst
-        self._epoch = _Epoch(burst_until=until, refit_at=until, runs=kept)
-        self._cusum, self.level, self.n_epochs = None, 0, self.n_epochs + 1
+        first = Window(start=self.now, share=1.0 if self.plan.burst else self.plan.share)
+        self._epoch = _Epoch(burst_until=until, refit_at=until, windows=Windows([first]), runs=kept)
+        self._cusum, self.certificate, self.level, self.n_epochs = None, None, 0, self.n_epochs + 1
         return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
 
     def tick(self, now: float) -> tuple[Change, ...]:
@@ -202,6 +289,7 @@ class Keeper:
             changes += self._refit()
         if epoch.judged is not None:
             changes += self._certify(epoch.judged)
+        epoch.windows.note(now, self.share)
         return tuple(changes)
 
     # ---- inside --------------------------------------------------------------------------------
@@ -220,11 +308,12 @@ class Keeper:
         return Change(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
 
     def _refit(self) -> list[Change]:
-        """Fit anew; the new version serves if its certified level saves at least as much on the window."""
+        """Fit anew; the new version serves if its certified level saves more on the window."""
         epoch, plan = self._epoch, self.plan
         assert epoch.runs is not None
-        if len(epoch.runs) > 2 * MOST_AUDITS:
-            self._forget(MOST_AUDITS)
+        most = max(MOST_AUDITS, 2 * plan.window)
+        if len(epoch.runs) > 2 * most:
+            self._forget(most)
         served = self.fit(
             epoch.runs, self.learner, now=self.now, label_free=plan.label_free, split=plan.split,
             n_levels=plan.n_levels, cost_exponent=plan.cost_exponent,
@@ -232,9 +321,9 @@ class Keeper:
         if served is None:
             return []
         judged = _judge(served, epoch.runs)
-        if epoch.judged is not None and self._saving(judged) < self._saving(epoch.judged):
+        if epoch.judged is not None and self._saving(judged) <= self._saving(epoch.judged):
             return []
-        epoch.served, epoch.judged, epoch.ratio = served, judged, None
+        epoch.served, epoch.judged = served, judged
         self.version += 1
         return [self._change("refit", f"fitted on {len(epoch.runs):,} audits")]
 
@@ -247,86 +336,126 @@ class Keeper:
         if epoch.judged is not None:
             old = epoch.judged
             epoch.judged = _Judged(old.z[n_gone:], old.d[n_gone:], old.saved[n_gone:])
-        epoch.n_seen, epoch.n_matured = max(0, epoch.n_seen - n_gone), max(0, epoch.n_matured - n_gone)
+        epoch.n_seen = max(0, epoch.n_seen - n_gone)
+        epoch.unheard = [place - n_gone for place in epoch.unheard if place >= n_gone]
         epoch.spender.let_go(n_gone)
 
-    def _window(self, judged: _Judged) -> tuple[Small, Bools]:
-        """Outcomes of the audits that certify now, shape (n, M), and which they are, shape (N,)."""
-        runs, plan = self._epoch.runs, self.plan
-        assert runs is not None
-        counted = matured(judged.z, judged.d, runs, self.now, plan)
-        enters = counted.enters if plan.split == "folds" else counted.enters & (runs.fold % 2 == 1)
-        inside = certifying(enters, runs, self.now, plan)
-        return counted.z[inside], inside
+    def _certificate(self, judged: _Judged) -> Certificate:
+        """The better of two claims: about all requests so far, or about those old enough to have returned.
 
-    def _certified(self, judged: _Judged) -> tuple[int, Floats, Bools]:
-        z, inside = self._window(judged)
-        wealth = log_wealth(count(z), max_em_drop=self.plan.max_em_drop)
-        return certified_level(wealth, delta=self.plan.delta), wealth, inside
+        The test holds at all times at once, so at this look it may speak of the window as it was at any earlier
+        request, whatever made that one be chosen. What has not returned by then is lost either way.
+        """
+        age = self.run_timeout if self.plan.label_free else max(self.run_timeout, self.plan.label_timeout)
+        found = [self._certified_until(judged, self.now - age)]
+        if age:
+            found.append(self._certified_until(judged, self.now))
+        return max(found, key=lambda one: (one.level, float(one.log_e[one.level])))
+
+    def _certified_until(self, judged: _Judged, until: float) -> Certificate:
+        """What the audits prove that began up to then, those that have not returned counted as lost."""
+        epoch, plan = self._epoch, self.plan
+        runs, pending = epoch.runs, self.pending
+        assert runs is not None
+        began = runs.at <= until
+        if plan.split == "half":
+            began &= runs.fold % 2 == 1
+        late = pending.at <= until
+        at = np.concatenate([runs.at[began], pending.at[late]])
+        share = np.concatenate([runs.share[began], pending.share[late]])
+        window = epoch.windows.chosen(at, share, wanted=plan.window)
+        if window is None:
+            inside, here, late = np.zeros(len(runs), dtype=bool), np.zeros(0, dtype=bool), np.zeros_like(late)
+        else:
+            inside, here, late = began & window.holds(runs.at), window.holds(at), late & window.holds(pending.at)
+        z = counted(judged.z[inside], judged.d[inside], runs.take(np.flatnonzero(inside)), self.now, plan)
+        lost = np.ones((int(late.sum()), z.shape[1]), dtype=np.int8)
+        lost[:, 0] = 0
+        z = np.concatenate([z, lost])
+        weight = window.weights(share[here]) if window is not None else np.zeros(0)
+        wealth = weighted_log_wealth(z, weight, max_em_drop=plan.max_em_drop - self.charge)
+        return Certificate(
+            level=certified_level(wealth, delta=plan.delta), log_e=wealth, z=z, weight=weight, inside=inside,
+            window=window, until=until,
+        )  # fmt: skip
 
     def _saving(self, judged: _Judged) -> float:
         """Tokens that the certified level saves on its window."""
-        level, _, inside = self._certified(judged)
-        return float(judged.saved[inside, level].sum())
+        found = self._certificate(judged)
+        return float(judged.saved[found.inside, found.level].sum())
 
     def _certify(self, judged: _Judged) -> list[Change]:
         before = self.level
-        self.level, self.log_e, inside = self._certified(judged)
+        self.certificate = self._certificate(judged)
+        self.level, inside = self.certificate.level, self.certificate.inside
         epoch = self._epoch
         if self.plan.promise == "budgeted":
-            counts = count(self._window(judged)[0])
+            counts = count(self.certificate.z)
             self.level = epoch.spender.place(counts, certified=self.level, max_em_drop=self.plan.max_em_drop)
-        if self.level and epoch.sr is None:
-            epoch.n_certified = len(judged.z)
-        if epoch.ratio is None or epoch.ratio_level != self.level:
-            epoch.ratio, epoch.ratio_level = None, self.level
-            if self.level and int(inside.sum()) >= MIN_RATE_AUDITS:
-                epoch.ratio = DisagreementRatio(float(judged.d[inside, self.level].mean()))
+        if self.level and epoch.watch is None and inside.any():
+            epoch.n_seen = len(judged.z)  # what the level was certified on is no news about it
+            epoch.certifying = self._runs.take(np.flatnonzero(inside))
+        self._rebase()
         if self.level == before:
             return []
-        return [self._change("certified", f"level {self.level} of {len(self.log_e) - 1} on {int(inside.sum())} audits")]
+        n = len(self.certificate.z)
+        return [self._change("certified", f"level {self.level} of {len(self.log_e) - 1} on {n} audits")]
+
+    def _rebase(self) -> None:
+        """Compare audits with what was normal at the level that is in force now; the evidence so far stays."""
+        epoch = self._epoch
+        if (epoch.served, self.level) == epoch.watched:
+            return
+        reference = self.reference
+        if reference is None:
+            return
+        epoch.watched = epoch.served, self.level
+        if epoch.watch is None:
+            epoch.watch = AuditWatch(max_em_drop=self.plan.max_em_drop, reference=reference)
+        else:
+            epoch.watch.rebase(reference)
+
+    @property
+    def _runs(self) -> AuditRuns:
+        assert self._epoch.runs is not None
+        return self._epoch.runs
 
     def _watch(self) -> str | None:
-        """Feed the detectors what is new at the level in force; the alarm's reason, or None."""
+        """Show the watch what is new at the level in force; the alarm's reason, or None."""
         epoch, plan, level = self._epoch, self.plan, self.level
-        judged, runs = epoch.judged, epoch.runs
-        if not plan.watches_outcomes or judged is None or runs is None or not level:
+        judged, runs, watch = epoch.judged, epoch.runs, epoch.watch
+        if not plan.watches_outcomes or judged is None or runs is None or watch is None or not level:
             return None
-        # A detector hears what is known: a loss that a label may still deny is none before its time is over, or a route
-        # whose labels are late would be alarmed by disagreement alone. That has a detector of its own.
-        at = [0, level]
-        counted = matured(judged.z[:, at], judged.d[:, at], runs, self.now, plan, settled=0)
-        if epoch.sr is None:  # what the level was certified on is no news about it
-            epoch.n_seen = epoch.n_matured = epoch.n_certified
-            epoch.sr = ShiryaevRoberts(plan.max_em_drop)
-        ripe = np.flatnonzero(counted.enters)
-        for value in counted.z[ripe[ripe >= epoch.n_matured], 1].tolist():
-            if epoch.sr.add(value):
-                return "audits lose more than the budget"
-        epoch.n_matured = max(epoch.n_matured, int(ripe[-1]) + 1 if len(ripe) else 0)
         for disagrees in judged.d[epoch.n_seen :, level].tolist():
-            if epoch.ratio is not None and epoch.ratio.add(disagrees):
-                return "audits disagree more often than when the level was certified"
+            alarm = watch.add(None, disagrees)
+            if alarm:
+                return alarm
+        epoch.unheard += range(epoch.n_seen, len(runs))
         epoch.n_seen = len(runs)
+        # A loss that a label may still deny is none before its time is over, or a route whose labels are late would be
+        # alarmed by disagreement alone, which has a detector of its own.
+        at = [0, level]
+        news = matured(judged.z[:, at], judged.d[:, at], runs, self.now, plan)
+        for place in [place for place in epoch.unheard if news.enters[place]]:
+            alarm = watch.add(int(news.z[place, 1]), None)
+            if alarm:
+                return alarm
+        epoch.unheard = [place for place in epoch.unheard if not news.enters[place]]
         return None
 
 
-def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, settled: int = SETTLED) -> Matured:
-    """Which audits count already, and as what at each level: the rule of `assurance.maturity`.
-
-    z, d     at M levels, level 0 first, shape (N, M)
-    settled  as `mature` has it; 0: by age alone
-    """
-    audits = Audits(z=z, disagrees=d, labelled=runs.label_at <= now, age=now - runs.at, abandoned=runs.abandoned)
-    return mature(audits, timeout=plan.label_timeout, label_free=plan.label_free, settled=settled)
+def counted(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Small:
+    """What each audit counts as at M levels now, level 0 first, shape (N, M); see `assurance.maturity.counted_as`."""
+    return counted_as(_audits(z, d, runs, now), label_free=plan.label_free)
 
 
-def certifying(enters: Bools, runs: AuditRuns, now: float, plan: Plan) -> Bools:
-    """Of the audits that count those that the certificate looks back on, shape (N,)."""
-    if plan.window is None:
-        return enters
-    age = now - runs.at
-    return newest(enters, age, size=plan.window) | (enters & (age < plan.span))
+def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Matured:
+    """Which audits are news for a detector, and what each counts as; by age alone, see `assurance.maturity`."""
+    return mature(_audits(z, d, runs, now), timeout=plan.label_timeout, label_free=plan.label_free)
+
+
+def _audits(z: Small, d: Bools, runs: AuditRuns, now: float) -> Audits:
+    return Audits(z=z, disagrees=d, labelled=runs.label_at <= now, age=now - runs.at, abandoned=runs.abandoned)
 
 
 def _judge(served: Served, runs: AuditRuns) -> _Judged:

@@ -134,6 +134,7 @@ def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
         full=data.full_tokens,
         fold=data.fold,
         at=data.seq.astype(np.float64),
+        share=np.ones(len(data)),
         label_at=np.where(data.full_right >= 0, data.seq.astype(np.float64), np.inf),
         query_class=np.array([names.index(name) for name in data.query_class], dtype=np.int64),
         abandoned=data.abandoned,

@@ -1,8 +1,8 @@
-"""Who is audited: a lot drawn by hash, the same on every machine, for every retry, after every restart.
+"""Assigns requests to audits by a keyed hash of the request.
 
-Knows units, shares and salts; refuses to know clocks, random generators and what a unit stands for
-(the gateway chooses conversation, idempotency key or body). Its odds are written down when it is
-drawn, because afterwards they cannot be had any more.
+The gateway names the request (`gateway.deliveries`); this file turns the name, the share and the salt into a draw.
+It knows no clock and no random generator. The odds are written to the log with the draw, because nobody can
+reconstruct them afterwards.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ LATER_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lot:
-    """One draw of the audit lottery."""
+class AuditAssignment:
+    """Whether a request is an audit, with the odds of that draw."""
 
     audit: bool        # run in full, every checkpoint recorded
     propensity: float  # P(this value of `audit`), in (0, 1]
     point: float       # where the unit fell, in [0, 1); an audit is a point below the share
     unit: str = ""     # a name for the unit, 16 hexadecimal digits, meaningless without the salt
+    delivery: int = 1  # n: the n-th delivery of the same request; all deliveries share the draw of the first
 
 
-NO_LOT = Lot(audit=False, propensity=1.0, point=0.0)  # of a request that nothing governs: none is drawn
+UNASSIGNED = AuditAssignment(audit=False, propensity=1.0, point=0.0)  # of a request that nothing governs
 
 
-def draw_audit(unit: str, *, share: float, salt: str) -> Lot:
-    """Draw the lot of one unit. Whoever is drawn at a share is drawn at every larger share too.
+def assign_audit(unit: str, *, share: float, salt: str) -> AuditAssignment:
+    """Draw whether a unit is audited. A unit that is drawn at one share is drawn at every larger share too.
 
-    unit   what must always draw the same lot: a conversation, or a request with its retries
+    unit   what is drawn for, such as one request with its retries
     share  probability of an audit, in [0, 1]; 0 never and 1 always, exactly
-    salt   secret of the deployment and name of the lottery; another salt is an independent lottery
+    salt   secret of the deployment and name of the lottery; draws under another salt are independent
 
     Raises ValueError for a share outside [0, 1].
     """
     if not 0.0 <= share <= 1.0:
-        raise ValueError(f"draw_audit: share must be in [0, 1], got {share}")
+        raise ValueError(f"assign_audit: share must be in [0, 1], got {share}")
     point = point_of(unit, salt=salt, purpose=b"audit-lot")
     audit = point < share
     name = keyed(unit, salt=salt, purpose=b"lot-unit", n_bytes=8).hex()
-    return Lot(audit=audit, propensity=share if audit else 1.0 - share, point=point, unit=name)
+    return AuditAssignment(audit=audit, propensity=share if audit else 1.0 - share, point=point, unit=name)
 
 
 def audit_share(n_requests_so_far: int, configured: float | None) -> float:
@@ -70,6 +71,19 @@ def question_key(text: str, *, salt: str) -> str:
     salt  secret of the deployment
     """
     return keyed(text, salt=salt, purpose=b"question-key", n_bytes=8).hex()
+
+
+def conversation_key(sender: str, conversation: str, *, salt: str) -> str:
+    """A name for one sender's conversation: 16 hexadecimal digits, meaningless without the salt.
+
+    sender  of `sender_key`, or "": the same id under two API keys names two conversations
+    """
+    return keyed(joined(sender, conversation), salt=salt, purpose=b"conversation", n_bytes=8).hex()
+
+
+def joined(*parts: str | None) -> str:
+    """Join parts into one text, so that different parts never give the same text. None differs from ""."""
+    return "".join("-" if part is None else f"{len(part)}:{part}" for part in parts)
 
 
 def sender_key(key: str, *, salt: str) -> str:

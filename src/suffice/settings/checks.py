@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from math import isfinite
 from typing import Final
@@ -15,7 +16,19 @@ from suffice.settings.experiments import check_experiments
 from suffice.settings.feedback import check_feedback
 from suffice.settings.review import check_review
 from suffice.settings.rollout import check_rollout
-from suffice.settings.tables import Control, Embeddings, Extra, Judge, Pressure, Prices, Probe, Route, Settings, Store
+from suffice.settings.tables import (
+    Control,
+    Embeddings,
+    Extra,
+    Judge,
+    Pressure,
+    Prices,
+    Probe,
+    Route,
+    Server,
+    Settings,
+    Store,
+)
 from suffice.types import Kind
 
 LEAST_SAMPLE_RATE: Final = 0.001  # below it a class of live runs would hardly be seen
@@ -24,12 +37,7 @@ _RELAY: Final = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}
 
 def check(settings: Settings) -> None:
     """What types cannot say: references, ranges, and combinations that promise too much."""
-    for entry in settings.server.relay:
-        if not _RELAY.fullmatch(entry):
-            raise ConfigError(
-                f"server.relay: got {entry[:200]!r}; need a method and an exact path, such as 'POST /tokenize';"
-                " methods: GET, POST, PUT, PATCH, DELETE, OPTIONS"
-            )
+    _check_server(settings.server)
     for name, upstream in settings.upstreams.items():
         if not re.match(r"https?://[^/\s]+", upstream.url):
             raise ConfigError(f"upstreams.{name}.url: got {upstream.url!r}; need http://host[:port][/path]")
@@ -60,10 +68,22 @@ def check(settings: Settings) -> None:
     check_feedback(settings.feedback, settings.metrics)
 
 
+def _check_server(server: Server) -> None:
+    if not 0 <= server.retry_window_s < math.inf:
+        raise ConfigError(f"server.retry_window_s: got {server.retry_window_s}; a number of seconds, at least 0")
+    for entry in server.relay:
+        if not _RELAY.fullmatch(entry):
+            raise ConfigError(
+                f"server.relay: got {entry[:200]!r}; need a method and an exact path, such as 'POST /tokenize';"
+                " methods: GET, POST, PUT, PATCH, DELETE, OPTIONS"
+            )
+
+
 def _check_control(control: Control) -> None:
     for field in ("tick_requests", "burst_requests", "refit_requests", "window_audits"):
-        if getattr(control, field) < 1:
-            raise ConfigError(f"control.{field}: got {getattr(control, field)}; at least 1")
+        value = getattr(control, field)
+        if value is not None and value < 1:
+            raise ConfigError(f"control.{field}: got {value}; at least 1")
     if not (isfinite(control.period_s) and control.period_s > 0):
         raise ConfigError(f"control.period_s: got {control.period_s}; more than 0 seconds")
 
@@ -101,7 +121,7 @@ def _check_prices(where: str, prices: Prices) -> None:
 
 
 def _check_route(where: str, route: Route) -> None:
-    for field in ("max_em_drop", "confidence", "critical_em", "audit_share"):
+    for field in ("max_em_drop", "confidence", "critical_em", "audit_share", "most_audit_share"):
         value = getattr(route, field)
         if value is not None and not 0 <= value <= 1:
             raise ConfigError(f"{where}.{field}: got {value}; a fraction from 0 to 1 (1 point of EM = 0.01)")

@@ -38,6 +38,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ping_s: float = 15.0              # comment line on a silent stream
     grace_s: float = 10.0             # how long live streams may finish at shutdown
     client_idle_timeout_s: float = 300.0  # a client that takes nothing for so long though bytes wait is cut off
+    retry_window_s: float = 600.0     # after which a repeated body is a new request; 0: only idempotency keys repeat
     kill_file: str = ""               # as long as it exists nothing is stopped; "": beside the log, `.kill`
     relay: tuple[str, ...] = ()       # further paths of the engine that are relayed, such as "POST /tokenize"
 
@@ -187,7 +188,8 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     label_timeout_s: float | None = None  # longest normal delay of a label; None: learnt from those that came
     critical_em: float | None = None  # fraction: below it a person decides
     min_satisfaction: float | None = None  # fraction, or above 1 a rating up to 5; None: ratings do not steer
-    audit_share: float | None = None  # fraction; None: 0.10 for the first 20,000 requests, then 0.05
+    audit_share: float | None = None  # fraction; None: 0.05 once something is certified, see `rollout.assign`
+    most_audit_share: float = 0.5     # fraction: audits are drawn at up to this share while they look worse than before
     sample_rate: float | None = None  # fraction of its requests that have rows in the log; None: `monitoring`'s
     model: str | None = None          # model name to send upstream; None: the client's
     samples: int = 1                  # kind "samples": answers in a full run; 1 = pass-through
@@ -315,9 +317,9 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     enabled: bool = True              # a worker runs beside `suffice serve`; False: only where `suffice worker` runs
     period_s: float = 2.0             # between two looks at the log
     tick_requests: int = 100          # of a route, between two looks at its evidence
-    burst_requests: int = 1_000       # that run in full at a cold start and after an alarm
+    burst_requests: int | None = None  # that run in full at a cold start and after an alarm; None: 24 / max_em_drop
     refit_requests: int = 1_000       # between two fits
-    window_audits: int = 800          # that a certificate looks back on
+    window_audits: int | None = None  # that a certificate looks back on; None: 16 / max_em_drop
     tune: bool = False                # propose a route's effort or budget from audits that were asked twice
 
 

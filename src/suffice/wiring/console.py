@@ -20,6 +20,7 @@ from suffice.console.views.alerts import AlertReader
 from suffice.control.compare.experiments import look as experiment_result
 from suffice.control.compare.looking import standing_of
 from suffice.control.evidence.matching import matching
+from suffice.control.loop.starting import window_of
 from suffice.control.people.effects import what_it_changed
 from suffice.errors import ConfigError
 from suffice.review.items import Item
@@ -122,7 +123,7 @@ def _effect(settings: Settings, path: Path, item: str) -> str:
     if route is None:
         return "Nobody was asked about such a run."
     with matching(route) as match:
-        effect = what_it_changed(path, item, route, match, window=settings.control.window_audits)
+        effect = what_it_changed(path, item, route, match, window=window_of(settings.control, route.max_em_drop))
     return effect.said if effect is not None else "Nobody was asked about such a run."
 
 

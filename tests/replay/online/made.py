@@ -26,7 +26,7 @@ def traffic_of(runs: AuditRuns, *, question: tuple[str, ...] | None = None) -> T
     probes = PROBE * asked
     return Traffic(
         runs=replace(runs, cost=runs.cost + probes), probes=probes, early=np.zeros((len(runs), 2)), chosen=CHOSEN,
-        question=question or tuple(f"q{number}" for number in range(len(runs))),
+        question=question or tuple(f"q{number}" for number in range(len(runs))), duration=np.zeros(len(runs)),
     )  # fmt: skip
 
 

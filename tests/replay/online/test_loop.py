@@ -15,7 +15,7 @@ from suffice.replay.online.traffic import Traffic
 from tests.learn.runs_made import believing
 from tests.replay.online.made import made_up
 
-PLAN = Plan(max_em_drop=0.2, warm_up=200, burst=200, refit_every=200, horizon=800, n_levels=9, watches_signals=False)
+PLAN = Plan(max_em_drop=0.2, warm_up=200, burst=200, refit_every=200, window=100, n_levels=9, watches_signals=False)
 PERIOD = 50
 
 
@@ -82,7 +82,7 @@ def test_audits_cost_their_full_run_with_its_probes_and_lose_nothing() -> None:
 def test_at_level_0_nothing_is_lost_and_nothing_but_probes_is_spent() -> None:
     traffic = made_up(600, 2)
     hopeless = replace(traffic, runs=replace(traffic.runs, z=np.abs(traffic.runs.z), d=traffic.runs.z != 0))
-    stream, _ = streamed(hopeless, replace(PLAN, max_em_drop=0.001))
+    stream, _ = streamed(hopeless, replace(PLAN, max_em_drop=0.001, free_audits=False))
     assert not stream.level.any()
     assert not stream.audit.all(), "some were neither audited nor stopped"
     assert not stream.z.any()
@@ -95,7 +95,8 @@ def test_the_lots_are_drawn_before_and_do_not_depend_on_what_is_in_a_request() -
     runs = traffic.runs
     other_runs = replace(runs, x=1 - runs.x, z=-runs.z, cost=3 * runs.cost, full=3 * runs.full)
     scrambled = replace(traffic, runs=other_runs)
-    (one, _), (other, _) = streamed(traffic), streamed(scrambled)
+    plain = replace(PLAN, free_audits=False, watches_outcomes=False)  # the share is the same whatever is found
+    (one, _), (other, _) = streamed(traffic, plain), streamed(scrambled, plain)
     assert not np.array_equal(one.level, other.level), "the two are served in different ways"
     assert np.array_equal(one.audit, other.audit)
 
@@ -136,8 +137,53 @@ def test_a_delay_puts_off_what_labels_prove() -> None:
         assert stream.level.any()
         first.append(int(np.flatnonzero(stream.level)[0]))
     assert first[0] == 200, "the warm-up alone suffices"
-    # While fewer than 300 are old enough, those that wait count as losses: 300 are there at request 400 or so.
-    assert 600 < first[1] <= 800
+    # 89 audits prove 5 points, and the label of the 89th comes at request 389.
+    assert first[1] == 400
+
+
+def test_runs_that_take_long_count_as_lost_until_they_are_back() -> None:
+    """Every 20th run takes 300 requests: those that began last are not back, and the easy ones alone prove nothing."""
+    first: list[int] = []
+    for slow in (0.0, 300.0):
+        traffic = made_up(1_000, 5)
+        traffic = replace(
+            traffic, duration=np.where(np.arange(1_000) % 20 == 0, slow, 1.0 if slow else 0.0),
+            runs=replace(traffic.runs, z=np.zeros_like(traffic.runs.z), d=np.zeros_like(traffic.runs.d)),
+        )  # fmt: skip
+        stream, _ = streamed(traffic, replace(PLAN, max_em_drop=0.05))
+        first.append(int(np.flatnonzero(stream.level)[0]))
+    assert first[0] == 200
+    assert 350 < first[1] <= 500, "15 of the last 300 are 5 % of them: nothing passes before the first are back"
+
+
+def test_hard_runs_that_are_slow_are_heard_before_their_level_is_served() -> None:
+    """Every tenth stop loses, and its run takes 400 requests: at no look does what has returned pass for all of it."""
+    traffic = made_up(2_000, 6)
+    runs = traffic.runs
+    hard = np.arange(2_000) % 10 == 0
+    ends = np.isin(np.arange(len(runs.x)), runs.last)
+    lost = (hard[runs.run_of_row] & ~ends).astype(np.int8)
+    x = runs.x.copy()
+    x[:, 0] = 0.9  # no model can tell
+    slow = replace(
+        traffic, duration=np.where(hard, 400.0, 1.0), runs=replace(runs, x=x, z=lost, d=lost != 0)
+    )
+    stream, _ = streamed(slow, replace(PLAN, max_em_drop=0.05))
+    assert not stream.level.any()
+    assert not stream.z.any()
+
+
+def test_audits_that_are_begun_are_pending_until_they_return_with_the_share_they_were_drawn_at() -> None:
+    traffic = replace(made_up(400, 8), duration=np.full(400, 120.0))
+    seen: list[tuple[float, int, int]] = []
+
+    def watch(keeper: Keeper) -> None:
+        assert (keeper.pending.share == 1.0).all(), "the burst"
+        seen.append((keeper.now, len(keeper.pending.at), keeper.n_audits))
+
+    keeper = Keeper(replace(PLAN, warm_up=500), believing)
+    run_stream(traffic, keeper, np.random.default_rng(0), period=PERIOD, watch=watch)
+    assert seen[:4] == [(50.0, 50, 0), (100.0, 100, 0), (150.0, 120, 30), (200.0, 120, 80)]
 
 
 def test_what_is_no_evidence_changes_nothing_but_its_own_cost() -> None:

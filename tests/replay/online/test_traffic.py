@@ -62,7 +62,9 @@ def test_the_full_run_loses_nothing_and_no_drop_is_without_a_disagreement(kind: 
     assert not runs.d[runs.last].any()
     assert (np.abs(runs.z) <= runs.d).all(), "F1: the drop is at most the disagreement"
     assert (runs.z != 0).any()
-    assert np.array_equal(runs.cost[runs.last] - traffic.probes[runs.last], runs.full)
+    spent = runs.cost[runs.last] - traffic.probes[runs.last]
+    assert (spent <= runs.full).all()
+    assert np.array_equal(spent, runs.full) == (kind != "samples"), "a decided vote ends before its last sample"
     assert np.isfinite(runs.x).all()
 
 

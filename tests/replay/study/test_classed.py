@@ -138,7 +138,7 @@ def test_a_replay_shows_levels_by_class_beside_ours_and_says_what_they_are_worth
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     file = tmp_path_factory.mktemp("traces") / "made.parquet"
-    Synthetic(kind="samples", n_runs=1_500, n_questions=150, seed=2).write(file)
+    Synthetic(kind="samples", n_runs=1_500, n_questions=150, seed=7).write(file)
     asked = Asked(max_em_drop=0.03, scores=SCORES[:1], families=("beta", "learned"), n_draws=200)
     (data,) = survey([file])
     plain, by_class = replay_set(data, asked), replay_set(data, replace(asked, classes=8))

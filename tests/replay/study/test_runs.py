@@ -11,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from suffice.episode.vote import count, deciding_sample
+from suffice.learn.features import DENSE
 from suffice.learn.ragged import first_passages
 from suffice.policy.columns import CODES
 from suffice.replay.study.ladders import halts_of, published
 from suffice.replay.study.runs import Runs, concatenate, first_bits, first_stops, make_runs, oracle, take
 from suffice.replay.traces.batch import Batch
+from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, longest_of, rungs_of, runs_of, written
@@ -69,12 +72,12 @@ def test_no_later_step_moves_a_halt_that_came_before_it(kind: Kind) -> None:
     seen_stops = 0
     for k in (1, 4):
         first, other = runs_of(batch), runs_of(other_ends(batch, k))
-        up_to = first.starts[:-1] + k - 1  # the last row that is the same in both
         for rung in rungs_of(published(kind, longest=longest_of(batch))):
-            a, b = halts_of(rung, first), halts_of(rung, other)
-            early = (a.row <= up_to) & (a.code > 0)
-            assert early.tolist() == ((b.row <= up_to) & (b.code > 0)).tolist(), (rung.label, k)
-            assert a.row[early].tolist() == b.row[early].tolist(), (rung.label, k)
+            halts = halts_of(rung, first), halts_of(rung, other)
+            a, b = (halt.row - runs.starts[:-1] for halt, runs in zip(halts, (first, other), strict=True))
+            early = (a < k) & (halts[0].code > 0)  # behind a step that is the same in both
+            assert early.tolist() == ((b < k) & (halts[1].code > 0)).tolist(), (rung.label, k)
+            assert a[early].tolist() == b[early].tolist(), (rung.label, k)
             seen_stops += int(early.sum())
     assert seen_stops > 500
 
@@ -92,7 +95,7 @@ def test_every_rung_halts_where_a_live_loop_would(kind: Kind) -> None:
         seen = [observer.observe(step) for step in batch.steps(i)]
         for rung, halt in zip(rungs, halts, strict=True):
             row, code = int(runs.last[i]), 0
-            for at, signals in enumerate(seen[:-1]):  # behind the last step nothing is left to stop
+            for at, signals in enumerate(seen[: runs.n_steps[i] - 1]):  # behind the last step nothing is left to stop
                 decision = rung.policy.decide(signals)
                 if decision.stop:
                     row, code = int(runs.starts[i]) + at, CODES[decision.stop_reason]
@@ -171,12 +174,43 @@ def test_a_vote_delivers_its_leader_and_is_judged_by_the_samples_that_gave_it(tm
     assert runs.ok.tolist() == [False, False, False, True, False, False]  # a tie goes to the answer seen first
 
 
+def test_a_vote_ends_at_the_sample_that_decides_it_and_is_measured_against_all(tmp_path: Path) -> None:
+    """Three of five agree; the other vote is open until its end, for a tie would go to the answer seen first."""
+    batch = written(tmp_path, "samples", [
+        ("q1", "7", [("7", 10), ("5", 20), ("7", 30), ("7", 40), ("7", 50)]),
+        ("q2", "7", [("5", 1), ("7", 1), ("7", 1), ("5", 1)]),
+    ], probe_tokens=4)  # fmt: skip
+    runs = runs_of(batch, needs=FeatureSet(DENSE["samples"]).needs)
+    assert runs.n_steps.tolist() == [4, 4]
+    assert runs.cost.tolist() == [10, 30, 60, 100, 1, 2, 3, 4]
+    assert runs.probes.tolist() == [4, 8, 12, 12, 4, 8, 12, 12]
+    assert runs.full_tokens.tolist() == [150, 4]
+    assert runs.columns.values["step_share"][:4].tolist() == [0.2, 0.4, 0.6, 0.8], "the plan is the whole vote"
+    assert [bool(runs.ok[at]) for at in runs.last] == runs.full_ok.tolist() == [True, False]
+    assert runs.same[runs.last].all()
+
+
+SAMPLED = st.lists(st.sampled_from(["a", "a", "b", "c", None]), min_size=1, max_size=12)
+
+
+@given(votes=st.lists(SAMPLED, min_size=1, max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_the_end_of_a_vote_delivers_what_all_samples_would(
+    votes: list[list[str | None]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    rows = [(f"q{at}", "a", [(answer, 1) for answer in answers]) for at, answers in enumerate(votes)]
+    runs = runs_of(written(tmp_path_factory.mktemp("votes"), "samples", rows))
+    assert runs.n_steps.tolist() == [deciding_sample(answers, len(answers)) for answers in votes]
+    assert runs.ok[runs.last].tolist() == runs.full_ok.tolist() == [count(answers).answer == "a" for answers in votes]
+
+
 @pytest.mark.parametrize("recorded", [4, None])
 def test_probes_cost_what_was_recorded_else_fifteen_on_chains_alone(recorded: int | None, tmp_path: Path) -> None:
     chain = [("q", "7", [("7", 10)] * 4)]
     of_chain = runs_of(written(tmp_path, "reasoning", chain, probe_tokens=recorded))
     assert of_chain.probes[-1] == 3 * (15 if recorded is None else recorded)
-    of_vote = runs_of(written(tmp_path, "samples", chain, probe_tokens=recorded))
+    undecided = [("q", "7", [("5", 10), ("7", 10), ("7", 10), ("5", 10)])]
+    of_vote = runs_of(written(tmp_path, "samples", undecided, probe_tokens=recorded))
     assert of_vote.probes[-1] == 3 * (recorded or 0)
 
 

@@ -81,7 +81,7 @@ def live_halts(proposal: Proposal, kind: Kind, runs: Runs, batches: list[Batch])
     policy = proposal.policy()
     planned = int(max(np.diff(batch.offset).max() for batch in batches))
     wanted = set(runs.question)
-    codes, scores = list[int](), list[float | None]()
+    codes, scores, n_steps = list[int](), list[float | None](), iter(runs.n_steps.tolist())
     for batch in batches:
         for i in range(len(batch)):
             if batch.question_id[i] not in wanted:
@@ -90,7 +90,7 @@ def live_halts(proposal: Proposal, kind: Kind, runs: Runs, batches: list[Batch])
             if query.planned_steps is None:
                 query = type(query)(**{f: getattr(query, f) for f in query.__slots__} | {"planned_steps": planned})
             observer = Observer(policy.needs, kind, query=query)
-            for step in batch.steps(i):
+            for step in batch.steps(i)[: next(n_steps)]:  # a decided vote shows no more
                 decision = policy.decide(observer.observe(step))
                 codes.append(CODES[decision.stop_reason])
                 scores.append(decision.score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial, wraps
@@ -24,9 +25,11 @@ OPTIONS = (
     click.option("--seeds", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N",
                  help="Online: streams, each in an order of its own."),
     click.option("--warm-up", type=click.IntRange(0), metavar="N",
-                 help="Online: full runs at the start. [default: 500, at most a quarter]"),
-    click.option("--label-delay", type=click.IntRange(0), default=0, show_default=True, metavar="N",
-                 help="Online: requests between a run and its label."),
+                 help="Online: full runs at the start. [default: 24/budget, at most 35 % of the stream]"),
+    click.option("--run-time", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+                 help="Online: requests that begin while a full run goes on, on average; more tokens take longer."),
+    click.option("--label-delay", default="0", show_default=True, metavar="N|A-B",
+                 help="Online: requests between the end of a run and its label; A-B: evenly from A to B."),
     click.option("--audit-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, metavar="S",
                  help="Online: share of the requests that is audited once there is evidence."),
     click.option("--resample", type=click.IntRange(100), metavar="N",
@@ -34,7 +37,8 @@ OPTIONS = (
     click.option("--disjoint", is_flag=True,
                  help="Online: fit and certify on one half of the questions, measure on the other."),
     click.option("--drift", metavar="SPEC",
-                 help="Online: what changes and when: em=0.5@0.5, model=A*>B*@0.5, class=C:0.8@0.5, relabel=0.1@0.5,"
+                 help="Online: what changes and when: em=0.5@0.5, model=A*>B*@0.5, class=C:0.8@0.5, mix=A>B:0.8@0.5,"
+                      " relabel=0.1@0.5, silent=0.06@0.5, ramp=0.08@0.5, oscillate=0.08@0.5, turns=5:0.06,"
                       " set=FILE@0.5."),
     click.option("--promise", type=click.Choice(("certified", "budgeted")), default="certified", show_default=True,
                  help="Online: budgeted keeps the drop on average over audits, with no confidence in any level."),
@@ -42,8 +46,8 @@ OPTIONS = (
 )  # fmt: skip
 
 _ONLINE = frozenset({
-    "confidence", "seeds", "warm_up", "label_delay", "audit_share", "resample", "disjoint", "drift", "label_free",
-    "promise",
+    "confidence", "seeds", "warm_up", "run_time", "label_delay", "audit_share", "resample", "disjoint", "drift",
+    "label_free", "promise",
 })  # fmt: skip
 _OFFLINE = {"fit_files": "fit", "policies": "policies", "given": "policy", "classes": "classes", "margin": "margin"}
 
@@ -119,12 +123,25 @@ def _asked(max_em_drop: float, probe_tokens: int | None, seed: int, given: dict[
     ways = [f"--{name}" for name in ("resample", "disjoint", "drift") if given[name]]
     if len(ways) > 1:
         raise ConfigError(f"{' and '.join(ways)}: choose one")
+    least, most = _label_delay(given["label_delay"])
     return OnlineAsked(
         max_em_drop=max_em_drop, confidence=given["confidence"], n_seeds=given["seeds"], warm_up=given["warm_up"],
-        label_delay=given["label_delay"], audit_share=given["audit_share"], resample=given["resample"],
+        run_time=given["run_time"], label_delay=least, label_delay_most=most,
+        audit_share=given["audit_share"], resample=given["resample"],
         disjoint=given["disjoint"], drift=parse_drift(given["drift"]) if given["drift"] else None,
         label_free=given["label_free"], promise=given["promise"], probe_tokens=probe_tokens, seed=seed,
     )  # fmt: skip
+
+
+def _label_delay(text: str) -> tuple[int, int]:
+    """Least and most requests between a run and its label. Raises ConfigError with what is allowed."""
+    from suffice.errors import ConfigError
+
+    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text, re.ASCII)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if least > most:
+        raise ConfigError(f"--label-delay: got {text!r:.60}; allowed: requests as 500, or least to most as 200-800")
+    return least, most
 
 
 def _replayed(sets: Sequence[Any], later: Any, asked: OnlineAsked, *, quiet: bool) -> list[OnlineReport]:

@@ -57,12 +57,13 @@ def erase(
             raise ConfigError("needs --episode or --unit, or else --older-than")
         settings = wiring.load_settings(config)
         limit_s = None if older_than is None else _limit_s(older_than)
-        named = [*(f"episode {one}" for one in episodes), *(f"unit {_name(settings, one)}" for one in units)]
         wanted = tuple(part for part in PARTS if part in (parts or _WORDS))
         with wiring.decisions(settings) as writer:
+            units = tuple(_name(settings, writer, one) for one in units)
+            named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
             what = ", ".join(named) or f"older than {older_than}"
             order = _order(what, wanted, author or user_name() or "unknown", reason)
-            found = _rows(settings, writer, episodes, units, limit_s)
+            found = _rows(writer, episodes, units, limit_s)
             if dry_run or not found:
                 click.echo(f"{len(found):,} rows may hold {', '.join(wanted)}; nothing was changed")
                 raise SystemExit(0 if found else 1)
@@ -99,7 +100,7 @@ def _order(what: str, parts: tuple[str, ...], author: str, reason: str) -> Order
 
 
 def _rows(
-    settings: Settings, writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], limit_s: float | None
+    writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], limit_s: float | None
 ) -> list[int]:
     """The rows that are meant, in order."""
     from suffice.store.database.erasing import episodes_of, rows_of
@@ -108,7 +109,7 @@ def _rows(
     with reading(writer.path) as connection:
         if limit_s is not None:
             return _aged(connection, limit_s)
-        named = [*episodes, *(name for unit in units for name in episodes_of(connection, _name(settings, unit)))]
+        named = [*episodes, *(name for unit in units for name in episodes_of(connection, unit))]
         return sorted({seq for name in named for seq in rows_of(connection, name)})
 
 
@@ -125,14 +126,27 @@ def _aged(connection: sqlite3.Connection, limit_s: float) -> list[int]:
     return sorted(found)
 
 
-def _name(settings: Settings, unit: str) -> str:
-    """A unit as the log calls it: what was given, or what the lottery makes of a conversation's id."""
-    from suffice.rollout.assign import draw_audit
+def _name(settings: Settings, writer: Decisions, unit: str) -> str:
+    """A conversation as the log calls it: the given name, or the keyed hash of the given id and of whoever sent it.
+
+    Raises ConfigError where several senders used the id: these are different conversations.
+    """
+    from suffice.errors import ConfigError
+    from suffice.rollout.assign import conversation_key
+    from suffice.store.database.erasing import conversation_senders, episodes_of
+    from suffice.store.database.views import reading
     from suffice.wiring import deployment_salt
 
     if re.fullmatch(r"[0-9a-f]{16}", unit):
         return unit
-    return draw_audit(f"id:{unit}", share=0.0, salt=deployment_salt(settings)).unit
+    salt = deployment_salt(settings)
+    with reading(writer.path) as connection:
+        names = {sender: conversation_key(sender, unit, salt=salt) for sender in conversation_senders(connection)}
+        found = {sender: name for sender, name in names.items() if episodes_of(connection, name)}
+    if len(found) > 1:
+        told = ", ".join(f"{name} of sender {sender or 'without a key'}" for sender, name in sorted(found.items()))
+        raise ConfigError(f"--unit: {unit[:80]!r} names conversations of {len(found)} senders; name one of {told}")
+    return next(iter(found.values()), conversation_key("", unit, salt=salt))
 
 
 def _erase(writer: Decisions, order: Order, rows: list[int]) -> None:

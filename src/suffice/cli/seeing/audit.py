@@ -1,4 +1,4 @@
-"""`suffice audit`: is the audit log what was written, and what does it say?
+"""`suffice audit`: is the audit log what was written, what does it say, and what does a certificate rest on?
 
 Knows options and how rows look to a person, a program and a spreadsheet; refuses to know digests
 (`store.audit.verify`) and what rows mean (`store.people.audit_view`). Heavy imports stand inside the functions.
@@ -279,3 +279,37 @@ def _write_csv(rows: Iterator[Entry], target: IO[str]) -> int:
         row = {**_row_of(entry), "event": entry.body}
         writer.writerow([cell(row[name]) for name in COLUMNS])
     return n_rows
+
+
+# ---- bundle ----------------------------------------------------------------------------------------------------------
+
+
+@audit.command()
+@click.argument("route")
+@CONFIG_FILE
+@click.option("--publication", "number", type=click.IntRange(1), metavar="N", help="Which one. [default: the latest]")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
+@click.option("--author", default=None, help="Who takes it. [default: the user of this computer]")
+@click.option("--reason", default="", help="What for; it stays in the log.")
+def bundle(
+    route: str, config: Path, number: int | None, out: Path | None, author: str | None, reason: str
+) -> None:
+    """Export everything that a certificate rests on, for somebody who checks it without trusting us.
+
+    Check the file with tools/verify_bundle.py. The export is a row of the audit log, and the log's head behind it is
+    exported, too.
+    """
+    from suffice import wiring
+    from suffice.errors import SufficeError
+    from suffice.wiring.bundle import sealed
+
+    try:
+        settings = wiring.load_settings(config)
+        where = str(out) if out is not None else "standard output"
+        lines = sealed(settings, route, number, where=where, author=author, reason=reason)
+        with _opened(out) as target:
+            target.write(b"".join(lines).decode())
+    except (SufficeError, OSError) as error:
+        fail("audit bundle", error)
+    if out is not None:
+        click.echo(f"{len(lines):,} lines written to {out}")

@@ -59,19 +59,19 @@ def read_pairs(database: Path, name: str, route: Route, match: Match) -> PairSta
 
 
 def _audits(items: Iterable[Labelled], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
-    """Those of a log that are pairs, turns of one conversation being one witness; and senders that asked the model."""
+    """Audits of a log that were asked twice, and the senders that asked the model."""
     from suffice.control.evidence.audits import Audit, Said
     from suffice.control.evidence.pairing import is_pair
 
-    found, callers = dict[str, Audit](), set[str]()
+    found, callers = list[Audit](), set[str]()
     for item in items:
         request, outcome = item.episode.request, item.episode.outcome
         callers.add(request.sender)
         if is_pair(request, outcome, arms):
             labels = tuple(Said(label.seq, label.feedback) for label in item.labels)
             audit = Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels)
-            found.setdefault(audit.unit, audit)
-    return list(found.values()), callers - {""}
+            found.append(audit)
+    return found, callers - {""}
 
 
 def _status(arm: str, found: CertifiedArms, route: Route, *, n_missing: int | None) -> PairStatus:

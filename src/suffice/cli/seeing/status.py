@@ -295,6 +295,7 @@ def _parts(one: RouteStatus) -> tuple[list[tuple[str, str]], ...]:
         ("token reduction", _saving(measured.token_reduction, sure)),
         ("  audits as spent", _saving(measured.token_reduction_overall, sure)),
         ("  prompts included", _saving(measured.token_reduction_with_prompts, sure)),
+        *([] if measured.decided_saving is None else [("decided votes", _saving(measured.decided_saving, sure))]),
         ("would have saved", _saving(measured.would_save, sure)),
         ("tokens, all", _totals(report.tokens)),
         *_money(report.money, measured, sure),

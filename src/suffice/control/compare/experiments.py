@@ -104,7 +104,6 @@ class _Taken:
     _values: dict[str, list[_Told]] = field(default_factory=dict)        # by metric
     _callers: set[str] = field(default_factory=set)                      # senders that ask the model
     _audits: list[Audit] = field(default_factory=list)
-    _audited: set[str] = field(default_factory=set)                      # units of the lottery
 
     def drew(self, unit: str, drawn: Drawn) -> None:
         """Take a draw in, in the order of the log."""
@@ -119,11 +118,8 @@ class _Taken:
         request, outcome = item.episode.request, item.episode.outcome
         self._callers.add(request.sender)
         if not late and is_evidence(request, outcome, probes=probes):
-            unit = request.unit or request.episode_id
-            if unit not in self._audited:
-                self._audited.add(unit)
-                labels = tuple(Said(label.seq, label.feedback) for label in item.labels)
-                self._audits.append(Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels))
+            labels = tuple(Said(label.seq, label.feedback) for label in item.labels)
+            self._audits.append(Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels))
         draw = self._draw(item)
         if draw is None:
             return

@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from suffice.assurance.lengths import undrawn_tokens
 from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.sampling import BAD_ENDS
 from suffice.assurance.satisfaction import by_people
 from suffice.assurance.strata import Cell
-from suffice.control.evidence.audits import Audit, Said, is_evidence
+from suffice.control.evidence.audits import Audit, Said, audited_at, is_audit, is_evidence
 from suffice.control.evidence.joining import Joining
 from suffice.control.evidence.latest import remember
+from suffice.learn.keeper import PendingAudits, pending_audits
 from suffice.rollout.evidence import ArmName, Evidence, Run, Z
 from suffice.rollout.results import Shown
 from suffice.rollout.rules import Rules
@@ -95,7 +97,6 @@ class Gathering:
     _rated: set[str] = field(default_factory=set)
     _live: dict[str, _Live] = field(default_factory=dict)    # by episode
     _right: dict[str, tuple[str, ArmName, str, bool]] = field(default_factory=dict)  # by unit: episode, arm, class
-    _audited: set[str] = field(default_factory=set)          # units of the lottery
     _new: dict[str, Witness] = field(default_factory=dict)   # audits that were not replayed yet, by episode
     _apart: dict[str, Both] = field(default_factory=dict)    # on which the versions answer differently
     watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of, by episode
@@ -108,6 +109,14 @@ class Gathering:
     def rules(self) -> Rules:
         """Those that the rollout began with."""
         return self.held.rules
+
+    @property
+    def pending(self) -> PendingAudits:
+        """Audits that have begun and not returned."""
+        return pending_audits(
+            (at, audited_at(request, probes=self.probes)) for request, at, _ in self._open.values()
+            if is_audit(request, probes=self.probes)
+        )  # fmt: skip
 
     # ---- rows ------------------------------------------------------------------------------------
 
@@ -155,10 +164,8 @@ class Gathering:
             return
         episode, waiting = Episode(request=request, outcome=outcome), self._joining.ended(outcome)
         if is_evidence(request, outcome, probes=self.probes):
-            audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
-            if audit.unit not in self._audited:
-                self._audited.add(audit.unit)
-                self._new[audit.id] = Witness(audit=audit, state=state)
+            audit = Audit(seq=stored.seq, at=at, ended_at_s=stored.at_s, episode=episode)
+            self._new[audit.id] = Witness(audit=audit, state=state)
         drawn = self._drawn(request)
         if drawn is not None and state.counts(at, request.received_at_s, self.rules):
             arm: ArmName = "candidate" if drawn.arm == "candidate" else "control"
@@ -234,10 +241,11 @@ class Gathering:
                 self.watched[witness.audit.id] = witness.audit
             if both is None:
                 continue
-            audit, usage = witness.audit, witness.audit.episode.outcome.usage
+            audit, outcome = witness.audit, witness.audit.episode.outcome
+            full = outcome.usage.completion_tokens if outcome.usage is not None else 0
             z = loss(both.candidate, both.in_force)
             self._evidence = self._evidence.with_audit(
-                class_of(audit.episode.request.query), z, full=0.0 if usage is None else float(usage.completion_tokens),
+                class_of(audit.episode.request.query), z, full=full + undrawn_tokens(audit.episode.request, outcome),
                 in_force=both.in_force.tokens, candidate=both.candidate.tokens,
             )  # fmt: skip
             if z is None:

@@ -22,6 +22,7 @@ from suffice.control.compare.trying import Certificate, Trying
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.fitting import ServedVersion, as_served_version
 from suffice.control.evidence.loading import loader, published_on
+from suffice.control.loop.starting import window_of
 from suffice.rollout.experiment import Arm
 from suffice.rollout.results import Shown
 from suffice.settings import Control
@@ -60,7 +61,7 @@ def sides_of(
     if held.state.fit:
         trying = Trying(
             version=as_served_version(models_of(candidate)), match=of_route.match, wave=of_route.route.wave,
-            number=held.number, window=control.window_audits,
+            number=held.number, window=window_of(control, of_route.route.max_em_drop),
         )  # fmt: skip
         return Learned(held=held, of_route=of_route, trying=trying)
     in_force = version_at(connection, held.state.in_force, secret=secret)
@@ -136,7 +137,7 @@ class Learned:
             return None
         # The epoch's confidence: a publication's is the loop's own part of delta, which is no measure of this one's.
         return self.trying.certificate(
-            now=gathering.n, max_em_drop=min(budget, made.evidence.max_em_drop),
+            pending=gathering.pending, max_em_drop=min(budget, made.evidence.max_em_drop),
             confidence=max(epoch.confidence, self.of_route.route.confidence),
             harm_confidence=self.held.rules.harm_confidence,
         )  # fmt: skip

@@ -24,19 +24,20 @@ from suffice.assurance.certify import (
     certified_level,
     count,
     log_bets_against,
-    log_wealth,
     mixed,
     spent_delta,
+    weighted_log_wealth,
 )
-from suffice.assurance.maturity import AHEAD, newest
+from suffice.assurance.maturity import AHEAD
 from suffice.assurance.runs import Match
+from suffice.assurance.windows import SAME_SHARE, Windows
 from suffice.control.evidence.audits import Audit, Verdicts, shown, verdicts
 from suffice.control.evidence.fitting import ServedVersion
 from suffice.learn.audits import Bools, Floats, Small
 from suffice.learn.features import Chosen
+from suffice.learn.keeper import PendingAudits
 from suffice.learn.version import as_served
 
-SPAN: Final = 2_400     # requests: audits that are younger count beside the window's, as in the certify loop
 MOST_KEPT: Final = 4_000  # audits that are remembered
 
 
@@ -124,19 +125,19 @@ class Trying:
             seen.z = one if seen.told else unheard(one, seen.disagrees)
 
     def certificate(
-        self, *, now: int, max_em_drop: float, confidence: float, harm_confidence: float
+        self, *, pending: PendingAudits, max_em_drop: float, confidence: float, harm_confidence: float
     ) -> Certificate:
         """What may act now.
 
-        now              requests of the route since the rollout began
+        pending          audits that have begun and not returned: they count as lost
         max_em_drop      the budget, less what is charged to it
         harm_confidence  of the evidence that nothing of it will ever be certified
         """
         seen = list(self._seen.values())
         found = certified(
             np.stack([one.z for one in seen]) if seen else np.zeros((0, self.version.n_levels), np.int8),
-            np.array([now - one.audit.at for one in seen], dtype=np.float64),
-            np.array([one.told for one in seen], dtype=np.bool_), window=self.window, max_em_drop=max_em_drop,
+            np.array([one.audit.at for one in seen], dtype=np.float64), np.array([one.audit.share for one in seen]),
+            np.array([one.told for one in seen], dtype=np.bool_), pending, window=self.window, max_em_drop=max_em_drop,
             delta=spent_delta(1 - confidence, 1 + self.number), harm_delta=1 - harm_confidence,
         )  # fmt: skip
         self._level = found.level
@@ -173,28 +174,45 @@ def unheard(z: Small, disagrees: Bools) -> Small:
 
 
 def certified(
-    z: Small, age: Floats, told: Bools, *, window: int, max_em_drop: float, delta: float, harm_delta: float
-) -> Certificate:
+    z: Small, at: Floats, share: Floats, told: Bools, pending: PendingAudits, *, window: int, max_em_drop: float,
+    delta: float, harm_delta: float,
+) -> Certificate:  # fmt: skip
     """What audits say of a candidate's levels.
 
-    z           EM drop of each audit at each level as it counts now, oldest first, shape (n, M)
-    age         requests of the route since each of them ended, shape (n,)
+    z           EM drop of each audit at each level as it counts now, in the order of their returns, shape (n, M)
+    at, share   number of each request, and the share it was drawn at, shape (n,)
     told        somebody has said which answer is right, shape (n,): others are no evidence of harm
-    window      audits that are looked back on, beside those of the last `SPAN` requests
+    pending     audits that have not returned: lost at every level above 0
+    window      audits that are looked back on
     delta       this version's part
     harm_delta  probability that a candidate is given up which keeps the budget at its safest level
     """
-    if not len(z):
+    known = z
+    lost = np.ones((len(pending.at), z.shape[1]), dtype=np.int8)
+    lost[:, :1] = 0
+    z, at = np.concatenate([z, lost]), np.concatenate([at, pending.at])
+    share = np.concatenate([share, pending.share])
+    chosen = _windows(at, share).chosen(at, share, wanted=window)
+    if chosen is None or not len(known):
         return Certificate(level=0, n=0, n_lost=0, n_gained=0, n_missing=None, max_em_drop=max_em_drop, delta=delta)
-    all_of_it = z
-    z = z[newest(np.ones(len(z), dtype=np.bool_), age, size=window) | (age < SPAN)]
-    level = certified_level(log_wealth(count(z), max_em_drop=max_em_drop), delta=delta)
-    over = not level and _surely_over(np.where(told, all_of_it[:, 1], 0), max_em_drop, harm_delta)
-    at, z = max(1, level), all_of_it if over else z
+    inside = chosen.holds(at)
+    wealth = weighted_log_wealth(z[inside], chosen.weights(share[inside]), max_em_drop=max_em_drop)
+    level = certified_level(wealth, delta=delta)
+    over = not level and _surely_over(np.where(told, known[:, 1], 0), max_em_drop, harm_delta)
+    shown_at, z = max(1, level), known if over else z[inside]
     return Certificate(
-        level=level, n=len(z), n_lost=int((z[:, at] > 0).sum()), n_gained=int((z[:, at] < 0).sum()),
+        level=level, n=len(z), n_lost=int((z[:, shown_at] > 0).sum()), n_gained=int((z[:, shown_at] < 0).sum()),
         n_missing=_missing(z, level + 1, max_em_drop, delta), max_em_drop=max_em_drop, delta=delta, surely_over=over,
     )  # fmt: skip
+
+
+def _windows(at: Floats, share: Floats) -> Windows:
+    """The windows that the shares of audits make; one that a fall begins, begins behind the audit that shows it."""
+    windows = Windows()
+    for number, one in sorted(zip(at.tolist(), share.tolist(), strict=True)):
+        if windows.lowest_share > one + SAME_SHARE:
+            windows.note(number + 1 if windows.known else 0.0, one)
+    return windows
 
 
 def _surely_over(z: Small, max_em_drop: float, delta: float) -> bool:

@@ -17,7 +17,8 @@ import numpy as np
 
 from suffice.assurance import trust
 from suffice.assurance.judge import JUDGE
-from suffice.assurance.runs import Match, SequencedLabel
+from suffice.assurance.lengths import undrawn_tokens
+from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small, join
 from suffice.learn.censoring import Fate, fate
 from suffice.learn.dataset import build
@@ -27,7 +28,9 @@ from suffice.learn.rows import audit_runs
 from suffice.learn.served import N_FOLDS
 from suffice.types import Episode, Feedback, Outcome, Request
 
-NO_EVIDENCE: Final[frozenset[Fate]] = frozenset({"ungoverned", "stopped", "by failure", "broken"})
+# Ends that leave no answer because the upstream gave none, or because nothing was asked of it: the full run is wrong
+# then, a stop cannot lose anything against it, and leaving the audit out is the safe side.
+NO_ANSWER_ENDS: Final = frozenset({"upstream_error", "rejected"})
 _NEVER: Final = np.inf
 
 
@@ -45,7 +48,7 @@ class Audit:
     """A run that nothing could stop, with what was said about it so far."""
 
     seq: int                       # place in the log of its outcome
-    at: int                        # requests of the route when it ended
+    at: int                        # number of the request when it began, among those of its route
     ended_at_s: float              # Unix time; informative, and for deadlines of labels
     episode: Episode
     labels: tuple[Said, ...] = ()  # oldest first
@@ -57,9 +60,19 @@ class Audit:
         return self.episode.request.episode_id
 
     @property
-    def unit(self) -> str:
-        """What its lot was drawn for; audits of one unit are not independent."""
-        return self.episode.request.unit or self.id
+    def share(self) -> float:
+        """P(audit) when it was drawn."""
+        request = self.episode.request
+        return request.propensity if request.audit else 1.0
+
+    @property
+    def is_lost(self) -> bool:
+        """Did it leave nothing to judge: abandoned, timed out, shed, killed, or broken by a fault of ours?"""
+        outcome = self.episode.outcome
+        if outcome.stopped or outcome.end_reason not in FINISHED_ENDS:
+            return True
+        unseen = not outcome.steps and bool(outcome.degraded)
+        return unseen or (self.fate == "unprobed" and any(step.missing for step in outcome.steps))
 
     @property
     def fate(self) -> Fate:
@@ -74,13 +87,28 @@ class Audit:
 Verdicts: TypeAlias = Mapping[str, Feedback]  # by episode: what counts as said of it
 
 
-def is_evidence(request: Request, outcome: Outcome, *, probes: bool) -> bool:
-    """Does this run stand for the traffic, whatever a policy would have done with it?
+def audited_at(request: Request, *, probes: bool) -> float:
+    """P(a request like this is an audit) when it was drawn, in [0, 1].
 
-    probes  its route asks for trial answers by extra calls, which only runs drawn by lot were sent
+    probes  its route asks for trial answers by extra calls, which only runs drawn by lot are sent
     """
-    by_design = request.audit or (request.mode == "observe" and not probes)
-    return request.ungoverned is None and by_design and fate(request, outcome) not in NO_EVIDENCE
+    if request.mode == "observe" and not probes:
+        return 1.0
+    return request.propensity if request.audit else 1.0 - request.propensity
+
+
+def is_audit(request: Request, *, probes: bool) -> bool:
+    """Does this request stand for the traffic, whatever becomes of it? It is known when the request begins.
+
+    probes  as `audited_at` has it
+    """
+    drawn = request.audit or (request.mode == "observe" and not probes)
+    return request.ungoverned is None and request.delivery == 1 and drawn
+
+
+def is_evidence(request: Request, outcome: Outcome, *, probes: bool) -> bool:
+    """Is this run an audit whose end says something: what a stop loses, or that nobody will ever know?"""
+    return is_audit(request, probes=probes) and outcome.end_reason not in NO_ANSWER_ENDS
 
 
 def verdicts(
@@ -190,6 +218,7 @@ def _whole(audits: Sequence[Audit], *, chosen: Chosen, match: Match, wave: int, 
     return replace(
         runs, z=z, d=d, may_stop=may_stop, fold=_folds(audits),
         at=np.array([audit.at for audit in audits], dtype=np.float64),
+        share=np.array([audit.share for audit in audits]),
         label_at=np.array([audit.label_at if audit.id in counts else _NEVER for audit in audits]),
     )  # fmt: skip
 
@@ -212,10 +241,11 @@ def _single(audit: Audit, n_features: int) -> AuditRuns:
     """A run of one row: nothing could have stopped it before its end, or it counts as lost wherever it is stopped."""
     outcome = audit.episode.outcome
     tokens = float(outcome.usage.completion_tokens if outcome.usage is not None else 0)
-    unseen = audit.fate == "unprobed" and any(step.missing for step in outcome.steps)
+    full = tokens + undrawn_tokens(audit.episode.request, outcome)
     return AuditRuns(
         x=np.zeros((1, n_features)), starts=np.array([0, 1]), z=np.zeros(1, np.int8), d=np.zeros(1, bool),
         may_stop=np.zeros(1, bool), cost=np.array([tokens]), per_step=np.array([max(1.0, tokens)]),
-        full=np.array([tokens]), fold=_folds([audit]), at=np.array([float(audit.at)]), label_at=np.array([_NEVER]),
-        query_class=np.zeros(1, np.int64), abandoned=np.array([unseen or audit.fate == "abandoned"]),
+        full=np.array([full]), fold=_folds([audit]), at=np.array([float(audit.at)]),
+        share=np.array([audit.share]), label_at=np.array([_NEVER]),
+        query_class=np.zeros(1, np.int64), abandoned=np.array([audit.is_lost]),
     )  # fmt: skip

@@ -1,27 +1,42 @@
-"""What all traffic shows at its first step, stopped or not, in batches: what a drift that can be seen is seen by.
+"""What all traffic shows, stopped or not, in batches of 100: what a drift that can be seen is seen by.
 
-A policy cannot stop a run before its first step, so these signals are there for every request and no stop selects
-them. Where only some requests have rows in the log, each counts for those that it stands for: the mean of a batch is
-theirs, and another mix of rates moves it by chance alone. A signal that does not move while the reference is taken is
-left out: with no spread of its own, any later value would look like drift.
+    columns 0 to 3   signals of the first step, which a policy cannot stop a run before
+    then N_CLASSES   shares of the most frequent query classes of the first batch, and of all other classes
+    last             steps of full runs (audits), in logarithms
+
+A conversation counts once for the classes: its turns would be one class many times, which looks like drift. No stop
+selects any of these signals. Where only some requests have rows in the log, each counts for those that it stands for:
+the mean of a batch is theirs, and another mix of rates moves it by chance alone. A signal of the first step that does
+not move while the reference is taken is left out: with no spread of its own, any later value would look like drift.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import log
 from typing import Final
 
 import numpy as np
 
 from suffice.assurance.drift import BATCH, REFERENCE
 from suffice.assurance.sampling import weight_of
+from suffice.control.evidence.audits import is_evidence
+from suffice.control.evidence.latest import remember
 from suffice.learn.audits import Floats
 from suffice.learn.dataset import early_features
+from suffice.signals.query import class_of
 from suffice.types import Episode
 
 SIGNALS: Final = ("log1p(tokens_used)", "has_answer", "logit(confidence)", "log1p(n_words)")
-LEAST_SD: Final = 1e-3   # of a batch mean, over 1 plus its mean
+LEAST_SD: Final = 1e-3     # of a batch mean, over 1 plus its mean
+N_CLASSES: Final = 5       # query classes with a column of their own
+N_COLUMNS: Final = len(SIGNALS) + N_CLASSES + 2
+CLASS_SPREAD: Final = 0.5  # smallest sd of a class indicator, the largest there is: rare classes come and go
+STEP_SPREAD: Final = 0.1   # smallest sd of log steps: full runs may all be equally long
+MOST_CONVERSATIONS: Final = 20_000  # that are remembered
+_ALTERNATING: Final = np.resize([1.0, -1.0], BATCH)  # mean 0 and sd 1 over a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +48,53 @@ class _First:
     seq: int = 0
 
 
-def _weighted(signals: Floats, batch: list[_First]) -> Floats:
-    """The signals with the mean, and its spread, that they have where each run counts for those that it stands for."""
+def _weights(batch: list[_First]) -> Floats:
+    """How many requests each run stands for, over their mean."""
     weights = np.array([weight_of(one.episode.request, one.episode.outcome) for one in batch])
+    return np.asarray(weights / weights.mean())
+
+
+def _weighted(signals: Floats, weights: Floats) -> Floats:
+    """The signals with the mean, and its spread, that they have where each run counts for those that it stands for."""
     if (weights == 1).all():
         return signals
-    mean = (weights[:, np.newaxis] * signals).sum(axis=0) / weights.sum()
-    return np.asarray(mean + (signals - mean) * (weights / weights.mean())[:, np.newaxis])
+    mean = (weights[:, np.newaxis] * signals).mean(axis=0)
+    return np.asarray(mean + (signals - mean) * weights[:, np.newaxis])
+
+
+@dataclass(slots=True)
+class _Part:
+    """Values of some runs of each batch, as far from the reference and as noisy as if all runs had them.
+
+    The mean of n of 100 runs is off by chance as much as the square root of 100/n says. It is shrunk by this factor,
+    so that a burst, where all runs are full, can be compared with what follows it.
+    """
+
+    spread: float  # smallest sd of a value
+    _sum: Floats | float = 0.0
+    _n: int = 0
+
+    def rows(self, values: Floats, *, normal: bool) -> Floats:
+        """Rows for a batch, shape (100, F), from the values of n runs, shape (n, F); normal: of the reference."""
+        if normal:
+            self._sum, self._n = self._sum + values.sum(axis=0), self._n + len(values)
+        n_columns, n = values.shape[1], len(values)
+        if not n or not self._n:
+            return np.outer(_ALTERNATING, np.full(n_columns, self.spread))
+        away = (values.mean(axis=0) - self._sum / self._n) * np.sqrt(n / BATCH)
+        return np.asarray(away + np.outer(_ALTERNATING, np.maximum(values.std(axis=0), self.spread)))
 
 
 @dataclass(slots=True)
 class Early:
-    """Requests that make up no batch yet, and the batches of the reference."""
+    """Requests that make up no batch yet, and what is normal: the means of the reference."""
 
     _firsts: list[_First] = field(default_factory=list)
     _reference: list[Floats] = field(default_factory=list)  # means of a batch
+    _classes: tuple[str, ...] = ()                          # with a column of their own, chosen at the first batch
+    _conversations: dict[str, None] = field(default_factory=dict)
+    _mix: _Part = field(default_factory=lambda: _Part(CLASS_SPREAD))
+    _steps: _Part = field(default_factory=lambda: _Part(STEP_SPREAD))
 
     def note(self, episode: Episode) -> None:
         """Take a run in, whatever became of it."""
@@ -55,10 +102,30 @@ class Early:
             self._firsts.append(_First(episode))
 
     def batches(self) -> Iterator[Floats]:
-        """The signals of each whole batch since the last time, shape (100, F)."""
+        """The signals of each whole batch since the last time, shape (100, N_COLUMNS)."""
         while len(self._firsts) >= BATCH:
             batch, self._firsts = self._firsts[:BATCH], self._firsts[BATCH:]
-            yield self._steady(_weighted(early_features(batch, SIGNALS), batch))
+            normal, weights = len(self._reference) < REFERENCE, _weights(batch)
+            mix = self._mix.rows(self._of_class(batch, weights), normal=normal)
+            steps = self._steps.rows(_log_steps(batch), normal=normal)
+            first = self._steady(_weighted(early_features(batch, SIGNALS), weights))
+            yield np.column_stack([first, mix, steps])
+
+    def _of_class(self, batch: list[_First], weights: Floats) -> Floats:
+        """Class indicators of conversations that are new, shape (n, N_CLASSES + 1); the last is for other classes."""
+        new, names = list[int](), [class_of(one.episode.request.query) for one in batch]
+        for row, one in enumerate(batch):
+            conversation = one.episode.request.conversation
+            if not conversation or conversation not in self._conversations:
+                new.append(row)
+            if conversation:
+                remember(self._conversations, conversation, None, MOST_CONVERSATIONS)
+        if not self._reference:
+            self._classes = tuple(name for name, _ in Counter(sorted(names)).most_common(N_CLASSES))
+        indicators = np.zeros((BATCH, N_CLASSES + 1))
+        for row, name in enumerate(names):
+            indicators[row, self._classes.index(name) if name in self._classes else N_CLASSES] = 1.0
+        return _weighted(indicators[new], weights[new] / weights[new].mean()) if new else indicators[:0]
 
     def _steady(self, batch: Floats) -> Floats:
         """The batch, with signals that do not move in the reference held where they were."""
@@ -68,3 +135,10 @@ class Early:
         seen = np.array(self._reference)
         mean = seen.mean(axis=0)
         return np.where(seen.std(axis=0, ddof=1) < LEAST_SD * (1 + np.abs(mean)), mean, batch)
+
+
+def _log_steps(batch: list[_First]) -> Floats:
+    """Logarithms of the steps of the full runs in a batch, shape (n, 1)."""
+    runs = ((one.episode.request, one.episode.outcome) for one in batch)
+    full = [log(len(outcome.steps)) for request, outcome in runs if is_evidence(request, outcome, probes=False)]
+    return np.array(full).reshape(-1, 1)

@@ -45,9 +45,9 @@ def heard(episode: Episode, labels: Iterable[Said], declared: Mapping[str, Metri
     return Heard(
         query_class=class_of(request.query), version=request.policy_version,
         full=request.mode == "observe" or request.audit, stopped=outcome.stopped,
-        # What picks them lies before the lot shows: how the run ended lies behind it.
-        drawn=acts and 0 < request.propensity < 1 and outcome.stop_step is not None,
-        audit=request.audit, unit=request.unit or request.episode_id,
+        # What picks them lies before the draw shows: how the run ended lies behind it.
+        drawn=acts and 0 < request.propensity < 1 and outcome.stop_step is not None and request.delivery == 1,
+        audit=request.audit, conversation=request.conversation or request.episode_id,
         words=tuple(word for said in labels if (word := _word(said, declared)) is not None),
         stands_for=weight_of(request, outcome),
     )  # fmt: skip

@@ -10,12 +10,15 @@ of the log; refuses to know levels, epochs and who is served.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
+
+import numpy as np
 
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import ABANDONED_ENDS, Match
 from suffice.assurance.trust import Label, rank_of, stand
+from suffice.assurance.windows import Window
 from suffice.control.evidence.audits import Audit
 from suffice.learn.effort import Pair, judge_pair
 from suffice.types import Feedback, Outcome, Request
@@ -26,7 +29,7 @@ MOST_MATCHES: Final = 20_000  # verdicts of the route's scorer that are remember
 
 def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
     """Was this audit asked a second time with one of these arms, or in full, or left before that could be?"""
-    if request.ungoverned is not None or not request.audit:
+    if request.ungoverned is not None or not request.audit or request.delivery > 1:
         return False
     return outcome.pair_arm in (FULL, *arms) or outcome.end_reason in ABANDONED_ENDS
 
@@ -41,14 +44,21 @@ class Pairing:
     match: Match
     _matched: dict[tuple[str, str], bool] = field(default_factory=dict)
 
-    def pairs(self, audits: Sequence[Audit], *, timeout: float, callers: Collection[str] = ()) -> list[Pair]:
+    def pairs(
+        self, audits: Sequence[Audit], *, timeout: float, callers: Collection[str] = (), window: Window | None = None
+    ) -> list[Pair]:
         """The audits as pairs, in their order.
 
+        window   of the certificate, which says what each audit weighs; None: each weighs 1
         timeout  requests of the route after which a label is late
         callers  senders that are users whatever they call themselves, see `assurance.trust.rank_of`
         """
         lost = self._verdicts(audits, callers)
-        return [_pair(audit, lost.get(audit.id), due=audit.at + timeout) for audit in audits]
+        weights = np.ones(len(audits)) if window is None else window.weights(np.array([one.share for one in audits]))
+        return [
+            replace(_pair(audit, lost.get(audit.id), due=audit.at + timeout), weight=weight)
+            for audit, weight in zip(audits, weights.tolist(), strict=True)
+        ]
 
     def _verdicts(self, audits: Sequence[Audit], callers: Collection[str]) -> dict[str, int]:
         """What each pair that differs has lost, where words that count say so."""

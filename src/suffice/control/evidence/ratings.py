@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from math import floor
-from typing import Final, TypeVar
+from typing import Final
 
 from suffice.assurance.sampling import weight_of
 from suffice.assurance.satisfaction import Comparison, Rated, Verdict, satisfaction_of
@@ -24,9 +24,6 @@ from suffice.settings import Route
 from suffice.types import Episode, Feedback
 
 MOST_RUNS: Final = 50_000   # that wait for a rating
-MOST_UNITS: Final = 50_000  # whose rating has counted
-
-V = TypeVar("V")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,8 +37,7 @@ class Ratings:
     floor: float | None
     delta: float
     _seen: Comparison | None = field(init=False)
-    _runs: dict[str, tuple[bool, str, float]] = field(default_factory=dict)  # audit, unit, runs that it stands for
-    _units: dict[str, None] = field(default_factory=dict)
+    _runs: dict[str, tuple[bool, float]] = field(default_factory=dict)  # audit, runs that it stands for
     _n_runs: int = 0
     _spoken: Counter[str] = field(default_factory=Counter)  # ratings that counted, by capped key
 
@@ -67,7 +63,6 @@ class Ratings:
     def begin_anew(self) -> None:
         """Forget all: what people liked less was another level's."""
         self._runs.clear()
-        self._units.clear()
         self._n_runs = 0
         self._spoken.clear()
         self._seen = None if self.floor is None else Comparison(min_satisfaction=self.floor, delta=self.delta)
@@ -76,12 +71,13 @@ class Ratings:
         """Take the end of a run in."""
         request, outcome = episode.request, episode.outcome
         proved = request.certified or request.promise == "budgeted"
-        drawn = request.mode == "enforce" and proved and 0 < request.propensity < 1
+        drawn = request.mode == "enforce" and proved and 0 < request.propensity < 1 and request.delivery == 1
         if self._seen is None or not drawn or outcome.stop_step is None:
             return
         self._n_runs += 1
-        told = request.audit, request.unit or request.episode_id, weight_of(request, outcome)
-        _remember(self._runs, request.episode_id, told, MOST_RUNS)
+        self._runs[request.episode_id] = request.audit, weight_of(request, outcome)
+        if len(self._runs) > MOST_RUNS:
+            del self._runs[next(iter(self._runs))]
 
     def said(self, episode_id: str, given: Feedback) -> None:
         """Take what somebody said of a run in; only the first rating counts."""
@@ -92,13 +88,5 @@ class Ratings:
             if self._spoken[given.sender] >= max(1, floor(MAX_SHARE * self._n_runs)):
                 return
             self._spoken[given.sender] += 1
-        audit, unit, stands_for = self._runs.pop(episode_id)
-        if unit not in self._units:
-            _remember(self._units, unit, None, MOST_UNITS)
-            self._seen.add(Rated(audit=audit, satisfaction=satisfaction, stands_for=stands_for))
-
-
-def _remember(kept: dict[str, V], name: str, value: V, most: int) -> None:
-    kept[name] = value
-    if len(kept) > most:
-        del kept[next(iter(kept))]
+        audit, stands_for = self._runs.pop(episode_id)
+        self._seen.add(Rated(audit=audit, satisfaction=satisfaction, stands_for=stands_for))

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit, Said
 from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.control.evidence.resolution import Diverged, Resolution
@@ -25,7 +26,7 @@ from suffice.control.loop.certify import RouteLoop
 from suffice.control.loop.owned import OwnLoop
 from suffice.control.loop.starting import burst_of
 from suffice.errors import ConfigError, StoreError
-from suffice.settings import Route
+from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import reading
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
@@ -134,13 +135,9 @@ class Certify(Comparing):
         held = read_decided(connection).of(name)
         if held.epoch is None:
             held = self._begin(name, held, here, place_before(connection, name, LOOK_BACK), "cold start", at=0)
-        epoch = held.epoch
-        assert epoch is not None
-        return _kind_of(route)(
-            name=name, route=route, control=self.settings.control, held=held,
+        return loop_of(
+            name, route, held, connection, control=self.settings.control,
             match=self._matched.of(name, route, self.matches), load=self._load, author=self.author,
-            expected=deque(publications(connection, name, epoch.number)),
-            kept=_kept(connection, epoch), asked=labels_wanted(connection, name),
         )  # fmt: skip
 
     def _begin(self, name: str, held: InForce, here: _Round, since_seq: int, reason: str, *, at: int) -> InForce:
@@ -181,6 +178,23 @@ class Certify(Comparing):
                     here.write(name, loop.feed(stored))
 
 
+def loop_of(
+    name: str, route: Route, held: InForce, connection: sqlite3.Connection, *, control: Control, match: Match,
+    load: Callable[[str], ServedVersion], author: str,
+) -> RouteLoop:  # fmt: skip
+    """A route's loop at the beginning of an epoch, with what was published in it still to come. Raises StoreError.
+
+    held  what is in force, with the epoch
+    """
+    epoch = held.epoch
+    assert epoch is not None
+    return _kind_of(route)(
+        name=name, route=route, control=control, held=held, match=match, load=load, author=author,
+        expected=deque(publications(connection, name, epoch.number)), kept=_kept(connection, epoch),
+        asked=labels_wanted(connection, name),
+    )
+
+
 def _kind_of(route: Route) -> type[RouteLoop]:
     """Which loop proves what may act on a route."""
     if route.is_learned:
@@ -190,12 +204,12 @@ def _kind_of(route: Route) -> type[RouteLoop]:
 
 def _kept(connection: sqlite3.Connection, epoch: Epoch) -> list[Audit]:
     """The audits of earlier epochs that count in this one."""
-    kept = list[Audit]()
+    kept, numbers = list[Audit](), dict(zip(epoch.kept, epoch.kept_at, strict=True))
     for asked, ended, labels in whole_episodes(connection, epoch.kept, epoch.since_seq):
         assert isinstance(asked.event, RequestSeen)
         assert isinstance(ended.event, RequestEnded)
         audit = Audit(
-            seq=ended.seq, at=epoch.at, ended_at_s=ended.at_s,
+            seq=ended.seq, at=numbers[asked.event.request.episode_id], ended_at_s=ended.at_s,
             episode=Episode(request=asked.event.request, outcome=ended.event.outcome),
         )  # fmt: skip
         for label in labels:

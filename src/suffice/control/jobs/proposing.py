@@ -20,6 +20,7 @@ from suffice.control.compare.looking import barred
 from suffice.control.evidence.fitting import read_back, written
 from suffice.control.jobs.base import Desk
 from suffice.control.jobs.by_route import ByRoute, since
+from suffice.control.loop.starting import burst_requests
 from suffice.errors import ConfigError
 from suffice.learn.dataset import build
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, due, retrain
@@ -115,16 +116,17 @@ class Retrain(ByRoute):
         if epoch is not None and alarm is not None and alarm.epoch == epoch.number - 1 and epoch.since_seq > last > 0:
             n_since_alarm = counts_since(connection, name, epoch.since_seq)[1]
         return due(
-            schedule_of(self.settings.control), n_requests=n_requests, n_new_runs=n_full,
+            schedule_of(self.settings.control, self.settings.routes[name].max_em_drop),
+            n_requests=n_requests, n_new_runs=n_full,
             n_runs_since_alarm=n_since_alarm,
         )  # fmt: skip
 
 
-def schedule_of(control: Control) -> Schedule:
+def schedule_of(control: Control, max_em_drop: float) -> Schedule:
     """When a refit is due, by the settings: as often as the certify loop fits, and behind a burst."""
-    usual = Schedule()
+    usual, burst = Schedule(), burst_requests(control, max_em_drop)
     return Schedule(
-        every_requests=control.refit_requests, burst_runs=min(usual.burst_runs, control.burst_requests),
+        every_requests=control.refit_requests, burst_runs=min(usual.burst_runs, burst),
         rest_requests=min(usual.rest_requests, control.refit_requests),
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from suffice.control.people.candidates import Candidates
 from suffice.review.items import Drawing, day_of
 from suffice.review.queue import Queue
 from suffice.review.select import MOST_WAITING, Candidate, Cap, due, item_of, open_now
-from suffice.rollout.assign import draw_audit
+from suffice.rollout.assign import assign_audit
 from suffice.settings import Review as ReviewRules
 from suffice.settings import Route, Settings
 from suffice.shown import plural
@@ -100,7 +100,7 @@ class Review:
         return made
 
     def _point(self, episode_id: str) -> float:
-        return draw_audit(episode_id, share=1.0, salt=f"{self.salt} review").point
+        return assign_audit(episode_id, share=1.0, salt=f"{self.salt} review").point
 
     def _read(self, connection: sqlite3.Connection, desk: Desk) -> int:
         """Feed every route what it has not read."""

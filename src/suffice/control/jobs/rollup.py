@@ -267,8 +267,7 @@ def _governed(run: Run, outcome: Outcome, weight: float) -> Sums:
     live = run.enforce and not run.audit
     excess = marked * (weight * weight - weight)
     full_spent, live_spent = (run.spent if part else None for part in (run.full, live))
-    shown = run.full and run.would_spend is not None and run.delivered is not None
-    saves = run.full and run.cost_usd is not None and run.would_cost_usd is not None
+    shown = run.full and run.would_spend is not None and run.baseline_tokens is not None
     return Sums(
         n_governed=1,
         n_stopped=int(run.stopped),
@@ -288,11 +287,11 @@ def _governed(run: Run, outcome: Outcome, weight: float) -> Sums:
         full_tokens=int(full_spent or 0),
         n_live_counted=int(live_spent is not None),
         live_tokens=int(live_spent or 0),
-        whole_tokens=int(run.delivered or 0) if shown else 0,
+        whole_tokens=round(run.baseline_tokens or 0) if shown else 0,
         would_tokens=int(run.would_spend or 0) if shown else 0,
         saved_tokens=outcome.tokens_saved_estimate or 0 if run.stopped else 0,
         saved_usd=outcome.saved_usd_estimate or 0.0 if run.stopped else 0.0,
-        would_save_usd=(run.cost_usd or 0.0) - (run.would_cost_usd or 0.0) if saves else 0.0,
+        would_save_usd=run.would_save_usd or 0.0 if run.full else 0.0,
         stopped_marked_excess=excess if run.stopped else 0.0,
         live_marked_excess=excess if live else 0.0,
     )

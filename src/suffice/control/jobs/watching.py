@@ -25,7 +25,7 @@ from suffice.assurance.runs import Match, Run, measure_run
 from suffice.assurance.sampling import worth
 from suffice.assurance.trend import MEMORY
 from suffice.control.evidence.audits import Audit, Said, is_evidence
-from suffice.control.evidence.early import Early
+from suffice.control.evidence.early import SIGNALS, Early
 from suffice.control.evidence.fitting import ServedVersion
 from suffice.control.evidence.joining import Joining
 from suffice.control.evidence.lateness import Lateness
@@ -101,7 +101,6 @@ class RouteWatch:
     _open: dict[str, Request] = field(default_factory=dict)
     _by_name: dict[str, _Kept] = field(default_factory=dict)   # runs that a label may still come to, by episode
     _window_of: dict[str, _Open] = field(default_factory=dict) # of audits, by episode
-    _units: set[str] = field(default_factory=set)
     _early: Early = field(default_factory=Early)
     _joining: Joining = field(default_factory=Joining)
     _lateness: Lateness = field(init=False)
@@ -148,9 +147,7 @@ class RouteWatch:
         self._count(kept)
         self._window.runs.append(kept)
         remember(self._by_name, outcome.episode_id, kept, 2 * MOST_RUNS)
-        unit = request.unit or request.episode_id
-        if is_evidence(request, outcome, probes=self.route.probe is not None) and unit not in self._units:
-            self._units.add(unit)
+        if is_evidence(request, outcome, probes=self.route.probe is not None):
             audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
             for said in labels:
                 audit = audit.with_label(said, self.n)
@@ -159,7 +156,8 @@ class RouteWatch:
         self._early.note(episode)
         for signals in self._early.batches():
             self._lateness.note_look(stored.at_s, self.n)
-            self._window.until, self._window.signals = self.n, tuple(signals.mean(axis=0).tolist())
+            means = signals[:, : len(SIGNALS)].mean(axis=0)  # forecasts read the first step alone
+            self._window.until, self._window.signals = self.n, tuple(means.tolist())
             self._windows.append(self._window)
             self._window = _Open()
 

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from math import exp
 from typing import Final
 
-from suffice.assurance.drift import DisagreementRatio, ShiryaevRoberts
+import numpy as np
+
+from suffice.assurance.detection import AuditWatch, Reference
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.pairing import FULL, Pairing, is_pair
 from suffice.control.evidence.resolution import Resolution
@@ -39,7 +41,6 @@ from suffice.types import (
 )
 
 MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second full runs, and some that wait
-MIN_RATE_PAIRS: Final = 100              # behind a certificate whose disagreement is worth comparing with
 COMES_BACK: Final = 10.0                 # part of delta that an arm which lost its proof may use
 _MOST_LOG: Final = 700.0                 # whose exponential is still a number
 
@@ -48,8 +49,7 @@ _MOST_LOG: Final = 700.0                 # whose exponential is still a number
 class _Watch:
     """What would end an epoch while the arm is in force."""
 
-    outcomes: ShiryaevRoberts
-    disagreement: DisagreementRatio | None
+    watch: AuditWatch
     seen: int  # place in the log of the last pair that it has had
 
     def alarm(self, audits: Sequence[Audit], pairs: Sequence[Pair], now: float) -> tuple[AlarmCause, str] | None:
@@ -60,10 +60,9 @@ class _Watch:
             if pair.due > now:
                 break  # later ones are not due either
             self.seen = audit.seq
-            if self.outcomes.add(1 if pair.z is None else pair.z):
-                return "outcomes", "pairs lose more than the budget"
-            if self.disagreement is not None and self.disagreement.add(pair.disagrees):
-                return "disagreement", "pairs disagree more often than when the arm was certified"
+            alarm = self.watch.add(1 if pair.z is None else pair.z, pair.disagrees)
+            if alarm is not None:
+                return ("disagreement" if "disagree" in alarm else "outcomes"), alarm
         return None
 
 
@@ -95,31 +94,57 @@ class ArmLoop(RouteLoop):
             self.audits = self.audits[-MOST_KEPT:]
             self._index()
         pairs, now = self.pairs(), float(self.n)
+        self.keeper.now, self.keeper.pending = now, self._started.pending
         alarm = self._watch.alarm(self.audits, pairs, now) if self._watch is not None else None
         if alarm is not None:
             return self._new_epoch(*alarm, stored)
-        found = certify_arms(pairs, n_arms=2, max_em_drop=self.epoch.max_em_drop, delta=self._delta, now=now)
+        found = certify_arms(
+            self._windowed(), n_arms=2, max_em_drop=self.epoch.max_em_drop, delta=self._arm_delta, now=now
+        )  # fmt: skip
         self._fell, self.level = self._fell or found.in_force < self.level, found.in_force
         if self.level and self._watch is None:
             self._watch = self._begun_watch(found)
         return self._publish_arm(found)
 
+    def _windowed(self) -> list[Pair]:
+        """The pairs of the certificate's window, and audits that should have returned by now, as lost."""
+        pending, timeout = self.keeper.pending, self._timeout
+        at = np.array([audit.at for audit in self.audits], dtype=np.float64)
+        share = np.array([audit.share for audit in self.audits])
+        window = self.keeper.windows.chosen(
+            np.concatenate([at, pending.at]), np.concatenate([share, pending.share]), wanted=WINDOW
+        )  # fmt: skip
+        if window is None:
+            return []
+        inside = [audit for audit, here in zip(self.audits, window.holds(at), strict=True) if here]
+        late = window.holds(pending.at)
+        weights = window.weights(pending.share[late]).tolist()
+        lost = [
+            Pair(arm=1, disagrees=True, z=1, due=began + timeout, weight=weight)
+            for began, weight in zip(pending.at[late].tolist(), weights, strict=True)
+        ]
+        return self.pairing.pairs(inside, timeout=timeout, callers=self._callers, window=window) + lost
+
     @property
-    def _delta(self) -> float:
+    def _timeout(self) -> float:
+        """Age at which a pair counts: its label should be there by then, and its run should have returned."""
+        return max(self._lateness.timeout_requests(since=self.epoch.at), self.keeper.run_timeout)
+
+    @property
+    def _arm_delta(self) -> float:
         """Of the proof. An arm that lost it needs a stronger one to come back, or it would come and go at the edge."""
-        delta = 1 - self.epoch.confidence
+        delta = self._delta
         return delta / COMES_BACK if self._fell and not self.level else delta
 
     def pairs(self) -> list[Pair]:
         """The audits of this epoch as pairs, oldest first."""
-        timeout = self._lateness.timeout_requests(since=self.epoch.at)
-        return self.pairing.pairs(self.audits, timeout=timeout, callers=self._callers)
+        return self.pairing.pairs(self.audits, timeout=self._timeout, callers=self._callers)
 
     def _begun_watch(self, found: CertifiedArms) -> _Watch:
         """What the arm was certified on is no news about it."""
         view, last = found.views[0], self.audits[-1].seq
-        ratio = DisagreementRatio(view.disagreement) if view.n >= MIN_RATE_PAIRS else None
-        return _Watch(ShiryaevRoberts(self.epoch.max_em_drop), ratio, last)
+        reference = Reference(n_disagreeing=view.n_disagree, n_lost=view.n_lost, n=view.n)
+        return _Watch(AuditWatch(max_em_drop=self.epoch.max_em_drop, reference=reference), last)
 
     def _publish_arm(self, found: CertifiedArms) -> Resolution | None:
         """Say what is in force, if that is something else than was said before."""
@@ -144,7 +169,7 @@ class ArmLoop(RouteLoop):
         return EvidenceSummary(
             n_audits=view.n, n_gained=view.n_gained, n_lost=view.n_lost,
             e_value=exp(min(_MOST_LOG, found.log_e[0])), share=view.saved_share, n_missing=pairs_missing(
-                found, max_em_drop=self.epoch.max_em_drop, delta=self._delta
+                found, max_em_drop=self.epoch.max_em_drop, delta=self._arm_delta
             ), max_em_drop=self.epoch.max_em_drop, confidence=self.epoch.confidence,
         )  # fmt: skip
 

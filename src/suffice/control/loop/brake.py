@@ -9,8 +9,8 @@ Each holds a few numbers and answers with a sentence or None. Knows records of t
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import log
 from typing import Final
@@ -22,6 +22,8 @@ from suffice.assurance.drift import Fingerprint, changed
 from suffice.assurance.lottery import Draws, broken, drawn
 from suffice.assurance.runs import REPRESENTATIVE, Match
 from suffice.assurance.sampling import lot_of
+from suffice.assurance.strata import Outcomes, post_stratify
+from suffice.learn.audits import Small
 from suffice.types import Feedback, Outcome, Request
 
 MOST_UPSTREAMS: Final = 50      # different answers to "who are you" that one epoch keeps in mind
@@ -29,7 +31,7 @@ STRANGERS: Final = 1_000        # latest requests among which …
 MOST_STRANGERS: Final = 0.05    # … so many may ask for models that the evidence does not know
 FLOOR_LABELS: Final = 500       # latest labels that an EM below the critical one is read from
 LEAST_LABELS: Final = 30
-MOST_UNITS: Final = 100_000     # whose draw is remembered, so that a conversation counts once
+MIX_REQUESTS: Final = 1_000     # latest requests whose classes are the mix of the traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +103,16 @@ class Upstreams:
 
 @dataclass(slots=True)
 class Lottery:
-    """Lots as they were logged, one for each unit, of requests whose end is known."""
+    """The audit draws of requests whose end is known, with the odds that were logged for them."""
 
     draws: Draws = field(default_factory=Draws)
-    _seen: dict[str, None] = field(default_factory=dict)
     _new: list[tuple[bool, float]] = field(default_factory=list)
 
     def note(self, request: Request) -> None:
-        """Take the lot of a request in; later turns of a conversation drew the same one and say nothing new."""
+        """Count the draw of a request once, at its first delivery; later deliveries were not drawn for."""
         lot = lot_of(request)
-        if lot is None or not request.unit or request.unit in self._seen:
-            return
-        if len(self._seen) >= MOST_UNITS:
-            del self._seen[next(iter(self._seen))]
-        self._seen[request.unit] = None
-        self._new.append(lot)
+        if lot is not None and request.unit and request.delivery == 1:
+            self._new.append(lot)
 
     def broken(self) -> str | None:
         """Why audits cannot be believed, or None."""
@@ -124,6 +121,31 @@ class Lottery:
             self.draws += drawn(np.array(audit, dtype=bool), np.array(propensity))
             self._new = []
         return broken(self.draws)
+
+
+@dataclass(slots=True)
+class ClassMix:
+    """The query classes of the latest requests: what audits of another mix are weighted by."""
+
+    _latest: deque[str] = field(default_factory=lambda: deque(maxlen=MIX_REQUESTS))
+
+    def note(self, query_class: str, n_requests: int = 1) -> None:
+        """So many requests of a class have come."""
+        self._latest.extend([query_class] * min(n_requests, MIX_REQUESTS))
+
+    def broken(self, classes: Sequence[str], z: Small, max_em_drop: float) -> str | None:
+        """Why the budget is broken at the present mix of classes, or None.
+
+        classes  of the audits that certify, n of them
+        z        their EM drop at the level in force, shape (n,)
+        """
+        if len(self._latest) < MIX_REQUESTS or len(set(self._latest)) < 2:
+            return None
+        audits = {
+            name: Outcomes(n=len(seen), n_gained=int((seen < 0).sum()), n_lost=int((seen > 0).sum()))
+            for name in set(classes) for seen in [z[[at for at, one in enumerate(classes) if one == name]]]
+        }  # fmt: skip
+        return post_stratify(audits, Counter(self._latest)).alarm(max_em_drop)
 
 
 @dataclass(slots=True)

@@ -21,33 +21,36 @@ from typing import Any
 
 import numpy as np
 
-from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, VERBATIM, Fidelity, budget_left, measured
+from suffice.assurance.fidelity import budget_left
 from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
 from suffice.assurance.satisfaction import next_safer
+from suffice.assurance.windows import Windows, longest_use, read_windows, restart_share
 from suffice.control.evidence.audits import Audit, Said, Verdicts, is_evidence, shown, verdicts
 from suffice.control.evidence.early import Early
 from suffice.control.evidence.fitting import LiveLearner, ServedVersion, fit_version, written
 from suffice.control.evidence.joining import Joining
 from suffice.control.evidence.lateness import Lateness
-from suffice.control.evidence.latest import remember
 from suffice.control.evidence.ratings import Ratings
 from suffice.control.evidence.resolution import Diverged, Resolution
-from suffice.control.loop.brake import Floor, Lottery, Upstreams, delivered_right, upstream_of
+from suffice.control.evidence.start_order import StartOrder
+from suffice.control.loop.brake import ClassMix, Floor, Lottery, Upstreams, delivered_right, upstream_of
 from suffice.control.loop.brought import Brought
 from suffice.control.loop.charging import Charging
+from suffice.control.loop.finish import FinishLog
 from suffice.control.loop.guarding import LiveGuards
 from suffice.control.loop.keeping import LiveKeeper
-from suffice.control.loop.starting import burst_of
+from suffice.control.loop.starting import burst_of, burst_requests, live_plan
 from suffice.control.loop.wanted import wanted
-from suffice.learn.audits import AuditRuns
+from suffice.learn.audits import AuditRuns, Ints
 from suffice.learn.features import Chosen, choose_features
-from suffice.learn.keeper import KEPT_BEFORE, Change, Plan
+from suffice.learn.keeper import KEPT_BEFORE, Change
+from suffice.learn.served import Served
 from suffice.learn.version import Version, as_served
 from suffice.review.holds import NO_HOLDS, RouteHolds
 from suffice.review.incident import of_pause
-from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
+from suffice.signals.query import class_of
 from suffice.store.database.log import Stored
 from suffice.store.routes.in_force import InForce
 from suffice.store.rows.control_events import (
@@ -121,11 +124,11 @@ class RouteLoop:
     _n_taken: int = field(init=False)           # audits that the keeper has
     _counts: Verdicts = field(init=False)       # what counts as said, as the keeper knows it
     _places: dict[str, int] = field(init=False) # of audits, by episode
-    _units: set[str] = field(init=False)
     _upstreams: Upstreams = field(init=False)
     _early: Early = field(init=False)
-    _finished: list[bool] = field(init=False)   # stops that were compared with their trial answer: did it differ?
-    _open: dict[str, Request] = field(default_factory=dict)
+    _finish: FinishLog = field(init=False)
+    _mix: ClassMix = field(default_factory=ClassMix)
+    _started: StartOrder = field(init=False)
     _joining: Joining = field(init=False)
     _lateness: Lateness = field(init=False)
     _ratings: Ratings = field(init=False)
@@ -147,20 +150,18 @@ class RouteLoop:
 
     def _begin(self, epoch: Epoch, kept: Sequence[Audit]) -> None:
         """Start counting: of what came before only `kept` counts, as if it had come just now."""
-        plan = Plan(
-            max_em_drop=epoch.max_em_drop, confidence=epoch.confidence, warm_up=epoch.at + epoch.burst,
-            burst=epoch.burst, window=self.control.window_audits, refit_every=self.control.refit_requests,
-            promise=epoch.promise,
-        )  # fmt: skip
-        if self.route.audit_share is not None:
-            plan = replace(plan, ramp_share=0.0)  # the owner has said how many
+        plan = live_plan(self.route, self.control, epoch)
         self.epoch, self.level, self.chosen = epoch, 0, None
         self.keeper = LiveKeeper(plan, LiveLearner(Chosen((), ()), plan.cost_exponent), fit=self._fit)
-        self.keeper.now = float(epoch.at)
-        self.audits = [replace(audit, at=epoch.at, label_at=_by(audit.label_at, epoch.at)) for audit in kept]
+        self.keeper.begin(float(epoch.at), read_windows(epoch.windows))
+        self.audits = [
+            replace(audit, at=at, label_at=_by(audit.label_at, epoch.at))
+            for audit, at in zip(kept, epoch.kept_at, strict=True)
+        ]
         self._n_taken, self._counts = 0, {}
         self._index()
-        self._upstreams, self.lottery, self._early, self._finished = Upstreams(), Lottery(), Early(), []
+        self._upstreams, self.lottery, self._early = Upstreams(), Lottery(), Early()
+        self._finish = FinishLog(is_needed=self.route.kind == "reasoning")
         self._joining, self._lateness = Joining(), Lateness(self.route.label_timeout_s)
         self.ceiling, self._ratings = None, Ratings.of(self.route)
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
@@ -171,7 +172,7 @@ class RouteLoop:
         for audit in self.audits:
             self._upstreams.note(upstream_of(audit.episode.request, audit.episode.outcome), gathers=True)
             self._joining.ended(audit.episode.outcome)
-        self._open.clear()  # whoever was asked in another world answers for that one
+        self._started = StartOrder()  # whoever was asked in another world answers for that one
 
     # ---- the fold --------------------------------------------------------------------------------
 
@@ -188,7 +189,7 @@ class RouteLoop:
             return self._ended(event.outcome, stored)
         if isinstance(event, RequestsCounted):
             self._callers.update(event.counted.senders)
-            return self._passed(event.counted.n_governed, stored) if event.route == self.name else None
+            return self._counted(event, stored) if event.route == self.name else None
         if isinstance(event, FeedbackGiven):
             self._said(event.feedback, stored)
         elif isinstance(event, RolloutBegun | RolloutMoved | RolloutUndone) and event.route == self.name:
@@ -203,8 +204,21 @@ class RouteLoop:
     def _asked_for(self, request: Request, stored: Stored) -> Resolution | None:
         if request.ungoverned is not None:
             return None
-        remember(self._open, request.episode_id, request)
+        self._mix.note(class_of(request.query))
+        self._started.began(
+            request, self.n + 1, probes=self.route.probe is not None, windows=self.keeper.windows
+        )  # fmt: skip
         return self._passed(1, stored)
+
+    def _counted(self, event: RequestsCounted, stored: Stored) -> Resolution | None:
+        """Requests without rows: none is an audit, and the lowest share that one was drawn at is known."""
+        counted = event.counted
+        if counted.audit_share is not None and counted.audit_share < self.keeper.windows.lowest_share:
+            self.keeper.windows.note(self.n + 1.0, counted.audit_share)
+        for cell in counted.cells:
+            if not cell.ungoverned:
+                self._mix.note(cell.query_class, cell.n)
+        return self._passed(counted.n_governed, stored)
 
     def _passed(self, n_requests: int, stored: Stored) -> Resolution | None:
         """So many requests of the route more; those that have no rows come many at once, and are looked at once."""
@@ -213,9 +227,10 @@ class RouteLoop:
         return self._look(stored) if self.n // tick > before // tick else None
 
     def _ended(self, outcome: Outcome, stored: Stored) -> Resolution | None:
-        request = self._open.pop(outcome.episode_id, None)
-        if request is None:
+        began = self._started.ended(outcome.episode_id)
+        if began is None:
             return None
+        request, number = began
         self._setup = request.setup or self._setup
         world = self._upstreams.note(upstream_of(request, outcome), gathers=self._gathers)
         if world is not None:
@@ -223,14 +238,14 @@ class RouteLoop:
         episode = Episode(request=request, outcome=outcome)
         self.lottery.note(request)
         self._early.note(episode)
-        if request.kind == "reasoning":
-            self._finished += finishes(outcome)
+        self._finish.note(request, outcome)
         self._ratings.ended(episode)
         waiting = self._joining.ended(outcome, weight_of(request, outcome))
         for said in waiting:
             self._heard(outcome.episode_id, said.feedback)
         if self._is_evidence(request, outcome):
-            audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
+            self.keeper.returned([self.n + 1.0 - number])
+            audit = Audit(seq=stored.seq, at=number, ended_at_s=stored.at_s, episode=episode)
             self._keep(reduce(lambda known, said: known.with_label(said, self.n), waiting, audit))
         return None
 
@@ -238,17 +253,15 @@ class RouteLoop:
     def _gathers(self) -> bool:
         """Does whoever answers now belong to the evidence?"""
         # Where nothing is learned, something is published before as many requests have come as a burst would have.
-        return self.held.in_burst if self.route.is_learned else self.n < self.epoch.at + self.control.burst_requests
+        usual = burst_requests(self.control, self.epoch.max_em_drop)
+        return self.held.in_burst if self.route.is_learned else self.n < self.epoch.at + usual
 
     def _is_evidence(self, request: Request, outcome: Outcome) -> bool:
         return is_evidence(request, outcome, probes=self.route.probe is not None)
 
     def _keep(self, audit: Audit) -> None:
-        """Take an audit in, unless one of its unit is there already: turns of one conversation are one witness."""
-        if audit.unit in self._units:
-            return
+        """Take an audit in that has returned."""
         self._places[audit.id] = len(self.audits)
-        self._units.add(audit.unit)
         self.audits.append(audit)
 
     def _said(self, given: Feedback, stored: Stored) -> None:
@@ -287,28 +300,56 @@ class RouteLoop:
         if keeper.in_burst:
             return None
         self._judge.look(self.audits, self.epoch.max_em_drop, self._callers)
-        budget = budget_left(self.epoch.max_em_drop, self._fidelity(), other_charges=self._judge.charge)
         keeper.plan = replace(
-            keeper.plan, max_em_drop=budget.max_em_drop or self.epoch.max_em_drop,
-            confidence=1 - self._brought.loops_share(1 - self.epoch.confidence),
-            share=audit_share(self.n, self.route.audit_share),
+            keeper.plan, confidence=1 - self._brought.loops_share(self._delta),
             label_timeout=self._lateness.timeout_requests(since=self.epoch.at),
         )  # fmt: skip
+        keeper.pending = self._started.pending
         self._take()
+        self._look_at_finish(keeper.served)
+        if self._finish.alarm is not None:
+            return self._new_epoch("finish", self._finish.alarm, stored)
         changes = keeper.tick(float(self.n))
-        alarm = next((change for change in changes if change.kind == "alarm"), None)
+        alarm = next((change.reason for change in changes if change.kind == "alarm"), None) or self._mix_alarm()
         if alarm is not None:
-            cause: AlarmCause = "disagreement" if "disagree" in alarm.reason else "outcomes"
-            return self._new_epoch(cause, alarm.reason, stored)
+            cause: AlarmCause = "disagreement" if "disagree" in alarm else "outcomes"
+            return self._new_epoch(cause, alarm, stored)
         drawn_at = self.level or keeper.level
         self._let_go()
         rated = self._lower_ceiling()
-        self.level = keeper.level if budget.max_em_drop else 0
+        self.level = keeper.level
         if self.ceiling is not None:
             self.level = min(self.level, self.ceiling)
         moved = self._guards.look(keeper, self.audits, pooled=drawn_at)
         reason = "; ".join(said for said in (self._brought.said(), rated, *moved) if said)
+        finish = self._finish.at(max(1, self.level))
+        budget = budget_left(self.epoch.max_em_drop, finish, other_charges=self._judge.charge)
         return self._publish(changes, reason=reason if budget.max_em_drop else budget.reason)
+
+    def _mix_alarm(self) -> str | None:
+        """Why the level in force breaks the budget at the present mix of classes, or None."""
+        found, level = self.keeper.certificate, self.keeper.level
+        if found is None or not level:
+            return None
+        here = [class_of(self.audits[place].episode.request.query) for place in np.flatnonzero(found.inside).tolist()]
+        return self._mix.broken(here, found.z[: len(here), level], self.epoch.max_em_drop)
+
+    @property
+    def _delta(self) -> float:
+        """What this epoch's certificates may risk, see `assurance.windows.restart_share`."""
+        return (1 - self.epoch.confidence) * self.epoch.delta_share
+
+    def _look_at_finish(self, served: Served | None) -> None:
+        """Charge each level of the version that is judged with what its finish may change."""
+        if served is None:
+            return
+
+        def ends(name: str) -> Ints | None:
+            place = self._places.get(name)
+            return None if place is None else self.keeper.ends(place, served)
+
+        self._finish.look(served.n_levels, ends)
+        self.keeper.charge = self._finish.charges() + self._judge.charge
 
     def _lower_ceiling(self) -> str:
         """Take one level off where people's ratings ask for it; why, or "" where nothing changes.
@@ -330,12 +371,6 @@ class RouteLoop:
         self.ceiling = next_safer(self.level)
         self._ratings.begin_anew()
         return f"{why}: level {self.ceiling} at most"
-
-    def _fidelity(self) -> Fidelity | None:
-        """How often a finish changed the answer; votes and rounds are returned word for word."""
-        if self.route.kind != "reasoning":
-            return VERBATIM
-        return measured(sum(self._finished), len(self._finished), confidence=FIDELITY_CONFIDENCE)
 
     def _take(self) -> None:
         """Give the keeper what is new: labels of audits that it has, and audits that it has not."""
@@ -394,18 +429,22 @@ class RouteLoop:
 
     def _index(self) -> None:
         self._places = {audit.id: place for place, audit in enumerate(self.audits)}
-        self._units = {audit.unit for audit in self.audits}
 
     # ---- decisions -------------------------------------------------------------------------------
 
     def _fit(self, *arguments: Any, **options: Any) -> ServedVersion | None:  # as the keeper calls `fit_served`
         """Fit anew; at a place of the log that has been decided, take what was fitted there."""
+        version: ServedVersion | None
         if not self.expected:
-            return fit_version(*arguments, **options)
-        told = self.expected[0]
-        if told.at != self.n or told.fit == self._address():
-            return None  # a fit was made here and not taken up
-        return self.load(told.fit)
+            version = fit_version(*arguments, **options)
+        else:
+            told = self.expected[0]
+            if told.at != self.n or told.fit == self._address():
+                return None  # a fit was made here and not taken up
+            version = self.load(told.fit)
+        if version is not None and self.keeper.served is None:  # the first: only now have finishes a level
+            self._look_at_finish(version)
+        return version
 
     def _address(self) -> str:
         served = self.keeper.served
@@ -458,15 +497,23 @@ class RouteLoop:
             route=self.name, epoch=self.epoch.number, at=self.n, cause=cause, reason=reason, author=self.author
         )
         kept = [audit for audit in self.audits if audit.at > self.n - keep]  # requests are numbered from 1
-        return self._start(reason, stored.seq, kept, burst=burst_of(self.route, self.control), alarm=alarm)
+        part = 1.0
+        if cause in ("outcomes", "disagreement", "finish"):  # what the draws showed; others come whatever was drawn
+            plan = self.keeper.plan
+            part = restart_share(self.n - self.epoch.at, longest_use(plan.window, plan.share))
+        return self._start(
+            reason, stored.seq, kept, burst=burst_of(self.route, self.control), alarm=alarm, delta_share=part
+        )  # fmt: skip
 
     def _start(
-        self, reason: str, seq: int, kept: Sequence[Audit], *, burst: int, alarm: Alarm | None = None
-    ) -> Resolution:
+        self, reason: str, seq: int, kept: Sequence[Audit], *, burst: int, alarm: Alarm | None = None,
+        delta_share: float = 1.0, windows: Windows | None = None,
+    ) -> Resolution:  # fmt: skip
         epoch = Epoch(
             route=self.name, number=self.held.n_epochs + 1, at=self.n, since_seq=seq, reason=reason,
-            author=self.author, kept=tuple(audit.id for audit in kept), burst=burst,
-            max_em_drop=self._max_em_drop, confidence=self.route.confidence, promise=self.route.promise,
+            author=self.author, kept=tuple(audit.id for audit in kept), kept_at=tuple(audit.at for audit in kept),
+            burst=burst, max_em_drop=self._max_em_drop, confidence=self.route.confidence, promise=self.route.promise,
+            delta_share=delta_share, windows=() if windows is None else windows.plain(),
         )  # fmt: skip
         events: tuple[Event, ...] = (EpochBegan(epoch),) if alarm is None else (AlarmRaised(alarm), EpochBegan(epoch))
         for event in events:
@@ -484,7 +531,10 @@ class RouteLoop:
         promise = self._max_em_drop, self.route.confidence, self.route.promise
         if promise != (self.epoch.max_em_drop, self.epoch.confidence, self.epoch.promise):
             how = f"at {promise[1]:g}" if promise[2] == "certified" else "on average"
-            return self._start(f"the promise is {promise[0]:g} {how} now", self.seq, self.audits, burst=0)
+            return self._start(
+                f"the promise is {promise[0]:g} {how} now", self.seq, self.audits, burst=0,
+                delta_share=self.epoch.delta_share, windows=self.keeper.windows,
+            )  # fmt: skip
         events = self._wanted()
         pause = self._pause()
         if pause is not None:
@@ -526,17 +576,6 @@ class RouteLoop:
                 number = self.held.n_pauses + 1
                 return Pause(route=self.name, number=number, cause=cause, reason=why, author=self.author)
         return None
-
-
-def finishes(outcome: Outcome) -> list[bool]:
-    """Did a whole finish change the trial answer? One for each that was seen: of a stop, or for the record."""
-    seen = []
-    if outcome.stopped and outcome.stop_step is not None and outcome.end_reason in ("stopped", "done"):
-        seen.append(outcome.answer != outcome.would_answer)
-    trial = next((step for step in outcome.steps if step.index == outcome.finish_step), None)
-    if trial is not None:
-        seen.append(outcome.finish_answer != trial.answer)
-    return seen
 
 
 def _decided(made: Publication) -> tuple[object, ...]:

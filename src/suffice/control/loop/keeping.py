@@ -7,13 +7,14 @@ does; the certificate is a function of counts, so it ends as if the label had be
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp
+from math import exp, floor
 from typing import Final
 
 import numpy as np
 
 from suffice.assurance.certify import audits_to_certify
 from suffice.assurance.maturity import AHEAD, Matured
+from suffice.assurance.windows import Windows
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small
 from suffice.learn.keeper import Change, Keeper, matured
 from suffice.learn.served import MOST_AUDITS, Served
@@ -31,13 +32,35 @@ class LiveKeeper(Keeper):
 
     rests: bool = False
 
+    def begin(self, at: float, windows: Windows) -> None:
+        """Begin an epoch at this request.
+
+        windows  that go on from the epoch before; none: the first window begins here
+        """
+        self.now = at
+        if not windows.known:
+            windows.note(at + 1, self.share)
+        self._epoch.windows = windows
+
+    @property
+    def n_levels(self) -> int:
+        """Levels of the version that is judged, level 0 included; of the plan before there is one."""
+        return self.plan.n_levels if self.served is None else self.served.n_levels
+
+    def ends(self, number: int, served: Served) -> Ints | None:
+        """The checkpoint, from 0, at which each level of a version ends an audit, shape (M,); None: it is not here."""
+        runs = self._epoch.runs
+        if runs is None or number >= len(runs):
+            return None
+        return np.asarray(served.rows(runs.take(np.array([number])))[0])
+
     def adopt(self, served: Served, runs: AuditRuns | None) -> None:
         """Serve and certify another version from here on.
 
         runs  the audits of this epoch as that version reads them, in their order; None: there are none
         """
         epoch = self._epoch
-        epoch.served, epoch.runs, epoch.judged, epoch.ratio = served, None, None, None
+        epoch.served, epoch.runs, epoch.judged = served, None, None
         self.version += 1
         if runs is not None:
             self.take(runs)
@@ -45,8 +68,9 @@ class LiveKeeper(Keeper):
     def _refit(self) -> list[Change]:
         if not self.rests:
             return Keeper._refit(self)  # noqa: SLF001 - its own, of the class above
-        if self.n_audits > 2 * MOST_AUDITS:  # what a rollout has brought may serve for months
-            self._forget(MOST_AUDITS)
+        most = max(MOST_AUDITS, 2 * self.plan.window)
+        if self.n_audits > 2 * most:  # what a rollout has brought may serve for months
+            self._forget(most)
         return []
 
     def amend(self, which: Ints, runs: AuditRuns) -> None:
@@ -72,6 +96,16 @@ class LiveKeeper(Keeper):
             return np.zeros(self.n_audits, dtype=bool)
         return np.asarray(judged.d[:, 1 : self.level + AHEAD + 1].any(axis=1))
 
+    def counted_audits(self) -> tuple[AuditRuns, Bools] | None:
+        """The returned audits of the last certificate, n of them, and where each disagrees, shape (n, M).
+
+        None: nothing was certified on audits.
+        """
+        found, judged, runs = self.certificate, self._epoch.judged, self._epoch.runs
+        if found is None or judged is None or runs is None:
+            return None
+        return runs.take(np.flatnonzero(found.inside)), judged.d[found.inside]
+
     def first_disagreement(self, number: int) -> int:
         """The safest level in play at which an audit disagrees; 0: none."""
         judged = self._epoch.judged
@@ -96,7 +130,7 @@ class LiveKeeper(Keeper):
         judged, runs = self._epoch.judged, self._epoch.runs
         if judged is None or runs is None:
             return None
-        return matured(judged.z, judged.d, runs, self.now, self.plan, settled=0)
+        return matured(judged.z, judged.d, runs, self.now, self.plan)
 
     def _n_missing(self, z: Small) -> int | None:
         """Audits still to come for the next level, if they show what those so far have shown; None: none would do.
@@ -109,11 +143,16 @@ class LiveKeeper(Keeper):
         gained, lost = int((z[:, above] < 0).sum()), int((z[:, above] > 0).sum())
         try:
             needed = audits_to_certify(
-                (lost - gained) / n, max_em_drop=self.plan.max_em_drop, delta=self.plan.delta, gained=gained / n
+                (lost - gained) / n, max_em_drop=self.budget_at(above), delta=self.plan.delta, gained=gained / n
             )
         except ValueError:
             return None
         return max(1, needed - n)
+
+    def budget_at(self, level: int) -> float:
+        """What a level is tested against: the budget, less what is charged."""
+        charge = np.broadcast_to(np.asarray(self.charge), (self.n_levels,))
+        return float(self.plan.max_em_drop - charge[level])
 
     @property
     def floor(self) -> int:
@@ -127,22 +166,26 @@ class LiveKeeper(Keeper):
 
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
         """What stands behind the level that passes, or behind `most` where no higher one may be used."""
-        plan, judged, runs = self.plan, self._epoch.judged, self._epoch.runs
-        if judged is None or runs is None:
+        plan, judged, runs, found = self.plan, self._epoch.judged, self._epoch.runs, self.certificate
+        if judged is None or runs is None or found is None:
             return EvidenceSummary(
                 n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence
             )
-        z, inside = self._window(judged)
         level = self.level if most is None else min(self.level, most)
-        at = z[:, level]
-        full = float(runs.full[inside].sum())
+        at, window = found.z[:, level], found.window
+        full = float(runs.full[found.inside].sum())
         return EvidenceSummary(
-            n_audits=len(z),
+            n_audits=len(at),
             n_gained=int((at < 0).sum()),
             n_lost=int((at > 0).sum()),
+            n_pending=found.n_pending,
+            n_disagreeing=int(judged.d[found.inside, level].sum()),
             e_value=exp(min(_MOST_LOG, float(self.log_e[level]))) if level else None,
-            share=float(judged.saved[inside, level].sum()) / full if full else None,
-            n_missing=self._n_missing(z) if level == self.level else None,
-            max_em_drop=plan.max_em_drop,
+            share=float(judged.saved[found.inside, level].sum()) / full if full else None,
+            n_missing=self._n_missing(found.z) if level == self.level else None,
+            max_em_drop=self.budget_at(max(1, level)),
             confidence=plan.confidence,
+            window_start=None if window is None else window.start,
+            window_end=None if window is None else float(min(window.end, floor(found.until) + 1)),
+            window_share=None if window is None else window.share,
         )

@@ -13,9 +13,12 @@ from math import inf
 from typing import Final
 
 from suffice.assurance.certify import audits_to_certify
-from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, VERBATIM, budget_left, measured
-from suffice.learn.keeper import Plan
+from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, Fidelity, budget_left, measured
+from suffice.assurance.windows import window_audits
+from suffice.learn.keeper import HORIZON, Plan, full_runs
+from suffice.rollout.assign import LATER_SHARE
 from suffice.settings import Control, Route
+from suffice.types import Epoch
 
 USUAL_PART: Final = 0.25       # of the budget: what a certified level loses or so
 PATIENCE: Final = 100_000      # requests to the first certificate that are worth a warning
@@ -40,7 +43,32 @@ def burst_of(route: Route, control: Control) -> int:
 
     Each audit of an owner's policy is evidence as it comes, and nobody wants a thousand runs asked twice at once.
     """
-    return control.burst_requests if route.is_learned else 0
+    return burst_requests(control, route.max_em_drop) if route.is_learned else 0
+
+
+def burst_requests(control: Control, max_em_drop: float) -> int:
+    """Full runs at the beginning of an epoch: as the owner says, else by the law of `learn.keeper.full_runs`."""
+    if control.burst_requests is not None:
+        return control.burst_requests
+    return full_runs(max_em_drop, HORIZON) if 0 < max_em_drop < 1 else MOST_AUDITS
+
+
+def window_of(control: Control, max_em_drop: float) -> int:
+    """Audits that a certificate looks back on: as the owner says, else by the law of `assurance.windows`."""
+    if control.window_audits is not None:
+        return control.window_audits
+    return window_audits(max_em_drop) if 0 < max_em_drop < 1 else MOST_AUDITS
+
+
+def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
+    """What the loop of a live route runs on."""
+    return Plan(
+        max_em_drop=epoch.max_em_drop, confidence=epoch.confidence, promise=epoch.promise,
+        warm_up=epoch.at + epoch.burst, burst=epoch.burst, window=window_of(control, epoch.max_em_drop),
+        refit_every=control.refit_requests,
+        share=LATER_SHARE if route.audit_share is None else route.audit_share,
+        most_share=route.most_audit_share, free_audits=route.audit_share is None and route.probe is None,
+    )  # fmt: skip
 
 
 def first_certificate(route: Route, control: Control) -> Start:
@@ -49,14 +77,12 @@ def first_certificate(route: Route, control: Control) -> Start:
     By expectation, for a level that loses a quarter of the budget: real audits come by chance, and half of the routes
     are sooner, one in ten takes almost twice as many.
     """
-    share, burst, span = route.audit_share or 0.0, burst_of(route, control), Plan().span
-    needed = _needed(route)
-    # The newest `window_audits` count, and whatever is younger than the span.
-    begun = min(burst, max(control.window_audits, int(span)))
-    most = max(control.window_audits, begun + share * max(0.0, span - burst))
-    if needed <= begun:
+    share, burst, needed = route.audit_share or 0.0, burst_of(route, control), _needed(route)
+    if needed <= burst:
         return Start(n_audits=needed, n_requests=burst)
-    wait = (needed - begun) / share if share > 0 and needed <= most else inf
+    # The burst has a window of its own: behind it, audits of the smaller share begin another one.
+    most = window_of(control, route.max_em_drop)
+    wait = needed / share if share > 0 and needed <= most else inf
     return Start(n_audits=needed, n_requests=burst + wait)
 
 
@@ -66,13 +92,18 @@ def _needed(route: Route) -> int:
         return MOST_AUDITS
     if route.kind != "reasoning":
         return _to_certify(budget_left(route.max_em_drop, VERBATIM).max_em_drop, route)
-    # Each audit compares one finish: the more there are, the more of the budget is left, and the fewer are needed.
+    # Each audit compares one finish, in one of the bands of levels: the more there are, the more of the budget is left,
+    # and the fewer are needed.
     never, enough = 0, MOST_AUDITS
     while enough - never > 1:
         n = (never + enough) // 2
-        left = budget_left(route.max_em_drop, measured(0, n, confidence=FIDELITY_CONFIDENCE)).max_em_drop
+        left = budget_left(route.max_em_drop, _finish(n)).max_em_drop
         never, enough = (never, n) if left and _to_certify(left, route) <= n else (n, enough)
     return enough
+
+
+def _finish(n_audits: int) -> Fidelity | None:
+    return measured(0, n_audits // MOST_BANDS, confidence=FIDELITY_CONFIDENCE, anytime=False)
 
 
 def _to_certify(left: float, route: Route) -> int:

@@ -134,16 +134,13 @@ def _look(
 
 
 def _audits(episodes: Sequence[Labelled], route: Route) -> list[Audit]:
-    """Runs that stand for the traffic, one a unit, with what was said of them."""
-    found, units = list[Audit](), set[str]()
+    """Runs that stand for the traffic, with what was said of them."""
+    found = list[Audit]()
     for at, one in enumerate(episodes, 1):
         request, outcome = one.episode.request, one.episode.outcome
         if not is_evidence(request, outcome, probes=route.probe is not None):
             continue
         audit = Audit(seq=one.seq, at=at, ended_at_s=0.0, episode=one.episode)
-        if audit.unit in units:
-            continue
-        units.add(audit.unit)
         for label in one.labels:
             audit = audit.with_label(Said(label.seq, label.feedback), at)
         found.append(audit)

@@ -3,7 +3,12 @@
     em=0.5@0.5                 runs whose model has an EM above 0.5 first, then those at or below it
     model=gpt-4*>gpt-3.5*@0.4  requests of some models first, then of others
     class=hard:0.8@0.5         from then on four fifths of the requests are of this class
+    mix=easy>hard:0.8@0.5      of two classes, four fifths are of the first before, and of the second from then on
     relabel=0.1@0.5            from then on the full run's answer is the right one for a tenth of the questions
+    silent=0.06@0.5            from then on 6 % of the requests lose at every early stop, and no signal shows it
+    ramp=0.08@0.5              the same, with a share that rises from 0 at that part to 8 % at the end
+    oscillate=0.08@0.5         the same, with 8 % and 0 by turns, in eight phases of equal length
+    turns=5:0.06               conversations of five requests, in which 6 % of all but the first lose like that
     set=other.parquet@0.5      from then on the requests come from another file
 
 The part behind the @ says where in the stream it happens. Knows which requests belong to the world before and which
@@ -15,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,10 +32,29 @@ from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Floats, Ints
 from suffice.replay.online.traffic import Traffic
 
-Kind: TypeAlias = Literal["em", "model", "class", "relabel", "set"]
-KINDS: Final = ("em", "model", "class", "relabel", "set")
-_SPEC: Final = re.compile(r"(\w+)=(.+)@(0?\.\d+)", re.DOTALL)
-_ALLOWED: Final = "em=EM@AT, model=BEFORE>AFTER@AT, class=NAME:SHARE@AT, relabel=SHARE@AT or set=FILE@AT, AT as 0.5"
+Kind: TypeAlias = Literal["em", "model", "class", "mix", "relabel", "silent", "ramp", "oscillate", "turns", "set"]
+N_PHASES: Final = 8  # of an oscillation
+_SHARE: Final = r"(?:0?\.\d+|0\.?|1(?:\.0*)?)"
+_FORMS: Final[Mapping[Kind, tuple[str, str]]] = {  # as a person writes it, and the pattern of its value
+    "em": ("em=EM@AT", _SHARE),
+    "model": ("model=BEFORE>AFTER@AT", "[^>]*>[^>]*"),
+    "class": ("class=NAME:SHARE@AT", f".*:{_SHARE}"),
+    "mix": ("mix=CLASS>OTHER:SHARE@AT", rf"([^>]+)>(?!\1:)[^>]+:{_SHARE}"),
+    "relabel": ("relabel=SHARE@AT", _SHARE),
+    "silent": ("silent=SHARE@AT", _SHARE),
+    "ramp": ("ramp=SHARE@AT", _SHARE),
+    "oscillate": ("oscillate=SHARE@AT", _SHARE),
+    "turns": ("turns=N:SHARE", rf"(?:[2-9]|[1-9]\d+)(?::{_SHARE})?"),
+    "set": ("set=FILE@AT", ".+"),
+}
+KINDS: Final = tuple(_FORMS)
+_SPEC: Final = re.compile(r"(\w+)=(.+?)(?:@(0?\.\d+))?", re.DOTALL)
+_COURSES: Final[Mapping[Kind, Callable[[Floats], Floats]]] = {  # part of the share that loses, by progress in [0, 1)
+    "silent": np.ones_like,
+    "ramp": lambda progress: progress,
+    "oscillate": lambda progress: 1.0 - np.floor(N_PHASES * progress) % 2,
+}
+_ALLOWED: Final = f"{', '.join(form for form, _ in _FORMS.values())}; AT as 0.5, shares from 0 to 1, N at least 2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +64,7 @@ class Drift:
     text: str
     kind: Kind
     value: str
-    at: float   # part of the stream, in (0, 1)
+    at: float   # part of the stream, in (0, 1); 0 for turns, which are there from the start
 
     @property
     def file(self) -> Path | None:
@@ -51,23 +75,14 @@ class Drift:
 def parse_drift(text: str) -> Drift:
     """Read a drift. Raises ConfigError with what is allowed."""
     match = _SPEC.fullmatch(text.strip())
-    if match is None or match[1] not in KINDS or not 0 < float(match[3]) < 1:
+    kind = cast("Kind", match[1]) if match else "em"
+    at = float(match[3] or 0) if match else 0.0
+    if (
+        match is None or kind not in _FORMS or (at == 0) != (kind == "turns") or (kind == "turns" and match[3])
+        or not re.fullmatch(_FORMS[kind][1], match[2], re.DOTALL)
+    ):  # fmt: skip
         raise ConfigError(f"--drift: got {text!r:.100}; allowed: {_ALLOWED}")
-    kind, value = cast("Kind", match[1]), match[2]
-    fits: dict[Kind, Callable[[], bool]] = {
-        "em": lambda: _is_share(value),
-        "model": lambda: value.count(">") == 1,
-        "class": lambda: ":" in value and _is_share(value.rpartition(":")[2]),
-        "relabel": lambda: _is_share(value),
-        "set": lambda: True,
-    }
-    if not fits[kind]():
-        raise ConfigError(f"--drift: got {text!r:.100}; allowed: {_ALLOWED}")
-    return Drift(text=text, kind=kind, value=value, at=float(match[3]))
-
-
-def _is_share(text: str) -> bool:
-    return re.fullmatch(r"0?\.\d+|[01](\.\d*)?", text) is not None and 0 <= float(text) <= 1
+    return Drift(text=text, kind=kind, value=match[2], at=at)
 
 
 def worlds(traffic: Traffic, drift: Drift, from_file: Bools | None = None) -> tuple[Bools, Bools]:
@@ -88,9 +103,7 @@ def worlds(traffic: Traffic, drift: Drift, from_file: Bools | None = None) -> tu
         before, after = ~from_file, from_file
     else:
         before, after = everything, everything
-    if not before.any() or not after.any():
-        empty = "before" if not before.any() else "after"
-        raise ConfigError(f"--drift: {drift.text!r:.100} leaves no request for the time {empty} it")
+    _refuse_empty(drift, before=bool(before.any()), after=bool(after.any()))
     return before, after
 
 
@@ -99,39 +112,116 @@ def order(traffic: Traffic, drift: Drift, before: Bools, after: Bools, rng: np.r
 
     As many as there are, so that each comes once and the drift lies at its part of the stream.
     """
-    if drift.kind in ("class", "relabel"):
-        everything = rng.permutation(len(traffic))
-        at = round(drift.at * len(everything))
-        late = everything[at:] if drift.kind == "relabel" else _mixed(traffic, drift, everything[at:], rng)
-        return np.concatenate([everything[:at], late]), at
-    first, second = rng.permutation(np.flatnonzero(before)), rng.permutation(np.flatnonzero(after))
-    n = min(len(first) / drift.at, len(second) / (1 - drift.at))
-    at = max(1, int(n * drift.at))
-    return np.concatenate([first[:at], second[: max(1, int(n - at))]]), at
+    if drift.kind == "turns":
+        return _conversations(traffic, _turns(drift)[0], rng), 0
+    if drift.kind == "mix":
+        return _swapped(traffic, drift, rng)
+    if drift.kind in ("em", "model", "set"):
+        first, second = rng.permutation(np.flatnonzero(before)), rng.permutation(np.flatnonzero(after))
+        n = min(len(first) / drift.at, len(second) / (1 - drift.at))
+        at = max(1, int(n * drift.at))
+        return np.concatenate([first[:at], second[: max(1, int(n - at))]]), at
+    everything = rng.permutation(len(traffic))
+    at = round(drift.at * len(everything))
+    late = _mixed(traffic, drift, everything[at:], rng) if drift.kind == "class" else everything[at:]
+    return np.concatenate([everything[:at], late]), at
+
+
+def losing_share(drift: Drift, at: int, n: int) -> Floats:
+    """P(a request loses at every early stop) for each of n requests in the order in which they come, shape (n,).
+
+    at  first request of the world after
+    """
+    number = np.arange(n)
+    if drift.kind == "turns":
+        turns, share = _turns(drift)
+        return np.where(number % turns > 0, share, 0.0)
+    if drift.kind not in _COURSES:
+        return np.zeros(n)
+    course = _COURSES[drift.kind]((number - at) / max(1, n - at))
+    return np.where(number >= at, float(drift.value) * course, 0.0)
 
 
 def relabelled(traffic: Traffic, drift: Drift, at: int) -> Traffic:
-    """The stream with other labels from request `at` on, where the drift says so: what differs is lost."""
-    if drift.kind != "relabel":
+    """The stream with other labels, where the drift says so.
+
+    With `relabel`, what differs from the full run is lost from request `at` on. Where a request loses at every early
+    stop, its full run is right and every answer before the end is wrong, whatever they were; what a policy reads stays.
+    Which requests do follows from a hash of the question and the request's place in the stream.
+    """
+    runs, number = traffic.runs, np.arange(len(traffic))
+    if drift.kind == "relabel":
+        share = float(drift.value)
+        hit = np.array([_place(question) < share for question in traffic.question], dtype=bool) & (number >= at)
+        z = np.where(hit[runs.run_of_row], runs.d.astype(np.int8), runs.z)
+        return replace(traffic, runs=replace(runs, z=z))
+    share_of = losing_share(drift, at, len(traffic))
+    if not share_of.any():
         return traffic
-    share = float(drift.value)
-    hit = np.array([_place(question) < share for question in traffic.question]) & (np.arange(len(traffic)) >= at)
-    rows = hit[traffic.runs.run_of_row]
-    z = np.where(rows, traffic.runs.d.astype(np.int8), traffic.runs.z)
-    return replace(traffic, runs=replace(traffic.runs, z=z))
+    place = np.array([_place(f"{question}\n{i}") for i, question in enumerate(traffic.question)])
+    wrong = (place < share_of)[runs.run_of_row]
+    wrong[runs.last] = False
+    return replace(traffic, runs=replace(runs, z=np.where(wrong, np.int8(1), runs.z), d=runs.d | wrong))
+
+
+def _conversations(traffic: Traffic, turns: int, rng: np.random.Generator) -> Ints:
+    """All requests as conversations of so many turns; the last one may be shorter.
+
+    Requests of one question follow each other as far as they go; one with too few of them goes on with another.
+    """
+    names, number = np.unique(np.array(traffic.question, dtype=object).astype(str), return_inverse=True)
+    shuffled = rng.permutation(len(traffic))
+    by_question = shuffled[np.argsort(rng.permutation(len(names))[number[shuffled]], kind="stable")]
+    n_whole = len(by_question) // turns * turns
+    whole = rng.permutation(by_question[:n_whole].reshape(-1, turns))
+    return np.concatenate([whole.ravel(), by_question[n_whole:]])
+
+
+def _turns(drift: Drift) -> tuple[int, float]:
+    """Turns of a conversation, and the share of the later ones that lose."""
+    turns, _, share = drift.value.partition(":")
+    return int(turns), float(share or 0)
+
+
+def _swapped(traffic: Traffic, drift: Drift, rng: np.random.Generator) -> tuple[Ints, int]:
+    """Requests of two classes whose shares swap, as many as there are."""
+    names, _, text = drift.value.rpartition(":")
+    first, _, second = names.partition(">")
+    share, early = float(text), drift.at
+    a, b = (rng.permutation(np.flatnonzero(_of_class(traffic, name))) for name in (first, second))
+    swapped = share * early + (1 - share) * (1 - early)  # of all requests, those of the first class
+    n = min(len(a) / swapped, len(b) / (1 - swapped))
+    n_a, n_b = int(n * early * share), int(n * early * (1 - share))
+    before = np.concatenate([a[:n_a], b[:n_b]])
+    after = np.concatenate([a[n_a:][: int(n * (1 - early) * (1 - share))], b[n_b:][: int(n * (1 - early) * share)]])
+    _refuse_empty(drift, before=len(before) > 0, after=len(after) > 0)
+    return np.concatenate([rng.permutation(before), rng.permutation(after)]), len(before)
 
 
 def _mixed(traffic: Traffic, drift: Drift, late: Ints, rng: np.random.Generator) -> Ints:
     """Of the late requests as many as leave a class with its new share."""
     name, _, text = drift.value.rpartition(":")
     share = float(text)
-    of_class = np.array([traffic.query_class[i] == name for i in late.tolist()], dtype=bool)
-    if not of_class.any():
-        known = ", ".join(sorted(set(traffic.query_class))[:10]) or "none"
-        raise ConfigError(f"--drift: no request is of class {name!r:.60}; known: {known}")
+    of_class = _of_class(traffic, name)[late]
     mine, others = late[of_class], late[~of_class]
     n = min(len(mine) / share if share else np.inf, len(others) / (1 - share) if share < 1 else np.inf)
+    _refuse_empty(drift, before=True, after=n >= 1)
     return rng.permutation(np.concatenate([mine[: int(n * share)], others[: int(n * (1 - share))]]))
+
+
+def _of_class(traffic: Traffic, name: str) -> Bools:
+    """Which requests are of a class, shape (N,). Raises ConfigError with the classes that there are."""
+    found = np.array([known == name for known in traffic.query_class], dtype=bool)
+    if not found.any():
+        known = ", ".join(sorted(set(traffic.query_class) - {""})[:10]) or "none"
+        raise ConfigError(f"--drift: no request is of class {name!r:.60}; known: {known}")
+    return found
+
+
+def _refuse_empty(drift: Drift, *, before: bool, after: bool) -> None:
+    if not before or not after:
+        empty = "after" if before else "before"
+        raise ConfigError(f"--drift: {drift.text!r:.100} leaves no request for the time {empty} it")
 
 
 def _run_em(traffic: Traffic) -> Floats:
@@ -148,6 +238,7 @@ def _models(traffic: Traffic, pattern: str) -> Bools:
     return np.array([fnmatchcase(model, pattern) for model in traffic.model], dtype=bool)
 
 
-def _place(question: str) -> float:
-    digest = hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=8, person=b"relabel").digest()
+def _place(text: str) -> float:
+    """A hash in [0, 1)."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"relabel").digest()
     return int.from_bytes(digest, "big") / 2**64

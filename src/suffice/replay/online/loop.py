@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
 from suffice.assurance.drift import BATCH
 from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
-from suffice.learn.keeper import Change
+from suffice.learn.keeper import Change, Keeper, PendingAudits
 from suffice.learn.served import Served
 from suffice.replay.online.traffic import Traffic
 
@@ -43,7 +43,7 @@ class Design(Protocol):
         ...
 
     def take(self, runs: AuditRuns) -> None:
-        """Take new audits in."""
+        """Take audits in that have returned."""
         ...
 
     def notice(self, signals: Floats) -> tuple[Change, ...]:
@@ -85,6 +85,36 @@ def _nothing(_: object) -> None:
     """Look at nothing."""
 
 
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """Audits that have begun and not returned, in the order in which they began."""
+
+    traffic: Traffic
+    which: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    share: Floats = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, which: Ints, share: float) -> None:
+        """These requests were drawn, at this share."""
+        self.which = np.concatenate([self.which, which])
+        self.share = np.concatenate([self.share, np.full(len(which), share)])
+
+    def forget(self) -> None:
+        """Whoever was asked in an epoch that is over says nothing in the next one."""
+        self.which, self.share = self.which[:0], self.share[:0]
+
+    def give(self, design: Design, now: float) -> None:
+        """Give the design those that have returned by now."""
+        duration = self.traffic.duration[self.which]
+        back = self.which + duration < now if duration.any() else np.ones(len(self.which), dtype=bool)
+        order = np.argsort(self.which[back] + duration[back], kind="stable")
+        found = self.traffic.runs.take(self.which[back][order])
+        if isinstance(design, Keeper):
+            design.returned(duration[back])
+            design.pending = PendingAudits(at=self.which[~back].astype(np.float64), share=self.share[~back])
+        design.take(replace(found, share=self.share[back][order]))
+        self.which, self.share = self.which[~back], self.share[~back]
+
+
 def run_stream(
     traffic: Traffic, design: D, rng: np.random.Generator, *, period: int = PERIOD, learns: Bools | None = None,
     watch: Callable[[D], None] = _nothing,
@@ -101,22 +131,27 @@ def run_stream(
     audit, burst, level = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
     row = runs.last.copy()
     changes: list[Change] = []
-    n_noticed = 0
+    n_noticed, waiting = 0, _Waiting(traffic)
     for begin in range(0, n, period):
         block = np.arange(begin, min(begin + period, n))
         now = begin + len(block)
-        audit[block] = rng.random(len(block)) < design.share
+        share = design.share
+        audit[block] = rng.random(len(block)) < share
         level[block], burst[block] = design.level, design.in_burst
         if design.level and design.served is not None:
             served = block[~audit[block]]
             part = runs.take(served)
             row[served] = design.served.rows_at(part, design.level) - part.starts[:-1] + runs.starts[served]
         design.now = float(now)
-        design.take(runs.take(block[audit[block] if learns is None else audit[block] & learns[block]]))
+        waiting.add(block[audit[block] if learns is None else audit[block] & learns[block]], share)
+        waiting.give(design, now)
+        n_changes = len(changes)
         while n_noticed + BATCH <= now:
             changes += design.notice(traffic.early[n_noticed : n_noticed + BATCH])
             n_noticed += BATCH
         changes += design.tick(float(now))
+        if any(change.kind == "epoch" for change in changes[n_changes:]):
+            waiting.forget()
         watch(design)
     return Stream(
         audit=audit, burst=burst, level=level, z=runs.z[row], tokens=runs.cost[row], probes=traffic.probes[row],

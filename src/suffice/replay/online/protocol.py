@@ -9,32 +9,27 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
+from suffice.assurance.windows import window_audits
 from suffice.errors import ConfigError
-from suffice.learn.audits import Bools
+from suffice.learn.audits import Bools, Floats
 from suffice.learn.features import DENSE
-from suffice.learn.keeper import Keeper, Plan
+from suffice.learn.keeper import Keeper, Plan, full_runs
 from suffice.learn.served import Served
-from suffice.replay.online.drift import Drift, relabelled, worlds
+from suffice.replay.online.drift import Drift, losing_share, relabelled, worlds
 from suffice.replay.online.loop import PERIOD, Stream, run_stream
 from suffice.replay.online.orders import draw_order
 from suffice.replay.online.result import Course, OnlineReport, Seed
-from suffice.replay.online.traffic import Traffic, learner_of, make_traffic
+from suffice.replay.online.traffic import Traffic, learner_of, make_traffic, with_times
 from suffice.replay.study.runs import Runs, concatenate, make_runs
 from suffice.replay.traces.survey import Survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Promise
 
-WARM_UP: Final = 500          # full runs at the start …
-WARM_UP_PART: Final = 0.25    # … or this part of the stream, if that is less
-WINDOW_LAW: Final = 16.0      # audits of the window, times the budget: 800 at two points
-SPAN: Final = 8_000           # requests within which all audits count; recorded runs are one world …
-RAMP_LAW: Final = 24.0        # … in which evidence is not forgotten, so more of it pays than live
-REFITS: Final = 10            # in a short stream at least so many; a long one refits every 1,000 requests
 N_BLOCKS: Final = 60          # of the course that is drawn
 MOST_JUDGED: Final = 2_000    # requests of the world after a drift that say what a level loses there
 
@@ -47,7 +42,9 @@ class OnlineAsked:
     confidence: float = 0.95
     n_seeds: int = 20
     warm_up: int | None = None
-    label_delay: int = 0            # requests between a run and its label
+    run_time: int = 0               # mean of a full run, in requests that begin meanwhile
+    label_delay: int = 0            # requests between the end of a run and its label, at least …
+    label_delay_most: int | None = None  # … and at most; None: always the same
     audit_share: float = 0.05       # once there is evidence
     resample: int | None = None     # requests drawn by question-level bootstrap
     disjoint: bool = False          # evidence from one half of the questions, figures from the other
@@ -124,21 +121,24 @@ class _Job:
     traffic: Traffic
     worlds: tuple[Bools, Bools] | None
 
+    @property
+    def label_delay(self) -> tuple[int, int]:
+        """Least and most requests between the end of a run and its label."""
+        least, most = self.asked.label_delay, self.asked.label_delay_most
+        return least, least if most is None else most
+
     def plan(self, n: int, n_evidence: int | None = None) -> Plan:
         """The numbers of the control loop for a stream of n requests.
 
         n_evidence  of them, those whose audits count: no more of it comes behind them; None: all
         """
         asked = self.asked
-        warm_up = min(WARM_UP, int(WARM_UP_PART * n)) if asked.warm_up is None else asked.warm_up
+        burst = full_runs(asked.max_em_drop, n if n_evidence is None else n_evidence)
         return Plan(
-            max_em_drop=asked.max_em_drop, confidence=asked.confidence, label_free=asked.label_free, warm_up=warm_up,
-            promise=asked.promise,
-            burst=min(1_000, max(1, n // 4)), window=round(WINDOW_LAW / asked.max_em_drop),
-            span=0.0 if asked.drift else SPAN, ramp_law=WINDOW_LAW if asked.drift else RAMP_LAW,
-            share=asked.audit_share, ramp_share=max(0.5, asked.audit_share),
-            horizon=n if n_evidence is None else n_evidence, refit_every=min(1_000, max(PERIOD, n // REFITS)),
-            label_timeout=asked.label_delay,
+            max_em_drop=asked.max_em_drop, confidence=asked.confidence, label_free=asked.label_free,
+            promise=asked.promise, warm_up=burst if asked.warm_up is None else asked.warm_up, burst=burst,
+            window=window_audits(asked.max_em_drop), share=asked.audit_share,
+            free_audits=not self.traffic.probes.any(), label_timeout=self.label_delay[1],
         )  # fmt: skip
 
     def run(self, seed: int) -> tuple[Seed, int | None]:
@@ -148,12 +148,13 @@ class _Job:
         which, drift_at, learns = draw_order(
             self.traffic, rng, drift=asked.drift, worlds=self.worlds, disjoint=asked.disjoint, resample=asked.resample
         )
-        traffic = self.traffic.take(which)
-        runs = traffic.runs
-        traffic = replace(traffic, runs=replace(runs, label_at=runs.at + asked.label_delay))
+        traffic = with_times(
+            self.traffic.take(which), run_time=asked.run_time, label_delay=self.label_delay, rng=rng
+        )
+        truth = None
         if asked.drift is not None and drift_at is not None:
+            truth = _Truth.of(traffic, asked.drift, drift_at)
             traffic = relabelled(traffic, asked.drift, drift_at)
-        truth = _Truth(traffic, drift_at) if drift_at is not None else None
         n_evidence = None if learns is None else int(learns.sum())
         plan = self.plan(len(traffic), n_evidence)
         stream = run_stream(
@@ -165,42 +166,64 @@ class _Job:
 
 
 class _Truth:
-    """What the level in force loses in the world after a drift; nothing in the loop sees it."""
+    """The EM drop to expect of each request after a drift at the level that it met; nothing in the loop sees it."""
 
-    def __init__(self, traffic: Traffic, drift_at: int) -> None:
+    def __init__(self, traffic: Traffic, drift_at: int, losing: Floats | None = None) -> None:
+        """Judge levels on the requests after the drift.
+
+        losing  P(a request loses at every early stop), on top of what `traffic` says, shape (N,); None: none does
+        """
         late = np.arange(drift_at, len(traffic))
         self._runs = traffic.runs.take(late[:: max(1, len(late) // MOST_JUDGED)])
-        self._at = drift_at
-        self._known: tuple[int, int] | None = None
-        self._drop = 0.0
-        self._before: tuple[Served | None, int] = (None, 0)  # in force until the next look
-        self.seen: list[tuple[int, float]] = []  # requests after the drift, drop of the level from there on
+        self._losing = np.zeros(len(traffic)) if losing is None else losing
+        self._met: tuple[Served | None, int] = (None, 0)  # by the requests until the next look
+        self._drops: tuple[float, float] = (0.0, 0.0)     # of that level
+        self._at = self._until = drift_at
+        self.drop = np.zeros(len(traffic))                # (N,): 0 before the drift
+
+    @classmethod
+    def of(cls, traffic: Traffic, drift: Drift, at: int) -> _Truth:
+        """The truth of a stream that the drift has not relabelled yet."""
+        losing = losing_share(drift, at, len(traffic))
+        if drift.kind == "turns":  # a conversation has all of its turns: what counts is their mean
+            losing = np.full(len(traffic), losing.mean())
+        return cls(relabelled(traffic, drift, at) if drift.kind == "relabel" else traffic, at, losing)
 
     def look(self, keeper: Keeper) -> None:
-        """Note what is in force now."""
-        if keeper.now < self._at:
-            self._before = (keeper.served, keeper.level)
-            return
-        if not self.seen and keeper.now > self._at:  # it came between two looks, and met the level of the one before
-            self.seen.append((0, self._lost(*self._before)))
-        what = (keeper.version, keeper.level)
-        if what != self._known:
-            self._drop, self._known = self._lost(keeper.served, keeper.level), what
-        self.seen.append((int(keeper.now) - self._at, self._drop))
+        """Note what is in force from now on."""
+        now = int(keeper.now)
+        if now > self._until:
+            self.drop[self._until : now] = self._in_force(self._losing[self._until : now])
+            self._until = now
+        met = keeper.served, keeper.level
+        if met != self._met:
+            self._met, self._drops = met, self._lost(*met)
 
-    def _lost(self, served: Served | None, level: int) -> float:
-        """EM drop of a level."""
+    def _in_force(self, losing: Floats) -> Floats:
+        """EM drop of the level in force, for requests that lose at every early stop with these chances, shape (n,)."""
+        clean, lost = self._drops
+        return clean + losing * (lost - clean)
+
+    def _lost(self, served: Served | None, level: int) -> tuple[float, float]:
+        """EM drop of a level on the runs as they are, and if all of them lost at every early stop."""
         if served is None or not level:
-            return 0.0
-        return float(self._runs.z[served.rows_at(self._runs, level)].mean())
+            return 0.0, 0.0
+        rows = served.rows_at(self._runs, level)
+        return float(self._runs.z[rows].mean()), float((rows < self._runs.last).mean())
 
     def recovery(self, max_em_drop: float) -> int | None:
         """Requests until the level in force keeps the budget from there to the end; None: it never does."""
-        broken = [at for at, drop in self.seen if drop > max_em_drop]
-        if not broken:
-            return 0
-        after = [at for at, _ in self.seen if at > broken[-1]]
-        return after[0] if after else None
+        if self._in_force(self._losing[-1:]).max(initial=0.0) > max_em_drop:
+            return None
+        broken = np.flatnonzero(self.drop > max_em_drop)
+        return int(broken[-1]) + 1 - self._at if len(broken) else 0
+
+    def loss_above_budget(self, served: Bools, max_em_drop: float) -> float:
+        """Points of EM drop above the budget, summed over requests.
+
+        served  requests that were no audits, shape (N,)
+        """
+        return float(100 * np.maximum(0.0, self.drop[served] - max_em_drop).sum())
 
 
 def _summed(
@@ -213,7 +236,9 @@ def _summed(
         seed=seed, n=n, reduction=stream.reduction(slice(None)), reduction_late=stream.reduction(late),
         reduction_late_free=stream.reduction(late, probes=False), drop_late=stream.drop(late),
         audits=int(stream.audit.sum()), alarms=len(alarms), alarm_delay=after[0] if after else None,
+        false_alarms=None if drift_at is None else len(alarms) - len(after),
         recovery=truth.recovery(plan.max_em_drop) if truth else None,
+        loss_above_budget=truth.loss_above_budget(~stream.audit, plan.max_em_drop) if truth else None,
         course=_course(stream, alarms, max(1, plan.n_levels - 1)),
     )  # fmt: skip
 

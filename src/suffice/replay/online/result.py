@@ -39,7 +39,9 @@ class Seed:
     audits: int
     alarms: int
     alarm_delay: int | None         # requests from the drift to the first alarm; None: none came, or no drift
+    false_alarms: int | None        # before the drift; None: there is none
     recovery: int | None            # requests from the drift until the deployed level keeps the budget for good
+    loss_above_budget: float | None # after the drift, of all requests that were no audits; points x requests
     course: Course
 
 
@@ -96,6 +98,20 @@ class OnlineReport:
         middle = float(np.median(known))
         return middle if np.isfinite(middle) else None
 
+    @property
+    def loss_above_budget(self) -> float | None:
+        """Points of EM above the budget times the requests that met them, after a drift, mean; None: not known."""
+        return self._mean_known("loss_above_budget")
+
+    @property
+    def false_alarms(self) -> float | None:
+        """Alarms of a stream before a drift, mean; None: not known."""
+        return self._mean_known("false_alarms")
+
+    def _mean_known(self, field: str) -> float | None:
+        known = self.values(field)
+        return float(known.mean()) if len(known) else None
+
     def plain(self) -> dict[str, object]:
         """The JSON object of the set."""
         ends = self.violations_interval
@@ -116,5 +132,6 @@ class OnlineReport:
                 "recovery_requests": self.recovery, "recovered": len(self.values("recovery")) / len(self.seeds),
                 "alarm_delay_requests": self.median("alarm_delay"),
                 "alarmed": len(self.values("alarm_delay")) / len(self.seeds),
+                "false_alarms": self.false_alarms, "loss_above_budget": self.loss_above_budget,
             }  # fmt: skip
         return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Final
 
 import numpy as np
@@ -82,14 +83,23 @@ def notes(report: OnlineReport) -> list[str]:
     if report.disjoint:
         found.append(f"{name}: disjoint: fitted and certified on one half of the questions, the late half is the other")
     if report.drift is not None:
-        alarmed, recovery = report.values("alarm_delay"), report.recovery
-        delay = report.median("alarm_delay")
-        told = f"alarm in {len(alarmed)} of {len(report.seeds)} seeds"
-        told += "" if delay is None else f", {delay:,.0f} requests after it (median)"
-        back = f"{len(report.values('recovery'))} came back within the budget for good"
-        back += "" if recovery is None else f", after {recovery:,.0f} requests (median)"
-        found.append(f"{name}: drift {printable(report.drift)} at request {report.drift_at:,}: {told}; {back}")
+        found.append(f"{name}: {_drifted(report)}")
     return found
+
+
+def _drifted(report: OnlineReport) -> str:
+    """What came of a drift."""
+    n, alarmed = len(report.seeds), len(report.values("alarm_delay"))
+    delay, recovery = report.median("alarm_delay"), report.recovery
+    told = f"alarm in {alarmed} of {n} seeds"
+    told += "" if delay is None else f", {delay:,.0f} requests after it (median)"
+    back = f"{len(report.values('recovery'))} came back within the budget for good"
+    back += "" if recovery is None else f", after {recovery:,.0f} requests (median)"
+    return (
+        f"drift {printable(report.drift or '')} at request {report.drift_at:,}: {told}; {back};"
+        f" {report.loss_above_budget or 0:,.0f} points x requests lost above the budget,"
+        f" {report.false_alarms or 0:.2f} false alarms before it (means)"
+    )
 
 
 def write_courses(reports: Sequence[OnlineReport], folder: Path) -> list[Path]:
@@ -140,7 +150,8 @@ def _drawn(report: OnlineReport, pyplot: Any) -> Any:
         f"requests; band: 10 to 90 % of {len(courses)} seeds; first seed: grey full runs, dotted alarms, line drift"
     )
     budget = f"{promised(report)}, {sureness(report)}"
-    figure.suptitle(f"{report.set}: {budget}", x=0.01, ha="left")
+    drifted = "" if report.drift is None else f"\n{fill(_drifted(report), 120)}"
+    figure.suptitle(f"{report.set}: {budget}{drifted}", x=0.01, ha="left", fontsize=10 if drifted else None)
     return figure
 
 

@@ -1,4 +1,7 @@
-"""Recorded runs as if they were traffic: what a request would show, cost and lose, whichever way it is served."""
+"""Recorded runs as if they were traffic: what a request would show, cost and lose, whichever way it is served.
+
+A vote ends at the sample that decides it, in audits too (`study.runs`); `runs.full` stays the cost of all samples.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ class Traffic:
     early: Floats                 # (N, F): early signals, seen of every request
     question: tuple[str, ...]     # (N,): requests of one question are not independent
     chosen: Chosen                # the columns of `runs.x`
+    duration: Floats              # (N,): requests that begin while it runs, it among them; 0: it ends at once
     # What a drift may tell apart, (N,) each; () where nobody told.
     query_class: tuple[str, ...] = ()
     model: tuple[str, ...] = ()
@@ -48,6 +52,7 @@ class Traffic:
             runs=replace(runs, at=at, label_at=at + delay),
             probes=self.probes[rows],
             early=self.early[which],
+            duration=self.duration[which],
             question=_picked(self.question, which),
             query_class=_picked(self.query_class, which),
             model=_picked(self.model, which),
@@ -73,17 +78,33 @@ def make_traffic(runs: Runs, chosen: Chosen | None = None) -> Traffic:
         runs=AuditRuns(
             x=x, starts=runs.starts, z=z, d=d, may_stop=answered, cost=runs.cost + runs.probes + finish,
             per_step=per_step, full=runs.full_tokens, fold=np.array([fold[q] for q in runs.question], np.int8),
-            at=at, label_at=at.copy(), query_class=np.array([classes[q.query_class] for q in runs.queries], np.int64),
+            at=at, share=np.ones(len(runs)), label_at=at.copy(), query_class=np.array([classes[q.query_class] for q in runs.queries], np.int64),
             abandoned=np.zeros(len(runs), dtype=bool),
         ),
         probes=runs.probes,
         early=early_signals(x, runs.starts, len(chosen.dense)),
+        duration=np.zeros(len(runs)),
         question=runs.question,
         query_class=tuple(query.query_class for query in runs.queries),
         model=tuple(dict(query.metadata).get("model", "") for query in runs.queries),
         full_ok=tuple(runs.full_ok.tolist()),
         chosen=chosen,
     )  # fmt: skip
+
+
+def with_times(
+    traffic: Traffic, *, run_time: float, label_delay: tuple[int, int], rng: np.random.Generator
+) -> Traffic:
+    """The same requests, whose runs take time in proportion to their tokens and whose labels come later.
+
+    run_time     mean of the stream, in requests that begin meanwhile; 0: each run ends at once
+    label_delay  requests between the end of a run and its label: evenly from the first to the second
+    """
+    runs, (least, most) = traffic.runs, label_delay
+    tokens = runs.cost[runs.last]
+    duration = run_time * tokens / max(1.0, float(tokens.mean()))
+    delay = rng.integers(least, most, len(traffic), endpoint=True) if least < most else np.full(len(traffic), least)
+    return replace(traffic, duration=duration, runs=replace(runs, label_at=runs.at + duration + delay))
 
 
 def early_signals(x: Floats, starts: Ints, n_dense: int) -> Floats:

@@ -96,7 +96,7 @@ class Recorder:
             body["seed"] += index - 1
         run = SampleRun(
             client=self.client, path=CHAT_PATH, body=body, headers=[], ledger=Ledger(self._request(asked), 0.0),
-            scorer=self.scorer, n_samples=1, wave=1, draws_all=True,
+            scorer=self.scorer, n_samples=1, wave=1, continues_after_failure=True,
         )  # fmt: skip
         async with aclosing(run.steps()) as steps:
             async for _ in steps:

@@ -2,6 +2,10 @@
 
 Two sides that never meet before the end: `columns` and `queries` are what a policy may read, computed by
 the very observer that serves live traffic; `ok`, `same` and the costs are what the replay is told afterwards.
+
+A vote ends once it is decided, under every policy and under none, as it does live: its run here has no rows behind the
+deciding sample, so no policy reads them or pays for them. `full_tokens`, which savings are measured against, stays the
+vote over all samples.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.episode.vote import deciding_sample
 from suffice.learn.ragged import Ragged
 from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
 from suffice.replay.traces.batch import Batch
@@ -28,7 +33,10 @@ Says = NDArray[Any]  # of each row by a model: float64, a risk or a probability;
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runs(Ragged):
-    """Some recorded runs of one set: E runs, T steps in all; run i has the rows starts[i] … starts[i + 1] - 1."""
+    """Some recorded runs of one set: E runs, T steps in all; run i has the rows starts[i] … starts[i + 1] - 1.
+
+    The last row of a run is its end; for a vote, the sample that decides it.
+    """
 
     set: str
     kind: Kind
@@ -42,7 +50,7 @@ class Runs(Ragged):
     ok: Bools                   # T: the answer that would be delivered after the step is right
     same: Bools                 # T: it is the full run's answer
     full_ok: Bools              # E
-    full_tokens: Floats         # E
+    full_tokens: Floats         # E: of all recorded steps, those behind the sample that decides a vote included
     finish: Floats              # E: tokens of the answer that a stop still writes, where the recording tells them
 
     def __len__(self) -> int:
@@ -106,8 +114,19 @@ def concatenate(parts: Sequence[Runs]) -> Runs:
 
 def take(runs: Runs, keep: Bools) -> Runs:
     """The runs where `keep` holds, shape (E,)."""
-    rows = keep[runs.run_of_row]
-    starts = np.concatenate([[0], np.cumsum(runs.n_steps[keep])])
+    return replace(
+        _with_rows(runs, keep[runs.run_of_row], runs.n_steps[keep]),
+        queries=tuple(query for query, kept in zip(runs.queries, keep, strict=True) if kept),
+        question=tuple(question for question, kept in zip(runs.question, keep, strict=True) if kept),
+        full_ok=runs.full_ok[keep],
+        full_tokens=runs.full_tokens[keep],
+        finish=runs.finish[keep],
+    )
+
+
+def _with_rows(runs: Runs, rows: Bools, n_steps: NDArray[np.int64]) -> Runs:
+    """The columns of steps where `rows` holds, shape (T,); n_steps: how many of them each remaining run has."""
+    starts = np.concatenate([[0], np.cumsum(n_steps)])
     return replace(
         runs,
         columns=Columns(
@@ -116,13 +135,8 @@ def take(runs: Runs, keep: Bools) -> Runs:
             answers=runs.columns.answers,
             starts=starts,
         ),
-        queries=tuple(query for query, kept in zip(runs.queries, keep, strict=True) if kept),
-        question=tuple(question for question, kept in zip(runs.question, keep, strict=True) if kept),
         starts=starts,
         **{name: getattr(runs, name)[rows] for name in ("cost", "probes", "resent", "ok", "same")},
-        full_ok=runs.full_ok[keep],
-        full_tokens=runs.full_tokens[keep],
-        finish=runs.finish[keep],
     )
 
 
@@ -170,11 +184,13 @@ def _part(batch: Batch, needs: Sequence[str], probe_tokens: int | None, planned_
     n_steps = np.diff(batch.offset)
     run = np.repeat(np.arange(len(batch)), n_steps)
     cost = _within(batch.tokens + batch.ctx_tokens, batch.offset, n_steps)
+    last = _last_rows(batch)
     asked = _probe_costs(batch, probe_tokens)
+    asked[last] = 0.0  # nothing is left to ask
     answer = _codes_in(batch, columns)
     ok = _right(batch, run, answer)
-    ok[batch.offset[1:] - 1] = batch.full_em  # a stop at the last step is the full run
-    return Runs(
+    ok[last] = batch.full_em  # a stop at the last step is the full run
+    whole = Runs(
         set=batch.set,
         kind=batch.kind,
         columns=columns,
@@ -190,6 +206,21 @@ def _part(batch: Batch, needs: Sequence[str], probe_tokens: int | None, planned_
         full_tokens=batch.full_tokens.astype(np.float64),
         finish=np.array([_answer_tokens(meta) if batch.kind == "reasoning" else 0.0 for meta in batch.meta]),
     )
+    return _with_rows(whole, np.arange(len(run)) <= last[run], last - batch.offset[:-1] + 1)
+
+
+def _last_rows(batch: Batch) -> NDArray[np.int64]:
+    """The last row of each run, shape (E,): that of its last step; in a vote, of the sample that decides it.
+
+    Where the recorded answer is not that of the vote, another rule than ours made it, and the run is left whole.
+    """
+    last = batch.offset[1:] - 1
+    if batch.kind != "samples" or not batch.vote:
+        return last
+    for i in np.flatnonzero(~batch.differs).tolist():
+        start, end = int(batch.offset[i]), int(batch.offset[i + 1])
+        last[i] = start + (deciding_sample(batch.answer[start:end], end - start) or end - start) - 1
+    return last
 
 
 def _with_plan(query: Query, planned_steps: int | None) -> Query:
@@ -205,14 +236,13 @@ def _within(values: NDArray[np.generic], offset: NDArray[np.int64], n_steps: NDA
 
 
 def _probe_costs(batch: Batch, probe_tokens: int | None) -> Floats:
-    """What the probe behind each step costs, shape (T,). Behind the last step nothing is left to ask."""
+    """What the probe behind each step costs, shape (T,)."""
     if batch.kind != "reasoning" and probe_tokens is None:
         costs = np.maximum(batch.probe_tokens, 0).astype(np.float64)
     elif probe_tokens is None:
         costs = np.where(batch.probe_tokens >= 0, batch.probe_tokens, 15).astype(np.float64)
     else:
         costs = np.full(len(batch.tokens), float(probe_tokens))
-    costs[batch.offset[1:] - 1] = 0.0
     return costs
 
 

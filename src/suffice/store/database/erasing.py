@@ -39,7 +39,14 @@ _LABELS: Final = """
         AND json_extract(body, '$.feedback.response_id') = (
             SELECT json_extract(body, '$.outcome.response_id') FROM events WHERE kind = 'outcome' AND key = :episode)
     ORDER BY seq"""
-_OF_UNIT: Final = "SELECT key FROM events WHERE kind = 'request' AND json_extract(body, '$.request.unit') = ?"
+_OF_UNIT: Final = """
+    SELECT key FROM events WHERE kind = 'request'
+    AND ? IN (json_extract(body, '$.request.unit'), json_extract(body, '$.request.conversation'))
+"""
+_SENDERS: Final = """
+    SELECT DISTINCT coalesce(json_extract(body, '$.request.sender'), '') FROM events
+    WHERE kind = 'request' AND coalesce(json_extract(body, '$.request.conversation'), '') <> ''
+"""
 _NEXT: Final = "SELECT seq, at_s, kind, key FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
 _BODY: Final = "SELECT kind, body FROM events WHERE seq = ?"
 _UNTIL: Final = """
@@ -93,8 +100,13 @@ def rows_of(connection: sqlite3.Connection, episode: str) -> list[int]:
 
 
 def episodes_of(connection: sqlite3.Connection, unit: str) -> list[str]:
-    """The episodes of a unit of the lottery, by its name in the log: a conversation, or a request with its retries."""
+    """The episodes of a conversation, or of a request with its retries, by the name that it has in the log."""
     return [name for (name,) in connection.execute(_OF_UNIT, (unit,))]
+
+
+def conversation_senders(connection: sqlite3.Connection) -> list[str]:
+    """Whoever named conversations, by the names that senders have in the log; "" where keys are not asked for."""
+    return [name for (name,) in connection.execute(_SENDERS)]
 
 
 def aged(connection: sqlite3.Connection, limit_s: float, *, after_seq: int, until_seq: int) -> list[Aged]:

@@ -412,6 +412,36 @@ MIGRATIONS: tuple[str, ...] = (
         json_each(o.body, '$.outcome.steps') s
     WHERE o.kind = 'outcome';
     """,
+    """
+    -- As it was, with which delivery of a request it is, and of which conversation.
+    DROP VIEW requests;
+    CREATE VIEW requests AS SELECT
+        seq, at_s, episode_id, route,
+        json_extract(body, '$.request.kind')           AS kind,
+        json_extract(body, '$.request.mode')           AS mode,
+        json_extract(body, '$.request.model')          AS model,
+        json_extract(body, '$.request.stream')         AS stream,
+        json_extract(body, '$.request.n_samples')      AS n_samples,
+        json_extract(body, '$.request.audit')          AS audit,
+        json_extract(body, '$.request.propensity')     AS propensity,
+        json_extract(body, '$.request.policy_version') AS policy_version,
+        json_extract(body, '$.request.certified')      AS certified,
+        json_extract(body, '$.request.question_key')   AS question_key,
+        json_extract(body, '$.request.ungoverned')     AS ungoverned,
+        json_extract(body, '$.request.received_at_s')  AS received_at_s,
+        coalesce(json_extract(body, '$.request.keep_rate'), 1.0) AS keep_rate,
+        coalesce(json_extract(body, '$.request.kept_by'), '')    AS kept_by,
+        coalesce(json_extract(body, '$.request.endpoint'), '/v1/chat/completions') AS endpoint,
+        json_extract(body, '$.request.query')          AS query,        -- JSON
+        coalesce(json_extract(body, '$.request.unit'), '')       AS unit,
+        coalesce(json_extract(body, '$.request.setup'), '')      AS setup,
+        coalesce(json_extract(body, '$.request.promise'), 'certified') AS promise,
+        coalesce(json_extract(body, '$.request.sender'), '')     AS sender,
+        coalesce(json_extract(body, '$.request.arms'), '[]')     AS arms,    -- JSON
+        coalesce(json_extract(body, '$.request.delivery'), 1)    AS delivery,
+        coalesce(json_extract(body, '$.request.conversation'), '') AS conversation
+    FROM events WHERE kind = 'request';
+    """,
 )
 
 

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from suffice.assurance.claim import Average, Claim, average_sentence, sentence
-from suffice.assurance.fidelity import FIDELITY_CONFIDENCE
+from suffice.assurance.detection import Reference, detection_law
+from suffice.assurance.fidelity import FIDELITY_RISK
 from suffice.assurance.judge import AT_RISK
 from suffice.assurance.outlook import Outlook
+from suffice.rollout.assign import LATER_SHARE
 from suffice.settings import Route
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.views import reading
 from suffice.store.routes.epochs import labels_wanted, requests_since
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.types import Spending
+from suffice.types import EvidenceSummary, Spending
+
+NOTICED_DROP: Final = 0.03     # the silent loss that a promise names the delay of …
+NOTICED_BUDGETS: Final = 1.5   # … or so many budgets, if that is more
 
 PhaseName: TypeAlias = Literal["unattended", "cold start", "burst", "searching", "certified", "budgeted", "paused"]
 
@@ -49,6 +55,10 @@ class Phase:
     classes: tuple[tuple[str, int], ...] = ()  # classes of questions that the guard-rails hold, and their levels
     spending: Spending | None = None  # the account of the budgeted mode; None: the route is not in it
     judge_charge: float = 0.0     # fraction of EM that a judge model's mistakes took off the budget; 0: it is not heard
+    window: tuple[int, int] | None = None  # numbers of the first and last request that the certificate is about
+    n_lost: int = 0               # of the audits, at the level
+    n_disagreeing: int | None = None  # of the audits, at the level; None: unknown
+    audit_share: float | None = None  # of the next requests
     arm: str = ""                 # the effort or budget that is level 1; "": levels are stops
 
 
@@ -106,7 +116,17 @@ def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, at
         spending=made.spending if made is not None else None,
         judge_charge=evidence.judge_charge if evidence is not None else 0.0,
         arm=made.arm if made is not None else "",
+        window=_window(evidence),
+        n_lost=evidence.n_lost if evidence is not None else 0,
+        n_disagreeing=evidence.n_disagreeing if evidence is not None else None,
+        audit_share=made.share if made is not None else None,
     )
+
+
+def _window(evidence: EvidenceSummary | None) -> tuple[int, int] | None:
+    if evidence is None or evidence.window_start is None or evidence.window_end is None:
+        return None
+    return ceil(evidence.window_start), ceil(evidence.window_end) - 1
 
 
 def promise(
@@ -128,11 +148,24 @@ def promise(
             labels="labelled" if labelled else "label-free",
         ))  # fmt: skip
     # What the finish changes is bounded at its own confidence, and risks add up.
-    at_risk = 1 - FIDELITY_CONFIDENCE if route.kind == "reasoning" and not phase.arm else 0.0
+    at_risk = FIDELITY_RISK if route.kind == "reasoning" and not phase.arm else 0.0
     at_risk += AT_RISK if phase.judge_charge else 0.0
     return sentence(Claim(
         route=name, scorer=scorer, max_em_drop=route.max_em_drop, confidence=round(phase.confidence - at_risk, 6),
-        n_window=phase.n_audits, per="pooled", labels="labelled" if labelled else "label-free", delay=None,
+        n_window=phase.n_audits, requests=phase.window, per="pooled", labels="labelled" if labelled else "label-free",
+        detection=_detection(route, phase, labelled=labelled),
         classes={} if outlook is None else {part.query_class or "": part.n_audits for part in outlook.classes},
-        what=f"asking with {phase.arm}" if phase.arm else "stopping",
+        what=f"asked with {phase.arm}" if phase.arm else "at the level in force",
+    ))  # fmt: skip
+
+
+def _detection(route: Route, phase: Phase, *, labelled: bool) -> str:
+    """How soon a silent loss would be noticed; "": nobody knows."""
+    if phase.n_disagreeing is None or not phase.n_audits or not phase.audit_share or phase.audit_share >= 1:
+        return ""
+    reference = Reference(n_disagreeing=phase.n_disagreeing, n_lost=phase.n_lost, n=phase.n_audits)
+    return str(detection_law(
+        max(NOTICED_DROP, NOTICED_BUDGETS * route.max_em_drop), max_em_drop=route.max_em_drop, reference=reference,
+        audit_share=LATER_SHARE if route.audit_share is None else route.audit_share, cap=route.most_audit_share,
+        labels=labelled,
     ))  # fmt: skip

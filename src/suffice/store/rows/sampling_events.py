@@ -25,6 +25,7 @@ class Counted:
     n_governed: int
     cells: tuple[Unkept, ...]
     senders: tuple[str, ...] = ()  # keyed hashes of API keys that were not among those told before
+    audit_share: float | None = None  # the lowest at which a governed one of them was drawn; None: none was governed
 
 
 @dataclass(frozen=True, slots=True)

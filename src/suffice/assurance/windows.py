@@ -1,0 +1,148 @@
+"""Windows: stretches of requests with a fixed start, and the one whose audits a certificate rests on.
+
+    audit shares in force ──▶ Windows ──▶ Window (start, share, end) ──▶ weights c/rho ──▶ certify.log_wealth
+
+Inside a window every request was audited with probability rho >= c, its *share*. An audit drawn at rho bets with weight
+c/rho, so that each request of the window counts alike, whatever share was in force when it came (VALIDITY, theorem).
+A share that falls below c closes the window: a later audit would stand for requests that the window cannot weigh. A
+share that rises to twice c or more opens another window, whose audits count in full.
+
+Which window is used depends on how many audits were drawn in it and never on what they showed, so exactly one window is
+consulted at any moment, and its claim has the whole of delta.
+
+Knows numbers of requests and shares; refuses to know outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import floor, inf
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+WINDOW_LAW: Final = 16.0  # audits that a certificate looks back on, times the budget
+STRETCH: Final = 1.5      # by which a window may be longer before it forgets: what a burst gathers is one window
+STARTS: Final = 8         # of windows, in the time that one takes to gather its audits
+RISE: Final = 2.0         # by which a share grows before its audits get a window of their own
+SAME_SHARE: Final = 1e-9       # shares that are equal but for rounding
+
+
+def window_audits(max_em_drop: float) -> int:
+    """Audits of a window: 16 over the budget, at which a level that loses half of its budget is as good as certified.
+
+    More audits prove little more and look back on traffic that is long gone.
+
+    max_em_drop  a fraction in (0, 1)
+    """
+    return round(WINDOW_LAW / max_em_drop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Requests start <= t < end, each audited with probability `share` or more."""
+
+    start: float
+    share: float       # c, in (0, 1]
+    end: float = inf   # infinite: the window is open
+
+    def holds(self, at: Floats) -> Bools:
+        """Which of these requests are inside, shape (n,)."""
+        return (at >= self.start) & (at < self.end)
+
+    def weights(self, share: Floats) -> Floats:
+        """Weight of an audit that was drawn at each of these shares: c/rho, at most 1, shape (n,)."""
+        return np.minimum(1.0, self.share / share)
+
+
+@dataclass(slots=True)
+class Windows:
+    """All windows of an epoch, in the order of their starts."""
+
+    known: list[Window] = field(default_factory=list)
+
+    def plain(self) -> tuple[tuple[float, float, float | None], ...]:
+        """As an epoch of the log writes them, see `read_windows`."""
+        return tuple((one.start, one.share, None if one.end == inf else one.end) for one in self.known)
+
+    @property
+    def lowest_share(self) -> float:
+        """The share below which an open window is closed; infinite: none is open."""
+        return min((one.share for one in self.known if one.end == inf), default=inf)
+
+    def note(self, at: float, share: float) -> None:
+        """From request `at` on, requests are audited with this probability, or a higher one until the next call.
+
+        A share of 0 closes all windows: nobody can certify what is never audited. Raises ValueError outside [0, 1].
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"share: got {share}; at least 0 and at most 1")
+        self.known = [
+            replace(one, end=at) if one.end == inf and one.share > share + SAME_SHARE else one for one in self.known
+        ]
+        self.known = [one for one in self.known if one.end > one.start]
+        if share and not any(one.end == inf and RISE * one.share > share + SAME_SHARE for one in self.known):
+            self.known.append(Window(start=at, share=share))
+
+    def chosen(self, at: Floats, share: Floats, *, wanted: int) -> Window | None:
+        """The newest window with enough audits, else the one with the most; None: there is none yet.
+
+        An open window that has gathered half more than enough begins later than it was opened, at one of the starts
+        that are laid out evenly from there on: so a route that runs for long forgets. Depends on the draws alone.
+
+        at, share  number of each audited request, and the share it was drawn at, shape (n,)
+        wanted     audits that are enough, weighted
+        """
+        best, most = None, -1.0
+        for base in reversed(self.known):
+            inside = base.holds(at)
+            began, weight = at[inside], base.weights(share[inside])
+            total = float(weight.sum())
+            if total >= wanted:
+                return _moved_up(base, began, weight, wanted) if total > STRETCH * wanted else base
+            if total > most:
+                best, most = base, total
+        return best
+
+
+def _moved_up(base: Window, began: Floats, weight: Floats, wanted: int) -> Window:
+    """The newest of the window's starts behind which there are half more audits than are enough."""
+    order = np.argsort(-began, kind="stable")
+    latest = began[order][int(np.searchsorted(np.cumsum(weight[order]), STRETCH * wanted - SAME_SHARE))]
+    step = wanted / (STARTS * base.share)
+    return replace(base, start=float(base.start + step * floor((latest - base.start) / step)))
+
+
+def longest_use(wanted: int, share: float) -> float:
+    """Requests for which one window is consulted at most: until the next one has gathered its audits.
+
+    share  that is in force in quiet times
+    """
+    return wanted / share
+
+
+def restart_share(n_requests: float, longest: float) -> float:
+    """The part of delta that an epoch may use which begins because audits asked for it.
+
+    An alarm that audits raise depends on the draws, so windows that are cut short by alarms would each claim all of
+    delta for a short time, and more than delta of the requests could be served above the budget. Therefore delta is
+    earned by traffic: an epoch that begins r requests after the one before gets min(1, r / L) of it, where L is the
+    longest time that one window is consulted. Over any number of epochs the expected number of requests that are served
+    above the budget is then at most delta times all requests.
+
+    n_requests  since the epoch before began
+    longest     L, see `longest_use`
+    """
+    return min(1.0, max(1.0, n_requests) / longest)
+
+
+def read_windows(written: Sequence[tuple[float, float, float | None]]) -> Windows:
+    """Windows as an epoch of the log writes them: (start, share, end) each; an end of None is open."""
+    return Windows([
+        Window(start=start, share=share, end=inf if end is None else end) for start, share, end in written
+    ])

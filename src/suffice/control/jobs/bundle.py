@@ -1,0 +1,278 @@
+"""What one certificate rests on, rebuilt from the log, for somebody who checks it without the log.
+
+    log ──▶ RouteLoop, replayed to the publication ──▶ Evidence: header, and every request of the window in start order
+
+The loop is the one that published. It reproduces each publication on the way, so the state at the one in question is
+the state that decided. Each row names its place in the log and carries a digest of it; no answer and no prompt leaves
+the log. `tools/verify_bundle.py` reads what this file writes, and shares no code with it. Knows the loop and the log;
+refuses to know files.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, inf
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from suffice.assurance.certify import BETS
+from suffice.assurance.runs import Match
+from suffice.control.evidence.audits import NO_ANSWER_ENDS, Audit, is_audit
+from suffice.control.evidence.fitting import ServedVersion, read_back
+from suffice.control.evidence.resolution import Diverged
+from suffice.control.jobs.loops import loop_of
+from suffice.control.loop.armed import ArmLoop
+from suffice.control.loop.certify import RouteLoop
+from suffice.errors import ConfigError, StoreError
+from suffice.learn.audits import Bools, Small
+from suffice.learn.keeper import Certificate
+from suffice.settings import Settings
+from suffice.store.audit.chain import digest, told_of
+from suffice.store.audit.extract import Line
+from suffice.store.database.decisions import read_artefact
+from suffice.store.database.views import decoded, read_events
+from suffice.store.routes.in_force import InForce
+from suffice.store.rows.control_events import EpochBegan, PolicyPublished
+from suffice.store.rows.events import RequestEnded, RequestSeen
+from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.types import Epoch, Feedback, Outcome, Publication, Request
+
+FORM: Final = 1  # of the lines; other lines get another number
+
+_DECIDED: Final = "SELECT seq, kind, body FROM events WHERE kind IN ('epoch_began', 'policy_published') AND route = ?"
+_NEWEST: Final = """
+    SELECT seq, kind, key, episode_id, route, at_s, body FROM events
+    WHERE kind IN ('request', 'requests_counted') AND route = ? AND seq <= ? ORDER BY seq DESC"""
+_OUTCOME: Final = """
+    SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE kind = 'outcome' AND key = ? AND seq <= ?"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Everything that one publication rests on."""
+
+    header: Line
+    requests: Sequence[Line]  # of the window, in the order in which they began
+    rows: frozenset[int]      # places in the log of chained rows: the epoch, the publication, labels that count
+
+
+def evidence_of(
+    connection: sqlite3.Connection, name: str, settings: Settings, match: Match, number: int | None = None
+) -> Evidence:
+    """Rebuild what a publication of a route rests on.
+
+    number  of the publication; None: the latest one
+
+    Raises ConfigError where there is nothing to rebuild, and StoreError where the log does not lead to it any more.
+    """
+    (epoch_seq, epoch), (made_seq, made) = _decided(connection, name, number)
+    held = InForce(epoch=epoch, n_epochs=epoch.number)
+
+    def load(address: str) -> ServedVersion:
+        return read_back(address, read_artefact(connection, address))
+
+    loop = loop_of(
+        name, settings.routes[name], held, connection, control=settings.control, match=match, load=load, author="check"
+    )
+    if isinstance(loop, ArmLoop):
+        raise ConfigError(f"route {name}: its effort or budget is certified on pairs of calls, which no bundle holds")
+    try:
+        for stored in read_events(connection, since_seq=epoch.since_seq):
+            loop.feed(stored)
+            if loop.held.publication is not None and loop.held.publication.number == made.number:
+                break
+            if stored.seq >= made_seq:
+                raise Diverged(f"publication {made.number} does not follow from the log")
+    except Diverged as error:
+        raise StoreError(f"route {name}: cannot be rebuilt: {error} (with the settings as they are now)") from None
+    if loop.keeper.certificate is None:
+        raise ConfigError(f"route {name}: publication {made.number} rests on no audits")
+    view = _View(loop, loop.keeper.certificate)
+    requests = list(view.requests(connection))
+    labels = {line["label"] for line in requests if "label" in line}
+    return Evidence(header=view.header(made), requests=requests, rows=frozenset({epoch_seq, made_seq, *labels}))
+
+
+def _decided(
+    connection: sqlite3.Connection, name: str, number: int | None
+) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
+    """A publication and its epoch, each with its place in the log. Raises ConfigError and StoreError."""
+    epochs, made = dict[int, tuple[int, Epoch]](), dict[int, tuple[int, Publication]]()
+    for seq, kind, body in connection.execute(_DECIDED, (name,)):
+        if kind == EpochBegan.kind:
+            epoch = decoded(seq, EpochBegan, body).epoch
+            epochs.setdefault(epoch.number, (seq, epoch))
+        else:
+            publication = decoded(seq, PolicyPublished, body).publication
+            made.setdefault(publication.number, (seq, publication))
+    wanted = max(made, default=0) if number is None else number
+    if wanted not in made:
+        which = "none yet" if not made else f"1 to {max(made)}, got {wanted}"
+        raise ConfigError(f"route {name}: publications: {which}")
+    if made[wanted][1].epoch not in epochs:
+        raise StoreError(f"route {name}: epoch {made[wanted][1].epoch} is not in the log")
+    return epochs[made[wanted][1].epoch], made[wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A row of the log, with its digest."""
+
+    seq: int
+    kind: str
+    body: str
+    digest: str
+
+
+def _entry(row: tuple[Any, ...]) -> _Entry:
+    seq, kind, key, episode_id, route, at_s, body = row
+    told = told_of(seq, kind, key, episode_id, route, at_s)
+    return _Entry(seq, kind, body, digest(told, body.encode()).hex())
+
+
+class _View:
+    """A loop that has just published, as lines of a bundle."""
+
+    def __init__(self, loop: RouteLoop, certificate: Certificate) -> None:
+        self._loop, self._certificate = loop, certificate
+        self._pending = frozenset(loop.keeper.pending.at.tolist())
+        self._audits: dict[str, tuple[Audit, Small, Bools, bool, bool]] = {}
+        counted = loop.keeper.counted_audits()
+        if counted is None:
+            return
+        runs, differs = counted
+        places = np.flatnonzero(certificate.inside).tolist()
+        for row, place in enumerate(places):
+            audit = loop.audits[place]
+            labelled = bool(runs.label_at[row] <= loop.keeper.now)
+            self._audits[audit.id] = audit, certificate.z[row], differs[row], bool(runs.abandoned[row]), labelled
+
+    # ---- the header ------------------------------------------------------------------------------
+
+    def header(self, made: Publication) -> Line:
+        """What the certificate claims, and on which numbers."""
+        loop, found, epoch = self._loop, self._certificate, self._loop.epoch
+        window, plan = found.window, loop.keeper.plan
+        return {
+            "type": "header", "form": FORM, "route": loop.name, "kind": loop.route.kind,
+            "scorer": msgspec.to_builtins(loop.route.scorer), "observed_are_audits": loop.route.probe is None,
+            "epoch": epoch.number, "publication": made.number, "at": made.at, "fit": made.fit, "level": made.level,
+            "certified_level": found.level, "n_levels": len(found.log_e),
+            "promise": {
+                "max_em_drop": epoch.max_em_drop, "confidence": epoch.confidence, "delta_share": epoch.delta_share,
+                "delta": plan.delta,
+            },
+            "charges": self._charges(), "bets": list(BETS),
+            "window": None if window is None else {
+                "start": window.start, "end": None if window.end == inf else window.end, "share": window.share,
+                "until": found.until,
+            },
+            "log_wealth": [round(one, 9) for one in found.log_e.tolist()],
+        }  # fmt: skip
+
+    def _charges(self) -> Line:
+        """What is taken off the budget: the finish by runs of levels, from the first one on, and a judge's mistakes."""
+        finish, judge = self._loop._finish, self._loop._judge  # noqa: SLF001 - the loop's parts, read as they stand
+        steps = list[Line]()
+        for level in range(1, len(self._certificate.log_e)):
+            bound = finish.at(level)
+            if not finish.is_needed or (bound is None and steps and steps[-1]["n"] == 0):
+                continue
+            n, n_differing, upper = (0, 0, 2.0) if bound is None else (bound.n, bound.n_differing, bound.upper)
+            step = {"n": n, "n_differing": n_differing, "upper": upper}
+            if not steps or steps[-1] != {"from_level": steps[-1]["from_level"], **step}:
+                steps.append({"from_level": level, **step})
+        graded, wrong, alone, n_audits = judge._known or (0, 0, 0, 0)  # noqa: SLF001 - as above
+        counts = {"n_graded": graded, "n_wrong": wrong, "n_alone": alone, "n_audits": n_audits}
+        return {"finish": steps, "judge": {"charge": judge.charge, **counts}}
+
+    # ---- requests --------------------------------------------------------------------------------
+
+    def requests(self, connection: sqlite3.Connection) -> Iterator[Line]:
+        """Every request of the window, in the order of start."""
+        window, until = self._certificate.window, self._certificate.until
+        if window is None:
+            return
+        first, behind, last = ceil(window.start), min(window.end, floor(until) + 1), self._loop.n
+        found = list[Line]()
+        for row in connection.execute(_NEWEST, (self._loop.name, self._loop.seq)):
+            if last < first:
+                break
+            entry = _entry(row)
+            if entry.kind == RequestsCounted.kind:
+                counted = decoded(entry.seq, RequestsCounted, entry.body).counted
+                last, low, high = last - counted.n_governed, last - counted.n_governed + 1, last
+                low, high = max(low, first), min(high, ceil(behind) - 1)
+                if low <= high:
+                    found.append({
+                        "type": "unrecorded", "n": low, "count": high - low + 1, "audit_share": counted.audit_share,
+                        "seq": entry.seq, "digest": entry.digest,
+                    })  # fmt: skip
+                continue
+            request = decoded(entry.seq, RequestSeen, entry.body).request
+            if request.ungoverned is None:
+                if last < behind:
+                    found.append(self._request(connection, last, entry, request))
+                last -= 1
+        yield from reversed(found)
+
+    def _request(self, connection: sqlite3.Connection, number: int, entry: _Entry, request: Request) -> Line:
+        line: Line = {
+            "type": "request", "n": number, "id": request.episode_id, "seq": entry.seq, "digest": entry.digest,
+            "audit": request.audit, "p": request.propensity,
+        }  # fmt: skip
+        whole = request.mode != "enforce" or bool(request.arms)
+        told = {
+            "mode": (request.mode, "enforce"), "delivery": (request.delivery, 1), "kept_by": (request.kept_by, ""),
+            "keep_rate": (1.0 if whole else request.keep_rate, 1.0), "unit": (bool(request.unit), True),
+        }  # fmt: skip
+        line |= {name: value for name, (value, usual) in told.items() if value != usual}
+        row = connection.execute(_OUTCOME, (request.episode_id, self._loop.seq)).fetchone()
+        outcome = None
+        if row is not None:
+            ended = _entry(row)
+            outcome = decoded(ended.seq, RequestEnded, ended.body).outcome
+            line |= {"end_seq": ended.seq, "end_digest": ended.digest}
+        if is_audit(request, probes=self._loop.route.probe is not None):
+            line |= self._audit(number, request, outcome)
+        return line
+
+    def _audit(self, number: int, request: Request, outcome: Outcome | None) -> Line:
+        """What an audit counts as, and why."""
+        if outcome is None:
+            if number in self._pending:
+                return {"status": "pending"}
+            return {"status": "left out", "why": "nobody waits for its end"}
+        if outcome.end_reason in NO_ANSWER_ENDS:
+            return {"status": "no answer", "why": outcome.end_reason}
+        if request.episode_id not in self._audits:
+            return {"status": "left out", "why": "the loop does not have it any more"}
+        audit, z, differs, is_lost, labelled = self._audits[request.episode_id]
+        if is_lost:
+            return {"status": "lost", "why": outcome.end_reason, "z": _runs(z.tolist())}
+        line: Line = {"status": "returned", "d": _runs(differs.astype(int).tolist()), "z": _runs(z.tolist())}
+        return line | (self._label(audit) if labelled and differs.any() else {})
+
+    def _label(self, audit: Audit) -> Line:
+        """The label that counts, by its place in the log, and whether the full run is right by it."""
+        counts: Feedback = self._loop._counts[audit.id]  # noqa: SLF001 - what the loop holds for said
+        seq = next(said.seq for said in reversed(audit.labels) if said.feedback == counts)
+        right, answer = counts.correct, audit.episode.outcome.answer
+        if right is None and counts.gold is not None:
+            right = answer is not None and self._loop.match(answer, counts.gold)
+        line: Line = {"label": seq, "right": right}
+        return line if counts.episode_id is not None else {**line, "response_id": counts.response_id}
+
+
+def _runs(values: Sequence[int]) -> list[list[int]]:
+    """Values by level as (first level, value) of each run of equal ones; what comes before the first is 0."""
+    before, found = 0, list[list[int]]()
+    for level, value in enumerate(values):
+        if value != before:
+            found.append([level, value])
+            before = value
+    return found

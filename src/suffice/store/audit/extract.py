@@ -1,0 +1,48 @@
+"""Parts of the audit log's chain, so that somebody without the log can follow it from one row to its head.
+
+    {"type": "row", "seq": …, "told": …, "kept": …}   a chained row without people's words: its digest is the link's
+    {"type": "link", "of": [place, seq, digests …]}   one link of the chain; the first also has the link before it
+
+Knows rows and links; refuses to know what the rows prove.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Iterator
+from typing import Any, Final
+
+from suffice.errors import StoreError
+from suffice.store.audit.chain import NOTHING, told_of
+from suffice.store.audit.personal import split
+
+Line = dict[str, Any]  # a line of JSON
+
+_EVENT: Final = "SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE seq = ?"
+_LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WHERE place >= ? ORDER BY place"
+
+
+def rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[Line]:
+    """Chained rows as the chain digests them, without people's words. Raises StoreError where one is gone.
+
+    places  of the rows in the log
+    """
+    for place in sorted(places):
+        found = connection.execute(_EVENT, (place,)).fetchone()
+        if found is None:
+            raise StoreError(f"the log: row {place} is gone")
+        *columns, body = found
+        told, kept = told_of(*columns), split(columns[1], body).kept
+        yield {"type": "row", "seq": place, "told": told.decode(), "kept": kept.decode()}
+
+
+def links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
+    """The links of the chain from the row at this place in the log to the chain's end. Raises StoreError."""
+    found = connection.execute("SELECT place FROM chain WHERE seq = ?", (first_seq,)).fetchone()
+    if found is None:
+        raise StoreError(f"the log: row {first_seq} stands in no chain; nothing vouches for it")
+    before = connection.execute("SELECT link FROM chain WHERE place = ?", (found[0] - 1,)).fetchone()
+    line: Line = {"before": (before[0] if before is not None else NOTHING).hex()}
+    for place, seq, *digests in connection.execute(_LINKS, found):
+        yield {"type": "link", "of": [place, seq or 0, *(one and one.hex() for one in digests)], **line}
+        line = {}

@@ -1,0 +1,71 @@
+"""A bundle of evidence, sealed: its digest is a row of the audit log, and the log's head behind that row goes with it.
+
+evidence ──▶ header and requests ──▶ digest ──▶ Exported (chained) ──▶ rows, links and the signed head
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from suffice.control.evidence.matching import matching
+from suffice.control.jobs.bundle import evidence_of
+from suffice.errors import ConfigError, StoreError
+from suffice.settings import Settings
+from suffice.store.audit.chain import head
+from suffice.store.audit.extract import links, rows
+from suffice.store.audit.heads import append_line, line_of, signing_key
+from suffice.store.database.sqlite import database_path
+from suffice.store.database.views import reading
+from suffice.wiring.audit import note_export
+from suffice.wiring.keys import deployment_salt
+from suffice.wiring.working import decisions
+
+_EXPORTED = """
+    SELECT seq FROM events WHERE kind = 'exported' AND json_extract(body, '$.export.what') = ?
+    ORDER BY seq DESC LIMIT 1"""
+
+
+def sealed(
+    settings: Settings, route: str, number: int | None, *, where: str, author: str | None, reason: str
+) -> Sequence[bytes]:
+    """The lines of a bundle, each with its end. Writes the export into the log, and the head into `audit.file`.
+
+    number  of the publication; None: the latest one
+    where   the file's name, for the log
+
+    Raises ConfigError and StoreError.
+    """
+    if route not in settings.routes:
+        raise ConfigError(f"route {route!r} is not in the settings; there are {', '.join(sorted(settings.routes))}")
+    path = database_path(settings.store.url)
+    with matching(settings.routes[route]) as match, reading(path) as connection:
+        found = evidence_of(connection, route, settings, match, number)
+    lines, seal = list[bytes](), bytes(32)
+    for line in (found.header, *found.requests):
+        lines.append(msgspec.json.encode(line) + b"\n")
+        seal = sha256(seal + lines[-1]).digest()
+    made = found.header["publication"]
+    what = f"evidence of publication {made} of route {route}, sealed {seal.hex()}"
+    with decisions(settings) as writer:
+        note_export(writer, what=what, where=where, n_rows=len(found.requests), author=author, reason=reason)
+    with reading(path) as connection:
+        connection.execute("BEGIN")  # the links and the head are of one moment
+        (exported,) = connection.execute(_EXPORTED, (what,)).fetchone()
+        end = head(connection)
+        if end is None:
+            raise StoreError(f"store {path}: has no chain")
+        tail = [*rows(connection, {*found.rows, exported}), *links(connection, min(found.rows))]
+    signed = line_of(
+        end, at=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        key=signing_key(deployment_salt(settings)),
+    )  # fmt: skip
+    if settings.audit.file:
+        append_line(Path(settings.audit.file), signed)
+    tail.append({"type": "head", "head": msgspec.json.decode(signed)})
+    return [*lines, *(msgspec.json.encode(line) + b"\n" for line in tail)]

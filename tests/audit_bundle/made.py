@@ -1,0 +1,67 @@
+"""A log with a certificate whose audits were drawn, returned late, got lost, were labelled or never were."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from suffice.settings import Settings, parse
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.wiring import deployment_salt, worker
+from tests.control.made import label, run
+
+N, BURST, SHARE = 620, 60, 0.4
+ROUTE = {
+    "upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce", "max_em_drop": 0.1,
+    "confidence": 0.9, "audit_share": SHARE,
+}  # fmt: skip
+
+
+def settings_of(folder: Path, **route: Any) -> Settings:
+    """A route that certifies itself, and heads that are kept in a file."""
+    return parse({
+        "upstreams": {"up": {"url": "http://127.0.0.1:9"}}, "routes": {"r": ROUTE | route},
+        "store": {"url": f"sqlite:///{folder / 'log.db'}"}, "audit": {"file": str(folder / "heads.jsonl")},
+        "control": {"tick_requests": 20, "burst_requests": BURST, "refit_requests": 200, "window_audits": 400},
+    })  # fmt: skip
+
+
+def events(seed: int = 5) -> Iterator[Event]:
+    """Requests that overlap. A few are slow, some audits are abandoned, and some differences get no label."""
+    rng, due = random.Random(seed), defaultdict[int, list[Event]](list)
+    for number in range(N):
+        in_burst = number < BURST
+        audit = in_burst or rng.random() < SHARE
+        odds = 1.0 if in_burst else SHARE if audit else 1 - SHARE
+        lost = not in_burst and rng.random() < 0.01
+        changes: dict[str, Any] = {"end_reason": "client_left", "answer": None} if lost else {}
+        request, outcome = run(number, rng, audit=audit, propensity=odds, p_right=0.75, **changes)
+        yield RequestSeen(request)
+        ended = due[number + (rng.randrange(1, 5) if rng.random() < 0.97 else 60)]
+        ended.append(RequestEnded(outcome))
+        if audit and rng.random() < 0.7 and not lost:
+            by_reference = rng.random() < 0.6
+            ended.append(label(number, gold=outcome.steps[0].answer) if by_reference else label(number, correct=True))
+        yield from due.pop(number, ())
+
+
+def made_log(folder: Path, log: Iterable[Event] | None = None, **route: Any) -> Settings:
+    """Write the log, and let a worker certify what it proves."""
+    settings = settings_of(folder, **route)
+    deployment_salt(settings)
+    fill(settings, events() if log is None else log)
+    return settings
+
+
+def fill(settings: Settings, log: Iterable[Event]) -> None:
+    """Write more into the log, and let a worker certify what it proves now."""
+    store = SqliteLog.open(settings.store, now=lambda: 1_764_147_600.0)
+    for event in log:
+        assert store.append(event)
+    store.close()
+    with worker(settings) as here:
+        assert all(report.ok for report in here.once("certify") or ())

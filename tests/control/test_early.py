@@ -1,0 +1,104 @@
+"""The class mix and the steps of full runs as signals of all traffic."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from suffice.assurance.drift import BATCH, REFERENCE, Cusum
+from suffice.control.evidence.early import N_CLASSES, N_COLUMNS, SIGNALS, Early
+from suffice.learn.audits import Floats
+from suffice.types import Episode, Query
+from tests.control.made import run
+
+FIRST_CLASS, OTHERS, STEPS = len(SIGNALS), len(SIGNALS) + N_CLASSES, N_COLUMNS - 1
+
+
+def episode(
+    number: int, rng: random.Random, *, name: str = "law", conversation: str = "", audit: bool = False,
+    n_steps: int = 8,
+) -> Episode:  # fmt: skip
+    request, outcome = run(number, rng, audit=audit)
+    query = Query(planned_steps=8, n_words=rng.randrange(5, 40), query_class=name)
+    request = replace(request, query=query, conversation=conversation)
+    return Episode(request=request, outcome=replace(outcome, steps=outcome.steps[:n_steps]))
+
+
+def batches(episodes: Iterator[Episode]) -> list[Floats]:
+    early = Early()
+    for one in episodes:
+        early.note(one)
+    return list(early.batches())
+
+
+def first_alarm(found: list[Floats]) -> int | None:
+    """Batches behind the reference until the alarm."""
+    cusum = Cusum(N_COLUMNS)
+    alarms = [cusum.add(batch) for batch in found]
+    return alarms.index(True) - REFERENCE + 1 if True in alarms else None
+
+
+def test_classes_have_columns_by_their_frequency_and_rare_ones_share_one() -> None:
+    rng = random.Random(1)
+    names = [*["a"] * 40, *["b"] * 30, *["c"] * 10, *["d"] * 8, *["e"] * 6, *["f"] * 4, *["g"] * 2]
+    first, second = batches(episode(n, rng, name=names[n % 100]) for n in range(2 * BATCH))
+    assert first.shape == (BATCH, N_COLUMNS)
+    away = second.mean(axis=0)[FIRST_CLASS:STEPS]
+    assert away == pytest.approx(np.zeros(N_CLASSES + 1)), "the same mix is no way from the reference"
+    moved = batches(episode(n, rng, name=names[n] if n < BATCH else "g") for n in range(REFERENCE * BATCH))
+    shares = moved[-1].mean(axis=0)[FIRST_CLASS : OTHERS + 1]
+    assert shares[-1] > 0 > shares[0], "a class without a column is one of the others"
+
+
+def test_a_new_class_is_an_alarm_and_a_rare_one_is_none() -> None:
+    rng = random.Random(2)
+
+    def found(share: float) -> int | None:
+        return first_alarm(batches(
+            episode(n, rng, name="new" if n >= REFERENCE * BATCH and rng.random() < share else "law")
+            for n in range((REFERENCE + 15) * BATCH)
+        ))  # fmt: skip
+
+    assert found(0.01) is None
+    assert found(0.5) in {1, 2, 3}
+
+
+def test_turns_of_one_conversation_count_once_for_the_mix() -> None:
+    rng, open_now = random.Random(3), list[tuple[str, str, int]]()
+
+    def turns(named: bool) -> Iterator[Episode]:
+        for n in range(60 * BATCH):
+            while len(open_now) < 50:
+                open_now.append((f"c{n} {len(open_now)}", rng.choice(("law", "sums")), rng.randrange(1, 40)))
+            at = rng.randrange(50)
+            conversation, name, left = open_now[at]
+            open_now[at] = (conversation, name, left - 1)
+            if left == 1:
+                del open_now[at]
+            yield episode(n, rng, name=name, conversation=conversation if named else "")
+
+    calm, clustered = (np.array([batch.mean(axis=0) for batch in batches(turns(named))]) for named in (True, False))
+    column = slice(FIRST_CLASS, FIRST_CLASS + 1)
+    assert calm[REFERENCE:, column].std() < 0.06 < clustered[REFERENCE:, column].std()
+
+
+def test_longer_full_runs_are_an_alarm_and_the_end_of_a_burst_is_none() -> None:
+    rng = random.Random(4)
+
+    def found(longer: bool) -> int | None:
+        def one(n: int) -> Episode:
+            audit = n < REFERENCE * BATCH or rng.random() < 0.05
+            usual = rng.choice((2, 3, 4))
+            n_steps = (8 if longer and n >= REFERENCE * BATCH else usual) if audit else 1
+            return episode(n, rng, audit=audit, n_steps=n_steps)
+
+        return first_alarm(batches(one(n) for n in range((REFERENCE + 40) * BATCH)))
+
+    assert found(False) is None
+    alarm = found(True)
+    assert alarm is not None
+    assert alarm <= 10

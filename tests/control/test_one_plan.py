@@ -1,0 +1,141 @@
+"""One plan: on the same rows the loop of a live route and a replay of them come to the same levels, look by look."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from suffice.assurance.windows import Windows
+from suffice.control.evidence.audits import Audit, shown
+from suffice.control.evidence.fitting import LiveLearner, fit_version
+from suffice.control.loop.keeping import LiveKeeper
+from suffice.control.loop.starting import live_plan
+from suffice.learn.audits import Floats
+from suffice.learn.keeper import Change, Keeper, PendingAudits
+from suffice.replay.online.loop import run_stream
+from suffice.replay.online.traffic import Traffic
+from suffice.store.rows.control_events import AlarmRaised
+from suffice.store.rows.events import RequestEnded, RequestSeen
+from suffice.types import Episode
+from tests.control.made import CONTROL, ROUTE, Story, began, rows, run, story
+
+N = 2_400
+TICK = CONTROL.tick_requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Look:
+    """What is in force behind one look."""
+
+    at: int
+    level: int
+    share: float        # of the next requests to audit
+    thresholds: Floats  # of the version, (folds, levels); (0, 0): there is none
+    log_e: Floats
+
+    def __eq__(self, other: object) -> bool:
+        """To the last bit."""
+        return (
+            isinstance(other, Look) and (self.at, self.level, self.share) == (other.at, other.level, other.share)
+            and np.array_equal(self.log_e, other.log_e) and np.array_equal(self.thresholds, other.thresholds)
+        )
+
+
+def look(keeper: Keeper, at: int) -> Look:
+    served = keeper.served
+    return Look(
+        at=at, level=keeper.level, share=keeper.share, log_e=keeper.log_e.copy(),
+        thresholds=np.zeros((0, 0)) if served is None else served.levels.copy(),
+    )  # fmt: skip
+
+
+@dataclass
+class Lived:
+    """What the live loop did, and the runs that it was shown or would have been."""
+
+    told: Story
+    looks: list[Look] = field(default_factory=list)
+    runs: list[Audit] = field(default_factory=list)  # of all requests, as if each were an audit
+
+
+def lived(seed: int, *, worse_from: int = N) -> Lived:
+    """A cold start and what follows: each request ends before the next begins, and is drawn at the share in force.
+
+    worse_from  number of the request from which on every question is hard
+    """
+    rng, draws = random.Random(seed), np.random.default_rng(seed)
+    here = Lived(story(ROUTE))
+    seq = 1
+    for begin in range(0, N, TICK):
+        share = here.told.loop.keeper.share
+        for number, drawn in enumerate((draws.random(TICK) < share).tolist(), begin):
+            hard = number >= worse_from
+            request, outcome = run(
+                number, rng, sure=False if hard else None, p_right=0.4 if hard else 0.9, audit=drawn,
+                propensity=share if drawn else 1 - share,
+            )  # fmt: skip
+            here.told.feed(rows([RequestSeen(request)], first=seq))
+            if (number + 1) % TICK == 0:
+                here.looks.append(look(here.told.loop.keeper, number + 1))
+            here.told.feed(rows([RequestEnded(outcome)], first=seq + 1))
+            whole = Episode(request=replace(request, audit=True, propensity=1.0), outcome=outcome)
+            here.runs.append(Audit(seq=seq + 1, at=number + 1, ended_at_s=0.0, episode=whole))
+            seq += 2
+    return here
+
+
+class CountedFromOne(LiveKeeper):
+    """A keeper whose requests have the numbers that the log gives them, the first of which is 1."""
+
+    def tick(self, now: float) -> tuple[Change, ...]:
+        self.pending = PendingAudits(at=self.pending.at + 1, share=self.pending.share)
+        return LiveKeeper.tick(self, now)
+
+
+def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
+    """The same runs through the replay: its looks, and when it raised alarms."""
+    loop, epoch = here.told.loop, began(ROUTE).epoch
+    assert epoch is not None
+    assert loop.chosen is not None
+    runs = shown(here.runs, chosen=loop.chosen, match=loop.match, wave=ROUTE.wave, counts={})
+    assert runs is not None
+    plan = replace(live_plan(ROUTE, CONTROL, epoch), watches_signals=False)  # signals are another reading of each
+    keeper = CountedFromOne(plan, LiveLearner(loop.chosen, plan.cost_exponent), fit=fit_version)
+    keeper.begin(0.0, Windows())
+    traffic = Traffic(
+        runs=runs, probes=np.zeros(len(runs.x)), early=np.zeros((N, 1)), question=tuple(map(str, range(N))),
+        chosen=loop.chosen, duration=np.ones(N),
+    )  # fmt: skip
+    looks: list[Look] = []
+    stream = run_stream(
+        traffic, keeper, np.random.default_rng(seed), period=TICK,
+        watch=lambda one: looks.append(look(one, int(one.now))),
+    )  # fmt: skip
+    return looks, [change.at for change in stream.changes if change.kind == "alarm"]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_replay_comes_to_the_levels_and_thresholds_of_the_live_loop_at_every_look(seed: int) -> None:
+    here = lived(seed)
+    looks, alarms = replayed(here, seed)
+    assert looks == here.looks
+    assert len(looks) == N // TICK
+    assert alarms == []
+    published = {made.at: made.level for made in here.told.published}
+    assert published == {one.at: one.level for one in looks if one.at in published}, "and says so"
+    assert len(published) > 2, "there was something to say"
+    assert max(one.level for one in looks) > 0
+    assert {one.share for one in looks} >= {1.0, 0.05}
+
+
+def test_both_raise_their_alarm_at_the_same_request() -> None:
+    here = lived(3, worse_from=1_000)
+    looks, alarms = replayed(here, 3)
+    raised = [event.alarm.at for event in here.told.decided if isinstance(event, AlarmRaised)]
+    assert raised
+    assert raised[0] == alarms[0] > 1_000
+    until = [one for one in looks if one.at < raised[0]]
+    assert until == here.looks[: len(until)]

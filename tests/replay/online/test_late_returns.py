@@ -1,0 +1,133 @@
+"""Runs that take time and labels that come late: when they come, and what the loop makes of them until then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from suffice.learn.audits import AuditRuns, Floats
+from suffice.learn.keeper import Change, Keeper, Plan
+from suffice.learn.served import Served
+from suffice.replay.online.loop import run_stream
+from suffice.replay.online.protocol import OnlineAsked, _Job
+from suffice.replay.online.traffic import Traffic, with_times
+from tests.learn.runs_made import believing
+from tests.replay.online.made import made_up
+
+PLAN = Plan(max_em_drop=0.05, warm_up=200, burst=200, refit_every=200, window=320, n_levels=9, watches_signals=False)
+
+
+def timed(traffic: Traffic, run_time: float, label_delay: tuple[int, int] = (0, 0), seed: int = 0) -> Traffic:
+    return with_times(traffic, run_time=run_time, label_delay=label_delay, rng=np.random.default_rng(seed))
+
+
+def test_a_run_takes_time_in_proportion_to_its_tokens() -> None:
+    traffic = made_up(500, 0)
+    duration = timed(traffic, 120).duration
+    tokens = traffic.runs.cost[traffic.runs.last]
+    assert duration.mean() == pytest.approx(120)
+    assert duration / tokens == pytest.approx(120 / tokens.mean())
+    assert len(set(duration.tolist())) > 2
+    assert not timed(traffic, 0).duration.any()
+
+
+def test_a_label_comes_that_many_requests_after_its_run() -> None:
+    traffic = made_up(4_000, 1)
+    delay = timed(traffic, 0, (500, 500)).runs.label_at - traffic.runs.at
+    assert set(delay.tolist()) == {500.0}
+    slow = timed(traffic, 100, (3, 7))
+    delay = slow.runs.label_at - traffic.runs.at - slow.duration
+    counts = np.unique(np.round(delay, 6), return_counts=True)
+    assert counts[0].tolist() == [3, 4, 5, 6, 7]
+    assert counts[1].min() > 700
+    assert np.array_equal(slow.runs.label_at, timed(traffic, 100, (3, 7)).runs.label_at)
+    assert not np.array_equal(slow.runs.label_at, timed(traffic, 100, (3, 7), seed=1).runs.label_at)
+
+
+def test_a_fixed_delay_leaves_the_lots_as_they_were() -> None:
+    rng, other = np.random.default_rng(0), np.random.default_rng(0)
+    with_times(made_up(50, 0), run_time=30.0, label_delay=(9, 9), rng=rng)
+    assert rng.random() == other.random()
+
+
+def test_an_audit_counts_by_the_longest_delay() -> None:
+    asked = OnlineAsked(n_processes=1, label_delay=200, label_delay_most=800)
+    assert _Job(asked, made_up(100, 0), None).plan(1_000).label_timeout == 800
+    assert _Job(replace(asked, label_delay_most=None), made_up(100, 0), None).plan(1_000).label_timeout == 200
+
+
+def one_in_ten(*, loses: bool) -> tuple[Traffic, Floats]:
+    """Every tenth request, which no model can tell from the others, and how long each run takes: it the longest."""
+    traffic = made_up(2_000, 2)
+    runs, marked = traffic.runs, np.arange(2_000) % 10 == 0
+    ends = np.isin(np.arange(len(runs.x)), runs.last)
+    z = (marked[runs.run_of_row] & ~ends & loses).astype(np.int8)
+    x = runs.x.copy()
+    x[:, 0] = 0.9
+    return replace(traffic, runs=replace(runs, x=x, z=z, d=z != 0)), np.where(marked, 300.0, 1.0)
+
+
+def served(traffic: Traffic) -> list[tuple[float, int, int]]:
+    """Request, level and audits that count as lost because they have not returned, at each look."""
+    looks: list[tuple[float, int, int]] = []
+
+    def watch(keeper: Keeper) -> None:
+        lost = 0 if keeper.certificate is None else keeper.certificate.n_pending
+        looks.append((keeper.now, keeper.level, lost))
+
+    run_stream(traffic, Keeper(PLAN, believing), np.random.default_rng(0), period=50, watch=watch)
+    return looks
+
+
+def test_a_slow_run_counts_as_lost_until_it_is_back() -> None:
+    harmless, slow = one_in_ten(loses=False)
+    at_once, late = served(harmless), served(replace(harmless, duration=slow))
+    first, first_late = (next(now for now, level, _ in looks if level) for looks in (at_once, late))
+    assert first == 200, "instant returns are certified behind the burst"
+    assert first_late > 300, "a tenth is not back at first: it counts as lost, and 10 % are over the budget"
+    assert all(lost == 0 for _, _, lost in at_once)
+    assert late[-1][1] == at_once[-1][1] > 0, "once they are back the level is that of instant returns"
+
+
+def test_a_slow_loser_is_never_forgotten() -> None:
+    losing, slow = one_in_ten(loses=True)
+    for traffic in (losing, replace(losing, duration=slow)):
+        assert not any(level for _, level, _ in served(traffic)), "whatever has returned, a tenth loses"
+
+
+class OneAlarm:
+    """Audits everything, and begins a new epoch at request 300."""
+
+    def __init__(self) -> None:
+        self.now, self.level, self.share, self.in_burst = 0.0, 0, 1.0, True
+        self.served: Served | None = None
+        self.taken: list[float] = []
+
+    def take(self, runs: AuditRuns) -> None:
+        self.taken += runs.at.tolist()
+
+    def notice(self, _signals: Floats) -> tuple[Change, ...]:
+        return ()
+
+    def tick(self, now: float) -> tuple[Change, ...]:
+        return (Change(kind="epoch", at=now, level=0, reason="a new epoch"),) if now == 300 else ()
+
+
+def test_whoever_was_asked_in_another_epoch_says_nothing_in_this_one() -> None:
+    design = OneAlarm()
+    traffic = replace(made_up(600, 3), duration=np.full(600, 120.0))
+    run_stream(traffic, design, np.random.default_rng(0), period=50)
+    assert design.taken == [*range(180), *range(300, 480)]
+
+
+def test_a_replay_with_run_times_serves_later_and_no_more() -> None:
+    traffic, _ = one_in_ten(loses=False)
+    asked = OnlineAsked(max_em_drop=0.1, n_processes=1, warm_up=200, period=50)
+    at_once, late = (_Job(replace(asked, run_time=time), traffic, None).run(0)[0] for time in (0, 400))
+    assert at_once.reduction > 0.1
+    assert late.reduction < at_once.reduction
+    assert next(i for i, level in enumerate(late.course.level) if level) > next(
+        i for i, level in enumerate(at_once.course.level) if level
+    )

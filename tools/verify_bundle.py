@@ -1,0 +1,299 @@
+"""Check what a certificate of Suffice rests on. Needs Python 3.11 or newer, and nothing of Suffice.
+
+    python verify_bundle.py BUNDLE [--head FILE]
+
+BUNDLE is written by `suffice audit bundle`; FILE holds heads of the audit log that nobody who writes the log can write.
+Exits with 0 if everything holds, with 1 if something does not, and with 2 if the bundle cannot be read or checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from math import ceil, exp, floor, inf, isclose, lgamma, log, log1p
+from pathlib import Path
+from struct import pack
+from typing import Any
+
+BETS = [0.25, 0.45, 0.65, 0.85]  # fractions of the largest bet that cannot go bankrupt
+FINISH_RISK, JUDGE_RISK = 0.01, 0.005  # of each bound behind the charge for the finish, and for a judge's mistakes
+Line = dict[str, Any]
+Wrong = Iterator[str]  # what is wrong, a sentence each
+
+
+class Bundle:
+    """A bundle as it was read, and what follows from its rows."""
+
+    def __init__(self, content: bytes) -> None:
+        seal, parts = bytes(32), dict[str, list[Line]]()
+        self.starts: list[Line] = []  # requests, and stretches without rows, in the order of start
+        for text in content.splitlines(keepends=True):
+            line = json.loads(text)
+            parts.setdefault(line["type"], []).append(line)
+            if line["type"] in ("header", "request", "unrecorded"):
+                seal = sha256(seal + text).digest()
+                self.starts += [line] * (line["type"] != "header")
+        self.seal, (self.header,), self.head = seal.hex(), parts["header"], parts["head"][0]["head"]
+        if self.header["form"] != 1:
+            raise ValueError(f"form {self.header['form']} is not known here")
+        self.requests, self.links = parts.get("request", []), parts["link"]
+        self.rows = {line["seq"]: line for line in parts["row"]}
+        self.bodies = {json.loads(row["told"])[1]: json.loads(row["kept"]) for row in parts["row"]}  # one a kind
+        self.window: Line = self.header["window"] or {"start": 1, "end": 1, "share": 1.0, "until": 0}
+        self.end = min(self.window["end"] or inf, floor(self.window["until"]) + 1)
+        self.promise, self.charges, self.n_levels = (self.header[name] for name in ("promise", "charges", "n_levels"))
+        self.audits = [line for line in self.requests if self.is_audit(line)]
+        self.counted = [line for line in self.audits if line["status"] != "no answer"]  # a stop cannot lose there
+        left = self.promise["max_em_drop"] - self.charges["judge"]["charge"]
+        finish = self.at_levels([[one["from_level"], one["upper"]] for one in self.charges["finish"]])
+        self.budgets = [left - one for one in finish]
+        counts: list[Counter[tuple[float, int]]] = [Counter() for _ in range(self.n_levels)]
+        for line in self.counted:
+            weight = min(1.0, self.window["share"] / self.share(line))
+            for level, z in enumerate(self.outcome(line)):
+                counts[level][weight, z] += 1
+        self.wealth = [log_wealth(one, eps) for one, eps in zip(counts, self.budgets, strict=True)]
+        failed = (level for level, one in enumerate(self.wealth[1:]) if not one >= log(1 / self.promise["delta"]))
+        self.level = next(failed, self.n_levels - 1)  # the last of the unbroken run of levels that pass
+
+    def is_audit(self, line: Line) -> bool:
+        """Does this request show what its stop would cost? A retry does not: it shares the draw of the first."""
+        return line.get("delivery", 1) == 1 and (line["audit"] or self.share(line) == 1)
+
+    def share(self, line: Line) -> float:
+        """P(audit) of a request when it was drawn."""
+        is_observed = line.get("mode") == "observe" and self.header["observed_are_audits"]
+        return 1.0 if is_observed else line["p"] if line["audit"] else 1 - line["p"]
+
+    def at_levels(self, runs: list[list[Any]]) -> list[Any]:
+        """Values by level, of runs of equal values; before the first one stands 0."""
+        return [next((value for at, value in reversed(runs) if at <= level), 0) for level in range(self.n_levels)]
+
+    def outcome(self, line: Line) -> list[int]:
+        """What an audit has to count as at each level: its label decides, else its disagreement; else it is lost."""
+        if line["status"] == "returned":
+            return self.at_levels(line["z" if "label" in line else "d"])
+        return [0] + [1] * (self.n_levels - 1)
+
+
+def log_wealth(counts: dict[tuple[float, int], int], eps: float) -> float:
+    """Log of the mean over bets of the product of 1 + nu w (eps - z), nu = bet / (1 - eps); counts are of (w, z)."""
+    if not 0 < eps < 1:
+        return -inf
+    logs = [sum(n * log1p(bet / (1 - eps) * w * (eps - z)) for (w, z), n in counts.items()) for bet in BETS]
+    return max(logs) + log(sum(exp(one - max(logs)) for one in logs) / len(logs))
+
+
+def check_window(bundle: Bundle) -> Wrong:
+    """Every request of the window stands there once, in the order of start, and none was drawn below its share."""
+    expected, place = ceil(bundle.window["start"]), 0
+    for line in bundle.starts:
+        n = line["n"]
+        if n != expected:
+            yield f"request {n} stands where request {expected} has to: one is missing, repeated or out of order"
+        if line["seq"] <= place:
+            yield f"request {n} came before the one above it in the log: the order was changed"
+        share = line["audit_share"] or 0.0 if line["type"] == "unrecorded" else bundle.share(line)
+        if line.get("delivery", 1) == 1 and share < bundle.window["share"] - 1e-9:
+            yield f"request {n} was drawn with probability {share:g}, below the window's {bundle.window['share']:g}"
+        expected, place = n + line.get("count", 1), line["seq"]
+    twice = [name for name, n in Counter(line["id"] for line in bundle.requests).items() if n > 1]
+    yield from (f"request {name} is listed more than once" for name in twice)
+    if expected != ceil(bundle.end):
+        yield f"the requests end at {expected - 1}, the window at {ceil(bundle.end) - 1}"
+
+
+def check_audits(bundle: Bundle) -> Wrong:
+    """Each audit counts as what its end, its disagreement and its label say."""
+    for line in bundle.audits:
+        where, status = f"audit {line['n']}", line["status"]
+        if status == "left out":
+            yield f"{where} is in the window and was not counted: {line['why']}"
+        elif (status == "pending") == ("end_seq" in line):
+            yield f"{where} counts as {status}, and the log {'has' if 'end_seq' in line else 'does not have'} its end"
+        if status != "returned":
+            continue
+        z, d = bundle.at_levels(line["z"]), bundle.at_levels(line["d"])
+        if z[0] or any(abs(one) > differs for one, differs in zip(z, d, strict=True)):
+            yield f"{where}: Z is not 0 where its answer is the full run's"
+        if "label" in line:
+            yield from (f"{where}: {said}" for said in check_label(bundle, line, z, d))
+        elif z != d:
+            yield f"{where}: nobody has labelled it, so Z has to be its disagreement"
+
+
+def check_label(bundle: Bundle, line: Line, z: list[int], d: list[int]) -> Wrong:
+    """A label is a row of the audit log about this audit, and Z is not better than it allows."""
+    row = bundle.rows.get(line["label"])
+    link = next((one["of"] for one in bundle.links if one["of"][1] == line["label"]), None)
+    if row is None or link is None:
+        yield "its label is no row of the audit log"
+        return
+    told, said = json.loads(row["told"]), json.loads(row["kept"]).get("feedback", {})
+    is_about = told[3] == line["id"] or (told[3] is None and said.get("response_id") == line.get("response_id", ""))
+    correct, has_reference = said.get("correct"), link[4] is not None  # the reference itself is only digested
+    if told[1] != "feedback" or not is_about or (correct is None and not has_reference):
+        yield f"row {line['label']} of the log does not say what is right there"
+    right = line["right"] if correct is None else correct
+    if right and (-1 in z or (not has_reference and z != d)):
+        yield "its full run is right by its label, so a stop that answers otherwise loses"
+    if not right and -1 in z and not has_reference:
+        yield "no label says that a stop is right where its full run is wrong"
+
+
+def check_charges(bundle: Bundle) -> Wrong:
+    """What is taken off the budget is no less than the counts ask for, and delta is no more than the epoch has."""
+    promise, finish, judge, before = bundle.promise, bundle.charges["finish"], bundle.charges["judge"], 0.0
+    if promise["delta"] > (1 - promise["confidence"]) * promise["delta_share"] * 1.000001:
+        yield f"delta is {promise['delta']:g}, more than 1 - confidence and the epoch's share of it allow"
+    if bundle.header["bets"] != BETS:
+        yield f"the bets are {bundle.header['bets']}, not {BETS}"
+    if bundle.header["kind"] == "reasoning" and (not finish or finish[0]["from_level"] != 1):
+        yield "the finish is not charged from level 1 on"
+    for step in finish:
+        least, before = max(before, finish_bound(step["n_differing"], step["n"])), step["upper"]
+        if before < least - 1e-6:
+            yield f"the finish from level {step['from_level']} on is charged {before:.3%}, and {least:.3%} is due"
+    error, alone = (refuted(judge[k], judge[n]) for k, n in (("n_wrong", "n_graded"), ("n_alone", "n_audits")))
+    if judge["charge"] and judge["charge"] < min(1.0, 2 * error * alone) - 1e-5:
+        yield f"the judge's mistakes are charged {judge['charge']:.3%}, and {2 * error * alone:.3%} is due"
+
+
+def bisected(is_above: Callable[[float], bool]) -> float:
+    """The number in (0, 1) from which on a condition holds; 1: from none on."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if middle < 1 and is_above(middle) else (middle, high)
+    return high
+
+
+def finish_bound(k: int, n: int) -> float:
+    """Clopper and Pearson's upper bound on the rate behind k of n; above 1 where nothing was compared."""
+    if not n or k == n:
+        return 1.0 if n else 2.0
+    ways = [lgamma(n + 1) - lgamma(i + 1) - lgamma(n - i + 1) for i in range(k + 1)]
+    return bisected(lambda p: sum(exp(w + i * log(p) + (n - i) * log1p(-p)) for i, w in enumerate(ways)) < FINISH_RISK)
+
+
+def refuted(k: int, n: int) -> float:
+    """The smallest rate that k of n refute by wealth, at all looks at once."""
+    return bisected(lambda rate: log_wealth({(1.0, 0): n - k, (1.0, 1): k}, rate) >= log(1 / JUDGE_RISK))
+
+
+def check_draws(bundle: Bundle) -> Wrong:
+    """The sample-ratio test: were audits drawn as often as their logged shares say? A beta-binomial e-value."""
+    draws: Counter[tuple[float, bool]] = Counter()
+    for line in bundle.requests:
+        if line.get("delivery", 1) == 1 and line.get("kept_by") != "end" and line.get("unit", True):
+            p, rate = line["p"], line.get("keep_rate", 1.0)  # audits keep their rows for certain, others at this rate
+            this, other = (p, (1 - p) * rate) if line["audit"] else (p * rate, 1 - p)
+            draws[round((this if line["audit"] else other) / (this + other), 9), line["audit"]] += 1
+    log_e = 0.0
+    for share in {share for share, _ in draws}:
+        k, rest = draws[share, True], draws[share, False]
+        if share in (0.0, 1.0):
+            log_e += inf if (k if share == 0 else rest) else 0.0
+            continue
+        a, b = 100 * share, 100 * (1 - share)
+        mixture = lgamma(a + k) + lgamma(b + rest) - lgamma(100 + k + rest) - lgamma(a) - lgamma(b) + lgamma(100)
+        log_e += mixture - k * log(share) - rest * log(1 - share)
+    if log_e >= log(1_000):
+        yield f"audits do not come as often as the logged probabilities say (log e-value {log_e:.1f})"
+
+
+def check_claim(bundle: Bundle) -> Wrong:
+    """The header, and the log's rows of the publication and its epoch, claim what follows from the rows and no more."""
+    header, promise, wealth = bundle.header, bundle.promise, bundle.wealth
+    if header["certified_level"] != bundle.level:
+        yield f"level {header['certified_level']} is claimed to be certified; the rows certify level {bundle.level}"
+    pairs = zip(wealth[1:], header["log_wealth"][1:], strict=True)
+    if not all(isclose(here, -inf if there is None else there, rel_tol=1e-6, abs_tol=1e-6) for here, there in pairs):
+        yield "the log wealth of the levels is not what the rows come to"
+    made, epoch = bundle.bodies["policy_published"]["publication"], bundle.bodies["epoch_began"]["epoch"]
+    if made["certified"] and made["level"] > bundle.level:
+        yield f"level {made['level']} was published as certified; the rows certify level {bundle.level}"
+    z = Counter(bundle.outcome(line)[made["level"]] for line in bundle.counted)
+    said, window = made["evidence"], header["window"] or dict.fromkeys(("start", "share"))
+    claims: dict[str, tuple[Any, Any]] = {
+        **{name: (header[name], made[name]) for name in ("route", "level", "n_levels", "at", "fit")},
+        "epoch": ([header["epoch"], made["epoch"]], [epoch["number"]] * 2),
+        "publication": (header["publication"], made["number"]), "epoch's route": (made["route"], epoch["route"]),
+        **{f"promised {name}": (promise[name], epoch[name]) for name in ("max_em_drop", "confidence", "delta_share")},
+        "confidence of the test": (1 - promise["delta"], said["confidence"]),
+        "budget of the test": (bundle.budgets[max(1, made["level"])], said["max_em_drop"]),
+        "judge's charge": (bundle.charges["judge"]["charge"], said["judge_charge"]),
+        "start of the window": (window["start"], said["window_start"]),
+        "end of the window": (bundle.end if header["window"] else None, said["window_end"]),
+        "share of the window": (window["share"], said["window_share"]),
+        "audits": (z.total(), said["n_audits"]), "losses": (z[1], said["n_lost"]), "gains": (z[-1], said["n_gained"]),
+        "pending audits": (sum(line["status"] == "pending" for line in bundle.audits), said["n_pending"]),
+        "log wealth": (min(700.0, wealth[made["level"]]), log(said["e_value"])) if made["level"] else (0, 0),
+    }  # fmt: skip
+    for name, (here, there) in claims.items():
+        if here != there and not (isinstance(there, float) and here is not None and isclose(here, there, rel_tol=1e-6)):
+            yield f"{name}: {here} by the bundle, {there} by the log"
+
+
+def check_chain(bundle: Bundle) -> Wrong:
+    """The rows that matter stand in the audit log's chain, which leads to the head; so does the bundle's own seal."""
+    if not bundle.bodies["exported"]["export"]["what"].endswith(f"sealed {bundle.seal}"):
+        yield "the lines are not those that were exported: the audit log has another seal"
+    link, digests, place = bytes.fromhex(bundle.links[0]["before"]), dict[int, str](), 0
+    for line in bundle.links:
+        here, seq, *parts = line["of"]
+        parted = bytes.fromhex("".join(one or "0" * 64 for one in parts))
+        link = sha256(link + pack(">QQB", here, seq, 1) + parted).digest()
+        digests[seq], line["link"], place = parts[0], link.hex(), here
+    if (place, link.hex()) != (bundle.head["place"], bundle.head["link"]):
+        yield "the chain does not lead to the head that the bundle carries"
+    for seq, row in bundle.rows.items():
+        digest = sha256(row["told"].encode() + b"\n" + row["kept"].encode()).hexdigest()
+        if json.loads(row["told"])[0] != seq or digests.get(seq) != digest:
+            yield f"row {seq} of the log is not what the chain vouches for"
+
+
+def compare_heads(bundle: Bundle, content: str) -> Wrong:
+    """Heads that were kept elsewhere are those of this chain. Raises LookupError without the one behind the bundle."""
+    places = {line["of"][0]: line["link"] for line in bundle.links}
+    kept = [one for one in map(json.loads, content.splitlines()) if one["place"] in places]
+    for one in kept:
+        if (one["begin"], one["link"]) != (bundle.head["begin"], places[one["place"]]):
+            yield f"the head that was kept of place {one['place']} is another one: the log was written anew"
+    if bundle.head["place"] not in {one["place"] for one in kept}:
+        raise LookupError("the head behind the bundle was not kept, so nothing vouches for its seal")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check one bundle."""
+    parser = argparse.ArgumentParser(description="Check what a certificate of Suffice rests on.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--head", type=Path, help="heads of the audit log that were kept elsewhere")
+    options, wrong = parser.parse_args(arguments), list[str]()
+    try:
+        bundle = Bundle(options.bundle.read_bytes())
+        for check in (check_window, check_audits, check_charges, check_draws, check_claim, check_chain):
+            wrong += check(bundle)
+        if options.head:
+            wrong += compare_heads(bundle, options.head.read_text(encoding="utf-8"))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        print(*(f"WRONG: {one}" for one in wrong), f"cannot be checked: {type(error).__name__}: {error}", sep="\n")
+        return 1 if wrong else 2
+    header, n, charges = bundle.header, sum(line.get("count", 1) for line in bundle.starts), bundle.charges
+    risk = FINISH_RISK * bool(charges["finish"]) + 2 * JUDGE_RISK * bool(charges["judge"]["charge"])
+    print(*(f"WRONG: {one}" for one in wrong), f"route {header['route']}, publication {header['publication']}: {n:,}"
+          f" requests, {len(bundle.counted):,} audits; level {bundle.level} of {bundle.n_levels - 1} passes", sep="\n")
+    print(f"does NOT hold: {len(wrong)} things are wrong" if wrong else f"holds: with confidence"
+          f" {1 - bundle.promise['delta'] - risk:g} these requests would have lost less than"
+          f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}")  # fmt: skip
+    if not options.head:
+        print("No head was given: if somebody wrote the whole log anew, nobody can tell.")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
