@@ -22,7 +22,7 @@ from bench.claims.score import Logistic
 from bench.claims.streams import Setting, online, ours
 
 from suffice.assurance.certify import spent_delta
-from suffice.assurance.windows import window_audits
+from suffice.assurance.windows import Window, Windows, window_audits
 from suffice.control.compare.looking import weighed
 from suffice.control.compare.trying import MOST_KEPT, Certificate, certified, unheard
 from suffice.control.loop.keeping import LiveKeeper
@@ -292,8 +292,9 @@ class Trial(Life):
         told = self.runs.label_at[seen] <= now
         return certified(
             np.where(told[:, np.newaxis], self.z[seen], self.unheard[seen]), self.runs.at[seen], self.runs.share[seen],
-            told, NO_PENDING, window=window_audits(PLAN.max_em_drop), max_em_drop=PLAN.max_em_drop,
-            delta=spent_delta(PLAN.delta, 2), harm_delta=1 - self.rules.harm_confidence,
+            told, NO_PENDING, Windows([Window(start=0.0, share=float(self.runs.share[seen].min()))]),
+            window=window_audits(PLAN.max_em_drop), max_em_drop=PLAN.max_em_drop, delta=spent_delta(PLAN.delta, 2),
+            harm_delta=1 - self.rules.harm_confidence,
         )  # fmt: skip
 
     def moves(self, at: int) -> tuple[Transition, ...]:

@@ -480,6 +480,7 @@ class Epoch:
     kept: tuple[str, ...] = ()             # episodes of earlier audits that teach all the same, oldest first …
     kept_at: tuple[int, ...] = ()          # … and the number of each request; they prove what lies in `windows`
     windows: tuple[tuple[float, float, float | None], ...] = ()  # that go on: (start, share, end); none: it begins anew
+    pending: tuple[tuple[int, float], ...] = ()  # audits in them that had not returned, lost for good: number, share
     delta_share: float = 1.0               # part of 1 - confidence that its certificates may use, (0, 1]
     burst: int = 0                         # requests that run in full from here on
     max_em_drop: float = 0.02              # fraction: the promise that is kept in it

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import log, prod
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -160,8 +161,8 @@ def test_the_owner_caps_what_doubt_may_buy(base: float, cap: float, share: float
 # --------------------------------------------------------------------------- the law
 
 
-def law(drop: float, **changes: object) -> DetectionLaw:
-    known: dict[str, object] = {"max_em_drop": BUDGET, "reference": QUIET, "audit_share": 0.05, "cap": 0.5}
+def law(drop: float, **changes: Any) -> DetectionLaw:
+    known: dict[str, Any] = {"max_em_drop": BUDGET, "reference": QUIET, "audit_share": 0.05, "cap": 0.5}
     return detection_law(drop, **{**known, **changes})
 
 

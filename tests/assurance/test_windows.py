@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.windows import (
+    LEAST_DELTA_SHARE,
     STARTS,
+    STRETCH,
     Floats,
     Window,
     Windows,
@@ -57,7 +60,7 @@ def test_a_window_is_as_long_as_the_budget_is_small() -> None:
 
 
 @given(changes=changes_of_share)
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=60, derandomize=True, deadline=None)
 def test_every_request_of_a_window_was_audited_at_its_share_or_more(changes: list[tuple[int, float]]) -> None:
     windows, said = noted(changes)
     at = np.arange(said[0][0], said[-1][0] + 50)
@@ -73,7 +76,7 @@ def test_every_request_of_a_window_was_audited_at_its_share_or_more(changes: lis
 
 
 @given(changes=changes_of_share)
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=60, derandomize=True, deadline=None)
 def test_an_open_window_weighs_audits_of_now_at_more_than_half_and_its_share_is_one_that_was_in_force(
     changes: list[tuple[int, float]],
 ) -> None:
@@ -132,8 +135,8 @@ def test_what_an_epoch_writes_down_is_read_back(changes: list[tuple[int, float]]
 
 
 @given(changes=changes_of_share, wanted=st.integers(1, 300), seed=st.integers(0, 1_000))
-@settings(max_examples=200, derandomize=True, deadline=None)
-def test_the_newest_window_with_enough_audits_is_consulted_from_its_newest_start_with_enough(
+@settings(max_examples=100, derandomize=True, deadline=None)
+def test_the_newest_window_with_enough_audits_is_consulted_from_its_newest_start_with_half_more(
     changes: list[tuple[int, float]], wanted: int, seed: int
 ) -> None:
     windows, said = noted(changes)
@@ -148,24 +151,23 @@ def test_the_newest_window_with_enough_audits_is_consulted_from_its_newest_start
 
     enough = [one for one in windows.known if weight(one) >= wanted]
     if not enough:
-        assert found in windows.known, "nothing to forget"
+        assert found in windows.known
         assert weight(found) == max(map(weight, windows.known)) < wanted
         return
     base = enough[-1]
     assert (found.share, found.end) == (base.share, base.end)
-    assert weight(found) >= wanted - 1e-6
-    if base.end < inf:
-        assert found == base
+    if weight(base) <= STRETCH * wanted:
+        assert found == base, "nothing to forget"
         return
+    assert weight(found) >= STRETCH * wanted - 1e-6
     step = wanted / (STARTS * base.share)
     n_steps = (found.start - base.start) / step
     assert n_steps == pytest.approx(round(n_steps), abs=1e-6), "starts are laid out beforehand"
-    later = Window(start=found.start + step, share=base.share)
-    assert weight(later) < wanted + 1, "the next one has too few"
+    assert weight(replace(found, start=found.start + step)) < STRETCH * wanted + 1, "the next one has too few"
 
 
 @given(changes=changes_of_share, wanted=st.integers(1, 300), seed=st.integers(0, 1_000))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=40, derandomize=True, deadline=None)
 def test_the_order_in_which_audits_return_says_nothing(
     changes: list[tuple[int, float]], wanted: int, seed: int
 ) -> None:
@@ -179,14 +181,14 @@ def test_a_route_that_runs_for_long_forgets() -> None:
     windows = Windows()
     windows.note(0.0, 0.05)
     starts = list[float]()
-    for now in range(16_000, 100_000, 1_000):
+    for now in range(24_100, 100_000, 1_000):
         at = np.arange(0.0, now, 20)  # every twentieth
         found = windows.chosen(at, np.full(len(at), 0.05), wanted=800)
         assert found is not None
-        assert 800 <= found.holds(at).sum() <= 800 * (1 + 1 / STARTS) + 1
+        assert 800 * STRETCH <= found.holds(at).sum() <= 800 * (STRETCH + 1 / STARTS) + 1
         starts.append(found.start)
     assert starts == sorted(starts), "and never goes back"
-    assert starts[-1] > 80_000
+    assert starts[-1] > 70_000
 
 
 # --------------------------------------------------------------------------- what a restart may risk
@@ -196,11 +198,11 @@ def test_delta_is_earned_by_traffic() -> None:
     assert longest_use(800, 0.05) == 16_000
     assert restart_share(16_000, 16_000) == restart_share(10**9, 16_000) == 1.0
     assert restart_share(4_000, 16_000) == 0.25
-    assert restart_share(0, 16_000) == 1 / 16_000, "an epoch that ended at once leaves a little"
+    assert restart_share(0, 16_000) == LEAST_DELTA_SHARE, "an epoch that ended at once leaves next to nothing"
 
 
 @given(lengths=st.lists(st.integers(1, 60_000), min_size=1, max_size=40), longest=st.integers(200, 40_000))
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=100, derandomize=True, deadline=None)
 def test_what_restarts_put_at_risk_is_no_more_than_the_requests_that_paid_for_it(
     lengths: list[int], longest: int
 ) -> None:

@@ -103,7 +103,7 @@ def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     runs = shown(here.runs, chosen=loop.chosen, match=loop.match, wave=ROUTE.wave, counts={})
     assert runs is not None
     plan = replace(live_plan(ROUTE, CONTROL, epoch), watches_signals=False)  # signals are another reading of each
-    keeper = CountedFromOne(plan, LiveLearner(loop.chosen, plan.cost_exponent), fit=fit_version)
+    keeper = CountedFromOne(plan, LiveLearner(loop.chosen, plan.cost_exponent), fit=fit_version, first=1.0)
     keeper.begin(0.0, Windows())
     traffic = Traffic(
         runs=runs, probes=np.zeros(len(runs.x)), early=np.zeros((N, 1)), question=tuple(map(str, range(N))),

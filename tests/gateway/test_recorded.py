@@ -15,15 +15,17 @@ from tests.gateway.served import chat, settings_for
 SAMPLES = {"kind": "samples", "samples": 4, "scorer": "number"}
 
 
-async def test_turns_of_a_conversation_share_a_unit_and_strangers_do_not(serve: Serve) -> None:
+async def test_every_turn_of_a_conversation_is_drawn_for_by_itself(serve: Serve) -> None:
     async with serve(Samples(["4"]), route=SAMPLES) as g:
         for text, conversation in (("one", "talk-1"), ("two", "talk-1"), ("three", "talk-2"), ("four", None)):
             headers = {"x-conversation-id": conversation} if conversation else {}
             await g.ask(chat(text), headers=headers)
         requests = [item.episode.request for item in await g.episodes(4)]
     units = [request.unit for request in requests]
-    assert units[0] == units[1]
-    assert len(set(units)) == 3
+    assert len(set(units)) == 4
+    talks = [request.conversation for request in requests]
+    assert talks[0] == talks[1] != talks[2]
+    assert talks[3] == ""
     assert all(len(unit) == 16 and "talk" not in unit for unit in units)
     assert {fold_of(request.question_key, 5) for request in requests} <= set(range(5))
     assert {request.setup for request in requests} == {g.gateway.routes[0].setup}

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from suffice.assurance.certify import certified_level, weighted_log_wealth
+from suffice.assurance.windows import STARTS, STRETCH
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.keeper import (
+    BURST_PART,
     HORIZON,
     KEPT_BEFORE,
     NO_PENDING,
@@ -83,11 +85,12 @@ def test_behind_the_burst_audits_are_thin_as_soon_as_a_level_is_certified_or_whe
 
 @pytest.mark.parametrize(("max_em_drop", "horizon", "n"), [
     (0.02, HORIZON, 1_200), (0.01, HORIZON, 2_400), (0.05, HORIZON, 480),  # by the budget alone
-    (0.001, 10_000, 3_500), (0.01, 1_000, 350), (0.02, 2, 1)])             # of a short horizon a third
+    (0.001, 10_000, int(10_000 * BURST_PART)), (0.01, 1_000, int(1_000 * BURST_PART)), (0.02, 2, 1)])  # or by a part
 def test_a_burst_is_as_long_as_the_budget_is_small_and_a_short_horizon_is_not_spent_on_it(
     max_em_drop: float, horizon: float, n: int
 ) -> None:
     assert full_runs(max_em_drop, horizon) == n
+    assert n <= horizon / 2
 
 
 def memorising(x: Floats, good: Bools, _weight: Floats) -> PGood:
@@ -324,7 +327,7 @@ def test_a_certificate_looks_at_the_audits_of_its_window_and_at_nothing_else() -
     assert found.window.start >= 400, "and then the burst is forgotten"
     assert keeper.windows.known[0].share == 1.0
     n_inside = int(found.inside.sum())
-    assert 300 <= n_inside <= 300 * (1 + 1 / 8) + 1
+    assert 300 <= n_inside <= 300 * (STRETCH + 1 / STARTS) + 1
     assert found.inside[-n_inside:].all()
 
 

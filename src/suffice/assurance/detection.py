@@ -23,7 +23,7 @@ RISES: Final = (1.0, 2.5, 6.0)  # of a rate above its reference, in budgets: the
 THRESHOLD: Final = 400.0        # of the wealth of a rate: a guaranteed mean number of audits to a false alarm
 QUANTILE: Final = 0.9           # of what the certifying audits leave possible as the normal rate
 HARMLESS: Final = 0.5           # part of the budget up to which a rate is never called a rise
-LARGEST_RATE: Final = 0.9       # that an alternative may assume
+LARGEST_RATE: Final = 0.99      # that can be told from its alternatives
 DOUBT_BEGINS: Final = 0.3       # suspicion from which audits are drawn more often …
 DOUBT_ENDS: Final = 0.05        # … and at which they are not any more
 DOUBT_SHARE: Final = 0.5        # of requests that are audited in doubt
@@ -60,7 +60,7 @@ class _RateWatch:
 
     def expect(self, count: int, n: int, max_em_drop: float) -> None:
         """Set the normal rate from `count` of `n` certifying audits; the wealth stays."""
-        normal = normal_rate(count, n, max_em_drop)
+        normal = normal_rate(count, n, max_em_drop)  # at LARGEST_RATE all ratios are 1: no rise can be told
         rates = [min(normal + rise * max_em_drop, LARGEST_RATE) for rise in RISES]
         self._if_so = tuple(rate / normal for rate in rates)
         self._if_not = tuple((1 - rate) / (1 - normal) for rate in rates)
@@ -196,4 +196,4 @@ def _delay(drop: float, count: int, n: int, max_em_drop: float, share: float, ca
 def normal_rate(count: int, n: int, max_em_drop: float) -> float:
     """The rate that is expected after `count` of `n` certifying audits; one below half the budget is never a rise."""
     found = max(exact_binomial(count, n, 2 * QUANTILE - 1).high, HARMLESS * max_em_drop)
-    return min(found, LARGEST_RATE / 2)
+    return min(found, LARGEST_RATE)

@@ -30,6 +30,9 @@ WINDOW_LAW: Final = 16.0  # audits that a certificate looks back on, times the b
 STRETCH: Final = 1.5      # by which a window may be longer before it forgets: what a burst gathers is one window
 STARTS: Final = 8         # of windows, in the time that one takes to gather its audits
 RISE: Final = 2.0         # by which a share grows before its audits get a window of their own
+LEAST_DELTA_SHARE: Final = 1e-6  # of delta, for an epoch that begins at once behind another
+LEAST_REQUESTS: Final = 50  # of a closed window: while a share changes, requests of both shares are on their way
+MOST_WINDOWS: Final = 32  # that are remembered: doubt opens and closes one each time
 SAME_SHARE: Final = 1e-9       # shares that are equal but for rounding
 
 
@@ -78,6 +81,8 @@ class Windows:
     def note(self, at: float, share: float) -> None:
         """From request `at` on, requests are audited with this probability, or a higher one until the next call.
 
+        Call it for each request, or where the share changes. What it does depends on shares alone.
+
         A share of 0 closes all windows: nobody can certify what is never audited. Raises ValueError outside [0, 1].
         """
         if not 0 <= share <= 1:
@@ -85,9 +90,10 @@ class Windows:
         self.known = [
             replace(one, end=at) if one.end == inf and one.share > share + SAME_SHARE else one for one in self.known
         ]
-        self.known = [one for one in self.known if one.end > one.start]
+        self.known = [one for one in self.known if one.end - one.start >= LEAST_REQUESTS]
         if share and not any(one.end == inf and RISE * one.share > share + SAME_SHARE for one in self.known):
             self.known.append(Window(start=at, share=share))
+        self.known = self.known[-MOST_WINDOWS:]
 
     def chosen(self, at: Floats, share: Floats, *, wanted: int) -> Window | None:
         """The newest window with enough audits, else the one with the most; None: there is none yet.
@@ -123,7 +129,7 @@ def longest_use(wanted: int, share: float) -> float:
 
     share  that is in force in quiet times
     """
-    return wanted / share
+    return wanted / share if share else inf
 
 
 def restart_share(n_requests: float, longest: float) -> float:
@@ -138,7 +144,7 @@ def restart_share(n_requests: float, longest: float) -> float:
     n_requests  since the epoch before began
     longest     L, see `longest_use`
     """
-    return min(1.0, max(1.0, n_requests) / longest)
+    return max(LEAST_DELTA_SHARE, min(1.0, n_requests / longest))
 
 
 def read_windows(written: Sequence[tuple[float, float, float | None]]) -> Windows:

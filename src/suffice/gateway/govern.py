@@ -158,18 +158,18 @@ async def _after_full_run(
 async def _measure_finish(job: Job, run: ReasoningRun, continuer: Continuer, cap: int | None) -> None:
     """In an audit of a route that certifies itself, finish once for the record: does it change the trial answer?
 
-    Behind the step at which the policy would have stopped; where it would not have, behind any that was probed.
+    Half of the audits at the step where the policy would have stopped, the others at any that was probed: so levels
+    that are not in force are measured too. A finish that fails says nothing: a stop whose finish fails is not made.
     """
     ledger, route = job.ledger, job.route.settings
     if not (is_measured(ledger.request) and route.is_replayed and route.probe is not None and _probes(job)):
         return
     probed = [step for step in ledger.steps if step.answer_source == "probe" and step.answer is not None]
-    chosen = next((step for step in probed if step.index == ledger.stop_step), None)
-    if chosen is None and probed:
-        point = assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/finish").point
-        chosen = probed[int(point * len(probed))]
-    if chosen is None:
+    if not probed:
         return
+    point = 2 * assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/finish").point
+    stop = next((step for step in probed if step.index == ledger.stop_step), None)
+    chosen = stop if stop is not None and point < 1 else probed[int(point % 1 * len(probed))]
     thought, tokens = run.thought_at(chosen.index)
     left = None if cap is None else max(1, cap - tokens)
     try:

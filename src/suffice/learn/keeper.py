@@ -22,7 +22,7 @@ from suffice.assurance.certify import certified_level, count, weighted_log_wealt
 from suffice.assurance.detection import AuditWatch, Reference, audit_share_in_doubt
 from suffice.assurance.drift import Cusum
 from suffice.assurance.maturity import Audits, Matured, counted_as, mature
-from suffice.assurance.windows import Window, Windows
+from suffice.assurance.windows import Window, Windows, longest_use, restart_share
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small, join
 from suffice.learn.budgeting import Spender
 from suffice.learn.served import MOST_AUDITS, N_LEVELS, Learner, Served, Split, fit_served
@@ -42,7 +42,7 @@ SLOW_MARGIN: Final = 1.25
 class Plan:
     """What is promised, and the numbers that the control loop runs on; times in the unit of `AuditRuns.at`.
 
-    Live routes, replays and simulations take it from `plan_for`, so all of them run by the same law.
+    Live routes take it from `control.loop.starting.live_plan`, replays from `replay.online.protocol`, by the same laws.
     """
 
     max_em_drop: float = 0.02       # fraction
@@ -87,6 +87,10 @@ class PendingAudits:
 
     at: Floats     # (K,): when each began, in the unit of `AuditRuns.at`
     share: Floats  # (K,): P(audit) when it was drawn
+
+    def plain(self) -> tuple[tuple[int, float], ...]:
+        """As an epoch of the log writes them."""
+        return tuple((int(at), share) for at, share in zip(self.at.tolist(), self.share.tolist(), strict=True))
 
 
 def pending_audits(began: Iterable[tuple[int, float]]) -> PendingAudits:
@@ -145,6 +149,8 @@ class _Epoch:
 
     burst_until: float
     windows: Windows
+    began: float = 0.0
+    delta_share: float = 1.0  # part of delta that its certificates may use, see `windows.restart_share`
     runs: AuditRuns | None = None
     served: Served | None = None
     judged: _Judged | None = None
@@ -168,6 +174,7 @@ class Keeper:
     version: int = 0                # fits so far
     now: float = 0.0
     n_epochs: int = 0
+    first: float = 0.0              # number of the first request of all
     pending: PendingAudits = NO_PENDING
     charge: float | Floats = 0.0    # part of the budget that is spent otherwise, of all levels or of each, (M,)
     certificate: Certificate | None = None  # of the last look; None: there was nothing to look at
@@ -264,13 +271,21 @@ class Keeper:
             self._cusum = Cusum(signals.shape[1])
         return self.reset("signals of all traffic drifted", keep=KEPT_BEFORE) if self._cusum.add(signals) else ()
 
-    def reset(self, reason: str, *, keep: int = 0) -> tuple[Change, ...]:
-        """Begin a new epoch: level 0, a burst of full runs, of old audits those of the last `keep` requests."""
+    def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[Change, ...]:
+        """Begin a new epoch: level 0, a burst of full runs, of old audits those of the last `keep` requests.
+
+        by_audits  did the outcomes of audits ask for it?
+        """
+        plan, part = self.plan, 1.0
+        if by_audits:
+            part = restart_share(self.now - self._epoch.began, longest_use(plan.window, plan.share))
         runs = self._epoch.runs
         kept = None if runs is None or not keep else runs.take(np.flatnonzero(runs.at >= self.now - keep))
         until = self.now + self.plan.burst
         first = Window(start=self.now, share=1.0 if self.plan.burst else self.plan.share)
-        self._epoch = _Epoch(burst_until=until, refit_at=until, windows=Windows([first]), runs=kept)
+        self._epoch = _Epoch(
+            burst_until=until, refit_at=until, windows=Windows([first]), began=self.now, delta_share=part, runs=kept
+        )
         self._cusum, self.certificate, self.level, self.n_epochs = None, None, 0, self.n_epochs + 1
         return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
 
@@ -282,17 +297,21 @@ class Keeper:
             return ()
         alarm = self._watch()
         if alarm:
-            return self.reset(alarm)
+            return self.reset(alarm, by_audits=True)
         self._book()  # before a fit: these audits met levels of the version until now
         if now >= epoch.refit_at:
             epoch.refit_at = now + self.plan.refit_every
             changes += self._refit()
         if epoch.judged is not None:
             changes += self._certify(epoch.judged)
-        epoch.windows.note(now, self.share)
+        self._note_share()
         return tuple(changes)
 
     # ---- inside --------------------------------------------------------------------------------
+
+    def _note_share(self) -> None:
+        """Requests from here on are audited at the share that was just said."""
+        self.windows.note(self.now + self.first, self.share)
 
     def _book(self) -> None:
         """In budgeted mode, account for the audits since the last look."""
@@ -311,9 +330,7 @@ class Keeper:
         """Fit anew; the new version serves if its certified level saves more on the window."""
         epoch, plan = self._epoch, self.plan
         assert epoch.runs is not None
-        most = max(MOST_AUDITS, 2 * plan.window)
-        if len(epoch.runs) > 2 * most:
-            self._forget(most)
+        self._forget_old()
         served = self.fit(
             epoch.runs, self.learner, now=self.now, label_free=plan.label_free, split=plan.split,
             n_levels=plan.n_levels, cost_exponent=plan.cost_exponent,
@@ -327,11 +344,16 @@ class Keeper:
         self.version += 1
         return [self._change("refit", f"fitted on {len(epoch.runs):,} audits")]
 
-    def _forget(self, n_kept: int) -> None:
+    def _forget_old(self) -> None:
         """Let go of audits that neither a fit nor a window will read again."""
-        epoch = self._epoch
+        epoch, found = self._epoch, self.certificate
         assert epoch.runs is not None
-        n_gone = len(epoch.runs) - n_kept
+        most = max(MOST_AUDITS, 2 * self.plan.window)
+        if len(epoch.runs) <= 2 * most:
+            return
+        n_gone = len(epoch.runs) - most
+        if found is not None and found.inside.any():
+            n_gone = min(n_gone, int(np.flatnonzero(found.inside)[0]))
         epoch.runs = epoch.runs.take(np.arange(n_gone, len(epoch.runs)))
         if epoch.judged is not None:
             old = epoch.judged
@@ -344,39 +366,38 @@ class Keeper:
         """The better of two claims: about all requests so far, or about those old enough to have returned.
 
         The test holds at all times at once, so at this look it may speak of the window as it was at any earlier
-        request, whatever made that one be chosen. What has not returned by then is lost either way.
+        request, whatever made that one be chosen. What has not returned by then is lost either way. The window is one
+        for both, and how it is chosen depends on draws and on times alone.
         """
         age = self.run_timeout if self.plan.label_free else max(self.run_timeout, self.plan.label_timeout)
-        found = [self._certified_until(judged, self.now - age)]
+        at = np.concatenate([self._runs.at, self.pending.at])
+        share = np.concatenate([self._runs.share, self.pending.share])
+        old = at <= self.now - age
+        window = self._epoch.windows.chosen(at[old], share[old], wanted=self.plan.window)
+        found = [self._certified_until(judged, self.now - age, window)]
         if age:
-            found.append(self._certified_until(judged, self.now))
+            found.append(self._certified_until(judged, self.now, window))
         return max(found, key=lambda one: (one.level, float(one.log_e[one.level])))
 
-    def _certified_until(self, judged: _Judged, until: float) -> Certificate:
-        """What the audits prove that began up to then, those that have not returned counted as lost."""
-        epoch, plan = self._epoch, self.plan
-        runs, pending = epoch.runs, self.pending
-        assert runs is not None
-        began = runs.at <= until
-        if plan.split == "half":
-            began &= runs.fold % 2 == 1
-        late = pending.at <= until
-        at = np.concatenate([runs.at[began], pending.at[late]])
-        share = np.concatenate([runs.share[began], pending.share[late]])
-        window = epoch.windows.chosen(at, share, wanted=plan.window)
+    def _certified_until(self, judged: _Judged, until: float, window: Window | None) -> Certificate:
+        """What the audits of a window prove that began up to then, those that have not returned counted as lost."""
+        plan, runs, pending = self.plan, self._runs, self.pending
         if window is None:
-            inside, here, late = np.zeros(len(runs), dtype=bool), np.zeros(0, dtype=bool), np.zeros_like(late)
+            inside, late = np.zeros(len(runs), dtype=bool), np.zeros(len(pending.at), dtype=bool)
+            weight = np.zeros(0)
         else:
-            inside, here, late = began & window.holds(runs.at), window.holds(at), late & window.holds(pending.at)
+            inside, late = (runs.at <= until) & window.holds(runs.at), (pending.at <= until) & window.holds(pending.at)
+            if plan.split == "half":
+                inside &= runs.fold % 2 == 1
+            weight = window.weights(np.concatenate([runs.share[inside], pending.share[late]]))
         z = counted(judged.z[inside], judged.d[inside], runs.take(np.flatnonzero(inside)), self.now, plan)
         lost = np.ones((int(late.sum()), z.shape[1]), dtype=np.int8)
         lost[:, 0] = 0
         z = np.concatenate([z, lost])
-        weight = window.weights(share[here]) if window is not None else np.zeros(0)
         wealth = weighted_log_wealth(z, weight, max_em_drop=plan.max_em_drop - self.charge)
         return Certificate(
-            level=certified_level(wealth, delta=plan.delta), log_e=wealth, z=z, weight=weight, inside=inside,
-            window=window, until=until,
+            level=certified_level(wealth, delta=plan.delta * self._epoch.delta_share), log_e=wealth, z=z,
+            weight=weight, inside=inside, window=window, until=until,
         )  # fmt: skip
 
     def _saving(self, judged: _Judged) -> float:

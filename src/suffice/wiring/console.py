@@ -20,7 +20,7 @@ from suffice.console.views.alerts import AlertReader
 from suffice.control.compare.experiments import look as experiment_result
 from suffice.control.compare.looking import standing_of
 from suffice.control.evidence.matching import matching
-from suffice.control.loop.starting import window_of
+from suffice.control.evidence.window_size import window_of
 from suffice.control.people.effects import what_it_changed
 from suffice.errors import ConfigError
 from suffice.review.items import Item

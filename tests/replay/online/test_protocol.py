@@ -13,6 +13,7 @@ import pytest
 
 from suffice.control.loop.starting import burst_of, live_plan
 from suffice.errors import ConfigError
+from suffice.learn.keeper import full_runs
 from suffice.learn.served import Served
 from suffice.replay.online.drift import parse_drift, worlds
 from suffice.replay.online.orders import draw_order
@@ -125,10 +126,12 @@ def test_the_numbers_are_those_of_the_live_loop_but_for_a_short_stream() -> None
         assert job(uneven(), max_em_drop=max_em_drop, warm_up=None).plan(long) == live_plan(route, control, epoch)
 
 
-def test_the_warm_up_is_as_long_as_a_burst_and_a_third_of_a_short_stream_unless_given() -> None:
+def test_the_warm_up_is_as_long_as_a_burst_and_shorter_in_a_short_stream_unless_given() -> None:
     asked = replace(ASKED, max_em_drop=0.02, warm_up=None)
     plans = [_Job(asked, uneven(), None).plan(n) for n in (400, 2_000, 5_000)]
-    assert [(plan.warm_up, plan.burst) for plan in plans] == [(140, 140), (700, 700), (1_200, 1_200)]
+    bursts = [full_runs(0.02, n) for n in (400, 2_000, 5_000)]
+    assert [(plan.warm_up, plan.burst) for plan in plans] == [(n, n) for n in bursts]
+    assert bursts[0] < bursts[1] < bursts[2] == 1_200
     assert job(uneven(), warm_up=7).plan(5_000).warm_up == 7
 
 

@@ -330,7 +330,7 @@ def _submitted(writer: Decisions, said: Any) -> Submission | str:
 def _effect(told: Settings, writer: Decisions, item: Item) -> Any:
     """What the item's verdicts have changed so far. Any: an `Effect`."""
     from suffice.control.evidence.matching import matching
-    from suffice.control.loop.starting import window_of
+    from suffice.control.evidence.window_size import window_of
     from suffice.control.people.effects import what_it_changed
 
     route = route_of(told, item.route)

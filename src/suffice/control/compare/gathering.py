@@ -20,6 +20,7 @@ from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.sampling import BAD_ENDS
 from suffice.assurance.satisfaction import by_people
 from suffice.assurance.strata import Cell
+from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, Said, audited_at, is_audit, is_evidence
 from suffice.control.evidence.joining import Joining
 from suffice.control.evidence.latest import remember
@@ -97,6 +98,7 @@ class Gathering:
     _rated: set[str] = field(default_factory=set)
     _live: dict[str, _Live] = field(default_factory=dict)    # by episode
     _right: dict[str, tuple[str, ArmName, str, bool]] = field(default_factory=dict)  # by unit: episode, arm, class
+    windows: Windows = field(default_factory=Windows)        # of the requests since the rollout began
     _new: dict[str, Witness] = field(default_factory=dict)   # audits that were not replayed yet, by episode
     _apart: dict[str, Both] = field(default_factory=dict)    # on which the versions answer differently
     watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of, by episode
@@ -146,6 +148,8 @@ class Gathering:
             return
         self.n += 1
         self._evidence = self._evidence.with_request(class_of(request.query))
+        if request.delivery == 1:
+            self.windows.note(float(self.n), audited_at(request, probes=self.probes))
         remember(self._open, request.episode_id, (request, self.n, self._state))
 
     def _counted(self, counted: Counted) -> None:
@@ -153,6 +157,8 @@ class Gathering:
         self.callers.update(counted.senders)
         if counted.route != self._state.route:
             return
+        if counted.audit_share is not None and counted.audit_share < self.windows.lowest_share:
+            self.windows.note(self.n + 1.0, counted.audit_share)
         self.n += counted.n_governed
         for cell in counted.cells:
             if not cell.ungoverned:

@@ -22,7 +22,7 @@ from suffice.control.compare.trying import Certificate, Trying
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.fitting import ServedVersion, as_served_version
 from suffice.control.evidence.loading import loader, published_on
-from suffice.control.loop.starting import window_of
+from suffice.control.evidence.window_size import window_of
 from suffice.rollout.experiment import Arm
 from suffice.rollout.results import Shown
 from suffice.settings import Control
@@ -137,7 +137,7 @@ class Learned:
             return None
         # The epoch's confidence: a publication's is the loop's own part of delta, which is no measure of this one's.
         return self.trying.certificate(
-            pending=gathering.pending, max_em_drop=min(budget, made.evidence.max_em_drop),
+            pending=gathering.pending, windows=gathering.windows, max_em_drop=min(budget, made.evidence.max_em_drop),
             confidence=max(epoch.confidence, self.of_route.route.confidence),
             harm_confidence=self.held.rules.harm_confidence,
         )  # fmt: skip

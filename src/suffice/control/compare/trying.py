@@ -30,7 +30,7 @@ from suffice.assurance.certify import (
 )
 from suffice.assurance.maturity import AHEAD
 from suffice.assurance.runs import Match
-from suffice.assurance.windows import SAME_SHARE, Windows
+from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, Verdicts, shown, verdicts
 from suffice.control.evidence.fitting import ServedVersion
 from suffice.learn.audits import Bools, Floats, Small
@@ -125,11 +125,12 @@ class Trying:
             seen.z = one if seen.told else unheard(one, seen.disagrees)
 
     def certificate(
-        self, *, pending: PendingAudits, max_em_drop: float, confidence: float, harm_confidence: float
+        self, *, pending: PendingAudits, windows: Windows, max_em_drop: float, confidence: float, harm_confidence: float
     ) -> Certificate:
         """What may act now.
 
         pending          audits that have begun and not returned: they count as lost
+        windows          of the requests since the rollout began
         max_em_drop      the budget, less what is charged to it
         harm_confidence  of the evidence that nothing of it will ever be certified
         """
@@ -137,7 +138,8 @@ class Trying:
         found = certified(
             np.stack([one.z for one in seen]) if seen else np.zeros((0, self.version.n_levels), np.int8),
             np.array([one.audit.at for one in seen], dtype=np.float64), np.array([one.audit.share for one in seen]),
-            np.array([one.told for one in seen], dtype=np.bool_), pending, window=self.window, max_em_drop=max_em_drop,
+            np.array([one.told for one in seen], dtype=np.bool_), pending, windows, window=self.window,
+            max_em_drop=max_em_drop,
             delta=spent_delta(1 - confidence, 1 + self.number), harm_delta=1 - harm_confidence,
         )  # fmt: skip
         self._level = found.level
@@ -174,8 +176,8 @@ def unheard(z: Small, disagrees: Bools) -> Small:
 
 
 def certified(
-    z: Small, at: Floats, share: Floats, told: Bools, pending: PendingAudits, *, window: int, max_em_drop: float,
-    delta: float, harm_delta: float,
+    z: Small, at: Floats, share: Floats, told: Bools, pending: PendingAudits, windows: Windows, *, window: int,
+    max_em_drop: float, delta: float, harm_delta: float,
 ) -> Certificate:  # fmt: skip
     """What audits say of a candidate's levels.
 
@@ -183,6 +185,7 @@ def certified(
     at, share   number of each request, and the share it was drawn at, shape (n,)
     told        somebody has said which answer is right, shape (n,): others are no evidence of harm
     pending     audits that have not returned: lost at every level above 0
+    windows     of the requests since the rollout began
     window      audits that are looked back on
     delta       this version's part
     harm_delta  probability that a candidate is given up which keeps the budget at its safest level
@@ -192,7 +195,7 @@ def certified(
     lost[:, :1] = 0
     z, at = np.concatenate([z, lost]), np.concatenate([at, pending.at])
     share = np.concatenate([share, pending.share])
-    chosen = _windows(at, share).chosen(at, share, wanted=window)
+    chosen = windows.chosen(at, share, wanted=window)
     if chosen is None or not len(known):
         return Certificate(level=0, n=0, n_lost=0, n_gained=0, n_missing=None, max_em_drop=max_em_drop, delta=delta)
     inside = chosen.holds(at)
@@ -204,15 +207,6 @@ def certified(
         level=level, n=len(z), n_lost=int((z[:, shown_at] > 0).sum()), n_gained=int((z[:, shown_at] < 0).sum()),
         n_missing=_missing(z, level + 1, max_em_drop, delta), max_em_drop=max_em_drop, delta=delta, surely_over=over,
     )  # fmt: skip
-
-
-def _windows(at: Floats, share: Floats) -> Windows:
-    """The windows that the shares of audits make; one that a fall begins, begins behind the audit that shows it."""
-    windows = Windows()
-    for number, one in sorted(zip(at.tolist(), share.tolist(), strict=True)):
-        if windows.lowest_share > one + SAME_SHARE:
-            windows.note(number + 1 if windows.known else 0.0, one)
-    return windows
 
 
 def _surely_over(z: Small, max_em_drop: float, delta: float) -> bool:

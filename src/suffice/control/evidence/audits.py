@@ -26,6 +26,7 @@ from suffice.learn.features import Chosen
 from suffice.learn.groups import fold_of
 from suffice.learn.rows import audit_runs
 from suffice.learn.served import N_FOLDS
+from suffice.settings import Route
 from suffice.types import Episode, Feedback, Outcome, Request
 
 # Ends that leave no answer because the upstream gave none, or because nothing was asked of it: the full run is wrong
@@ -53,6 +54,7 @@ class Audit:
     episode: Episode
     labels: tuple[Said, ...] = ()  # oldest first
     label_at: float = _NEVER       # requests of the route when the verdict came; infinite: there is none
+    only_drawn: bool = False       # is only what was drawn seen in full, in observe too? See `sees_only_drawn`
 
     @property
     def id(self) -> str:
@@ -63,7 +65,7 @@ class Audit:
     def share(self) -> float:
         """P(audit) when it was drawn."""
         request = self.episode.request
-        return request.propensity if request.audit else 1.0
+        return request.propensity if request.audit and (request.mode != "observe" or self.only_drawn) else 1.0
 
     @property
     def is_lost(self) -> bool:
@@ -85,6 +87,11 @@ class Audit:
 
 
 Verdicts: TypeAlias = Mapping[str, Feedback]  # by episode: what counts as said of it
+
+
+def sees_only_drawn(route: Route) -> bool:
+    """Does a route ask audits for more than their run shows: for trial answers, or for a second call?"""
+    return route.probe is not None or bool(route.arms)
 
 
 def audited_at(request: Request, *, probes: bool) -> float:

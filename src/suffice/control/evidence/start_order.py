@@ -1,6 +1,6 @@
 """Requests in the order in which they began, and audits that have not returned.
 
-    RequestSeen ──▶ StartOrder.began ──▶ its number; a fall of the audit share closes windows
+    RequestSeen ──▶ StartOrder.began ──▶ its number; its audit share opens and closes windows
     RequestEnded ──▶ StartOrder.ended ──▶ the request and its number
 
 A run may take longer than a thousand others. Were audits counted in the order in which they end, the easy ones would
@@ -10,9 +10,10 @@ it returns it is pending, and counts as lost.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from suffice.assurance.windows import SAME_SHARE, Windows
+from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import audited_at, is_audit
 from suffice.control.evidence.latest import remember
 from suffice.learn.keeper import PendingAudits, pending_audits
@@ -23,6 +24,7 @@ from suffice.types import Request
 class StartOrder:
     """The requests of one epoch that have begun and not ended."""
 
+    observes: bool = False  # did the route of the latest request only observe?
     _open: dict[str, tuple[Request, int]] = field(default_factory=dict)
     _pending: dict[str, tuple[int, float]] = field(default_factory=dict)  # audits: number, and share when drawn
 
@@ -31,14 +33,14 @@ class StartOrder:
 
         number   of the request among those of its route
         probes   see `audits.audited_at`
-        windows  those that a lower share than theirs closes are closed
+        windows  are told the share at which it was drawn
         """
         remember(self._open, request.episode_id, (request, number))
         if request.delivery > 1:
             return  # it runs in full, whatever the draw of the first delivery was
         share = audited_at(request, probes=probes)
-        if windows.lowest_share > share + SAME_SHARE:
-            windows.note(float(number), share)
+        self.observes = request.mode == "observe"
+        windows.note(float(number), share)
         if is_audit(request, probes=probes):
             remember(self._pending, request.episode_id, (number, share))
 
@@ -47,7 +49,9 @@ class StartOrder:
         self._pending.pop(episode_id, None)
         return self._open.pop(episode_id, None)
 
-    @property
-    def pending(self) -> PendingAudits:
-        """Audits that have begun and not returned."""
-        return pending_audits(self._pending.values())
+    def pending_with(self, before: Iterable[tuple[int, float]]) -> PendingAudits:
+        """Audits that have begun and not returned, and those that an earlier epoch has given up.
+
+        before  number and share of each of these
+        """
+        return pending_audits([*before, *self._pending.values()])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from suffice.assurance.runs import Match
-from suffice.control.evidence.audits import Audit, Said
+from suffice.control.evidence.audits import Audit, Said, sees_only_drawn
 from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.control.evidence.resolution import Diverged, Resolution
 from suffice.control.jobs.base import Desk, LeaseLost, Report
@@ -190,7 +190,7 @@ def loop_of(
     assert epoch is not None
     return _kind_of(route)(
         name=name, route=route, control=control, held=held, match=match, load=load, author=author,
-        expected=deque(publications(connection, name, epoch.number)), kept=_kept(connection, epoch),
+        expected=deque(publications(connection, name, epoch.number)), kept=_kept(connection, epoch, route),
         asked=labels_wanted(connection, name),
     )
 
@@ -202,8 +202,10 @@ def _kind_of(route: Route) -> type[RouteLoop]:
     return OwnLoop if route.is_owned else ArmLoop
 
 
-def _kept(connection: sqlite3.Connection, epoch: Epoch) -> list[Audit]:
+def _kept(connection: sqlite3.Connection, epoch: Epoch, route: Route) -> list[Audit]:
     """The audits of earlier epochs that count in this one."""
+    if len(epoch.kept) != len(epoch.kept_at):
+        raise Diverged(f"route {epoch.route}: the audits that epoch {epoch.number} keeps have no numbers")
     kept, numbers = list[Audit](), dict(zip(epoch.kept, epoch.kept_at, strict=True))
     for asked, ended, labels in whole_episodes(connection, epoch.kept, epoch.since_seq):
         assert isinstance(asked.event, RequestSeen)
@@ -211,6 +213,7 @@ def _kept(connection: sqlite3.Connection, epoch: Epoch) -> list[Audit]:
         audit = Audit(
             seq=ended.seq, at=numbers[asked.event.request.episode_id], ended_at_s=ended.at_s,
             episode=Episode(request=asked.event.request, outcome=ended.event.outcome),
+            only_drawn=sees_only_drawn(route),
         )  # fmt: skip
         for label in labels:
             assert isinstance(label.event, FeedbackGiven)

@@ -18,9 +18,9 @@ from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import SequencedLabel, current_label
 from suffice.control.compare.looking import barred
 from suffice.control.evidence.fitting import read_back, written
+from suffice.control.evidence.window_size import burst_requests
 from suffice.control.jobs.base import Desk
 from suffice.control.jobs.by_route import ByRoute, since
-from suffice.control.loop.starting import burst_requests
 from suffice.errors import ConfigError
 from suffice.learn.dataset import build
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, due, retrain

@@ -94,7 +94,7 @@ class ArmLoop(RouteLoop):
             self.audits = self.audits[-MOST_KEPT:]
             self._index()
         pairs, now = self.pairs(), float(self.n)
-        self.keeper.now, self.keeper.pending = now, self._started.pending
+        self.keeper.now, self.keeper.pending = now, self._started.pending_with(())
         alarm = self._watch.alarm(self.audits, pairs, now) if self._watch is not None else None
         if alarm is not None:
             return self._new_epoch(*alarm, stored)

@@ -21,10 +21,12 @@ from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.drift import Fingerprint, changed
 from suffice.assurance.lottery import Draws, broken, drawn
 from suffice.assurance.runs import REPRESENTATIVE, Match
-from suffice.assurance.sampling import lot_of
+from suffice.assurance.sampling import Unkept, lot_of
 from suffice.assurance.strata import Outcomes, post_stratify
-from suffice.learn.audits import Small
-from suffice.types import Feedback, Outcome, Request
+from suffice.control.evidence.audits import Audit
+from suffice.learn.keeper import Certificate
+from suffice.signals.query import class_of
+from suffice.types import Feedback, Outcome, PauseCause, Request
 
 MOST_UPSTREAMS: Final = 50      # different answers to "who are you" that one epoch keeps in mind
 STRANGERS: Final = 1_000        # latest requests among which …
@@ -129,23 +131,32 @@ class ClassMix:
 
     _latest: deque[str] = field(default_factory=lambda: deque(maxlen=MIX_REQUESTS))
 
-    def note(self, query_class: str, n_requests: int = 1) -> None:
-        """So many requests of a class have come."""
-        self._latest.extend([query_class] * min(n_requests, MIX_REQUESTS))
+    def note(self, request: Request) -> None:
+        """Take a request in."""
+        self._latest.append(class_of(request.query))
 
-    def broken(self, classes: Sequence[str], z: Small, max_em_drop: float) -> str | None:
-        """Why the budget is broken at the present mix of classes, or None.
+    def count(self, cells: Iterable[Unkept]) -> None:
+        """Take requests without rows in."""
+        for cell in cells:
+            if not cell.ungoverned:
+                self._latest.extend([cell.query_class] * min(cell.n, MIX_REQUESTS))
 
-        classes  of the audits that certify, n of them
-        z        their EM drop at the level in force, shape (n,)
+    def alarm(
+        self, certificate: Certificate, level: int, audits: Sequence[Audit], max_em_drop: float
+    ) -> str | None:
+        """Why a level breaks the budget at the present mix of classes, or None.
+
+        audits  of the epoch, those of the certificate among them
         """
-        if len(self._latest) < MIX_REQUESTS or len(set(self._latest)) < 2:
+        if not level or len(self._latest) < MIX_REQUESTS or len(set(self._latest)) < 2:
             return None
-        audits = {
+        classes = [class_of(audits[at].episode.request.query) for at in np.flatnonzero(certificate.inside).tolist()]
+        z = certificate.z[: len(classes), level]
+        of_class = {
             name: Outcomes(n=len(seen), n_gained=int((seen < 0).sum()), n_lost=int((seen > 0).sum()))
             for name in set(classes) for seen in [z[[at for at, one in enumerate(classes) if one == name]]]
         }  # fmt: skip
-        return post_stratify(audits, Counter(self._latest)).alarm(max_em_drop)
+        return post_stratify(of_class, Counter(self._latest)).alarm(max_em_drop)
 
 
 @dataclass(slots=True)
@@ -206,3 +217,15 @@ def delivered_right(given: Feedback, answer: str | None, match: Match) -> bool |
 def named(upstreams: Iterable[tuple[str, str, str]], asked: str) -> bool:
     """Has a model of this name been asked for while evidence was gathered? Nothing gathered names nobody."""
     return any(one[0] == asked for one in upstreams)
+
+
+def pause_cause(lottery: Lottery, floor: Floor | None) -> tuple[PauseCause, str] | None:
+    """Why a person has to decide, with the cause's name; None: nobody has to.
+
+    floor  None: a person has accepted what it shows
+    """
+    broken = lottery.broken()
+    if broken is not None:
+        return "sample_ratio", broken
+    below = floor.below() if floor is not None else None
+    return None if below is None else ("critical_em", below)

@@ -26,7 +26,7 @@ from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
 from suffice.assurance.satisfaction import next_safer
 from suffice.assurance.windows import Windows, longest_use, read_windows, restart_share
-from suffice.control.evidence.audits import Audit, Said, Verdicts, is_evidence, shown, verdicts
+from suffice.control.evidence.audits import Audit, Said, Verdicts, is_evidence, sees_only_drawn, shown, verdicts
 from suffice.control.evidence.early import Early
 from suffice.control.evidence.fitting import LiveLearner, ServedVersion, fit_version, written
 from suffice.control.evidence.joining import Joining
@@ -34,13 +34,14 @@ from suffice.control.evidence.lateness import Lateness
 from suffice.control.evidence.ratings import Ratings
 from suffice.control.evidence.resolution import Diverged, Resolution
 from suffice.control.evidence.start_order import StartOrder
-from suffice.control.loop.brake import ClassMix, Floor, Lottery, Upstreams, delivered_right, upstream_of
+from suffice.control.evidence.window_size import burst_requests
+from suffice.control.loop.brake import ClassMix, Floor, Lottery, Upstreams, delivered_right, pause_cause, upstream_of
 from suffice.control.loop.brought import Brought
 from suffice.control.loop.charging import Charging
 from suffice.control.loop.finish import FinishLog
 from suffice.control.loop.guarding import LiveGuards
 from suffice.control.loop.keeping import LiveKeeper
-from suffice.control.loop.starting import burst_of, burst_requests, live_plan
+from suffice.control.loop.starting import burst_of, live_plan
 from suffice.control.loop.wanted import wanted
 from suffice.learn.audits import AuditRuns, Ints
 from suffice.learn.features import Chosen, choose_features
@@ -50,7 +51,6 @@ from suffice.learn.version import Version, as_served
 from suffice.review.holds import NO_HOLDS, RouteHolds
 from suffice.review.incident import of_pause
 from suffice.settings import Control, Route
-from suffice.signals.query import class_of
 from suffice.store.database.log import Stored
 from suffice.store.routes.in_force import InForce
 from suffice.store.rows.control_events import (
@@ -72,7 +72,6 @@ from suffice.types import (
     Feedback,
     Outcome,
     Pause,
-    PauseCause,
     Publication,
     Query,
     Request,
@@ -152,7 +151,8 @@ class RouteLoop:
         """Start counting: of what came before only `kept` counts, as if it had come just now."""
         plan = live_plan(self.route, self.control, epoch)
         self.epoch, self.level, self.chosen = epoch, 0, None
-        self.keeper = LiveKeeper(plan, LiveLearner(Chosen((), ()), plan.cost_exponent), fit=self._fit)
+        learner = LiveLearner(Chosen((), ()), plan.cost_exponent)
+        self.keeper = LiveKeeper(plan, learner, fit=self._fit, first=1.0, is_told=True)
         self.keeper.begin(float(epoch.at), read_windows(epoch.windows))
         self.audits = [
             replace(audit, at=at, label_at=_by(audit.label_at, epoch.at))
@@ -204,7 +204,7 @@ class RouteLoop:
     def _asked_for(self, request: Request, stored: Stored) -> Resolution | None:
         if request.ungoverned is not None:
             return None
-        self._mix.note(class_of(request.query))
+        self._mix.note(request)
         self._started.began(
             request, self.n + 1, probes=self.route.probe is not None, windows=self.keeper.windows
         )  # fmt: skip
@@ -215,9 +215,7 @@ class RouteLoop:
         counted = event.counted
         if counted.audit_share is not None and counted.audit_share < self.keeper.windows.lowest_share:
             self.keeper.windows.note(self.n + 1.0, counted.audit_share)
-        for cell in counted.cells:
-            if not cell.ungoverned:
-                self._mix.note(cell.query_class, cell.n)
+        self._mix.count(counted.cells)
         return self._passed(counted.n_governed, stored)
 
     def _passed(self, n_requests: int, stored: Stored) -> Resolution | None:
@@ -245,7 +243,10 @@ class RouteLoop:
             self._heard(outcome.episode_id, said.feedback)
         if self._is_evidence(request, outcome):
             self.keeper.returned([self.n + 1.0 - number])
-            audit = Audit(seq=stored.seq, at=number, ended_at_s=stored.at_s, episode=episode)
+            audit = Audit(
+                seq=stored.seq, at=number, ended_at_s=stored.at_s, episode=episode,
+                only_drawn=sees_only_drawn(self.route),
+            )  # fmt: skip
             self._keep(reduce(lambda known, said: known.with_label(said, self.n), waiting, audit))
         return None
 
@@ -302,20 +303,24 @@ class RouteLoop:
         self._judge.look(self.audits, self.epoch.max_em_drop, self._callers)
         keeper.plan = replace(
             keeper.plan, confidence=1 - self._brought.loops_share(self._delta),
-            label_timeout=self._lateness.timeout_requests(since=self.epoch.at),
+            label_timeout=keeper.run_timeout + self._lateness.timeout_requests(since=self.epoch.at),
         )  # fmt: skip
-        keeper.pending = self._started.pending
+        keeper.pending = self._started.pending_with(self.epoch.pending)
         self._take()
         self._look_at_finish(keeper.served)
         if self._finish.alarm is not None:
             return self._new_epoch("finish", self._finish.alarm, stored)
         changes = keeper.tick(float(self.n))
-        alarm = next((change.reason for change in changes if change.kind == "alarm"), None) or self._mix_alarm()
+        if keeper.share < keeper.windows.lowest_share and not self._started.observes:
+            keeper.windows.note(self.n + 1.0, keeper.share)  # of requests without rows, too
+        alarm = next((change.reason for change in changes if change.kind == "alarm"), None)
+        self._let_go()
+        if alarm is None and keeper.certificate is not None:
+            alarm = self._mix.alarm(keeper.certificate, keeper.level, self.audits, self.epoch.max_em_drop)
         if alarm is not None:
             cause: AlarmCause = "disagreement" if "disagree" in alarm else "outcomes"
             return self._new_epoch(cause, alarm, stored)
         drawn_at = self.level or keeper.level
-        self._let_go()
         rated = self._lower_ceiling()
         self.level = keeper.level
         if self.ceiling is not None:
@@ -325,14 +330,6 @@ class RouteLoop:
         finish = self._finish.at(max(1, self.level))
         budget = budget_left(self.epoch.max_em_drop, finish, other_charges=self._judge.charge)
         return self._publish(changes, reason=reason if budget.max_em_drop else budget.reason)
-
-    def _mix_alarm(self) -> str | None:
-        """Why the level in force breaks the budget at the present mix of classes, or None."""
-        found, level = self.keeper.certificate, self.keeper.level
-        if found is None or not level:
-            return None
-        here = [class_of(self.audits[place].episode.request.query) for place in np.flatnonzero(found.inside).tolist()]
-        return self._mix.broken(here, found.z[: len(here), level], self.epoch.max_em_drop)
 
     @property
     def _delta(self) -> float:
@@ -484,6 +481,10 @@ class RouteLoop:
         said = [change.reason for change in changes]
         if self.ceiling is not None and self.ceiling < self.keeper.level:
             said.append(f"ratings allow level {self.ceiling} at most")
+        held = self.held.publication
+        if not said and held is not None and held.level == self.level:
+            more = self.keeper.share > held.share
+            said.append("audits look worse than before: more are drawn" if more else "audits look as they did before")
         if said:
             return "; ".join(said)
         n = self.keeper.n_audits
@@ -514,6 +515,7 @@ class RouteLoop:
             author=self.author, kept=tuple(audit.id for audit in kept), kept_at=tuple(audit.at for audit in kept),
             burst=burst, max_em_drop=self._max_em_drop, confidence=self.route.confidence, promise=self.route.promise,
             delta_share=delta_share, windows=() if windows is None else windows.plain(),
+            pending=() if windows is None else self._started.pending_with(self.epoch.pending).plain(),
         )  # fmt: skip
         events: tuple[Event, ...] = (EpochBegan(epoch),) if alarm is None else (AlarmRaised(alarm), EpochBegan(epoch))
         for event in events:
@@ -567,15 +569,11 @@ class RouteLoop:
         """Why a person has to decide, if nobody has to already."""
         if self.held.pause is not None:
             return None
-        found: tuple[tuple[PauseCause, str | None], ...] = (
-            ("sample_ratio", self.lottery.broken()),
-            ("critical_em", None if self.holds.accepted(self.at_s) else self.floor.below()),
-        )  # fmt: skip
-        for cause, why in found:
-            if why is not None:
-                number = self.held.n_pauses + 1
-                return Pause(route=self.name, number=number, cause=cause, reason=why, author=self.author)
-        return None
+        found = pause_cause(self.lottery, None if self.holds.accepted(self.at_s) else self.floor)
+        if found is None:
+            return None
+        number = self.held.n_pauses + 1
+        return Pause(route=self.name, number=number, cause=found[0], reason=found[1], author=self.author)
 
 
 def _decided(made: Publication) -> tuple[object, ...]:

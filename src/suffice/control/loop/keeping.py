@@ -17,7 +17,7 @@ from suffice.assurance.maturity import AHEAD, Matured
 from suffice.assurance.windows import Windows
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small
 from suffice.learn.keeper import Change, Keeper, matured
-from suffice.learn.served import MOST_AUDITS, Served
+from suffice.learn.served import Served
 from suffice.types import EvidenceSummary, Spending
 
 _MOST_LOG: Final = 700.0    # whose exponential is still a number
@@ -27,10 +27,15 @@ _MOST_LOG: Final = 700.0    # whose exponential is still a number
 class LiveKeeper(Keeper):
     """`Keeper`, fed from a log.
 
-    rests  nothing of its own is fitted: a rollout runs, or has brought what is in force
+    rests    nothing of its own is fitted: a rollout runs, or has brought what is in force
     """
 
     rests: bool = False
+    is_told: bool = False  # rows of the log tell at which share each request was drawn
+
+    def _note_share(self) -> None:
+        if not self.is_told:
+            Keeper._note_share(self)  # noqa: SLF001 - its own, of the class above
 
     def begin(self, at: float, windows: Windows) -> None:
         """Begin an epoch at this request.
@@ -68,9 +73,7 @@ class LiveKeeper(Keeper):
     def _refit(self) -> list[Change]:
         if not self.rests:
             return Keeper._refit(self)  # noqa: SLF001 - its own, of the class above
-        most = max(MOST_AUDITS, 2 * self.plan.window)
-        if self.n_audits > 2 * most:  # what a rollout has brought may serve for months
-            self._forget(most)
+        self._forget_old()  # what a rollout has brought may serve for months
         return []
 
     def amend(self, which: Ints, runs: AuditRuns) -> None:

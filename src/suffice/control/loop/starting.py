@@ -14,15 +14,14 @@ from typing import Final
 
 from suffice.assurance.certify import audits_to_certify
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, Fidelity, budget_left, measured
-from suffice.assurance.windows import window_audits
-from suffice.learn.keeper import HORIZON, Plan, full_runs
-from suffice.rollout.assign import LATER_SHARE
+from suffice.control.evidence.window_size import MOST_AUDITS, burst_requests, window_of
+from suffice.learn.keeper import Plan
+from suffice.rollout.assign import LATER_SHARE, audit_share
 from suffice.settings import Control, Route
 from suffice.types import Epoch
 
 USUAL_PART: Final = 0.25       # of the budget: what a certified level loses or so
 PATIENCE: Final = 100_000      # requests to the first certificate that are worth a warning
-MOST_AUDITS: Final = 10**7     # that are looked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,27 +45,16 @@ def burst_of(route: Route, control: Control) -> int:
     return burst_requests(control, route.max_em_drop) if route.is_learned else 0
 
 
-def burst_requests(control: Control, max_em_drop: float) -> int:
-    """Full runs at the beginning of an epoch: as the owner says, else by the law of `learn.keeper.full_runs`."""
-    if control.burst_requests is not None:
-        return control.burst_requests
-    return full_runs(max_em_drop, HORIZON) if 0 < max_em_drop < 1 else MOST_AUDITS
-
-
-def window_of(control: Control, max_em_drop: float) -> int:
-    """Audits that a certificate looks back on: as the owner says, else by the law of `assurance.windows`."""
-    if control.window_audits is not None:
-        return control.window_audits
-    return window_audits(max_em_drop) if 0 < max_em_drop < 1 else MOST_AUDITS
-
-
 def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
     """What the loop of a live route runs on."""
+    share = LATER_SHARE if route.audit_share is None else route.audit_share
+    if not route.is_replayed:  # its share is the gateway's own, whatever the loop publishes
+        share = audit_share(epoch.at, route.audit_share)
     return Plan(
         max_em_drop=epoch.max_em_drop, confidence=epoch.confidence, promise=epoch.promise,
         warm_up=epoch.at + epoch.burst, burst=epoch.burst, window=window_of(control, epoch.max_em_drop),
         refit_every=control.refit_requests,
-        share=LATER_SHARE if route.audit_share is None else route.audit_share,
+        share=share,
         most_share=route.most_audit_share, free_audits=route.audit_share is None and route.probe is None,
     )  # fmt: skip
 

@@ -148,9 +148,7 @@ class _Job:
         which, drift_at, learns = draw_order(
             self.traffic, rng, drift=asked.drift, worlds=self.worlds, disjoint=asked.disjoint, resample=asked.resample
         )
-        traffic = with_times(
-            self.traffic.take(which), run_time=asked.run_time, label_delay=self.label_delay, rng=rng
-        )
+        traffic = with_times(self.traffic.take(which), run_time=asked.run_time, label_delay=self.label_delay, rng=rng)
         truth = None
         if asked.drift is not None and drift_at is not None:
             truth = _Truth.of(traffic, asked.drift, drift_at)
@@ -177,7 +175,8 @@ class _Truth:
         self._runs = traffic.runs.take(late[:: max(1, len(late) // MOST_JUDGED)])
         self._losing = np.zeros(len(traffic)) if losing is None else losing
         self._met: tuple[Served | None, int] = (None, 0)  # by the requests until the next look
-        self._drops: tuple[float, float] = (0.0, 0.0)     # of that level
+        self._judged: tuple[Served | None, int] = self._met
+        self._drops = 0.0, 0.0                            # of the level that was judged last
         self._at = self._until = drift_at
         self.drop = np.zeros(len(traffic))                # (N,): 0 before the drift
 
@@ -195,12 +194,12 @@ class _Truth:
         if now > self._until:
             self.drop[self._until : now] = self._in_force(self._losing[self._until : now])
             self._until = now
-        met = keeper.served, keeper.level
-        if met != self._met:
-            self._met, self._drops = met, self._lost(*met)
+        self._met = keeper.served, keeper.level
 
     def _in_force(self, losing: Floats) -> Floats:
         """EM drop of the level in force, for requests that lose at every early stop with these chances, shape (n,)."""
+        if self._met != self._judged:
+            self._judged, self._drops = self._met, self._lost(*self._met)
         clean, lost = self._drops
         return clean + losing * (lost - clean)
 

@@ -78,7 +78,8 @@ def make_traffic(runs: Runs, chosen: Chosen | None = None) -> Traffic:
         runs=AuditRuns(
             x=x, starts=runs.starts, z=z, d=d, may_stop=answered, cost=runs.cost + runs.probes + finish,
             per_step=per_step, full=runs.full_tokens, fold=np.array([fold[q] for q in runs.question], np.int8),
-            at=at, share=np.ones(len(runs)), label_at=at.copy(), query_class=np.array([classes[q.query_class] for q in runs.queries], np.int64),
+            at=at, share=np.ones(len(runs)), label_at=at.copy(),
+            query_class=np.array([classes[q.query_class] for q in runs.queries], np.int64),
             abandoned=np.zeros(len(runs), dtype=bool),
         ),
         probes=runs.probes,
