@@ -22,7 +22,6 @@ from suffice.assurance.certify import (
     log_wealth,
     smallest_proved_drop,
     spent_delta,
-    wealth_of,
     weighted_log_wealth,
 )
 
@@ -230,10 +229,6 @@ def test_gains_beside_losses_make_the_same_drop_dearer() -> None:
     mixed = audits_to_certify(0.01, max_em_drop=0.02, delta=0.05, gained=0.02)
     assert mixed > 2 * plain
     assert audits_to_certify(-0.01, max_em_drop=0.02, delta=0.05, gained=0.01) < 227, "a stop that only gains"
-
-
-def test_an_e_value_for_people() -> None:
-    assert [wealth_of(x) for x in (0.0, 3.0, log(1e6) + 1)] == ["1", "20.1", "over 10^6"]
 
 
 @pytest.mark.parametrize("bad", [

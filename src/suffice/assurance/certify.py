@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import log
 from typing import Final
 
 import numpy as np
@@ -170,11 +170,6 @@ def audits_to_certify(drop: float, *, max_em_drop: float, delta: float, gained: 
         passes = mixed(middle * per_audit)[0] >= log(1 / delta)
         never, enough = (never, middle) if passes else (middle, enough)
     return enough
-
-
-def wealth_of(log_e: float) -> str:
-    """The e-value for people: "20.3", or "over 10^6"."""
-    return "over 10^6" if log_e > log(1e6) else f"{exp(log_e):.3g}"
 
 
 def log_bets(

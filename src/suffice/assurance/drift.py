@@ -2,8 +2,7 @@
 
     changed             a known change: model, prompt, sampling, scorer, index       at once, no statistics
     Cusum               signals of all traffic, in batches of 100                    drift that can be seen
-    ShiryaevRoberts     outcomes of audits at the deployed level                     drift that cannot
-    DisagreementRatio   audits that disagree, no labels needed                       … while labels are late
+    ShiryaevRoberts     outcomes of audits at the deployed level                     drift that cannot; see `detection`
 
 Each detector holds a few numbers and says True at an alarm; after one, the caller resets it. The loop is a fold over
 the log, so they are kept in memory alone; only `ShiryaevRoberts` gives its sums as plain data and takes them back
@@ -13,10 +12,8 @@ to (a new epoch, full runs, a new certificate) is not decided here. ASSURANCE.md
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from math import log
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -25,7 +22,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 SR_SHARES: Final = tuple(float(share) for share in np.geomspace(0.02, 0.9, 8))  # of the largest bet
-LEAST_RATE: Final = 1 / 800  # a certification set of 800 audits cannot tell a lower rate from none
 _LEAST_SD: Final = 1e-9  # a feature that never moved in the reference has no sd to measure with
 
 # --------------------------------------------------------------------------- known changes
@@ -68,15 +64,6 @@ def changed(before: Fingerprint, after: Fingerprint) -> tuple[Change, ...]:
         if old is not None and new is not None and old != new:
             found.append(Change(part=part, before=old, after=new))
     return tuple(found)
-
-
-def latest_known(before: Fingerprint, after: Fingerprint) -> Fingerprint:
-    """`after`, with the parts that it does not tell carried over from `before`.
-
-    Compare the next fingerprint with this one: a reply without a fingerprint must not hide the change behind it.
-    """
-    told = {field.name: getattr(after, field.name) for field in fields(after)}
-    return Fingerprint(**{name: getattr(before, name) if value is None else value for name, value in told.items()})
 
 
 # --------------------------------------------------------------------------- signals of all traffic
@@ -178,45 +165,3 @@ class ShiryaevRoberts:
         if len(state) != len(SR_SHARES):
             raise ValueError(f"state: got {len(state)} numbers; {len(SR_SHARES)}")
         self._sums = tuple(state)
-
-
-# --------------------------------------------------------------------------- disagreement, without labels
-
-
-class DisagreementRatio:
-    """Watch how often the stop would have answered otherwise, against the rate in the certification set.
-
-    The likelihood ratio of the last `window` audits, their own rate against `rate`; only a rise counts.
-
-    rate    in the certification set, [0, 1]; below 1/800 it is read as 1/800, which no such set can tell from it
-    window  audits looked at, at least 1
-    limit   of the logarithm of the ratio; lowering it to ln 600 gave false alarms in most simulated seeds
-    """
-
-    def __init__(self, rate: float, *, window: int = 150, limit: float = log(4_000)) -> None:
-        if window < 1:
-            raise ValueError(f"window: got {window}; at least 1")
-        self._window, self._limit = window, limit
-        self.reset(rate)
-
-    def reset(self, rate: float) -> None:
-        """Forget all audits and compare with another rate from now on."""
-        if not 0 <= rate <= 1:
-            raise ValueError(f"rate: got {rate}; a fraction")
-        self._rate = rate
-        self._recent: deque[bool] = deque(maxlen=self._window)
-
-    @property
-    def log_ratio(self) -> float:
-        """Logarithm of the likelihood ratio now; 0 where the audits disagree no more often than they did."""
-        n, k = len(self._recent), sum(self._recent)
-        before = max(self._rate, LEAST_RATE)
-        if k <= n * before:
-            return 0.0
-        same = (n - k) * log((n - k) / n / (1 - before)) if k < n else 0.0
-        return k * log(k / n / before) + same
-
-    def add(self, disagrees: bool) -> bool:
-        """Take in one audit; True: alarm."""
-        self._recent.append(disagrees)
-        return self.log_ratio >= self._limit
