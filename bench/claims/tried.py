@@ -22,7 +22,7 @@ from bench.claims.score import Logistic
 from bench.claims.streams import Setting, online, ours
 
 from suffice.assurance.certify import spent_delta
-from suffice.assurance.windows import Window, Windows, window_audits
+from suffice.assurance.windows import Windows, window_audits
 from suffice.control.compare.looking import weighed
 from suffice.control.compare.trying import MOST_KEPT, Certificate, certified, unheard
 from suffice.control.loop.keeping import LiveKeeper
@@ -228,6 +228,7 @@ class Trial(Life):
         disagrees[:, 0], z[:, 0] = False, 0
         self.z, self.unheard = z, unheard(z, disagrees)
         self.audited: list[int] = []  # of the rollout, in order
+        self.windows = Windows()      # of the rollout
         self.new: list[int] = []      # the keeper has not seen
         self.n_over, self.passed_over, self.level = 0, False, 0
         self.keeper = LiveKeeper(replace(PLAN, label_timeout=float(candidate.late)), Logistic(), rests=True)
@@ -272,6 +273,7 @@ class Trial(Life):
         number, runs = BEFORE + at, self.runs
         self.audited.append(number)
         self.drawn(number, self.audit_share())
+        self.windows.note(float(number), self.audit_share())
         if not self.state.level:
             return
         mine, other = self.mine[number, self.state.level], self.other[number, self.keeper.level]
@@ -292,7 +294,7 @@ class Trial(Life):
         told = self.runs.label_at[seen] <= now
         return certified(
             np.where(told[:, np.newaxis], self.z[seen], self.unheard[seen]), self.runs.at[seen], self.runs.share[seen],
-            told, NO_PENDING, Windows([Window(start=0.0, share=float(self.runs.share[seen].min()))]),
+            told, NO_PENDING, self.windows,
             window=window_audits(PLAN.max_em_drop), max_em_drop=PLAN.max_em_drop, delta=spent_delta(PLAN.delta, 2),
             harm_delta=1 - self.rules.harm_confidence,
         )  # fmt: skip

@@ -117,8 +117,8 @@ def test_a_client_that_does_not_read_costs_no_memory_and_holds_the_upstream_back
         routes = {name: {"upstream": "up", **settings} for name, settings in ROUTES.items()}
         upstreams = {"up": {"url": upstream.url, "driver": "vllm", "finish": ["prefill"], "slots": 4}}
         with GatewayProcess.serving(tmp_path, {"upstreams": upstreams, "routes": routes}) as gateway:
-            for _ in range(3):  # what a first request loads once stays
-                with dialled(gateway, "x", route) as client:
+            for n in range(3):  # what a first request loads once stays
+                with dialled(gateway, f"x{n}", route) as client:
                     client.recv(1_000)
                     time.sleep(0.2)
             upstream.idle()

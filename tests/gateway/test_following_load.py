@@ -138,7 +138,8 @@ async def stopped_runs(g: Served) -> None:
     await decide(g, began(), published(g.gateway.settings, 2))
     answers = await asyncio.gather(*(g.ask(chat(f"warm {n}", suffice={})) for n in range(12)))
     assert {(a.told["certified"], a.told["steps"]) for a in answers} == {(True, STEPS[2])}
-    assert operation(g).ratio(g.gateway.monotonic_s()) == pytest.approx(STEPS[0] / STEPS[2], rel=0.01)
+    # Against the vote over all 15 samples: how many a full run would draw, a run that was stopped does not tell.
+    assert operation(g).ratio(g.gateway.monotonic_s()) == pytest.approx(15 / STEPS[2], rel=0.01)
 
 
 @asynccontextmanager

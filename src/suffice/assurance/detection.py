@@ -20,11 +20,11 @@ from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.drift import ShiryaevRoberts
 
 RISES: Final = (1.0, 2.5, 6.0)  # of a rate above its reference, in budgets: the alternatives that are tested
-THRESHOLD: Final = 400.0        # of the wealth of a rate: a guaranteed mean number of audits to a false alarm
-QUANTILE: Final = 0.9           # of what the certifying audits leave possible as the normal rate
+THRESHOLD: Final = 200.0        # of the wealth of a rate: a guaranteed mean number of audits to a false alarm
+QUANTILE: Final = 0.85          # of what the certifying audits leave possible as the normal rate
 HARMLESS: Final = 0.5           # part of the budget up to which a rate is never called a rise
 LARGEST_RATE: Final = 0.99      # that can be told from its alternatives
-DOUBT_BEGINS: Final = 0.3       # suspicion from which audits are drawn more often …
+DOUBT_BEGINS: Final = 0.25      # suspicion from which audits are drawn more often …
 DOUBT_ENDS: Final = 0.05        # … and at which they are not any more
 DOUBT_SHARE: Final = 0.5        # of requests that are audited in doubt
 LAW_FIT: Final = 0.87           # of the two delays of `detection_law`: a sum of medians is above the median of a sum

@@ -31,7 +31,7 @@ STRETCH: Final = 1.5      # by which a window may be longer before it forgets: w
 STARTS: Final = 8         # of windows, in the time that one takes to gather its audits
 RISE: Final = 2.0         # by which a share grows before its audits get a window of their own
 LEAST_DELTA_SHARE: Final = 1e-6  # of delta, for an epoch that begins at once behind another
-LEAST_REQUESTS: Final = 50  # of a closed window: while a share changes, requests of both shares are on their way
+LEAST_REQUESTS: Final = 10  # of a closed window: while a share changes, requests of both shares are on their way
 MOST_WINDOWS: Final = 32  # that are remembered: doubt opens and closes one each time
 SAME_SHARE: Final = 1e-9       # shares that are equal but for rounding
 
@@ -57,6 +57,13 @@ class Window:
     def holds(self, at: Floats) -> Bools:
         """Which of these requests are inside, shape (n,)."""
         return (at >= self.start) & (at < self.end)
+
+    def n_audits(self, at: Floats, share: Floats) -> float:
+        """Audits inside, weighted.
+
+        at, share  number of each audited request, and the share it was drawn at, shape (n,)
+        """
+        return float(self.weights(share[self.holds(at)]).sum())
 
     def weights(self, share: Floats) -> Floats:
         """Weight of an audit that was drawn at each of these shares: c/rho, at most 1, shape (n,)."""
@@ -106,11 +113,12 @@ class Windows:
         """
         best, most = None, -1.0
         for base in reversed(self.known):
-            inside = base.holds(at)
-            began, weight = at[inside], base.weights(share[inside])
-            total = float(weight.sum())
+            total = base.n_audits(at, share)
             if total >= wanted:
-                return _moved_up(base, began, weight, wanted) if total > STRETCH * wanted else base
+                if total <= STRETCH * wanted:
+                    return base
+                inside = base.holds(at)
+                return _moved_up(base, at[inside], base.weights(share[inside]), wanted)
             if total > most:
                 best, most = base, total
         return best

@@ -57,7 +57,7 @@ class Plan:
     most_share: float = 0.5         # of requests that are audited while audits look worse than they did
     free_audits: bool = True        # while nothing is certified all requests are audits: they run in full anyway
     refit_every: float = 1_000
-    label_timeout: float = 0.0      # age at which an audit counts, whether its label has come or not
+    label_timeout: float = 0.0      # behind an audit's return: it counts then, whether its label has come or not
     n_levels: int = N_LEVELS
     cost_exponent: float = 0.5
     watches_signals: bool = True
@@ -259,6 +259,11 @@ class Keeper:
                 np.concatenate([old.z, new.z]), np.concatenate([old.d, new.d]), np.concatenate([old.saved, new.saved])
             )  # fmt: skip
 
+    @property
+    def label_age(self) -> float:
+        """Age at which an audit has returned, and its label is there or late."""
+        return self.run_timeout + self.plan.label_timeout
+
     def returned(self, durations: Iterable[float]) -> None:
         """So long audits took that have returned, in the unit of `AuditRuns.at`."""
         self._durations.extend(durations)
@@ -320,7 +325,7 @@ class Keeper:
             d = None if epoch.judged is None else epoch.judged.d
             epoch.spender.book(
                 epoch.runs, d, epoch.served, level=self.level, max_em_drop=plan.max_em_drop, now=self.now,
-                timeout=plan.label_timeout, label_free=plan.label_free,
+                timeout=self.label_age, label_free=plan.label_free,
             )  # fmt: skip
 
     def _change(self, kind: ChangeKind, reason: str) -> Change:
@@ -369,11 +374,14 @@ class Keeper:
         request, whatever made that one be chosen. What has not returned by then is lost either way. The window is one
         for both, and how it is chosen depends on draws and on times alone.
         """
-        age = self.run_timeout if self.plan.label_free else max(self.run_timeout, self.plan.label_timeout)
+        age = self.run_timeout if self.plan.label_free else self.label_age
         at = np.concatenate([self._runs.at, self.pending.at])
         share = np.concatenate([self._runs.share, self.pending.share])
-        old = at <= self.now - age
-        window = self._epoch.windows.chosen(at[old], share[old], wanted=self.plan.window)
+        old, window = np.zeros(len(at), dtype=bool), None
+        for least_age in (age, self.run_timeout):  # where labels take long, too few audits may be as old as that
+            if window is None or window.n_audits(at[old], share[old]) < self.plan.window:
+                old = at <= self.now - least_age
+                window = self._epoch.windows.chosen(at[old], share[old], wanted=self.plan.window)
         found = [self._certified_until(judged, self.now - age, window)]
         if age:
             found.append(self._certified_until(judged, self.now, window))
@@ -456,7 +464,7 @@ class Keeper:
         # A loss that a label may still deny is none before its time is over, or a route whose labels are late would be
         # alarmed by disagreement alone, which has a detector of its own.
         at = [0, level]
-        news = matured(judged.z[:, at], judged.d[:, at], runs, self.now, plan)
+        news = matured(judged.z[:, at], judged.d[:, at], runs, self.now, plan, run_timeout=self.run_timeout)
         for place in [place for place in epoch.unheard if news.enters[place]]:
             alarm = watch.add(int(news.z[place, 1]), None)
             if alarm:
@@ -470,9 +478,13 @@ def counted(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Smal
     return counted_as(_audits(z, d, runs, now), label_free=plan.label_free)
 
 
-def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Matured:
-    """Which audits are news for a detector, and what each counts as; by age alone, see `assurance.maturity`."""
-    return mature(_audits(z, d, runs, now), timeout=plan.label_timeout, label_free=plan.label_free)
+def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, run_timeout: float = 0.0) -> Matured:
+    """Which audits are news for a detector, and what each counts as; by age alone, see `assurance.maturity`.
+
+    run_timeout  age at which nearly all audits have returned
+    """
+    timeout = run_timeout + plan.label_timeout
+    return mature(_audits(z, d, runs, now), timeout=timeout, label_free=plan.label_free)
 
 
 def _audits(z: Small, d: Bools, runs: AuditRuns, now: float) -> Audits:

@@ -303,7 +303,7 @@ class RouteLoop:
         self._judge.look(self.audits, self.epoch.max_em_drop, self._callers)
         keeper.plan = replace(
             keeper.plan, confidence=1 - self._brought.loops_share(self._delta),
-            label_timeout=keeper.run_timeout + self._lateness.timeout_requests(since=self.epoch.at),
+            label_timeout=self._lateness.timeout_requests(since=self.epoch.at),
         )  # fmt: skip
         keeper.pending = self._started.pending_with(self.epoch.pending)
         self._take()

@@ -133,7 +133,7 @@ class LiveKeeper(Keeper):
         judged, runs = self._epoch.judged, self._epoch.runs
         if judged is None or runs is None:
             return None
-        return matured(judged.z, judged.d, runs, self.now, self.plan)
+        return matured(judged.z, judged.d, runs, self.now, self.plan, run_timeout=self.run_timeout)
 
     def _n_missing(self, z: Small) -> int | None:
         """Audits still to come for the next level, if they show what those so far have shown; None: none would do.
