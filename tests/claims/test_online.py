@@ -64,7 +64,7 @@ def test_without_drift_the_budget_is_kept_and_tokens_are_saved(monkeypatch: pyte
     setting = short("none")
     kept = results(monkeypatch, setting, "certified 10 %", 10)
     assert not rejected(breaches(kept), len(kept))
-    assert median(one["saved_last"] for one in kept) > 0.2
+    assert median(one["saved_last"] for one in kept) > 0.15
     naive = [one for design in ("fixed", "feedback") for one in results(monkeypatch, setting, design, 12)]
     assert rejected(breaches(naive), len(naive))
 
@@ -103,7 +103,7 @@ def test_labels_that_come_when_something_was_wrong_cannot_mislead(monkeypatch: p
 def test_labels_that_come_at_any_time_cannot_mislead(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = results(monkeypatch, short("none", SCATTERED, label_timeout=1_000), "certified 10 %", 6)
     assert not rejected(breaches(kept), len(kept))
-    assert median(one["saved_last"] for one in kept) > 0.2
+    assert median(one["saved_last"] for one in kept) > 0.15
 
 
 def test_a_model_swapped_under_the_same_name_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,21 +70,22 @@ def table(printed: str) -> dict[str, tuple[float, float]]:
     return {name: (float(em), float(steps)) for name, em, steps in found}
 
 
-# steps of a full and of a governed run: audits, a tenth, run in full
+# steps of a full run, and most of one that is stopped; audits, a tenth by chance, run in full
 LOOPS = [("iterative_rag", 6.0, 4.5), ("self_revision", 3.0, 2.7), ("tool_agent", 6.0, 3.5)]
 
 
-@pytest.mark.parametrize(("name", "n_full", "n_governed"), LOOPS)
-def test_an_example_runs_saves_and_says_what_it_cost(name: str, n_full: float, n_governed: float) -> None:
+@pytest.mark.parametrize(("name", "n_full", "n_stopped"), LOOPS)
+def test_an_example_runs_saves_and_says_what_it_cost(name: str, n_full: float, n_stopped: float) -> None:
     with FakeUpstream.in_thread(says) as fake:
         printed = run(name, fake.url, "--questions", "8", "--verbose")
     found = table(printed)
     assert found["full"][1] == n_full
-    assert 2.0 <= found["governed"][1] <= n_governed
     saved = re.search(r"tokens saved: ([\d.]+)% generated, ([\d.]+)% with prompts; (\d) of 8 runs stopped", printed)
     assert saved is not None
     assert float(saved[1]) > 0
-    assert int(saved[3]) >= 5
+    stopped = int(saved[3])
+    assert stopped >= 2
+    assert 2.0 <= found["governed"][1] <= (stopped * n_stopped + (8 - stopped) * n_full) / 8 + 0.06, "one digit is told"
     assert printed.count(" gold ") == 16
     if name == "iterative_rag":
         assert found["full"][0] >= 50.0
