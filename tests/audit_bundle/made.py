@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from suffice.settings import Settings, parse
-from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.wiring import deployment_salt, worker
+from tests.cli.test_audit import fill as append
 from tests.control.made import label, run
 
 N, BURST, SHARE = 620, 60, 0.4
@@ -59,9 +59,6 @@ def made_log(folder: Path, log: Iterable[Event] | None = None, **route: Any) -> 
 
 def fill(settings: Settings, log: Iterable[Event]) -> None:
     """Write more into the log, and let a worker certify what it proves now."""
-    store = SqliteLog.open(settings.store, now=lambda: 1_764_147_600.0)
-    for event in log:
-        assert store.append(event)
-    store.close()
+    append(settings, log)
     with worker(settings) as here:
         assert all(report.ok for report in here.once("certify") or ())

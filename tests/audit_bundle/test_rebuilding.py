@@ -24,7 +24,7 @@ from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import Counted, RequestsCounted
 from suffice.wiring.bundle import sealed
-from tests.audit_bundle.made import BURST, ROUTE, SHARE, events, made_log
+from tests.audit_bundle.made import BURST, ROUTE, SHARE, events, fill, made_log, settings_of
 
 OWNED = {"policy": {"policy": "beta", "threshold": 0.9}}
 
@@ -137,6 +137,30 @@ def test_every_publication_is_rebuilt_and_verified(
         "named by response": "response_id", "owned": "end_seq",
     }  # fmt: skip
     assert marks.get(world, "label") in seen, "the world has not happened"
+
+
+def test_audits_that_a_change_of_promise_gave_up_count_as_lost_whatever_they_came_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = list(events())
+    half = next(
+        n for n, event in enumerate(log, 1)
+        if isinstance(event, RequestSeen) and event.request.audit and event.key >= "ep_00400"
+    )  # fmt: skip
+    made_log(tmp_path, log[:half])
+    settings = settings_of(tmp_path, max_em_drop=0.12)
+    fill(settings, ())  # the promise changes while audits are on their way
+    fill(settings, log[half:])
+    held = read_decided(tmp_path / "log.db").of("r")
+    assert held.epoch is not None
+    given_up = {number for number, _ in held.epoch.pending}
+    assert (held.n_epochs, len(given_up) > 0) == (2, True)
+    lines = sealed(settings, "r", held.n_publications, where="b", author="ann", reason="")
+    (tmp_path / "bundle.jsonl").write_bytes(b"".join(lines))
+    code = verifier.main([str(tmp_path / "bundle.jsonl"), "--head", str(tmp_path / "heads.jsonl")])
+    assert code == 0, capsys.readouterr().out
+    told = {line["n"]: line["status"] for line in map(json.loads, lines) if "status" in line}
+    assert {told[number] for number in given_up} == {"pending"}
 
 
 def test_no_answer_and_no_question_leaves_the_log(tmp_path: Path) -> None:

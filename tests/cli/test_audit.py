@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sqlite3
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
-def fill(settings: Settings, events: list[Any]) -> None:
+def fill(settings: Settings, events: Iterable[Any]) -> None:
     log = SqliteLog.open(settings.store, now=lambda: 1_764_147_600.0)
     for event in events:
         assert log.append(event)

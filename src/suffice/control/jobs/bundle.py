@@ -1,6 +1,6 @@
 """What one certificate rests on, rebuilt from the log, for somebody who checks it without the log.
 
-    log ──▶ RouteLoop, replayed to the publication ──▶ Evidence: header, and every request of the window in start order
+    log ──▶ RouteLoop, replayed to the publication ──▶ Bundle: header, and every request of the window in start order
 
 The loop is the one that published. It reproduces each publication on the way, so the state at the one in question is
 the state that decided. Each row names its place in the log and carries a digest of it; no answer and no prompt leaves
@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, inf
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -31,8 +31,7 @@ from suffice.errors import ConfigError, StoreError
 from suffice.learn.audits import Bools, Small
 from suffice.learn.keeper import Certificate
 from suffice.settings import Settings
-from suffice.store.audit.chain import digest, told_of
-from suffice.store.audit.extract import Line
+from suffice.store.audit.extract import Entry, Line, begun, decisions, outcome_of
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import decoded, read_events
 from suffice.store.routes.in_force import InForce
@@ -43,16 +42,9 @@ from suffice.types import Epoch, Feedback, Outcome, Publication, Request
 
 FORM: Final = 1  # of the lines; other lines get another number
 
-_DECIDED: Final = "SELECT seq, kind, body FROM events WHERE kind IN ('epoch_began', 'policy_published') AND route = ?"
-_NEWEST: Final = """
-    SELECT seq, kind, key, episode_id, route, at_s, body FROM events
-    WHERE kind IN ('request', 'requests_counted') AND route = ? AND seq <= ? ORDER BY seq DESC"""
-_OUTCOME: Final = """
-    SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE kind = 'outcome' AND key = ? AND seq <= ?"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Bundle:
     """Everything that one publication rests on."""
 
     header: Line
@@ -62,7 +54,7 @@ class Evidence:
 
 def evidence_of(
     connection: sqlite3.Connection, name: str, settings: Settings, match: Match, number: int | None = None
-) -> Evidence:
+) -> Bundle:
     """Rebuild what a publication of a route rests on.
 
     number  of the publication; None: the latest one
@@ -94,7 +86,7 @@ def evidence_of(
     view = _View(loop, loop.keeper.certificate)
     requests = list(view.requests(connection))
     labels = {line["label"] for line in requests if "label" in line}
-    return Evidence(header=view.header(made), requests=requests, rows=frozenset({epoch_seq, made_seq, *labels}))
+    return Bundle(header=view.header(made), requests=requests, rows=frozenset({epoch_seq, made_seq, *labels}))
 
 
 def _decided(
@@ -102,7 +94,7 @@ def _decided(
 ) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
     """A publication and its epoch, each with its place in the log. Raises ConfigError and StoreError."""
     epochs, made = dict[int, tuple[int, Epoch]](), dict[int, tuple[int, Publication]]()
-    for seq, kind, body in connection.execute(_DECIDED, (name,)):
+    for seq, kind, body in decisions(connection, name):
         if kind == EpochBegan.kind:
             epoch = decoded(seq, EpochBegan, body).epoch
             epochs.setdefault(epoch.number, (seq, epoch))
@@ -116,22 +108,6 @@ def _decided(
     if made[wanted][1].epoch not in epochs:
         raise StoreError(f"route {name}: epoch {made[wanted][1].epoch} is not in the log")
     return epochs[made[wanted][1].epoch], made[wanted]
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A row of the log, with its digest."""
-
-    seq: int
-    kind: str
-    body: str
-    digest: str
-
-
-def _entry(row: tuple[Any, ...]) -> _Entry:
-    seq, kind, key, episode_id, route, at_s, body = row
-    told = told_of(seq, kind, key, episode_id, route, at_s)
-    return _Entry(seq, kind, body, digest(told, body.encode()).hex())
 
 
 class _View:
@@ -199,10 +175,9 @@ class _View:
             return
         first, behind, last = ceil(window.start), min(window.end, floor(until) + 1), self._loop.n
         found = list[Line]()
-        for row in connection.execute(_NEWEST, (self._loop.name, self._loop.seq)):
+        for entry in begun(connection, self._loop.name, self._loop.seq):
             if last < first:
                 break
-            entry = _entry(row)
             if entry.kind == RequestsCounted.kind:
                 counted = decoded(entry.seq, RequestsCounted, entry.body).counted
                 last, low, high = last - counted.n_governed, last - counted.n_governed + 1, last
@@ -220,7 +195,7 @@ class _View:
                 last -= 1
         yield from reversed(found)
 
-    def _request(self, connection: sqlite3.Connection, number: int, entry: _Entry, request: Request) -> Line:
+    def _request(self, connection: sqlite3.Connection, number: int, entry: Entry, request: Request) -> Line:
         line: Line = {
             "type": "request", "n": number, "id": request.episode_id, "seq": entry.seq, "digest": entry.digest,
             "audit": request.audit, "p": request.propensity,
@@ -231,10 +206,11 @@ class _View:
             "keep_rate": (1.0 if whole else request.keep_rate, 1.0), "unit": (bool(request.unit), True),
         }  # fmt: skip
         line |= {name: value for name, (value, usual) in told.items() if value != usual}
-        row = connection.execute(_OUTCOME, (request.episode_id, self._loop.seq)).fetchone()
+        # An audit that was given up at a change of promise counts as lost, whatever it came to later.
+        given_up = number in {n for n, _ in self._loop.epoch.pending}
+        ended = None if given_up else outcome_of(connection, request.episode_id, self._loop.seq)
         outcome = None
-        if row is not None:
-            ended = _entry(row)
+        if ended is not None:
             outcome = decoded(ended.seq, RequestEnded, ended.body).outcome
             line |= {"end_seq": ended.seq, "end_digest": ended.digest}
         if is_audit(request, probes=self._loop.route.probe is not None):

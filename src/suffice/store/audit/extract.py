@@ -1,4 +1,4 @@
-"""Parts of the audit log's chain, so that somebody without the log can follow it from one row to its head.
+"""Parts of the log for somebody who does not have it: rows with their digests, and links of the audit log's chain.
 
     {"type": "row", "seq": …, "told": …, "kept": …}   a chained row without people's words: its digest is the link's
     {"type": "link", "of": [place, seq, digests …]}   one link of the chain; the first also has the link before it
@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 from suffice.errors import StoreError
-from suffice.store.audit.chain import NOTHING, told_of
+from suffice.store.audit.chain import NOTHING, digest, told_of
 from suffice.store.audit.personal import split
 
 Line = dict[str, Any]  # a line of JSON
 
 _EVENT: Final = "SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE seq = ?"
+_DECIDED: Final = "SELECT seq, kind, body FROM events WHERE kind IN ('epoch_began', 'policy_published') AND route = ?"
+_BEGAN: Final = """
+    SELECT seq, kind, key, episode_id, route, at_s, body FROM events
+    WHERE kind IN ('request', 'requests_counted') AND route = ? AND seq <= ? ORDER BY seq DESC"""
+_OUTCOME: Final = """
+    SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE kind = 'outcome' AND key = ? AND seq <= ?"""
 _LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WHERE place >= ? ORDER BY place"
 
 
@@ -46,3 +53,36 @@ def links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
     for place, seq, *digests in connection.execute(_LINKS, found):
         yield {"type": "link", "of": [place, seq or 0, *(one and one.hex() for one in digests)], **line}
         line = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the log, with a digest of all of it."""
+
+    seq: int
+    kind: str
+    body: str
+    digest: str
+
+
+def decisions(connection: sqlite3.Connection, route: str) -> Iterator[tuple[int, str, str]]:
+    """Place, kind and body of each epoch and publication of a route, oldest first."""
+    yield from connection.execute(_DECIDED, (route,))
+
+
+def begun(connection: sqlite3.Connection, route: str, until_seq: int) -> Iterator[Entry]:
+    """Requests of a route, and counts of those without rows, the newest first; until_seq: nothing behind this place."""
+    for row in connection.execute(_BEGAN, (route, until_seq)):
+        yield _entry(row)
+
+
+def outcome_of(connection: sqlite3.Connection, episode: str, until_seq: int) -> Entry | None:
+    """The outcome of an episode, if it stood in the log at this place."""
+    row = connection.execute(_OUTCOME, (episode, until_seq)).fetchone()
+    return None if row is None else _entry(row)
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    seq, kind, key, episode_id, route, at_s, body = row
+    told = told_of(seq, kind, key, episode_id, route, at_s)
+    return Entry(seq, kind, body, digest(told, body.encode()).hex())
