@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from suffice.assurance.windows import window_audits
 from suffice.learn.features import DENSE
-from suffice.learn.keeper import Keeper, Plan, full_runs
+from suffice.learn.keeper import Keeper
 from suffice.replay.online.loop import run_stream
 from suffice.replay.online.orders import draw_order
+from suffice.replay.online.protocol import OnlineAsked, stream_plan
 from suffice.replay.online.traffic import Traffic, learner_of, make_traffic
 from suffice.replay.study.runs import concatenate, make_runs
 from suffice.replay.traces.survey import survey
@@ -33,12 +33,8 @@ def shares(traffic: Traffic, max_em_drop: float, n: int, seed: int) -> tuple[flo
     n  requests, by question-level bootstrap
     """
     rng = np.random.default_rng(seed)
-    stream, burst = traffic.take(draw_order(traffic, rng, resample=n).which), full_runs(max_em_drop, n)
-    plan = Plan(
-        max_em_drop=max_em_drop, warm_up=burst, burst=burst, window=window_audits(max_em_drop),
-        free_audits=not traffic.probes.any(),
-    )  # fmt: skip
-    keeper = Keeper(plan, learner_of(stream.chosen, seed=seed))
+    stream = traffic.take(draw_order(traffic, rng, resample=n).which)
+    keeper = Keeper(stream_plan(OnlineAsked(max_em_drop=max_em_drop), traffic, n), learner_of(stream.chosen, seed=seed))
     run_stream(stream, keeper, rng)
     served, runs = keeper.served, traffic.runs
     if served is None:

@@ -16,17 +16,15 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: a process a core, not a core a product
 
-import argparse
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench.claims import live, live_run, reference
 from bench.claims.cells import DESIGNS, run_cell
 from bench.claims.pool import run_cells
-from bench.claims.results import ROOT, Cell, Line, cell_of, code_mark, lines
+from bench.claims.results import Cell, Line, arguments, cell_of, code_mark, lines
 from bench.claims.streams import SETTINGS
 from bench.claims.table import tables
 
@@ -67,13 +65,7 @@ def work(cell: Cell) -> Line:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.claims", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=200, help="seeds 0 … N - 1 of every cell")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="settings and designs to run")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--results", type=Path, default=ROOT / "build" / "claims.jsonl", help="where lines are kept")
-    parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is there")
-    asked = parser.parse_args()
+    asked = arguments("python -m bench.claims", __doc__.splitlines()[0], only="settings")
     mark, rows, of_live = code_mark(), order(asked.only), live_run.order(asked.only)
     wanted = [(setting, design, seed) for seed in range(asked.seeds) for setting, design in rows]
     if not asked.table:

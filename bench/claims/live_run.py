@@ -13,7 +13,6 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: a process a core, not a core a product
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -22,7 +21,7 @@ import numpy as np
 from bench.claims.live import BUDGETS, SETTINGS, design_of, run_cell
 from bench.claims.live_scenarios import SCENARIOS
 from bench.claims.pool import run_cells
-from bench.claims.results import ROOT, Cell, Line, cell_of, lines, mark_of
+from bench.claims.results import Cell, Line, arguments, cell_of, lines, mark_of
 
 import suffice
 from suffice.assurance.bounds import exact_binomial
@@ -108,13 +107,7 @@ def _rate(rows: Sequence[Line], name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.claims.live_run", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=200, help="seeds 0 … N - 1 of every cell")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="scenarios and designs to run")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--results", type=Path, default=ROOT / "build" / "claims.jsonl", help="where lines are kept")
-    parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is there")
-    asked = parser.parse_args()
+    asked = arguments("python -m bench.claims.live_run", __doc__.splitlines()[0], only="scenarios")
     rows = order(asked.only)
     if not asked.table:
         run(rows, seeds=asked.seeds, results=asked.results, jobs=asked.jobs)

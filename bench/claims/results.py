@@ -6,6 +6,7 @@ versions of the loop; comments and docstrings do not make another version.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import hashlib
 import json
@@ -16,13 +17,28 @@ from typing import Any, TypeAlias
 ROOT = Path(__file__).resolve().parents[2]
 MADE_BY = (
     "src/suffice/learn/audits.py", "src/suffice/learn/served.py", "src/suffice/learn/keeper.py",
-    "src/suffice/assurance/certify.py", "src/suffice/assurance/drift.py", "src/suffice/testing/simulated",
+    "src/suffice/assurance/certify.py", "src/suffice/assurance/windows.py", "src/suffice/assurance/maturity.py",
+    "src/suffice/assurance/detection.py", "src/suffice/assurance/drift.py", "src/suffice/testing/simulated",
     "bench/claims/streams.py", "bench/claims/truth.py", "bench/claims/course.py", "bench/claims/score.py",
     "bench/claims/cells.py", "bench/claims/window.py", "bench/claims/naive.py", "bench/claims/empirical.py",
     "src/suffice/assurance/budgeted.py", "src/suffice/learn/budgeting.py",
 )  # fmt: skip
 Cell: TypeAlias = tuple[str, str, int]  # setting, design, seed
 Line: TypeAlias = dict[str, Any]        # as `cells.run_cell` returns it
+
+
+def arguments(prog: str, about: str, *, only: str) -> argparse.Namespace:
+    """What was asked for on the command line: seeds, only, jobs, results, table.
+
+    only  what the words of `--only` choose among
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=about)
+    parser.add_argument("--seeds", type=int, default=200, help="seeds 0 … N - 1 of every cell")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help=f"{only} and designs to run")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--results", type=Path, default=ROOT / "build" / "claims.jsonl", help="where lines are kept")
+    parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what is there")
+    return parser.parse_args()
 
 
 def code_mark() -> str:

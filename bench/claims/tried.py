@@ -24,7 +24,7 @@ from bench.claims.streams import Setting, online, ours
 from suffice.assurance.certify import spent_delta
 from suffice.assurance.windows import Windows, window_audits
 from suffice.control.compare.looking import weighed
-from suffice.control.compare.trying import MOST_KEPT, Certificate, certified, unheard
+from suffice.control.compare.trying import MOST_KEPT, CandidateCertificate, certified, unheard
 from suffice.control.loop.keeping import LiveKeeper
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.keeper import NO_PENDING, Plan
@@ -286,7 +286,7 @@ class Trial(Life):
             full=float(runs.full[number]), in_force=float(runs.cost[other]), candidate=float(runs.cost[mine]),
         )  # fmt: skip
 
-    def certificate(self, now: int) -> Certificate | None:
+    def certificate(self, now: int) -> CandidateCertificate | None:
         """The candidate's own; None: nothing is certified on the route."""
         if not self.keeper.level or self.keeper.n_epochs:
             return None

@@ -94,6 +94,9 @@ class Windows:
         """
         if not 0 <= share <= 1:
             raise ValueError(f"share: got {share}; at least 0 and at most 1")
+        highest = max((one.share for one in self.known if one.end == inf), default=inf)
+        if highest <= share + SAME_SHARE < RISE * highest:
+            return  # like nearly every request: nothing closes, and nothing opens
         self.known = [
             replace(one, end=at) if one.end == inf and one.share > share + SAME_SHARE else one for one in self.known
         ]
@@ -101,6 +104,11 @@ class Windows:
         if share and not any(one.end == inf and RISE * one.share > share + SAME_SHARE for one in self.known):
             self.known.append(Window(start=at, share=share))
         self.known = self.known[-MOST_WINDOWS:]
+
+    def lower(self, at: float, share: float) -> None:
+        """From request `at` on, requests may be audited with as low a probability as this; a rise is not told."""
+        if share < self.lowest_share:
+            self.note(at, share)
 
     def chosen(self, at: Floats, share: Floats, *, wanted: int) -> Window | None:
         """The newest window with enough audits, else the one with the most; None: there is none yet.

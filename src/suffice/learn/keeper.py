@@ -68,6 +68,10 @@ class Plan:
         """Probability that the promise may fail."""
         return 1 - self.confidence
 
+    def restart_share(self, n_requests: float) -> float:
+        """Part of delta for an epoch that audits asked for so many requests behind the start of the one before."""
+        return restart_share(n_requests, longest_use(self.window, self.share))
+
 
 def full_runs(max_em_drop: float, horizon: float) -> int:
     """Requests that run in full at the start of an epoch: 24 over the budget.
@@ -87,6 +91,12 @@ class PendingAudits:
 
     at: Floats     # (K,): when each began, in the unit of `AuditRuns.at`
     share: Floats  # (K,): P(audit) when it was drawn
+
+    def lost(self, n_levels: int) -> Small:
+        """What each counts as at each level: lost wherever a stop is possible, shape (K, M)."""
+        z = np.ones((len(self.at), n_levels), dtype=np.int8)
+        z[:, :1] = 0
+        return z
 
     def plain(self) -> tuple[tuple[int, float], ...]:
         """As an epoch of the log writes them."""
@@ -281,9 +291,7 @@ class Keeper:
 
         by_audits  did the outcomes of audits ask for it?
         """
-        plan, part = self.plan, 1.0
-        if by_audits:
-            part = restart_share(self.now - self._epoch.began, longest_use(plan.window, plan.share))
+        part = self.plan.restart_share(self.now - self._epoch.began) if by_audits else 1.0
         runs = self._epoch.runs
         kept = None if runs is None or not keep else runs.take(np.flatnonzero(runs.at >= self.now - keep))
         until = self.now + self.plan.burst
@@ -399,9 +407,7 @@ class Keeper:
                 inside &= runs.fold % 2 == 1
             weight = window.weights(np.concatenate([runs.share[inside], pending.share[late]]))
         z = counted(judged.z[inside], judged.d[inside], runs.take(np.flatnonzero(inside)), self.now, plan)
-        lost = np.ones((int(late.sum()), z.shape[1]), dtype=np.int8)
-        lost[:, 0] = 0
-        z = np.concatenate([z, lost])
+        z = np.concatenate([z, pending.lost(z.shape[1])[late]])
         wealth = weighted_log_wealth(z, weight, max_em_drop=plan.max_em_drop - self.charge)
         return Certificate(
             level=certified_level(wealth, delta=plan.delta * self._epoch.delta_share), log_e=wealth, z=z,

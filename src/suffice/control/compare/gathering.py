@@ -21,10 +21,11 @@ from suffice.assurance.sampling import BAD_ENDS
 from suffice.assurance.satisfaction import by_people
 from suffice.assurance.strata import Cell
 from suffice.assurance.windows import Windows
-from suffice.control.evidence.audits import Audit, Said, audited_at, is_audit, is_evidence
+from suffice.control.evidence.audits import Audit, Said, is_evidence
 from suffice.control.evidence.joining import Joining
 from suffice.control.evidence.latest import remember
-from suffice.learn.keeper import PendingAudits, pending_audits
+from suffice.control.evidence.start_order import StartOrder
+from suffice.learn.keeper import PendingAudits
 from suffice.rollout.evidence import ArmName, Evidence, Run, Z
 from suffice.rollout.results import Shown
 from suffice.rollout.rules import Rules
@@ -91,7 +92,8 @@ class Gathering:
     n: int = 0
     _state: State = field(init=False)
     _evidence: Evidence = field(default_factory=Evidence)
-    _open: dict[str, tuple[Request, int, State]] = field(default_factory=dict)
+    _started: StartOrder = field(default_factory=StartOrder)
+    _states: dict[str, State] = field(default_factory=dict)  # of the rollout when a run began, by episode
     _joining: Joining = field(default_factory=Joining)
     callers: set[str] = field(default_factory=set)           # senders that asked the model, on whatever route
     _units: set[str] = field(default_factory=set)            # of the arms
@@ -115,10 +117,7 @@ class Gathering:
     @property
     def pending(self) -> PendingAudits:
         """Audits that have begun and not returned."""
-        return pending_audits(
-            (at, audited_at(request, probes=self.probes)) for request, at, _ in self._open.values()
-            if is_audit(request, probes=self.probes)
-        )  # fmt: skip
+        return self._started.pending_with(())
 
     # ---- rows ------------------------------------------------------------------------------------
 
@@ -148,26 +147,26 @@ class Gathering:
             return
         self.n += 1
         self._evidence = self._evidence.with_request(class_of(request.query))
-        if request.delivery == 1:
-            self.windows.note(float(self.n), audited_at(request, probes=self.probes))
-        remember(self._open, request.episode_id, (request, self.n, self._state))
+        self._started.began(request, self.n, probes=self.probes, windows=self.windows)
+        remember(self._states, request.episode_id, self._state)
 
     def _counted(self, counted: Counted) -> None:
         """Requests without rows: part of the traffic, and witnesses of nothing. Audits and arms have theirs always."""
         self.callers.update(counted.senders)
         if counted.route != self._state.route:
             return
-        if counted.audit_share is not None and counted.audit_share < self.windows.lowest_share:
-            self.windows.note(self.n + 1.0, counted.audit_share)
+        if counted.audit_share is not None:
+            self.windows.lower(self.n + 1.0, counted.audit_share)
         self.n += counted.n_governed
         for cell in counted.cells:
             if not cell.ungoverned:
                 self._evidence = self._evidence.with_request(cell.query_class, cell.n)
 
     def _ended(self, outcome: Outcome, stored: Stored) -> None:
-        request, at, state = self._open.pop(outcome.episode_id, (None, 0, self._state))
-        if request is None:
+        began, state = self._started.ended(outcome.episode_id), self._states.pop(outcome.episode_id, self._state)
+        if began is None:
             return
+        request, at = began
         episode, waiting = Episode(request=request, outcome=outcome), self._joining.ended(outcome)
         if is_evidence(request, outcome, probes=self.probes):
             audit = Audit(seq=stored.seq, at=at, ended_at_s=stored.at_s, episode=episode)

@@ -18,7 +18,7 @@ from suffice.assurance.runs import Match
 from suffice.control.compare.gathering import Gathering
 from suffice.control.compare.shown import OfRoute
 from suffice.control.compare.sides import Sides, sides_of
-from suffice.control.compare.trying import Certificate
+from suffice.control.compare.trying import CandidateCertificate
 from suffice.control.evidence.matched import Matches
 from suffice.errors import ConfigError
 from suffice.review.holds import RouteHolds
@@ -42,7 +42,7 @@ class Looked:
     standing: Standing
     at: int              # governed requests of the route since it began
     now_s: float         # Unix time
-    certificate: Certificate | None = None  # of a learned candidate; None: nothing could be tested, and nothing acts
+    certificate: CandidateCertificate | None = None  # None: nothing could be tested, and nothing acts
     wanted: tuple[LabelRequest, ...] = ()   # labels that are worth asking for, and were not
 
     @property
@@ -107,8 +107,8 @@ class Look:
 
 
 def weighed(
-    held: Held, found: Evidence, certificate: Certificate | None, *, withheld: str, latest: int | None, at: int,
-    now_s: float,
+    held: Held, found: Evidence, certificate: CandidateCertificate | None, *, withheld: str, latest: int | None,
+    at: int, now_s: float,
 ) -> Looked:  # fmt: skip
     """A rollout by what was found of it.
 
@@ -178,7 +178,7 @@ def barred(decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
     return f"an alarm stands: {alarm.reason}" if alarm is not None and decided.in_burst else ""
 
 
-def _unproved(held: Held, certificate: Certificate | None) -> str:
+def _unproved(held: Held, certificate: CandidateCertificate | None) -> str:
     """Why nothing of a learned candidate may act; "": some of it may."""
     if not held.state.fit:
         return ""
@@ -189,7 +189,7 @@ def _unproved(held: Held, certificate: Certificate | None) -> str:
     return ""
 
 
-def _idle(held: Held, evidence: Evidence, certificate: Certificate | None) -> str:
+def _idle(held: Held, evidence: Evidence, certificate: CandidateCertificate | None) -> str:
     """Why a learned candidate would save nothing, at the level that may act; "": it would, or nothing may act."""
     kept = evidence.kept
     if not held.state.fit or certificate is None or not certificate.level or kept.candidate <= kept.in_force:
@@ -200,12 +200,12 @@ def _idle(held: Held, evidence: Evidence, certificate: Certificate | None) -> st
     )
 
 
-def _more(certificate: Certificate) -> str:
+def _more(certificate: CandidateCertificate) -> str:
     more = certificate.n_missing
     return "" if more is None else f"; the next one needs about {more:,} more audits like these"
 
 
-def _void(held: Held, certificate: Certificate | None) -> str:
+def _void(held: Held, certificate: CandidateCertificate | None) -> str:
     """Why a learned candidate can stop nobody: it has lost what let it, or will never have it. "": it may yet."""
     if not held.state.fit or certificate is None or certificate.level:
         return ""

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from suffice.control.compare.differing import worth_a_label
 from suffice.control.compare.gathering import Both, Gathering, Witness
 from suffice.control.compare.shown import OfRoute
-from suffice.control.compare.trying import Certificate, Trying
+from suffice.control.compare.trying import CandidateCertificate, Trying
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.fitting import ServedVersion, as_served_version
 from suffice.control.evidence.loading import loader, published_on
@@ -46,7 +46,7 @@ class Sides(Protocol):
     def watch(self, audits: Sequence[Audit]) -> set[str]:
         """Take new audits in; the episodes whose labels may still change something."""
 
-    def certify(self, gathering: Gathering, decided: InForce, budget: float) -> Certificate | None:
+    def certify(self, gathering: Gathering, decided: InForce, budget: float) -> CandidateCertificate | None:
         """What the candidate's own certificate lets act; None: it has none, or nothing can be tested now."""
 
     def wanted(self, gathering: Gathering, asked: Collection[str]) -> list[LabelRequest]:
@@ -127,7 +127,7 @@ class Learned:
         """As `Sides` has it."""
         return self.trying.take(audits)
 
-    def certify(self, gathering: Gathering, decided: InForce, budget: float) -> Certificate | None:
+    def certify(self, gathering: Gathering, decided: InForce, budget: float) -> CandidateCertificate | None:
         """Under the same budget as the version in force, less what was charged to that; else nothing is tested."""
         made, epoch = decided.publication, decided.epoch
         if made is None or epoch is None or not made.certified or made.fit != self.held.state.in_force:

@@ -42,7 +42,7 @@ MOST_KEPT: Final = 4_000  # audits that are remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
+class CandidateCertificate:
     """What audits say of a candidate."""
 
     level: int           # that may act; 0: none
@@ -126,7 +126,7 @@ class Trying:
 
     def certificate(
         self, *, pending: PendingAudits, windows: Windows, max_em_drop: float, confidence: float, harm_confidence: float
-    ) -> Certificate:
+    ) -> CandidateCertificate:
         """What may act now.
 
         pending          audits that have begun and not returned: they count as lost
@@ -178,7 +178,7 @@ def unheard(z: Small, disagrees: Bools) -> Small:
 def certified(
     z: Small, at: Floats, share: Floats, told: Bools, pending: PendingAudits, windows: Windows, *, window: int,
     max_em_drop: float, delta: float, harm_delta: float,
-) -> Certificate:  # fmt: skip
+) -> CandidateCertificate:  # fmt: skip
     """What audits say of a candidate's levels.
 
     z           EM drop of each audit at each level as it counts now, in the order of their returns, shape (n, M)
@@ -191,19 +191,19 @@ def certified(
     harm_delta  probability that a candidate is given up which keeps the budget at its safest level
     """
     known = z
-    lost = np.ones((len(pending.at), z.shape[1]), dtype=np.int8)
-    lost[:, :1] = 0
-    z, at = np.concatenate([z, lost]), np.concatenate([at, pending.at])
+    z, at = np.concatenate([z, pending.lost(z.shape[1])]), np.concatenate([at, pending.at])
     share = np.concatenate([share, pending.share])
     chosen = windows.chosen(at, share, wanted=window)
     if chosen is None or not len(known):
-        return Certificate(level=0, n=0, n_lost=0, n_gained=0, n_missing=None, max_em_drop=max_em_drop, delta=delta)
+        return CandidateCertificate(
+            level=0, n=0, n_lost=0, n_gained=0, n_missing=None, max_em_drop=max_em_drop, delta=delta
+        )
     inside = chosen.holds(at)
     wealth = weighted_log_wealth(z[inside], chosen.weights(share[inside]), max_em_drop=max_em_drop)
     level = certified_level(wealth, delta=delta)
     over = not level and _surely_over(np.where(told, known[:, 1], 0), max_em_drop, harm_delta)
     shown_at, z = max(1, level), known if over else z[inside]
-    return Certificate(
+    return CandidateCertificate(
         level=level, n=len(z), n_lost=int((z[:, shown_at] > 0).sum()), n_gained=int((z[:, shown_at] < 0).sum()),
         n_missing=_missing(z, level + 1, max_em_drop, delta), max_em_drop=max_em_drop, delta=delta, surely_over=over,
     )  # fmt: skip

@@ -64,8 +64,7 @@ class Audit:
     @property
     def share(self) -> float:
         """P(audit) when it was drawn."""
-        request = self.episode.request
-        return request.propensity if request.audit and (request.mode != "observe" or self.only_drawn) else 1.0
+        return audited_at(self.episode.request, probes=self.only_drawn)
 
     @property
     def is_lost(self) -> bool:

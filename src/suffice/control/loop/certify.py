@@ -25,7 +25,7 @@ from suffice.assurance.fidelity import budget_left
 from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
 from suffice.assurance.satisfaction import next_safer
-from suffice.assurance.windows import Windows, longest_use, read_windows, restart_share
+from suffice.assurance.windows import Windows, read_windows
 from suffice.control.evidence.audits import Audit, Said, Verdicts, is_evidence, sees_only_drawn, shown, verdicts
 from suffice.control.evidence.early import Early
 from suffice.control.evidence.fitting import LiveLearner, ServedVersion, fit_version, written
@@ -213,8 +213,8 @@ class RouteLoop:
     def _counted(self, event: RequestsCounted, stored: Stored) -> Resolution | None:
         """Requests without rows: none is an audit, and the lowest share that one was drawn at is known."""
         counted = event.counted
-        if counted.audit_share is not None and counted.audit_share < self.keeper.windows.lowest_share:
-            self.keeper.windows.note(self.n + 1.0, counted.audit_share)
+        if counted.audit_share is not None:
+            self.keeper.windows.lower(self.n + 1.0, counted.audit_share)
         self._mix.count(counted.cells)
         return self._passed(counted.n_governed, stored)
 
@@ -311,8 +311,8 @@ class RouteLoop:
         if self._finish.alarm is not None:
             return self._new_epoch("finish", self._finish.alarm, stored)
         changes = keeper.tick(float(self.n))
-        if keeper.share < keeper.windows.lowest_share and not self._started.observes:
-            keeper.windows.note(self.n + 1.0, keeper.share)  # of requests without rows, too
+        if not self._started.observes:
+            keeper.windows.lower(self.n + 1.0, keeper.share)  # of requests without rows, too
         alarm = next((change.reason for change in changes if change.kind == "alarm"), None)
         self._let_go()
         if alarm is None and keeper.certificate is not None:
@@ -498,10 +498,8 @@ class RouteLoop:
             route=self.name, epoch=self.epoch.number, at=self.n, cause=cause, reason=reason, author=self.author
         )
         kept = [audit for audit in self.audits if audit.at > self.n - keep]  # requests are numbered from 1
-        part = 1.0
-        if cause in ("outcomes", "disagreement", "finish"):  # what the draws showed; others come whatever was drawn
-            plan = self.keeper.plan
-            part = restart_share(self.n - self.epoch.at, longest_use(plan.window, plan.share))
+        by_audits = cause in ("outcomes", "disagreement", "finish")  # other causes come whatever was drawn
+        part = self.keeper.plan.restart_share(self.n - self.epoch.at) if by_audits else 1.0
         return self._start(
             reason, stored.seq, kept, burst=burst_of(self.route, self.control), alarm=alarm, delta_share=part
         )  # fmt: skip

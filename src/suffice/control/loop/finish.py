@@ -64,14 +64,12 @@ class FinishLog:
 
     def charges(self) -> Floats:
         """Part of the budget that the finish takes at each level, shape (M,); above 1 where nothing was compared."""
-        n = self.fidelity.n_levels
         if not self.is_needed:
-            return np.zeros(n)
+            return np.zeros(self.fidelity.n_levels)
         found = [0.0]
-        for level in range(1, n):
-            if level == 1 or level - 1 in self.fidelity.tops:
-                bound = self.fidelity.charge(level)
-            found.append(_NEVER_FINISHED if bound is None else bound.upper)
+        for top in self.fidelity.tops:  # the levels of a band are charged alike
+            bound = self.fidelity.charge(top)
+            found += [_NEVER_FINISHED if bound is None else bound.upper] * (top + 1 - len(found))
         return np.array(found)
 
     def at(self, level: int) -> Fidelity | None:

@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -113,6 +113,16 @@ def _runs(data: Survey, asked: OnlineAsked, longest: int) -> Runs:
     ])
 
 
+def stream_plan(asked: OnlineAsked, traffic: Traffic, n: int) -> Plan:
+    """The numbers of the control loop for a stream of n requests whose audits count, but for its labels' delay."""
+    burst = full_runs(asked.max_em_drop, n)
+    return Plan(
+        max_em_drop=asked.max_em_drop, confidence=asked.confidence, label_free=asked.label_free, promise=asked.promise,
+        warm_up=burst if asked.warm_up is None else asked.warm_up, burst=burst,
+        window=window_audits(asked.max_em_drop), share=asked.audit_share, free_audits=not traffic.probes.any(),
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     """What all seeds of a set share."""
@@ -132,14 +142,8 @@ class _Job:
 
         n_evidence  of them, those whose audits count: no more of it comes behind them; None: all
         """
-        asked = self.asked
-        burst = full_runs(asked.max_em_drop, n if n_evidence is None else n_evidence)
-        return Plan(
-            max_em_drop=asked.max_em_drop, confidence=asked.confidence, label_free=asked.label_free,
-            promise=asked.promise, warm_up=burst if asked.warm_up is None else asked.warm_up, burst=burst,
-            window=window_audits(asked.max_em_drop), share=asked.audit_share,
-            free_audits=not self.traffic.probes.any(), label_timeout=self.label_delay[1],
-        )  # fmt: skip
+        plan = stream_plan(self.asked, self.traffic, n if n_evidence is None else n_evidence)
+        return replace(plan, label_timeout=self.label_delay[1])
 
     def run(self, seed: int) -> tuple[Seed, int | None]:
         """One stream from cold start to end, and where its drift lies."""
