@@ -98,7 +98,7 @@ def claimed(loop: RouteLoop) -> tuple[float, float]:
     if found is None or found.window is None:
         assert loop.held.epoch is not None
         return loop.held.epoch.at, loop.n
-    return found.window.start, min(found.until, loop.n)
+    return found.window.start, min(found.until, found.window.end, loop.n)
 
 
 # --------------------------------------------------------------------------- the stream

@@ -207,8 +207,9 @@ def signal_alarms(runs: Iterator[Episode]) -> Iterator[int]:
     """Requests at which `Cusum` alarms; each begins an epoch."""
     early, cusum = Early(), Cusum(N_COLUMNS)
     for n, one in enumerate(runs, start=1):
-        early.note(one)
-        if n % BATCH == 0 and any(cusum.add(signals) for signals in early.batches()):
+        early.began(one.outcome.episode_id, n)
+        early.ended(one)
+        if n % BATCH == 0 and any(cusum.add(signals) for signals in early.batches(n)):
             early, cusum = Early(), Cusum(N_COLUMNS)
             yield n
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from suffice.assurance.drift import BATCH, REFERENCE, Cusum
-from suffice.control.evidence.early import N_CLASSES, N_COLUMNS, SIGNALS, Early
+from suffice.control.evidence.early import MOST_WAITING, N_CLASSES, N_COLUMNS, SIGNALS, Early
 from suffice.learn.audits import Floats
 from suffice.types import Episode, Query
 from tests.control.made import run
@@ -30,9 +30,10 @@ def episode(
 
 def batches(episodes: Iterator[Episode]) -> list[Floats]:
     early = Early()
-    for one in episodes:
-        early.note(one)
-    return list(early.batches())
+    for number, one in enumerate(episodes):
+        early.began(one.outcome.episode_id, number)
+        early.ended(one)
+    return list(early.batches(0))
 
 
 def first_alarm(found: list[Floats]) -> int | None:
@@ -102,3 +103,36 @@ def test_longer_full_runs_are_an_alarm_and_the_end_of_a_burst_is_none() -> None:
     alarm = found(True)
     assert alarm is not None
     assert alarm <= 10
+
+
+def test_slow_runs_are_taken_where_they_began_and_one_that_hangs_holds_up_nothing_for_ever() -> None:
+    """A third of the runs is slow and says little at first: in the order of their ends, all of the first are quick."""
+    rng, early = random.Random(5), Early()
+    found, due, hung = list[Floats](), list[tuple[int, int, Episode]](), 0
+    for n in range((REFERENCE + 20) * BATCH):
+        slow = rng.random() < 1 / 3
+        one = episode(n, rng, audit=n < REFERENCE * BATCH or rng.random() < 0.05, n_steps=2)
+        first = replace(one.outcome.steps[0], tokens=1 if slow else 400)
+        one = replace(one, outcome=replace(one.outcome, steps=(first, *one.outcome.steps[1:])))
+        early.began(one.outcome.episode_id, n)
+        if n == hung:
+            continue
+        due.append((n + (1_500 if slow else 0), n, one))
+        due.sort()
+        while due and due[0][0] <= n:
+            early.ended(due.pop(0)[2])
+        assert hung + MOST_WAITING <= n or not list(early.batches(n))
+        found += early.batches(n)
+    assert len(found) > REFERENCE
+    assert first_alarm(found) is None
+
+
+def test_a_prompt_counts_once_in_a_batch_and_a_route_of_few_prompts_has_batches_too() -> None:
+    rng = random.Random(6)
+
+    def asked(n: int, prompt: str) -> Episode:
+        one = episode(n, rng)
+        return replace(one, request=replace(one.request, question_key=prompt))
+
+    assert len(batches(asked(n, "often" if n % 2 else f"once {n}") for n in range(2 * BATCH))) == 1
+    assert len(batches(asked(n, f"{n % 10}") for n in range(10 * BATCH))) == 1

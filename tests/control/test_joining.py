@@ -96,11 +96,12 @@ def test_early_signals_come_in_batches_and_what_never_moved_says_nothing() -> No
         request, outcome = run(number, rng)
         if number >= BATCH * REFERENCE:  # has_answer has always been 1 in the reference
             outcome = replace(outcome, steps=(replace(outcome.steps[0], answer=None), *outcome.steps[1:]))
-        early.note(Episode(request=request, outcome=outcome))
-    whole = list(early.batches())
+        early.began(outcome.episode_id, number)
+        early.ended(Episode(request=request, outcome=outcome))
+    whole = list(early.batches(0))
     batches = [batch.mean(axis=0) for batch in whole]
     assert {batch.shape for batch in whole} == {(BATCH, N_COLUMNS)}
     assert len(batches) == REFERENCE + 1
     assert batches[-1][1] == batches[0][1] == 1.0
     assert batches[-1][0] != batches[0][0], "tokens move, and are shown"
-    assert list(early.batches()) == []
+    assert list(early.batches(0)) == []

@@ -232,8 +232,10 @@ def test_signals_of_all_traffic_do_not_move_when_rates_do(rate: float) -> None:
     for of in (0.05, 0.3):
         early = Early()
         for number in range(3_000):
-            early.note(episode(number, of))
-        means.append(np.mean([batch.mean(axis=0)[0] for batch in early.batches()]))
+            one = episode(number, of)
+            early.began(one.outcome.episode_id, number)
+            early.ended(one)
+        means.append(np.mean([batch.mean(axis=0)[0] for batch in early.batches(0)]))
     truth = 0.8 * np.log1p(20) + 0.2 * np.log1p(400)
     assert means == pytest.approx([truth, truth], abs=0.12)
 

@@ -166,6 +166,7 @@ class _Epoch:
     judged: _Judged | None = None
     refit_at: float = 0.0
     n_seen: int = 0         # audits that the detectors have had
+    watched_from: float = 0.0  # they have only those that began later
     unheard: list[int] = field(default_factory=list)  # those of them whose outcome the watch has not had yet
     spender: Spender = field(default_factory=Spender)
     watch: AuditWatch | None = None           # since a level was first certified
@@ -428,7 +429,9 @@ class Keeper:
             counts = count(self.certificate.z)
             self.level = epoch.spender.place(counts, certified=self.level, max_em_drop=self.plan.max_em_drop)
         if self.level and epoch.watch is None and inside.any():
-            epoch.n_seen = len(judged.z)  # what the level was certified on is no news about it
+            # What the level was certified on is no news about it. Of the audits that were on their way then, only
+            # the slow ones would be: they have returned last.
+            epoch.n_seen, epoch.watched_from = len(judged.z), self.now
             epoch.certifying = self._runs.take(np.flatnonzero(inside))
         self._rebase()
         if self.level == before:
@@ -461,11 +464,12 @@ class Keeper:
         judged, runs, watch = epoch.judged, epoch.runs, epoch.watch
         if not plan.watches_outcomes or judged is None or runs is None or watch is None or not level:
             return None
-        for disagrees in judged.d[epoch.n_seen :, level].tolist():
-            alarm = watch.add(None, disagrees)
+        new = (epoch.n_seen + np.flatnonzero(runs.at[epoch.n_seen :] > epoch.watched_from)).tolist()
+        for place in new:
+            alarm = watch.add(None, bool(judged.d[place, level]))
             if alarm:
                 return alarm
-        epoch.unheard += range(epoch.n_seen, len(runs))
+        epoch.unheard += new
         epoch.n_seen = len(runs)
         # A loss that a label may still deny is none before its time is over, or a route whose labels are late would be
         # alarmed by disagreement alone, which has a detector of its own.

@@ -4,10 +4,15 @@
     then N_CLASSES   shares of the most frequent query classes of the first batch, and of all other classes
     last             steps of full runs (audits), in logarithms
 
-A conversation counts once for the classes: its turns would be one class many times, which looks like drift. No stop
-selects any of these signals. Where only some requests have rows in the log, each counts for those that it stands for:
-the mean of a batch is theirs, and another mix of rates moves it by chance alone. A signal of the first step that does
-not move while the reference is taken is left out: with no spread of its own, any later value would look like drift.
+Runs are taken in the order in which they began: slow ones are missing among those that end first, which would make the
+first batches easy and all later ones look like drift. A run that is still going when MOST_WAITING requests have begun
+after it is left out, wherever in the stream it stands.
+
+A prompt counts once in a batch: a few that many repeat would move its means by chance. A conversation counts once for
+the classes: its turns would be one class many times, which looks like drift. No stop selects any of these signals.
+Where only some requests have rows in the log, each counts for those that it stands for: the mean of a batch is theirs,
+and another mix of rates moves it by chance alone. A signal of the first step that does not move while the reference is
+taken is left out: with no spread of its own, any later value would look like drift.
 """
 
 from __future__ import annotations
@@ -36,6 +41,8 @@ N_COLUMNS: Final = len(SIGNALS) + N_CLASSES + 2
 CLASS_SPREAD: Final = 0.5  # smallest sd of a class indicator, the largest there is: rare classes come and go
 STEP_SPREAD: Final = 0.1   # smallest sd of log steps: full runs may all be equally long
 MOST_CONVERSATIONS: Final = 20_000  # that are remembered
+MOST_REPEATS: Final = 900           # that a batch passes over: a route with few prompts has batches, too
+MOST_WAITING: Final = 2_000         # requests that a run may last
 _ALTERNATING: Final = np.resize([1.0, -1.0], BATCH)  # mean 0 and sd 1 over a batch
 
 
@@ -89,27 +96,53 @@ class _Part:
 class Early:
     """Requests that make up no batch yet, and what is normal: the means of the reference."""
 
+    _line: dict[str, tuple[int, Episode | None]] = field(default_factory=dict)  # number, and the run when it has ended
     _firsts: list[_First] = field(default_factory=list)
+    _prompts: set[str] = field(default_factory=set)  # of these requests
+    _n_repeats: int = 0                              # of them that the batch has passed over
     _reference: list[Floats] = field(default_factory=list)  # means of a batch
     _classes: tuple[str, ...] = ()                          # with a column of their own, chosen at the first batch
     _conversations: dict[str, None] = field(default_factory=dict)
     _mix: _Part = field(default_factory=lambda: _Part(CLASS_SPREAD))
     _steps: _Part = field(default_factory=lambda: _Part(STEP_SPREAD))
 
-    def note(self, episode: Episode) -> None:
-        """Take a run in, whatever became of it."""
-        if episode.outcome.steps:
-            self._firsts.append(_First(episode))
+    def began(self, episode_id: str, number: int) -> None:
+        """Take a request in at its start; number: of the request among those of its route."""
+        self._line[episode_id] = number, None
 
-    def batches(self) -> Iterator[Floats]:
-        """The signals of each whole batch since the last time, shape (100, N_COLUMNS)."""
-        while len(self._firsts) >= BATCH:
-            batch, self._firsts = self._firsts[:BATCH], self._firsts[BATCH:]
-            normal, weights = len(self._reference) < REFERENCE, _weights(batch)
-            mix = self._mix.rows(self._of_class(batch, weights), normal=normal)
-            steps = self._steps.rows(_log_steps(batch), normal=normal)
-            first = self._steady(_weighted(early_features(batch, SIGNALS), weights))
-            yield np.column_stack([first, mix, steps])
+    def ended(self, episode: Episode) -> None:
+        """Take a run in, whatever became of it."""
+        name = episode.outcome.episode_id
+        if name in self._line:
+            self._line[name] = self._line[name][0], episode
+
+    def batches(self, now: int) -> Iterator[Floats]:
+        """The signals of each whole batch since the last time, shape (100, N_COLUMNS); now: requests of the route."""
+        while self._line:
+            name, (number, episode) = next(iter(self._line.items()))
+            if episode is None and number + MOST_WAITING > now:
+                return
+            del self._line[name]
+            if episode is None or not episode.outcome.steps or self._is_repeat(episode.request.question_key):
+                continue
+            self._firsts.append(_First(episode))
+            if len(self._firsts) == BATCH:
+                yield self._batch(self._firsts)
+                self._firsts, self._prompts, self._n_repeats = [], set(), 0
+
+    def _is_repeat(self, prompt: str) -> bool:
+        is_repeat = prompt in self._prompts and self._n_repeats < MOST_REPEATS
+        self._n_repeats += is_repeat
+        if prompt:
+            self._prompts.add(prompt)
+        return is_repeat
+
+    def _batch(self, batch: list[_First]) -> Floats:
+        normal, weights = len(self._reference) < REFERENCE, _weights(batch)
+        mix = self._mix.rows(self._of_class(batch, weights), normal=normal)
+        steps = self._steps.rows(_log_steps(batch), normal=normal)
+        first = self._steady(_weighted(early_features(batch, SIGNALS), weights))
+        return np.column_stack([first, mix, steps])
 
     def _of_class(self, batch: list[_First], weights: Floats) -> Floats:
         """Class indicators of conversations that are new, shape (n, N_CLASSES + 1); the last is for other classes."""

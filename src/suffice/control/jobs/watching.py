@@ -135,6 +135,7 @@ class RouteWatch:
         if request.ungoverned is not None:
             return
         self.n += 1
+        self._early.began(request.episode_id, self.n)
         remember(self._open, request.episode_id, request)
 
     def _ended(self, outcome: Outcome, stored: Stored) -> None:
@@ -153,8 +154,8 @@ class RouteWatch:
                 audit = audit.with_label(said, self.n)
             self._window.audits.append(audit)
             remember(self._window_of, audit.id, self._window, 2 * MOST_RUNS)
-        self._early.note(episode)
-        for signals in self._early.batches():
+        self._early.ended(episode)
+        for signals in self._early.batches(self.n):
             self._lateness.note_look(stored.at_s, self.n)
             means = signals[:, : len(SIGNALS)].mean(axis=0)  # forecasts read the first step alone
             self._window.until, self._window.signals = self.n, tuple(means.tolist())

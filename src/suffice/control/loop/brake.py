@@ -105,7 +105,10 @@ class Upstreams:
 
 @dataclass(slots=True)
 class Lottery:
-    """The audit draws of requests whose end is known, with the odds that were logged for them."""
+    """The audit draws of all requests that have begun, with the odds that were logged for them.
+
+    Whose end is known would be too few: an audit runs on for long where others are stopped.
+    """
 
     draws: Draws = field(default_factory=Draws)
     _new: list[tuple[bool, float]] = field(default_factory=list)

@@ -205,6 +205,8 @@ class RouteLoop:
         if request.ungoverned is not None:
             return None
         self._mix.note(request)
+        self.lottery.note(request)
+        self._early.began(request.episode_id, self.n + 1)
         self._started.began(
             request, self.n + 1, probes=self.route.probe is not None, windows=self.keeper.windows
         )  # fmt: skip
@@ -234,8 +236,7 @@ class RouteLoop:
         if world is not None:
             return self._new_epoch("change", world, stored)
         episode = Episode(request=request, outcome=outcome)
-        self.lottery.note(request)
-        self._early.note(episode)
+        self._early.ended(episode)
         self._finish.note(request, outcome)
         self._ratings.ended(episode)
         waiting = self._joining.ended(outcome, weight_of(request, outcome))
@@ -296,7 +297,7 @@ class RouteLoop:
         keeper = self.keeper
         keeper.now = float(self.n)
         self._lateness.note_look(stored.at_s, self.n)
-        if any(keeper.notice(batch) for batch in self._early.batches()):
+        if any(keeper.notice(batch) for batch in self._early.batches(self.n)):
             return self._new_epoch("signals", "signals of all traffic drifted", stored, keep=KEPT_BEFORE)
         if keeper.in_burst:
             return None
