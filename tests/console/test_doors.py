@@ -122,7 +122,7 @@ def test_plain_addresses_and_localhost_are_names_of_ours(here: Site, host: str) 
 def test_a_configured_name_is_accepted(tmp_path: Path) -> None:
     from tests.console.visitor import people_of, site
 
-    settings = settings_in(tmp_path, console={"hosts": ["suffice.example"]})
+    settings = settings_in(tmp_path, server={"allowed_hosts": ["suffice.example"]})
     secret = people_of(settings).first()
     with site(settings) as app:
         visitor = Visitor(app, host="suffice.example:443")

@@ -230,7 +230,8 @@ def test_a_part_of_a_page_that_is_asked_for_alone_is_a_page(here: Site) -> None:
 
 def test_exports_run_in_no_spreadsheet(hostile: Visitor) -> None:
     for place in ("/console/episodes.csv", "/console/changes.csv"):
-        got = hostile.get(place)
+        assert hostile.get(place).status == 405, "an export is written down: no page of a stranger may ask for one"
+        got = hostile.post(place, {"csrf": hostile.token()})
         assert got.headers["content-type"].startswith("text/csv")
         assert "attachment" in got.headers["content-disposition"]
         import csv

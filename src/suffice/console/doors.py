@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
-from urllib.parse import urlsplit
 
+from suffice.browsers import BrowserPolicy
 from suffice.console import people, sessions
 from suffice.console.exchange import Answer, Asked, cookie
 from suffice.console.people import Person, Role, Roster
@@ -62,17 +60,17 @@ class Doors:
     """Lets in who may.
 
     roster        the people as the file has them now; None: there is no file yet
-    hosts         names that a browser may call us by, beside localhost and plain addresses
+    browsers      which names a browser may call us by
     session_s     how long a login lasts
     random_bytes  of the system
     """
 
     def __init__(
-        self, *, roster: Callable[[], Roster | None], hosts: Iterable[str], session_s: float,
+        self, *, roster: Callable[[], Roster | None], browsers: BrowserPolicy, session_s: float,
         random_bytes: Callable[[int], bytes], now: Callable[[], float], monotonic_s: Callable[[], float],
     ) -> None:  # fmt: skip
         self.roster = roster
-        self._hosts = {name.lower() for name in hosts}
+        self._browsers = browsers
         self._session_s, self._random, self._now, self._monotonic_s = session_s, random_bytes, now, monotonic_s
         self._attempts = sessions.Attempts()
         self._hashing = asyncio.Semaphore(1)
@@ -86,7 +84,9 @@ class Doors:
 
         changes  does it change anything? Then a browser must show that the page was ours
         """
-        self._check_host(asked)
+        self._browsers.check_host(asked.headers.get("host", ""))
+        if asked.method not in ("GET", "HEAD"):
+            self._browsers.check_page(asked.headers)
         visitor = await self._visitor(asked)
         if needs == "nobody":
             return visitor
@@ -137,19 +137,6 @@ class Doors:
                 self._attempts.failed(address, now_s=self._monotonic_s())
                 LOG.warning("console: a wrong secret from %s", address)
             return person
-
-    # ---- where from --------------------------------------------------------------------------------
-
-    def _check_host(self, asked: Asked) -> None:
-        """A name that was made to point at us is refused: a page of a stranger could speak to us under it."""
-        host = _name_of(asked.headers.get("host", ""))
-        if host is None or not (host == "localhost" or _is_address(host) or host in self._hosts):
-            raise Refused(
-                f"Host header: {(host or '')[:80]!r} is no name of this console; add it to [console] hosts",
-                status=421, code="unknown_host",
-            )  # fmt: skip
-        if asked.method not in ("GET", "HEAD") and not _is_ours(asked):
-            raise Refused("the request comes from a page of another site", status=403, code="cross_site")
 
     def _check_token(self, asked: Asked, what: str) -> None:
         roster = self.roster()
@@ -202,31 +189,3 @@ class Doors:
             message = "nobody can log in yet: run suffice admin reset-secret beside the settings file"
             raise Refused(message, status=401, code="no_people")
         return roster
-
-
-def _is_ours(asked: Asked) -> bool:
-    """Does a change come from a page of ours, or from no page at all? A browser says so, and pages cannot."""
-    site, origin = asked.headers.get("sec-fetch-site", ""), asked.headers.get("origin", "")
-    if site not in ("", "same-origin", "none"):
-        return False
-    if origin == "null":  # what our own pages send, because they tell no address of theirs
-        return site == "same-origin"
-    return not origin or urlsplit(origin).netloc.lower() == asked.headers.get("host", "").lower()
-
-
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?")
-
-
-def _name_of(host: str) -> str | None:
-    """The host without its port; None: it is no host."""
-    found = _HOST.fullmatch(host.lower())
-    return found.group(1).rstrip(".") if found is not None else None
-
-
-def _is_address(host: str) -> bool:
-    """A plain address cannot be made to point elsewhere."""
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True

@@ -10,12 +10,13 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from suffice.browsers import BrowserPolicy
 from suffice.errors import BadRequest, ConfigError
 from suffice.gateway import auth, feedback, pages
 from suffice.gateway.chat import chat
 from suffice.gateway.context import Gateway
 from suffice.gateway.decide import decide
-from suffice.gateway.exchange import Exchange, Message, Receive, Scope, Send, headers_of
+from suffice.gateway.exchange import FOREIGN_PAGE, Exchange, Message, Receive, Scope, Send, headers_of
 from suffice.gateway.intake import check_head
 from suffice.gateway.passing import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passing
 
@@ -35,6 +36,7 @@ class Endpoint:
     exchange: type[Exchange] = Exchange   # writes this API's errors
     x_api_key: bool = False               # the key may come in this header too
     takes_feedback: bool = False          # a key that is for feedback alone opens it as well
+    takes_tokens: bool = False            # a stranger's page may ask, with the token of an answer
 
 
 def _passed(method: str, path: str, api: Api) -> Endpoint:
@@ -47,7 +49,7 @@ def _passed(method: str, path: str, api: Api) -> Endpoint:
 API = (
     Endpoint("/chat/completions", "POST", chat),
     Endpoint("/models", "GET", pages.models),
-    Endpoint("/feedback", "POST", feedback.one, guarded_inside=True),             # or a token of an answer
+    Endpoint("/feedback", "POST", feedback.one, guarded_inside=True, takes_tokens=True),
     Endpoint("/feedback/batch", "POST", feedback.batch, takes_feedback=True),
     Endpoint("/feedback/label-studio", "POST", feedback.from_label_studio, takes_feedback=True),
     Endpoint("/feedback/langfuse", "POST", feedback.from_langfuse, guarded_inside=True),  # or a signature
@@ -117,7 +119,9 @@ class App:
     def __init__(self, gateway: Gateway, beside: Mapping[str, Beside] | None = None) -> None:
         self.gateway = gateway
         self.beside = dict(beside or {})
-        self.endpoints = endpoints(gateway.settings.server.relay)
+        server = gateway.settings.server
+        self.browsers = BrowserPolicy(hosts=server.names, origins=server.allowed_origins)
+        self.endpoints = endpoints(server.relay)
         self._paths = _Paths(self.endpoints)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -136,6 +140,13 @@ class App:
         if other is not None:
             await self._answer_beside(other, scope, receive, send)
             return
+        if by_method and self.browsers.origins:
+            named = dict(headers_of(scope))
+            if named.get("origin") in self.browsers.origins:
+                send = _with_cors(send, named["origin"])
+                if scope["method"] == "OPTIONS" and "access-control-request-method" in named:
+                    await self._answer_preflight(named, by_method, send)
+                    return
         endpoint = by_method.get(scope["method"])
         error = self._verdict(scope, by_method, endpoint)
         if endpoint is None or error is not None:
@@ -157,6 +168,18 @@ class App:
             return
         await other(scope, receive, send)
 
+    async def _answer_preflight(self, named: Mapping[str, str], by_method: Mapping[str, Endpoint], send: Send) -> None:
+        """Tell a browser what a page of an allowed origin may send; the key it brings is checked with the request."""
+        wanted = named.get("access-control-request-headers", "")
+        headers = [("access-control-allow-methods", ", ".join(sorted(by_method))), ("access-control-max-age", "600")]
+        if _HEADER_NAMES.fullmatch(wanted):
+            headers.append(("access-control-allow-headers", wanted))
+        if "access-control-request-private-network" in named:
+            headers.append(("access-control-allow-private-network", "true"))
+        exchange = Exchange(send, [], self.gateway.monotonic_s)
+        await exchange.start(204, headers)
+        await exchange.body(b"", more=False)
+
     @staticmethod
     def _last(send: Send) -> Send:
         """The last answer on its connection says so: its client goes elsewhere with the next request."""
@@ -171,7 +194,7 @@ class App:
     def _verdict(
         self, scope: Scope, by_method: Mapping[str, Endpoint], endpoint: Endpoint | None
     ) -> BadRequest | None:
-        """Default: refused. Path, then method, then host, then key."""
+        """Default: refused. Path, then method, then host and page, then key."""
         if not by_method:
             known = "allowed: the API below /v1, /healthz, /readyz, /metrics, and what [server] relay lists"
             return BadRequest(f"no such path: {scope['path'][:200]}; {known}", status=404, code="not_found")
@@ -181,13 +204,52 @@ class App:
         headers = headers_of(scope)
         try:
             check_head(headers)
-            if not (endpoint.public or endpoint.guarded_inside):
-                gw = self.gateway
-                keys = gw.keys_for_feedback if endpoint.takes_feedback else gw.api_keys
+            if endpoint.public:
+                return None
+            gw = self.gateway
+            keys = gw.keys_for_feedback if endpoint.takes_feedback or endpoint.guarded_inside else gw.api_keys
+            foreign = self._foreign(headers, is_open=not keys)
+            if foreign is not None and not endpoint.takes_tokens:
+                return foreign
+            scope[FOREIGN_PAGE] = foreign
+            if not endpoint.guarded_inside:
                 auth.check(headers, keys, x_api_key=endpoint.x_api_key)
         except BadRequest as error:
             return error
         return None
+
+    def _foreign(self, headers: list[tuple[str, str]], *, is_open: bool) -> BadRequest | None:
+        """Why a request may be a stranger's page at work in somebody's browser; None: it is not.
+
+        Under a name that a stranger made point here their page is one of ours, but it has no key. So only an open
+        gateway asks for its names: one with keys serves under whatever name a proxy or a cluster gives it.
+        """
+        named = dict(headers)
+        try:
+            if is_open and "host" in named:  # HTTP/1.0 has none, and no browser speaks that
+                self.browsers.check_host(named["host"])
+            self.browsers.check_page(named)
+        except BadRequest as error:
+            return error
+        return None
+
+
+_HEADER_NAMES = re.compile(r"[a-z0-9_-]{1,80}([ \t]*,[ \t]*[a-z0-9_-]{1,80}){0,50}", re.IGNORECASE)
+
+
+def _with_cors(send: Send, origin: str) -> Send:
+    """Let a page of this origin read the answer. Cookies are not sent with such requests, and not asked for."""
+    allow = [
+        (b"access-control-allow-origin", origin.encode("latin-1")), (b"access-control-expose-headers", b"*"),
+        (b"vary", b"origin"),
+    ]  # fmt: skip
+
+    async def send_shared(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *allow]
+        await send(message)
+
+    return send_shared
 
 
 def _first_part(path: str) -> str:

@@ -24,7 +24,7 @@ from suffice.assurance.trust import BEHAVIOUR
 from suffice.errors import BadRequest, StoreError, StoreFull
 from suffice.gateway import auth
 from suffice.gateway.context import Gateway
-from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
+from suffice.gateway.exchange import FOREIGN_PAGE, ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
 from suffice.gateway.feedback_form import read_feedback, sealed
 from suffice.gateway.intake import check_body_headers, parse_json
 from suffice.review import label_studio, langfuse
@@ -63,6 +63,8 @@ async def one(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
         body, token = await _body_and_token(gw, headers, receive)
+        if token is None and (refused := scope.get(FOREIGN_PAGE)) is not None:
+            raise refused  # whose page it is matters only where no token says what may be rated
         voice = voice_of(gw, headers, token)
         given = _read(gw, voice, body)
         if isinstance(given, BadRequest):
@@ -200,7 +202,9 @@ async def _body_and_token(
     except BadRequest as error:
         refused = error
     # Plain text is what a page of another origin may send, as a beacon; it will do for a token in the body.
-    plain = [(k, v) for k, v in headers if k != "content-type" or not v.lower().startswith("text/plain")]
+    plain = [
+        (k, "application/json" if k == "content-type" and v.lower().startswith("text/plain") else v) for k, v in headers
+    ]
     try:
         check_body_headers(plain, LIMIT_BYTES)
         body = parse_json(await read_body(receive, LIMIT_BYTES), gw.settings.server)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from suffice.errors import UpstreamError
+from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.gateway.auth import without_keys
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of
@@ -41,7 +41,10 @@ async def models(gw: Gateway, scope: Scope, _receive: Receive, send: Send) -> No
 async def _models_of(client: UpstreamClient, headers: list[tuple[str, str]]) -> tuple[int, bytes]:
     sent = [(k, v) for k, v in headers if k != "accept-encoding"]
     try:
-        return await client.get("/v1/models", timeout_s=MODELS_TIMEOUT_S, headers=sent)
+        status, body = await client.get("/v1/models", timeout_s=MODELS_TIMEOUT_S, headers=sent)
+        if not (200 <= status < 300 or 400 <= status < 600):
+            raise UpstreamProtocol(f"the upstream answered {status}; redirects are not followed")
+        return status, body
     except UpstreamError as error:
         return error.status, error_body(str(error), "upstream_error", None, error.code)
 

@@ -163,6 +163,9 @@ class _Ask:
         else:
             _check_length(headers, limits.max_body_bytes)
         raw = await read_body(receive, limits.max_body_bytes)
+        if raw and not any(name == "content-type" for name, _ in headers):
+            message = "content-type: got none; must say what the body is"
+            raise BadRequest(message, status=415, code="unsupported_media_type")
         return read_chat(raw, limits) if has_body else _unread(raw)
 
     def _upstream(self, found: BuiltRoute | None, named: Mapping[str, str]) -> str:

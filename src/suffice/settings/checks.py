@@ -32,6 +32,8 @@ from suffice.settings.tables import (
 from suffice.types import Kind
 
 LEAST_SAMPLE_RATE: Final = 0.001  # below it a class of live runs would hardly be seen
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,253}")
+_ORIGIN: Final = re.compile(r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[a-z0-9_.\[\]:-]+")
 _RELAY: Final = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)")
 
 
@@ -71,6 +73,15 @@ def check(settings: Settings) -> None:
 def _check_server(server: Server) -> None:
     if not 0 <= server.retry_window_s < math.inf:
         raise ConfigError(f"server.retry_window_s: got {server.retry_window_s}; a number of seconds, at least 0")
+    for name in server.allowed_hosts:
+        if not _HOST_NAME.fullmatch(name):
+            raise ConfigError(f"server.allowed_hosts: got {name[:200]!r}; a host name without scheme and port")
+    for origin in server.allowed_origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"server.allowed_origins: got {origin[:200]!r}; an origin as browsers send it, in lower case, without a"
+                " path and without the scheme's own port, such as 'https://app.example.com'; no wildcards"
+            )
     for entry in server.relay:
         if not _RELAY.fullmatch(entry):
             raise ConfigError(

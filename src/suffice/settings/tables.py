@@ -33,6 +33,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     port: int = 8400
     api_keys_env: str = ""            # environment variable with comma-separated keys; "": open
     feedback_keys_env: str = ""       # likewise, for keys that may label as reviewers and ask for nothing else
+    allowed_hosts: tuple[str, ...] = ()    # names that browsers may call it by, beside localhost and IP addresses
+    allowed_origins: tuple[str, ...] = ()  # other sites whose pages may call the API, as "https://app.example.com"
     max_body_bytes: int = 20 * 2**20  # larger bodies are refused with 413
     max_depth: int = 128              # JSON nesting
     ping_s: float = 15.0              # comment line on a silent stream
@@ -41,6 +43,11 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     retry_window_s: float = 600.0     # after which a repeated body is a new request; 0: only idempotency keys repeat
     kill_file: str = ""               # as long as it exists nothing is stopped; "": beside the log, `.kill`
     relay: tuple[str, ...] = ()       # further paths of the engine that are relayed, such as "POST /tokenize"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that browsers may call it by."""
+        return (self.host, *self.allowed_hosts)
 
 
 class Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -327,7 +334,6 @@ class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Pages for people, and the control API, beside the gateway."""
 
     enabled: bool = True              # False: `/console` and `/api` do not exist
-    hosts: tuple[str, ...] = ()       # names that browsers may call it by, beside localhost and plain addresses
     session_s: float = 43_200.0       # how long a login lasts
     live_s: float = 5.0               # between two looks at the log while somebody watches the first page
 

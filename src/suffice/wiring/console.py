@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from suffice.browsers import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.console.desk import Desk
 from suffice.console.doors import Doors
@@ -74,7 +75,7 @@ def console(
                 writer(), name, settings.routes[name], author=who, reason=reason, secret=deployment_salt(settings)
             ),
             doors=Doors(
-                roster=people.now, hosts=(settings.server.host, *settings.console.hosts),
+                roster=people.now, browsers=BrowserPolicy(hosts=settings.server.names),
                 random_bytes=secrets.token_bytes, session_s=settings.console.session_s, now=time.time,
                 monotonic_s=time.monotonic,
             ),
