@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -371,6 +372,57 @@ def test_a_session_that_a_page_of_another_site_rides_does_nothing(
     without = g.ask("POST", deed, {**FORM, "cookie": session["cookie"]}, b"route=off&reason=x")
     assert without.status == 403, "a form without its token"
     assert g.ask("GET", deed, {"cookie": session["cookie"]}).status in (404, 405), "a GET changes nothing"
+
+
+INCLUDED = {
+    "a script": {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "script"},
+    "an image": {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
+    "a fetch": {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors", "origin": "http://127.0.0.1:3000"},
+    "a fetch of an old browser": {"origin": "http://127.0.0.1:3000"},
+    "a stream": {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors", "accept": "text/event-stream"},
+    "a websocket": {"origin": EVIL, "connection": "upgrade", "upgrade": "websocket"},
+}
+
+
+@pytest.mark.parametrize("name", INCLUDED)
+@pytest.mark.parametrize("path", ["/console", "/console/live", "/console/login", "/api/overview"])
+def test_a_page_of_another_site_includes_no_part_of_the_console(
+    g: Stage, session: dict[str, str], name: str, path: str
+) -> None:
+    answer = g.ask("GET", path, {"cookie": session["cookie"], **INCLUDED[name]})
+    assert answer.status == 403
+    assert answer["cross-origin-resource-policy"] == "same-origin"
+    assert "set-cookie" not in answer.names
+
+
+def test_a_link_leads_to_the_console(g: Stage, session: dict[str, str]) -> None:
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert g.ask("GET", "/console", {"cookie": session["cookie"], **link}).status == 200
+    assert "frame-ancestors 'none'" in g.ask("GET", "/console", link)["content-security-policy"]
+
+
+PLACES = ["https://evil.example", "//evil.example", "/\\evil.example", "/console//evil.example", "javascript:alert(1)",
+          "/console\r\nset-cookie: a=b", "/console/../v1/responses/resp_1", "/consoleX", "/v1/responses/resp_1",
+          "data:text/html,x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_login_and_a_form_lead_to_the_console_alone(g: Stage, session: dict[str, str], place: str) -> None:
+    page = g.ask("GET", "/console/login?" + urlencode({"back": place}))
+    token = TOKEN.search(page.body)
+    assert token is not None
+    login = {"secret": "sfc_wrong", "csrf": token.group(1).decode(), "back": place}
+    cookie = page["set-cookie"].partition(";")[0]
+    refused = g.ask("POST", "/console/login", {**FORM, "cookie": cookie}, urlencode(login).encode())
+    assert refused.status in (401, 429)
+    asked = urlencode({"csrf": session["csrf"], "back": place, "route": ""}).encode()
+    done = g.ask("POST", "/console/review/next", {**FORM, "cookie": session["cookie"]}, asked)
+    assert done.status in (303, 404)
+    wanted = done["location"] or "/console"
+    assert wanted.startswith("/console")
+    assert "evil" not in wanted
+    assert ".." not in wanted or wanted.startswith("/console/")
+    assert "set-cookie" not in done.names
 
 
 def test_after_all_of_this_nothing_was_paused_written_or_let_out(g: Stage, session: dict[str, str]) -> None:

@@ -85,7 +85,7 @@ class Doors:
         changes  does it change anything? Then a browser must show that the page was ours
         """
         self._browsers.check_host(asked.headers.get("host", ""))
-        if asked.method not in ("GET", "HEAD"):
+        if not _is_link(asked):
             self._browsers.check_page(asked.headers)
         visitor = await self._visitor(asked)
         if needs == "nobody":
@@ -189,3 +189,9 @@ class Doors:
             message = "nobody can log in yet: run suffice admin reset-secret beside the settings file"
             raise Refused(message, status=401, code="no_people")
         return roster
+
+
+def _is_link(asked: Asked) -> bool:
+    """May this be somebody who follows a link? From any site: nothing changes, and only they see the page."""
+    is_read = asked.method in ("GET", "HEAD") and "origin" not in asked.headers
+    return is_read and asked.headers.get("sec-fetch-mode", "navigate") == "navigate"

@@ -35,8 +35,8 @@ NEVER_SENT_UP = HOP_BY_HOP | {"host", "content-length", "expect", "cookie"}
 # Headers of an answer that its client may see: how to read it, when to come again, and the name of the request in
 # other people's logs. Nothing that a browser or a proxy acts on.
 _RELAYED = re.compile(
-    r"content-(type|length|encoding)|retry-after(-ms)?|x-should-retry|x-accel-buffering|.*ratelimit.*|openai-.+"
-    r"|anthropic-.+|(.+-)?(request|correlation|trace)-?id|cf-ray"
+    r"content-(type|length|encoding)|retry-after(-ms)?|x-should-retry|x-accel-buffering|cf-ray"
+    r"|(openai|anthropic)-[a-z0-9-]+|[a-z0-9-]*ratelimit[a-z0-9-]*|([a-z0-9-]+-)?(request|correlation|trace)-?id"
 )
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")  # where clients of the APIs put a key
 GENERATES = ("completions", "/responses", "/messages")  # ends of the paths whose calls occupy a slot
