@@ -152,22 +152,21 @@ def stage(folder: Path, **tables: Any) -> Iterator[Stage]:
     """A gateway with its console over a real socket, in a thread, before a hostile upstream."""
     with HostileUpstream.running() as upstream:
         settings = settings_for(upstream, folder, **tables)
-        loop, ready = asyncio.new_event_loop(), threading.Event()
+        ready = threading.Event()
         told: list[Any] = []
 
         async def serve() -> None:
             end = asyncio.Event()
             async with serving(settings) as url:
-                told.extend((url, end))
+                told.extend((url, asyncio.get_running_loop(), end))
                 ready.set()
                 await end.wait()
 
         def run() -> None:
             try:
-                loop.run_until_complete(serve())
+                asyncio.run(serve())
             finally:
                 ready.set()
-                loop.close()
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
@@ -176,5 +175,5 @@ def stage(folder: Path, **tables: Any) -> Iterator[Stage]:
         try:
             yield Stage(told[0], upstream, settings)
         finally:
-            loop.call_soon_threadsafe(told[1].set)
+            told[1].call_soon_threadsafe(told[2].set)
             thread.join()
