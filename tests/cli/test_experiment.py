@@ -53,6 +53,7 @@ policy = {{ policy = "stable-answer", streak = 2 }}
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
+    SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/a.db"), now=lambda: 1.0).close()
     return written(tmp_path)
 
 

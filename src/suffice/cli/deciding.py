@@ -5,9 +5,11 @@ Nothing is imported here that `--help` would have to wait for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -16,10 +18,18 @@ from suffice.cli import shell
 if TYPE_CHECKING:
     from suffice.settings import Route, Settings
     from suffice.store.database.decisions import Decisions
+    from suffice.store.database.presence import Presence
+
+UNCONFIRMED: Final = 3   # exit status: it is decided, and a gateway that should act on it has not confirmed
+_LOOK_S: Final = 0.02    # between two looks at what gateways say
 
 CONFIG = shell.CONFIG
 REASON = click.option("--reason", required=True, help="Why; it stays in the log.")
 AUTHOR = click.option("--author", default=None, help="Who decides. [default: the user of this computer]")
+WAIT = click.option(
+    "--wait", "wait_s", type=click.FloatRange(0, 3_600), default=5.0, show_default=True, metavar="SECONDS",
+    help="How long running gateways have to confirm; 0 asks for no confirmation.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -51,8 +61,8 @@ def log_of(path: str) -> Iterator[tuple[Settings, Decisions]]:
     """The settings in a file, and their log open for a person's decisions. Raises ConfigError and StoreError."""
     from suffice import wiring
 
-    settings = wiring.load_settings(path)
-    with wiring.decisions(settings) as writer:
+    settings = wiring.load_deployment(path)
+    with wiring.decisions(settings, create=False) as writer:
         yield settings, writer
 
 
@@ -77,6 +87,49 @@ def setup_of(settings: Settings, name: str) -> str:
     return wiring.build_route(
         name, route, wiring.read_evidence(settings), settings.upstreams.get(route.upstream)
     ).setup
+
+
+def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presence], bool], *, wait_s: float) -> None:
+    """Wait until every running gateway has taken something in, and say so; end with `UNCONFIRMED` where one has not.
+
+    switches   files of the kill switch beside which gateways announce themselves
+    has_taken  by what a gateway announces
+    wait_s     at most; 0: do not ask
+
+    Callers' own loops (`Governor`) look before they decide, and only while they run: they are named, not waited for.
+    """
+    from suffice.store.database.presence import read_presences
+
+    if not wait_s:
+        return
+    began_s = time.monotonic()
+    while True:
+        there = read_presences(switches)
+        gateways, waited_s = [one for one in there if one.process == "serve"], time.monotonic() - began_s
+        late = [one for one in gateways if not has_taken(one)]
+        if not late or waited_s >= wait_s:
+            break
+        time.sleep(_LOOK_S)
+    _say_who_confirmed(command, there, late, waited_s)
+    if not gateways:
+        where = " or ".join(dict.fromkeys(str(one.parent.absolute()) for one in switches))
+        click.echo(
+            f"suffice {command}: no gateway confirmed: none is running that announces itself in {where};"
+            " one that starts on this deployment will act on it", err=True,
+        )  # fmt: skip
+    if late or not there:
+        raise SystemExit(UNCONFIRMED)
+
+
+def _say_who_confirmed(command: str, there: Sequence[Presence], late: Sequence[Presence], waited_s: float) -> None:
+    for one in there:
+        if one in late:
+            why = "; its environment holds the switch" if command == "unkill" and one.kill_stamp is None else ""
+            click.echo(f"suffice {command}: {one.name} has not confirmed within {waited_s:.1f} s{why}", err=True)
+        elif one.process == "serve":
+            click.echo(f"confirmed by {one.name} after {waited_s:.1f} s")
+        else:
+            click.echo(f"{one.name}: a caller's own loop, which looks whenever it decides")
 
 
 def refused(command: str, why: str) -> NoReturn:

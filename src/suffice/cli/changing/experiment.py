@@ -148,9 +148,9 @@ def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[Held, ...]]:
     from suffice.store.routes.experiments import read_experiments
 
     with failing_with(command):
-        settings = wiring.load_settings(path)
+        settings = wiring.load_deployment(path)
         database = database_path(settings.store.url)
-        return settings, database, read_experiments(database) if database.is_file() else ()
+        return settings, database, read_experiments(database)
 
 
 def _said(one: Held, settings: Settings, database: Path) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ def _settings(config: Path, db: Path | None) -> Settings:
     from suffice.settings import Settings, Store
 
     if db is None:
-        return wiring.load_settings(config)
+        return wiring.load_deployment(config)
     return Settings(store=Store(url=f"sqlite:///{db.resolve()}"))
 
 
@@ -226,7 +226,7 @@ def export(
         with _opened(out) as target:
             n_rows = _write_csv(rows, target) if form == "csv" else _write_lines(rows, target)
         where = str(out) if out is not None else "standard output"
-        with wiring.decisions(settings) as writer:
+        with wiring.decisions(settings, create=False) as writer:
             note_export(writer, what="audit log", where=where, n_rows=n_rows, author=author, reason=reason)
     except (SufficeError, OSError) as error:
         fail("audit export", error)
@@ -304,7 +304,7 @@ def bundle(
     from suffice.wiring.bundle import sealed
 
     try:
-        settings = wiring.load_settings(config)
+        settings = wiring.load_deployment(config)
         where = str(out) if out is not None else "standard output"
         lines = sealed(settings, route, number, where=where, author=author, reason=reason)
         with _opened(out) as target:

@@ -66,10 +66,13 @@ class RouteStatus:
 def status(config: Path | None, db: Path | None, route: str | None, as_json: bool) -> None:
     """Show Exact Match, tokens, saving and governed share of every route."""
     from suffice.errors import SufficeError
+    from suffice.wiring import require_log
 
     settings = None
     try:
         settings, database = _sources(config, db)
+        if settings is not None and db is None:
+            require_log(settings, config or "suffice.toml")
         statuses = read_statuses(database, settings, route)
     except (SufficeError, OSError) as error:
         fail("status", "\n".join([str(error), *_last_words(error, settings if db is None else None, route)]))
