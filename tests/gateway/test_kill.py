@@ -16,6 +16,7 @@ from suffice import Governor
 from suffice.cli.main import main
 from suffice.gateway import kill
 from suffice.gateway.kill import KillSwitch, pull, release
+from suffice.store.database.presence import MOST_REASON_BYTES
 from suffice.store.rows.events import RequestEnded
 from suffice.store.rows.kill_events import KillSwitched
 from suffice.testing import Reply, Samples
@@ -191,7 +192,7 @@ def test_a_pull_is_seen_whole(tmp_path: Path) -> None:
     with suppress(FileNotFoundError):
         file.unlink()
     pull(file, "x" * 5_000, "ann")
-    assert len(KillSwitch(file).reason) == kill.MOST_BYTES
+    assert len(KillSwitch(file).reason) == MOST_REASON_BYTES
     assert [one.name for one in tmp_path.iterdir()] == ["suffice.kill"]
     with pytest.raises(FileNotFoundError):
         pull(tmp_path / "no" / "file", "x", "ann")

@@ -17,14 +17,13 @@ from typing import Final
 
 from suffice.files import write_whole
 from suffice.gateway.route import BuiltRoute
-from suffice.store.database.presence import Announcement
+from suffice.store.database.presence import NO_REASON, Announcement, switch_reason
 from suffice.store.rows.kill_events import KillSwitched, Switching
 from suffice.telemetry import LOG
 
 LOOK_S: Final = 0.5
 VARIABLE: Final = "SUFFICE_KILL"   # in the environment of a gateway that starts: anything but "" and "0" pulls it
 REASON: Final = "kill_switch"      # why a request passes through, as it is counted
-MOST_BYTES: Final = 2_000          # of the file: more is no reason but an accident
 
 
 class KillSwitch:
@@ -72,7 +71,7 @@ class KillSwitch:
         if stamp is None:
             self._set(on=self._by_environment, reason=self.reason, stamp=before or 0)
         else:
-            self._set(on=True, reason=_said(self._file), stamp=stamp)
+            self._set(on=True, reason=switch_reason(self._file) or NO_REASON, stamp=stamp)
 
     def _set(self, *, on: bool, reason: str, stamp: int) -> None:
         changed = on != self.on
@@ -108,13 +107,3 @@ def release(file: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _said(file: Path) -> str:
-    """The reason in the file; one that cannot be read pulls the switch all the same."""
-    try:
-        with file.open("rb") as handle:
-            said = handle.read(MOST_BYTES).decode("utf-8", "replace").strip()
-    except OSError:
-        said = ""
-    return said or "no reason is given"

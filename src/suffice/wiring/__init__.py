@@ -30,7 +30,7 @@ from suffice.wiring.routes import (
     read_evidence,
 )
 from suffice.wiring.running import embedders, gateway, library
-from suffice.wiring.working import decisions, load_deployment, require_log, worker
+from suffice.wiring.working import condition, decisions, load_deployment, require_log, worker
 
 __all__ = [
     "Evidence",
@@ -40,6 +40,7 @@ __all__ = [
     "check",
     "check_experiment",
     "check_policy",
+    "condition",
     "decisions",
     "deployment_salt",
     "embedders",

@@ -37,6 +37,7 @@ from suffice.wiring.keys import deployment_salt
 from suffice.wiring.people import People
 from suffice.wiring.questions import question_texts, questions_file
 from suffice.wiring.routes import build_route, check_experiment, read_evidence
+from suffice.wiring.working import condition
 
 
 @contextlib.contextmanager
@@ -59,6 +60,7 @@ def console(
         writer = _Once(stack, decisions)
         desk = Desk(
             settings=settings, path=path, told=told, closing=closing, now=time.time, monotonic_s=time.monotonic,
+            first=lambda: condition(settings, checks=False).sentences,
             decisions=writer, note_export=lambda name, n_rows, who: note_export(
                 writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
             ), setup_of=lambda name: _setup(settings, name),

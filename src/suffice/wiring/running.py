@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suffice.assurance.extractable import WINDOW_RUNS
@@ -26,6 +27,7 @@ from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LOOK_S as COUNTS_S
 from suffice.gateway.timer import watched
 from suffice.settings import Settings
+from suffice.store.database.damage import find_damage, is_large
 from suffice.store.database.late import LateLog
 from suffice.store.database.log import EventLog
 from suffice.store.database.presence import Announcement
@@ -44,6 +46,7 @@ from suffice.wiring.working import decisions
 if TYPE_CHECKING:
     from suffice.edge.embedder import HttpEmbedder
 
+MOST_CHECK_S = 600.0   # for reading the log through after a start
 HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
 
 
@@ -243,6 +246,20 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
             begun.log.close()
 
 
+def _look_for_damage(path: Path, gw: Gateway) -> None:
+    """Read a large log through in a thread of its own; a small one was, when it was opened."""
+
+    def look() -> None:
+        damage = find_damage(path, within_s=MOST_CHECK_S)
+        if damage:
+            LOG.warning("store %s: LOG DAMAGED: %s; requests are served all the same; restore a backup", path, damage)
+            if gw.kill.presence is not None:
+                gw.kill.presence.update(damage=damage)
+
+    if is_large(path):
+        threading.Thread(target=look, name="suffice-check", daemon=True).start()
+
+
 async def _followed(settings: Settings, gw: Gateway, begun: Begun, app: App, stack: AsyncExitStack) -> None:
     """Have what is decided followed, from now on or from when the log can be opened."""
     if not isinstance(begun.log, SqliteLog | LateLog):
@@ -251,12 +268,15 @@ async def _followed(settings: Settings, gw: Gateway, begun: Begun, app: App, sta
     follower = Follower(gw, path, keeper=keeper(settings, begun.secret), good=begun.good)
     if begun.problem is not None:
         follower.serve_last_good(age_s=begun.age_s)
+    else:
+        _look_for_damage(path, gw)
 
     def came(log: SqliteLog, known: Known) -> None:
         for name, found in known.evidence.upstreams.items():
             gw.upstreams[name].findings = found
         _taught_late(settings, gw, follower, known)
         follower.tell()
+        _look_for_damage(path, gw)
         app.beside |= _beside(settings, log, gw, stack)
 
     await stack.enter_async_context(following(follower, gw.metrics))

@@ -23,10 +23,11 @@ from suffice.errors import StoreError
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import database_path
+from suffice.store.routes.condition import Condition, read_condition
 from suffice.wiring.audit import upkeep
 from suffice.wiring.beginning import missing
 from suffice.wiring.files import load_settings
-from suffice.wiring.keys import deployment_salt
+from suffice.wiring.keys import deployment_salt, kill_file, presence_files
 
 
 def load_deployment(file: str | Path) -> Settings:
@@ -58,6 +59,17 @@ def require_log(settings: Settings, file: str | Path) -> None:
         f"store {log}: {what}; store.url in {named.absolute()}{link} names this log, and `suffice serve` makes it when"
         " it first runs: name the deployment's settings file with --config"
     )
+
+
+def condition(settings: Settings, *, checks: bool = True) -> Condition:
+    """What everybody has to know of the settings' deployment first. Raises ConfigError.
+
+    checks  read a small log through for damage
+    """
+    return read_condition(
+        database_path(settings.store.url), kill_file(settings), presence_files(settings), routes=settings.routes,
+        checks=checks,
+    )  # fmt: skip
 
 
 def decisions(settings: Settings, *, create: bool = True) -> Decisions:

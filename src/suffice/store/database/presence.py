@@ -22,8 +22,9 @@ from suffice.store.database.owners import is_locked, try_lock
 from suffice.telemetry import LOG
 
 ENDING: Final = ".gateway"
-SIZE_BYTES: Final = 512   # of the file, always: a reader never sees the end of an older, longer text
-MOST_DAMAGE: Final = 200  # characters
+SIZE_BYTES: Final = 4_096  # of the file, always: a reader never sees the end of an older, longer text
+MOST_REASON_BYTES: Final = 2_000  # of the switch's file: more is no reason but an accident
+NO_REASON: Final = "no reason is given"
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +124,17 @@ class Announcement:
 
     def _content(self) -> bytes:
         return msgspec.json.encode(self._presence).ljust(SIZE_BYTES)
+
+
+def switch_reason(switch: Path) -> str | None:
+    """The reason in the kill switch's file; None: there is no such file. An unreadable one counts all the same."""
+    try:
+        with switch.open("rb") as handle:
+            return handle.read(MOST_REASON_BYTES).decode("utf-8", "replace").strip() or NO_REASON
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return NO_REASON
 
 
 def read_presences(switches: Iterable[Path]) -> tuple[Presence, ...]:
