@@ -98,7 +98,7 @@ def test_a_life_of_an_experiment(config: Path) -> None:
     started = begun(config)
     assert started.exit_code == 0, started.output
     assert started.stdout == (
-        "experiment brisk: started, run 1: full 50.0%, brisk 50.0%; a gateway follows within a second\n"
+        "experiment brisk: started, run 1: full 50.0%, brisk 50.0%; running gateways follow within a second\n"
     )
     traffic(config, 800)
     shown = called("show", "brisk", "--config", config)

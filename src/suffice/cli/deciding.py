@@ -21,13 +21,22 @@ if TYPE_CHECKING:
     from suffice.store.database.presence import Presence
 
 UNCONFIRMED: Final = 3   # exit status: it is decided, and a gateway that should act on it has not confirmed
+MOST_WAIT_S: Final = 3_600
 _LOOK_S: Final = 0.02    # between two looks at what gateways say
 
 CONFIG = shell.CONFIG
 REASON = click.option("--reason", required=True, help="Why; it stays in the log.")
 AUTHOR = click.option("--author", default=None, help="Who decides. [default: the user of this computer]")
+
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    if not 0 <= value <= MOST_WAIT_S:  # a range of click's takes "nan"
+        raise click.BadParameter(f"got {value:g}; 0 to {MOST_WAIT_S:,} seconds")
+    return value
+
+
 WAIT = click.option(
-    "--wait", "wait_s", type=click.FloatRange(0, 3_600), default=5.0, show_default=True, metavar="SECONDS",
+    "--wait", "wait_s", type=float, callback=_seconds, default=5.0, show_default=True, metavar="SECONDS",
     help="How long running gateways have to confirm; 0 asks for no confirmation.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -57,13 +66,19 @@ def failing_with(command: str, *, again: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def log_of(path: str) -> Iterator[tuple[Settings, Decisions]]:
-    """The settings in a file, and their log open for a person's decisions. Raises ConfigError and StoreError."""
+def log_of(path: str, *, waits: bool = False) -> Iterator[tuple[Settings, Decisions]]:
+    """The settings in a file, and their log open for a person's decisions. Raises ConfigError and StoreError.
+
+    waits  the caller waits for gateways itself; else, where something was decided and none runs, that is said
+    """
     from suffice import wiring
+    from suffice.store.database.presence import read_presences
 
     settings = wiring.load_deployment(path)
     with wiring.decisions(settings, create=False) as writer:
         yield settings, writer
+    if writer.n_new and not waits and not read_presences(wiring.presence_files(settings)):
+        click.echo("no gateway is running on this deployment; one that starts will act on this", err=True)
 
 
 def route_of(settings: Settings, name: str, *, option: str = "") -> Route:

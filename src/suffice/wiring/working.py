@@ -43,22 +43,31 @@ def require_log(settings: Settings, file: str | Path) -> None:
     file  from which the settings were read
     """
     log, named = database_path(settings.store.url), Path(file)
-    if log.is_file():
-        return
-    gone = missing(settings)
-    if gone is not None:
-        raise StoreError(gone)
-    if log.is_dir():
-        what = "is a folder"
-    elif log.is_symlink():
-        what = f"is a link to {log.readlink()}, which does not exist"
-    else:
-        what = "does not exist" if log.parent.is_dir() else f"does not exist, nor does its folder {log.parent}"
+    try:
+        if log.is_file():
+            return
+        gone = missing(settings)
+        if gone is not None:
+            raise StoreError(gone)
+        what = _instead_of(log)
+    except (OSError, ValueError) as error:  # a name that is too long, or none
+        what = f"cannot be looked for ({getattr(error, 'strerror', None) or error})"
     link = f", a link to {named.resolve()}," if named.is_symlink() else ""
     raise StoreError(
         f"store {log}: {what}; store.url in {named.absolute()}{link} names this log, and `suffice serve` makes it when"
         " it first runs: name the deployment's settings file with --config"
     )
+
+
+def _instead_of(log: Path) -> str:
+    """What is there where a log was looked for."""
+    if log.is_dir():
+        return "is a folder"
+    if log.is_symlink():
+        return f"is a link to {log.readlink()}, which leads to no file"
+    if log.exists():
+        return "is no regular file"
+    return "does not exist" if log.parent.is_dir() else f"does not exist, nor does its folder {log.parent}"
 
 
 def condition(settings: Settings, *, checks: bool = True) -> Condition:

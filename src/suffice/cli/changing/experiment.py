@@ -109,7 +109,7 @@ def start(name: str, path: str, reason: str, author: str | None, *, as_json: boo
         refused("experiment start", f"experiment {name} {found}")
     odds = ", ".join(f"{arm} {share:.1%}" for arm, share in found.experiment.odds().items())
     verb = "started" if found.revision == 0 else "changed"
-    text = f"experiment {name}: {verb}, run {found.experiment.run}: {odds}; a gateway follows within a second"
+    text = f"experiment {name}: {verb}, run {found.experiment.run}: {odds}; running gateways follow within a second"
     say(found, as_json=as_json, text=text)
 
 

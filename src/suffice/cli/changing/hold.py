@@ -60,7 +60,7 @@ def _decide(
     from suffice.store.database.views import newest_of, reading
     from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 
-    with failing_with(command, again=again), log_of(path) as (settings, writer):
+    with failing_with(command, again=again), log_of(path, waits=True) as (settings, writer):
         route_of(settings, route)
         problem = decide(writer)
         if problem is None:

@@ -58,8 +58,9 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
     from suffice.store.database.views import reading
     from suffice.wiring.audit import audit_key
 
+    damage = ""
     try:
-        damage, settings = "", _settings(config, db)
+        settings = _settings(config, db)
         files = heads or _own_heads(settings, named=db is not None)
         key = audit_key(settings)
         kept = _read_heads(files, key)

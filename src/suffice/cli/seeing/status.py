@@ -78,8 +78,8 @@ def status(config: Path | None, db: Path | None, route: str | None, as_json: boo
             first = condition(settings).sentences
         statuses = read_statuses(database, settings, route)
     except (SufficeError, OSError) as error:
-        show_first(first, err=True)
-        fail("status", "\n".join([str(error), *_last_words(error, settings if db is None else None, route)]))
+        said = [printable(one) for one in first]
+        fail("status", "\n".join([str(error), *said, *_last_words(error, settings if db is None else None, route)]))
     show_first(first, err=as_json)
     if as_json:
         _print_json(statuses)
@@ -91,7 +91,7 @@ def status(config: Path | None, db: Path | None, route: str | None, as_json: boo
 
 
 def show_first(sentences: Sequence[str], *, err: bool) -> None:
-    """Begin with what holds on the whole deployment; beside JSON, and beside an error, on standard error."""
+    """Begin with what holds on the whole deployment; beside JSON on standard error."""
     for sentence in sentences:
         click.secho(printable(sentence), bold=True, fg="red", err=err)
 

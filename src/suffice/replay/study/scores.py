@@ -92,7 +92,7 @@ def fit_on(runs: Runs, table: Table, key: Key, left_out: Sequence[int], seed: in
     if not (~np.isin(table.fold, list(left_out))).any():
         n = int((runs.n_steps > 1).sum())
         raise TraceError(
-            f"holds {n} runs of two steps or more, on too few questions to learn a score on some and judge it on others;"
+            f"runs of two steps or more: {n}, on too few questions to learn a score on some and judge it on others;"
             f" record more, or leave learned scores out: --policies {WITHOUT_SCORES}", file=runs.set,
         )  # fmt: skip
     if target == "value":

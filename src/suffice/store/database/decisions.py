@@ -62,6 +62,7 @@ class Decisions:
     ) -> None:
         self.path, self.owner, self._redact = path, owner, redact
         self.now = now
+        self.n_new = 0  # rows that `write` has added
         self._claim, self._monotonic_s, self._lease_s = claim, monotonic_s, lease_s
         self._seen: dict[str, _Sight] = {}
         self._closed = False
@@ -172,6 +173,8 @@ class Decisions:
             new = [appender.add(row, at_s) for row in rows]
             if all_new and not all(new):
                 connection.execute("ROLLBACK TO rows")
+            else:
+                self.n_new += sum(new)
             return new
 
     def keep(self, lease: Lease, work: Callable[[sqlite3.Connection], None]) -> bool:
