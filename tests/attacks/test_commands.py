@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -408,6 +409,40 @@ def test_a_damaged_log_is_said(pages: int, place: Place) -> None:
     assert "LOG DAMAGED" in place.run("status").output
     done = place.run("pause", "r", "--reason", "x")
     assert (done.exit_code, "damaged" in done.stderr) == (2, True)
+
+
+def test_a_large_damaged_log_is_served_on_and_said_at_start(place: Place) -> None:
+    """Larger than what is read through before the log is opened: a thread of the gateway finds it."""
+    path = place.log()
+    with sqlite3.connect(path) as connection:
+        connection.executemany(
+            "INSERT INTO artefacts (address, body, at_s) VALUES (?, ?, 1.0)",
+            ((f"a{number}", "x" * 2**20) for number in range(68)),
+        )
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'artefacts'").fetchone()
+    connection.close()
+    with path.open("r+b") as handle:
+        handle.seek((root - 1) * size)
+        handle.write(b"\xa5" * size)
+    with FakeUpstream.in_thread() as fake, GatewayProcess.serving(place.home, {
+        "upstreams": {"up": {"url": fake.url}}, "routes": {"r": {"upstream": "up"}}, "control": {"enabled": False},
+        "store": {"url": "sqlite:///log.db"},
+    }) as gateway:  # fmt: skip
+        end_s = time.monotonic() + 60
+        while b"LOG DAMAGED" not in gateway.stderr():
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        with urllib.request.urlopen(f"{gateway.url}/v1/models") as answer:
+            assert answer.status == 200
+        while "LOG DAMAGED" not in place.run("status").stdout:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+    verified = place.run("audit", "verify")
+    assert (verified.exit_code, "LOG DAMAGED" in verified.output) == (1, True), verified.output
+    assert "are what was written" in verified.output, "the chain alone would not have told"
 
 
 def test_a_gateway_serves_on_a_damaged_log_and_says_so(place: Place) -> None:

@@ -79,7 +79,8 @@ def _of_view(view: View, views: tuple[View, ...]) -> tuple[Door, Door]:
             return Answer(status=501, body=render.no_pages())
         found = await desk.read(lambda look: view.read(look, asked, visitor))
         values = _values(desk, asked, visitor, view.title, places(views, visitor, view.place)) | {"it": found}
-        values["first"] = await desk.off_loop(desk.first)
+        if not asked.is_partial:
+            values["first"] = await desk.off_loop(desk.first)
         # A part of a page that somebody asks for by itself is a page of its own.
         alone = view.template.startswith("_") and not asked.is_partial
         template = "part.html" if alone else view.template
