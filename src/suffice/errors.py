@@ -66,10 +66,18 @@ class Overloaded(BadRequest):
 
 
 class UpstreamError(SufficeError):
-    """The model server failed. `status` is what the client is told, 502-class."""
+    """The model server failed. `status` is what the client is told, 502-class.
+
+    address  host and port that were tried: for the operator, never for a client; "": unknown
+    """
 
     status = 502
     code = "upstream_error"
+    address = ""
+
+    def for_operator(self) -> str:
+        """The message, with the address that was tried."""
+        return f"{self}; tried {self.address}" if self.address else str(self)
 
 
 class UpstreamDown(UpstreamError):

@@ -270,6 +270,7 @@ def test_what_was_exported_is_imported_as_it_was(folder: Path) -> None:
     (folder / "log.db").unlink()
     for name in ("log.db-wal", "log.db-shm"):
         (folder / name).unlink(missing_ok=True)
+    write(folder)
     call("feedback", "import", "out.csv")
     fields = ("feedback_id", "episode_id", "correct", "rating", "comment", "metrics", "satisfaction", "source")
     assert [[getattr(one, name) for name in fields] for one in kept(folder)] == [

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 
 from suffice.settings.rollout import Rollout
 from suffice.types import Kind, Mode, Promise
+
+# Names of files. `wiring.load_settings` makes a relative one absolute: it is relative to the settings file.
+FileName: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file"})]
+FileUrl: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file in a URL"})]
 
 Driver: TypeAlias = str  # a name of `upstream.drivers.DRIVERS`, which other packages may add to
 FinishMethod = Literal["native", "prefill", "raw", "re-ask"]
@@ -41,7 +45,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     grace_s: float = 10.0             # how long live streams may finish at shutdown
     client_idle_timeout_s: float = 300.0  # a client that takes nothing for so long though bytes wait is cut off
     retry_window_s: float = 600.0     # after which a repeated body is a new request; 0: only idempotency keys repeat
-    kill_file: str = ""               # as long as it exists nothing is stopped; "": beside the log, `.kill`
+    kill_file: FileName = ""               # as long as it exists nothing is stopped; "": beside the log, `.kill`
     relay: tuple[str, ...] = ()       # further paths of the engine that are relayed, such as "POST /tokenize"
 
     @property
@@ -154,7 +158,7 @@ class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     url: str                          # base of an OpenAI-compatible server, with or without /v1
     model: str                        # as that server calls it
     api_key_env: str = ""             # environment variable; "": no key is sent
-    questions: str = ""               # file of the route's questions, relative to this one; "": named when asked
+    questions: FileName = ""          # file of the route's questions; "": named when asked
     timeout_s: float = 60.0           # for one grade
     max_tokens: int = 1_024           # of one grade; a model that thinks needs more
 
@@ -167,7 +171,7 @@ class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     reviewers: int = 1                # people who judge a run independently of each other; a further one decides
     lease_s: float = 900.0            # how long a reviewer has a run before it goes back
     open_days: float = 14.0           # after which nobody is asked about a run any more
-    questions: str = ""               # file of the route's questions, relative to this one; "": the judge's
+    questions: FileName = ""          # file of the route's questions; "": the judge's
     keep_text: bool = False           # keep texts in the log for reviewers: the question, a loop's sources
     text_days: float = 30.0           # how long a kept text is shown
 
@@ -311,10 +315,10 @@ class FeedbackRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where events go."""
 
-    url: str = "sqlite:///suffice.db"
+    url: FileUrl = "sqlite:///suffice.db"
     queue_rows: int = 50_000          # waiting for the writer; more: outcomes are counted as dropped
     flush_ms: int = 20                # the writer gathers this long before it commits
-    last_good_file: str = ""          # file with what is served while the log cannot be read; "": beside it, `.good`
+    last_good_file: FileName = ""     # file with what is served while the log cannot be read; "": beside it, `.good`
     last_good_s: float = 3_600.0      # for how long it is; then all runs in full; 0: not at all, and no file is written
 
 
@@ -341,7 +345,7 @@ class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the head of the audit log's chain is exported to, so that a cut or rebuilt chain can be told."""
 
-    file: str = ""                    # signed heads are added to it, a line each; "": to no file
+    file: FileName = ""               # signed heads are added to it, a line each; "": to no file
     webhook_env: str = ""             # environment variable with an address that heads are sent to; "": to none
     every_s: float = 3_600.0          # between two exports; a head that has not moved is not exported again
     timeout_s: float = 10.0           # for the webhook

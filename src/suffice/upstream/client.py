@@ -309,7 +309,8 @@ class UpstreamClient:
                 # The others in the pool may be as stale, so the next attempt has a connection of its own.
                 return await self._asked(pool, head, body, fresh=attempt > 0)
             except TimeoutError:
-                raise UpstreamTimeout(f"upstream {self.name!r} did not begin to answer in time") from None
+                message = f"upstream {self.name!r} did not begin to answer in time"
+                raise self._tried(UpstreamTimeout(message)) from None
             except Broken as error:
                 if error.began or attempt == retries:
                     raise self._down(str(error)) from None
@@ -330,8 +331,13 @@ class UpstreamClient:
             raise
         return connection
 
-    def _down(self, why: str) -> UpstreamDown:
-        return UpstreamDown(f"no connection to upstream {self.name!r}, or no answer over it ({why})")
+    def _down(self, why: str) -> UpstreamError:
+        return self._tried(UpstreamDown(f"no connection to upstream {self.name!r}, or no answer over it ({why})"))
+
+    def _tried(self, error: UpstreamError) -> UpstreamError:
+        """The error with the address, for whoever runs us."""
+        error.address = f"{self._address.host}:{self._address.port}"
+        return error
 
     async def post_json(
         self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()
@@ -351,7 +357,7 @@ class UpstreamClient:
                 return call.status, await call.read_all(SHORT_ANSWER_BYTES)
         except TimeoutError:
             message = f"upstream {self.name!r} took longer than {timeout_s:g} s for {path}"
-            raise UpstreamTimeout(message) from None
+            raise self._tried(UpstreamTimeout(message)) from None
 
 
 def hop_by_hop(headers: Headers) -> frozenset[str]:

@@ -9,9 +9,18 @@ from __future__ import annotations
 
 from suffice.wiring.beginning import last_good, open_log
 from suffice.wiring.files import load_settings
-from suffice.wiring.keys import Randomness, api_key, deployment_salt, good_file, kill_file, new_id, secret
+from suffice.wiring.keys import (
+    Randomness,
+    api_key,
+    deployment_salt,
+    good_file,
+    kill_file,
+    new_id,
+    presence_files,
+    secret,
+)
 from suffice.wiring.policies import check_policy, policy_table
-from suffice.wiring.questions import question_texts, questions_file, review_questions
+from suffice.wiring.questions import question_texts, questions_file
 from suffice.wiring.routes import (
     Evidence,
     build_route,
@@ -21,7 +30,7 @@ from suffice.wiring.routes import (
     read_evidence,
 )
 from suffice.wiring.running import embedders, gateway, library
-from suffice.wiring.working import decisions, worker
+from suffice.wiring.working import condition, decisions, load_deployment, require_log, worker
 
 __all__ = [
     "Evidence",
@@ -31,6 +40,7 @@ __all__ = [
     "check",
     "check_experiment",
     "check_policy",
+    "condition",
     "decisions",
     "deployment_salt",
     "embedders",
@@ -40,14 +50,16 @@ __all__ = [
     "kill_file",
     "last_good",
     "library",
+    "load_deployment",
     "load_settings",
     "new_id",
     "open_log",
     "policy_table",
+    "presence_files",
     "question_texts",
     "questions_file",
     "read_evidence",
-    "review_questions",
+    "require_log",
     "secret",
     "worker",
 ]

@@ -99,12 +99,15 @@ def missing(settings: Settings) -> str | None:
     )
 
 
-def open_log(settings: Settings) -> SqliteLog:
-    """The settings' log, open for events; the caller closes it. Raises ConfigError and StoreError."""
+def open_log(settings: Settings, *, create: bool = True) -> SqliteLog:
+    """The settings' log, open for events; the caller closes it. Raises ConfigError and StoreError.
+
+    create  make a log where there is none
+    """
     gone = missing(settings)
     if gone is not None:
         raise StoreError(gone)
-    return SqliteLog.open(settings.store, now=time.time, redact=settings.retention.redact)
+    return SqliteLog.open(settings.store, now=time.time, redact=settings.retention.redact, create=create)
 
 
 def recovered(settings: Settings, log: EventLog, process: Process) -> Known:

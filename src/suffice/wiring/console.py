@@ -38,6 +38,7 @@ from suffice.wiring.keys import deployment_salt
 from suffice.wiring.people import People
 from suffice.wiring.questions import question_texts, questions_file
 from suffice.wiring.routes import build_route, check_experiment, read_evidence
+from suffice.wiring.working import condition
 
 
 @contextlib.contextmanager
@@ -48,20 +49,19 @@ def console(
     decisions: Callable[[], Decisions],
     told: Callable[[], None] = lambda: None,
     closing: Callable[[], bool] = lambda: False,
-    folder: Path | None = None,
 ) -> Iterator[ConsoleApp]:
     """The console on a log, while the block lasts.
 
     decisions  opens a writer of the log
     told       called when somebody has decided something here
     closing    is the process ending? Then nobody watches any more
-    folder     of the settings file: names of files in it are relative to that; None: the current one
     """
     people, alerts = People.of(settings), AlertReader()
     with ExitStack() as stack:
         writer = _Once(stack, decisions)
         desk = Desk(
             settings=settings, path=path, told=told, closing=closing, now=time.time, monotonic_s=time.monotonic,
+            first=lambda: condition(settings, checks=False).sentences,
             decisions=writer, note_export=lambda name, n_rows, who: note_export(
                 writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
             ), setup_of=lambda name: _setup(settings, name),
@@ -91,7 +91,7 @@ def console(
                 desk,
                 table(
                     people.now,
-                    _Texts(settings, folder),
+                    _Texts(settings),
                     lambda held: experiment_result(path, held, settings),
                     lambda name, held: _standing(settings, path, name, held),
                     alerts,
@@ -131,8 +131,8 @@ def _effect(settings: Settings, path: Path, item: str) -> str:
 class _Texts:
     """Texts of questions from the files that routes name, read when somebody first needs them."""
 
-    def __init__(self, settings: Settings, folder: Path | None) -> None:
-        self._settings, self._folder = settings, folder or Path()
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._read: dict[str, Mapping[str, str]] = {}
 
     def __call__(self, item: Item) -> str | None:
@@ -143,7 +143,7 @@ class _Texts:
 
     def _of(self, route: str) -> Mapping[str, str]:
         try:
-            file = questions_file(self._settings, route, self._folder)
+            file = questions_file(self._settings, route)
             return {} if file is None else question_texts(file, self._settings)
         except (ConfigError, OSError) as error:
             LOG.warning("console: questions of route %s cannot be read: %s", route, error)

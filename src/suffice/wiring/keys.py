@@ -93,6 +93,11 @@ def kill_file(settings: Settings) -> Path:
     return Path(named) if named else database_path(settings.store.url).with_suffix(".kill")
 
 
+def presence_files(settings: Settings) -> tuple[Path, ...]:
+    """Beside which of these files running gateways announce themselves: the kill switch's, else the log's default."""
+    return tuple(dict.fromkeys((kill_file(settings), database_path(settings.store.url).with_suffix(".kill"))))
+
+
 def good_file(settings: Settings) -> Path:
     """The last-good file: the one that the settings name, else one beside the database."""
     path = database_path(settings.store.url)

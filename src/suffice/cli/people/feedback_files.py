@@ -102,11 +102,11 @@ def _run(
     as_json: bool,
 ) -> None:  # fmt: skip
     from suffice.errors import SufficeError
-    from suffice.wiring import load_settings
+    from suffice.wiring import load_deployment
 
     result = Result(source=source, dry_run=dry_run)
     try:
-        settings = load_settings(config)
+        settings = load_deployment(config)
         rows = _checked(bodies(settings, result), settings, result)
         if dry_run:
             _look(rows, settings, result)
@@ -247,7 +247,7 @@ async def _write(rows: list[Feedback], settings: Settings, result: Result) -> No
     from suffice.store.rows.events import FeedbackGiven
     from suffice.wiring import open_log
 
-    log, left = open_log(settings), iter(rows)
+    log, left = open_log(settings, create=False), iter(rows)
     try:
         while batch := list(islice(left, BATCH_ROWS)):
             for receipt in await asyncio.gather(*(log.append_durable(FeedbackGiven(row)) for row in batch)):

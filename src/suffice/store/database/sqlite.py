@@ -83,17 +83,20 @@ def database_path(url: str) -> Path:
     return Path(name)
 
 
-def enter(path: Path, *, now_s: float) -> tuple[owners.Claim, int]:
+def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[owners.Claim, int]:
     """Open or create the file for a process that will write to it: its claim to be alive, and its number as a writer.
 
-    now_s  Unix time; informative
+    now_s   Unix time; informative
+    create  make a log where there is none; False: that is an error, and no file is made
 
     Raises StoreError for a file that cannot be used.
     """
     if not path.parent.is_dir():
         raise StoreError(f"store {path}: the folder {path.parent} does not exist; create it first")
     try:
-        with contextlib.closing(_connect(path, _OPEN_BUSY_S)) as connection:
+        with contextlib.closing(_connect(path, _OPEN_BUSY_S, create=create)) as connection:
+            if schema.check_version(connection, str(path)) == 0 and not create:
+                raise StoreError(f"store {path}: is empty; it holds no event log")
             schema.check_pages(connection, str(path))
             schema.migrate(connection, str(path))
             begin_chain(connection, now_s)
@@ -134,18 +137,21 @@ class SqliteLog:
         self._writer.start()
 
     @classmethod
-    def open(cls, settings: Store, *, now: Callable[[], float], redact: tuple[Part, ...] = ()) -> SqliteLog:
+    def open(
+        cls, settings: Store, *, now: Callable[[], float], redact: tuple[Part, ...] = (), create: bool = True
+    ) -> SqliteLog:
         """Open or create the file that `settings.url` names, and start its writer.
 
         now     Unix time in seconds; it is written into rows and never orders them
         redact  parts of rows that are never written
+        create  make a log where there is none
 
         Raises ConfigError for a URL that cannot work and StoreError for a file that cannot be used:
         damaged, newer than this version, not ours, locked for 3 s, or in a folder that is missing.
         """
         # Resolved, so that two ways to write one path share one set of lock files.
         path = database_path(settings.url).resolve()
-        claim, owner = enter(path, now_s=now())
+        claim, owner = enter(path, now_s=now(), create=create)
         return cls(path, settings, now, claim, owner, redact=redact)
 
     @property
@@ -423,8 +429,9 @@ def _lost(episode_id: str) -> Outcome:
     )
 
 
-def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=True)
+def _connect(path: Path, busy_s: float, *, create: bool = True) -> sqlite3.Connection:
+    name = f"{path.resolve().as_uri()}?mode={'rwc' if create else 'rw'}"
+    return sqlite3.connect(name, timeout=busy_s, isolation_level=None, check_same_thread=True, uri=True)
 
 
 def _receipt(connection: sqlite3.Connection, row: Row, duplicate: bool) -> Receipt:
