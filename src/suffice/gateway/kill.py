@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from suffice.files import PRIVATE
 from suffice.gateway.route import BuiltRoute
 from suffice.store.rows.kill_events import KillSwitched, Switching
 from suffice.telemetry import LOG
@@ -83,7 +84,8 @@ def pull(file: Path, reason: str, author: str) -> bool:
     """Pull the switch, or write another reason into a pulled one; True: it was not pulled before. Raises OSError."""
     was_there = file.exists()
     draft = file.with_name(f"{file.name}.{os.getpid()}")
-    draft.write_text(f"{reason} ({author})\n", encoding="utf-8")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE), "w", encoding="utf-8") as handle:
+        handle.write(f"{reason} ({author})\n")
     draft.replace(file)  # seen whole or not at all
     return not was_there
 
