@@ -182,7 +182,7 @@ async def _login_page(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
 
 
 async def _login(desk: Desk, asked: Asked, _visitor: Visitor) -> Answer:
-    come_in = await desk.doors.login(asked)
+    come_in = desk.doors.login(asked)
     if come_in is None:
         return _login_form(desk, asked, back=back_of(asked), problem="That secret opens nothing here.", status=401)
     return to(back_of(asked)).with_headers(*come_in.headers)

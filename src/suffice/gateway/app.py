@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 
 from suffice.browsers import BrowserPolicy
 from suffice.errors import BadRequest, ConfigError
-from suffice.gateway import auth, feedback, pages
+from suffice.gateway import feedback, pages
+from suffice.gateway.auth import ANYONE, Caller, caller_of, set_caller
 from suffice.gateway.chat import chat
 from suffice.gateway.context import Gateway
 from suffice.gateway.decide import decide
 from suffice.gateway.exchange import FOREIGN_PAGE, Exchange, Message, Receive, Scope, Send, headers_of
 from suffice.gateway.intake import check_head
+from suffice.gateway.key_limits import KeyLimitReached
 from suffice.gateway.passing import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passing
 
 Handler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
@@ -37,22 +39,25 @@ class Endpoint:
     x_api_key: bool = False               # the key may come in this header too
     takes_feedback: bool = False          # a key that is for feedback alone opens it as well
     takes_tokens: bool = False            # a stranger's page may ask, with the token of an answer
+    spends: bool = False                  # it may cost tokens of its key's budget
+    shows_all: bool = False               # it shows what all keys do
 
 
 def _passed(method: str, path: str, api: Api) -> Endpoint:
     """An endpoint that is never governed. `path` without /v1; the upstream is asked under /v1."""
     made = Passing(api, method, f"/v1{path}" if api.is_json else path)
-    return Endpoint(path, method, made, exchange=api.exchange, x_api_key=api.x_api_key)
+    spends = method == "POST" and "{id}" not in path
+    return Endpoint(path, method, made, exchange=api.exchange, x_api_key=api.x_api_key, spends=spends)
 
 
 # With and without /v1.
 API = (
-    Endpoint("/chat/completions", "POST", chat),
+    Endpoint("/chat/completions", "POST", chat, spends=True),
     Endpoint("/models", "GET", pages.models),
-    Endpoint("/feedback", "POST", feedback.one, guarded_inside=True, takes_tokens=True),
+    Endpoint("/feedback", "POST", feedback.one, guarded_inside=True, takes_feedback=True, takes_tokens=True),
     Endpoint("/feedback/batch", "POST", feedback.batch, takes_feedback=True),
     Endpoint("/feedback/label-studio", "POST", feedback.from_label_studio, takes_feedback=True),
-    Endpoint("/feedback/langfuse", "POST", feedback.from_langfuse, guarded_inside=True),  # or a signature
+    Endpoint("/feedback/langfuse", "POST", feedback.from_langfuse, guarded_inside=True, takes_feedback=True),
     Endpoint("/decide", "POST", decide),
     _passed("POST", "/completions", COMPLETIONS),
     _passed("POST", "/embeddings", EMBEDDINGS),
@@ -67,7 +72,7 @@ API = (
 OWN = (
     Endpoint("/healthz", "GET", pages.health, public=True),
     Endpoint("/readyz", "GET", pages.ready, public=True),
-    Endpoint("/metrics", "GET", pages.metrics),
+    Endpoint("/metrics", "GET", pages.metrics, shows_all=True),
 )
 ENDPOINTS = (*(replace(e, path=f"/v1{e.path}") for e in API), *API, *OWN)
 
@@ -157,7 +162,10 @@ class App:
             return
         if stored_id is not None:
             scope["path_params"] = {"id": stored_id}
-        await endpoint.handler(self.gateway, scope, receive, send)
+        try:
+            await endpoint.handler(self.gateway, scope, receive, send)
+        finally:
+            self.gateway.limits.leave(caller_of(scope))
 
     async def _answer_beside(self, other: Beside, scope: Scope, receive: Receive, send: Send) -> None:
         """Heads are bounded for everybody; who may come in is the other application's to say."""
@@ -194,7 +202,7 @@ class App:
     def _verdict(
         self, scope: Scope, by_method: Mapping[str, Endpoint], endpoint: Endpoint | None
     ) -> BadRequest | None:
-        """Default: refused. Path, then method, then host and page, then key."""
+        """Default: refused. Path, then method, host and page, key, and what the key permits. None: its caller is in."""
         if not by_method:
             known = "allowed: the API below /v1, /healthz, /readyz, /metrics, and what [server] relay lists"
             return BadRequest(f"no such path: {scope['path'][:200]}; {known}", status=404, code="not_found")
@@ -206,17 +214,29 @@ class App:
             check_head(headers)
             if endpoint.public:
                 return None
-            gw = self.gateway
-            keys = gw.keys_for_feedback if endpoint.takes_feedback or endpoint.guarded_inside else gw.api_keys
-            foreign = self._foreign(headers, is_open=not keys)
+            foreign = self._foreign(headers, is_open=not self.gateway.keys.asks_for_keys)
             if foreign is not None and not endpoint.takes_tokens:
                 return foreign
             scope[FOREIGN_PAGE] = foreign
-            if not endpoint.guarded_inside:
-                auth.check(headers, keys, x_api_key=endpoint.x_api_key)
+            set_caller(scope, self._caller(endpoint, headers))
         except BadRequest as error:
             return error
         return None
+
+    def _caller(self, endpoint: Endpoint, headers: list[tuple[str, str]]) -> Caller:
+        """Who asks, once they are let in. Raises BadRequest."""
+        gw = self.gateway
+        if endpoint.guarded_inside:
+            caller = gw.keys.find(headers) or ANYONE
+        else:
+            caller = gw.keys.require(headers, feedback=endpoint.takes_feedback, x_api_key=endpoint.x_api_key)
+        _check_permitted(endpoint, caller)
+        try:
+            gw.limits.enter(caller, spends=endpoint.spends, now_s=gw.monotonic_s(), wall_s=gw.wall_s())
+        except KeyLimitReached as error:
+            gw.metrics.inc("suffice_keys_limited_total", caller.name, error.limit)
+            raise
+        return caller
 
     def _foreign(self, headers: list[tuple[str, str]], *, is_open: bool) -> BadRequest | None:
         """Why a request may be a stranger's page at work in somebody's browser; None: it is not.
@@ -250,6 +270,15 @@ def _with_cors(send: Send, origin: str) -> Send:
         await send(message)
 
     return send_shared
+
+
+def _check_permitted(endpoint: Endpoint, caller: Caller) -> None:
+    """Raises BadRequest 403 for what a key may not do at all."""
+    if endpoint.shows_all:
+        if caller.is_restricted and not caller.permits.all_objects:
+            raise BadRequest("this shows what all keys do; this key needs all_objects", status=403, code="scope")
+    elif not (endpoint.takes_feedback or caller.may_ask):
+        raise BadRequest("this key may send feedback, and nothing else", status=403, code="scope")
 
 
 def _first_part(path: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from suffice.files import write_whole
+from suffice.files import PRIVATE, write_whole
 from suffice.gateway.route import BuiltRoute
 from suffice.store.database.presence import NO_REASON, Announcement, switch_reason
 from suffice.store.rows.kill_events import KillSwitched, Switching
@@ -96,7 +96,7 @@ def pull(file: Path, reason: str, author: str) -> bool:
     try:
         write_whole(file, f"{reason} ({author})\n")
     except OSError:
-        file.touch()  # a full disk may have room for a file without a reason
+        file.touch(PRIVATE)  # a full disk may have room for a file without a reason
     return not was_there
 
 

@@ -54,6 +54,18 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return (self.host, *self.allowed_hosts)
 
 
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One API key, or several of one owner while one replaces another, and what it permits."""
+
+    key_env: str                      # environment variable with the key; several are separated by commas
+    routes: tuple[str, ...] | None = None   # that it may use; (): none, it only sends feedback; None: see `auth.Caller`
+    sources: tuple[str, ...] | None = None  # of feedback that it may send; None: all but those of reviewers and judges
+    all_objects: bool = False         # may use, list and rate what other keys have made
+    requests_per_minute: int | None = None  # None: no limit
+    concurrency: int | None = None    # requests at once; None: no limit
+    tokens_per_day: int | None = None # prompt and answer, of a UTC day; None: no limit
+
+
 class Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What extra calls (probes, above all) may take of an upstream, over all requests of this process."""
 
@@ -421,6 +433,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Everything, as one value."""
 
     server: Server = Server()
+    keys: dict[str, Key] = {}
     upstreams: dict[str, Upstream] = {}
     routes: dict[str, Route] = {}
     store: Store = Store()

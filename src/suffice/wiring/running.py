@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING
 
 from suffice.assurance.extractable import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
-from suffice.errors import ConfigError
+from suffice.errors import ConfigError, StoreError
 from suffice.gateway import books, desk, kill
 from suffice.gateway.app import App
+from suffice.gateway.auth import KeyRing
 from suffice.gateway.context import Gateway
 from suffice.gateway.follow import Follower, following
 from suffice.gateway.kill import KillSwitch
+from suffice.gateway.objects import Objects
 from suffice.gateway.operating import LOOK_S
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LOOK_S as COUNTS_S
@@ -32,6 +35,8 @@ from suffice.store.database.late import LateLog
 from suffice.store.database.log import EventLog
 from suffice.store.database.presence import Announcement
 from suffice.store.database.sqlite import SqliteLog, database_path
+from suffice.store.people.keys import senders_of, stored_object
+from suffice.store.rows.key_events import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.again import Again
@@ -39,7 +44,7 @@ from suffice.wiring.alerts import sinks_of
 from suffice.wiring.audit import audit_webhook
 from suffice.wiring.beginning import Begun, Known, begin, keeper, waiting
 from suffice.wiring.console import console
-from suffice.wiring.keys import api_key, client_keys, feedback_keys, kill_file, new_id, presence_files, secret
+from suffice.wiring.keys import api_key, key_ring, kill_file, new_id, presence_files, secret
 from suffice.wiring.routes import build_route, check
 from suffice.wiring.working import decisions
 
@@ -82,11 +87,11 @@ def _running(
     gw = Gateway(
         settings=settings, routes=_routes(settings, begun.known), upstreams=clients, embedders=vectors, log=log,
         metrics=Metrics(),
-        api_keys=client_keys(settings) if clients else (),
-        feedback_keys=feedback_keys(settings) if clients else (),
+        keys=key_ring(settings, begun.secret) if clients else KeyRing(),
         salt=begun.secret, new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
         langfuse_secret=_langfuse_secret(settings) if clients else None,
     )  # fmt: skip
+    _read_log(settings, gw)
     _teach(gw, begun.known)
     file = kill_file(settings)
     gw.kill = KillSwitch(
@@ -112,9 +117,22 @@ def _teach(gw: Gateway, known: Known) -> None:
     """What the log's history says: whoever was served since then counts on top of it."""
     for name, n in known.n_requests.items():
         gw.n_requests[name] = gw.n_requests.get(name, 0) + n
+    gw.limits.restore(known.used)
     for episode in known.recent:
         gw.learn(episode.request, episode.outcome)
     gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in known.evidence.extracted.items()}
+
+
+def _read_log(settings: Settings, gw: Gateway) -> None:
+    """Let the gateway look up in its log who made and asked what. Where that cannot be read, an object is nobody's."""
+    path = database_path(settings.store.url).resolve()
+
+    def find(object_id: str) -> StoredObject | None:
+        with contextlib.suppress(StoreError):
+            return stored_object(path, object_id)
+        return None
+
+    gw.objects, gw.senders_of = Objects(find), partial(senders_of, path)
 
 
 def _langfuse_secret(settings: Settings) -> str | None:

@@ -70,7 +70,7 @@ def claim(database: Path) -> Claim:
     """Take a new name and hold its lock. Raises OSError when the folder cannot be written."""
     name = secrets.token_hex(6)
     path = _path(database, name)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try_lock(descriptor)
     return Claim(name, path, descriptor)
 
