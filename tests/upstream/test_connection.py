@@ -241,7 +241,7 @@ async def test_a_server_that_answers_before_it_has_read_everything_is_heard() ->
 
 
 async def test_a_server_that_takes_no_more_is_a_timeout() -> None:
-    async with Scripted([], reads_body=False) as server, client_of(server.url, idle_timeout_s=0.2) as client:
+    async with Scripted([], reads_body=False) as server, client_of(server.url, first_byte_timeout_s=0.2) as client:
         start_s = time.monotonic()
         with pytest.raises(UpstreamTimeout):
             await ask(client, b"x" * 50_000_000)
