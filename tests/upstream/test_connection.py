@@ -248,6 +248,14 @@ async def test_a_server_that_takes_no_more_is_a_timeout() -> None:
         assert 0.15 < time.monotonic() - start_s < 5
 
 
+async def test_a_head_that_trickles_is_a_timeout() -> None:
+    """Each byte is no new beginning: the limit is for the whole head."""
+    drips = tuple(bytes([byte]) for byte in b"HTTP/1.1 200 OK\r\n" + b"x-a: b\r\n" * 500)
+    async with Scripted(drips) as server, client_of(server.url, first_byte_timeout_s=0.3, idle_timeout_s=5.0) as client:
+        with pytest.raises(UpstreamTimeout, match="did not begin to answer"):
+            await ask(client)
+
+
 async def test_silence_is_counted_from_the_last_bytes_not_from_the_start() -> None:
     drips = (b"HTTP/1.1 200 OK\r\ncontent-length: 120\r\n\r\n", *[b"x"] * 120)
     async with Scripted(drips) as server, client_of(server.url, idle_timeout_s=0.3) as client:

@@ -11,6 +11,7 @@ from suffice.wiring.beginning import last_good, open_log
 from suffice.wiring.files import load_settings
 from suffice.wiring.keys import Randomness, api_key, deployment_salt, good_file, kill_file, new_id, secret
 from suffice.wiring.policies import check_policy, policy_table
+from suffice.wiring.preflight import Preflight, embedders, preflight
 from suffice.wiring.questions import question_texts, questions_file, review_questions
 from suffice.wiring.routes import (
     Evidence,
@@ -20,11 +21,12 @@ from suffice.wiring.routes import (
     evidence_warnings,
     read_evidence,
 )
-from suffice.wiring.running import embedders, gateway, library
+from suffice.wiring.running import gateway, library
 from suffice.wiring.working import decisions, worker
 
 __all__ = [
     "Evidence",
+    "Preflight",
     "Randomness",
     "api_key",
     "build_route",
@@ -44,6 +46,7 @@ __all__ = [
     "new_id",
     "open_log",
     "policy_table",
+    "preflight",
     "question_texts",
     "questions_file",
     "read_evidence",

@@ -74,7 +74,7 @@ def console(
                 writer(), name, settings.routes[name], author=who, reason=reason, secret=deployment_salt(settings)
             ),
             doors=Doors(
-                roster=people.now, hosts=(settings.server.host, *settings.console.hosts),
+                roster=people.now, hosts=(settings.console.host or settings.server.host, *settings.console.hosts),
                 random_bytes=secrets.token_bytes, session_s=settings.console.session_s, now=time.time,
                 monotonic_s=time.monotonic,
             ),
