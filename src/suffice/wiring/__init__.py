@@ -20,6 +20,7 @@ from suffice.wiring.keys import (
     secret,
 )
 from suffice.wiring.policies import check_policy, policy_table
+from suffice.wiring.preflight import Preflight, embedders, preflight
 from suffice.wiring.questions import question_texts, questions_file
 from suffice.wiring.routes import (
     Evidence,
@@ -29,11 +30,12 @@ from suffice.wiring.routes import (
     evidence_warnings,
     read_evidence,
 )
-from suffice.wiring.running import embedders, gateway, library
+from suffice.wiring.running import gateway, library
 from suffice.wiring.working import condition, decisions, load_deployment, require_log, worker
 
 __all__ = [
     "Evidence",
+    "Preflight",
     "Randomness",
     "api_key",
     "build_route",
@@ -55,6 +57,7 @@ __all__ = [
     "new_id",
     "open_log",
     "policy_table",
+    "preflight",
     "presence_files",
     "question_texts",
     "questions_file",
