@@ -93,7 +93,7 @@ def statuses(answer: bytes) -> list[int]:
     return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
 
 
-def request(*headers: str, line: str = f"POST {CHAT} HTTP/1.1", host: str = "host: h", body: bytes = BODY) -> bytes:
+def request(*headers: str, line: str = f"POST {CHAT} HTTP/1.1", host: str = "host: 127.0.0.1", body: bytes = BODY) -> bytes:
     """A request that is whole, but for what a case changes."""
     given = [line, *([host] if host else []), "content-type: application/json", f"x-canary: {SECRET}", *headers]
     return "\r\n".join(given).encode("latin-1") + b"\r\n\r\n" + body
@@ -114,14 +114,14 @@ OLD = f"POST {CHAT} HTTP/1.0"
 REFUSED: dict[str, tuple[bytes, int]] = {
     "HTTP/1.0 with chunks": (closing(CHUNKED, line=OLD, body=WHOLE), 400),
     "HTTP/0.9": (b"GET /healthz\r\n\r\n", 505),
-    "HTTP/0.9 by name": (b"GET /healthz HTTP/0.9\r\nhost: h\r\n\r\n", 505),
+    "HTTP/0.9 by name": (b"GET /healthz HTTP/0.9\r\nhost: 127.0.0.1\r\n\r\n", 505),
     "HTTP/2.0 by name": (closing(LENGTH, line=f"POST {CHAT} HTTP/2.0"), 505),
     "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), 400),
     "HTTP/3.7": (closing(LENGTH, line=f"POST {CHAT} HTTP/3.7"), 400),
     "HTTP/11": (closing(LENGTH, line=f"POST {CHAT} HTTP/11"), 400),
     "a TLS hello": (bytes.fromhex("16030100c8010000c40303") + bytes(189), 400),
     "an SSH banner": (b"SSH-2.0-OpenSSH_9.9\r\n", 400),
-    "a PROXY line": (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\nGET /healthz HTTP/1.1\r\nhost: h\r\n\r\n", 400),
+    "a PROXY line": (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\nGET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n", 400),
     "random bytes": (bytes(range(256)), 400),
     "no host": (closing(LENGTH, host=""), 400),
     "two hosts": (closing(LENGTH, "host: other"), 400),
@@ -147,7 +147,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "a vertical tab before it": (closing("transfer-encoding: \x0bchunked", body=WHOLE), 400),
     "a space before the colon": (closing("transfer-encoding : chunked", body=WHOLE), 400),
     "a folded header": (closing("x-a: b\r\n transfer-encoding: chunked", body=WHOLE), 400),
-    "a folded first header": (request(LENGTH, host=" host: h"), 400),
+    "a folded first header": (request(LENGTH, host=" host: 127.0.0.1"), 400),
     "a header without a name": (closing(LENGTH, ": v"), 400),
     "a header without a colon": (closing(LENGTH, "nothing"), 400),
     "a bare line feed": (closing(LENGTH, "x-a: b\nx-c: d"), 400),
@@ -165,10 +165,10 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "a header of 1 MB": (closing(LENGTH, "x-a: " + "a" * 2**20), 431),
     "a path of 1 MB": (closing(LENGTH, line=f"POST /{'a' * 2**20} HTTP/1.1"), 431),
     "lines without an end": (b"\r\n" * 2**17, 431),
-    "CONNECT": (b"CONNECT h:443 HTTP/1.1\r\nhost: h\r\n\r\n", 400),
+    "CONNECT": (b"CONNECT h:443 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n", 400),
     "a method in lower case": (closing(LENGTH, line=f"post {CHAT} HTTP/1.1"), 400),
     "a method of nobody": (closing(LENGTH, line=f"BREW {CHAT} HTTP/1.1"), 400),
-    "TRACE": (b"TRACE /healthz HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n", 405),
+    "TRACE": (b"TRACE /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n", 405),
     "a tab in the line": (closing(LENGTH, line=f"POST\t{CHAT} HTTP/1.1"), 400),
     "a path with bytes beyond ASCII": (closing(LENGTH, line="POST /v1/\xff HTTP/1.1"), 400),
 }  # fmt: skip
@@ -186,9 +186,9 @@ def test_what_could_mean_two_things_is_refused(gateway: GatewayProcess, fake: Fa
     assert healthz(gateway.url) == 200
 
 
-SMUGGLED = b"GET /v1/models HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n"
-GET = b"GET /healthz HTTP/1.1\r\nhost: h\r\n"
-LAST = b"GET /healthz HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n"
+SMUGGLED = b"GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+LAST = b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
 SERVED: dict[str, tuple[bytes, list[int]]] = {
     "behind an upgrade to websocket": (GET + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n" + SMUGGLED, [200]),
     "behind an upgrade to h2c": (GET + b"connection: upgrade\r\nupgrade: h2c\r\n\r\n" + SMUGGLED, [200]),
@@ -196,7 +196,7 @@ SERVED: dict[str, tuple[bytes, list[int]]] = {
     "behind HTTP/1.0": (b"GET /healthz HTTP/1.0\r\n\r\n" + SMUGGLED, [200]),
     "behind HTTP/1.0, kept": (b"GET /healthz HTTP/1.0\r\nconnection: keep-alive\r\n\r\n" + SMUGGLED, [200]),
     "in the body of a GET": (GET + b"content-length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED + LAST, [200, 200]),
-    "behind a body without a length": (b"DELETE /healthz HTTP/1.1\r\nhost: h\r\n\r\n" + LAST, [405, 200]),
+    "behind a body without a length": (b"DELETE /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n" + LAST, [405, 200]),
     "garbage behind a whole request": (GET + b"\r\n" + b"\0\1\2\r\n\r\n" + SMUGGLED, [200]),
     "ten in one piece": ((GET + b"\r\n") * 9 + LAST, [200] * 10),
 }  # fmt: skip
@@ -290,7 +290,7 @@ def dripping(begun: bytes, then: bytes) -> Callable[[socket.socket], bytes]:
 
 
 SLOW: dict[str, tuple[Callable[[socket.socket], bytes], list[int]]] = {
-    "an unfinished head": (waits(b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\n"), [408]),
+    "an unfinished head": (waits(b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"), [408]),
     "an unfinished body": (waits(request(LENGTH)[:-1]), [408]),
     "no byte at all": (waits(b""), []),
     "one byte": (waits(b"G"), [408]),
@@ -419,7 +419,7 @@ FLOODS: dict[str, tuple[int, bytes]] = {
     "unfinished heads, while the worker begins": (600, b"POST /v1/chat"),
     "unfinished bodies": (600, request(LENGTH)[:-1]),
     "no byte at all": (600, b""),
-    "two thousand of each kind": (2_000, b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\n"),
+    "two thousand of each kind": (2_000, b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"),
 }  # fmt: skip
 
 
@@ -507,7 +507,7 @@ def test_a_flood_from_one_address_leaves_room_for_another(tmp_path: Path, fake: 
         other = socket.create_connection(("127.0.0.1", port), WAIT_S, source_address=("127.0.0.9", 0))
         other.sendall(b"GET /hea")
         attackers = half_open(port, 50)
-        other.sendall(b"lthz HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+        other.sendall(b"lthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
         assert statuses(read_to_end(other)) == [200], "it was there before, and is no part of the flood"
         for client in (other, *attackers):
             client.close()
@@ -555,7 +555,7 @@ def test_standard_error_that_nobody_reads_holds_nobody_up(tmp_path: Path, fake: 
     try:
         while not (found := re.search(rb"listening on http://127.0.0.1:(\d+)/", process.stderr.readline())):
             pass
-        line = b"GET /" + b"a" * 150 + b" HTTP/1.1\r\nhost: h\r\n\r\n"
+        line = b"GET /" + b"a" * 150 + b" HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
         for _ in range(40):
             with connect(int(found[1])) as client:
                 client.sendall(line * 50)

@@ -360,7 +360,8 @@ class UpstreamClient:
         return connection
 
     def _down(self, why: str) -> UpstreamError:
-        return self._with_address(UpstreamDown(f"no connection to upstream {self.name!r}, or no answer over it ({why})"))
+        message = f"no connection to upstream {self.name!r}, or no answer over it ({why})"
+        return self._with_address(UpstreamDown(message))
 
     def _with_address(self, error: UpstreamError) -> UpstreamError:
         """The error with the address, for whoever runs us."""
