@@ -543,7 +543,7 @@ class JobRun:
     route: str                             # "": all routes
     author: str                            # a worker, or a person
     began_at_s: float                      # Unix time; informative
-    duration_s: float
+    duration_s: float                      # of the route's own work; for all routes, of the whole pass
     ok: bool
     said: str                              # what it did, or the error's kind
     read_to_seq: int = 0                   # place in the log up to which it has read
