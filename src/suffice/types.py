@@ -343,6 +343,21 @@ class Feedback:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecalledRun:
+    """A live run as its gateway still knew it when somebody said something of it, whether or not it has rows."""
+
+    episode_id: str
+    response_id: str | None
+    route: str
+    query_class: str
+    policy_version: str
+    stopped: bool
+    end_reason: EndReason
+    answer: str | None
+    ended_at_s: float                      # Unix time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
     """A whole run: what was asked, what was seen, how it ended."""
 

@@ -39,6 +39,8 @@ LIMIT_BYTES: Final = 256 * 1024
 BATCH_LIMIT_BYTES: Final = 8 * 2**20
 MOST_ROWS: Final = 1_000
 MOST_WORDS: Final = 20        # that one token may have written down
+SETTLE_S: Final = 0.02        # between two looks whether a run that is labelled has ended
+SETTLE_LOOKS: Final = 50      # after which a label of a run that goes on is stored without it
 USER: Final = "user"
 LABELLERS: Final = ("reviewer", "gold")  # sources that an application's own key may not speak for
 
@@ -67,7 +69,8 @@ async def one(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
         given = _read(gw, voice, body)
         if isinstance(given, BadRequest):
             raise given
-        receipt = await gw.log.append_durable(FeedbackGiven(given))
+        (event,) = await _events(gw, [given])
+        receipt = await gw.log.append_durable(event)
         _note(gw, voice, receipt)
         answer = {"accepted": True, "duplicate": receipt.duplicate, "joined": receipt.joined}
         await exchange.json(200, msgspec.json.encode(answer))
@@ -223,10 +226,8 @@ async def _store(
 ) -> None:
     """Store what can be stored, all at once, and answer with a result for each row."""
     rows = [body if isinstance(body, BadRequest) else _read(gw, voice, body) for body in bodies]
-    done = iter(await asyncio.gather(
-        *(gw.log.append_durable(FeedbackGiven(row)) for row in rows if isinstance(row, Feedback)),
-        return_exceptions=True,
-    ))  # fmt: skip
+    events = await _events(gw, [row for row in rows if isinstance(row, Feedback)])
+    done = iter(await asyncio.gather(*map(gw.log.append_durable, events), return_exceptions=True))
     results, failure = list[dict[str, Any]](), None
     for row, body in zip(rows, bodies, strict=True):
         outcome: Any = row if isinstance(row, BadRequest) else next(done)
@@ -243,6 +244,15 @@ async def _store(
     retry = [("retry-after", "5")] if failure is not None else []
     status = 200 if failure is None else _status(failure)
     await exchange.json(status, msgspec.json.encode({**counts, "results": results}), retry)
+
+
+async def _events(gw: Gateway, given: Sequence[Feedback]) -> list[FeedbackGiven]:
+    """What is written, with the runs that sampling may have left without rows, once those that just answered ended."""
+    for _ in range(SETTLE_LOOKS):
+        if not any(map(gw.sampling.is_open, given)):
+            break
+        await asyncio.sleep(SETTLE_S)
+    return [FeedbackGiven(one, gw.sampling.recalled(one)) for one in given]
 
 
 def _result(gw: Gateway, voice: Voice, body: Any, outcome: Receipt | BadRequest | StoreError) -> dict[str, Any]:
