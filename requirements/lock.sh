@@ -2,6 +2,7 @@
 # Pin every requirement file again, with hashes, for all platforms and Pythons that we support.
 # Called by `make lock` with the path of uv; further arguments (--upgrade) are passed on.
 # dev.txt is solved first and binds the others, so that all environments agree on every version.
+# Extras stay in the pins: pip before 24 takes `coverage[toml]` of a dependency for another, unpinned requirement.
 set -eu
 uv=$1
 shift
@@ -9,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 compile() {
     "$uv" pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
-        --generate-hashes --custom-compile-command "make lock" "$@"
+        --generate-hashes --no-strip-extras --custom-compile-command "make lock" "$@"
 }
 
 compile pyproject.toml --extra console --extra local --extra replay --extra train --extra math --group dev --output-file requirements/dev.txt "$@"

@@ -343,6 +343,21 @@ class Feedback:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecalledRun:
+    """A live run as its gateway still knew it when somebody said something of it, whether or not it has rows."""
+
+    episode_id: str
+    response_id: str | None
+    route: str
+    query_class: str
+    policy_version: str
+    stopped: bool
+    end_reason: EndReason
+    answer: str | None
+    ended_at_s: float                      # Unix time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
     """A whole run: what was asked, what was seen, how it ended."""
 
@@ -543,7 +558,7 @@ class JobRun:
     route: str                             # "": all routes
     author: str                            # a worker, or a person
     began_at_s: float                      # Unix time; informative
-    duration_s: float
+    duration_s: float                      # of the route's own work; for all routes, of the whole pass
     ok: bool
     said: str                              # what it did, or the error's kind
     read_to_seq: int = 0                   # place in the log up to which it has read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, log
+from math import comb, exp, inf, log
 
 import numpy as np
 import pytest
@@ -118,3 +118,14 @@ def test_faults_that_touch_two_shares_are_seen_together() -> None:
 def test_odds_that_no_lottery_has_are_refused(odds: float) -> None:
     with pytest.raises(ValueError, match="propensity: need"):
         drawn(np.array([True]), np.array([odds]))
+
+
+@pytest.mark.parametrize("weight", [1.0, 10.0, 100.0])
+def test_the_e_value_is_one_on_average_whatever_the_weight_of_its_alternative(weight: float) -> None:
+    n = 30
+    mean = sum(
+        comb(n, k) * 0.5**n * exp(log_sample_ratio(Draws(((0.5, n, k),)), weight=weight))
+        for k in range(n + 1)
+    )
+    assert mean == pytest.approx(1)
+    assert log_sample_ratio(Draws(((0.5, 7, 7),)), weight=1.0) > log(20), "seven of seven are enough at 5 %"

@@ -94,6 +94,23 @@ def test_by_hand_it_says_who_has_it_and_leaves_a_history(make: Make, database: P
         wanted.once("unheard of")
 
 
+def test_each_route_has_its_own_time_in_the_history_and_all_of_them_the_whole_pass(
+    make: Make, clock: Clock, database: Path
+) -> None:
+    class Uneven(Counting):
+        def run(self, desk: Desk) -> Sequence[Report]:
+            for route, seconds in (("quick", 1.0), ("slow", 40.0), ("quick", 0.5)):
+                with desk.timed(route):
+                    clock.now_s += seconds
+            clock.now_s += 3.0  # for all of them
+            return self.reports
+
+    reports = tuple(Report(said="done", route=route) for route in ("quick", "slow", "idle", ""))
+    make(Uneven(reports=reports)).round()
+    took = {run.route: run.duration_s for run in job_history(database)}
+    assert took == {"quick": 1.5, "slow": 40.0, "idle": 0.0, "": 44.5}
+
+
 def test_a_round_without_news_leaves_no_row(make: Make, database: Path) -> None:
     quiet = make(Counting(reports=(Report(said=""),)))
     assert quiet.round() == []

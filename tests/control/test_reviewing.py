@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,55 @@ def test_a_flood_is_asked_about_within_the_cap_whatever_happens_to_the_worker(fl
     assert [sum(one.why == "control" for one in found) for found in by_day.values()] == [1, 0]
     chosen = [one for one in by_day[20_000] if one.why != "control"]
     assert {one.why for one in chosen} == {"disagreement"}, "the most urgent ones come first"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log of 40 routes, each with runs that somebody should look at; the first has most of them."""
+    folder = tmp_path_factory.mktemp("many")
+    stopped: dict[str, Any] = {
+        "end_reason": "stopped", "stopped": True, "stop_step": 3, "answer": "77", "audit": False,
+    }  # fmt: skip
+    events: list[Event] = []
+    for number in range(600):
+        name = "r0" if number % 2 else f"r{number // 2 % 40}"
+        request, outcome = run(number, random.Random(number), **stopped)
+        events += [RequestSeen(replace(request, route=name)), RequestEnded(outcome)]
+    fill(folder, events)
+    return folder
+
+
+@pytest.mark.parametrize("cap", [0, 1, 7, 40, 100, 400])
+def test_a_deployment_of_many_routes_asks_for_no_more_than_its_own_cap_in_a_day(
+    many: Path, tmp_path: Path, cap: int
+) -> None:
+    shutil.copy(many / "log.db", tmp_path / "log.db")
+    clock, route = Clock(), {**msgspec.to_builtins(ROUTE), "review": {"per_day": 30}}
+    settings = parse({
+        "upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "review": {"per_day": cap},
+        "routes": {f"r{number}": route for number in range(40)},
+        "store": {"url": f"sqlite:///{tmp_path / 'log.db'}"},
+    })  # fmt: skip
+    for hour in range(2, 49, 2):
+        clock.now_s = 20_000 * DAY_S + hour * 3_600.0 - 1.0
+        writer = Decisions.open(tmp_path / "log.db", now=clock, monotonic_s=lambda: 0.0)
+        review = Review(settings=settings, path=writer.path, author="w", salt="pepper", now=clock)
+        review.run(Straight(writer))
+        review.run(Straight(writer))
+        writer.close()
+        so_far = [one for one in asked(tmp_path) if one.day == 20_000]
+        assert len(so_far) <= min(cap, math.ceil(cap * hour / 24)), "and it opens bit by bit"
+    items = asked(tmp_path)
+    for day in (20_000, 20_001):
+        of_day = [one for one in items if one.day == day]
+        assert len(of_day) <= cap
+        counts = Counter(one.route for one in of_day)
+        assert max(counts.values(), default=0) <= 30, "a route's own cap holds, too"
+    first = Counter(one.route for one in items if one.day == 20_000)
+    if cap == 40:
+        assert len(first) >= 38, "the busy route did not take the room of the others"
+    drawings = read_reviews(tmp_path / "log.db").queue.drawings
+    assert all(len(one.drawn) <= one.n_candidates for found in drawings.values() for one in found)
 
 
 def test_the_control_share_is_drawn_from_each_stretch_with_known_odds(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from suffice.store.database.views import read_episodes, reading
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import Place, Sums
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.types import Feedback, Outcome, Query, Request, Usage
+from suffice.types import Feedback, Outcome, Query, RecalledRun, Request, Usage
 from suffice.wiring import worker
 from tests.control.made import run
 
@@ -200,3 +200,68 @@ def test_a_log_of_an_earlier_version_has_no_sums_and_says_so(tmp_path: Path) -> 
         assert rollups.read_to(connection).seq == 0
         assert rollups.read(connection, ()) == {}
         assert rollups.classes_of(connection) == {}
+
+
+# ---- labels of runs that the lottery left out ------------------------------------------------------
+
+
+def recalled(number: int, *, stopped: bool = True, answer: str = "3") -> RecalledRun:
+    return RecalledRun(
+        episode_id=f"ep_{number:05}", response_id=f"r-ep_{number:05}", route="r", query_class="law",
+        policy_version="v1", stopped=stopped, end_reason="stopped" if stopped else "done", answer=answer,
+        ended_at_s=7_200.0,
+    )  # fmt: skip
+
+
+def about(given: FeedbackGiven, run: RecalledRun) -> FeedbackGiven:
+    return replace(given, about=run)
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_what_is_said_of_a_run_that_was_only_counted_counts_once_and_the_last_word_stands(
+    tmp_path: Path, cut: int
+) -> None:
+    events: list[Event] = [
+        about(said(1, "a", by_response=True, correct=False), recalled(1)), about(said(1, "b", rating=5), recalled(1)),
+        said(1, "c", gold="3"),  # its gateway has forgotten the run, and the log knows by now which one is meant
+        said(2, "d", correct=True),  # nobody knows whose this is
+    ]
+    write(tmp_path, events[:cut])
+    if cut:
+        summed(tmp_path)
+    write(tmp_path, events[cut:])
+    total = summed(tmp_path)
+    assert (total.n_requests, total.n_governed, total.n_stopped) == (0, 0, 0), "the run itself is in the counts"
+    assert (total.n_live_marked, total.n_live_right, total.n_stopped_marked, total.n_stopped_right) == (1, 1, 1, 1)
+    assert (total.n_stopped_rated, total.stopped_rated) == (1, 1.0)
+    assert total.live_marked_excess == 0
+
+
+def test_labels_count_without_bias_whichever_runs_the_lottery_keeps(tmp_path: Path) -> None:
+    """Of 1,200 labelled runs a tenth has rows; half of the labels find their run, the worse ones more often.
+
+    What found its run is there entirely, and the rest is weighted by the odds of the rows: neither the lottery nor who
+    is labelled in time may move the mean.
+    """
+    rng, events, truth = random.Random(5), list[Event](), list[bool]()
+    for number in range(1_200):
+        right = rng.random() < 0.7
+        truth.append(right)
+        given, kept = said(number, "f", correct=right), rng.random() < 0.1
+        if kept:
+            asked, ended = pair(number, audit=False, stopped=True, end_reason="stopped")
+            request = replace(asked.request, mode="enforce", keep_rate=0.1, kept_by="lot", arms=())
+            events += [RequestSeen(request), ended]
+        found = rng.random() < (0.4 if right else 0.8)
+        events.append(about(given, recalled(number)) if found else given)
+    write(tmp_path, events)
+    total = summed(tmp_path)
+    n_found = sum(isinstance(one, FeedbackGiven) and one.about is not None for one in events)
+    n_others = len(truth) - n_found
+    # Exact for those that found their run; the others are n/0.1 of a binomial: four standard deviations.
+    assert abs(total.n_live_marked - len(truth)) <= 4 * (n_others * 0.1 * 0.9) ** 0.5 / 0.1
+    assert total.n_live_right / total.n_live_marked == pytest.approx(sum(truth) / len(truth), abs=0.06)
+    by_rows_alone = [
+        one.feedback.correct for one in events if isinstance(one, FeedbackGiven) and one.about is not None
+    ]
+    assert sum(map(bool, by_rows_alone)) / len(by_rows_alone) < 0.6, "labels that came in time alone would be biased"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from suffice.control import child
+from suffice.control.jobs import base
 from suffice.control.jobs.base import Report
 from suffice.control.jobs.heads import ExportHeads
 from suffice.control.jobs.retaining import DAY_S, Retain
@@ -37,7 +38,7 @@ KEY = signing_key("secret")
 
 
 @dataclass
-class Desk:
+class Desk(base.Desk):
     """Takes what a job writes; nobody else wants the lease."""
 
     renewed: int = 0

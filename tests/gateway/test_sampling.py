@@ -13,8 +13,10 @@ import pytest
 from suffice import Governor
 from suffice.assurance.sampling import is_certain, weight_of
 from suffice.store.database.views import read_episodes, read_events, route_counts
+from suffice.store.people.feedback import parked
+from suffice.store.people.feedback import said as said_of
 from suffice.store.routes.sampling import counted_cells
-from suffice.store.rows.events import RequestSeen
+from suffice.store.rows.events import FeedbackGiven, RequestSeen
 from suffice.store.rows.sampling_events import RatesSet, RequestsCounted, RowRates
 from suffice.types import Episode
 from tests.gateway.conftest import Serve
@@ -94,14 +96,40 @@ async def test_what_observes_keeps_everything_and_what_passes_through_is_sampled
     assert {cell.ungoverned for cell in counted_cells(database, "r")} <= {"off"}
 
 
-async def test_a_word_on_an_answer_without_rows_is_kept_and_joins_nothing(serve: Serve) -> None:
+async def test_a_word_on_an_answer_without_rows_finds_it_while_its_gateway_knows_it(serve: Serve) -> None:
     async with serve(CHAIN, route=SAMPLED | {"sample_rate": 0.001, "audit_share": 0.0}, upstream=RAW) as g:
         answer = await g.ask(chat("what is it"))
         name = answer.headers["x-suffice-episode-id"]
-        said = {"feedback_id": "f1", "episode_id": name, "thumbs": "up", "source": "user"}
-        async with g.session.post(f"{g.url}/v1/feedback", json=said) as told:
-            receipt = await told.json()
-    assert (receipt["accepted"], receipt["joined"]) == (True, False)
+        receipts = []
+        for key, named in (
+            ("f1", {"episode_id": name}), ("f2", {"response_id": answer.json["id"]}),
+            ("f1", {"episode_id": name}), ("f3", {"episode_id": "ep_nobody"}),
+        ):  # fmt: skip
+            said = {"feedback_id": key, "thumbs": "up", "source": "user", **named}
+            async with g.session.post(f"{g.url}/v1/feedback", json=said) as told:
+                receipts.append((told.status, await told.json()))
+        database = g.database
+    assert [(status, one["duplicate"], one["joined"]) for status, one in receipts] == [
+        (200, False, True), (200, False, True), (200, True, True), (200, False, False),
+    ]  # fmt: skip
+    events = [one.event for one in read_events(database) if isinstance(one.event, FeedbackGiven)]
+    assert [one.about is not None and one.about.episode_id == name for one in events] == [True, True, False]
+    assert [one.episode_id for one in parked(database)] == ["ep_nobody"]
+    assert [(one.route, one.joined) for one in said_of(database)] == [("r", True), ("r", True), (None, False)]
+
+
+async def test_of_a_run_that_was_drawn_the_log_says_as_well_that_its_gateway_knew_it(serve: Serve) -> None:
+    """Whether a label finds its run must not depend on the lottery, or the weights would be wrong."""
+    async with serve(CHAIN, route=SAMPLED | {"sample_rate": 0.5, "audit_share": 0.0}, upstream=RAW) as g:
+        names = [(await g.ask(chat(f"question {n}"))).headers["x-suffice-episode-id"] for n in range(24)]
+        for name in names:
+            said = {"feedback_id": name, "episode_id": name, "correct": True, "source": "gold"}
+            async with g.session.post(f"{g.url}/v1/feedback", json=said) as told:
+                assert (await told.json())["joined"]
+        database = g.database
+    events = [one.event for one in read_events(database) if isinstance(one.event, FeedbackGiven)]
+    assert all(one.about is not None for one in events)
+    assert 0 < len(kept(database)) < 24
 
 
 async def test_rates_that_the_control_loop_sets_reach_a_gateway_that_runs(serve: Serve) -> None:

@@ -208,7 +208,7 @@ def test_counts_and_caps_are_read_off_the_queue() -> None:
     known = queue(
         item("a"), item("b", why="control"), item("c", why="person"), item("d", day=19_999), item("e", route="other")
     )
-    assert known.asked_on(20_000, "r") == (1, 1)
+    assert known.asked_on(20_000) == {"r": (1, 1), "other": (1, 0)}
     counts = known.counts(now_s=1.0, route="r")
     assert set(counts) == set(get_args(State))
     assert counts["open"] == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -17,10 +18,12 @@ from suffice.review.select import (
     WEIGHTS,
     Candidate,
     Cap,
+    Demand,
     Urn,
     Waiting,
     due,
     open_now,
+    share_out,
     uncertainty,
     window_of,
 )
@@ -202,3 +205,53 @@ def test_the_estimate_reads_what_was_drawn_whatever_the_reason_it_was_asked_for(
 )
 def test_uncertain_is_what_had_not_settled(answers: tuple[str | None, ...], delivered: str, share: float) -> None:
     assert uncertainty(answers, delivered) == share
+
+
+DEMANDS = st.lists(
+    st.builds(
+        partial, st.just(Demand), n_chosen=st.integers(0, 20), n_drawn=st.integers(0, 20), drawable=st.integers(0, 8),
+        priorities=st.lists(st.floats(1, 7), max_size=12).map(lambda found: sorted(found, reverse=True)),
+        control_share=st.floats(0, 1),
+    ),
+    max_size=40,
+).map(lambda found: [make(route=f"r{number}") for number, make in enumerate(found)])  # fmt: skip
+
+
+@given(st.integers(0, 300), DEMANDS, st.integers(0, 5))
+def test_all_routes_together_get_no_more_than_there_is_room_for_and_none_is_left_behind(
+    room: int, demands: list[Demand], day: int
+) -> None:
+    granted = share_out(room, demands, day=day)
+    wanted = {one.route: len(one.priorities) + one.drawable for one in demands}
+    assert sum(map(sum, granted.values())) == min(room, sum(wanted.values())), "nothing over it, and no room is wasted"
+    assert share_out(room, reversed(demands), day=day) == granted, "whatever the order of the settings"
+    asked = {}
+    for one in demands:
+        n_chosen, n_drawn = granted[one.route]
+        assert 0 <= n_chosen <= len(one.priorities)
+        assert 0 <= n_drawn <= one.drawable
+        asked[one.route] = one.n_chosen + one.n_drawn + n_chosen + n_drawn
+    # Max-min: whoever still wants something was asked no less than one below anybody who was given something.
+    hungry = [asked[one.route] for one in demands if sum(granted[one.route]) < wanted[one.route]]
+    given_to = [asked[one.route] for one in demands if sum(granted[one.route])]
+    assert not hungry or not given_to or min(hungry) >= max(given_to) - 1
+
+
+def test_among_equals_what_is_worth_most_comes_first_and_names_take_turns_by_the_day() -> None:
+    def one(route: str, *priorities: float) -> Demand:
+        return Demand(route=route, n_chosen=0, n_drawn=0, drawable=0, priorities=priorities, control_share=0.2)
+
+    assert share_out(1, [one("a", 1.5), one("b", 5.1)], day=0) == {"a": (0, 0), "b": (1, 0)}
+    equals = [one(f"r{number}", 1.0) for number in range(10)]
+    served = {next(name for name, n in share_out(1, equals, day=day).items() if sum(n)) for day in range(200)}
+    assert len(served) == 10, "in 200 days each was first"
+
+
+def test_a_cap_that_binds_takes_nothing_from_the_control_share() -> None:
+    n_chosen = n_drawn = 0
+    for _ in range(50):  # one run at a time, as a cap opens in the course of a day
+        busy = Demand(route="r", n_chosen=n_chosen, n_drawn=n_drawn, drawable=3, priorities=[5.0] * 9,
+                      control_share=0.2)  # fmt: skip
+        picked, drawn = share_out(1, [busy], day=0)["r"]
+        n_chosen, n_drawn = n_chosen + picked, n_drawn + drawn
+    assert (n_chosen, n_drawn) == (40, 10)

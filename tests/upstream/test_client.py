@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
@@ -16,6 +16,7 @@ from suffice.settings import Upstream
 from suffice.testing import FakeUpstream, Reply, die_after, slow_headers, stall_after, status
 from suffice.upstream.client import UpstreamClient, governed_headers
 from suffice.upstream.pool import REST_S
+from tests.upstream.raw_server import RawServer
 
 PATH = "/v1/chat/completions"
 BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true}'
@@ -133,30 +134,18 @@ async def test_nobody_there_is_down() -> None:
     assert raised.value.for_operator().endswith("; tried 127.0.0.1:9")
 
 
-class Slammer:
+class Slammer(RawServer):
     """Accepts connections and closes the first few without a word; then it answers."""
 
     def __init__(self, n_slams: int) -> None:
-        self.n_slams, self.n_connections = n_slams, 0
+        super().__init__()
+        self.n_slams = n_slams
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.n_connections += 1
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         if self.n_connections > self.n_slams:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
             await writer.drain()
-        writer.close()
 
 
 @pytest.mark.parametrize(("retries", "n_slams", "works"), [(0, 1, False), (1, 1, True), (1, 2, False), (2, 2, True)])

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
@@ -14,52 +14,36 @@ from suffice.errors import UpstreamDown, UpstreamTimeout
 from suffice.settings import Upstream
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.pool import REST_S, Address
+from tests.upstream.raw_server import RawServer
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
-class Scripted:
+class Scripted(RawServer):
     """Answers each request of a connection with the next of `answers`: parts of bytes, each in its own write.
 
     After the last one it closes, or keeps the connection open when `stays`.
     """
 
     def __init__(self, *answers: Sequence[bytes], stays: bool = True, reads_body: bool = True) -> None:
+        super().__init__()
         self._answers, self._stays, self._reads_body = answers, stays, reads_body
         self.heads: list[bytes] = []
         self.bodies: list[bytes] = []
-        self.n_connections = 0
-        self._over = asyncio.Event()
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        self._over.set()
-        await asyncio.sleep(0)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.n_connections += 1
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            for parts in self._answers:
-                head = await reader.readuntil(b"\r\n\r\n")
-                self.heads.append(head)
-                length = next((v for v in head.lower().split(b"\r\n") if v.startswith(b"content-length:")), b":0")
-                if self._reads_body:
-                    self.bodies.append(await reader.readexactly(int(length.partition(b":")[2])))
-                for part in parts:
-                    writer.write(part)
-                    await writer.drain()
-                    await asyncio.sleep(0.005)
-            if self._stays:
-                await self._over.wait()
-        writer.close()
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for parts in self._answers:
+            head = await reader.readuntil(b"\r\n\r\n")
+            self.heads.append(head)
+            length = next((v for v in head.lower().split(b"\r\n") if v.startswith(b"content-length:")), b":0")
+            if self._reads_body:
+                self.bodies.append(await reader.readexactly(int(length.partition(b":")[2])))
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0.005)
+        if self._stays:
+            await asyncio.Event().wait()
 
 
 @contextlib.asynccontextmanager

@@ -59,13 +59,15 @@ def drawn(audit: NDArray[np.bool_], propensity: NDArray[np.float64]) -> Draws:
     return Draws(tuple(zip(shares.tolist(), n.tolist(), won.tolist(), strict=True)))
 
 
-def log_sample_ratio(draws: Draws) -> float:
+def log_sample_ratio(draws: Draws, *, weight: float = WEIGHT) -> float:
     """Natural logarithm of the e-value against "every lot was drawn at its logged share".
 
-    For one share rho with k audits in n: B(a + k, b + n - k) / (B(a, b) rho^k (1 - rho)^(n - k)), a = 100 rho,
-    b = 100 (1 - rho); summed over shares. At a share of 0 or 1 a single exception is proof, and the result infinite.
+    For one share rho with k audits in n: B(a + k, b + n - k) / (B(a, b) rho^k (1 - rho)^(n - k)), a = weight rho,
+    b = weight (1 - rho); summed over shares. At a share of 0 or 1 a single exception is proof, and the result infinite.
+
+    weight  requests that the alternative is worth, above 0: the fewer, the further from the share it looks
     """
-    return sum((_log_e(share, n, n_audits) for share, n, n_audits in draws.by_share), 0.0)
+    return sum((_log_e(share, n, n_audits, weight) for share, n, n_audits in draws.by_share), 0.0)
 
 
 def broken(draws: Draws) -> str | None:
@@ -79,10 +81,10 @@ def broken(draws: Draws) -> str | None:
     return f"{seen} audits in {n} requests where {expected:.0f} were expected: not the lottery that was logged"
 
 
-def _log_e(share: float, n: int, n_audits: int) -> float:
+def _log_e(share: float, n: int, n_audits: int, weight: float) -> float:
     if share in (0.0, 1.0):
         return 0.0 if n_audits == share * n else inf
-    a, b = WEIGHT * share, WEIGHT * (1 - share)
+    a, b = weight * share, weight * (1 - share)
     mixture = _log_beta(a + n_audits, b + n - n_audits) - _log_beta(a, b)
     return mixture - n_audits * log(share) - (n - n_audits) * log(1 - share)
 

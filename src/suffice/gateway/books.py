@@ -52,6 +52,7 @@ def record(gw: Gateway, ledger: Ledger, outcome: Outcome) -> None:
     if not ledger.has_rows and ended_badly(outcome):
         ledger.request, ledger.has_rows = gw.sampling.with_rows(ledger.request), True
         append(gw, RequestSeen(ledger.request), ledger)
+    gw.sampling.remember(ledger.request, outcome, now_s=gw.wall_s())
     if ledger.has_rows:
         append(gw, RequestEnded(outcome), ledger)
         return

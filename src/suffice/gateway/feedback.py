@@ -39,6 +39,8 @@ LIMIT_BYTES: Final = 256 * 1024
 BATCH_LIMIT_BYTES: Final = 8 * 2**20
 MOST_ROWS: Final = 1_000
 MOST_WORDS: Final = 20        # that one token may have written down
+SETTLE_S: Final = 0.02        # between two looks whether a run that is labelled has ended
+SETTLE_LOOKS: Final = 50      # after which a label of a run that goes on is stored without it
 USER: Final = "user"
 
 Row = Feedback | BadRequest   # a piece of feedback that can be stored, or why not
@@ -68,7 +70,8 @@ async def one(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
         given = (await _owned(gw, voice, [_read(gw, voice, body)]))[0]
         if isinstance(given, BadRequest):
             raise given
-        receipt = await gw.log.append_durable(FeedbackGiven(given))
+        (event,) = await _events(gw, [given])
+        receipt = await gw.log.append_durable(event)
         if receipt.conflict:
             raise id_conflict()
         _note(gw, voice, receipt)
@@ -248,10 +251,8 @@ async def _store(
     """Store what can be stored, all at once, and answer with a result for each row."""
     read = [body if isinstance(body, BadRequest) else _read(gw, voice, body) for body in bodies]
     rows = await _owned(gw, voice, read)
-    done = iter(await asyncio.gather(
-        *(gw.log.append_durable(FeedbackGiven(row)) for row in rows if isinstance(row, Feedback)),
-        return_exceptions=True,
-    ))  # fmt: skip
+    events = await _events(gw, [row for row in rows if isinstance(row, Feedback)])
+    done = iter(await asyncio.gather(*map(gw.log.append_durable, events), return_exceptions=True))
     results, failure = list[dict[str, Any]](), None
     for row, body in zip(rows, bodies, strict=True):
         outcome: Any = row if isinstance(row, BadRequest) else next(done)
@@ -270,6 +271,15 @@ async def _store(
     retry = [("retry-after", "5")] if failure is not None else []
     status = 200 if failure is None else _status(failure)
     await exchange.json(status, msgspec.json.encode({**counts, "results": results}), retry)
+
+
+async def _events(gw: Gateway, given: Sequence[Feedback]) -> list[FeedbackGiven]:
+    """What is written, with the runs that sampling may have left without rows, once those that just answered ended."""
+    for _ in range(SETTLE_LOOKS):
+        if not any(map(gw.sampling.is_open, given)):
+            break
+        await asyncio.sleep(SETTLE_S)
+    return [FeedbackGiven(one, gw.sampling.recalled(one)) for one in given]
 
 
 def _result(gw: Gateway, voice: Voice, body: Any, outcome: Receipt | BadRequest | StoreError) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """Which requests of one gateway have rows in the log, and what the others are counted as (`assurance.sampling`).
 
     request ──▶ drawn: rows, or none ──▶ its end ──▶ count, by class and version ──▶ RequestsCounted, once a minute
+                                          └──▶ remember ──▶ recalled, when somebody says something of it
 
-Counts are in memory for a minute at most: a process that is killed loses those, and no row. Knows settings, rates and
-ends; refuses to know logs.
+Counts are in memory for a minute at most: a process that is killed loses those, and no row. The latest live runs are
+remembered whether they were drawn or not, so whether a label finds its run here does not depend on the lottery: labels
+that do are all of their kind and stand for themselves, and those that do not have the odds of the rows. Knows settings,
+rates and ends; refuses to know logs.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from suffice.rollout.assign import point_of
 from suffice.settings import Settings
 from suffice.signals.query import class_of
 from suffice.store.rows.sampling_events import Counted, RowRates
-from suffice.types import EndReason, Outcome, Request
+from suffice.types import EndReason, Feedback, Outcome, RecalledRun, Request
 
 COUNT_S: Final = 60.0        # that counts wait at most …
 COUNT_REQUESTS: Final = 1_000  # … and requests of a route behind them
@@ -26,6 +29,8 @@ LOOK_S: Final = 5.0          # between two looks whether counts are due
 MOST_CELLS: Final = 200      # of one count; what more there are is counted under OTHER
 OTHER: Final = "(others)"
 MOST_SENDERS: Final = 100_000  # that are known to have been told
+MOST_RECALLED: Final = 20_000  # live runs that a label may find
+MOST_ANSWER_CHARS: Final = 500 # of a run that is remembered; one with a longer answer is not, drawn or not
 
 _PURPOSE: Final = b"kept-rows"
 
@@ -109,6 +114,9 @@ class Sampling:
     _told: dict[str, None] = field(default_factory=dict)  # senders, the oldest first
     _even: dict[tuple[float, float], float] = field(default_factory=dict)  # rates, by sample rate and audit share
     _by_class: dict[str, tuple[RowRates, dict[str, float]]] = field(default_factory=dict)
+    _open: set[str] = field(default_factory=set)                        # runs of the lottery that have not ended
+    _recent: dict[str, RecalledRun] = field(default_factory=dict)       # by episode, the oldest first
+    _answered: dict[str, str | None] = field(default_factory=dict)      # episodes by response id; None: two had it
 
     def drawn(self, request: Request) -> tuple[Request, bool]:
         """The request as its row has it, and whether it has rows, as far as its beginning tells.
@@ -120,6 +128,8 @@ class Sampling:
             return request, True
         if is_certain(request):
             return replace(request, keep_rate=rate), True
+        if request.ungoverned is None:
+            self._open.add(request.episode_id)
         if point_of(request.unit or request.episode_id, salt=self.salt, purpose=_PURPOSE) < rate:
             return replace(request, keep_rate=rate, kept_by="lot"), True
         return request, False
@@ -147,6 +157,39 @@ class Sampling:
         if known is None or known[0] is not found:
             known = self._by_class[request.route] = found, dict(found.after)
         return known[1].get(class_of(request.query), found.other)
+
+    def remember(self, request: Request, outcome: Outcome, *, now_s: float) -> None:
+        """Keep what a label of a run of the lottery would be joined with, for as long as there is room.
+
+        now_s  Unix time
+        """
+        name, response = outcome.episode_id, outcome.response_id
+        if name not in self._open:
+            return
+        self._open.discard(name)
+        if len(outcome.answer or "") > MOST_ANSWER_CHARS:
+            return
+        self._recent[name] = RecalledRun(
+            episode_id=name, response_id=response, route=request.route, query_class=class_of(request.query),
+            policy_version=request.policy_version, stopped=outcome.stopped, end_reason=outcome.end_reason,
+            answer=outcome.answer, ended_at_s=now_s,
+        )  # fmt: skip
+        if response is not None:
+            self._answered[response] = None if response in self._answered else name
+        for kept in (self._recent, self._answered):
+            if len(kept) > MOST_RECALLED:
+                del kept[next(iter(kept))]
+
+    def is_open(self, given: Feedback) -> bool:
+        """Is this about a run that has not ended? A client has its answer a moment before the books are closed."""
+        return given.episode_id in self._open
+
+    def recalled(self, given: Feedback) -> RecalledRun | None:
+        """The live run that feedback names, if it is remembered."""
+        name = given.episode_id
+        if name is None and given.response_id is not None:
+            name = self._answered.get(given.response_id)
+        return None if name is None else self._recent.get(name)
 
     def count(self, request: Request, outcome: Outcome, *, now_s: float) -> Counted | None:
         """Count a request without rows that has ended; what is due of its route, to be written.

@@ -161,7 +161,8 @@ class LocalDesk:
         return tuple(Taken(duplicate=receipt.duplicate, joined=receipt.joined) for receipt in receipts)
 
     async def _append(self, rows: Sequence[Feedback]) -> list[Receipt]:
-        return await asyncio.gather(*(self._gw.log.append_durable(FeedbackGiven(row)) for row in rows))
+        events = [FeedbackGiven(row, self._gw.sampling.recalled(row)) for row in rows]
+        return await asyncio.gather(*map(self._gw.log.append_durable, events))
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything so far is on disk."""

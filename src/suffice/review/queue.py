@@ -214,11 +214,16 @@ class Queue:
             found[self.done.get(one.item.episode_id) or one.state(now_s)] += 1
         return found
 
-    def asked_on(self, day: int, route: str) -> tuple[int, int]:
-        """Items of a route that count for a day: picked on purpose, and drawn at random."""
-        today = [one.item for one in self.of(route) if one.item.day == day and one.item.why != "person"]
-        n_drawn = sum(one.why == "control" for one in today)
-        return len(today) - n_drawn, n_drawn
+    def asked_on(self, day: int) -> dict[str, tuple[int, int]]:
+        """Items that count for a day, by route: picked on purpose, and drawn at random."""
+        found = dict[str, tuple[int, int]]()
+        for place in self.places.values():
+            item = place.item
+            if item.day == day and item.why != "person":
+                n_chosen, n_drawn = found.get(item.route, (0, 0))
+                is_drawn = item.why == "control"
+                found[item.route] = n_chosen + (not is_drawn), n_drawn + is_drawn
+        return found
 
 
 EMPTY: Final = Queue()

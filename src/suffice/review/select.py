@@ -2,6 +2,7 @@
 
     candidates ──▶ choose: the most urgent, within what is left of the day's cap
     all runs   ──▶ Urn: so many of one stretch, each with equal odds, which are written down
+    routes     ──▶ share_out: who gets what is left of the deployment's cap
 
 What is picked on purpose says nothing about the average run: its labels serve certificates and training. What is drawn
 at random does, and `estimate` reads nothing else. The cap of a day opens gradually, so that a morning's flood leaves
@@ -10,8 +11,9 @@ room for what comes in the evening. Pure: times and points of the lottery come i
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor
 from types import MappingProxyType
@@ -110,6 +112,65 @@ def due(cap: Cap, *, drawn: int, last_at_s: float | None, now_s: float) -> int:
     return min(open_now(cap.n_control, drawn, now_s=now_s), 2 * ceil(cap.n_control / cap.drawings))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What one route could ask about now, and what it has asked about today."""
+
+    route: str
+    n_chosen: int                # today, picked on purpose
+    n_drawn: int                 # … and at random
+    drawable: int                # runs that its control share may draw now
+    priorities: Sequence[float]  # of the runs that it may pick now, the most urgent first
+    control_share: float
+
+
+def share_out(room: int, demands: Iterable[Demand], *, day: int) -> dict[str, tuple[int, int]]:
+    """How many runs each route may pick and draw, of those that the deployment may still ask about; by route.
+
+    One after the other: it is the turn of the route that was asked about least today (max-min fairness, so no busy
+    route takes the room of a quiet one), among equals of the one with the most urgent run, and then of whichever a
+    hash of the day puts first, so that no name is served last every day. Within a route the control share is kept to
+    while it has runs to draw, because nothing else says how good the average answer is.
+
+    room  runs, at least 0
+    """
+    granted = dict[str, tuple[int, int]]()
+    turns = list[tuple[int, float, bytes, str, Demand]]()
+    for one in demands:
+        granted[one.route] = 0, 0
+        _take_turn(turns, one, granted, day)
+    while room > 0 and turns:
+        *_, one = heapq.heappop(turns)
+        n_chosen, n_drawn = granted[one.route]
+        draws = _draws_next(one, n_chosen, n_drawn)
+        granted[one.route] = n_chosen + (not draws), n_drawn + draws
+        room -= 1
+        _take_turn(turns, one, granted, day)
+    return granted
+
+
+def _take_turn(
+    turns: list[tuple[int, float, bytes, str, Demand]], one: Demand, granted: Mapping[str, tuple[int, int]], day: int
+) -> None:
+    """Queue a route for its next run, if it has one."""
+    n_chosen, n_drawn = granted[one.route]
+    if n_chosen == len(one.priorities) and n_drawn == one.drawable:
+        return
+    draws = _draws_next(one, n_chosen, n_drawn)
+    priority = float(WEIGHTS["control"]) if draws else one.priorities[n_chosen]
+    order = hashlib.blake2b(f"{day} {one.route}".encode(), digest_size=8).digest()
+    n_asked = one.n_chosen + one.n_drawn + n_chosen + n_drawn
+    heapq.heappush(turns, (n_asked, -priority, order, one.route, one))
+
+
+def _draws_next(one: Demand, n_chosen: int, n_drawn: int) -> bool:
+    """Is a route's next run drawn at random, after so many were granted?"""
+    if n_drawn == one.drawable:
+        return False
+    n_asked = one.n_chosen + one.n_drawn + n_chosen + n_drawn
+    return n_chosen == len(one.priorities) or one.n_drawn + n_drawn < one.control_share * (n_asked + 1)
+
+
 @dataclass(slots=True)
 class Waiting:
     """Candidates that wait for room, the most urgent ones; of one episode the most urgent reason counts."""
@@ -131,6 +192,10 @@ class Waiting:
 
     def __len__(self) -> int:
         return len(self._best)
+
+    def priorities(self, n: int) -> list[float]:
+        """Of the most urgent ones, at most so many."""
+        return [one.priority for one in self._first(min(n, MOST_WAITING))]
 
     def choose(self, n: int) -> list[Candidate]:
         """The most urgent ones, at most so many; they are taken out."""

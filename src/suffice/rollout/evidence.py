@@ -29,6 +29,8 @@ ArmName: TypeAlias = Literal["candidate", "control"]
 Z: TypeAlias = Literal[-1, 0, 1]
 
 NO_CLASS: Final = ""
+SCALE_RUNS: Final = 20    # of the control, after which its mean sets the cap
+CAP_MEANS: Final = 16.0   # the cap, in means of the control
 _NOBODY: Final = Watched()
 _OUTCOMES: Final[dict[Z | None, str]] = {-1: "gained", 0: "same", 1: "lost", None: "pending"}
 
@@ -65,30 +67,49 @@ class Contrast:
 
     n_candidate: int = 0
     n_control: int = 0
-    candidate: float = 0.0     # sum
-    control: float = 0.0       # sum
+    candidate: float = 0.0     # sum, each run as at most the cap of its time
+    control: float = 0.0       # …
     apart: Watched = _NOBODY   # half of candidate minus control, scaled from [-1, 1]
     beyond: Watched = _NOBODY  # … minus (1 + margin) times control, scaled from [-1 - margin, 1]; for latency
+    n_candidate_over: int = 0  # runs above the cap
+    n_control_over: int = 0
 
-    def plus(self, arm: ArmName, value: float, *, margin: float = 0.0) -> Contrast:
+    @property
+    def adapted_cap(self) -> float:
+        """What the next run should count as at most, in (0, 1], where values have no scale of their own.
+
+        The width of a bound never falls below its range over n, so the range has to follow the values: a cap of 120 s
+        proves nothing about requests of 0.2 s. It is made of the control's earlier runs alone and so is known before
+        the run that it bounds. Scaled by such a predictable bound, each run is a bounded martingale difference, and
+        the empirical-Bernstein supermartingale of `sequence` holds as for a fixed range (Howard, Ramdas, McAuliffe,
+        Sekhon 2021, theorem 4; Waudby-Smith and Ramdas 2023, JRSS-B 86(1), section 3, on predictable plug-ins).
+        """
+        if self.n_control < SCALE_RUNS or self.control <= 0:
+            return 1.0
+        return min(1.0, CAP_MEANS * self.control / self.n_control)
+
+    def plus(self, arm: ArmName, value: float, *, margin: float = 0.0, cap: float = 1.0) -> Contrast:
         """With one more run.
 
         value   in [0, 1]
         margin  of `beyond`, relative, at least 0; the same for every run of a rollout
+        cap     in (0, 1], what a larger value counts as; chosen before the run was seen
         """
-        n = self.n_candidate + self.n_control
-        guess = (self.candidate + self.control) / n if n else 0.0
+        n, capped = self.n_candidate + self.n_control, min(cap, value)
+        part, guess = capped / cap, min(1.0, (self.candidate + self.control) / n / cap) if n else 0.0
         if arm == "candidate":
-            n_candidate, candidate = self.n_candidate + 1, self.candidate + value
             return replace(
-                self, n_candidate=n_candidate, candidate=candidate, apart=self.apart.plus((value - guess + 1) / 2),
-                beyond=self.beyond.plus((value - guess + 1 + margin) / (2 + margin)),
+                self, n_candidate=self.n_candidate + 1, candidate=self.candidate + capped,
+                apart=self.apart.plus((part - guess + 1) / 2),
+                beyond=self.beyond.plus((part - guess + 1 + margin) / (2 + margin)),
+                n_candidate_over=self.n_candidate_over + (value > cap),
             )  # fmt: skip
-        beyond = guess - (1 + margin) * value
+        beyond = guess - (1 + margin) * part
         return replace(
-            self, n_control=self.n_control + 1, control=self.control + value,
-            apart=self.apart.plus((guess - value + 1) / 2),
+            self, n_control=self.n_control + 1, control=self.control + capped,
+            apart=self.apart.plus((guess - part + 1) / 2),
             beyond=self.beyond.plus((beyond + 1 + margin) / (2 + margin)),
+            n_control_over=self.n_control_over + (value > cap),
         )  # fmt: skip
 
 
@@ -186,7 +207,7 @@ class Evidence:
         latency = self.latency
         if run.seconds is not None:
             part = _part(run.seconds, rules.latency_cap_s)
-            latency = latency.plus(arm, part, margin=rules.latency_margin)
+            latency = latency.plus(arm, part, margin=rules.latency_margin, cap=latency.adapted_cap)
         return replace(
             self, units=tuple(classes[name] for name in sorted(classes)), latency=latency,
             errors=self.errors.plus(arm, float(run.error)), no_answer=self.no_answer.plus(arm, float(run.no_answer)),

@@ -187,13 +187,17 @@ def read_live(evidence: Evidence, rules: Rules) -> tuple[Reading, ...]:
 
 
 def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> Reading:
-    margin, alpha = rules.margin(rail), 1 - rules.confidence
+    margin, alpha, harm_alpha = rules.margin(rail), 1 - rules.confidence, 1 - rules.harm_confidence
     if rail == "latency":
+        # A run above the cap counts as the cap, whatever it took: how many there are is judged by itself, without a
+        # margin, and the two share what harm may be wrong.
         fine = _surely_apart(-1, seen.beyond, (1 + margin) / (2 + margin), alpha)
+        harm_alpha /= 2
+        over = _surely_more_over(seen, harm_alpha)
     else:
-        fine = _surely_apart(-1, seen.apart, (1 + margin / 2) / 2, alpha)
-    said: Said = "fine" if fine else "open"
-    if not fine and _surely_apart(+1, seen.apart, 0.5, 1 - rules.harm_confidence):
+        fine, over = _surely_apart(-1, seen.apart, (1 + margin / 2) / 2, alpha), False
+    said: Said = "fine" if fine and not over else "open"
+    if said == "open" and (over or _surely_apart(+1, seen.apart, 0.5, harm_alpha)):
         said = "harm"
     n_candidate, n_control = seen.n_candidate, seen.n_control
     enough = min(n_candidate, n_control) >= _LEAST_SEEN
@@ -211,6 +215,16 @@ def _surely_apart(side: Literal[-1, 1], seen: Watched, mean: float, alpha: float
     """
     away = side * (seen.total - seen.n * mean)
     return away > 0 and gamma_exponential_log_wealth(away, seen.deviation, alpha, v_opt=V_OPT) >= log(1 / alpha)
+
+
+def _surely_more_over(seen: Contrast, alpha: float) -> bool:
+    """Is the candidate surely above the cap more often? If it is not, each such run is its own by an even lot.
+
+    The beta-binomial mixture of `lottery`, which holds at every look, read on one side. Its weight of 1 is that of
+    Krichevsky and Trofimov (1981): seven such runs, all of them the candidate's, are enough at 5 %.
+    """
+    mine, both = seen.n_candidate_over, seen.n_candidate_over + seen.n_control_over
+    return 2 * mine > both and log_sample_ratio(Draws(((0.5, both, mine),)), weight=1.0) >= log(1 / alpha)
 
 
 def _worse(rail: LiveRail, seen: Contrast) -> float | None:
@@ -233,6 +247,9 @@ def _live_sentence(
     mine, other = seen.candidate / seen.n_candidate, seen.control / seen.n_control
     if rail == "latency":
         shown = f"{rules.latency_cap_s * mine:.3g} s against {rules.latency_cap_s * other:.3g} s"
+        if seen.n_candidate_over or seen.n_control_over:
+            cap_s = rules.latency_cap_s * seen.adapted_cap
+            n += f" ({seen.n_candidate_over:,} and {seen.n_control_over:,} above {cap_s:.3g} s, counted as that)"
     elif rail == "satisfaction":
         shown = f"{1 - mine:.2f} against {1 - other:.2f}"
     else:

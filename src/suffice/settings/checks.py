@@ -14,7 +14,7 @@ from suffice.settings.alerts import check_alerts
 from suffice.settings.audit import check_audit
 from suffice.settings.experiments import check_experiments
 from suffice.settings.feedback import check_feedback
-from suffice.settings.review import check_review
+from suffice.settings.review import check_per_day, check_review
 from suffice.settings.rollout import check_rollout
 from suffice.settings.tables import (
     Control,
@@ -70,6 +70,7 @@ def check(settings: Settings) -> None:
         _check_load(where, route)
         _check_tables(where, route)
     _check_sampling(settings)
+    check_per_day("review", settings.review)
     _check_control(settings.control)
     _check_store(settings.store)
     check_audit(settings.audit, settings.retention)

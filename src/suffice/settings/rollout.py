@@ -46,7 +46,7 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     warmup_s: float = 60.0             # … and seconds
     most_requests: int = 20_000        # of the route, in one step: what is not proved by then goes back
     most_idle_requests: int = 5_000    # … as soon as a saving is all that is missing
-    latency_cap_s: float = 120.0       # a request that took longer counts as this
+    latency_cap_s: float = 120.0       # a longer request counts as this, or as 16 means of the control if that is less
     # How bold.
     least_kept: float = 0.05           # of the full runs' tokens: a version that keeps less is refused
     most_cut: float = 0.75             # of the tokens that the version in force keeps: no version cuts more at once

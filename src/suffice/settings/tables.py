@@ -194,6 +194,12 @@ class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     text_days: float = 30.0           # how long a kept text is shown
 
 
+class ReviewCap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How much of people's time all routes together may take."""
+
+    per_day: int = 200                # runs that are asked about in a day of UTC, at most; 0: nobody is asked
+
+
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which requests belong to a route. All given conditions must hold; none: every request."""
 
@@ -451,6 +457,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     alerts: Alerts = Alerts()
     retention: Retention = Retention()
     monitoring: Monitoring = Monitoring()
+    review: ReviewCap = ReviewCap()
     experiments: dict[str, Experiment] = {}
     rollout: Rollout = Rollout()
     feedback: FeedbackRules = FeedbackRules()

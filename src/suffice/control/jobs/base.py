@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -54,6 +55,10 @@ class Desk(Protocol):
         """Say that the work goes on, where it takes long. Raises LeaseLost and StoreError."""
         ...
 
+    def timed(self, route: str) -> AbstractContextManager[None]:  # noqa: ARG002 - a desk may have no use for it
+        """Count what happens inside as the route's own time; a desk that keeps no history counts nothing."""
+        return nullcontext()
+
 
 class Job(Protocol):
     """One kind of work."""
@@ -79,12 +84,34 @@ class _Held:
 
 
 @dataclass(slots=True)
+class _Stopwatch:
+    """A route's time within a pass. Entered once for each row of the log, so it is made once."""
+
+    monotonic_s: Callable[[], float]
+    spent_s: float = 0.0
+    began_s: float = 0.0
+
+    def __enter__(self) -> None:
+        self.began_s = self.monotonic_s()
+
+    def __exit__(self, *_: object) -> None:
+        self.spent_s += self.monotonic_s() - self.began_s
+
+
+@dataclass(slots=True)
 class _LeasedDesk:
     """Writes under one lease."""
 
     decisions: Decisions
     held: _Held
     monotonic_s: Callable[[], float]
+    watches: dict[str, _Stopwatch] = field(default_factory=dict)  # by route
+
+    def timed(self, route: str) -> _Stopwatch:
+        watch = self.watches.get(route)
+        if watch is None:
+            watch = self.watches[route] = _Stopwatch(self.monotonic_s)
+        return watch
 
     def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
         if self.decisions.write(self.held.lease, events, artefacts) is None:
@@ -160,7 +187,9 @@ class Worker:
             reports = list(held.job.run(desk))
             told = [one for one in reports if one.said or by_hand]
             if told:
-                desk.write([self._history(held, one, began_at_s, self.monotonic_s() - began_s) for one in told])
+                whole_s = self.monotonic_s() - began_s
+                spent_s = {route: watch.spent_s for route, watch in desk.watches.items()} | {"": whole_s}
+                desk.write([self._history(held, one, began_at_s, spent_s.get(one.route, 0.0)) for one in told])
         except LeaseLost as error:
             LOG.warning("%s", error)
             held.lease = None

@@ -69,7 +69,8 @@ class ByRoute(Comparing, ABC):
         """Do a route's work; one that fails is left alone for a while."""
         until = last_place(connection)
         try:
-            said = self.propose(name, route, held, connection, desk, until)
+            with desk.timed(name):
+                said = self.propose(name, route, held, connection, desk, until)
         except (LeaseLost, StoreError):
             raise
         except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'

@@ -92,19 +92,22 @@ class Critical(Comparing):
         with reading(self.path) as connection:
             for name, route in routes.items():
                 if name not in self._watches:
-                    self._watches[name] = self._built(name, route, connection)
+                    with desk.timed(name):
+                        self._watches[name] = self._built(name, route, connection)
             last = min(watch.seq for watch in self._watches.values())
             for stored in rows_since(connection, last, desk):
                 last = stored.seq
-                for watch in self._watches.values():
-                    watch.feed(stored)
+                for name, watch in self._watches.items():
+                    with desk.timed(name):
+                        watch.feed(stored)
             self._holds, at_s = read_holds(connection, self._holds), last_at_s(connection)
             decided = read_decided(connection)
             reports = []
             for name in routes:
-                why = self._why(name, self._holds.of(name), at_s)
-                if why is not None:
-                    self._pause(name, why, decided.of(name).n_pauses + 1, at_s, desk)
+                with desk.timed(name):
+                    why = self._why(name, self._holds.of(name), at_s)
+                    if why is not None:
+                        self._pause(name, why, decided.of(name).n_pauses + 1, at_s, desk)
                 reports.append(Report(said=f"enforcement paused ({why})" if why else "", route=name, read_to_seq=last))
         return reports
 

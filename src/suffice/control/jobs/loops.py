@@ -112,7 +112,8 @@ class Certify(Comparing):
     def _alone(self, name: str, here: _Round) -> Iterator[None]:
         """Do a route's work; if it fails, that route is left as it is for a while."""
         try:
-            yield
+            with here.desk.timed(name):
+                yield
         except (LeaseLost, StoreError):
             raise
         except Diverged as error:

@@ -57,7 +57,8 @@ class Monitor(Comparing):
                 held = decided.of(name)
                 if name not in self._watches or self._watches[name].epoch != held.n_epochs:
                     try:
-                        self._watches[name] = self._built(name, route, held, connection)
+                        with desk.timed(name):
+                            self._watches[name] = self._built(name, route, held, connection)
                     except StoreError:
                         raise
                     except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
@@ -70,7 +71,8 @@ class Monitor(Comparing):
         watch, said = self._watches.get(name), ""
         if watch is not None and watch.is_due(self.settings.control.tick_requests):
             try:
-                said = self._look(watch, desk)
+                with desk.timed(name):
+                    said = self._look(watch, desk)
             except (LeaseLost, StoreError):
                 raise
             except Exception as error:  # noqa: BLE001 - as above
@@ -125,7 +127,8 @@ class Monitor(Comparing):
             last = stored.seq
             for name, watch in list(self._watches.items()):
                 try:
-                    watch.feed(stored)
+                    with desk.timed(name):
+                        watch.feed(stored)
                 except Exception as error:  # noqa: BLE001 - as above
                     failed[name] = self._left(name, error)
         return last

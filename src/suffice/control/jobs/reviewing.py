@@ -1,6 +1,6 @@
-"""The job `review`: fills the queue of what people are asked about, within each route's cap.
+"""The job `review`: fills the queue of what people are asked about, within the caps of each route and of all together.
 
-    log ──▶ each row to each route's Candidates ──▶ what there is room for ──▶ ReviewAsked, ReviewDrawn
+    log ──▶ each row to each route's Candidates ──▶ Demand ──▶ share_out ──▶ ReviewAsked, ReviewDrawn
 
 It asks and tells; it changes nothing that is in force. A drawing is one transaction with the items that came out of it,
 so the random control share is what its row says, whatever happens to the worker in between.
@@ -9,7 +9,7 @@ so the random control share is what its row says, whatever happens to the worker
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
@@ -18,8 +18,7 @@ from suffice.control.jobs.base import Desk, Report
 from suffice.control.jobs.rows import LOOK_BACK, rows_since
 from suffice.control.people.candidates import Candidates
 from suffice.review.items import Drawing, day_of
-from suffice.review.queue import Queue
-from suffice.review.select import MOST_WAITING, Candidate, Cap, due, item_of, open_now
+from suffice.review.select import MOST_WAITING, Candidate, Cap, Demand, due, item_of, open_now, share_out
 from suffice.rollout.assign import assign_audit
 from suffice.settings import Review as ReviewRules
 from suffice.settings import Route, Settings
@@ -71,18 +70,41 @@ class Review:
         routes = {
             name: route for name, route in self.settings.routes.items() if route.mode != "off" and route.review.per_day
         }  # fmt: skip
-        if not routes or not self.path.is_file():
+        if not routes or not self.settings.review.per_day or not self.path.is_file():
             return ()
         with reading(self.path) as connection:
             self._reviews = read_reviews(connection, self._reviews)
             decided = read_decided(connection)
             for name, route in routes.items():
-                if name not in self._routes:
-                    self._routes[name] = self._built(name, route, connection)
-                self._routes[name].asked = self._reviews.queue.places
-                self._routes[name].below = below(decided.of(name), connection, name, route)
-            last = self._read(connection, desk)
-            return [self._asked(name, route, connection, desk, last) for name, route in routes.items()]
+                with desk.timed(name):
+                    if name not in self._routes:
+                        self._routes[name] = self._built(name, route, connection)
+                    self._routes[name].asked = self._reviews.queue.places
+                    self._routes[name].below = below(decided.of(name), connection, name, route)
+            last, now_s, reports = self._read(connection, desk), self.now(), list[Report]()
+            granted = self._granted(routes, now_s)
+            for name, route in routes.items():
+                with desk.timed(name):
+                    reports.append(self._asked(name, route, connection, desk, last, granted[name], now_s))
+        return reports
+
+    def _granted(self, routes: Mapping[str, Route], now_s: float) -> dict[str, tuple[int, int]]:
+        """How many runs each route may pick and draw now."""
+        day = day_of(now_s)
+        asked = self._reviews.queue.asked_on(day)
+        room = open_now(self.settings.review.per_day, sum(map(sum, asked.values())), now_s=now_s)
+        demands = [self._demand(name, route, *asked.get(name, (0, 0)), now_s) for name, route in routes.items()]
+        return share_out(room, demands, day=day)
+
+    def _demand(self, name: str, route: Route, n_chosen: int, n_drawn: int, now_s: float) -> Demand:
+        here, cap = self._routes[name], cap_of(route.review)
+        drawings = self._reviews.queue.drawings.get(name, ())
+        last_at_s = drawings[-1].drawn_at_s if drawings else None
+        return Demand(
+            route=name, n_chosen=n_chosen, n_drawn=n_drawn, control_share=cap.control_share,
+            drawable=min(here.urn.n, due(cap, drawn=n_drawn, last_at_s=last_at_s, now_s=now_s)),
+            priorities=here.waiting.priorities(open_now(cap.n_chosen, n_chosen, now_s=now_s)),
+        )  # fmt: skip
 
     def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Candidates:
         """What has happened since the route's last drawing, or in its latest 20,000 requests, and labels wanted."""
@@ -112,16 +134,14 @@ class Review:
         return last
 
     def _asked(
-        self, name: str, route: Route, connection: sqlite3.Connection, desk: Desk, last: int
-    ) -> Report:
-        """Ask about one route's runs, as far as there is room today."""
-        here, rules, now_s = self._routes[name], route.review, self.now()
-        cap, day = cap_of(rules), day_of(now_s)
-        n_chosen, n_drawn = self._reviews.queue.asked_on(day, name)
-        drawing, drawn = self._draw(here, cap, n_drawn, now_s, last)
-        room = open_now(cap.n_chosen, n_chosen, now_s=now_s)
+        self, name: str, route: Route, connection: sqlite3.Connection, desk: Desk, last: int,
+        granted: tuple[int, int], now_s: float,
+    ) -> Report:  # fmt: skip
+        """Ask about one route's runs, as many as were granted."""
+        here, rules, (n_chosen, n_drawn) = self._routes[name], route.review, granted
+        drawing, drawn = self._draw(here, n_drawn, now_s, last)
         taken = {one.episode_id for one in drawn}
-        chosen = [one for one in here.waiting.choose(room) if one.episode_id not in taken] if room else []
+        chosen = [one for one in here.waiting.choose(n_chosen) if one.episode_id not in taken]
         chosen = [_completed(one, connection) for one in chosen]
         if drawing is None and not chosen:
             return Report(said="", route=name, read_to_seq=last)
@@ -137,20 +157,17 @@ class Review:
         of = "" if drawing is None else f", {len(drawn)} of them drawn from {drawing.n_candidates:,}"
         return Report(said=f"{plural(len(drawn) + len(chosen), 'run')} to look at{of}", route=name, read_to_seq=last)
 
-    def _draw(
-        self, here: Candidates, cap: Cap, n_drawn: int, now_s: float, last: int
-    ) -> tuple[Drawing | None, list[Candidate]]:
-        """Draw the control share from what has ended since the last drawing, if one is due."""
-        before: Queue = self._reviews.queue
-        drawings = before.drawings.get(here.name, ())
-        last_at_s = drawings[-1].drawn_at_s if drawings else None
-        k, n = due(cap, drawn=n_drawn, last_at_s=last_at_s, now_s=now_s), here.urn.n
-        if not k or not n:
+    def _draw(self, here: Candidates, n: int, now_s: float, last: int) -> tuple[Drawing | None, list[Candidate]]:
+        """Draw the control share from what has ended since the last drawing."""
+        n_candidates = here.urn.n
+        if not n:
             return None, []
-        drawn = here.urn.draw(k)
+        drawn = here.urn.draw(n)
+        drawings = self._reviews.queue.drawings.get(here.name, ())
         drawing = Drawing(
             route=here.name, number=len(drawings) + 1, day=day_of(now_s), since_seq=here.since_seq, until_seq=last,
-            n_candidates=n, drawn=tuple(one.episode_id for one in drawn), drawn_at_s=now_s, author=self.author,
+            n_candidates=n_candidates, drawn=tuple(one.episode_id for one in drawn), drawn_at_s=now_s,
+            author=self.author,
         )  # fmt: skip
         return drawing, drawn
 

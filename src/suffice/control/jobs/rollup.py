@@ -27,13 +27,13 @@ from suffice.control.jobs.rows import why_of
 from suffice.errors import StoreError
 from suffice.settings import Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import Label, Labelled, decoded, labels_of, reading
+from suffice.store.database.views import Label, Labelled, decoded, labels_named, labels_of, reading
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import HOUR_S, NOTHING, Place, Sums
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RequestsCounted
 from suffice.telemetry import LOG
-from suffice.types import Episode, Outcome
+from suffice.types import Episode, Outcome, RecalledRun, Request
 
 BATCH_ROWS: Final = 5_000  # of the log, in one transaction
 BATCHES: Final = 20  # in one round: other jobs wait meanwhile
@@ -161,6 +161,8 @@ class Rollup:
         name = episode_id or _by_response(connection, given.feedback.response_id)
         ended = connection.execute(_ENDED, (name,)).fetchone() if name is not None else None
         asked = connection.execute(_ASKED, (name,)).fetchone() if ended is not None else None
+        if ended is None:
+            self._said_without_rows(connection, batch, seq, given)
         if name is None or asked is None or ended is None or ended[0] > since_seq:
             return  # it is counted with its run
         outcome = decoded(ended[0], RequestEnded, ended[2]).outcome
@@ -169,6 +171,24 @@ class Rollup:
         before = tuple(label for label in labels if label.seq < seq)
         self._book(batch, Labelled(seq=seq, episode=episode, labels=before), ended[1], sign=-1)
         self._book(batch, Labelled(seq=seq, episode=episode, labels=labels), ended[1])
+
+    def _said_without_rows(
+        self, connection: sqlite3.Connection, batch: _Batch, seq: int, given: FeedbackGiven
+    ) -> None:
+        """Somebody said something of a run that was only counted: what is said counts, if its gateway knew the run."""
+        names = given.feedback.episode_id, given.feedback.response_id
+        about = given.about or _first_about(labels_named(connection, *names, until_seq=seq))
+        if about is None:
+            return
+        labels = labels_named(connection, about.episode_id, about.response_id, until_seq=seq)
+        place = Place(
+            about.route, self._class(about.route, about.query_class), about.policy_version,
+            int(about.ended_at_s // HOUR_S),
+        )  # fmt: skip
+        for sign, known in ((-1, labels[:-1]), (1, labels)):
+            if _first_about(known) is not None:
+                item = Labelled(seq=seq, episode=_recalled(about), labels=known)
+                batch.add(place, added_by_label(item, self._match(about.route)), sign=sign)
 
     def _book(self, batch: _Batch, item: Labelled, at_s: float, *, sign: int = 1) -> None:
         request = item.episode.request
@@ -231,13 +251,43 @@ def added_by(item: Labelled, match: Match) -> Sums:
     )
     if request.ungoverned is not None:
         return everyone
+    run = _measured(item, match)
+    # Of runs that a gateway knew when they were labelled the others are here, too: each stands for itself.
+    weight = 1.0 if _first_about(item.labels) is not None else weight_of(request, outcome)
+    return everyone.plus(_governed(run, outcome)).plus(_marked(run, weight)).plus(_rated(run, item.labels, weight))
+
+
+def added_by_label(item: Labelled, match: Match) -> Sums:
+    """What is said of a run without rows adds; the run itself is in the counts."""
+    run = _measured(item, match)
+    return _marked(run, 1.0).plus(_rated(run, item.labels, 1.0))
+
+
+def _measured(item: Labelled, match: Match) -> Run:
     try:
-        run = measure_run(item, match)
+        return measure_run(item, match)
     except Exception as error:  # noqa: BLE001 - a yardstick that fails on one label costs that label
-        LOG.warning("rollup: a label of route %s cannot be compared: %s", request.route, why_of(error))
-        run = measure_run(Labelled(seq=item.seq, episode=item.episode, labels=()), match)
-    weight = weight_of(request, outcome)
-    return everyone.plus(_governed(run, outcome, weight)).plus(_rated(run, item.labels, weight))
+        route = item.episode.request.route
+        LOG.warning("rollup: a label of route %s cannot be compared: %s", route, why_of(error))
+        return measure_run(Labelled(seq=item.seq, episode=item.episode, labels=()), match)
+
+
+def _first_about(labels: Sequence[Label]) -> RecalledRun | None:
+    return next((label.about for label in labels if label.about is not None), None)
+
+
+def _recalled(about: RecalledRun) -> Episode:
+    """The run as far as a label is about it; nothing else of this episode is known."""
+    request = Request(
+        episode_id=about.episode_id, route=about.route, kind="reasoning", mode="enforce", model="", stream=False,
+        n_samples=1, audit=False, propensity=1.0, policy_version=about.policy_version, certified=False,
+        question_key="", ungoverned=None, received_at_s=0.0,
+    )  # fmt: skip
+    outcome = Outcome(
+        episode_id=about.episode_id, end_reason=about.end_reason, status=0, answer=about.answer,
+        response_id=about.response_id, usage=None, stopped=about.stopped,
+    )  # fmt: skip
+    return Episode(request=request, outcome=outcome)
 
 
 def added_by_cell(cell: Unkept) -> Sums:
@@ -262,10 +312,25 @@ def added_by_cell(cell: Unkept) -> Sums:
     )
 
 
-def _governed(run: Run, outcome: Outcome, weight: float) -> Sums:
+def _marked(run: Run, weight: float) -> Sums:
+    """What its label says of right and wrong."""
     marked, right = int(run.correct is not None), int(bool(run.correct))
     live = run.enforce and not run.audit
     excess = marked * (weight * weight - weight)
+    return Sums(
+        n_full_marked=marked if run.full else 0,
+        n_full_right=right if run.full else 0,
+        n_stopped_marked=marked * weight if run.stopped else 0,
+        n_stopped_right=right * weight if run.stopped else 0,
+        n_live_marked=marked * weight if live else 0,
+        n_live_right=right * weight if live else 0,
+        stopped_marked_excess=excess if run.stopped else 0.0,
+        live_marked_excess=excess if live else 0.0,
+    )
+
+
+def _governed(run: Run, outcome: Outcome) -> Sums:
+    live = run.enforce and not run.audit
     full_spent, live_spent = (run.spent if part else None for part in (run.full, live))
     shown = run.full and run.would_spend is not None and run.baseline_tokens is not None
     return Sums(
@@ -277,12 +342,6 @@ def _governed(run: Run, outcome: Outcome, weight: float) -> Sums:
         n_pending=int(bool(run.disagrees) and run.drop is None),
         n_lost=int(run.drop == 1),
         n_gained=int(run.drop == -1),
-        n_full_marked=marked if run.full else 0,
-        n_full_right=right if run.full else 0,
-        n_stopped_marked=marked * weight if run.stopped else 0,
-        n_stopped_right=right * weight if run.stopped else 0,
-        n_live_marked=marked * weight if live else 0,
-        n_live_right=right * weight if live else 0,
         n_full_counted=int(full_spent is not None),
         full_tokens=int(full_spent or 0),
         n_live_counted=int(live_spent is not None),
@@ -292,8 +351,6 @@ def _governed(run: Run, outcome: Outcome, weight: float) -> Sums:
         saved_tokens=outcome.tokens_saved_estimate or 0 if run.stopped else 0,
         saved_usd=outcome.saved_usd_estimate or 0.0 if run.stopped else 0.0,
         would_save_usd=run.would_save_usd or 0.0 if run.full else 0.0,
-        stopped_marked_excess=excess if run.stopped else 0.0,
-        live_marked_excess=excess if live else 0.0,
     )
 
 

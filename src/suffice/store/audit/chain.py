@@ -217,6 +217,8 @@ def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, 
     gone = {*redact, *_erased(connection, seq)}
     now, then = (msgspec.json.decode(without(row.kind, body, gone)) for body in (row.body, stored))
     if row.kind == FeedbackGiven.kind:
+        for body in (now, then):
+            body.pop("about", None)  # what a gateway remembered of the run, and may have forgotten since
         for said in (now["feedback"], then["feedback"]):
             for field in ("door", "satisfaction"):  # how it came, and what the metrics declared then make of it
                 said.pop(field, None)

@@ -43,6 +43,7 @@ WORDS: Mapping[str, tuple[Words, ...]] = {
         Words(("feedback", "answer"), "answers", None),
         Words(("feedback", "comment"), "comments", None),
         Words(("feedback", "reason"), "comments", None),
+        Words(("about", "answer"), "answers", None),
     ),
     "label_wanted": (
         Words(("request", "would_answer"), "answers", None),

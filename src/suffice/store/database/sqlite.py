@@ -54,6 +54,9 @@ _UNFINISHED = """SELECT r.key FROM events r INDEXED BY requests_by_owner
                  WHERE r.kind = 'request' AND r.owner = ? AND r.seq > ?
                  AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)"""
 
+_JOINED = """SELECT f.joined OR json_extract(e.body, '$.about') IS NOT NULL
+             FROM feedback f JOIN events e ON e.seq = f.seq WHERE f.seq = ?"""
+
 
 @dataclass(slots=True)
 class _Item:
@@ -454,7 +457,7 @@ def _receipt(connection: sqlite3.Connection, row: Row, duplicate: bool, redact: 
     seq, body = connection.execute(found, (row.kind, row.key)).fetchone()
     conflict = duplicate and not repeats(connection, row, seq, body, redact=redact)
     if row.kind == FeedbackGiven.kind:
-        joined = connection.execute("SELECT joined FROM feedback WHERE seq = ?", (seq,)).fetchone()[0]
+        joined = connection.execute(_JOINED, (seq,)).fetchone()[0]
     else:
         known = "SELECT count(*) FROM events WHERE kind = ? AND key = ?"
         joined = connection.execute(known, (RequestSeen.kind, row.key)).fetchone()[0]

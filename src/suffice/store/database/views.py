@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from suffice.store.rows.events import (
     UpstreamExamined,
     decode_as,
 )
-from suffice.types import Episode, Feedback, Findings, RouteFindings
+from suffice.types import Episode, Feedback, Findings, RecalledRun, RouteFindings
 
 LOOKED = 20  # rows for each that is wanted: where a twentieth of the requests are audits, as usual, it is enough
 COUNTS = 1_000  # of requests without rows that are added up, where it is only asked whether there were many
@@ -59,6 +59,14 @@ _LABELS = """
         AND json_extract(body, '$.feedback.response_id') = :response
         AND (SELECT count(*) FROM events o WHERE o.kind = 'outcome'
              AND json_extract(o.body, '$.outcome.response_id') = :response) = 1
+    ORDER BY seq"""
+
+_NAMED = """
+    SELECT seq, body FROM events WHERE kind = 'feedback' AND episode_id = :episode AND seq <= :until
+    UNION ALL
+    SELECT seq, body FROM events
+    WHERE kind = 'feedback' AND episode_id IS NULL
+        AND json_extract(body, '$.feedback.response_id') = :response AND seq <= :until
     ORDER BY seq"""
 
 _COUNTS = """
@@ -104,8 +112,9 @@ _EXTRACTED = """
 class Label:
     """One piece of feedback with its place in the log."""
 
-    seq: int            # a later one replaces an earlier one
+    seq: int                          # a later one replaces an earlier one
     feedback: Feedback
+    about: RecalledRun | None = None  # its run, where it is one of the lottery of rows that its gateway still knew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,10 +290,15 @@ def labels_of(
     until_seq  labels that came later do not count; None: all do
     """
     rows = connection.execute(_LABELS, {"episode": episode_id, "response": response_id}).fetchall()
-    return tuple(
-        Label(seq=seq, feedback=decoded(seq, FeedbackGiven, body).feedback)
-        for seq, body in rows if until_seq is None or seq <= until_seq
-    )
+    return _labels(row for row in rows if until_seq is None or row[0] <= until_seq)
+
+
+def labels_named(
+    connection: sqlite3.Connection, episode_id: str | None, response_id: str | None, *, until_seq: int
+) -> tuple[Label, ...]:
+    """What was said of a run that has no rows, under either of its names, oldest first. Raises StoreError."""
+    wanted = {"episode": episode_id, "response": response_id, "until": until_seq}
+    return _labels(connection.execute(_NAMED, wanted).fetchall())
 
 
 @contextlib.contextmanager
@@ -334,10 +348,13 @@ def _labelled(
             request=decoded(request_seq, RequestSeen, request_body).request,
             outcome=decoded(outcome_seq, RequestEnded, outcome_body).outcome,
         ),
-        labels=tuple(
-            Label(seq=seq, feedback=decoded(seq, FeedbackGiven, body).feedback) for seq, body in labels
-        ),
+        labels=_labels(labels),
     )
+
+
+def _labels(rows: Iterable[tuple[int, str]]) -> tuple[Label, ...]:
+    given = ((seq, decoded(seq, FeedbackGiven, body)) for seq, body in rows)
+    return tuple(Label(seq=seq, feedback=one.feedback, about=one.about) for seq, one in given)
 
 
 def decoded(seq: int, record: type[E], body: str) -> E:

@@ -18,9 +18,13 @@ from suffice.store.rows.events import FeedbackGiven, to_row
 from suffice.types import Feedback
 
 _PARKED: Final = """
-    SELECT seq, at_s, feedback_id, episode_id, response_id, source FROM feedback WHERE NOT joined ORDER BY seq"""
+    SELECT v.seq, v.at_s, v.feedback_id, v.episode_id, v.response_id, v.source
+    FROM feedback v JOIN events f ON f.seq = v.seq
+    WHERE NOT v.joined AND json_extract(f.body, '$.about') IS NULL ORDER BY v.seq"""
 _SAID: Final = """
-    SELECT f.seq, f.body, v.route, v.joined FROM feedback v JOIN events f ON f.seq = v.seq ORDER BY f.seq"""
+    SELECT f.seq, f.body, coalesce(v.route, json_extract(f.body, '$.about.route')),
+        v.joined OR json_extract(f.body, '$.about') IS NOT NULL
+    FROM feedback v JOIN events f ON f.seq = v.seq ORDER BY f.seq"""
 _KEPT: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
 _KNOWN: Final = "SELECT 1 FROM events WHERE kind = ? AND key = ?"
 _ANSWERED: Final = """

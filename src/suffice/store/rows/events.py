@@ -55,7 +55,7 @@ from suffice.store.rows.review_events import (
 from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
 from suffice.store.rows.sampling_events import RatesSet, RequestsCounted
 from suffice.store.rows.serving_events import LogMissed, VersionRefused
-from suffice.types import Feedback, Findings, Outcome, Request, RouteFindings
+from suffice.types import Feedback, Findings, Outcome, RecalledRun, Request, RouteFindings
 
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
@@ -112,6 +112,7 @@ class FeedbackGiven:
 
     kind: ClassVar[Literal["feedback"]] = "feedback"
     feedback: Feedback
+    about: RecalledRun | None = None  # None: it is no run of the lottery of rows, or no gateway knows it any more
 
     @property
     def key(self) -> str:
