@@ -19,6 +19,7 @@ from suffice.wiring.routes import (
     check_experiment,
     evidence_warnings,
     read_evidence,
+    refusal_of,
 )
 from suffice.wiring.running import embedders, gateway, library
 from suffice.wiring.working import decisions, worker
@@ -47,6 +48,7 @@ __all__ = [
     "question_texts",
     "questions_file",
     "read_evidence",
+    "refusal_of",
     "review_questions",
     "secret",
     "worker",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -65,8 +66,13 @@ def read_evidence(settings: Settings, database: Path | None = None) -> Evidence:
     )  # fmt: skip
 
 
+def refusal_of(connection: sqlite3.Connection, name: str, route: Route) -> str | None:
+    """Why a route must not act, by the latest full runs of its log; None: it may. Raises StoreError."""
+    return refusal(_extracted(connection, name, route, route_findings(connection)), scorer_label(route.scorer))
+
+
 def _extracted(
-    path: Path, name: str, route: Route, examined: Mapping[str, tuple[int, RouteFindings]]
+    path: Path | sqlite3.Connection, name: str, route: Route, examined: Mapping[str, tuple[int, RouteFindings]]
 ) -> tuple[bool, ...]:
     """The latest full runs of a route: could the answer be read? Those of the last examination come first.
 

@@ -215,6 +215,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
             stack.enter_context(watched(gw.look_at_load, gw.metrics, site="load", every_s=LOOK_S))
             stack.enter_context(watched(gw.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S))
             gw.metrics.filled_by(gw.export_load)
+            gw.metrics.filled_by(gw.export_promises)
             stack.enter_context(watched(partial(books.tell_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S))
             app = App(gw)
             await _followed(settings, gw, begun, app, stack)
