@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.errors import ConfigError
 from suffice.gateway.in_force import fits
+from suffice.review.guarantee import Standing, guarantee_of
 from suffice.settings import Settings, parse
-from suffice.store.routes.phases import phase_of, promise
+from suffice.store.routes.phases import phase_of
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.types import Spending
 from suffice.wiring import build_route, check
@@ -82,7 +83,11 @@ def test_a_gateway_whose_owner_wants_a_certificate_does_not_act_on_it(whole: Sto
 def test_people_read_what_is_kept_and_what_is_not_promised(whole: Story) -> None:
     phase = phase_of(whole.loop.held)
     assert phase.phase == "budgeted"
-    said = promise("r", BUDGETED, phase, None, scorer="number", labelled=False)
+    held = whole.loop.held
+    said = guarantee_of(Standing(
+        name="r", settings=msgspec.structs.replace(BUDGETED, mode="enforce"), epoch=held.epoch,
+        publication=held.publication,
+    )).sentence  # fmt: skip
     assert "budgeted: the mean EM drop of all audits of this epoch is steered to 6 points" in said
     assert "No confidence belongs to it" in said
     assert "loses less than" not in said

@@ -14,7 +14,7 @@ from suffice.console.doors import Doors, Visitor
 from suffice.console.live import Live
 from suffice.console.look import Look
 from suffice.errors import StoreError
-from suffice.settings import Route, Settings
+from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import reading
 from suffice.store.routes.rollouts import Held
@@ -39,7 +39,6 @@ class Desk:
     take_back  goes back from what the last rollout brought: route, reason, who; a sentence where it cannot be
     closing    is the process ending?
     killed     is the kill switch on?
-    refusal_of  why a route must not act, by the latest full runs of its log; None: it may
     """
 
     settings: Settings
@@ -55,7 +54,6 @@ class Desk:
     note_export: Callable[[str, int, str], None]
     closing: Callable[[], bool]
     killed: Callable[[], bool]
-    refusal_of: Callable[[sqlite3.Connection, str, Route], str | None]
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
     live: Live = field(init=False)
@@ -88,7 +86,6 @@ class Desk:
                 return view(Look(
                     connection=connection, settings=self.settings, path=self.path, now_s=self.now(),
                     monotonic_s=self.monotonic_s, begun_s=self._begun_s, killed=self.killed(),
-                    refusal_of=self.refusal_of,
                 ))  # fmt: skip
             except sqlite3.OperationalError as error:
                 if "interrupted" not in str(error):

@@ -32,8 +32,6 @@ class Look:
     monotonic_s: Callable[[], float]
     begun_s: float = 0.0  # Unix time since which these pages are there
     killed: bool = False  # is the kill switch on?
-    # Why a route must not act, by the latest full runs of its log; None: it may.
-    refusal_of: Callable[[sqlite3.Connection, str, Route], str | None] = lambda _connection, _name, _route: None
 
     def route(self, name: str) -> Route | None:
         """A route's settings; None: the log knows it, and the settings do not."""

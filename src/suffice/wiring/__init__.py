@@ -7,22 +7,25 @@ Nothing below this room reads the environment, opens a file it was not given or 
 
 from __future__ import annotations
 
-from suffice.wiring.beginning import last_good, open_log
-from suffice.wiring.files import load_settings
-from suffice.wiring.keys import Randomness, api_key, deployment_salt, good_file, kill_file, new_id, secret
-from suffice.wiring.policies import check_policy, policy_table
-from suffice.wiring.questions import question_texts, questions_file, review_questions
-from suffice.wiring.routes import (
-    Evidence,
-    build_route,
-    check,
-    check_experiment,
-    evidence_warnings,
-    read_evidence,
-    refusal_of,
-)
-from suffice.wiring.running import embedders, gateway, library
-from suffice.wiring.working import decisions, worker
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from suffice.wiring.beginning import last_good, open_log
+    from suffice.wiring.files import load_settings
+    from suffice.wiring.keys import Randomness, api_key, deployment_salt, good_file, kill_file, new_id, secret
+    from suffice.wiring.policies import check_policy, policy_table
+    from suffice.wiring.questions import question_texts, questions_file, review_questions
+    from suffice.wiring.routes import (
+        Evidence,
+        build_route,
+        check,
+        check_experiment,
+        evidence_warnings,
+        read_evidence,
+    )
+    from suffice.wiring.running import embedders, gateway, library
+    from suffice.wiring.working import decisions, worker
 
 __all__ = [
     "Evidence",
@@ -48,8 +51,29 @@ __all__ = [
     "question_texts",
     "questions_file",
     "read_evidence",
-    "refusal_of",
     "review_questions",
     "secret",
     "worker",
 ]
+
+# Each name is imported when it is first asked for: most commands need settings and a log, and no gateway.
+_ROOMS: Final = {
+    "beginning": ("last_good", "open_log"),
+    "files": ("load_settings",),
+    "keys": ("Randomness", "api_key", "deployment_salt", "good_file", "kill_file", "new_id", "secret"),
+    "policies": ("check_policy", "policy_table"),
+    "questions": ("question_texts", "questions_file", "review_questions"),
+    "routes": (
+        "Evidence", "build_route", "check", "check_experiment", "evidence_warnings", "read_evidence",
+    ),
+    "running": ("embedders", "gateway", "library"),
+    "working": ("decisions", "worker"),
+}
+_ROOM_OF: Final = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """One of the names above. Any: whatever its room has."""
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)

@@ -36,7 +36,7 @@ from suffice.wiring.audit import note_export
 from suffice.wiring.keys import deployment_salt, kill_file
 from suffice.wiring.people import People
 from suffice.wiring.questions import question_texts, questions_file
-from suffice.wiring.routes import build_route, check_experiment, read_evidence, refusal_of
+from suffice.wiring.routes import build_route, check_experiment, read_evidence
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def console(
         writer = _Once(stack, decisions)
         desk = Desk(
             settings=settings, path=path, told=told, closing=closing, now=time.time, monotonic_s=time.monotonic,
-            killed=kill_file(settings).exists, refusal_of=refusal_of,
+            killed=kill_file(settings).exists,
             decisions=writer, note_export=lambda name, n_rows, who: note_export(
                 writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
             ), setup_of=lambda name: _setup(settings, name),

@@ -298,7 +298,7 @@ def _promise(seen: _Seen, promises: Promises, outlook: Outlook | None, refused: 
 
 def _refused(seen: _Seen) -> str | None:
     """Why a route that is set to `enforce` behaves as `observe` all the same, by what its log says."""
-    from suffice.wiring import refusal_of
+    from suffice.store.people.promises import refusal_of
 
     configured = seen.configured
     if configured is None or configured.mode != "enforce":

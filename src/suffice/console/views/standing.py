@@ -16,7 +16,7 @@ from suffice.review.guarantee import Guarantee
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import is_attended
-from suffice.store.people.promises import Promises, newest_request, read_promises
+from suffice.store.people.promises import Promises, newest_request, read_promises, refusal_of
 from suffice.store.routes import rollups
 from suffice.store.routes.advice import newest_outlook
 from suffice.store.routes.in_force import NOTHING
@@ -140,7 +140,7 @@ def _promise(
     if route is None:  # nothing is asked of it any more
         return Guarantee(state="off")
     newest = newest_request(look.connection, name)
-    refused = look.refusal_of(look.connection, name, route) if route.mode == "enforce" else None
+    refused = refusal_of(look.connection, name, route) if route.mode == "enforce" else None
     return promises.of(
         name, route, outlook, setup=newest.setup or None if newest is not None else None,
         unreadable=refused is not None,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.assurance.outlook import Outlook
 from suffice.review.guarantee import Guarantee, Standing, guarantee_of
 from suffice.rollout.experiment import Experiment
+from suffice.scoring.base import scorer_label
 from suffice.settings import Route
-from suffice.store.database.views import decoded
+from suffice.store.database.views import decoded, extracted_answers, route_findings
 from suffice.store.people.holds import Holds, read_holds
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.experiments import running as running_experiments
@@ -20,7 +23,7 @@ from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.routes.rollouts import running as running_rollouts
 from suffice.store.rows.events import RequestSeen
 from suffice.store.rows.kill_events import KillSwitched, Switching
-from suffice.types import Request
+from suffice.types import Request, RouteFindings
 
 _NEWEST: Final = """
     SELECT seq, body FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ?
@@ -96,3 +99,22 @@ def newest_switching(connection: sqlite3.Connection) -> Switching | None:
     """How the kill switch was seen last; None: nobody has ever pulled it. Raises StoreError."""
     found = connection.execute(_SWITCHED, (KillSwitched.kind,)).fetchone()
     return None if found is None else decoded(found[0], KillSwitched, found[1]).switching
+
+
+def refusal_of(connection: sqlite3.Connection, name: str, route: Route) -> str | None:
+    """Why a route must not act, by the latest full runs of its log; None: it may. Raises StoreError."""
+    return refusal(extracted(connection, name, route, route_findings(connection)), scorer_label(route.scorer))
+
+
+def extracted(
+    path: Path | sqlite3.Connection, name: str, route: Route, examined: Mapping[str, tuple[int, RouteFindings]]
+) -> tuple[bool, ...]:
+    """The latest full runs of a route: could the answer be read? Those of the last examination come first.
+
+    Runs before it do not count: their answers may have been read by another scorer.
+    """
+    seq, found = examined.get(name, (0, None))
+    if found is None or found.scorer != scorer_label(route.scorer):
+        return tuple(extracted_answers(path, name, limit=WINDOW_RUNS))
+    seen = [True] * found.n_extractable + [False] * (found.n_runs - found.n_extractable)
+    return (*seen, *extracted_answers(path, name, since_seq=seq, limit=WINDOW_RUNS))
