@@ -240,7 +240,9 @@ class Follower:
             return replace(base, in_force=held, holding=resting(holding, held.pause))
         own = replace(promised(base, holding), holding=holding)
         if base.settings.is_paired:
-            return serving_arm(own, pinned(held, holding))
+            # One that acts uncertified has no certificate that a pause could take away.
+            rests = replace(own, holding=resting(holding, held.pause)) if base.settings.uncertified else own
+            return serving_arm(rests, pinned(held, holding))
         if base.settings.is_owned:
             return serving_own(own, pinned(held, holding))
         try:
@@ -298,7 +300,7 @@ class Follower:
             if outlook is not None:
                 export(outlook, name, self._gw.metrics)
                 self._gw.classes[name] = audits_by_class(outlook)
-        for name in self._base.keys() & self._tallies.keys():
+        for name in {route.name for route in self._gw.routes} & self._tallies.keys():
             saving = saving_of(self._tallies[name])
             if saving is not None:
                 self._gw.metrics.set("suffice_token_saving_ratio", saving.value, name)
