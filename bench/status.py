@@ -9,6 +9,7 @@ the gateway serves, and `suffice status` is run as a process of its own. Prints 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import resource
 import sqlite3
@@ -96,7 +97,7 @@ def sum_up(config: Path) -> float:
     before = time.process_time()
     with worker(parse(tomllib.loads(config.read_text("utf-8"))), learning=False) as here:
         while here.once("rollup"):
-            with sqlite3.connect(config.parent / "log.db") as connection:
+            with contextlib.closing(sqlite3.connect(config.parent / "log.db")) as connection:
                 (seq,) = connection.execute("SELECT seq FROM rolled").fetchone()
                 (last,) = connection.execute("SELECT max(seq) FROM events").fetchone()
             if seq >= last:

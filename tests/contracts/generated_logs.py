@@ -1,4 +1,4 @@
-"""Small logs made at random, with what is true of them: modes, publications, pauses, overrides, audits, labels, tokens."""
+"""Small logs made at random, with what is true of them: modes, publications, pauses, overrides, audits, tokens."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _decisions(made: Made, name: str) -> list[Event]:
     epochs = publications = pauses = resumed = overrides = 0
     for _ in range(rng.randint(0, 6)):
         what = rng.random()
-        if what < 0.3 or not epochs and what < 0.6:
+        if what < 0.3 or (not epochs and what < 0.6):
             epochs += 1
             events.append(EpochBegan(Epoch(
                 route=name, number=epochs, at=0, since_seq=0, reason="x", author="w", burst=rng.choice([0, 10]),
@@ -235,7 +235,8 @@ def _runs(made: Made, name: str, rng: random.Random) -> list[tuple[float, Event]
             said = Feedback(feedback_id=f"f-{episode}", episode_id=episode, gold=rng.choice("45"), source="user")
             events.append((ends + rng.random(), FeedbackGiven(said)))
         if mode == "enforce" and ungoverned is None and known:
-            truth.spent, truth.full, truth.n = truth.spent + delivered + probe + discarded, truth.full + full, truth.n + 1
+            truth.spent += delivered + probe + discarded
+            truth.full, truth.n = truth.full + full, truth.n + 1
             if audit:
                 truth.audit_full, truth.audit_weight = truth.audit_full + full / share, truth.audit_weight + 1 / share
     newest = replace(request, episode_id=f"{name}-newest", mode=route.mode, ungoverned="tools")

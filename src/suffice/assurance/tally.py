@@ -18,7 +18,8 @@ from zlib import crc32
 import msgspec
 
 from suffice.assurance.evidence import RECENT_AUDITS
-from suffice.assurance.runs import Run
+from suffice.assurance.extractable import WINDOW_RUNS
+from suffice.assurance.runs import FINISHED_ENDS, Run
 from suffice.assurance.sampling import Unkept
 from suffice.types import Outcome, Request, Usage
 
@@ -42,6 +43,7 @@ class Tally(msgspec.Struct, kw_only=True):
     money: dict[str, float] = {}       # by field of `MoneyTotals`
     counts: dict[str, int] = {}        # of governed runs, by name
     audits_at_s: list[float] = []      # the latest, oldest first
+    extracted: str = ""                # of the latest full runs, oldest first: "1", its answer could be read, or "0"
     rates: dict[str, list[float]] = {}  # by name: marked runs, sums of weights, of weights of true marks, of squares
     groups: dict[str, dict[int, list[float]]] = {}  # by name and group of questions: runs, then sums
 
@@ -111,6 +113,9 @@ class Tally(msgspec.Struct, kw_only=True):
         ):  # fmt: skip
             if holds:
                 _count(self.counts, name)
+        whole = outcome.end_reason in FINISHED_ENDS and not outcome.stopped
+        if whole and (request.mode != "enforce" or request.audit):
+            self.extracted = f"{self.extracted}{int(outcome.answer is not None)}"[-WINDOW_RUNS:]
         if request.kind == "reasoning":  # elsewhere an answer without words to read names no source
             # A probe that was not sent or failed names no source either: nobody knows what it would have said.
             trials = [step.answer for step in outcome.steps if step.answer_source == "probe"]

@@ -97,21 +97,31 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
 
     settings  for the routes' scorers and confidence; None: strings are compared, at 95 %
 
+    Raises StoreError when the log cannot be read, and ConfigError when it has no such route and for an unknown scorer.
+    """
+    from suffice.store.database.views import reading
+
+    with reading(database) as connection:
+        return statuses_of(connection, database, settings, route)
+
+
+def statuses_of(
+    connection: sqlite3.Connection, database: Path, settings: Settings | None, route: str | None
+) -> list[RouteStatus]:
+    """The same, by a connection to the log.
+
     Everything that concerns all routes is read once. What the job `rollup` has summed up is not read again, so it
-    takes as long as the rows behind that do. Raises StoreError when the log cannot be read, and ConfigError when it
-    has no such route and for an unknown scorer.
+    takes as long as the rows behind that do.
     """
     from suffice.cli.seeing.held import read_held
     from suffice.errors import ConfigError
     from suffice.store.database.decisions import is_attended
-    from suffice.store.database.views import reading
     from suffice.store.people.promises import newest_request, read_promises
     from suffice.store.routes.phases import read_phases
     from suffice.store.routes.tallies import snapshot, tallies_now
 
     now_s = time.time()
     with ExitStack() as stack:
-        connection = stack.enter_context(reading(database))
         stack.enter_context(snapshot(connection))
         scorers = _Scorers(settings, stack)
         tallies = tallies_now(connection, scorers.of)
@@ -251,7 +261,9 @@ def _status(seen: _Seen, promises: Promises, control: Phase | None, held: Held |
         control = None  # people may have paused it all the same: that is no control loop
     elif control is None and certifies:
         control = phase_of(NOTHING)
-    outlook, refused = newest_outlook(seen.connection, seen.name), _refused(seen)
+    outlook, refused = newest_outlook(seen.connection, seen.name), None
+    if configured is not None and configured.mode == "enforce":
+        refused = promises.refusal(seen.connection, seen.name, configured, seen.tally)
     promise = _promise(seen, promises, outlook, refused)
     return RouteStatus(
         # One uncertified newest request is enough to say so, even before it has ended.
@@ -294,16 +306,6 @@ def _promise(seen: _Seen, promises: Promises, outlook: Outlook | None, refused: 
     if decided.pause is not None:
         return Guarantee(state="paused")
     return Guarantee(state="unknown" if decided.epoch is not None else "uncertified")
-
-
-def _refused(seen: _Seen) -> str | None:
-    """Why a route that is set to `enforce` behaves as `observe` all the same, by what its log says."""
-    from suffice.store.people.promises import refusal_of
-
-    configured = seen.configured
-    if configured is None or configured.mode != "enforce":
-        return None
-    return refusal_of(seen.connection, seen.name, configured)
 
 
 def _print_json(statuses: list[RouteStatus]) -> None:

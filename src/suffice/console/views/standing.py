@@ -16,7 +16,7 @@ from suffice.review.guarantee import Guarantee
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import is_attended
-from suffice.store.people.promises import Promises, newest_request, read_promises, refusal_of
+from suffice.store.people.promises import Promises, newest_request, read_promises
 from suffice.store.routes import rollups
 from suffice.store.routes.advice import newest_outlook
 from suffice.store.routes.in_force import NOTHING
@@ -108,7 +108,7 @@ def _standing(look: Look, name: str, seen: _AllRoutes, sums: Sums, recent: Sums 
     whole = outlook.whole if outlook is not None else None
     forecasts = (outlook.drop, outlook.em) if outlook is not None else ()
     confidence = route.confidence if route is not None else 0.95
-    promise = _promise(look, name, route, seen.promises, outlook)
+    promise = _promise(look, name, route, seen, outlook)
     return Standing(
         name=name,
         mode=route.mode if route is not None else "not configured",
@@ -135,13 +135,13 @@ def _standing(look: Look, name: str, seen: _AllRoutes, sums: Sums, recent: Sums 
 
 
 def _promise(
-    look: Look, name: str, route: Route | None, promises: Promises, outlook: Outlook | None
+    look: Look, name: str, route: Route | None, seen: _AllRoutes, outlook: Outlook | None
 ) -> Guarantee:
     if route is None:  # nothing is asked of it any more
         return Guarantee(state="off")
     newest = newest_request(look.connection, name)
-    refused = refusal_of(look.connection, name, route) if route.mode == "enforce" else None
-    return promises.of(
+    refused = seen.promises.refusal(look.connection, name, route, seen.tallies.get(name))
+    return seen.promises.of(
         name, route, outlook, setup=newest.setup or None if newest is not None else None,
         unreadable=refused is not None,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Final
 
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.assurance.outlook import Outlook
+from suffice.assurance.tally import Tally
 from suffice.review.guarantee import Guarantee, Standing, guarantee_of
 from suffice.rollout.experiment import Experiment
 from suffice.scoring.base import scorer_label
@@ -41,6 +42,14 @@ class Promises:
     beside: Mapping[str, tuple[str, ...]]  # experiments and rollouts that run, by route
     now_s: float                           # Unix time
     killed: bool
+    examined: Mapping[str, tuple[int, RouteFindings]]  # the latest `suffice doctor --route`, and its place in the log
+
+    def refusal(self, connection: sqlite3.Connection, name: str, route: Route, tally: Tally | None) -> str | None:
+        """Why a route must not act, by the latest full runs of its log; None: it may. Raises StoreError."""
+        found, label = self.examined.get(name), scorer_label(route.scorer)
+        if found is not None and found[1].scorer == label:
+            return refusal(extracted(connection, name, route, self.examined), label)
+        return refusal([] if tally is None else [one == "1" for one in tally.extracted], label)
 
     def of(
         self, name: str, route: Route, outlook: Outlook | None, *, setup: str | None, unreadable: bool = False
@@ -66,6 +75,7 @@ def read_promises(connection: sqlite3.Connection, *, now_s: float, killed: bool)
     """
     return Promises(
         decided=read_decided(connection), holds=read_holds(connection), now_s=now_s, killed=killed,
+        examined=route_findings(connection),
         beside=beside(running_experiments(read_experiments(connection)), running_rollouts(read_rollouts(connection))),
     )  # fmt: skip
 
@@ -99,11 +109,6 @@ def newest_switching(connection: sqlite3.Connection) -> Switching | None:
     """How the kill switch was seen last; None: nobody has ever pulled it. Raises StoreError."""
     found = connection.execute(_SWITCHED, (KillSwitched.kind,)).fetchone()
     return None if found is None else decoded(found[0], KillSwitched, found[1]).switching
-
-
-def refusal_of(connection: sqlite3.Connection, name: str, route: Route) -> str | None:
-    """Why a route must not act, by the latest full runs of its log; None: it may. Raises StoreError."""
-    return refusal(extracted(connection, name, route, route_findings(connection)), scorer_label(route.scorer))
 
 
 def extracted(

@@ -1,0 +1,1 @@
+"""Attacks, each with its expected answer."""
