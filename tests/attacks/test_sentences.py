@@ -150,7 +150,7 @@ CASES: dict[str, Case] = {
         RISKY, [began(), published(), *STOPPED], "uncertified", "NONE", "certified, level"
     ),
     "uncertified effort, nothing published": Case(
-        {**EFFORT, "uncertified": True}, STOPPED, "uncertified", "NONE", "every request runs in full"
+        {**EFFORT, "uncertified": True}, STOPPED, "uncertified", "effort=low acts, and is not proved", "all in full"
     ),
     "uncertified effort, paused": Case({**EFFORT, "uncertified": True}, [*STOPPED, paused()], "paused"),
     "uncertified, audits that count for nothing": Case(
@@ -170,7 +170,7 @@ CASES: dict[str, Case] = {
         {}, [began(), published(), began(2), *STOPPED], "burst", lacks="less than 2 points"
     ),
     "learned, the owner wants less loss now": Case(
-        {"max_em_drop": 0.01}, [began(), published(), *STOPPED], "void", "does not fit the settings"
+        {"max_em_drop": 0.01}, [began(), published(), *STOPPED], "void", "not acted on", "No promise"
     ),
     "learned, the owner wants to be surer now": Case(
         {"confidence": 0.99}, [began(), published(), *STOPPED], "void", "does not fit the settings"

@@ -84,13 +84,13 @@ def _status(arm: str, found: CertifiedArms, route: Route, *, n_missing: int | No
     )  # fmt: skip
 
 
-def pair_lines(one: PairStatus, phase: Phase, *, acts: bool) -> list[tuple[str, str]]:
-    """What a reader sees."""
+def pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> list[tuple[str, str]]:
+    """What a reader sees; what acts is told by the promise."""
     from suffice.cli.seeing.phase import ending_lines
 
     sure = f"{one.confidence:.0%}"
     return [
-        ("phase", _phase(one, phase, sure, acts=acts)),
+        ("phase", _phase(one, phase, sure, promise_state)),
         ("pairs", _seen(one, sure)),
         ("pairs missing", _missing(one)),
         ("two full runs", _noise(one)),
@@ -99,12 +99,14 @@ def pair_lines(one: PairStatus, phase: Phase, *, acts: bool) -> list[tuple[str, 
     ]
 
 
-def _phase(one: PairStatus, phase: Phase, sure: str, *, acts: bool) -> str:
+def _phase(one: PairStatus, phase: Phase, sure: str, promise_state: str) -> str:
     if phase.phase == "paused":
         return f"PAUSED until somebody resumes it: {phase.reason}"
     if phase.level:
-        ends = "" if acts else "; not acted on"
+        ends = "" if promise_state == "certified" else "; not acted on"
         return f"certified, {phase.arm}: a drop below {100 * (phase.max_em_drop or 0):g} points at {sure}{ends}"
+    if promise_state == "uncertified":
+        return f"UNCERTIFIED: {one.arm} acts, and is not proved"
     return f"all in full: {one.arm} is not proved"
 
 

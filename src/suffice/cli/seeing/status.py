@@ -423,8 +423,9 @@ def _control(one: RouteStatus) -> list[tuple[str, str]]:
     if one.control is None:
         return [("certified", _certified(one.report))]
     if one.pairs is not None:
-        return pair_lines(one.pairs, one.control, acts=one.mode == "enforce")
-    return phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=one.mode == "enforce")
+        return pair_lines(one.pairs, one.control, promise_state=one.promise_state)
+    acts = one.promise_state in ("certified", "budgeted")
+    return phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=acts)
 
 
 def _missing(one: RouteStatus, sure: str) -> str:

@@ -54,8 +54,8 @@ class Standing:
 
     @property
     def is_certified(self) -> bool:
-        """Is a level in force that was proved?"""
-        return self.phase.phase == "certified"
+        """Does something act that was proved?"""
+        return self.promise_state == "certified"
 
     @property
     def liking_effect(self) -> Estimate | None:
