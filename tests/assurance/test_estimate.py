@@ -7,12 +7,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.estimate import MIN_AUDITS, RouteReport, estimate_route
-from suffice.assurance.runs import current_label
+from suffice.assurance.estimate import (
+    MIN_AUDITS,
+    RouteReport,
+    estimate_route,
+    pooled_saving,
+    pooled_would_save,
+    report_of,
+)
+from suffice.assurance.runs import current_label, measure_run
+from suffice.assurance.sampling import Unkept
+from suffice.assurance.tally import Tally
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, StepRecord, UpstreamCall, Usage
 
 _numbers = itertools.count()
@@ -382,3 +392,57 @@ def test_the_baseline_of_audits_is_the_vote_over_all_their_samples() -> None:
 )
 def test_nothing_is_called_saved_where_no_decided_vote_ended_early(whole: Labelled) -> None:
     assert report([whole]).measured.decided_saving is None
+
+
+def tallied(episodes: Iterable[Labelled]) -> Tally:
+    tally = Tally()
+    for item in episodes:
+        tally.ask()
+        tally.add(item.episode.request, item.episode.outcome, measure_run(item, lambda answer, gold: answer == gold))
+    return tally
+
+
+def test_a_late_label_exchanges_what_its_run_said_and_nothing_else() -> None:
+    match = lambda answer, gold: answer == gold
+    bare = run(stop_step=1, would_answer="5")
+    said_so = Labelled(bare.episode, (said(gold="4"),))
+    late = tallied([bare, audit()])
+    late.relabel(measure_run(bare, match), measure_run(said_so, match))
+    assert report_of(late, route="math") == report_of(tallied([said_so, audit()]), route="math")
+
+
+def test_a_tally_that_was_kept_is_the_same() -> None:
+    tally = tallied([*(live(said(gold="4")) for _ in range(30)), *(audit(cost_usd=0.1) for _ in range(30)), run()])
+    kept = msgspec.json.decode(msgspec.json.encode(tally), type=Tally)
+    assert report_of(kept, route="math") == report_of(tally, route="math")
+
+
+def test_requests_without_rows_are_counted_whole() -> None:
+    tally = tallied([audit()])
+    tally.add_unkept(Unkept(query_class="", version="v", ungoverned="", n=9, ends=(("stopped", 9),), n_stopped=9,
+                            n_counted=8, completion_tokens=70, n_priced=9, cost_usd=0.9, overhead_usd=0.1))
+    tally.add_unkept(Unkept(query_class="", version="v", ungoverned="tools", n=3, ends=(("done", 3),), cost_usd=0.3,
+                            n_priced=3))
+    found = report_of(tally, route="math")
+    assert (tally.n_asked, found.n_requests, found.n_governed, found.n_stopped) == (13, 13, 10, 9)
+    assert (found.ungoverned, found.end_reasons) == ({"tools": 3}, {"done": 4, "stopped": 9})
+    assert (found.tokens.client_completion, found.tokens.n_unknown) == (170, 1)
+    assert (found.money.governed_usd, found.money.ungoverned_usd, found.money.n_known) == (0.9, 0.3, 12)
+
+
+def test_the_saving_of_several_routes_is_that_of_their_tokens() -> None:
+    large = tallied([*(live(n_tokens=500) for _ in range(30)), *(audit(n_tokens=1_000) for _ in range(30))])
+    small = tallied([*(live(n_tokens=10) for _ in range(30)), *(audit(n_tokens=10) for _ in range(30))])
+    assert pooled_saving([large, small, tallied([run()])]) == near(1 - (45_000 + 600) / (60_000 + 600))
+    assert pooled_saving([tallied([run()])]) is None
+    steps = (step(1, 40), step(2, 60))
+    assert pooled_would_save([tallied([run(steps=steps, stop_step=1, would_answer="4")]), large]) == near(0.6)
+    assert pooled_would_save([large]) is None
+
+
+def test_questions_asked_again_and_again_tell_less() -> None:
+    alike = {"mode": "enforce", "audit": True, "propensity": 0.5, "question_key": "q"}
+    same = [*(live() for _ in range(30)), *(run(request=alike) for _ in range(30))]
+    found = report(same).measured.saving
+    assert found is not None
+    assert (found.low, found.note) == (None, "not enough different questions for an interval")

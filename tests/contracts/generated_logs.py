@@ -10,7 +10,7 @@ from typing import Any
 
 from suffice.errors import ConfigError
 from suffice.model.stop import canonical
-from suffice.review.override import DAY_S, Override
+from suffice.review.override import DAY_S, Override, OverrideKind
 from suffice.settings import Settings, parse
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, encode
@@ -19,6 +19,7 @@ from suffice.types import (
     Epoch,
     EvidenceSummary,
     Feedback,
+    Mode,
     Outcome,
     Overhead,
     Pause,
@@ -32,6 +33,8 @@ from suffice.wiring import build_route, kill_file
 from tests.gateway.test_follow import VERSION
 
 NOW_S = 1_700_000_000.0
+_KINDS: tuple[OverrideKind, ...] = ("observe", "cap", "budget")
+_MODES: tuple[Mode, ...] = ("enforce", "observe")
 ROW = "INSERT INTO events (kind, key, episode_id, route, at_s, owner, body) VALUES (?, ?, ?, ?, ?, 1, ?)"
 
 
@@ -166,7 +169,7 @@ def _decisions(made: Made, name: str) -> list[Event]:
             events.append(EnforcementResumed(Resumption(route=name, number=pauses, reason="x", author="a")))
         elif what >= 0.9:
             overrides += 1
-            kind = rng.choice(["observe", "cap", "budget"])
+            kind: OverrideKind = rng.choice(_KINDS)
             ends_s = rng.choice([NOW_S + 5 * DAY_S, 4_000_000_000.0])
             events.append(OverrideSet(Override(
                 route=name, number=overrides, kind=kind, reason="x", author="a", set_at_s=NOW_S, expires_at_s=ends_s,
@@ -209,7 +212,7 @@ def _runs(made: Made, name: str, rng: random.Random) -> list[tuple[float, Event]
     route, truth, events = made.settings.routes[name], made.truths[name], list[tuple[float, Event]]()
     setup, share = setup_of(made, name), rng.choice([0.2, 0.5])
     for number in range(rng.randint(3, 30)):
-        mode = route.mode if rng.random() < 0.7 else rng.choice(["enforce", "observe"])
+        mode: Mode = route.mode if rng.random() < 0.7 else rng.choice(_MODES)
         audit = mode == "enforce" and rng.random() < share
         episode, full = f"{name}-{number}", rng.randint(200, 4_000)
         ungoverned = "tools" if rng.random() < 0.1 or mode == "off" else None
