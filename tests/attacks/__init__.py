@@ -1,1 +1,0 @@
-"""Attacks, each with its expected answer."""
