@@ -262,7 +262,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
     if find_spec("jinja2") is None:
-        print("bench/console.py: needs the extra `console`: pip install 'suffice[console]'")
+        print("bench/console.py: needs the extra `console`")
         return 2
     n = given.episodes
     with tempfile.TemporaryDirectory() as temporary:

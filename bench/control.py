@@ -194,7 +194,7 @@ def main() -> int:
     try:
         import sklearn  # noqa: F401
     except ImportError:
-        print("control.py: needs scikit-learn; install suffice[train]")
+        print("control.py: needs scikit-learn; install the extra train")
         return 2
     print(f"machine: {platform.platform()} | Python {platform.python_version()} | cores {os.cpu_count()}"
           f" | load {os.getloadavg()[0]:.1f}")

@@ -60,7 +60,8 @@ def hung_up(gateway: GatewayProcess, row: tuple[str, str, bool, int], n_open: Ca
     body = json.dumps({"model": "m", "stream": stream, "messages": [{"role": "user", "content": text}]}).encode()
     host, _, port = gateway.url.removeprefix("http://").partition(":")
     client = socket.create_connection((host, int(port)))
-    head = ["POST /v1/chat/completions HTTP/1.1", "host: h", f"x-suffice-route: {route}"]
+    head = ["POST /v1/chat/completions HTTP/1.1", "host: 127.0.0.1", "content-type: application/json"]
+    head += [f"x-suffice-route: {route}"]
     head.append(f"content-length: {len(body)}")
     client.sendall("\r\n".join([*head, "", ""]).encode() + body)
     end_s = time.monotonic() + 20

@@ -159,7 +159,7 @@ def main() -> int:
     asked = parser.parse_args()
     missing = [name for name in ("pyarrow", "sklearn") if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"replay: needs {', '.join(missing)}; install suffice[replay,train]", file=sys.stderr)
+        print(f"replay: needs {', '.join(missing)}; install the extras replay and train", file=sys.stderr)
         return 2
     if asked.role:
         (write_large if asked.role == "write" else replay_large)(asked.path, asked.runs)

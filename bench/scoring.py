@@ -76,7 +76,7 @@ def judgements() -> None:
     try:
         from math_verify import parse, verify
     except ImportError:
-        print("math-verify is not installed: install suffice[math]", file=sys.stderr)
+        print("math-verify is not installed: install the extra math", file=sys.stderr)
         raise SystemExit(2) from None
     from suffice.edge.math import MathWorkers
 

@@ -4,7 +4,7 @@
     ├── ConfigError            the configuration cannot be used; raised at start-up only
     ├── BadRequest             the client's request cannot be served; carries an HTTP status
     │   ├── TooLarge           a limit of ours was passed (413)
-    │   └── Overloaded         turned away while all must run in full; says when to come again (429)
+    │   └── Overloaded         turned away for now, by load or by a key's limit; says when to come again (429)
     ├── UpstreamError          the model server failed; carries what the client is told
     │   ├── UpstreamDown       no connection, or it broke off
     │   ├── UpstreamTimeout    silent for longer than its limit
@@ -55,21 +55,29 @@ class TooLarge(BadRequest):
 
 
 class Overloaded(BadRequest):
-    """A new request is turned away, because the upstream could not bear it beside those that run in full.
+    """A new request is turned away: its key is at a limit, or the upstream could not bear it beside those in full.
 
     retry_after_s  when to come again
     """
 
-    def __init__(self, message: str, *, retry_after_s: int) -> None:
-        super().__init__(message, status=429, code="fallback_capacity")
+    def __init__(self, message: str, *, retry_after_s: int, code: str = "fallback_capacity") -> None:
+        super().__init__(message, status=429, code=code)
         self.retry_after_s = retry_after_s
 
 
 class UpstreamError(SufficeError):
-    """The model server failed. `status` is what the client is told, 502-class."""
+    """The model server failed. `status` is what the client is told, 502-class.
+
+    address  host and port that were tried: for the operator, never for a client; "": unknown
+    """
 
     status = 502
     code = "upstream_error"
+    address = ""
+
+    def for_operator(self) -> str:
+        """The message, with the address that was tried."""
+        return f"{self}; tried {self.address}" if self.address else str(self)
 
 
 class UpstreamDown(UpstreamError):

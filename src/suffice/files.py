@@ -1,4 +1,4 @@
-"""A file that is there in full or not at all; a file's bytes, packed or not; a line of JSON lines.
+"""A file that is there in full or not at all; who may read it; a file's bytes, packed or not; a line of JSON lines.
 
 It is written under another name in the same folder, synced, and renamed. A reader sees the old
 file or the new one, and an error in the middle leaves the old one as it was. Refuses to know what a file means.
@@ -9,26 +9,29 @@ from __future__ import annotations
 import gzip
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import msgspec
 
 from suffice.errors import ConfigError
+
+PRIVATE: Final = 0o600  # mode of a file that its owner alone may read
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a name to write to; after the block it is `path`. After an error nothing is left.
 
-    Folders that are missing are made. Raises OSError as the system does.
+    Folders that are missing are made. The file can be read by its owner alone. Raises OSError as the system does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
     try:
-        part.open("xb").close()
+        create_private(part)
         yield part
         with part.open("rb") as written:
             os.fsync(written.fileno())
@@ -41,6 +44,32 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file in UTF-8, in full or not at all; half a surrogate pair becomes `?`."""
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+
+
+def create_private(path: Path) -> None:
+    """Make an empty file that its owner alone may read, whatever the umask. Raises FileExistsError and OSError."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that are missing above it, for their owner alone. Raises OSError."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(mode=0o700, exist_ok=True)
+
+
+def tighten(path: Path) -> str | None:
+    """Let a file's owner alone read it; what the owner should know of that, None: nothing. Raises nothing."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if os.name == "nt" or not mode & 0o077:
+            return None
+        path.chmod(mode & PRIVATE)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"{path}: can be read by others, and its mode cannot be changed ({error.strerror})"
+    return f"{path}: could be read by others (mode {mode:04o}); its mode is {mode & PRIVATE:04o} now"
 
 
 def open_unpacked(path: Path) -> IO[bytes]:

@@ -187,6 +187,7 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
         app,
         http=LimitedHttp,
         lifespan="off",
+        ws="none",  # with a package for it installed, uvicorn would leave HTTP on request
         access_log=False,
         proxy_headers=False,  # nobody here asks who the client is: keys say that
         log_level="warning",

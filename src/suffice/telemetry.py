@@ -50,6 +50,7 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_upstream_errors_total", "counter", "Failed upstream calls.", ("code",)),
     MetricSpec("suffice_stripped_fields_total", "counter", "Body fields removed for safety.", ("field",)),
     MetricSpec("suffice_events_dropped_total", "counter", "Events that the full queue refused."),
+    MetricSpec("suffice_keys_limited_total", "counter", "Requests over a limit of their key.", ("key", "limit")),
     MetricSpec("suffice_feedback_total", "counter", "Feedback by result.", ("result",)),
     MetricSpec("suffice_feedback_unjoined_total", "counter", "Feedback whose request was not known when it came."),
     MetricSpec(

@@ -53,6 +53,7 @@ policy = {{ policy = "stable-answer", streak = 2 }}
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
+    SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/a.db"), now=lambda: 1.0).close()
     return written(tmp_path)
 
 
@@ -97,7 +98,7 @@ def test_a_life_of_an_experiment(config: Path) -> None:
     started = begun(config)
     assert started.exit_code == 0, started.output
     assert started.stdout == (
-        "experiment brisk: started, run 1: full 50.0%, brisk 50.0%; a gateway follows within a second\n"
+        "experiment brisk: started, run 1: full 50.0%, brisk 50.0%; running gateways follow within a second\n"
     )
     traffic(config, 800)
     shown = called("show", "brisk", "--config", config)

@@ -103,8 +103,8 @@ def test_a_table_is_read_by_its_owners_columns_and_counts_once(folder: Path) -> 
     (folder / "labels.csv").write_text(TABLE, "utf-8")
     first = told("feedback", "import", "labels.csv", *MAPPED)
     assert first == {
-        "source": "labels.csv", "dry_run": False, "n_rows": 3, "n_ignored": 0, "n_new": 3, "n_known": 0, "n_joined": 2,
-        "unused": ["note"],
+        "source": "labels.csv", "dry_run": False, "n_rows": 3, "n_ignored": 0, "n_new": 3, "n_known": 0,
+        "n_conflicts": 0, "n_joined": 2, "unused": ["note"],
     }  # fmt: skip
     assert told("feedback", "import", "labels.csv", *MAPPED)["n_known"] == 3
     one, two, three = kept(folder)
@@ -125,6 +125,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(folder: Path) -> None:
     assert {**dry, "dry_run": False} == wet
     again = told("feedback", "import", "labels.csv", *MAPPED, "--dry-run")
     assert (again["n_new"], again["n_known"]) == (0, 4)
+    assert [one["n_conflicts"] for one in (dry, wet, again)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -270,6 +271,7 @@ def test_what_was_exported_is_imported_as_it_was(folder: Path) -> None:
     (folder / "log.db").unlink()
     for name in ("log.db-wal", "log.db-shm"):
         (folder / name).unlink(missing_ok=True)
+    write(folder)
     call("feedback", "import", "out.csv")
     fields = ("feedback_id", "episode_id", "correct", "rating", "comment", "metrics", "satisfaction", "source")
     assert [[getattr(one, name) for name in fields] for one in kept(folder)] == [

@@ -58,6 +58,7 @@ url = "sqlite:///{folder}/log.db"
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "suffice.toml").write_text(CONFIG.format(folder=tmp_path), encoding="utf-8")
     (tmp_path / "questions.jsonl").write_text('{"question": "what is 6 * 7?"}\n', encoding="utf-8")
+    write(tmp_path)
     return tmp_path
 
 

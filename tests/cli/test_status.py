@@ -119,7 +119,7 @@ def test_a_configuration_brings_the_routes_scorer_and_confidence(database: Path,
     config.write_text(CONFIG.format(database=database))
     result = call("--config", config, "--route", "math", "--json")
     assert result.exit_code == 0, result.output
-    math = json.loads(result.output)
+    math = json.loads(result.stdout)
     assert (math["scorer"], math["confidence"]) == ("number", 0.9)
     assert math["measured"]["em_live"]["value"] == pytest.approx(0.75), "4.0 is 4 to a scorer of numbers"
 
@@ -131,7 +131,7 @@ def test_labels_are_joined_by_algebra_where_the_route_asks_for_it(tmp_path: Path
     for i, gold in enumerate(["2(x+1)", "2x+2", "x+2"]):
         write(log, f"live{i}", answer="2x+2", gold=gold)
     log.close()
-    lines = call("--config", file, "--route", "math", "--json").output.splitlines()
+    lines = call("--config", file, "--route", "math", "--json").stdout.splitlines()
     (one,) = map(json.loads, lines)
     assert one["scorer"] == "math"
     assert one["measured"]["em_live"]["value"] == pytest.approx(2 / 3), "2(x+1) is 2x+2 to a judge, x+2 is not"

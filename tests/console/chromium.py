@@ -157,8 +157,8 @@ class Tab:
 
 
 @asynccontextmanager
-async def tab() -> AsyncIterator[Tab]:
-    """A page of a fresh browser."""
+async def tab(*options: str) -> AsyncIterator[Tab]:
+    """A page of a fresh browser, started with these options."""
     assert PROGRAM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(  # noqa: ASYNC220 - once; the protocol is what is asynchronous
@@ -172,6 +172,7 @@ async def tab() -> AsyncIterator[Tab]:
                 "--no-first-run",
                 "--remote-debugging-port=0",
                 f"--user-data-dir={folder}",
+                *options,
                 "about:blank",
             ],
             stdout=subprocess.DEVNULL,

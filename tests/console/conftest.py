@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from suffice.console import people as people_module
 from suffice.console.app import ConsoleApp
 from suffice.settings import Settings
 from suffice.wiring.people import People
@@ -30,12 +29,6 @@ class Site:
         if name:
             assert made.login(self.secrets[name]).status == 303
         return made
-
-
-@pytest.fixture(autouse=True)
-def _cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of logins: the hash is the same one, made with less work."""
-    monkeypatch.setattr(people_module, "_N", 2**6)
 
 
 @pytest.fixture

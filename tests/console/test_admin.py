@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.console import people
 from suffice.store.people.audit_view import entries
-from suffice.wiring import load_settings
+from suffice.wiring import decisions, load_settings
 from suffice.wiring.people import People
 
 TOML = """
@@ -25,6 +25,7 @@ url = "sqlite:///{folder}/log.db"
 def file(tmp_path: Path) -> str:
     path = tmp_path / "suffice.toml"
     path.write_text(TOML.format(folder=tmp_path))
+    decisions(load_settings(path)).close()  # a log, as the first start of a gateway makes it
     return str(path)
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
-import time
 from pathlib import Path
 
 import pytest
 
 from suffice.console import people, sessions
 from suffice.console.app import MOUNTS
-from suffice.console.doors import BEARER_S
 from suffice.console.exchange import ALWAYS
 from suffice.console.table import Door
 from suffice.errors import ConfigError
@@ -122,7 +120,7 @@ def test_plain_addresses_and_localhost_are_names_of_ours(here: Site, host: str) 
 def test_a_configured_name_is_accepted(tmp_path: Path) -> None:
     from tests.console.visitor import people_of, site
 
-    settings = settings_in(tmp_path, console={"hosts": ["suffice.example"]})
+    settings = settings_in(tmp_path, server={"allowed_hosts": ["suffice.example"]})
     secret = people_of(settings).first()
     with site(settings) as app:
         visitor = Visitor(app, host="suffice.example:443")
@@ -290,7 +288,8 @@ def test_guessing_is_slowed_down_for_who_guesses_and_for_nobody_else(here: Site)
     assert told == [401] * 5 + [429] * 2
     assert guesser.get("/api/overview", authorization=wrong).headers["retry-after"]
     right = f"Bearer {here.secrets['admin']}"
-    assert guesser.get("/api/overview", authorization=right).status == 429, "also the right one has to wait"
+    assert guesser.get("/api/overview", authorization=right).status == 200, "the right one never waits"
+    assert guesser.get("/api/overview", authorization=wrong).status == 429
     assert other.get("/api/overview", authorization=right).status == 200
     attempts = sessions.Attempts(burst=2, refill_s=10)
     for _ in range(4):
@@ -298,27 +297,6 @@ def test_guessing_is_slowed_down_for_who_guesses_and_for_nobody_else(here: Site)
     assert attempts.wait_s("a", now_s=0) == 30
     assert attempts.wait_s("a", now_s=30) == 0
     assert attempts.wait_s("b", now_s=0) == 0
-
-
-def test_a_guess_at_nobody_takes_as_long_as_one_at_somebody(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(people, "_N", 2**14)  # as it is outside of tests
-    roster = here.people.now()
-    assert roster is not None
-    somebody = roster.people[0].id
-    took = {}
-    for name, secret in (
-        ("nobody", f"sfc_{'f' * 12}_{'0' * 64}"),
-        ("somebody", f"sfc_{somebody}_{'0' * 64}"),
-        ("nothing", "x"),
-    ):
-        times = []
-        for _ in range(5):
-            began = time.process_time()
-            assert people.known(roster, secret) is None
-            times.append(time.process_time() - began)
-        took[name] = min(times)
-    assert max(took.values()) < 2 * min(took.values()), took
-    assert min(took.values()) > 0.005
 
 
 def test_a_program_brings_its_secret_and_needs_no_token(here: Site) -> None:
@@ -332,7 +310,6 @@ def test_a_program_brings_its_secret_and_needs_no_token(here: Site) -> None:
     reviewer = {**bearer, "authorization": f"Bearer {here.secrets['rita']}"}
     assert visitor.ask("POST", "/api/routes/resume", body, **reviewer).status == 403
     assert visitor.get("/console", authorization=bearer["authorization"]).status == 303, "pages are for browsers"
-    assert BEARER_S > 0
 
 
 # ---- keys ------------------------------------------------------------------------------------------

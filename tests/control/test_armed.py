@@ -295,7 +295,7 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
     assert "asked with effort=low all requests of the window would have lost less than 5 points of EM" in promise
     assert "with 95 % confidence" in promise
     result = CliRunner().invoke(main, ["status", "--config", str(config), "--json"])
-    plain = json.loads(result.output)
+    plain = json.loads(result.stdout)
     assert (plain["pairs"]["n"], plain["pairs"]["n_missing"], plain["control"]["arm"]) == (460, 0, "effort=low")
 
 

@@ -267,13 +267,13 @@ def test_a_person_takes_enforcement_away_and_gives_it_back(
 ) -> None:
     command("worker", "--once", "certify")
     level = read_decided(folder / "log.db").of("r").level
-    assert command("pause", "r", "--reason", "maintenance", "--author", "ann").exit_code == 0
+    assert command("pause", "r", "--reason", "maintenance", "--author", "ann", "--wait", "0").exit_code == 0
     held = read_decided(folder / "log.db").of("r")
     assert held.pause is not None
     assert (held.level, held.pause.cause, held.pause.author) == (0, "person", "ann")
     again = command("pause", "r", "--reason", "again")
     assert (again.exit_code, again.stderr) == (1, "suffice pause: route r is paused already: maintenance\n")
-    assert command("resume", "r", "--reason", "done", "--author", "bob").exit_code == 0
+    assert command("resume", "r", "--reason", "done", "--author", "bob", "--wait", "0").exit_code == 0
     assert read_decided(folder / "log.db").of("r").level == level > 0
     assert command("resume", "r", "--reason", "once more").exit_code == 1
     unknown = command("pause", "q", "--reason", "x")

@@ -101,7 +101,8 @@ def dialled(gateway: GatewayProcess, text: str, route: str = "") -> socket.socke
     raw = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"%s"}]}' % text.encode()
     host, _, port = gateway.url.removeprefix("http://").partition(":")
     client = socket.create_connection((host, int(port)))
-    head = ["POST /v1/chat/completions HTTP/1.1", "host: h", f"content-length: {len(raw)}"]
+    head = ["POST /v1/chat/completions HTTP/1.1", "host: 127.0.0.1", "content-type: application/json"]
+    head += [f"content-length: {len(raw)}"]
     head += [f"x-suffice-route: {route}"] if route else []
     client.sendall("\r\n".join([*head, "", ""]).encode() + raw)
     return client

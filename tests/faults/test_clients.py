@@ -33,7 +33,8 @@ class Client:
     async def ask(self, body: dict[str, Any]) -> None:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         raw = json.dumps(body).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-length: {len(raw)}\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        head += f"content-length: {len(raw)}\r\n\r\n"
         self._writer.write(head.encode() + raw)
         await self._writer.drain()
 
@@ -151,7 +152,8 @@ async def test_leaving_in_the_middle_of_a_hand_over_closes_everything(serve: Ser
 async def test_a_client_that_leaves_while_it_still_sends_is_on_record(serve: Serve) -> None:
     async with serve() as g:
         _, writer = await asyncio.open_connection("127.0.0.1", g.port)
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n\r\n{{".encode())
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 100"
+        writer.write(f"{head}\r\n\r\n{{".encode())
         await writer.drain()
         await asyncio.sleep(0.05)
         writer.transport.abort()

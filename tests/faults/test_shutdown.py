@@ -174,7 +174,8 @@ def test_clients_that_do_not_read_hold_nothing_up(tmp_path: Path) -> None:
         raw = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"endless"}]}'
         host, _, port = gateway.url.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port))) as deaf:
-            deaf.sendall(b"POST %s HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), len(raw)) + raw)
+            head = f"POST {CHAT} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+            deaf.sendall(f"{head}content-length: {len(raw)}\r\n\r\n".encode() + raw)
             deaf.recv(10)
             assert gateway.end(within_s=20) == 0
     assert ends_on_disk(gateway.database) == {"shutdown": 1}
@@ -202,7 +203,7 @@ async def asks_until_closed(reader: asyncio.StreamReader, writer: asyncio.Stream
     """The answers to /readyz on one connection, to its end."""
     answers: list[bytes] = []
     while True:
-        writer.write(b"GET /readyz HTTP/1.1\r\nhost: h\r\n\r\n")
+        writer.write(b"GET /readyz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
         answer = b""
         while b"}" not in answer and (data := await reader.read(4096)):
             answer += data

@@ -421,7 +421,8 @@ def test_no_command_makes_a_log_in_the_place_of_one_that_is_gone(tmp_path: Path)
         assert "restore it, or delete that file as well to begin anew" in done.output
     assert not (tmp_path / "log.db").exists()
     (tmp_path / "log.db.good").unlink()
-    assert CliRunner().invoke(main, ["pause", "r", "--reason", "x", "--config", str(config)]).exit_code == 0
-    assert (tmp_path / "log.db").exists()
+    done = CliRunner().invoke(main, ["pause", "r", "--reason", "x", "--config", str(config)])
+    assert (done.exit_code, "names this log" in done.output) == (2, True)
+    assert not (tmp_path / "log.db").exists()
 
 

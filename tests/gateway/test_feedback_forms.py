@@ -140,17 +140,18 @@ async def test_a_batch_stores_what_can_be_stored_and_names_the_rest(serve: Serve
         answer = await say(g, {"feedback": rows}, "/v1/feedback/batch")
         assert answer.status == 200
         told = answer.json
-        assert (told["accepted"], told["duplicates"], told["refused"], told["ignored"]) == (3, 1, 2, 0)
+        assert (told["accepted"], told["duplicates"], told["refused"], told["ignored"]) == (2, 0, 3, 0)
         results = told["results"]
         assert [one["feedback_id"] for one in results] == ["a", "b", None, "a", "c"]
-        assert [one["accepted"] for one in results] == [True, False, False, True, True]
-        assert [one.get("duplicate") for one in results] == [False, None, None, True, False]
-        assert [one.get("joined") for one in results] == [True, None, None, True, False]
+        assert [one["accepted"] for one in results] == [True, False, False, False, True]
+        assert [one.get("duplicate") for one in results] == [False, None, None, None, False]
+        assert [one.get("joined") for one in results] == [True, None, None, None, False]
         assert results[1]["error"] == {
             "message": "rating: must be a whole number from 1 to 5", "param": "rating", "code": "bad_request",
         }  # fmt: skip
+        assert results[3]["error"]["code"] == "feedback_id_conflict"
         again = (await say(g, {"feedback": rows}, "/v1/feedback/batch")).json
-        assert (again["accepted"], again["duplicates"]) == (3, 3)
+        assert (again["accepted"], again["duplicates"]) == (2, 2)
         assert len(kept(g)) == 2
         assert g.gateway.metrics.value("suffice_feedback_unjoined_total") == 1
 

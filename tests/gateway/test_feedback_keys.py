@@ -11,7 +11,7 @@ from suffice.errors import ConfigError
 from suffice.settings import Settings
 from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback
-from suffice.wiring.keys import feedback_keys
+from suffice.wiring.keys import key_ring
 from suffice.wiring.routes import check
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
@@ -42,7 +42,7 @@ def kept(g: Served) -> list[Feedback]:
 @pytest.mark.parametrize("server", [BOTH, {"api_keys_env": "KEYS_OF_THIS_TEST"}], ids=["both", "one kind"])
 async def test_a_key_that_asks_may_not_label_as_a_reviewer(serve: Serve, server: dict[str, str]) -> None:
     async with serve(server=server) as g:
-        for source in ("reviewer", "gold"):
+        for source in ("reviewer", "gold", "judge"):
             refused = await say(g, word(source), ASKS)
             assert (refused.status, refused.json["error"]["code"]) == (403, "scope")
             assert "feedback_keys_env" in refused.json["error"]["message"]
@@ -87,11 +87,11 @@ def test_a_list_that_is_missing_or_shares_a_key_is_refused(monkeypatch: pytest.M
     assert check(settings, {"KEYS_OF_THIS_TEST": "x"}) == [
         "server.feedback_keys_env: the environment has no keys in LABELLERS_OF_THIS_TEST"
     ]
-    assert feedback_keys(settings) == ("sk-labels", "sk-labels-too")
+    assert [one.only_feedback for one in key_ring(settings, "salt").callers] == [False, True, True]
     monkeypatch.setenv("LABELLERS_OF_THIS_TEST", "sk-labels,sk-asks")
-    with pytest.raises(ConfigError, match="as well; it must be for one of the two"):
-        feedback_keys(settings)
+    with pytest.raises(ConfigError, match=r"is a key of server\.api_keys_env as well; it must be for one"):
+        key_ring(settings, "salt")
     monkeypatch.setenv("LABELLERS_OF_THIS_TEST", " , ")
     with pytest.raises(ConfigError, match=r"server.feedback_keys_env: the environment has no keys in LABELLERS"):
-        feedback_keys(settings)
-    assert feedback_keys(Settings()) == ()
+        key_ring(settings, "salt")
+    assert key_ring(Settings(), "salt").callers == ()

@@ -99,12 +99,13 @@ async def test_scores_are_taken_with_a_signature_or_a_key_and_with_nothing_else(
         assert (told["accepted"], told["refused"]) == (4, 1)
         assert told["results"][4]["error"]["param"] == "name"
         scoped = (await say(g, FUSE, raw, ASKS)).json
-        assert (scoped["accepted"], scoped["duplicates"], scoped["refused"]) == (2, 2, 3), "nor speaks as a reviewer"
-        again = (await say(g, FUSE, raw, KEY)).json
-        assert (again["accepted"], again["duplicates"]) == (4, 4)
-        assert [(one.source, one.door) for one in kept(g)] == [
-            ("user", "langfuse"), ("reviewer", "langfuse"), ("reviewer", "langfuse"), ("judge", "langfuse"),
-        ]  # fmt: skip
+        assert (scoped["accepted"], scoped["duplicates"], scoped["refused"]) == (1, 0, 4), "nor as a reviewer or judge"
+        signed_again = (await say(g, FUSE, raw, signed(raw))).json
+        assert (signed_again["accepted"], signed_again["duplicates"]) == (4, 4)
+        other = (await say(g, FUSE, raw, KEY)).json
+        assert (other["accepted"], other["duplicates"]) == (4, 0), "another sender's ids are ids of its own"
+        words = [("user", "langfuse"), ("reviewer", "langfuse"), ("reviewer", "langfuse"), ("judge", "langfuse")]
+        assert [(one.source, one.door) for one in kept(g)] == [*words, ("user", "key"), *words]
         assert kept(g)[0].thumbs == "up"
 
 

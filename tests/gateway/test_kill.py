@@ -16,6 +16,7 @@ from suffice import Governor
 from suffice.cli.main import main
 from suffice.gateway import kill
 from suffice.gateway.kill import KillSwitch, pull, release
+from suffice.store.database.presence import MOST_REASON_BYTES
 from suffice.store.rows.events import RequestEnded
 from suffice.store.rows.kill_events import KillSwitched
 from suffice.testing import Reply, Samples
@@ -170,11 +171,12 @@ def test_a_disk_that_does_not_answer_neither_pulls_nor_releases(tmp_path: Path, 
 def test_the_commands_need_neither_settings_nor_a_database(tmp_path: Path) -> None:
     run, file = CliRunner(), tmp_path / "the.switch"
     pulled = run.invoke(main, ["kill", "--file", str(file), "--reason", "wrong answers", "--author", "ann"])
-    assert (pulled.exit_code, file.read_text()) == (0, "wrong answers (ann)\n")
+    assert (pulled.exit_code, file.read_text()) == (3, "wrong answers (ann)\n"), "no gateway is there to confirm"
+    assert "no gateway confirmed" in pulled.stderr
     again = run.invoke(main, ["kill", "--file", str(file), "--reason", "still", "--author", "bob"])
     assert "was pulled already" in again.output
     assert KillSwitch(file).reason == "still (bob)"
-    assert run.invoke(main, ["unkill", "--file", str(file)]).exit_code == 0
+    assert run.invoke(main, ["unkill", "--file", str(file), "--wait", "0"]).exit_code == 0
     assert not file.exists()
     assert run.invoke(main, ["unkill", "--file", str(file)]).exit_code == 1
     lost = run.invoke(main, ["kill", "--file", str(tmp_path / "no" / "file"), "--reason", "x"])
@@ -190,7 +192,7 @@ def test_a_pull_is_seen_whole(tmp_path: Path) -> None:
     with suppress(FileNotFoundError):
         file.unlink()
     pull(file, "x" * 5_000, "ann")
-    assert len(KillSwitch(file).reason) == kill.MOST_BYTES
+    assert len(KillSwitch(file).reason) == MOST_REASON_BYTES
     assert [one.name for one in tmp_path.iterdir()] == ["suffice.kill"]
     with pytest.raises(FileNotFoundError):
         pull(tmp_path / "no" / "file", "x", "ann")

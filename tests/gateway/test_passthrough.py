@@ -177,13 +177,13 @@ async def test_a_plain_body_that_breaks_off_is_not_completed(serve: Serve) -> No
 @pytest.mark.parametrize("code", [400, 401, 404, 429, 500, 503])
 @pytest.mark.parametrize("mode", ["off", "observe"])
 async def test_the_upstreams_own_verdict_is_relayed(serve: Serve, code: int, mode: str) -> None:
-    says = Reply(faults=(status(code, b'{"error":{"message":"mine"}}', {"retry-after": "7", "x-own": "1"}),))
+    says = Reply(faults=(status(code, b'{"error":{"message":"mine"}}', {"retry-after": "7", "x-request-id": "1"}),))
     async with serve(says, route={"mode": mode}) as g:
         for stream in (True, False):
             answer = await g.ask(chat(stream=stream))
             assert (answer.status, answer.raw) == (code, b'{"error":{"message":"mine"}}')
             assert answer.headers["retry-after"] == "7"
-            assert answer.headers["x-own"] == "1"
+            assert answer.headers["x-request-id"] == "1"
         assert {e.episode.outcome.end_reason for e in await g.episodes(2)} == {"upstream_error"}
         assert {e.episode.outcome.status for e in await g.episodes(2)} == {code}
 
@@ -207,13 +207,13 @@ async def test_override_fields_are_taken_out_and_counted(serve: Serve) -> None:
 
 
 async def test_hop_by_hop_headers_and_cookies_stay_on_their_side(serve: Serve) -> None:
-    says = Reply(faults=(status(418, b"{}", {"set-cookie": "a=b", "x-kept": "yes", "keep-alive": "timeout=9"}),))
+    says = Reply(faults=(status(418, b"{}", {"set-cookie": "a=b", "x-request-id": "yes", "keep-alive": "timeout=9"}),))
     async with serve(says, route=OFF) as g:
         sent = {"cookie": "secret", "te": "trailers", "authorization": "Bearer k", "x-mine": "1"}
         answer = await g.ask(chat(), headers=sent)
         assert "set-cookie" not in answer.headers
         assert "keep-alive" not in answer.headers
-        assert answer.headers["x-kept"] == "yes"
+        assert answer.headers["x-request-id"] == "yes"
         seen = {k.lower(): v for k, v in g.fake.calls[0].headers}
         assert {"cookie", "te"} & set(seen) == set()
         assert (seen["authorization"], seen["x-mine"]) == ("Bearer k", "1")

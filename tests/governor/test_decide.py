@@ -153,8 +153,8 @@ async def test_a_run_that_is_over_takes_no_further_step(tmp_path: Path) -> None:
 
 
 async def test_it_asks_for_a_key_like_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KEYS_OF_THIS_TEST", "right")
-    async with gateway(tmp_path, server={"api_keys_env": "KEYS_OF_THIS_TEST"}) as g:
+    monkeypatch.setenv("KEYS_OF_THIS_TEST", "right,plain")
+    async with gateway(tmp_path, server={"api_keys_env": "KEYS_OF_THIS_TEST"}, route={"uncertified": False}) as g:
         assert (await decide(g, {"question": "q"}))[0] == 401
         assert (await decide(g, {"question": "q"}, authorization="Bearer right"))[0] == 200
         assert (await post(g.session, g.url + "/decide", {"route": ROUTE, "question": "q"}, {})).status == 401

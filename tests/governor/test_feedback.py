@@ -62,6 +62,15 @@ def test_every_form_is_said_in_either_way_and_stored_alike(gov: Governor, tmp_pa
     assert (two.event, two.source, three.gold) == ("regenerate", "behaviour", "")
 
 
+def test_an_id_that_said_something_else_is_refused(gov: Governor, tmp_path: Path) -> None:
+    gov.feedback("ep_1", source="user", rating=5, feedback_id="f")
+    assert gov.feedback("ep_1", source="user", rating=5, feedback_id="f").duplicate
+    with pytest.raises(BadRequest, match="used it for something else") as refused:
+        gov.feedback("ep_1", source="user", rating=1, feedback_id="f")
+    assert refused.value.status == 409
+    assert [one.rating for one in kept(tmp_path)] == [5]
+
+
 def test_many_are_checked_before_any_is_stored(gov: Governor, tmp_path: Path) -> None:
     rows = [{"feedback_id": f"f{n}", "episode_id": f"ep_{n}", "source": "user", "rating": 1 + n % 5} for n in range(40)]
     taken = gov.feedback_batch(rows)

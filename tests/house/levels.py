@@ -17,6 +17,7 @@ from suffice.settings import (
     Extra,
     FeedbackRules,
     Judge,
+    Key,
     Langfuse,
     Match,
     Metric,
@@ -38,6 +39,7 @@ from suffice.settings import (
 
 RAW: dict[str, Any] = {
     "server": {},
+    "keys": {"team": {"key_env": "TEAM_KEY"}},
     "upstreams": {
         "box": {
             "url": "http://127.0.0.1:8080", "extra": {},
@@ -67,6 +69,7 @@ RAW: dict[str, Any] = {
 LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     (): Settings,
     ("server",): Server,
+    ("keys", "team"): Key,
     ("upstreams", "box"): Upstream,
     ("upstreams", "box", "extra"): Extra,
     ("upstreams", "box", "prices"): Prices,
@@ -94,7 +97,7 @@ LEVELS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("experiments", "brisk", "arms", "brisk"): ExperimentArm,
 }
 # What the owner of a configuration calls things; all other parts of a path are our keys.
-OWNERS_NAMES = frozenset({"box", "math", "clear", "brisk"})
+OWNERS_NAMES = frozenset({"team", "box", "math", "clear", "brisk"})
 
 
 def heading_of(level: tuple[str, ...]) -> str:

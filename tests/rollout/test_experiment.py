@@ -27,6 +27,7 @@ from suffice.rollout.experiment import (
     n_slots,
     same_question,
     slot_of,
+    units_of,
     with_arm,
 )
 from suffice.settings import Experiment as Written
@@ -223,6 +224,17 @@ def test_slots_never_overlap_and_a_ramp_keeps_its_own(shares: list[float], grown
 )
 def test_a_request_belongs_to_what_it_names(unit: ExperimentUnit, names: dict[str, str], expected: str | None) -> None:
     assert Units(request="q", **names).of(unit) == expected
+
+
+@pytest.mark.parametrize("unit", ["conversation", "user", "tenant"])
+def test_one_name_of_two_senders_is_two_units(unit: ExperimentUnit) -> None:
+    def of(sender: str) -> str | None:
+        return units_of(sender, request="q", conversation="1", user="1", tenant="1").of(unit)
+
+    assert len({of(""), of("a"), of("b")}) == 3
+    assert of("") == "1"
+    unnamed = units_of("a", request="q", conversation=None, user=None, tenant=None)
+    assert (unnamed.conversation, unnamed.user, unnamed.tenant) == (None, None, "a")
 
 
 def test_who_names_no_user_or_another_route_takes_no_part() -> None:

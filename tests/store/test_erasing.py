@@ -226,18 +226,29 @@ def test_an_erasure_is_no_licence_to_change_the_rest_of_a_row(
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         erase(writer, order(), rows_of(connection, "a1"), Tally())
         assert verify(connection).ok
-        connection.execute(f"UPDATE events SET body = json_set(body, '$.feedback.{field}', 1) WHERE key = 'f-a1'")
+        connection.execute(f"UPDATE events SET body = json_set(body, '$.feedback.{field}', 1) WHERE key = '/f-a1'")
         bad = verify(connection).bad
     assert bad is not None
     assert bad.kind == "feedback"
     assert "edited" in bad.what
 
 
+async def test_what_was_erased_may_be_sent_again_and_is_still_known(open_log: Open, writer: Decisions) -> None:
+    log = open_log()
+    given = Feedback(feedback_id="f", episode_id="a1", source="user", comment=CANARY, rating=5)
+    await log.append_durable(FeedbackGiven(given))
+    with closing(sqlite3.connect(log.path, isolation_level=None)) as connection:
+        erase(writer, order(), rows_of(connection, "a1"), Tally())
+    again = await log.append_durable(FeedbackGiven(given))
+    other = await log.append_durable(FeedbackGiven(replace(given, rating=1)))
+    assert (again.duplicate, again.conflict, other.conflict) == (True, False, True)
+
+
 def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         erase(writer, order(), rows_of(connection, "a1"), Tally())
-        seq = connection.execute("SELECT seq FROM events WHERE key = 'f-b1'").fetchone()[0]
+        seq = connection.execute("SELECT seq FROM events WHERE key = '/f-b1'").fetchone()[0]
         connection.execute("UPDATE chain SET comments_salt = NULL WHERE seq = ?", (seq,))
         connection.execute(
             "UPDATE events SET body = json_set(body, '$.feedback.comment', null, '$.feedback.reason', null)"

@@ -138,6 +138,43 @@ def test_rows_of_one_key_are_written_once(open_log: Open, query: Query) -> None:
     assert log.n_written == 2
 
 
+@pytest.mark.parametrize(
+    ("again", "conflict"),
+    [
+        ({}, False), ({"door": "langfuse", "satisfaction": 0.5}, False), ({"comment": "bad"}, True),
+        ({"comment": None}, True), ({"rating": 4}, True), ({"gold": "5"}, True), ({"episode_id": "other"}, True),
+    ],
+)  # fmt: skip
+async def test_an_id_says_one_thing_of_its_sender(open_log: Open, again: dict[str, Any], conflict: bool) -> None:
+    log = open_log()
+    first: dict[str, Any] = {"episode_id": "e", "comment": "good", "rating": 5, "sender": "a", "door": "key"}
+    assert not (await log.append_durable(said("f", **first))).duplicate
+    assert not (await log.append_durable(said("f", **first | {"sender": "b", "rating": 1}))).duplicate
+    found = await log.append_durable(said("f", **first | again))
+    assert (found.duplicate, found.conflict) == (True, conflict)
+
+
+async def test_what_was_never_written_is_not_compared(database: Path) -> None:
+    log = SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0, redact=("comments",))
+    await log.append_durable(said("f", episode_id="e", comment="good", rating=5))
+    assert not (await log.append_durable(said("f", episode_id="e", comment="bad", rating=5))).conflict
+    assert (await log.append_durable(said("f", episode_id="e", comment="good", rating=4))).conflict
+    log.close()
+
+
+def test_feedback_of_a_log_whose_keys_had_no_sender_is_still_read(
+    open_log: Open, database: Path, query: Query
+) -> None:
+    log = open_log()
+    log.append(said("old", episode_id="e", source="user", sender="a"))
+    log.close()
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE events SET key = 'old'")
+        connection.commit()
+    open_log().close()
+    assert query("SELECT feedback_id, sender, source FROM feedback") == [("old", "a", "user")]
+
+
 async def test_a_receipt_says_where_whether_again_and_whether_joined(open_log: Open) -> None:
     log = open_log()
     log.append(seen("e"))
@@ -147,7 +184,7 @@ async def test_a_receipt_says_where_whether_again_and_whether_joined(open_log: O
     unknown = await log.append_durable(said("g", episode_id="not-yet"))
     by_response = await log.append_durable(said("h", response_id="r-e"))
     assert first == Receipt(seq=3, duplicate=False, joined=True)
-    assert again == Receipt(seq=3, duplicate=True, joined=True)
+    assert again == Receipt(seq=3, duplicate=True, joined=True, conflict=True)
     assert unknown == Receipt(seq=unknown.seq, duplicate=False, joined=False)
     assert by_response.joined
     outcome = await log.append_durable(ended("nobody asked"))

@@ -127,8 +127,10 @@ async def test_a_torn_answer_is_down_and_says_no_secret(how: Any) -> None:
 
 async def test_nobody_there_is_down() -> None:
     async with client_of("http://127.0.0.1:9", retries=2) as client:
-        with pytest.raises(UpstreamDown, match="no connection to upstream 'up'"):
+        with pytest.raises(UpstreamDown, match="no connection to upstream 'up'") as raised:
             await read(client)
+    assert "127.0.0.1" not in str(raised.value), "a client is told this"
+    assert raised.value.for_operator().endswith("; tried 127.0.0.1:9")
 
 
 class Slammer:

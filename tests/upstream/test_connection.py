@@ -264,10 +264,10 @@ async def test_no_header_can_smuggle_another_one(header: tuple[str, str]) -> Non
 
 
 async def test_headers_arrive_byte_for_byte() -> None:
-    said = OK.replace(b"\r\n\r\n", b"\r\nx-name: \xc3\xa9\xff\r\n\r\n")
+    said = OK.replace(b"\r\n\r\n", b"\r\nx-request-id: \xc3\xa9\xff\r\n\r\n")
     async with Scripted([said]) as server, client_of(server.url) as client:
         async with client.open("/x", b"{}", [("x-mine", "\xc3\xa9\xff")]) as call:
-            assert ("x-name", "\xc3\xa9\xff") in call.headers
+            assert ("x-request-id", "\xc3\xa9\xff") in call.headers
         assert b"x-mine: \xc3\xa9\xff\r\n" in server.heads[0]
 
 

@@ -1,6 +1,6 @@
 """Records the streams of llama.cpp's server anew, from the small local model (its weights are fetched if need be).
 
-    python -m tests.wire.record          (with suffice[local] installed)
+    python -m tests.wire.record          (with the extra `local` installed)
 
 One server, one run at a time, temperature 0. What is written to tests/wire/streams/ is what came over the
 socket, without HTTP's own framing.

@@ -5,9 +5,11 @@ Nothing is imported here that `--help` would have to wait for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -16,10 +18,27 @@ from suffice.cli import shell
 if TYPE_CHECKING:
     from suffice.settings import Route, Settings
     from suffice.store.database.decisions import Decisions
+    from suffice.store.database.presence import Presence
+
+UNCONFIRMED: Final = 3   # exit status: it is decided, and a gateway that should act on it has not confirmed
+MOST_WAIT_S: Final = 3_600
+_LOOK_S: Final = 0.02    # between two looks at what gateways say
 
 CONFIG = shell.CONFIG
 REASON = click.option("--reason", required=True, help="Why; it stays in the log.")
 AUTHOR = click.option("--author", default=None, help="Who decides. [default: the user of this computer]")
+
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    if not 0 <= value <= MOST_WAIT_S:  # a range of click's takes "nan"
+        raise click.BadParameter(f"got {value:g}; 0 to {MOST_WAIT_S:,} seconds")
+    return value
+
+
+WAIT = click.option(
+    "--wait", "wait_s", type=float, callback=_seconds, default=5.0, show_default=True, metavar="SECONDS",
+    help="How long running gateways have to confirm; 0 asks for no confirmation.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -47,13 +66,19 @@ def failing_with(command: str, *, again: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def log_of(path: str) -> Iterator[tuple[Settings, Decisions]]:
-    """The settings in a file, and their log open for a person's decisions. Raises ConfigError and StoreError."""
-    from suffice import wiring
+def log_of(path: str, *, waits: bool = False) -> Iterator[tuple[Settings, Decisions]]:
+    """The settings in a file, and their log open for a person's decisions. Raises ConfigError and StoreError.
 
-    settings = wiring.load_settings(path)
-    with wiring.decisions(settings) as writer:
+    waits  the caller waits for gateways itself; else, where something was decided and none runs, that is said
+    """
+    from suffice import wiring
+    from suffice.store.database.presence import read_presences
+
+    settings = wiring.load_deployment(path)
+    with wiring.decisions(settings, create=False) as writer:
         yield settings, writer
+    if writer.n_new and not waits and not read_presences(wiring.presence_files(settings)):
+        click.echo("no gateway is running on this deployment; one that starts will act on this", err=True)
 
 
 def route_of(settings: Settings, name: str, *, option: str = "") -> Route:
@@ -77,6 +102,49 @@ def setup_of(settings: Settings, name: str) -> str:
     return wiring.build_route(
         name, route, wiring.read_evidence(settings), settings.upstreams.get(route.upstream)
     ).setup
+
+
+def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presence], bool], *, wait_s: float) -> None:
+    """Wait until every running gateway has taken something in, and say so; end with `UNCONFIRMED` where one has not.
+
+    switches   files of the kill switch beside which gateways announce themselves
+    has_taken  by what a gateway announces
+    wait_s     at most; 0: do not ask
+
+    Callers' own loops (`Governor`) look before they decide, and only while they run: they are named, not waited for.
+    """
+    from suffice.store.database.presence import read_presences
+
+    if not wait_s:
+        return
+    began_s = time.monotonic()
+    while True:
+        there = read_presences(switches)
+        gateways, waited_s = [one for one in there if one.process == "serve"], time.monotonic() - began_s
+        late = [one for one in gateways if not has_taken(one)]
+        if not late or waited_s >= wait_s:
+            break
+        time.sleep(_LOOK_S)
+    _say_who_confirmed(command, there, late, waited_s)
+    if not gateways:
+        where = " or ".join(dict.fromkeys(str(one.parent.absolute()) for one in switches))
+        click.echo(
+            f"suffice {command}: no gateway confirmed: none is running that announces itself in {where};"
+            " one that starts on this deployment will act on it", err=True,
+        )  # fmt: skip
+    if late or not there:
+        raise SystemExit(UNCONFIRMED)
+
+
+def _say_who_confirmed(command: str, there: Sequence[Presence], late: Sequence[Presence], waited_s: float) -> None:
+    for one in there:
+        if one in late:
+            why = "; its environment holds the switch" if command == "unkill" and one.kill_stamp is None else ""
+            click.echo(f"suffice {command}: {one.name} has not confirmed within {waited_s:.1f} s{why}", err=True)
+        elif one.process == "serve":
+            click.echo(f"confirmed by {one.name} after {waited_s:.1f} s")
+        else:
+            click.echo(f"{one.name}: a caller's own loop, which looks whenever it decides")
 
 
 def refused(command: str, why: str) -> NoReturn:

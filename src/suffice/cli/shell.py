@@ -47,5 +47,6 @@ def fail(command: str, why: object, status: int = 2) -> NoReturn:
 
     status  2: it cannot be done, or the log or the settings cannot be read; 1: it was done and the answer is no
     """
-    click.echo(f"suffice {command}: {why}", err=True)
+    for_operator = getattr(why, "for_operator", None)  # of an error of an upstream
+    click.echo(f"suffice {command}: {why if for_operator is None else for_operator()}", err=True)
     raise SystemExit(status)

@@ -56,11 +56,11 @@ class ConsoleApp:
             door = by_method.get("GET" if asked.method == "HEAD" else asked.method)
             if door is None:
                 # Who has not come in learns nothing of which paths there are.
-                visitor = await self.desk.doors.admit(asked, "reviewer", changes=False)
+                visitor = self.desk.doors.admit(asked, "reviewer", changes=False)
                 raise _no_such(asked, by_method)
             asked = exchange.with_fields(asked, fields)
             changes = door.method == "POST" and door.checks_token
-            visitor = await self.desk.doors.admit(asked, door.needs, changes=changes)
+            visitor = self.desk.doors.admit(asked, door.needs, changes=changes)
             return await door.run(self.desk, asked, visitor)
         except BadRequest as error:
             return self._refusal(asked, visitor, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +39,7 @@ class Desk:
     take_back  goes back from what the last rollout brought: route, reason, who; a sentence where it cannot be
     closing    is the process ending?
     killed     is the kill switch on?
+    first      sentences that every page begins with, such as that the kill switch is pulled; reads files and the log
     """
 
     settings: Settings
@@ -54,6 +55,7 @@ class Desk:
     note_export: Callable[[str, int, str], None]
     closing: Callable[[], bool]
     killed: Callable[[], bool]
+    first: Callable[[], Sequence[str]]
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
     live: Live = field(init=False)

@@ -2,21 +2,18 @@
 
     Asked ──▶ host ──▶ who (cookie or bearer) ──▶ role ──▶ token, where something changes ──▶ Visitor, or Refused
 
-A page without a session leads to the login; everything else is told 401 or 403. Hashing takes a while on purpose, so
-it runs in a thread, one at a time. Knows requests; refuses to know pages.
+A page without a session leads to the login; everything else is told 401 or 403. A secret is compared before anything
+is throttled, so whoever has the right one comes in, whatever others try from the same address. Knows requests; refuses
+to know pages.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import ipaddress
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
-from urllib.parse import urlsplit
 
+from suffice.browsers import BrowserPolicy
 from suffice.console import people, sessions
 from suffice.console.exchange import Answer, Asked, cookie
 from suffice.console.people import Person, Role, Roster
@@ -26,7 +23,6 @@ from suffice.telemetry import LOG
 SESSION: Final = "suffice_session"
 LOGIN: Final = "suffice_login"  # ties the token of a login page to the browser that asked for it
 LOGIN_S: Final = 3_600  # how long a login page may lie open
-BEARER_S: Final = 300.0  # how long a secret that was right is not hashed again
 TOKEN: Final = "csrf"  # the field of a form; a script sends the header x-csrf-token  # noqa: S105
 
 Needs: TypeAlias = Role | Literal["nobody"]  # "nobody": without a login, for what says nothing
@@ -62,32 +58,32 @@ class Doors:
     """Lets in who may.
 
     roster        the people as the file has them now; None: there is no file yet
-    hosts         names that a browser may call us by, beside localhost and plain addresses
+    browsers      which names a browser may call us by
     session_s     how long a login lasts
     random_bytes  of the system
     """
 
     def __init__(
-        self, *, roster: Callable[[], Roster | None], hosts: Iterable[str], session_s: float,
+        self, *, roster: Callable[[], Roster | None], browsers: BrowserPolicy, session_s: float,
         random_bytes: Callable[[int], bytes], now: Callable[[], float], monotonic_s: Callable[[], float],
     ) -> None:  # fmt: skip
         self.roster = roster
-        self._hosts = {name.lower() for name in hosts}
+        self._browsers = browsers
         self._session_s, self._random, self._now, self._monotonic_s = session_s, random_bytes, now, monotonic_s
         self._attempts = sessions.Attempts()
-        self._hashing = asyncio.Semaphore(1)
-        self._recent: dict[str, tuple[str, float]] = {}  # digest of a secret that was right: its person's id, until
         self._ended: dict[str, int] = {}  # nonces of sessions that were logged out: when they expire
 
     # ---- who asks ----------------------------------------------------------------------------------
 
-    async def admit(self, asked: Asked, needs: Needs, *, changes: bool) -> Visitor:
+    def admit(self, asked: Asked, needs: Needs, *, changes: bool) -> Visitor:
         """Who asks, if they may. Raises Refused.
 
         changes  does it change anything? Then a browser must show that the page was ours
         """
-        self._check_host(asked)
-        visitor = await self._visitor(asked)
+        self._browsers.check_host(asked.headers.get("host", ""))
+        if not _is_link(asked):
+            self._browsers.check_page(asked.headers)
+        visitor = self._visitor(asked)
         if needs == "nobody":
             return visitor
         if visitor.person is None:
@@ -99,7 +95,7 @@ class Doors:
             self._check_token(asked, visitor.session.nonce)
         return visitor
 
-    async def _visitor(self, asked: Asked) -> Visitor:
+    def _visitor(self, asked: Asked) -> Visitor:
         roster = self.roster()
         if roster is None:
             return NOBODY
@@ -108,48 +104,25 @@ class Doors:
             kind, _, secret = given.partition(" ")
             if kind.lower() != "bearer" or not asked.is_api:
                 return NOBODY
-            return Visitor(person=await self._by_secret(roster, secret.strip(), asked.address))
+            return Visitor(person=self._tried(roster, secret.strip(), asked.address))
         session = sessions.read(asked.cookies.get(SESSION, ""), roster.key, now_s=self._now())
         person = roster.by_id(session.person_id) if session is not None else None
         if session is None or person is None or session.nonce in self._ended:
             return NOBODY
         return Visitor(person=person, session=session, token=sessions.token(session.nonce, roster.key))
 
-    async def _by_secret(self, roster: Roster, secret: str, address: str) -> Person | None:
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-        found = self._recent.get(digest)
-        if found is not None and self._monotonic_s() < found[1]:
-            return roster.by_id(found[0])
-        person = await self._tried(roster, secret, address)
+    def _tried(self, roster: Roster, secret: str, address: str) -> Person | None:
+        """Whose secret it is. Raises Refused where too many from this address were wrong, and this one is, too."""
+        person = people.known(roster, secret)
         if person is not None:
-            self._recent = {k: v for k, v in self._recent.items() if self._monotonic_s() < v[1]}
-            self._recent[digest] = (person.id, self._monotonic_s() + BEARER_S)
-        return person
-
-    async def _tried(self, roster: Roster, secret: str, address: str) -> Person | None:
-        """Compare a secret. Raises Refused where too many were wrong."""
-        async with self._hashing:
-            wait_s = self._attempts.wait_s(address, now_s=self._monotonic_s())
-            if wait_s:
-                raise Refused(f"too many wrong secrets; try again in {wait_s} s", status=429, code="too_many_attempts")
-            person = await asyncio.to_thread(people.known, roster, secret)
-            if person is None:
-                self._attempts.failed(address, now_s=self._monotonic_s())
-                LOG.warning("console: a wrong secret from %s", address)
             return person
-
-    # ---- where from --------------------------------------------------------------------------------
-
-    def _check_host(self, asked: Asked) -> None:
-        """A name that was made to point at us is refused: a page of a stranger could speak to us under it."""
-        host = _name_of(asked.headers.get("host", ""))
-        if host is None or not (host == "localhost" or _is_address(host) or host in self._hosts):
-            raise Refused(
-                f"Host header: {(host or '')[:80]!r} is no name of this console; add it to [console] hosts",
-                status=421, code="unknown_host",
-            )  # fmt: skip
-        if asked.method not in ("GET", "HEAD") and not _is_ours(asked):
-            raise Refused("the request comes from a page of another site", status=403, code="cross_site")
+        now_s = self._monotonic_s()
+        wait_s = self._attempts.wait_s(address, now_s=now_s)
+        if wait_s:
+            raise Refused(f"too many wrong secrets; try again in {wait_s} s", status=429, code="too_many_attempts")
+        self._attempts.failed(address, now_s=now_s)
+        LOG.warning("console: a wrong secret from %s", address)
+        return None
 
     def _check_token(self, asked: Asked, what: str) -> None:
         roster = self.roster()
@@ -166,11 +139,11 @@ class Doors:
             LOGIN, nonce, age_s=LOGIN_S, secure=asked.behind_tls
         )
 
-    async def login(self, asked: Asked) -> Answer | None:
+    def login(self, asked: Asked) -> Answer | None:
         """The cookies of a new session; None: the secret is wrong. Raises Refused."""
         roster = self._roster()
         self._check_token(asked, f"login {asked.cookies.get(LOGIN, '')}")
-        person = await self._tried(roster, asked.form.get("secret", "").strip(), asked.address)
+        person = self._tried(roster, asked.form.get("secret", "").strip(), asked.address)
         if person is None:
             return None
         session = sessions.Session(
@@ -204,29 +177,7 @@ class Doors:
         return roster
 
 
-def _is_ours(asked: Asked) -> bool:
-    """Does a change come from a page of ours, or from no page at all? A browser says so, and pages cannot."""
-    site, origin = asked.headers.get("sec-fetch-site", ""), asked.headers.get("origin", "")
-    if site not in ("", "same-origin", "none"):
-        return False
-    if origin == "null":  # what our own pages send, because they tell no address of theirs
-        return site == "same-origin"
-    return not origin or urlsplit(origin).netloc.lower() == asked.headers.get("host", "").lower()
-
-
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?")
-
-
-def _name_of(host: str) -> str | None:
-    """The host without its port; None: it is no host."""
-    found = _HOST.fullmatch(host.lower())
-    return found.group(1).rstrip(".") if found is not None else None
-
-
-def _is_address(host: str) -> bool:
-    """A plain address cannot be made to point elsewhere."""
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True
+def _is_link(asked: Asked) -> bool:
+    """May this be somebody who follows a link? From any site: nothing changes, and only they see the page."""
+    is_read = asked.method in ("GET", "HEAD") and "origin" not in asked.headers
+    return is_read and asked.headers.get("sec-fetch-mode", "navigate") == "navigate"

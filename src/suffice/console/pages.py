@@ -76,9 +76,11 @@ def _always() -> tuple[Door, ...]:
 def _of_view(view: View, views: tuple[View, ...]) -> tuple[Door, Door]:
     async def show(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
         if not render.can_render():
-            return Answer(status=501, body=render.NO_PAGES)
+            return Answer(status=501, body=render.no_pages())
         found = await desk.read(lambda look: view.read(look, asked, visitor))
         values = _values(desk, asked, visitor, view.title, places(views, visitor, view.place)) | {"it": found}
+        if not asked.is_partial:
+            values["first"] = await desk.off_loop(desk.first)
         # A part of a page that somebody asks for by itself is a page of its own.
         alone = view.template.startswith("_") and not asked.is_partial
         template = "part.html" if alone else view.template
@@ -144,8 +146,9 @@ def _values(desk: Desk, asked: Asked, visitor: Visitor, title: str, navigation: 
     """What every template may use. Any: templates take records of every kind."""
     query = asked.query
     return {
-        "title": title, "places": navigation, "visitor": visitor, "told": desk.told_to(visitor), "now_s": desk.now(),
-        "here": asked.path, "query": query, "csrf": visitor.token, "windows": tuple(WINDOWS), "version": VERSION,
+        "title": title, "first": (), "places": navigation, "visitor": visitor, "told": desk.told_to(visitor),
+        "now_s": desk.now(), "here": asked.path, "query": query, "csrf": visitor.token, "windows": tuple(WINDOWS),
+        "version": VERSION,
         "is_admin": visitor.role == ROLES[-1], "here_whole": _here(asked),
     }  # fmt: skip
 
@@ -179,7 +182,7 @@ async def _login_page(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
 
 
 async def _login(desk: Desk, asked: Asked, _visitor: Visitor) -> Answer:
-    come_in = await desk.doors.login(asked)
+    come_in = desk.doors.login(asked)
     if come_in is None:
         return _login_form(desk, asked, back=back_of(asked), problem="That secret opens nothing here.", status=401)
     return to(back_of(asked)).with_headers(*come_in.headers)
@@ -187,7 +190,7 @@ async def _login(desk: Desk, asked: Asked, _visitor: Visitor) -> Answer:
 
 def _login_form(desk: Desk, asked: Asked, *, back: str, problem: str, status: int) -> Answer:
     if not render.can_render():
-        return Answer(status=501, body=render.NO_PAGES)
+        return Answer(status=501, body=render.no_pages())
     if desk.doors.roster() is None:
         values = _values(desk, asked, NOBODY, "Log in", ()) | {"back": "", "problem": "", "is_open": False}
         return Answer(status=200, body=render.page("login.html", values))
@@ -203,7 +206,7 @@ async def _logout(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
 def sorry(desk: Desk, asked: Asked, visitor: Visitor, status: int, message: str) -> Answer:
     """A page that says what went wrong, and where to go on."""
     if not render.can_render():
-        return Answer(status=status if status < 500 else 501, body=render.NO_PAGES)
+        return Answer(status=status if status < 500 else 501, body=render.no_pages())
     values = _values(desk, asked, visitor, "That did not work", ()) | {"status": status, "message": message}
     return Answer(status=status, body=render.page("sorry.html", values))
 

@@ -6,6 +6,7 @@ Needs jinja2, which the extra `console` brings; without it pages say so, and `/a
 from __future__ import annotations
 
 import hashlib
+import html
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from suffice.console import words
+from suffice.extras import how_to_install
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -28,16 +30,20 @@ STATIC: Final[Mapping[str, str]] = {
     "uplot.iife.min.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }  # fmt: skip
-NO_PAGES: Final = (
-    b"<!doctype html><html lang=en><meta charset=utf-8><title>Suffice</title><h1>The console needs a package</h1>"
-    b"<p>Install the extra <code>console</code>: <code>pip install 'suffice[console]'</code>, and start again."
-    b" The API below <code>/api</code> works without it."
-)
 
 
 def can_render() -> bool:
     """Is the template engine installed?"""
     return find_spec("jinja2") is not None
+
+
+def no_pages() -> bytes:
+    """The page that says which packages pages need."""
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Suffice</title><h1>The console needs a package</h1>"
+        f"<p>Run <code>{html.escape(how_to_install('console'))}</code>, and start again."
+        " The API below <code>/api</code> works without it."
+    ).encode()
 
 
 def page(template: str, values: Mapping[str, Any]) -> bytes:

@@ -81,7 +81,7 @@ async def _within(talk: Talk, experiment: Experiment, facts: Facts) -> Saw:
     except TimeoutError:
         return Saw("unclear", f"not done within {talk.timeout_s:g} s (--timeout)")
     except UpstreamError as error:
-        return Saw("no" if experiment is plain.reachable else "unclear", str(error))
+        return Saw("no" if experiment is plain.reachable else "unclear", error.for_operator())
 
 
 def ways_to_finish(found: Mapping[str, Finding]) -> tuple[str, ...]:

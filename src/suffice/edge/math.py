@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from suffice.errors import ConfigError
+from suffice.extras import how_to_install
 from suffice.telemetry import LOG
 
 _ENDED = object()  # a worker's output came to its end
@@ -48,7 +49,7 @@ class MathWorkers:
     ) -> None:
         """Raises ConfigError when math-verify is not installed."""
         if importlib.util.find_spec("math_verify") is None:
-            raise ConfigError("scorer math: the package math-verify is missing; install suffice[math]")
+            raise ConfigError(f"scorer math: the package math-verify is missing: {how_to_install('math')}")
         if n_workers < 1 or limit_s <= 0 or start_limit_s <= 0:
             raise ValueError(f"need n_workers >= 1 and limits above 0; got {n_workers=} {limit_s=} {start_limit_s=}")
         self._limit_s, self._start_limit_s, self._memory_bytes = limit_s, start_limit_s, memory_bytes

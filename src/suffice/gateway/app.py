@@ -10,13 +10,16 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from suffice.browsers import BrowserPolicy
 from suffice.errors import BadRequest, ConfigError
-from suffice.gateway import auth, feedback, pages
+from suffice.gateway import feedback, pages
+from suffice.gateway.auth import ANYONE, Caller, caller_of, set_caller
 from suffice.gateway.chat import chat
 from suffice.gateway.context import Gateway
 from suffice.gateway.decide import decide
-from suffice.gateway.exchange import Exchange, Message, Receive, Scope, Send, headers_of
+from suffice.gateway.exchange import FOREIGN_PAGE, Exchange, Message, Receive, Scope, Send, headers_of
 from suffice.gateway.intake import check_head
+from suffice.gateway.key_limits import KeyLimitReached
 from suffice.gateway.passing import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passing
 
 Handler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
@@ -35,22 +38,26 @@ class Endpoint:
     exchange: type[Exchange] = Exchange   # writes this API's errors
     x_api_key: bool = False               # the key may come in this header too
     takes_feedback: bool = False          # a key that is for feedback alone opens it as well
+    takes_tokens: bool = False            # a stranger's page may ask, with the token of an answer
+    spends: bool = False                  # it may cost tokens of its key's budget
+    shows_all: bool = False               # it shows what all keys do
 
 
 def _passed(method: str, path: str, api: Api) -> Endpoint:
     """An endpoint that is never governed. `path` without /v1; the upstream is asked under /v1."""
     made = Passing(api, method, f"/v1{path}" if api.is_json else path)
-    return Endpoint(path, method, made, exchange=api.exchange, x_api_key=api.x_api_key)
+    spends = method == "POST" and "{id}" not in path
+    return Endpoint(path, method, made, exchange=api.exchange, x_api_key=api.x_api_key, spends=spends)
 
 
 # With and without /v1.
 API = (
-    Endpoint("/chat/completions", "POST", chat),
+    Endpoint("/chat/completions", "POST", chat, spends=True),
     Endpoint("/models", "GET", pages.models),
-    Endpoint("/feedback", "POST", feedback.one, guarded_inside=True),             # or a token of an answer
+    Endpoint("/feedback", "POST", feedback.one, guarded_inside=True, takes_feedback=True, takes_tokens=True),
     Endpoint("/feedback/batch", "POST", feedback.batch, takes_feedback=True),
     Endpoint("/feedback/label-studio", "POST", feedback.from_label_studio, takes_feedback=True),
-    Endpoint("/feedback/langfuse", "POST", feedback.from_langfuse, guarded_inside=True),  # or a signature
+    Endpoint("/feedback/langfuse", "POST", feedback.from_langfuse, guarded_inside=True, takes_feedback=True),
     Endpoint("/decide", "POST", decide),
     _passed("POST", "/completions", COMPLETIONS),
     _passed("POST", "/embeddings", EMBEDDINGS),
@@ -65,7 +72,7 @@ API = (
 OWN = (
     Endpoint("/healthz", "GET", pages.health, public=True),
     Endpoint("/readyz", "GET", pages.ready, public=True),
-    Endpoint("/metrics", "GET", pages.metrics),
+    Endpoint("/metrics", "GET", pages.metrics, shows_all=True),
 )
 ENDPOINTS = (*(replace(e, path=f"/v1{e.path}") for e in API), *API, *OWN)
 
@@ -117,7 +124,9 @@ class App:
     def __init__(self, gateway: Gateway, beside: Mapping[str, Beside] | None = None) -> None:
         self.gateway = gateway
         self.beside = dict(beside or {})
-        self.endpoints = endpoints(gateway.settings.server.relay)
+        server = gateway.settings.server
+        self.browsers = BrowserPolicy(hosts=server.names, origins=server.allowed_origins)
+        self.endpoints = endpoints(server.relay)
         self._paths = _Paths(self.endpoints)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -136,6 +145,13 @@ class App:
         if other is not None:
             await self._answer_beside(other, scope, receive, send)
             return
+        if by_method and self.browsers.origins:
+            named = dict(headers_of(scope))
+            if named.get("origin") in self.browsers.origins:
+                send = _with_cors(send, named["origin"])
+                if scope["method"] == "OPTIONS" and "access-control-request-method" in named:
+                    await self._answer_preflight(named, by_method, send)
+                    return
         endpoint = by_method.get(scope["method"])
         error = self._verdict(scope, by_method, endpoint)
         if endpoint is None or error is not None:
@@ -146,7 +162,10 @@ class App:
             return
         if stored_id is not None:
             scope["path_params"] = {"id": stored_id}
-        await endpoint.handler(self.gateway, scope, receive, send)
+        try:
+            await endpoint.handler(self.gateway, scope, receive, send)
+        finally:
+            self.gateway.limits.leave(caller_of(scope))
 
     async def _answer_beside(self, other: Beside, scope: Scope, receive: Receive, send: Send) -> None:
         """Heads are bounded for everybody; who may come in is the other application's to say."""
@@ -156,6 +175,18 @@ class App:
             await Exchange(send, [], self.gateway.monotonic_s).refuse(error)
             return
         await other(scope, receive, send)
+
+    async def _answer_preflight(self, named: Mapping[str, str], by_method: Mapping[str, Endpoint], send: Send) -> None:
+        """Tell a browser what a page of an allowed origin may send; the key it brings is checked with the request."""
+        wanted = named.get("access-control-request-headers", "")
+        headers = [("access-control-allow-methods", ", ".join(sorted(by_method))), ("access-control-max-age", "600")]
+        if _HEADER_NAMES.fullmatch(wanted):
+            headers.append(("access-control-allow-headers", wanted))
+        if "access-control-request-private-network" in named:
+            headers.append(("access-control-allow-private-network", "true"))
+        exchange = Exchange(send, [], self.gateway.monotonic_s)
+        await exchange.start(204, headers)
+        await exchange.body(b"", more=False)
 
     @staticmethod
     def _last(send: Send) -> Send:
@@ -171,7 +202,7 @@ class App:
     def _verdict(
         self, scope: Scope, by_method: Mapping[str, Endpoint], endpoint: Endpoint | None
     ) -> BadRequest | None:
-        """Default: refused. Path, then method, then host, then key."""
+        """Default: refused. Path, then method, host and page, key, and what the key permits. None: its caller is in."""
         if not by_method:
             known = "allowed: the API below /v1, /healthz, /readyz, /metrics, and what [server] relay lists"
             return BadRequest(f"no such path: {scope['path'][:200]}; {known}", status=404, code="not_found")
@@ -181,13 +212,73 @@ class App:
         headers = headers_of(scope)
         try:
             check_head(headers)
-            if not (endpoint.public or endpoint.guarded_inside):
-                gw = self.gateway
-                keys = gw.keys_for_feedback if endpoint.takes_feedback else gw.api_keys
-                auth.check(headers, keys, x_api_key=endpoint.x_api_key)
+            if endpoint.public:
+                return None
+            foreign = self._foreign(headers, is_open=not self.gateway.keys.asks_for_keys)
+            if foreign is not None and not endpoint.takes_tokens:
+                return foreign
+            scope[FOREIGN_PAGE] = foreign
+            set_caller(scope, self._caller(endpoint, headers))
         except BadRequest as error:
             return error
         return None
+
+    def _caller(self, endpoint: Endpoint, headers: list[tuple[str, str]]) -> Caller:
+        """Who asks, once they are let in. Raises BadRequest."""
+        gw = self.gateway
+        if endpoint.guarded_inside:
+            caller = gw.keys.find(headers) or ANYONE
+        else:
+            caller = gw.keys.require(headers, feedback=endpoint.takes_feedback, x_api_key=endpoint.x_api_key)
+        _check_permitted(endpoint, caller)
+        try:
+            gw.limits.enter(caller, spends=endpoint.spends, now_s=gw.monotonic_s(), wall_s=gw.wall_s())
+        except KeyLimitReached as error:
+            gw.metrics.inc("suffice_keys_limited_total", caller.name, error.limit)
+            raise
+        return caller
+
+    def _foreign(self, headers: list[tuple[str, str]], *, is_open: bool) -> BadRequest | None:
+        """Why a request may be a stranger's page at work in somebody's browser; None: it is not.
+
+        Under a name that a stranger made point here their page is one of ours, but it has no key. So only an open
+        gateway asks for its names: one with keys serves under whatever name a proxy or a cluster gives it.
+        """
+        named = dict(headers)
+        try:
+            if is_open and "host" in named:  # HTTP/1.0 has none, and no browser speaks that
+                self.browsers.check_host(named["host"])
+            self.browsers.check_page(named)
+        except BadRequest as error:
+            return error
+        return None
+
+
+_HEADER_NAMES = re.compile(r"[a-z0-9_-]{1,80}([ \t]*,[ \t]*[a-z0-9_-]{1,80}){0,50}", re.IGNORECASE)
+
+
+def _with_cors(send: Send, origin: str) -> Send:
+    """Let a page of this origin read the answer. Cookies are not sent with such requests, and not asked for."""
+    allow = [
+        (b"access-control-allow-origin", origin.encode("latin-1")), (b"access-control-expose-headers", b"*"),
+        (b"vary", b"origin"),
+    ]  # fmt: skip
+
+    async def send_shared(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *allow]
+        await send(message)
+
+    return send_shared
+
+
+def _check_permitted(endpoint: Endpoint, caller: Caller) -> None:
+    """Raises BadRequest 403 for what a key may not do at all."""
+    if endpoint.shows_all:
+        if caller.is_restricted and not caller.permits.all_objects:
+            raise BadRequest("this shows what all keys do; this key needs all_objects", status=403, code="scope")
+    elif not (endpoint.takes_feedback or caller.may_ask):
+        raise BadRequest("this key may send feedback, and nothing else", status=403, code="scope")
 
 
 def _first_part(path: str) -> str:

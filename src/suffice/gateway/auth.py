@@ -1,4 +1,6 @@
-"""Who may call: a list of keys, compared in constant time. No list, no check.
+"""Who sends a request, and what its key permits. Where no key is configured, everybody may do everything.
+
+    headers ──▶ KeyRing ──▶ Caller ──▶ routes, sources of feedback, objects
 
 A header that is malformed is treated as absent, and an absent one is refused.
 """
@@ -6,36 +8,124 @@ A header that is malformed is treated as absent, and an absent one is refused.
 from __future__ import annotations
 
 import hashlib
-import hmac
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
 from suffice.errors import BadRequest
+from suffice.gateway.exchange import Scope
+from suffice.settings import Key, Route
 from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096
+TRUSTED_SOURCES: Final = ("reviewer", "gold", "judge")  # that a key must be allowed by name, or be for feedback alone
+_CALLER: Final = "suffice.caller"  # where the scope keeps who sends its request
+_PLAIN: Final = Key(key_env="")
 
 
-def check(headers: list[tuple[str, str]], keys: Sequence[str], *, x_api_key: bool = False) -> None:
-    """Raises BadRequest 401 unless the request carries one of `keys`; passes when there are none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whoever holds a key.
 
-    x_api_key  the header `x-api-key: KEY` is as good as `authorization: Bearer KEY`
+    A key without `routes` may use every route that requests come to by themselves. By name it may choose those that
+    are safe for anybody to choose: no route that is off, and none that acts uncertified.
     """
-    if not keys or holds(headers, keys, x_api_key=x_api_key):
-        return
-    message = "authorization: needs 'Bearer KEY' with a key of this gateway"
-    raise BadRequest(message, status=401, code="invalid_api_key")
+
+    id: str = ""               # keyed hash, as `Request.sender`; "": no key was asked for
+    name: str = ""             # of its key in the settings; "": its key has no table of its own
+    namespace: str = ""        # tells the ids that clients choose apart
+    permits: Key = field(default=_PLAIN)
+    only_feedback: bool = False  # its key sends feedback, from any source, and nothing else
+
+    @property
+    def is_restricted(self) -> bool:
+        """Is it limited to routes by name?"""
+        return self.permits.routes is not None
+
+    @property
+    def sees_all(self) -> bool:
+        """May it use what others have made?"""
+        return not self.id or not self.may_ask or self.permits.all_objects
+
+    @property
+    def may_ask(self) -> bool:
+        """May it ask a model for anything?"""
+        return not self.only_feedback and self.permits.routes != ()
+
+    def may_use(self, name: str, route: Route, *, by_name: bool) -> bool:
+        """May its requests go to a route?
+
+        by_name  the request names the route, instead of being matched
+        """
+        if self.permits.routes is not None:
+            return name in self.permits.routes
+        is_reserved = route.mode == "off" or (route.mode == "enforce" and route.uncertified)
+        return not (self.id and by_name and is_reserved)
+
+    def may_write(self, source: str) -> bool:
+        """May it send feedback of this source?"""
+        if not self.id or self.only_feedback:
+            return True
+        if self.permits.sources is not None:
+            return source in self.permits.sources
+        return source.strip().casefold() not in TRUSTED_SOURCES
 
 
-def holds(headers: list[tuple[str, str]], keys: Sequence[str], *, x_api_key: bool = False) -> bool:
-    """Does the request carry one of `keys`? Never where there are none."""
-    given = [_bearer(v) for v in _once(headers, "authorization")]
-    given += _once(headers, "x-api-key") if x_api_key else []
-    return any(_known(key, keys) for key in given if key and " " not in key)
+ANYONE: Final = Caller()
 
 
-def without_keys(headers: list[tuple[str, str]], keys: Sequence[str]) -> list[tuple[str, str]]:
-    """Headers fit to be sent upstream: where the gateway has keys of its own, no header with a key is."""
-    return [(k, v) for k, v in headers if k not in KEY_HEADERS] if keys else headers
+class KeyRing:
+    """The keys that a gateway accepts.
+
+    callers  who holds each key
+    """
+
+    def __init__(self, callers: Mapping[str, Caller] | None = None) -> None:
+        # Looked up by digest, so that the time of a comparison says nothing about a key.
+        self._by_digest = {_digest(key): caller for key, caller in (callers or {}).items()}
+        found = {caller.id: caller for caller in self._by_digest.values()}
+        self.callers: tuple[Caller, ...] = tuple(found.values())
+        self.asks_for_keys = any(not one.only_feedback for one in self.callers)
+        self.has_tenants = sum(one.may_ask for one in self.callers) > 1  # what one of them makes is hidden from others
+
+    def find(self, headers: Iterable[tuple[str, str]], *, x_api_key: bool = False) -> Caller | None:
+        """Who sends a request; None: it carries no key of this gateway."""
+        named = list(headers)
+        given = [_bearer(v) for v in _once(named, "authorization")]
+        given += _once(named, "x-api-key") if x_api_key else []
+        known = (self._by_digest.get(_digest(key)) for key in given if key and " " not in key)
+        return next((caller for caller in known if caller is not None), None)
+
+    def require(
+        self, headers: list[tuple[str, str]], *, feedback: bool = False, x_api_key: bool = False
+    ) -> Caller:
+        """Who sends a request. Raises BadRequest 401 where a key is needed and none of this gateway's is there.
+
+        feedback   of a path that keys for feedback open as well
+        x_api_key  the header `x-api-key: KEY` is as good as `authorization: Bearer KEY`
+        """
+        if not (self.callers if feedback else self.asks_for_keys):
+            return Caller(namespace=dict(headers).get("authorization", ""))
+        caller = self.find(headers, x_api_key=x_api_key)
+        if caller is None or (caller.only_feedback and not feedback):
+            message = "authorization: needs 'Bearer KEY' with a key of this gateway"
+            raise BadRequest(message, status=401, code="invalid_api_key")
+        return caller
+
+    def without_keys(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Headers fit to be sent upstream: where the gateway has keys of its own, no header with a key is."""
+        return [(k, v) for k, v in headers if k not in KEY_HEADERS] if self.asks_for_keys else headers
+
+
+def set_caller(scope: Scope, caller: Caller) -> None:
+    """Keep who sends a request, for its handler."""
+    scope[_CALLER] = caller
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Who sends a request, as the edge has found out."""
+    found: Caller = scope.get(_CALLER, ANYONE)
+    return found
 
 
 def _once(headers: list[tuple[str, str]], name: str) -> list[str]:
@@ -48,9 +138,5 @@ def _bearer(value: str) -> str:
     return key if kind.lower() == "bearer" else ""
 
 
-def _known(key: str, keys: Sequence[str]) -> bool:
-    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-    found = False
-    for one in keys:  # all of them, so that time tells nothing about which
-        found |= hmac.compare_digest(digest, hashlib.sha256(one.encode()).digest())
-    return found
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

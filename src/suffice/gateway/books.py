@@ -6,11 +6,14 @@ never lets a log that fails cost more than the record.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from suffice.assurance.sampling import ended_badly
 from suffice.episode.ledger import Ledger
 from suffice.gateway.breaker import SITES
 from suffice.gateway.context import Gateway, runs_in_full
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.key_events import KeyUsed
 from suffice.store.rows.sampling_events import RequestsCounted
 from suffice.telemetry import LOG, Metrics
 from suffice.types import EndReason, Outcome
@@ -37,7 +40,9 @@ def begin(gw: Gateway, ledger: Ledger) -> None:
 
 
 def tell_counts(gw: Gateway, *, all_of_them: bool = False) -> None:
-    """Write down what was counted of requests without rows, where that is due."""
+    """Write down what was counted of requests without rows, where that is due, and what keys with a budget used."""
+    for used in gw.limits.unwritten():
+        append(gw, KeyUsed(replace(used, usage_id=gw.new_id())), None)
     for counted in gw.sampling.due(now_s=gw.monotonic_s(), all_of_them=all_of_them):
         append(gw, RequestsCounted(counted), None)
 
@@ -64,6 +69,9 @@ def close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
     request, metrics = ledger.request, gw.metrics
     metrics.inc("suffice_requests_total", request.route, request.mode, outcome.end_reason)
     _count_tokens(metrics, request.route, outcome)
+    if outcome.usage is not None and outcome.calls:  # a caller's own loop uses nothing of ours
+        n_tokens = outcome.usage.prompt_tokens + outcome.usage.completion_tokens
+        gw.limits.spend(request.sender, n_tokens, wall_s=gw.wall_s())
     _count_extra_calls(metrics, ledger)
     for site in ledger.degraded:
         metrics.inc("suffice_failopen_total", site)

@@ -19,7 +19,7 @@ from suffice.episode.samples import Refusal
 from suffice.errors import BadRequest, Overloaded, UpstreamError, UpstreamTimeout
 from suffice.gateway import books, govern, kill, questions, route
 from suffice.gateway.asked import query_of
-from suffice.gateway.auth import without_keys
+from suffice.gateway.auth import Caller, caller_of
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.context import Gateway
 from suffice.gateway.deliveries import RequestKey
@@ -42,7 +42,7 @@ from suffice.gateway.route import BuiltRoute
 from suffice.review.question import written_out
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, question_key
-from suffice.rollout.experiment import Units
+from suffice.rollout.experiment import Units, units_of
 from suffice.signals.query import class_of
 from suffice.telemetry import LOG
 from suffice.types import ArmDraw, EndReason, Request
@@ -72,7 +72,10 @@ async def chat(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one chat request."""
     headers = headers_of(scope)
     exchange = Exchange(send, [], gw.monotonic_s, tells_hang_up(scope), writes_now(scope))
-    await one_request(gw, receive, exchange, lambda episode_id: _admitted(gw, episode_id, headers, receive), _answer)
+    caller = caller_of(scope)
+    await one_request(
+        gw, receive, exchange, lambda episode_id: _admitted(gw, episode_id, caller, headers, receive), _answer
+    )
 
 
 async def one_request(
@@ -117,12 +120,20 @@ async def one_request(
 
 
 async def _admitted(
-    gw: Gateway, episode_id: str, headers: list[tuple[str, str]], receive: Receive
+    gw: Gateway, episode_id: str, caller: Caller, headers: list[tuple[str, str]], receive: Receive
 ) -> Admitted:
     limits = gw.settings.server
     check_body_headers(headers, limits.max_body_bytes)
     raw = await read_body(receive, limits.max_body_bytes)
-    return admit(gw, episode_id, read_chat(raw, limits), headers)
+    intake = read_chat(raw, limits)
+    await check_objects(gw, caller, intake)
+    return admit(gw, episode_id, intake, caller, headers)
+
+
+async def check_objects(gw: Gateway, caller: Caller, intake: Intake) -> None:
+    """Raises BadRequest 404 where a body names an object that its caller has not made, and may not use."""
+    if gw.keys.has_tenants and not caller.sees_all:
+        await gw.objects.check_body(caller, intake.raw, intake.body)
 
 
 async def _apologise(exchange: Exchange, episode_id: str, error: Exception) -> None:
@@ -173,8 +184,7 @@ async def _answer(gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exc
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "no_route")
         await pass_through(exchange, client, CHAT_PATH, body, admitted.headers, ledger)
         return
-    together = _conversation(dict(admitted.headers), intake)
-    run = question_key(together, salt=gw.salt) if together else request.episode_id
+    run = request.conversation or request.episode_id
     headers = admitted.headers
     if admitted.route.acts or request.kind == "samples":
         # llama.cpp takes this header as a wish to generate on after its caller has left: a stop would save nothing.
@@ -197,10 +207,12 @@ async def _answer(gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exc
         await pass_through(exchange, client, CHAT_PATH, body, admitted.headers, ledger, purpose="rerun")
 
 
-def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str, str]]) -> Admitted:
-    """Find the route and draw the audit. Raises BadRequest for a route or version that does not exist."""
+def admit(
+    gw: Gateway, episode_id: str, intake: Intake, caller: Caller, headers: list[tuple[str, str]]
+) -> Admitted:
+    """Find the route and draw the audit. Raises BadRequest for a route or version that is not there or not allowed."""
     named = dict(headers)
-    found = find_route(gw, intake.model, named)
+    found = find_route(gw, intake.model, named, caller)
     _check_version(intake, named, found)
     found = gw.kill.resting(found) if found is not None else None
     intake = for_route(intake, found)
@@ -214,28 +226,29 @@ def admit(gw: Gateway, episode_id: str, intake: Intake, headers: list[tuple[str,
         found = found.for_request(question, intake.model, class_of(query))
         own = placed(found, place)
         if reason is None:  # the audit is drawn for the route as it is; the arms then say what the request gets
-            assigned = gw.assign(own, _request_key(own, intake, named), episode_id)
-            varied, arms = gw.variants.place(found, lambda: _units(gw, intake, named, assigned), question)
+            assigned = gw.assign(own, _request_key(own, intake, caller, named), episode_id)
+            varied, arms = gw.variants.place(found, lambda: _units(intake, caller, named, assigned), question)
             own = own if varied is found else placed(varied, place)
         found = own
-    request = _request(gw, episode_id, intake, named, found, reason, question, assigned, arms)
+    request = _request(gw, episode_id, intake, caller, named, found, reason, question, assigned, arms)
     upstream = (found.settings.upstream if found is not None else "") or gw.fallback_upstream()
-    kept = without_keys(headers, gw.api_keys)
+    kept = gw.keys.without_keys(headers)
     return Admitted(
         intake=intake, headers=kept, route=found, upstream=upstream, request=request,
         turned_away=place if place is not None and place.level is None else None,
     )  # fmt: skip
 
 
-def find_route(gw: Gateway, model: str, named: dict[str, str]) -> BuiltRoute | None:
-    """The request's route. Raises BadRequest for one asked for by a name that does not exist."""
+def find_route(gw: Gateway, model: str, named: dict[str, str], caller: Caller) -> BuiltRoute | None:
+    """The request's route. Raises BadRequest for one that is not there, or that the caller's key may not use."""
     asked = named.get("x-suffice-route")
-    found = route.find(gw.routes, model=model, asked=asked)
-    if asked is not None and found is None:
-        known = ", ".join(r.name for r in gw.routes) or "none"
-        message = f"x-suffice-route: unknown route {asked[:80]!r}; known: {known}"
-        raise BadRequest(message, code="unknown_route")
-    return found
+    found = route.find(route.usable(gw.routes, caller, by_name=asked is not None), model=model, asked=asked)
+    if found is not None or (asked is None and not caller.is_restricted):
+        return found
+    if asked is None:
+        message = "this key may use only routes that it lists, and none of them takes this request"
+        raise BadRequest(message, status=403, param="model", code="scope")
+    raise route.named_route_refused(gw.routes, caller, asked, where="x-suffice-route")
 
 
 def for_route(intake: Intake, found: BuiltRoute | None) -> Intake:
@@ -292,15 +305,14 @@ def _reason(
 
 
 def _request(
-    gw: Gateway, episode_id: str, intake: Intake, named: dict[str, str], found: BuiltRoute | None, reason: str | None,
-    question: str, assigned: AuditAssignment, arms: tuple[ArmDraw, ...],
+    gw: Gateway, episode_id: str, intake: Intake, caller: Caller, named: dict[str, str], found: BuiltRoute | None,
+    reason: str | None,    question: str, assigned: AuditAssignment, arms: tuple[ArmDraw, ...],
 ) -> Request:
     """Write down what was asked, and the audit draw with its odds."""
     if found is None:
-        return blank(gw, episode_id, intake, reason or "no_route")
+        return blank(gw, episode_id, intake, reason or "no_route", sender=caller.id)
     samples = route.n_samples(found, intake.options)
     gw.n_requests[found.name] = gw.n_requests.get(found.name, 0) + 1
-    caller = named.get("authorization", "")
     return Request(
         episode_id=episode_id, route=found.name, kind=found.settings.kind, mode=found.settings.mode,
         model=intake.model, stream=intake.stream, n_samples=samples, audit=assigned.audit,
@@ -308,26 +320,26 @@ def _request(
         question_key=question,
         ungoverned=reason, received_at_s=gw.wall_s(),
         query=query_of(intake.body, found.settings.kind, samples) if reason is None else None,
-        unit=assigned.unit, setup=found.setup, promise=found.promise, arms=arms, sender=gw.sender(caller),
-        delivery=assigned.delivery, conversation=gw.conversation(caller, _conversation(named, intake)),
+        unit=assigned.unit, setup=found.setup, promise=found.promise, arms=arms, sender=caller.id,
+        delivery=assigned.delivery, conversation=gw.conversation(caller.id, _conversation(named, intake)),
     )  # fmt: skip
 
 
-def _request_key(found: BuiltRoute, intake: Intake, named: dict[str, str]) -> RequestKey:
+def _request_key(found: BuiltRoute, intake: Intake, caller: Caller, named: dict[str, str]) -> RequestKey:
     return RequestKey(
-        route=found.name, caller=named.get("authorization", ""), body=intake.raw,
+        route=found.name, caller=caller.namespace, body=intake.raw,
         conversation=_conversation(named, intake), idempotency_key=named.get("idempotency-key"),
     )  # fmt: skip
 
 
-def _units(gw: Gateway, intake: Intake, named: dict[str, str], assigned: AuditAssignment) -> Units:
+def _units(intake: Intake, caller: Caller, named: dict[str, str], assigned: AuditAssignment) -> Units:
     """What the request belongs to, by the names that it came with; repeated deliveries are one request."""
     user = intake.body.get("user") or intake.body.get("safety_identifier")
-    return Units(
-        request=assigned.unit, conversation=_conversation(named, intake),
+    return units_of(
+        caller.id, request=assigned.unit, conversation=_conversation(named, intake),
         user=named.get("x-suffice-user") or (user if isinstance(user, str) else None),
-        tenant=named.get("x-suffice-tenant") or gw.sender(named.get("authorization", "")) or None,
-    )
+        tenant=named.get("x-suffice-tenant"),
+    )  # fmt: skip
 
 
 def _question(gw: Gateway, intake: Intake) -> str:
@@ -346,14 +358,14 @@ def _conversation(named: dict[str, str], intake: Intake) -> str | None:
 
 
 def blank(
-    gw: Gateway, episode_id: str, intake: Intake | None, reason: str, endpoint: str = CHAT_PATH
+    gw: Gateway, episode_id: str, intake: Intake | None, reason: str, endpoint: str = CHAT_PATH, *, sender: str = ""
 ) -> Request:
     """The record of a request that no route claims, or that could not be read."""
     return Request(
         episode_id=episode_id, route="", kind="reasoning", mode="off",
         model=intake.model if intake else "", stream=bool(intake and intake.stream), n_samples=1,
         audit=False, propensity=1.0, policy_version="", certified=False, question_key="",
-        ungoverned=reason, received_at_s=gw.wall_s(), endpoint=endpoint,
+        ungoverned=reason, received_at_s=gw.wall_s(), endpoint=endpoint, sender=sender,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -13,9 +13,12 @@ from suffice.assurance.fallback import even_loads
 from suffice.assurance.lengths import FullRuns, HandOvers
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
+from suffice.gateway.auth import KeyRing
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.deliveries import DeliveryMemory, RequestKey
+from suffice.gateway.key_limits import KeyLimits
 from suffice.gateway.kill import KillSwitch
+from suffice.gateway.objects import Objects
 from suffice.gateway.operating import Operating
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import Sampling
@@ -23,7 +26,7 @@ from suffice.gateway.variants import Variants
 from suffice.policy.base import version_of
 from suffice.review.guarantee import Guarantee
 from suffice.rollout import feedback_token
-from suffice.rollout.assign import AuditAssignment, audit_share, conversation_key, sender_key
+from suffice.rollout.assign import AuditAssignment, audit_share, conversation_key
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.drafts import Embedder
@@ -36,8 +39,10 @@ from suffice.upstream.client import UpstreamClient
 CHECK_RUNS = 100  # full runs after which a route is asked again whether its answers can be read
 OPEN_RUNS = 10_000       # loops that clients drive, at once; the one that was idle longest makes room
 IDLE_RUN_S = 1_800.0     # a loop that tells nothing for so long has been left
-ANSWERED_ENTRIES = 10_000  # stored responses whose upstream is remembered
 SPOKEN_ENTRIES = 50_000    # answers whose pieces of feedback with a token are counted
+
+
+Named = tuple[str | None, str | None]  # a request: by its episode id, or by its response id
 
 
 def runs_in_full(request: Request) -> bool:
@@ -76,11 +81,12 @@ class OpenRuns:
         if key is not None:
             self._opened[key], self._key_of[run.id] = run.id, key
 
-    def get(self, episode_id: str, *, now_s: float) -> RoundsRun | None:
-        """A run that is still kept; it counts as touched."""
-        found = self._runs.pop(episode_id, None)
-        if found is None:
+    def get(self, episode_id: str, *, sender: str, now_s: float) -> RoundsRun | None:
+        """A run of `sender` that is still kept; it counts as touched."""
+        found = self._runs.get(episode_id)
+        if found is None or found[0].ledger.request.sender != sender:
             return None
+        del self._runs[episode_id]
         self._runs[episode_id] = (found[0], now_s)
         return found[0]
 
@@ -138,7 +144,7 @@ class Gateway:
     embedders: Mapping[str, Embedder] = field(default_factory=dict)  # by route; `wiring` or the library opens them
     log: EventLog
     metrics: Metrics
-    api_keys: tuple[str, ...]              # accepted from clients; (): open
+    keys: KeyRing = field(default_factory=KeyRing)   # accepted from clients; none: open
     salt: str                              # of the lottery and of question keys; secret, stable
     new_id: Callable[[], str]
     wall_s: Callable[[], float]
@@ -149,13 +155,14 @@ class Gateway:
     hand_overs: dict[str, HandOvers] = field(default_factory=dict)
     extracted: dict[str, deque[bool]] = field(default_factory=dict)  # by route: could full runs be read?
     n_since_check: dict[str, int] = field(default_factory=dict)      # by route: full runs since then
-    answered_by: dict[str, str] = field(default_factory=dict)  # id of a stored response → its upstream
+    objects: Objects = field(default_factory=Objects)  # that upstreams keep, and who made them
+    # Whose the answers are that feedback names, as the log knows it; called in a thread, raises StoreError.
+    senders_of: Callable[[Sequence[Named]], list[frozenset[str]]] = lambda named: [frozenset()] * len(named)
     breakers: dict[str, Breaker] = field(default_factory=dict)   # by route
     operating: Operating = field(default_factory=Operating)      # where routes operate inside what is certified
     kill: KillSwitch = field(default_factory=KillSwitch)         # takes enforcement away from every route
     runs: OpenRuns = field(default_factory=OpenRuns)             # loops that callers drive through /v1/decide
     words: WordsByToken = field(default_factory=WordsByToken)
-    feedback_keys: tuple[str, ...] = ()    # that may label as anybody, and ask for nothing else
     langfuse_secret: str | None = None     # that signs what Langfuse sends; None: nothing is signed
     refresh: Callable[[], None] = lambda: None   # sees what was decided, where no timer does
     told: Callable[[], None] = lambda: None      # something was decided just now: look at once
@@ -169,19 +176,17 @@ class Gateway:
     sampling: Sampling = field(init=False)  # which requests have rows in the log
     classes: dict[str, Mapping[str, int]] = field(default_factory=dict)  # audits by class, by route, as last seen
     _promised: dict[str, str] = field(default_factory=dict)  # by route: the state that /metrics has now
+    limits: KeyLimits = field(init=False)   # of keys
 
     def __post_init__(self) -> None:
         """Nothing runs on any route until the log has been read."""
         self.variants = Variants(salt=self.salt, metrics=self.metrics)
         self.sampling = Sampling(settings=self.settings, salt=self.salt)
+        self.limits = KeyLimits(self.keys.callers)
 
-    def sender(self, authorization: str) -> str:
-        """A name for whoever holds the key of a request; "" where no keys are asked for."""
-        return sender_key(authorization, salt=self.salt) if self.api_keys else ""
-
-    def conversation(self, authorization: str, conversation: str | None) -> str:
+    def conversation(self, sender: str, conversation: str | None) -> str:
         """A name for a client's conversation in the log; "" where the client named none."""
-        return conversation_key(self.sender(authorization), conversation, salt=self.salt) if conversation else ""
+        return conversation_key(sender, conversation, salt=self.salt) if conversation else ""
 
     def assign(self, route: BuiltRoute, key: RequestKey, episode_id: str) -> AuditAssignment:
         """Draw whether a request is an audit, or find the draw of the delivery that this one repeats."""
@@ -192,11 +197,6 @@ class Gateway:
         if assigned.audit and assigned.delivery == 1:
             self.metrics.inc("suffice_audits_total", route.name)
         return assigned
-
-    @property
-    def keys_for_feedback(self) -> tuple[str, ...]:
-        """The keys that the feedback paths take; none: everybody may."""
-        return (*self.api_keys, *self.feedback_keys)
 
     def share(self, route: BuiltRoute) -> float:
         """The audit share in force for a route's next request."""
@@ -304,12 +304,6 @@ class Gateway:
         if route.settings.mode == "enforce" and (refused is None) != (route.refused is None):
             LOG.warning("routes.%s: %s", route.name, f"behaves as observe: {refused}" if refused else "acts again")
         return replace(route, refused=refused)
-
-    def remember_upstream(self, response_id: str, upstream: str) -> None:
-        """Keep in mind where a stored response lives; the oldest is forgotten first."""
-        self.answered_by[response_id] = upstream
-        while len(self.answered_by) > ANSWERED_ENTRIES:
-            del self.answered_by[next(iter(self.answered_by))]
 
     def learn(self, request: Request, outcome: Outcome) -> None:
         """Keep what later requests of the route are judged by: lengths of full runs, prices of hand-overs."""

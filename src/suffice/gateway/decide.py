@@ -20,10 +20,11 @@ import msgspec
 from suffice.episode.rounds import RoundsRun, Told
 from suffice.errors import BadRequest
 from suffice.gateway import desk
+from suffice.gateway.auth import Caller, caller_of
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
 from suffice.gateway.intake import check_body_headers, parse_json
-from suffice.gateway.route import BuiltRoute
+from suffice.gateway.route import BuiltRoute, named_route_refused, usable
 from suffice.review.question import MOST_SOURCES
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import joined
@@ -73,7 +74,7 @@ async def decide(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> Non
         raw = await read_body(receive, LIMIT_BYTES)
         said = read_decide(parse_json(raw, gw.settings.server))
         desk.close_old(gw)
-        run = _run(gw, said, dict(headers))
+        run = _run(gw, said, caller_of(scope), dict(headers))
         vector = () if said.told is None or said.index is None else await run.vector_of(said.index, said.told)
         # From here to the answer nothing waits: clients that ask at once are served one after the other.
         decision = _advance(gw, run, said, vector)
@@ -98,16 +99,15 @@ async def decide(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> Non
     await exchange.json(200, msgspec.json.encode(_answer(run, decision)))
 
 
-def _run(gw: Gateway, said: Said, headers: Mapping[str, str]) -> RoundsRun:
+def _run(gw: Gateway, said: Said, caller: Caller, headers: Mapping[str, str]) -> RoundsRun:
     """The run that is meant: one that is open, or a new one."""
-    found = next((r for r in gw.routes if r.name == said.route), None)
+    found = next((r for r in usable(gw.routes, caller, by_name=True) if r.name == said.route), None)
     if found is None:
-        message = f"route: unknown route {said.route[:80]!r}; known: {', '.join(r.name for r in gw.routes) or 'none'}"
-        raise BadRequest(message, param="route", code="unknown_route")
-    now_s, key = gw.monotonic_s(), _opening_key(headers)
+        raise named_route_refused(gw.routes, caller, said.route, where="route")
+    key = _opening_key(caller, headers)
     episode_id = said.episode_id or (gw.runs.opened_by(key) if key else None)
     if episode_id is not None:
-        run = gw.runs.get(episode_id, now_s=now_s)
+        run = gw.runs.get(episode_id, sender=caller.id, now_s=gw.monotonic_s())
         if run is None:
             message = f"episode_id: {episode_id[:80]!r} is not open here; it has ended, was left too long, or never was"
             raise BadRequest(message, status=404, param="episode_id", code="unknown_episode")
@@ -115,16 +115,18 @@ def _run(gw: Gateway, said: Said, headers: Mapping[str, str]) -> RoundsRun:
             message = f"route: this episode belongs to the route {run.ledger.request.route!r}"
             raise BadRequest(message, status=409, param="route", code="route_conflict")
         return run
-    return _open(gw, found, said, headers)
+    return _open(gw, found, said, caller, headers)
 
 
-def _opening_key(headers: Mapping[str, str]) -> str | None:
+def _opening_key(caller: Caller, headers: Mapping[str, str]) -> str | None:
     """Under which a run is kept, so that its opening call may be repeated; two callers never share one."""
     key = headers.get("idempotency-key")
-    return joined(headers.get("authorization", ""), key) if key else None
+    return joined(caller.namespace, key) if key else None
 
 
-def _open(gw: Gateway, route: BuiltRoute, said: Said, headers: Mapping[str, str]) -> RoundsRun:
+def _open(
+    gw: Gateway, route: BuiltRoute, said: Said, caller: Caller, headers: Mapping[str, str]
+) -> RoundsRun:
     if said.question is None:
         raise BadRequest("question: is needed when a run begins, and episode_id after that", param="question")
     if said.index not in (None, 1):
@@ -132,11 +134,11 @@ def _open(gw: Gateway, route: BuiltRoute, said: Said, headers: Mapping[str, str]
         raise BadRequest(message, status=409, param="step.index", code="step_gap")
     asked = desk.Asked(
         question=said.question, key=said.key or headers.get("x-conversation-id"),
-        caller=headers.get("authorization", ""), idempotency_key=headers.get("idempotency-key"),
+        caller=caller, idempotency_key=headers.get("idempotency-key"),
         model=said.model, metadata=said.metadata, query_class=said.query_class, planned_steps=said.planned_steps,
     )  # fmt: skip
     run = desk.open_run(gw, route, asked)
-    gw.runs.put(run, key=_opening_key(headers), now_s=gw.monotonic_s())
+    gw.runs.put(run, key=_opening_key(caller, headers), now_s=gw.monotonic_s())
     desk.close_old(gw)
     return run
 

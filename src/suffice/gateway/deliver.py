@@ -36,7 +36,7 @@ class BodyDelivery:
 
     def __init__(self, exchange: Exchange, status: int, headers: Sequence[tuple[str, str]]) -> None:
         self._exchange, self._status = exchange, status
-        dropped = {"content-type", "content-length", "content-encoding", "cache-control"}
+        dropped = {"content-type", "content-length", "content-encoding"}
         self._headers = [(k, v) for k, v in headers if k.lower() not in dropped]
         self._assembler = Assembler()
 

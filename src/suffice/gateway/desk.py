@@ -13,13 +13,14 @@ from suffice.episode.ledger import Ledger
 from suffice.episode.rounds import RoundsRun
 from suffice.episode.vectors import Vectors
 from suffice.gateway import books, questions
+from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.context import Gateway, may_stop
 from suffice.gateway.deliveries import RequestKey
 from suffice.gateway.operating import placed
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, joined, question_key
-from suffice.rollout.experiment import Units
+from suffice.rollout.experiment import Units, units_of
 from suffice.signals.query import class_of, query_signals
 from suffice.types import ArmDraw, EndReason, Query, Request
 
@@ -30,7 +31,7 @@ class Asked:
 
     question: str
     key: str | None = None      # the conversation that the run belongs to
-    caller: str = ""            # whose question it is
+    caller: Caller = ANYONE     # whose question it is
     idempotency_key: str | None = None  # of the call that begins the run
     model: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -51,7 +52,7 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     episode_id = gw.new_id()
     if reason is None:
         assigned = gw.assign(own, _request_key(own, asked), episode_id)
-        varied, arms = gw.variants.place(route, lambda: _units(gw, asked, assigned), question)
+        varied, arms = gw.variants.place(route, lambda: _units(asked, assigned), question)
         own = own if varied is route else placed(varied, place)
     route = own
     request = _request(gw, episode_id, route, asked, question, reason, assigned, arms)
@@ -114,16 +115,16 @@ def _ungoverned(gw: Gateway, route: BuiltRoute) -> str | None:
 def _request_key(route: BuiltRoute, asked: Asked) -> RequestKey:
     body = joined(asked.model, asked.question).encode("utf-8", "surrogatepass")
     return RequestKey(
-        route=route.name, caller=asked.caller, body=body, conversation=asked.key, idempotency_key=asked.idempotency_key
+        route=route.name, caller=asked.caller.namespace, body=body, conversation=asked.key,
+        idempotency_key=asked.idempotency_key,
     )
 
 
-def _units(gw: Gateway, asked: Asked, assigned: AuditAssignment) -> Units:
+def _units(asked: Asked, assigned: AuditAssignment) -> Units:
     """What the run belongs to, by what its caller declared."""
     told = asked.metadata
-    return Units(
-        request=assigned.unit, conversation=asked.key, user=told.get("user"),
-        tenant=told.get("tenant") or gw.sender(asked.caller) or None,
+    return units_of(
+        asked.caller.id, request=assigned.unit, conversation=asked.key, user=told.get("user"), tenant=told.get("tenant")
     )
 
 
@@ -141,8 +142,8 @@ def _request(
         certified=route.certified, question_key=question if reason is None else "", ungoverned=reason,
         received_at_s=gw.wall_s(),
         endpoint=asked.endpoint, query=_query(asked) if reason is None else None,
-        unit=assigned.unit, setup=route.setup, promise=route.promise, arms=arms, sender=gw.sender(asked.caller),
-        delivery=assigned.delivery, conversation=gw.conversation(asked.caller, asked.key),
+        unit=assigned.unit, setup=route.setup, promise=route.promise, arms=arms, sender=asked.caller.id,
+        delivery=assigned.delivery, conversation=gw.conversation(asked.caller.id, asked.key),
     )  # fmt: skip
 
 

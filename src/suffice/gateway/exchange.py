@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 from suffice.errors import BadRequest, Overloaded, TooLarge
@@ -25,10 +26,40 @@ WriteNow = Callable[[bytes], bool]   # a part of an answer's body; False: not no
 
 HANG_UP = "suffice.hang_up"    # our server's extensions of ASGI: tells who asks when the client leaves
 WRITE_NOW = "suffice.write_now"   # … and writes a part of a begun body without waiting
+FOREIGN_PAGE = "suffice.foreign_page"   # of the scope: why a request that came from a stranger's page may be refused
 _HEADERS = "suffice.headers"  # where the scope keeps what was read of them
 _REFUSAL_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a header's value: no server may send it
-SSE_HEADERS = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
+SSE_HEADERS = [("content-type", "text/event-stream; charset=utf-8")]
+
+# On every answer. The upstream chose its bytes and the console has the same origin, so no browser may run them, show
+# them as a page of ours, include them in a page of another site, or keep them.
+_ISOLATION = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"sandbox; default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+_BY_US = frozenset({"content-type", *(name.decode() for name, _ in _ISOLATION)})
+# What APIs answer with, none of which a browser runs. Parameters are plain, so that no parser sees a second type.
+_API_TYPE = re.compile(
+    r"(application/(json|problem\+json|x-ndjson|ndjson|jsonl|octet-stream)|text/(event-stream|plain)"
+    r"|audio/[a-z0-9.+-]{1,60}|image/(png|jpeg|webp|gif|avif)|video/(mp4|webm))"
+    r"([ \t]*;[ \t]*[a-z0-9_-]{1,40}=([a-z0-9._:/+-]{1,80}|\"[a-z0-9 ._:/+-]{0,80}\"))*",
+    re.IGNORECASE,
+)
+
+
+@lru_cache(maxsize=256)
+def inert_type(value: str) -> str:
+    """A content type that no browser runs: an API's own as it came, other text as plain text, and the rest as bytes.
+
+    >>> [inert_type(x) for x in ("application/json; charset=utf-8", "text/html", "image/svg+xml")]
+    ['application/json; charset=utf-8', 'text/plain; charset=utf-8', 'application/octet-stream']
+    """
+    if _API_TYPE.fullmatch(value):
+        return value
+    return "text/plain; charset=utf-8" if value.strip().lower().startswith("text/") else "application/octet-stream"
 
 
 class ClientGone(Exception):
@@ -93,7 +124,12 @@ class Exchange:
         self.status, self.events = status, events
         if _CONTROL.search("\t".join([v for _, v in sent])):
             sent = [(k, v) for k, v in sent if not _CONTROL.search(v)]
-        raw = [(k.lower().encode("latin-1", "replace"), v.encode("latin-1", "replace")) for k, v in sent]
+        named = [(k.lower(), v) for k, v in sent]
+        raw = [(k.encode("latin-1", "replace"), v.encode("latin-1", "replace")) for k, v in named if k not in _BY_US]
+        if status not in (204, 304):
+            kind = ", ".join([v for k, v in named if k == "content-type"])[:400]
+            raw.append((b"content-type", inert_type(kind).encode("latin-1")))
+        raw += _ISOLATION
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def body(self, data: bytes, *, more: bool = True) -> None:

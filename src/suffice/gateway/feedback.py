@@ -20,12 +20,12 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.assurance.trust import BEHAVIOUR
+from suffice.assurance.trust import BEHAVIOUR, INFERENCE_KEY
 from suffice.errors import BadRequest, StoreError, StoreFull
-from suffice.gateway import auth
+from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.context import Gateway
-from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
-from suffice.gateway.feedback_form import read_feedback, sealed
+from suffice.gateway.exchange import FOREIGN_PAGE, ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
+from suffice.gateway.feedback_form import id_conflict, read_feedback, sealed
 from suffice.gateway.intake import check_body_headers, parse_json
 from suffice.review import label_studio, langfuse
 from suffice.rollout import feedback_token
@@ -40,19 +40,18 @@ BATCH_LIMIT_BYTES: Final = 8 * 2**20
 MOST_ROWS: Final = 1_000
 MOST_WORDS: Final = 20        # that one token may have written down
 USER: Final = "user"
-LABELLERS: Final = ("reviewer", "gold")  # sources that an application's own key may not speak for
 
 Row = Feedback | BadRequest   # a piece of feedback that can be stored, or why not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voice:
-    """Who sends feedback, and what of."""
+    """Who sends feedback, and of what."""
 
     sender: str                # a name for the key, meaningless without the salt; "": none was asked for
     door: str                  # as `Feedback.door`
     episode: str | None = None # the only one that may be spoken of; None: any
-    labels: bool = True        # may speak for those who decide what is certified
+    caller: Caller = ANYONE    # whose key it came with: what that may say
 
 
 # --------------------------------------------------------------------------- the doors
@@ -63,11 +62,15 @@ async def one(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
         body, token = await _body_and_token(gw, headers, receive)
+        if token is None and (refused := scope.get(FOREIGN_PAGE)) is not None:
+            raise refused  # whose page it is matters only where no token says what may be rated
         voice = voice_of(gw, headers, token)
-        given = _read(gw, voice, body)
+        given = (await _owned(gw, voice, [_read(gw, voice, body)]))[0]
         if isinstance(given, BadRequest):
             raise given
         receipt = await gw.log.append_durable(FeedbackGiven(given))
+        if receipt.conflict:
+            raise id_conflict()
         _note(gw, voice, receipt)
         answer = {"accepted": True, "duplicate": receipt.duplicate, "joined": receipt.joined}
         await exchange.json(200, msgspec.json.encode(answer))
@@ -93,7 +96,7 @@ async def from_label_studio(gw: Gateway, scope: Scope, receive: Receive, send: S
     async with _refusing(gw, exchange):
         told = label_studio.read_event(await _body(gw, headers, receive))
         voice = voice_of(gw, headers, None, door="label-studio")
-        if not voice.labels:
+        if not voice.caller.may_write("reviewer"):
             raise _out_of_scope("reviewer")
         await _store(gw, exchange, voice, told.rows, told.n_ignored)
 
@@ -105,7 +108,7 @@ async def from_langfuse(gw: Gateway, scope: Scope, receive: Receive, send: Send)
         signature = dict(headers).get(langfuse.SIGNATURE_HEADER)
         signed = gw.langfuse_secret is not None and signature is not None
         if not signed:
-            auth.check(headers, gw.keys_for_feedback)
+            gw.keys.require(headers, feedback=True)
         check_body_headers(headers, BATCH_LIMIT_BYTES)
         raw = await read_body(receive, BATCH_LIMIT_BYTES)
         if signed:
@@ -122,7 +125,7 @@ async def from_langfuse(gw: Gateway, scope: Scope, receive: Receive, send: Send)
 def voice_of(
     gw: Gateway, headers: list[tuple[str, str]], token: str | None, *, door: str = "", signed: bool = False
 ) -> Voice:
-    """Who speaks. Raises BadRequest 401 for a token that is forged or too old; keys were checked before.
+    """Who speaks. Raises BadRequest 401 for a token that is forged or too old, and for a key that is needed.
 
     door    that the feedback comes by, where it is one of its own
     signed  a signature was checked in a key's place
@@ -131,12 +134,12 @@ def voice_of(
         episode = feedback_token.read(token, now_s=gw.wall_s(), salt=gw.salt)
         # One name for all of them: together they weigh no more than one key.
         return Voice(sender=sender_key("feedback token", salt=gw.salt), door="token", episode=episode)
-    if signed or not gw.keys_for_feedback:
+    caller = ANYONE if signed else gw.keys.require(headers, feedback=True)
+    if not caller.id:
         # A key that nobody checked could be another one for every label.
         return Voice(sender=sender_key(door, salt=gw.salt), door=door or "open")
-    own = auth.holds(headers, gw.feedback_keys)
-    sender = sender_key(dict(headers).get("authorization", ""), salt=gw.salt)
-    return Voice(sender=sender, door=door or ("feedback-key" if own else "key"), labels=own)
+    # Whoever may ask the model is a user, by whichever door.
+    return Voice(sender=caller.id, door=INFERENCE_KEY if caller.may_ask else door or "feedback-key", caller=caller)
 
 
 def bound(body: Mapping[str, Any], voice: Voice) -> dict[str, Any]:
@@ -145,8 +148,9 @@ def bound(body: Mapping[str, Any], voice: Voice) -> dict[str, Any]:
     A token speaks of its own answer, for its user. Its ids have a space of their own: nobody can take another's.
     """
     if voice.episode is None:
-        if not voice.labels and body.get("source") in LABELLERS:
-            raise _out_of_scope(str(body["source"]))
+        source = body.get("source") or (BEHAVIOUR if body.get("event") is not None else "")
+        if isinstance(source, str) and source and not voice.caller.may_write(source):
+            raise _out_of_scope(source)
         return dict(body)
     if body.get("episode_id") not in (None, voice.episode):
         message = "episode_id: this token came with another answer; it may rate that one only"
@@ -164,8 +168,26 @@ def bound(body: Mapping[str, Any], voice: Voice) -> dict[str, Any]:
 
 
 def _out_of_scope(source: str) -> BadRequest:
-    message = f"source: this key may ask the model, so it may not speak as {source!r}; a key for feedback alone may"
-    return BadRequest(f"{message} ([server] feedback_keys_env)", status=403, param="source", code="scope")
+    message = f"source: this key may not speak as {source[:80]!r}; a key for feedback alone may ([server]"
+    message += " feedback_keys_env), and one whose sources name it ([keys.NAME] sources)"
+    return BadRequest(message, status=403, param="source", code="scope")
+
+
+async def _owned(gw: Gateway, voice: Voice, rows: Sequence[Row]) -> list[Row]:
+    """The same rows, with a refusal for each that is about an answer to another key. What is not known yet waits."""
+    if not gw.keys.has_tenants or voice.caller.sees_all:
+        return list(rows)
+    given = [row for row in rows if isinstance(row, Feedback)]
+    senders = iter(await asyncio.to_thread(gw.senders_of, [(row.episode_id, row.response_id) for row in given]))
+    return [_own(row, next(senders), voice.sender) if isinstance(row, Feedback) else row for row in rows]
+
+
+def _own(row: Feedback, senders: frozenset[str], sender: str) -> Row:
+    if not senders or sender in senders:
+        return row
+    where = "response_id" if row.episode_id is None else "episode_id"
+    message = f"{where}: is not found among the answers to this key; a key for feedback alone may rate others"
+    return BadRequest(message, status=404, param=where, code="not_found")
 
 
 def _read(gw: Gateway, voice: Voice, body: Any) -> Row:
@@ -196,11 +218,13 @@ async def _body_and_token(
     """The object and the token, which comes in a header or as the field `token`. Neither it nor a key: 401, no more."""
     token, refused = dict(headers).get(feedback_token.HEADER), None
     try:
-        auth.check(headers, gw.keys_for_feedback)
+        gw.keys.require(headers, feedback=True)
     except BadRequest as error:
         refused = error
     # Plain text is what a page of another origin may send, as a beacon; it will do for a token in the body.
-    plain = [(k, v) for k, v in headers if k != "content-type" or not v.lower().startswith("text/plain")]
+    plain = [
+        (k, "application/json" if k == "content-type" and v.lower().startswith("text/plain") else v) for k, v in headers
+    ]
     try:
         check_body_headers(plain, LIMIT_BYTES)
         body = parse_json(await read_body(receive, LIMIT_BYTES), gw.settings.server)
@@ -222,7 +246,8 @@ async def _store(
     gw: Gateway, exchange: Exchange, voice: Voice, bodies: Sequence[Any], n_ignored: int = 0
 ) -> None:
     """Store what can be stored, all at once, and answer with a result for each row."""
-    rows = [body if isinstance(body, BadRequest) else _read(gw, voice, body) for body in bodies]
+    read = [body if isinstance(body, BadRequest) else _read(gw, voice, body) for body in bodies]
+    rows = await _owned(gw, voice, read)
     done = iter(await asyncio.gather(
         *(gw.log.append_durable(FeedbackGiven(row)) for row in rows if isinstance(row, Feedback)),
         return_exceptions=True,
@@ -234,6 +259,8 @@ async def _store(
             raise outcome
         if isinstance(outcome, StoreError):
             failure = outcome
+        elif isinstance(outcome, Receipt) and outcome.conflict:
+            outcome = id_conflict()
         results.append(_result(gw, voice, body, outcome))
     counts = {
         "accepted": sum(one["accepted"] for one in results),

@@ -16,7 +16,7 @@ from typing import Any, Final
 from suffice.assurance.satisfaction import scaled
 from suffice.assurance.trust import BEHAVIOUR
 from suffice.errors import BadRequest
-from suffice.rollout.assign import sender_key
+from suffice.rollout.assign import joined, sender_key
 from suffice.settings import Metric
 from suffice.settings.feedback import span_of
 from suffice.types import Feedback
@@ -61,8 +61,14 @@ def read_feedback(body: Mapping[str, Any], declared: Declared | None = None) -> 
 
 def sealed(said: Feedback, *, sender: str, door: str, salt: str) -> Feedback:
     """The feedback as the log may keep it: under the name of its key, and of no person by their own name."""
-    user = sender_key(f"user {said.user}", salt=salt) if said.user else ""
+    user = sender_key(f"user {joined(sender, said.user)}", salt=salt) if said.user else ""
     return replace(said, sender=sender, door=door, user=user)
+
+
+def id_conflict(where: str = "") -> BadRequest:
+    """Why feedback is not stored whose sender has used its id for something else."""
+    message = "feedback_id: its sender has used it for something else; what says another thing needs an id of its own"
+    return BadRequest(f"{where}{message}", status=409, param="feedback_id", code="feedback_id_conflict")
 
 
 def _check_text(given: Mapping[str, Any], key: str) -> None:

@@ -408,6 +408,7 @@ class Follower:
         else:
             with self._failing_open():
                 self.take(self.look())
+                self._confirm()
                 seen = True
         if not seen:
             self._unread()
@@ -419,6 +420,7 @@ class Follower:
             seen = False
             with self._failing_open():
                 self.take(await asyncio.to_thread(self.look))
+                self._confirm()
                 seen = True
             if not seen:
                 self._unread()
@@ -426,6 +428,11 @@ class Follower:
                 await asyncio.to_thread(self._keep)
             await self._told.wait()
             self._told.clear()
+
+    def _confirm(self) -> None:
+        """Say up to where decisions are acted on, for commands that wait for it."""
+        if self._gw.kill.presence is not None:
+            self._gw.kill.presence.update(decided=self._reader.seq)
 
     def glance(self) -> None:
         """Have it looked where rows are new, or where the clock alone changes something. Waits for nothing.

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from suffice.browsers import host_name
 from suffice.errors import BadRequest, TooLarge
 from suffice.settings import Server
 
@@ -22,7 +23,6 @@ MAX_HEADERS = 256
 MAX_HEAD_CHARS = 64 * 1024   # names and values together
 KNOWN_OPTIONS = ("samples", "policy_version", "conversation_id")
 _KEY = re.compile(rb'"\s*:')
-_HOST = re.compile(r"[A-Za-z0-9_.-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def check_head(headers: list[tuple[str, str]]) -> None:
         n_chars += len(name) + len(value)
         if name == "host":
             n_hosts += 1
-            if n_hosts > 1 or not _HOST.fullmatch(value):
+            if n_hosts > 1 or host_name(value) is None:
                 raise BadRequest("Host header: must be one plain host name with an optional port", code="bad_host")
         elif name == "transfer-encoding" and value.strip().lower() != "chunked":
             raise BadRequest("transfer-encoding: must be chunked alone", code="bad_transfer_encoding")
@@ -69,8 +69,9 @@ def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None
     length = named.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > limit_bytes:
         raise TooLarge(f"body: longer than {limit_bytes} bytes")
-    kind = named.get("content-type", "application/json")
-    if kind != "application/json" and kind.partition(";")[0].strip().lower() not in ("application/json", ""):
+    kind = ", ".join(value for name, value in headers if name == "content-type")
+    if kind != "application/json" and kind.partition(";")[0].strip().lower() != "application/json":
+        # A page of another site may send a body without a type, as text and as a form, and nothing else unasked.
         message = f"content-type: got {kind[:100]!r}; must be application/json"
         raise BadRequest(message, status=415, code="unsupported_media_type")
 

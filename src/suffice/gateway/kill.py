@@ -8,35 +8,39 @@ under way are not stopped any more either. Where the file cannot be looked for, 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from suffice.files import PRIVATE, write_whole
 from suffice.gateway.route import BuiltRoute
+from suffice.store.database.presence import NO_REASON, Announcement, switch_reason
 from suffice.store.rows.kill_events import KillSwitched, Switching
 from suffice.telemetry import LOG
 
 LOOK_S: Final = 0.5
 VARIABLE: Final = "SUFFICE_KILL"   # in the environment of a gateway that starts: anything but "" and "0" pulls it
 REASON: Final = "kill_switch"      # why a request passes through, as it is counted
-MOST_BYTES: Final = 2_000          # of the file: more is no reason but an accident
 
 
 class KillSwitch:
     """One gateway's view of the switch. `on` is what requests read; `look` belongs to a timer."""
 
     def __init__(
-        self, file: Path | None = None, *, environment: str = "", told: Callable[[KillSwitched], object] = lambda _: 0
+        self, file: Path | None = None, *, environment: str = "", told: Callable[[KillSwitched], object] = lambda _: 0,
+        presence: Announcement | None = None,
     ) -> None:
         """Look once.
 
         file         whose existence pulls the switch; None: there is none
         environment  what the variable says
         told         gets one row for each change; must not block
+        presence     by which this process confirms what it has seen; None: it confirms nothing
         """
-        self._file, self._told = file, told
+        self._file, self._told, self.presence = file, told, presence
         self._by_environment = environment.strip() not in ("", "0")
         self._stamp: int | None = None   # when the file that is known was written, ns
         self.on = False
@@ -46,7 +50,12 @@ class KillSwitch:
         self.look()
 
     def look(self) -> None:
-        """See whether the file is there; O(1), and raises nothing."""
+        """See whether the file is there, and confirm what was seen; O(1), and raises nothing."""
+        self._look()
+        if self.presence is not None:
+            self.presence.update(killed=self.on, kill_stamp=self._stamp)
+
+    def _look(self) -> None:
         if self._file is None:
             return
         try:
@@ -62,7 +71,7 @@ class KillSwitch:
         if stamp is None:
             self._set(on=self._by_environment, reason=self.reason, stamp=before or 0)
         else:
-            self._set(on=True, reason=_said(self._file), stamp=stamp)
+            self._set(on=True, reason=switch_reason(self._file) or NO_REASON, stamp=stamp)
 
     def _set(self, *, on: bool, reason: str, stamp: int) -> None:
         changed = on != self.on
@@ -82,9 +91,12 @@ class KillSwitch:
 def pull(file: Path, reason: str, author: str) -> bool:
     """Pull the switch, or write another reason into a pulled one; True: it was not pulled before. Raises OSError."""
     was_there = file.exists()
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
-    draft.write_text(f"{reason} ({author})\n", encoding="utf-8")
-    draft.replace(file)  # seen whole or not at all
+    if not file.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.parent))
+    try:
+        write_whole(file, f"{reason} ({author})\n")
+    except OSError:
+        file.touch(PRIVATE)  # a full disk may have room for a file without a reason
     return not was_there
 
 
@@ -95,13 +107,3 @@ def release(file: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _said(file: Path) -> str:
-    """The reason in the file; one that cannot be read pulls the switch all the same."""
-    try:
-        with file.open("rb") as handle:
-            said = handle.read(MOST_BYTES).decode("utf-8", "replace").strip()
-    except OSError:
-        said = ""
-    return said or "no reason is given"

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from suffice.errors import UpstreamError
-from suffice.gateway.auth import without_keys
+from suffice.errors import UpstreamError, UpstreamProtocol
+from suffice.gateway.auth import caller_of
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of
 from suffice.upstream.client import UpstreamClient
@@ -21,8 +21,13 @@ MODELS_TIMEOUT_S = 10.0
 async def models(gw: Gateway, scope: Scope, _receive: Receive, send: Send) -> None:
     """`GET /v1/models`: the upstream's own answer; with several upstreams, their lists joined."""
     exchange = Exchange(send, [], gw.monotonic_s)
-    headers = without_keys(headers_of(scope), gw.api_keys)
-    found = await asyncio.gather(*(_models_of(c, headers) for c in gw.upstreams.values()))
+    headers, caller = gw.keys.without_keys(headers_of(scope)), caller_of(scope)
+    usable = {one.settings.upstream for one in gw.routes if caller.may_use(one.name, one.settings, by_name=False)}
+    clients = [client for name, client in gw.upstreams.items() if name in usable or not caller.is_restricted]
+    if not clients:  # its routes are loops of its own
+        await exchange.json(200, b'{"object":"list","data":[]}')
+        return
+    found = await asyncio.gather(*(_models_of(client, headers) for client in clients))
     good = [body for status, body in found if status == 200]
     if len(found) == 1 or not good:
         status, body = found[0]
@@ -41,7 +46,10 @@ async def models(gw: Gateway, scope: Scope, _receive: Receive, send: Send) -> No
 async def _models_of(client: UpstreamClient, headers: list[tuple[str, str]]) -> tuple[int, bytes]:
     sent = [(k, v) for k, v in headers if k != "accept-encoding"]
     try:
-        return await client.get("/v1/models", timeout_s=MODELS_TIMEOUT_S, headers=sent)
+        status, body = await client.get("/v1/models", timeout_s=MODELS_TIMEOUT_S, headers=sent)
+        if not (200 <= status < 300 or 400 <= status < 600):
+            raise UpstreamProtocol(f"the upstream answered {status}; redirects are not followed")
+        return status, body
     except UpstreamError as error:
         return error.status, error_body(str(error), "upstream_error", None, error.code)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,10 +18,12 @@ import msgspec
 
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import BadRequest, TooLarge
-from suffice.gateway.auth import without_keys
+from suffice.gateway import books
+from suffice.gateway.auth import Caller, caller_of
 from suffice.gateway.chat import (
     Admitted,
     blank,
+    check_objects,
     count_stripped,
     find_route,
     for_route,
@@ -29,9 +31,11 @@ from suffice.gateway.chat import (
 )
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body, tells_hang_up, writes_now
-from suffice.gateway.intake import Intake, check_body_headers, read_chat
+from suffice.gateway.intake import Intake, check_body_headers, parse_json, read_chat
+from suffice.gateway.objects import MOST_ID_CHARS, object_in
 from suffice.gateway.relay import Foreign, forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
+from suffice.store.rows.key_events import ObjectMade, StoredObject
 from suffice.types import Request
 from suffice.upstream.tally import Told, read_answer
 from suffice.upstream.wire import encode_json
@@ -50,22 +54,27 @@ class PassingExchange(Exchange):
 
     head: bytes = b""    # the first bytes of the answer
     last: bytes = b""    # the last part that was sent, whole events of a stream
+    on_head: Callable[[bytes], bool] | None = None  # gets the head of a stream as it grows, until it says True
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
         """Send a part of the body, and keep the first bytes of it all."""
-        if len(self.head) < HEAD_BYTES:
-            self.head += data[: HEAD_BYTES - len(self.head)]
-        self.last = data or self.last
+        self._keep(data)
         await super().body(data, more=more)
 
     def body_now(self, data: bytes) -> bool:
         """The same without waiting."""
         if not super().body_now(data):
             return False
-        if len(self.head) < HEAD_BYTES:
-            self.head += data[: HEAD_BYTES - len(self.head)]
-        self.last = data
+        self._keep(data)
         return True
+
+    def _keep(self, data: bytes) -> None:
+        self.last = data or self.last
+        if len(self.head) >= HEAD_BYTES:
+            return
+        self.head += data[: HEAD_BYTES - len(self.head)]
+        if self.on_head is not None and self.events and self.on_head(self.head):
+            self.on_head = None
 
 
 class ResponsesExchange(PassingExchange):
@@ -100,12 +109,11 @@ class Api:
     mark: bytes = b'"delta"'        # stands once in each event that carries text
     x_api_key: bool = False         # this API's clients bring their key in `x-api-key`
     is_json: bool = True            # the body is read as far as model and stream; otherwise it is not read
-    stores: bool = False            # answers can be asked for again by their id
 
 
 COMPLETIONS = Api(mark=b'"text"')
 EMBEDDINGS = Api()
-RESPONSES = Api(exchange=ResponsesExchange, stores=True)
+RESPONSES = Api(exchange=ResponsesExchange)
 MESSAGES = Api(exchange=MessagesExchange, x_api_key=True)
 ENGINE = Api(mark=b'"content"', is_json=False)
 
@@ -122,7 +130,9 @@ class Passing:
         """Serve one request."""
         exchange = self.api.exchange(send, [], gw.monotonic_s, tells_hang_up(scope), writes_now(scope))
         stored_id = scope.get("path_params", {}).get("id")
-        ask = _Ask(api=self.api, method=self.method, endpoint=self.path, stored_id=stored_id, gw=gw)
+        ask = _Ask(
+            api=self.api, method=self.method, endpoint=self.path, stored_id=stored_id, gw=gw, caller=caller_of(scope)
+        )
         await one_request(
             gw, receive, exchange, partial(ask.admitted, scope, receive), ask.answer, endpoint=self.path
         )
@@ -137,6 +147,7 @@ class _Ask:
     endpoint: str
     stored_id: str | None
     gw: Gateway
+    caller: Caller
     query: bytes = b""
 
     async def admitted(self, scope: Scope, receive: Receive, episode_id: str) -> Admitted:
@@ -147,13 +158,52 @@ class _Ask:
             raise BadRequest("query: must be printable ASCII of at most 8192 characters", code="bad_query")
         intake = await self._read(headers, receive)
         named = dict(headers)
-        found = find_route(gw, intake.model, named)
+        kept = await self._stored()
+        await check_objects(gw, self.caller, intake)
+        found = self._route(intake, named, kept)
         count_stripped(gw, intake)
         return Admitted(
             intake=for_route(intake, found) if self.api.is_json else intake,
-            headers=without_keys(headers, gw.api_keys), route=found, upstream=self._upstream(found, named),
-            request=self._request(episode_id, intake, found, named),
+            headers=gw.keys.without_keys(headers), route=found, upstream=self._upstream(found, named, kept),
+            request=self._request(episode_id, intake, found),
         )  # fmt: skip
+
+    def _route(self, intake: Intake, named: dict[str, str], kept: StoredObject | None) -> BuiltRoute | None:
+        """The request's route. An object is its owner's, whatever the routes that its key may use match."""
+        try:
+            return find_route(self.gw, intake.model, named, self.caller)
+        except BadRequest:
+            if "x-suffice-route" in named or kept is None or kept.sender != self.caller.id:
+                raise
+            return None
+
+    async def _stored(self) -> StoredObject | None:
+        """The object that the path names, as far as it is known. Raises BadRequest for one that is not the caller's."""
+        gw, (is_object, object_id) = self.gw, object_in(self.endpoint)
+        object_id = self.stored_id or object_id
+        if object_id is None:
+            if is_object and self.method != "POST" and gw.keys.has_tenants and not self.caller.sees_all:
+                message = "this list shows what other keys have made; a key with all_objects may see it"
+                raise BadRequest(message, status=403, code="scope")
+            return None
+        if gw.keys.has_tenants and not self.caller.sees_all:
+            await gw.objects.check(self.caller, object_id, "id")
+        return await gw.objects.of(object_id) if gw.keys.asks_for_keys else gw.objects.recent(object_id)
+
+    @property
+    def _makes(self) -> bool:
+        """Does an answer name an object that this request has made?"""
+        is_object, object_id = object_in(self.endpoint)
+        return is_object and object_id is None and self.method == "POST"
+
+    def _note_made(self, ledger: Ledger, upstream: str, status: int, object_id: str | None) -> bool:
+        """Remember who made an object; True: its id is known."""
+        if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= status < 300:
+            return False
+        made = StoredObject(object_id=object_id, sender=self.caller.id, upstream=upstream)
+        if self.gw.objects.note(made) and self.caller.id:
+            books.append(self.gw, ObjectMade(made), ledger)
+        return True
 
     async def _read(self, headers: list[tuple[str, str]], receive: Receive) -> Intake:
         limits = self.gw.settings.server
@@ -163,28 +213,34 @@ class _Ask:
         else:
             _check_length(headers, limits.max_body_bytes)
         raw = await read_body(receive, limits.max_body_bytes)
-        return read_chat(raw, limits) if has_body else _unread(raw)
+        if raw and not any(name == "content-type" for name, _ in headers):
+            message = "content-type: got none; must say what the body is"
+            raise BadRequest(message, status=415, code="unsupported_media_type")
+        if has_body:
+            return read_chat(raw, limits)
+        is_form = dict(headers).get("content-type", "").lower().startswith("multipart/") and raw[:2] == b"--"
+        if raw and not is_form and self.gw.keys.has_tenants and object_in(self.endpoint)[0]:
+            parse_json(raw, limits)  # what may name an object must be JSON that means one thing
+            raw = raw.strip()
+        return _unread(raw)
 
-    def _upstream(self, found: BuiltRoute | None, named: Mapping[str, str]) -> str:
+    def _upstream(self, found: BuiltRoute | None, named: Mapping[str, str], kept: StoredObject | None) -> str:
         """Where a stored answer lives, as far as it is known; else the route's upstream."""
-        kept = self.gw.answered_by.get(self.stored_id or "")
-        if kept is not None and "x-suffice-route" not in named:
-            return kept
+        if kept is not None and "x-suffice-route" not in named and kept.upstream in self.gw.upstreams:
+            return kept.upstream
         return (found.settings.upstream if found is not None else "") or self.gw.fallback_upstream()
 
-    def _request(
-        self, episode_id: str, intake: Intake, found: BuiltRoute | None, named: Mapping[str, str]
-    ) -> Request:
+    def _request(self, episode_id: str, intake: Intake, found: BuiltRoute | None) -> Request:
         gw = self.gw
         if found is None:
-            return blank(gw, episode_id, intake, "no_route", self.endpoint)
+            return blank(gw, episode_id, intake, "no_route", self.endpoint, sender=self.caller.id)
         gw.n_requests[found.name] = gw.n_requests.get(found.name, 0) + 1
         return Request(
             episode_id=episode_id, route=found.name, kind=found.settings.kind, mode=found.settings.mode,
             model=intake.model, stream=intake.stream, n_samples=1, audit=False, propensity=1.0,
             policy_version=found.policy_version, certified=found.certified, question_key="",
             ungoverned="endpoint", received_at_s=gw.wall_s(), endpoint=self.endpoint,
-            sender=gw.sender(named.get("authorization", "")),
+            sender=self.caller.id,
         )  # fmt: skip
 
     async def answer(self, gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exchange) -> None:
@@ -200,6 +256,10 @@ class _Ask:
             method=self.method, mark=self.api.mark, key_header="x-api-key" if wants_own else "authorization",
             note=partial(_note, exchange),
         )  # fmt: skip
+        if self._makes:
+            exchange.on_head = lambda head: self._note_made(
+                ledger, admitted.upstream, exchange.status, read_answer(head, b"", events=True).response_id
+            )
         try:
             await pass_through(
                 exchange, client, self._target(), body or (None if self.method in ("GET", "DELETE") else b""),
@@ -207,8 +267,8 @@ class _Ask:
             )  # fmt: skip
         finally:
             _note_opening(exchange, ledger)
-            if self.api.stores and ledger.response_id is not None:
-                gw.remember_upstream(ledger.response_id, admitted.upstream)
+            if self._makes:
+                self._note_made(ledger, admitted.upstream, exchange.status, ledger.response_id)
 
     def _target(self) -> str:
         path = self.endpoint.replace("{id}", self.stored_id or "")

@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 
 from suffice.episode.rounds import Returning
+from suffice.errors import BadRequest
+from suffice.gateway.auth import Caller
 from suffice.learn.groups import fold_of
 from suffice.policy.base import Policy
 from suffice.policy.returning import returning
@@ -192,6 +194,29 @@ def find(routes: tuple[BuiltRoute, ...], *, model: str, asked: str | None) -> Bu
             continue
         return route
     return None
+
+
+def usable(routes: tuple[BuiltRoute, ...], caller: Caller, *, by_name: bool) -> tuple[BuiltRoute, ...]:
+    """The routes that a caller's requests may go to.
+
+    by_name  the request names its route, instead of being matched
+    """
+    if not caller.id:
+        return routes
+    return tuple(one for one in routes if caller.may_use(one.name, one.settings, by_name=by_name))
+
+
+def named_route_refused(
+    routes: tuple[BuiltRoute, ...], caller: Caller, asked: str, *, where: str
+) -> BadRequest:
+    """Why a request may not go to the route that it names: there is none, or the caller's key may not use it."""
+    known = usable(routes, caller, by_name=True)
+    names, param = ", ".join(one.name for one in known) or "none", None if where.startswith("x-") else where
+    if caller.is_restricted or any(asked in (one.name, one.settings.match.header) for one in routes):
+        message = f"{where}: this key may not use the route {asked[:80]!r}; it may name: {names}"
+        return BadRequest(message, status=403, param=param, code="scope")
+    message = f"{where}: unknown route {asked[:80]!r}; known: {names}"
+    return BadRequest(message, param=param, code="unknown_route")
 
 
 def n_samples(route: BuiltRoute, options: Mapping[str, Any]) -> int:

@@ -15,7 +15,7 @@ from suffice.episode.vectors import SITE
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway import books, desk
 from suffice.gateway.context import Gateway
-from suffice.gateway.feedback_form import sealed
+from suffice.gateway.feedback_form import id_conflict, sealed
 from suffice.governor.beside import Beside
 from suffice.governor.desk import Opening, Taken
 from suffice.settings import Metric, Settings
@@ -147,14 +147,16 @@ class LocalDesk:
         return self._gw.settings.metrics
 
     def feedback(self, given: Sequence[Feedback]) -> tuple[Taken, ...]:
-        """Store pieces of feedback; waits until all are on disk. Raises StoreError."""
+        """Store pieces of feedback; waits until all are on disk. Raises StoreError, and BadRequest for a reused id."""
         rows = [sealed(one, sender="", door="library", salt=self._gw.salt) for one in given]
         try:
             receipts = _waited(lambda: asyncio.run(self._append(rows)))
         except StoreError:
             self._gw.metrics.inc("suffice_feedback_total", "failed")
             raise
-        for receipt in receipts:
+        for number, receipt in enumerate(receipts, 1):
+            if receipt.conflict:
+                raise id_conflict(f"row {number}, " if len(rows) > 1 else "")
             self._gw.metrics.inc("suffice_feedback_total", "duplicate" if receipt.duplicate else "accepted")
         return tuple(Taken(duplicate=receipt.duplicate, joined=receipt.joined) for receipt in receipts)
 

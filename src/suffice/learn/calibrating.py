@@ -13,6 +13,7 @@ import numpy as np
 
 from suffice.assurance.estimate import Estimate
 from suffice.errors import ConfigError
+from suffice.extras import how_to_install
 from suffice.learn.audits import Floats, Ints
 from suffice.learn.dataset import Dataset
 from suffice.learn.export import export_isotonic
@@ -115,7 +116,7 @@ def _isotonic(p: Floats, good: Floats, weight: Floats) -> Isotonic | None:
     try:
         from sklearn.isotonic import IsotonicRegression
     except ImportError:
-        raise ConfigError("learn: needs scikit-learn; install suffice[train]") from None
+        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
     whole = export_isotonic(IsotonicRegression(out_of_bounds="clip", y_min=0.0, y_max=1.0).fit(p, good, weight))
     if len(whole.scores) <= _MOST_KNOTS:
         return whole

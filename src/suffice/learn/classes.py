@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
+from suffice.extras import how_to_install
 from suffice.signals.classes import Classes, Comparison, Rule
 from suffice.signals.features import FeatureSet, found, mark
 from suffice.types import Query
@@ -64,7 +65,7 @@ def _tree(max_classes: int, min_runs: int) -> Any:  # scikit-learn brings no typ
     try:
         from sklearn.tree import DecisionTreeClassifier
     except ImportError:
-        raise ConfigError("learn: needs scikit-learn; install suffice[train]") from None
+        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
     return DecisionTreeClassifier(max_leaf_nodes=max_classes, min_samples_leaf=min_runs, random_state=0)
 
 

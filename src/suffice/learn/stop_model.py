@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
+from suffice.extras import how_to_install
 from suffice.learn.features import Chosen
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -142,7 +143,7 @@ def _linear(*, weighted: bool) -> Any:  # scikit-learn brings no types
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError:
-        raise ConfigError("learn: needs scikit-learn; install suffice[train]") from None
+        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
     # Seven times as fast and nearer to the optimum; what is fitted without weights stays what it was to the last bit.
     solver = "newton-cholesky" if weighted else "lbfgs"
     return make_pipeline(StandardScaler(), LogisticRegression(C=LINEAR_C, max_iter=300, solver=solver))
@@ -152,5 +153,5 @@ def _trees(seed: int) -> Any:  # as above
     try:
         from sklearn.ensemble import HistGradientBoostingClassifier
     except ImportError:
-        raise ConfigError("learn: needs scikit-learn; install suffice[train]") from None
+        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
     return HistGradientBoostingClassifier(**TREES, early_stopping=False, random_state=seed)

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from suffice.errors import LocalModelError
+from suffice.extras import how_to_install
 
 TEMPLATES = Path(__file__).parent / "templates"
 READY_MARK = "listening "
@@ -71,7 +72,7 @@ def check_spec(spec: ServerSpec) -> None:
             raise LocalModelError(f"local server: {field}: got {getattr(spec, field)}; at least 1")
     if importlib.util.find_spec("xllamacpp") is None:
         raise LocalModelError(
-            "local server: the package xllamacpp is not installed; install suffice with its extra: suffice[local]"
+            f"local server: the package xllamacpp is not installed: {how_to_install('local')}"
         )
 
 

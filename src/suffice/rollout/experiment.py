@@ -25,7 +25,7 @@ from typing import Final
 import msgspec
 
 from suffice.errors import ConfigError
-from suffice.rollout.assign import keyed, point_of
+from suffice.rollout.assign import joined, keyed, point_of
 from suffice.settings import Effort, ExperimentArm, ExperimentUnit, Route
 from suffice.settings import Experiment as Written
 from suffice.types import ArmDraw
@@ -107,6 +107,20 @@ class Units:
         if unit == "conversation":
             return self.conversation or self.request
         return (self.user if unit == "user" else self.tenant) or None
+
+
+def units_of(
+    sender: str, *, request: str, conversation: str | None, user: str | None, tenant: str | None
+) -> Units:
+    """What a request belongs to. A name that its client chose is the client's own: another sender's is another unit.
+
+    sender  keyed hash of its API key; "": no key was asked for
+    """
+
+    def own(name: str | None) -> str | None:
+        return joined(sender, name) if sender and name else name
+
+    return Units(request=request, conversation=own(conversation), user=own(user), tenant=own(tenant) or sender or None)
 
 
 def draw(running: Iterable[Experiment], *, route: str, units: Units, salt: str) -> tuple[ArmDraw, ...]:

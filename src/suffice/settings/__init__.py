@@ -2,6 +2,7 @@
 
     Settings
     ├── server      our HTTP edge: address, limits, keys
+    ├── keys        API keys by name: where they are, what they permit, their limits
     ├── upstreams   model servers by name: address, driver, time-outs, ways to finish
     ├── routes      what is governed and how: match, kind, mode, scorer, policy, budgets
     ├── store       where events go
@@ -41,6 +42,7 @@ from suffice.settings.tables import (
     FeedbackRules,
     FinishMethod,
     Judge,
+    Key,
     Langfuse,
     MailTls,
     Match,
@@ -82,6 +84,7 @@ __all__ = [
     "FeedbackRules",
     "FinishMethod",
     "Judge",
+    "Key",
     "Langfuse",
     "MailTls",
     "Match",

@@ -21,6 +21,7 @@ from suffice.settings.tables import (
     Embeddings,
     Extra,
     Judge,
+    Key,
     Pressure,
     Prices,
     Probe,
@@ -32,12 +33,18 @@ from suffice.settings.tables import (
 from suffice.types import Kind
 
 LEAST_SAMPLE_RATE: Final = 0.001  # below it a class of live runs would hardly be seen
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,253}")
+_ORIGIN: Final = re.compile(r"(?!http://.*:80$|https://.*:443$)[a-z][a-z0-9+.-]*://[a-z0-9_.\[\]:-]+")
+_MOST_PER_MINUTE: Final = 1_000_000  # a gateway remembers the times of so many requests of one key
+_KEY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RELAY: Final = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)")
 
 
 def check(settings: Settings) -> None:
     """What types cannot say: references, ranges, and combinations that promise too much."""
     _check_server(settings.server)
+    for name, key in settings.keys.items():
+        _check_key(name, key, settings)
     for name, upstream in settings.upstreams.items():
         if not re.match(r"https?://[^/\s]+", upstream.url):
             raise ConfigError(f"upstreams.{name}.url: got {upstream.url!r}; need http://host[:port][/path]")
@@ -71,12 +78,37 @@ def check(settings: Settings) -> None:
 def _check_server(server: Server) -> None:
     if not 0 <= server.retry_window_s < math.inf:
         raise ConfigError(f"server.retry_window_s: got {server.retry_window_s}; a number of seconds, at least 0")
+    for name in server.allowed_hosts:
+        if not _HOST_NAME.fullmatch(name):
+            raise ConfigError(f"server.allowed_hosts: got {name[:200]!r}; a host name without scheme and port")
+    for origin in server.allowed_origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"server.allowed_origins: got {origin[:200]!r}; an origin as browsers send it, in lower case, without a"
+                " path and without the scheme's own port, such as 'https://app.example.com'; no wildcards"
+            )
     for entry in server.relay:
         if not _RELAY.fullmatch(entry):
             raise ConfigError(
                 f"server.relay: got {entry[:200]!r}; need a method and an exact path, such as 'POST /tokenize';"
                 " methods: GET, POST, PUT, PATCH, DELETE, OPTIONS"
             )
+
+
+def _check_key(name: str, key: Key, settings: Settings) -> None:
+    where = f"keys.{name}"
+    if not _KEY_NAME.fullmatch(name):
+        raise ConfigError(f"keys: got {name[:80]!r}; 1 to 64 letters, digits and . _ -, a letter or a digit first")
+    if not key.key_env:
+        raise ConfigError(f"{where}.key_env: must name the environment variable that holds the key")
+    for route in key.routes or ():
+        if route not in settings.routes:
+            known = ", ".join(sorted(settings.routes)) or "none is configured"
+            raise ConfigError(f"{where}.routes: unknown route {route!r}; known: {known}")
+    for field in ("requests_per_minute", "concurrency", "tokens_per_day"):
+        limit, most = getattr(key, field), _MOST_PER_MINUTE if field == "requests_per_minute" else 2**53
+        if limit is not None and not 1 <= limit <= most:
+            raise ConfigError(f"{where}.{field}: got {limit}; from 1 to {most}")
 
 
 def _check_control(control: Control) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from suffice.errors import ConfigError
 from suffice.settings.checks import check
 from suffice.settings.rollout import Rollout, overlaid
-from suffice.settings.tables import Experiment, ExperimentArm, Metric, Route, Settings, Upstream
+from suffice.settings.tables import Experiment, ExperimentArm, Key, Metric, Route, Settings, Upstream
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -21,6 +21,12 @@ S = TypeVar("S", bound=msgspec.Struct)
 _KINDS = {
     "str": "a text in quotes", "int": "a whole number", "float": "a number", "bool": "true or false", "array": "a list",
     "object": "a table", "null": "nothing",
+}  # fmt: skip
+
+
+# Tables whose tables have names of their owner's.
+_TABLES: Mapping[str, type[msgspec.Struct]] = {
+    "keys": Key, "upstreams": Upstream, "routes": Route, "experiments": Experiment, "metrics": Metric,
 }  # fmt: skip
 
 
@@ -35,7 +41,7 @@ def parse(raw: Mapping[str, Any]) -> Settings:
     for name, one in (raw.get("experiments") or {}).items():
         for arm, item in (one.get("arms") or {}).items():
             _convert(item, ExperimentArm, path=f"experiments.{name}.arms.{arm}")
-    for table, model in (("upstreams", Upstream), ("routes", Route), ("experiments", Experiment), ("metrics", Metric)):
+    for table, model in _TABLES.items():
         for name, item in (raw.get(table) or {}).items():
             _convert(item, model, path=f"{table}.{name}")  # one by one, so that an error names its own table
     settings = _convert(raw, Settings, path="")

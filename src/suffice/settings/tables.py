@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 
 from suffice.settings.rollout import Rollout
 from suffice.types import Kind, Mode, Promise
+
+# Names of files. `wiring.load_settings` makes a relative one absolute: it is relative to the settings file.
+FileName: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file"})]
+FileUrl: TypeAlias = Annotated[str, msgspec.Meta(extra={"names": "file in a URL"})]
 
 Driver: TypeAlias = str  # a name of `upstream.drivers.DRIVERS`, which other packages may add to
 FinishMethod = Literal["native", "prefill", "raw", "re-ask"]
@@ -34,14 +38,33 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     port: int = 8400
     api_keys_env: str = ""            # environment variable with comma-separated keys; "": open
     feedback_keys_env: str = ""       # likewise, for keys that may label as reviewers and ask for nothing else
+    allowed_hosts: tuple[str, ...] = ()    # names that browsers may call it by, beside localhost and IP addresses
+    allowed_origins: tuple[str, ...] = ()  # other sites whose pages may call the API, as "https://app.example.com"
     max_body_bytes: int = 20 * 2**20  # larger bodies are refused with 413
     max_depth: int = 128              # JSON nesting
     ping_s: float = 15.0              # comment line on a silent stream
     grace_s: float = 10.0             # how long live streams may finish at shutdown
     client_idle_timeout_s: float = 300.0  # a client that takes nothing for so long though bytes wait is cut off
     retry_window_s: float = 600.0     # after which a repeated body is a new request; 0: only idempotency keys repeat
-    kill_file: str = ""               # as long as it exists nothing is stopped; "": beside the log, `.kill`
+    kill_file: FileName = ""               # as long as it exists nothing is stopped; "": beside the log, `.kill`
     relay: tuple[str, ...] = ()       # further paths of the engine that are relayed, such as "POST /tokenize"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that browsers may call it by."""
+        return (self.host, *self.allowed_hosts)
+
+
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One API key, or several of one owner while one replaces another, and what it permits."""
+
+    key_env: str                      # environment variable with the key; several are separated by commas
+    routes: tuple[str, ...] | None = None   # that it may use; (): none, it only sends feedback; None: see `auth.Caller`
+    sources: tuple[str, ...] | None = None  # of feedback that it may send; None: all but those of reviewers and judges
+    all_objects: bool = False         # may use, list and rate what other keys have made
+    requests_per_minute: int | None = None  # None: no limit
+    concurrency: int | None = None    # requests at once; None: no limit
+    tokens_per_day: int | None = None # prompt and answer, of a UTC day; None: no limit
 
 
 class Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -148,7 +171,7 @@ class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     url: str                          # base of an OpenAI-compatible server, with or without /v1
     model: str                        # as that server calls it
     api_key_env: str = ""             # environment variable; "": no key is sent
-    questions: str = ""               # file of the route's questions, relative to this one; "": named when asked
+    questions: FileName = ""          # file of the route's questions; "": named when asked
     timeout_s: float = 60.0           # for one grade
     max_tokens: int = 1_024           # of one grade; a model that thinks needs more
 
@@ -161,7 +184,7 @@ class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     reviewers: int = 1                # people who judge a run independently of each other; a further one decides
     lease_s: float = 900.0            # how long a reviewer has a run before it goes back
     open_days: float = 14.0           # after which nobody is asked about a run any more
-    questions: str = ""               # file of the route's questions, relative to this one; "": the judge's
+    questions: FileName = ""          # file of the route's questions; "": the judge's
     keep_text: bool = False           # keep texts in the log for reviewers: the question, a loop's sources
     text_days: float = 30.0           # how long a kept text is shown
 
@@ -310,10 +333,10 @@ class FeedbackRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where events go."""
 
-    url: str = "sqlite:///suffice.db"
+    url: FileUrl = "sqlite:///suffice.db"
     queue_rows: int = 50_000          # waiting for the writer; more: outcomes are counted as dropped
     flush_ms: int = 20                # the writer gathers this long before it commits
-    last_good_file: str = ""          # file with what is served while the log cannot be read; "": beside it, `.good`
+    last_good_file: FileName = ""     # file with what is served while the log cannot be read; "": beside it, `.good`
     last_good_s: float = 3_600.0      # for how long it is; then all runs in full; 0: not at all, and no file is written
 
 
@@ -333,7 +356,6 @@ class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Pages for people, and the control API, beside the gateway."""
 
     enabled: bool = True              # False: `/console` and `/api` do not exist
-    hosts: tuple[str, ...] = ()       # names that browsers may call it by, beside localhost and plain addresses
     session_s: float = 43_200.0       # how long a login lasts
     live_s: float = 5.0               # between two looks at the log while somebody watches the first page
 
@@ -341,7 +363,7 @@ class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the head of the audit log's chain is exported to, so that a cut or rebuilt chain can be told."""
 
-    file: str = ""                    # signed heads are added to it, a line each; "": to no file
+    file: FileName = ""               # signed heads are added to it, a line each; "": to no file
     webhook_env: str = ""             # environment variable with an address that heads are sent to; "": to none
     every_s: float = 3_600.0          # between two exports; a head that has not moved is not exported again
     timeout_s: float = 10.0           # for the webhook
@@ -417,6 +439,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Everything, as one value."""
 
     server: Server = Server()
+    keys: dict[str, Key] = {}
     upstreams: dict[str, Upstream] = {}
     routes: dict[str, Route] = {}
     store: Store = Store()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
@@ -30,7 +32,12 @@ HOP_BY_HOP = frozenset({
     "te", "trailer", "transfer-encoding", "upgrade",
 })  # fmt: skip
 NEVER_SENT_UP = HOP_BY_HOP | {"host", "content-length", "expect", "cookie"}
-NEVER_SENT_DOWN = HOP_BY_HOP | {"set-cookie", "set-cookie2", "server", "date"}
+# Headers of an answer that its client may see: how to read it, when to come again, and the name of the request in
+# other people's logs. Nothing that a browser or a proxy acts on.
+_RELAYED = re.compile(
+    r"content-(type|length|encoding)|retry-after(-ms)?|x-should-retry|x-accel-buffering|cf-ray"
+    r"|(openai|anthropic)-[a-z0-9-]+|[a-z0-9-]*ratelimit[a-z0-9-]*|([a-z0-9-]+-)?(request|correlation|trace)-?id"
+)
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")  # where clients of the APIs put a key
 GENERATES = ("completions", "/responses", "/messages")  # ends of the paths whose calls occupy a slot
 SETTLE_S = 0.05                 # how long a finished answer may take to say that it is
@@ -44,17 +51,18 @@ class Call:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.status = connection.status
-        self.headers: list[tuple[str, str]] = []   # end-to-end, in order, without cookies
+        self.headers: list[tuple[str, str]] = []   # those that the client may see, in order
         self.told_limits: list[tuple[str, str]] = []   # those that may speak of rate limits
         self.content_type, encoding = "application/octet-stream", "identity"
-        for raw_name, raw_value in connection.head:
-            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        head = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in connection.head]
+        nominated = hop_by_hop(head)
+        for name, value in head:
             lower = name.lower()
             if lower == "content-type":
                 self.content_type = value.partition(";")[0].strip().lower()
             elif lower == "content-encoding":
                 encoding = value.strip().lower()
-            if lower not in NEVER_SENT_DOWN:
+            if lower not in nominated and _is_relayed(lower):
                 self.headers.append((name, value))
             if "ratelimit" in lower or lower.startswith("retry-after"):
                 self.told_limits.append((lower, value))
@@ -184,11 +192,13 @@ class UpstreamClient:
         self, method: str, path: str, headers: Headers, n_bytes: int | None, key_header: str = "authorization"
     ) -> str:
         """The request's head but for its end. Raises ValueError for a line break in any of its parts."""
+        headers = list(headers)
+        dropped = NEVER_SENT_UP | hop_by_hop(headers)
         lines = [f"{method} {self._address.path}{path} HTTP/1.1", f"host: {self._address.authority}"]
         has_login = False
         for name, value in headers:
             lower = name.lower()
-            if lower in NEVER_SENT_UP or lower.startswith("x-suffice-"):
+            if lower in dropped or lower.startswith("x-suffice-"):
                 continue
             if lower in KEY_HEADERS:
                 if self._api_key is not None:
@@ -299,7 +309,8 @@ class UpstreamClient:
                 # The others in the pool may be as stale, so the next attempt has a connection of its own.
                 return await self._asked(pool, head, body, fresh=attempt > 0)
             except TimeoutError:
-                raise UpstreamTimeout(f"upstream {self.name!r} did not begin to answer in time") from None
+                message = f"upstream {self.name!r} did not begin to answer in time"
+                raise self._tried(UpstreamTimeout(message)) from None
             except Broken as error:
                 if error.began or attempt == retries:
                     raise self._down(str(error)) from None
@@ -320,8 +331,13 @@ class UpstreamClient:
             raise
         return connection
 
-    def _down(self, why: str) -> UpstreamDown:
-        return UpstreamDown(f"no connection to upstream {self.name!r}, or no answer over it ({why})")
+    def _down(self, why: str) -> UpstreamError:
+        return self._tried(UpstreamDown(f"no connection to upstream {self.name!r}, or no answer over it ({why})"))
+
+    def _tried(self, error: UpstreamError) -> UpstreamError:
+        """The error with the address, for whoever runs us."""
+        error.address = f"{self._address.host}:{self._address.port}"
+        return error
 
     async def post_json(
         self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()
@@ -341,7 +357,24 @@ class UpstreamClient:
                 return call.status, await call.read_all(SHORT_ANSWER_BYTES)
         except TimeoutError:
             message = f"upstream {self.name!r} took longer than {timeout_s:g} s for {path}"
-            raise UpstreamTimeout(message) from None
+            raise self._tried(UpstreamTimeout(message)) from None
+
+
+def hop_by_hop(headers: Headers) -> frozenset[str]:
+    """Names of headers that `Connection` keeps on this hop, beside those that always stay on it.
+
+    What says how to read a body goes with the body, whatever `Connection` says of it.
+    """
+    told = ",".join(value for name, value in headers if name.lower() == "connection")
+    if told in ("", "close", "keep-alive"):
+        return frozenset()
+    names = (name.strip().lower() for name in told.split(","))
+    return frozenset(name for name in names if not name.startswith("content-"))
+
+
+@lru_cache(maxsize=512)
+def _is_relayed(name: str) -> bool:
+    return not name.startswith("x-suffice-") and _RELAYED.fullmatch(name) is not None
 
 
 def _login(url: str) -> str | None:

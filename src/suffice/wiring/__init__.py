@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from suffice.wiring.beginning import last_good, open_log
+    from suffice.wiring.deployment import condition, load_deployment, require_log
     from suffice.wiring.files import load_settings
-    from suffice.wiring.keys import Randomness, api_key, deployment_salt, good_file, kill_file, new_id, secret
+    from suffice.wiring.keys import (
+        Randomness,
+        api_key,
+        deployment_salt,
+        good_file,
+        kill_file,
+        new_id,
+        presence_files,
+        secret,
+    )
     from suffice.wiring.policies import check_policy, policy_table
-    from suffice.wiring.questions import question_texts, questions_file, review_questions
+    from suffice.wiring.questions import question_texts, questions_file
     from suffice.wiring.routes import (
         Evidence,
         build_route,
@@ -35,6 +45,7 @@ __all__ = [
     "check",
     "check_experiment",
     "check_policy",
+    "condition",
     "decisions",
     "deployment_salt",
     "embedders",
@@ -44,14 +55,16 @@ __all__ = [
     "kill_file",
     "last_good",
     "library",
+    "load_deployment",
     "load_settings",
     "new_id",
     "open_log",
     "policy_table",
+    "presence_files",
     "question_texts",
     "questions_file",
     "read_evidence",
-    "review_questions",
+    "require_log",
     "secret",
     "worker",
 ]
@@ -59,10 +72,13 @@ __all__ = [
 # Each name is imported when it is first asked for: most commands need settings and a log, and no gateway.
 _ROOMS: Final = {
     "beginning": ("last_good", "open_log"),
+    "deployment": ("condition", "load_deployment", "require_log"),
     "files": ("load_settings",),
-    "keys": ("Randomness", "api_key", "deployment_salt", "good_file", "kill_file", "new_id", "secret"),
+    "keys": (
+        "Randomness", "api_key", "deployment_salt", "good_file", "kill_file", "new_id", "presence_files", "secret",
+    ),
     "policies": ("check_policy", "policy_table"),
-    "questions": ("question_texts", "questions_file", "review_questions"),
+    "questions": ("question_texts", "questions_file"),
     "routes": (
         "Evidence", "build_route", "check", "check_experiment", "evidence_warnings", "read_evidence",
     ),

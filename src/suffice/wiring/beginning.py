@@ -22,7 +22,9 @@ from typing import Final, Literal
 
 from suffice.control.jobs.sinks import Sink
 from suffice.errors import ConfigError, StoreError
+from suffice.files import tighten
 from suffice.gateway.context import Gateway
+from suffice.gateway.key_limits import day_of
 from suffice.gateway.last_good import Keeper, LastGood, read
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.settings import Settings
@@ -30,14 +32,17 @@ from suffice.store.database.late import LateLog
 from suffice.store.database.log import EventLog
 from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import n_requests_of, read_recent
+from suffice.store.people.keys import used_on
 from suffice.store.people.notices import MOST_TEXT, Notice, plain
+from suffice.store.rows.key_events import Usage
 from suffice.store.rows.serving_events import LogMissed, Missing
 from suffice.telemetry import LOG
 from suffice.types import Episode
 from suffice.upstream.findings import url_key
 from suffice.wiring.alerts import sinks_of
 from suffice.wiring.audit import config_change
-from suffice.wiring.keys import deployment_salt, good_file, has_secret
+from suffice.wiring.keys import deployment_salt, good_file, has_secret, salt_file
+from suffice.wiring.people import People
 from suffice.wiring.routes import Evidence, evidence_warnings, read_evidence
 
 LEARNT_RUNS: Final = 2_000       # of the log's latest runs: what they teach is known again after a restart
@@ -53,6 +58,7 @@ class Known:
     evidence: Evidence = field(default_factory=Evidence)
     n_requests: Mapping[str, int] = field(default_factory=dict)  # by route, as far as it matters
     recent: tuple[Episode, ...] = ()                             # the latest runs
+    used: tuple[Usage, ...] = ()                                 # today, by keys with a budget
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,12 +105,15 @@ def missing(settings: Settings) -> str | None:
     )
 
 
-def open_log(settings: Settings) -> SqliteLog:
-    """The settings' log, open for events; the caller closes it. Raises ConfigError and StoreError."""
+def open_log(settings: Settings, *, create: bool = True) -> SqliteLog:
+    """The settings' log, open for events; the caller closes it. Raises ConfigError and StoreError.
+
+    create  make a log where there is none
+    """
     gone = missing(settings)
     if gone is not None:
         raise StoreError(gone)
-    return SqliteLog.open(settings.store, now=time.time, redact=settings.retention.redact)
+    return SqliteLog.open(settings.store, now=time.time, redact=settings.retention.redact, create=create)
 
 
 def recovered(settings: Settings, log: EventLog, process: Process) -> Known:
@@ -119,7 +128,11 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> Known:
     for warning in evidence_warnings(settings, evidence):
         LOG.warning(warning)
     counts = n_requests_of(path, settings.routes, most=FIRST_REQUESTS)
-    return Known(evidence=evidence, n_requests=counts, recent=tuple(read_recent(path, LEARNT_RUNS)))
+    has_budgets = any(key.tokens_per_day is not None for key in settings.keys.values())
+    return Known(
+        evidence=evidence, n_requests=counts, recent=tuple(read_recent(path, LEARNT_RUNS)),
+        used=tuple(used_on(path, day_of(time.time()))) if has_budgets else (),
+    )  # fmt: skip
 
 
 def begin(settings: Settings, given: EventLog | None = None, *, process: Process = "serve") -> Begun:
@@ -128,6 +141,9 @@ def begin(settings: Settings, given: EventLog | None = None, *, process: Process
     Raises ConfigError, and StoreError for a folder that does not exist where nothing was ever served: a mistake in the
     settings, and its owner is there to read of it.
     """
+    for file in (good_file(settings), salt_file(settings), People.of(settings).file):
+        if (problem := tighten(file)) is not None:
+            LOG.warning(problem)
     if given is not None:
         return Begun(log=given, known=recovered(settings, given, process), secret=deployment_salt(settings))
     try:

@@ -52,7 +52,7 @@ def sealed(
         seal = sha256(seal + lines[-1]).digest()
     made = found.header["publication"]
     what = f"evidence of publication {made} of route {route}, sealed {seal.hex()}"
-    with decisions(settings) as writer:
+    with decisions(settings, create=False) as writer:
         note_export(writer, what=what, where=where, n_rows=len(found.requests), author=author, reason=reason)
     with reading(path) as connection:
         connection.execute("BEGIN")  # the links and the head are of one moment

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from suffice.browsers import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.console.desk import Desk
 from suffice.console.doors import Doors
@@ -33,6 +34,7 @@ from suffice.store.routes.rollouts import Held
 from suffice.store.routes.trials import propose_learned, take_back
 from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export
+from suffice.wiring.deployment import condition
 from suffice.wiring.keys import deployment_salt, kill_file
 from suffice.wiring.people import People
 from suffice.wiring.questions import question_texts, questions_file
@@ -47,14 +49,12 @@ def console(
     decisions: Callable[[], Decisions],
     told: Callable[[], None] = lambda: None,
     closing: Callable[[], bool] = lambda: False,
-    folder: Path | None = None,
 ) -> Iterator[ConsoleApp]:
     """The console on a log, while the block lasts.
 
     decisions  opens a writer of the log
     told       called when somebody has decided something here
     closing    is the process ending? Then nobody watches any more
-    folder     of the settings file: names of files in it are relative to that; None: the current one
     """
     people, alerts = People.of(settings), AlertReader()
     with ExitStack() as stack:
@@ -62,6 +62,7 @@ def console(
         desk = Desk(
             settings=settings, path=path, told=told, closing=closing, now=time.time, monotonic_s=time.monotonic,
             killed=kill_file(settings).exists,
+            first=lambda: condition(settings, checks=False).sentences,
             decisions=writer, note_export=lambda name, n_rows, who: note_export(
                 writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
             ), setup_of=lambda name: _setup(settings, name),
@@ -75,7 +76,7 @@ def console(
                 writer(), name, settings.routes[name], author=who, reason=reason, secret=deployment_salt(settings)
             ),
             doors=Doors(
-                roster=people.now, hosts=(settings.server.host, *settings.console.hosts),
+                roster=people.now, browsers=BrowserPolicy(hosts=settings.server.names),
                 random_bytes=secrets.token_bytes, session_s=settings.console.session_s, now=time.time,
                 monotonic_s=time.monotonic,
             ),
@@ -91,7 +92,7 @@ def console(
                 desk,
                 table(
                     people.now,
-                    _Texts(settings, folder),
+                    _Texts(settings),
                     lambda held: experiment_result(path, held, settings),
                     lambda name, held: _standing(settings, path, name, held),
                     alerts,
@@ -131,8 +132,8 @@ def _effect(settings: Settings, path: Path, item: str) -> str:
 class _Texts:
     """Texts of questions from the files that routes name, read when somebody first needs them."""
 
-    def __init__(self, settings: Settings, folder: Path | None) -> None:
-        self._settings, self._folder = settings, folder or Path()
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._read: dict[str, Mapping[str, str]] = {}
 
     def __call__(self, item: Item) -> str | None:
@@ -143,7 +144,7 @@ class _Texts:
 
     def _of(self, route: str) -> Mapping[str, str]:
         try:
-            file = questions_file(self._settings, route, self._folder)
+            file = questions_file(self._settings, route)
             return {} if file is None else question_texts(file, self._settings)
         except (ConfigError, OSError) as error:
             LOG.warning("console: questions of route %s cannot be read: %s", route, error)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
 
 from suffice.errors import ConfigError
 from suffice.model.artefact import StopModel
@@ -16,14 +19,17 @@ from suffice.policy.base import POLICIES, Policy
 from suffice.policy.parameters import parameters_of
 from suffice.settings import Settings, parse
 
-if TYPE_CHECKING:
-    pass
+S = TypeVar("S", bound=msgspec.Struct)
 
 MOST_DEEP = 8  # policies inside policies whose models are looked for, as many as `build_policy` takes
 
 
 def load_settings(path: str | Path) -> Settings:
-    """Read a TOML (or YAML) file. Raises ConfigError with the file, the place and what is allowed."""
+    """Read a TOML (or YAML) file, with every relative file name in it made absolute: it is relative to this file.
+
+    A settings file that is a symbolic link counts as lying where the link lies. Raises ConfigError with the file, the
+    place and what is allowed.
+    """
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -37,9 +43,39 @@ def load_settings(path: str | Path) -> Settings:
         raise ConfigError(f"{file}: is no TOML: {error}") from None
     load_plugins()
     try:
-        return parse(_with_models(raw, file.parent))
+        return _absolute(parse(_with_models(raw, file.parent)), file.parent.resolve())
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+
+
+def _absolute(table: S, folder: Path) -> S:
+    """The table with every file name in it absolute, tables inside it included."""
+    changed = dict[str, Any]()
+    for name, kind in _file_fields(type(table)).items():
+        value = getattr(table, name)
+        if isinstance(value, msgspec.Struct):
+            changed[name] = _absolute(value, folder)
+        elif isinstance(value, dict):
+            changed[name] = {
+                key: _absolute(one, folder) if isinstance(one, msgspec.Struct) else one for key, one in value.items()
+            }
+        elif value and kind == "file":
+            changed[name] = str(folder / value)
+        elif kind == "file in a URL":
+            scheme, separator, file = value.partition(":///")
+            changed[name] = f"{scheme}:///{folder / file}" if separator and file not in ("", ":memory:") else value
+    return msgspec.structs.replace(table, **changed)
+
+
+@cache
+def _file_fields(table: type[msgspec.Struct]) -> Mapping[str, str]:
+    """Fields that name a file, with how they do, and fields that may hold tables, with ""."""
+    found = dict[str, str]()
+    for name, hint in get_type_hints(table, include_extras=True).items():
+        marks = [one.extra or {} for one in getattr(hint, "__metadata__", ()) if isinstance(one, msgspec.Meta)]
+        if marks or not isinstance(hint, type) or issubclass(hint, msgspec.Struct | dict):
+            found[name] = marks[0].get("names", "") if marks else ""
+    return found
 
 
 def _with_models(raw: Any, folder: Path) -> Any:

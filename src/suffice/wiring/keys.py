@@ -7,16 +7,12 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from suffice.errors import ConfigError
+from suffice.gateway.auth import Caller, KeyRing
+from suffice.rollout.assign import sender_key
 from suffice.settings import Settings, Upstream
 from suffice.store.database.sqlite import database_path
-
-if TYPE_CHECKING:
-    pass
-
-
 
 
 def api_key(name: str, upstream: Upstream) -> str | None:
@@ -34,29 +30,39 @@ def secret(where: str, variable: str) -> str | None:
     return key
 
 
-def client_keys(settings: Settings) -> tuple[str, ...]:
-    """The keys that clients may come with; none: everybody may. Raises ConfigError where they are missing."""
-    name = settings.server.api_keys_env
-    if not name:
-        return ()
-    keys = split_keys(os.environ.get(name, ""))
-    if not keys:
-        raise ConfigError(f"server.api_keys_env: the environment has no keys in {name}")
-    return keys
+def key_variables(settings: Settings) -> dict[str, str]:
+    """The environment variables that hold keys of clients, by the setting that names each."""
+    server = settings.server
+    found = {"server.api_keys_env": server.api_keys_env, "server.feedback_keys_env": server.feedback_keys_env}
+    found |= {f"keys.{name}.key_env": key.key_env for name, key in settings.keys.items()}
+    return {where: variable for where, variable in found.items() if variable}
 
 
-def feedback_keys(settings: Settings) -> tuple[str, ...]:
-    """The keys that are for feedback alone; none: there are none. Raises ConfigError."""
-    name = settings.server.feedback_keys_env
-    if not name:
-        return ()
-    keys = split_keys(os.environ.get(name, ""))
-    if not keys:
-        raise ConfigError(f"server.feedback_keys_env: the environment has no keys in {name}")
-    if set(keys) & set(client_keys(settings)):
-        message = f"a key in {name} stands in {settings.server.api_keys_env} as well; it must be for one of the two"
-        raise ConfigError(f"server.feedback_keys_env: {message}")
-    return keys
+def key_ring(settings: Settings, salt: str) -> KeyRing:
+    """The keys that clients may come with; none: everybody may. Raises ConfigError for keys that are missing or shared.
+
+    salt  secret of the deployment
+    """
+    callers, places = dict[str, Caller](), dict[str, str]()
+    for where, variable in key_variables(settings).items():
+        keys = split_keys(os.environ.get(variable, ""))
+        if not keys:
+            raise ConfigError(f"{where}: the environment has no keys in {variable}")
+        for key in keys:
+            if places.setdefault(key, where) != where:
+                raise ConfigError(f"{where}: a key in {variable} is a key of {places[key]} as well; it must be for one")
+            callers[key] = _caller(settings, where, key, salt)
+    return KeyRing(callers)
+
+
+def _caller(settings: Settings, where: str, key: str, salt: str) -> Caller:
+    """Whoever holds a key. Several keys of one name are one caller, so that one can replace another."""
+    if where.startswith("server."):
+        name = sender_key(f"Bearer {key}", salt=salt)
+        return Caller(id=name, namespace=name, only_feedback=where == "server.feedback_keys_env")
+    named = where.removeprefix("keys.").removesuffix(".key_env")
+    name = sender_key(f"key {named}", salt=salt)
+    return Caller(id=name, namespace=name, name=named, permits=settings.keys[named])
 
 
 def split_keys(keys: str) -> tuple[str, ...]:
@@ -69,7 +75,7 @@ def deployment_salt(settings: Settings) -> str:
     given = os.environ.get("SUFFICE_SALT")
     if given:
         return given
-    file = _salt_file(settings)
+    file = salt_file(settings)
     if not file.exists():
         _write_salt(file)
     salt = file.read_text(encoding="utf-8").strip()
@@ -80,10 +86,11 @@ def deployment_salt(settings: Settings) -> str:
 
 def has_secret(settings: Settings) -> bool:
     """Has the deployment a secret already? To ask makes none."""
-    return bool(os.environ.get("SUFFICE_SALT")) or _salt_file(settings).exists()
+    return bool(os.environ.get("SUFFICE_SALT")) or salt_file(settings).exists()
 
 
-def _salt_file(settings: Settings) -> Path:
+def salt_file(settings: Settings) -> Path:
+    """The file that keeps the deployment's secret, where the environment does not."""
     return database_path(settings.store.url).with_suffix(".salt")
 
 
@@ -91,6 +98,11 @@ def kill_file(settings: Settings) -> Path:
     """The file that pulls the kill switch: the one that the settings name, else one beside the database."""
     named = settings.server.kill_file
     return Path(named) if named else database_path(settings.store.url).with_suffix(".kill")
+
+
+def presence_files(settings: Settings) -> tuple[Path, ...]:
+    """Beside which of these files running gateways announce themselves: the kill switch's, else the log's default."""
+    return tuple(dict.fromkeys((kill_file(settings), database_path(settings.store.url).with_suffix(".kill"))))
 
 
 def good_file(settings: Settings) -> Path:

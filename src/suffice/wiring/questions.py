@@ -24,10 +24,8 @@ def question_texts(file: Path, settings: Settings) -> Mapping[str, str]:
     return found
 
 
-def questions_file(settings: Settings, route: str, folder: Path) -> Path | None:
+def questions_file(settings: Settings, route: str) -> Path | None:
     """The file of a route's questions for reviewers, else its judge's; None: it names none.
-
-    folder  of the settings file: names in it are relative to that
 
     Raises ConfigError for a route that does not exist.
     """
@@ -36,10 +34,4 @@ def questions_file(settings: Settings, route: str, folder: Path) -> Path | None:
         names = ", ".join(sorted(settings.routes)) or "none is configured"
         raise ConfigError(f"unknown route {route!r}; known: {names}")
     named = known.review.questions or ("" if known.judge is None else known.judge.questions)
-    return folder / named if named else None
-
-
-def review_questions(settings: Settings, folder: Path) -> dict[str, Mapping[str, str]]:
-    """The questions of every route that names a file of them, by route and key. Raises ConfigError and OSError."""
-    files = {name: questions_file(settings, name, folder) for name in settings.routes}
-    return {name: question_texts(file, settings) for name, file in files.items() if file is not None}
+    return Path(named) if named else None

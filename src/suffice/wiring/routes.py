@@ -20,7 +20,7 @@ from suffice.plugins import load_plugins
 from suffice.policy.base import build_policy, version_of
 from suffice.rollout.experiment import arm_of, with_arm
 from suffice.scoring.base import build_scorer, scorer_label
-from suffice.settings import Route, Server, Settings, Upstream
+from suffice.settings import Route, Settings, Upstream
 from suffice.signals.observe import Observer
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import route_findings, upstream_findings
@@ -28,7 +28,7 @@ from suffice.store.people.promises import extracted
 from suffice.types import Findings
 from suffice.upstream.drivers import driver_facts
 from suffice.upstream.findings import url_key
-from suffice.wiring.keys import split_keys
+from suffice.wiring.keys import key_variables, split_keys
 
 # Signals that every governed route records, so that a later policy can be replayed on its log.
 RECORDED: Mapping[str, tuple[str, ...]] = {
@@ -152,16 +152,10 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
     for name, one in settings.upstreams.items():
         if one.api_key_env and one.api_key_env not in known:
             warnings.append(f"upstreams.{name}: the environment has no {one.api_key_env}")
-    return warnings + _check_keys(settings.server, known)
-
-
-def _check_keys(server: Server, known: Mapping[str, str]) -> list[str]:
-    """Which lists of keys the environment lacks."""
-    named = {"api_keys_env": server.api_keys_env, "feedback_keys_env": server.feedback_keys_env}
-    return [
-        f"server.{setting}: the environment has no keys in {variable}"
-        for setting, variable in named.items() if variable and not split_keys(known.get(variable, ""))
-    ]  # fmt: skip
+    return warnings + [
+        f"{where}: the environment has no keys in {variable}"
+        for where, variable in key_variables(settings).items() if not split_keys(known.get(variable, ""))
+    ]
 
 
 def check_experiment(settings: Settings, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -11,24 +12,31 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suffice.assurance.extractable import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
-from suffice.errors import ConfigError
+from suffice.errors import ConfigError, StoreError
 from suffice.gateway import books, desk, kill
 from suffice.gateway.app import App
+from suffice.gateway.auth import KeyRing
 from suffice.gateway.context import Gateway
 from suffice.gateway.follow import Follower, following
 from suffice.gateway.kill import KillSwitch
+from suffice.gateway.objects import Objects
 from suffice.gateway.operating import LOOK_S
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LOOK_S as COUNTS_S
 from suffice.gateway.timer import watched
 from suffice.settings import Settings
+from suffice.store.database.damage import find_damage, is_large
 from suffice.store.database.late import LateLog
 from suffice.store.database.log import EventLog
+from suffice.store.database.presence import Announcement
 from suffice.store.database.sqlite import SqliteLog, database_path
+from suffice.store.people.keys import senders_of, stored_object
+from suffice.store.rows.key_events import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.again import Again
@@ -36,13 +44,14 @@ from suffice.wiring.alerts import sinks_of
 from suffice.wiring.audit import audit_webhook
 from suffice.wiring.beginning import Begun, Known, begin, keeper, waiting
 from suffice.wiring.console import console
-from suffice.wiring.keys import api_key, client_keys, feedback_keys, kill_file, new_id, secret
+from suffice.wiring.keys import api_key, key_ring, kill_file, new_id, presence_files, secret
 from suffice.wiring.routes import build_route, check
 from suffice.wiring.working import decisions
 
 if TYPE_CHECKING:
     from suffice.edge.embedder import HttpEmbedder
 
+MOST_CHECK_S = 600.0   # for reading the log through after a start
 HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
 
 
@@ -70,21 +79,24 @@ async def _handlers_end(gw: Gateway) -> None:
 
 
 def _running(
-    settings: Settings, begun: Begun, clients: Mapping[str, UpstreamClient], vectors: Mapping[str, HttpEmbedder]
+    settings: Settings, begun: Begun, clients: Mapping[str, UpstreamClient], vectors: Mapping[str, HttpEmbedder],
+    presence: Announcement,
 ) -> Gateway:
     """All that handlers need, with what the log's history teaches."""
     log = begun.log
     gw = Gateway(
         settings=settings, routes=_routes(settings, begun.known), upstreams=clients, embedders=vectors, log=log,
         metrics=Metrics(),
-        api_keys=client_keys(settings) if clients else (),
-        feedback_keys=feedback_keys(settings) if clients else (),
+        keys=key_ring(settings, begun.secret) if clients else KeyRing(),
         salt=begun.secret, new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
         langfuse_secret=_langfuse_secret(settings) if clients else None,
     )  # fmt: skip
+    _read_log(settings, gw)
     _teach(gw, begun.known)
     file = kill_file(settings)
-    gw.kill = KillSwitch(file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append)
+    gw.kill = KillSwitch(
+        file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append, presence=presence
+    )
     gw.without_log = begun.problem
     if begun.problem is not None and begun.good is not None:
         known = begun.good.routes
@@ -105,9 +117,22 @@ def _teach(gw: Gateway, known: Known) -> None:
     """What the log's history says: whoever was served since then counts on top of it."""
     for name, n in known.n_requests.items():
         gw.n_requests[name] = gw.n_requests.get(name, 0) + n
+    gw.limits.restore(known.used)
     for episode in known.recent:
         gw.learn(episode.request, episode.outcome)
     gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in known.evidence.extracted.items()}
+
+
+def _read_log(settings: Settings, gw: Gateway) -> None:
+    """Let the gateway look up in its log who made and asked what. Where that cannot be read, an object is nobody's."""
+    path = database_path(settings.store.url).resolve()
+
+    def find(object_id: str) -> StoredObject | None:
+        with contextlib.suppress(StoreError):
+            return stored_object(path, object_id)
+        return None
+
+    gw.objects, gw.senders_of = Objects(find), partial(senders_of, path)
 
 
 def _langfuse_secret(settings: Settings) -> str | None:
@@ -134,8 +159,9 @@ def library(settings: Settings, vectors: Mapping[str, HttpEmbedder], *, lock: th
     for warning in check(settings):
         LOG.warning(warning)
     begun = begin(settings, process="library")
+    presence = Announcement(presence_files(settings), process="library")
     try:
-        gw = _running(settings, begun, {}, vectors)
+        gw = _running(settings, begun, {}, vectors, presence)
         follower = Follower(gw, database_path(settings.store.url).resolve(), good=begun.good)
         if begun.problem is not None:
             follower.serve_last_good(age_s=begun.age_s)
@@ -147,15 +173,18 @@ def library(settings: Settings, vectors: Mapping[str, HttpEmbedder], *, lock: th
         gw.refresh = refresh
         gw.refresh()
     except BaseException:
+        presence.release()
         begun.log.close()
         raise
     gw.new_id = lambda: f"ep_{int(time.time() * 1e3):011x}{os.urandom(8).hex()}"  # asked from many threads
-    if begun.problem is None:
-        return Library(gw, begun.log.close)
-    again = Again(settings, gw, begun, partial(_taught_late, settings, gw, follower), lock=lock)
+    again = None
+    if begun.problem is not None:
+        again = Again(settings, gw, begun, partial(_taught_late, settings, gw, follower), lock=lock)
 
     def close() -> None:
-        again.close()
+        if again is not None:
+            again.close()
+        presence.release()
         begun.log.close()
 
     return Library(gw, close)
@@ -176,7 +205,8 @@ def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStac
     if not settings.console.enabled or not isinstance(log, SqliteLog):
         return {}
     site = stack.enter_context(console(
-        settings, log.path, decisions=lambda: decisions(settings), told=gw.told, closing=lambda: not gw.ready,
+        settings, log.path, decisions=lambda: decisions(settings, create=False), told=gw.told,
+        closing=lambda: not gw.ready,
     ))  # fmt: skip
     return dict.fromkeys(MOUNTS, site)
 
@@ -198,6 +228,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
     if not settings.upstreams:
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
     begun = begin(settings, log)
+    presence = Announcement(presence_files(settings), process="serve")
     try:
         clients = {
             name: UpstreamClient(
@@ -206,7 +237,7 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
             )
             for name, upstream in settings.upstreams.items()
         }  # fmt: skip
-        gw = _running(settings, begun, clients, vectors)
+        gw = _running(settings, begun, clients, vectors, presence)
         async with AsyncExitStack() as stack:
             for client in clients.values():
                 await stack.enter_async_context(client)
@@ -229,8 +260,23 @@ async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIt
                 desk.close_all(gw)
                 books.tell_counts(gw, all_of_them=True)
     finally:
+        presence.release()
         if log is None:
             begun.log.close()
+
+
+def _look_for_damage(path: Path, gw: Gateway) -> None:
+    """Read a large log through in a thread of its own; a small one was, when it was opened."""
+
+    def look() -> None:
+        damage = find_damage(path, within_s=MOST_CHECK_S)
+        if damage:
+            LOG.warning("store %s: LOG DAMAGED: %s; requests are served all the same; restore a backup", path, damage)
+            if gw.kill.presence is not None:
+                gw.kill.presence.update(damage=damage)
+
+    if is_large(path):
+        threading.Thread(target=look, name="suffice-check", daemon=True).start()
 
 
 async def _followed(settings: Settings, gw: Gateway, begun: Begun, app: App, stack: AsyncExitStack) -> None:
@@ -241,12 +287,15 @@ async def _followed(settings: Settings, gw: Gateway, begun: Begun, app: App, sta
     follower = Follower(gw, path, keeper=keeper(settings, begun.secret), good=begun.good)
     if begun.problem is not None:
         follower.serve_last_good(age_s=begun.age_s)
+    else:
+        _look_for_damage(path, gw)
 
     def came(log: SqliteLog, known: Known) -> None:
         for name, found in known.evidence.upstreams.items():
             gw.upstreams[name].findings = found
         _taught_late(settings, gw, follower, known)
         follower.tell()
+        _look_for_damage(path, gw)
         app.beside |= _beside(settings, log, gw, stack)
 
     await stack.enter_async_context(following(follower, gw.metrics))

@@ -28,23 +28,28 @@ from suffice.wiring.beginning import missing
 from suffice.wiring.keys import deployment_salt
 
 
-def decisions(settings: Settings) -> Decisions:
-    """The settings' log, open for a person's decisions; the caller closes it. Raises ConfigError and StoreError."""
+def decisions(settings: Settings, *, create: bool = True) -> Decisions:
+    """The settings' log, open for a person's decisions; the caller closes it. Raises ConfigError and StoreError.
+
+    create  make a log where there is none
+    """
     gone = missing(settings)
     if gone is not None:
         raise StoreError(gone)
     return Decisions.open(
-        database_path(settings.store.url), now=time.time, monotonic_s=time.monotonic, redact=settings.retention.redact
-    )
+        database_path(settings.store.url), now=time.time, monotonic_s=time.monotonic, redact=settings.retention.redact,
+        create=create,
+    )  # fmt: skip
 
 
 @contextmanager
-def worker(settings: Settings, *, learning: bool = True) -> Iterator[Worker]:
+def worker(settings: Settings, *, learning: bool = True, create: bool = True) -> Iterator[Worker]:
     """The jobs on the settings' log, while the block lasts. Raises ConfigError and StoreError.
 
     learning  with the control loop's own, which fit; False: only those that look after the log
+    create    make a log where there is none
     """
-    with decisions(settings) as writer, ExitStack() as stack:
+    with decisions(settings, create=create) as writer, ExitStack() as stack:
         author, salt = f"worker {secrets.token_hex(3)}", deployment_salt(settings)
         learners = _learners(settings, writer.path, author, salt, stack) if learning else ()
         keepers = _keepers(settings, writer.path, author, salt, stack)

@@ -109,7 +109,7 @@ def start(name: str, path: str, reason: str, author: str | None, *, as_json: boo
         refused("experiment start", f"experiment {name} {found}")
     odds = ", ".join(f"{arm} {share:.1%}" for arm, share in found.experiment.odds().items())
     verb = "started" if found.revision == 0 else "changed"
-    text = f"experiment {name}: {verb}, run {found.experiment.run}: {odds}; a gateway follows within a second"
+    text = f"experiment {name}: {verb}, run {found.experiment.run}: {odds}; running gateways follow within a second"
     say(found, as_json=as_json, text=text)
 
 
@@ -148,9 +148,9 @@ def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[Held, ...]]:
     from suffice.store.routes.experiments import read_experiments
 
     with failing_with(command):
-        settings = wiring.load_settings(path)
+        settings = wiring.load_deployment(path)
         database = database_path(settings.store.url)
-        return settings, database, read_experiments(database) if database.is_file() else ()
+        return settings, database, read_experiments(database)
 
 
 def _said(one: Held, settings: Settings, database: Path) -> tuple[str, ...]:

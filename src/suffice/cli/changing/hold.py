@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from suffice.cli.deciding import AUTHOR, CONFIG, REASON, failing_with, log_of, refused, route_of, who
+from suffice.cli.deciding import AUTHOR, CONFIG, REASON, WAIT, confirm, failing_with, log_of, refused, route_of, who
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 @CONFIG
 @REASON
 @AUTHOR
-def pause(route: str, path: str, reason: str, author: str | None) -> None:
-    """Let every request of ROUTE run in full until somebody resumes it."""
+@WAIT
+def pause(route: str, path: str, reason: str, author: str | None, wait_s: float) -> None:
+    """Let every request of ROUTE run in full until somebody resumes it.
+
+    Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
+    """
     from suffice.store.routes import pausing
 
     def decide(writer: Decisions) -> str | None:
         return pausing.pause(writer, route, reason=reason, author=who(author))
 
-    _decide("pause", route, path, decide, again="`suffice kill` needs no database.")
+    _decide("pause", route, path, decide, wait_s=wait_s, again="`suffice kill` needs no database.")
 
 
 @click.command()
@@ -34,23 +38,35 @@ def pause(route: str, path: str, reason: str, author: str | None) -> None:
 @CONFIG
 @REASON
 @AUTHOR
-def resume(route: str, path: str, reason: str, author: str | None) -> None:
-    """End a pause of ROUTE: what is certified there acts again."""
+@WAIT
+def resume(route: str, path: str, reason: str, author: str | None, wait_s: float) -> None:
+    """End a pause of ROUTE: what is certified there acts again.
+
+    Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
+    """
     from suffice.store.routes import pausing
 
     def decide(writer: Decisions) -> str | None:
         return pausing.resume(writer, route, reason=reason, author=who(author))
 
-    _decide("resume", route, path, decide)
+    _decide("resume", route, path, decide, wait_s=wait_s)
 
 
 def _decide(
-    command: str, route: str, path: str, decide: Callable[[Decisions], str | None], *, again: str = ""
+    command: str, route: str, path: str, decide: Callable[[Decisions], str | None], *, wait_s: float, again: str = ""
 ) -> None:
-    """Write one decision; exits with 1 when there is nothing to decide, and with 2 when it cannot be written."""
-    with failing_with(command, again=again), log_of(path) as (settings, writer):
+    """Write one decision and wait for gateways; exits with 1 when there is nothing to decide, with 2 when it failed."""
+    from suffice import wiring
+    from suffice.store.database.views import newest_of, reading
+    from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
+
+    with failing_with(command, again=again), log_of(path, waits=True) as (settings, writer):
         route_of(settings, route)
         problem = decide(writer)
+        if problem is None:
+            with reading(writer.path) as connection:
+                seq = newest_of(connection, (EnforcementPaused.kind, EnforcementResumed.kind))
     if problem is not None:
         refused(command, f"route {route} {problem}")
     click.echo(f"route {route}: {command}d")
+    confirm(command, wiring.presence_files(settings), lambda one: one.decided >= seq, wait_s=wait_s)

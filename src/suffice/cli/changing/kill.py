@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from suffice.cli.deciding import AUTHOR, CONFIG, REASON, who
+from suffice.cli.deciding import AUTHOR, CONFIG, REASON, WAIT, confirm, who
 from suffice.cli.shell import fail
 
 _FILE = click.option("--file", "named", default="", help="The switch's file; the settings are then not read.")
@@ -17,47 +17,66 @@ _FILE = click.option("--file", "named", default="", help="The switch's file; the
 @_FILE
 @REASON
 @AUTHOR
-def kill(path: str, named: str, reason: str, author: str | None) -> None:
+@WAIT
+def kill(path: str, named: str, reason: str, author: str | None, wait_s: float) -> None:
     """Stop stopping, on every route, within a second; nothing but a file is needed.
 
     Chains of thought pass through untouched, samples are all drawn, loops go on. Runs that are under way are not
-    stopped any more either. It lasts until `suffice unkill`.
+    stopped any more either. It lasts until `suffice unkill`. Waits until every running gateway has confirmed, and exits
+    with 3 when one has not, or none is running.
     """
     from suffice.gateway.kill import VARIABLE, pull
 
-    file = _file("kill", path, named)
+    file, others = _files("kill", path, named)
     try:
         changed = pull(file, reason, who(author))
+        stamp = file.stat().st_mtime_ns
     except OSError as error:
         way_out = f"make this file by other means, or start the gateway with {VARIABLE}=1"
         fail("kill", f"{file}: cannot be written ({error.strerror}); {way_out}")
     click.echo(f"{file}: {'the kill switch is pulled' if changed else 'was pulled already; the reason is new'}")
+    confirm("kill", others, lambda one: one.killed and one.kill_stamp == stamp, wait_s=wait_s)
 
 
 @click.command()
 @CONFIG
 @_FILE
-def unkill(path: str, named: str) -> None:
-    """Release the kill switch: what is in force on each route acts again."""
+@WAIT
+def unkill(path: str, named: str, wait_s: float) -> None:
+    """Release the kill switch: what is in force on each route acts again.
+
+    Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
+    """
     from suffice.gateway.kill import release
 
-    file = _file("unkill", path, named)
+    file, others = _files("unkill", path, named)
     try:
         changed = release(file)
     except OSError as error:
         fail("unkill", f"{file}: cannot be taken away ({error.strerror})")
     click.echo(f"{file}: {'the kill switch is released' if changed else 'the kill switch was not pulled'}")
-    raise SystemExit(0 if changed else 1)
+    if not changed:
+        raise SystemExit(1)
+    confirm("unkill", others, lambda one: not one.killed, wait_s=wait_s)
 
 
-def _file(command: str, path: str, named: str) -> Path:
-    """Where the switch's file is; exits with 2 when the settings cannot be read."""
+def _files(command: str, path: str, named: str) -> tuple[Path, tuple[Path, ...]]:
+    """The switch's file, and those beside which gateways announce themselves.
+
+    Ends with 2 when the settings cannot be read, or are not those of a deployment: where there is neither a log nor
+    anything else that a gateway leaves, the switch would stop nothing.
+    """
     if named:
-        return Path(named)
+        return Path(named), (Path(named),)
     from suffice import wiring
     from suffice.errors import SufficeError
+    from suffice.store.database.presence import read_presences
 
     try:
-        return wiring.kill_file(wiring.load_settings(path))
+        settings = wiring.load_settings(path)
+        file, others = wiring.kill_file(settings), wiring.presence_files(settings)
+        if not (file.exists() or wiring.good_file(settings).exists() or read_presences(others)):
+            wiring.require_log(settings, path)
     except SufficeError as error:
-        fail(command, f"{error}; name the switch's file with --file")
+        fail(command, f"{error}; or name the switch's file with --file")
+    return file, others

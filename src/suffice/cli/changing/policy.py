@@ -215,7 +215,7 @@ def rollback(route: str, path: str, reason: str, author: str | None, *, as_json:
         return
     if isinstance(undone, str):
         refused("policy rollback", undone)
-    text = f"route {route}: {undone.first.in_force} serves again; a gateway follows within a second"
+    text = f"route {route}: {undone.first.in_force} serves again; running gateways follow within a second"
     say(undone.state, as_json=as_json, text=text)
 
 
@@ -262,7 +262,7 @@ def _step(command: str, route: str, *, path: str, reason: str, author: str | Non
     if isinstance(found, str):
         refused(f"policy {command}", found)
     told = "rolled back" if found.stage == "rolled_back" else f"{found.stage}, {found.share:.0%} of new units"
-    say(found, as_json=as_json, text=f"route {route}: {told}; a gateway follows within a second")
+    say(found, as_json=as_json, text=f"route {route}: {told}; running gateways follow within a second")
 
 
 def _look(settings: Settings, route: str, held: Held, path: Any) -> Looked:

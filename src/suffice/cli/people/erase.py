@@ -55,10 +55,10 @@ def erase(
     try:
         if bool(episodes or units) == bool(older_than):
             raise ConfigError("needs --episode or --unit, or else --older-than")
-        settings = wiring.load_settings(config)
+        settings = wiring.load_deployment(config)
         limit_s = None if older_than is None else _limit_s(older_than)
         wanted = tuple(part for part in PARTS if part in (parts or _WORDS))
-        with wiring.decisions(settings) as writer:
+        with wiring.decisions(settings, create=False) as writer:
             units = tuple(_name(settings, writer, one) for one in units)
             named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
             what = ", ".join(named) or f"older than {older_than}"

@@ -189,11 +189,13 @@ def _shape(settings: Settings | None, given: Options) -> Shape:
 def _database(settings: Settings | None, given: Options) -> Path:
     from suffice.errors import ConfigError
     from suffice.store.database.sqlite import database_path
+    from suffice.wiring import require_log
 
     if given.db is not None:
         return given.db
     if settings is None:
         raise ConfigError("no suffice.toml in this folder; name a file with --config, or a log with --db")
+    require_log(settings, given.config or SETTINGS)
     return database_path(settings.store.url)
 
 
@@ -329,7 +331,7 @@ def _note(given: Options, *, n_rows: int) -> None:
     from suffice.wiring.audit import note_export
 
     path = _database(_settings(given), given)
-    with Decisions.open(path, now=time.time, monotonic_s=time.monotonic) as writer:
+    with Decisions.open(path, now=time.time, monotonic_s=time.monotonic, create=False) as writer:
         note_export(writer, what="training lines", where=str(given.out), n_rows=n_rows, author=None, reason="")
 
 

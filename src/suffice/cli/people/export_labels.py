@@ -57,13 +57,13 @@ def label_studio(
     from suffice.errors import ConfigError, SufficeError
     from suffice.files import write_whole
     from suffice.review.label_studio import LABEL_CONFIG, task
-    from suffice.wiring import decisions, load_settings
+    from suffice.wiring import decisions, load_deployment
     from suffice.wiring.audit import note_export
 
     try:
         if (out is None) == (url is None) or (url is not None and project is None):
             raise ConfigError("where to? Give --out FILE, or --url and --project")
-        settings = load_settings(config)
+        settings = load_deployment(config)
         runs = list(islice(_runs(settings, route, which, questions), most))
         if label_config is not None:
             write_whole(label_config, LABEL_CONFIG)
@@ -73,7 +73,7 @@ def label_studio(
         else:
             n_added = asyncio.run(_sent(runs, url or "", project or 0, api_key_env))
         where = str(out) if out is not None else f"{url} project {project}"
-        with decisions(settings) as writer:
+        with decisions(settings, create=False) as writer:
             note_export(writer, what=f"runs of {route} to judge", where=where, n_rows=n_added, author=None, reason="")
     except (SufficeError, OSError) as error:
         fail("export label-studio", error)
@@ -129,17 +129,17 @@ def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool
     from suffice.errors import ConfigError, SufficeError
     from suffice.files import write_whole
     from suffice.store.database.sqlite import database_path
-    from suffice.wiring import decisions, load_settings
+    from suffice.wiring import decisions, load_deployment
     from suffice.wiring.audit import note_export
 
     try:
         if file.suffix not in (".csv", ".jsonl"):
             raise ConfigError(f"{file}: what shall it be? Names that end in .csv and .jsonl say so")
-        settings = load_settings(config)
+        settings = load_deployment(config)
         rows = list(_said(database_path(settings.store.url), route))
         names = [f"metrics.{name}" for name in sorted({name for row in rows for name in row["metrics"]})]
         write_whole(file, _csv(rows, names) if file.suffix == ".csv" else _lines(rows))
-        with decisions(settings) as writer:
+        with decisions(settings, create=False) as writer:
             note_export(writer, what="feedback", where=str(file), n_rows=len(rows), author=None, reason="")
     except (SufficeError, OSError) as error:
         fail("export feedback", error)

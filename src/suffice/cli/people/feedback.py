@@ -48,11 +48,11 @@ def judge(route: str, config: Path, questions: Path | None, most: int, *, as_jso
     of the route's EM budget, or no run has both words, no label is written.
     """
     from suffice.errors import SufficeError
-    from suffice.wiring import load_settings
+    from suffice.wiring import load_deployment
 
     try:
-        settings = load_settings(config)
-        found = asyncio.run(_judge(settings, route, _questions_file(settings, route, config, questions), most))
+        settings = load_deployment(config)
+        found = asyncio.run(_judge(settings, route, _questions_file(settings, route, questions), most))
     except (SufficeError, OSError) as error:
         fail("feedback judge", error)
     _show(found, as_json=as_json)
@@ -67,13 +67,13 @@ def _tables(settings: Settings, name: str) -> tuple[Route, Judge]:
     return route, route.judge
 
 
-def _questions_file(settings: Settings, name: str, config: Path, given: Path | None) -> Path:
+def _questions_file(settings: Settings, name: str, given: Path | None) -> Path:
     from suffice.errors import ConfigError
 
     named = _tables(settings, name)[1].questions
     if given is None and not named:
         raise ConfigError(f"routes.{name}.judge.questions: names no file, and --questions neither")
-    return given or config.parent / named
+    return given or Path(named)
 
 
 async def _judge(settings: Settings, name: str, questions: Path, most: int) -> Judged:
@@ -90,7 +90,7 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
     texts = question_texts(questions, settings)
     key = secret(f"routes.{name}.judge.api_key_env", table.api_key_env)
     episodes = list(read_episodes(path, name))
-    log = open_log(settings)
+    log = open_log(settings, create=False)
     model = JudgeModel(table.url, table.model, api_key=key, timeout_s=table.timeout_s, max_tokens=table.max_tokens)
     try:
         async with model:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -42,6 +43,7 @@ class Result:
     n_ignored: int = 0       # annotations without a word
     n_new: int = 0
     n_known: int = 0         # counted before, under the same id
+    n_conflicts: int = 0     # of these, rows that say something else than the log has under their id
     n_joined: int = 0        # of all rows: their request is in the log
     unused: tuple[str, ...] = ()
     by: Plan | None = field(default=None, repr=False)
@@ -102,11 +104,11 @@ def _run(
     as_json: bool,
 ) -> None:  # fmt: skip
     from suffice.errors import SufficeError
-    from suffice.wiring import load_settings
+    from suffice.wiring import load_deployment
 
     result = Result(source=source, dry_run=dry_run)
     try:
-        settings = load_settings(config)
+        settings = load_deployment(config)
         rows = _checked(bodies(settings, result), settings, result)
         if dry_run:
             _look(rows, settings, result)
@@ -227,31 +229,30 @@ def _look(rows: list[Feedback], settings: Settings, result: Result) -> None:
     """What writing would come to."""
     from suffice.store.database.sqlite import database_path
     from suffice.store.database.views import reading
-    from suffice.store.people.feedback import is_known, would_join
+    from suffice.store.people.feedback import known, would_join
 
-    path, ids = database_path(settings.store.url), set[str]()
-    if not path.is_file():
-        result.n_new = len({row.feedback_id for row in rows})
-        result.n_known = len(rows) - result.n_new
-        return
-    with reading(path) as connection:
+    path = database_path(settings.store.url)
+    first: dict[str, Feedback] = {}
+    with reading(path) if path.is_file() else nullcontext() as connection:
         for row in rows:
-            known = row.feedback_id in ids or is_known(connection, row.feedback_id)
-            ids.add(row.feedback_id)
-            result.n_known += known
-            result.n_new += not known
-            result.n_joined += would_join(connection, row.episode_id, row.response_id)
+            before = first.setdefault(row.feedback_id, row)
+            found = "no" if connection is None else known(connection, row)
+            result.n_known += before is not row or found != "no"
+            result.n_conflicts += found == "otherwise" or (found == "no" and before != row)
+            result.n_joined += connection is not None and would_join(connection, row.episode_id, row.response_id)
+    result.n_new = len(rows) - result.n_known
 
 
 async def _write(rows: list[Feedback], settings: Settings, result: Result) -> None:
     from suffice.store.rows.events import FeedbackGiven
     from suffice.wiring import open_log
 
-    log, left = open_log(settings), iter(rows)
+    log, left = open_log(settings, create=False), iter(rows)
     try:
         while batch := list(islice(left, BATCH_ROWS)):
             for receipt in await asyncio.gather(*(log.append_durable(FeedbackGiven(row)) for row in batch)):
                 result.n_known += receipt.duplicate
+                result.n_conflicts += receipt.conflict
                 result.n_new += not receipt.duplicate
                 result.n_joined += receipt.joined
     finally:
@@ -265,6 +266,8 @@ def _show(result: Result, *, as_json: bool) -> None:
         return
     would = "would be " if result.dry_run else ""
     click.echo(f"{result.source}: {result.n_rows:,} rows, {result.n_new:,} {would}new, {result.n_known:,} known before")
+    if result.n_conflicts:
+        click.echo(f"  {result.n_conflicts:,} of these say something else than before: give them ids of their own")
     waiting = result.n_rows - result.n_joined
     click.echo(f"  {result.n_joined:,} belong to requests in the log, {waiting:,} wait for theirs")
     if result.n_ignored:

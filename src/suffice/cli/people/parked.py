@@ -35,10 +35,10 @@ def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool)
     from suffice.errors import SufficeError
     from suffice.store.database.sqlite import database_path
     from suffice.store.people.feedback import parked as read_parked
-    from suffice.wiring import load_settings
+    from suffice.wiring import load_deployment
 
     try:
-        settings: Settings = load_settings(config)
+        settings: Settings = load_deployment(config)
         limit_s = DAY_S * (settings.feedback.park_days if days is None else days)
         now_s = time.time()
         rows = [_told(one, now_s, limit_s) for one in read_parked(database_path(settings.store.url))]

@@ -218,7 +218,7 @@ def _go_through(
     with failing_with(command, again="Your item goes back by itself."), log_of(path) as (told, writer):
         if route is not None:
             route_of(told, route)
-        texts = _Texts(told, Path(path).parent, questions)
+        texts = _Texts(told, questions)
         n = 0
         while True:
             found = _taken(writer, name, route, third=third)
@@ -343,8 +343,8 @@ def _effect(told: Settings, writer: Decisions, item: Item) -> Any:
 class _Texts:
     """Where the text of a question can be had, in this order: the log, if its route keeps it; a file of questions."""
 
-    def __init__(self, told: Settings, folder: Path, given: Path | None) -> None:
-        self._told, self._folder, self._given = told, folder, given
+    def __init__(self, told: Settings, given: Path | None) -> None:
+        self._told, self._given = told, given
         self._read: dict[str, Mapping[str, str]] = {}
 
     def of(self, writer: Decisions, item: Item) -> tuple[str | None, str]:
@@ -377,7 +377,7 @@ class _Texts:
     def _file(self, route: str) -> Path | None:
         from suffice.wiring import questions_file
 
-        return self._given or questions_file(self._told, route, self._folder)
+        return self._given or questions_file(self._told, route)
 
     def _texts(self, route: str, file: Path) -> Mapping[str, str]:
         from suffice.wiring import question_texts

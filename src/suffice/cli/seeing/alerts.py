@@ -30,7 +30,7 @@ def test(path: str) -> None:
 
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
     try:
-        settings = wiring.load_settings(path)
+        settings = wiring.load_deployment(path)
         job = notifier(settings, database_path(settings.store.url))
         if not job.sinks:
             raise ConfigError("nobody is configured; set webhook_url_env, or email_to, under [alerts]")
@@ -60,7 +60,7 @@ def list_sent(path: str, n: int, as_json: bool) -> None:
     from suffice.wiring.alerts import sent
 
     try:
-        found = sent(database_path(wiring.load_settings(path).store.url), n)
+        found = sent(database_path(wiring.load_deployment(path).store.url), n)
     except SufficeError as error:
         fail("alerts list", error)
     for one in found:

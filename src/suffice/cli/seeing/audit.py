@@ -47,30 +47,40 @@ def audit() -> None:
 def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool) -> None:
     """Walk the whole chain and name the first row that is not what was written.
 
+    First the pages of the file are compared with each other and with their indexes.
     Without exported heads nobody can tell that the end was cut off, or that the whole was written anew.
     Exits with 1 when something is wrong, and with 2 when the log cannot be read.
     """
-    from suffice.errors import SufficeError
+    from suffice.errors import StoreError, SufficeError
     from suffice.store.audit.verify import verify as walk
+    from suffice.store.database.damage import find_damage
     from suffice.store.database.sqlite import database_path
     from suffice.store.database.views import reading
     from suffice.wiring.audit import audit_key
 
+    damage = ""
     try:
         settings = _settings(config, db)
         files = heads or _own_heads(settings, named=db is not None)
         key = audit_key(settings)
         kept = _read_heads(files, key)
-        with reading(database_path(settings.store.url)) as connection:
+        path = database_path(settings.store.url)
+        found = find_damage(path, thorough=True)
+        with reading(path) as connection:
+            damage = found or ""
+            if found is None:
+                raise StoreError(f"store {path}: its pages could not be read through; try again")
             verdict = walk(connection, [one.head for _, one in kept if one.signed is not False])
     except SufficeError as error:
-        fail("audit verify", error)
+        fail("audit verify", f"LOG DAMAGED: {damage}: {error}" if damage else error, 1 if damage else 2)
     forged = [(file, one) for file, one in kept if one.signed is False]
     if as_json:
-        _print_json(verdict, forged, signatures=key is not None)
+        _print_json(verdict, forged, damage, signatures=key is not None)
     else:
+        if damage:
+            click.echo(f"LOG DAMAGED: {path}: {damage}; restore a backup")
         _print_verdict(verdict, forged, files, signatures=key is not None)
-    raise SystemExit(0 if verdict.ok and not forged else 1)
+    raise SystemExit(0 if verdict.ok and not forged and not damage else 1)
 
 
 def _settings(config: Path, db: Path | None) -> Settings:
@@ -79,7 +89,7 @@ def _settings(config: Path, db: Path | None) -> Settings:
     from suffice.settings import Settings, Store
 
     if db is None:
-        return wiring.load_settings(config)
+        return wiring.load_deployment(config)
     return Settings(store=Store(url=f"sqlite:///{db.resolve()}"))
 
 
@@ -129,11 +139,14 @@ def _place(bad: BadRow) -> str:
     return ", ".join(parts)
 
 
-def _print_json(verdict: Verdict, forged: list[tuple[Path, KeptHead]], *, signatures: bool) -> None:
+def _print_json(
+    verdict: Verdict, forged: list[tuple[Path, KeptHead]], damage: str, *, signatures: bool
+) -> None:
     import msgspec
 
     plain = {
-        "ok": verdict.ok and not forged, **msgspec.to_builtins(verdict), "signatures_checked": signatures,
+        "ok": verdict.ok and not forged and not damage, **msgspec.to_builtins(verdict), "damage": damage,
+        "signatures_checked": signatures,
         "bad_heads": [{"file": str(file), "line": one.line} for file, one in forged],
     }  # fmt: skip
     click.echo(msgspec.json.encode(plain).decode())
@@ -226,7 +239,7 @@ def export(
         with _opened(out) as target:
             n_rows = _write_csv(rows, target) if form == "csv" else _write_lines(rows, target)
         where = str(out) if out is not None else "standard output"
-        with wiring.decisions(settings) as writer:
+        with wiring.decisions(settings, create=False) as writer:
             note_export(writer, what="audit log", where=where, n_rows=n_rows, author=author, reason=reason)
     except (SufficeError, OSError) as error:
         fail("audit export", error)
@@ -304,7 +317,7 @@ def bundle(
     from suffice.wiring.bundle import sealed
 
     try:
-        settings = wiring.load_settings(config)
+        settings = wiring.load_deployment(config)
         where = str(out) if out is not None else "standard output"
         lines = sealed(settings, route, number, where=where, author=author, reason=reason)
         with _opened(out) as target:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from suffice.cli.shell import JSON_LINES, fail
+from suffice.shown import printable
 
 if TYPE_CHECKING:
     import sqlite3
@@ -75,14 +76,21 @@ class RouteStatus:
 def status(config: Path | None, db: Path | None, route: str | None, as_json: bool) -> None:
     """Show Exact Match, tokens, saving and governed share of every route."""
     from suffice.errors import SufficeError
+    from suffice.wiring import condition, require_log
 
     settings = None
+    first: tuple[str, ...] = ()
     try:
         settings, database = _sources(config, db)
+        if settings is not None and db is None:
+            require_log(settings, config or "suffice.toml")
+            first = condition(settings).sentences
         _warn_of_rows(database)
         statuses = read_statuses(database, settings, route)
     except (SufficeError, OSError) as error:
-        fail("status", "\n".join([str(error), *_last_words(error, settings if db is None else None, route)]))
+        said = [printable(one) for one in first]
+        fail("status", "\n".join([str(error), *said, *_last_words(error, settings if db is None else None, route)]))
+    show_first(first, err=as_json)
     if as_json:
         _print_json(statuses)
         return
@@ -90,6 +98,12 @@ def status(config: Path | None, db: Path | None, route: str | None, as_json: boo
         click.echo(f"{database}: no requests yet")
     for one in statuses:
         _print_route(one)
+
+
+def show_first(sentences: Sequence[str], *, err: bool) -> None:
+    """Begin with what holds on the whole deployment; beside JSON on standard error."""
+    for sentence in sentences:
+        click.secho(printable(sentence), bold=True, fg="red", err=err)
 
 
 def read_statuses(database: Path, settings: Settings | None, route: str | None) -> list[RouteStatus]:

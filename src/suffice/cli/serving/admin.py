@@ -87,7 +87,7 @@ def _noted(command: str, path: str, name: str, what: Literal["added", "reset", "
 
     settings = wiring.load_settings(path)
     try:
-        with wiring.decisions(settings) as writer:
+        with wiring.decisions(settings, create=False) as writer:
             writer.write(None, [access_changed(People.of(settings), name, what)])
     except SufficeError as error:
         click.echo(f"suffice {command}: it holds, but the audit log does not say so: {error}", err=True)
@@ -99,6 +99,6 @@ def _done(command: str, path: str, do: Callable[[People], T]) -> T:
     from suffice.wiring.people import People
 
     try:
-        return do(People.of(wiring.load_settings(path)))
+        return do(People.of(wiring.load_deployment(path)))
     except SufficeError as error:
         fail(command, error)

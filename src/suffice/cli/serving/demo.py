@@ -53,6 +53,7 @@ def demo(
     from suffice.demo import show
     from suffice.demo.run import write_report
     from suffice.errors import SufficeError
+    from suffice.files import make_folder
 
     if online and (full or upstream or upstream_model or questions or samples):
         raise click.UsageError("--online swaps a model of its own and goes with --small and --out only")
@@ -60,7 +61,7 @@ def demo(
         raise click.UsageError("--console goes with --small, --port and --out only")
     console = Console()
     folder = Path(out).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if as_console:
         _console(console, folder, small=small, port=port)
         return

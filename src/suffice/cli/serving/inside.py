@@ -30,7 +30,7 @@ def main() -> None:
     load_plugins()
     settings = parse(msgspec.json.decode(sys.stdin.buffer.readline()))
     try:
-        with worker(settings, learning=find_spec("sklearn") is not None) as here:
+        with worker(settings, learning=find_spec("sklearn") is not None, create=False) as here:
             while not _ended(settings.control.period_s):
                 if here.round():
                     with contextlib.suppress(BrokenPipeError):

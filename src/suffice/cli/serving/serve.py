@@ -50,7 +50,8 @@ def serve(path: str, host: str | None, port: int | None, log_level: str) -> None
     except SufficeError as error:
         fail("serve", error)
     except OSError as error:
-        fail("serve", f"cannot listen: {error.strerror or error}")
+        place = f"{host or settings.server.host}:{settings.server.port if port is None else port}"
+        fail("serve", f"cannot listen on {place}: {error.strerror or error}")
 
 
 def _told(has_console: bool) -> Callable[[str], None]:

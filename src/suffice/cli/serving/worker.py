@@ -29,11 +29,11 @@ def worker(path: str, once: str | None, history: bool, as_json: bool) -> None:
 
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        settings = wiring.load_settings(path)
+        settings = wiring.load_deployment(path)
         if history:
             _show_history(settings, as_json=as_json)
             return
-        with wiring.worker(settings) as here:
+        with wiring.worker(settings, create=False) as here:
             failed = _once(here, once, as_json=as_json) if once is not None else _on(here, settings, as_json=as_json)
     except SufficeError as error:
         fail("worker", error)

@@ -32,11 +32,11 @@
     if (row && row.scrollWidth > row.clientWidth) row.scrollLeft = here.offsetLeft - row.clientWidth / 3;
   });
 
-  // A form that was sent is not sent again by a second click.
+  // A form that was sent is not sent again by a second click; one that answers with a file leaves this page as it is.
   document.addEventListener("submit", function (event) {
     var form = event.target;
     if (form.dataset.sent) { event.preventDefault(); return; }
-    if ((form.method || "").toLowerCase() === "post") form.dataset.sent = "1";
+    if ((form.method || "").toLowerCase() === "post" && !("again" in form.dataset)) form.dataset.sent = "1";
   });
   window.addEventListener("pageshow", function () {
     document.querySelectorAll("form[data-sent]").forEach(function (form) { delete form.dataset.sent; });

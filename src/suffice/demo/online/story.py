@@ -22,6 +22,7 @@ from suffice.demo.online.course import Run
 from suffice.demo.online.plan import EACH, MODEL, ROUTE, Plan, drawn, toml
 from suffice.demo.run import predicted_tokens
 from suffice.errors import LocalModelError
+from suffice.extras import how_to_install
 from suffice.local.tasks import Question
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serving
@@ -176,7 +177,7 @@ async def run(
     first_s  seconds before the control loop starts
     """
     if find_spec("sklearn") is None:
-        raise LocalModelError("demo --online: fits need scikit-learn; install suffice[train]")
+        raise LocalModelError(f"demo --online: fits need scikit-learn: {how_to_install('train')}")
     database, file = folder / "online.db", folder / "online.toml"
     file.write_text(toml(plan, upstream=world.url, driver=world.driver, slots=world.slots, database=database), "utf-8")
     configured = load_settings(file)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError
+from suffice.extras import how_to_install
 from suffice.files import whole_file
 from suffice.learn.audits import Floats
 from suffice.replay.online.result import Course, OnlineReport
@@ -110,7 +111,7 @@ def write_courses(reports: Sequence[OnlineReport], folder: Path) -> list[Path]:
         mpl.use("Agg")
         from matplotlib import pyplot
     except ImportError:
-        raise ConfigError("replay: figures need matplotlib; install suffice[replay] or pass --no-report") from None
+        raise ConfigError(f"replay: figures need matplotlib: {how_to_install('replay')}; or pass --no-report") from None
     written = []
     for report in reports:
         figure = _drawn(report, pyplot)

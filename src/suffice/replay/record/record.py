@@ -103,7 +103,7 @@ async def record(
                 run = await recorder.run(asked)
             except UpstreamError as error:
                 in_a_row += 1
-                progress.failed[asked.id] = str(error)
+                progress.failed[asked.id] = error.for_operator()
             else:
                 in_a_row = 0
                 recording.append(run)

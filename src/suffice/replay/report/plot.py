@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from suffice.errors import ConfigError
+from suffice.extras import how_to_install
 from suffice.replay.report.wording import letters, percent, points
 from suffice.replay.study.result import Line, Part, Point, SetReport
 from suffice.shown import plural, printable
@@ -152,7 +153,7 @@ def _drawing(name: str, size_inches: tuple[float, float]) -> Iterator[_Drawn]:
     try:
         import matplotlib
     except ImportError as error:
-        raise ConfigError("a plot needs matplotlib: install suffice[replay]") from error
+        raise ConfigError(f"a plot needs matplotlib: {how_to_install('replay')}") from error
     settings: Any = {**_SETTINGS, "svg.hashsalt": printable(name)}  # their type would list all names of settings
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes in the PNG; the SVG has its text.

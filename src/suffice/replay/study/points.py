@@ -38,11 +38,17 @@ class Seen(NamedTuple):
 
 
 def seen(sums: Sums, weights: Floats) -> Seen:
-    """Look at sets of questions: `weights` holds how often each set takes each question, shape (R, G)."""
+    """Look at sets of questions: `weights` holds how often each set takes each question, shape (R, G).
+
+    A set that takes no question, as half of one, shows NaN, which is within no target.
+    """
     n, drop = sums.n, sums.drop
     total = weights @ n
+    total[total == 0] = np.nan
+    full_tokens = weights @ sums.full_tokens
+    full_tokens[full_tokens == 0] = np.nan
     mean = (weights @ drop) / total[:, None]
-    saved = 1 - (weights @ sums.of("tokens")) / (weights @ sums.full_tokens)[:, None]
+    saved = 1 - (weights @ sums.of("tokens")) / full_tokens[:, None]
     squares = weights @ drop**2 - 2 * mean * (weights @ (drop * n[:, None])) + mean**2 * (weights @ n**2)[:, None]
     n_groups = np.maximum(weights.sum(axis=1), 2)[:, None]
     error = np.sqrt((np.maximum(squares, 0) + PSEUDO_LOSSES) * n_groups / (n_groups - 1)) / total[:, None]

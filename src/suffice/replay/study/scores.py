@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.errors import TraceError
 from suffice.learn.features import Chosen, choose_features
 from suffice.learn.stop_model import Examples, Fitted, Parts, Target, fit
 from suffice.learn.value_model import MAX_ROWS, Trajectories, Values, fit_values
@@ -40,6 +41,8 @@ SCORES: tuple[Score, ...] = (
     Score(name="as-good, by cost", target="as-good", cost=0.5),
     Score(name="value", target="value"),
 )
+
+WITHOUT_SCORES: Final = "fixed-rounds,stable-answer"  # rules for every kind of run, which learn nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +87,14 @@ Model = Fitted | Values
 
 
 def fit_on(runs: Runs, table: Table, key: Key, left_out: Sequence[int], seed: int) -> Model:
-    """Fit on the runs outside some folds."""
+    """Fit on the runs outside some folds. Raises TraceError where none of them has two steps."""
     target, parts = key
+    if not (~np.isin(table.fold, list(left_out))).any():
+        n = int((runs.n_steps > 1).sum())
+        raise TraceError(
+            f"runs of two steps or more: {n}, on too few questions to learn a score on some and judge it on others;"
+            f" record more, or leave learned scores out: --policies {WITHOUT_SCORES}", file=runs.set,
+        )  # fmt: skip
     if target == "value":
         kept = _thinned(~np.isin(table.run_fold, list(left_out)), runs)
         those = take(runs, kept)

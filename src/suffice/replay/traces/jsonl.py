@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TraceError
-from suffice.files import open_unpacked, whole_file
+from suffice.files import PRIVATE, make_folder, open_unpacked, whole_file
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.columns import MOST, Columns, Words
 from suffice.replay.traces.form import NULL, RUN_COLUMNS, STEP_COLUMNS, Column
@@ -144,10 +144,10 @@ class RunLog:
         self.path = Path(path)
         if self.path.suffix == ".gz":
             raise TraceError("cannot be appended to; record into a plain .jsonl file", file=str(path))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self.ids: set[RunId] = set()
         self.torn = False
-        self._file = self.path.open("a+b")
+        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, PRIVATE), "a+b")
         try:
             self._recover()
         except TraceError:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TraceError
+from suffice.extras import how_to_install
 from suffice.files import whole_file
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.columns import Columns, Words
@@ -62,7 +63,7 @@ def pyarrow(module: str, path: Path) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        problem = "Parquet needs pyarrow: install suffice[replay]"
+        problem = f"Parquet needs pyarrow: {how_to_install('replay')}"
         raise TraceError(problem, file=str(path)) from error
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError, TraceError
+from suffice.extras import how_to_install
 from suffice.learn.features import DENSE
 from suffice.policy.base import build_policy
 from suffice.policy.columns import AskedColumns, stops_of
@@ -307,7 +308,7 @@ def _study(asked: Tuning, size: Size, names: Sequence[str]) -> Any:  # Optuna's 
     try:
         import optuna
     except ImportError:
-        raise ConfigError("tune: needs Optuna; install suffice[train]") from None
+        raise ConfigError(f"tune: needs Optuna: {how_to_install('train')}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     tries = first_tries(size, names)
     sampler = optuna.samplers.TPESampler(seed=asked.seed, n_startup_trials=min(len(tries), asked.trials // 2))

@@ -24,8 +24,8 @@ from typing import Final
 import msgspec
 
 from suffice.errors import StoreError
-from suffice.store.audit.personal import Part, Split, redacted, split
-from suffice.store.rows.events import UNCHAINED, Row
+from suffice.store.audit.personal import Part, Split, redacted, split, without
+from suffice.store.rows.events import UNCHAINED, FeedbackGiven, Row
 
 FORM: Final = 1            # how rows are digested; another way gets another number, and both stay readable
 NOTHING: Final = bytes(32) # the link before the first row, and the digest of what is not there
@@ -205,6 +205,30 @@ def head(connection: sqlite3.Connection) -> Head | None:
     if found is None or first is None:
         return None
     return Head(begin=bytes(first[0]).hex(), place=int(found[0]), seq=int(found[1]), link=bytes(found[2]).hex())
+
+
+def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, redact: Iterable[Part] = ()) -> bool:
+    """Does a row say what the stored one with its key says, as far as the log still holds that?
+
+    seq     place of the stored row
+    stored  its body
+    redact  parts that are never written
+    """
+    gone = {*redact, *_erased(connection, seq)}
+    now, then = (msgspec.json.decode(without(row.kind, body, gone)) for body in (row.body, stored))
+    if row.kind == FeedbackGiven.kind:
+        for said in (now["feedback"], then["feedback"]):
+            for field in ("door", "satisfaction"):  # how it came, and what the metrics declared then make of it
+                said.pop(field, None)
+    return bool(now == then)
+
+
+def _erased(connection: sqlite3.Connection, seq: int) -> tuple[Part, ...]:
+    """The parts of an event whose words were erased."""
+    found = connection.execute("SELECT answers, answers_salt, comments, comments_salt FROM chain WHERE seq = ?", (seq,))
+    row = found.fetchone() or (None,) * 4
+    digests = zip(CHAINED_PARTS, row[::2], row[1::2], strict=True)
+    return tuple(part for part, words, salt in digests if words is not None and salt is None)
 
 
 def forget_salts(connection: sqlite3.Connection, seq: int, parts: Iterable[Part]) -> bool:

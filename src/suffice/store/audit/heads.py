@@ -74,7 +74,7 @@ def append_line(file: Path, line: bytes) -> None:
     """
     try:
         is_new = not file.exists()
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             size = os.fstat(descriptor).st_size
             if size:

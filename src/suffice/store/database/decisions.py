@@ -62,6 +62,7 @@ class Decisions:
     ) -> None:
         self.path, self.owner, self._redact = path, owner, redact
         self.now = now
+        self.n_new = 0  # rows that `write` has added
         self._claim, self._monotonic_s, self._lease_s = claim, monotonic_s, lease_s
         self._seen: dict[str, _Sight] = {}
         self._closed = False
@@ -69,7 +70,7 @@ class Decisions:
     @classmethod
     def open(
         cls, path: Path, *, now: Callable[[], float], monotonic_s: Callable[[], float], lease_s: float = LEASE_S,
-        redact: tuple[Part, ...] = (),
+        redact: tuple[Part, ...] = (), create: bool = True,
     ) -> Self:
         """Open or create the log at `path` for writing decisions.
 
@@ -77,11 +78,12 @@ class Decisions:
         monotonic_s  a clock that no one sets: how long a lease has stood still
         lease_s      after which a lease without renewal passes on
         redact       parts of rows that are never written
+        create       make a log where there is none
 
         Raises StoreError for a file that cannot be used.
         """
         whole = path.resolve()
-        claim, owner = enter(whole, now_s=now())
+        claim, owner = enter(whole, now_s=now(), create=create)
         return cls(whole, claim, owner, now=now, monotonic_s=monotonic_s, lease_s=lease_s, redact=redact)
 
     def __enter__(self) -> Self:
@@ -171,6 +173,8 @@ class Decisions:
             new = [appender.add(row, at_s) for row in rows]
             if all_new and not all(new):
                 connection.execute("ROLLBACK TO rows")
+            else:
+                self.n_new += sum(new)
             return new
 
     def keep(self, lease: Lease, work: Callable[[sqlite3.Connection], None]) -> bool:

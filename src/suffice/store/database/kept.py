@@ -36,6 +36,11 @@ class KeptReader:
         self._commits = -1                          # SQLite's number of what the latest look saw
         self._seq = 0                               # the newest row then
 
+    @property
+    def seq(self) -> int:
+        """The newest row of the log when the latest look began; 0: nobody has looked."""
+        return self._seq
+
     def has_new(self) -> bool:
         """Was anything committed since the latest look began? Also True where that cannot be told. Never waits."""
         if not self._lock.acquire(blocking=False):

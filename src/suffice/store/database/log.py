@@ -21,6 +21,7 @@ class Receipt:
     seq: int         # the row's place in the log; of the first row when this one is a duplicate
     duplicate: bool  # a row with this key was there already, and this one changed nothing
     joined: bool     # the episode that it names is known now; if not, it joins when that arrives
+    conflict: bool = False  # it is a duplicate that says something else than the row that is there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

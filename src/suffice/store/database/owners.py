@@ -25,6 +25,13 @@ if sys.platform == "win32":
             return False
         return True
 
+    def is_locked(descriptor: int) -> bool:
+        """Does another process hold the lock on an open file?"""
+        if not try_lock(descriptor):
+            return True
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+        return False
+
 else:
     import fcntl
 
@@ -35,6 +42,14 @@ else:
         except BlockingIOError:
             return False
         return True
+
+    def is_locked(descriptor: int) -> bool:
+        """Does another process hold the lock on an open file? Two that ask at once do not take each other for it."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +70,7 @@ def claim(database: Path) -> Claim:
     """Take a new name and hold its lock. Raises OSError when the folder cannot be written."""
     name = secrets.token_hex(6)
     path = _path(database, name)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try_lock(descriptor)
     return Claim(name, path, descriptor)
 
@@ -67,7 +82,7 @@ def is_alive(database: Path, name: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not try_lock(descriptor)
+        return is_locked(descriptor)
     finally:
         os.close(descriptor)
 

@@ -443,6 +443,43 @@ MIGRATIONS: tuple[str, ...] = (
     FROM events WHERE kind = 'request';
     """,
     """
+    -- As it was, but the key of a row now holds its sender beside the id.
+    DROP VIEW feedback;
+    CREATE VIEW feedback AS SELECT
+        j.seq, j.at_s, j.feedback_id, j.episode_id, r.route AS route,
+        r.seq IS NOT NULL AS joined,
+        j.response_id, j.correct, j.gold, j.answer, j.rating, j.thumbs, j.comment, j.source, j.reason,
+        j.metrics, j.satisfaction, j.event, j.user, j.sender, j.propensity, j.door, j.asked_for
+    FROM (
+        SELECT
+            f.seq, f.at_s, json_extract(f.body, '$.feedback.feedback_id') AS feedback_id,
+            -- Two answers with one response id: nobody can say which is meant, so neither.
+            coalesce(f.episode_id, (
+                SELECT CASE WHEN count(*) = 1 THEN max(o.key) END FROM events o
+                WHERE o.kind = 'outcome' AND json_extract(o.body, '$.outcome.response_id')
+                    = json_extract(f.body, '$.feedback.response_id')
+            )) AS episode_id,
+            json_extract(f.body, '$.feedback.response_id')  AS response_id,
+            json_extract(f.body, '$.feedback.correct')      AS correct,
+            json_extract(f.body, '$.feedback.gold')         AS gold,
+            json_extract(f.body, '$.feedback.answer')       AS answer,
+            json_extract(f.body, '$.feedback.rating')       AS rating,
+            json_extract(f.body, '$.feedback.thumbs')       AS thumbs,
+            json_extract(f.body, '$.feedback.comment')      AS comment,
+            json_extract(f.body, '$.feedback.source')       AS source,
+            json_extract(f.body, '$.feedback.reason')       AS reason,
+            json_extract(f.body, '$.feedback.metrics')      AS metrics,       -- JSON: [[name, value], …]
+            json_extract(f.body, '$.feedback.satisfaction') AS satisfaction,
+            json_extract(f.body, '$.feedback.event')        AS event,
+            json_extract(f.body, '$.feedback.user')         AS user,
+            json_extract(f.body, '$.feedback.sender')       AS sender,
+            json_extract(f.body, '$.feedback.propensity')   AS propensity,
+            json_extract(f.body, '$.feedback.door')         AS door,
+            json_extract(f.body, '$.feedback.asked_for')    AS asked_for
+        FROM events f WHERE f.kind = 'feedback'
+    ) j LEFT JOIN events r ON r.kind = 'request' AND r.key = j.episode_id;
+    """,
+    """
     -- A cache, too: of each route everything that its estimates are made of (assurance/tally.py), as JSON.
     CREATE TABLE tallies (
         route TEXT PRIMARY KEY,

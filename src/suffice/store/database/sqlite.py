@@ -29,8 +29,9 @@ from itertools import islice
 from pathlib import Path
 
 from suffice.errors import ConfigError, StoreError, StoreFull
+from suffice.files import create_private, tighten
 from suffice.settings import Store
-from suffice.store.audit.chain import Appender, begin_chain, is_chained
+from suffice.store.audit.chain import Appender, begin_chain, is_chained, repeats
 from suffice.store.audit.personal import Part
 from suffice.store.database import owners, schema, views
 from suffice.store.database.log import Receipt, Stored
@@ -83,17 +84,21 @@ def database_path(url: str) -> Path:
     return Path(name)
 
 
-def enter(path: Path, *, now_s: float) -> tuple[owners.Claim, int]:
+def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[owners.Claim, int]:
     """Open or create the file for a process that will write to it: its claim to be alive, and its number as a writer.
 
-    now_s  Unix time; informative
+    now_s   Unix time; informative
+    create  make a log where there is none; False: that is an error, and no file is made
 
     Raises StoreError for a file that cannot be used.
     """
     if not path.parent.is_dir():
         raise StoreError(f"store {path}: the folder {path.parent} does not exist; create it first")
     try:
-        with contextlib.closing(_connect(path, _OPEN_BUSY_S)) as connection:
+        _make_private(path, create=create)
+        with contextlib.closing(_connect(path, _OPEN_BUSY_S, create=create)) as connection:
+            if schema.check_version(connection, str(path)) == 0 and not create:
+                raise StoreError(f"store {path}: is empty; it holds no event log")
             schema.check_pages(connection, str(path))
             schema.migrate(connection, str(path))
             begin_chain(connection, now_s)
@@ -105,6 +110,19 @@ def enter(path: Path, *, now_s: float) -> tuple[owners.Claim, int]:
     except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last one: damaged names in the file's schema
         raise unusable(path, error) from error
     return claim, owner
+
+
+def _make_private(path: Path, *, create: bool) -> None:
+    """Let the file's owner alone read it, before it holds anything. Raises OSError.
+
+    SQLite gives the files that it keeps beside it, `-wal` and `-shm`, the mode of the file.
+    """
+    if create:
+        with contextlib.suppress(FileExistsError):
+            create_private(path)
+    for one in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        if (problem := tighten(one)) is not None:
+            log.warning("store %s", problem)
 
 
 class SqliteLog:
@@ -134,18 +152,21 @@ class SqliteLog:
         self._writer.start()
 
     @classmethod
-    def open(cls, settings: Store, *, now: Callable[[], float], redact: tuple[Part, ...] = ()) -> SqliteLog:
+    def open(
+        cls, settings: Store, *, now: Callable[[], float], redact: tuple[Part, ...] = (), create: bool = True
+    ) -> SqliteLog:
         """Open or create the file that `settings.url` names, and start its writer.
 
         now     Unix time in seconds; it is written into rows and never orders them
         redact  parts of rows that are never written
+        create  make a log where there is none
 
         Raises ConfigError for a URL that cannot work and StoreError for a file that cannot be used:
         damaged, newer than this version, not ours, locked for 3 s, or in a folder that is missing.
         """
         # Resolved, so that two ways to write one path share one set of lock files.
         path = database_path(settings.url).resolve()
-        claim, owner = enter(path, now_s=now())
+        claim, owner = enter(path, now_s=now(), create=create)
         return cls(path, settings, now, claim, owner, redact=redact)
 
     @property
@@ -341,7 +362,7 @@ class SqliteLog:
             if item.done is not None:
                 waiting.append((item.done, row, not is_new))
         # Only now: the episode may stand later in this batch than its feedback.
-        receipts = [(done, _receipt(connection, row, duplicate)) for done, row, duplicate in waiting]
+        receipts = [(done, _receipt(connection, row, duplicate, self._redact)) for done, row, duplicate in waiting]
         connection.execute("COMMIT")
         self._unfinished.note(written)
         if settled - self._settled_to >= _SETTLED_ROWS:
@@ -423,19 +444,21 @@ def _lost(episode_id: str) -> Outcome:
     )
 
 
-def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=True)
+def _connect(path: Path, busy_s: float, *, create: bool = True) -> sqlite3.Connection:
+    name = f"{path.resolve().as_uri()}?mode={'rwc' if create else 'rw'}"
+    return sqlite3.connect(name, timeout=busy_s, isolation_level=None, check_same_thread=True, uri=True)
 
 
-def _receipt(connection: sqlite3.Connection, row: Row, duplicate: bool) -> Receipt:
-    found = "SELECT seq FROM events WHERE kind = ? AND key = ?"
-    seq = connection.execute(found, (row.kind, row.key)).fetchone()[0]
+def _receipt(connection: sqlite3.Connection, row: Row, duplicate: bool, redact: tuple[Part, ...]) -> Receipt:
+    found = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
+    seq, body = connection.execute(found, (row.kind, row.key)).fetchone()
+    conflict = duplicate and not repeats(connection, row, seq, body, redact=redact)
     if row.kind == FeedbackGiven.kind:
         joined = connection.execute("SELECT joined FROM feedback WHERE seq = ?", (seq,)).fetchone()[0]
     else:
         known = "SELECT count(*) FROM events WHERE kind = ? AND key = ?"
         joined = connection.execute(known, (RequestSeen.kind, row.key)).fetchone()[0]
-    return Receipt(seq=seq, duplicate=duplicate, joined=bool(joined))
+    return Receipt(seq=seq, duplicate=duplicate, joined=bool(joined), conflict=conflict)
 
 
 def unusable(path: Path, error: sqlite3.Error | OSError | UnicodeDecodeError) -> StoreError:

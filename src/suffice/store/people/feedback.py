@@ -10,16 +10,18 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
+from suffice.store.audit.chain import repeats
 from suffice.store.database.views import decoded, reading
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.events import FeedbackGiven, to_row
 from suffice.types import Feedback
 
 _PARKED: Final = """
     SELECT seq, at_s, feedback_id, episode_id, response_id, source FROM feedback WHERE NOT joined ORDER BY seq"""
 _SAID: Final = """
     SELECT f.seq, f.body, v.route, v.joined FROM feedback v JOIN events f ON f.seq = v.seq ORDER BY f.seq"""
+_KEPT: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
 _KNOWN: Final = "SELECT 1 FROM events WHERE kind = ? AND key = ?"
 _ANSWERED: Final = """
     SELECT count(*) FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ?"""
@@ -64,9 +66,13 @@ def said(path: Path) -> Iterator[Said]:
             yield Said(feedback=given, route=route, joined=bool(joined))
 
 
-def is_known(connection: sqlite3.Connection, feedback_id: str) -> bool:
-    """Is there feedback with this id already?"""
-    return connection.execute(_KNOWN, ("feedback", feedback_id)).fetchone() is not None
+def known(connection: sqlite3.Connection, given: Feedback) -> Literal["no", "yes", "otherwise"]:
+    """Is there feedback of this sender with this id already? "otherwise": it says something else."""
+    row = to_row(FeedbackGiven(given))
+    found = connection.execute(_KEPT, (row.kind, row.key)).fetchone()
+    if found is None:
+        return "no"
+    return "yes" if repeats(connection, row, *found) else "otherwise"
 
 
 def would_join(connection: sqlite3.Connection, episode_id: str | None, response_id: str | None) -> bool:

@@ -9,6 +9,7 @@
     … and what people are asked and say, in `review_events`, and what they hold and decide, in `hold_events`
     … and what they compare, in `experiment_events`, and what becomes of versions, in `rollout_events`
     … and what becomes of requests whose rows are not kept, in `sampling_events`
+    … and what API keys have made and used, in `key_events`
 
 This file knows the shape of a row and refuses to know where rows are kept. A new kind of event is
 one class here and one line in EVENTS. Unknown fields in a stored row are skipped, so a log that a
@@ -40,6 +41,7 @@ from suffice.store.rows.control_events import (
 )
 from suffice.store.rows.experiment_events import ExperimentChanged, ExperimentStarted, ExperimentStopped
 from suffice.store.rows.hold_events import IncidentDecided, IncidentOpened, OverrideEnded, OverrideSet
+from suffice.store.rows.key_events import KeyUsed, ObjectMade
 from suffice.store.rows.kill_events import KillSwitched
 from suffice.store.rows.review_events import (
     QuestionKept,
@@ -113,8 +115,8 @@ class FeedbackGiven:
 
     @property
     def key(self) -> str:
-        """What may exist once: the sender's idempotency key."""
-        return self.feedback.feedback_id
+        """What may exist once: the sender's idempotency key, which says nothing about another sender's."""
+        return f"{self.feedback.sender}/{self.feedback.feedback_id}"
 
     @property
     def episode_id(self) -> str | None:
@@ -174,6 +176,7 @@ Event: TypeAlias = (
     | ConfigChanged | Exported | Erased | AccessChanged
     | RolloutBegun | RolloutMoved | RolloutUndone
     | RequestsCounted | RatesSet
+    | ObjectMade | KeyUsed
 )
 E = TypeVar("E", bound=Event)
 
@@ -222,6 +225,8 @@ EVENTS: Mapping[str, type[Event]] = {
     RolloutUndone.kind: RolloutUndone,
     RequestsCounted.kind: RequestsCounted,
     RatesSet.kind: RatesSet,
+    ObjectMade.kind: ObjectMade,
+    KeyUsed.kind: KeyUsed,
 }
 
 # Every kind stands in the chain of the audit log (`store/audit/chain.py`), except these: what happens too often, and
@@ -230,6 +235,7 @@ UNCHAINED: frozenset[str] = frozenset({
     RequestSeen.kind, RequestEnded.kind, RequestsCounted.kind, LabelWanted.kind, JobRan.kind, RouteMonitored.kind,
     ReviewLeased.kind,
     QuestionKept.kind, SourcesKept.kind, AlertSent.kind, FailOpenHigh.kind,
+    ObjectMade.kind, KeyUsed.kind,
 })  # fmt: skip
 
 _ENCODER = msgspec.json.Encoder()

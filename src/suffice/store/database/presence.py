@@ -1,0 +1,173 @@
+"""Which gateways are running on a deployment, and which commands each of them has taken in.
+
+    Announcement (in a gateway) ──▶ locked file beside the kill switch's ──▶ read_presences (in a command)
+
+A gateway holds an operating-system lock on its file for its whole life, as `owners` does for writers of the log, so a
+process that died is never taken for a live one and no clock takes part. Neither side needs the database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from suffice.store.database.owners import is_locked, try_lock
+from suffice.telemetry import LOG
+
+ENDING: Final = ".gateway"
+SIZE_BYTES: Final = 4_096  # of the file, always: a reader never sees the end of an older, longer text
+MOST_REASON_BYTES: Final = 2_000  # of the switch's file: more is no reason but an accident
+NO_REASON: Final = "no reason is given"
+
+
+class Presence(msgspec.Struct, frozen=True, kw_only=True):
+    """What one running process says of itself."""
+
+    pid: int
+    process: str = "serve"          # "serve" a gateway, "library" a caller's own loop
+    killed: bool = False            # does it hold every route back, because of the kill switch?
+    kill_stamp: int | None = None   # when the switch's file that it knows was written, ns; None: it knows none
+    decided: int = 0                # place in the log up to which it acts on decisions
+    damage: str = ""                # what its check of the log's pages found; "": nothing, or not finished
+
+    @property
+    def name(self) -> str:
+        """What an operator may look for."""
+        return f"{'gateway' if self.process == 'serve' else self.process} PID {self.pid}"
+
+
+class Announcement:
+    """One process's file. `update` raises nothing: without a file, commands say that nobody confirmed."""
+
+    def __init__(self, switches: Sequence[Path], *, process: str) -> None:
+        """Announce the process.
+
+        switches  files of the kill switch, the best place first: the file lies beside the first whose folder takes it
+        """
+        self._switches = switches
+        self._presence = Presence(pid=os.getpid(), process=process)
+        self._lock = threading.Lock()
+        self._path: Path | None = None
+        self._descriptor: int | None = None
+        self._has_warned = self._is_over = False
+        for one in switches:
+            _forget_dead(one)
+        self.update()
+
+    def update(self, **changes: Any) -> None:
+        """Say something new, and make the file again where somebody has deleted it; O(1). Any: fields of `Presence`."""
+        with self._lock:
+            if self._is_over:
+                return
+            before, self._presence = self._presence, msgspec.structs.replace(self._presence, **changes)
+            is_there = self._descriptor is not None and os.fstat(self._descriptor).st_nlink > 0
+            if is_there and before == self._presence:
+                return
+            try:
+                if not is_there:
+                    self._claim()
+                elif self._descriptor is not None:
+                    os.pwrite(self._descriptor, self._content(), 0)
+            except OSError as error:
+                if not self._has_warned:
+                    self._has_warned = True
+                    LOG.warning(
+                        "kill switch: no file can be written beside %s (%s): commands work, and cannot confirm it",
+                        self._switches[0], error.strerror,
+                    )
+
+    def release(self) -> None:
+        """Say that this process serves no more."""
+        with self._lock:
+            self._is_over = True
+            self._drop()
+            if self._path is not None:
+                with contextlib.suppress(OSError):
+                    self._path.unlink(missing_ok=True)
+
+    def _drop(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
+
+    def _claim(self) -> None:
+        """Make the file, locked before it has its name. Raises OSError."""
+        self._drop()
+        problem = OSError(2, "no folder")
+        for switch in self._switches:
+            path = switch.with_name(f"{switch.name}-{secrets.token_hex(6)}{ENDING}")
+            draft = path.with_suffix(".draft")
+            try:
+                descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            except OSError as error:
+                problem = error
+                continue
+            try:
+                try_lock(descriptor)
+                os.pwrite(descriptor, self._content(), 0)
+                draft.rename(path)
+            except OSError as error:
+                problem = error
+                os.close(descriptor)
+                draft.unlink(missing_ok=True)
+                continue
+            self._path, self._descriptor = path, descriptor
+            return
+        raise problem
+
+    def _content(self) -> bytes:
+        return msgspec.json.encode(self._presence).ljust(SIZE_BYTES)
+
+
+def switch_reason(switch: Path) -> str | None:
+    """The reason in the kill switch's file; None: there is no such file. An unreadable one counts all the same."""
+    try:
+        with switch.open("rb") as handle:
+            return handle.read(MOST_REASON_BYTES).decode("utf-8", "replace").strip() or NO_REASON
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return NO_REASON
+
+
+def read_presences(switches: Iterable[Path]) -> tuple[Presence, ...]:
+    """The processes that run now and lie beside one of these files; those that may not be read are left out."""
+    found = dict[Path, Presence]()
+    for switch in switches:
+        for path in _files(switch):
+            with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile, or is another user's
+                descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+                try:
+                    if is_locked(descriptor):
+                        found[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
+                finally:
+                    os.close(descriptor)
+    return tuple(sorted(found.values(), key=lambda one: one.pid))
+
+
+def _files(switch: Path) -> list[Path]:
+    try:
+        return [
+            one for one in switch.parent.iterdir() if one.name.startswith(f"{switch.name}-") and one.suffix == ENDING
+        ]
+    except OSError:
+        return []
+
+
+def _forget_dead(switch: Path) -> None:
+    """Remove files of processes that died without doing so."""
+    for path in _files(switch):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+            try:
+                if not is_locked(descriptor):
+                    path.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,49 @@
+"""What API keys have made and used, as the log knows it: found by index, however long the log is."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from suffice.store.database.views import decoded, reading
+from suffice.store.rows.key_events import KeyUsed, ObjectMade, StoredObject, Usage
+
+_MADE: Final = "SELECT seq, body FROM events WHERE kind = 'object_made' AND key = ?"
+# ";" is the character behind ":".
+_USED: Final = "SELECT seq, body FROM events WHERE kind = 'key_used' AND key >= ? || ':' AND key < ? || ';'"
+_SENDER: Final = "SELECT json_extract(body, '$.request.sender') FROM events WHERE kind = 'request' AND key = ?"
+_ANSWERED: Final = """
+    SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT 100"""
+
+
+def stored_object(path: Path, object_id: str) -> StoredObject | None:
+    """Who made an object, and where it is; None: nobody that the log knows. Raises StoreError."""
+    with reading(path) as connection:
+        found = connection.execute(_MADE, (object_id,)).fetchone()
+    return None if found is None else decoded(found[0], ObjectMade, found[1]).made
+
+
+def used_on(path: Path, day: str) -> list[Usage]:
+    """What keys with a budget have used on a UTC day, in parts. Raises StoreError."""
+    with reading(path) as connection:
+        rows = connection.execute(_USED, (day, day)).fetchall()
+    return [decoded(seq, KeyUsed, body).usage for seq, body in rows]
+
+
+def senders_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> list[frozenset[str]]:
+    """Who asked for what each pair of an episode id and a response id names; none: the log knows no such answer.
+
+    Raises StoreError.
+    """
+    with reading(path) as connection:
+        return [_senders(connection, episode_id, response_id) for episode_id, response_id in named]
+
+
+def _senders(connection: sqlite3.Connection, episode_id: str | None, response_id: str | None) -> frozenset[str]:
+    episodes = [episode_id]
+    if episode_id is None:
+        episodes = [key for (key,) in connection.execute(_ANSWERED, (response_id,))]
+    found = (connection.execute(_SENDER, (episode,)).fetchone() for episode in episodes)
+    return frozenset(str(row[0] or "") for row in found if row is not None)

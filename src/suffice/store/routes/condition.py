@@ -1,0 +1,88 @@
+"""What everybody has to know of a deployment before anything else: killed, paused, not served, damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from suffice.errors import StoreError
+from suffice.store.database.damage import find_damage, is_large
+from suffice.store.database.presence import Presence, read_presences, switch_reason
+from suffice.store.database.views import decoded, reading
+from suffice.store.routes.in_force import fold
+from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
+from suffice.store.rows.events import EVENTS
+from suffice.types import Pause
+
+MOST_PAUSES: Final = 5  # that are named one by one
+CHECK_S: Final = 0.3    # for reading a log through that no gateway has read through
+_PAUSES: Final = "SELECT seq, kind, body FROM events WHERE kind IN (?, ?) ORDER BY seq"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What holds on the whole of a deployment."""
+
+    kill_reason: str | None            # as the kill switch's file says; None: there is no such file
+    pauses: tuple[Pause, ...]          # that have not ended, by route
+    processes: tuple[Presence, ...]    # that serve now
+    damage: str                        # of the log; "": none is known
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What to say first, worst first; nothing where all is well."""
+        return (*self._killed(), *self._paused(), *self._unserved(), *self._damaged())
+
+    def _killed(self) -> tuple[str, ...]:
+        if self.kill_reason is not None:
+            late = [one.name for one in self.processes if not one.killed]
+            waits = f" ({', '.join(late)} has not confirmed)" if late else ""
+            return (f"KILLED: nothing is stopped on any route{waits}: {self.kill_reason}",)
+        held = [one.name for one in self.processes if one.killed]
+        return (f"KILLED: {', '.join(held)} stops nothing on any route, by its environment",) if held else ()
+
+    def _paused(self) -> tuple[str, ...]:
+        said = [
+            f"PAUSED: route {one.route} runs in full until somebody resumes it: {one.reason} ({one.author})"
+            for one in self.pauses[:MOST_PAUSES]
+        ]
+        rest = [one.route for one in self.pauses[MOST_PAUSES:]]
+        return (*said, f"PAUSED: {len(rest)} more routes: {', '.join(rest)}") if rest else tuple(said)
+
+    def _unserved(self) -> tuple[str, ...]:
+        return () if self.processes else ("NO GATEWAY: no process serves this log now",)
+
+    def _damaged(self) -> tuple[str, ...]:
+        if not self.damage:
+            return ()
+        return (f"LOG DAMAGED: {self.damage}; restore a backup: what is shown may be incomplete",)
+
+
+def read_condition(
+    path: Path, switch: Path, announced: Sequence[Path], *, routes: Collection[str], checks: bool
+) -> Condition:
+    """The condition of the deployment on the log at `path`. Raises nothing: what cannot be read is left out.
+
+    switch     the kill switch's file
+    announced  files beside which running gateways announce themselves
+    routes     of the settings: a pause of another one holds nothing back
+    checks     read the log through, where it is small and no gateway has found damage
+    """
+    processes = read_presences(announced)
+    damage = next((one.damage for one in processes if one.damage), "")
+    if checks and not damage and not is_large(path):
+        damage = find_damage(path, within_s=CHECK_S) or ""
+    pauses: tuple[Pause, ...] = ()
+    with contextlib.suppress(StoreError, sqlite3.Error), reading(path) as connection:
+        pauses = tuple(one for one in _pauses(connection) if one.route in routes)
+    return Condition(kill_reason=switch_reason(switch), pauses=pauses, processes=processes, damage=damage)
+
+
+def _pauses(connection: sqlite3.Connection) -> list[Pause]:
+    rows = connection.execute(_PAUSES, (EnforcementPaused.kind, EnforcementResumed.kind)).fetchall()
+    held = fold((decoded(seq, EVENTS[kind], body) for seq, kind, body in rows), {})
+    return [one.pause for _, one in sorted(held.items()) if one.pause is not None]
