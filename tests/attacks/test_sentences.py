@@ -115,7 +115,7 @@ def status(*arguments: str | Path) -> tuple[str, dict[str, Any]]:
     said = [str(argument) for argument in arguments]
     text, plain = (CliRunner().invoke(main, ["status", *said, *more]) for more in ([], ["--json"]))
     assert (text.exit_code, plain.exit_code) == (0, 0), text.output + plain.output
-    return text.output, json.loads(plain.output.splitlines()[0])
+    return text.output, json.loads(plain.stdout.splitlines()[0])
 
 
 @dataclass(frozen=True)
