@@ -8,62 +8,117 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
+import math
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import uvicorn
 
 from suffice.control.child import beside
 from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
-from suffice.gateway.heads import LimitedHttp
+from suffice.gateway.heads import ClientLimits, LimitedHttp
 from suffice.gateway.timer import watched
 from suffice.settings import Settings
 from suffice.telemetry import LOG
-from suffice.wiring import gateway
+from suffice.wiring import Preflight, gateway, preflight
+
+Listening: TypeAlias = Callable[[str, str], None]   # told the base address, and that of the console
 
 LINGER_S = 0.25  # at shutdown: a request that is on its way on an open connection is still answered
 CUT_S = 2.0      # at shutdown: how long those that were cut off have for their last words
 POLL_S = 0.01
 SWITCH_S = 2e-4   # how long the log's thread may keep the interpreter from who answers; Python's own default is 5 ms
-UNREAD_LOOK_S = 1.0  # between two looks for clients that do not read
+LOOK_S = 1.0   # between two looks for clients that keep us waiting
 BACKLOG = 2048
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+RESERVED_DESCRIPTORS = 64   # for the log, the worker, files that are written, and listeners
+DESCRIPTORS_PER_CLIENT = 2  # its connection, and one to an upstream
+MOST_DESCRIPTORS = 2**17    # a limit that some systems call "none" is taken as this
+ENDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+IGNORED = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet. Raises OSError that names the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Named as TCP, so that plain asyncio sends small writes at once (TCP_NODELAY) as uvloop does.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        why = error.strerror or error if isinstance(error, OSError) else "a port is at most 65535"
+        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {address_of(host, port)}: {why}") from None
     return listener
 
 
+def address_of(host: str, port: int) -> str:
+    """A host and a port in one, as a URL has them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _raise_descriptor_limit() -> None:
+    """Let the process have as many descriptors as it may: the usual soft limit of 1,024 is a few hundred clients."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _affordable_clients() -> int | None:
+    """How many clients at once the limit on descriptors leaves room for; None: there is no such limit."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    return max(16, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CLIENT)
+
+
 class Stop:
-    """What the process was told by signals: once, to end in peace; twice, to end now."""
+    """What the process was told by signals: once, to end in peace; twice, to end now.
+
+    SIGHUP asks for peace only: a terminal that closes, and systemd's SendSIGHUP, send it behind another signal.
+    """
 
     def __init__(self) -> None:
         self.n_signals = 0
+        self._n_urgent = 0
         self.told: Callable[[], None] = lambda: None  # called at each signal; the server listens here
 
-    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
         """Take a signal."""
         self.n_signals += 1
+        self._n_urgent += number in (signal.SIGINT, signal.SIGTERM)
         self.told()
+
+    @property
+    def is_urgent(self) -> bool:
+        """Was it told to end now?"""
+        return self._n_urgent > 1
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Listen to SIGINT and SIGTERM; to the very end, so that no later signal can cut the log off."""
-        before = {number: signal.signal(number, self) for number in SIGNALS}
+        """Take signals to the very end, so that no later one can cut the log off. What nohup ignores stays ignored."""
+        ends = [n for n in ENDS if n in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self) for number in ends}
+        before |= {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
         try:
             yield
         finally:
@@ -76,6 +131,7 @@ class GatewayServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, gw: Gateway, stop: Stop) -> None:
         super().__init__(config)
+        self._clock_s, self._looked_s = 0.0, time.monotonic()   # the clock of the looks, and when it was set
         self._gw, self._stop = gw, stop
         self._wake: Callable[[], object] = lambda: None  # has the main loop see that it is to end
         self._unread: dict[Any, tuple[int, float]] = {}  # by connection: bytes that wait for it, since when
@@ -83,7 +139,7 @@ class GatewayServer(uvicorn.Server):
 
     def _told(self) -> None:
         self._gw.ready = False
-        self.force_exit = self._stop.n_signals > 1
+        self.force_exit = self._stop.is_urgent
         self.end()
 
     def end(self) -> None:
@@ -103,12 +159,22 @@ class GatewayServer(uvicorn.Server):
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         self._wake = partial(loop.call_soon_threadsafe, ended.set)
         await super().on_tick(0)  # the headers that go with every answer
-        with watched(self._cut_who_do_not_read, self._gw.metrics, site="unread", every_s=UNREAD_LOOK_S):
+        with watched(self._look_at_clients, self._gw.metrics, site="clients", every_s=LOOK_S):
             try:
                 while not self.should_exit:
                     await ended.wait()
             finally:
                 self._wake = lambda: None  # the loop may be gone when the next signal comes
+
+    def _look_at_clients(self) -> None:
+        """Close connections whose client is too slow, by a clock that stands still while this loop is held up."""
+        now_s = time.monotonic()
+        self._clock_s += min(now_s - self._looked_s, 2 * LOOK_S)
+        self._looked_s = now_s
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, LimitedHttp):
+                connection.look(self._clock_s)
+        self._cut_who_do_not_read()
 
     def _cut_who_do_not_read(self) -> None:
         """Cut connections whose client has taken nothing for `client_idle_timeout_s` though bytes wait for it.
@@ -183,18 +249,20 @@ class GatewayServer(uvicorn.Server):
 
 
 def _config(app: App, settings: Settings) -> uvicorn.Config:
+    http: Any = partial(LimitedHttp, limits=ClientLimits.of(settings.server, most=_affordable_clients()))
     return uvicorn.Config(
         app,
-        http=LimitedHttp,
+        http=http,
         lifespan="off",
         ws="none",  # with a package for it installed, uvicorn would leave HTTP on request
         access_log=False,
+        log_config=None,      # of the process, which has one: uvicorn's would take its handlers away
         proxy_headers=False,  # nobody here asks who the client is: keys say that
-        log_level="warning",
+        log_level="error",    # below it uvicorn tells of clients that send no HTTP, a line each
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=round(settings.server.grace_s),
-        timeout_keep_alive=75,
+        timeout_keep_alive=math.ceil(settings.server.keepalive_s) or 2**31,
         backlog=BACKLOG,
     )
 
@@ -203,31 +271,51 @@ def _server(app: App, settings: Settings, stop: Stop | None = None) -> GatewaySe
     return GatewayServer(_config(app, settings), app.gateway, stop or Stop())
 
 
+def _url_of(listener: socket.socket) -> str:
+    return f"http://{address_of(*listener.getsockname()[:2])}"
+
+
 async def _serve(
-    settings: Settings, listener: socket.socket, listening: Callable[[str], None], stop: Stop
+    settings: Settings, found: Preflight, listeners: list[socket.socket], listening: Listening, stop: Stop
 ) -> None:
-    async with gateway(settings) as app, beside(settings, app.gateway.told):
-        host, port = listener.getsockname()[:2]
+    async with gateway(settings, found=found) as app, beside(settings, app.gateway.told):
+        app.console_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
         server = _server(app, settings, stop)
-        listener.listen(BACKLOG)  # said only when it is true: who comes now waits a moment
-        listening(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-        await server.serve(sockets=[listener])
+        for listener in listeners:
+            listener.listen(BACKLOG)  # said only when it is true: who comes now waits a moment
+        listening(_url_of(listeners[0]), _url_of(listeners[-1]))
+        await server.serve(sockets=listeners)
 
 
 def run(
-    settings: Settings, *, listening: Callable[[str], None], host: str | None = None, port: int | None = None
-) -> None:
-    """Serve until SIGINT or SIGTERM; a second one ends at once. Raises OSError when the address cannot be had.
+    settings: Settings, *, listening: Listening, host: str | None = None, port: int | None = None,
+    insecure_open: bool = False,
+) -> None:  # fmt: skip
+    """Serve until SIGINT, SIGTERM or SIGHUP; a second one ends at once. Raises OSError when an address cannot be had.
 
-    listening  told the base address as soon as it is open
+    listening      told the base address as soon as it is open, and the console's, which may be the same
+    insecure_open  serve whoever reaches the port, where no keys are asked for, from other machines too
+
+    Raises ConfigError and StoreError for what `preflight` finds.
     """
-    listener = _listen(host or settings.server.host, settings.server.port if port is None else port)
-    stop = Stop()
+    host = settings.server.host if host is None else host
+    found = preflight(settings, host=host, insecure_open=insecure_open)
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(contextlib.closing(one)) for one in _listeners(settings, host, port)]
+        stop = Stop()
+        sys.setswitchinterval(SWITCH_S)
+        _raise_descriptor_limit()
+        _spare_the_collector()
+        with stop.installed(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(settings, found, listeners, listening, stop))
 
-    sys.setswitchinterval(SWITCH_S)
-    _spare_the_collector()
-    with contextlib.closing(listener), stop.installed(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, listener, listening, stop))
+
+def _listeners(settings: Settings, host: str, port: int | None) -> Iterator[socket.socket]:
+    """The gateway's socket, and the console's where it has one of its own."""
+    yield _listen(host, settings.server.port if port is None else port)
+    console = settings.console
+    if console.enabled and console.port is not None:
+        yield _listen(console.host or host, console.port)
 
 
 def _spare_the_collector() -> None:
@@ -262,7 +350,7 @@ async def serving(
         try:
             while not server.started:
                 await asyncio.sleep(0.005)
-            yield f"http://{host}:{listener.getsockname()[1]}"
+            yield _url_of(listener)
         finally:
             server.end()
             await task

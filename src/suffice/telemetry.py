@@ -15,6 +15,7 @@ from typing import Any, Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 LOG = logging.getLogger("suffice")
+ACCESS = logging.getLogger("suffice.access")   # one line a request
 
 
 @dataclass(frozen=True, slots=True)

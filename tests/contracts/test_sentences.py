@@ -82,7 +82,7 @@ def gateway_of(made: Made) -> Gateway:
     settings, evidence = made.settings, read_evidence(made.settings)
     log: Any = EventLog
     gw = Gateway(
-        settings=settings, upstreams={}, log=log, metrics=Metrics(), api_keys=(), salt="s", new_id=str,
+        settings=settings, upstreams={}, log=log, metrics=Metrics(), salt="s", new_id=str,
         wall_s=lambda: 2_000_000_000.0, monotonic_s=lambda: 0.0, kill=KillSwitch(kill_file(settings)),
         routes=tuple(
             build_route(name, route, evidence, settings.upstreams["up"]) for name, route in settings.routes.items()

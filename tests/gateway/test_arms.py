@@ -179,4 +179,4 @@ def test_a_route_whose_arm_can_never_be_proved_is_warned_of() -> None:
         "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "openai"}},
         "routes": {"r": {"upstream": "up", "effort": "low", "mode": "enforce"}},
     })  # fmt: skip
-    assert any("cannot be proved without a [routes.r.probe] table" in one for one in check(settings, {}))
+    assert any("cannot be proved without a [routes.r.probe] table" in one for one in check(settings))

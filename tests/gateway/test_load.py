@@ -196,7 +196,7 @@ WARNED: dict[str, tuple[dict[str, Any], str | None]] = {
 def test_an_owner_is_told_of_a_table_that_does_not_do_what_it_seems_to(case: str) -> None:
     pressure, told = WARNED[case]
     given = parse(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | {"pressure": pressure}}})
-    found = [warning for warning in wiring.check(given, {}) if "routes.r.pressure" in warning]
+    found = [warning for warning in wiring.check(given) if "routes.r.pressure" in warning]
     assert [told in warning for warning in found if told is not None] == ([True] if told is not None else [])
     assert (found == []) == (told is None)
 
@@ -204,7 +204,7 @@ def test_an_owner_is_told_of_a_table_that_does_not_do_what_it_seems_to(case: str
 def test_a_queue_over_an_unknown_number_of_slots_is_warned_of() -> None:
     raw = {"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": CONFIG["routes"]["r"] | {
         "pressure": {"queue": 1.0, "operating_point": 0.5}}}}  # fmt: skip
-    assert any("routes.r.pressure.queue: upstreams.up has slots = 1" in w for w in wiring.check(parse(raw), {}))
+    assert any("routes.r.pressure.queue: upstreams.up has slots = 1" in w for w in wiring.check(parse(raw)))
 
 
 def test_spend_is_measured_where_prices_are_known_and_moves_the_route() -> None:

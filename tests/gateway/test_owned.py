@@ -123,6 +123,6 @@ def test_its_owner_is_told_what_a_proof_would_lack() -> None:
         "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "openai"}},
         "routes": {"r": {"upstream": "up", "mode": "enforce", "policy": {"policy": "deer"}}},
     })  # fmt: skip
-    waits, never = [one for one in check(settings, {}) if one.startswith("routes.r")]
+    waits, never = [one for one in check(settings) if one.startswith("routes.r")]
     assert "runs in full until its own audits have proved its policy" in waits
     assert "is never certified without a [routes.r.probe] table" in never

@@ -107,7 +107,7 @@ async def test_settling_waits_for_nobody_long() -> None:
 
 async def test_silence_is_a_timeout_at_the_start_and_in_the_middle() -> None:
     async with FakeUpstream(Reply(faults=(slow_headers(5.0),))) as fake:
-        async with client_of(fake.url, idle_timeout_s=0.1) as client:
+        async with client_of(fake.url, first_byte_timeout_s=0.1) as client:
             with pytest.raises(UpstreamTimeout, match="did not begin to answer"):
                 await read(client)
     async with FakeUpstream(Reply(faults=(stall_after(0, 5.0),))) as fake:

@@ -241,11 +241,19 @@ async def test_a_server_that_answers_before_it_has_read_everything_is_heard() ->
 
 
 async def test_a_server_that_takes_no_more_is_a_timeout() -> None:
-    async with Scripted([], reads_body=False) as server, client_of(server.url, idle_timeout_s=0.2) as client:
+    async with Scripted([], reads_body=False) as server, client_of(server.url, first_byte_timeout_s=0.2) as client:
         start_s = time.monotonic()
         with pytest.raises(UpstreamTimeout):
             await ask(client, b"x" * 50_000_000)
         assert 0.15 < time.monotonic() - start_s < 5
+
+
+async def test_a_head_that_trickles_is_a_timeout() -> None:
+    """Each byte is no new beginning: the limit is for the whole head."""
+    drips = tuple(bytes([byte]) for byte in b"HTTP/1.1 200 OK\r\n" + b"x-a: b\r\n" * 500)
+    async with Scripted(drips) as server, client_of(server.url, first_byte_timeout_s=0.3, idle_timeout_s=5.0) as client:
+        with pytest.raises(UpstreamTimeout, match="did not begin to answer"):
+            await ask(client)
 
 
 async def test_silence_is_counted_from_the_last_bytes_not_from_the_start() -> None:

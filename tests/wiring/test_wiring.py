@@ -182,7 +182,8 @@ async def test_keys_that_are_asked_for_must_be_there(
     with pytest.raises(ConfigError, match=r"server\.api_keys_env: .*CLIENT_KEYS"):
         async with wiring.gateway(closed):
             pass
-    assert any("server.api_keys_env" in warning for warning in wiring.check(closed))
+    with pytest.raises(ConfigError, match=r"server\.api_keys_env: .*CLIENT_KEYS"):
+        wiring.preflight(closed)
 
 
 async def test_the_upstreams_key_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,8 +195,10 @@ async def test_the_upstreams_key_must_be_there(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError, match=r"upstreams\.up\.api_key_env: .*UP_KEY"):
         async with wiring.gateway(keyed):
             pass
-    assert wiring.check(keyed, {}) == ["upstreams.up: the environment has no UP_KEY"]
-    assert wiring.check(keyed, {"UP_KEY": "x"}) == []
+    with pytest.raises(ConfigError, match=r"upstreams\.up\.api_key_env: the environment has no UP_KEY"):
+        wiring.preflight(keyed)
+    monkeypatch.setenv("UP_KEY", "x")
+    assert wiring.preflight(keyed).upstream_keys == {"up": "x"}
 
 
 async def test_keys_are_split_at_commas_and_trimmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,9 @@ CONFIG_FILE = click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE", default=Path("suffice.toml"), show_default=True,
     help=_HELP,
 )  # fmt: skip
+INSECURE_OPEN = click.option(
+    "--insecure-open", is_flag=True, help="Serve other machines although no keys are asked for.",
+)  # fmt: skip
 JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 JSON_OBJECT = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

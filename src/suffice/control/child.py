@@ -19,7 +19,6 @@ from typing import Final
 
 import msgspec
 
-from suffice.extras import how_to_install
 from suffice.settings import Settings
 from suffice.telemetry import LOG
 
@@ -36,9 +35,7 @@ async def beside(settings: Settings, told: Callable[[], None], *, first_s: float
     told  called in this loop when the worker has decided something
     """
     learned = any(route.certifies_itself for route in settings.routes.values())
-    if settings.control.enabled and learned and find_spec("sklearn") is None:
-        LOG.warning("control: nothing is certified here: a fit needs scikit-learn: %s", how_to_install("train"))
-        learned = False
+    learned = learned and find_spec("sklearn") is not None
     if not settings.control.enabled or not (learned or settings.has_upkeep):
         yield
         return

@@ -119,6 +119,8 @@ class App:
     """The ASGI application. Raises ConfigError for a path in `server.relay` that is ours.
 
     beside  other applications by the first part of the paths that are theirs, such as "/console"
+
+    Where `console_port` is set, the port of a second listener, those applications answer there and nowhere else.
     """
 
     def __init__(self, gateway: Gateway, beside: Mapping[str, Beside] | None = None) -> None:
@@ -126,6 +128,7 @@ class App:
         self.beside = dict(beside or {})
         server = gateway.settings.server
         self.browsers = BrowserPolicy(hosts=server.names, origins=server.allowed_origins)
+        self.console_port: int | None = None
         self.endpoints = endpoints(server.relay)
         self._paths = _Paths(self.endpoints)
 
@@ -142,6 +145,11 @@ class App:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         by_method, stored_id = self._paths.find(scope["path"])
         other = self.beside.get(_first_part(scope["path"])) if self.beside and not by_method else None
+        if self.console_port is not None:
+            if scope["server"][1] == self.console_port:  # where it came in, whatever its head says
+                by_method = {}
+            else:
+                other = None
         if other is not None:
             await self._answer_beside(other, scope, receive, send)
             return
@@ -205,6 +213,8 @@ class App:
         """Default: refused. Path, then method, host and page, key, and what the key permits. None: its caller is in."""
         if not by_method:
             known = "allowed: the API below /v1, /healthz, /readyz, /metrics, and what [server] relay lists"
+            if self.console_port is not None and scope["server"][1] == self.console_port:
+                known = "allowed on this port: the console and its API, below " + " and ".join(sorted(self.beside))
             return BadRequest(f"no such path: {scope['path'][:200]}; {known}", status=404, code="not_found")
         if endpoint is None:
             message = f"this path answers {', '.join(sorted(by_method))} only"

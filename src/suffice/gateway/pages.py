@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -60,9 +61,29 @@ async def health(gw: Gateway, _scope: Scope, _receive: Receive, send: Send) -> N
 
 
 async def ready(gw: Gateway, _scope: Scope, _receive: Receive, send: Send) -> None:
-    """`GET /readyz`: start-up is over and shutdown has not begun. Without its log a gateway serves, and says so."""
-    body = {"status": "ready" if gw.ready else "not ready", **({"without_log": gw.serves} if gw.serves else {})}
-    await Exchange(send, [], gw.monotonic_s).json(200 if gw.ready else 503, msgspec.json.encode(body))
+    """`GET /readyz`: start-up is over, shutdown has not begun, and at least one upstream answers.
+
+    Without its log a gateway serves, and says so.
+    """
+    is_ready, body = gw.ready, {"status": "ready" if gw.ready else "not ready"}
+    if is_ready and not await _any_reachable(gw.upstreams.values()):
+        is_ready, body = False, {"status": "not ready", "reason": "no upstream answers"}
+    if gw.serves:
+        body["without_log"] = gw.serves
+    await Exchange(send, [], gw.monotonic_s).json(200 if is_ready else 503, msgspec.json.encode(body))
+
+
+async def _any_reachable(upstreams: Iterable[UpstreamClient]) -> bool:
+    """Does at least one answer? The first that does is enough: nobody waits for those that are silent."""
+    asked = [asyncio.ensure_future(client.is_reachable()) for client in upstreams]
+    try:
+        for answered in asyncio.as_completed(asked):
+            if await answered:
+                return True
+        return False
+    finally:
+        for one in asked:
+            one.cancel()
 
 
 async def metrics(gw: Gateway, _scope: Scope, _receive: Receive, send: Send) -> None:

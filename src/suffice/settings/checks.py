@@ -43,11 +43,14 @@ _RELAY: Final = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}
 def check(settings: Settings) -> None:
     """What types cannot say: references, ranges, and combinations that promise too much."""
     _check_server(settings.server)
+    _check_connections(settings.server)
     for name, key in settings.keys.items():
         _check_key(name, key, settings)
+    _check_console(settings)
     for name, upstream in settings.upstreams.items():
         if not re.match(r"https?://[^/\s]+", upstream.url):
             raise ConfigError(f"upstreams.{name}.url: got {upstream.url!r}; need http://host[:port][/path]")
+        _check_limit(f"upstreams.{name}.first_byte_timeout_s", upstream.first_byte_timeout_s)
         _check_extra(f"upstreams.{name}.extra", upstream.extra)
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", upstream.affinity_header):
             got = upstream.affinity_header
@@ -95,6 +98,16 @@ def _check_server(server: Server) -> None:
             )
 
 
+def _check_connections(server: Server) -> None:
+    for field in ("head_timeout_s", "body_timeout_s", "keepalive_s"):
+        _check_limit(f"server.{field}", getattr(server, field))
+    if server.max_connections is not None and server.max_connections < 1:
+        raise ConfigError(f"server.max_connections: got {server.max_connections}; at least 1")
+    if server.max_connections_per_address < 0:
+        got = server.max_connections_per_address
+        raise ConfigError(f"server.max_connections_per_address: got {got}; at least 1, or 0: no limit")
+
+
 def _check_key(name: str, key: Key, settings: Settings) -> None:
     where = f"keys.{name}"
     if not _KEY_NAME.fullmatch(name):
@@ -109,6 +122,21 @@ def _check_key(name: str, key: Key, settings: Settings) -> None:
         limit, most = getattr(key, field), _MOST_PER_MINUTE if field == "requests_per_minute" else 2**53
         if limit is not None and not 1 <= limit <= most:
             raise ConfigError(f"{where}.{field}: got {limit}; from 1 to {most}")
+
+
+def _check_limit(where: str, value_s: float) -> None:
+    if not (isfinite(value_s) and value_s >= 0):
+        raise ConfigError(f"{where}: got {value_s}; a number of seconds, or 0: no limit")
+
+
+def _check_console(settings: Settings) -> None:
+    console = settings.console
+    if console.port is None and console.host:
+        raise ConfigError(f"console.host: got {console.host!r} without console.port; name both, or neither")
+    if console.port is not None and not 0 <= console.port <= 65_535:
+        raise ConfigError(f"console.port: got {console.port}; 0 to 65535")
+    if console.port and console.port == settings.server.port:
+        raise ConfigError(f"console.port: got {console.port}, which is server.port; name another one, or leave it out")
 
 
 def _check_control(control: Control) -> None:

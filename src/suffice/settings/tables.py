@@ -44,6 +44,11 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_depth: int = 128              # JSON nesting
     ping_s: float = 15.0              # comment line on a silent stream
     grace_s: float = 10.0             # how long live streams may finish at shutdown
+    head_timeout_s: float = 30.0      # for a request's head, and for the first byte of a new connection
+    body_timeout_s: float = 30.0      # for a request's body; each 16 KiB of it buy one second more
+    keepalive_s: float = 75.0         # how long a connection may wait for its next request
+    max_connections: int | None = None  # at once; None: as many as the process may have descriptors for
+    max_connections_per_address: int = 1024  # at once from one address, or one /64 of IPv6; 0: no limit
     client_idle_timeout_s: float = 300.0  # a client that takes nothing for so long though bytes wait is cut off
     retry_window_s: float = 600.0     # after which a repeated body is a new request; 0: only idempotency keys repeat
     kill_file: FileName = ""               # as long as it exists nothing is stopped; "": beside the log, `.kill`
@@ -101,6 +106,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     api_key_env: str = ""                     # environment variable; "": the client's own header goes on
     slots: int = 1                            # requests that it serves at once; 1: cancel before hand-over
     connect_timeout_s: float = 5.0
+    first_byte_timeout_s: float = 600.0       # until an answer's head has come whole; 0: for ever
     idle_timeout_s: float = 300.0             # silence on an open response
     keepalive_s: float = 4.0                  # llama.cpp closes idle connections after 5 s
     retries: int = 1                          # only while nothing has reached the client
@@ -356,6 +362,8 @@ class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Pages for people, and the control API, beside the gateway."""
 
     enabled: bool = True              # False: `/console` and `/api` do not exist
+    host: str = ""                    # address of a listener of its own; "": `server.host`
+    port: int | None = None           # port of a listener of its own; None: it is served on the gateway's
     session_s: float = 43_200.0       # how long a login lasts
     live_s: float = 5.0               # between two looks at the log while somebody watches the first page
 

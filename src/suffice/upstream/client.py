@@ -24,6 +24,7 @@ from suffice.types import Findings
 from suffice.upstream.allowance import Allowance, Refusal
 from suffice.upstream.connection import Broken, Connection, TakesAtOnce
 from suffice.upstream.pool import Address, Pool
+from suffice.upstream.reachability import Reachability
 
 Headers = Iterable[tuple[str, str]]
 
@@ -43,6 +44,8 @@ GENERATES = ("completions", "/responses", "/messages")  # ends of the paths whos
 SETTLE_S = 0.05                 # how long a finished answer may take to say that it is
 CROWDED_S = (60.0, 600.0)       # how long a lost place is remembered, doubling
 SHORT_ANSWER_BYTES = 16 * 2**20
+PROBE_PATH = "/v1/models"
+PROBE_S = 2.0                   # how long a probe for reachability may take
 
 
 class Call:
@@ -173,11 +176,13 @@ class UpstreamClient:
         self.refuses: set[str] = set()      # fields of ours that it answered with an error
         self._crowded_s = CROWDED_S[0]      # that a lost place is remembered for, the next time
         self._crowded_until_s = float("-inf")
+        self.reachability = Reachability(name, f"{self._address.host}:{self._address.port}", self._now_s)
 
     async def __aenter__(self) -> Self:
         settings = self.settings
         self._pool = Pool(
-            self._address, connect_timeout_s=settings.connect_timeout_s, idle_timeout_s=settings.idle_timeout_s,
+            self._address, connect_timeout_s=settings.connect_timeout_s,
+            first_byte_timeout_s=settings.first_byte_timeout_s, idle_timeout_s=settings.idle_timeout_s,
             keep_s=settings.keepalive_s,
         )  # fmt: skip
         return self
@@ -300,8 +305,31 @@ class UpstreamClient:
             raise UpstreamDown("the upstream client is not open")
         return self._pool
 
+    async def is_reachable(self) -> bool:
+        """Does the server answer? By the calls that clients made, and else by one of our own, every few seconds."""
+        return await self.reachability.known(self._probe)
+
+    async def _probe(self) -> None:
+        """Ask for the list of models; `_send` takes note of what comes of it, and any HTTP answer will do."""
+        try:
+            await self.get(PROBE_PATH, timeout_s=PROBE_S)
+        except UpstreamTimeout as error:
+            if not self.n_open:  # a server that is busy with calls of ours may be late
+                self.reachability.note_failure(str(error))
+        except UpstreamError:
+            pass
+
     async def _send(self, head: str, body: bytes | None, *, retries: int) -> Connection:
         """The connection on which an answer has begun."""
+        try:
+            connection = await self._tried(head, body, retries=retries)
+        except UpstreamError as error:
+            self.reachability.note_failure(str(error))
+            raise
+        self.reachability.note_answer()
+        return connection
+
+    async def _tried(self, head: str, body: bytes | None, *, retries: int) -> Connection:
         pool = self._opened_pool
         for attempt in range(retries + 1):
             try:
@@ -310,7 +338,7 @@ class UpstreamClient:
                 return await self._asked(pool, head, body, fresh=attempt > 0)
             except TimeoutError:
                 message = f"upstream {self.name!r} did not begin to answer in time"
-                raise self._tried(UpstreamTimeout(message)) from None
+                raise self._with_address(UpstreamTimeout(message)) from None
             except Broken as error:
                 if error.began or attempt == retries:
                     raise self._down(str(error)) from None
@@ -332,9 +360,9 @@ class UpstreamClient:
         return connection
 
     def _down(self, why: str) -> UpstreamError:
-        return self._tried(UpstreamDown(f"no connection to upstream {self.name!r}, or no answer over it ({why})"))
+        return self._with_address(UpstreamDown(f"no connection to upstream {self.name!r}, or no answer over it ({why})"))
 
-    def _tried(self, error: UpstreamError) -> UpstreamError:
+    def _with_address(self, error: UpstreamError) -> UpstreamError:
         """The error with the address, for whoever runs us."""
         error.address = f"{self._address.host}:{self._address.port}"
         return error
@@ -357,7 +385,7 @@ class UpstreamClient:
                 return call.status, await call.read_all(SHORT_ANSWER_BYTES)
         except TimeoutError:
             message = f"upstream {self.name!r} took longer than {timeout_s:g} s for {path}"
-            raise self._tried(UpstreamTimeout(message)) from None
+            raise self._with_address(UpstreamTimeout(message)) from None
 
 
 def hop_by_hop(headers: Headers) -> frozenset[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 from typing import TypeAlias, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -23,6 +24,7 @@ HEAD_LIMIT_BYTES = 128 * 1024    # … and so is a head
 HELD_BYTES = 128 * 1024          # of an answer that nobody reads; beyond it the server is made to wait
 PIECE_BYTES = 64 * 1024          # a long body is sent in pieces, so that other requests are served meanwhile
 LONG_BODY_BYTES = 256 * 1024
+LOOK_AGAIN_S = 0.05               # where a wait is over time although nobody waits at this moment
 
 TakesAtOnce: TypeAlias = Callable[[bytes], bool]   # of a body: True: it has taken them; must not raise, nor wait
 
@@ -41,18 +43,20 @@ class Broken(Exception):
 class Connection(asyncio.Protocol):
     """One connection. It carries one request at a time; whoever holds it is the only one to use it.
 
-    idle_timeout_s  how long `ask` and `more` wait for the next bytes; 0: for ever
-    keep            may it be used again when its answer is complete?
+    first_byte_timeout_s  how long `ask` waits for the whole head of the answer; 0: for ever
+    idle_timeout_s        how long `more` waits for the next bytes of a body; 0: for ever
+    keep                  may it be used again when its answer is complete?
     """
 
-    def __init__(self, *, idle_timeout_s: float, keep: bool = True) -> None:
+    def __init__(self, *, first_byte_timeout_s: float, idle_timeout_s: float, keep: bool = True) -> None:
         self.keep = keep
         self.closed = False             # it can carry nothing more
         self.status = 0                 # of the answer; 0: its head has not come
         self.head: list[tuple[bytes, bytes]] = []   # header names and values as they came
         self.complete = True            # no answer is awaited
         self.lost_s = 0.0               # when it was found closed, by the event loop's clock
-        self._idle_s = idle_timeout_s
+        self._first_byte_s = first_byte_timeout_s or inf
+        self._idle_s = idle_timeout_s or inf
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
@@ -70,7 +74,7 @@ class Connection(asyncio.Protocol):
         self._reading_paused = self._writing_paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._at_once: TakesAtOnce | None = None    # is asked before the waiter is woken
-        self._waits_since_s = 0.0
+        self._asked_s = self._waits_since_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     # ---- what its holder asks
@@ -93,15 +97,14 @@ class Connection(asyncio.Protocol):
     async def ask(self, head: bytes, body: bytes | None) -> None:
         """Send one request and return when the head of its answer has come.
 
-        Raises Broken, and TimeoutError after `idle_timeout_s` in which nothing moved.
+        Raises Broken, and TimeoutError after `first_byte_timeout_s`, however the head trickles in.
         """
         transport = self._transport
         if transport is None or self.closed:
             raise Broken("it was closed while it waited to be used", began=False)
         self.status, self.head, self.complete, self._n_bytes = 0, [], False, 0
-        self._waits_since_s = self._loop.time()
-        if self._idle_s:
-            self._timer = self._loop.call_later(self._idle_s, self._look)
+        self._asked_s = self._waits_since_s = self._loop.time()
+        self._look_in(min(self._first_byte_s, self._idle_s))
         if body is None or len(body) < LONG_BODY_BYTES:
             transport.write(head + body if body else head)
         else:
@@ -272,12 +275,20 @@ class Connection(asyncio.Protocol):
 
     def _look(self) -> None:
         """The timer fired: has somebody waited for too long?"""
-        since_s = self._loop.time() - self._waits_since_s
+        now_s = self._loop.time()
         waits = self._waiter is not None and not self._waiter.done()
-        if waits and since_s >= self._idle_s:
+        if not self.status:
+            left_s = self._first_byte_s - (now_s - self._asked_s)
+        else:
+            left_s = self._idle_s - (now_s - self._waits_since_s if waits else 0.0)
+        if waits and left_s <= 0:
             self._fail(TimeoutError())
             return
-        self._timer = self._loop.call_later(self._idle_s - (since_s if waits else 0.0), self._look)
+        self._look_in(min(max(left_s, LOOK_AGAIN_S), self._idle_s))  # behind the head, the shorter limit may hold
+
+    def _look_in(self, within_s: float) -> None:
+        if within_s < inf:
+            self._timer = self._loop.call_later(within_s, self._look)
 
     def _fail(self, error: Exception) -> None:
         self._error = error

@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 
 import aiohappyeyeballs
 from yarl import URL
@@ -57,9 +58,13 @@ class Pool:
     REST_S, until one that has rested was still open: this server keeps them.
     """
 
-    def __init__(self, address: Address, *, connect_timeout_s: float, idle_timeout_s: float, keep_s: float) -> None:
+    def __init__(
+        self, address: Address, *, connect_timeout_s: float, first_byte_timeout_s: float, idle_timeout_s: float,
+        keep_s: float,
+    ) -> None:  # fmt: skip
         self._address = address
-        self._connect_timeout_s, self._idle_timeout_s, self._keep_s = connect_timeout_s, idle_timeout_s, keep_s
+        self._connect_timeout_s, self._keep_s = connect_timeout_s, keep_s
+        self._made = partial(Connection, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s)
         self._kept: deque[_Kept] = deque()   # the latest stands last
         self._held: set[Connection] = set()
         self._keeps = {True: False, False: True}   # is one known to stay open, behind a stream and behind a body?
@@ -143,7 +148,7 @@ class Pool:
             )
             try:
                 _, made = await loop.create_connection(
-                    lambda: Connection(idle_timeout_s=self._idle_timeout_s, keep=keep), sock=sock, ssl=self._tls,
+                    partial(self._made, keep=keep), sock=sock, ssl=self._tls,
                     server_hostname=address.host if self._tls is not None else None,
                 )  # fmt: skip
             except BaseException:

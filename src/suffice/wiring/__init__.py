@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         secret,
     )
     from suffice.wiring.policies import check_policy, policy_table
+    from suffice.wiring.prestart import Preflight, embedders, preflight
     from suffice.wiring.questions import question_texts, questions_file
     from suffice.wiring.routes import (
         Evidence,
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
         evidence_warnings,
         read_evidence,
     )
-    from suffice.wiring.running import embedders, gateway, library
+    from suffice.wiring.running import gateway, library
     from suffice.wiring.working import decisions, worker
 
 __all__ = [
     "Evidence",
+    "Preflight",
     "Randomness",
     "api_key",
     "build_route",
@@ -60,6 +62,7 @@ __all__ = [
     "new_id",
     "open_log",
     "policy_table",
+    "preflight",
     "presence_files",
     "question_texts",
     "questions_file",
@@ -69,7 +72,8 @@ __all__ = [
     "worker",
 ]
 
-# Each name is imported when it is first asked for: most commands need settings and a log, and no gateway.
+# Each name is imported when it is first asked for: most commands need settings and a log, and no gateway. So no room
+# may have the name of something in this list: the room itself would be found in its place.
 _ROOMS: Final = {
     "beginning": ("last_good", "open_log"),
     "deployment": ("condition", "load_deployment", "require_log"),
@@ -78,11 +82,12 @@ _ROOMS: Final = {
         "Randomness", "api_key", "deployment_salt", "good_file", "kill_file", "new_id", "presence_files", "secret",
     ),
     "policies": ("check_policy", "policy_table"),
+    "prestart": ("Preflight", "embedders", "preflight"),
     "questions": ("question_texts", "questions_file"),
     "routes": (
         "Evidence", "build_route", "check", "check_experiment", "evidence_warnings", "read_evidence",
     ),
-    "running": ("embedders", "gateway", "library"),
+    "running": ("gateway", "library"),
     "working": ("decisions", "worker"),
 }
 _ROOM_OF: Final = {name: room for room, names in _ROOMS.items() for name in names}

@@ -76,7 +76,8 @@ def console(
                 writer(), name, settings.routes[name], author=who, reason=reason, secret=deployment_salt(settings)
             ),
             doors=Doors(
-                roster=people.now, browsers=BrowserPolicy(hosts=settings.server.names),
+                roster=people.now,
+                browsers=BrowserPolicy(hosts=(settings.console.host or settings.server.host, *settings.server.names)),
                 random_bytes=secrets.token_bytes, session_s=settings.console.session_s, now=time.time,
                 monotonic_s=time.monotonic,
             ),

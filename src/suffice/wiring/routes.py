@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -28,7 +27,6 @@ from suffice.store.people.promises import extracted
 from suffice.types import Findings
 from suffice.upstream.drivers import driver_facts
 from suffice.upstream.findings import url_key
-from suffice.wiring.keys import key_variables, split_keys
 
 # Signals that every governed route records, so that a later policy can be replayed on its log.
 RECORDED: Mapping[str, tuple[str, ...]] = {
@@ -113,13 +111,12 @@ def build_route(
     return replace(built, setup=setup)
 
 
-def check(settings: Settings, environment: Mapping[str, str] | None = None) -> list[str]:
+def check(settings: Settings) -> list[str]:
     """Build everything that can be built without opening a socket; return warnings for the owner.
 
     Raises ConfigError for what cannot work.
     """
     endpoints(settings.server.relay)
-    known = os.environ if environment is None else environment
     warnings = [plugin.warning() for plugin in load_plugins() if plugin.problem is not None]
     if not settings.upstreams and not settings.routes:
         warnings.append("upstreams: none is configured, so there is nothing that suffice serve could serve")
@@ -142,20 +139,10 @@ def check(settings: Settings, environment: Mapping[str, str] | None = None) -> l
                 " one call runs there; write how many it serves at once"
             )
         warnings += _starving(name, route, settings)
-        given = route.embeddings
-        if given is not None and given.api_key_env and given.api_key_env not in known:
-            warnings.append(f"routes.{name}.embeddings: the environment has no {given.api_key_env}")
         warnings += load_warnings(f"routes.{name}", route, upstream)
         if route.kind == "samples" and route.samples == 1:
             warnings.append(f"routes.{name}: samples = 1 passes through unless a request asks for more")
-    warnings += [warning for name in settings.experiments for warning in _check_arms(settings, name)]
-    for name, one in settings.upstreams.items():
-        if one.api_key_env and one.api_key_env not in known:
-            warnings.append(f"upstreams.{name}: the environment has no {one.api_key_env}")
-    return warnings + [
-        f"{where}: the environment has no keys in {variable}"
-        for where, variable in key_variables(settings).items() if not split_keys(known.get(variable, ""))
-    ]
+    return warnings + [warning for name in settings.experiments for warning in _check_arms(settings, name)]
 
 
 def check_experiment(settings: Settings, name: str) -> None:

@@ -13,11 +13,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from suffice.assurance.extractable import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
-from suffice.errors import ConfigError, StoreError
+from suffice.errors import StoreError
 from suffice.gateway import books, desk, kill
 from suffice.gateway.app import App
 from suffice.gateway.auth import KeyRing
@@ -30,6 +29,7 @@ from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LOOK_S as COUNTS_S
 from suffice.gateway.timer import watched
 from suffice.settings import Settings
+from suffice.signals.drafts import Embedder
 from suffice.store.database.damage import find_damage, is_large
 from suffice.store.database.late import LateLog
 from suffice.store.database.log import EventLog
@@ -40,35 +40,15 @@ from suffice.store.rows.key_events import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.again import Again
-from suffice.wiring.alerts import sinks_of
-from suffice.wiring.audit import audit_webhook
 from suffice.wiring.beginning import Begun, Known, begin, keeper, waiting
 from suffice.wiring.console import console
-from suffice.wiring.keys import api_key, key_ring, kill_file, new_id, presence_files, secret
+from suffice.wiring.keys import key_ring, kill_file, new_id, presence_files
+from suffice.wiring.prestart import Preflight, preflight
 from suffice.wiring.routes import build_route, check
 from suffice.wiring.working import decisions
 
-if TYPE_CHECKING:
-    from suffice.edge.embedder import HttpEmbedder
-
 MOST_CHECK_S = 600.0   # for reading the log through after a start
 HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
-
-
-def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
-    """The embedders of routes that have one, not opened yet. Raises ConfigError."""
-    given = {name: route.embeddings for name, route in settings.routes.items() if route.mode != "off"}
-    if not any(given.values()):
-        return {}
-    from suffice.edge.embedder import HttpEmbedder  # a general HTTP client, slow to import, and rarely needed
-
-    return {
-        name: HttpEmbedder(
-            one.url, model=one.model, timeout_s=one.timeout_s, pause_s=one.pause_s,
-            api_key=secret(f"routes.{name}.embeddings.api_key_env", one.api_key_env),
-        )
-        for name, one in given.items() if one is not None
-    }  # fmt: skip
 
 
 async def _handlers_end(gw: Gateway) -> None:
@@ -79,17 +59,17 @@ async def _handlers_end(gw: Gateway) -> None:
 
 
 def _running(
-    settings: Settings, begun: Begun, clients: Mapping[str, UpstreamClient], vectors: Mapping[str, HttpEmbedder],
-    presence: Announcement,
+    settings: Settings, begun: Begun, clients: Mapping[str, UpstreamClient], vectors: Mapping[str, Embedder],
+    presence: Announcement, found: Preflight | None = None,
 ) -> Gateway:
-    """All that handlers need, with what the log's history teaches."""
+    """All that handlers need, with what the log's history teaches. found: None where no clients are served."""
     log = begun.log
     gw = Gateway(
         settings=settings, routes=_routes(settings, begun.known), upstreams=clients, embedders=vectors, log=log,
         metrics=Metrics(),
-        keys=key_ring(settings, begun.secret) if clients else KeyRing(),
+        keys=key_ring(settings, begun.secret) if found is not None else KeyRing(),
         salt=begun.secret, new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
-        langfuse_secret=_langfuse_secret(settings) if clients else None,
+        langfuse_secret=found.langfuse_secret if found is not None else None,
     )  # fmt: skip
     _read_log(settings, gw)
     _teach(gw, begun.known)
@@ -135,10 +115,6 @@ def _read_log(settings: Settings, gw: Gateway) -> None:
     gw.objects, gw.senders_of = Objects(find), partial(senders_of, path)
 
 
-def _langfuse_secret(settings: Settings) -> str | None:
-    return secret("feedback.langfuse.secret_env", settings.feedback.langfuse.secret_env)
-
-
 @dataclass(frozen=True, slots=True)
 class Library:
     """What loops in this process are governed with."""
@@ -147,7 +123,7 @@ class Library:
     close: Callable[[], None]  # writes down what waits, and lets go of the log
 
 
-def library(settings: Settings, vectors: Mapping[str, HttpEmbedder], *, lock: threading.Lock) -> Library:
+def library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: threading.Lock) -> Library:
     """What a loop in this process is governed with: routes and the log, without sockets and without clients.
 
     vectors  of `embedders`; the caller opens and closes them
@@ -212,36 +188,35 @@ def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStac
 
 
 @asynccontextmanager
-async def gateway(settings: Settings, *, log: EventLog | None = None) -> AsyncIterator[App]:
+async def gateway(
+    settings: Settings, *, log: EventLog | None = None, found: Preflight | None = None
+) -> AsyncIterator[App]:  # fmt: skip
     """Open the log and the upstreams, and give the ASGI application; close them all afterwards.
 
     A log that cannot be opened keeps nobody from being served: by the last-good file, or in full, until it can. One
     that is given must be open. Raises ConfigError before anything is served, and StoreError for a log that is given or
     for a folder in which there never was one.
+
+    found  by `preflight`; None: it is done here
     """
-    for warning in check(settings):
+    found = found or preflight(settings)
+    for warning in found.warnings:
         LOG.warning(warning)
-    keys = {name: api_key(name, upstream) for name, upstream in settings.upstreams.items()}
-    sinks_of(settings.alerts)  # as below
-    audit_webhook(settings)  # said here and now, not by a worker that could only end
-    vectors = embedders(settings)
-    if not settings.upstreams:
-        raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
     begun = begin(settings, log)
     presence = Announcement(presence_files(settings), process="serve")
     try:
         clients = {
             name: UpstreamClient(
-                name, upstream, keys[name], begun.known.evidence.upstreams.get(name),
+                name, upstream, found.upstream_keys[name], begun.known.evidence.upstreams.get(name),
                 monotonic_s=time.monotonic, wall_s=time.time,
             )
             for name, upstream in settings.upstreams.items()
         }  # fmt: skip
-        gw = _running(settings, begun, clients, vectors, presence)
+        gw = _running(settings, begun, clients, found.embedders, presence, found)
         async with AsyncExitStack() as stack:
             for client in clients.values():
                 await stack.enter_async_context(client)
-            for embedder in vectors.values():
+            for embedder in found.embedders.values():
                 await stack.enter_async_context(embedder)
             stack.enter_context(watched(gw.look_at_load, gw.metrics, site="load", every_s=LOOK_S))
             stack.enter_context(watched(gw.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from suffice.cli.shell import Group, fail
+from suffice.cli.shell import INSECURE_OPEN, Group, fail
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,10 +25,12 @@ def _settings_file(command: F) -> F:
 
 @config.command("check")
 @_settings_file
-def check(path: str, named: str | None) -> None:
+@click.option("--host", default=None, help="Address to listen on, as `serve` takes it.")
+@INSECURE_OPEN
+def check(path: str, named: str | None, host: str | None, insecure_open: bool) -> None:
     """Build everything that FILE describes (suffice.toml where none is named), without opening a socket.
 
-    Looks at what the log says, too. Exits with 2, and says where, when it cannot work.
+    Looks at the environment and at what the log says, too. Exits with 2, and says where, when `serve` would refuse.
     """
     from suffice import wiring
     from suffice.errors import SufficeError
@@ -38,7 +40,11 @@ def check(path: str, named: str | None) -> None:
     try:
         settings = wiring.load_settings(path)
         try:
-            warnings = wiring.check(settings)
+            if settings.upstreams:
+                host = settings.server.host if host is None else host
+                warnings = [*wiring.preflight(settings, host=host, insecure_open=insecure_open).warnings]
+            else:  # they may be for the library alone
+                warnings = wiring.check(settings)
         except SufficeError as error:
             fail("config check", f"{path}: {error}")
         warnings += wiring.evidence_warnings(settings, wiring.read_evidence(settings))

@@ -32,7 +32,7 @@ def run_console(console: Console, folder: Path, *, small: bool, port: int) -> No
     console.print(f"reviewer's secret   {reviewers}", highlight=False, markup=False, soft_wrap=True)
     console.print("\nCtrl-C ends it; `make demo-console` again goes on with the same log.\n", highlight=False)
 
-    def listening(url: str) -> None:
+    def listening(_: str, url: str) -> None:
         console.print(f"open {url}/console", highlight=False)
 
     with webhook(lambda text: console.print(f"alert   {text}", highlight=False, markup=False)) as url:

@@ -23,7 +23,10 @@ def main() -> None:
     from suffice.settings import parse
     from suffice.wiring import worker
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, it means the gateway, which ends this process
+    for name in ("SIGINT", "SIGHUP"):  # of a terminal, they mean the gateway, which ends this process
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    told = _told_by_sigterm()
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with contextlib.suppress(OSError, AttributeError):
         os.nice(GENTLE)
@@ -31,7 +34,7 @@ def main() -> None:
     settings = parse(msgspec.json.decode(sys.stdin.buffer.readline()))
     try:
         with worker(settings, learning=find_spec("sklearn") is not None, create=False) as here:
-            while not _ended(settings.control.period_s):
+            while not _ended(told, settings.control.period_s):
                 if here.round():
                     with contextlib.suppress(BrokenPipeError):
                         os.write(sys.stdout.fileno(), b"decided\n")
@@ -39,7 +42,15 @@ def main() -> None:
         sys.exit(f"worker: {error}")
 
 
-def _ended(within_s: float) -> bool:
-    """Wait, and say whether standard input has ended meanwhile: whoever started this process is gone."""
-    ready, _, _ = select.select([sys.stdin], [], [], within_s)
-    return bool(ready) and not os.read(sys.stdin.fileno(), 4096)
+def _told_by_sigterm() -> int:
+    """A descriptor that can be read once SIGTERM has come: a round that runs is finished, and no other begins."""
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.signal(signal.SIGTERM, lambda *_: os.write(tell, b"."))
+    return told
+
+
+def _ended(told: int, within_s: float) -> bool:
+    """Wait, and say whether it is time to go: SIGTERM has come, or standard input has ended and the gateway is gone."""
+    ready, _, _ = select.select([sys.stdin, told], [], [], within_s)
+    return told in ready or (bool(ready) and not os.read(sys.stdin.fileno(), 4096))

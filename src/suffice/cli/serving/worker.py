@@ -56,13 +56,15 @@ def _once(here: Worker, job: str, *, as_json: bool) -> bool:
 
 
 def _on(here: Worker, settings: Settings, *, as_json: bool) -> bool:
-    """Work until SIGINT or SIGTERM."""
+    """Work until SIGINT, SIGTERM or SIGHUP."""
     import signal
     import threading
 
     told = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: told.set())
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # of nohup
+            signal.signal(number, lambda *_: told.set())
     while not told.is_set():
         _show(here.round(), as_json=as_json)
         told.wait(settings.control.period_s)

@@ -1,0 +1,102 @@
+"""Finds what would keep a gateway from starting, before a socket or the log is opened; `config check` asks it, too."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from suffice.console.render import can_render
+from suffice.errors import ConfigError, StoreError
+from suffice.settings import Settings
+from suffice.store.database.sqlite import database_path
+from suffice.wiring.alerts import sinks_of
+from suffice.wiring.audit import audit_webhook
+from suffice.wiring.keys import api_key, deployment_salt, good_file, has_secret, key_ring, secret
+from suffice.wiring.routes import check
+
+if TYPE_CHECKING:
+    from suffice.edge.embedder import HttpEmbedder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """What a gateway needs besides its settings, and what its owner should know."""
+
+    upstream_keys: Mapping[str, str | None]   # by upstream
+    langfuse_secret: str | None
+    embedders: Mapping[str, HttpEmbedder]     # by route; not open yet
+    warnings: tuple[str, ...]
+
+
+def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: bool = False) -> Preflight:
+    """Find everything that would keep a gateway from starting. Raises ConfigError, and StoreError for its folder.
+
+    host           address that it is to listen on
+    insecure_open  serve other machines although no keys are asked for
+    """
+    if not settings.upstreams:
+        raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
+    found = Preflight(
+        upstream_keys={name: api_key(name, upstream) for name, upstream in settings.upstreams.items()},
+        langfuse_secret=secret("feedback.langfuse.secret_env", settings.feedback.langfuse.secret_env),
+        embedders=embedders(settings), warnings=(*check(settings), *_missing_packages(settings)),
+    )  # fmt: skip
+    sinks_of(settings.alerts)  # here and now, not by a worker that could only end; as below
+    audit_webhook(settings)
+    if has_secret(settings):
+        deployment_salt(settings)
+    _check_folder(settings)
+    keys = key_ring(settings, salt="")  # what the gateway names their holders by is not known yet
+    if not (keys.asks_for_keys or insecure_open or _is_loopback(host)):
+        raise ConfigError(
+            f"server.host: {host!r} serves other machines, and neither server.api_keys_env nor [keys.NAME] asks for"
+            " keys; write one of them, listen on 127.0.0.1, or pass --insecure-open"
+        )
+    return found
+
+
+def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
+    """The embedders of routes that have one, not opened yet. Raises ConfigError."""
+    given = {name: route.embeddings for name, route in settings.routes.items() if route.mode != "off"}
+    if not any(given.values()):
+        return {}
+    from suffice.edge.embedder import HttpEmbedder  # a general HTTP client, slow to import, and rarely needed
+
+    return {
+        name: HttpEmbedder(
+            one.url, model=one.model, timeout_s=one.timeout_s, pause_s=one.pause_s,
+            api_key=secret(f"routes.{name}.embeddings.api_key_env", one.api_key_env),
+        )
+        for name, one in given.items() if one is not None
+    }  # fmt: skip
+
+
+def _missing_packages(settings: Settings) -> list[str]:
+    """What is served, but not whole, because an extra is not installed."""
+    missing = []
+    certifies = settings.control.enabled and any(route.certifies_itself for route in settings.routes.values())
+    if certifies and find_spec("sklearn") is None:
+        missing.append("control: nothing is certified here: a fit needs scikit-learn; install suffice[train]")
+    if settings.console.enabled and not can_render():
+        missing.append("console: has no pages, only the API: they need Jinja2; install suffice[console]")
+    return missing
+
+
+def _check_folder(settings: Settings) -> None:
+    """A log that cannot be opened holds nobody up, but a folder that never was is a mistake in the settings."""
+    path = database_path(settings.store.url)
+    if not path.parent.is_dir() and not good_file(settings).exists():
+        raise StoreError(f"store {path}: the folder {path.parent} does not exist; create it first")
+
+
+def _is_loopback(host: str) -> bool:
+    """Can only this machine reach an address? A name counts when every address that it has does."""
+    try:
+        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,85 @@
+"""`/readyz` says whether a request could be served: not while no upstream answers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from suffice.server import serving
+from suffice.settings import Settings, parse
+from suffice.testing import FakeUpstream, Reply, status
+
+
+def settings(folder: Path, **urls: str) -> Settings:
+    return parse({
+        "upstreams": {name: {"url": url, "retries": 0} for name, url in urls.items()},
+        "store": {"url": f"sqlite:///{folder}/log.db"}, "control": {"enabled": False},
+    })  # fmt: skip
+
+
+def nowhere() -> str:
+    """An address at which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+async def ready(url: str) -> tuple[int, dict[str, str]]:
+    async with aiohttp.ClientSession() as session, session.get(url + "/readyz") as answer:
+        return answer.status, await answer.json()
+
+
+async def test_not_ready_only_while_no_upstream_answers(tmp_path: Path) -> None:
+    down = nowhere()
+    async with serving(settings(tmp_path, one=down)) as url:
+        assert await ready(url) == (503, {"status": "not ready", "reason": "no upstream answers"})
+    async with FakeUpstream(Reply()) as fake, serving(settings(tmp_path, one=down, two=fake.url)) as url:
+        assert await ready(url) == (200, {"status": "ready"})
+
+
+@pytest.mark.parametrize("code", [401, 404, 500, 503])
+async def test_any_answer_counts(tmp_path: Path, code: int) -> None:
+    says = Reply(faults=(status(code, b"{}"),))
+    async with FakeUpstream(says) as fake, serving(settings(tmp_path, up=fake.url)) as url:
+        assert (await ready(url))[0] == 200
+
+
+async def test_whoever_asks_often_makes_no_calls(tmp_path: Path) -> None:
+    n_connections = 0
+
+    async def count(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal n_connections
+        n_connections += 1
+        writer.close()
+
+    async with await asyncio.start_server(count, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with serving(settings(tmp_path, up=f"http://127.0.0.1:{port}")) as url:
+            answers = await asyncio.gather(*[ready(url) for _ in range(50)])
+    assert {code for code, _ in answers} == {503}, "a port that takes connections and answers nothing is no server"
+    assert n_connections <= 2
+
+
+async def test_a_call_that_succeeds_says_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And one line in the log says that an upstream is down, and one that it answers again, however many calls."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    body = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
+    async with serving(settings(tmp_path, up=f"http://127.0.0.1:{port}")) as url, aiohttp.ClientSession() as session:
+        for _ in range(20):
+            async with session.post(url + "/v1/chat/completions", json=body) as answer:
+                assert answer.status == 502
+                assert str(port) not in await answer.text()
+        assert (await ready(url))[0] == 503
+        async with FakeUpstream(Reply(), port=port):
+            async with session.post(url + "/v1/chat/completions", json=body) as answer:
+                assert answer.status == 200
+            assert (await ready(url))[0] == 200
+    lines = [one.getMessage() for one in caplog.records if "upstream up" in one.getMessage()]
+    assert len(lines) == 2
+    assert f"upstream up (127.0.0.1:{port}): a call failed: " in lines[0]
+    assert "ConnectionRefusedError" in lines[0]
+    assert lines[1] == f"upstream up (127.0.0.1:{port}) answers again"
