@@ -191,8 +191,7 @@ class Measured:
         told = report.measured
         pairs: tuple[tuple[str, Estimate | None, float], ...] = (
             ("EM, full runs", told.em_full, TRUTH.em_full), ("EM, live runs", told.em_live, TRUTH.em_live),
-            ("EM, stopped runs", told.em_stopped, TRUTH.em_stopped), ("saving", told.token_reduction, TRUTH.saving),
-            ("saving, audits paid", told.token_reduction_overall, TRUTH.overall),
+            ("EM, stopped runs", told.em_stopped, TRUTH.em_stopped), ("saving", told.saving, TRUTH.overall),
         )  # fmt: skip
         return {
             name: (one.value, one.low, one.high, truth) for name, one, truth in pairs
@@ -201,7 +200,7 @@ class Measured:
 
 
 def log_of(
-    seed: int, n: int, rate: float, folder: Path, *, n_draws: int = 1_000, blind: bool = True,
+    seed: int, n: int, rate: float, folder: Path, *, blind: bool = True,
     labelled: float = LABELLED,
 ) -> Measured:  # fmt: skip
     """Write a log and read it."""
@@ -244,7 +243,7 @@ def log_of(
             job.close()
     log.close()
     before = time.process_time()
-    report = _report(database, seed, n_draws, read_episodes(database, ROUTE))
+    report = _report(database, read_episodes(database, ROUTE))
     cost.estimate_s = time.process_time() - before
     cost.n_bytes = sum(path.stat().st_size for path in folder.glob("log.db*"))
     with reading(database) as connection:
@@ -255,7 +254,7 @@ def log_of(
     between = wilson(right, marked, 0.95)
     return Measured(
         seed=seed, report=report, cost=cost,
-        blind=_report(database, seed, n_draws, map(_alone, read_episodes(database, ROUTE))) if blind else report,
+        blind=_report(database, map(_alone, read_episodes(database, ROUTE))) if blind else report,
         bands={"EM, stopped runs (the console's band)": (right / marked, between.low, between.high, TRUTH.em_stopped)},
         rates={} if found is None else dict(found.after),
     )  # fmt: skip
@@ -282,9 +281,9 @@ def _label(gw: Gateway, chunk: Sequence[Asked]) -> None:
     assert gw.log.drain(60)
 
 
-def _report(database: Path, seed: int, n_draws: int, items: Iterator[Labelled]) -> RouteReport:
+def _report(database: Path, items: Iterator[Labelled]) -> RouteReport:
     return estimate_route(
-        items, route=ROUTE, match=lambda answer, gold: answer == gold, rng=np.random.default_rng(seed), n_draws=n_draws,
+        items, route=ROUTE, match=lambda answer, gold: answer == gold,
         unkept=counted_cells(database, ROUTE),
     )
 

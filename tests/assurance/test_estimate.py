@@ -7,13 +7,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.estimate import MIN_AUDITS, RouteReport, estimate_route
-from suffice.assurance.runs import current_label
+from suffice.assurance.estimate import (
+    MIN_AUDITS,
+    RouteReport,
+    estimate_route,
+    pooled_saving,
+    pooled_would_save,
+    report_of,
+)
+from suffice.assurance.runs import current_label, measure_run
+from suffice.assurance.sampling import Unkept
+from suffice.assurance.tally import Tally
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, StepRecord, UpstreamCall, Usage
 
 _numbers = itertools.count()
@@ -77,7 +86,7 @@ def step(index: int, tokens: int, probe_tokens: int = 0) -> StepRecord:
 
 def report(episodes: Iterable[Labelled], **options: Any) -> RouteReport:
     match = lambda answer, gold: answer == gold
-    return estimate_route(episodes, route="math", match=match, rng=np.random.default_rng(3), **options)
+    return estimate_route(episodes, route="math", match=match, **options)
 
 
 def test_an_empty_route_measures_nothing_and_promises_nothing() -> None:
@@ -170,21 +179,15 @@ def test_saving_is_live_runs_against_audits_with_probes_and_discarded_tokens_as_
         *(run(n_tokens=900) for _ in range(30)),  # observed earlier: no part of this comparison
     ]
     found = report(episodes).measured
-    saving = found.token_reduction
+    saving = found.saving
     assert saving is not None
-    assert (saving.value, saving.n) == (near(1 - (60 * 60 + 20 * 100) / 80 / 100), 40)
+    assert (saving.value, saving.n) == (near(1 - (60 * 60 + 20 * 100 + 40 * 140) / 120 / 100), 40)
     assert saving.note is None
     assert saving.low is not None
     assert saving.high is not None
     assert saving.low < saving.value < saving.high
     assert saving.high - saving.low < 0.15
-    overall = found.token_reduction_overall
-    assert overall is not None
-    assert overall.value == near(1 - (60 * 60 + 20 * 100 + 40 * 140) / 120 / 100)
-    prompts = found.token_reduction_with_prompts
-    assert prompts is not None
-    assert prompts.value == near(1 - (60 * (60 + 50 + 40) + 20 * 150) / 80 / 150)
-    assert report(episodes) == report(episodes), "the same seed gives the same report"
+    assert report(episodes) == report(episodes), "the same runs give the same report"
 
 
 def test_an_audit_share_that_moved_does_not_move_the_saving() -> None:
@@ -196,20 +199,19 @@ def test_an_audit_share_that_moved_does_not_move_the_saving() -> None:
             *(run(request=rest, n_tokens=60 * scale) for _ in range(n_live)),
         ]
 
-    # Longer questions came while the share was smaller; every single one saves 40 %.
-    saving = report([*phase(0.5, 100, 100, 1), *phase(0.1, 20, 180, 5)]).measured.token_reduction
+    # Longer questions came while the share was smaller; every run that is no audit saves 40 %.
+    saving = report([*phase(0.5, 100, 100, 1), *phase(0.1, 20, 180, 5)]).measured.saving
     assert saving is not None
-    assert saving.value == near(0.4)
+    assert saving.value == near(0.4 * (100 * 100 + 180 * 500) / (200 * 100 + 200 * 500))
 
 
 def test_too_few_audits_are_named_and_get_no_interval() -> None:
     episodes = [live() for _ in range(50)] + [audit() for _ in range(MIN_AUDITS - 1)]
-    few = report(episodes).measured.token_reduction
+    few = report(episodes).measured.saving
     assert few is not None
-    assert (few.value, few.low, few.high) == (near(0.4), None, None)
+    assert (few.value, few.low, few.high) == (near(0.4 * 50 / (50 + MIN_AUDITS - 1)), None, None)
     assert few.note == f"not enough audits: {MIN_AUDITS - 1} of {MIN_AUDITS}"
-    without = report([live() for _ in range(50)]).measured
-    assert without.token_reduction is without.token_reduction_overall is None
+    assert report([live() for _ in range(50)]).measured.saving is None
 
 
 def test_observing_says_what_a_stop_would_have_saved_in_the_same_runs() -> None:
@@ -224,7 +226,7 @@ def test_observing_says_what_a_stop_would_have_saved_in_the_same_runs() -> None:
     assert would.n == 2
     assert would.value == near(1 - ((100 - 40 + 10) + (100 + 15)) / 200)
     assert found.n_would_stop == 2
-    assert found.measured.token_reduction is None
+    assert found.measured.saving is None
 
 
 def test_disagreement_and_the_paired_drop_count_lost_and_gained_apart() -> None:
@@ -267,7 +269,7 @@ labelled_runs = st.builds(
 @given(episodes=st.lists(labelled_runs, min_size=1, max_size=12))
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_the_drop_never_exceeds_the_disagreement(episodes: list[Labelled]) -> None:
-    found = report(episodes, n_draws=1).measured
+    found = report(episodes).measured
     assert found.em_drop is not None
     assert found.disagreement is not None
     assert found.em_drop.value <= found.disagreement.value + 1e-12
@@ -299,7 +301,7 @@ def test_money_is_compared_and_added_up_at_the_prices_of_its_time() -> None:
     assert measured.cost_stopped is not None
     assert (measured.cost_stopped.value, measured.cost_stopped.n) == (near(0.04), 60)
     assert measured.cost_reduction is not None
-    assert measured.cost_reduction.value == near(1 - 0.04 / 0.08)
+    assert measured.cost_reduction.value == near(1 - (60 * 0.04 + 30 * 0.10) / (90 * 0.08))
     assert measured.saved_usd is not None
     # All 90 in full, without probes, less all that was spent.
     assert measured.saved_usd.value == near(90 * 0.08 - (60 * 0.04 + 30 * 0.10))
@@ -372,11 +374,9 @@ def test_the_baseline_of_audits_is_the_vote_over_all_their_samples() -> None:
     drawn = {"mode": "enforce", "audit": True, "propensity": 0.5}
     lived = {"mode": "enforce", "propensity": 0.5}
     found = report([vote(("4",) * 5, request=drawn), vote(("4",) * 5, request=lived)]).measured
-    assert found.token_reduction is not None
-    assert found.token_reduction.value == near(1 - 55 / 90)
-    assert found.token_reduction_with_prompts is not None
-    # Prompts and money count what was launched: nine samples for six.
-    assert found.token_reduction_with_prompts.value == near(1 - (55 + 300) / (90 + 450))
+    assert found.saving is not None
+    assert found.saving.value == near(1 - 55 / 90)
+    # Money counts what was launched: nine samples for six.
     assert found.cost_reduction is not None
     assert found.cost_reduction.value == near(1 - 0.6 / 0.9)
 
@@ -392,3 +392,57 @@ def test_the_baseline_of_audits_is_the_vote_over_all_their_samples() -> None:
 )
 def test_nothing_is_called_saved_where_no_decided_vote_ended_early(whole: Labelled) -> None:
     assert report([whole]).measured.decided_saving is None
+
+
+def tallied(episodes: Iterable[Labelled]) -> Tally:
+    tally = Tally()
+    for item in episodes:
+        tally.ask()
+        tally.add(item.episode.request, item.episode.outcome, measure_run(item, lambda answer, gold: answer == gold))
+    return tally
+
+
+def test_a_late_label_exchanges_what_its_run_said_and_nothing_else() -> None:
+    match = lambda answer, gold: answer == gold
+    bare = run(stop_step=1, would_answer="5")
+    said_so = Labelled(bare.episode, (said(gold="4"),))
+    late = tallied([bare, audit()])
+    late.relabel(measure_run(bare, match), measure_run(said_so, match))
+    assert report_of(late, route="math") == report_of(tallied([said_so, audit()]), route="math")
+
+
+def test_a_tally_that_was_kept_is_the_same() -> None:
+    tally = tallied([*(live(said(gold="4")) for _ in range(30)), *(audit(cost_usd=0.1) for _ in range(30)), run()])
+    kept = msgspec.json.decode(msgspec.json.encode(tally), type=Tally)
+    assert report_of(kept, route="math") == report_of(tally, route="math")
+
+
+def test_requests_without_rows_are_counted_whole() -> None:
+    tally = tallied([audit()])
+    tally.add_unkept(Unkept(query_class="", version="v", ungoverned="", n=9, ends=(("stopped", 9),), n_stopped=9,
+                            n_counted=8, completion_tokens=70, n_priced=9, cost_usd=0.9, overhead_usd=0.1))
+    tally.add_unkept(Unkept(query_class="", version="v", ungoverned="tools", n=3, ends=(("done", 3),), cost_usd=0.3,
+                            n_priced=3))
+    found = report_of(tally, route="math")
+    assert (tally.n_asked, found.n_requests, found.n_governed, found.n_stopped) == (13, 13, 10, 9)
+    assert (found.ungoverned, found.end_reasons) == ({"tools": 3}, {"done": 4, "stopped": 9})
+    assert (found.tokens.client_completion, found.tokens.n_unknown) == (170, 1)
+    assert (found.money.governed_usd, found.money.ungoverned_usd, found.money.n_known) == (0.9, 0.3, 12)
+
+
+def test_the_saving_of_several_routes_is_that_of_their_tokens() -> None:
+    large = tallied([*(live(n_tokens=500) for _ in range(30)), *(audit(n_tokens=1_000) for _ in range(30))])
+    small = tallied([*(live(n_tokens=10) for _ in range(30)), *(audit(n_tokens=10) for _ in range(30))])
+    assert pooled_saving([large, small, tallied([run()])]) == near(1 - (45_000 + 600) / (60_000 + 600))
+    assert pooled_saving([tallied([run()])]) is None
+    steps = (step(1, 40), step(2, 60))
+    assert pooled_would_save([tallied([run(steps=steps, stop_step=1, would_answer="4")]), large]) == near(0.6)
+    assert pooled_would_save([large]) is None
+
+
+def test_questions_asked_again_and_again_tell_less() -> None:
+    alike = {"mode": "enforce", "audit": True, "propensity": 0.5, "question_key": "q"}
+    same = [*(live() for _ in range(30)), *(run(request=alike) for _ in range(30))]
+    found = report(same).measured.saving
+    assert found is not None
+    assert (found.low, found.note) == (None, "not enough different questions for an interval")

@@ -93,7 +93,9 @@ def statuses(answer: bytes) -> list[int]:
     return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
 
 
-def request(*headers: str, line: str = f"POST {CHAT} HTTP/1.1", host: str = "host: 127.0.0.1", body: bytes = BODY) -> bytes:
+def request(
+    *headers: str, line: str = f"POST {CHAT} HTTP/1.1", host: str = "host: 127.0.0.1", body: bytes = BODY
+) -> bytes:
     """A request that is whole, but for what a case changes."""
     given = [line, *([host] if host else []), "content-type: application/json", f"x-canary: {SECRET}", *headers]
     return "\r\n".join(given).encode("latin-1") + b"\r\n\r\n" + body

@@ -18,7 +18,7 @@ N_REQUESTS = 4_000
 
 @cache
 def logs() -> list[Measured]:
-    return [cell(seed, N_REQUESTS, n_draws=300, blind=False) for seed in range(N_SEEDS)]
+    return [cell(seed, N_REQUESTS, blind=False) for seed in range(N_SEEDS)]
 
 
 @pytest.mark.parametrize("estimate", ["EM, full runs", "EM, live runs", "EM, stopped runs", "saving"])
@@ -47,6 +47,6 @@ def test_counts_are_whole_and_rows_are_the_owners_part() -> None:
 
 
 def test_a_tenth_of_the_requests_takes_an_eighth_of_the_bytes_or_so() -> None:
-    kept, sampled = (cell(1, N_REQUESTS, rate, n_draws=2, blind=False, labelled=0.05) for rate in (1.0, RATE))
+    kept, sampled = (cell(1, N_REQUESTS, rate, blind=False, labelled=0.05) for rate in (1.0, RATE))
     assert sampled.cost.n_bytes <= 0.16 * kept.cost.n_bytes  # of a long log 14 %: an empty one takes its share here
     assert sampled.cost.n_rows <= 0.16 * kept.cost.n_rows

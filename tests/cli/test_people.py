@@ -25,6 +25,8 @@ from suffice.cli.seeing.held import held_lines, read_held
 from suffice.review.incident import of_pause
 from suffice.rollout.assign import question_key
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import reading
+from suffice.store.people.holds import read_holds
 from suffice.store.people.reviews import read_reviews
 from suffice.store.rows.control_events import EnforcementPaused, EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
@@ -234,7 +236,8 @@ def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
     assert "to review              2 runs, 1 of them contradicted: suffice review next" in text
     (plain,) = lines(run(folder, "status", "--json"))
     assert (plain["held"]["n_to_review"], len(plain["held"]["overrides"])) == (2, 1)
-    assert read_held(folder / "log.db", now_s=1e12)["own"].n_to_review == 1
+    with reading(folder / "log.db") as connection:
+        assert read_held(connection, read_holds(connection), now_s=1e12)["own"].n_to_review == 1
     assert held_lines(None) == []
 
 

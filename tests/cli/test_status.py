@@ -90,8 +90,9 @@ def test_a_person_reads_every_route_in_plain_text(database: Path) -> None:
         " for an EM drop of at most 2 points at 95% (0 of 25 disagree so far)")
     assert lines["EM, full runs"].startswith("100.0% [")
     assert lines["EM, live runs"].startswith("0.0% [")
-    assert lines["token reduction"].startswith("48.0% [")
-    assert "live runs against audits; bootstrap over questions" in lines["token reduction"]
+    # 65 runs would have taken 100 each: 40 took 52, with their probe, and the audits 102.
+    assert lines["saving"].startswith("28.8% [")
+    assert "all enforced runs against audits; jackknife over groups of questions" in lines["saving"]
     assert lines["would have saved"] == "not measured"
     assert "\x1b" not in result.output
     assert "│" not in result.output
@@ -104,7 +105,7 @@ def test_a_program_reads_one_object_a_line(database: Path) -> None:
     assert (unmatched["route"], math["route"]) == ("", "math")
     assert math["certified"] is False
     assert (math["n_requests"], math["n_without_outcome"], math["n_audits"]) == (66, 1, 25)
-    assert math["measured"]["token_reduction"]["value"] == pytest.approx(0.48)
+    assert math["measured"]["saving"]["value"] == pytest.approx(1 - (40 * 52 + 25 * 102) / 6_500)
     assert math["measured"]["would_save"] is None
     assert math["evidence"]["n_needed"] == 149
     assert math["evidence"]["n_missing"] == 124
@@ -150,7 +151,7 @@ def test_money_stands_beside_tokens_where_there_were_prices(tmp_path: Path) -> N
     lines = {line[2:24].strip(): line[25:] for line in math.output.splitlines()[1:]}
     assert lines["cost, full run"].startswith("$1.25 [$1.25, $1.25] at 95%, n=30")
     assert lines["cost, stopped run"].startswith("$0.50 [")
-    assert lines["cost reduction"].startswith("50.0% [")
+    assert lines["cost reduction"].startswith("25.0% [")
     # 90 runs at a dollar, less 60 at 50 cents and 30 at 1.25.
     assert lines["saved so far"].startswith("$22.50 [")
     assert lines["cost, all"] == (

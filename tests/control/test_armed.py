@@ -279,16 +279,17 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
     told = lines()
     assert told["phase"] == "all in full: effort=low is not proved"
     assert told["pairs"].startswith("60 audits asked again with effort=low: EM drop +0.00 points, below ")
-    assert told["pairs"].endswith("0.0% of the answers differ, 50.0% fewer tokens")
+    assert told["pairs"].endswith("0.0% of the answers differ")
     assert told["pairs missing"].startswith("about ")
     assert told["two full runs"] == "25.0% of 20 answered otherwise: so much is the model's own noise"
-    assert told["promise"] == "none is needed: everything runs in full"
+    assert told["promise"].startswith("none is needed: ")
+    assert told["promise"].endswith("every request runs in full")
 
     fill(tmp_path, pairs(400, first=60))
     with worker(settings_for(tmp_path, tune=False)) as here:
         only(here)
     told = lines()
-    assert told["phase"].startswith("certified, effort=low: a drop below 5 points at 95%, saves 50.0%")
+    assert told["phase"] == "certified, effort=low: a drop below 5 points at 95%"
     assert told["pairs missing"] == "none: these prove a drop below 5 points"
     promise = told["promise"]
     assert "asked with effort=low all requests of the window would have lost less than 5 points of EM" in promise

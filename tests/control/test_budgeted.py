@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.errors import ConfigError
 from suffice.gateway.in_force import fits
+from suffice.review.guarantee import Standing, guarantee_of
 from suffice.settings import Settings, parse
-from suffice.store.routes.phases import phase_of, promise
+from suffice.store.routes.phases import phase_of
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.types import Spending
 from suffice.wiring import build_route, check
@@ -82,7 +83,11 @@ def test_a_gateway_whose_owner_wants_a_certificate_does_not_act_on_it(whole: Sto
 def test_people_read_what_is_kept_and_what_is_not_promised(whole: Story) -> None:
     phase = phase_of(whole.loop.held)
     assert phase.phase == "budgeted"
-    said = promise("r", BUDGETED, phase, None, scorer="number", labelled=False)
+    held = whole.loop.held
+    said = guarantee_of(Standing(
+        name="r", settings=msgspec.structs.replace(BUDGETED, mode="enforce"), epoch=held.epoch,
+        publication=held.publication,
+    )).sentence  # fmt: skip
     assert "budgeted: the mean EM drop of all audits of this epoch is steered to 6 points" in said
     assert "No confidence belongs to it" in said
     assert "loses less than" not in said
@@ -119,7 +124,8 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
         answers = [await g.ask(chat(f"question {at}?", suffice={})) for at in range(20)]
         assert len(g.fake.completions) - before < 6 * 20, "it acts"
         for answer in answers:
-            assert (answer.told["certified"], answer.told["promise"]) == (False, "budgeted")
+            assert answer.told["certified"] is False
+            assert "No confidence belongs to it" in answer.told["promise"]
             assert answer.told["policy_version"] == f"{made.fit}@{made.level}"
         assert g.gateway.metrics.value("suffice_certified_level", route="r") == made.level - 1
         request = (await g.episodes(N + 20))[-1].episode.request
@@ -134,7 +140,7 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
     assert f"budgeted, level {made.level} of {made.n_levels - 1}: the drop is kept on average, with no confid" in told
     assert "a mean drop of 10.00 of 12.00 points over 900 audits" in told
     assert "3 of them with a guess" in told
-    assert "No confidence belongs to it" in told
+    assert answers[-1].told["promise"] in told, "the same sentence"
     shown = CliRunner().invoke(main, ["config", "show", str(config)]).output
     assert '"promise": "budgeted"' in shown
     assert any("it has no confidence" in one for one in check(settings, {}))

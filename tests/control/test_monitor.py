@@ -139,7 +139,7 @@ def test_status_says_estimates_with_intervals_the_forecast_and_the_whole_promise
     assert drop.low is not None
     assert drop.high is not None
     assert drop.low <= drop.value <= drop.high
-    for part in ("Route 'r'", "scorer 'number'", "8 points", "90 %", "audits", "with labels", "a silent loss of"):
+    for part in ("Route 'r'", "scorer 'number'", "8 points", "90 %", "audits", "a silent loss of"):
         assert part in one.promise
 
 

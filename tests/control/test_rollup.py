@@ -133,7 +133,7 @@ def test_a_second_worker_adds_nothing_twice(tmp_path: Path) -> None:
     assert summed(tmp_path).n_requests == 1
     with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
         place = Place("r", "", "", 2)
-        assert not rollups.add(connection, {place: Sums(n_requests=9)}, since=0, seq=9, at_s=0.0)
+        assert not rollups.add(connection, {place: Sums(n_requests=9)}, {}, since=0, seq=9, at_s=0.0)
     assert summed(tmp_path).n_requests == 1
 
 

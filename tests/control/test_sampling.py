@@ -20,11 +20,12 @@ from suffice.control.evidence.early import Early
 from suffice.control.evidence.liking import heard, measures
 from suffice.control.loop.brake import Floor
 from suffice.settings import Settings, parse
-from suffice.store.database.views import read_episodes, reading, route_counts
+from suffice.store.database.views import read_episodes, reading
 from suffice.store.routes import rollups
 from suffice.store.routes.advice import counts_since
 from suffice.store.routes.epochs import requests_since
 from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
+from suffice.store.routes.tallies import Scoring, tallies_now
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import Counted, RequestsCounted
 from suffice.types import Episode, Feedback, Query, StepRecord
@@ -84,8 +85,8 @@ def test_every_reader_of_a_number_of_requests_counts_those_without_rows(tmp_path
     with reading(database) as connection:
         assert requests_since(connection, "r", 0) == 100
         assert counts_since(connection, "r", 0) == (100, 0)
-    (told,) = route_counts(database)
-    assert (told.n_requests, told.n_outcomes) == (100, 100)
+        told = tallies_now(connection, lambda _route: Scoring("", lambda answer, gold: answer == gold))["r"]
+    assert (told.n_asked, sum(told.ends.values())) == (100, 100)
 
 
 def test_a_report_and_the_sums_of_pages_hold_all_requests_tokens_and_money(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_report_and_the_sums_of_pages_hold_all_requests_tokens_and_money(tmp_p
     database = write(tmp_path, [*logged(*episodes), counted(98)])
     tokens = sum(one.outcome.usage.completion_tokens for one in episodes if one.outcome.usage)
     report = estimate_route(
-        read_episodes(database, "r"), route="r", match=lambda a, b: a == b, rng=np.random.default_rng(0),
+        read_episodes(database, "r"), route="r", match=lambda a, b: a == b,
         unkept=counted_cells(database, "r"),
     )  # fmt: skip
     assert (report.n_requests, report.n_governed, report.n_stopped) == (100, 100, 98)
@@ -151,7 +152,7 @@ def test_classes_kept_at_different_rates_are_one_mean_again(tmp_path: Path) -> N
     said = [label(one, True) for one in easy] + [label(one, False) for one in hard]
     database = write(tmp_path, [*logged(*easy, *hard), *said])
     report = estimate_route(
-        read_episodes(database, "r"), route="r", match=lambda a, b: a == b, rng=np.random.default_rng(0)
+        read_episodes(database, "r"), route="r", match=lambda a, b: a == b
     )
     for found in (report.measured.em_live, report.measured.em_stopped):
         assert found is not None

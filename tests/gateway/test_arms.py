@@ -62,7 +62,7 @@ async def test_full_runs_until_it_is_published_then_the_arm_and_full_runs_when_i
         assert await budget(g) == 3
         answer = await g.ask(chat(suffice={}))
         assert (answer.told["certified"], answer.told["policy_version"]) == (True, ARM)
-        assert "promise" not in answer.told
+        assert f"asked with {ARM}" in answer.told["promise"]
         assert answer.headers["x-suffice-policy-version"] == ARM
         assert g.gateway.metrics.value("suffice_certified_level", route="r") == 1
         await decide(g, began(2))

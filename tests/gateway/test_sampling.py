@@ -12,10 +12,11 @@ import pytest
 
 from suffice import Governor
 from suffice.assurance.sampling import is_certain, weight_of
-from suffice.store.database.views import read_episodes, read_events, route_counts
+from suffice.store.database.views import read_episodes, read_events, reading
 from suffice.store.people.feedback import parked
 from suffice.store.people.feedback import said as said_of
 from suffice.store.routes.sampling import counted_cells
+from suffice.store.routes.tallies import Scoring, tallies_now
 from suffice.store.rows.events import FeedbackGiven, RequestSeen
 from suffice.store.rows.sampling_events import RatesSet, RequestsCounted, RowRates
 from suffice.types import Episode
@@ -52,8 +53,9 @@ async def test_every_request_has_rows_or_is_counted_and_every_audit_has_rows(ser
         stands_for = 1 if one.request.audit else pytest.approx(1 / one.request.keep_rate)
         assert weight_of(one.request, one.outcome) == stands_for
         assert one.request.keep_rate == pytest.approx((0.3 - 0.1) / 0.9)
-    (told,) = [one for one in route_counts(database) if one.route == "r"]
-    assert (told.n_requests, told.n_outcomes) == (60, 60)
+    with reading(database) as connection:
+        told = tallies_now(connection, lambda _route: Scoring("", lambda answer, gold: answer == gold))["r"]
+    assert (told.n_asked, sum(told.ends.values())) == (60, 60)
 
 
 async def test_a_retry_is_kept_with_its_first_delivery_and_each_turn_of_a_conversation_has_its_own_draw(

@@ -11,17 +11,20 @@ from suffice.review.decide import Asked, Now, Outcome, Wanted, decide, in_words,
 from suffice.review.holds import NO_HOLDS, RouteHolds
 from suffice.review.incident import DECISIONS, Incident, IncidentDecision
 from suffice.review.override import DAY_S, Override, OverrideEnd
+from suffice.settings import Route
 from suffice.types import Pause, Resumption
 from tests.review.test_override import EPOCH, override, publication
 
 PAUSE = Pause(route="r", number=3, cause="critical_em", reason="EM is too low", author="w")
+# Stopped by a policy that its owner wrote down and nobody certifies.
+OWNED = Route(upstream="u", mode="enforce", policy={"policy": "stable-answer"}, uncertified=True)
 HELD = NO_HOLDS.after(PAUSE, 100.0)
 
 
 def now(**changes: Any) -> Now:
     known: dict[str, Any] = {
-        "route": "r", "holds": HELD, "max_em_drop": 0.02, "confidence": 0.95, "has_levels": True, "epoch": EPOCH,
-        "publication": publication(), "pause": PAUSE, "setup": "s",
+        "route": "r", "holds": HELD, "epoch": EPOCH, "publication": publication(), "pause": PAUSE, "setup": "s",
+        "settings": Route(upstream="u", mode="enforce", max_em_drop=changes.pop("max_em_drop", 0.02)),
     }  # fmt: skip
     return Now(**(known | changes))
 
@@ -41,7 +44,7 @@ def test_resuming_ends_the_pause_as_before() -> None:
     assert found.resumption is not None
     assert found.resumption.number == 3
     assert found.decision.before == "paused: EM is too low"
-    assert found.decision.after == "level 5 acts"
+    assert found.decision.after.startswith("promise: Route 'r', scorer 'text': at the level in force all requests")
 
 
 def test_tightening_holds_a_level_or_a_smaller_budget_for_a_while() -> None:
@@ -64,7 +67,7 @@ def test_rolling_back_serves_an_earlier_publication_where_it_fits() -> None:
     assert found.override is not None
     assert found.override.pinned is not None
     assert (found.override.kind, found.override.level, found.override.pinned.number) == ("pin", 4, 2)
-    assert found.decision.after == "publication 2, level 4"
+    assert found.decision.after.startswith("publication 2, level 4 for 30 days; promise: Route 'r'")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ def test_rolling_back_serves_an_earlier_publication_where_it_fits() -> None:
         (publication(), {"publication": publication(level=0, certified=False)}, "nothing is certified on the route"),
         (publication(), {"publication": None}, "nothing is certified on the route"),
         (publication(), {"max_em_drop": 0.01}, "the route promises 1 points"),
-        (publication(), {"has_levels": False}, "no levels"),
+        (publication(), {"settings": OWNED}, "no levels"),
     ],
 )
 def test_a_roll_back_that_does_not_fit_is_refused_with_its_reason(
@@ -150,8 +153,8 @@ def wanted(kind: Any = "cap", **changes: Any) -> Wanted:
     [
         (wanted(level=3), {}, None),
         (wanted("observe", query_class="choice"), {}, None),
-        (wanted("observe"), {"has_levels": False}, None),
-        (wanted("cap", level=3), {"has_levels": False}, "no levels"),
+        (wanted("observe"), {"settings": OWNED}, None),
+        (wanted("cap", level=3), {"settings": OWNED}, "no levels"),
         (wanted("pin", level=5), {}, None),
         (wanted("pin", level=6), {}, "5 is certified now, and a pin goes no further"),
         (wanted("pin", level=9, pinned=publication(level=5)), {}, "certifies level 5"),
@@ -187,7 +190,9 @@ def test_what_holds_is_said_in_words() -> None:
     held = replace(NO_HOLDS, overrides=(override(1),))
     assert in_words(now(holds=held), now_s=1.0) == "paused: EM is too low; level 3 at most"
     assert in_words(now(holds=held, pause=None), now_s=1.0) == "level 5 of publication 4; level 3 at most"
-    assert in_words(now(holds=held, pause=None, publication=None), now_s=11 * DAY_S) == "nothing certified"
+    assert in_words(now(holds=held, pause=None, publication=None), now_s=11 * DAY_S) == (
+        "promise: none is needed: the first requests of an epoch are evidence, and every request runs in full"
+    )
 
 
 def test_a_decision_names_its_incident_and_is_found_again() -> None:

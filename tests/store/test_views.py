@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import Labelled, n_requests_of, read_episodes, read_recent, route_counts
+from suffice.store.database.views import Labelled, n_requests_of, read_episodes, read_recent, reading
+from suffice.store.people.promises import newest_request
+from suffice.store.routes.tallies import Scoring, tallies_now
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import Counted, RequestsCounted
 from suffice.types import (
@@ -142,17 +144,16 @@ def test_an_episode_whose_request_came_last_is_not_passed_over(open_log: Open, d
     assert [e.episode.request.episode_id for e in later] == ["late"]
 
 
-def test_routes_are_counted(open_log: Open, database: Path) -> None:
+def test_requests_and_outcomes_are_counted_by_route(open_log: Open, database: Path) -> None:
     log = open_log()
     for event in (seen("a"), ended("a"), seen("b"), seen("c", mode="enforce"), seen("d", route=""),
                   said("1", episode_id="a"), said("2", response_id="r-a"), said("3", episode_id="b")):
         log.append(event)
     assert log.drain()
-    unmatched, math = route_counts(database)
-    assert (unmatched.route, unmatched.n_requests, unmatched.n_outcomes) == ("", 1, 0)
-    assert unmatched.n_feedback == 0
-    assert (math.route, math.n_requests, math.n_outcomes, math.n_feedback) == ("math", 3, 1, 2)
-    assert math.latest.request.mode == "enforce"
+    with reading(database) as connection:
+        found = tallies_now(connection, lambda _route: Scoring("", lambda answer, gold: answer == gold))
+        assert newest_request(connection, "math") == seen("c", mode="enforce").request
+    assert {name: (one.n_asked, sum(one.ends.values())) for name, one in found.items()} == {"": (1, 0), "math": (3, 1)}
 
 
 def test_requests_are_counted_as_far_as_anybody_asks_and_those_without_rows_with_them(

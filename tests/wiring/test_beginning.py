@@ -83,7 +83,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
 def test_what_a_start_reads_does_not_grow_with_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beginning, "LEARNT_RUNS", 100)
     monkeypatch.setattr(beginning, "FIRST_REQUESTS", 1_000)
-    monkeypatch.setattr("suffice.wiring.routes.WINDOW_RUNS", 100)
+    monkeypatch.setattr("suffice.store.people.promises.WINDOW_RUNS", 100)
     monkeypatch.setattr("suffice.store.database.schema.QUICK_CHECK_BYTES", 0)  # as in a log of gigabytes
     took = []
     for n in (5_000, 25_000):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from suffice.assurance.bounds import binomial_at_most
 
@@ -39,6 +40,7 @@ class Evidence:
         return self.n_missing / self.audits_per_s
 
 
+@lru_cache(maxsize=4_096)
 def audits_needed(max_em_drop: float, confidence: float, disagreements: int = 0) -> int:
     """The least number of audits whose upper bound on the disagreement rate is within `max_em_drop`.
 

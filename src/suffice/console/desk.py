@@ -38,6 +38,7 @@ class Desk:
     propose    begins a rollout of what a refit has proposed: route, address, reason, who; a sentence where it may not
     take_back  goes back from what the last rollout brought: route, reason, who; a sentence where it cannot be
     closing    is the process ending?
+    killed     is the kill switch on?
     first      sentences that every page begins with, such as that the kill switch is pulled; reads files and the log
     """
 
@@ -53,6 +54,7 @@ class Desk:
     take_back: Callable[[str, str, str], Held | str]
     note_export: Callable[[str, int, str], None]
     closing: Callable[[], bool]
+    killed: Callable[[], bool]
     first: Callable[[], Sequence[str]]
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
@@ -85,7 +87,7 @@ class Desk:
             try:
                 return view(Look(
                     connection=connection, settings=self.settings, path=self.path, now_s=self.now(),
-                    monotonic_s=self.monotonic_s, begun_s=self._begun_s,
+                    monotonic_s=self.monotonic_s, begun_s=self._begun_s, killed=self.killed(),
                 ))  # fmt: skip
             except sqlite3.OperationalError as error:
                 if "interrupted" not in str(error):

@@ -31,6 +31,7 @@ class Look:
     now_s: float  # Unix time
     monotonic_s: Callable[[], float]
     begun_s: float = 0.0  # Unix time since which these pages are there
+    killed: bool = False  # is the kill switch on?
 
     def route(self, name: str) -> Route | None:
         """A route's settings; None: the log knows it, and the settings do not."""

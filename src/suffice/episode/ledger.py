@@ -7,6 +7,7 @@ outcome that it returns is the only record of how the request ended.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from suffice.assurance import money
@@ -129,6 +130,7 @@ class Ledger:
     end_reason: EndReason | None = None
     told_usage: Usage | None = None     # of a caller's own loop: what its owner says it spent; no call was ours
     tells_probes: bool = True           # False: the client hears of no probe, because only an audit is sent any
+    promise: Callable[[], str] = str    # the sentence that the reply has; "" where no route took the request
     feedback_token: str = ""            # told to the client in the `suffice` object; "": none
 
     @property

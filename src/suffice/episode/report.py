@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from suffice.episode.ledger import Ledger
-from suffice.types import Request, Usage
+from suffice.types import Usage
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:
@@ -18,11 +18,6 @@ def usage_json(usage: Usage) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
-
-
-def promised(request: Request) -> dict[str, str]:
-    """What stands beside `certified` where a level was chosen to keep an average: it is no certificate."""
-    return {} if request.promise == "certified" else {"promise": request.promise}
 
 
 def suffice_object(ledger: Ledger) -> dict[str, Any]:
@@ -43,7 +38,7 @@ def suffice_object(ledger: Ledger) -> dict[str, Any]:
         "stopped": ledger.stopped,
         "stop_reason": ledger.stop_reason if ledger.stopped else None,
         "certified": request.certified,
-        **promised(request),
+        "promise": ledger.promise() or None,
         "policy_version": request.policy_version,
         "steps": len(ledger.steps) if tells else None,
         "probe_tokens": overhead.probe_tokens,

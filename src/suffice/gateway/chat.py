@@ -93,6 +93,7 @@ async def one_request(
         admitted = await admit(episode_id)
         ledger = Ledger(admitted.request, started, prices=gw.upstreams[admitted.upstream].settings.prices)
         ledger.feedback_token = token
+        ledger.promise = gw.promise_to(admitted.route)
         exchange.own_headers += _reply_headers(admitted.request)
         books.begin(gw, ledger)
         questions.keep(gw, admitted.route, ledger, lambda: written_out(admitted.intake.body.get("messages") or ()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
@@ -23,12 +24,14 @@ from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import Sampling
 from suffice.gateway.variants import Variants
 from suffice.policy.base import version_of
+from suffice.review.guarantee import Guarantee
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import AuditAssignment, audit_share, conversation_key
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.drafts import Embedder
 from suffice.store.database.log import EventLog
+from suffice.store.people.promises import beside
 from suffice.telemetry import LOG, Metrics
 from suffice.types import Outcome, Request
 from suffice.upstream.client import UpstreamClient
@@ -171,6 +174,8 @@ class Gateway:
     n_live: int = 0          # handlers that have not ended, whatever the path
     variants: Variants = field(init=False)  # arms of experiments, and candidates of rollouts
     sampling: Sampling = field(init=False)  # which requests have rows in the log
+    classes: dict[str, Mapping[str, int]] = field(default_factory=dict)  # audits by class, by route, as last seen
+    _promised: dict[str, str] = field(default_factory=dict)  # by route: the state that /metrics has now
     limits: KeyLimits = field(init=False)   # of keys
 
     def __post_init__(self) -> None:
@@ -244,6 +249,32 @@ class Gateway:
     def look_at_load(self) -> None:
         """Measure the load and move operating points, if it is time to."""
         self.operating.look(self.upstreams, self.routes, self.metrics, now_s=self.monotonic_s())
+
+    def guarantee(self, route: BuiltRoute) -> Guarantee:
+        """What is promised on a route, or to the request that gets it."""
+        return self._guarantee(route)()
+
+    def promise_to(self, route: BuiltRoute | None) -> Callable[[], str]:
+        """The sentence for a reply, made only where a reply has one; of this moment, whatever is decided later."""
+        if route is None:
+            return str
+        found = self._guarantee(route)
+        return lambda: found().sentence
+
+    def _guarantee(self, route: BuiltRoute) -> Callable[[], Guarantee]:
+        return partial(
+            route.guarantee, killed=self.kill.on, unread=self.serves == "full", classes=self.classes.get(route.name),
+            beside=beside(self.variants.experiments, self.variants.trials).get(route.name, ()),
+        )  # fmt: skip
+
+    def export_promises(self) -> None:
+        """Write the state of each route's promise into its gauge."""
+        for route in self.routes:
+            state, before = self.guarantee(route).state, self._promised.get(route.name)
+            if before is not None and before != state:
+                self.metrics.set("suffice_promise_state", 0, route.name, before)
+            self.metrics.set("suffice_promise_state", 1, route.name, state)
+            self._promised[route.name] = state
 
     def export_load(self) -> None:
         """Write the load into the gauges; what fails here costs the others nothing."""

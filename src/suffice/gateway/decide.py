@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import msgspec
 
-from suffice.episode.report import promised
 from suffice.episode.rounds import RoundsRun, Told
 from suffice.errors import BadRequest
 from suffice.gateway import desk
@@ -167,7 +166,7 @@ def _answer(run: RoundsRun, decision: Decision) -> dict[str, Any]:
         "propensity": decision.propensity,
         "mode": request.mode,
         "certified": request.certified,
-        **promised(request),
+        "promise": run.ledger.promise() or None,
         "degraded": list(run.ledger.degraded),
     }
 

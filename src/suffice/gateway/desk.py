@@ -58,6 +58,7 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
     request = _request(gw, episode_id, route, asked, question, reason, assigned, arms)
     ledger = Ledger(request, gw.monotonic_s())
     ledger.feedback_token = gw.feedback_token(request.episode_id)
+    ledger.promise = gw.promise_to(route)
     books.begin(gw, ledger)
     questions.keep(gw, route, ledger, lambda: asked.question)
     gw.metrics.inc("suffice_open_episodes")

@@ -19,8 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from suffice.assurance.estimate import saving_of
 from suffice.assurance.liking import Liking
 from suffice.assurance.outlook import Outlook
+from suffice.assurance.tally import Tally
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway.arms import serving_arm
 from suffice.gateway.context import Gateway
@@ -40,11 +42,13 @@ from suffice.store.database.decisions import read_artefact
 from suffice.store.database.kept import KeptReader
 from suffice.store.database.views import newest_of
 from suffice.store.people.holds import NOTHING_HELD, read_holds
+from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.advice import newest_outlook, newest_place
 from suffice.store.routes.experiments import read_experiments, running
 from suffice.store.routes.in_force import NOTHING, NOTHING_DECIDED, InForce, read_decided
 from suffice.store.routes.rollouts import own_version, read_rollouts, succession, version_at
 from suffice.store.routes.rollouts import running as running_rollouts
+from suffice.store.routes.rollups import read_tallies, read_to
 from suffice.store.routes.sampling import newest_rates
 from suffice.store.routes.trials import models_of
 from suffice.store.rows.events import RequestEnded, RequestSeen
@@ -54,6 +58,7 @@ from suffice.store.rows.serving_events import Refusal, VersionRefused
 from suffice.telemetry import LOG, Metrics
 
 LOOK_S: Final = 1.0  # between two glances at the log; whoever is told looks at once
+GAUGES_S: Final = 5.0  # after which the gauges are brought up to what the worker has summed up, in any case
 AGAIN_S: Final = 60.0  # between two lines that say the same
 _OF_REQUESTS: Final = frozenset({RequestSeen.kind, RequestEnded.kind})  # most rows by far, and they decide nothing
 _VARYING: Final = tuple(event.kind for event in (
@@ -75,6 +80,9 @@ class Follower:
         self._gw, self._reader, self._keeper, self._good = gw, KeptReader(path, besides=_OF_REQUESTS), keeper, good
         self._decided = NOTHING_DECIDED
         self._holds = NOTHING_HELD
+        self._tallies: dict[str, Tally] = {}  # that were summed up since the gauges were set
+        self._gauged_s = gw.monotonic_s()  # when that was looked at last
+        self._summed = 0  # how far the log was summed up then
         self._outlooks: dict[str, tuple[int, Outlook | None]] = {route.name: (0, None) for route in gw.routes}
         self._experiments: tuple[Experiment, ...] = ()
         self._trials: Mapping[str, Trial] = {}
@@ -211,6 +219,10 @@ class Follower:
                 self._gw.sampling.rates = {
                     name: rates for name in self._outlooks if (rates := newest_rates(connection, name)) is not None
                 }
+            to, self._gauged_s = read_to(connection), self._gw.monotonic_s()
+            if to.seq != self._summed:
+                self._tallies |= read_tallies(connection, since=self._summed if to.seq > self._summed else 0)
+                self._summed = to.seq
             for name, (seq, _) in self._outlooks.items():
                 newest = newest_place(connection, name)
                 if newest != seq:
@@ -225,10 +237,12 @@ class Follower:
         """
         before, self._in_force[base.name] = self._in_force.get(base.name), held
         if not base.settings.certifies_itself:
-            return replace(base, holding=resting(holding, held.pause))
+            return replace(base, in_force=held, holding=resting(holding, held.pause))
         own = replace(promised(base, holding), holding=holding)
         if base.settings.is_paired:
-            return serving_arm(own, pinned(held, holding))
+            # One that acts uncertified has no certificate that a pause could take away.
+            rests = replace(own, holding=resting(holding, held.pause)) if base.settings.uncertified else own
+            return serving_arm(rests, pinned(held, holding))
         if base.settings.is_owned:
             return serving_own(own, pinned(held, holding))
         try:
@@ -285,6 +299,12 @@ class Follower:
         for name, (_, outlook) in self._outlooks.items():
             if outlook is not None:
                 export(outlook, name, self._gw.metrics)
+                self._gw.classes[name] = audits_by_class(outlook)
+        for name in {route.name for route in self._gw.routes} & self._tallies.keys():
+            saving = saving_of(self._tallies[name])
+            if saving is not None:
+                self._gw.metrics.set("suffice_token_saving_ratio", saving.value, name)
+        self._tallies.clear()
         for name in self._base:
             held = self._holds.of(name)
             n_held = len(standing(held.overrides, self._gw.wall_s()))
@@ -420,6 +440,8 @@ class Follower:
         Where nothing is new, the log says what it said; to see that takes a few system calls, to look ten times that.
         """
         by_clock = any(held.until_s is not None for held in self._holding.values()) or self._keeps()
+        # Sums of the worker change beside rows of requests, which alone are nothing new.
+        by_clock = by_clock or self._gw.monotonic_s() - self._gauged_s >= GAUGES_S
         if by_clock or self._reader.has_new():
             self._told.set()
         else:
@@ -473,8 +495,6 @@ def export(outlook: Outlook, route: str, metrics: Metrics) -> None:
     whole, drop = outlook.whole, outlook.drop
     if whole is not None and whole.em_drop is not None and whole.em_drop.high is not None:
         metrics.set("suffice_em_drop_upper_bound", whole.em_drop.high, route)
-    if whole is not None and whole.saving is not None:
-        metrics.set("suffice_token_saving_ratio", whole.saving.value, route)
     if drop is not None:
         metrics.set("suffice_em_drop_forecast", drop.ahead, route)
     metrics.set("suffice_alerts", len(outlook.alerts), route)

@@ -19,12 +19,11 @@ from suffice.policy.base import build_policy
 from suffice.policy.learned import Learned
 from suffice.policy.protocol import Policy
 from suffice.policy.rules import Never
+from suffice.review import guarantee
 from suffice.review.override import NO_OVERRIDES
 from suffice.signals.observe import Observer
 from suffice.store.routes.in_force import InForce
 from suffice.types import Publication
-
-_ALMOST = 1e-12  # a promise that was written and read again
 
 
 class Levels(Sequence[Policy]):
@@ -63,14 +62,8 @@ class Levels(Sequence[Policy]):
 
 
 def fits(route: BuiltRoute, made: Publication) -> bool:
-    """May this publication be acted on here? Only if what it proves is what this route promises, on what it runs."""
-    told, settings = made.evidence, route.settings
-    if not made.may_act or made.level < 1 or told.max_em_drop is None or told.confidence is None:
-        return False
-    if made.spending is not None and settings.promise != "budgeted":
-        return False  # its owner has asked for a certificate since
-    keeps = told.max_em_drop <= settings.max_em_drop + _ALMOST and told.confidence >= settings.confidence - _ALMOST
-    return keeps and made.setup == route.setup
+    """May this publication be acted on here?"""
+    return guarantee.fits(route.settings, route.settings.max_em_drop, route.setup, made)
 
 
 def rested(base: BuiltRoute, why: str) -> BuiltRoute:

@@ -13,38 +13,24 @@ from dataclasses import replace
 import msgspec
 
 from suffice.gateway.route import BuiltRoute
+from suffice.review import guarantee
+from suffice.review.guarantee import served
 from suffice.review.override import InEffect
 from suffice.store.routes.in_force import InForce
 from suffice.types import Pause, Publication
 
 
 def pinned(held: InForce, holding: InEffect) -> InForce:
-    """What is in force where a person has pinned an earlier publication.
-
-    It never reaches further than the control loop does now: where nothing is certified any more nothing is brought
-    back, and the same models are served up to the level that is certified today.
-    """
-    pin, made = holding.pin, held.publication
-    if pin is None or pin.pinned is None or made is None or not held.level:
+    """What is in force where a person has pinned an earlier publication, see `review.guarantee.served`."""
+    if held.pause is not None or held.publication is None:
         return held
-    if pin.pinned.epoch != held.n_epochs:
-        return replace(held, publication=replace(made, level=0, certified=False))
-    return brought_back(held, made, pin.pinned)
+    made = served(held.publication, held.n_epochs, holding)
+    return held if made is held.publication else replace(held, publication=made)
 
 
 def brought_back(held: InForce, made: Publication, told: Publication) -> InForce:
-    """What is in force where an earlier publication is served in the place of the newest.
-
-    made  the newest, which certifies something: what it holds back, the earlier one holds back too
-    told  the earlier one, of the same epoch
-    """
-    level = min(told.level, made.level) if told.fit == made.fit else told.level
-    classes = dict(told.classes)
-    for name, most in made.classes:  # what the guard-rails hold today, they hold there too
-        classes[name] = min(most, classes.get(name, most))
-    return replace(
-        held, publication=replace(told, level=level, share=made.share, classes=tuple(sorted(classes.items())))
-    )
+    """What is in force where an earlier publication is served in the place of the newest."""
+    return replace(held, publication=guarantee.brought_back(made, told))
 
 
 def promised(base: BuiltRoute, holding: InEffect) -> BuiltRoute:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from suffice.review.guarantee import Standing, guarantee_of
 from suffice.review.holds import RouteHolds
 from suffice.review.incident import Case, DecisionKind, IncidentDecision
 from suffice.review.override import DAY_S, MOST_DAYS, Override, OverrideKind, in_effect, problem, why_not, words
+from suffice.settings import Route
 from suffice.types import Epoch, Pause, Publication, Resumption
 
 
@@ -22,9 +24,7 @@ class Now:
 
     route: str
     holds: RouteHolds
-    max_em_drop: float            # as the settings promise it
-    confidence: float             # likewise
-    has_levels: bool              # does the control loop decide what stops it?
+    settings: Route
     epoch: Epoch | None = None
     publication: Publication | None = None   # in force; None: nothing is
     pause: Pause | None = None    # that stands
@@ -35,6 +35,13 @@ class Now:
         """The level that is certified, were nothing paused."""
         found = self.publication
         return found.level if found is not None and found.certified else 0
+
+    def promise(self, *, now_s: float) -> str:
+        """What is promised now, in the sentence that stands everywhere."""
+        return guarantee_of(Standing(
+            name=self.route, settings=self.settings, epoch=self.epoch, publication=self.publication, pause=self.pause,
+            holding=self.holds.in_effect(now_s), setup=self.setup or None,
+        )).sentence  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +79,14 @@ def override_of(wanted: Wanted, now: Now, *, now_s: float) -> Override | str:
 
 def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
     """Why the route cannot be held so; None: it can."""
-    if made.kind in ("pin", "cap", "budget") and not now.has_levels:
+    if made.kind in ("pin", "cap", "budget") and not now.settings.is_learned:
         return (
             f"route {now.route} has no levels that the control loop certifies:"
             f" {made.kind} means nothing there; use observe"
         )
-    if made.kind == "budget" and (made.max_em_drop or 0) >= now.max_em_drop:
+    if made.kind == "budget" and (made.max_em_drop or 0) >= now.settings.max_em_drop:
         return (
-            f"budget: got {made.max_em_drop:g}; below the {now.max_em_drop:g} of the settings, "
+            f"budget: got {made.max_em_drop:g}; below the {now.settings.max_em_drop:g} of the settings, "
             "because an override can only make things safer"
         )
     if made.kind != "pin":
@@ -89,9 +96,9 @@ def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
         if level > now.level:
             return f"pin: got level {level}; {now.level} is certified now, and a pin goes no further"
         return None
-    budget = in_effect(now.holds.overrides, now_s).budget(now.max_em_drop)
+    budget = in_effect(now.holds.overrides, now_s).budget(now.settings.max_em_drop)
     wrong = why_not(
-        made.pinned, epoch=now.epoch, max_em_drop=budget, confidence=now.confidence, setup=now.setup
+        made.pinned, epoch=now.epoch, max_em_drop=budget, confidence=now.settings.confidence, setup=now.setup
     )
     if wrong is None and level > made.pinned.level:
         wrong = f"publication {made.pinned.number} certifies level {made.pinned.level}, and a pin goes no further"
@@ -147,7 +154,7 @@ def decide(asked: Asked, now: Now, *, now_s: float) -> Outcome | str:
     decision = IncidentDecision(
         incident=asked.incident, route=now.route, decision=asked.decision, reason=asked.reason.strip(),
         author=asked.author.strip(), decided_at_s=now_s, override=None if override is None else override.number,
-        until_s=until_s, before=in_words(now, now_s=now_s), after=_after(asked, now, override),
+        until_s=until_s, before=in_words(now, now_s=now_s), after=_after(asked, now, override, resumption, now_s),
     )  # fmt: skip
     return Outcome(decision=decision, override=override, resumption=resumption)
 
@@ -187,12 +194,15 @@ def _wanted(asked: Asked) -> Wanted | str | None:
     )  # fmt: skip
 
 
-def _after(asked: Asked, now: Now, override: Override | None) -> str:
-    proved = now.level if override is None or override.kind != "budget" else 0  # of a smaller budget, nothing yet
-    acts = f"level {proved} acts" if proved else "everything runs in full until a level is certified"
+def _after(asked: Asked, now: Now, override: Override | None, resumption: Resumption | None, now_s: float) -> str:
+    """What holds once the decision is carried out."""
+    then = now if resumption is None else replace(now, pause=None)
+    said = [] if override is None else [f"{words(override)} for {asked.days:g} days"]
     if override is not None:
-        return f"{words(override)} for {asked.days:g} days; {acts}" if override.kind != "pin" else words(override)
-    return f"{acts}, accepted for {asked.days:g} days" if asked.decision == "accept" else acts
+        then = replace(then, holds=replace(now.holds, overrides=(*now.holds.overrides, override)))
+    if asked.decision == "accept":
+        said.append(f"accepted for {asked.days:g} days")
+    return "; ".join([*said, f"promise: {then.promise(now_s=now_s)}"])
 
 
 def in_words(now: Now, *, now_s: float) -> str:
@@ -201,5 +211,6 @@ def in_words(now: Now, *, now_s: float) -> str:
     if now.pause is not None:
         return "; ".join([f"paused: {now.pause.reason}", *held])
     made = now.publication
-    acts = f"level {now.level} of publication {made.number}" if made is not None and now.level else "nothing certified"
-    return "; ".join([acts, *held])
+    if made is not None and now.level:
+        return "; ".join([f"level {now.level} of publication {made.number}", *held])
+    return "; ".join([*held, f"promise: {now.promise(now_s=now_s)}"])

@@ -11,9 +11,10 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
+from suffice.settings.tables import LATER_SHARE
+
 FIRST_REQUESTS = 20_000
 FIRST_SHARE = 0.10
-LATER_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

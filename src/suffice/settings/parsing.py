@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -85,7 +86,7 @@ def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None
     """Walk the mapping beside the types; name the path of the first key that has no field."""
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path or 'config'}: must be a table, got {type(raw).__name__}")
-    hints = get_type_hints(model)
+    hints = _hints(model)
     for key, value in raw.items():
         here = f"{path}.{key}" if path else str(key)
         if key not in hints:
@@ -102,6 +103,12 @@ def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None
                 _refuse_unknown(item, nested, f"{here}.{name}")
         else:
             _refuse_unknown(value, nested, here)
+
+
+@cache
+def _hints(model: type[msgspec.Struct]) -> Mapping[str, Any]:
+    """The types of a settings class; there are few classes, and hundreds of routes."""
+    return get_type_hints(model)
 
 
 def _struct_in(hint: Any) -> type[msgspec.Struct] | None:

@@ -18,6 +18,7 @@ FinishMethod = Literal["native", "prefill", "raw", "re-ask"]
 Effort = Literal["none", "minimal", "low", "medium", "high"]
 VerifiedBy = Literal["doctor", "owner"]
 OnFallback = Literal["quality_first", "availability_first"]
+LATER_SHARE = 0.05  # of requests to audit once something is certified, where a route's settings name none
 TextPart = Literal["answers", "comments", "questions", "metadata"]
 ExperimentUnit = Literal["request", "user", "conversation", "tenant"]
 Direction = Literal["higher", "lower"]
@@ -244,6 +245,11 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     finish_unclosed: bool = False     # a run cut inside its thought: give the client a forced answer
     handover_ms: int = 5_000          # a continuation that takes longer is dropped
     handover_buffer_bytes: int = 256 * 1024
+
+    @property
+    def later_audit_share(self) -> float:
+        """The share of requests to audit once something is certified, in quiet times."""
+        return LATER_SHARE if self.audit_share is None else self.audit_share
 
     @property
     def is_learned(self) -> bool:

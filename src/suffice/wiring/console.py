@@ -34,11 +34,11 @@ from suffice.store.routes.rollouts import Held
 from suffice.store.routes.trials import propose_learned, take_back
 from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export
-from suffice.wiring.keys import deployment_salt
+from suffice.wiring.deployment import condition
+from suffice.wiring.keys import deployment_salt, kill_file
 from suffice.wiring.people import People
 from suffice.wiring.questions import question_texts, questions_file
 from suffice.wiring.routes import build_route, check_experiment, read_evidence
-from suffice.wiring.working import condition
 
 
 @contextlib.contextmanager
@@ -61,6 +61,7 @@ def console(
         writer = _Once(stack, decisions)
         desk = Desk(
             settings=settings, path=path, told=told, closing=closing, now=time.time, monotonic_s=time.monotonic,
+            killed=kill_file(settings).exists,
             first=lambda: condition(settings, checks=False).sentences,
             decisions=writer, note_export=lambda name, n_rows, who: note_export(
                 writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
-from suffice.assurance.extractable import WINDOW_RUNS, refusal
+from suffice.assurance.extractable import refusal
 from suffice.control.loop.starting import burst_of, first_certificate
 from suffice.episode import ahead
 from suffice.episode.segment import build_segmenter
@@ -22,8 +22,9 @@ from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Route, Settings, Upstream
 from suffice.signals.observe import Observer
 from suffice.store.database.sqlite import database_path
-from suffice.store.database.views import extracted_answers, route_findings, upstream_findings
-from suffice.types import Findings, RouteFindings
+from suffice.store.database.views import route_findings, upstream_findings
+from suffice.store.people.promises import extracted
+from suffice.types import Findings
 from suffice.upstream.drivers import driver_facts
 from suffice.upstream.findings import url_key
 
@@ -58,23 +59,9 @@ def read_evidence(settings: Settings, database: Path | None = None) -> Evidence:
             if name in settings.upstreams and found.url_key == url_key(settings.upstreams[name].url)
         },
         extracted={
-            name: _extracted(path, name, route, examined) for name, route in settings.routes.items()
+            name: extracted(path, name, route, examined) for name, route in settings.routes.items()
         },
     )  # fmt: skip
-
-
-def _extracted(
-    path: Path, name: str, route: Route, examined: Mapping[str, tuple[int, RouteFindings]]
-) -> tuple[bool, ...]:
-    """The latest full runs of a route: could the answer be read? Those of the last examination come first.
-
-    Runs before it do not count: their answers may have been read by another scorer.
-    """
-    seq, found = examined.get(name, (0, None))
-    if found is None or found.scorer != scorer_label(route.scorer):
-        return tuple(extracted_answers(path, name, limit=WINDOW_RUNS))
-    seen = [True] * found.n_extractable + [False] * (found.n_runs - found.n_extractable)
-    return (*seen, *extracted_answers(path, name, since_seq=seq, limit=WINDOW_RUNS))
 
 
 def evidence_warnings(settings: Settings, evidence: Evidence) -> list[str]:

@@ -43,7 +43,7 @@ from suffice.wiring.again import Again
 from suffice.wiring.beginning import Begun, Known, begin, keeper, waiting
 from suffice.wiring.console import console
 from suffice.wiring.keys import key_ring, kill_file, new_id, presence_files
-from suffice.wiring.preflight import Preflight, preflight
+from suffice.wiring.prestart import Preflight, preflight
 from suffice.wiring.routes import build_route, check
 from suffice.wiring.working import decisions
 
@@ -221,6 +221,7 @@ async def gateway(
             stack.enter_context(watched(gw.look_at_load, gw.metrics, site="load", every_s=LOOK_S))
             stack.enter_context(watched(gw.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S))
             gw.metrics.filled_by(gw.export_load)
+            gw.metrics.filled_by(gw.export_promises)
             stack.enter_context(watched(partial(books.tell_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S))
             app = App(gw)
             await _followed(settings, gw, begun, app, stack)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterable
-    from pathlib import Path
 
     from suffice.review.override import Override
+    from suffice.review.queue import Place
+    from suffice.store.people.holds import Holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,18 +24,16 @@ class Held:
     n_contradicted: int         # of them: reviewers contradict each other
 
 
-def read_held(database: Path, *, now_s: float) -> dict[str, Held]:
+def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> dict[str, Held]:
     """Every route on which people hold something, or on which something waits for them. Raises StoreError."""
-    from suffice.store.database.views import reading
-    from suffice.store.people.holds import read_holds
     from suffice.store.people.reviews import read_reviews
 
-    with reading(database) as connection:
-        holds, queue = read_holds(connection), read_reviews(connection).queue
-    waiting = queue.waiting(now_s=now_s)
+    waiting: dict[str, list[Place]] = {}
+    for one in read_reviews(connection).queue.waiting(now_s=now_s):
+        waiting.setdefault(one.item.route, []).append(one)
     found = dict[str, Held]()
-    for name in {*holds.routes, *(one.item.route for one in waiting)}:
-        held, mine = holds.of(name), [one for one in waiting if one.item.route == name]
+    for name in {*holds.routes, *waiting}:
+        held, mine = holds.of(name), waiting.get(name, [])
         found[name] = Held(
             overrides=override_words(held.overrides, now_s),
             incidents=tuple(f"{case.incident.incident}: {case.incident.summary}" for case in held.open_cases),

@@ -66,14 +66,14 @@ def _account(one: Account, sure: str) -> list[tuple[str, str]]:
         ("  EM drop", _shown(one.em_drop, _points, sure)),
         ("  tokens, full run", _shown(one.tokens_full, tokens, sure)),
         ("  tokens, live run", _shown(one.tokens_live, tokens, sure)),
-        ("  saving", _shown(one.saving, _rate, sure) + cut),
+        ("  stops on audits save", _shown(one.saving, _rate, sure) + cut),
     ]
 
 
 def _part(one: Account, sure: str) -> str:
     if not one.known:
         return f"unknown: {one.n_audits:,} audits of {one.n_runs:,} runs"
-    return f"EM drop {_shown(one.em_drop, _points, sure)}; saving {_shown(one.saving, _rate, sure)}"
+    return f"EM drop {_shown(one.em_drop, _points, sure)}; stops on its audits save {_shown(one.saving, _rate, sure)}"
 
 
 def _forecasts(one: Outlook) -> list[tuple[str, str]]:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from suffice.assurance.runs import Match
     from suffice.control.evidence.audits import Audit
     from suffice.learn.effort import CertifiedArms
     from suffice.settings import Route
     from suffice.store.database.views import Labelled
+    from suffice.store.routes.in_force import InForce
     from suffice.store.routes.phases import Phase
 
 
@@ -29,7 +30,6 @@ class PairStatus:
     n_disagree: int
     em_drop: float | None         # mean of Z; None: there is no pair
     em_drop_high: float | None    # the smallest drop that the pairs refute, at every look
-    saved_share: float | None     # of a full run's tokens
     n_missing: int | None         # pairs to the certificate at the rates seen; 0: enough; None: no number would do
     n_repeats: int                # pairs of two full runs
     n_repeats_disagree: int
@@ -37,19 +37,19 @@ class PairStatus:
     confidence: float
 
 
-def read_pairs(database: Path, name: str, route: Route, match: Match) -> PairStatus | None:
+def read_pairs(
+    connection: sqlite3.Connection, name: str, route: Route, match: Match, held: InForce
+) -> PairStatus | None:
     """What a route's log says of its arm; None: it has none that is certified by pairs. Raises StoreError."""
     if not route.is_paired:
         return None
     from suffice.control.evidence.pairing import FULL, Pairing
     from suffice.control.jobs.by_route import since
     from suffice.learn.effort import certify_arms, pairs_missing
-    from suffice.store.database.views import read_episodes, reading
-    from suffice.store.routes.in_force import read_decided
+    from suffice.store.database.views import read_episodes
 
-    with reading(database) as connection:
-        held = read_decided(connection).of(name)
-        audits, callers = _audits(read_episodes(connection, name, since(name, held, connection)), route.arms)
+    behind = since(name, held, connection)
+    audits, callers = _audits(read_episodes(connection, name, behind, ended_after=behind), route.arms)
     pairs = Pairing(match=match).pairs(audits, timeout=0, callers=callers)
     delta = 1 - route.confidence
     found = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
@@ -78,19 +78,19 @@ def _status(arm: str, found: CertifiedArms, route: Route, *, n_missing: int | No
     view = found.views[0]
     return PairStatus(
         arm=arm, n=view.n, n_disagree=view.n_disagree, em_drop=view.drop if view.n else None,
-        em_drop_high=view.drop_high if view.n else None, saved_share=view.saved_share, n_missing=n_missing,
+        em_drop_high=view.drop_high if view.n else None, n_missing=n_missing,
         n_repeats=found.repeats.n, n_repeats_disagree=found.repeats.n_disagree,
         max_em_drop=route.max_em_drop, confidence=route.confidence,
     )  # fmt: skip
 
 
-def pair_lines(one: PairStatus, phase: Phase, *, acts: bool) -> list[tuple[str, str]]:
-    """What a reader sees."""
+def pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> list[tuple[str, str]]:
+    """What a reader sees; what acts is told by the promise."""
     from suffice.cli.seeing.phase import ending_lines
 
     sure = f"{one.confidence:.0%}"
     return [
-        ("phase", _phase(one, phase, sure, acts=acts)),
+        ("phase", _phase(one, phase, sure, promise_state)),
         ("pairs", _seen(one, sure)),
         ("pairs missing", _missing(one)),
         ("two full runs", _noise(one)),
@@ -99,23 +99,23 @@ def pair_lines(one: PairStatus, phase: Phase, *, acts: bool) -> list[tuple[str, 
     ]
 
 
-def _phase(one: PairStatus, phase: Phase, sure: str, *, acts: bool) -> str:
+def _phase(one: PairStatus, phase: Phase, sure: str, promise_state: str) -> str:
     if phase.phase == "paused":
         return f"PAUSED until somebody resumes it: {phase.reason}"
     if phase.level:
-        drop, saved = 100 * (phase.max_em_drop or 0), "" if phase.share is None else f", saves {phase.share:.1%}"
-        ends = "" if acts else "; not acted on"
-        return f"certified, {one.arm}: a drop below {drop:g} points at {sure}{saved}{ends}"
+        ends = "" if promise_state == "certified" else "; not acted on"
+        return f"certified, {phase.arm}: a drop below {100 * (phase.max_em_drop or 0):g} points at {sure}{ends}"
+    if promise_state == "uncertified":
+        return f"UNCERTIFIED: {one.arm} acts, and is not proved"
     return f"all in full: {one.arm} is not proved"
 
 
 def _seen(one: PairStatus, sure: str) -> str:
     if one.em_drop is None or one.em_drop_high is None:
         return f"none yet: each audit is to be asked a second time, with {one.arm}"
-    share = "" if one.saved_share is None else f", {one.saved_share:.1%} fewer tokens"
     return (
         f"{one.n:,} audits asked again with {one.arm}: EM drop {100 * one.em_drop:+.2f} points, below"
-        f" {100 * one.em_drop_high:.2f} proved at {sure}; {one.n_disagree / one.n:.1%} of the answers differ{share}"
+        f" {100 * one.em_drop_high:.2f} proved at {sure}; {one.n_disagree / one.n:.1%} of the answers differ"
     )
 
 

@@ -51,13 +51,11 @@ def wait(wait_s: float) -> str:
 def _phase(one: Phase, *, acts: bool) -> str:
     if one.phase == "certified":
         proved = f"a drop below {100 * (one.max_em_drop or 0):g} points at {one.confidence or 0:.0%}"
-        saves = "" if one.share is None else f", saves {one.share:.1%} of the tokens of its audits"
-        return f"certified, level {one.level} of {one.n_levels}: {proved}{saves}" + ("" if acts else "; not acted on")
+        return f"certified, level {one.level} of {one.n_levels}: {proved}" + ("" if acts else "; not acted on")
     if one.phase == "budgeted" and one.spending is not None:
-        saves = "" if one.share is None else f", saves {one.share:.1%} of the tokens of its audits"
         return (
             f"budgeted, level {one.level} of {one.n_levels}: the drop is kept on average, with no confidence; certified"
-            f" is level {one.spending.floor}{saves}" + ("" if acts else "; not acted on")
+            f" is level {one.spending.floor}" + ("" if acts else "; not acted on")
         )
     if one.phase == "searching":
         return "all in full: nothing is certified"

@@ -6,11 +6,11 @@ and to change anything. Heavy imports stand inside the command, so `suffice --he
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,19 +20,26 @@ from suffice.cli.shell import JSON_LINES, fail
 from suffice.shown import printable
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from suffice.assurance.estimate import Estimate, Measured, MoneyTotals, RouteReport, TokenTotals
     from suffice.assurance.evidence import Evidence
     from suffice.assurance.outlook import Outlook
+    from suffice.assurance.tally import Tally
     from suffice.cli.seeing.held import Held
     from suffice.cli.seeing.pairs import PairStatus
+    from suffice.review.guarantee import Guarantee
     from suffice.settings import Route, Settings
-    from suffice.store.database.views import RouteCounts
+    from suffice.store.people.promises import Promises
     from suffice.store.routes.phases import Phase
+    from suffice.store.routes.tallies import Scoring
     from suffice.store.rows.advice_events import ArmWorth, Proposed
+    from suffice.types import Request
 
 EXACT = "exact string equality (no --config, so no route scorers)"
-LOUD = ("UNCERTIFIED", "PAUSED", "NOT RUNNING", "ALERT", "WAITS")  # how a line begins that a reader must not overlook
-SEED = 20_240_229  # of the bootstrap: the same log gives the same report
+# How a line begins that a reader must not overlook.
+LOUD = ("UNCERTIFIED", "NONE", "PAUSED", "NOT RUNNING", "ALERT", "WAITS")
+MANY_ROWS = 50_000  # that no worker has summed up: reading them takes seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +55,13 @@ class RouteStatus:
     max_em_drop: float    # fraction: what a certificate would have to promise
     evidence: Evidence    # what is missing for it
     refused: str | None   # why the settings' "enforce" is not obeyed; None: it is, or was not asked for
+    certifies: bool | None  # does a control loop certify what acts here? None: the settings are not known
     control: Phase | None = None  # where it stands with its certificate; None: no control loop is meant for it
     outlook: Outlook | None = None  # the latest look of the job `monitor`; None: nobody has looked
     proposal: Proposed | None = None  # the newest of the job `retrain`
     tuner: ArmWorth | None = None  # the latest proposal of the job `tune`
-    promise: str = ""     # in one sentence, with all that it hangs on
+    promise: str = ""     # in one sentence, with all that it depends on
+    promise_state: str = ""  # … and in one word, as /metrics has it
     pairs: PairStatus | None = None  # of an effort or a budget that is proved by asking twice
     held: Held | None = None  # what people hold on it, and what waits for them; None: nothing
 
@@ -76,6 +85,7 @@ def status(config: Path | None, db: Path | None, route: str | None, as_json: boo
         if settings is not None and db is None:
             require_log(settings, config or "suffice.toml")
             first = condition(settings).sentences
+        _warn_of_rows(database)
         statuses = read_statuses(database, settings, route)
     except (SufficeError, OSError) as error:
         said = [printable(one) for one in first]
@@ -101,52 +111,108 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
 
     settings  for the routes' scorers and confidence; None: strings are compared, at 95 %
 
-    Raises StoreError when the log cannot be read, and ConfigError when it has no such route and for an unknown
-    scorer.
+    Raises StoreError when the log cannot be read, and ConfigError when it has no such route and for an unknown scorer.
     """
-    import numpy as np
+    from suffice.store.database.views import reading
 
-    from suffice.assurance.estimate import estimate_route
+    with reading(database) as connection:
+        return statuses_of(connection, database, settings, route)
+
+
+def statuses_of(
+    connection: sqlite3.Connection, database: Path, settings: Settings | None, route: str | None
+) -> list[RouteStatus]:
+    """The same, by a connection to the log.
+
+    Everything that concerns all routes is read once. What the job `rollup` has summed up is not read again, so it
+    takes as long as the rows behind that do.
+    """
     from suffice.cli.seeing.held import read_held
-    from suffice.cli.seeing.pairs import read_pairs
     from suffice.errors import ConfigError
-    from suffice.store.database.views import read_episodes, route_counts
-    from suffice.store.routes.advice import newest_arm, newest_outlook, newest_proposal
-    from suffice.store.routes.in_force import NOTHING
-    from suffice.store.routes.phases import phase_of, promise, read_phases
-    from suffice.store.routes.sampling import counted_cells
+    from suffice.store.database.decisions import is_attended
+    from suffice.store.people.promises import newest_request, read_promises
+    from suffice.store.routes.phases import read_phases
+    from suffice.store.routes.tallies import snapshot, tallies_now
 
-    counts, phases, held = route_counts(database), read_phases(database), read_held(database, now_s=time.time())
-    if route is not None and route not in (known := [one.route for one in counts]):
-        names = ", ".join(name or '""' for name in known) or "none yet"
-        raise ConfigError(f"--route: no request of route {route!r} in {database}; routes seen: {names}")
-    statuses = []
-    for one in counts:
-        if route is not None and one.route != route:
-            continue
-        configured = settings.routes.get(one.route) if settings is not None else None
-        confidence = configured.confidence if configured is not None else 0.95
-        max_em_drop = configured.max_em_drop if configured is not None else 0.02
-        with _match(configured) as (scorer, match):
-            report = estimate_route(
-                read_episodes(database, one.route),
-                route=one.route, match=match, rng=np.random.default_rng(SEED), confidence=confidence,
-                unkept=counted_cells(database, one.route),
+    now_s = time.time()
+    with ExitStack() as stack:
+        stack.enter_context(snapshot(connection))
+        scorers = _Scorers(settings, stack)
+        tallies = tallies_now(connection, scorers.of)
+        newest = {name: request for name in tallies if (request := newest_request(connection, name)) is not None}
+        if route is not None and route not in newest:
+            names = ", ".join(name or '""' for name in newest) or "none yet"
+            raise ConfigError(f"--route: no request of route {route!r} in {database}; routes seen: {names}")
+        promises = read_promises(connection, now_s=now_s, killed=_is_killed(settings, connection))
+        phases = read_phases(connection, promises.decided, attended=is_attended(connection, database))
+        held = read_held(connection, promises.holds, now_s=now_s)
+        return [
+            _status(
+                _Seen(connection, name, settings, tallies[name], request, scorers.of(name)), promises, phases.get(name),
+                held.get(name),
             )
-            pairs = None if configured is None else read_pairs(database, one.route, configured, match)
-        refused = _refused(database, settings, one.route)
-        control = phases.get(one.route)
-        if control is None and configured is not None and configured.certifies_itself:
-            control = phase_of(NOTHING)
-        outlook, labelled = newest_outlook(database, one.route), report.n_labelled > 0
-        promised = promise(one.route, configured, control, outlook, scorer=scorer, labelled=labelled)
-        found = _status(report, one, scorer, confidence, max_em_drop, refused)
-        proposal = newest_proposal(database, one.route)
-        statuses.append(replace(
-            found, control=control, outlook=outlook, proposal=proposal, tuner=newest_arm(database, one.route),
-            promise=promised, pairs=pairs, held=held.get(one.route),
-        ))  # fmt: skip
-    return statuses
+            for name, request in newest.items() if route in (None, name)
+        ]
+
+
+def _warn_of_rows(database: Path) -> None:
+    """Say why it takes a while, where it does."""
+    from suffice.store.database.views import reading
+    from suffice.store.routes.rollups import read_to
+
+    with reading(database) as connection:
+        n_behind = read_to(connection).n_behind
+    if n_behind > MANY_ROWS:
+        click.echo(
+            f"suffice status: reads {n_behind:,} rows that no worker has summed up yet; suffice worker --once rollup"
+            " does that once for all",
+            err=True,
+        )
+
+
+def _is_killed(settings: Settings | None, connection: sqlite3.Connection) -> bool:
+    """Is the kill switch on? Without settings, as a gateway has written it down."""
+    if settings is not None:
+        from suffice.wiring import kill_file
+
+        return kill_file(settings).exists()
+    from suffice.store.people.promises import newest_switching
+
+    newest = newest_switching(connection)
+    return newest is not None and newest.on
+
+
+class _Scorers:
+    """What compares answers with labels on each route, opened only where a label has to be compared."""
+
+    def __init__(self, settings: Settings | None, stack: ExitStack) -> None:
+        self._settings, self._stack = settings, stack
+        self._known: dict[str, Scoring] = {}
+
+    def of(self, name: str) -> Scoring:
+        """Of one route; without settings to the letter."""
+        if name not in self._known:
+            configured = self._settings.routes.get(name) if self._settings is not None else None
+            self._known[name] = self._make(configured)
+        return self._known[name]
+
+    def _make(self, configured: Route | None) -> Scoring:
+        from suffice.store.routes.tallies import Scoring
+
+        if configured is None:
+            return Scoring("", lambda answer, gold: answer == gold)
+        from suffice.edge.yardstick import yardstick
+        from suffice.scoring.base import Scorer, scorer_label
+
+        opened: list[Scorer] = []
+
+        def match(answer: str | None, gold: str) -> bool:
+            if not opened:
+                opened.append(self._stack.enter_context(yardstick(configured.scorer)))
+            reference = opened[0].normalise(gold)  # labels come as people write them
+            return reference is not None and opened[0].match(answer, reference)
+
+        return Scoring(scorer_label(configured.scorer), match)
 
 
 def _last_words(error: Exception, settings: Settings | None, route: str | None) -> list[str]:
@@ -173,56 +239,87 @@ def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Pat
     return settings, db or database_path(settings.store.url)
 
 
-def _refused(database: Path, settings: Settings | None, route: str) -> str | None:
-    """Why a route that is set to `enforce` behaves as `observe` all the same, by what its log says."""
-    from suffice.wiring import build_route, read_evidence
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the log has of one route, and what its settings say."""
 
-    configured = settings.routes.get(route) if settings is not None else None
-    if settings is None or configured is None or configured.mode != "enforce":
-        return None
-    return build_route(route, configured, read_evidence(settings, database)).refused
+    connection: sqlite3.Connection
+    name: str
+    settings: Settings | None
+    tally: Tally
+    newest: Request
+    scoring: Scoring
 
-
-@contextlib.contextmanager
-def _match(configured: Route | None) -> Iterator[tuple[str, Callable[[str | None, str], bool]]]:
-    """The name of the yardstick and the yardstick itself, with its judge of formulas if it asks one."""
-    if configured is None:
-        yield EXACT, lambda answer, gold: answer == gold
-        return
-    from suffice.edge.yardstick import yardstick
-    from suffice.scoring.base import scorer_label
-
-    with yardstick(configured.scorer) as scorer:
-
-        def match(answer: str | None, gold: str) -> bool:
-            reference = scorer.normalise(gold)  # labels come as people write them
-            return reference is not None and scorer.match(answer, reference)
-
-        yield scorer_label(configured.scorer), match
+    @property
+    def configured(self) -> Route | None:
+        """The route's settings; None: they are not known."""
+        return self.settings.routes.get(self.name) if self.settings is not None else None
 
 
-def _status(
-    report: RouteReport, counts: RouteCounts, scorer: str, confidence: float, max_em_drop: float,
-    refused: str | None,
-) -> RouteStatus:
+def _status(seen: _Seen, promises: Promises, control: Phase | None, held: Held | None) -> RouteStatus:
+    from dataclasses import replace
+
+    from suffice.assurance.estimate import report_of
     from suffice.assurance.evidence import evidence
+    from suffice.cli.seeing.pairs import read_pairs
+    from suffice.store.routes.advice import newest_arm, newest_outlook, newest_proposal
+    from suffice.store.routes.in_force import NOTHING
+    from suffice.store.routes.phases import phase_of
 
-    latest = counts.latest.request
+    configured, newest = seen.configured, seen.newest
+    confidence = configured.confidence if configured is not None else 0.95
+    max_em_drop = configured.max_em_drop if configured is not None else 0.02
+    certifies = None if configured is None else configured.certifies_itself
+    report = report_of(seen.tally, route=seen.name, confidence=confidence)
+    if certifies is False or (certifies is None and control is not None and not control.epoch):
+        control = None  # people may have paused it all the same: that is no control loop
+    elif control is None and certifies:
+        control = phase_of(NOTHING)
+    outlook, refused = newest_outlook(seen.connection, seen.name), None
+    if configured is not None and configured.mode == "enforce":
+        refused = promises.refusal(seen.connection, seen.name, configured, seen.tally)
+    promise = _promise(seen, promises, outlook, refused)
     return RouteStatus(
         # One uncertified newest request is enough to say so, even before it has ended.
-        report=replace(report, certified=report.certified and latest.certified),
-        mode=latest.mode,
-        policy_version=latest.policy_version,
-        n_without_outcome=counts.n_requests - counts.n_outcomes,
-        scorer=scorer,
+        report=replace(report, certified=report.certified and newest.certified),
+        mode=newest.mode,
+        policy_version=newest.policy_version,
+        n_without_outcome=seen.tally.n_asked - report.n_requests,
+        scorer=seen.scoring.name or EXACT,
         confidence=confidence,
         max_em_drop=max_em_drop,
         evidence=evidence(
             max_em_drop=max_em_drop, confidence=confidence, n_audits=report.n_telling_audits,
             n_disagreements=report.n_audit_disagreements, audits_at_s=report.audits_at_s,
         ),
-        refused=refused,
+        refused=refused, certifies=certifies, control=control, outlook=outlook,
+        proposal=newest_proposal(seen.connection, seen.name), tuner=newest_arm(seen.connection, seen.name),
+        promise=promise.sentence, promise_state=promise.state,
+        pairs=None if configured is None else read_pairs(
+            seen.connection, seen.name, configured, seen.scoring.match, promises.decided.of(seen.name)
+        ),
+        held=held,
     )  # fmt: skip
+
+
+def _promise(seen: _Seen, promises: Promises, outlook: Outlook | None, refused: str | None) -> Guarantee:
+    """What is promised; without the route's settings only as far as its newest request tells."""
+    if seen.configured is not None:
+        return promises.of(
+            seen.name, seen.configured, outlook, setup=seen.newest.setup or None, unreadable=refused is not None
+        )
+    from suffice.review.guarantee import Guarantee
+
+    mode, decided = seen.newest.mode, promises.decided.of(seen.name)
+    if mode == "off":
+        return Guarantee(state="off")
+    if promises.killed:
+        return Guarantee(state="killed")
+    if mode == "observe":
+        return Guarantee(state="observe")
+    if decided.pause is not None:
+        return Guarantee(state="paused")
+    return Guarantee(state="unknown" if decided.epoch is not None else "uncertified")
 
 
 def _print_json(statuses: list[RouteStatus]) -> None:
@@ -290,7 +387,7 @@ def _parts(one: RouteStatus) -> tuple[list[tuple[str, str]], ...]:
         ("stopped early", f"{report.n_stopped:,} (would have stopped in full runs: {report.n_would_stop:,})"),
         *_trials(report),
         ("audits", f"{report.n_audits:,}{abandoned}"),
-        *([("audits missing", _missing(one, sure))] if one.control is None else []),
+        *([("audits missing", _missing(one, sure))] if one.control is None and one.mode != "off" else []),
         ("labels", f"{plural(report.n_labelled, 'request')}, scored by {one.scorer}"),
         ("failed open", _reasons("", report.degraded) or "never"),
         *([] if report.n_dropped is None else [("dropped events", f"{report.n_dropped:,}")]),
@@ -306,9 +403,7 @@ def _parts(one: RouteStatus) -> tuple[list[tuple[str, str]], ...]:
     tokens = [
         ("tokens, full run", _tokens(measured.tokens_full, sure)),
         ("tokens, stopped run", _tokens(measured.tokens_stopped, sure)),
-        ("token reduction", _saving(measured.token_reduction, sure)),
-        ("  audits as spent", _saving(measured.token_reduction_overall, sure)),
-        ("  prompts included", _saving(measured.token_reduction_with_prompts, sure)),
+        ("saving", _saving(measured.saving, sure)),
         *([] if measured.decided_saving is None else [("decided votes", _saving(measured.decided_saving, sure))]),
         ("would have saved", _saving(measured.would_save, sure)),
         ("tokens, all", _totals(report.tokens)),
@@ -342,11 +437,14 @@ def _control(one: RouteStatus) -> list[tuple[str, str]]:
     if one.control is None:
         return [("certified", _certified(one.report))]
     if one.pairs is not None:
-        return pair_lines(one.pairs, one.control, acts=one.mode == "enforce")
-    return phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=one.mode == "enforce")
+        return pair_lines(one.pairs, one.control, promise_state=one.promise_state)
+    acts = one.promise_state in ("certified", "budgeted")
+    return phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=acts)
 
 
 def _missing(one: RouteStatus, sure: str) -> str:
+    if one.certifies is False:
+        return "none are counted: no control loop certifies this route's policy, whatever its audits say"
     if not one.report.n_governed:
         return "nothing was governed yet"
     return audits_missing(one.evidence, max_em_drop=one.max_em_drop, sure=sure)

@@ -235,10 +235,10 @@ def _status(settings: Settings, name: str) -> RouteStatus | None:
     """What `suffice status` knows of the route; None: the log has no request of it yet."""
     from suffice.cli.seeing.status import read_statuses
     from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import route_counts
+    from suffice.store.database.views import n_requests_of
 
     path = database_path(settings.store.url)
-    if not path.is_file() or name not in [one.route for one in route_counts(path)]:
+    if not path.is_file() or not n_requests_of(path, [name], most=1)[name]:
         return None
     return read_statuses(path, settings, name)[0]
 

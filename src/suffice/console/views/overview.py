@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from suffice.assurance.bounds import wilson
+from suffice.assurance.estimate import pooled_saving, pooled_would_save
 from suffice.console.doors import Visitor
 from suffice.console.exchange import Asked
 from suffice.console.look import Look, Window, route_url, window_of
@@ -58,8 +59,8 @@ class Overview:
     window: Window
     read_to: ReadTo
     total: Sums
-    saved_share: float | None  # of tokens, estimated over what was stopped; None: nothing was
-    would_share: float | None  # what full runs say that stopping would save; None: none say
+    saving: float | None  # of tokens, of all routes since the log began (`assurance.estimate.saving_of`); None: unknown
+    would_save: float | None  # what the shadow stops of routes that observe would have saved; None: there are none
     n_certified: int
     n_learned: int  # routes that a control loop may certify
     worst: Standing | None  # the route nearest to its EM budget; None: none is measured
@@ -81,7 +82,7 @@ def overview_of(look: Look, asked: Asked, alerts: tuple[AlertLine, ...]) -> Over
     window = window_of(asked.query, look.now_s)
     read_to = rollups.read_to(look.connection)
     found = standings(look, window)
-    total = rollups.NOTHING
+    total, tallies = rollups.NOTHING, rollups.read_tallies(look.connection).values()
     for one in found:
         total = total.plus(one.sums)
     measured = [one for one in found if one.budget_used is not None]
@@ -90,9 +91,8 @@ def overview_of(look: Look, asked: Asked, alerts: tuple[AlertLine, ...]) -> Over
         window=window,
         read_to=read_to,
         total=total,
-        saved_share=share(total.saved_tokens, total.completion_tokens + total.overhead_tokens)
-        if total.n_stopped else None,
-        would_share=1 - total.would_tokens / total.whole_tokens if total.whole_tokens else None,
+        saving=pooled_saving(tallies),
+        would_save=pooled_would_save(tallies),
         n_certified=sum(one.is_certified for one in found),
         n_learned=sum(route.certifies_itself for route in look.settings.routes.values()),
         worst=max(measured, key=lambda one: one.budget_used or 0.0) if measured else None,
@@ -107,11 +107,6 @@ def overview_of(look: Look, asked: Asked, alerts: tuple[AlertLine, ...]) -> Over
 
 def _effect_of(one: Standing) -> float:
     return one.liking_effect.value if one.liking_effect is not None else 0.0
-
-
-def share(part: float, rest: float) -> float | None:
-    """The part of both together; None: there is nothing."""
-    return part / (part + rest) if part + rest else None
 
 
 def days_of(look: Look, window: Window, route: str | None = None) -> tuple[Day, ...]:

@@ -61,7 +61,7 @@ class Operating:
     """The level in force, on the audits that stand behind it."""
 
     level: int
-    saving: float  # fraction of tokens
+    saving: float  # fraction of tokens that it would have saved on these audits when it was published
     drop: float  # what was lost less what was gained, a fraction; an audit without a label that differs is lost
     n_audits: int
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from suffice.assurance.bounds import wilson
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.estimate import Estimate, saving_of
 from suffice.assurance.liking import Liking
 from suffice.assurance.outlook import Outlook
+from suffice.assurance.tally import Tally
 from suffice.console.look import DAY_S, Look, Window
+from suffice.review.guarantee import Guarantee
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import is_attended
+from suffice.store.people.promises import Promises, newest_request, read_promises
 from suffice.store.routes import rollups
 from suffice.store.routes.advice import newest_outlook
-from suffice.store.routes.epochs import labels_wanted
-from suffice.store.routes.in_force import NOTHING, Decided, InForce, read_decided
-from suffice.store.routes.phases import Phase, open_labels, phase_of, promise
+from suffice.store.routes.in_force import NOTHING
+from suffice.store.routes.phases import Phase, phase_of, read_phases
 from suffice.store.routes.rollups import DAY_HOURS, Sums
 
 RATE_DAYS: Final = 7  # of the latest days: how many audits come a day
@@ -36,11 +39,12 @@ class Standing:
     confidence: float
     phase: Phase
     owned: str  # the policy that its owner wrote down, whatever rollouts made of it; "": the control loop decides
-    promise: str
+    promise: str  # the sentence, as everywhere
+    promise_state: str  # … in one word
     em_full: Estimate | None  # hold at every look, as `monitor` saw them; else of the window, for one look
     em_stopped: Estimate | None  # stopped runs are the easy ones: not to be compared with `em_full`
     em_drop: Estimate | None  # paired, on audits
-    saving: Estimate | None  # of tokens, paired, on audits
+    saving: Estimate | None  # of tokens, since the log began, as everywhere (`assurance.estimate.saving_of`)
     liking: Liking | None  # ratings, thumbs and surveys, as `monitor` saw them; None: nobody said anything
     seen_at: int | None  # requests of the route when `monitor` looked last; None: it has not
     alerts: tuple[str, ...]  # sentences of forecasts that cross their limit
@@ -50,8 +54,8 @@ class Standing:
 
     @property
     def is_certified(self) -> bool:
-        """Is a level in force that was proved?"""
-        return self.phase.phase == "certified"
+        """Does something act that was proved?"""
+        return self.promise_state == "certified"
 
     @property
     def liking_effect(self) -> Estimate | None:
@@ -66,12 +70,6 @@ class Standing:
             return None
         return drop.high / self.max_em_drop
 
-    @property
-    def saved_share(self) -> float | None:
-        """Part of the tokens that stopping is estimated to have saved in the window; None: nothing was stopped."""
-        spent = self.sums.completion_tokens + self.sums.overhead_tokens
-        return self.sums.saved_tokens / (self.sums.saved_tokens + spent) if self.sums.n_stopped else None
-
 
 def standings(look: Look, window: Window) -> tuple[Standing, ...]:
     """Every route of the settings, and those that only the log knows. Raises StoreError."""
@@ -79,25 +77,38 @@ def standings(look: Look, window: Window) -> tuple[Standing, ...]:
     sums = {str(key[0]): one for key, one in rollups.read(connection, ("route",), since_hour=window.since_hour).items()}
     lately = DAY_HOURS * (int(look.now_s // DAY_S) - RATE_DAYS + 1)
     recent = {str(key[0]): one for key, one in rollups.read(connection, ("route",), since_hour=lately).items()}
-    decided, attended = read_decided(connection), is_attended(connection, look.path)
+    promises = read_promises(connection, now_s=look.now_s, killed=look.killed)
+    attended = is_attended(connection, look.path)
+    seen = _AllRoutes(
+        promises=promises, tallies=rollups.read_tallies(connection), attended=attended,
+        phases=read_phases(connection, promises.decided, attended=attended),
+    )  # fmt: skip
     names = dict.fromkeys([*look.settings.routes, *sorted(sums)])
     return tuple(
-        _standing(look, name, decided, sums.get(name, rollups.NOTHING), recent.get(name), attended=attended)
-        for name in names
+        _standing(look, name, seen, sums.get(name, rollups.NOTHING), recent.get(name)) for name in names
     )
 
 
-def _standing(look: Look, name: str, decided: Decided, sums: Sums, recent: Sums | None, *, attended: bool) -> Standing:
-    route, held = look.route(name), decided.of(name)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AllRoutes:
+    """What is read once for all routes."""
+
+    promises: Promises
+    tallies: Mapping[str, Tally]
+    phases: Mapping[str, Phase]
+    attended: bool
+
+
+def _standing(look: Look, name: str, seen: _AllRoutes, sums: Sums, recent: Sums | None) -> Standing:
+    route = look.route(name)
     outlook = newest_outlook(look.connection, name)
-    phase = phase_of(
-        held, n_requests=_in_epoch(held, outlook), attended=attended,
-        n_labels_wanted=open_labels(look.connection, labels_wanted(look.connection, name)),
-    )  # fmt: skip
+    phase = seen.phases.get(name) or phase_of(NOTHING, attended=seen.attended)
+    tally = seen.tallies.get(name)
     per_day = recent.n_audits / RATE_DAYS if recent is not None and recent.n_audits else None
     whole = outlook.whole if outlook is not None else None
-    labelled = bool(sums.n_full_marked + sums.n_live_marked)
     forecasts = (outlook.drop, outlook.em) if outlook is not None else ()
+    confidence = route.confidence if route is not None else 0.95
+    promise = _promise(look, name, route, seen, outlook)
     return Standing(
         name=name,
         mode=route.mode if route is not None else "not configured",
@@ -105,17 +116,15 @@ def _standing(look: Look, name: str, decided: Decided, sums: Sums, recent: Sums 
         scorer=scorer_label(route.scorer) if route is not None else "",
         upstream=route.upstream if route is not None else "",
         max_em_drop=route.max_em_drop if route is not None else 0.0,
-        confidence=route.confidence if route is not None else 0.95,
+        confidence=confidence,
         phase=phase,
         owned="" if route is None or route.certifies_itself else str(route.policy.get("policy", "")),
-        promise=promise(
-            name, route, phase if held is not NOTHING else None, outlook, labelled=labelled,
-            scorer=scorer_label(route.scorer) if route is not None else "",
-        ),
+        promise=promise.sentence,
+        promise_state=promise.state,
         em_full=whole.em_full if whole is not None else _rate(sums.n_full_right, sums.n_full_marked),
         em_stopped=whole.em_stopped if whole is not None else _rate(*sums.stopped_marks),
         em_drop=whole.em_drop if whole is not None else None,
-        saving=whole.saving if whole is not None else None,
+        saving=saving_of(tally, confidence) if tally is not None else None,
         liking=outlook.satisfaction if outlook is not None else None,
         seen_at=outlook.at if outlook is not None else None,
         alerts=tuple(one.reason for one in forecasts if one is not None and one.alert),
@@ -125,11 +134,17 @@ def _standing(look: Look, name: str, decided: Decided, sums: Sums, recent: Sums 
     )  # fmt: skip
 
 
-def _in_epoch(held: InForce, outlook: Outlook | None) -> int:
-    """Requests of the running epoch, as far as somebody has counted."""
-    if held.epoch is None or outlook is None or outlook.epoch != held.n_epochs:
-        return 0
-    return max(0, outlook.at - held.epoch.at)
+def _promise(
+    look: Look, name: str, route: Route | None, seen: _AllRoutes, outlook: Outlook | None
+) -> Guarantee:
+    if route is None:  # nothing is asked of it any more
+        return Guarantee(state="off")
+    newest = newest_request(look.connection, name)
+    refused = seen.promises.refusal(look.connection, name, route, seen.tallies.get(name))
+    return seen.promises.of(
+        name, route, outlook, setup=newest.setup or None if newest is not None else None,
+        unreadable=refused is not None,
+    )  # fmt: skip
 
 
 def _rate(k: int, n: int) -> Estimate | None:

@@ -18,22 +18,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from suffice.assurance.runs import ENDED, Match, Run, measure_run
+from suffice.assurance.runs import ENDED, Match, Run
 from suffice.assurance.sampling import Unkept, weight_of
 from suffice.assurance.satisfaction import satisfaction_of
+from suffice.assurance.tally import Tally
 from suffice.control.evidence.matched import Matched, Matches
 from suffice.control.jobs.base import Desk, LeaseLost, Report
 from suffice.control.jobs.rows import why_of
 from suffice.errors import StoreError
+from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import Label, Labelled, decoded, labels_named, labels_of, reading
+from suffice.store.database.views import Label, Labelled, reading
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import HOUR_S, NOTHING, Place, Sums
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.store.routes.tallies import (
+    Counted,
+    Ended,
+    Recalled,
+    Relabelled,
+    Scoring,
+    first_about,
+    fold,
+    measured,
+    read_stretch,
+    route_of,
+)
 from suffice.telemetry import LOG
-from suffice.types import Episode, Outcome, RecalledRun, Request
+from suffice.types import Outcome
 
 BATCH_ROWS: Final = 5_000  # of the log, in one transaction
 BATCHES: Final = 20  # in one round: other jobs wait meanwhile
@@ -41,21 +53,12 @@ MOST_CLASSES: Final = 100  # of a route; what more there are is booked as OTHER
 OTHER: Final = "(others)"
 EVERY_S: Final = 2.0  # between two rounds: each is a synced transaction
 
-# The plus keeps SQLite from the index of kinds, behind which it would have to sort.
-_ROWS: Final = """
-    SELECT seq, at_s, kind, key, episode_id, body FROM events
-    WHERE seq > ? AND +kind IN ('outcome', 'feedback', 'requests_counted') ORDER BY seq LIMIT ?"""
-_ENDED: Final = "SELECT seq, at_s, body FROM events WHERE kind = 'outcome' AND key = ?"
-_ASKED: Final = "SELECT seq, body FROM events WHERE kind = 'request' AND key = ?"
-_NAMED: Final = """
-    SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT 2"""
-
-
 @dataclass(slots=True)
 class _Batch:
     """What one stretch of the log adds."""
 
     sums: dict[Place, Sums] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
 
     def add(self, place: Place, sums: Sums, *, sign: int = 1) -> None:
         self.sums[place] = self.sums.get(place, NOTHING).plus(sums, sign=sign)
@@ -97,6 +100,7 @@ class Rollup:
         n_rows, last = 0, 0
         with reading(self.path) as connection:
             if self._classes is None:
+                self._begin_anew_where_scored_otherwise(connection, desk)
                 self._classes = rollups.classes_of(connection)
             for _ in range(BATCHES):
                 n, last = self._batch(connection, desk)
@@ -112,82 +116,58 @@ class Rollup:
         """One stretch: rows, and the place of the last one."""
         to = rollups.read_to(connection)
         since = to.seq
-        rows = connection.execute(_ROWS, (since, BATCH_ROWS)).fetchall()
-        if not rows:
+        stretch = read_stretch(connection, since, BATCH_ROWS)
+        if not stretch.n_rows:
             return 0, since
-        batch, last = _Batch(), rows[-1][0]
-        for seq, at_s, kind, key, episode_id, body in rows:
-            if kind == RequestEnded.kind:
-                outcome = decoded(seq, RequestEnded, body).outcome
-                self._ended(connection, batch, seq, at_s, key, outcome, until_seq=last)
-            elif kind == RequestsCounted.kind:
-                self._counted(batch, at_s, decoded(seq, RequestsCounted, body))
-            else:
-                self._said(connection, batch, seq, episode_id, decoded(seq, FeedbackGiven, body), since_seq=since)
+        batch = _Batch()
+        for change in stretch.changes:
+            if isinstance(change, Ended):
+                self._book(batch, change.item, change.at_s)
+            elif isinstance(change, Counted):
+                self._count(batch, change)
+            elif isinstance(change, Recalled):
+                self._recall(batch, change)
+            elif isinstance(change, Relabelled):
+                self._book(batch, change.before, change.at_s, sign=-1)
+                self._book(batch, change.after, change.at_s)
+        batch.tallies = rollups.read_tallies(connection, {route_of(change) for change in stretch.changes})
+        fold(batch.tallies, stretch.changes, self._scoring)
         # Behind the last one there are none of these up to where the log ended before it was asked for them.
-        until, at_s = last if len(rows) == BATCH_ROWS else max(last, to.last), self.now()
+        last, at_s = stretch.last, self.now()
+        until = last if stretch.n_rows == BATCH_ROWS else max(last, to.last)
 
         def keep(writer: sqlite3.Connection) -> None:
-            if not rollups.add(writer, batch.sums, since=since, seq=until, at_s=at_s):
+            if not rollups.add(writer, batch.sums, batch.tallies, since=since, seq=until, at_s=at_s):
                 raise LeaseLost("job rollup: somebody else has summed this up")
 
         desk.keep(keep)
-        return len(rows), until
+        return stretch.n_rows, until
 
-    def _ended(
-        self, connection: sqlite3.Connection, batch: _Batch, seq: int, at_s: float, name: str, outcome: Outcome, *,
-        until_seq: int,
-    ) -> None:  # fmt: skip
-        """A run ended: what was said about it up to the end of the batch counts with it."""
-        asked = connection.execute(_ASKED, (name,)).fetchone()
-        if asked is None:
-            return
-        request = decoded(asked[0], RequestSeen, asked[1]).request
-        labels = labels_of(connection, name, outcome.response_id, until_seq=until_seq)
-        self._book(batch, Labelled(seq=seq, episode=Episode(request=request, outcome=outcome), labels=labels), at_s)
+    def _begin_anew_where_scored_otherwise(self, connection: sqlite3.Connection, desk: Desk) -> None:
+        """Labels were compared by the scorers of that time: with others, what they said has to be read again."""
+        for name, tally in rollups.read_tallies(connection).items():
+            wanted = self._scoring(name).name if tally.counts.get("labelled") else tally.scorer
+            if tally.scorer != wanted:
+                LOG.info("rollup: route %s has another scorer now: the log is summed up again", name)
+                desk.keep(rollups.clear)
+                return
 
-    def _counted(self, batch: _Batch, at_s: float, event: RequestsCounted) -> None:
+    def _count(self, batch: _Batch, change: Counted) -> None:
         """Requests ended that left nothing but this."""
-        route = event.counted.route
-        for cell in event.counted.cells:
-            place = Place(route, self._class(route, cell.query_class), cell.version, int(at_s // HOUR_S))
+        route = change.event.counted.route
+        for cell in change.event.counted.cells:
+            place = Place(route, self._class(route, cell.query_class), cell.version, int(change.at_s // HOUR_S))
             batch.add(place, added_by_cell(cell))
 
-    def _said(
-        self, connection: sqlite3.Connection, batch: _Batch, seq: int, episode_id: str | None, given: FeedbackGiven, *,
-        since_seq: int,
-    ) -> None:  # fmt: skip
-        """Somebody said something of a run that was counted before this batch, or is counted with all of its labels."""
-        name = episode_id or _by_response(connection, given.feedback.response_id)
-        ended = connection.execute(_ENDED, (name,)).fetchone() if name is not None else None
-        asked = connection.execute(_ASKED, (name,)).fetchone() if ended is not None else None
-        if ended is None:
-            self._said_without_rows(connection, batch, seq, given)
-        if name is None or asked is None or ended is None or ended[0] > since_seq:
-            return  # it is counted with its run
-        outcome = decoded(ended[0], RequestEnded, ended[2]).outcome
-        episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
-        labels = labels_of(connection, name, outcome.response_id, until_seq=seq)
-        before = tuple(label for label in labels if label.seq < seq)
-        self._book(batch, Labelled(seq=seq, episode=episode, labels=before), ended[1], sign=-1)
-        self._book(batch, Labelled(seq=seq, episode=episode, labels=labels), ended[1])
-
-    def _said_without_rows(
-        self, connection: sqlite3.Connection, batch: _Batch, seq: int, given: FeedbackGiven
-    ) -> None:
-        """Somebody said something of a run that was only counted: what is said counts, if its gateway knew the run."""
-        names = given.feedback.episode_id, given.feedback.response_id
-        about = given.about or _first_about(labels_named(connection, *names, until_seq=seq))
-        if about is None:
-            return
-        labels = labels_named(connection, about.episode_id, about.response_id, until_seq=seq)
+    def _recall(self, batch: _Batch, change: Recalled) -> None:
+        """Somebody said something of a run that was only counted, and that its gateway still knew."""
+        about = change.about
         place = Place(
             about.route, self._class(about.route, about.query_class), about.policy_version,
             int(about.ended_at_s // HOUR_S),
         )  # fmt: skip
-        for sign, known in ((-1, labels[:-1]), (1, labels)):
-            if _first_about(known) is not None:
-                item = Labelled(seq=seq, episode=_recalled(about), labels=known)
+        for sign, item in ((-1, change.before), (1, change.after)):
+            if first_about(item.labels) is not None:
                 batch.add(place, added_by_label(item, self._match(about.route)), sign=sign)
 
     def _book(self, batch: _Batch, item: Labelled, at_s: float, *, sign: int = 1) -> None:
@@ -207,6 +187,11 @@ class Rollup:
         known.add(name)
         return name
 
+    def _scoring(self, route: str) -> Scoring:
+        """Opens the route's scorer; where it cannot be opened, its labels are compared to the letter."""
+        match = self._match(route)
+        return Scoring("" if match is _same else scorer_label(self.settings.routes[route].scorer), match)
+
     def _match(self, route: str) -> Match:
         configured = self.settings.routes.get(route)
         if configured is None or route in self._to_the_letter:
@@ -223,14 +208,6 @@ class Rollup:
 
 def _same(answer: str | None, gold: str) -> bool:
     return answer == gold
-
-
-def _by_response(connection: sqlite3.Connection, response_id: str | None) -> str | None:
-    """The episode whose answer had this id; None: none has yet, or two have, and nobody can say which is meant."""
-    if response_id is None:
-        return None
-    found = connection.execute(_NAMED, (response_id,)).fetchall()
-    return str(found[0][0]) if len(found) == 1 else None
 
 
 def added_by(item: Labelled, match: Match) -> Sums:
@@ -251,43 +228,16 @@ def added_by(item: Labelled, match: Match) -> Sums:
     )
     if request.ungoverned is not None:
         return everyone
-    run = _measured(item, match)
+    run = measured(item, match)
     # Of runs that a gateway knew when they were labelled the others are here, too: each stands for itself.
-    weight = 1.0 if _first_about(item.labels) is not None else weight_of(request, outcome)
+    weight = 1.0 if first_about(item.labels) is not None else weight_of(request, outcome)
     return everyone.plus(_governed(run, outcome)).plus(_marked(run, weight)).plus(_rated(run, item.labels, weight))
 
 
 def added_by_label(item: Labelled, match: Match) -> Sums:
     """What is said of a run without rows adds; the run itself is in the counts."""
-    run = _measured(item, match)
+    run = measured(item, match)
     return _marked(run, 1.0).plus(_rated(run, item.labels, 1.0))
-
-
-def _measured(item: Labelled, match: Match) -> Run:
-    try:
-        return measure_run(item, match)
-    except Exception as error:  # noqa: BLE001 - a yardstick that fails on one label costs that label
-        route = item.episode.request.route
-        LOG.warning("rollup: a label of route %s cannot be compared: %s", route, why_of(error))
-        return measure_run(Labelled(seq=item.seq, episode=item.episode, labels=()), match)
-
-
-def _first_about(labels: Sequence[Label]) -> RecalledRun | None:
-    return next((label.about for label in labels if label.about is not None), None)
-
-
-def _recalled(about: RecalledRun) -> Episode:
-    """The run as far as a label is about it; nothing else of this episode is known."""
-    request = Request(
-        episode_id=about.episode_id, route=about.route, kind="reasoning", mode="enforce", model="", stream=False,
-        n_samples=1, audit=False, propensity=1.0, policy_version=about.policy_version, certified=False,
-        question_key="", ungoverned=None, received_at_s=0.0,
-    )  # fmt: skip
-    outcome = Outcome(
-        episode_id=about.episode_id, end_reason=about.end_reason, status=0, answer=about.answer,
-        response_id=about.response_id, usage=None, stopped=about.stopped,
-    )  # fmt: skip
-    return Episode(request=request, outcome=outcome)
 
 
 def added_by_cell(cell: Unkept) -> Sums:

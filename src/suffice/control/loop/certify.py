@@ -489,6 +489,8 @@ class RouteLoop:
         if said:
             return "; ".join(said)
         n = self.keeper.n_audits
+        if self.level:
+            return f"level {self.level} passes on {n} audits"
         return f"no level passes on {n} audits" if self._address() else f"{n} audits are too few to learn from"
 
     def _new_epoch(self, cause: AlarmCause, reason: str, stored: Stored, *, keep: int = 0) -> Resolution:

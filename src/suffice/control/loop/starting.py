@@ -16,7 +16,7 @@ from suffice.assurance.certify import audits_to_certify
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, Fidelity, budget_left, measured
 from suffice.control.evidence.window_size import MOST_AUDITS, burst_requests, window_of
 from suffice.learn.keeper import Plan
-from suffice.rollout.assign import LATER_SHARE, audit_share
+from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
 from suffice.types import Epoch
 
@@ -47,7 +47,7 @@ def burst_of(route: Route, control: Control) -> int:
 
 def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
     """What the loop of a live route runs on."""
-    share = LATER_SHARE if route.audit_share is None else route.audit_share
+    share = route.later_audit_share
     if not route.is_replayed:  # its share is the gateway's own, whatever the loop publishes
         share = audit_share(epoch.at, route.audit_share)
     return Plan(

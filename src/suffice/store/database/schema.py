@@ -2,8 +2,8 @@
 
 The table `events` is the only truth. `requests`, `outcomes`, `costs`, `steps` and `feedback` are views over
 it, so `sqlite3 suffice.db 'select count(*) from outcomes'` just works. `owners` and `leases` are bookkeeping:
-they say which processes may still be running and which of them does which job, and hold no history. `rollups` and
-`rolled` are a cache for pages. `artefacts`
+they say which processes may still be running and which of them does which job, and hold no history. `rollups`,
+`rolled` and `tallies` are a cache for pages and reports. `artefacts`
 holds what events name by an address of its content, and `chain` what the audit log is verified by.
 """
 
@@ -478,6 +478,14 @@ MIGRATIONS: tuple[str, ...] = (
             json_extract(f.body, '$.feedback.asked_for')    AS asked_for
         FROM events f WHERE f.kind = 'feedback'
     ) j LEFT JOIN events r ON r.kind = 'request' AND r.key = j.episode_id;
+    """,
+    """
+    -- A cache, too: of each route everything that its estimates are made of (assurance/tally.py), as JSON.
+    CREATE TABLE tallies (
+        route TEXT PRIMARY KEY,
+        seq   INTEGER NOT NULL,  -- how far the log was summed up when it changed last
+        body  TEXT NOT NULL
+    );
     """,
 )
 

@@ -69,19 +69,6 @@ _NAMED = """
         AND json_extract(body, '$.feedback.response_id') = :response AND seq <= :until
     ORDER BY seq"""
 
-_COUNTS = """
-    SELECT r.route, count(*), count(o.seq), max(r.seq), coalesce(f.n_episodes, 0)
-    FROM events r LEFT JOIN events o ON o.kind = 'outcome' AND o.key = r.key
-    LEFT JOIN (
-        SELECT route, count(DISTINCT episode_id) AS n_episodes FROM feedback WHERE joined GROUP BY route
-    ) f ON f.route = r.route
-    WHERE r.kind = 'request' GROUP BY r.route ORDER BY r.route"""
-
-_UNKEPT = """
-    SELECT route, coalesce(sum(json_extract(body, '$.counted.n_requests')), 0)
-    FROM events WHERE kind = 'requests_counted' GROUP BY route"""
-
-
 # As far as anybody asks: whoever counted all of them would start the slower the longer the log is.
 _AT_LEAST = """
     SELECT count(*) FROM (
@@ -124,17 +111,6 @@ class Labelled:
     seq: int                   # of the later of its two rows; go on reading after the largest seen
     episode: Episode
     labels: tuple[Label, ...]  # oldest first; (): nobody said anything
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteCounts:
-    """What can be counted about one route without reading its runs."""
-
-    route: str           # "" when no route matched
-    n_requests: int      # those that have no rows included
-    n_outcomes: int      # the rest is running now, or waits for `recover`
-    n_feedback: int      # requests that somebody said something about
-    latest: RequestSeen  # the newest request: its mode, policy version and certificate
 
 
 def newer(
@@ -217,23 +193,6 @@ def read_events(
                 return
             since_seq = page[-1][0]
             left = None if left is None else left - len(page)
-
-
-def route_counts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[RouteCounts, ...]:
-    """Count requests, outcomes and feedback for every route that the log has seen, by name.
-
-    Raises StoreError when the file is missing or is not ours.
-    """
-    with reading(path_or_connection) as connection:
-        counts, unkept = [], dict[str, int](connection.execute(_UNKEPT).fetchall())
-        for route, n_requests, n_outcomes, latest_seq, n_feedback in connection.execute(_COUNTS).fetchall():
-            body = connection.execute("SELECT body FROM events WHERE seq = ?", (latest_seq,)).fetchone()[0]
-            counts.append(RouteCounts(
-                route=route, n_requests=n_requests + unkept.get(route, 0),
-                n_outcomes=n_outcomes + unkept.get(route, 0), n_feedback=n_feedback,
-                latest=decoded(latest_seq, RequestSeen, body),
-            ))
-        return tuple(counts)
 
 
 def n_requests_of(

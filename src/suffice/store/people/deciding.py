@@ -44,8 +44,7 @@ def read_now(connection: sqlite3.Connection, route: str, settings: Route, *, set
     held = read_decided(connection).of(route)
     known = held.last.setup if held.last is not None else ""
     return Now(
-        route=route, holds=read_holds(connection).of(route), max_em_drop=settings.max_em_drop,
-        confidence=settings.confidence, has_levels=settings.is_learned, epoch=held.epoch,
+        route=route, holds=read_holds(connection).of(route), settings=settings, epoch=held.epoch,
         publication=held.publication, pause=held.pause, setup=setup or known,
     )  # fmt: skip
 
@@ -63,10 +62,10 @@ def fitting(connection: sqlite3.Connection, now: Now, *, now_s: float) -> list[t
     """
     if now.epoch is None:
         return []
-    budget = now.holds.in_effect(now_s).budget(now.max_em_drop)
+    budget = now.holds.in_effect(now_s).budget(now.settings.max_em_drop)
     return [
         (made, why_not(
-            made, epoch=now.epoch, max_em_drop=budget, confidence=now.confidence, setup=now.setup
+            made, epoch=now.epoch, max_em_drop=budget, confidence=now.settings.confidence, setup=now.setup
         ))
         for made in reversed(publications(connection, now.route, now.epoch.number))
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where a route stands with its certificate, and what is promised there: phase, evidence, what is missing, alarm.
+"""Where a route stands with its certificate: phase, evidence, what is missing, alarm.
 
 The same for `suffice status`, the console and the API. Knows what is in force and what was seen; refuses to know how
 it is shown.
@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from suffice.assurance.claim import Average, Claim, average_sentence, sentence
-from suffice.assurance.detection import Reference, detection_law
-from suffice.assurance.fidelity import FIDELITY_RISK
-from suffice.assurance.judge import AT_RISK
-from suffice.assurance.outlook import Outlook
-from suffice.rollout.assign import LATER_SHARE
-from suffice.settings import Route
-from suffice.store.database.decisions import is_attended
+from suffice.review.guarantee import window_of
 from suffice.store.database.views import reading
-from suffice.store.routes.epochs import labels_wanted, requests_since
-from suffice.store.routes.in_force import InForce, read_decided
-from suffice.types import EvidenceSummary, Spending
+from suffice.store.routes.in_force import Decided, InForce, read_decided
+from suffice.store.routes.sampling import n_counted
+from suffice.types import Spending
 
-NOTICED_DROP: Final = 0.03     # the silent loss that a promise names the delay of …
-NOTICED_BUDGETS: Final = 1.5   # … or so many budgets, if that is more
+# Labels that were asked for and have not come, of all routes at once.
+_WANTED: Final = """
+    SELECT w.route, count(*) FROM events w WHERE w.kind = 'label_wanted' AND NOT EXISTS (
+        SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = w.key
+    ) GROUP BY w.route"""
+_SINCE: Final = """
+    SELECT count(*) FROM (
+        SELECT 1 FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ? AND seq > ?
+            AND json_extract(body, '$.request.ungoverned') IS NULL LIMIT ?)"""
 
 PhaseName: TypeAlias = Literal["unattended", "cold start", "burst", "searching", "certified", "budgeted", "paused"]
 
@@ -39,7 +38,7 @@ class Phase:
     epoch: int                    # 0: no worker has begun with it
     level: int                    # in force; 0 never stops
     n_levels: int                 # above level 0; 0: nothing is learned yet
-    n_requests: int               # governed ones of this epoch
+    n_requests: int               # governed ones of this epoch, counted up to `n_burst`
     n_burst: int                  # of them that run in full at least
     n_audits: int                 # behind the latest publication
     n_missing: int | None         # audits to the next level, at the rates seen
@@ -62,23 +61,29 @@ class Phase:
     arm: str = ""                 # the effort or budget that is level 1; "": levels are stops
 
 
-def read_phases(database: Path) -> dict[str, Phase]:
-    """Every route with which a control loop has begun. Raises StoreError."""
-    with reading(database) as connection:
-        found, attended = {}, is_attended(connection, database)
-        for name, held in read_decided(connection).routes.items():
-            since = held.epoch.since_seq if held.epoch is not None else 0
-            found[name] = phase_of(
-                held, n_requests=requests_since(connection, name, since),
-                n_labels_wanted=open_labels(connection, labels_wanted(connection, name)), attended=attended,
-            )  # fmt: skip
+def read_phases(
+    path_or_connection: Path | str | sqlite3.Connection, decided: Decided | None = None, *, attended: bool = False
+) -> dict[str, Phase]:
+    """Every route with which a control loop has begun. Raises StoreError.
+
+    decided   what is in force, if the caller has read it
+    attended  does a living worker look after them?
+    """
+    with reading(path_or_connection) as connection:
+        found, wanted = {}, dict[str, int](connection.execute(_WANTED).fetchall())
+        for name, held in (decided or read_decided(connection)).routes.items():
+            burst = held.epoch.burst if held.epoch is not None else 0
+            n = burst
+            if held.epoch is not None and held.publication is None:
+                n = governed_since(connection, name, held.epoch.since_seq, most=burst)
+            found[name] = phase_of(held, n_requests=n, n_labels_wanted=wanted.get(name, 0), attended=attended)
         return found
 
 
-def open_labels(connection: sqlite3.Connection, asked: set[str]) -> int:
-    """How many of these episodes nobody has said anything about."""
-    said = "SELECT 1 FROM events WHERE kind = 'feedback' AND episode_id = ? LIMIT 1"
-    return sum(connection.execute(said, (name,)).fetchone() is None for name in asked)
+def governed_since(connection: sqlite3.Connection, route: str, seq: int, *, most: int) -> int:
+    """Governed requests of a route behind a place of the log, those without rows included, counted up to `most`."""
+    n = int(connection.execute(_SINCE, (route, seq, most)).fetchone()[0])
+    return n if n >= most else min(most, n + n_counted(connection, route, seq))
 
 
 def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, attended: bool = False) -> Phase:
@@ -116,56 +121,8 @@ def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, at
         spending=made.spending if made is not None else None,
         judge_charge=evidence.judge_charge if evidence is not None else 0.0,
         arm=made.arm if made is not None else "",
-        window=_window(evidence),
+        window=window_of(evidence) if evidence is not None else None,
         n_lost=evidence.n_lost if evidence is not None else 0,
         n_disagreeing=evidence.n_disagreeing if evidence is not None else None,
         audit_share=made.share if made is not None else None,
     )
-
-
-def _window(evidence: EvidenceSummary | None) -> tuple[int, int] | None:
-    if evidence is None or evidence.window_start is None or evidence.window_end is None:
-        return None
-    return ceil(evidence.window_start), ceil(evidence.window_end) - 1
-
-
-def promise(
-    name: str, route: Route | None, phase: Phase | None, outlook: Outlook | None, *, scorer: str, labelled: bool
-) -> str:
-    """The promise in one sentence with all that it hangs on, or why there is none.
-
-    labelled  has anybody ever said what is right on this route?
-    """
-    if phase is None:
-        return "none: no control loop certifies this route"
-    if route is None:
-        return "not known here: it hangs on the route's settings too; name them with --config"
-    if not phase.level or phase.confidence is None:
-        return "none is needed: everything runs in full"
-    if phase.spending is not None:
-        return average_sentence(Average(
-            route=name, scorer=scorer, max_em_drop=route.max_em_drop, level=phase.level, account=phase.spending,
-            labels="labelled" if labelled else "label-free",
-        ))  # fmt: skip
-    # What the finish changes is bounded at its own confidence, and risks add up.
-    at_risk = FIDELITY_RISK if route.kind == "reasoning" and not phase.arm else 0.0
-    at_risk += AT_RISK if phase.judge_charge else 0.0
-    return sentence(Claim(
-        route=name, scorer=scorer, max_em_drop=route.max_em_drop, confidence=round(phase.confidence - at_risk, 6),
-        n_window=phase.n_audits, requests=phase.window, per="pooled", labels="labelled" if labelled else "label-free",
-        detection=_detection(route, phase, labelled=labelled),
-        classes={} if outlook is None else {part.query_class or "": part.n_audits for part in outlook.classes},
-        what=f"asked with {phase.arm}" if phase.arm else "at the level in force",
-    ))  # fmt: skip
-
-
-def _detection(route: Route, phase: Phase, *, labelled: bool) -> str:
-    """How soon a silent loss would be noticed; "": nobody knows."""
-    if phase.n_disagreeing is None or not phase.n_audits or not phase.audit_share or phase.audit_share >= 1:
-        return ""
-    reference = Reference(n_disagreeing=phase.n_disagreeing, n_lost=phase.n_lost, n=phase.n_audits)
-    return str(detection_law(
-        max(NOTICED_DROP, NOTICED_BUDGETS * route.max_em_drop), max_em_drop=route.max_em_drop, reference=reference,
-        audit_share=LATER_SHARE if route.audit_share is None else route.audit_share, cap=route.most_audit_share,
-        labels=labelled,
-    ))  # fmt: skip

@@ -4,18 +4,23 @@
 
 A cache and no truth: it can be thrown away at any time and is built again from the log. Besides the sums by the hour
 there are those by the day of each route, of its classes and of its versions: a page reads hundreds of rows, not
-hundreds of thousands. Knows sums and where they lie; refuses to know what is summed and why.
+hundreds of thousands. Beside them is one tally of each route since the log began (`assurance.tally`), of which its
+estimates are made. Knows sums and where they lie; refuses to know what is summed and why.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-FORMAT: Final = 2  # of what is summed: another one begins anew
+import msgspec
+
+from suffice.assurance.tally import Tally
+
+FORMAT: Final = 3  # of what is summed: another one begins anew
 HOUR_S: Final = 3_600
 DAY_HOURS: Final = 24
 
@@ -110,6 +115,7 @@ _ADD: Final = (
     + ", ".join(f"{name} = {name} + excluded.{name}" for name in COLUMNS)
 )
 _SUMS: Final = ", ".join(f"coalesce(sum({name}), 0)" for name in COLUMNS)
+_DECODER: Final = msgspec.json.Decoder(Tally)
 _BY_HOUR, _BY_DAY, _BY_CLASS, _BY_VERSION = range(4)
 
 
@@ -136,8 +142,13 @@ def read_to(connection: sqlite3.Connection) -> ReadTo:
     return ReadTo(seq=0, last=last, at_s=0.0) if found is None else ReadTo(seq=found[0], last=last, at_s=found[1])
 
 
-def add(connection: sqlite3.Connection, sums: Mapping[Place, Sums], *, since: int, seq: int, at_s: float) -> bool:
+def add(
+    connection: sqlite3.Connection, sums: Mapping[Place, Sums], tallies: Mapping[str, Tally], *,
+    since: int, seq: int, at_s: float,
+) -> bool:  # fmt: skip
     """Add what was summed up behind `since`, up to `seq`, in the caller's transaction.
+
+    tallies  of the routes that have changed, whole
 
     False: somebody else has gone on from there, and nothing was added.
     """
@@ -147,6 +158,11 @@ def add(connection: sqlite3.Connection, sums: Mapping[Place, Sums], *, since: in
     if found is None:
         clear(connection)
     connection.executemany(_ADD, [(grain, *place, *_VALUES(one)) for (grain, place), one in _grained(sums).items()])
+    connection.executemany(
+        "INSERT INTO tallies (route, seq, body) VALUES (?, ?, ?)"
+        " ON CONFLICT (route) DO UPDATE SET seq = excluded.seq, body = excluded.body",
+        [(name, seq, msgspec.json.encode(one).decode()) for name, one in tallies.items()],
+    )
     connection.execute(
         "INSERT INTO rolled (id, format, seq, at_s) VALUES (1, ?, ?, ?)"
         " ON CONFLICT (id) DO UPDATE SET format = excluded.format, seq = excluded.seq, at_s = excluded.at_s",
@@ -158,7 +174,24 @@ def add(connection: sqlite3.Connection, sums: Mapping[Place, Sums], *, since: in
 def clear(connection: sqlite3.Connection) -> None:
     """Throw everything away; it is built again from the log."""
     connection.execute("DELETE FROM rollups")
+    connection.execute("DELETE FROM tallies")
     connection.execute("DELETE FROM rolled")
+
+
+def read_tallies(
+    connection: sqlite3.Connection, routes: Collection[str] | None = None, *, since: int = 0
+) -> dict[str, Tally]:
+    """The tally of each route, up to where the log is summed up; {} where nothing is, in this version's format.
+
+    routes  only these; None: all
+    since   only those that have changed since the log was summed up to there
+    """
+    if not read_to(connection).seq:
+        return {}
+    where = "" if routes is None else f" AND route IN ({', '.join('?' * len(routes))})"
+    told = f"SELECT route, body FROM tallies WHERE seq > ?{where}"  # noqa: S608 - marks
+    rows = connection.execute(told, (since, *(routes or ())))
+    return {route: _DECODER.decode(body) for route, body in rows}
 
 
 def _grained(sums: Mapping[Place, Sums]) -> dict[tuple[int, Place], Sums]:
@@ -214,5 +247,5 @@ def classes_of(connection: sqlite3.Connection) -> dict[str, set[str]]:
 
 def _is_there(connection: sqlite3.Connection) -> bool:
     """Has a version with this table, as it is now, opened the log?"""
-    newest = "SELECT 1 FROM pragma_table_info('rollups') WHERE name = 'live_marked_excess'"
+    newest = "SELECT 1 FROM pragma_table_info('tallies') WHERE name = 'body'"
     return connection.execute(newest).fetchone() is not None

@@ -1,0 +1,142 @@
+"""How long `suffice status` takes on large logs: 300 routes, and 10^6 rows; with and without a worker's sums.
+
+    python bench/status.py [--rows 1000000] [--routes 300] [--keep FOLDER]
+
+Rows are inserted in bulk, shaped as a gateway writes them. The job `rollup` then sums them up, as a worker does while
+the gateway serves, and `suffice status` is run as a process of its own. Prints CPU time (user + system) and wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import resource
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from suffice.settings import Store, parse
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen, encode
+from suffice.types import Feedback, Outcome, Overhead, Request, Usage
+from suffice.wiring import worker
+
+ROUTE = """
+[routes.r{number}]
+upstream = "up"
+mode = "enforce"
+match = {{ model = "m{number}" }}
+scorer = "number"
+{policy}
+"""
+OWN = 'policy = {policy = "stable-answer"}\nuncertified = true'
+COMMAND = "from suffice.cli.main import main; main()"
+
+
+def settings_text(folder: Path, n_routes: int) -> str:
+    """Half of the routes are learned, the others stopped by a policy that nobody certifies."""
+    routes = "".join(ROUTE.format(number=i, policy=OWN if i % 2 else "") for i in range(n_routes))
+    return f'[upstreams.up]\nurl = "http://127.0.0.1:9"\n[store]\nurl = "sqlite:///{folder / "log.db"}"\n{routes}'
+
+
+def rows(n_rows: int, n_routes: int) -> Iterator[tuple[str, str, str, str | None, float, int, str]]:
+    """Request and outcome of each run, and a label for one in ten."""
+    rng, n = random.Random(1), 0
+    for number in range(n_rows):
+        if n >= n_rows:
+            return
+        route, audit = f"r{number % n_routes}", rng.random() < 0.1
+        tokens = rng.randint(400, 4_000)
+        stopped = not audit and rng.random() < 0.7
+        name = f"ep_{number:09}"
+        request = Request(
+            episode_id=name, route=route, kind="reasoning", mode="enforce", model="m", stream=False, n_samples=1,
+            audit=audit, propensity=0.1 if audit else 0.9, policy_version="v1", certified=False,
+            question_key=f"q{rng.randrange(100_000)}", ungoverned=None, received_at_s=float(number),
+        )  # fmt: skip
+        outcome = Outcome(
+            episode_id=name, end_reason="stopped" if stopped else "done", status=200, answer="4", response_id=None,
+            usage=Usage(prompt_tokens=90, completion_tokens=tokens // 3 if stopped else tokens), stopped=stopped,
+            overhead=Overhead(probe_tokens=12), stop_step=2 if stopped or audit else None, would_answer="4",
+        )  # fmt: skip
+        yield ("request", name, name, route, number, 1, encode(RequestSeen(request)).decode())
+        yield ("outcome", name, name, None, number + 0.5, 1, encode(RequestEnded(outcome)).decode())
+        n += 2
+        if number % 10 == 0:
+            said = Feedback(feedback_id=name, episode_id=name, gold=rng.choice("45"), source="user")
+            yield ("feedback", name, name, None, number + 0.7, 1, encode(FeedbackGiven(said)).decode())
+            n += 1
+
+
+def fill(folder: Path, n_rows: int, n_routes: int) -> Path:
+    """Write the settings and the log."""
+    config = folder / "suffice.toml"
+    config.write_text(settings_text(folder, n_routes), "utf-8")
+    SqliteLog.open(Store(url=f"sqlite:///{folder / 'log.db'}"), now=time.time).close()
+    connection = sqlite3.connect(folder / "log.db", isolation_level=None)
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("BEGIN")
+    connection.executemany(
+        "INSERT INTO events (kind, key, episode_id, route, at_s, owner, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        rows(n_rows, n_routes),
+    )
+    connection.execute("COMMIT")
+    connection.close()
+    return config
+
+
+def sum_up(config: Path) -> float:
+    """Let the job `rollup` read the whole log; its CPU time."""
+    import tomllib
+
+    before = time.process_time()
+    with worker(parse(tomllib.loads(config.read_text("utf-8"))), learning=False) as here:
+        while here.once("rollup"):
+            with contextlib.closing(sqlite3.connect(config.parent / "log.db")) as connection:
+                (seq,) = connection.execute("SELECT seq FROM rolled").fetchone()
+                (last,) = connection.execute("SELECT max(seq) FROM events").fetchone()
+            if seq >= last:
+                break
+    return time.process_time() - before
+
+
+def timed(arguments: list[str]) -> tuple[float, float, int]:
+    """CPU and wall time of a command in seconds, and the bytes that it prints."""
+    cpu, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(arguments, capture_output=True, check=True)
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = now.ru_utime + now.ru_stime - cpu.ru_utime - cpu.ru_stime
+    return took, time.perf_counter() - wall, len(done.stdout)
+
+
+def main() -> None:
+    """Make both logs and time the command on each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--routes", type=int, default=300)
+    parser.add_argument("--keep", type=Path)
+    given = parser.parse_args()
+    for what, n_rows, n_routes in (("many routes", 15_000, given.routes), ("many rows", given.rows, 3)):
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made) if given.keep is None else given.keep / what.replace(" ", "-")
+            folder.mkdir(parents=True, exist_ok=True)
+            config = folder / "suffice.toml"
+            if not config.is_file():
+                config = fill(folder, n_rows, n_routes)
+            summed_s, size = sum_up(config), (folder / "log.db").stat().st_size / 1e6
+            command = [sys.executable, "-c", COMMAND, "status", "--config", str(config)]
+            took = [timed(command) for _ in range(3)]
+            cpu_s, wall_s, n_bytes = min(took)
+            print(
+                f"{what}: {n_rows:,} rows, {n_routes} routes, {size:,.0f} MB: status {cpu_s:.2f} s CPU, {wall_s:.2f} s"
+                f" wall, {n_bytes:,} bytes; the worker's sums once {summed_s:.1f} s CPU", flush=True,
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What is promised on every route, read from the log once for all of them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from suffice.assurance.extractable import WINDOW_RUNS, refusal
+from suffice.assurance.outlook import Outlook
+from suffice.assurance.tally import Tally
+from suffice.review.guarantee import Guarantee, Standing, guarantee_of
+from suffice.rollout.experiment import Experiment
+from suffice.scoring.base import scorer_label
+from suffice.settings import Route
+from suffice.store.database.views import decoded, extracted_answers, route_findings
+from suffice.store.people.holds import Holds, read_holds
+from suffice.store.routes.experiments import read_experiments
+from suffice.store.routes.experiments import running as running_experiments
+from suffice.store.routes.in_force import Decided, read_decided
+from suffice.store.routes.rollouts import read_rollouts
+from suffice.store.routes.rollouts import running as running_rollouts
+from suffice.store.rows.events import RequestSeen
+from suffice.store.rows.kill_events import KillSwitched, Switching
+from suffice.types import Request, RouteFindings
+
+_NEWEST: Final = """
+    SELECT seq, body FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ?
+    ORDER BY seq DESC LIMIT 1"""
+
+_SWITCHED: Final = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq DESC LIMIT 1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promises:
+    """What is in force and what people hold on every route, read once; says what is promised on each."""
+
+    decided: Decided
+    holds: Holds
+    beside: Mapping[str, tuple[str, ...]]  # experiments and rollouts that run, by route
+    now_s: float                           # Unix time
+    killed: bool
+    examined: Mapping[str, tuple[int, RouteFindings]]  # the latest `suffice doctor --route`, and its place in the log
+
+    def refusal(self, connection: sqlite3.Connection, name: str, route: Route, tally: Tally | None) -> str | None:
+        """Why a route must not act, by the latest full runs of its log; None: it may. Raises StoreError."""
+        found, label = self.examined.get(name), scorer_label(route.scorer)
+        if found is not None and found[1].scorer == label:
+            return refusal(extracted(connection, name, route, self.examined), label)
+        return refusal([] if tally is None else [one == "1" for one in tally.extracted], label)
+
+    def of(
+        self, name: str, route: Route, outlook: Outlook | None, *, setup: str | None, unreadable: bool = False
+    ) -> Guarantee:
+        """What is promised on a route with these settings.
+
+        setup       of its newest request; None: it had none
+        unreadable  too few of its answers can be read, and it must not act
+        """
+        held = self.decided.of(name)
+        return guarantee_of(Standing(
+            name=name, settings=route, epoch=held.epoch, publication=held.publication, pause=held.pause,
+            holding=self.holds.of(name).in_effect(self.now_s), setup=setup, killed=self.killed, unreadable=unreadable,
+            classes=audits_by_class(outlook), beside=self.beside.get(name, ()),
+        ))  # fmt: skip
+
+
+def read_promises(connection: sqlite3.Connection, *, now_s: float, killed: bool) -> Promises:
+    """Read what every promise depends on. Raises StoreError.
+
+    now_s   Unix time: people hold a route for a while
+    killed  is the kill switch on?
+    """
+    return Promises(
+        decided=read_decided(connection), holds=read_holds(connection), now_s=now_s, killed=killed,
+        examined=route_findings(connection),
+        beside=beside(running_experiments(read_experiments(connection)), running_rollouts(read_rollouts(connection))),
+    )  # fmt: skip
+
+
+def beside(experiments: Iterable[Experiment], rollouts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What serves a part of a route's requests in another way, by route.
+
+    rollouts  routes on which one runs
+    """
+    found = dict[str, tuple[str, ...]]()
+    for one in experiments:
+        for route in one.routes:
+            found[route] = (*found.get(route, ()), f"experiment {one.name}")
+    for route in rollouts:
+        found[route] = (*found.get(route, ()), "a rollout")
+    return found
+
+
+def audits_by_class(outlook: Outlook | None) -> dict[str, int]:
+    """How many audits the job `monitor` has seen of each class of questions."""
+    return {} if outlook is None else {part.query_class or "": part.n_audits for part in outlook.classes}
+
+
+def newest_request(connection: sqlite3.Connection, route: str) -> Request | None:
+    """The latest request of a route that has rows; None: there is none. Raises StoreError."""
+    found = connection.execute(_NEWEST, (route,)).fetchone()
+    return None if found is None else decoded(found[0], RequestSeen, found[1]).request
+
+
+def newest_switching(connection: sqlite3.Connection) -> Switching | None:
+    """How the kill switch was seen last; None: nobody has ever pulled it. Raises StoreError."""
+    found = connection.execute(_SWITCHED, (KillSwitched.kind,)).fetchone()
+    return None if found is None else decoded(found[0], KillSwitched, found[1]).switching
+
+
+def extracted(
+    path: Path | sqlite3.Connection, name: str, route: Route, examined: Mapping[str, tuple[int, RouteFindings]]
+) -> tuple[bool, ...]:
+    """The latest full runs of a route: could the answer be read? Those of the last examination come first.
+
+    Runs before it do not count: their answers may have been read by another scorer.
+    """
+    seq, found = examined.get(name, (0, None))
+    if found is None or found.scorer != scorer_label(route.scorer):
+        return tuple(extracted_answers(path, name, limit=WINDOW_RUNS))
+    seen = [True] * found.n_extractable + [False] * (found.n_runs - found.n_extractable)
+    return (*seen, *extracted_answers(path, name, since_seq=seq, limit=WINDOW_RUNS))

@@ -1,0 +1,276 @@
+"""Tallies of all routes at the end of the log: those that the job `rollup` keeps, and the rows behind them.
+
+    rollups (kept) ──┐
+    rows behind them ┴▶ changes ──▶ tallies_now
+
+The worker and every reader fold the same changes, so a figure does not depend on who computed it. Reading takes time
+in proportion to the rows that no worker has summed up yet; where there are none it does not depend on the log's length.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from suffice.assurance.runs import Match, Run, measure_run
+from suffice.assurance.tally import Tally
+from suffice.store.database.views import Label, Labelled, decoded, labels_named, labels_of
+from suffice.store.routes import rollups
+from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.telemetry import LOG
+from suffice.types import Episode, Outcome, RecalledRun, Request
+
+PAGE_ROWS: Final = 5_000
+
+# The plus keeps SQLite from the index of kinds, behind which it would have to sort.
+_ROWS: Final = """
+    SELECT seq, at_s, kind, key, episode_id, route, CASE kind WHEN 'request' THEN '' ELSE body END FROM events
+    WHERE seq > ? AND +kind IN ('request', 'outcome', 'feedback', 'requests_counted') ORDER BY seq LIMIT ?"""
+_ENDED: Final = "SELECT seq, at_s, body FROM events WHERE kind = 'outcome' AND key = ?"
+_ASKED: Final = "SELECT seq, body FROM events WHERE kind = 'request' AND key = ?"
+_NAMED: Final = """
+    SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT 2"""
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """A request began."""
+
+    route: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run ended; what was said about it by the end of the stretch belongs to it."""
+
+    at_s: float
+    item: Labelled
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Requests ended that left nothing but this."""
+
+    at_s: float
+    event: RequestsCounted
+
+
+@dataclass(frozen=True, slots=True)
+class Relabelled:
+    """Somebody said something of a run that ended in an earlier stretch."""
+
+    at_s: float  # of its end
+    before: Labelled
+    after: Labelled
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """Somebody said something of a run that left no rows, and that its gateway still knew."""
+
+    about: RecalledRun
+    before: Labelled
+    after: Labelled
+
+
+Change: TypeAlias = Began | Ended | Counted | Relabelled | Recalled
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Some rows of the log, one after the other."""
+
+    changes: tuple[Change, ...]
+    n_rows: int
+    last: int  # place of the last one; where there are none, of the row before them
+
+
+def read_stretch(connection: sqlite3.Connection, since: int, limit: int) -> Stretch:
+    """What the next rows behind a place change. Raises StoreError."""
+    rows = connection.execute(_ROWS, (since, limit)).fetchall()
+    last, changes = rows[-1][0] if rows else since, list[Change]()
+    for seq, at_s, kind, key, episode_id, route, body in rows:
+        change: Change | None
+        if kind == RequestSeen.kind:
+            change = Began(route or "")
+        elif kind == RequestEnded.kind:
+            change = _ended(connection, seq, at_s, key, body, until_seq=last)
+        elif kind == RequestsCounted.kind:
+            change = Counted(at_s, decoded(seq, RequestsCounted, body))
+        else:
+            given = decoded(seq, FeedbackGiven, body)
+            change = _relabelled(connection, seq, episode_id, given, since_seq=since)
+        if change is not None:
+            changes.append(change)
+    return Stretch(tuple(changes), len(rows), last)
+
+
+def _ended(
+    connection: sqlite3.Connection, seq: int, at_s: float, name: str, body: str, *, until_seq: int
+) -> Ended | None:
+    asked = connection.execute(_ASKED, (name,)).fetchone()
+    if asked is None:
+        return None
+    outcome = decoded(seq, RequestEnded, body).outcome
+    labels = labels_of(connection, name, outcome.response_id, until_seq=until_seq)
+    episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
+    return Ended(at_s, Labelled(seq=seq, episode=episode, labels=labels))
+
+
+def _relabelled(
+    connection: sqlite3.Connection, seq: int, episode_id: str | None, given: FeedbackGiven, *, since_seq: int
+) -> Relabelled | Recalled | None:
+    """None: there is no such run yet, or it ended in this stretch and is counted with all of its labels."""
+    name = episode_id or _by_response(connection, given.feedback.response_id)
+    ended = connection.execute(_ENDED, (name,)).fetchone() if name is not None else None
+    asked = connection.execute(_ASKED, (name,)).fetchone() if ended is not None else None
+    if ended is None:
+        return _recalled(connection, seq, given)
+    if name is None or asked is None or ended is None or ended[0] > since_seq:
+        return None
+    outcome = decoded(ended[0], RequestEnded, ended[2]).outcome
+    episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
+    labels = labels_of(connection, name, outcome.response_id, until_seq=seq)
+    before = tuple(label for label in labels if label.seq < seq)
+    return Relabelled(
+        ended[1], Labelled(seq=seq, episode=episode, labels=before), Labelled(seq=seq, episode=episode, labels=labels)
+    )
+
+
+def _recalled(connection: sqlite3.Connection, seq: int, given: FeedbackGiven) -> Recalled | None:
+    named = given.feedback.episode_id, given.feedback.response_id
+    about = given.about or first_about(labels_named(connection, *named, until_seq=seq))
+    if about is None:
+        return None
+    labels, episode = labels_named(connection, about.episode_id, about.response_id, until_seq=seq), _episode(about)
+    before, after = (Labelled(seq=seq, episode=episode, labels=known) for known in (labels[:-1], labels))
+    return Recalled(about, before, after)
+
+
+def first_about(labels: Iterable[Label]) -> RecalledRun | None:
+    """The run without rows that these labels are about; None: no gateway knew it."""
+    return next((label.about for label in labels if label.about is not None), None)
+
+
+def _episode(about: RecalledRun) -> Episode:
+    """The run as far as a label is about it; nothing else of this episode is known."""
+    request = Request(
+        episode_id=about.episode_id, route=about.route, kind="reasoning", mode="enforce", model="", stream=False,
+        n_samples=1, audit=False, propensity=1.0, policy_version=about.policy_version, certified=False,
+        question_key="", ungoverned=None, received_at_s=0.0,
+    )  # fmt: skip
+    outcome = Outcome(
+        episode_id=about.episode_id, end_reason=about.end_reason, status=0, answer=about.answer,
+        response_id=about.response_id, usage=None, stopped=about.stopped,
+    )  # fmt: skip
+    return Episode(request=request, outcome=outcome)
+
+
+def _by_response(connection: sqlite3.Connection, response_id: str | None) -> str | None:
+    """The episode whose answer had this id; None: none has yet, or two have, and nobody can say which is meant."""
+    if response_id is None:
+        return None
+    found = connection.execute(_NAMED, (response_id,)).fetchall()
+    return str(found[0][0]) if len(found) == 1 else None
+
+
+def measured(item: Labelled, match: Match) -> Run:
+    """One governed run in numbers; a label that cannot be compared is left out and said in the process's log."""
+    try:
+        return measure_run(item, match)
+    except Exception as error:  # noqa: BLE001 - a scorer that fails on one label costs that label
+        LOG.warning("a label of route %s cannot be compared: %s", item.episode.request.route, type(error).__name__)
+        return measure_run(Labelled(seq=item.seq, episode=item.episode, labels=()), match)
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How answers of a route are compared with labels."""
+
+    name: str  # "": to the letter
+    match: Match
+
+
+def fold(
+    tallies: dict[str, Tally], changes: Iterable[Change], scoring: Callable[[str], Scoring], *,
+    only: Collection[str] | None = None,
+) -> None:  # fmt: skip
+    """Add changes to the tallies of their routes.
+
+    only  the routes that are of interest; None: all
+    """
+    for change in changes:
+        route = route_of(change)
+        if isinstance(change, Recalled):
+            continue  # the run is among those that were counted, and no tally tells their labels apart
+        if only is not None and route not in only:
+            continue
+        tally = tallies.get(route)
+        if tally is None:
+            tally = tallies[route] = Tally(scorer=scoring(route).name)
+        if isinstance(change, Began):
+            tally.ask()
+        elif isinstance(change, Counted):
+            for cell in change.event.counted.cells:
+                tally.add_unkept(cell)
+        elif isinstance(change, Ended):
+            episode = change.item.episode
+            governed = episode.request.ungoverned is None
+            run = measured(change.item, scoring(route).match) if governed else None
+            tally.add(episode.request, episode.outcome, run)
+        elif change.after.episode.request.ungoverned is None:
+            match = scoring(route).match
+            tally.relabel(measured(change.before, match), measured(change.after, match))
+
+
+def route_of(change: Change) -> str:
+    """The route that a change is of."""
+    if isinstance(change, Began):
+        return change.route
+    if isinstance(change, Counted):
+        return change.event.counted.route
+    if isinstance(change, Recalled):
+        return change.about.route
+    item = change.item if isinstance(change, Ended) else change.after
+    return item.episode.request.route
+
+
+def tallies_now(connection: sqlite3.Connection, scoring: Callable[[str], Scoring]) -> dict[str, Tally]:
+    """The tally of every route that the log has seen, by name, up to the log's last row. Raises StoreError.
+
+    A route whose labels were compared by another scorer than `scoring` names is read again from the beginning.
+    """
+    tallies = rollups.read_tallies(connection)
+    for stretch in _stretches(connection, rollups.read_to(connection).seq):
+        fold(tallies, stretch.changes, scoring)
+    other = {
+        name for name, one in tallies.items() if one.scorer != scoring(name).name and one.counts.get("labelled")
+    }
+    if other:
+        tallies = {name: one for name, one in tallies.items() if name not in other}
+        for stretch in _stretches(connection, 0):
+            fold(tallies, stretch.changes, scoring, only=other)
+    return dict(sorted(tallies.items()))
+
+
+def _stretches(connection: sqlite3.Connection, since: int) -> Iterator[Stretch]:
+    while True:
+        stretch = read_stretch(connection, since, PAGE_ROWS)
+        yield stretch
+        if stretch.n_rows < PAGE_ROWS:
+            return
+        since = stretch.last
+
+
+@contextmanager
+def snapshot(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """All that is read inside is of one moment, whatever a worker writes meanwhile."""
+    connection.execute("BEGIN")
+    try:
+        yield connection
+    finally:
+        connection.execute("ROLLBACK")

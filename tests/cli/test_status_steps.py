@@ -1,0 +1,58 @@
+"""`suffice status` reads what the worker has summed up: its work grows neither with the log nor with routes squared."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import tomllib
+from pathlib import Path
+
+from bench.status import fill, sum_up
+
+from suffice.cli.seeing.status import read_statuses, statuses_of
+from suffice.settings import parse
+from suffice.store.database.views import reading
+
+
+def steps(config: Path) -> tuple[int, int]:
+    """How many of SQLite's own instructions one status takes, in hundreds, and how many routes it shows."""
+    n, settings = [0], parse(tomllib.loads(config.read_text("utf-8")))
+
+    def step() -> None:
+        n[0] += 1
+
+    with reading(config.parent / "log.db") as connection:
+        connection.set_progress_handler(step, 100)
+        statuses = statuses_of(connection, config.parent / "log.db", settings, None)
+        connection.set_progress_handler(None, 0)
+    return n[0], len(statuses)
+
+
+def made(folder: Path, n_rows: int, n_routes: int) -> Path:
+    folder.mkdir()
+    config = fill(folder, n_rows, n_routes)
+    sum_up(config)
+    return config
+
+
+def test_it_does_not_grow_with_the_log(tmp_path: Path) -> None:
+    few, many = (steps(made(tmp_path / str(n), n, 2))[0] for n in (6_000, 18_000))
+    assert many <= 1.1 * few + 5, (few, many)
+
+
+def test_it_grows_with_routes_and_not_with_their_square(tmp_path: Path) -> None:
+    few, many = (steps(made(tmp_path / str(n), 20 * n, n)) for n in (20, 80))
+    assert (few[1], many[1]) == (20, 80)
+    assert many[0] <= 4 * few[0] + 10, (few, many)
+
+
+def test_rows_that_nobody_has_summed_up_are_read_and_the_figures_are_the_same(tmp_path: Path) -> None:
+    config = made(tmp_path / "log", 600, 3)
+    settings = parse(tomllib.loads(config.read_text("utf-8")))
+    summed = read_statuses(config.parent / "log.db", settings, None)
+    with contextlib.closing(sqlite3.connect(config.parent / "log.db")) as connection, connection:
+        for table in ("rollups", "tallies", "rolled"):
+            connection.execute(f"DELETE FROM {table}")
+    assert [one.report for one in read_statuses(config.parent / "log.db", settings, None)] == [
+        one.report for one in summed
+    ]

@@ -1,0 +1,192 @@
+"""One saving and one promise: on generated logs every surface shows the same, and it is true.
+
+Each log is shown by `suffice status` (text and --json), the console's view and, for some, its pages and `/api`, by the
+gauges of a gateway that follows the log, and by what that gateway would write into a reply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from suffice.assurance.runs import Match
+from suffice.cli.seeing.status import RouteStatus, _print_json, _print_route, read_statuses
+from suffice.console.look import Look, window_of
+from suffice.console.views.standing import standings
+from suffice.gateway.context import Gateway
+from suffice.gateway.follow import Follower
+from suffice.gateway.kill import KillSwitch
+from suffice.scoring.base import build_scorer, scorer_label
+from suffice.settings import Settings, Store
+from suffice.store.database.log import EventLog
+from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import reading
+from suffice.store.routes import rollups
+from suffice.store.routes.tallies import Scoring, fold, read_stretch
+from suffice.telemetry import Metrics
+from suffice.wiring import build_route, kill_file, read_evidence
+from tests.console.visitor import Visitor, people_of, site
+from tests.contracts.generated_logs import Made, make
+
+N_LOGS, BLOCKS = 1_000, 20
+SHOWN_EVERY = 25  # of the logs their pages are asked for over the console's own application
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("template")
+    SqliteLog.open(Store(url=f"sqlite:///{folder / 'log.db'}"), now=lambda: 0.0).close()
+    with contextlib.closing(sqlite3.connect(folder / "log.db")) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    return (folder / "log.db").read_bytes()
+
+
+def scoring(settings: Settings) -> Any:
+    def match_of(name: str) -> Match:
+        scorer = build_scorer(settings.routes[name].scorer)
+        return lambda answer, gold: scorer.match(answer, scorer.normalise(gold) or "")
+
+    return lambda name: Scoring(scorer_label(settings.routes[name].scorer), match_of(name))
+
+
+def sum_up(made: Made, n_rows: int) -> None:
+    """What the job `rollup` does with the next rows."""
+    with contextlib.closing(sqlite3.connect(made.path)) as connection, connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        since = rollups.read_to(connection).seq
+        stretch, tallies = read_stretch(connection, since, n_rows), rollups.read_tallies(connection)
+        fold(tallies, stretch.changes, scoring(made.settings))
+        assert rollups.add(connection, {}, tallies, since=since, seq=max(stretch.last, 1), at_s=0.0)
+
+
+def printed(one: RouteStatus) -> tuple[dict[str, str], dict[str, Any]]:
+    text, plain = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(text):
+        _print_route(one)
+    with contextlib.redirect_stdout(plain):
+        _print_json([one])
+    pairs = (re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in text.getvalue().splitlines())
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}, json.loads(plain.getvalue())
+
+
+def gateway_of(made: Made) -> Gateway:
+    """A gateway that has followed the log to its end."""
+    settings, evidence = made.settings, read_evidence(made.settings)
+    log: Any = EventLog
+    gw = Gateway(
+        settings=settings, upstreams={}, log=log, metrics=Metrics(), salt="s", new_id=str,
+        wall_s=lambda: 2_000_000_000.0, monotonic_s=lambda: 0.0, kill=KillSwitch(kill_file(settings)),
+        routes=tuple(
+            build_route(name, route, evidence, settings.upstreams["up"]) for name, route in settings.routes.items()
+        ),
+    )  # fmt: skip
+    follower = Follower(gw, made.path)
+    follower.take(follower.look())
+    follower.close()
+    gw.export_promises()
+    return gw
+
+
+def can_stop(gw: Gateway, name: str) -> bool:
+    """May the gateway end a run of the route, or cut it before it begins?"""
+    route = next(one for one in gw.routes if one.name == name)
+    if gw.kill.on or not route.acts or route.holding.ceiling == 0:
+        return False
+    cuts = bool(route.arm) or (route.settings.uncertified and bool(route.settings.arms))
+    return bool(route.folds) or cuts or route.policy.name != "never"
+
+
+def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
+    """Compare all surfaces of one log; each route with the state that every one of them shows."""
+    statuses = {one.report.route: one for one in read_statuses(made.path, made.settings, None)}
+    assert statuses.keys() == made.settings.routes.keys()
+    with reading(made.path) as connection:
+        look = Look(
+            connection=connection, settings=made.settings, path=made.path, now_s=2_000_000_000.0,
+            monotonic_s=lambda: 0.0, killed=made.killed,
+        )  # fmt: skip
+        pages = {one.name: one for one in standings(look, window_of({"days": "all"}, 2e9))}
+    gw = gateway_of(made)
+    gauges = generate_latest(gw.metrics.registry).decode()
+    for name, one in statuses.items():
+        text, plain = printed(one)
+        saving, truth = one.report.measured.saving, made.truths[name]
+        assert pages[name].saving == saving
+        assert plain["measured"]["saving"] == (None if saving is None else pytest.approx(vars_of(saving), abs=0))
+        gauge = re.search(rf'suffice_token_saving_ratio{{route="{name}"}} (\S+)', gauges)
+        assert (None if gauge is None else float(gauge[1])) == (None if saving is None else saving.value)
+        assert (saving is None) == (truth.saving is None)
+        if saving is not None and truth.saving is not None:
+            assert saving.value == pytest.approx(truth.saving, abs=1e-9)
+            assert "saving" not in text or text["saving"].startswith(f"{saving.value:.1%}")
+        route = next(each for each in gw.routes if each.name == name)
+        told = {one.promise, plain["promise"], text["promise"], pages[name].promise, gw.promise_to(route)()}
+        assert told == {one.promise}, (name, told)
+        states = re.findall(rf'suffice_promise_state{{route="{name}",state="(\w+)"}} 1.0', gauges)
+        assert {one.promise_state, pages[name].promise_state, *states} == {one.promise_state}
+        guarantee = gw.guarantee(route)
+        assert guarantee.stops == can_stop(gw, name), (name, guarantee.state, made.settings.routes[name])
+        if guarantee.stops:
+            assert "runs in full" not in one.promise
+    return {name: (one, one.promise_state) for name, one in statuses.items()}
+
+
+def vars_of(estimate: Any) -> dict[str, Any]:
+    return {name: getattr(estimate, name) for name in estimate.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_every_surface_of_a_generated_log_shows_the_same_saving_and_promise_and_they_are_true(
+    tmp_path: Path, template: bytes, block: int
+) -> None:
+    for number in range(block * N_LOGS // BLOCKS, (block + 1) * N_LOGS // BLOCKS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        made = make(folder, template, number)
+        sum_up(made, 7)
+        before = {one.report.route: one for one in read_statuses(made.path, made.settings, None)}
+        sum_up(made, 10_000)
+        shown = check(made)
+        for name, (one, _) in shown.items():
+            assert before[name].promise == one.promise
+            assert before[name].report == one.report, "with rows that nobody has summed up it is the same"
+        if number % SHOWN_EVERY == 0:
+            check_pages(made, {name: one for name, (one, _) in shown.items()})
+
+
+def check_pages(made: Made, statuses: dict[str, RouteStatus]) -> None:
+    """The same on the console's pages and behind `/api`, as a person and a program are answered."""
+    secret = people_of(made.settings).first() or ""
+    with site(made.settings) as app:
+        visitor = Visitor(app)
+        visitor.login(secret)
+        plain = {one["name"]: one for one in visitor.get("/api/routes?days=all").json["routes"]}
+        for name, one in statuses.items():
+            saving = one.report.measured.saving
+            assert plain[name]["promise"] == one.promise
+            assert plain[name]["saving"] == (None if saving is None else vars_of(saving))
+            page = re.sub(r"<[^>]+>", "", visitor.get(f"/console/route?days=all&name={name}").text)
+            page = page.replace("&#39;", "'").replace("&#34;", '"')
+            assert one.promise in page
+            if saving is not None:
+                assert f"{100 * saving.value:.1f}".replace("-", "\N{MINUS SIGN}") in page
+
+
+def test_over_many_logs_the_saving_is_right_on_average(tmp_path: Path, template: bytes) -> None:
+    spent = full = estimated = 0.0
+    for seed in range(300):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        for truth in make(folder, template, seed).truths.values():
+            if truth.audit_weight:
+                spent, full = spent + truth.spent, full + truth.full
+                estimated += truth.n * truth.audit_full / truth.audit_weight
+    assert 1 - spent / estimated == pytest.approx(1 - spent / full, abs=0.03)
