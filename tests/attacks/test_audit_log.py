@@ -258,8 +258,13 @@ def _shorter(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4096])
 
 
-def _plain_database(folder: Path) -> None:
+def _without(folder: Path) -> Path:
     (folder / "log.db").unlink()
+    return folder / "log.db"
+
+
+def _plain_database(folder: Path) -> None:
+    _without(folder)
     with closing(sqlite3.connect(folder / "log.db")) as other:
         other.execute("CREATE TABLE chain (x)")
 
@@ -275,8 +280,8 @@ FILES: dict[str, Callable[[Path], object]] = {
     "file cut": _shorter,
     "file of zeros": lambda folder: (folder / "log.db").write_bytes(bytes(100_000)),
     "file of text": lambda folder: (folder / "log.db").write_text("all is well\n" * 1_000),
-    "a folder": lambda folder: ((folder / "log.db").unlink(), (folder / "log.db").mkdir()),
-    "a link to nothing": lambda folder: ((folder / "log.db").unlink(), (folder / "log.db").symlink_to("nothing")),
+    "a folder": lambda folder: _without(folder).mkdir(),
+    "a link to nothing": lambda folder: _without(folder).symlink_to("nothing"),
     "another application's database": _plain_database,
     "heads of another chain": _swap_heads,
 }

@@ -39,8 +39,6 @@ def check(settings: Settings) -> None:
     """What types cannot say: references, ranges, and combinations that promise too much."""
     _check_server(settings.server)
     for name, upstream in settings.upstreams.items():
-        if not re.match(r"https?://[^/\s]+", upstream.url):
-            raise ConfigError(f"upstreams.{name}.url: got {upstream.url!r}; need http://host[:port][/path]")
         _check_extra(f"upstreams.{name}.extra", upstream.extra)
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", upstream.affinity_header):
             got = upstream.affinity_header
@@ -165,8 +163,6 @@ def _check_tables(where: str, route: Route) -> None:
 
 
 def _check_judge(where: str, judge: Judge) -> None:
-    if not re.match(r"https?://[^/\s]+", judge.url):
-        raise ConfigError(f"{where}.url: got {judge.url!r}; need http://host[:port][/path]")
     if not (isfinite(judge.timeout_s) and judge.timeout_s > 0):
         raise ConfigError(f"{where}.timeout_s: got {judge.timeout_s}; more than 0 seconds")
     if judge.max_tokens < 1:
@@ -176,8 +172,6 @@ def _check_judge(where: str, judge: Judge) -> None:
 def _check_embeddings(where: str, embeddings: Embeddings, kind: Kind) -> None:
     if kind == "samples":
         raise ConfigError(f"{where}: belongs to 'rounds' and 'reasoning'; samples are no drafts of each other")
-    if not re.match(r"https?://[^/\s]+", embeddings.url):
-        raise ConfigError(f"{where}.url: got {embeddings.url!r}; need http://host[:port][/path]")
     for field in ("timeout_s", "pause_s"):
         value = getattr(embeddings, field)
         if not (isfinite(value) and value > 0):
