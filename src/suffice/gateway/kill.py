@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from suffice.files import read_start
 from suffice.gateway.route import BuiltRoute
+from suffice.shown import printable
 from suffice.store.rows.kill_events import KillSwitched, Switching
 from suffice.telemetry import LOG
 
@@ -50,7 +52,7 @@ class KillSwitch:
         if self._file is None:
             return
         try:
-            stamp: int | None = self._file.stat().st_mtime_ns
+            stamp: int | None = _stamp_of(self._file)
         except FileNotFoundError:
             stamp = None
         except OSError as error:  # a disk that does not answer: neither pull nor release for it
@@ -97,11 +99,18 @@ def release(file: Path) -> bool:
     return True
 
 
+def _stamp_of(file: Path) -> int:
+    """When the file was written. A link that leads nowhere counts: somebody has put it there. Raises OSError."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return file.lstat().st_mtime_ns
+
+
 def _said(file: Path) -> str:
     """The reason in the file; one that cannot be read pulls the switch all the same."""
     try:
-        with file.open("rb") as handle:
-            said = handle.read(MOST_BYTES).decode("utf-8", "replace").strip()
+        said = printable(read_start(file, MOST_BYTES).decode("utf-8", "replace").strip())
     except OSError:
         said = ""
     return said or "no reason is given"
