@@ -33,7 +33,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
 
-.PHONY: help demo demo-full demo-online demo-console test examples clients lock-clients check lint types layers house packages bench claims-full peer-suite lock wheel clean
+.PHONY: help demo demo-full demo-online demo-console test attacks examples clients lock-clients check lint types layers house packages bench claims-full peer-suite lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -52,11 +52,18 @@ demo-online: $(VENV)/.ready-dev ## a route certifies itself, live; then its mode
 demo-console: $(VENV)/.ready-dev ## the console on the demonstration's log, or on a made-up month (in seconds, without a model)
 	$(BIN)/suffice demo --console $(ARGS)
 
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 # Several workers share the cores: a matrix product that takes them all, too, waits for itself.
 test: export OPENBLAS_NUM_THREADS := 1
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.ready-dev ## run all tests; without ARGS also the coverage gate of the core
-	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),--cov --cov-report=term -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=25)
+	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),--cov --cov-report=term $(PARALLEL) --durations=25)
+
+attacks: export OPENBLAS_NUM_THREADS := 1
+attacks: export OMP_NUM_THREADS := 1
+attacks: $(VENV)/.ready-dev ## attack it: every case of tests/attacks, behind docs/reference/security.md (under 5 minutes)
+	$(PY) -m pytest $(PARALLEL) tests/attacks $(ARGS)
 
 faults: $(VENV)/.ready-dev ## run the tests behind docs/reference/faults.md and print its table with their results
 	$(PY) -m tests.faults.table

@@ -29,8 +29,8 @@ CORE = (
 # them that fails is run once more, and the summary says so; more than two such tests are a failure all the same. What
 # is computed (claims, policies, scores …) fails at once.
 OVER_SOCKETS = (
-    "cli/", "clients/", "console/", "control/", "demo/", "edge/", "examples/", "faults/", "gateway/", "governor/",
-    "local/", "plugins/", "store/", "test_server.py", "testing/", "upstream/", "wiring/",
+    "attacks/", "cli/", "clients/", "console/", "control/", "demo/", "edge/", "examples/", "faults/", "gateway/",
+    "governor/", "local/", "plugins/", "store/", "test_server.py", "testing/", "upstream/", "wiring/",
 )  # fmt: skip
 MOST_AGAIN = 2
 

@@ -13,6 +13,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import sha256
 from math import ceil, exp, floor, inf, isclose, lgamma, log, log1p
 from pathlib import Path
@@ -23,6 +24,8 @@ BETS = [0.25, 0.45, 0.65, 0.85]  # fractions of the largest bet that cannot go b
 FINISH_RISK, JUDGE_RISK = 0.01, 0.005  # of each bound behind the charge for the finish, and for a judge's mistakes
 Line = dict[str, Any]
 Wrong = Iterator[str]  # what is wrong, a sentence each
+# JSON without NaN, Infinity or numbers that are too large for a float: they compare as equal to nothing.
+READ = json.JSONDecoder(parse_constant=int, parse_float=lambda text: float(text) + 0 * int(float(text))).decode
 
 
 class Bundle:
@@ -32,17 +35,17 @@ class Bundle:
         seal, parts = bytes(32), dict[str, list[Line]]()
         self.starts: list[Line] = []  # requests, and stretches without rows, in the order of start
         for text in content.splitlines(keepends=True):
-            line = json.loads(text)
+            line = READ(text.decode())
             parts.setdefault(line["type"], []).append(line)
             if line["type"] in ("header", "request", "unrecorded"):
                 seal = sha256(seal + text).digest()
                 self.starts += [line] * (line["type"] != "header")
         self.seal, (self.header,), self.head = seal.hex(), parts["header"], parts["head"][0]["head"]
-        if self.header["form"] != 1:
-            raise ValueError(f"form {self.header['form']} is not known here")
+        if self.header["form"] != 1 or not 0 < self.header["n_levels"] <= 10_000:
+            raise ValueError("its form is not known here, or its number of levels is out of range")
         self.requests, self.links = parts.get("request", []), parts["link"]
         self.rows = {line["seq"]: line for line in parts["row"]}
-        self.bodies = {json.loads(row["told"])[1]: json.loads(row["kept"]) for row in parts["row"]}  # one a kind
+        self.bodies = {READ(row["told"])[1]: READ(row["kept"]) for row in parts["row"]}  # one a kind
         self.window: Line = self.header["window"] or {"start": 1, "end": 1, "share": 1.0, "until": 0}
         self.end = min(self.window["end"] or inf, floor(self.window["until"]) + 1)
         self.promise, self.charges, self.n_levels = (self.header[name] for name in ("promise", "charges", "n_levels"))
@@ -93,13 +96,13 @@ def check_window(bundle: Bundle) -> Wrong:
     expected, place = ceil(bundle.window["start"]), 0
     for line in bundle.starts:
         n = line["n"]
-        if n != expected:
+        if n != expected or line.get("count", 1) < 1:
             yield f"request {n} stands where request {expected} has to: one is missing, repeated or out of order"
         if line["seq"] <= place:
             yield f"request {n} came before the one above it in the log: the order was changed"
         share = line["audit_share"] or 0.0 if line["type"] == "unrecorded" else bundle.share(line)
-        if line.get("delivery", 1) == 1 and share < bundle.window["share"] - 1e-9:
-            yield f"request {n} was drawn with probability {share:g}, below the window's {bundle.window['share']:g}"
+        if line.get("delivery", 1) == 1 and not bundle.window["share"] - 1e-9 <= share <= 1:
+            yield f"request {n} was drawn with probability {share:g}, below the window's share or above 1"
         expected, place = n + line.get("count", 1), line["seq"]
     twice = [name for name, n in Counter(line["id"] for line in bundle.requests).items() if n > 1]
     yield from (f"request {name} is listed more than once" for name in twice)
@@ -133,7 +136,7 @@ def check_label(bundle: Bundle, line: Line, z: list[int], d: list[int]) -> Wrong
     if row is None or link is None:
         yield "its label is no row of the audit log"
         return
-    told, said = json.loads(row["told"]), json.loads(row["kept"]).get("feedback", {})
+    told, said = READ(row["told"]), READ(row["kept"]).get("feedback", {})
     is_about = told[3] == line["id"] or (told[3] is None and said.get("response_id") == line.get("response_id", ""))
     correct, has_reference = said.get("correct"), link[4] is not None  # the reference itself is only digested
     if told[1] != "feedback" or not is_about or (correct is None and not has_reference):
@@ -174,15 +177,16 @@ def bisected(is_above: Callable[[float], bool]) -> float:
 
 def finish_bound(k: int, n: int) -> float:
     """Clopper and Pearson's upper bound on the rate behind k of n; above 1 where nothing was compared."""
-    if not n or k == n:
-        return 1.0 if n else 2.0
+    if not 0 <= k < min(n, 10**6):
+        return 1.0 if 0 < k == n else 2.0
     ways = [lgamma(n + 1) - lgamma(i + 1) - lgamma(n - i + 1) for i in range(k + 1)]
     return bisected(lambda p: sum(exp(w + i * log(p) + (n - i) * log1p(-p)) for i, w in enumerate(ways)) < FINISH_RISK)
 
 
 def refuted(k: int, n: int) -> float:
     """The smallest rate that k of n refute by wealth, at all looks at once."""
-    return bisected(lambda rate: log_wealth({(1.0, 0): n - k, (1.0, 1): k}, rate) >= log(1 / JUDGE_RISK))
+    wealth_at, enough = partial(log_wealth, {(1.0, 0): n - k, (1.0, 1): k}), log(1 / JUDGE_RISK)
+    return bisected(lambda rate: wealth_at(rate) >= enough) if 0 <= k <= n else 1.0
 
 
 def check_draws(bundle: Bundle) -> Wrong:
@@ -253,19 +257,24 @@ def check_chain(bundle: Bundle) -> Wrong:
         yield "the chain does not lead to the head that the bundle carries"
     for seq, row in bundle.rows.items():
         digest = sha256(row["told"].encode() + b"\n" + row["kept"].encode()).hexdigest()
-        if json.loads(row["told"])[0] != seq or digests.get(seq) != digest:
+        if READ(row["told"])[0] != seq or digests.get(seq) != digest:
             yield f"row {seq} of the log is not what the chain vouches for"
 
 
 def compare_heads(bundle: Bundle, content: str) -> Wrong:
     """Heads that were kept elsewhere are those of this chain. Raises LookupError without the one behind the bundle."""
     places = {line["of"][0]: line["link"] for line in bundle.links}
-    kept = [one for one in map(json.loads, content.splitlines()) if one["place"] in places]
+    kept = [one for one in map(READ, content.splitlines()) if one["place"] in places]
     for one in kept:
         if (one["begin"], one["link"]) != (bundle.head["begin"], places[one["place"]]):
             yield f"the head that was kept of place {one['place']} is another one: the log was written anew"
     if bundle.head["place"] not in {one["place"] for one in kept}:
         raise LookupError("the head behind the bundle was not kept, so nothing vouches for its seal")
+
+
+def show(*lines: str) -> None:
+    """Print lines; what a terminal would obey is replaced, since names in a bundle are somebody else's words."""
+    print(*("".join(c if c.isprintable() else "\ufffd" for c in one) for one in lines), sep="\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -280,16 +289,16 @@ def main(arguments: list[str] | None = None) -> int:
             wrong += check(bundle)
         if options.head:
             wrong += compare_heads(bundle, options.head.read_text(encoding="utf-8"))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        print(*(f"WRONG: {one}" for one in wrong), f"cannot be checked: {type(error).__name__}: {error}", sep="\n")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        show(*(f"WRONG: {one}" for one in wrong), f"cannot be checked: {type(error).__name__}: {error}")
         return 1 if wrong else 2
     header, n, charges = bundle.header, sum(line.get("count", 1) for line in bundle.starts), bundle.charges
     risk = FINISH_RISK * bool(charges["finish"]) + 2 * JUDGE_RISK * bool(charges["judge"]["charge"])
-    print(*(f"WRONG: {one}" for one in wrong), f"route {header['route']}, publication {header['publication']}: {n:,}"
-          f" requests, {len(bundle.counted):,} audits; level {bundle.level} of {bundle.n_levels - 1} passes", sep="\n")
-    print(f"does NOT hold: {len(wrong)} things are wrong" if wrong else f"holds: with confidence"
-          f" {1 - bundle.promise['delta'] - risk:g} these requests would have lost less than"
-          f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}")  # fmt: skip
+    show(*(f"WRONG: {one}" for one in wrong), f"route {header['route']}, publication {header['publication']}: {n:,}"
+         f" requests, {len(bundle.counted):,} audits; level {bundle.level} of {bundle.n_levels - 1} passes",
+         f"does NOT hold: {len(wrong)} things are wrong" if wrong else f"holds: with confidence"
+         f" {1 - bundle.promise['delta'] - risk:g} these requests would have lost less than"
+         f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}")  # fmt: skip
     if not options.head:
         print("No head was given: if somebody wrote the whole log anew, nobody can tell.")
     return 1 if wrong else 0

@@ -72,6 +72,15 @@ def tighten(path: Path) -> str | None:
     return f"{path}: could be read by others (mode {mode:04o}); its mode is {mode & PRIVATE:04o} now"
 
 
+def read_start(path: Path, most_bytes: int) -> bytes:
+    """The first bytes of a file, without ever waiting: a pipe that nobody writes to holds nothing. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        return os.read(descriptor, most_bytes)
+    finally:
+        os.close(descriptor)
+
+
 def open_unpacked(path: Path) -> IO[bytes]:
     """Open a file to read its bytes, unpacked where its name ends in .gz.
 

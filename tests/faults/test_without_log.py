@@ -336,7 +336,7 @@ def test_the_file_holds_no_secret_and_no_address(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("UP_KEY", "sk-canary-upstream")
     monkeypatch.setenv("OUR_KEYS", "sk-canary-ours")
     raw = {
-        "upstreams": {"up": {"url": "http://canary:password@127.0.0.1:9", "api_key_env": "UP_KEY"}},
+        "upstreams": {"up": {"url": "http://127.0.0.1:9/canary?password", "api_key_env": "UP_KEY"}},
         "server": {"api_keys_env": "OUR_KEYS"}, "routes": {"r": {"upstream": "up", **ROUTE}},
         "console": {"enabled": False}, "control": {"enabled": False},
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The page on faults and the promises of the README name tests that exist."""
+"""The page on faults and the promises of the README name tests that exist; the threat model names all attacks."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def test_every_row_of_the_page_names_a_test() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.test.rpartition("::")[2])
 def test_each_named_test_exists(row: Row) -> None:
     assert exists(row.test), row.test
+
+
+def test_every_file_of_attacks_is_named_in_the_threat_model() -> None:
+    model = (ROOT / "docs" / "reference" / "security.md").read_text(encoding="utf-8")
+    files = sorted(path.name for path in (ROOT / "tests" / "attacks").glob("test_*.py"))
+    assert files
+    assert not [name for name in files if f"`{name}`" not in model]
 
 
 @pytest.mark.parametrize("line", PROMISES, ids=lambda line: line[2:5].strip())

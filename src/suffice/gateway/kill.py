@@ -59,7 +59,7 @@ class KillSwitch:
         if self._file is None:
             return
         try:
-            stamp: int | None = self._file.stat().st_mtime_ns
+            stamp: int | None = _stamp_of(self._file)
         except FileNotFoundError:
             stamp = None
         except OSError as error:  # a disk that does not answer: neither pull nor release for it
@@ -107,3 +107,11 @@ def release(file: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _stamp_of(file: Path) -> int:
+    """When the file was written. A link that leads nowhere counts: somebody has put it there. Raises OSError."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return file.lstat().st_mtime_ns

@@ -7,7 +7,6 @@ no way to put itself in force. Knows models and levels; refuses to know how they
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -20,6 +19,7 @@ from suffice.learn.groups import fold_of
 from suffice.learn.served import Served
 from suffice.model.artefact import load
 from suffice.model.numbers import numbers, shown
+from suffice.model.reading import parse
 from suffice.model.stop import MOST_RISK, StopModel, canonical
 from suffice.signals.features import FeatureSet
 
@@ -144,8 +144,8 @@ def read_version(address: str, body: str | None) -> Version:
     if body is None:
         raise ConfigError(f"version {address}: cannot be read, it is not kept in this log")
     try:
-        plain = json.loads(body)
-    except ValueError:
+        plain = parse(f"version {address}", body.encode("utf-8", "surrogatepass"))
+    except ConfigError:
         plain = None
     if not isinstance(plain, dict):
         raise ConfigError(f"version {address}: what is kept under it is no version")

@@ -44,7 +44,8 @@ class Part(Protocol):
 class Ensemble:
     """The sigmoid of the mean of the parts' logits, then the calibration if there is one.
 
-    No part is surer than 1 in 10,000: beyond, its logit is cut, so that none outvotes the others alone.
+    No part is surer than 1 in 10,000: beyond, its logit is cut, so that none outvotes the others alone. A logit that is
+    no number, of weights that overflow, counts as the lowest: nothing is stopped for it.
     """
 
     parts: tuple[Part, ...]
@@ -73,12 +74,13 @@ class Ensemble:
         total = 0.0
         for part in self.parts:
             logit = part.raw(row)
-            total += MOST_LOGIT if logit > MOST_LOGIT else max(logit, -MOST_LOGIT)
+            total += MOST_LOGIT if logit > MOST_LOGIT else max(-MOST_LOGIT, logit)
         return total / len(self.parts)
 
     def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """The mean logit of each row of a matrix, shape (n rows, n features)."""
-        return np.asarray(np.mean([np.clip(part.raws(matrix), -MOST_LOGIT, MOST_LOGIT) for part in self.parts], axis=0))
+        logits = [np.fmin(np.fmax(part.raws(matrix), -MOST_LOGIT), MOST_LOGIT) for part in self.parts]
+        return np.asarray(np.mean(logits, axis=0))
 
     def score(self, row: Sequence[float]) -> float:
         """The probability for one row, in [0, 1]."""

@@ -79,7 +79,7 @@ class Learned(Checked):
         p = model.suffices.score(row)
         risk = (1.0 - p) / model.cost.of(s.tokens_used / max(1, s.step))
         threshold = self._threshold_of(s.query) if model.classes else self.threshold
-        if risk > threshold * (1.0 + _SLACK) + _ALMOST_0:
+        if not risk <= threshold * (1.0 + _SLACK) + _ALMOST_0:  # a risk that is no number stops nothing
             return go_on(f"risk {risk:.4g} is above {threshold:g}", risk)
         if not self._features.informed(s):
             return go_on("nothing that the model reads of the run is known")

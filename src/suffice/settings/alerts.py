@@ -9,17 +9,12 @@ from typing import Final
 from suffice.errors import ConfigError
 from suffice.settings.tables import Alerts
 
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ADDRESS: Final = re.compile(r"[^@\s<>,;]+@[^@\s<>,;]+")
 _BASE: Final = re.compile(r"https?://[^/@\s?#]+(/[^@\s?#]*)?")
 
 
 def check_alerts(alerts: Alerts) -> None:
     """Refuse what cannot work. Raises ConfigError."""
-    for name in ("webhook_url_env", "smtp_user_env", "smtp_password_env"):
-        value = getattr(alerts, name)
-        if value and not _VARIABLE.fullmatch(value):
-            raise ConfigError(f"alerts.{name}: needs the name of an environment variable, never the secret itself")
     if bool(alerts.smtp_user_env) != bool(alerts.smtp_password_env):
         raise ConfigError("alerts.smtp_user_env: needs smtp_password_env beside it; give both or none")
     if alerts.smtp_user_env and alerts.mail_tls != "required":

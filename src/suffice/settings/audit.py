@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from math import isfinite
 from typing import Final
 
@@ -10,7 +9,6 @@ from suffice.errors import ConfigError
 from suffice.settings.tables import AuditLog, Retention
 
 LEAST_S: Final = 1.0  # between two rounds of a job
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def check_audit(audit: AuditLog, retention: Retention) -> None:
@@ -20,8 +18,6 @@ def check_audit(audit: AuditLog, retention: Retention) -> None:
             raise ConfigError(f"{where}: got {value}; at least {LEAST_S:g} second")
     if not (isfinite(audit.timeout_s) and audit.timeout_s > 0):
         raise ConfigError(f"audit.timeout_s: got {audit.timeout_s}; more than 0 seconds")
-    if audit.webhook_env and not _VARIABLE.fullmatch(audit.webhook_env):
-        raise ConfigError("audit.webhook_env: needs the name of an environment variable, never the address itself")
     for part, days in retention.days.items():
         if not (isfinite(days) and days >= 0):
             raise ConfigError(f"retention.{part}_days: got {days}; at least 0 days")

@@ -48,8 +48,6 @@ def check(settings: Settings) -> None:
         _check_key(name, key, settings)
     _check_console(settings)
     for name, upstream in settings.upstreams.items():
-        if not re.match(r"https?://[^/\s]+", upstream.url):
-            raise ConfigError(f"upstreams.{name}.url: got {upstream.url!r}; need http://host[:port][/path]")
         _check_limit(f"upstreams.{name}.first_byte_timeout_s", upstream.first_byte_timeout_s)
         _check_extra(f"upstreams.{name}.extra", upstream.extra)
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]*", upstream.affinity_header):
@@ -226,8 +224,6 @@ def _check_tables(where: str, route: Route) -> None:
 
 
 def _check_judge(where: str, judge: Judge) -> None:
-    if not re.match(r"https?://[^/\s]+", judge.url):
-        raise ConfigError(f"{where}.url: got {judge.url!r}; need http://host[:port][/path]")
     if not (isfinite(judge.timeout_s) and judge.timeout_s > 0):
         raise ConfigError(f"{where}.timeout_s: got {judge.timeout_s}; more than 0 seconds")
     if judge.max_tokens < 1:
@@ -237,8 +233,6 @@ def _check_judge(where: str, judge: Judge) -> None:
 def _check_embeddings(where: str, embeddings: Embeddings, kind: Kind) -> None:
     if kind == "samples":
         raise ConfigError(f"{where}: belongs to 'rounds' and 'reasoning'; samples are no drafts of each other")
-    if not re.match(r"https?://[^/\s]+", embeddings.url):
-        raise ConfigError(f"{where}.url: got {embeddings.url!r}; need http://host[:port][/path]")
     for field in ("timeout_s", "pause_s"):
         value = getattr(embeddings, field)
         if not (isfinite(value) and value > 0):

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -16,6 +16,11 @@ from suffice.settings.rollout import Rollout, overlaid
 from suffice.settings.tables import Experiment, ExperimentArm, Key, Metric, Route, Settings, Upstream
 
 S = TypeVar("S", bound=msgspec.Struct)
+
+MOST_NUMBER: Final = 10**12  # of any setting: bytes, tokens, seconds
+MOST_NAME_CHARS: Final = 100  # of what an owner names: a route, an upstream, an experiment, a metric
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HTTP_URL: Final = re.compile(r"https?://[!-.0-?A-~]+(/[!-~]*)?")  # before the path: all but "/" and "@"
 
 # Types as people who write a settings file call them.
 _KINDS = {
@@ -46,6 +51,7 @@ def parse(raw: Mapping[str, Any]) -> Settings:
             _convert(item, model, path=f"{table}.{name}")  # one by one, so that an error names its own table
     settings = _convert(raw, Settings, path="")
     check(settings)
+    _check_numbers(settings, path="")
     return settings
 
 
@@ -92,7 +98,8 @@ def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(hints))}"
-            raise ConfigError(f"{here}: unknown key{hint}")
+            raise ConfigError(f"{here if here.isprintable() else ascii(here)}: unknown key{hint}")
+        _check_plain(here, key, value)
         nested = _struct_in(hints[key])
         if nested is None or value is None:
             continue
@@ -100,6 +107,9 @@ def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{here}: must be a table, got {type(value).__name__}")
             for name, item in value.items():
+                if not (isinstance(name, str) and 0 < len(name) <= MOST_NAME_CHARS and name.isprintable()):
+                    got = ascii(name)[:80]
+                    raise ConfigError(f"{here}: got {got} as a name; 1 to {MOST_NAME_CHARS} printable characters")
                 _refuse_unknown(item, nested, f"{here}.{name}")
         else:
             _refuse_unknown(value, nested, here)
@@ -109,6 +119,35 @@ def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None
 def _hints(model: type[msgspec.Struct]) -> Mapping[str, Any]:
     """The types of a settings class; there are few classes, and hundreds of routes."""
     return get_type_hints(model)
+
+
+def _check_plain(here: str, key: str, value: object) -> None:
+    """Refuse what would mean something else further on. A message never repeats a text: it may be a secret."""
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ConfigError(f"{here}: got a number that is too large")
+    if not isinstance(value, str):
+        return
+    if "\0" in value:
+        raise ConfigError(f"{here}: holds a null character")
+    if key.endswith("_env") and value and not _VARIABLE.fullmatch(value):
+        raise ConfigError(f"{here}: needs the name of an environment variable, never what it holds")
+    if key == "url" and here != "store.url" and not _HTTP_URL.fullmatch(value):
+        raise ConfigError(f"{here}: need http://host[:port][/path] in ASCII, without a user, a password or spaces")
+
+
+def _check_numbers(value: object, path: str) -> None:
+    """Refuse numbers that no setting can mean, whatever its own range: times, sizes and counts are all finite."""
+    if isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            _check_numbers(getattr(value, name), f"{path}.{name}" if path else name)
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            if isinstance(one, msgspec.Struct):
+                _check_numbers(one, f"{path}.{name}")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        most = 65_535 if path.rpartition(".")[2].endswith("port") else MOST_NUMBER
+        if not 0 <= value <= most:
+            raise ConfigError(f"{path}: got {value}; 0 to {most:,}")
 
 
 def _struct_in(hint: Any) -> type[msgspec.Struct] | None:

@@ -157,7 +157,7 @@ def _parse_lines(raw: bytes, body: bytes) -> Frame:
 
 # --------------------------------------------------------------------------- chunks
 
-_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 _NOTHING = msgspec.Raw(b"")
 
 

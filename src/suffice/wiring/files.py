@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar, get_type_hints
 
 import msgspec
 
@@ -21,6 +22,9 @@ from suffice.settings import Settings, parse
 
 S = TypeVar("S", bound=msgspec.Struct)
 
+MOST_SETTINGS_BYTES: Final = 2**20
+# A dotted key costs the square of its parts in memory, and no key of ours has ten. Each part is passed once.
+_LONG_KEY: Final = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){40}""")
 MOST_DEEP = 8  # policies inside policies whose models are looked for, as many as `build_policy` takes
 
 
@@ -31,18 +35,10 @@ def load_settings(path: str | Path) -> Settings:
     place and what is allowed.
     """
     file = Path(path)
+    text = _text_of(file)
     try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: is not UTF-8 at byte {error.start}") from None
-    try:
-        raw = _read_yaml(text) if file.suffix in (".yaml", ".yml") else tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: is no TOML: {error}") from None
-    load_plugins()
-    try:
+        raw = _read_yaml(text) if file.suffix in (".yaml", ".yml") else read_toml(text)
+        load_plugins()
         return _absolute(parse(_with_models(raw, file.parent)), file.parent.resolve())
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
@@ -76,6 +72,32 @@ def _file_fields(table: type[msgspec.Struct]) -> Mapping[str, str]:
         if marks or not isinstance(hint, type) or issubclass(hint, msgspec.Struct | dict):
             found[name] = marks[0].get("names", "") if marks else ""
     return found
+
+
+def _text_of(file: Path) -> str:
+    try:
+        with file.open("rb") as handle:
+            content = handle.read(MOST_SETTINGS_BYTES + 1)
+    except (OSError, ValueError) as error:  # a name may hold a null byte
+        raise ConfigError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if len(content) > MOST_SETTINGS_BYTES:
+        raise ConfigError(f"{file}: is larger than {MOST_SETTINGS_BYTES // 2**20} MiB, which no settings need")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not UTF-8 at byte {error.start}") from None
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text, in bounded time and memory. Raises ConfigError for what is none."""
+    if _LONG_KEY.search(text):
+        raise ConfigError("is no TOML that is read here: a dotted key has more than 40 parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError("is no TOML that is read here: tables or lists are nested too deeply") from None
+    except ValueError as error:  # also a whole number of thousands of digits
+        raise ConfigError(f"is no TOML: {error}") from None
 
 
 def _with_models(raw: Any, folder: Path) -> Any:
@@ -147,5 +169,7 @@ def _read_yaml(text: str) -> Any:
         raise ConfigError("YAML config needs the package PyYAML; install it or write TOML") from None
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(str(error)) from None
+    except RecursionError:
+        raise ConfigError("is no YAML that is read here: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # also a number of thousands of digits
+        raise ConfigError(f"is no YAML: {error}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import msgspec
 
 from suffice.errors import ConfigError
 from suffice.settings import Route
-from suffice.wiring.files import policy_with_models
+from suffice.wiring.files import policy_with_models, read_toml
 from suffice.wiring.routes import build_route
 
 
@@ -28,7 +27,7 @@ def policy_table(said: str) -> dict[str, Any]:
         found = _read(text)
     except OSError as error:
         raise ConfigError(f"{said}: cannot be read ({error.strerror})") from None
-    except ValueError:  # of TOML, JSON and Unicode
+    except (ValueError, RecursionError, ConfigError):  # of TOML, JSON and Unicode
         raise ConfigError(
             f"""{where}: is no table; write it as {{policy = "beta", threshold = 0.9}}, or name a TOML or JSON file"""
         ) from None
@@ -49,5 +48,5 @@ def _read(text: str) -> Any:
         try:
             return json.loads(stripped)
         except ValueError:
-            return tomllib.loads(f"table = {stripped}")["table"]
-    return tomllib.loads(text)
+            return read_toml(f"table = {stripped}")["table"]
+    return read_toml(text)

@@ -183,7 +183,7 @@ def _in_words(entry: Entry) -> str:
     from suffice.shown import printable
 
     about = " ".join(part for part in (entry.kind, entry.route or "", entry.episode_id or "") if part)
-    lines = [f"{_at(entry.at_s)}  #{entry.place}  {about}  by {entry.who or 'nobody named'}"]
+    lines = [printable(f"{_at(entry.at_s)}  #{entry.place}  {about}  by {entry.who or 'nobody named'}")]
     change = f"{entry.before} → {entry.after}" if entry.before else entry.after
     for text in (change, f"because: {entry.why}" if entry.why else ""):
         lines += textwrap.wrap(printable(text), _WIDTH, initial_indent="    ", subsequent_indent="      ")

@@ -56,6 +56,10 @@ def _signature(key: bytes, at: str, head: Head) -> str:
     return hmac.new(key, told, sha256).hexdigest()
 
 
+def _is_signed(line: _Line, head: Head, key: bytes) -> bool:
+    return hmac.compare_digest(line.signature.encode(), _signature(key, line.at, head).encode())
+
+
 def line_of(head: Head, *, at: str, key: bytes) -> bytes:
     """A head as one signed line of JSON, its end included.
 
@@ -124,5 +128,5 @@ def _parsed(lines: list[bytes], file: Path, key: bytes | None) -> Iterable[KeptH
                 continue  # the writer died in the middle of it: it never said that it was there
             raise StoreError(f"heads {file}: line {number} is no head; need the lines that Suffice exported") from None
         head = Head(begin=line.begin, place=line.place, seq=line.seq, link=line.link)
-        signed = None if key is None else hmac.compare_digest(line.signature, _signature(key, line.at, head))
+        signed = None if key is None else _is_signed(line, head, key)
         yield KeptHead(line=number, at=line.at, head=head, signed=signed)

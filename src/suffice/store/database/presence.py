@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import msgspec
 
+from suffice.files import read_start
+from suffice.shown import printable
 from suffice.store.database.owners import is_locked, try_lock
 from suffice.telemetry import LOG
 
@@ -129,10 +131,9 @@ class Announcement:
 def switch_reason(switch: Path) -> str | None:
     """The reason in the kill switch's file; None: there is no such file. An unreadable one counts all the same."""
     try:
-        with switch.open("rb") as handle:
-            return handle.read(MOST_REASON_BYTES).decode("utf-8", "replace").strip() or NO_REASON
+        return printable(read_start(switch, MOST_REASON_BYTES).decode("utf-8", "replace").strip()) or NO_REASON
     except FileNotFoundError:
-        return None
+        return NO_REASON if switch.is_symlink() else None  # a link that leads nowhere: somebody has put it there
     except OSError:
         return NO_REASON
 

@@ -76,7 +76,8 @@ def database_path(url: str) -> Path:
     """
     scheme, separator, name = url.partition(":///")
     if url != "sqlite://" and (scheme != "sqlite" or not separator):
-        raise ConfigError(f"store.url: got {url!r}; allowed: sqlite:///relative.db, sqlite:////absolute.db")
+        got = url.partition(":")[0]  # the rest may hold a password
+        raise ConfigError(f"store.url: got {got!r:.80}; allowed: sqlite:///relative.db, sqlite:////absolute.db")
     if url == "sqlite://" or name in ("", ":memory:"):
         raise ConfigError(
             f"store.url: got {url!r}: a database in memory is seen by one connection only, and the log "
