@@ -35,7 +35,7 @@ from suffice.gateway.exchange import (
     tells_hang_up,
     writes_now,
 )
-from suffice.gateway.intake import Intake, check_body_headers, read_chat
+from suffice.gateway.intake import Intake, check_body_headers, read_aside, read_chat
 from suffice.gateway.operating import placed
 from suffice.gateway.relay import forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
@@ -121,7 +121,7 @@ async def _admitted(
     limits = gw.settings.server
     check_body_headers(headers, limits.max_body_bytes)
     raw = await read_body(receive, limits.max_body_bytes)
-    return admit(gw, episode_id, read_chat(raw, limits), headers)
+    return admit(gw, episode_id, await read_aside(read_chat, raw, limits), headers)
 
 
 async def _apologise(exchange: Exchange, episode_id: str, error: Exception) -> None:
@@ -148,6 +148,8 @@ async def _serve(
             await exchange.body(refusal.body, more=False)
         return "upstream_error"
     except UpstreamError as error:
+        # A run keeps its failure, whose traceback refers to the run: a circle that would keep what was read.
+        error.with_traceback(None)
         gw.metrics.inc("suffice_upstream_errors_total", error.code)
         await exchange.fail(error.status, str(error), error.code)
         return "timeout" if isinstance(error, UpstreamTimeout) else "upstream_error"
@@ -314,7 +316,7 @@ def _request(
 
 def _request_key(found: BuiltRoute, intake: Intake, named: dict[str, str]) -> RequestKey:
     return RequestKey(
-        route=found.name, caller=named.get("authorization", ""), body=intake.raw,
+        route=found.name, caller=named.get("authorization", ""), body=intake.identity,
         conversation=_conversation(named, intake), idempotency_key=named.get("idempotency-key"),
     )  # fmt: skip
 
@@ -330,7 +332,7 @@ def _units(gw: Gateway, intake: Intake, named: dict[str, str], assigned: AuditAs
 
 
 def _question(gw: Gateway, intake: Intake) -> str:
-    return question_key(encode_json(intake.body.get("messages")).decode(), salt=gw.salt)
+    return question_key(intake.prompt or encode_json(intake.body.get("messages")).decode(), salt=gw.salt)
 
 
 def _check_samples(n_samples: int, found: BuiltRoute) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from suffice.gateway.exchange import HANG_UP, WRITE_NOW
+from suffice.gateway.exchange import HANG_UP, MAX_HEADERS, WRITE_NOW
 
 UNFINISHED_HEAD_BYTES = 2**20
 
@@ -36,12 +36,18 @@ class LimitedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take the next bytes."""
+        was_in_head = self._in_head
         super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
+        if not (was_in_head and self._in_head) or self.transport.is_closing():
             return
         self._head_bytes += len(data)
         if self._head_bytes > UNFINISHED_HEAD_BYTES:
             self.send_400_response("Request head too large.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep one header more than `intake.check_head` accepts, and none behind it."""
+        if len(self.headers) <= MAX_HEADERS:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head has ended."""
