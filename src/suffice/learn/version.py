@@ -145,7 +145,7 @@ def read_version(address: str, body: str | None) -> Version:
         raise ConfigError(f"version {address}: cannot be read, it is not kept in this log")
     try:
         plain = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         plain = None
     if not isinstance(plain, dict):
         raise ConfigError(f"version {address}: what is kept under it is no version")

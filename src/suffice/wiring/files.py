@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,10 @@ from suffice.settings import Settings, parse
 if TYPE_CHECKING:
     pass
 
+MOST_CHARS = 2**20  # of a settings file
+MOST_PARTS = 64     # of a key in it, with dots between
+_PART = r"""(?:[\w-]+|"[^"\n]{0,100}"|'[^'\n]{0,100}')"""
+_LONG_KEY = re.compile(rf"""(?<![\w."'-]){_PART}(?:[ \t]*\.[ \t]*{_PART}){{{MOST_PARTS}}}""")
 MOST_DEEP = 8  # policies inside policies whose models are looked for, as many as `build_policy` takes
 
 
@@ -32,14 +37,23 @@ def load_settings(path: str | Path) -> Settings:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: is not UTF-8 at byte {error.start}") from None
     try:
-        raw = _read_yaml(text) if file.suffix in (".yaml", ".yml") else tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: is no TOML: {error}") from None
-    load_plugins()
-    try:
+        raw = _read_yaml(text) if file.suffix in (".yaml", ".yml") else read_toml(text)
+        load_plugins()
         return parse(_with_models(raw, file.parent))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """A TOML table. Raises ConfigError for what is none, too long or too deep."""
+    if len(text) > MOST_CHARS:
+        raise ConfigError(f"got {len(text):,} characters; at most {MOST_CHARS:,}")
+    if _LONG_KEY.search(text):  # tomllib needs time that grows with the square of a key's parts
+        raise ConfigError(f"a key has more than {MOST_PARTS} parts; at most that many")
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"is no TOML: {error}") from None
 
 
 def _with_models(raw: Any, folder: Path) -> Any:
@@ -110,6 +124,12 @@ def _read_yaml(text: str) -> Any:
     except ImportError:
         raise ConfigError("YAML config needs the package PyYAML; install it or write TOML") from None
     try:
+        if len(text) > MOST_CHARS:
+            raise ConfigError(f"got {len(text):,} characters; at most {MOST_CHARS:,}")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ConfigError("has an alias (*NAME), which can stand for any amount of text; write the text itself")
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(str(error)) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import msgspec
 
 from suffice.errors import ConfigError
 from suffice.settings import Route
-from suffice.wiring.files import policy_with_models
+from suffice.wiring.files import policy_with_models, read_toml
 from suffice.wiring.routes import build_route
 
 
@@ -48,6 +47,6 @@ def _read(text: str) -> Any:
     if stripped.startswith("{"):
         try:
             return json.loads(stripped)
-        except ValueError:
-            return tomllib.loads(f"table = {stripped}")["table"]
-    return tomllib.loads(text)
+        except (ValueError, RecursionError):
+            return read_toml(f"table = {stripped}")["table"]
+    return read_toml(text)
