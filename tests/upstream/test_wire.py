@@ -272,7 +272,7 @@ def test_usage_with_odd_details_keeps_the_rest() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"{oops", b'{"a":NaN}', b'{"a":1}x', b"\xff\xfe", b'{"id":"\xff"}', b"[" * 200_000, b"{'a':1}",
+    [b"{oops", b'{"a":NaN}', b'{"a":1}x', b"\xff\xfe", b'{"id":"\xff"}', b"[" * 20_000, b"{'a':1}",
      b'{"choices":[{"delta":{"content":"cut', b'{"n":' + b"9" * 5_000 + b"x}"],
 )  # fmt: skip
 def test_what_is_not_json_is_refused_with_our_own_error(data: bytes) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, quote
 import msgspec
 
 from suffice.errors import BadRequest, TooLarge
+from suffice.upstream.wire import count_items, finite
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -103,18 +104,22 @@ def cookie(name: str, value: str, *, age_s: int, secure: bool) -> tuple[str, str
     return "set-cookie", f"{told}; Secure" if secure else told
 
 
-async def read(scope: Scope, receive: Receive) -> Asked:
-    """Read a request whole. Raises BadRequest for what is no form, too long, or broken off."""
+def read_head(scope: Scope) -> Asked:
+    """A request without its body. Raises BadRequest for too many fields in its query."""
     headers = dict[str, str]()
     for raw, value in scope["headers"]:
         name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
         headers[name] = f"{headers[name]}, {text}" if name in headers else text
-    body = await _body(receive) if scope["method"] not in ("GET", "HEAD") else b""
     client = scope.get("client") or ("", 0)
     return Asked(
         method=scope["method"], path=scope["path"], headers=headers, address=str(client[0]),
-        query=_pairs(scope.get("query_string", b"").decode("latin-1")), form=_form(headers, body),
+        query=_pairs(scope.get("query_string", b"").decode("latin-1")), form={},
     )  # fmt: skip
+
+
+async def read_form(asked: Asked, receive: Receive) -> Asked:
+    """The request with its body. Raises BadRequest for what is no form, too long, or broken off."""
+    return replace(asked, form=_form(asked.headers, await _body(receive)))
 
 
 async def _body(receive: Receive) -> bytes:
@@ -144,11 +149,16 @@ def _form(headers: Mapping[str, str], body: bytes) -> dict[str, str]:
     )
 
 
+_decode: Callable[[bytes], Any] = msgspec.json.Decoder(float_hook=finite).decode
+
+
 def _flat(body: bytes) -> dict[str, str]:
     """A flat JSON object as a form has it: a program and a page send the same fields."""
     try:
-        told = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if count_items(body, 2 * MOST_FIELDS)[0] > 2 * MOST_FIELDS + 1:
+            raise BadRequest(f"at most {MOST_FIELDS} fields are accepted", code="too_many_fields")
+        told = _decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise BadRequest("body: is no JSON", code="bad_json") from None
     if not isinstance(told, dict):
         raise BadRequest("body: must be a JSON object", code="not_an_object")

@@ -30,6 +30,9 @@ from suffice.upstream.wire import (
     reasoning_of,
 )
 
+MOST_EVENTS = 250_000        # of an answer that nobody sees before its end
+ANSWER_LIMIT_CHARS = 2**20   # of a continuation: far beyond what a model can answer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
@@ -89,9 +92,13 @@ async def chunks(
     inside  what is being read, for the message of an error
     Raises UpstreamError when it breaks off or the upstream reports an error in it.
     """
-    splitter = SseSplitter()
+    splitter, n_events = SseSplitter(), 0
     while data := await call.read():
-        for frame in splitter.feed(data):
+        frames = splitter.feed(data)
+        n_events += len(frames)
+        if n_events > MOST_EVENTS:
+            raise UpstreamProtocol(f"the upstream sent more than {MOST_EVENTS} events inside a {inside}")
+        for frame in frames:
             if frame.data == DONE_DATA:
                 return
             if frame.data is None:
@@ -118,7 +125,7 @@ async def pieces(
     prefill  text that the engine may repeat at the start
     opened   the reply begins inside a thought
     """
-    answer, finished = AnswerOnly(prefill, tags, opened=opened), False
+    answer, finished, n_chars = AnswerOnly(prefill, tags, opened=opened), False, 0
     async with aclosing(chunks(call, account, inside="continuation")) as read:
         async for chunk, _ in read:
             choice = first_choice(chunk)
@@ -126,6 +133,9 @@ async def pieces(
                 continue
             piece = answer.read(choice, account)
             finished = finished or choice.finish_reason is not None
+            n_chars += len(piece.text) + len(piece.tokens)
+            if n_chars > ANSWER_LIMIT_CHARS:
+                raise UpstreamProtocol(f"the upstream continued with more than {ANSWER_LIMIT_CHARS} characters")
             if piece.text or piece.finish_reason:
                 yield piece
     if not finished:

@@ -20,9 +20,11 @@ from suffice.episode.reading import chunks, first_choice, n_tokens
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.types import Step
-from suffice.upstream.assemble import Assembler
+from suffice.upstream.assemble import LIMIT_BYTES, Assembler
 from suffice.upstream.client import Call, Headers, UpstreamClient, governed_headers
 from suffice.upstream.wire import encode_json, reasoning_of
+
+ANSWER_LIMIT_CHARS = 256 * 1024  # of a sample's end, which is scored
 
 
 class Refusal(UpstreamError):
@@ -59,8 +61,10 @@ class SampleRun:
     scorer: Scorer
     n_samples: int
     wave: int
+    max_bytes: int = LIMIT_BYTES       # in memory, of each sample
     continues_after_failure: bool = False  # observe and audits: more samples are drawn behind a failed one
     seen: list[Sample] = field(default_factory=list)   # in launch order
+    _encoded: bytes = b""                              # the body of all samples, where it is one
 
     def is_decided(self) -> bool:
         """Can no further sample change the answer or its text?"""
@@ -113,9 +117,10 @@ class SampleRun:
         try:
             body = await self._read(index, account)
         except UpstreamError as error:
-            return Sample(index, None, None, account.completion_tokens, failure=error)
+            # Its traceback would hold on to everything that was read.
+            return Sample(index, None, None, account.completion_tokens, failure=error.with_traceback(None))
         account.cancelled = False
-        return Sample(index, body, self._extract(text_of(body)), account.completion_tokens)
+        return Sample(index, body, self._extract(text_of(body)[-ANSWER_LIMIT_CHARS:]), account.completion_tokens)
 
     def _extract(self, text: str) -> str | None:
         try:
@@ -125,17 +130,21 @@ class SampleRun:
             return None
 
     async def _read(self, index: int, account: CallAccount) -> dict[str, Any]:
-        body = dict(self.body)
-        seed = body.get("seed")
-        if isinstance(seed, int) and not isinstance(seed, bool):
-            body["seed"] = seed + index - 1  # one seed for all would draw the same sample again
         headers, extra = governed_headers(self.headers, nth=index), index > 1
-        async with self.client.open(self.path, encode_json(body), headers, extra=extra) as call:
+        async with self.client.open(self.path, self._written(index), headers, extra=extra) as call:
             self.ledger.n_refused += extra and call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
                 raise await refusal(call)
             account.began = True
-            return await _assemble(call, account)
+            return await _assemble(call, account, self.max_bytes)
+
+    def _written(self, index: int) -> bytes:
+        """The body of one sample. One seed for all would draw the same sample again."""
+        seed = self.body.get("seed")
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            return encode_json({**self.body, "seed": seed + index - 1})
+        self._encoded = self._encoded or encode_json(self.body)
+        return self._encoded
 
     def result(self) -> dict[str, Any]:
         """The winning completion, verbatim but for its usage. Raises the first sample's failure."""
@@ -162,8 +171,8 @@ def _step(sample: Sample) -> Step:
     )  # fmt: skip
 
 
-async def _assemble(call: Call, account: CallAccount) -> dict[str, Any]:
-    assembler = Assembler()
+async def _assemble(call: Call, account: CallAccount, max_bytes: int) -> dict[str, Any]:
+    assembler = Assembler(max_bytes)
     async with aclosing(chunks(call, account, inside="sample")) as read:
         async for chunk, data in read:
             choice = first_choice(chunk)

@@ -82,7 +82,9 @@ class Segmenter:
             self._tokens = tokens
             return point
         before = len(self._text)
-        self._text += text
+        whole, self._text = self._text, ""   # held by one name alone, it grows in place
+        whole += text
+        self._text = whole
         self._tokens += tokens
         if self._tokens < self._need:
             return None

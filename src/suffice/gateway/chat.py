@@ -35,7 +35,7 @@ from suffice.gateway.exchange import (
     tells_hang_up,
     writes_now,
 )
-from suffice.gateway.intake import Intake, check_body_headers, read_chat
+from suffice.gateway.intake import Intake, check_body_headers, read_aside, read_chat
 from suffice.gateway.operating import placed
 from suffice.gateway.relay import forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
@@ -125,7 +125,7 @@ async def _admitted(
     limits = gw.settings.server
     check_body_headers(headers, limits.max_body_bytes)
     raw = await read_body(receive, limits.max_body_bytes)
-    intake = read_chat(raw, limits)
+    intake = await read_aside(read_chat, raw, limits)
     await check_objects(gw, caller, intake)
     return admit(gw, episode_id, intake, caller, headers)
 
@@ -160,6 +160,8 @@ async def _serve(
             await exchange.body(refusal.body, more=False)
         return "upstream_error"
     except UpstreamError as error:
+        # A run keeps its failure, whose traceback refers to the run: a circle that would keep what was read.
+        error.with_traceback(None)
         gw.metrics.inc("suffice_upstream_errors_total", error.code)
         await exchange.fail(error.status, str(error), error.code)
         return "timeout" if isinstance(error, UpstreamTimeout) else "upstream_error"
@@ -327,7 +329,7 @@ def _request(
 
 def _request_key(found: BuiltRoute, intake: Intake, caller: Caller, named: dict[str, str]) -> RequestKey:
     return RequestKey(
-        route=found.name, caller=caller.namespace, body=intake.raw,
+        route=found.name, caller=caller.namespace, body=intake.identity,
         conversation=_conversation(named, intake), idempotency_key=named.get("idempotency-key"),
     )  # fmt: skip
 
@@ -343,7 +345,7 @@ def _units(intake: Intake, caller: Caller, named: dict[str, str], assigned: Audi
 
 
 def _question(gw: Gateway, intake: Intake) -> str:
-    return question_key(encode_json(intake.body.get("messages")).decode(), salt=gw.salt)
+    return question_key(intake.prompt or encode_json(intake.body.get("messages")).decode(), salt=gw.salt)
 
 
 def _check_samples(n_samples: int, found: BuiltRoute) -> None:

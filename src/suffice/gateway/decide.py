@@ -23,7 +23,7 @@ from suffice.gateway import desk
 from suffice.gateway.auth import Caller, caller_of
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
-from suffice.gateway.intake import check_body_headers, parse_json
+from suffice.gateway.intake import check_body_headers, parse_json, read_aside
 from suffice.gateway.route import BuiltRoute, named_route_refused, usable
 from suffice.review.question import MOST_SOURCES
 from suffice.rollout import feedback_token
@@ -72,7 +72,7 @@ async def decide(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> Non
     try:
         check_body_headers(headers, LIMIT_BYTES)
         raw = await read_body(receive, LIMIT_BYTES)
-        said = read_decide(parse_json(raw, gw.settings.server))
+        said = read_decide(await read_aside(parse_json, raw, gw.settings.server))
         desk.close_old(gw)
         run = _run(gw, said, caller_of(scope), dict(headers))
         vector = () if said.told is None or said.index is None else await run.vector_of(said.index, said.told)

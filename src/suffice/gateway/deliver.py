@@ -9,6 +9,8 @@ from suffice.gateway.exchange import Exchange
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.wire import DONE_DATA, Frame, encode_json
 
+BODY_LIMIT_BYTES = 32 * 2**20   # of an answer that is put together, as it is kept
+
 
 class StreamDelivery:
     """The client asked for a stream: frames go out as they came, many in one write."""
@@ -38,7 +40,7 @@ class BodyDelivery:
         self._exchange, self._status = exchange, status
         dropped = {"content-type", "content-length", "content-encoding"}
         self._headers = [(k, v) for k, v in headers if k.lower() not in dropped]
-        self._assembler = Assembler()
+        self._assembler = Assembler(BODY_LIMIT_BYTES)
 
     def frame_now(self, raw: bytes) -> bool:  # noqa: ARG002
         """Nothing goes out before the end."""

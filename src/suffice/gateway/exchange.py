@@ -27,6 +27,7 @@ WriteNow = Callable[[bytes], bool]   # a part of an answer's body; False: not no
 HANG_UP = "suffice.hang_up"    # our server's extensions of ASGI: tells who asks when the client leaves
 WRITE_NOW = "suffice.write_now"   # … and writes a part of a begun body without waiting
 FOREIGN_PAGE = "suffice.foreign_page"   # of the scope: why a request that came from a stranger's page may be refused
+MAX_HEADERS = 256
 _HEADERS = "suffice.headers"  # where the scope keeps what was read of them
 _REFUSAL_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a header's value: no server may send it
@@ -80,7 +81,8 @@ def headers_of(scope: Scope) -> list[tuple[str, str]]:
     """Request headers, names in lower case. Read once a request, and not to be changed."""
     found: list[tuple[str, str]] | None = scope.get(_HEADERS)
     if found is None:
-        found = scope[_HEADERS] = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in scope["headers"]]
+        given = scope["headers"][: MAX_HEADERS + 1]  # so many are refused, by `intake.check_head`
+        found = scope[_HEADERS] = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in given]
     return found
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -26,10 +27,11 @@ from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import FOREIGN_PAGE, ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
 from suffice.gateway.feedback_form import id_conflict, read_feedback, sealed
-from suffice.gateway.intake import check_body_headers, parse_json
+from suffice.gateway.intake import check_body_headers, parse_json, read_aside
 from suffice.review import label_studio, langfuse
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import sender_key
+from suffice.settings import Server
 from suffice.store.database.log import Receipt
 from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback
@@ -37,11 +39,15 @@ from suffice.upstream.wire import error_body
 
 LIMIT_BYTES: Final = 256 * 1024
 BATCH_LIMIT_BYTES: Final = 8 * 2**20
+UNKEYED_LIMIT_BYTES: Final = 64 * 1024   # that are read to look for a token; a browser's beacon sends no more
 MOST_ROWS: Final = 1_000
 MOST_WORDS: Final = 20        # that one token may have written down
 SETTLE_S: Final = 0.02        # between two looks whether a run that is labelled has ended
 SETTLE_LOOKS: Final = 50      # after which a label of a run that goes on is stored without it
 USER: Final = "user"
+
+T = TypeVar("T")
+_TOKEN = re.compile(rb'"token"\s*:\s*"([^"\\]{0,400})"')
 
 Row = Feedback | BadRequest   # a piece of feedback that can be stored, or why not
 
@@ -83,13 +89,13 @@ async def batch(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None
     """Many pieces: those that can be stored are, the others are named with what is wrong."""
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
-        body = await _body(gw, headers, receive)
+        body = await _body(gw, headers, receive, parse_json)
         rows = body.get("feedback")
         if not isinstance(rows, list) or set(body) != {"feedback"}:
             raise BadRequest('body: must be {"feedback": [...]}, a list of objects as /v1/feedback takes them')
-        if not 1 <= len(rows) <= MOST_ROWS:
-            message = f"feedback: got {len(rows)} rows; 1 to {MOST_ROWS:,} in one call"
-            raise BadRequest(message, status=413 if rows else 400, param="feedback", code="too_many_rows")
+        if not rows:
+            message = f"feedback: got 0 rows; 1 to {MOST_ROWS:,} in one call"
+            raise BadRequest(message, param="feedback", code="too_many_rows")
         await _store(gw, exchange, voice_of(gw, headers, None), rows)
 
 
@@ -97,7 +103,7 @@ async def from_label_studio(gw: Gateway, scope: Scope, receive: Receive, send: S
     """What a webhook of Label Studio tells; actions that are no annotation are acknowledged and ignored."""
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
-        told = label_studio.read_event(await _body(gw, headers, receive))
+        told = await _body(gw, headers, receive, lambda raw, limits: label_studio.read_event(parse_json(raw, limits)))
         voice = voice_of(gw, headers, None, door="label-studio")
         if not voice.caller.may_write("reviewer"):
             raise _out_of_scope("reviewer")
@@ -117,7 +123,10 @@ async def from_langfuse(gw: Gateway, scope: Scope, receive: Receive, send: Send)
         if signed:
             langfuse.check_signature(raw, signature or "", gw.langfuse_secret or "")
         rules = gw.settings.feedback.langfuse
-        told = langfuse.read_scores(parse_json(raw, gw.settings.server), rules.scores, gw.settings.metrics)
+        told = await read_aside(
+            lambda raw, limits: langfuse.read_scores(parse_json(raw, limits), rules.scores, gw.settings.metrics),
+            raw, gw.settings.server,
+        )  # fmt: skip
         voice = voice_of(gw, headers, None, door="langfuse", signed=signed)
         await _store(gw, exchange, voice, told.rows, told.n_ignored)
 
@@ -210,33 +219,46 @@ def _read(gw: Gateway, voice: Voice, body: Any) -> Row:
 # --------------------------------------------------------------------------- reading and storing
 
 
-async def _body(gw: Gateway, headers: list[tuple[str, str]], receive: Receive) -> dict[str, Any]:
+async def _body(gw: Gateway, headers: list[tuple[str, str]], receive: Receive, read: Callable[[bytes, Server], T]) -> T:
+    """A body of many rows, as `read` has it."""
     check_body_headers(headers, BATCH_LIMIT_BYTES)
-    return parse_json(await read_body(receive, BATCH_LIMIT_BYTES), gw.settings.server)
+    return await read_aside(read, await read_body(receive, BATCH_LIMIT_BYTES), gw.settings.server)
 
 
 async def _body_and_token(
     gw: Gateway, headers: list[tuple[str, str]], receive: Receive
 ) -> tuple[dict[str, Any], str | None]:
-    """The object and the token, which comes in a header or as the field `token`. Neither it nor a key: 401, no more."""
+    """The object and the token, which comes in a header or as the field `token`.
+
+    Nothing is parsed before a key or a token has proved to be right. Neither: 401, whatever the body holds.
+    """
     token, refused = dict(headers).get(feedback_token.HEADER), None
     try:
         gw.keys.require(headers, feedback=True)
     except BadRequest as error:
         refused = error
+    if token is not None:
+        feedback_token.read(token, now_s=gw.wall_s(), salt=gw.salt)
+    limit_bytes = UNKEYED_LIMIT_BYTES if refused is not None and token is None else LIMIT_BYTES
     # Plain text is what a page of another origin may send, as a beacon; it will do for a token in the body.
     plain = [
         (k, "application/json" if k == "content-type" and v.lower().startswith("text/plain") else v) for k, v in headers
     ]
     try:
-        check_body_headers(plain, LIMIT_BYTES)
-        body = parse_json(await read_body(receive, LIMIT_BYTES), gw.settings.server)
-        if "token" not in body:
-            check_body_headers(headers, LIMIT_BYTES)
+        check_body_headers(plain, limit_bytes)
+        raw = await read_body(receive, limit_bytes)
     except BadRequest:
         if refused is not None and token is None:
             raise refused from None
         raise
+    if refused is not None and token is None:
+        found = _TOKEN.search(raw)
+        if found is None:
+            raise refused
+        feedback_token.read(found[1].decode("latin-1"), now_s=gw.wall_s(), salt=gw.salt)
+    body = await read_aside(parse_json, raw, gw.settings.server)
+    if "token" not in body:
+        check_body_headers(headers, limit_bytes)
     token = body.pop("token", token)
     if token is None and refused is not None:
         raise refused
@@ -249,6 +271,9 @@ async def _store(
     gw: Gateway, exchange: Exchange, voice: Voice, bodies: Sequence[Any], n_ignored: int = 0
 ) -> None:
     """Store what can be stored, all at once, and answer with a result for each row."""
+    if len(bodies) > MOST_ROWS:
+        message = f"feedback: got {len(bodies)} rows; 1 to {MOST_ROWS:,} in one call"
+        raise BadRequest(message, status=413, param="feedback", code="too_many_rows")
     read = [body if isinstance(body, BadRequest) else _read(gw, voice, body) for body in bodies]
     rows = await _owned(gw, voice, read)
     events = await _events(gw, [row for row in rows if isinstance(row, Feedback)])

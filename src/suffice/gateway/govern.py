@@ -373,6 +373,7 @@ async def samples(job: Job) -> None:
     run = SampleRun(
         client=job.client, path=CHAT_PATH, body=_upstream_body(job), headers=job.headers, ledger=ledger,
         scorer=job.route.scorer, n_samples=n, wave=job.route.settings.wave,
+        max_bytes=job.gw.settings.server.max_sample_bytes,
         continues_after_failure=not job.may_act,
     )  # fmt: skip
     pace = Pace(lambda: ledger.fail_open("slow"), job.gw.monotonic_s)

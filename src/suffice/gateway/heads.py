@@ -25,8 +25,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from suffice.gateway.connections import Connections, Phase
-from suffice.gateway.exchange import HANG_UP, WRITE_NOW, Message, Receive, Scope, Send
-from suffice.gateway.intake import MAX_HEADERS
+from suffice.gateway.exchange import HANG_UP, MAX_HEADERS, WRITE_NOW, Message, Receive, Scope, Send
 from suffice.settings import Server
 from suffice.telemetry import ACCESS
 from suffice.upstream.wire import error_body

@@ -1,4 +1,4 @@
-"""Reads a client's request body, strictly where we read it and not at all where we do not. Pure.
+"""Reads a client's request body, strictly where we read it and not at all where we do not.
 
 What cannot be JSON, or could mean two things, is refused with a 4xx in OpenAI's shape; a field that
 only the upstream reads goes through, and the upstream's verdict comes back.
@@ -6,23 +6,32 @@ only the upstream reads goes through, and the upstream's verdict comes back.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
 from suffice.browsers import host_name
 from suffice.errors import BadRequest, TooLarge
+from suffice.gateway.exchange import MAX_HEADERS
 from suffice.settings import Server
+from suffice.upstream.wire import MOST_DIGITS, count_items, encode_json, finite
+
+T = TypeVar("T")
 
 OVERRIDES = ("api_base", "base_url", "api_key", "extra_headers", "user_config", "custom_llm_provider")
-MAX_HEADERS = 256
 MAX_HEAD_CHARS = 64 * 1024   # names and values together
 KNOWN_OPTIONS = ("samples", "policy_version", "conversation_id")
-_KEY = re.compile(rb'"\s*:')
+AT_ONCE_BYTES = 64 * 1024        # a longer body is read in a thread
+MOST_ESCAPES = 2_000_000         # backslashes: each costs as much as 30 other characters
+MOST_NAME_CHARS = 1_000          # of a model's or a conversation's name, as the log keeps it
+_READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-intake")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +47,8 @@ class Intake:
     model: str
     stream: bool
     wants_usage: bool              # a usage chunk in the stream
+    identity: bytes = b""          # equal for equal bodies: `raw`, or a digest of a long one
+    prompt: str | None = None      # stands for messages that are long; None: they are short
 
 
 def check_head(headers: list[tuple[str, str]]) -> None:
@@ -76,32 +87,50 @@ def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None
         raise BadRequest(message, status=415, code="unsupported_media_type")
 
 
+async def read_aside(read: Callable[[bytes, Server], T], raw: bytes, limits: Server) -> T:
+    """Read a body: a short one at once, a longer one in a thread, so that other requests are served meanwhile.
+
+    One thread for all of them: several that want the interpreter would keep the event loop waiting longer.
+    """
+    if len(raw) <= AT_ONCE_BYTES:
+        return read(raw, limits)
+    return await asyncio.get_running_loop().run_in_executor(_READER, read, raw, limits)
+
+
 def parse_json(raw: bytes, limits: Server) -> dict[str, Any]:
-    """One JSON object: UTF-8, no repeated keys, no NaN, bounded depth. Raises BadRequest."""
+    """One JSON object: UTF-8, no repeated keys, no NaN, bounded depth and number of values. Raises BadRequest."""
     if not raw.strip():
         raise BadRequest("body: is empty; must be a JSON object", code="empty_body")
     if len(raw) > limits.max_body_bytes:
         raise TooLarge(f"body: longer than {limits.max_body_bytes} bytes")
-    body: Any
-    body, exact = _decode(raw)
+    if raw.count(b"\\") > MOST_ESCAPES:
+        raise BadRequest(f"body: holds more than {MOST_ESCAPES} escapes", status=413, code="too_many_items")
+    try:
+        n_items, n_keys = count_items(raw, limits.max_items)
+    except ValueError as error:
+        raise BadRequest(f"body: {error}, so it is too large", code="bad_json") from None
+    if n_items > limits.max_items:
+        raise BadRequest(
+            f"body: holds more than {limits.max_items} values ([server] max_items)", status=413, code="too_many_items"
+        )
+    body = _decode(raw)
     if not isinstance(body, dict):
         raise BadRequest(f"body: must be a JSON object, got {_kind(body)}", code="not_an_object")
-    n_keys = _keys_and_depth(body, limits.max_depth)
-    if not exact and n_keys != len(_KEY.findall(raw)):
-        _decode_slowly(raw)  # raises when a key is repeated; an escaped quote only looked like a key
+    if _keys_and_depth(body, limits.max_depth) != n_keys:
+        _decode_slowly(raw)  # a key is repeated: this says which
     if not body:
         raise BadRequest("body: is an empty object; `model` and `messages` are needed", code="empty_body")
     return body
 
 
-def _decode(raw: bytes) -> tuple[Any, bool]:
-    """Decode fast; where the fast decoder will not, slowly and strictly. True: checked for repeats."""
+def _decode(raw: bytes) -> Any:
+    """Decode fast; where the fast decoder will not, slowly and strictly."""
     try:
-        return msgspec.json.decode(raw), False
+        return _decode_fast(raw)
     except RecursionError:
         raise BadRequest("body: is nested too deeply", code="too_deep") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return _decode_slowly(raw), True
+    except (msgspec.MsgspecError, ValueError):
+        return _decode_slowly(raw)
 
 
 def _decode_slowly(raw: bytes) -> Any:
@@ -125,8 +154,8 @@ def _decode_slowly(raw: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [k for k, _ in pairs]
-        twice = next(n for n in names if names.count(n) > 1)
+        seen = set[str]()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise BadRequest(f"body: the key {twice[:80]!r} stands twice", param=twice[:80], code="repeated_key")
     return found
 
@@ -136,14 +165,17 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _finite(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise BadRequest("body: holds a number that is too large", code="bad_json")
-    return value
+    try:
+        return finite(text)
+    except ValueError:
+        raise BadRequest("body: holds a number that is too large", code="bad_json") from None
 
 
 def _bounded(text: str) -> int | float:
-    return int(text) if len(text) <= 400 else _finite(text)
+    return int(text) if len(text) <= MOST_DIGITS else _finite(text)
+
+
+_decode_fast: Callable[[bytes], Any] = msgspec.json.Decoder(float_hook=_finite).decode
 
 
 def _keys_and_depth(body: dict[str, Any], limit: int) -> int:
@@ -191,10 +223,21 @@ def read_chat(raw: bytes, limits: Server) -> Intake:
         stripped=stripped,
         options=options or {},
         has_options=has_options,
-        model=model,
+        model=model[:MOST_NAME_CHARS],
         stream=bool(stream),
         wants_usage=isinstance(wanted, dict) and wanted.get("include_usage") is True,
+        identity=raw if len(raw) <= AT_ONCE_BYTES else _digest(raw).digest(),
+        prompt=_prompt_of(body) if len(raw) > AT_ONCE_BYTES else None,
     )
+
+
+def _prompt_of(body: Mapping[str, Any]) -> str | None:
+    """What stands for long messages: hashing them takes a while, and is done where they are read."""
+    written = encode_json(body.get("messages"))
+    return _digest(written).hexdigest() if len(written) > AT_ONCE_BYTES else None
+
+
+_digest = partial(hashlib.blake2b, digest_size=32)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -206,8 +249,9 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if not isinstance(samples, int) or isinstance(samples, bool) or not 1 <= samples <= 256:
         raise BadRequest("suffice.samples: must be a whole number from 1 to 256", param="suffice.samples")
     for key in ("policy_version", "conversation_id"):
-        if not isinstance(options.get(key), str | None):
-            raise BadRequest(f"suffice.{key}: must be a string", param=f"suffice.{key}")
+        if not isinstance(options.get(key), str | None) or len(options.get(key) or "") > MOST_NAME_CHARS:
+            message = f"suffice.{key}: must be a string of at most {MOST_NAME_CHARS} characters"
+            raise BadRequest(message, param=f"suffice.{key}")
 
 
 def _kind(value: object) -> str:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -31,7 +30,14 @@ from suffice.gateway.chat import (
 )
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body, tells_hang_up, writes_now
-from suffice.gateway.intake import Intake, check_body_headers, parse_json, read_chat
+from suffice.gateway.intake import (
+    MOST_NAME_CHARS,
+    Intake,
+    check_body_headers,
+    parse_json,
+    read_aside,
+    read_chat,
+)
 from suffice.gateway.objects import MOST_ID_CHARS, object_in
 from suffice.gateway.relay import Foreign, forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
@@ -217,10 +223,10 @@ class _Ask:
             message = "content-type: got none; must say what the body is"
             raise BadRequest(message, status=415, code="unsupported_media_type")
         if has_body:
-            return read_chat(raw, limits)
+            return await read_aside(read_chat, raw, limits)
         is_form = dict(headers).get("content-type", "").lower().startswith("multipart/") and raw[:2] == b"--"
         if raw and not is_form and self.gw.keys.has_tenants and object_in(self.endpoint)[0]:
-            parse_json(raw, limits)  # what may name an object must be JSON that means one thing
+            await read_aside(parse_json, raw, limits)  # what may name an object must be JSON that means one thing
             raw = raw.strip()
         return _unread(raw)
 
@@ -283,15 +289,26 @@ def _check_length(headers: list[tuple[str, str]], limit_bytes: int) -> None:
 
 def _unread(raw: bytes) -> Intake:
     """A body that goes on as it is; only the model in it is looked at, to find its route."""
-    body: Any = None
+    model, stream = "", False
     with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # the engine judges it
-        body = msgspec.json.decode(raw) if raw[:1] == b"{" else None
-    body = body if isinstance(body, dict) else {}
-    model = body.get("model")
+        if raw[:1] == b"{":
+            found = _decode_named(raw)
+            model = msgspec.json.decode(found.model, type=str) if len(found.model) <= MOST_NAME_CHARS else ""
+            stream = found.stream == b"true"
     return Intake(
-        raw=raw, body=body, changed=False, stripped=(), options={}, has_options=False,
-        model=model if isinstance(model, str) else "", stream=body.get("stream") is True, wants_usage=False,
+        raw=raw, body={}, changed=False, stripped=(), options={}, has_options=False,
+        model=model, stream=stream, wants_usage=False,
     )  # fmt: skip
+
+
+class _Named(msgspec.Struct):
+    """The fields of an engine's own call that are looked at; the others are skipped, which is quick."""
+
+    model: msgspec.Raw = msgspec.Raw(b'""')
+    stream: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decode_named = msgspec.json.Decoder(_Named).decode
 
 
 def _note(exchange: PassingExchange, account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -> None:

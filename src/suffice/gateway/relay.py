@@ -18,7 +18,7 @@ from suffice.errors import UpstreamProtocol
 from suffice.gateway.exchange import Exchange
 from suffice.types import Purpose
 from suffice.upstream.client import Call, Headers, UpstreamClient
-from suffice.upstream.wire import Chunk, SseSplitter, decode_chunk, encode_json, is_given
+from suffice.upstream.wire import Chunk, decode_chunk, encode_json, is_given, last_events
 
 TAIL_BYTES = 64 * 1024
 HELD_BYTES = 64 * 1024  # a longer event is passed on in parts
@@ -148,8 +148,7 @@ _CHAT = Foreign(note=note_tail)
 
 def _last_chunks(tail: bytes) -> list[Chunk]:
     chunks = []
-    splitter = SseSplitter()
-    for frame in (splitter.feed(tail) + splitter.close())[-4:]:
+    for frame in last_events(tail, 4):
         try:
             chunks.append(decode_chunk(frame.data or b""))
         except UpstreamProtocol:

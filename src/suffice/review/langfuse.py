@@ -25,6 +25,7 @@ from suffice.settings.feedback import SCORE_FIELDS
 
 SIGNATURE_HEADER: Final = "x-langfuse-signature"
 SOURCES: Final = {"ANNOTATION": "reviewer", "EVAL": "judge", "API": "user"}  # who says so
+MOST_METADATA_CHARS: Final = 10_000  # of JSON inside a text; of more only the trace is used
 _TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 
 
@@ -102,8 +103,8 @@ def _named(score: Mapping[str, Any]) -> dict[str, str]:
     metadata = score.get("metadata")
     if isinstance(metadata, str):
         try:
-            metadata = json.loads(metadata)
-        except ValueError:
+            metadata = json.loads(metadata) if len(metadata) <= MOST_METADATA_CHARS else None
+        except (ValueError, RecursionError):
             metadata = None
     subject = score.get("subject")
     subject = subject if isinstance(subject, Mapping) else {}

@@ -42,6 +42,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     allowed_origins: tuple[str, ...] = ()  # other sites whose pages may call the API, as "https://app.example.com"
     max_body_bytes: int = 20 * 2**20  # larger bodies are refused with 413
     max_depth: int = 128              # JSON nesting
+    max_items: int = 300_000          # values in one JSON body: numbers, texts, lists, objects
+    max_sample_bytes: int = 8 * 2**20 # of each repeated sample, in memory
     ping_s: float = 15.0              # comment line on a silent stream
     grace_s: float = 10.0             # how long live streams may finish at shutdown
     head_timeout_s: float = 30.0      # for a request's head, and for the first byte of a new connection

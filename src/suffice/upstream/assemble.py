@@ -2,7 +2,7 @@
 
 It knows how the parts of a stream add up, for chat and for plain completions. It refuses to know
 why the stream was asked for, who reads the result, and any policy: fields that it has never heard
-of are carried over too.
+of are carried over too. An answer that grows too large is an error of the upstream's protocol.
 """
 
 from __future__ import annotations
@@ -11,16 +11,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from suffice.errors import UpstreamError, UpstreamProtocol
-from suffice.upstream.wire import DONE_DATA, decode_json
+from suffice.upstream.wire import DONE_DATA, MOST_CHOICES, decode_json, encode_json
 
 # Fields that exist only in streams: padding against traffic analysis, progress reports.
 _STREAM_ONLY = frozenset({"obfuscation", "prompt_progress"})
 _FIRST_WINS = frozenset({"id", "model"})
 _LISTED = ("choices", "object", "usage", "error")
+LIMIT_BYTES = 8 * 2**20
+MOST_CALLS = 1_024      # tool calls of one message
+_MOST_PIECES = 4_096    # of a text, before they are joined: a piece of one character takes 60 bytes
+_OBJECT_FACTOR = 4      # bytes in memory for a byte of JSON, about
+_NEW_KEY_BYTES = 1_024
+_NEW_CHOICE_BYTES = 2_048
 
 
 class Assembler:
     """Collects the chunks of one stream; `result` is the non-streamed answer.
+
+    limit_bytes  an answer that takes more memory than this raises UpstreamProtocol
 
     >>> assembler = Assembler()
     >>> assembler.add({"choices": [{"index": 0, "delta": {"role": "assistant", "content": "4"}}]})
@@ -29,7 +37,8 @@ class Assembler:
     {'role': 'assistant', 'content': '42'}
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._room = _Room(limit_bytes)
         self._top: dict[str, Any] = {}
         self._choices: dict[int, _ChoiceParts] = {}
         self._usage: Mapping[str, Any] | None = None
@@ -48,7 +57,7 @@ class Assembler:
     def add(self, chunk: Mapping[str, Any] | bytes) -> None:
         """Take the next chunk, parsed or as an event's data. After `[DONE]` nothing counts any more.
 
-        Raises UpstreamProtocol for data that is no JSON, UpstreamError for an error frame.
+        Raises UpstreamProtocol for data that is no JSON or too much, UpstreamError for an error frame.
         """
         if isinstance(chunk, bytes):
             if chunk.strip() == DONE_DATA:
@@ -69,14 +78,26 @@ class Assembler:
             self._usage = usage
         for key, value in chunk.items():
             if key not in _LISTED and key not in _STREAM_ONLY:
-                _keep(self._top, key, value, first_wins=key in _FIRST_WINS, join_lists=False)
+                _keep(self._room, self._top, key, value, first_wins=key in _FIRST_WINS, join_lists=False)
 
     def _add_choices(self, choices: Any) -> None:
-        for choice in choices if isinstance(choices, list) else ():
+        if not isinstance(choices, list):
+            return
+        if len(choices) > MOST_CHOICES:
+            raise _too_many_choices()
+        for choice in choices:
             if isinstance(choice, Mapping):
                 index = choice.get("index")
-                index = index if isinstance(index, int) else 0
-                self._choices.setdefault(index, _ChoiceParts()).add(choice)
+                self._parts_of(index if isinstance(index, int) else 0).add(choice)
+
+    def _parts_of(self, index: int) -> _ChoiceParts:
+        found = self._choices.get(index)
+        if found is None:
+            if len(self._choices) == MOST_CHOICES:
+                raise _too_many_choices()
+            self._room.take(_NEW_CHOICE_BYTES)
+            found = self._choices[index] = _ChoiceParts(self._room)
+        return found
 
     def result(self) -> dict[str, Any]:
         """The assembled answer. Raises UpstreamProtocol when the stream held none, or broke off."""
@@ -100,15 +121,72 @@ class Assembler:
         return answer
 
 
+def _too_many_choices() -> UpstreamProtocol:
+    return UpstreamProtocol(f"upstream: an answer has more than {MOST_CHOICES} choices; at most that many are allowed")
+
+
+class _Room:
+    """The memory that is left for one answer."""
+
+    __slots__ = ("_left", "_limit")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = self._left = limit_bytes
+
+    def take(self, n_bytes: int) -> None:
+        """Use some of it. Raises UpstreamProtocol when there is none."""
+        self._left -= n_bytes
+        if self._left < 0:
+            raise UpstreamProtocol(
+                f"upstream: an answer takes more than {self._limit} bytes of memory; at most that many are kept"
+            )
+
+    def take_for(self, value: Any, before: Any = None) -> None:
+        """Use what a JSON value needs; what it replaces is given back."""
+        self.take(_size_of(value) - _size_of(before))
+
+
+def _size_of(value: Any) -> int:
+    """About the bytes that a JSON value takes in memory."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() else 4 * len(value)
+    if not isinstance(value, list | dict) or not value:
+        return 0
+    try:
+        return _OBJECT_FACTOR * len(encode_json(value))
+    except RecursionError:
+        raise UpstreamProtocol("upstream: an answer is nested too deeply") from None
+
+
+class _Text:
+    """A text that arrives in pieces."""
+
+    __slots__ = ("_pieces", "_room", "n_chars")
+
+    def __init__(self, room: _Room) -> None:
+        self._room, self._pieces, self.n_chars = room, list[str](), 0
+
+    def add(self, piece: str) -> None:
+        self._room.take_for(piece)
+        self.n_chars += len(piece)
+        self._pieces.append(piece)
+        if len(self._pieces) > _MOST_PIECES:
+            self._pieces = [self.whole()]
+
+    def whole(self) -> str:
+        return "".join(self._pieces)
+
+
 class _ChoiceParts:
     """What one choice has collected."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: _Room) -> None:
         self.finish_reason: str | None = None
         self.is_text = False
-        self._text: list[str] = []
-        self._message = _Message()
-        self._logprobs: dict[str, Any] | None = None
+        self._room = room
+        self._text = _Text(room)
+        self._message = _Message(room)
+        self._logprobs: list[bytes] = []   # as they came: as objects they would take six times the memory
         self._has_logprobs = False
         self._others: dict[str, Any] = {}
 
@@ -119,28 +197,34 @@ class _ChoiceParts:
                     self._message.add(value)
             elif key == "text":
                 self.is_text = True
-                self._text.append(value if isinstance(value, str) else "")
+                self._text.add(value if isinstance(value, str) else "")
             elif key == "finish_reason":
                 self.finish_reason = self.finish_reason if value is None else value
             elif key == "logprobs":
                 self._has_logprobs = True
                 self._add_logprobs(value)
             elif key != "index":
-                _keep(self._others, key, value)
+                _keep(self._room, self._others, key, value)
 
     def _add_logprobs(self, value: Any) -> None:
-        if not isinstance(value, Mapping):
-            return
-        known = self._logprobs = {} if self._logprobs is None else self._logprobs
-        for key, part in value.items():
-            _keep(known, key, part)
+        if isinstance(value, Mapping):
+            self._logprobs.append(encode_json(value))
+            self._room.take(len(self._logprobs[-1]))
+
+    def _joined_logprobs(self) -> dict[str, Any] | None:
+        known: dict[str, Any] | None = None
+        for raw in self._logprobs:
+            known = {} if known is None else known
+            for key, part in decode_json(raw).items():
+                _keep(None, known, key, part)
+        return known
 
     def result(self, index: int, *, is_text: bool, empty_content: str | None) -> dict[str, Any]:
         body: dict[str, Any] = {"index": index, "finish_reason": self.finish_reason, **self._others}
         if self._has_logprobs:
-            body["logprobs"] = self._logprobs
+            body["logprobs"] = self._joined_logprobs()
         if is_text:
-            body["text"] = "".join(self._text)
+            body["text"] = self._text.whole()
         else:
             body["message"] = self._message.result(empty_content)
         return body
@@ -149,14 +233,15 @@ class _ChoiceParts:
 class _Message:
     """The deltas of one message. Strings are joined at the end, so many deltas stay cheap."""
 
-    def __init__(self) -> None:
-        self._strings: dict[str, list[str]] = {}
+    def __init__(self, room: _Room) -> None:
+        self._room = room
+        self._strings: dict[str, _Text] = {}
         self._content_parts: list[Any] | None = None   # content as a list of parts, as some vendors send it
         self._others: dict[str, Any] = {}
         self._calls: list[dict[str, Any]] = []
         self._has_calls = False
         self._call_of: dict[int, dict[str, Any]] = {}
-        self._function: dict[str, Any] | None = None
+        self._function: dict[str, Any] | None = None   # its texts as `_Text`
 
     def add(self, delta: Mapping[str, Any]) -> None:
         for key, value in delta.items():
@@ -167,32 +252,41 @@ class _Message:
             elif key == "function_call":
                 if isinstance(value, Mapping):
                     self._function = {} if self._function is None else self._function
-                    _join_function(self._function, value)
+                    _join_function(self._room, self._function, value)
             elif key == "content" and isinstance(value, list):
                 self._add_parts(value)
             elif key == "role":
-                _keep(self._others, key, value, first_wins=True)
+                _keep(self._room, self._others, key, value, first_wins=True)
             elif isinstance(value, str):
                 self._add_string(key, value)
             else:
-                _keep(self._others, key, value)
+                _keep(self._room, self._others, key, value)
 
     def _add_string(self, key: str, value: str) -> None:
         if key == "content" and self._content_parts is not None:
             self._add_parts([{"type": "text", "text": value}] if value else [])
             return
-        self._strings.setdefault(key, []).append(value)
+        if key not in self._strings:
+            self._room.take(_NEW_KEY_BYTES + len(key))
+            self._strings[key] = _Text(self._room)
+        self._strings[key].add(value)
 
     def _add_parts(self, parts: list[Any]) -> None:
         if self._content_parts is None:
-            before = "".join(self._strings.pop("content", []))
-            self._content_parts = [{"type": "text", "text": before}] if before else []
+            before = self._strings.pop("content", None)
+            self._content_parts = [{"type": "text", "text": before}] if before is not None and before.n_chars else []
         for part in parts:
             last = self._content_parts[-1] if self._content_parts else None
-            if last is not None and _is_text_part(part) and _is_text_part(last):
-                self._content_parts[-1] = {**last, "text": last["text"] + part["text"]}
-            else:
+            if not _is_text_part(part):
+                self._room.take_for(part)
                 self._content_parts.append(part)
+            elif isinstance(last, dict) and isinstance(last.get("text"), _Text):
+                last["text"].add(part["text"])
+            else:
+                self._room.take_for({**part, "text": ""})
+                text = _Text(self._room)
+                text.add(part["text"])
+                self._content_parts.append({**part, "text": text})
 
     def _add_calls(self, calls: Any) -> None:
         if not isinstance(calls, list):
@@ -208,33 +302,44 @@ class _Message:
             if key == "index" or value is None:
                 continue
             if key == "function" and isinstance(value, Mapping):
-                _join_function(call.setdefault("function", {}), value)
+                if not isinstance(call.get(key), dict):
+                    call[key] = {}
+                _join_function(self._room, call[key], value)
             elif value or key not in call:
-                call[key] = value
+                _keep(self._room, call, key, value, join_lists=False)
 
     def _call_for(self, delta: Mapping[str, Any]) -> dict[str, Any]:
         """The call that a delta belongs to: by index, else by a new id, else the one before."""
         index, name = delta.get("index"), delta.get("id")
         if isinstance(index, int):
             if index not in self._call_of:
-                self._call_of[index] = {}
+                self._call_of[index] = self._new_call()
             return self._call_of[index]
         last = self._calls[-1] if self._calls else None
         if last is None or (name and last.get("id") not in (None, name)):
-            last = {}
+            last = self._new_call()
             self._calls.append(last)
         return last
+
+    def _new_call(self) -> dict[str, Any]:
+        if len(self._calls) + len(self._call_of) == MOST_CALLS:
+            raise UpstreamProtocol(f"upstream: a message has more than {MOST_CALLS} tool calls; at most that many")
+        self._room.take(_NEW_CHOICE_BYTES)
+        return {}
 
     def result(self, empty_content: str | None) -> dict[str, Any]:
         message: dict[str, Any] = {"role": self._others.get("role") or "assistant", "content": None}
         message |= {key: value for key, value in self._others.items() if key not in ("role", "content")}
-        message |= {key: "".join(parts) for key, parts in self._strings.items()}
+        message |= {key: text.whole() for key, text in self._strings.items()}
         if self._content_parts is not None:
-            message["content"] = self._content_parts
+            message["content"] = [_plain(part) for part in self._content_parts]
         if self._has_calls:
-            message["tool_calls"] = [self._call_of[i] for i in sorted(self._call_of)] + self._calls
+            calls = [self._call_of[i] for i in sorted(self._call_of)] + self._calls
+            message["tool_calls"] = [
+                {**call, "function": _plain(call["function"])} if "function" in call else call for call in calls
+            ]
         if self._function is not None:
-            message["function_call"] = self._function
+            message["function_call"] = _plain(self._function)
         if not message["content"]:
             message["content"] = self._empty(message, empty_content)
         return message
@@ -249,30 +354,49 @@ class _Message:
 
 
 def _keep(
-    known: dict[str, Any], key: str, value: Any, *, first_wins: bool = False, join_lists: bool = True
-) -> None:
-    """Lists add up; of other values the last that is not null counts, or the first that says something."""
+    room: _Room | None, known: dict[str, Any], key: str, value: Any, *, first_wins: bool = False,
+    join_lists: bool = True,
+) -> None:  # fmt: skip
+    """Lists add up; of other values the last that is not null counts, or the first that says something.
+
+    room  None: it was taken before
+    """
+    if room is not None and key not in known:
+        room.take(_NEW_KEY_BYTES + len(key))
+    before = known.get(key)
     if join_lists and isinstance(value, list):
-        if not isinstance(known.get(key), list):
+        if room is not None:
+            room.take_for(value)
+        if not isinstance(before, list):
             known[key] = []   # ours, so that it may grow in place
         known[key].extend(value)
-    elif first_wins:
-        if not known.get(key):
-            known[key] = value
-    elif value is not None or key not in known:
+    elif (not before) if first_wins else (value is not None or key not in known):
+        if room is not None and value is not before:
+            room.take_for(value, before)
         known[key] = value
 
 
-def _join_function(function: dict[str, Any], delta: Mapping[str, Any]) -> None:
+def _join_function(room: _Room, function: dict[str, Any], delta: Mapping[str, Any]) -> None:
     """Names and arguments arrive in pieces; a name that is sent again whole is not doubled."""
     for key, value in delta.items():
         before = function.get(key)
         if value is None and key in function:
             continue
-        if isinstance(value, str) and isinstance(before, str) and not (key == "name" and value == before):
-            function[key] = before + value
-        else:
-            function[key] = value
+        if not isinstance(value, str):
+            _keep(room, function, key, value, join_lists=False)
+        elif not isinstance(before, _Text):
+            room.take(_NEW_KEY_BYTES + len(key))
+            function[key] = _Text(room)
+            function[key].add(value)
+        elif not (key == "name" and before.n_chars == len(value) and before.whole() == value):
+            before.add(value)
+
+
+def _plain(table: Any) -> Any:
+    """A table whose texts are whole."""
+    if not isinstance(table, dict):
+        return table
+    return {key: value.whole() if isinstance(value, _Text) else value for key, value in table.items()}
 
 
 def _is_text_part(part: Any) -> bool:

@@ -53,6 +53,7 @@ class Call:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._is_behind = False   # more had come than the last read gave
         self.status = connection.status
         self.headers: list[tuple[str, str]] = []   # those that the client may see, in order
         self.told_limits: list[tuple[str, str]] = []   # those that may speak of rate limits
@@ -86,6 +87,8 @@ class Call:
         silence.
         """
         connection = self._connection
+        if self._is_behind:
+            await asyncio.sleep(0)  # whoever reads never waits while bytes are there; others may come between
         try:
             while (data := connection.take()) is None:
                 await connection.more(at_once)
@@ -93,6 +96,7 @@ class Call:
             raise UpstreamTimeout("the upstream was silent for longer than idle_timeout_s") from None
         except Broken as error:
             raise UpstreamDown(f"the upstream broke off its answer ({error})") from None
+        self._is_behind = connection.holds
         return data
 
     async def read_all(self, limit_bytes: int = 64 * 2**20) -> bytes:

@@ -20,9 +20,10 @@ from typing import TypeAlias, cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 HEADER_LIMIT_BYTES = 32 * 1024   # an upstream's header line beyond this is its fault, not ours
-HEAD_LIMIT_BYTES = 128 * 1024    # … and so is a head
+HEAD_LIMIT_BYTES = 128 * 1024    # … and so is a head, a trailer, or whatever else is no body
 HELD_BYTES = 128 * 1024          # of an answer that nobody reads; beyond it the server is made to wait
 PIECE_BYTES = 64 * 1024          # a long body is sent in pieces, so that other requests are served meanwhile
+READ_BYTES = 32 * 1024           # … and so is an answer read
 LONG_BODY_BYTES = 256 * 1024
 LOOK_AGAIN_S = 0.05               # where a wait is over time although nobody waits at this moment
 
@@ -61,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
         self._n_bytes = 0               # of the answer, its head included
+        self._n_framing_bytes = 0       # since the last part of its body
         self._held_bytes = 0
         self._parts: list[bytes] = []   # of the body, not yet read
         self.on_body = self._parts.append   # the parser calls it with every part: no frame of ours in between
@@ -90,6 +92,11 @@ class Connection(asyncio.Protocol):
         return self.complete and not self._parts
 
     @property
+    def holds(self) -> bool:
+        """Has it bytes of the answer that nobody has taken yet?"""
+        return bool(self._parts)
+
+    @property
     def came_in_chunks(self) -> bool:
         """Was the answer's length unknown when it began, as a stream's is?"""
         return any(name.lower() == b"transfer-encoding" for name, _ in self.head)
@@ -103,6 +110,7 @@ class Connection(asyncio.Protocol):
         if transport is None or self.closed:
             raise Broken("it was closed while it waited to be used", began=False)
         self.status, self.head, self.complete, self._n_bytes = 0, [], False, 0
+        self._n_framing_bytes = 0
         self._asked_s = self._waits_since_s = self._loop.time()
         self._look_in(min(self._first_byte_s, self._idle_s))
         if body is None or len(body) < LONG_BODY_BYTES:
@@ -127,14 +135,17 @@ class Connection(asyncio.Protocol):
         self._sent_all = True
 
     def take(self) -> bytes | None:
-        """What has come of the body since the last time; b"" at its end, None when nothing has come."""
+        """What has come of the body since the last time, a piece of it; b"" at its end, None when nothing has come."""
         parts = self._parts
         if not parts:
             return b"" if self.complete else None
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        self._held_bytes = 0
-        if self._reading_paused and self._transport is not None:
+        if len(data) > READ_BYTES:
+            parts.append(data[READ_BYTES:])
+            data = data[:READ_BYTES]
+        self._held_bytes = len(parts[0]) if parts else 0
+        if self._reading_paused and not parts and self._transport is not None:
             self._reading_paused = False
             self._transport.resume_reading()
         return data
@@ -179,6 +190,7 @@ class Connection(asyncio.Protocol):
             self._spoil()
             return
         self._n_bytes += len(data)
+        n_parts = len(self._parts)
         try:
             parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -186,9 +198,10 @@ class Connection(asyncio.Protocol):
             if not self.complete:
                 self._fail(Broken(f"no HTTP ({type(error).__name__})", began=True))
                 return
-        if not self.status and self._n_bytes > HEAD_LIMIT_BYTES:
+        self._n_framing_bytes = 0 if len(self._parts) > n_parts else self._n_framing_bytes + len(data)
+        if self._n_framing_bytes > HEAD_LIMIT_BYTES:
             self._spoil()
-            self._fail(Broken("its head is too long", began=True))
+            self._fail(Broken("its head or trailer is too long", began=True))
             return
         if self._at_once is not None and self._parts and self._is_taken_at_once():
             return

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from suffice.errors import UpstreamProtocol
-from suffice.upstream.wire import SseSplitter, decode_json
+from suffice.upstream.wire import SseSplitter, decode_json, last_events
 
 LAST_EVENTS = 6       # usage, end and error stand in the last few events of every API's stream
 _ID = re.compile(r'^\s*\{\s*"id"\s*:\s*"([^"\\]{1,200})"')
@@ -57,9 +57,7 @@ def _values(head: bytes, tail: bytes) -> Iterator[Any]:
     """The events that say something of the whole: the first two, then the last few."""
     splitter = SseSplitter(limit_bytes=2**30)
     yield from _parsed([frame.data for frame in splitter.feed(head)[:2]])
-    splitter = SseSplitter(limit_bytes=2**30)
-    frames = splitter.feed(tail) + splitter.close()
-    found = list(_parsed([frame.data for frame in frames[-LAST_EVENTS:]]))
+    found = list(_parsed([frame.data for frame in last_events(tail, LAST_EVENTS)]))
     if not any(_usage_in(value) is not None for value in found):
         # One last event that repeats the whole answer may be longer than what was kept of it.
         yield from _usage_alone(tail)

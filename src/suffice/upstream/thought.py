@@ -9,6 +9,8 @@ from __future__ import annotations
 import unicodedata
 from typing import Literal, TypeAlias
 
+MOST_CUT_CHARS = 64
+MOST_SPACE_CHARS = 4_096   # at the start, that are held back: behind more no tag opens a thought
 Piece: TypeAlias = tuple[Literal["reasoning", "answer"], str]
 
 
@@ -30,7 +32,7 @@ class ThinkTag:
             raise ValueError(f"ThinkTag: got {open_tag=} {close_tag=}; both need at least one character")
         self._open_tag, self._close_tag = open_tag, close_tag
         self._state: Literal["start", "opened", "inside", "after"] = "opened" if opened else "start"
-        self._space: list[str] = []   # white space at the start, until we know what it belongs to
+        self._space = ""              # white space at the start, until we know what it belongs to
         self._held = ""               # the beginning of a tag, perhaps
 
     @property
@@ -57,8 +59,8 @@ class ThinkTag:
 
     def close(self) -> list[Piece]:
         """The text has ended: return what was held back, under the channel that was open."""
-        text = "".join(self._space) + self._held
-        self._space, self._held = [], ""
+        text = self._space + self._held
+        self._space = self._held = ""
         return [("reasoning" if self.inside else "answer", text)] if text else []
 
     def _begin(self, text: str) -> str:
@@ -67,16 +69,15 @@ class ThinkTag:
             return ""
         tail = text.lstrip()
         if len(tail) < len(text):
-            self._space.append(text[: len(text) - len(tail)])
+            self._space = self._space + text[: len(text) - len(tail)]
         if tail.startswith(self._open_tag):
-            self._space, self._state = [], "inside"
+            self._space, self._state = "", "inside"
             return tail[len(self._open_tag):]
-        if self._open_tag.startswith(tail):
+        if self._open_tag.startswith(tail) and len(self._space) <= MOST_SPACE_CHARS:
             self._held = tail
             return ""
         self._state = "inside" if self._state == "opened" else "after"
-        text = "".join(self._space) + tail
-        self._space = []
+        text, self._space = self._space + tail, ""
         return text
 
     def _think(self, text: str, pieces: list[Piece]) -> str:
@@ -106,13 +107,15 @@ def safe_cut(text: str, following: str = "") -> str:
 
     Removed from the end: lone surrogates, joiners (ZWJ), signs that join the next letter
     (viramas), half a flag. Where the text that comes next is known, pass it as `following`: then
-    a letter whose accents lie behind the cut is left out too.
+    a letter whose accents lie behind the cut is left out too. At most MOST_CUT_CHARS are removed: what is longer
+    is no character that anybody reads.
     """
-    if following and not text.endswith("\u200d") and _clings(following[0]):
-        text = _without_last_cluster(text)
-    while text and _is_open(text):
-        text = text[:-1]
-    return text
+    kept, end = text[:-MOST_CUT_CHARS], text[-MOST_CUT_CHARS:]
+    if following and not end.endswith("\u200d") and _clings(following[0]):
+        end = _without_last_cluster(end)
+    while end and _is_open(end):
+        end = end[:-1]
+    return kept + end
 
 
 def _clings(char: str) -> bool:

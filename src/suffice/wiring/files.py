@@ -23,8 +23,9 @@ from suffice.settings import Settings, parse
 S = TypeVar("S", bound=msgspec.Struct)
 
 MOST_SETTINGS_BYTES: Final = 2**20
-# A dotted key costs the square of its parts in memory, and no key of ours has ten. Each part is passed once.
-_LONG_KEY: Final = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){40}""")
+MOST_PARTS: Final = 40  # of a key, with dots between; it costs the square of its parts in memory
+# Each part is passed once.
+_LONG_KEY: Final = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}""")
 MOST_DEEP = 8  # policies inside policies whose models are looked for, as many as `build_policy` takes
 
 
@@ -91,7 +92,7 @@ def _text_of(file: Path) -> str:
 def read_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text, in bounded time and memory. Raises ConfigError for what is none."""
     if _LONG_KEY.search(text):
-        raise ConfigError("is no TOML that is read here: a dotted key has more than 40 parts")
+        raise ConfigError(f"is no TOML that is read here: a dotted key has more than {MOST_PARTS} parts")
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -168,8 +169,12 @@ def _read_yaml(text: str) -> Any:
     except ImportError:
         raise ConfigError("YAML config needs the package PyYAML; install it or write TOML") from None
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ConfigError("has an alias (*NAME), which can stand for any amount of text; write the text itself")
         return yaml.safe_load(text)
     except RecursionError:
         raise ConfigError("is no YAML that is read here: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # also a number of thousands of digits
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"is no YAML: {error}") from None

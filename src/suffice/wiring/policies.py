@@ -47,6 +47,6 @@ def _read(text: str) -> Any:
     if stripped.startswith("{"):
         try:
             return json.loads(stripped)
-        except ValueError:
+        except (ValueError, RecursionError):
             return read_toml(f"table = {stripped}")["table"]
     return read_toml(text)
