@@ -12,10 +12,10 @@ import pytest
 from suffice.console import sessions
 from suffice.console.doors import SESSION
 from suffice.console.table import Door
-from tests.console.conftest import Site, _cheap_hashes, here
+from tests.console.conftest import Site, here
 from tests.console.visitor import Got, Visitor
 
-__all__ = ["_cheap_hashes", "here"]
+__all__ = ["here"]
 
 PAUSE = "/console/routes/pause"
 

@@ -71,7 +71,7 @@ def episode(gateway: GatewayProcess) -> str:
 def stored(gateway: GatewayProcess, prefix: str) -> list[FeedbackGiven]:
     return [
         one.event for one in read_events(gateway.database)
-        if isinstance(one.event, FeedbackGiven) and one.event.key.startswith(prefix)
+        if isinstance(one.event, FeedbackGiven) and one.event.feedback.feedback_id.startswith(prefix)
     ]  # fmt: skip
 
 

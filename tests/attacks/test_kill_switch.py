@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from suffice.gateway.kill import MOST_BYTES, KillSwitch, pull, release
+from suffice.gateway.kill import KillSwitch, pull, release
+from suffice.store.database.presence import MOST_REASON_BYTES as MOST_BYTES
 from suffice.store.rows.events import to_row
 from suffice.store.rows.kill_events import KillSwitched
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from suffice.errors import ConfigError
 from suffice.settings import Steps
-from suffice.upstream.thought import safe_cut
+from suffice.upstream.thought import MOST_CUT_CHARS, safe_cut
 
 Phase = Literal["start", "thinking", "answering"]
 
@@ -109,12 +109,17 @@ class Segmenter:
         return self._end_between_characters(text) if self._tokens >= 2 * max(self._need, self._limit) else 0
 
     def _end_between_characters(self, following: str) -> int:
-        """The last place before `following` that no character of several parts stretches over."""
-        end, shorter = -1, len(safe_cut(self._text, following))
+        """The last place before `following` that no character of several parts stretches over.
+
+        No character that anybody reads is longer than MOST_CUT_CHARS, so only so much of the end is looked at.
+        """
+        start = max(0, len(self._text) - MOST_CUT_CHARS)
+        tail, end = self._text[start:], -1
+        shorter = len(safe_cut(tail, following))
         while shorter != end:
             end = shorter
-            shorter = len(safe_cut(self._text[:end], self._text[end:] or following))
-        return end
+            shorter = len(safe_cut(tail[:end], tail[end:] or following))
+        return start + end
 
     def end_in(self, text: str, before: int) -> int | None:
         """Where the last line or paragraph ends that was completed behind `before`; None: nowhere.

@@ -182,6 +182,9 @@ class LimitedHttp(HttpToolsProtocol):
 
     # ---- limits
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Uvicorn's own timer, which does not know that half a head has come; `look` closes who is idle."""
+
     def _enter(self) -> None:
         """Say what is waited for now: whose request is whole waits for us, whatever else it has sent."""
         active = self._active
@@ -208,6 +211,8 @@ class LimitedHttp(HttpToolsProtocol):
             return
         if self._is_refused:
             self.transport.abort()
+        elif self.phase == Phase.BODY and self._active is not None and self._active.response_complete:
+            self.transport.close()  # it was answered without its body
         elif self.phase == Phase.BODY:
             self._refuse(408, "the request's body did not come whole in time (server.body_timeout_s)")
         elif self._has_begun:

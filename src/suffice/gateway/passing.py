@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
@@ -226,8 +226,8 @@ class _Ask:
             return await read_aside(read_chat, raw, limits)
         is_form = dict(headers).get("content-type", "").lower().startswith("multipart/") and raw[:2] == b"--"
         if raw and not is_form and self.gw.keys.has_tenants and object_in(self.endpoint)[0]:
-            await read_aside(parse_json, raw, limits)  # what may name an object must be JSON that means one thing
-            raw = raw.strip()
+            body = await read_aside(parse_json, raw, limits)  # what may name an object must mean one thing
+            return replace(_unread(raw.strip()), body=body)
         return _unread(raw)
 
     def _upstream(self, found: BuiltRoute | None, named: Mapping[str, str], kept: StoredObject | None) -> str:

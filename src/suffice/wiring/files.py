@@ -168,10 +168,15 @@ def _read_yaml(text: str) -> Any:
         import yaml  # type: ignore[import-untyped, unused-ignore]  # only for those who write YAML
     except ImportError:
         raise ConfigError("YAML config needs the package PyYAML; install it or write TOML") from None
+
+    class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):  # it can stand for any amount of text
+                raise ConfigError("has an alias (*NAME); write the text itself")
+            return super().compose_node(parent, index)
+
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ConfigError("has an alias (*NAME), which can stand for any amount of text; write the text itself")
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
     except RecursionError:
         raise ConfigError("is no YAML that is read here: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # also a number of thousands of digits
