@@ -24,13 +24,13 @@ from suffice.console import exchange as console
 from suffice.episode.ledger import CallAccount
 from suffice.episode.reading import AnswerOnly, entropy_of, first_choice, margin_of
 from suffice.errors import SufficeError, UpstreamError
-from suffice.gateway.auth import holds
+from suffice.gateway.auth import Caller, KeyRing
 from suffice.gateway.decide import read_decide
 from suffice.gateway.feedback_form import read_feedback
+from suffice.gateway.exchange import MAX_HEADERS
 from suffice.gateway.intake import (
     AT_ONCE_BYTES,
     MAX_HEAD_CHARS,
-    MAX_HEADERS,
     check_body_headers,
     check_head,
     parse_json,
@@ -62,6 +62,7 @@ ON_LOOP_MS = 50.0     # for 1 MiB, and at least this much for anything shorter
 ASIDE_MS = 400.0      # … of what a thread or a command reads: it delays its own sender
 SIZES = (200, 4_000, AT_ONCE_BYTES, MIB)
 LIMITS = Server()
+KEYS = KeyRing({"key": Caller(id="caller")})
 TOKENS = [
     b"1e308,", b"0.1,", b"9" * 400 + b",", b"9" * 5_000, b"[],", b"{},", b"[", b"{", b'{"":', b'{"a":1},', b'"",', b"]",
     b"}", b'"', b"\\", b'\\"', b"\\ud800", b"\\u0000", b"\xff", b"\x00", b"\xef\xbb\xbf", b"\r", b"\n",
@@ -119,12 +120,13 @@ def _tail(raw: bytes) -> object:
 def _head(raw: bytes) -> object:
     lines = [line.partition(b":")[::2] for line in raw[: 2 * MAX_HEAD_CHARS].split(b"\n")][: MAX_HEADERS + 1]
     headers = [(name.decode("latin-1").lower(), value.decode("latin-1").strip()) for name, value in lines]
-    holds(headers, ("key",), x_api_key=True)
+    KEYS.find(headers, x_api_key=True)
     read_limits(headers, wall_s=0.0)
     scope: dict[str, Any] = {"method": "GET", "path": "/", "query_string": raw[:65_536], "headers": lines}
     assert console.read_head(scope).cookies is not None
     check_body_headers(headers, 1)
-    return check_head(headers)
+    check_head(headers)
+    return headers
 
 
 def _form(raw: bytes) -> object:

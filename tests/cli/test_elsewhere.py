@@ -47,6 +47,7 @@ SETTINGS = {
 # Commands that make a deployment, or know none.
 OTHERS = {
     "demo", "config check", "config show", "doctor", "serve", "estimate", "record", "replay", "tune", "audit bundle",
+    "alerts test",
 }  # fmt: skip
 
 

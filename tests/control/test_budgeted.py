@@ -143,4 +143,4 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
     assert answers[-1].told["promise"] in told, "the same sentence"
     shown = CliRunner().invoke(main, ["config", "show", str(config)]).output
     assert '"promise": "budgeted"' in shown
-    assert any("it has no confidence" in one for one in check(settings, {}))
+    assert any("it has no confidence" in one for one in check(settings))

@@ -303,7 +303,7 @@ def test_a_high_rate_of_fail_opens_is_noticed_once_an_hour(tmp_path: Path) -> No
     failing, well = (Sums(n_requests=100, n_degraded=n) for n in (5, 4))
     with closing(sqlite3.connect(database)) as connection, connection:
         sums = {Place("math", "", "v", 0): failing, Place("law", "", "v", 0): well}
-        assert add(connection, sums, since=0, seq=0, at_s=0.0)
+        assert add(connection, sums, {}, since=0, seq=0, at_s=0.0)
     with working(database, kept, clock=clock) as worker:
         for clock.now_s in (0.0, 40.0, 80.0):
             worker.round()

@@ -186,4 +186,5 @@ async def test_a_request_that_carries_suffice_gets_the_object_and_the_upstream_n
                 "episode_id", "mode", "stopped", "stop_reason", "certified", "policy_version", "steps",
                 "probe_tokens", "extra_prompt_tokens", "cached_prompt_tokens", "tokens_saved_estimate",
                 "estimate_method", "cost_usd", "saved_usd_estimate", "degraded", "vote", "feedback_token",
+                "promise",
             }  # fmt: skip

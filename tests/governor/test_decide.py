@@ -53,7 +53,7 @@ async def test_a_loop_in_any_language_is_three_kinds_of_call(tmp_path: Path) -> 
         assert status == 200
         assert set(first) == {
             "episode_id", "action", "stop_reason", "reason", "return_step", "policy_version", "propensity", "mode",
-            "certified", "degraded", "feedback_token",
+            "certified", "degraded", "feedback_token", "promise",
         }  # fmt: skip
         assert (first["action"], first["return_step"], first["propensity"]) == ("continue", 1, 1.0)
         assert (first["mode"], first["certified"], first["stop_reason"]) == ("enforce", False, None)

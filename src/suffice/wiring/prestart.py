@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from suffice.console.render import can_render
 from suffice.errors import ConfigError, StoreError
+from suffice.extras import how_to_install
 from suffice.settings import Settings
 from suffice.store.database.sqlite import database_path
 from suffice.wiring.alerts import sinks_of
@@ -80,9 +81,9 @@ def _missing_packages(settings: Settings) -> list[str]:
     missing = []
     certifies = settings.control.enabled and any(route.certifies_itself for route in settings.routes.values())
     if certifies and find_spec("sklearn") is None:
-        missing.append("control: nothing is certified here: a fit needs scikit-learn; install suffice[train]")
+        missing.append(f"control: nothing is certified here: a fit needs scikit-learn: {how_to_install('train')}")
     if settings.console.enabled and not can_render():
-        missing.append("console: has no pages, only the API: they need Jinja2; install suffice[console]")
+        missing.append(f"console: has no pages, only the API: they need Jinja2: {how_to_install('console')}")
     return missing
 
 

@@ -30,7 +30,7 @@ def test(path: str) -> None:
 
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
     try:
-        settings = wiring.load_deployment(path)
+        settings = wiring.load_settings(path)
         job = notifier(settings, database_path(settings.store.url))
         if not job.sinks:
             raise ConfigError("nobody is configured; set webhook_url_env, or email_to, under [alerts]")
