@@ -26,8 +26,8 @@ from suffice.episode.reading import AnswerOnly, entropy_of, first_choice, margin
 from suffice.errors import SufficeError, UpstreamError
 from suffice.gateway.auth import Caller, KeyRing
 from suffice.gateway.decide import read_decide
-from suffice.gateway.feedback_form import read_feedback
 from suffice.gateway.exchange import MAX_HEADERS
+from suffice.gateway.feedback_form import read_feedback
 from suffice.gateway.intake import (
     AT_ONCE_BYTES,
     MAX_HEAD_CHARS,

@@ -325,7 +325,9 @@ HEADS = {
         b"POST /v1/feedback HTTP/1.1\r\nhost: a\r\ncontent-length: " + b"9" * 60_000 + b"\r\n\r\n", b"400"
     ),
     "a path of 60 KiB": (b"GET /" + b"a/" * 30_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n", b"404"),
-    "a query of 60 KiB": (b"GET /v1/files/a?" + b"a=%41&" * 10_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", b"400"),
+    "a query of 60 KiB": (
+        b"GET /v1/responses/a?" + b"a=%41&" * 10_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", b"400"
+    ),
     "cookies": (request_head(b"cookie: " + b"a=b; " * 12_000), b"200"),
 }  # fmt: skip
 
