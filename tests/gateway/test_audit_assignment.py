@@ -345,8 +345,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "observe": {"kind": "reasoning", "samples": 3, "scorer": "number"},
     "observe, probed": {**ENFORCE, "mode": "observe"},
     "not certified": {**ENFORCE, "uncertified": False},
-    "samples": {"kind": "samples", "samples": 3, "scorer": "number"},
-    "samples, enforced": {"kind": "samples", "samples": 3, "scorer": "number", "mode": "enforce", "uncertified": True},
+    "samples": {"kind": "samples", "samples": 3, "scorer": "number", "wave": 1},
+    "samples, enforced": {
+        "kind": "samples", "samples": 3, "scorer": "number", "mode": "enforce", "uncertified": True, "wave": 1,
+    },
     "enforce": NEVER,
     "enforce, no probes": {**NEVER, "probe": None},
     "finished": {**NEVER, "finish_unclosed": True},
