@@ -24,7 +24,7 @@ PING = b": ping\n\n"
 FRAME_LIMIT_BYTES = 8 * 2**20
 LINES_LIMIT = 10_000    # of one event
 MOST_ITEMS = 50_000     # values in one JSON text of an upstream
-MOST_DIGITS = 400       # of a number: no float is larger
+MOST_DIGITS = 64        # of a number: none that somebody means is longer, and reading longer ones takes long
 MOST_CHOICES = 128      # in one event, and in one answer: OpenAI's own limit for `n`
 REASONING_FIELDS = ("reasoning", "reasoning_content", "thinking")
 
