@@ -60,6 +60,7 @@ from suffice.wiring.files import read_toml
 MIB = 2**20
 ON_LOOP_MS = 50.0     # for 1 MiB, and at least this much for anything shorter
 ASIDE_MS = 400.0      # … of what a thread or a command reads: it delays its own sender
+STREAM_MS = ON_LOOP_MS * MIB / READ_BYTES  # … of what is read in pieces, between which others are served
 SIZES = (200, 4_000, AT_ONCE_BYTES, MIB)
 LIMITS = Server()
 KEYS = KeyRing({"key": Caller(id="caller")})
@@ -219,7 +220,7 @@ def parsers() -> dict[str, Parser]:
         "labels": Parser(_labels, [LABEL_STUDIO, LANGFUSE], ms_per_mib=ASIDE_MS),
         "console form": Parser(_form, [b'{"name": "a", "on": true, "n": 0.5}', b"a=1&b=%20x"]),
         "heads": Parser(_head, [b"host: a\nauthorization: Bearer key\ncookie: a=b; c=d\nretry-after: 6"]),
-        "stream": Parser(stream, [SSE], raises=(UpstreamError,), ms_per_mib=ASIDE_MS),
+        "stream": Parser(stream, [SSE], raises=(UpstreamError,), ms_per_mib=STREAM_MS),
         "stream, a read": Parser(lambda raw: stream(raw[:READ_BYTES]), [SSE], raises=(UpstreamError,)),
         "end of an answer": Parser(_tail, [SSE, b'{"id": "c", "usage": {"prompt_tokens": 3}}']),
         "cut of a thought": Parser(lambda raw: safe_cut(raw.decode("utf-8", "replace"), "\u0301"), [b"so it is 4"]),
