@@ -158,7 +158,7 @@ BAD: dict[str, tuple[Any, str | None]] = {
     "episode_id a list": (label(["e"]), "episode_id"),  # type: ignore[arg-type]
     "correct a number": (label("e", correct=1), "correct"),
     "correct a word": (label("e", correct="true"), "correct"),
-    **{f"rating {r!r}": (label("e", rating=r), "rating") for r in (0, 6, -1, 4.5, "5", True, 10**308)},
+    **{f"rating {r!r}": (label("e", rating=r), "rating") for r in (0, 6, -1, 4.5, "5", True, 10**60)},
     "thumbs sideways": (label("e", thumbs="sideways"), "thumbs"),
     "thumbs a list": (label("e", thumbs=["up"]), "thumbs"),
     "gold a number": (label("e", gold=4), "gold"),
