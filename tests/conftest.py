@@ -33,6 +33,7 @@ OVER_SOCKETS = (
     "governor/", "local/", "plugins/", "store/", "test_server.py", "testing/", "upstream/", "wiring/",
 )  # fmt: skip
 MOST_AGAIN = 2
+MOST_S = 400.0   # of one test: what waits for ever fails here, with the place where it waits
 
 
 def pytest_configure() -> None:
@@ -53,6 +54,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("no_cover")
         if hasattr(item.config, "workerinput") and name.startswith(OVER_SOCKETS):  # one worker of several
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test that hangs is a failure of its own, and not the end of the whole run."""
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        return (yield)
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"{item.nodeid} took longer than {MOST_S:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, MOST_S, MOST_S)  # again for a second try
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
