@@ -452,7 +452,10 @@ def test_a_gateway_serves_on_a_damaged_log_and_says_so(place: Place) -> None:
         "upstreams": {"up": {"url": fake.url}}, "routes": {"r": {"upstream": "up"}}, "control": {"enabled": False},
         "store": {"url": "sqlite:///log.db"},
     }) as gateway:  # fmt: skip
-        assert b"damaged" in gateway.stderr()
+        end_s = time.monotonic() + 30
+        while b"damaged" not in gateway.stderr():  # it listens first: a damaged log holds nobody up
+            assert time.monotonic() < end_s, gateway.stderr()
+            time.sleep(0.02)
         shown = place.run("status")
         assert "LOG DAMAGED" in shown.output
         assert "NO GATEWAY" not in shown.output
