@@ -56,13 +56,14 @@ class ConsoleApp:
             door = by_method.get("GET" if asked.method == "HEAD" else asked.method)
             if door is None:
                 # Who has not come in learns nothing of which paths there are.
-                visitor = self.desk.doors.admit(asked, "reviewer", changes=False)
+                visitor = self.desk.doors.admit(asked, "reviewer")
                 raise _no_such(asked, by_method)
             asked = exchange.with_fields(asked, fields)
-            visitor = self.desk.doors.admit(asked, door.needs, changes=False)
+            visitor = self.desk.doors.admit(asked, door.needs)
             if door.method == "POST":  # nothing of a body is read for who may not come in
                 asked = await exchange.read_form(asked, receive)
-                visitor = self.desk.doors.admit(asked, door.needs, changes=door.checks_token)
+                if door.needs != "nobody":  # a change that needs no login brings a token of its own
+                    self.desk.doors.check_change(asked, visitor)
             return await door.run(self.desk, asked, visitor)
         except BadRequest as error:
             return self._refusal(asked, visitor, error)

@@ -75,11 +75,8 @@ class Doors:
 
     # ---- who asks ----------------------------------------------------------------------------------
 
-    def admit(self, asked: Asked, needs: Needs, *, changes: bool) -> Visitor:
-        """Who asks, if they may. Raises Refused.
-
-        changes  does it change anything? Then a browser must show that the page was ours
-        """
+    def admit(self, asked: Asked, needs: Needs) -> Visitor:
+        """Who asks, if they may. Raises Refused."""
         self._browsers.check_host(asked.headers.get("host", ""))
         if not _is_link(asked):
             self._browsers.check_page(asked.headers)
@@ -91,9 +88,12 @@ class Doors:
         if not people.may(visitor.person.role, needs):
             message = f"this needs the role {needs}; {visitor.name} has the role {visitor.role}"
             raise Refused(message, status=403, code="role")
-        if changes and visitor.session is not None:
-            self._check_token(asked, visitor.session.nonce)
         return visitor
+
+    def check_change(self, asked: Asked, visitor: Visitor) -> None:
+        """Refuse a change unless the visitor's browser shows that the page was ours; secrets need no page."""
+        if visitor.session is not None:
+            self._check_token(asked, visitor.session.nonce)
 
     def _visitor(self, asked: Asked) -> Visitor:
         roster = self.roster()

@@ -61,7 +61,6 @@ def _always() -> tuple[Door, ...]:
         Door(method="GET", path="/console/login", needs="nobody", run=_login_page, summary="the login", gives=HTML),
         Door(
             method="POST", path="/console/login", needs="nobody", run=_login, summary="log in", gives=HTML,
-            checks_token=False,
         ),
         Door(method="POST", path="/console/logout", needs="reviewer", run=_logout, summary="log out", gives=HTML),
         Door(

@@ -36,7 +36,6 @@ class Door:
     record: type | None = None  # what a program gets; None: see `gives`
     asks: Mapping[str, str] = field(default_factory=dict)  # fields of the query, or of the body
     gives: str = JSON
-    checks_token: bool = True  # a change that needs no login brings a token of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
