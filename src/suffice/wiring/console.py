@@ -28,6 +28,7 @@ from suffice.review.items import Item
 from suffice.rollout.stages import Standing
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.presence import switch_reason
 from suffice.store.database.views import reading
 from suffice.store.people.reviews import read_reviews
 from suffice.store.routes.rollouts import Held
@@ -61,7 +62,7 @@ def console(
         writer = _Once(stack, decisions)
         desk = Desk(
             settings=settings, path=path, told=told, closing=closing, now=time.time, monotonic_s=time.monotonic,
-            killed=kill_file(settings).exists,
+            killed=lambda: switch_reason(kill_file(settings)) is not None,
             first=lambda: condition(settings, checks=False).sentences,
             decisions=writer, note_export=lambda name, n_rows, who: note_export(
                 writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"

@@ -173,9 +173,10 @@ def _warn_of_rows(database: Path) -> None:
 def _is_killed(settings: Settings | None, connection: sqlite3.Connection) -> bool:
     """Is the kill switch on? Without settings, as a gateway has written it down."""
     if settings is not None:
+        from suffice.store.database.presence import switch_reason
         from suffice.wiring import kill_file
 
-        return kill_file(settings).exists()
+        return switch_reason(kill_file(settings)) is not None
     from suffice.store.people.promises import newest_switching
 
     newest = newest_switching(connection)
