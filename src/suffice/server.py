@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import gc
-import math
 import signal
 import socket
 import sys
@@ -262,7 +261,6 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=round(settings.server.grace_s),
-        timeout_keep_alive=math.ceil(settings.server.keepalive_s) or 2**31,
         backlog=BACKLOG,
     )
 

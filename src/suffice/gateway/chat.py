@@ -308,7 +308,7 @@ def _reason(
 
 def _request(
     gw: Gateway, episode_id: str, intake: Intake, caller: Caller, named: dict[str, str], found: BuiltRoute | None,
-    reason: str | None,    question: str, assigned: AuditAssignment, arms: tuple[ArmDraw, ...],
+    reason: str | None, question: str, assigned: AuditAssignment, arms: tuple[ArmDraw, ...],
 ) -> Request:
     """Write down what was asked, and the audit draw with its odds."""
     if found is None:

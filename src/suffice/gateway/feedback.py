@@ -94,8 +94,7 @@ async def batch(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None
         if not isinstance(rows, list) or set(body) != {"feedback"}:
             raise BadRequest('body: must be {"feedback": [...]}, a list of objects as /v1/feedback takes them')
         if not rows:
-            message = f"feedback: got 0 rows; 1 to {MOST_ROWS:,} in one call"
-            raise BadRequest(message, param="feedback", code="too_many_rows")
+            raise _row_count_refused(0)
         await _store(gw, exchange, voice_of(gw, headers, None), rows)
 
 
@@ -272,8 +271,7 @@ async def _store(
 ) -> None:
     """Store what can be stored, all at once, and answer with a result for each row."""
     if len(bodies) > MOST_ROWS:
-        message = f"feedback: got {len(bodies)} rows; 1 to {MOST_ROWS:,} in one call"
-        raise BadRequest(message, status=413, param="feedback", code="too_many_rows")
+        raise _row_count_refused(len(bodies))
     read = [body if isinstance(body, BadRequest) else _read(gw, voice, body) for body in bodies]
     rows = await _owned(gw, voice, read)
     events = await _events(gw, [row for row in rows if isinstance(row, Feedback)])
@@ -296,6 +294,11 @@ async def _store(
     retry = [("retry-after", "5")] if failure is not None else []
     status = 200 if failure is None else _status(failure)
     await exchange.json(status, msgspec.json.encode({**counts, "results": results}), retry)
+
+
+def _row_count_refused(n: int) -> BadRequest:
+    message = f"feedback: got {n} rows; 1 to {MOST_ROWS:,} in one call"
+    return BadRequest(message, status=413 if n else 400, param="feedback", code="too_many_rows")
 
 
 async def _events(gw: Gateway, given: Sequence[Feedback]) -> list[FeedbackGiven]:

@@ -177,9 +177,9 @@ def _read_yaml(text: str) -> Any:
 
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
+    except ConfigError:
+        raise
     except RecursionError:
         raise ConfigError("is no YAML that is read here: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # also a number of thousands of digits
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"is no YAML: {error}") from None

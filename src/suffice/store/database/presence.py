@@ -12,7 +12,7 @@ import contextlib
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -143,13 +143,9 @@ def read_presences(switches: Iterable[Path]) -> tuple[Presence, ...]:
     found = dict[Path, Presence]()
     for switch in switches:
         for path in _files(switch):
-            with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile, or is another user's
-                descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-                try:
-                    if is_locked(descriptor):
-                        found[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
-                finally:
-                    os.close(descriptor)
+            with contextlib.suppress(OSError, ValueError), _opened(path) as descriptor:
+                if is_locked(descriptor):  # else it has ended meanwhile
+                    found[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
     return tuple(sorted(found.values(), key=lambda one: one.pid))
 
 
@@ -165,10 +161,16 @@ def _files(switch: Path) -> list[Path]:
 def _forget_dead(switch: Path) -> None:
     """Remove files of processes that died without doing so."""
     for path in _files(switch):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-            try:
-                if not is_locked(descriptor):
-                    path.unlink(missing_ok=True)
-            finally:
-                os.close(descriptor)
+        with contextlib.suppress(OSError), _opened(path) as descriptor:
+            if not is_locked(descriptor):
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A descriptor of a file that another process may have made: no link is followed, and no pipe waited for."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
