@@ -154,6 +154,7 @@ class _Passing(socketserver.BaseRequestHandler):
     server: Switch
 
     def handle(self) -> None:
+        self.request.recv(1, socket.MSG_PEEK)  # a browser connects ahead: where to is decided when it asks
         with socket.create_connection(("127.0.0.1", self.server.port)) as behind:
             there = threading.Thread(target=_pump, args=(self.request, behind), daemon=True)
             there.start()
