@@ -37,6 +37,7 @@ from suffice.control.jobs.sampling import Sample
 from suffice.episode.ledger import Ledger
 from suffice.gateway import books
 from suffice.gateway.context import Gateway
+from suffice.gateway.key_limits import KeyLimits
 from suffice.gateway.sampling import Sampling
 from suffice.replay.traces.own import own_traces
 from suffice.rollout.assign import assign_audit
@@ -214,7 +215,9 @@ def log_of(
     now: Callable[[], float] = lambda: clock.now_s
     log, cost = SqliteLog.open(settings.store, now=now), Cost()
     sampling = Sampling(settings=settings, salt="bench")
-    gw = cast(Gateway, SimpleNamespace(log=log, metrics=Metrics(), sampling=sampling, monotonic_s=now))
+    gw = cast(Gateway, SimpleNamespace(
+        log=log, metrics=Metrics(), sampling=sampling, limits=KeyLimits(), monotonic_s=now, wall_s=now,
+    ))  # fmt: skip
     with Decisions.open(database, now=now, monotonic_s=now) as writer:
         common: dict[str, Any] = {"settings": settings, "path": database, "matches": matching, "monotonic_s": now}
         jobs = (Rollup(now=now, **common), Sample(author="bench", **common))
