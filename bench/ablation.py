@@ -25,13 +25,13 @@ from suffice.errors import SufficeError
 from suffice.learn.classes import MAX_CLASSES as MOST_CLASSES
 from suffice.replay.study.classed import Target, pick_classed
 from suffice.replay.study.ladders import RiskRung
-from suffice.replay.study.nested import Difference, Nested, difference, nest, open_study
+from suffice.replay.study.nested import Difference, NestedRungs, difference, nest, open_study
 from suffice.replay.study.points import MARGIN, NONE, pick, seen, share_of
 from suffice.replay.study.runs import take
 from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.sets import FALLBACKS
-from suffice.replay.study.study import Laid, Levels, Pool, Study, fix, lay
-from suffice.replay.study.sums import FIELDS, N_FOLDS, Summing, Sums
+from suffice.replay.study.study import Laid, ScoreLevels, LadderPool, Study, fix, lay
+from suffice.replay.study.sums import FIELDS, N_FOLDS, SumsFold, QuestionSums
 from suffice.replay.traces.survey import survey
 
 N_DRAWS = 1_000
@@ -89,9 +89,9 @@ VARIANTS = (
 )
 
 
-def pool_of(variant: Variant, study: Study) -> Pool:
+def pool_of(variant: Variant, study: Study) -> LadderPool:
     names = [ladder.name for ladder in study.ladders if variant.fallbacks and ladder.name in FALLBACKS]
-    return Pool(name=variant.name, ladders=(*names, *(score.name for score in variant.scores)))
+    return LadderPool(name=variant.name, ladders=(*names, *(score.name for score in variant.scores)))
 
 
 # ---- a level for each class -------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def classes_of(study: Study) -> NDArray[np.str_]:
     return np.array([dict(query.metadata).get("model", "") for query in study.runs.queries])
 
 
-def frozen_by_class(study: Study, nested: Nested, pool: Pool, target: float) -> Sums:
+def frozen_by_class(study: Study, nested: NestedRungs, pool: LadderPool, target: float) -> QuestionSums:
     """Each question under the points that were picked without its fold, one for each class that is large enough."""
     classes = classes_of(study)
     place = {question: at for at, question in enumerate(dict.fromkeys(study.runs.question))}
@@ -128,23 +128,23 @@ def frozen_by_class(study: Study, nested: Nested, pool: Pool, target: float) -> 
                 values[rows[inside], 0, FIELDS.index("tokens")] += judged.full_tokens[inside]
             else:
                 values[rows[inside], 0] += judged.values[inside, choice]
-    return Sums(fold=base.fold, base=base.base, values=values)
+    return QuestionSums(fold=base.fold, base=base.base, values=values)
 
 
 def of_class(study: Study, pooled: Laid, keep: NDArray[np.bool_], v: int) -> Laid:
     """Every rung of a fold on the runs of one class alone."""
     runs = take(study.runs, keep)
     rows = keep[study.runs.run_of_row]
-    learned: dict[str, Levels] = {}
+    learned: dict[str, ScoreLevels] = {}
     for score in study.options.scores:
         risk, codes = study.risk(score, v)
         rungs = pooled.rungs[pooled.slices[score.name]]
         levels = np.array([rung.level for rung in rungs if isinstance(rung, RiskRung)])
-        learned[score.name] = Levels(risk[rows], codes[rows], levels)
+        learned[score.name] = ScoreLevels(risk[rows], codes[rows], levels)
     return lay(runs, fix(study.ladders, runs), learned)
 
 
-def frozen_by_found_class(study: Study, nested: Nested, variant: Variant, target: float) -> Sums:
+def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, target: float) -> QuestionSums:
     """Each question under the levels by found class that were picked without its fold, where these save more there."""
     pool = pool_of(variant, study)
     pooled = nested.frozen(pool, target)
@@ -157,13 +157,13 @@ def frozen_by_found_class(study: Study, nested: Nested, variant: Variant, target
         mine, rung = study.fold == v, picked[0]
         risk, codes = study.risk(next(score for score in variant.scores if score.name == rung.score), v)
         rows, runs = mine[study.runs.run_of_row], take(study.runs, mine)
-        summing = Summing(1)
+        summing = SumsFold(1)
         summing.add(runs, [rung.halts(risk[rows], codes[rows], runs)], [True])
         values[[place[question] for question in dict.fromkeys(runs.question)]] = summing.sums().values
-    return Sums(fold=pooled.fold, base=pooled.base, values=values)
+    return QuestionSums(fold=pooled.fold, base=pooled.base, values=values)
 
 
-def saved_in_pick(nested: Nested, pool: Pool, v: int, target: float) -> float:
+def saved_in_pick(nested: NestedRungs, pool: LadderPool, v: int, target: float) -> float:
     """What the pooled pick saves on the questions where it was picked."""
     sums, _, slices = nested.by_fold[v].of(pool.ladders)
     at = seen(sums, (sums.fold != v).astype(np.float64)[None, :])
@@ -174,7 +174,7 @@ def saved_in_pick(nested: Nested, pool: Pool, v: int, target: float) -> float:
 # ---- the table --------------------------------------------------------------------------------------
 
 
-def judge(study: Study, nested: Nested, variant: Variant, target: float) -> Sums:
+def judge(study: Study, nested: NestedRungs, variant: Variant, target: float) -> QuestionSums:
     if variant.by_class == "found":
         return frozen_by_found_class(study, nested, variant, target)
     pool = pool_of(variant, study)
@@ -187,14 +187,14 @@ def show(study: Study, name: str, target: float) -> None:
     print(f"\n### {name}, at most {100 * target:g} points\n\n{n_runs:,} runs of {n_questions:,} questions\n")
     print("| variant | saved | drop | hopeless | misses | more saved, 95 % | more dropped, 95 % | reading |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    judged: dict[str, Sums] = {}
+    judged: dict[str, QuestionSums] = {}
     for variant in (DEFAULT, *VARIANTS):
         judged[variant.name] = judge(study, nested, variant, target)
         cells = figures(judged[variant.name], nested, study, variant, target)
         print(f"| {variant.name} | {cells} | {compared(study, variant, judged)} |", flush=True)
 
 
-def compared(study: Study, variant: Variant, judged: Mapping[str, Sums]) -> str:
+def compared(study: Study, variant: Variant, judged: Mapping[str, QuestionSums]) -> str:
     """What the variant saves and loses beyond the one it stands against."""
     if variant is DEFAULT:
         return "| |"
@@ -211,7 +211,7 @@ def compared(study: Study, variant: Variant, judged: Mapping[str, Sums]) -> str:
     )
 
 
-def figures(sums: Sums, nested: Nested, study: Study, variant: Variant, target: float) -> str:
+def figures(sums: QuestionSums, nested: NestedRungs, study: Study, variant: Variant, target: float) -> str:
     saved = 1 - sums.of("tokens").sum() / sums.full_tokens.sum()
     drop = share_of(sums, "lost")[0] - share_of(sums, "gained")[0]
     misses = "" if variant.by_class else f"{nested.miss_share(pool_of(variant, study), target):.0%}"

@@ -19,7 +19,7 @@ from suffice.store.audit.chain import Appender, begin_chain, head
 from suffice.store.audit.verify import verify
 from suffice.store.database import schema
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.erasing import Order, Tally, erase, purge
+from suffice.store.database.erasing import ErasureOrder, Tally, erase, purge
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, to_row
 from suffice.types import Feedback, Publication
@@ -57,7 +57,7 @@ def fill(connection: sqlite3.Connection, n_rows: int) -> float:
 
 def erase_one_in_a_thousand(path: Path, n_rows: int) -> tuple[float, float]:
     """Seconds of erasing the words of so many labels, and of writing the file anew."""
-    order = Order(erasure_id="e", what="a thousandth", parts=("answers", "comments"), author="a", reason="measured")
+    order = ErasureOrder(erasure_id="e", what="a thousandth", parts=("answers", "comments"), author="a", reason="measured")
     with Decisions.open(path, now=time.time, monotonic_s=time.monotonic) as writer:
         began_s = time.perf_counter()
         erase(writer, order, range(2, n_rows, 1_000), Tally())

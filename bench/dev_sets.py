@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from suffice.errors import SufficeError
-from suffice.replay.study.nested import Nested, nest, open_study, without_probes
+from suffice.replay.study.nested import NestedRungs, nest, open_study, without_probes
 from suffice.replay.study.points import seen, share_of
 from suffice.replay.study.runs import oracle
 from suffice.replay.study.scores import SCORES
 from suffice.replay.study.sets import pools_of
-from suffice.replay.study.study import Pool, Study
-from suffice.replay.study.sums import Summing, Sums
+from suffice.replay.study.study import LadderPool, Study
+from suffice.replay.study.sums import SumsFold, QuestionSums
 from suffice.replay.traces.survey import Survey, survey
 
 TARGETS = (0.0, 0.005, 0.01, 0.02)
@@ -87,7 +87,7 @@ def show(data: Survey, name: str, targets: Sequence[float]) -> None:
 def oracles(study: Study) -> str:
     """What nobody can reach: the first step with the full run's answer, and the first with a right one."""
     runs = study.runs
-    summing = Summing(2)
+    summing = SumsFold(2)
     summing.add(runs, [oracle(runs, runs.same), oracle(runs, runs.ok)], [False, False])
     sums = without_probes(summing.sums())
     at = seen(sums, np.ones((1, len(sums.n))))
@@ -95,7 +95,7 @@ def oracles(study: Study) -> str:
     return f"{agree} saved at the first step with the full run's answer, {correct} at the first right one"
 
 
-def row(nested: Nested, published: Pool, ours: Pool, target: float) -> str:
+def row(nested: NestedRungs, published: LadderPool, ours: LadderPool, target: float) -> str:
     rule, late = nested.hindsight(published, target)
     theirs, mine = nested.frozen(published, target), nested.frozen(ours, target)
     _, my_late = nested.hindsight(ours, target)
@@ -119,7 +119,7 @@ def row(nested: Nested, published: Pool, ours: Pool, target: float) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def verdict(wins: bool, mine: Sums, theirs: Sums, target: float) -> str:
+def verdict(wins: bool, mine: QuestionSums, theirs: QuestionSums, target: float) -> str:
     """Does ours save as much as the published rule frozen in the same way? To a twentieth of a point."""
     said = "yes" if wins else "no"
     if wins and drop(mine) > target + 1e-9 >= drop(theirs):
@@ -129,11 +129,11 @@ def verdict(wins: bool, mine: Sums, theirs: Sums, target: float) -> str:
     return said
 
 
-def reduction(sums: Sums) -> float:
+def reduction(sums: QuestionSums) -> float:
     return float(1 - sums.of("tokens").sum() / sums.full_tokens.sum())
 
 
-def drop(sums: Sums) -> float:
+def drop(sums: QuestionSums) -> float:
     return float(share_of(sums, "lost")[0] - share_of(sums, "gained")[0])
 
 

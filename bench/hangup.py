@@ -16,7 +16,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from suffice.testing import FakeUpstream, GatewayProcess, Reply, RequestSeen, slow_headers, stall_after
+from suffice.testing import FakeUpstream, GatewayProcess, Reply, FakeRequest, slow_headers, stall_after
 
 LIMIT_MS = 50.0
 ENDLESS = Reply(reasoning=("so\n", " it\n") * 5_000, answer=("4",), delay_s=0.01)
@@ -48,7 +48,7 @@ ROWS: dict[str, tuple[str, str, bool, int]] = {
 }
 
 
-def says(seen: RequestSeen) -> Reply:
+def says(seen: FakeRequest) -> Reply:
     """What the model was asked to be; it never continues a thought."""
     messages = seen.body.get("messages") or [{}]
     return MUTE if seen.prefix else BY_NAME.get(str(messages[0].get("content")), MUTE)

@@ -25,8 +25,8 @@ from suffice.errors import ConfigError
 from suffice.learn.export import export_ensemble
 from suffice.learn.features import choose_features
 from suffice.learn.stop_model import Examples, Parts, fit
-from suffice.model.artefact import StopModel, Trained, dump, load
-from suffice.policy.learned import Learned
+from suffice.model.artefact import StopModel, TrainingRecord, dump, load
+from suffice.policy.learned import LearnedPolicy
 from suffice.signals.columns import observe_columns
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
@@ -102,9 +102,9 @@ def figures() -> list[Figure]:
     for parts, name in kinds:
         fitted = fit(examples, chosen, "as-good", parts=parts)
         ensemble = export_ensemble(fitted.trained, n_features=len(features))
-        trained = Trained(n_episodes=N_RUNS, n_questions=N_RUNS, digest="made up", target="as-good", seed=0)
+        trained = TrainingRecord(n_episodes=N_RUNS, n_questions=N_RUNS, digest="made up", target="as-good", seed=0)
         model = load(dump(StopModel(features=features.names, suffices=ensemble, trained=trained)))
-        policy, expected = Learned(model=model), fitted.scores(unseen)
+        policy, expected = LearnedPolicy(model=model), fitted.scores(unseen)
         one_by_one = [model.suffices.score(row) for row in unseen.tolist()]
         apart = max(np.abs(model.suffices.scores(unseen) - expected).max(), np.abs(one_by_one - expected).max())
         score = lambda signals, model=model: model.suffices.score(features.row(signals))

@@ -32,13 +32,13 @@ from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import certified_level, count, log_wealth
 from suffice.errors import SufficeError
 from suffice.learn.audits import Bools, Floats, Ints
-from suffice.learn.features import Chosen
+from suffice.learn.features import FeatureSelection
 from suffice.learn.ragged import first_passages
 from suffice.learn.stop_model import one_thread
 from suffice.replay.online.orders import draw_order
-from suffice.replay.online.protocol import OnlineAsked, replay_online
+from suffice.replay.online.protocol import OnlineOptions, replay_online
 from suffice.replay.online.result import OnlineReport
-from suffice.replay.online.traffic import Traffic, make_traffic
+from suffice.replay.online.traffic import RecordedTraffic, make_traffic
 from suffice.replay.study.runs import make_runs
 from suffice.replay.traces.survey import Survey, survey
 from suffice.signals.features import FeatureSet
@@ -107,7 +107,7 @@ class Summary:
 # ---- the reference -----------------------------------------------------------------------------
 
 
-def fitted(traffic: Traffic, audits: Ints) -> Floats:
+def fitted(traffic: RecordedTraffic, audits: Ints) -> Floats:
     """Risk of a stop after every row, 1 - P(as good as the full run), by one score fitted on these audits."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -128,7 +128,7 @@ def fitted(traffic: Traffic, audits: Ints) -> Floats:
     return np.where(traffic.runs.may_stop, risk, np.nan)
 
 
-def reference_stream(traffic: Traffic, learns: Bools, rng: np.random.Generator, max_em_drop: float) -> Half:
+def reference_stream(traffic: RecordedTraffic, learns: Bools, rng: np.random.Generator, max_em_drop: float) -> Half:
     """Serve the requests in their order.
 
     learns  requests whose audits are evidence, shape (N,)
@@ -155,16 +155,16 @@ def reference_stream(traffic: Traffic, learns: Bools, rng: np.random.Generator, 
     )
 
 
-def _one_seed(traffic: Traffic, asked: OnlineAsked, seed: int) -> Half:
+def _one_seed(traffic: RecordedTraffic, asked: OnlineOptions, seed: int) -> Half:
     rng = np.random.default_rng(seed)
     which, _, learns = draw_order(traffic, rng, disjoint=asked.disjoint, resample=asked.resample)
     every = np.ones(len(which), dtype=bool)
     return reference_stream(traffic.take(which), every if learns is None else learns, rng, asked.max_em_drop)
 
 
-def reference(data: Survey, asked: OnlineAsked) -> Summary:
+def reference(data: Survey, asked: OnlineOptions) -> Summary:
     """The reference on the streams of all seeds."""
-    chosen = Chosen(FEATURES[data.kind], ())
+    chosen = FeatureSelection(FEATURES[data.kind], ())
     batches = data.batches(share=data.share)
     needs = FeatureSet(chosen.names).needs
     traffic = make_traffic(make_runs(batches, needs, probe_tokens=None, planned_steps=data.longest), chosen)
@@ -188,7 +188,7 @@ def ours(report: OnlineReport) -> Summary:
     )  # fmt: skip
 
 
-def show(data: Survey, asked: OnlineAsked, *, reference_alone: bool, as_json: bool) -> None:
+def show(data: Survey, asked: OnlineOptions, *, reference_alone: bool, as_json: bool) -> None:
     """One set at one budget: a row of the table, or an object."""
     plain = reference(data, asked)
     report = None if reference_alone else replay_online(data, asked)
@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             (data,) = survey([file])
             for budget in BUDGETS:
-                question = OnlineAsked(
+                question = OnlineOptions(
                     max_em_drop=budget, confidence=CONFIDENCE, n_seeds=asked.seeds, disjoint=asked.disjoint,
                     resample=asked.resample, n_processes=N_PROCESSES,
                 )  # fmt: skip

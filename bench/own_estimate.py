@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.replay.estimate.estimate import Range, estimate, traffic_of
-from suffice.replay.estimate.runs import Evidence, Found, Run, replay_ladder, runs_of_calls, runs_of_traces
+from suffice.replay.estimate.estimate import QuantityInterval, estimate, traffic_of
+from suffice.replay.estimate.runs import LevelOutcomes, LogRuns, LogRun, replay_ladder, runs_of_calls, runs_of_traces
 from suffice.replay.logs.read import read_logs
 from suffice.replay.traces.own import FILES, own_traces
 from suffice.replay.traces.read import read_traces
@@ -54,7 +54,7 @@ def in_first_half(question: str) -> bool:
     return hashlib.blake2b(question.encode()).digest()[0] % 2 == 0
 
 
-def as_log(runs: list[Run], file: Path) -> None:
+def as_log(runs: list[LogRun], file: Path) -> None:
     """One request a minute with all its choices, as a proxy would have logged it."""
     with file.open("w", encoding="utf-8") as out:
         for place, run in enumerate(runs):
@@ -80,7 +80,7 @@ def compare() -> None:
         replay_ladder(found, SCORER), traffic_of(log.calls, len(found.runs), rng), rng=rng,
         max_em_drop=0.05, confidence=0.95, audit_share=0.1, most_audits=800,
     )  # fmt: skip
-    came = replay_ladder(Found(runs=second, kind="samples"), SCORER)
+    came = replay_ladder(LogRuns(runs=second, kind="samples"), SCORER)
     assert came.drop is not None
     print(f"\nestimated from a log of {len(first)} requests, then replayed on {len(second)} other questions")
     print(f"{'level':<12} {'saving, estimated':>22} {'came':>7} {'differs, estimated':>22} {'came':>7} {'EM drop':>8}")
@@ -95,7 +95,7 @@ def compare() -> None:
 def halve() -> None:
     """How often an estimate from any half holds what comes on the other."""
     runs = runs_of_traces(read_traces([own_traces("samples")])).runs
-    everything = replay_ladder(Found(runs=runs, kind="samples"), SCORER)
+    everything = replay_ladder(LogRuns(runs=runs, kind="samples"), SCORER)
     rng = np.random.default_rng(1)
     held = np.zeros(len(everything.levels))
     for _ in range(N_HALVINGS):
@@ -114,7 +114,7 @@ def halve() -> None:
     print(", ".join(f"{name} {share:.0%}" for name, share in zip(everything.levels, held / N_HALVINGS, strict=True)))
 
 
-def part_of(evidence: Evidence, keep: NDArray[np.int64]) -> Evidence:
+def part_of(evidence: LevelOutcomes, keep: NDArray[np.int64]) -> LevelOutcomes:
     assert evidence.drop is not None
     return replace(
         evidence, question=tuple(evidence.question[i] for i in keep), drop=evidence.drop[keep],
@@ -123,7 +123,7 @@ def part_of(evidence: Evidence, keep: NDArray[np.int64]) -> Evidence:
     )  # fmt: skip
 
 
-def span(value: Range) -> str:
+def span(value: QuantityInterval) -> str:
     return f"{value.middle:.1%} [{value.low:.1%}, {value.high:.1%}]"
 
 

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from suffice.local.server import LocalServer, ServerSpec
-from suffice.local.tasks import Question, traced
+from suffice.local.tasks import TaskQuestion, traced
 from suffice.local.weights import fetch
-from suffice.replay.record.ask import Asked, Recipe, read_questions
-from suffice.replay.record.file import Recording
+from suffice.replay.record.ask import QuestionLine, RecordingRecipe, read_questions
+from suffice.replay.record.file import RecordingFile
 from suffice.replay.record.record import Progress, record, upstream_for_recording
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
@@ -31,11 +31,11 @@ N_A_TASK = {"reasoning": 75, "samples": 50}
 BLOCK = 25
 SLOTS = {"reasoning": 4, "samples": 2}
 RECIPES = {
-    "reasoning": Recipe(
+    "reasoning": RecordingRecipe(
         kind="reasoning", model=MODEL, scorer="number", driver="llama.cpp", finish="raw",
         steps=Steps(boundary="tokens", min_tokens=8, growth=1.2), probe=Probe(max_tokens=6),
     ),
-    "samples": Recipe(kind="samples", model=MODEL, scorer="number", driver="llama.cpp", finish=None, n_samples=16),
+    "samples": RecordingRecipe(kind="samples", model=MODEL, scorer="number", driver="llama.cpp", finish=None, n_samples=16),
 }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def lines(kind: str) -> Iterator[str]:
             yield from (json.dumps(line(kind, one)) for one in task[start : start + BLOCK])
 
 
-def line(kind: str, one: Question) -> dict[str, object]:
+def line(kind: str, one: TaskQuestion) -> dict[str, object]:
     asked: dict[str, object] = {
         "id": one.id, "task": one.task, "gold": one.gold, "messages": list(one.messages),
         "max_tokens": one.max_tokens, "temperature": one.temperature,
@@ -75,11 +75,11 @@ def tell(started_s: float, n_before: int, progress: Progress) -> None:
 
 async def go(kind: str, folder: Path, url: str) -> Progress:
     recipe = RECIPES[kind]
-    asked: list[Asked] = read_questions(lines(kind), kind)
+    asked: list[QuestionLine] = read_questions(lines(kind), kind)
     server = Upstream(url=url, driver="llama.cpp", finish=("raw",))
     upstream = upstream_for_recording(server, concurrency=SLOTS[kind])
     async with UpstreamClient("local", upstream, None) as client:
-        with Recording(folder / f"own_{kind}.jsonl.gz", recipe) as recording:
+        with RecordingFile(folder / f"own_{kind}.jsonl.gz", recipe) as recording:
             started_s, n_before = time.monotonic(), len(recording.done)
             return await record(
                 asked, recording, client=client, recipe=recipe, scorer=build_scorer(recipe.scorer),

@@ -26,7 +26,7 @@ import aiohttp
 from suffice.errors import LocalModelError
 from suffice.local import weights
 from suffice.local.server import LocalServer, ServerSpec
-from suffice.local.tasks import Question, questions
+from suffice.local.tasks import TaskQuestion, questions
 from suffice.server import serving
 from suffice.settings import Settings, parse
 from suffice.store.database.views import read_episodes
@@ -81,7 +81,7 @@ def settings(upstream: str, slots: int, folder: Path) -> Settings:
     })  # fmt: skip
 
 
-async def ask(session: aiohttp.ClientSession, url: str, question: Question) -> None:
+async def ask(session: aiohttp.ClientSession, url: str, question: TaskQuestion) -> None:
     body: dict[str, Any] = {
         "model": MODEL, "messages": [dict(m) for m in question.messages], "max_tokens": 150, "temperature": 0,
         "stream": True,
@@ -91,7 +91,7 @@ async def ask(session: aiohttp.ClientSession, url: str, question: Question) -> N
             pass
 
 
-async def measure(upstream: str, slots: int, at_once: int, asked: Sequence[Question]) -> Cell:
+async def measure(upstream: str, slots: int, at_once: int, asked: Sequence[TaskQuestion]) -> Cell:
     with tempfile.TemporaryDirectory() as folder:
         async with serving(settings(upstream, slots, Path(folder))) as url, aiohttp.ClientSession() as session:
             waiting = iter(asked)

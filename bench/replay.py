@@ -30,8 +30,8 @@ from suffice.learn.ragged import first_passages
 from suffice.learn.stop_model import one_thread
 from suffice.replay.study.ladders import halts_at, needs_of, published
 from suffice.replay.study.runs import Runs, concatenate, make_runs
-from suffice.replay.study.sets import Asked, replay_set
-from suffice.replay.study.sums import Summing
+from suffice.replay.study.sets import ReplayOptions, replay_set
+from suffice.replay.study.sums import SumsFold
 from suffice.replay.traces.survey import Survey, survey
 from suffice.testing.traces import Synthetic
 
@@ -94,13 +94,13 @@ def evaluations(data: Survey) -> list[Figure]:
 
 
 def judge(runs: Runs, risk: np.ndarray, levels: np.ndarray, codes: np.ndarray) -> None:
-    summing = Summing(len(levels))
+    summing = SumsFold(len(levels))
     summing.add(runs, halts_at(risk, levels, runs, codes), [True] * len(levels))
 
 
 def everything(data: Survey) -> list[Figure]:
     wall, used = time.perf_counter(), time.process_time()
-    report = replay_set(data, Asked())
+    report = replay_set(data, ReplayOptions())
     wall, used = time.perf_counter() - wall, time.process_time() - used
     n = len(report.lines)
     return [
@@ -133,7 +133,7 @@ def large(folder: Path, n_runs: int) -> list[Figure]:
 
 def replay_large(path: Path, n_runs: int) -> None:
     (data,) = survey([path])
-    report = replay_set(data, Asked())
+    report = replay_set(data, ReplayOptions())
     judged = {line.n_episodes for line in report.lines}
     if judged != {n_runs}:
         raise SystemExit(f"replay: judged {judged} runs instead of {n_runs:,}")

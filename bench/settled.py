@@ -17,24 +17,24 @@ from pathlib import Path
 import numpy as np
 
 from suffice.learn.features import DENSE
-from suffice.learn.keeper import Keeper
+from suffice.learn.keeper import Certifier
 from suffice.replay.online.loop import run_stream
 from suffice.replay.online.orders import draw_order
-from suffice.replay.online.protocol import OnlineAsked, stream_plan
-from suffice.replay.online.traffic import Traffic, learner_of, make_traffic
+from suffice.replay.online.protocol import OnlineOptions, stream_plan
+from suffice.replay.online.traffic import RecordedTraffic, learner_of, make_traffic
 from suffice.replay.study.runs import concatenate, make_runs
 from suffice.replay.traces.survey import survey
 from suffice.signals.features import FeatureSet
 
 
-def shares(traffic: Traffic, max_em_drop: float, n: int, seed: int) -> tuple[float, float]:
+def shares(traffic: RecordedTraffic, max_em_drop: float, n: int, seed: int) -> tuple[float, float]:
     """Part of the tokens that the level in force saves, and the best true one; 0, 0 where nothing was learned.
 
     n  requests, by question-level bootstrap
     """
     rng = np.random.default_rng(seed)
     stream = traffic.take(draw_order(traffic, rng, resample=n).which)
-    keeper = Keeper(stream_plan(OnlineAsked(max_em_drop=max_em_drop), traffic, n), learner_of(stream.chosen, seed=seed))
+    keeper = Certifier(stream_plan(OnlineOptions(max_em_drop=max_em_drop), traffic, n), learner_of(stream.chosen, seed=seed))
     run_stream(stream, keeper, rng)
     served, runs = keeper.served, traffic.runs
     if served is None:

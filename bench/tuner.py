@@ -21,7 +21,7 @@ import numpy as np
 from suffice.testing.knobs import (
     ARMS,
     SCENARIOS,
-    Lived,
+    LearnerHistory,
     Story,
     best_fixed,
     hindsight,
@@ -35,7 +35,7 @@ from suffice.testing.knobs import (
 MAX_EM_DROP = 0.02
 
 
-def row(name: str, learner: str, told: Story, lives: Sequence[Lived]) -> str:
+def row(name: str, learner: str, told: Story, lives: Sequence[LearnerHistory]) -> str:
     """One line: mean reward with its standard error over seeds, regret, worst drop, how often over budget, audits."""
     rewards = np.array([lived.reward.mean() for lived in lives])
     worst = np.array([lived.drops(told).max() for lived in lives])

@@ -34,7 +34,7 @@ from suffice.episode import vote
 from suffice.errors import LocalModelError
 from suffice.local import weights
 from suffice.local.server import LocalServer, ServerSpec
-from suffice.local.tasks import Question, questions
+from suffice.local.tasks import TaskQuestion, questions
 from suffice.scoring.base import build_scorer
 from suffice.testing import GatewayProcess
 
@@ -114,7 +114,7 @@ def counters(upstream: str) -> tuple[int, int]:
     return int(float(found["llamacpp:tokens_predicted_total"])), int(float(found["llamacpp:prompt_tokens_total"]))
 
 
-def body_of(question: Question, seed: int) -> dict[str, Any]:
+def body_of(question: TaskQuestion, seed: int) -> dict[str, Any]:
     """One chat request."""
     return {
         "model": "local", "messages": [dict(m) for m in question.messages], "max_tokens": question.max_tokens,
@@ -141,7 +141,7 @@ async def completion(session: aiohttp.ClientSession, url: str, body: Mapping[str
     return text
 
 
-async def voted(session: aiohttp.ClientSession, url: str, question: Question, seed: int) -> str:
+async def voted(session: aiohttp.ClientSession, url: str, question: TaskQuestion, seed: int) -> str:
     """What a client without a gateway does: all samples, a wave at a time, and its own vote."""
     scorer = build_scorer(question.scorer)
     texts: list[str] = []
@@ -152,7 +152,7 @@ async def voted(session: aiohttp.ClientSession, url: str, question: Question, se
 
 
 async def drive(
-    url: str, kind: str, asked: Sequence[Question], n_clients: int, *, direct: bool
+    url: str, kind: str, asked: Sequence[TaskQuestion], n_clients: int, *, direct: bool
 ) -> tuple[list[float], int, int, float]:
     """Clients that ask one question after the other; latencies, how many failed, were right, wall time."""
     waiting = list(enumerate(asked))[::-1]
@@ -190,7 +190,7 @@ def quantile(values: Sequence[float], q: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * q) - 1)] if ordered else math.nan
 
 
-def run_cell(kind: str, arm: str, level: int, asked: Sequence[Question], spec: ServerSpec) -> Cell:
+def run_cell(kind: str, arm: str, level: int, asked: Sequence[TaskQuestion], spec: ServerSpec) -> Cell:
     """One arm at one level, with a model server of its own."""
     in_flight = SLOTS * level
     n_clients = in_flight if kind == "reasoning" else in_flight // WAVE

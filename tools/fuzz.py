@@ -38,7 +38,7 @@ from suffice.gateway.intake import (
 )
 from suffice.learn.version import read_version
 from suffice.model import artefact
-from suffice.model.artefact import StopModel, Trained
+from suffice.model.artefact import StopModel, TrainingRecord
 from suffice.model.calibration import Isotonic
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
@@ -205,7 +205,7 @@ policy = { policy = "answer_convergence", k = 3 }
 """
 MODEL = artefact.dump(StopModel(
     features=("step", "logit(confidence)"), suffices=Ensemble((Linear((0.5, 0.25), 0.1),), Isotonic((0.5,), (0.5,))),
-    trained=Trained(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0, versions=(("numpy", "2"),)),
+    trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0, versions=(("numpy", "2"),)),
 ))  # fmt: skip
 
 

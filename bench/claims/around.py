@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.keeper import Change, Keeper
-from suffice.learn.served import Served
+from suffice.learn.keeper import KeeperDecision, Certifier
+from suffice.learn.served import FoldedModels
 
 
 class Around:
     """The keeper's face, passed on."""
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: Certifier) -> None:
         self.keeper = keeper
 
     @property
@@ -26,7 +26,7 @@ class Around:
         return self.keeper.level
 
     @property
-    def served(self) -> Served | None:
+    def served(self) -> FoldedModels | None:
         return self.keeper.served
 
     @property
@@ -40,8 +40,8 @@ class Around:
     def take(self, runs: AuditRuns) -> None:
         self.keeper.take(runs)
 
-    def notice(self, signals: Floats) -> tuple[Change, ...]:
+    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:
         return self.keeper.notice(signals)
 
-    def tick(self, now: float) -> tuple[Change, ...]:
+    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
         return self.keeper.tick(now)

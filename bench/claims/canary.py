@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from suffice.rollout.assign import assign_audit
-from suffice.rollout.evidence import Evidence, Run
+from suffice.rollout.evidence import RolloutEvidence, UnitRun
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import State, Transition, advance, begin, place, promote
 
@@ -119,7 +119,7 @@ class Life:
         self.salt = f"seed-{seed}"
         self.n_shadow = self.n_served = 0
         self.fewest, self.before, self.reason = -1, "shadow", ""
-        self.evidence = Evidence()
+        self.evidence = RolloutEvidence()
         self.state: State = begin(
             "r1", route="sums", candidate="pv-new", in_force="pv-old", follows=0, at=0, now_s=0.0, rules=rules,
             fit=fit,
@@ -195,7 +195,7 @@ class Life:
         own = world.candidate if arm == "candidate" else world.control
         warm = at - state.since_at >= 100 or arm == "control"
         seconds = own.median_s * float(np.exp(rng.normal(0.0, 0.6))) * (1.0 if warm else world.cold)
-        run = Run(query_class=name, seconds=seconds, error=rng.random() < own.errors,
+        run = UnitRun(query_class=name, seconds=seconds, error=rng.random() < own.errors,
                   no_answer=rng.random() < own.no_answer)  # fmt: skip
         self.evidence = self.evidence.with_run(arm, run, self.rules)
         if rng.random() < world.rated:

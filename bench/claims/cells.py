@@ -21,14 +21,14 @@ from bench.claims.score import Logistic
 from bench.claims.streams import N_REQUESTS, Drawn
 from bench.claims.truth import Truth, known
 
-from suffice.learn.keeper import HORIZON, Keeper, Plan, full_runs
+from suffice.learn.keeper import HORIZON, Certifier, Plan, full_runs
 
 Run = Callable[[Drawn, Plan, Truth, np.random.Generator], Course]
 
 
 def _kept(**changes: object) -> Run:
     def run(drawn: Drawn, plan: Plan, truth: Truth, rng: np.random.Generator) -> Course:
-        keeper = Keeper(replace(plan, **changes), Logistic())  # type: ignore[arg-type]  # fields of the plan
+        keeper = Certifier(replace(plan, **changes), Logistic())  # type: ignore[arg-type]  # fields of the plan
         return serve(drawn.traffic, keeper, truth, drawn.ways, rng)
 
     return run

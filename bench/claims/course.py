@@ -14,7 +14,7 @@ from bench.claims.truth import Truth
 
 from suffice.learn.audits import Bools, Floats, Ints, Small
 from suffice.replay.online.loop import PERIOD, Design, run_stream
-from suffice.replay.online.traffic import Traffic
+from suffice.replay.online.traffic import RecordedTraffic
 
 CALM: Final = 1_000   # requests for which the true drop must keep the budget before a drift counts as recovered from
 Figures = dict[str, float | None]
@@ -34,7 +34,7 @@ class Course:
 
 
 def serve(
-    traffic: Traffic, design: Design, truth: Truth, ways: Floats, rng: np.random.Generator, *, period: int = PERIOD
+    traffic: RecordedTraffic, design: Design, truth: Truth, ways: Floats, rng: np.random.Generator, *, period: int = PERIOD
 ) -> Course:
     """Serve all requests.
 

@@ -12,8 +12,8 @@ from bench.claims.window import Window
 from suffice.assurance.budgeted import affordable_level
 from suffice.assurance.certify import count
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.keeper import Change, Plan
-from suffice.learn.served import Served, fit_served
+from suffice.learn.keeper import KeeperDecision, Plan
+from suffice.learn.served import FoldedModels, fit_served
 
 
 class Empirical:
@@ -22,7 +22,7 @@ class Empirical:
     def __init__(self, plan: Plan, *, labelled_only: bool = False) -> None:
         self._plan, self._labelled_only, self._learner = plan, labelled_only, Logistic()
         self._window, self._refit_at = Window(plan), plan.warm_up
-        self.served: Served | None = None
+        self.served: FoldedModels | None = None
         self.level, self.now = 0, 0.0
 
     @property
@@ -37,10 +37,10 @@ class Empirical:
         if len(runs):
             self._window.add(runs)
 
-    def notice(self, signals: Floats) -> tuple[Change, ...]:  # noqa: ARG002 - a keeper's face
+    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:  # noqa: ARG002 - a keeper's face
         return ()
 
-    def tick(self, now: float) -> tuple[Change, ...]:
+    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
         self.now = now
         if now < self._plan.warm_up or self._window.runs is None:
             return ()

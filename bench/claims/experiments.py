@@ -28,16 +28,16 @@ from suffice.assurance.lottery import LOG_ALARM
 from suffice.assurance.paired import BETS
 from suffice.assurance.sequence import gamma_exponential_bound
 from suffice.rollout.analysis import MOST_CLASSES, alphas, analyse, sample_ratio
-from suffice.rollout.effects import Pairs, Running, Units, compare, guesses, latest, ratio_of
-from suffice.rollout.experiment import Arm, Experiment
+from suffice.rollout.effects import PairCounts, SequentialComparison, UnitSeries, compare, guesses, latest, ratio_of
+from suffice.rollout.experiment import Arm, RunningExperiment
 from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
-from suffice.rollout.results import Drawn, Material, Result, Value
+from suffice.rollout.results import UnitAssignment, Material, ExperimentResult, Value
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 HALF: Final = {"full": 0.5, "brisk": 0.5}
-TWO: Final = Experiment(
+TWO: Final = RunningExperiment(
     name="brisk", run=1, routes=("r",), unit="request", layer="default", slots=((0, 1_000),),
     arms=(Arm(name="full", weight=1.0, full=True), Arm(name="brisk", weight=1.0)), control="full", primary=TOKENS,
     margins=((EM, 0.02),),
@@ -54,17 +54,17 @@ CLASS_FROM: Final = 400  # units of which a class has its 200, from which on it 
 def units(
     value: Floats, arm: NDArray[np.int64], *, share: float | Floats = 0.5, x: Floats | None = None, high: float = 1.0,
     warmup: int = WARMUP,
-) -> Units:
+) -> UnitSeries:
     """Two arms; arm 1 has `share`, which may change from unit to unit."""
     odds = np.broadcast_to(np.asarray(share, dtype=np.float64), value.shape)
     ones = np.ones((*value.shape, 1))
-    return Units(
+    return UnitSeries(
         value=value, arm=arm, propensity=np.where(arm == 1, odds, 1 - odds), least=np.minimum(odds, 1 - odds),
         x=ones if x is None else np.concatenate([ones, x], axis=2), n_arms=2, warmup=warmup, low=0.0, high=high,
     )  # fmt: skip
 
 
-def radius(running: Running, alpha: float, at: NDArray[np.int64]) -> Floats:
+def radius(running: SequentialComparison, alpha: float, at: NDArray[np.int64]) -> Floats:
     """Half of the interval at some looks; between 200 points the bound is a line to five digits."""
     deviation, found = running.deviation[:, at], np.empty((len(running.effect), len(at)))
     for v_opt in np.unique(running.v_opt):
@@ -75,7 +75,7 @@ def radius(running: Running, alpha: float, at: NDArray[np.int64]) -> Floats:
     return np.asarray(2 * running.width * found / running.weight[:, at])
 
 
-def ever_off(running: Running, alpha: float, at: NDArray[np.int64], truth: float | Floats = 0.0) -> Bools:
+def ever_off(running: SequentialComparison, alpha: float, at: NDArray[np.int64], truth: float | Floats = 0.0) -> Bools:
     """Which experiments' intervals miss the truth at one look or more."""
     away = np.abs(running.effect[:, at] - (truth if isinstance(truth, float) else truth[:, at]))
     return np.asarray((away > radius(running, alpha, at)).any(axis=1))
@@ -198,7 +198,7 @@ def priced(n_users: int, seed: int, *, lost: float = 0.025, gained: float = 0.01
     n_audits = n_users // 10
     u = rng.random(n_audits)
     n_lost, n_gained = int((u < lost).sum()), int((u > 1 - gained).sum())
-    pairs = Pairs(gained=n_gained, same=n_audits - n_lost - n_gained, lost=n_lost, pending=0)
+    pairs = PairCounts(gained=n_gained, same=n_audits - n_lost - n_gained, lost=n_lost, pending=0)
     drop = pairs.between(alpha[EM] / 2)
     ratio = ratio_of(Interval(-between.high, -between.low), drop)
     return Priced(
@@ -211,7 +211,7 @@ def priced(n_users: int, seed: int, *, lost: float = 0.025, gained: float = 0.01
 # --------------------------------------------------------------------------- Simpson, and splits
 
 
-def simpson(n_units: int, seed: int, *, broken: bool) -> Result:
+def simpson(n_units: int, seed: int, *, broken: bool) -> ExperimentResult:
     """The brisk arm loses 5 points of satisfaction in each class, and its plain mean is higher.
 
     First it has a tenth of the weight while hard questions come, then nine tenths while easy ones do. `broken`: its
@@ -228,14 +228,14 @@ def simpson(n_units: int, seed: int, *, broken: bool) -> Result:
         odds = HALF if broken else {"full": 1 - float(share[at]), "brisk": float(share[at])}
         arm, name = ("brisk" if brisk[at] else "full"), ("hard" if hard[at] else "easy")
         values.append(Value(arm=arm, odds=odds, query_class=name, value=float(liked[at]), warmup=at < WARMUP))
-        drawn.append(Drawn(arm=arm, odds=odds, query_class=name))
+        drawn.append(UnitAssignment(arm=arm, odds=odds, query_class=name))
     return analyse(TWO, Material(n_requests=n_units, drawn=drawn, values={SATISFACTION: values}))
 
 
 def split(n_units: int, seed: int, share: float) -> bool:
     """Is an experiment withheld whose units were to be halved and whose brisk arm got `share`?"""
     brisk = np.random.default_rng(seed).random(n_units) < share
-    return sample_ratio([Drawn(arm="brisk" if b else "full", odds=HALF, query_class="") for b in brisk]) >= LOG_ALARM
+    return sample_ratio([UnitAssignment(arm="brisk" if b else "full", odds=HALF, query_class="") for b in brisk]) >= LOG_ALARM
 
 
 # --------------------------------------------------------------------------- CUPED, and ramps

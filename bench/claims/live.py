@@ -34,11 +34,11 @@ from suffice.learn.groups import fold_of
 from suffice.learn.served import N_FOLDS
 from suffice.rollout.assign import point_of, question_key
 from suffice.settings import Control, Route
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.routes.in_force import InForce
 from suffice.store.rows.control_events import AlarmRaised, EnforcementPaused
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import Counted, RequestsCounted
+from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
 from suffice.types import Epoch, Feedback, Request
 
 SETTINGS: Final = {f"live {name}": name for name in SCENARIOS}
@@ -152,7 +152,7 @@ class Log:
     def feed(self, event: Event, t: float) -> None:
         """Write a row, and let the loop read it."""
         self.seq += 1
-        self._take(self.loop.feed(Stored(seq=self.seq, at_s=float(t), event=event)))
+        self._take(self.loop.feed(StoredEvent(seq=self.seq, at_s=float(t), event=event)))
 
     def settle(self) -> None:
         """Let the loop decide what does not depend on the place in the log."""
@@ -270,7 +270,7 @@ class Stream:
         self._n_counts += 1
         lowest: dict[str, Any] = {} if IS_BEFORE else {"audit_share": min(self._unkept)}
         name = f"k{self._n_counts}"
-        counted = Counted(count_id=name, route="r", n_requests=n, n_governed=n, cells=(), **lowest)
+        counted = RequestCount(count_id=name, route="r", n_requests=n, n_governed=n, cells=(), **lowest)
         self._unkept = []
         self.log.feed(RequestsCounted(counted), t)
 

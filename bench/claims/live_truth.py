@@ -22,7 +22,7 @@ from suffice.assurance.runs import SequencedLabel
 from suffice.control.evidence.fitting import ServedVersion
 from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import build
-from suffice.learn.features import Chosen
+from suffice.learn.features import FeatureSelection
 from suffice.learn.rows import audit_runs
 from suffice.learn.served import N_FOLDS
 from suffice.types import Episode, Feedback, Outcome, Query, Request, StepRecord, Usage
@@ -143,7 +143,7 @@ class Truth:
                 for at, item in enumerate(self.pool)
             ]  # fmt: skip
             data = build(
-                recorded, match=right, chosen=Chosen(features, ()), wave=1, most_audits=len(self.pool) + 1
+                recorded, match=right, chosen=FeatureSelection(features, ()), wave=1, most_audits=len(self.pool) + 1
             )
             runs = audit_runs(data, np.tile(np.arange(len(data)), N_FOLDS))
             runs.fold[:] = np.repeat(np.arange(N_FOLDS), len(self.pool))

@@ -25,7 +25,7 @@ from bench.claims.truth import Truth
 
 from suffice.assurance.bounds import binomial_at_most
 from suffice.learn.audits import Bools, Floats, Ints
-from suffice.learn.served import Served, fit_served
+from suffice.learn.served import FoldedModels, fit_served
 from suffice.replay.online.loop import PERIOD
 
 CALIBRATION: Final = 1_500     # full runs at the start
@@ -43,7 +43,7 @@ class Calibrated:
     """A score with levels fitted on the first full runs, and what every request would do at each of them."""
 
     drawn: Drawn
-    served: Served
+    served: FoldedModels
     rows: Ints          # (N, M): where each level ends each run
     n: int              # calibration runs
     max_em_drop: float

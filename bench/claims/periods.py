@@ -28,7 +28,7 @@ from bench.claims.sweep import Sweep, for_good, mean, over, percents
 from bench.claims.truth import Truth, known
 
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.keeper import Change, Keeper
+from suffice.learn.keeper import KeeperDecision, Certifier
 
 
 class Timed(Around):
@@ -46,11 +46,11 @@ class Timed(Around):
         with self._timed():
             super().take(runs)
 
-    def notice(self, signals: Floats) -> tuple[Change, ...]:
+    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:
         with self._timed():
             return super().notice(signals)
 
-    def tick(self, now: float) -> tuple[Change, ...]:
+    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
         with self._timed():
             return super().tick(now)
 
@@ -61,7 +61,7 @@ def run(cell: tuple[str, int, int]) -> Figures:
     one = known(setting)
     drawn = one.draw(N_REQUESTS, seed)
     plan = replace(PLAN, label_timeout=float(one.label_timeout))
-    design = Timed(Keeper(plan, Logistic()))
+    design = Timed(Certifier(plan, Logistic()))
     rng = np.random.default_rng([seed, 4])
     course = serve(drawn.traffic, design, Truth(setting), drawn.ways, rng, period=period)
     found = figures(course, max_em_drop=plan.max_em_drop, drift_at=one.drift_at(N_REQUESTS))

@@ -51,22 +51,22 @@ def _load(path: Path) -> ModuleType:
 def _setting(module: ModuleType, name: str, after: str) -> Setting:
     new = getattr(module, after)
 
-    def simulate(n: int, seed: int) -> simulated.Traffic:
+    def simulate(n: int, seed: int) -> simulated.SimulatedTraffic:
         return _traffic(module, module.stream(n, n // 2, np.random.default_rng(seed), new))
 
-    def in_world(way: float, n: int, seed: int) -> simulated.Traffic:
+    def in_world(way: float, n: int, seed: int) -> simulated.SimulatedTraffic:
         return _traffic(module, module.gen(n, np.random.default_rng(seed), new if way >= 0.5 else module.PRE))
 
     return Setting(name=f"reference: {name}", simulate=simulate, in_world=in_world)
 
 
-def _traffic(module: ModuleType, made: Mapping[str, Any]) -> simulated.Traffic:
+def _traffic(module: ModuleType, made: Mapping[str, Any]) -> simulated.SimulatedTraffic:
     valid, lengths = made["valid"], made["L"].astype(np.int64)
     n = len(lengths)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     step = np.broadcast_to(np.arange(1, valid.shape[1] + 1), valid.shape)
     x = made["X"].astype(np.float64)
-    return simulated.Traffic(
+    return simulated.SimulatedTraffic(
         x=x[valid],
         starts=starts,
         z=made["drop"][valid],

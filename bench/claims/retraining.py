@@ -24,17 +24,17 @@ from bench.claims.streams import N_REQUESTS
 from bench.claims.sweep import Sweep, for_good, over, percents
 from bench.claims.truth import Truth, known
 
-from suffice.learn.keeper import Keeper
-from suffice.learn.served import Served, fit_served
+from suffice.learn.keeper import Certifier
+from suffice.learn.served import FoldedModels, fit_served
 
 
 class Once:
     """Fits the first time, and gives that version ever after."""
 
     def __init__(self) -> None:
-        self._served: Served | None = None
+        self._served: FoldedModels | None = None
 
-    def __call__(self, *args: Any, **options: Any) -> Served | None:  # what `fit_served` takes
+    def __call__(self, *args: Any, **options: Any) -> FoldedModels | None:  # what `fit_served` takes
         if self._served is None:
             self._served = fit_served(*args, **options)
         return self._served
@@ -48,7 +48,7 @@ def run(cell: tuple[str, str, int]) -> Figures:
     plan = replace(PLAN, label_timeout=float(one.label_timeout))
     if way != "every 1,000":
         plan = replace(plan, refit_every=np.inf)
-    keeper = Keeper(plan, Logistic(), fit=Once()) if way == "never" else Keeper(plan, Logistic())
+    keeper = Certifier(plan, Logistic(), fit=Once()) if way == "never" else Certifier(plan, Logistic())
     course = serve(drawn.traffic, keeper, Truth(setting), drawn.ways, np.random.default_rng([seed, 4]))
     return figures(course, max_em_drop=plan.max_em_drop, drift_at=one.drift_at(N_REQUESTS))
 

@@ -29,22 +29,22 @@ from typing import Any, cast
 import numpy as np
 
 from suffice.assurance.bounds import exact_binomial, wilson
-from suffice.assurance.estimate import Estimate, RouteReport, estimate_route
+from suffice.assurance.estimate import IntervalEstimate, RouteReport, estimate_route
 from suffice.control.evidence.matching import matching
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.rollup import Rollup
-from suffice.control.jobs.sampling import Sample
+from suffice.control.jobs.sampling import SamplingJob
 from suffice.episode.ledger import Ledger
 from suffice.gateway import books
 from suffice.gateway.context import Gateway
 from suffice.gateway.key_limits import KeyLimits
-from suffice.gateway.sampling import Sampling
+from suffice.gateway.sampling import LogSampler
 from suffice.replay.traces.own import own_traces
 from suffice.rollout.assign import assign_audit
-from suffice.settings import Monitoring, Route, Settings, Store
+from suffice.settings import LogSampling, Route, Settings, Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import Labelled, read_episodes, reading
+from suffice.store.database.views import EpisodeWithLabels, read_episodes, reading
 from suffice.store.routes import rollups
 from suffice.store.routes.sampling import counted_cells, newest_rates
 from suffice.store.rows.events import FeedbackGiven
@@ -190,7 +190,7 @@ class Measured:
     def reads(self, report: RouteReport) -> dict[str, Read]:
         """Each estimate beside the truth."""
         told = report.measured
-        pairs: tuple[tuple[str, Estimate | None, float], ...] = (
+        pairs: tuple[tuple[str, IntervalEstimate | None, float], ...] = (
             ("EM, full runs", told.em_full, TRUTH.em_full), ("EM, live runs", told.em_live, TRUTH.em_live),
             ("EM, stopped runs", told.em_stopped, TRUTH.em_stopped), ("saving", told.saving, TRUTH.overall),
         )  # fmt: skip
@@ -210,17 +210,17 @@ def log_of(
         routes={ROUTE: Route(
             mode="enforce", audit_share=AUDITS, policy={"policy": "confidence-threshold"}, uncertified=True
         )},
-        monitoring=Monitoring(sample_rate=rate), store=Store(url=f"sqlite:///{database}"),
+        monitoring=LogSampling(sample_rate=rate), store=Store(url=f"sqlite:///{database}"),
     )  # fmt: skip
     now: Callable[[], float] = lambda: clock.now_s
     log, cost = SqliteLog.open(settings.store, now=now), Cost()
-    sampling = Sampling(settings=settings, salt="bench")
+    sampling = LogSampler(settings=settings, salt="bench")
     gw = cast(Gateway, SimpleNamespace(
         log=log, metrics=Metrics(), sampling=sampling, limits=KeyLimits(), monotonic_s=now, wall_s=now,
     ))  # fmt: skip
     with Decisions.open(database, now=now, monotonic_s=now) as writer:
         common: dict[str, Any] = {"settings": settings, "path": database, "matches": matching, "monotonic_s": now}
-        jobs = (Rollup(now=now, **common), Sample(author="bench", **common))
+        jobs = (Rollup(now=now, **common), SamplingJob(author="bench", **common))
         worker = Worker(
             decisions=writer, jobs=jobs, author="bench", now=now, monotonic_s=now, new_id=lambda: f"jr_{clock.now_s}"
         )
@@ -284,14 +284,14 @@ def _label(gw: Gateway, chunk: Sequence[Asked]) -> None:
     assert gw.log.drain(60)
 
 
-def _report(database: Path, items: Iterator[Labelled]) -> RouteReport:
+def _report(database: Path, items: Iterator[EpisodeWithLabels]) -> RouteReport:
     return estimate_route(
         items, route=ROUTE, match=lambda answer, gold: answer == gold,
         unkept=counted_cells(database, ROUTE),
     )
 
 
-def _alone(item: Labelled) -> Labelled:
+def _alone(item: EpisodeWithLabels) -> EpisodeWithLabels:
     """A run that stands for itself, whatever its row says."""
     request = replace(item.episode.request, keep_rate=1.0)
     return replace(item, episode=replace(item.episode, request=request))

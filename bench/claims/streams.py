@@ -13,25 +13,25 @@ from typing import Final
 import numpy as np
 
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small
-from suffice.learn.features import Chosen
+from suffice.learn.features import FeatureSelection
 from suffice.learn.served import N_FOLDS
-from suffice.replay.online.traffic import Traffic
+from suffice.replay.online.traffic import RecordedTraffic
 from suffice.testing import simulated
 from suffice.testing.simulated.traffic import PROBE_TOKENS
 
 N_REQUESTS: Final = 20_000
-LATE: Final = simulated.Labels(mean_delay=1_000)
-SPREAD: Final = simulated.Labels(delay="geometric", mean_delay=700)
-COMPLAINTS: Final = simulated.Labels(mean_delay=1_000, p_when_right=0.05, p_when_wrong=0.5)
-SIGNALS: Final = Chosen(simulated.FEATURES[:10], simulated.FEATURES[10:])
-Worlds = Callable[[float, int, int], simulated.Traffic]  # way from old to new world, runs, seed → runs of that world
+LATE: Final = simulated.LabelDelays(mean_delay=1_000)
+SPREAD: Final = simulated.LabelDelays(delay="geometric", mean_delay=700)
+COMPLAINTS: Final = simulated.LabelDelays(mean_delay=1_000, p_when_right=0.05, p_when_wrong=0.5)
+SIGNALS: Final = FeatureSelection(simulated.FEATURES[:10], simulated.FEATURES[10:])
+Worlds = Callable[[float, int, int], simulated.SimulatedTraffic]  # way from old to new world, runs, seed → runs of that world
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
     """N requests of a setting."""
 
-    traffic: Traffic
+    traffic: RecordedTraffic
     right: Bools    # (N,): the full run's answer is right; audits do not need it
     ways: Floats    # (N,): how far the world is from its old to its new state
 
@@ -41,10 +41,10 @@ class Setting:
     """One row of the tables: a scenario, and when labels come."""
 
     name: str
-    simulate: Callable[[int, int], simulated.Traffic]  # n, seed
+    simulate: Callable[[int, int], simulated.SimulatedTraffic]  # n, seed
     in_world: Worlds
     path: simulated.Path = field(default_factory=simulated.Path)
-    labels: simulated.Labels = LATE
+    labels: simulated.LabelDelays = LATE
     label_timeout: int = 1_000      # requests after which an audit counts, labelled or not
 
     def draw(self, n: int, seed: int) -> Drawn:
@@ -59,11 +59,11 @@ class Setting:
         return n // 2 if self.path.at is None else self.path.at
 
 
-def ours(scenario: simulated.Scenario, name: str | None = None, labels: simulated.Labels = LATE,
+def ours(scenario: simulated.Scenario, name: str | None = None, labels: simulated.LabelDelays = LATE,
          label_timeout: int = 1_000) -> Setting:
     """A scenario of our own generator."""
 
-    def in_world(way: float, n: int, seed: int) -> simulated.Traffic:
+    def in_world(way: float, n: int, seed: int) -> simulated.SimulatedTraffic:
         return simulated.traffic.draw(scenario.before, scenario.after, np.full(n, way), np.random.default_rng(seed))
 
     return Setting(
@@ -88,7 +88,7 @@ def _settings() -> Mapping[str, Setting]:
 SETTINGS: Final = _settings()
 
 
-def online(made: simulated.Traffic, label_at: Floats, *, seed: int) -> Traffic:
+def online(made: simulated.SimulatedTraffic, label_at: Floats, *, seed: int) -> RecordedTraffic:
     """Simulated runs as records of `replay.online`.
 
     label_at  request before which each label is there, infinite: none comes, shape (n,)
@@ -96,7 +96,7 @@ def online(made: simulated.Traffic, label_at: Floats, *, seed: int) -> Traffic:
     """
     n = len(made)
     probes = PROBE_TOKENS * made.step.astype(np.float64)
-    return Traffic(
+    return RecordedTraffic(
         runs=AuditRuns(
             x=made.x, starts=made.starts, z=made.z, d=made.d, may_stop=np.ones(len(made.z), dtype=bool),
             cost=made.cost, per_step=np.maximum((made.cost - probes) / made.step, 1.0), full=made.full,

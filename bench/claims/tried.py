@@ -28,11 +28,11 @@ from suffice.control.compare.trying import MOST_KEPT, CandidateCertificate, cert
 from suffice.control.loop.keeping import LiveKeeper
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.keeper import NO_PENDING, Plan
-from suffice.learn.served import Learner, PGood, Served, fit_served
+from suffice.learn.served import Learner, PGood, FoldedModels, fit_served
 from suffice.replay.online.loop import PERIOD
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import Transition
-from suffice.store.routes.rollouts import Held
+from suffice.store.routes.rollouts import RolloutRun
 from suffice.testing import simulated
 from suffice.testing.simulated.stories import LONGEST
 from suffice.testing.simulated.worlds import USUAL
@@ -56,7 +56,7 @@ class Candidate:
     """One kind of candidate."""
 
     says: str
-    models: Callable[[int], Served]  # of a set
+    models: Callable[[int], FoldedModels]  # of a set
     late: int = 0                    # requests until a label comes
     skipped: bool = False            # has a person taken it past the shadow at once?
 
@@ -90,35 +90,35 @@ class _Reads:
 def setting(late: int = 0) -> Setting:
     """The world of these rollouts."""
     scenario = simulated.Scenario(name="five", says="five classes, nothing changes", before=FIVE, after=FIVE)
-    return ours(scenario, labels=simulated.Labels(mean_delay=late), label_timeout=late)
+    return ours(scenario, labels=simulated.LabelDelays(mean_delay=late), label_timeout=late)
 
 
 def _runs(n: int, seed: int) -> AuditRuns:
     return online(setting().in_world(0.0, n, seed), np.zeros(n), seed=seed).runs
 
 
-def _fitted(learner: Learner, n: int, seed: int) -> Served:
+def _fitted(learner: Learner, n: int, seed: int) -> FoldedModels:
     made = fit_served(_runs(n, seed), learner, now=np.inf)
     assert made is not None
     return made
 
 
 @lru_cache(maxsize=N_MODELS)
-def in_force(number: int) -> Served:
+def in_force(number: int) -> FoldedModels:
     return _fitted(_Reads(_ANSWERS), 1_000, 70_000 + number)
 
 
 @lru_cache(maxsize=N_MODELS)
-def better(number: int) -> Served:
+def better(number: int) -> FoldedModels:
     return _fitted(Logistic(), 3_000, 80_000 + number)
 
 
 @lru_cache(maxsize=N_MODELS)
-def as_good(number: int) -> Served:
+def as_good(number: int) -> FoldedModels:
     return _fitted(_Reads(_ANSWERS), 1_000, 90_000 + number)
 
 
-def _hasty(base: Served, sure: float, only: int | None) -> Served:
+def _hasty(base: FoldedModels, sure: float, only: int | None) -> FoldedModels:
     """A version that takes the first answer where its confidence is at least `sure`, in one class or in all."""
 
     def of(model: PGood) -> PGood:
@@ -137,14 +137,14 @@ def _first(x: Floats) -> Bools:
     return np.asarray(x[:, _COLUMN["step_share"]] < 1.5 / LONGEST)
 
 
-def _losing(points: float, level: Callable[[Served], int], *, only: int | None = None) -> Callable[[int], Served]:
+def _losing(points: float, level: Callable[[FoldedModels], int], *, only: int | None = None) -> Callable[[int], FoldedModels]:
     """A better version that is made to lose so much at one of its levels.
 
     points  EM drop against the full run, a fraction; of one class: more than what is in force loses there
     level   which one
     """
 
-    def made(number: int) -> Served:
+    def made(number: int) -> FoldedModels:
         base, runs = better(number), truth_runs()
         mine, wanted, first = np.ones(len(runs), dtype=bool), points, runs.starts[:-1]
         if only is not None:
@@ -178,18 +178,18 @@ def truth_runs() -> AuditRuns:
 
 
 @lru_cache(maxsize=10 * N_MODELS)  # by identity, which versions that are kept have for good
-def truth_of(served: Served) -> Truly:
+def truth_of(served: FoldedModels) -> Truly:
     runs = truth_runs()
     rows = served.rows(runs)
     return Truly(drop=runs.z[rows].mean(axis=0), kept=runs.cost[rows].mean(axis=0) / runs.full.mean())
 
 
-def within(served: Served, part: float = 0.5) -> int:
+def within(served: FoldedModels, part: float = 0.5) -> int:
     """The last level that truly loses at most so much of the budget: about where a certificate lets a version act."""
     return int(np.flatnonzero(truth_of(served).drop <= part * PLAN.max_em_drop)[-1])
 
 
-def _safest(_: Served) -> int:
+def _safest(_: FoldedModels) -> int:
     return 1
 
 
@@ -304,7 +304,7 @@ class Trial(Life):
         found = self.certificate(BEFORE + at)
         self.level = found.level if found is not None and found.level else self.level
         self.passed_over |= bool(self.true.drop[self.level] > PLAN.max_em_drop)
-        held = Held(state=self.state, first=self.first, number=1, seq=1, author="", reason="", rules=self.rules)
+        held = RolloutRun(state=self.state, first=self.first, number=1, seq=1, author="", reason="", rules=self.rules)
         withheld = "an epoch began within it" if self.keeper.n_epochs else ""
         return weighed(held, self.evidence, found, withheld=withheld, latest=0, at=at, now_s=float(at)).moves
 

@@ -13,15 +13,15 @@ from bench.claims.streams import SETTINGS, Setting, online
 
 from suffice.learn.audits import Floats
 from suffice.learn.ragged import first_passages
-from suffice.learn.served import Served
-from suffice.replay.online.traffic import Traffic
+from suffice.learn.served import FoldedModels
+from suffice.replay.online.traffic import RecordedTraffic
 
 N_RUNS = 10_000                      # of each world: ± 0.15 points at a drop of 2 %
 KNOTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # ways between two worlds at which it is read; between them along a line
 
 
 @lru_cache(maxsize=8)
-def _world(setting: str, way: float) -> Traffic:
+def _world(setting: str, way: float) -> RecordedTraffic:
     made = known(setting).in_world(way, N_RUNS, 987_654)
     return online(made, np.zeros(N_RUNS), seed=987_654)
 
@@ -40,10 +40,10 @@ class Truth:
     """The true EM drop of whatever is deployed in one setting."""
 
     setting: str
-    _risk: dict[tuple[int, float], tuple[Served, Floats]] = field(default_factory=dict)
+    _risk: dict[tuple[int, float], tuple[FoldedModels, Floats]] = field(default_factory=dict)
     _drop: dict[tuple[int, float, int], float] = field(default_factory=dict)
 
-    def drop(self, served: Served | None, level: int, way: float) -> float:
+    def drop(self, served: FoldedModels | None, level: int, way: float) -> float:
         """E Z of a level.
 
         way  how far the world is from the old to the new one, 0 … 1
@@ -57,7 +57,7 @@ class Truth:
         share = (way - low) / (high - low)
         return (1 - share) * self._at(served, level, low) + share * self._at(served, level, high)
 
-    def _at(self, served: Served, level: int, way: float) -> float:
+    def _at(self, served: FoldedModels, level: int, way: float) -> float:
         key = (id(served), way, level)
         if key not in self._drop:
             runs = _world(self.setting, way).runs

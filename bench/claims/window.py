@@ -6,7 +6,7 @@ import numpy as np
 
 from suffice.learn.audits import AuditRuns, Bools, Small, join
 from suffice.learn.keeper import Plan, matured
-from suffice.learn.served import Served
+from suffice.learn.served import FoldedModels
 
 
 class Window:
@@ -14,7 +14,7 @@ class Window:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._served: Served | None = None
+        self._served: FoldedModels | None = None
         self._z: Small | None = None
         self._d: Bools | None = None
         self.runs: AuditRuns | None = None
@@ -26,7 +26,7 @@ class Window:
             rows = self._served.rows(runs)
             self._z, self._d = np.concatenate([self._z, runs.z[rows]]), np.concatenate([self._d, runs.d[rows]])
 
-    def judge(self, served: Served | None) -> None:
+    def judge(self, served: FoldedModels | None) -> None:
         """See them at another version's levels."""
         if served is self._served or served is None or self.runs is None:
             return

@@ -54,7 +54,7 @@ class TooLarge(BadRequest):
         super().__init__(message, status=413, param=param, code="too_large")
 
 
-class Overloaded(BadRequest):
+class OverloadError(BadRequest):
     """A new request is turned away: its key is at a limit, or the upstream could not bear it beside those in full.
 
     retry_after_s  when to come again
@@ -147,5 +147,5 @@ class LocalModelError(SufficeError):
     """The demonstration model is missing, damaged or could not be started."""
 
 
-class NotOpen(SufficeError, RuntimeError):
+class ClosedError(SufficeError, RuntimeError):
     """A governor or one of its runs was used when it cannot be: after its end, after close, in a forked process."""

@@ -90,7 +90,7 @@ def _affordable_clients() -> int | None:
     return max(16, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CLIENT)
 
 
-class Stop:
+class StopSignal:
     """What the process was told by signals: once, to end in peace; twice, to end now.
 
     SIGHUP asks for peace only: a terminal that closes, and systemd's SendSIGHUP, send it behind another signal.
@@ -128,7 +128,7 @@ class Stop:
 class GatewayServer(uvicorn.Server):
     """uvicorn's server with our own end: every request is answered or told, and its outcome written."""
 
-    def __init__(self, config: uvicorn.Config, gw: Gateway, stop: Stop) -> None:
+    def __init__(self, config: uvicorn.Config, gw: Gateway, stop: StopSignal) -> None:
         super().__init__(config)
         self._clock_s, self._looked_s = 0.0, time.monotonic()   # the clock of the looks, and when it was set
         self._gw, self._stop = gw, stop
@@ -148,7 +148,7 @@ class GatewayServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are `Stop`'s: uvicorn would raise them again, and so kill us before the log is closed."""
+        """Signals are `StopSignal`'s: uvicorn would raise them again, and so kill us before the log is closed."""
         if self._stop.n_signals:
             self._told()
         yield
@@ -265,8 +265,8 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _server(app: App, settings: Settings, stop: Stop | None = None) -> GatewayServer:
-    return GatewayServer(_config(app, settings), app.gateway, stop or Stop())
+def _server(app: App, settings: Settings, stop: StopSignal | None = None) -> GatewayServer:
+    return GatewayServer(_config(app, settings), app.gateway, stop or StopSignal())
 
 
 def _url_of(listener: socket.socket) -> str:
@@ -274,7 +274,7 @@ def _url_of(listener: socket.socket) -> str:
 
 
 async def _serve(
-    settings: Settings, found: Preflight, listeners: list[socket.socket], listening: Listening, stop: Stop
+    settings: Settings, found: Preflight, listeners: list[socket.socket], listening: Listening, stop: StopSignal
 ) -> None:
     async with gateway(settings, found=found) as app, beside(settings, app.gateway.told):
         app.console_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
@@ -300,7 +300,7 @@ def run(
     found = preflight(settings, host=host, insecure_open=insecure_open)
     with ExitStack() as stack:
         listeners = [stack.enter_context(contextlib.closing(one)) for one in _listeners(settings, host, port)]
-        stop = Stop()
+        stop = StopSignal()
         sys.setswitchinterval(SWITCH_S)
         _raise_descriptor_limit()
         _spare_the_collector()

@@ -434,7 +434,7 @@ class PairSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spending:
+class BudgetAccount:
     """The account of a route in budgeted mode: an average over audits, and no confidence in it."""
 
     floor: int                             # the highest level that is certified; in force is that one or a higher
@@ -469,7 +469,7 @@ class Publication:
     classes: tuple[tuple[str, int], ...] = ()  # classes of questions that run below the level, and theirs; sorted
     arm: str = ""                          # the effort or budget that level 1 is, as outcomes name it; "": stops
     pairs: PairSummary | None = None       # behind the arm; None: there is none
-    spending: Spending | None = None       # budgeted mode: its account; None: the level is certified or nothing is
+    spending: BudgetAccount | None = None       # budgeted mode: its account; None: the level is certified or nothing is
 
     @property
     def may_act(self) -> bool:

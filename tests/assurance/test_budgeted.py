@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.budgeted import Integrated, Integrator, affordable_level, kept_between, start
+from suffice.assurance.budgeted import IntegratorState, Integrator, affordable_level, kept_between, start
 from suffice.assurance.certify import Counts, certified_level, log_wealth
 
 RULE = Integrator(max_em_drop=0.02)
@@ -146,4 +146,4 @@ def test_what_has_no_meaning_is_refused(bad: object) -> None:
 def test_a_state_can_be_written_down_and_taken_up_again() -> None:
     state = RULE.audited(start(3), disagrees=True)
     assert RULE.identity_gap(start(3)) == 0
-    assert replace(Integrated(theta=3.0, started=3.0), theta=state.theta, n_audits=1, n_waiting=1, lost=0.45) == state
+    assert replace(IntegratorState(theta=3.0, started=3.0), theta=state.theta, n_audits=1, n_waiting=1, lost=0.45) == state

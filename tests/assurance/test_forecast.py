@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from suffice.assurance.forecast import (
     HORIZON,
     Forecast,
-    Window,
+    ForecastWindow,
     forecast_drop,
     forecast_em,
     near_levels,
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 def windows(
     near: Floats, *, drop: Floats | None = None, signals: Floats | None = None, predicted: Floats | None = None,
     n_audits: int = 20, seed: int = 0,
-) -> list[Window]:
+) -> list[ForecastWindow]:
     """Windows of 100 requests whose audits show just what is expected of them, and signals with a little noise."""
     rng = np.random.default_rng(seed)
     n = len(near)
@@ -35,7 +35,7 @@ def windows(
     moved = np.zeros(n) if signals is None else signals
     shown = np.stack([moved, np.zeros(n)], axis=1) + 0.1 * rng.normal(size=(n, 2))
     return [
-        Window(
+        ForecastWindow(
             until=100 * (i + 1), n_requests=100, signals=tuple(shown[i].tolist()),
             predicted_drop=None if predicted is None else float(predicted[i]), n_audits=n_audits,
             near=n_audits * float(near[i]), near_squares=n_audits * float(near[i]) * 0.6, n_settled=n_audits,
@@ -49,7 +49,7 @@ def ramp(n: int, start: int, end: float) -> Floats:
     return np.maximum(0.0, np.arange(n) - start) / (n - 1 - start) * end
 
 
-def drop_of(seen: list[Window], *, budget: float = 0.02, alerted: bool = False) -> Forecast:
+def drop_of(seen: list[ForecastWindow], *, budget: float = 0.02, alerted: bool = False) -> Forecast:
     found = forecast_drop(seen, budget=budget, alerted=alerted)
     assert found is not None
     return found
@@ -136,7 +136,7 @@ def test_windows_without_an_audit_are_bridged_and_where_most_have_none_the_model
     whole = windows(np.full(60, 0.03), predicted=told, n_audits=2)
     straight = windows(np.full(60, 0.03), predicted=np.linspace(0.01, 0.02, 60), n_audits=2)
 
-    def silent(seen: list[Window], where: Callable[[int], bool]) -> list[Window]:
+    def silent(seen: list[ForecastWindow], where: Callable[[int], bool]) -> list[ForecastWindow]:
         return [replace(window, predicted_drop=None) if where(i) else window for i, window in enumerate(seen)]
 
     assert drop_of(silent(whole, lambda i: i % 3 == 1)).ahead == pytest.approx(drop_of(whole).ahead, abs=0.002)
@@ -182,7 +182,7 @@ def test_only_the_latest_windows_are_fitted_but_the_reference_stays() -> None:
 # --------------------------------------------------------------------------- EM
 
 
-def labelled(wrong: Floats, n_labelled: int = 50) -> list[Window]:
+def labelled(wrong: Floats, n_labelled: int = 50) -> list[ForecastWindow]:
     rounded = np.diff(np.round(np.concatenate([[0.0], np.cumsum(wrong * n_labelled)])))
     return [
         replace(window, n_labelled=n_labelled, n_right=n_labelled - int(bad))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from suffice.assurance.certify import Counts, certified_level, log_wealth
-from suffice.assurance.claim import Claim, sentence
-from suffice.assurance.ledger import KNOWN_AUDITS, Account, Entry, accounts, next_level
-from suffice.assurance.runs import Run
+from suffice.assurance.claim import Guarantee, sentence
+from suffice.assurance.ledger import KNOWN_AUDITS, Account, LedgerEntry, accounts, next_level
+from suffice.assurance.runs import RunNumbers
 
-AUDIT = Run(
+AUDIT = RunNumbers(
     group="q", full=True, enforce=True, audit=True, weight=10.0, stopped=False, would_stop=True,
     baseline_tokens=1_000.0, spent=1_010.0, processed=None, baseline_processed=None, would_spend=600.0, cost_usd=None,
     baseline_usd=None, would_cost_usd=None, correct=True, disagrees=False, drop=0, abandoned_audit=False,
@@ -26,11 +26,11 @@ PENDING = replace(AUDIT, disagrees=True, drop=None, correct=None)
 UNLABELLED = replace(AUDIT, drop=None, correct=None)
 
 
-def entries(*runs: Run, query_class: str = "code", version: str = "v1", route: str = "r") -> list[Entry]:
-    return [Entry(route=route, query_class=query_class, version=version, run=run) for run in runs]
+def entries(*runs: RunNumbers, query_class: str = "code", version: str = "v1", route: str = "r") -> list[LedgerEntry]:
+    return [LedgerEntry(route=route, query_class=query_class, version=version, run=run) for run in runs]
 
 
-def total(*runs: Run) -> Account:
+def total(*runs: RunNumbers) -> Account:
     return accounts(entries(*runs), cap_tokens=4_000)[0]
 
 
@@ -163,7 +163,7 @@ def test_the_next_level_is_the_first_that_fails_even_if_a_later_one_would_pass()
 
 # --------------------------------------------------------------------------- the sentence
 
-CLAIM = Claim(
+CLAIM = Guarantee(
     route="gpqa", scorer="choice", max_em_drop=0.02, confidence=0.95, n_window=800, requests=(1_201, 17_200),
     per="pooled", labels="labelled", detection="a silent loss of 3 points would be noticed within about 710 requests",
     classes={"physics": 650, "law": KNOWN_AUDITS - 1, "": 12},

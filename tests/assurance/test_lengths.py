@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance import lengths
-from suffice.assurance.lengths import MIN_LONGER, MIN_RUNS, FullRuns, HandOvers
+from suffice.assurance.lengths import MIN_LONGER, MIN_RUNS, RunLengths, HandOvers
 from suffice.types import Usage
 
 
@@ -17,8 +17,8 @@ def usage(thought: int, answer: int, prompt: int = 10) -> Usage:
     return Usage(prompt_tokens=prompt, completion_tokens=thought + answer, reasoning_tokens=thought)
 
 
-def runs_of(pairs: list[tuple[int, int]]) -> FullRuns:
-    runs = FullRuns()
+def runs_of(pairs: list[tuple[int, int]]) -> RunLengths:
+    runs = RunLengths()
     for thought, answer in pairs:
         runs.add(usage(thought, answer))
     return runs
@@ -50,7 +50,7 @@ def test_the_plain_mean_would_be_wrong_for_a_run_that_is_already_long() -> None:
 
 
 def test_few_runs_say_nothing() -> None:
-    assert FullRuns().remaining(0) is None
+    assert RunLengths().remaining(0) is None
     assert runs_of([(100, 5)] * (MIN_RUNS - 1)).remaining(0) is None
     assert runs_of([(100, 5)] * MIN_RUNS).remaining(0) is not None
     assert runs_of([(100, 5)] * MIN_RUNS).remaining(100) is None, "none of them thought longer"
@@ -67,7 +67,7 @@ def test_old_runs_are_forgotten_and_memory_is_bounded() -> None:
 
 
 def test_prompts_are_remembered_as_their_mean() -> None:
-    runs = FullRuns()
+    runs = RunLengths()
     for prompt in (10, 20, 60):
         runs.add(usage(1, 1, prompt))
     assert runs.mean_prompt_tokens == pytest.approx(30)

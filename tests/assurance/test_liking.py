@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.liking import Heard, Liking, Measure, Word, likings
+from suffice.assurance.liking import Heard, SatisfactionEffect, Measure, FeedbackValue, likings
 
 SATISFACTION = Measure(name="satisfaction")
 SHARE = 0.1
@@ -31,16 +31,16 @@ def traffic(
         audit = bool(rng.random() < SHARE)
         happy = bool(rng.random() < (full if audit else stopped) - drift * at / n)
         asked = content if happy else angry
-        words: tuple[Word, ...] = ()
+        words: tuple[FeedbackValue, ...] = ()
         if rng.random() < asked:
-            words = (Word(seq=at, voice=f"v{at}", values=(("satisfaction", float(happy)),),
+            words = (FeedbackValue(seq=at, voice=f"v{at}", values=(("satisfaction", float(happy)),),
                           weight=1 / asked if weigh else 1.0),)  # fmt: skip
         runs.append(Heard(query_class="", version="p", full=audit, stopped=not audit, drawn=True, audit=audit,
                           conversation=f"u{at}", words=words))  # fmt: skip
     return runs
 
 
-def whole(runs: list[Heard], measure: Measure = SATISFACTION, **options: Any) -> Liking:
+def whole(runs: list[Heard], measure: Measure = SATISFACTION, **options: Any) -> SatisfactionEffect:
     return next(one for one in likings(runs, [measure], **options) if one.query_class is None and one.version is None)
 
 
@@ -104,7 +104,7 @@ def test_votes_of_people_who_were_asked_by_lot_are_weighted_by_one_over_the_odds
 def test_where_audits_are_rated_more_often_the_effect_says_so() -> None:
     rng, runs = random.Random(1), traffic(1, 3_000, full=0.8, stopped=0.8, angry=0.1, content=0.1)
     loud = [
-        replace(run, words=(Word(seq=at, voice=f"v{at}", values=(("satisfaction", 1.0),)),))
+        replace(run, words=(FeedbackValue(seq=at, voice=f"v{at}", values=(("satisfaction", 1.0),)),))
         if run.audit and rng.random() < 0.7 else run
         for at, run in enumerate(runs)
     ]
@@ -155,7 +155,7 @@ def test_silence_is_neither_good_nor_bad() -> None:
 def test_an_event_that_nobody_reported_did_not_happen_and_is_compared_over_all_runs() -> None:
     measure = Measure(name="regenerated", better="lower", level="conversation", silent=0.0)
     runs = [
-        replace(run, words=(Word(seq=at, voice="app", values=(("regenerated", 1.0),)),))
+        replace(run, words=(FeedbackValue(seq=at, voice="app", values=(("regenerated", 1.0),)),))
         if at % (20 if run.audit else 4) == 0 else replace(run, words=())
         for at, run in enumerate(traffic(5, 4_000, full=1, stopped=1))
     ]
@@ -179,11 +179,11 @@ VOICES = st.sampled_from(["a", "b", "c"])
 @given(data=st.data())
 def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject) -> None:
     n_runs = data.draw(st.integers(2, 12))
-    words: list[list[Word]] = [[] for _ in range(n_runs)]
+    words: list[list[FeedbackValue]] = [[] for _ in range(n_runs)]
     for seq in range(data.draw(st.integers(0, 25))):
         at, voice = data.draw(st.integers(0, n_runs - 1)), data.draw(VOICES)
         value = data.draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-        words[at].append(Word(seq=seq, voice=voice, values=(("satisfaction", value),), capped=voice == "c"))
+        words[at].append(FeedbackValue(seq=seq, voice=voice, values=(("satisfaction", value),), capped=voice == "c"))
     runs = [
         Heard(query_class="", version="p", full=at % 3 == 0, stopped=at % 3 != 0, drawn=True, audit=at % 3 == 0,
               conversation=f"u{at}", words=tuple(said))
@@ -195,14 +195,14 @@ def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject
     assert likings(runs, [SATISFACTION]) == likings(doubled, [SATISFACTION])
 
 
-def one_run(*words: Word) -> Heard:
+def one_run(*words: FeedbackValue) -> Heard:
     return Heard(
         query_class="", version="p", full=True, stopped=False, drawn=False, audit=True, conversation="u", words=words
     )
 
 
-def word(seq: int, value: float, voice: str = "v", **changes: Any) -> Word:
-    return Word(seq=seq, voice=voice, values=(("satisfaction", value),), **changes)
+def word(seq: int, value: float, voice: str = "v", **changes: Any) -> FeedbackValue:
+    return FeedbackValue(seq=seq, voice=voice, values=(("satisfaction", value),), **changes)
 
 
 def test_the_last_word_of_each_voice_counts_and_voices_are_averaged() -> None:
@@ -222,13 +222,13 @@ def test_one_key_speaks_for_a_share_of_the_runs_at_most() -> None:
 
 def test_a_value_of_a_conversation_or_of_a_user_counts_once() -> None:
     solved = Measure(name="solved", level="conversation")
-    turns = [Word(seq=at, voice="app", values=(("solved", float(at == 3)),)) for at in range(4)]
+    turns = [FeedbackValue(seq=at, voice="app", values=(("solved", float(at == 3)),)) for at in range(4)]
     runs = [replace(one_run(turn), conversation="talk") for turn in turns]
     told = whole(runs, solved)
     assert (told.n_heard, told.everybody and told.everybody.value) == (1, 1.0), "the last word"
     nps = Measure(name="nps", low=0, high=10, level="user")
     runs = [
-        one_run(Word(seq=at, voice=f"app {user}", values=(("nps", 8.0 + at),), user=user))
+        one_run(FeedbackValue(seq=at, voice=f"app {user}", values=(("nps", 8.0 + at),), user=user))
         for at, user in enumerate(("ann", "bob", "ann", ""))
     ]
     told = whole(runs, nps)
@@ -239,7 +239,7 @@ def test_a_value_of_a_conversation_or_of_a_user_counts_once() -> None:
 def test_classes_and_versions_have_their_own_numbers_in_the_measures_own_unit() -> None:
     effort = Measure(name="effort", low=1, high=7, better="lower")
     runs = [
-        replace(one_run(Word(seq=at, voice=f"v{at}", values=(("effort", 2.0 if at % 2 else 6.0),))),
+        replace(one_run(FeedbackValue(seq=at, voice=f"v{at}", values=(("effort", 2.0 if at % 2 else 6.0),))),
                 query_class="easy" if at % 2 else "hard", version="p1" if at < 20 else "p2", conversation=f"u{at}")
         for at in range(40)
     ]  # fmt: skip

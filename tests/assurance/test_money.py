@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.assurance import money
-from suffice.assurance.money import Cost, Finish, cost_of, cost_of_call, finishing_cost, not_worth_it, usd
+from suffice.assurance.money import TokenCost, Finish, cost_of, cost_of_call, finishing_cost, not_worth_it, usd
 from suffice.settings import Prices
 from suffice.types import UpstreamCall
 
@@ -67,11 +67,11 @@ def test_a_cached_prompt_is_never_dearer_where_it_is_priced_so(
 
 def test_free_is_zero_and_unknown_is_none() -> None:
     free = cost_of_call(FREE, call(10, 0, 10))
-    assert free == Cost(0.0, 0.0, 0.0)
+    assert free == TokenCost(0.0, 0.0, 0.0)
     assert free.total_usd == 0.0
     assert cost_of_call(DEAR, call(None, 0, 10)) is None
-    assert money.total([Cost(1.0), None]) is None
-    assert money.total([]) == Cost()
+    assert money.total([TokenCost(1.0), None]) is None
+    assert money.total([]) == TokenCost()
 
 
 def test_a_call_by_hand() -> None:

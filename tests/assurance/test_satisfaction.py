@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from suffice.assurance.satisfaction import Rated, Verdict, floor_of, judge, next_safer, satisfaction_of
+from suffice.assurance.satisfaction import RatedRun, SatisfactionVerdict, floor_of, judge, next_safer, satisfaction_of
 from suffice.types import Feedback
 
 SHARE = 0.1  # of audits
@@ -16,7 +16,7 @@ ANYTHING = 1.0  # a floor that nobody reaches, so that only the comparison decid
 
 def ratings(
     seed: int, n: int, *, full: float, stopped: float, peace: int = 0, trend: float = 0.0
-) -> list[Rated]:
+) -> list[RatedRun]:
     """Stars of `n` runs by lot: the mean satisfaction of full and of stopped runs, the same before `peace` is over.
 
     trend  by how much both fall from the first run to the last
@@ -28,10 +28,10 @@ def ratings(
     stars = rng.binomial(2, mean) + rng.binomial(2, mean)   # of 4, and correlated less than people are
     harsh = rng.random(n) < 0.3
     values = np.where(harsh, rng.random(n) < mean, stars / 4)  # some give only one star or five
-    return [Rated(audit=bool(a), satisfaction=float(v)) for a, v in zip(audit, values, strict=True)]
+    return [RatedRun(audit=bool(a), satisfaction=float(v)) for a, v in zip(audit, values, strict=True)]
 
 
-def verdicts(n_seeds: int, n: int, *, floor: float, delta: float = 0.05, **world: float) -> list[Verdict]:
+def verdicts(n_seeds: int, n: int, *, floor: float, delta: float = 0.05, **world: float) -> list[SatisfactionVerdict]:
     return [
         judge(ratings(seed, n, peace=int(world.get("peace", 0)), full=world["full"], stopped=world["stopped"],
                       trend=world.get("trend", 0.0)), min_satisfaction=floor, delta=delta)
@@ -39,7 +39,7 @@ def verdicts(n_seeds: int, n: int, *, floor: float, delta: float = 0.05, **world
     ]  # fmt: skip
 
 
-def moved(found: list[Verdict]) -> float:
+def moved(found: list[SatisfactionVerdict]) -> float:
     return sum(v.safer for v in found) / len(found)
 
 
@@ -99,7 +99,7 @@ def test_what_it_takes_to_prove_a_fall_in_thumbs() -> None:
             rng = np.random.default_rng(seed)
             audit = rng.random(8_000) < SHARE
             up = rng.random(8_000) < np.where(audit, 0.85, 0.85 - fall)
-            rated = [Rated(audit=bool(a), satisfaction=float(u)) for a, u in zip(audit, up, strict=True)]
+            rated = [RatedRun(audit=bool(a), satisfaction=float(u)) for a, u in zip(audit, up, strict=True)]
             found = judge(rated, min_satisfaction=ANYTHING, delta=0.05)
             assert found.safer
             n_pairs.append(found.n_pairs)
@@ -113,10 +113,10 @@ def test_what_it_takes_to_prove_a_fall_in_thumbs() -> None:
 
 
 def test_a_pair_needs_both_sides_and_takes_all_that_wait() -> None:
-    audit, stopped = Rated(audit=True, satisfaction=1.0), Rated(audit=False, satisfaction=0.0)
+    audit, stopped = RatedRun(audit=True, satisfaction=1.0), RatedRun(audit=False, satisfaction=0.0)
     nothing = judge([audit] * 50, min_satisfaction=0.9, delta=0.05)
     assert (nothing.n_pairs, nothing.e_value, nothing.drop, nothing.stopped) == (0, 1.0, None, None)
-    one = judge([audit, audit, stopped, Rated(audit=False, satisfaction=0.5), Rated(audit=True, satisfaction=0.25)],
+    one = judge([audit, audit, stopped, RatedRun(audit=False, satisfaction=0.5), RatedRun(audit=True, satisfaction=0.25)],
                 min_satisfaction=0.9, delta=0.05)  # fmt: skip
     assert one.n_pairs == 1
     assert one.drop == pytest.approx((1 + 1 + 0.25) / 3 - 0.25)
@@ -125,7 +125,7 @@ def test_a_pair_needs_both_sides_and_takes_all_that_wait() -> None:
 
 
 def test_the_latest_stopped_runs_are_compared_with_the_floor() -> None:
-    good, bad, audit = (Rated(audit=a, satisfaction=s) for a, s in [(False, 1.0), (False, 0.0), (True, 1.0)])
+    good, bad, audit = (RatedRun(audit=a, satisfaction=s) for a, s in [(False, 1.0), (False, 0.0), (True, 1.0)])
     proven = [bad, audit] * 40 + [good] * 2_000
     assert judge(proven, min_satisfaction=0.9, delta=0.05).safer, "at the moment when both held"
     late = judge([bad, audit, bad, audit] + [good] * 2_000 + [bad, audit] * 40, min_satisfaction=0.6, delta=0.05)
@@ -149,4 +149,4 @@ def test_stars_and_thumbs_become_fractions() -> None:
     (0.0, 0.05, 0.5), (5.5, 0.05, 0.5), (0.8, 0.0, 0.5), (0.8, 1.0, 0.5), (0.8, 0.05, 1.5), (0.8, 0.05, float("nan"))])
 def test_what_has_no_meaning_is_refused(floor: float, delta: float, satisfaction: float) -> None:
     with pytest.raises(ValueError, match=r"min_satisfaction|satisfaction: got"):
-        judge([Rated(audit=True, satisfaction=satisfaction)], min_satisfaction=floor, delta=delta)
+        judge([RatedRun(audit=True, satisfaction=satisfaction)], min_satisfaction=floor, delta=delta)

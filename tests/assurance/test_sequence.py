@@ -15,7 +15,7 @@ from suffice.assurance.bounds import Interval, best_rho, mean_interval, mixture_
 from suffice.assurance.ratio import MOST, WatchedPairs, ratio_between, watch_pairs
 from suffice.assurance.sequence import (
     V_OPT,
-    Watched,
+    SequenceState,
     _log_lower_gamma,
     gamma_exponential_bound,
     gamma_exponential_log_wealth,
@@ -74,7 +74,7 @@ def test_batches_add_up_to_the_whole_and_a_worker_may_be_killed_between_them(val
     assert parts.n == whole.n == len(values)
     assert parts.total == pytest.approx(whole.total)
     assert parts.deviation == pytest.approx(whole.deviation)
-    one_by_one = reduce(lambda so_far, z: so_far.plus((z + 1) / 2), values, Watched())
+    one_by_one = reduce(lambda so_far, z: so_far.plus((z + 1) / 2), values, SequenceState())
     assert one_by_one.n == whole.n
     assert one_by_one.total == pytest.approx(whole.total)
     assert one_by_one.deviation == pytest.approx(whole.deviation)
@@ -84,7 +84,7 @@ def test_batches_add_up_to_the_whole_and_a_worker_may_be_killed_between_them(val
 
 
 def test_without_values_everything_is_possible() -> None:
-    assert mean_between(Watched(), 0.95, low=-1) == Interval(-1.0, 1.0)
+    assert mean_between(SequenceState(), 0.95, low=-1) == Interval(-1.0, 1.0)
     assert mean_between(watch(np.array([])), 0.95) == Interval(0.0, 1.0)
     assert ratio_between(WatchedPairs(), 0.95) == Interval(0.0, MOST)
 

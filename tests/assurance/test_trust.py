@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.certify import Counts, log_wealth
-from suffice.assurance.trust import RANKS, TRUSTED, Label, Standing, hardened, stand, trust_of
+from suffice.assurance.trust import RANKS, TRUSTED, TrustedLabel, LabelSummary, hardened, stand, trust_of
 
 WINDOW = frozenset(f"a{i}" for i in range(12))
 
 
 def word(audit: str, seq: int, verdict: object = True, *, source: str = "user", key: str = "k1",
-         trust: int | None = None) -> Label:
+         trust: int | None = None) -> TrustedLabel:
     rank = trust_of(source) if trust is None else trust
-    return Label(audit=audit, seq=seq, source=source, key=key, trust=rank, verdict=str(verdict))
+    return TrustedLabel(audit=audit, seq=seq, source=source, key=key, trust=rank, verdict=str(verdict))
 
 
 @st.composite
-def logs(draw: st.DrawFn) -> list[Label]:
+def logs(draw: st.DrawFn) -> list[TrustedLabel]:
     """What a log may hold: any words on any audits, some about none of ours; places in the log are unique."""
     said = draw(st.lists(st.tuples(
         st.integers(0, 14), st.sampled_from(["user", "reviewer", "exact-match", "judge", "odd"]),
@@ -35,7 +35,7 @@ def logs(draw: st.DrawFn) -> list[Label]:
 shares = st.sampled_from([0.0, 0.05, 0.2, 0.5, 1.0])
 
 
-def stood(*labels: Label, max_share: float = 1.0) -> Standing:
+def stood(*labels: TrustedLabel, max_share: float = 1.0) -> LabelSummary:
     return stand(labels, differing=WINDOW, max_share=max_share)
 
 
@@ -45,7 +45,7 @@ def stood(*labels: Label, max_share: float = 1.0) -> Standing:
 @given(log=logs(), max_share=shares, data=st.data())
 @settings(max_examples=100, derandomize=True, deadline=None)
 def test_doubled_late_and_reordered_words_leave_the_same_state(
-    log: list[Label], max_share: float, data: st.DataObject
+    log: list[TrustedLabel], max_share: float, data: st.DataObject
 ) -> None:
     state = stand(log, differing=WINDOW, max_share=max_share)
     shuffled = data.draw(st.permutations(log))
@@ -86,7 +86,7 @@ def test_voices_of_equal_trust_that_contradict_each_other_leave_no_verdict() -> 
 
 @given(log=logs(), max_share=shares)
 @settings(max_examples=100, derandomize=True, deadline=None)
-def test_a_verdict_is_what_somebody_of_the_highest_trust_heard_said_last(log: list[Label], max_share: float) -> None:
+def test_a_verdict_is_what_somebody_of_the_highest_trust_heard_said_last(log: list[TrustedLabel], max_share: float) -> None:
     state = stand(log, differing=WINDOW, max_share=max_share)
     last = {(label.audit, label.source, label.key): label for label in log}
     assert not state.contested & state.verdicts.keys()
@@ -104,7 +104,7 @@ def test_a_verdict_is_what_somebody_of_the_highest_trust_heard_said_last(log: li
 
 
 @st.composite
-def attacks(draw: st.DrawFn) -> tuple[list[Label], list[Label]]:
+def attacks(draw: st.DrawFn) -> tuple[list[TrustedLabel], list[TrustedLabel]]:
     """Honest words of many keys, and what liars say of any audit, at any time, as any source that is capped."""
     honest = draw(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 40)), max_size=40))
     lies = draw(st.lists(st.tuples(st.integers(0, 11), st.sampled_from(["user", "judge"]), st.sampled_from(["x", "y"]),
@@ -121,7 +121,7 @@ def attacks(draw: st.DrawFn) -> tuple[list[Label], list[Label]]:
 @given(attack=attacks(), max_share=shares)
 @settings(max_examples=120, derandomize=True, deadline=None)
 def test_a_liar_decides_at_most_its_share_and_two_liars_twice_that(
-    attack: tuple[list[Label], list[Label]], max_share: float
+    attack: tuple[list[TrustedLabel], list[TrustedLabel]], max_share: float
 ) -> None:
     honest, lies = attack
     state = stood(*honest, *lies, max_share=max_share)

@@ -11,7 +11,7 @@ import pytest
 
 from suffice.console import sessions
 from suffice.console.doors import SESSION
-from suffice.console.table import Door
+from suffice.console.table import ConsoleEndpoint
 from tests.console.conftest import Site, here
 from tests.console.visitor import Got, Visitor
 
@@ -168,7 +168,7 @@ def test_a_change_comes_in_one_way_only(here: Site, way: str) -> None:
     assert _n_rows(here) == before
 
 
-def _posts(here: Site) -> list[Door]:
+def _posts(here: Site) -> list[ConsoleEndpoint]:
     return [one for one in here.app.doors if one.method == "POST" and one.path not in ("/console/login",
         "/console/logout")]
 

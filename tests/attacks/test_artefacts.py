@@ -19,14 +19,14 @@ from suffice.control.evidence.fitting import written
 from suffice.errors import ConfigError
 from suffice.gateway import last_good
 from suffice.gateway.last_good import LastGood
-from suffice.learn.version import Version as Models
+from suffice.learn.version import FoldedVersion as Models
 from suffice.learn.version import load_version, read_version
 from suffice.model.artefact import dump, load
 from suffice.model.calibration import Isotonic
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
-from suffice.model.stop import StopModel, Trained, canonical
-from suffice.policy.learned import Learned
+from suffice.model.stop import StopModel, TrainingRecord, canonical
+from suffice.policy.learned import LearnedPolicy
 from suffice.rollout.versions import check_address, open_version, seal
 from suffice.store.database import schema
 from suffice.store.routes.rollouts import version_at
@@ -277,7 +277,7 @@ def test_a_kept_version_with_another_level_is_another_one() -> None:
 def _model(weights: tuple[float, ...], features: tuple[str, ...], calibration: Isotonic | None = None) -> StopModel:
     return StopModel(
         features=features, suffices=Ensemble((Linear(weights, 0.0),), calibration),
-        trained=Trained(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
+        trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
     )  # fmt: skip
 
 
@@ -290,7 +290,7 @@ def test_weights_that_come_to_no_number_stop_no_run(
     model = load(dump(_model((*weights, 0.0), ("tokens_used", "step", "confidence"), calibration)))
     seen = Signals(step=10**9, tokens_used=10**9, answer="7", confidence=0.95, agreement=0.9)
     assert model.suffices.score([1e9, 1e9, 0.95]) < 0.5
-    assert Learned(model=model, threshold=0.5).decide(seen).action == "continue"
+    assert LearnedPolicy(model=model, threshold=0.5).decide(seen).action == "continue"
 
 
 def test_what_judges_the_evidence_decides_as_what_serves() -> None:
@@ -300,9 +300,9 @@ def test_what_judges_the_evidence_decides_as_what_serves() -> None:
         model = StopModel(
             features=("step", "tokens_used", "confidence", "agreement", "unknown(confidence)"),
             suffices=Ensemble((trees, Linear((1e300, -1e300, 1e300, -1e300, 0.0), 0.0))),
-            trained=Trained(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
+            trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
         )  # fmt: skip
-        policy = Learned(model=model, threshold=0.5)
+        policy = LearnedPolicy(model=model, threshold=0.5)
         rows = [Signals(step=n, tokens_used=n * 10**8, answer="7", confidence=rng.random(), agreement=rng.random())
                 for n in range(1, 60)]  # fmt: skip
         live = [policy.decide(one).action == "stop" for one in rows]

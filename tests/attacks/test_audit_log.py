@@ -21,7 +21,7 @@ from suffice.errors import StoreError
 from suffice.store.audit.chain import Appender
 from suffice.store.audit.heads import append_line, line_of, read_heads, signing_key
 from suffice.store.audit.verify import verify
-from suffice.store.rows.audit_events import Erased, Erasure
+from suffice.store.rows.audit_events import WordsErased, Erasure
 from suffice.store.rows.events import to_row
 from suffice.wiring.bundle import sealed
 from tests.audit_bundle.made import made_log
@@ -123,7 +123,7 @@ def _erase_with(log: sqlite3.Connection, change: str) -> None:
     log.execute("UPDATE chain SET comments_salt = NULL WHERE seq = ?", (seq,))
     log.execute("UPDATE events SET body = json_set(body, '$.feedback.comment', null) WHERE seq = ?", (seq,))
     log.execute("BEGIN IMMEDIATE")
-    Appender(log, owner=1).add(to_row(Erased(Erasure(
+    Appender(log, owner=1).add(to_row(WordsErased(Erasure(
         erasure_id="x", number=1, author="ann", reason="asked", what="a run", parts=("comments",), n_rows=1,
         chained=(seq,),
     ))), 99.0)  # fmt: skip

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import EchoNonce, FakeUpstream, GatewayProcess, Reply, RequestSeen
+from suffice.testing import EchoNonce, FakeUpstream, GatewayProcess, Reply, FakeRequest
 from suffice.testing.process import toml
 
 CHAT = "/v1/chat/completions"
@@ -38,7 +38,7 @@ WHOLE = b"%x\r\n%b\r\n0\r\n\r\n" % (N, BODY)
 WAIT_S = 60.0  # beyond it a machine is not busy, but something hangs
 
 
-def slowly(seen: RequestSeen) -> Reply:
+def slowly(seen: FakeRequest) -> Reply:
     """A stream without an end in sight, where the prompt says slow; else a short answer."""
     return Reply(reasoning=("so\n",) * 4_000, answer=("4",), delay_s=0.05) if "slow" in seen.text else Reply()
 

@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.gateway.sampling import MOST_ANSWER_CHARS, MOST_RECALLED, Sampling
+from suffice.gateway.sampling import MOST_ANSWER_CHARS, MOST_RECALLED, LogSampler
 from suffice.review.select import Demand, share_out
-from suffice.rollout.evidence import Evidence, Run
-from suffice.rollout.rails import Reading, read_live
+from suffice.rollout.evidence import RolloutEvidence, UnitRun
+from suffice.rollout.rails import GuardrailReading, read_live
 from suffice.rollout.rules import Rules
 from suffice.settings import parse
 from suffice.store.database.views import read_events
 from suffice.store.rows.events import FeedbackGiven
-from suffice.testing import Chain, FakeUpstream, GatewayProcess
+from suffice.testing import ScriptedThought, FakeUpstream, GatewayProcess
 from suffice.types import Feedback, Outcome, Request
 
 STEPS = [("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"), ("wait\n", "5")]
@@ -42,7 +42,7 @@ ROUTE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    with FakeUpstream.in_thread(Chain(STEPS, "it is 5")) as fake:
+    with FakeUpstream.in_thread(ScriptedThought(STEPS, "it is 5")) as fake:
         up = {"url": fake.url, "finish": ["raw"], "slots": 4}
         with GatewayProcess.serving(
             tmp_path_factory.mktemp("gateway"), {"upstreams": {"up": up}, "routes": {"r": ROUTE}}
@@ -146,7 +146,7 @@ REQUEST = Request(
 )  # fmt: skip
 
 
-def ended(sampling: Sampling, name: str, *, response: str | None = None, answer: str = "5", **changes: Any) -> None:
+def ended(sampling: LogSampler, name: str, *, response: str | None = None, answer: str = "5", **changes: Any) -> None:
     request, _ = sampling.drawn(replace(REQUEST, episode_id=name, unit=name, **changes))
     sampling.remember(request, Outcome(
         episode_id=name, end_reason="stopped", status=200, answer=answer, response_id=response, usage=None,
@@ -157,7 +157,7 @@ def by(episode_id: str | None = None, response_id: str | None = None) -> Feedbac
     return Feedback(feedback_id="f", episode_id=episode_id, response_id=response_id)
 
 
-def forgets_the_oldest(sampling: Sampling) -> None:
+def forgets_the_oldest(sampling: LogSampler) -> None:
     for number in range(MOST_RECALLED + 500):
         ended(sampling, f"e{number}", response=f"r{number}")
     assert sampling.recalled(by(episode_id="e0")) is sampling.recalled(by(response_id="r0")) is None
@@ -166,14 +166,14 @@ def forgets_the_oldest(sampling: Sampling) -> None:
     assert not sampling._open
 
 
-def one_response_id_for_all(sampling: Sampling) -> None:
+def one_response_id_for_all(sampling: LogSampler) -> None:
     for number in range(100):
         ended(sampling, f"e{number}", response="chatcmpl-0")
     assert sampling.recalled(by(response_id="chatcmpl-0")) is None, "nobody can say which is meant"
     assert len(sampling._answered) == 1
 
 
-def answers_of_a_megabyte(sampling: Sampling) -> None:
+def answers_of_a_megabyte(sampling: LogSampler) -> None:
     for number in range(50):
         ended(sampling, f"e{number}", answer="x" * 2**20)
     assert not sampling._recent
@@ -181,7 +181,7 @@ def answers_of_a_megabyte(sampling: Sampling) -> None:
     assert sampling.recalled(by(episode_id="short")) is not None
 
 
-def what_has_rows_for_certain(sampling: Sampling) -> None:
+def what_has_rows_for_certain(sampling: LogSampler) -> None:
     ended(sampling, "audit", audit=True, propensity=0.5)
     ended(sampling, "passed", ungoverned="tools")
     ended(sampling, "observed", mode="observe")
@@ -189,7 +189,7 @@ def what_has_rows_for_certain(sampling: Sampling) -> None:
     assert not sampling._open
 
 
-def an_episode_and_anothers_response(sampling: Sampling) -> None:
+def an_episode_and_anothers_response(sampling: LogSampler) -> None:
     ended(sampling, "mine", response="r-mine")
     ended(sampling, "other", response="r-other")
     found = sampling.recalled(by(episode_id="mine", response_id="r-other"))
@@ -201,8 +201,8 @@ def an_episode_and_anothers_response(sampling: Sampling) -> None:
     forgets_the_oldest, one_response_id_for_all, answers_of_a_megabyte, what_has_rows_for_certain,
     an_episode_and_anothers_response,
 ])  # fmt: skip
-def test_what_a_gateway_remembers(attack: Callable[[Sampling], None]) -> None:
-    attack(Sampling(settings=SETTINGS, salt="s"))
+def test_what_a_gateway_remembers(attack: Callable[[LogSampler], None]) -> None:
+    attack(LogSampler(settings=SETTINGS, salt="s"))
 
 
 # ---- reviews --------------------------------------------------------------------------------------
@@ -251,12 +251,12 @@ RULES = msgspec.structs.replace(Rules(), latency_cap_s=60.0)
 Seconds = Callable[[np.random.Generator, int], float]
 
 
-def read(candidate: Seconds, control: Seconds, *, n: int = 4_000, seed: int = 1) -> list[Reading]:
+def read(candidate: Seconds, control: Seconds, *, n: int = 4_000, seed: int = 1) -> list[GuardrailReading]:
     """What the guard-rail of latency says, at each look."""
-    rng, evidence, found = np.random.default_rng(seed), Evidence(), list[Reading]()
+    rng, evidence, found = np.random.default_rng(seed), RolloutEvidence(), list[GuardrailReading]()
     for at in range(n):
         mine = rng.random() < 0.5
-        run = Run(seconds=(candidate if mine else control)(rng, at))
+        run = UnitRun(seconds=(candidate if mine else control)(rng, at))
         evidence = evidence.with_run("candidate" if mine else "control", run, RULES)
         if at % 200 == 199:
             found.append(next(one for one in read_live(evidence, RULES) if one.rail == "latency"))
@@ -295,4 +295,4 @@ def test_a_control_that_takes_no_time_at_all_proves_nothing() -> None:
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -float("inf")], ids=repr)
 def test_a_clock_that_says_no_number_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="finite"):
-        Evidence().with_run("candidate", Run(seconds=seconds), RULES)
+        RolloutEvidence().with_run("candidate", UnitRun(seconds=seconds), RULES)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from suffice.assurance.trust import INFERENCE_KEY, MAX_SHARE, RANKS, Label, rank_of, stand
+from suffice.assurance.trust import INFERENCE_KEY, MAX_SHARE, RANKS, TrustedLabel, rank_of, stand
 from suffice.scoring.base import SCORERS, build_scorer
 from suffice.testing import Reply, status
 from suffice.types import Feedback
@@ -25,18 +25,18 @@ __all__ = ["serve"]
 AUDITS = [f"ep_{n}" for n in range(100)]
 
 
-def _label(audit: str, seq: int, verdict: str, *, key: str = "liar", source: str = "user", asks: bool = False) -> Label:
+def _label(audit: str, seq: int, verdict: str, *, key: str = "liar", source: str = "user", asks: bool = False) -> TrustedLabel:
     trust = rank_of(Feedback(
         feedback_id="f", episode_id=audit, correct=True, source=source, sender=key, door=INFERENCE_KEY if asks else "",
     ))  # fmt: skip
-    return Label(audit=audit, seq=seq, source=source, key=key, trust=trust, verdict=verdict)
+    return TrustedLabel(audit=audit, seq=seq, source=source, key=key, trust=trust, verdict=verdict)
 
 
-def _flood(verdict: str, **who: Any) -> list[Label]:
+def _flood(verdict: str, **who: Any) -> list[TrustedLabel]:
     return [_label(audit, seq, verdict, **who) for seq, audit in enumerate(AUDITS * 3)]
 
 
-def _reviewed(verdict: str, n: int = 100) -> list[Label]:
+def _reviewed(verdict: str, n: int = 100) -> list[TrustedLabel]:
     return [_label(audit, 10_000 + seq, verdict, key="ann", source="reviewer") for seq, audit in enumerate(AUDITS[:n])]
 
 

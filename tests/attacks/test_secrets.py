@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.testing import FakeUpstream, GatewayProcess, Reply, RequestSeen, status
+from suffice.testing import FakeUpstream, GatewayProcess, Reply, FakeRequest, status
 
 KEYS = {"client": "sk-canary-client-61", "feedback": "sk-canary-feedback-62", "upstream": "sk-canary-upstream-63",
         "hook": "https://hooks.example.org/canary-hook-64"}  # fmt: skip
@@ -32,7 +32,7 @@ PROMPT, THOUGHT, MAIL = WORDS
 QUOTES = json.dumps({"error": {"message": f"bad key {KEYS['upstream']} for {PROMPT}"}}).encode()
 
 
-def _says(seen: RequestSeen) -> Reply:
+def _says(seen: FakeRequest) -> Reply:
     if seen.model == "refused":
         return Reply(faults=(status(401, QUOTES),))
     if seen.model == "broken":

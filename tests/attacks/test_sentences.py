@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.cli.seeing.phase import phase_lines
 from suffice.control.loop.certify import RouteLoop
-from suffice.review.decide import Asked, Now, Outcome, decide, in_words
-from suffice.review.guarantee import Standing, guarantee_of
+from suffice.review.decide import IncidentForm, Now, DecisionRows, decide, in_words
+from suffice.review.guarantee import GuaranteeInputs, guarantee_of
 from suffice.review.holds import NO_HOLDS
 from suffice.review.override import Override, in_effect
 from suffice.settings import Route, Settings, Store, parse
@@ -216,9 +216,9 @@ def test_a_resume_says_what_happens_then(tmp_path: Path, route: dict[str, Any], 
         publication=published(level=0).publication,
     )  # fmt: skip
     found = decide(
-        Asked(incident="r:p1", decision="resume", reason="fine", author="ann"), now, now_s=2.0
+        IncidentForm(incident="r:p1", decision="resume", reason="fine", author="ann"), now, now_s=2.0
     )
-    assert not isinstance(found, Outcome) or is_so in found.decision.after
+    assert not isinstance(found, DecisionRows) or is_so in found.decision.after
     assert is_so in in_words(replace(now, pause=None), now_s=2.0)
 
 
@@ -289,7 +289,7 @@ def test_a_certified_level_that_nobody_acts_on_says_so() -> None:
 
 @pytest.mark.parametrize("beside", [("experiment dearer",), ("a rollout",)], ids=["experiment", "rollout"])
 def test_a_promise_names_who_is_outside_of_it(beside: tuple[str, ...]) -> None:
-    one = Standing(
+    one = GuaranteeInputs(
         name="r", settings=Route(upstream="up", mode="enforce"), epoch=began().epoch,
         publication=published().publication, beside=beside,
     )  # fmt: skip
@@ -299,7 +299,7 @@ def test_a_promise_names_who_is_outside_of_it(beside: tuple[str, ...]) -> None:
 
 def test_two_overrides_at_once_are_the_stricter_one() -> None:
     ones = [held("cap", level=2).override, replace(held("observe").override, number=2)]
-    one = Standing(
+    one = GuaranteeInputs(
         name="r", settings=Route(upstream="up", mode="enforce"), epoch=began().epoch,
         publication=published().publication, holding=in_effect(ones, 1.0),
     )  # fmt: skip

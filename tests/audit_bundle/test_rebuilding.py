@@ -22,7 +22,7 @@ from suffice.errors import ConfigError, StoreError
 from suffice.settings import Settings
 from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import Counted, RequestsCounted
+from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
 from suffice.wiring.bundle import sealed
 from tests.audit_bundle.made import BURST, ROUTE, SHARE, events, fill, made_log, settings_of
 
@@ -64,7 +64,7 @@ def sampled() -> Iterator[Event]:
 
 def counted(number: int, n: int) -> RequestsCounted:
     cell = Unkept(query_class="", version="", ungoverned="", n=n, ends=(("done", n),))
-    return RequestsCounted(Counted(
+    return RequestsCounted(RequestCount(
         count_id=f"c{number}", route="r", n_requests=n, n_governed=n, cells=(cell,), audit_share=SHARE,
     ))  # fmt: skip
 

@@ -20,11 +20,11 @@ from bench.claims.score import Logistic
 from bench.claims.streams import online
 from numpy.typing import NDArray
 
-from suffice.assurance.forecast import Window, forecast_drop, near_levels, near_share
+from suffice.assurance.forecast import ForecastWindow, forecast_drop, near_levels, near_share
 from suffice.learn.audits import AuditRuns
-from suffice.learn.served import Served, fit_served
-from suffice.testing.simulated import USUAL, WORLDS, World
-from suffice.testing.simulated.traffic import Traffic, draw
+from suffice.learn.served import FoldedModels, fit_served
+from suffice.testing.simulated import USUAL, WORLDS, ClassWorld
+from suffice.testing.simulated.traffic import SimulatedTraffic, draw
 
 Floats = NDArray[np.float64]
 BUDGET: Final = 0.02
@@ -81,7 +81,7 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
     share        of requests that are audited
     doubt_share  … while the forecast was in doubt at the last look, if that is more
     """
-    windows: list[Window] = []
+    windows: list[ForecastWindow] = []
     raised: list[int] = []
     ended: list[int] = []
     n_audited, found = 0, None
@@ -91,7 +91,7 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
         drawn = stream.lot[rows] < (1.0 if b * SIZE < BURST else max(share, doubt_share) if doubtful else share)
         near, z, expected = (part[rows][drawn] for part in (stream.near, stream.z, stream.predicted))
         n_audited += int(drawn.sum()) if b * SIZE >= BURST else 0
-        windows.append(Window(
+        windows.append(ForecastWindow(
             until=(b + 1) * SIZE, n_requests=SIZE, signals=tuple(stream.signals[b].tolist()),
             predicted_drop=float(expected.mean()) if len(z) else None, n_audits=len(z), near=float(near.sum()),
             near_squares=float((near**2).sum()), n_settled=len(z), drop=int(z.sum()),
@@ -134,7 +134,7 @@ class Pool:
 
 
 @cache
-def stop_model() -> Served:
+def stop_model() -> FoldedModels:
     """A stop model fitted on 1,500 full runs of the usual world, with its levels."""
     served = fit_served(_runs(USUAL, 0.0, 1_500, seed=1)[1], Logistic(), now=np.inf)
     assert served is not None
@@ -163,7 +163,7 @@ def pool(world: str, safer: int) -> Pool:
     return Pool(near, z, signals, predicted, drop)
 
 
-def _runs(world: World, way: float, n: int, seed: int) -> tuple[Traffic, AuditRuns]:
+def _runs(world: ClassWorld, way: float, n: int, seed: int) -> tuple[SimulatedTraffic, AuditRuns]:
     made = draw(USUAL, world, np.full(n, way), np.random.default_rng([seed, round(100 * way)]))
     return made, online(made, np.zeros(n), seed=seed).runs
 

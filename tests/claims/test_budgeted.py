@@ -14,9 +14,9 @@ import numpy as np
 from bench.claims.score import Logistic
 from bench.claims.streams import SETTINGS
 
-from suffice.learn.keeper import Keeper, Plan
+from suffice.learn.keeper import Certifier, Plan
 from suffice.replay.online.loop import Stream, run_stream
-from suffice.types import Promise, Spending
+from suffice.types import Promise, BudgetAccount
 
 MAX_EM_DROP: Final = 0.02
 PLAN: Final = Plan(max_em_drop=MAX_EM_DROP, label_timeout=1_000.0, warm_up=1_000, share=0.10)
@@ -27,7 +27,7 @@ class Lived:
     """One stream under one promise."""
 
     stream: Stream
-    account: Spending | None  # of the last epoch
+    account: BudgetAccount | None  # of the last epoch
 
     def saved(self, part: slice) -> float:
         return self.stream.reduction(part)
@@ -37,10 +37,10 @@ class Lived:
 
 
 def lived(setting: str, promise: Promise, *, n: int, seed: int) -> Lived:
-    seen = list[Keeper]()
+    seen = list[Certifier]()
     drawn = SETTINGS[setting].draw(n, seed)
     plan = replace(PLAN, promise=promise)
-    stream = run_stream(drawn.traffic, Keeper(plan, Logistic()), np.random.default_rng([seed, 4]), watch=seen.append)
+    stream = run_stream(drawn.traffic, Certifier(plan, Logistic()), np.random.default_rng([seed, 4]), watch=seen.append)
     account = None if promise == "certified" else seen[-1]._epoch.spender.account
     return Lived(stream=stream, account=account)
 

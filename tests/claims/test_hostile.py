@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 import pytest
 
-from suffice.assurance.trust import Label, stand
+from suffice.assurance.trust import TrustedLabel, stand
 from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.keeper import Keeper, Plan
+from suffice.learn.keeper import Certifier, Plan
 from suffice.learn.ope import ips, naive, snips
 from suffice.learn.served import Learner, PGood
 from tests.claims.test_ope import TRUTH, complained
@@ -47,7 +47,7 @@ def heard(truth: AuditRuns, *, part: float, one_key: bool, seed: int) -> AuditRu
     n_lies = round(part * len(differing))
     lied = set(rng.permutation(np.flatnonzero(truth.z[first] == 1))[:n_lies].tolist())
     words = [
-        Label(
+        TrustedLabel(
             audit=str(audit), seq=seq, source="user", trust=0,
             verdict=-1 if audit in lied else int(truth.z[first[audit]]),
             key=("liar" if one_key else f"liar {audit}") if audit in lied else f"user {rng.integers(60)}",
@@ -63,15 +63,15 @@ def heard(truth: AuditRuns, *, part: float, one_key: bool, seed: int) -> AuditRu
     return replace(truth, z=z, label_at=label_at)
 
 
-def kept(evidence: AuditRuns, learner: Learner = believing) -> Keeper:
-    keeper = Keeper(PLAN, learner)
+def kept(evidence: AuditRuns, learner: Learner = believing) -> Certifier:
+    keeper = Certifier(PLAN, learner)
     keeper.now = float(len(evidence))
     keeper.take(evidence)
     keeper.tick(keeper.now)
     return keeper
 
 
-def true_drop(keeper: Keeper, clean: AuditRuns) -> float:
+def true_drop(keeper: Certifier, clean: AuditRuns) -> float:
     """What the level in force loses on runs that no liar has touched."""
     assert keeper.served is not None
     return float(clean.z[keeper.served.rows_at(clean, keeper.level)].mean())

@@ -17,8 +17,8 @@ from bench.claims.streams import SETTINGS, SIGNALS
 from bench.claims.table import tables
 from bench.claims.truth import KNOTS, Truth
 
-from suffice.learn.keeper import Keeper, Plan
-from suffice.learn.served import Served, fit_served
+from suffice.learn.keeper import Certifier, Plan
+from suffice.learn.served import FoldedModels, fit_served
 from suffice.replay.online.loop import PERIOD, run_stream
 from suffice.replay.online.traffic import learner_of
 
@@ -29,15 +29,15 @@ N = 3_000
 def test_a_cell_is_served_by_the_loop_of_replay_and_the_truth_is_that_of_what_was_deployed(period: int) -> None:
     drawn, truth = SETTINGS["harsh"].draw(N, 3), Truth("harsh")
     plan = Plan(label_timeout=200.0, warm_up=500, burst=500)
-    deployed: list[tuple[Served | None, int]] = [(None, 0)]
+    deployed: list[tuple[FoldedModels | None, int]] = [(None, 0)]
 
-    def look(keeper: Keeper) -> None:
+    def look(keeper: Certifier) -> None:
         deployed.append((keeper.served, keeper.level))
 
     rng = np.random.default_rng(5)
-    stream = run_stream(drawn.traffic, Keeper(plan, Logistic()), rng, period=period, watch=look)
+    stream = run_stream(drawn.traffic, Certifier(plan, Logistic()), rng, period=period, watch=look)
     course = serve(
-        drawn.traffic, Keeper(plan, Logistic()), truth, drawn.ways, np.random.default_rng(5), period=period
+        drawn.traffic, Certifier(plan, Logistic()), truth, drawn.ways, np.random.default_rng(5), period=period
     )
     assert np.array_equal(stream.level, course.level)
     assert np.array_equal(stream.audit, course.audit)
@@ -53,7 +53,7 @@ def test_a_cell_is_served_by_the_loop_of_replay_and_the_truth_is_that_of_what_wa
 
 def test_a_keeper_inside_a_design_that_says_nothing_is_that_keeper() -> None:
     drawn, plan = SETTINGS["harsh"].draw(N, 3), Plan(label_timeout=200.0, warm_up=500, burst=500)
-    designs = Keeper(plan, Logistic()), Around(Keeper(plan, Logistic())), Timed(Keeper(plan, Logistic()))
+    designs = Certifier(plan, Logistic()), Around(Certifier(plan, Logistic())), Timed(Certifier(plan, Logistic()))
     streams = [run_stream(drawn.traffic, design, np.random.default_rng(5)) for design in designs]
     for other in streams[1:]:
         assert other.changes == streams[0].changes
@@ -95,7 +95,7 @@ def test_the_truth_is_the_mean_drop_of_the_world_at_that_moment() -> None:
 def test_what_the_tables_say_of_a_stream() -> None:
     drawn = SETTINGS["harsh"].draw(N, 3)
     plan = Plan(label_timeout=200.0, warm_up=500, burst=500)
-    course = serve(drawn.traffic, Keeper(plan, Logistic()), Truth("harsh"), drawn.ways, np.random.default_rng(5))
+    course = serve(drawn.traffic, Certifier(plan, Logistic()), Truth("harsh"), drawn.ways, np.random.default_rng(5))
     found = figures(course, max_em_drop=0.02, drift_at=N // 2)
     assert found["saved_all"] == pytest.approx(1 - course.tokens.sum() / course.full.sum())
     assert found["drop_post"] == pytest.approx(course.z[N // 2 :].mean())

@@ -18,16 +18,16 @@ from bench.claims import streams
 from bench.claims.cells import PLAN, run_cell
 from bench.claims.streams import Setting, ours
 
-from suffice.testing.simulated import SCENARIOS, Labels, Path
+from suffice.testing.simulated import SCENARIOS, LabelDelays, Path
 
-SOON = Labels(mean_delay=300)
-SCATTERED = Labels(delay="geometric", mean_delay=300)
-COMPLAINTS = Labels(mean_delay=300, p_when_right=0.05, p_when_wrong=0.5)
+SOON = LabelDelays(mean_delay=300)
+SCATTERED = LabelDelays(delay="geometric", mean_delay=300)
+COMPLAINTS = LabelDelays(mean_delay=300, p_when_right=0.05, p_when_wrong=0.5)
 # Fewer fits than in service, for time; the rest by default.
 SHORT = replace(PLAN, refit_every=2_000)
 
 
-def short(name: str, labels: Labels = SOON, *, label_timeout: int = 300, at: int = 3_000) -> Setting:
+def short(name: str, labels: LabelDelays = SOON, *, label_timeout: int = 300, at: int = 3_000) -> Setting:
     """A scenario of `make claims-full` with an early drift."""
     scenario = replace(SCENARIOS[name], path=Path(at=at))
     return ours(scenario, f"short {name} {labels} {at}", labels, label_timeout)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.ope import Estimate, Logged, dr, naive, snips
+from suffice.learn.ope import PolicyValue, LoggedDraws, dr, naive, snips
 
 Floats = NDArray[np.float64]
 RATES = np.array([[0.92, 0.90], [0.75, 0.60]])  # EM by context and arm: the full run, and a short one
@@ -15,7 +15,7 @@ TRUTH = float(RATES[:, 1].mean())               # of always running short
 N_LOGS, N_ROWS = 60, 2_500
 
 
-def complained(rng: np.random.Generator) -> tuple[Logged, Floats]:
+def complained(rng: np.random.Generator) -> tuple[LoggedDraws, Floats]:
     """Traffic where users label what is wrong (60 %) far more often than what is right (5 %), and a lot asks 20 %.
 
     The running policy prefers the short run for easy questions, which an arm's plain mean mistakes for its merit.
@@ -26,14 +26,14 @@ def complained(rng: np.random.Generator) -> tuple[Logged, Floats]:
     right = rng.random(N_ROWS) < RATES[context, arm]
     by_lot = rng.random(N_ROWS) < 0.2
     by_itself = rng.random(N_ROWS) < np.where(right, 0.05, 0.6)
-    logged = Logged(
+    logged = LoggedDraws(
         x=np.eye(2)[context], arm=arm, odds=np.column_stack([1 - p_short, p_short]),
         reward=np.where(by_lot | by_itself, right, np.nan), by_lot=by_lot, p_by_lot=np.full(N_ROWS, 0.2),
     )  # fmt: skip
     return logged, np.tile([0.0, 1.0], (N_ROWS, 1))
 
 
-def covers(estimate: Estimate) -> bool:
+def covers(estimate: PolicyValue) -> bool:
     return estimate.low <= TRUTH <= estimate.high
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts, count, log_wealth
 from suffice.assurance.maturity import Audits, mature
-from suffice.assurance.trust import Label, Standing, hardened, stand
+from suffice.assurance.trust import TrustedLabel, LabelSummary, hardened, stand
 
 N_WINDOWS: Final = 300
 AGREES: Final = 9  # in place of Z where the two answers are the same
@@ -34,7 +34,7 @@ class Attack:
     max_share: float
 
 
-def labels_of(truth: Outcomes, attack: Attack, rng: np.random.Generator, *, n_users: int = 60) -> list[Label]:
+def labels_of(truth: Outcomes, attack: Attack, rng: np.random.Generator, *, n_users: int = 60) -> list[TrustedLabel]:
     """A label on every audit that disagrees: honest ones of many keys, lies where the stop lost: "it gained"."""
     differing = np.flatnonzero(truth != AGREES)
     n_lies = round(attack.part * len(differing))
@@ -45,7 +45,7 @@ def labels_of(truth: Outcomes, attack: Attack, rng: np.random.Generator, *, n_us
         lies = audit in lied
         key = ("liar" if attack.one_key else f"liar {audit}") if lies else f"user {rng.integers(n_users)}"
         verdict = -1 if lies else int(truth[audit])
-        words.append(Label(audit=str(audit), seq=seq, source="user", key=key, trust=0, verdict=verdict))
+        words.append(TrustedLabel(audit=str(audit), seq=seq, source="user", key=key, trust=0, verdict=verdict))
     return words
 
 
@@ -54,7 +54,7 @@ def differing_of(truth: Outcomes) -> frozenset[str]:
     return frozenset(map(str, np.flatnonzero(truth != AGREES).tolist()))
 
 
-def counts_of(truth: Outcomes, standing: Standing) -> Counts:
+def counts_of(truth: Outcomes, standing: LabelSummary) -> Counts:
     """What the certificate sees with the verdicts that stand: level 0, and the level in question."""
     z = np.zeros((N_AUDITS, 2), dtype=np.int8)
     labelled = np.zeros(N_AUDITS, dtype=np.bool_)

@@ -20,10 +20,10 @@ import pytest
 
 from suffice.learn.dataset import Dataset, build
 from suffice.learn.ragged import first_passages
-from suffice.learn.retrain import Recipe, fit_version, retrain
+from suffice.learn.retrain import FitRecipe, fit_version, retrain
 from suffice.learn.rows import audit_runs, examples, good_rows
-from suffice.learn.stop_model import Examples, Fitted, fit
-from suffice.learn.version import Version, as_served, served
+from suffice.learn.stop_model import Examples, FitResult, fit
+from suffice.learn.version import FoldedVersion, as_served, served
 from tests.learn.made import World, episodes, match
 
 SEEDS = (0, 1, 2)
@@ -54,7 +54,7 @@ def bias(data: Dataset, truth: Dataset) -> Bias:
     return found
 
 
-def models(data: Dataset) -> dict[str, Fitted]:
+def models(data: Dataset) -> dict[str, FitResult]:
     """One model for each way to make a data set of the log."""
     ours = examples(data, np.ones(len(data), dtype=bool), "as-good")
     assert ours is not None
@@ -107,7 +107,7 @@ def test_who_believes_a_naive_model_loses_more_than_it_said_and_who_believes_our
     assert lost["naive"] > lost["right stops"] > 1.3 * lost["ours"]
 
 
-def lost_when_believed(model: Fitted, truth: Dataset, budget: float) -> float:
+def lost_when_believed(model: FitResult, truth: Dataset, budget: float) -> float:
     """Share of true runs that end worse than in full, at the boldest threshold whose risks add up to the budget."""
     risk = np.where(truth.may_stop, 1.0 - model.scores(truth.own), np.nan)
     thresholds = np.geomspace(1e-3, 0.5, 60)
@@ -141,16 +141,16 @@ def test_a_refit_on_three_thousand_audits_takes_less_than_two_seconds() -> None:
     taken_s = list[float]()
     while not taken_s or (taken_s[-1] >= 2.0 and len(taken_s) < 3):
         began_s = time.process_time()
-        assert fit_version(data, Recipe(), max_em_drop=0.02, digest="") is not None
+        assert fit_version(data, FitRecipe(), max_em_drop=0.02, digest="") is not None
         taken_s.append(time.process_time() - began_s)
     print(f"refit on {len(data):,} audits with {len(data.x):,} checkpoints: {taken_s[-1]:.2f} s of CPU")
     assert taken_s[-1] < 2.0
 
 
-QUICK = Recipe(parts="linear", n_levels=21, with_values=False)
+QUICK = FitRecipe(parts="linear", n_levels=21, with_values=False)
 
 
-def at_target(version: Version, picked_on: Dataset, judged_on: Dataset) -> tuple[float, float]:
+def at_target(version: FoldedVersion, picked_on: Dataset, judged_on: Dataset) -> tuple[float, float]:
     """Saving and drop on fresh runs at the level that keeps the target on others."""
     from suffice.learn.picking import pick
 

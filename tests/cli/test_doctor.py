@@ -16,7 +16,7 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import route_findings, upstream_findings
 from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.testing import FakeUpstream, Reply
-from suffice.testing.reply import RequestSeen as Asked
+from suffice.testing.reply import FakeRequest as Asked
 from suffice.testing.reply import status
 from suffice.types import Outcome, Request
 from suffice.upstream.findings import EXPERIMENTS, honoured

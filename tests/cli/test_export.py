@@ -13,10 +13,10 @@ from click.testing import CliRunner, Result
 from tests.learn.made import World, episodes
 
 from suffice.cli.main import main
-from suffice.learn.version import Version
+from suffice.learn.version import FoldedVersion
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
-from suffice.model.stop import StopModel, Trained, canonical
+from suffice.model.stop import StopModel, TrainingRecord, canonical
 from suffice.replay.traces.own import own_traces
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
@@ -142,9 +142,9 @@ def test_traces_are_cut_at_the_certified_level_that_is_in_force(log: Path) -> No
     """By the model of the prompt's fold, at its threshold; of another model nothing is certified."""
     model = StopModel(
         features=("logit(confidence)", "log1p(answer_streak)"), suffices=Ensemble((Linear((0.8, 1.5), -1.0),)),
-        trained=Trained(n_episodes=1, n_questions=1, digest="", target="as-good", seed=0),
+        trained=TrainingRecord(n_episodes=1, n_questions=1, digest="", target="as-good", seed=0),
     )  # fmt: skip
-    version = Version(models=(model,) * 5, levels=((0.05, 0.2),) * 5)
+    version = FoldedVersion(models=(model,) * 5, levels=((0.05, 0.2),) * 5)
     epoch = Epoch(route="r", number=1, at=0, since_seq=0, reason="cold start", author="worker")
     made = Publication(
         route="r", number=1, epoch=1, at=9, version=version.address, fit=version.address, level=2, n_levels=3,

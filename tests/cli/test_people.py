@@ -31,7 +31,7 @@ from suffice.store.people.reviews import read_reviews
 from suffice.store.rows.control_events import EnforcementPaused, EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.store.rows.hold_events import IncidentOpened
-from suffice.store.rows.review_events import Question, QuestionKept, ReviewAsked
+from suffice.store.rows.review_events import QuestionText, QuestionKept, ReviewAsked
 from suffice.types import Epoch, Pause
 from suffice.wiring import build_route, deployment_salt, load_settings
 
@@ -120,7 +120,7 @@ def test_what_waits_is_listed_taken_answered_and_counted(folder: Path) -> None:
 
 def test_where_the_question_cannot_be_had_it_says_so(folder: Path) -> None:
     write(folder, ReviewAsked(item(question_key="gone")), ReviewAsked(item("ep_2", priority=1.0, route="own")),
-          QuestionKept(Question(episode_id="ep_3", route="own", text="kept words", expires_at_s=9e9)),
+          QuestionKept(QuestionText(episode_id="ep_3", route="own", text="kept words", expires_at_s=9e9)),
           ReviewAsked(item("ep_3", priority=0.5, route="own")))  # fmt: skip
     for name, where in (("ann", "it is not in"), ("bob", "the log holds no text; name routes.own.review.questions")):
         route = "r" if name == "ann" else "own"

@@ -12,9 +12,9 @@ from suffice.cli.main import main
 from suffice.cli.measuring.record import live_line
 from suffice.replay.record.record import Progress
 from suffice.replay.traces.read import read_traces
-from suffice.testing import Chain, FakeUpstream, Questions, Reply, Samples, status
+from suffice.testing import ScriptedThought, FakeUpstream, Questions, Reply, Samples, status
 
-CHAIN = Chain([("first we guess " * 8 + "\n", "3"), ("then we count " * 10 + "\n", "4")], "4")
+CHAIN = ScriptedThought([("first we guess " * 8 + "\n", "3"), ("then we count " * 10 + "\n", "4")], "4")
 
 
 def record(*options: object) -> Result:

@@ -14,7 +14,7 @@ from suffice.cli.measuring.tune import _show
 from suffice.model.artefact import load
 from suffice.replay.traces.survey import survey
 from suffice.replay.tune.proposal import propose
-from suffice.replay.tune.tune import Tuning, tune_set
+from suffice.replay.tune.tune import TuneOptions, tune_set
 from suffice.testing.traces import Synthetic
 from suffice.wiring import build_route, load_settings
 
@@ -70,7 +70,7 @@ def test_a_program_reads_the_same_as_json_and_twice_the_same(votes: Path, tmp_pa
 
 
 def test_a_set_that_was_not_searched_whole_is_called_so(votes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tuned, bench = tune_set(survey([votes], most_steps=960)[0], Tuning(trials=2, policies=("beta",)), clock=lambda: 0.0)
+    tuned, bench = tune_set(survey([votes], most_steps=960)[0], TuneOptions(trials=2, policies=("beta",)), clock=lambda: 0.0)
     _show(tuned, propose(tuned.proposal, bench.scores), [])
     assert "searched on 50.0 % of its questions, chosen by hash" in capsys.readouterr().out
 

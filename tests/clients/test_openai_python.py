@@ -7,10 +7,10 @@ from typing import Any
 import openai
 import pytest
 
-from suffice.testing import Chain, Reply
+from suffice.testing import ScriptedThought, Reply
 from tests.gateway.served import Served, served
 
-CHAIN = Chain(
+CHAIN = ScriptedThought(
     [("two and two\n", "4"), ("make four\n", "4"), ("so four\n", "4"), ("yes\n", "4")], "4",
     reply=Reply(delay_s=0.01),
 )  # fmt: skip

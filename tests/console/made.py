@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from suffice.review.items import Item, day_of
+from suffice.review.items import ReviewItem, day_of
 from suffice.review.question import Source
 from suffice.settings import Settings, Store
 from suffice.store.database.sqlite import SqliteLog
@@ -116,7 +116,7 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
         assert not isinstance(said, str), said
         for number in range(0, 24, 2):
             text = texts[number % len(texts)] if texts else None
-            assert ask(writer, Item(
+            assert ask(writer, ReviewItem(
                 episode_id=f"ep_{number:05}", route=route, why="disagreement", because=text or "it disagrees",
                 shows="both", full_answer=text or "12", early_answer=text or "13", priority=float(number),
                 day=day_of(now_s), n_reviewers=1, asked_at_s=now_s - 60, author="worker", lease_s=900.0,

@@ -12,7 +12,7 @@ import pytest
 from suffice.console import people, sessions
 from suffice.console.app import MOUNTS
 from suffice.console.exchange import ALWAYS
-from suffice.console.table import Door
+from suffice.console.table import ConsoleEndpoint
 from suffice.errors import ConfigError
 from suffice.gateway.app import ENDPOINTS, App
 from suffice.server import serving
@@ -29,7 +29,7 @@ OPEN = {"/console/static/{version}/{name}", "/console/login"}
 PUBLIC = {"/healthz", "/readyz"}
 
 
-def concrete(door: Door) -> str:
+def concrete(door: ConsoleEndpoint) -> str:
     """A path as somebody asks for it."""
     return door.path.replace("{id}", "ep_1").replace("{version}", "0").replace("{name}", "console.css")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from suffice.assurance.forecast import Crossing, Forecast, Of
+from suffice.assurance.forecast import CrossingForecast, Forecast, Of
 from suffice.assurance.outlook import Alert, Outlook
 from suffice.review.incident import Incident, IncidentDecision
 from suffice.rollout.stages import Transition
 from suffice.store.database.views import reading
-from suffice.store.people.alerts import MOST, Raised, Told, after, read_told
+from suffice.store.people.alerts import MOST, OpenAlert, AlertLog, after, read_told
 from suffice.store.people.endings import ENDS
 from suffice.store.people.notices import READS
 from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
@@ -27,9 +27,9 @@ from suffice.store.rows.control_events import (
 )
 from suffice.store.rows.events import Event
 from suffice.store.rows.hold_events import IncidentDecided, IncidentOpened
-from suffice.store.rows.kill_events import KillSwitched, Switching
-from suffice.store.rows.rollout_events import Moved, RolloutMoved, RolloutUndone, Undoing
-from suffice.store.rows.serving_events import LogMissed, Missing, Refusal, VersionRefused
+from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
+from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved, RolloutUndone, RolloutUndo
+from suffice.store.rows.serving_events import LogMissed, LogOutage, VersionRefusal, VersionRefused
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.test_upkeep import append
@@ -56,7 +56,7 @@ def look(*alerts: Of, now: float | None = None, route: str = "math") -> RouteMon
     """A look at a route: what is forecast, and how much of a budget of 2 % is spent."""
     drop = None if now is None else Forecast(
         of="em_drop", limit=0.02, now=now, per_1000=0.0, ahead=now, ahead_low=0.0, ahead_high=0.03,
-        crossing=Crossing(earliest=None, expected=None, latest=None), alert=False, doubtful=False, reason="",
+        crossing=CrossingForecast(earliest=None, expected=None, latest=None), alert=False, doubtful=False, reason="",
     )  # fmt: skip
     return RouteMonitored(Outlook(
         route=route, at=9, epoch=1, since=0, confidence=0.95, cap_tokens=None, drop=drop, alerts=alerts,
@@ -89,7 +89,7 @@ def decided(name: str = "math:m1") -> IncidentDecided:
 
 
 def switch(on: bool, stamp: int = 1) -> KillSwitched:
-    return KillSwitched(Switching(on=on, reason="fire", stamp=stamp))
+    return KillSwitched(KillSwitchState(on=on, reason="fire", stamp=stamp))
 
 
 def moved(move: str, *, by: str = "evidence", stage: str = "canary", rollout: str = "r1") -> RolloutMoved:
@@ -97,19 +97,19 @@ def moved(move: str, *, by: str = "evidence", stage: str = "canary", rollout: st
         rollout=rollout, number=1, move=move, stage=stage, step=1, share=0.0,  # type: ignore[arg-type]
         audit_share=None, at=1, now_s=1.0, by=by, reason="why",
     )  # fmt: skip
-    return RolloutMoved(Moved(route="math", transition=step, author=by, reason="why"))
+    return RolloutMoved(RolloutMove(route="math", transition=step, author=by, reason="why"))
 
 
-UNDONE = RolloutUndone(Undoing(rollout="r1", route="math", author="ann", reason="worse"))
-REFUSED = VersionRefused(Refusal(route="math", number=6, fit="f", reason="cut off", serves="all runs in full"))
-MISSED = LogMissed(Missing(
+UNDONE = RolloutUndone(RolloutUndo(rollout="r1", route="math", author="ann", reason="worse"))
+REFUSED = VersionRefused(VersionRefusal(route="math", number=6, fit="f", reason="cut off", serves="all runs in full"))
+MISSED = LogMissed(LogOutage(
     gateway="g", since_s=1.0, until_s=9.0, reason="disk", after="the last good one", n_rows=0, n_dropped=0,
 ))  # fmt: skip
 
 
-def standing(*events: Event) -> list[Raised]:
+def standing(*events: Event) -> list[OpenAlert]:
     """What stands behind these rows, an hour and more apart: nothing is the same again."""
-    told = after(Told(repeat_s=HOUR_S), ((n, n * 4_000.0, event) for n, event in enumerate(events, 1)))
+    told = after(AlertLog(repeat_s=HOUR_S), ((n, n * 4_000.0, event) for n, event in enumerate(events, 1)))
     return [one for one in told.raised if one.over(len(events) * 4_000.0) is None]
 
 
@@ -140,7 +140,7 @@ def test_an_alert_stands_until_the_row_that_ends_it(
     before = [raised, *goes_on]
     for n in range(len(before)):
         assert 1 in [one.seq for one in standing(*before[: n + 1])], before[n]
-    told = after(Told(repeat_s=HOUR_S), ((n, n * 4_000.0, event) for n, event in enumerate([*before, ends], 1)))
+    told = after(AlertLog(repeat_s=HOUR_S), ((n, n * 4_000.0, event) for n, event in enumerate([*before, ends], 1)))
     over = told.raised[0].ended
     assert over is not None
     assert said in over.because
@@ -157,7 +157,7 @@ def test_failing_open_is_over_an_hour_that_told_of_no_more() -> None:
         return FailOpenHigh(FailedOpen(route="math", hour=hour, n_runs=100, n_degraded=9))
 
     rows = [(1, 10.5 * HOUR_S, high(10)), (2, 11.2 * HOUR_S, high(11))]
-    (one,) = after(Told(repeat_s=HOUR_S), rows).raised
+    (one,) = after(AlertLog(repeat_s=HOUR_S), rows).raised
     assert (one.n_again, one.over(11.9 * HOUR_S)) == (1, None)
     ended = one.over(12.0 * HOUR_S)
     assert ended is not None
@@ -166,9 +166,9 @@ def test_failing_open_is_over_an_hour_that_told_of_no_more() -> None:
 
 def test_what_comes_again_before_it_would_be_told_anew_stands_again() -> None:
     rows: list[tuple[int, float, Event]] = [(1, 0.0, look(now=0.019)), (2, 60.0, look(now=0.0))]
-    (one,) = after(Told(repeat_s=HOUR_S), rows).raised
+    (one,) = after(AlertLog(repeat_s=HOUR_S), rows).raised
     assert one.over(61.0) is not None
-    (one,) = after(Told(repeat_s=HOUR_S), [*rows, (3, 120.0, look(now=0.018))]).raised
+    (one,) = after(AlertLog(repeat_s=HOUR_S), [*rows, (3, 120.0, look(now=0.018))]).raised
     assert (one.n_again, one.over(121.0)) == (1, None)
 
 
@@ -180,7 +180,7 @@ def test_what_stands_is_remembered_longer_than_what_is_over() -> None:
     rows: list[tuple[int, float, Event]] = [(1, 1.0, incident("math:m1"))]
     for n in range(2, MOST + 2):
         rows += [(2 * n, 2.0 * n, incident(f"math:m{n}")), (2 * n + 1, 2.0 * n + 1, decided(f"math:m{n}"))]
-    told = after(Told(repeat_s=HOUR_S), rows)
+    told = after(AlertLog(repeat_s=HOUR_S), rows)
     assert len(told.raised) == MOST
     assert [one.seq for one in told.raised if one.ended is None] == [1]
 
@@ -189,14 +189,14 @@ def test_what_stands_is_remembered_longer_than_what_is_over() -> None:
 def test_reading_on_in_any_pieces_says_what_is_over_as_reading_at_once(tmp_path: Path, seed: int) -> None:
     rng, database = random.Random(seed), tmp_path / "log.db"
     append(database)
-    known = Told(repeat_s=HOUR_S)
+    known = AlertLog(repeat_s=HOUR_S)
     for n in range(12):
         append(database, *(anything(10 * n + k, rng) for k in range(4)), at_s=n * 900.0)
         if rng.random() < 0.5:
             with reading(database) as connection:
                 known = read_told(connection, known)
     with reading(database) as connection:
-        assert read_told(connection, known) == read_told(connection, Told(repeat_s=HOUR_S))
+        assert read_told(connection, known) == read_told(connection, AlertLog(repeat_s=HOUR_S))
     assert any(one.ended is None for one in known.raised)
 
 

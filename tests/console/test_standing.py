@@ -18,7 +18,7 @@ from suffice.store.routes.in_force import InForce
 from suffice.store.routes.phases import Phase, phase_of
 from suffice.store.rows.control_events import EpochBegan
 from suffice.store.rows.events import RequestEnded, RequestSeen
-from suffice.types import Epoch, EvidenceSummary, Publication, Spending
+from suffice.types import Epoch, EvidenceSummary, Publication, BudgetAccount
 from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.made import run
 from tests.control.test_upkeep import append
@@ -29,7 +29,7 @@ MADE = Publication(
     reason="x", author="w", evidence=EvidenceSummary(max_em_drop=0.02, confidence=0.95, n_missing=40),
 )  # fmt: skip
 ARM = replace(MADE, version="effort=low", fit="", level=1, n_levels=2, arm="effort=low")
-AVERAGE = replace(MADE, certified=False, spending=Spending(
+AVERAGE = replace(MADE, certified=False, spending=BudgetAccount(
     floor=2, affordable=9, n_audits=10, n_waiting=0, em_drop=0.01, max_em_drop=0.02, clipped=0.0,
 ))  # fmt: skip
 EFFORT = Route(upstream="up", effort="low", mode="enforce")

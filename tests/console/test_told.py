@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from suffice.assurance.estimate import Estimate
-from suffice.assurance.liking import Liking
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.liking import SatisfactionEffect
 from suffice.assurance.outlook import Outlook
 from suffice.console.words import is_rate, verdict
 from suffice.control.jobs.base import Worker
@@ -19,12 +19,12 @@ from suffice.control.jobs.notify import Notify
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events, reading
-from suffice.store.people.alerts import MOST, Told, after, read_told
+from suffice.store.people.alerts import MOST, AlertLog, after, read_told
 from suffice.store.people.notices import Notice
 from suffice.store.rows.advice_events import RouteMonitored
 from suffice.store.rows.control_events import AlarmRaised
 from suffice.store.rows.events import Event
-from suffice.store.rows.kill_events import KillSwitched, Switching
+from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
 from suffice.types import Alarm
 from tests.console.made import HOSTILE, fill
 from tests.console.visitor import Visitor, people_of, settings_in, site
@@ -38,7 +38,7 @@ def alarm(epoch: int, reason: str = "signals moved", route: str = "math") -> Ala
 
 
 def killed(stamp: int) -> KillSwitched:
-    return KillSwitched(Switching(on=True, reason="fire", stamp=stamp))
+    return KillSwitched(KillSwitchState(on=True, reason="fire", stamp=stamp))
 
 
 @dataclass
@@ -171,20 +171,20 @@ def test_the_first_page_shows_alerts_of_a_day_and_their_page_all_of_them(tmp_pat
 def test_reading_on_says_what_reading_anew_says_and_forgets_the_oldest(tmp_path: Path) -> None:
     database = tmp_path / "log.db"
     append(database)
-    known = Told(repeat_s=HOUR_S)
+    known = AlertLog(repeat_s=HOUR_S)
     for number in range(30):
         append(database, alarm(number, route=f"r{number % 3}"), killed(number), at_s=number * 400.0)
         with reading(database) as connection:
             known = read_told(connection, known)
             assert read_told(connection, known) is known
     with reading(database) as connection:
-        assert read_told(connection, Told(repeat_s=HOUR_S)) == known
+        assert read_told(connection, AlertLog(repeat_s=HOUR_S)) == known
     drifts = [one for one in known.raised if one.notice.kind == "drift"]
     assert sum(1 + one.n_again for one in drifts) == 30
     assert all(one.latest_at_s - one.at_s < HOUR_S for one in drifts)
     rows = [(one.seq, one.at_s, one.event) for one in read_events(database)]
-    assert after(Told(repeat_s=HOUR_S), rows).raised == known.raised
-    many = after(Told(repeat_s=HOUR_S), ((n, n * 1.0, killed(n)) for n in range(1, MOST + 50)))
+    assert after(AlertLog(repeat_s=HOUR_S), rows).raised == known.raised
+    many = after(AlertLog(repeat_s=HOUR_S), ((n, n * 1.0, killed(n)) for n in range(1, MOST + 50)))
     assert [one.seq for one in many.raised] == list(range(50, MOST + 50))
     assert set(many.of) == set(range(50, MOST + 50))
 
@@ -192,18 +192,18 @@ def test_reading_on_says_what_reading_anew_says_and_forgets_the_oldest(tmp_path:
 # ---- what people say -------------------------------------------------------------------------------
 
 
-def liking(effect: Estimate | None = None, **changes: Any) -> Liking:
+def liking(effect: IntervalEstimate | None = None, **changes: Any) -> SatisfactionEffect:
     fields: dict[str, Any] = {
         "measure": "satisfaction", "better": "higher", "query_class": None, "version": None, "n_runs": 900,
-        "n_heard": 120, "everybody": Estimate(value=0.71, low=0.66, high=0.76, n=120, method="m"),
-        "full": Estimate(value=0.74, low=0.6, high=0.8, n=40, method="m"), "stopped": None, "effect": effect,
+        "n_heard": 120, "everybody": IntervalEstimate(value=0.71, low=0.66, high=0.76, n=120, method="m"),
+        "full": IntervalEstimate(value=0.74, low=0.6, high=0.8, n=40, method="m"), "stopped": None, "effect": effect,
         "rated_audits": 0.2, "rated_stopped": 0.19,
     }  # fmt: skip
-    return Liking(**fields | changes)
+    return SatisfactionEffect(**fields | changes)
 
 
-def effect(low: float, high: float) -> Estimate:
-    return Estimate(value=(low + high) / 2, low=low, high=high, n=55, method="paired")
+def effect(low: float, high: float) -> IntervalEstimate:
+    return IntervalEstimate(value=(low + high) / 2, low=low, high=high, n=55, method="paired")
 
 
 @pytest.mark.parametrize(("one", "said"), [
@@ -211,7 +211,7 @@ def effect(low: float, high: float) -> Estimate:
     (liking(effect(0.05, 0.2), better="lower", measure="regenerated"), "worse"), (liking(), ""),
     (liking(effect(-0.2, -0.05), better="lower"), "better"),
 ])  # fmt: skip
-def test_a_difference_is_called_one_only_where_its_interval_says_so(one: Liking, said: str) -> None:
+def test_a_difference_is_called_one_only_where_its_interval_says_so(one: SatisfactionEffect, said: str) -> None:
     assert verdict(one) == said
     assert is_rate(one)
     assert not is_rate(liking(measure="seconds to read"))

@@ -26,7 +26,7 @@ from suffice.types import (
     Publication,
     Request,
     Resumption,
-    Spending,
+    BudgetAccount,
     Usage,
 )
 from suffice.wiring import build_route, kill_file
@@ -200,7 +200,7 @@ def _publication(made: Made, name: str, number: int, epoch: int, rng: random.Ran
             n_audits=n, n_lost=n_lost, n_disagreeing=rng.randint(n_lost, 9), confidence=rng.choice([0.95, 0.95, 0.9]),
             max_em_drop=route.max_em_drop if rng.random() < 0.8 else 0.2, window_start=1.0, window_end=n + 1.0,
         ),
-        spending=Spending(
+        spending=BudgetAccount(
             floor=rng.randint(0, level), affordable=2, n_audits=9, n_waiting=0, em_drop=0.01, max_em_drop=0.02,
             clipped=0.0,
         ) if spends else None,

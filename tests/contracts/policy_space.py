@@ -10,7 +10,7 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.model.artefact import Cost, StopModel, Trained
+from suffice.model.artefact import StepCost, StopModel, TrainingRecord
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.model.trees import LEAF, Tree, Trees
@@ -75,7 +75,7 @@ def models() -> tuple[dict[str, Any], ...]:
     one = StopModel(
         features=("logit(confidence)", "unknown(confidence)"),
         suffices=Ensemble((Linear((1.0, -9.0), -1.0),)),
-        trained=Trained(n_episodes=9, n_questions=3, digest="", target="suffices", seed=0),
+        trained=TrainingRecord(n_episodes=9, n_questions=3, digest="", target="suffices", seed=0),
     )
     stump = Tree((1, LEAF, LEAF), (0.5, 0.0, 0.0), (1, 0, 0), (2, 0, 0), (0.0, -2.0, 2.0))
     fallen = Tree((1, LEAF, LEAF), (0.2, 0.0, 0.0), (1, 0, 0), (2, 0, 0), (0.0, 2.0, -2.0))
@@ -84,8 +84,8 @@ def models() -> tuple[dict[str, Any], ...]:
         suffices=Ensemble((Linear((1.0, 2.0, -1.0, -1.0, 0.5), -1.0), Trees(0.5, (stump, stump)))),
         hopeless=Ensemble((Trees(0.5, (fallen,)),)),
         classes=(("hard", 0.2),),
-        cost=Cost(0.5, 10.0),
-        trained=Trained(n_episodes=9, n_questions=3, digest="", target="as-good", seed=0),
+        cost=StepCost(0.5, 10.0),
+        trained=TrainingRecord(n_episodes=9, n_questions=3, digest="", target="as-good", seed=0),
     )
     return one.plain(), several.plain()
 

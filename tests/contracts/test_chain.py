@@ -20,7 +20,7 @@ from suffice.store.audit.personal import PARTS, WORDS, split, without
 from suffice.store.audit.verify import verify
 from suffice.store.database import schema
 from suffice.store.people.audit_view import latest
-from suffice.store.rows.audit_events import Erased, Erasure
+from suffice.store.rows.audit_events import WordsErased, Erasure
 from suffice.store.rows.events import EVENTS, UNCHAINED, Event, decode, to_row
 from tests.contracts.test_events import records, values
 from tests.house.tree import ROOT
@@ -98,7 +98,7 @@ def test_without_its_words_an_event_is_one_of_its_kind_and_the_chain_holds(
             assert not verify(log).ok, "nobody may erase in silence"
             log.execute("BEGIN IMMEDIATE")
         told = Erasure(erasure_id="x", number=1, author="a", reason="r", what="w", parts=PARTS, n_rows=1, chained=(1,))
-        appender.add(to_row(Erased(told)), 3.0)
+        appender.add(to_row(WordsErased(told)), 3.0)
         log.execute("COMMIT")
         assert verify(log).ok
 

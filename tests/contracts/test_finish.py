@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from suffice.settings import FinishMethod
-from suffice.testing import Chain, Reply, cut, split_bytes, stall_after
+from suffice.testing import ScriptedThought, Reply, cut, split_bytes, stall_after
 from suffice.upstream.drivers import DRIVERS
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, served
@@ -96,7 +96,7 @@ def setup(way: Way, where: Where, *, slots: int = 1, **route: Any) -> dict[str, 
     }  # fmt: skip
 
 
-def model(where: Where, way: Way, **reply: Any) -> Chain:
+def model(where: Where, way: Way, **reply: Any) -> ScriptedThought:
     """The chain; its first run falls silent behind its thought, so that nothing is on its way at the stop.
 
     Where the engine itself cuts the thought, the silence is in its last step, and the cut ends it.
@@ -105,7 +105,7 @@ def model(where: Where, way: Way, **reply: Any) -> Chain:
     # The opening tag that a model writes itself is a token of the thought.
     n_tokens = N_THOUGHT - native + (where == "inline")
     silent = stall_after(n_tokens, 30.0 if native else 3.0, until_cut=native)
-    return Chain(STEPS, "5 dear", reply=Reply(**WHERE[where], faults=(silent,), **reply))
+    return ScriptedThought(STEPS, "5 dear", reply=Reply(**WHERE[where], faults=(silent,), **reply))
 
 
 def parts(answer: Answer, where: Where) -> tuple[str, str]:
@@ -227,7 +227,7 @@ def test_any_thought_in_any_pieces_is_closed_without_a_seam(
     whole = "".join(text for text, _ in steps)
     n_thought = len([t for text, _ in steps for t in cut(text)]) + (where == "inline")
     reply = Reply(**WHERE[where], faults=(stall_after(n_thought, 3.0), split_bytes(size)))
-    chain = Chain(steps, "5 dear", reply=reply)
+    chain = ScriptedThought(steps, "5 dear", reply=reply)
 
     async def go() -> None:
         setting = setup(way, where, slots=slots, scorer="text", probe={"max_tokens": 16})

@@ -19,7 +19,7 @@ from prometheus_client import generate_latest
 
 from suffice.assurance.runs import Match
 from suffice.cli.seeing.status import RouteStatus, _print_json, _print_route, read_statuses
-from suffice.console.look import Look, window_of
+from suffice.console.look import ViewContext, window_of
 from suffice.console.views.standing import standings
 from suffice.gateway.context import Gateway
 from suffice.gateway.follow import Follower
@@ -109,7 +109,7 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
     statuses = {one.report.route: one for one in read_statuses(made.path, made.settings, None)}
     assert statuses.keys() == made.settings.routes.keys()
     with reading(made.path) as connection:
-        look = Look(
+        look = ViewContext(
             connection=connection, settings=made.settings, path=made.path, now_s=2_000_000_000.0,
             monotonic_s=lambda: 0.0, killed=made.killed,
         )  # fmt: skip

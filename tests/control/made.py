@@ -16,7 +16,7 @@ from suffice.control.jobs.base import Job, Worker
 from suffice.control.loop.certify import RouteLoop
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.routes.in_force import InForce
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
@@ -68,9 +68,9 @@ def run(
     return Request(**(known | changes)), replace(outcome, **ends)
 
 
-def rows(events: Iterable[Event], *, first: int = 1, second_s: float = 1.0) -> list[Stored]:
+def rows(events: Iterable[Event], *, first: int = 1, second_s: float = 1.0) -> list[StoredEvent]:
     """The events as a log keeps them, one a second."""
-    return [Stored(seq=seq, at_s=seq * second_s, event=event) for seq, event in enumerate(events, first)]
+    return [StoredEvent(seq=seq, at_s=seq * second_s, event=event) for seq, event in enumerate(events, first)]
 
 
 def traffic(n: int, seed: int = 0, *, first: int = 0, **options: Any) -> list[Event]:
@@ -110,7 +110,7 @@ class Story:
     def published(self) -> list[Publication]:
         return [event.publication for event in self.decided if isinstance(event, PolicyPublished)]
 
-    def feed(self, stored: Iterable[Stored]) -> Story:
+    def feed(self, stored: Iterable[StoredEvent]) -> Story:
         for one in stored:
             self._take(self.loop.feed(one))
         return self

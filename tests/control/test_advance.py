@@ -14,11 +14,11 @@ import msgspec
 import pytest
 
 from suffice.assurance.runs import Match
-from suffice.control.compare.looking import Look, Looked, plain_route, standing_of
+from suffice.control.compare.looking import RolloutAssessor, Assessment, plain_route, standing_of
 from suffice.control.jobs.advance import Advance
-from suffice.review.decide import Wanted
+from suffice.review.decide import OverrideForm
 from suffice.rollout.rules import Rules, rules_of
-from suffice.rollout.versions import Lineage, make_version
+from suffice.rollout.versions import VersionLineage, make_version
 from suffice.settings import Control, Rollout, Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import reading
@@ -26,7 +26,7 @@ from suffice.store.people.deciding import open_incident, set_override
 from suffice.store.routes import rollouts
 from suffice.store.routes.epochs import label_requests
 from suffice.store.routes.in_force import NOTHING
-from suffice.store.routes.rollouts import Held, read_rollouts
+from suffice.store.routes.rollouts import RolloutRun, read_rollouts
 from suffice.store.rows.control_events import EnforcementPaused, EpochBegan
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import ArmDraw, Epoch, Pause, Query
@@ -47,7 +47,7 @@ def matches(_: Route) -> Any:
     yield match
 
 
-def standing(connection: sqlite3.Connection, world: World) -> Looked:
+def standing(connection: sqlite3.Connection, world: World) -> Assessment:
     """What whoever asks is told."""
     return standing_of(connection, world.held, ROUTE, Control(), matches, secret=SECRET, now_s=1_000.0)
 
@@ -60,10 +60,10 @@ class World:
         self.writer = Decisions.open(path, now=lambda: 1_000.0, monotonic_s=lambda: 0.0)
         self.n = 0
 
-    def begin(self, policy: dict[str, Any], rules: Rules = RULES) -> Held:
+    def begin(self, policy: dict[str, Any], rules: Rules = RULES) -> RolloutRun:
         version = make_version(
             "policy", policy, kind="samples", scorer="number", model_family=None,
-            lineage=Lineage(parent=None, proposed_by="person:ann", why="saves more"),
+            lineage=VersionLineage(parent=None, proposed_by="person:ann", why="saves more"),
         )  # fmt: skip
         one = rollouts.own_candidate(
             read_rollouts(self.path), version, route="r", own=rollouts.own_version(ROUTE)
@@ -109,7 +109,7 @@ class World:
         assert not isinstance(moved, str), moved
 
     @property
-    def held(self) -> Held:
+    def held(self) -> RolloutRun:
         return read_rollouts(self.path)[-1]
 
     def job(self, route: Route = ROUTE) -> Advance:
@@ -248,7 +248,7 @@ def complained(world: World) -> None:
 
 
 def overridden(world: World) -> None:
-    wanted = Wanted(kind="observe", reason="exams", author="ann", days=1.0)
+    wanted = OverrideForm(kind="observe", reason="exams", author="ann", days=1.0)
     found = set_override(world.writer, "r", ROUTE, wanted, now_s=1_000.0)
     assert not isinstance(found, str), found
 
@@ -307,7 +307,7 @@ def test_live_labels_that_look_better_over_all_and_are_worse_in_each_class_withh
 def test_whoever_goes_on_looking_reads_only_what_is_new_and_finds_what_a_new_reader_finds(world: World) -> None:
     world.begin({"policy": "fixed-rounds", "max_steps": 1})
     with matches(ROUTE) as match, reading(world.path) as connection:
-        kept = Look.at(connection, world.held, plain_route(ROUTE, match), Control(), secret=SECRET)
+        kept = RolloutAssessor.at(connection, world.held, plain_route(ROUTE, match), Control(), secret=SECRET)
     for _ in range(4):
         world.audits(30, p_right=0.97)
         read_to, asked = kept.gathering.seq, list[str]()

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.control.evidence.pairing import Pairing, is_pair
+from suffice.control.evidence.pairing import AuditPairs, is_pair
 from suffice.control.loop.armed import MOST_KEPT, ArmLoop
 from suffice.learn.effort import WINDOW
 from suffice.settings import Route
@@ -214,7 +214,7 @@ def test_a_scorer_is_asked_once_for_the_same_two_answers() -> None:
         return answer == gold
 
     here = armed().feed(rows(pairs(30, lost_each=1)))
-    pairing = Pairing(match=match)
+    pairing = AuditPairs(match=match)
     assert pairing.pairs(here.loop.audits, timeout=0) == pairing.pairs(here.loop.audits, timeout=0)
     assert sorted(set(asked)) == sorted(asked)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.control.jobs.base import Report, Worker
+from suffice.control.jobs.base import JobReport, Worker
 from suffice.settings import Settings, parse
 from suffice.store.routes.advice import newest_arm
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
@@ -52,7 +52,7 @@ def pairs(n: int, *, first: int = 0, lost_each: int = 0, labelled: bool = True, 
     return events
 
 
-def only(here: Worker) -> Report:
+def only(here: Worker) -> JobReport:
     """What became of the one route; asked as by a worker that has just begun."""
     return report_of(here, "tune", anew=True)
 

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.errors import ConfigError
 from suffice.gateway.in_force import fits
-from suffice.review.guarantee import Standing, guarantee_of
+from suffice.review.guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Settings, parse
 from suffice.store.routes.phases import phase_of
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
-from suffice.types import Spending
+from suffice.types import BudgetAccount
 from suffice.wiring import build_route, check
 from tests.control.made import ROUTE, Story, began, rows, story, traffic
 from tests.control.test_story import CONTROL as LIVE_CONTROL
@@ -84,7 +84,7 @@ def test_people_read_what_is_kept_and_what_is_not_promised(whole: Story) -> None
     phase = phase_of(whole.loop.held)
     assert phase.phase == "budgeted"
     held = whole.loop.held
-    said = guarantee_of(Standing(
+    said = guarantee_of(GuaranteeInputs(
         name="r", settings=msgspec.structs.replace(BUDGETED, mode="enforce"), epoch=held.epoch,
         publication=held.publication,
     )).sentence  # fmt: skip
@@ -114,7 +114,7 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
     async with served(tmp_path, Model(), route=LIVE_ROUTE | {"promise": "budgeted"}) as g:
         settings = settings_of(g)
         made = await certified(g, settings)
-        account = Spending(
+        account = BudgetAccount(
             floor=made.level - 1, affordable=made.level, n_audits=900, n_waiting=3, em_drop=0.1, max_em_drop=0.12,
             clipped=2.5,
         )  # fmt: skip

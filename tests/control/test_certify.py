@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from suffice.control.evidence.fitting import read_back
-from suffice.control.evidence.resolution import Diverged
+from suffice.control.evidence.resolution import ReplayMismatch
 from suffice.control.loop.certify import RouteLoop
 from suffice.errors import ConfigError
 from suffice.learn.keeper import KEPT_BEFORE
@@ -89,7 +89,7 @@ def test_a_row_that_is_read_twice_counts_once(whole: Story) -> None:
 @pytest.mark.parametrize("change", [{"level": 7}, {"fit": "v-000000000000"}, {"at": BURST + 20}])
 def test_a_log_that_says_otherwise_is_not_built_on(whole: Story, change: dict[str, Any]) -> None:
     wrong = [replace(whole.published[0], **change), *whole.published[1:]]
-    with pytest.raises((Diverged, ConfigError)):
+    with pytest.raises((ReplayMismatch, ConfigError)):
         story(expected=wrong, artefacts=whole.artefacts).feed(rows(traffic(LONG))).settle()
 
 

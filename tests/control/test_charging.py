@@ -10,9 +10,9 @@ import pytest
 
 from suffice.assurance.fidelity import measured
 from suffice.assurance.judge import CHARGE_CONFIDENCE
-from suffice.control.evidence.audits import Audit, Said, verdicts
-from suffice.control.evidence.grades import Told, graded, told_of
-from suffice.control.loop.charging import MOST_SHARE, Charging
+from suffice.control.evidence.audits import Audit, GivenLabel, verdicts
+from suffice.control.evidence.grades import JudgeGrades, graded, told_of
+from suffice.control.loop.charging import MOST_SHARE, JudgeCharge
 from suffice.settings import Judge
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback
@@ -30,13 +30,13 @@ def audit(number: int, *words: Feedback) -> Audit:
     """A full run that answered 4 where its stop would have said 7, and what was said of it."""
     request, outcome = run(number, random.Random(number))
     outcome = replace(outcome, answer="4", would_answer="7", stop_step=1)
-    said = tuple(Said(number * 10 + at, word) for at, word in enumerate(words))
+    said = tuple(GivenLabel(number * 10 + at, word) for at, word in enumerate(words))
     return Audit(seq=number, at=number, ended_at_s=0.0, episode=Episode(request=request, outcome=outcome), labels=said)
 
 
 def judge(number: int, *, right: bool = True, counts: bool = True, model: str = MODEL, sender: str = "") -> Feedback:
     """What the judge said: that the full run is right and the stop is not, or the other way round."""
-    told = Told(full=1.0 if right else -1.0, stopped=-1.0 if right else 1.0)
+    told = JudgeGrades(full=1.0 if right else -1.0, stopped=-1.0 if right else 1.0)
     return replace(told.as_feedback(audit(number), model, counts=counts), sender=sender)
 
 
@@ -44,8 +44,8 @@ def person(number: int, *, gold: str = "4", source: str = "reviewer", sender: st
     return Feedback(feedback_id=f"p{number}", episode_id=f"ep_{number:05}", gold=gold, source=source, sender=sender)
 
 
-def looked(*audits: Audit, model: str | None = MODEL, callers: frozenset[str] = frozenset()) -> Charging:
-    here = Charging(model=model, match=same)
+def looked(*audits: Audit, model: str | None = MODEL, callers: frozenset[str] = frozenset()) -> JudgeCharge:
+    here = JudgeCharge(model=model, match=same)
     here.look(audits, BUDGET, callers)
     return here
 
@@ -92,7 +92,7 @@ def test_a_route_without_a_judge_hears_none_and_other_judges_are_not_its_own() -
 def test_who_writes_as_the_judge_over_http_is_nobody() -> None:
     forged = judge(1, sender="0123456789abcdef")
     assert told_of(forged, MODEL) is None
-    assert graded([Said(1, forged)], MODEL) is None
+    assert graded([GivenLabel(1, forged)], MODEL) is None
     assert told_of(replace(judge(1), comment="no json"), MODEL) is None
     assert told_of(replace(judge(1), comment=None), MODEL) is None
 
@@ -120,7 +120,7 @@ def told(*, with_people: bool) -> list[Event]:
             continue
         by_person = with_people and number % 2 == 0
         item = Audit(seq=0, at=0, ended_at_s=0.0, episode=Episode(request=request, outcome=outcome))
-        grade = Told(full=-1.0, stopped=-1.0).as_feedback(item, MODEL, counts=not by_person)
+        grade = JudgeGrades(full=-1.0, stopped=-1.0).as_feedback(item, MODEL, counts=not by_person)
         events.append(FeedbackGiven(grade))
         if by_person:
             events.append(FeedbackGiven(person(number, gold="1000")))

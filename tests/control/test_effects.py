@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from suffice.control.people.effects import what_it_changed
-from suffice.review.effect import Effect, Look
-from suffice.review.items import Said
+from suffice.review.effect import Effect, LabelEffect
+from suffice.review.items import VerdictForm
 from suffice.review.queue import Submission
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
@@ -60,7 +60,7 @@ def changed(folder: Path, name: str, route: Route = ROUTE) -> Effect:
     return found
 
 
-def submitted(writer: Decisions, said: Said) -> Submission:
+def submitted(writer: Decisions, said: VerdictForm) -> Submission:
     found = submit_verdict(writer, said, now_s=Clock().now_s + 5)
     assert isinstance(found, Submission), found
     return found
@@ -75,7 +75,7 @@ def test_a_verdict_on_a_disagreement_takes_a_pending_loss_away(folder: Path) -> 
         before = changed(folder, lease.item)
         assert (before.label, before.said) == (None, "no label has come of it yet, so nothing has changed")
         assert before.before == before.after
-        submitted(writer, Said(item=lease.item, reviewer="ann", full_right=False, early_right=True))
+        submitted(writer, VerdictForm(item=lease.item, reviewer="ann", full_right=False, early_right=True))
     after = changed(folder, lease.item)
     assert after.label is not None
     assert after.before == before.after
@@ -97,7 +97,7 @@ def test_what_is_counted_is_what_the_worker_then_finds(folder: Path) -> None:
     assert len(names) > 3
     with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         for name in names:
-            submitted(writer, Said(item=name, reviewer="ann", full_right=True, early_right=True))
+            submitted(writer, VerdictForm(item=name, reviewer="ann", full_right=True, early_right=True))
     counted = changed(folder, names[-1])
     fill(folder, traffic(CONTROL.tick_requests, seed=9, first=10_000, sure=True))
     with worker(settings_for(folder)) as here:
@@ -116,7 +116,7 @@ def test_a_verdict_on_a_random_item_moves_the_estimate_of_em(folder: Path) -> No
     with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         for number, name in enumerate(drawing.drawn):
             two = queue.places[name].item.shows == "both"
-            last = submitted(writer, Said(
+            last = submitted(writer, VerdictForm(
                 item=name, reviewer="ann", full_right=number % 2 == 0, early_right=False if two else None
             ))  # fmt: skip
             assert last.label is not None
@@ -136,7 +136,7 @@ def test_a_route_with_its_owners_policy_counts_what_that_asked_for(tmp_path: Pat
     with Decisions.open(tmp_path / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         ask(writer, item("ep_00003"))
         before = changed(tmp_path, "ep_00003", OWN)
-        submitted(writer, Said(item="ep_00003", reviewer="ann", full_right=False, early_right=False))
+        submitted(writer, VerdictForm(item="ep_00003", reviewer="ann", full_right=False, early_right=False))
     after = changed(tmp_path, "ep_00003", OWN)
     assert changed(tmp_path, "ep_00003").waits, "a route that learns has learned nothing here"
     assert not after.waits
@@ -145,7 +145,7 @@ def test_a_route_with_its_owners_policy_counts_what_that_asked_for(tmp_path: Pat
 
 
 def test_an_effect_in_words() -> None:
-    look = Look(n_audits=10, n_pending=3, level=1, n_missing=None, em=None)
+    look = LabelEffect(n_audits=10, n_pending=3, level=1, n_missing=None, em=None)
     same = Effect(
         item="a", route="r", label=None, before=look, after=look, level_in_force=1, is_drawn=False, in_window=True
     )

@@ -16,16 +16,16 @@ from suffice.control.compare.shown import OfRoute
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.fitting import read_back
 from suffice.errors import ConfigError
-from suffice.rollout.experiment import Arm, Units, draw
+from suffice.rollout.experiment import Arm, UnitIds, draw
 from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
 from suffice.rollout.results import Material
 from suffice.settings import Settings, Store, parse
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import reading
-from suffice.store.routes.experiments import Held, read_experiments, start, stop
+from suffice.store.routes.experiments import ExperimentRun, read_experiments, start, stop
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.experiment_events import Begun
+from suffice.store.rows.experiment_events import ExperimentStart
 from suffice.types import Episode, Feedback, Outcome, Request, Usage
 from tests.control.made import ROUTE, rows, run, traffic
 from tests.control.made import story as certify
@@ -56,7 +56,7 @@ class Story:
 
     folder: Path
     settings: Settings
-    held: Held
+    held: ExperimentRun
     rng: random.Random = field(default_factory=lambda: random.Random(1))
     n: int = 0
 
@@ -73,7 +73,7 @@ class Story:
     def request(self, of: str, *, audit: bool = False, **changes: Any) -> tuple[Request, Outcome]:
         """A run of a unit in the arm that it draws, as a gateway would have served it."""
         self.n += 1
-        arms = draw([self.held.experiment], route="r", units=Units(request=of), salt="s")
+        arms = draw([self.held.experiment], route="r", units=UnitIds(request=of), salt="s")
         request, outcome = run(self.n, self.rng, audit=audit, propensity=0.1 if audit else 0.9, **changes)
         request = replace(request, arms=arms)
         if arms and arms[0].arm == "brisk" and not audit:
@@ -100,7 +100,7 @@ def story(folder: Path, **changes: Any) -> Story:
     given = settings(**changes)
     with Decisions.open(folder / "a.db", now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
         begun = start(writer, "e", given.experiments["e"], author="a", reason="r")
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, ExperimentStart)
     return Story(folder, given, read_experiments(folder / "a.db")[0])
 
 
@@ -113,7 +113,7 @@ def of(arm: str, told: Story) -> Iterator[str]:
     """Units that draw this arm."""
     for number in range(10_000):
         unit = f"{arm}-{number}"
-        if draw([told.held.experiment], route="r", units=Units(request=unit), salt="s")[0].arm == arm:
+        if draw([told.held.experiment], route="r", units=UnitIds(request=unit), salt="s")[0].arm == arm:
             yield unit
 
 
@@ -316,7 +316,7 @@ def test_what_a_unit_says_after_the_weights_changed_does_not_count(told: Story) 
     arms = {"full": {"full": True}, "brisk": {"policy": BRISK, "weight": 9.0}}
     given = settings(arms=arms).experiments["e"]
     with Decisions.open(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
-        assert isinstance(start(writer, "e", given, author="a", reason="r"), Begun)
+        assert isinstance(start(writer, "e", given, author="a", reason="r"), ExperimentStart)
     told.held = read_experiments(told.path)[0]
     told.ran(early, Feedback(feedback_id="a", rating=5))
     told.ran(late, Feedback(feedback_id="b", rating=1))

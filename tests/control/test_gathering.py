@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.sampling import Unkept
-from suffice.control.compare.gathering import Both, Gathering, Witness
+from suffice.control.compare.gathering import Both, EvidenceFold, Witness
 from suffice.control.evidence.audits import Audit
 from suffice.rollout import stages
-from suffice.rollout.evidence import Evidence
-from suffice.rollout.results import Shown
+from suffice.rollout.evidence import RolloutEvidence
+from suffice.rollout.results import ArmEvidence
 from suffice.rollout.rules import Rules
-from suffice.store.database.log import Stored
-from suffice.store.routes.rollouts import Held
+from suffice.store.database.log import StoredEvent
+from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.store.rows.rollout_events import Moved, RolloutMoved
-from suffice.store.rows.sampling_events import Counted, RequestsCounted
+from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved
+from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
 from suffice.types import ArmDraw, Query
 from tests.control.made import label, rows, run
 
@@ -30,13 +30,13 @@ RULES = Rules(least_stage_s=0.0, warmup_requests=3, warmup_s=0.0)
 PROPERTY = settings(max_examples=25, derandomize=True, deadline=None)
 
 
-def held() -> Held:
+def held() -> RolloutRun:
     state = stages.begin("r-1", route="r", candidate="pv-c", in_force="pv-f", follows=0, at=0, now_s=0.0, rules=RULES)
-    return Held(state=state, first=state, number=1, seq=0, author="ann", reason="x", rules=RULES)
+    return RolloutRun(state=state, first=state, number=1, seq=0, author="ann", reason="x", rules=RULES)
 
 
-def gathering() -> Gathering:
-    return Gathering(held=held(), match=lambda answer, gold: answer == gold, probes=False)
+def gathering() -> EvidenceFold:
+    return EvidenceFold(held=held(), match=lambda answer, gold: answer == gold, probes=False)
 
 
 def replay(witnesses: Sequence[Witness]) -> list[Both | None]:
@@ -44,7 +44,7 @@ def replay(witnesses: Sequence[Witness]) -> list[Both | None]:
     found = list[Both | None]()
     for one in witnesses:
         steps = one.audit.episode.outcome.steps
-        first, second = (Shown(answer=step.answer, right=None, tokens=float(step.tokens)) for step in steps[:2])
+        first, second = (ArmEvidence(answer=step.answer, right=None, tokens=float(step.tokens)) for step in steps[:2])
         found.append(None if hash_of(one.audit) == 0 else Both(candidate=first, in_force=second))
     return found
 
@@ -54,11 +54,11 @@ def hash_of(audit: Audit) -> int:
 
 
 def judge(
-    audits: Sequence[Audit], shown: dict[str, dict[str, Shown]], callers: set[str]
-) -> dict[str, dict[str, Shown]]:
+    audits: Sequence[Audit], shown: dict[str, dict[str, ArmEvidence]], callers: set[str]
+) -> dict[str, dict[str, ArmEvidence]]:
     """The latest gold of each audit; who asked the model does not count."""
     assert all(len({one.answer for one in shown[audit.id].values()}) > 1 for audit in audits), "of those that differ"
-    found = dict[str, dict[str, Shown]]()
+    found = dict[str, dict[str, ArmEvidence]]()
     for audit in audits:
         gold = [one.feedback.gold for one in audit.labels if one.feedback.gold and one.feedback.sender not in callers]
         if gold:
@@ -68,11 +68,11 @@ def judge(
     return found
 
 
-def see(one: Gathering) -> Evidence:
+def see(one: EvidenceFold) -> RolloutEvidence:
     return one.evidence(replay, judge)
 
 
-def made(seed: int, n: int) -> list[Stored]:
+def made(seed: int, n: int) -> list[StoredEvent]:
     """A log of a rollout: audits and live runs of two classes, words of all kinds early and late, and its steps."""
     rng, events, later = random.Random(seed), list[Event](), list[tuple[int, Event]]()
     state = held().first
@@ -80,7 +80,7 @@ def made(seed: int, n: int) -> list[Stored]:
         if number in (n // 5, n // 2):
             move = stages.promote(state, RULES, by="person:ann", reason="go", at=number, now_s=0.0)
             state = state.after(move)
-            events.append(RolloutMoved(Moved(route="r", author="ann", reason="go", transition=move)))
+            events.append(RolloutMoved(RolloutMove(route="r", author="ann", reason="go", transition=move)))
         audit = rng.random() < 0.5
         arms: tuple[ArmDraw, ...] = ()
         if not audit and state.share:
@@ -126,7 +126,7 @@ def test_the_made_up_log_holds_everything_that_is_compared() -> None:
     assert [cell.query_class for cell in found.labelled] == ["easy", "hard"]
 
 
-def fed(events: Sequence[Event], one: Gathering | None = None, *, first: int = 1) -> Gathering:
+def fed(events: Sequence[Event], one: EvidenceFold | None = None, *, first: int = 1) -> EvidenceFold:
     one = one or gathering()
     for stored in rows(events, first=first):
         one.feed(stored)
@@ -163,7 +163,7 @@ def test_requests_without_rows_are_part_of_the_traffic() -> None:
         Unkept(query_class="hard", version="", ungoverned="", n=30, ends=(("done", 30),)),
         Unkept(query_class="", version="", ungoverned="tools", n=5, ends=(("done", 5),)),
     )  # fmt: skip
-    counted = Counted(count_id="c-1", route="r", n_requests=35, n_governed=30, cells=cells)
+    counted = RequestCount(count_id="c-1", route="r", n_requests=35, n_governed=30, cells=cells)
     one = fed([RequestsCounted(counted), RequestsCounted(replace(counted, route="other")), *two_answers(1)])
     assert (one.n, see(one).traffic, see(one).n_audits) == (31, (("", 1), ("hard", 30)), 1)
 
@@ -187,7 +187,7 @@ def live(number: int, arm: str, unit: str, **changes: Any) -> list[Event]:
 
 def promoted(at: int) -> RolloutMoved:
     move = stages.promote(held().first, RULES, by="person:ann", reason="go", at=at, now_s=0.0)
-    return RolloutMoved(Moved(route="r", author="ann", reason="go", transition=move))
+    return RolloutMoved(RolloutMove(route="r", author="ann", reason="go", transition=move))
 
 
 def test_live_runs_count_when_the_warm_up_of_their_step_is_over_and_a_unit_once() -> None:

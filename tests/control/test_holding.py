@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.review.decide import Wanted
+from suffice.review.decide import OverrideForm
 from suffice.review.holds import NO_HOLDS, RouteHolds
 from suffice.review.incident import IncidentDecision
 from suffice.review.override import Override
@@ -110,7 +110,7 @@ def test_the_job_follows_what_is_held(tmp_path: Path) -> None:
     with worker(settings) as here:
         assert here.once("certify")
         with Decisions.open(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
-            wanted = Wanted(kind="budget", reason="exams", author="ann", days=1.0, max_em_drop=0.02)
+            wanted = OverrideForm(kind="budget", reason="exams", author="ann", days=1.0, max_em_drop=0.02)
             found = set_override(writer, "r", settings.routes["r"], wanted, now_s=2.0)
             assert isinstance(found, Override)
         assert here.once("certify")
@@ -123,7 +123,7 @@ def test_a_cold_start_under_a_smaller_budget_keeps_its_burst(tmp_path: Path) -> 
     fill(tmp_path, traffic(20))
     settings = settings_for(tmp_path)
     with Decisions.open(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
-        wanted = Wanted(kind="budget", reason="exams", author="ann", days=1.0, max_em_drop=0.02)
+        wanted = OverrideForm(kind="budget", reason="exams", author="ann", days=1.0, max_em_drop=0.02)
         assert isinstance(set_override(writer, "r", settings.routes["r"], wanted, now_s=2.0), Override)
     with worker(settings) as here:
         assert here.once("certify")

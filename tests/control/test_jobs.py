@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.control.jobs.base import Desk, LeaseLost, Report, Worker
+from suffice.control.jobs.base import JobWriter, LeaseLost, JobReport, Worker
 from suffice.errors import StoreError
 from suffice.store.database.decisions import Decisions
 from suffice.store.routes.epochs import job_history
@@ -25,10 +25,10 @@ class Counting:
     n: int = 0
     n_forgotten: int = 0
     disturb: Callable[[], None] = lambda: None
-    reports: Sequence[Report] = (Report(said="counted"),)
-    desks: list[Desk] = field(default_factory=list)
+    reports: Sequence[JobReport] = (JobReport(said="counted"),)
+    desks: list[JobWriter] = field(default_factory=list)
 
-    def run(self, desk: Desk) -> Sequence[Report]:
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
         self.disturb()
         desk.write([began(self.n + 1)])
         self.n += 1
@@ -80,7 +80,7 @@ def test_a_job_is_done_by_one_worker_and_passes_on_with_nothing_in_memory(make: 
 
 
 def test_by_hand_it_says_who_has_it_and_leaves_a_history(make: Make, database: Path) -> None:
-    held, wanted = make(Counting()), make(Counting(reports=(Report(said="", route="quiz", at=7),)))
+    held, wanted = make(Counting()), make(Counting(reports=(JobReport(said="", route="quiz", at=7),)))
     held.round()
     assert wanted.once("count") is None
     held.decisions.close()
@@ -98,21 +98,21 @@ def test_each_route_has_its_own_time_in_the_history_and_all_of_them_the_whole_pa
     make: Make, clock: Clock, database: Path
 ) -> None:
     class Uneven(Counting):
-        def run(self, desk: Desk) -> Sequence[Report]:
+        def run(self, desk: JobWriter) -> Sequence[JobReport]:
             for route, seconds in (("quick", 1.0), ("slow", 40.0), ("quick", 0.5)):
                 with desk.timed(route):
                     clock.now_s += seconds
             clock.now_s += 3.0  # for all of them
             return self.reports
 
-    reports = tuple(Report(said="done", route=route) for route in ("quick", "slow", "idle", ""))
+    reports = tuple(JobReport(said="done", route=route) for route in ("quick", "slow", "idle", ""))
     make(Uneven(reports=reports)).round()
     took = {run.route: run.duration_s for run in job_history(database)}
     assert took == {"quick": 1.5, "slow": 40.0, "idle": 0.0, "": 44.5}
 
 
 def test_a_round_without_news_leaves_no_row(make: Make, database: Path) -> None:
-    quiet = make(Counting(reports=(Report(said=""),)))
+    quiet = make(Counting(reports=(JobReport(said=""),)))
     assert quiet.round() == []
     assert job_history(database) == []
 
@@ -148,7 +148,7 @@ def test_a_desk_renews_and_says_when_the_lease_is_gone(make: Make, clock: Clock)
             assert other.round() == [], "renewed in time"
 
     class Long(Counting):
-        def run(self, desk: Desk) -> Sequence[Report]:
+        def run(self, desk: JobWriter) -> Sequence[JobReport]:
             self.desks.append(desk)
             return Counting.run(self, desk)
 

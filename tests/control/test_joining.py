@@ -11,9 +11,9 @@ import pytest
 
 from suffice.assurance.drift import BATCH, REFERENCE
 from suffice.control.evidence import joining
-from suffice.control.evidence.audits import Said
+from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.early import N_COLUMNS, Early
-from suffice.control.evidence.joining import Joining
+from suffice.control.evidence.joining import LabelJoin
 from suffice.control.evidence.lateness import Lateness
 from suffice.types import Episode, Feedback, Outcome
 from tests.control.made import run
@@ -23,15 +23,15 @@ def ended(name: str, response: str | None) -> Outcome:
     return Outcome(episode_id=name, end_reason="done", status=200, answer="4", response_id=response, usage=None)
 
 
-def said(seq: int, episode_id: str | None = None, response_id: str | None = None) -> Said:
-    return Said(seq, Feedback(feedback_id=str(seq), episode_id=episode_id, response_id=response_id))
+def said(seq: int, episode_id: str | None = None, response_id: str | None = None) -> GivenLabel:
+    return GivenLabel(seq, Feedback(feedback_id=str(seq), episode_id=episode_id, response_id=response_id))
 
 
 def test_a_run_and_its_labels_meet_whichever_comes_first() -> None:
     labels = [said(1, episode_id="e"), said(2, response_id="r"), said(3, episode_id="e")]
-    things: list[Outcome | Said] = [ended("e", "r"), *labels]
+    things: list[Outcome | GivenLabel] = [ended("e", "r"), *labels]
     for order in permutations(things):
-        joined, heard = Joining(), set[int]()
+        joined, heard = LabelJoin(), set[int]()
         for thing in order:
             if isinstance(thing, Outcome):
                 heard |= {one.seq for one in joined.ended(thing)}
@@ -41,7 +41,7 @@ def test_a_run_and_its_labels_meet_whichever_comes_first() -> None:
 
 
 def test_a_response_id_that_two_runs_share_names_neither() -> None:
-    joined = Joining()
+    joined = LabelJoin()
     joined.ended(ended("a", "same"))
     joined.ended(ended("b", "same"))
     assert joined.said(said(1, response_id="same")) is None
@@ -50,7 +50,7 @@ def test_a_response_id_that_two_runs_share_names_neither() -> None:
 
 
 def test_a_run_that_is_seen_again_is_the_same_run() -> None:
-    joined = Joining()
+    joined = LabelJoin()
     joined.ended(ended("a", "r"))
     joined.ended(ended("a", "r"))
     assert joined.said(said(1, response_id="r")) == "a"
@@ -58,7 +58,7 @@ def test_a_run_that_is_seen_again_is_the_same_run() -> None:
 
 def test_what_waits_for_nobody_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "MOST_WAITING", 10)
-    joined = Joining()
+    joined = LabelJoin()
     for seq in range(100):
         assert joined.said(said(seq, episode_id=f"nobody-{seq}")) is None
     assert len(joined._waiting) == 10

@@ -17,16 +17,16 @@ from suffice import Governor
 from suffice.assurance.judge import judge_error_bound
 from suffice.assurance.runs import current_label
 from suffice.cli.main import main
-from suffice.control.evidence.audits import Audit, Said, verdicts
-from suffice.control.people.judging import Judged, judge_labels
+from suffice.control.evidence.audits import Audit, GivenLabel, verdicts
+from suffice.control.people.judging import JudgingResult, judge_labels
 from suffice.edge.judge import JudgeModel
 from suffice.rollout.assign import question_key
 from suffice.scoring.base import build_scorer
 from suffice.settings import parse
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import Label, Labelled, read_episodes
+from suffice.store.database.views import StoredLabel, EpisodeWithLabels, read_episodes
 from suffice.store.rows.events import FeedbackGiven
-from suffice.testing import FakeUpstream, Reply, RequestSeen
+from suffice.testing import FakeUpstream, Reply, FakeRequest
 from suffice.testing.prompt import cut
 from suffice.types import Feedback
 from tests.edge.threaded import threaded
@@ -36,7 +36,7 @@ SALT = "salt"
 SCORER = build_scorer("text")
 
 
-def grader(seen: RequestSeen) -> Reply:
+def grader(seen: FakeRequest) -> Reply:
     """Answers that hold "good" are right to it, and those that hold "tricky"."""
     answer = re.search(r"<answer>(.*?)</answer>", str(seen.body["messages"]), re.DOTALL)
     right = answer is not None and bool(re.search("good|tricky", answer[1]))
@@ -71,11 +71,11 @@ def person(episode: str, **word: Any) -> Feedback:
     return Feedback(feedback_id=f"p-{episode}", episode_id=episode, source="reviewer", **word)
 
 
-def judged(folder: Path, n: int, *, most_calls: int = 10_000, max_em_drop: float = 0.5) -> tuple[Judged, int]:
+def judged(folder: Path, n: int, *, most_calls: int = 10_000, max_em_drop: float = 0.5) -> tuple[JudgingResult, int]:
     """One go over the log, and how many calls it took."""
     questions = {question_key(f"question {i}", salt=SALT): f"question {i}" for i in range(n)}
 
-    async def go() -> tuple[Judged, int]:
+    async def go() -> tuple[JudgingResult, int]:
         log = SqliteLog.open(parse({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
         try:
             async with FakeUpstream(grader) as server, JudgeModel(server.url, "grader") as judge:
@@ -91,7 +91,7 @@ def judged(folder: Path, n: int, *, most_calls: int = 10_000, max_em_drop: float
     return asyncio.run(go())
 
 
-def telling(item: Labelled) -> Feedback | None:
+def telling(item: EpisodeWithLabels) -> Feedback | None:
     return current_label(item.labels)
 
 
@@ -163,7 +163,7 @@ def test_no_more_is_asked_than_allowed_and_the_next_go_takes_up_where_it_ended(
 def test_a_judges_word_never_stands_over_a_persons() -> None:
     word = Feedback(feedback_id="1", episode_id="e", correct=False, source="reviewer")
     late = Feedback(feedback_id="2", episode_id="e", correct=True, source="judge")
-    labels = [Label(seq=1, feedback=word), Label(seq=2, feedback=late)]
+    labels = [StoredLabel(seq=1, feedback=word), StoredLabel(seq=2, feedback=late)]
     assert current_label(labels) == word
     assert current_label(labels[1:]) == late
 
@@ -177,7 +177,7 @@ def test_a_certificate_counts_no_word_of_a_judge_whose_charge_it_does_not_take_o
     audits = [
         Audit(
             seq=item.seq, at=n, ended_at_s=0.0, episode=item.episode,
-            labels=tuple(Said(label.seq, label.feedback) for label in item.labels),
+            labels=tuple(GivenLabel(label.seq, label.feedback) for label in item.labels),
         )
         for n, item in enumerate(read_episodes(tmp_path / "log.db"))
     ]  # fmt: skip

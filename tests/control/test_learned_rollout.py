@@ -15,14 +15,14 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.control.evidence.fitting import read_back, written
 from suffice.control.jobs.base import Worker
-from suffice.learn.version import Version
+from suffice.learn.version import FoldedVersion
 from suffice.settings import Rollout, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import reading
 from suffice.store.routes.advice import newest_proposal
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
-from suffice.store.routes.rollouts import Held, read_rollouts
-from suffice.store.rows.advice_events import Proposed, VersionProposed
+from suffice.store.routes.rollouts import RolloutRun, read_rollouts
+from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import Publication
@@ -84,11 +84,11 @@ class Route:
         return read_decided(self.log).of("r")
 
     @property
-    def rollout(self) -> Held:
+    def rollout(self) -> RolloutRun:
         return read_rollouts(self.log)[-1]
 
     @property
-    def proposal(self) -> Proposed:
+    def proposal(self) -> ProposedVersion:
         found = newest_proposal(self.log, "r")
         assert found is not None
         return found
@@ -195,14 +195,14 @@ def test_an_uncertified_one_reaches_nobody_even_where_a_person_promotes_it(route
     assert made is None or made.fit != reckless.address or made.level == 0, "the loop certifies it, or lets it rest"
 
 
-def reckless_of(route: Route) -> Version:
+def reckless_of(route: Route) -> FoldedVersion:
     """The same models at levels so wide that they would stop whoever is served by them at the first sample."""
     with reading(route.log) as connection:
         found = read_back(route.proposal.address, read_artefact(connection, route.proposal.address)).version
     return replace(found, levels=tuple(tuple(900.0 for _ in one) for one in found.levels))
 
 
-def write(route: Route, version: Version) -> None:
+def write(route: Route, version: FoldedVersion) -> None:
     """As if a refit had proposed it."""
     with Decisions.open(route.log, now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
         told = replace(route.proposal, address=version.address, read_to_seq=route.proposal.read_to_seq + 1)

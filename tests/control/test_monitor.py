@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from suffice.cli.seeing.status import read_statuses
-from suffice.control.jobs.base import Report, Worker
+from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.follow import export
 from suffice.settings import Settings, parse
@@ -30,13 +30,13 @@ from tests.control.test_worker import fill, settings_for
 BUDGET = 0.04
 
 
-def looked(here: Worker) -> list[Report]:
+def looked(here: Worker) -> list[JobReport]:
     reports = here.once("monitor")
     assert reports is not None
     return reports
 
 
-def only(here: Worker) -> Report:
+def only(here: Worker) -> JobReport:
     """What was seen of the one route."""
     (report,) = looked(here)
     return report

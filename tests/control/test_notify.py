@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance.forecast import Crossing, Forecast, Of
+from suffice.assurance.forecast import CrossingForecast, Forecast, Of
 from suffice.assurance.outlook import Outlook
 from suffice.cli.main import main
 from suffice.control.jobs.base import Worker
@@ -30,13 +30,13 @@ from suffice.settings import Alerts, parse
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events
 from suffice.store.people.notices import Notice, alerts_of, plain
-from suffice.store.routes.rollups import Place, Sums, add
+from suffice.store.routes.rollups import RollupKey, RollupSums, add
 from suffice.store.rows.advice_events import RouteMonitored
 from suffice.store.rows.alert_events import FailedOpen, FailOpenHigh
 from suffice.store.rows.control_events import AlarmRaised, EnforcementPaused, EnforcementResumed
 from suffice.store.rows.events import Event
-from suffice.store.rows.kill_events import KillSwitched, Switching
-from suffice.store.rows.rollout_events import Moved, RolloutMoved
+from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
+from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved
 from suffice.types import Alarm, Pause, Resumption
 from suffice.wiring.alerts import sent, sinks_of
 from tests.control.test_upkeep import Clock, append, receiver
@@ -50,7 +50,7 @@ def alarm(epoch: int, route: str = "math", reason: str = "signals moved") -> Ala
 
 
 def killed(stamp: int) -> KillSwitched:
-    return KillSwitched(Switching(on=True, reason="fire", stamp=stamp))
+    return KillSwitched(KillSwitchState(on=True, reason="fire", stamp=stamp))
 
 
 def paused(number: int) -> EnforcementPaused:
@@ -66,7 +66,7 @@ def moved(move: str, by: str) -> RolloutMoved:
         rollout="r1", number=1, move=move, stage="canary", step=1, share=0.0,  # type: ignore[arg-type]
         audit_share=None, at=1, now_s=1.0, by=by, reason="why",
     )  # fmt: skip
-    return RolloutMoved(Moved(route="math", transition=transition, author=by, reason="why"))
+    return RolloutMoved(RolloutMove(route="math", transition=transition, author=by, reason="why"))
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def test_an_end_that_says_nothing_new_is_not_told(
     append(database, ends[0], at_s=100.0)
     with working(database, kept) as worker:
         worker.round()
-    append(database, *(ends[1:] or [KillSwitched(Switching(on=False, reason="out", stamp=2))]), at_s=101.0)
+    append(database, *(ends[1:] or [KillSwitched(KillSwitchState(on=False, reason="out", stamp=2))]), at_s=101.0)
     with working(database, kept, now_s=101.0 + later_s) as worker:
         worker.round()
     assert not [one for one in kept.came if one.startswith("over: ")]
@@ -281,7 +281,7 @@ def test_what_is_told_of_what() -> None:
 def monitored(now: float, *alerts: Of, at: int = 1) -> RouteMonitored:
     drop = Forecast(
         of="em_drop", limit=0.02, now=now, per_1000=0.0, ahead=now, ahead_low=now, ahead_high=now,
-        crossing=Crossing(earliest=None, expected=None, latest=None), alert=False, doubtful=False, reason="",
+        crossing=CrossingForecast(earliest=None, expected=None, latest=None), alert=False, doubtful=False, reason="",
     )  # fmt: skip
     return RouteMonitored(Outlook(
         route="math", at=at, epoch=1, since=0, confidence=0.95, cap_tokens=None, drop=drop, alerts=alerts,
@@ -300,9 +300,9 @@ def test_a_budget_is_nearly_spent_from_four_fifths_on_and_a_breach_is_told_by_it
 def test_a_high_rate_of_fail_opens_is_noticed_once_an_hour(tmp_path: Path) -> None:
     database, kept, clock = tmp_path / "s.db", Kept(), Clock()
     append(database)
-    failing, well = (Sums(n_requests=100, n_degraded=n) for n in (5, 4))
+    failing, well = (RollupSums(n_requests=100, n_degraded=n) for n in (5, 4))
     with closing(sqlite3.connect(database)) as connection, connection:
-        sums = {Place("math", "", "v", 0): failing, Place("law", "", "v", 0): well}
+        sums = {RollupKey("math", "", "v", 0): failing, RollupKey("law", "", "v", 0): well}
         assert add(connection, sums, {}, since=0, seq=0, at_s=0.0)
     with working(database, kept, clock=clock) as worker:
         for clock.now_s in (0.0, 40.0, 80.0):

@@ -14,9 +14,9 @@ from suffice.control.evidence.fitting import LiveLearner, fit_version
 from suffice.control.loop.keeping import LiveKeeper
 from suffice.control.loop.starting import live_plan
 from suffice.learn.audits import Floats
-from suffice.learn.keeper import Change, Keeper, PendingAudits
+from suffice.learn.keeper import KeeperDecision, Certifier, PendingAudits
 from suffice.replay.online.loop import run_stream
-from suffice.replay.online.traffic import Traffic
+from suffice.replay.online.traffic import RecordedTraffic
 from suffice.store.rows.control_events import AlarmRaised
 from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.types import Episode
@@ -44,7 +44,7 @@ class Look:
         )
 
 
-def look(keeper: Keeper, at: int) -> Look:
+def look(keeper: Certifier, at: int) -> Look:
     served = keeper.served
     return Look(
         at=at, level=keeper.level, share=keeper.share, log_e=keeper.log_e.copy(),
@@ -90,7 +90,7 @@ def lived(seed: int, *, worse_from: int = N) -> Lived:
 class CountedFromOne(LiveKeeper):
     """A keeper whose requests have the numbers that the log gives them, the first of which is 1."""
 
-    def tick(self, now: float) -> tuple[Change, ...]:
+    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
         self.pending = PendingAudits(at=self.pending.at + 1, share=self.pending.share)
         return LiveKeeper.tick(self, now)
 
@@ -105,7 +105,7 @@ def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     plan = replace(live_plan(ROUTE, CONTROL, epoch), watches_signals=False)  # signals are another reading of each
     keeper = CountedFromOne(plan, LiveLearner(loop.chosen, plan.cost_exponent), fit=fit_version, first=1.0)
     keeper.begin(0.0, Windows())
-    traffic = Traffic(
+    traffic = RecordedTraffic(
         runs=runs, probes=np.zeros(len(runs.x)), early=np.zeros((N, 1)), question=tuple(map(str, range(N))),
         chosen=loop.chosen, duration=np.ones(N),
     )  # fmt: skip

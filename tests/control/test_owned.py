@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.owned import OWNED, owned_rows
-from suffice.control.evidence.resolution import Diverged
+from suffice.control.evidence.resolution import ReplayMismatch
 from suffice.control.loop.owned import OwnLoop
 from suffice.learn.dataset import as_step
 from suffice.policy.base import build_policy
@@ -137,7 +137,7 @@ def test_another_policy_in_the_settings_is_another_one_to_be_proved() -> None:
             "max_em_drop": 0.08, "confidence": 0.9, "policy": {"policy": "beta", "threshold": 0.8},
         }},
     }).routes["r"]  # fmt: skip
-    with pytest.raises(Diverged, match="its owner has written another policy down"):
+    with pytest.raises(ReplayMismatch, match="its owner has written another policy down"):
         owned(other, expected=before.published).feed(log).settle()
 
 

@@ -13,13 +13,13 @@ import pytest
 from suffice.cli.seeing.outlook import proposal_lines
 from suffice.cli.seeing.status import read_statuses
 from suffice.control.evidence.fitting import read_back
-from suffice.control.jobs.base import Report, Worker
+from suffice.control.jobs.base import JobReport, Worker
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import reading
 from suffice.store.routes.advice import newest_proposal
 from suffice.store.routes.epochs import last_place
 from suffice.store.routes.in_force import read_decided
-from suffice.store.rows.advice_events import Proposed
+from suffice.store.rows.advice_events import ProposedVersion
 from suffice.store.rows.control_events import AlarmRaised, EpochBegan
 from suffice.types import Alarm, Epoch
 from suffice.wiring import worker
@@ -30,12 +30,12 @@ from tests.control.test_worker import only as report_of
 N = 400
 
 
-def only(here: Worker) -> Report:
+def only(here: Worker) -> JobReport:
     """What became of the one route; asked as by a worker that has just begun."""
     return report_of(here, "retrain", anew=True)
 
 
-def proposed(folder: Path) -> Proposed:
+def proposed(folder: Path) -> ProposedVersion:
     found = newest_proposal(folder / "log.db", "r")
     assert found is not None
     return found

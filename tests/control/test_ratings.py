@@ -10,7 +10,7 @@ import pytest
 
 from suffice.control.evidence.ratings import Ratings
 from suffice.settings import Route
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback
@@ -46,7 +46,7 @@ def rated(n: int, *, full: float, stopped: float, seed: int = 7, first: int = BU
     return events
 
 
-def log_of(**world: Any) -> list[Stored]:
+def log_of(**world: Any) -> list[StoredEvent]:
     """A cold start, then rated traffic."""
     return rows([*traffic(BURST), *rated(400, **world)])
 

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.control.jobs.base import Desk
-from suffice.control.jobs.reviewing import Review
+from suffice.control.jobs.base import JobWriter
+from suffice.control.jobs.reviewing import ReviewJob
 from suffice.control.people.candidates import Candidates
-from suffice.review.items import DAY_S, Item
+from suffice.review.items import DAY_S, ReviewItem
 from suffice.review.select import answers_of
 from suffice.settings import Settings, parse
 from suffice.store.database.decisions import Decisions
@@ -41,7 +41,7 @@ class Clock:
 
 
 @dataclass
-class Straight(Desk):
+class Straight(JobWriter):
     """A desk without a lease."""
 
     writer: Decisions
@@ -65,14 +65,14 @@ def settings_for(folder: Path, **review: Any) -> Settings:
     })  # fmt: skip
 
 
-def job(folder: Path, clock: Clock, **review: Any) -> tuple[Review, Decisions]:
+def job(folder: Path, clock: Clock, **review: Any) -> tuple[ReviewJob, Decisions]:
     settings = settings_for(folder, **review)
     writer = Decisions.open(folder / "log.db", now=clock, monotonic_s=lambda: 0.0)
-    made = Review(settings=settings, path=writer.path, author="w", salt="pepper", now=clock)
+    made = ReviewJob(settings=settings, path=writer.path, author="w", salt="pepper", now=clock)
     return made, writer
 
 
-def asked(folder: Path) -> list[Item]:
+def asked(folder: Path) -> list[ReviewItem]:
     return [place.item for place in read_reviews(folder / "log.db").queue.places.values()]
 
 
@@ -149,7 +149,7 @@ def test_a_deployment_of_many_routes_asks_for_no_more_than_its_own_cap_in_a_day(
     for hour in range(2, 49, 2):
         clock.now_s = 20_000 * DAY_S + hour * 3_600.0 - 1.0
         writer = Decisions.open(tmp_path / "log.db", now=clock, monotonic_s=lambda: 0.0)
-        review = Review(settings=settings, path=writer.path, author="w", salt="pepper", now=clock)
+        review = ReviewJob(settings=settings, path=writer.path, author="w", salt="pepper", now=clock)
         review.run(Straight(writer))
         review.run(Straight(writer))
         writer.close()

@@ -20,7 +20,7 @@ from suffice.settings import Settings, Store, parse
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_episodes, reading
 from suffice.store.routes import rollups
-from suffice.store.routes.rollups import Place, Sums
+from suffice.store.routes.rollups import RollupKey, RollupSums
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, Outcome, Query, RecalledRun, Request, Usage
 from suffice.wiring import worker
@@ -43,7 +43,7 @@ def write(folder: Path, events: list[Event], *, at_s: float = 7_200.0) -> None:
     log.close()
 
 
-def summed(folder: Path) -> Sums:
+def summed(folder: Path) -> RollupSums:
     """All sums together, after the job has run."""
     with worker(settings_for(folder), learning=False) as here:
         assert here.once("rollup") is not None
@@ -51,7 +51,7 @@ def summed(folder: Path) -> Sums:
         return rollups.read(connection, ()).get((), rollups.NOTHING)
 
 
-def straight(folder: Path) -> Sums:
+def straight(folder: Path) -> RollupSums:
     """The same, from every whole run of the log with all of its labels."""
     total = rollups.NOTHING
     match = lambda answer, gold: answer == gold
@@ -107,7 +107,7 @@ def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts
     assert astuple(found) == pytest.approx(astuple(straight(folder)))
     with reading(folder / "log.db") as connection:  # by the day it is what it is by the hour
         for by in (("route",), ("query_class",), ("version",)):
-            hours: dict[tuple[str | int, ...], Sums] = {}
+            hours: dict[tuple[str | int, ...], RollupSums] = {}
             days = rollups.read(connection, by)
             for key, one in rollups.read(connection, (*by, "hour")).items():
                 hours[key[0],] = hours.get((key[0],), rollups.NOTHING).plus(one)
@@ -132,8 +132,8 @@ def test_a_second_worker_adds_nothing_twice(tmp_path: Path) -> None:
     write(tmp_path, list(pair(1)))
     assert summed(tmp_path).n_requests == 1
     with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
-        place = Place("r", "", "", 2)
-        assert not rollups.add(connection, {place: Sums(n_requests=9)}, {}, since=0, seq=9, at_s=0.0)
+        place = RollupKey("r", "", "", 2)
+        assert not rollups.add(connection, {place: RollupSums(n_requests=9)}, {}, since=0, seq=9, at_s=0.0)
     assert summed(tmp_path).n_requests == 1
 
 
@@ -177,11 +177,11 @@ def test_an_ungoverned_request_counts_its_tokens_and_nothing_else() -> None:
 
 
 def replace_item(request: Request, outcome: Outcome) -> Any:
-    from suffice.store.database.views import Labelled
+    from suffice.store.database.views import EpisodeWithLabels
     from suffice.types import Episode
 
     usage = Usage(prompt_tokens=5, completion_tokens=40)
-    return Labelled(
+    return EpisodeWithLabels(
         seq=1, labels=(),
         episode=Episode(request=replace(request, ungoverned="off"), outcome=replace(outcome, usage=usage)),
     )  # fmt: skip
@@ -191,7 +191,7 @@ def test_the_table_has_a_column_for_every_sum_and_no_other(tmp_path: Path) -> No
     write(tmp_path, [])
     with closing(sqlite3.connect(tmp_path / "log.db")) as connection:
         columns = [row[1] for row in connection.execute("PRAGMA table_info(rollups)")]
-    assert columns == ["grain", *Place._fields, *(field.name for field in fields(Sums))]
+    assert columns == ["grain", *RollupKey._fields, *(field.name for field in fields(RollupSums))]
 
 
 def test_a_log_of_an_earlier_version_has_no_sums_and_says_so(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from suffice.assurance.estimate import estimate_route
 from suffice.assurance.liking import SATISFACTION, likings
 from suffice.assurance.sampling import LEAST_CLASS, Unkept
-from suffice.assurance.satisfaction import Rated, judge
-from suffice.control.evidence.audits import Said
+from suffice.assurance.satisfaction import RatedRun, judge
+from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.early import Early
 from suffice.control.evidence.liking import heard, measures
 from suffice.control.loop.brake import Floor
@@ -27,7 +27,7 @@ from suffice.store.routes.epochs import requests_since
 from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
 from suffice.store.routes.tallies import Scoring, tallies_now
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import Counted, RequestsCounted
+from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
 from suffice.types import Episode, Feedback, Query, StepRecord
 from suffice.wiring import worker
 from tests.control.made import BURST, rows, run, story, traffic
@@ -72,7 +72,7 @@ def counted(n: int, *, name: str = "", senders: tuple[str, ...] = (), number: in
         query_class=name, version="", ungoverned="", n=n, ends=(("stopped", n),), n_stopped=n, n_counted=n,
         prompt_tokens=5 * n, completion_tokens=100 * n, probe_tokens=2 * n, n_priced=n, cost_usd=0.5 * n,
     )  # fmt: skip
-    return RequestsCounted(Counted(
+    return RequestsCounted(RequestCount(
         count_id=f"c{number}", route="r", n_requests=n, n_governed=n, cells=(cell,), senders=senders,
     ))  # fmt: skip
 
@@ -176,7 +176,7 @@ def test_satisfaction_is_that_of_all_answers() -> None:
     for number in range(95):
         one = live(number, rate=0.05 if number < 45 else 0.5, stopped=True, certified=True)
         rating = Feedback(feedback_id=f"f{number}", episode_id="x", rating=5 if number < 45 else 1, source="user")
-        runs.append(heard(one, [Said(number, rating)], {}, uncertified=False))
+        runs.append(heard(one, [GivenLabel(number, rating)], {}, uncertified=False))
     told = next(one for one in likings(runs, measures({})) if one.measure == SATISFACTION)
     assert told.stopped is not None
     assert told.stopped.value == pytest.approx(0.9)
@@ -184,12 +184,12 @@ def test_satisfaction_is_that_of_all_answers() -> None:
 
 def test_ratings_that_steer_are_those_of_all_answers() -> None:
     # Stopped runs: many that stand for few and are liked less, few that stand for many and are liked as audits are.
-    def ratings(*, weighed: bool) -> list[Rated]:
-        rng, found = random.Random(0), list[Rated]()
+    def ratings(*, weighed: bool) -> list[RatedRun]:
+        rng, found = random.Random(0), list[RatedRun]()
         for _ in range(400):
-            found.append(Rated(audit=True, satisfaction=0.5 + 0.1 * rng.random()))
-            found += [Rated(audit=False, satisfaction=0.2, stands_for=1.0) for _ in range(3)]
-            found.append(Rated(audit=False, satisfaction=0.55, stands_for=60.0 if weighed else 1.0))
+            found.append(RatedRun(audit=True, satisfaction=0.5 + 0.1 * rng.random()))
+            found += [RatedRun(audit=False, satisfaction=0.2, stands_for=1.0) for _ in range(3)]
+            found.append(RatedRun(audit=False, satisfaction=0.55, stands_for=60.0 if weighed else 1.0))
         return found
 
     assert judge(ratings(weighed=False), min_satisfaction=0.5, delta=0.05).safer

@@ -13,7 +13,7 @@ from suffice import wiring
 from suffice.assurance.certify import audits_to_certify
 from suffice.control.evidence.window_size import burst_requests, window_of
 from suffice.control.loop.starting import Start, burst_of, first_certificate
-from suffice.learn.keeper import Keeper, Plan
+from suffice.learn.keeper import Certifier, Plan
 from suffice.settings import Control, Route, parse
 from tests.learn.runs_made import audits, believing
 
@@ -70,7 +70,7 @@ def test_the_keeper_is_certified_when_it_says(share: float) -> None:
     plan = Plan(
         warm_up=200, burst=200, free_audits=False, share=share, n_levels=3, refit_every=1e9, watches_signals=False
     )
-    keeper = Keeper(plan, believing)
+    keeper = Certifier(plan, believing)
     place, certified = 0, None
     for now in range(100, int(2 * start.n_requests), 100):
         began = np.arange(now - 100, now, 1 if now <= 200 else round(1 / share))

@@ -14,14 +14,14 @@ import msgspec
 import pytest
 
 from suffice.control.evidence.fitting import read_back
-from suffice.control.jobs.base import Report
+from suffice.control.jobs.base import JobReport
 from suffice.gateway.in_force import serving
 from suffice.settings import Settings, parse
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import read_episodes, reading
 from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.control_events import PolicyPublished
-from suffice.testing import FakeUpstream, Reply, RequestSeen, cut
+from suffice.testing import FakeUpstream, Reply, FakeRequest, cut
 from suffice.wiring import build_route, worker
 from tests.gateway.served import Served, chat, served
 
@@ -39,7 +39,7 @@ class Model:
     def __init__(self) -> None:
         self.name = "m-1"
 
-    def __call__(self, seen: RequestSeen) -> Reply:
+    def __call__(self, seen: FakeRequest) -> Reply:
         digest = hashlib.blake2b(seen.text.encode(), digest_size=8).digest()
         answer = digest[0] if digest[1] % 5 else digest[0] + seen.nth_same % 2
         return Reply(answer=cut(f"it is {answer}"), extra={"model": self.name})
@@ -62,12 +62,12 @@ async def ask(g: Served, first: int, n: int) -> None:
         assert {answer.status for answer in answers} == {200}
 
 
-async def work(g: Served, settings: Settings) -> list[Report]:
+async def work(g: Served, settings: Settings) -> list[JobReport]:
     """One run of the worker, in a thread, as if in a process of its own; the gateway is told at once."""
     log: Any = g.gateway.log
     await asyncio.to_thread(log.drain)
 
-    def run() -> list[Report]:
+    def run() -> list[JobReport]:
         with worker(settings) as here:
             reports = here.once("certify")
         assert reports is not None

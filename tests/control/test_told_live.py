@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.ledger import METHOD, Account
 from suffice.assurance.outlook import Outlook
 from suffice.settings import Settings
@@ -54,7 +54,7 @@ async def test_a_held_class_is_served_its_own_level_and_nobody_else_is(tmp_path:
 
 async def test_the_latest_look_is_in_the_metrics(tmp_path: Path) -> None:
     def looked(at: int, high: float) -> RouteMonitored:
-        drop = Estimate(value=0.001, low=-0.01, high=high, n=300, method=METHOD)
+        drop = IntervalEstimate(value=0.001, low=-0.01, high=high, n=300, method=METHOD)
         whole = Account(
             route="r", query_class=None, version=None, n_runs=300, n_audits=300, n_pending=0, n_cut=0, em_full=None,
             em_stopped=None, em_drop=drop, tokens_full=None, tokens_live=None, saving=None,

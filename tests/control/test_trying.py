@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from suffice.assurance.certify import spent_delta
-from suffice.control.compare.looking import Look, plain_route
+from suffice.control.compare.looking import RolloutAssessor, plain_route
 from suffice.store.database.views import reading
 from suffice.store.people.audit_view import entries
 from suffice.store.routes.epochs import label_requests
@@ -231,7 +231,7 @@ def test_a_route_with_less_budget_left_certifies_less(world: World) -> None:
 def test_whoever_goes_on_looking_finds_what_a_new_reader_finds(world: World) -> None:
     world.begin()
     with matches(ROUTE) as match, reading(world.path) as connection:
-        kept = Look.at(connection, world.held, plain_route(ROUTE, match), CONTROL, secret=SECRET)
+        kept = RolloutAssessor.at(connection, world.held, plain_route(ROUTE, match), CONTROL, secret=SECRET)
     for at in range(6):
         world.audits(40, labels=at % 2 == 0, sure=None, p_right=0.9)
         if at > 1:

@@ -17,7 +17,7 @@ import pytest
 
 from suffice.control import child
 from suffice.control.jobs import base
-from suffice.control.jobs.base import Report
+from suffice.control.jobs.base import JobReport
 from suffice.control.jobs.heads import ExportHeads
 from suffice.control.jobs.retaining import DAY_S, Retain
 from suffice.errors import ConfigError
@@ -38,7 +38,7 @@ KEY = signing_key("secret")
 
 
 @dataclass
-class Desk(base.Desk):
+class Desk(base.JobWriter):
     """Takes what a job writes; nobody else wants the lease."""
 
     renewed: int = 0
@@ -104,7 +104,7 @@ def exporter(database: Path, clock: Clock, *, file: Path | None = None, webhook:
     )  # fmt: skip
 
 
-def texts(reports: Sequence[Report]) -> list[str]:
+def texts(reports: Sequence[JobReport]) -> list[str]:
     return [report.said for report in reports]
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from suffice.cli.main import main
 from suffice.control import child
-from suffice.control.jobs.base import Report, Worker
+from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.loops import Certify
 from suffice.settings import Settings, Store, parse
 from suffice.store.database.sqlite import SqliteLog
@@ -80,7 +80,7 @@ def decided(folder: Path) -> list[str]:
     return [json.dumps(one, sort_keys=True) for one in plain]
 
 
-def only(here: Worker, name: str = "certify", *, anew: bool = False) -> Report:
+def only(here: Worker, name: str = "certify", *, anew: bool = False) -> JobReport:
     """What the one route's job did, asked for by hand.
 
     anew  as by a worker that has just begun

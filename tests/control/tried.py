@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from suffice.assurance.runs import Match
-from suffice.control.compare.looking import Looked, standing_of
+from suffice.control.compare.looking import Assessment, standing_of
 from suffice.control.jobs.advance import Advance
-from suffice.learn.version import Version
+from suffice.learn.version import FoldedVersion
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
-from suffice.model.stop import StopModel, Trained, canonical
+from suffice.model.stop import StopModel, TrainingRecord, canonical
 from suffice.rollout.rules import Rules
 from suffice.settings import Control, Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import reading
 from suffice.store.routes import rollouts
 from suffice.store.routes.in_force import read_decided
-from suffice.store.routes.rollouts import Candidate, Held, read_rollouts
+from suffice.store.routes.rollouts import RolloutCandidate, RolloutRun, read_rollouts
 from suffice.store.routes.trials import learned_candidate
-from suffice.store.rows.advice_events import Proposed, VersionProposed
+from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import Epoch, EvidenceSummary, Publication
@@ -43,11 +43,11 @@ RULES = Rules(
 # P(as good) rises with the streak: a risk of 0.27 is five equal answers, 0.74 three, 0.89 two.
 STREAKS = StopModel(
     features=("answer_streak",), suffices=Ensemble((Linear((1.0,), -4.0),)),
-    trained=Trained(n_episodes=1, n_questions=1, digest="by hand", target="as-good", seed=0),
+    trained=TrainingRecord(n_episodes=1, n_questions=1, digest="by hand", target="as-good", seed=0),
 )  # fmt: skip
-FIVE = Version(models=(STREAKS,) * 5, levels=((0.27, 0.74),) * 5)    # in force at level 1: after five answers
-BOLDER = Version(models=(STREAKS,) * 5, levels=((0.74, 0.89),) * 5)  # after three, two
-TIMID = Version(models=(STREAKS,) * 5, levels=((0.06, 0.13),) * 5)   # after seven, six: it saves less
+FIVE = FoldedVersion(models=(STREAKS,) * 5, levels=((0.27, 0.74),) * 5)    # in force at level 1: after five answers
+BOLDER = FoldedVersion(models=(STREAKS,) * 5, levels=((0.74, 0.89),) * 5)  # after three, two
+TIMID = FoldedVersion(models=(STREAKS,) * 5, levels=((0.06, 0.13),) * 5)   # after seven, six: it saves less
 
 
 @contextmanager
@@ -56,14 +56,14 @@ def matches(_: Route) -> Any:
     yield match
 
 
-def proposed(version: Version = BOLDER, *, read_to_seq: int = 1, verdict: str = "better") -> VersionProposed:
-    return VersionProposed(Proposed(
+def proposed(version: FoldedVersion = BOLDER, *, read_to_seq: int = 1, verdict: str = "better") -> VersionProposed:
+    return VersionProposed(ProposedVersion(
         route="r", read_to_seq=read_to_seq, address=version.address, parent=FIVE.address, reason="schedule",
         verdict=verdict, why="saves more", n_runs=400, saving=None, drop=None, lineage={}, card=None, author="w",
     ))  # fmt: skip
 
 
-def published(models: Version = FIVE, *, number: int = 1, epoch: int = 1, **changes: Any) -> PolicyPublished:
+def published(models: FoldedVersion = FIVE, *, number: int = 1, epoch: int = 1, **changes: Any) -> PolicyPublished:
     known: dict[str, Any] = {
         "route": "r", "number": number, "epoch": epoch, "at": 10, "version": f"{models.address}@1",
         "fit": models.address, "level": 1, "n_levels": models.n_levels, "certified": True, "share": 0.1,
@@ -93,14 +93,14 @@ class World:
         kept = {one.address: canonical(one.plain()).decode() for one in (FIVE, BOLDER, TIMID)}
         self.writer.write(None, events, kept)
 
-    def candidate(self, version: Version = BOLDER, route: Route = ROUTE) -> Candidate | str:
+    def candidate(self, version: FoldedVersion = BOLDER, route: Route = ROUTE) -> RolloutCandidate | str:
         with reading(self.path) as connection:
             return learned_candidate(
                 connection, "r", route, read_decided(connection).of("r"), version.address, by="person:ann", why="x",
                 now_s=1_000.0,
             )  # fmt: skip
 
-    def begin(self, version: Version = BOLDER, rules: Rules = RULES) -> Held:
+    def begin(self, version: FoldedVersion = BOLDER, rules: Rules = RULES) -> RolloutRun:
         self.write(proposed(version))
         one = self.candidate(version)
         assert not isinstance(one, str), one
@@ -136,14 +136,14 @@ class World:
         assert not isinstance(moved, str), moved
 
     @property
-    def held(self) -> Held:
+    def held(self) -> RolloutRun:
         return read_rollouts(self.path)[-1]
 
-    def standing(self, connection: sqlite3.Connection, route: Route = ROUTE) -> Looked:
+    def standing(self, connection: sqlite3.Connection, route: Route = ROUTE) -> Assessment:
         """What whoever asks is told."""
         return standing_of(connection, self.held, route, CONTROL, matches, secret=SECRET, now_s=1_000.0)
 
-    def asked(self) -> Looked:
+    def asked(self) -> Assessment:
         with reading(self.path) as connection:
             return self.standing(connection)
 

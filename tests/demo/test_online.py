@@ -15,24 +15,24 @@ from rich.console import Console
 
 from suffice.cli.serving.demo_online import ALIASES, LineScreen, LiveScreen, followed, lines, local_world
 from suffice.demo.online import course, show, story
-from suffice.demo.online.course import Run
-from suffice.demo.online.plan import ROUTE, Plan, drawn, name_of, toml
-from suffice.demo.online.story import Report, Snapshot, World
-from suffice.local.tasks import Question
+from suffice.demo.online.course import CourseRun
+from suffice.demo.online.plan import ROUTE, DemoPlan, drawn, name_of, toml
+from suffice.demo.online.story import DemoReport, Snapshot, DemoWorld
+from suffice.local.tasks import TaskQuestion
 from suffice.testing import FakeUpstream, Reply
-from suffice.testing.reply import RequestSeen
+from suffice.testing.reply import FakeRequest
 from suffice.wiring import load_settings
 from tests.control.made import run as made
 from tests.local.cached import cached
 
 POOL = tuple(
-    Question(
+    TaskQuestion(
         id=f"q{i}", task="t", messages=({"role": "user", "content": f"question {i:02d} please"},), gold="four",
         scorer="text", max_tokens=50, temperature=0.5,
     )
     for i in range(40)
 )  # fmt: skip
-PLAN = Plan(
+PLAN = DemoPlan(
     burst=100, most=2_000, n_certified=40, n_swapped=10, max_em_drop=0.2, confidence=0.9, tick=20, wave=2, period_s=0.2
 )
 
@@ -43,7 +43,7 @@ class Model:
     def __init__(self, answers: Sequence[str]) -> None:
         self.answers, self.name = answers, "first"
 
-    def __call__(self, seen: RequestSeen) -> Reply:
+    def __call__(self, seen: FakeRequest) -> Reply:
         """The next answer, at three tokens."""
         answer = self.answers[seen.nth_same % len(self.answers)]
         return Reply(answer=("it ", "is ", answer), extra={"model": self.name})
@@ -67,15 +67,15 @@ class Notes:
         self.seen.append(now)
 
 
-async def told(folder: Path, model: Model, plan: Plan) -> tuple[Report, Notes]:
+async def told(folder: Path, model: Model, plan: DemoPlan) -> tuple[DemoReport, Notes]:
     notes = Notes()
     pool = [replace(one, gold="it is four") for one in POOL]
     async with FakeUpstream(model) as fake:
-        world = World(url=fake.url, driver="llama.cpp", slots=8, swap=model.swap)
+        world = DemoWorld(url=fake.url, driver="llama.cpp", slots=8, swap=model.swap)
         return await story.run(plan, world, folder, pool, notes, first_s=0.0), notes
 
 
-def of(report: Report, period: course.Period) -> list[Run]:
+def of(report: DemoReport, period: course.Period) -> list[CourseRun]:
     return [run for run in report.runs if run.period == period]
 
 
@@ -106,7 +106,7 @@ async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_mo
     _reads_well(report, notes, tmp_path)
 
 
-def _reads_well(report: Report, notes: Notes, folder: Path) -> None:
+def _reads_well(report: DemoReport, notes: Notes, folder: Path) -> None:
     """Without a terminal there is no control character, with one the rows stay in place; the table fits into 80."""
     page = io.StringIO()
     console = Console(file=page, width=80)
@@ -152,7 +152,7 @@ async def test_where_every_early_stop_loses_nothing_is_certified_and_nothing_is_
     assert dict(lines(notes.seen[-1]))["certified"] == "none"
 
 
-def _run(number: int, period: course.Period, tokens: int, *, correct: bool, **changes: object) -> Run:
+def _run(number: int, period: course.Period, tokens: int, *, correct: bool, **changes: object) -> CourseRun:
     import random
 
     from suffice.types import Episode, Usage
@@ -161,7 +161,7 @@ def _run(number: int, period: course.Period, tokens: int, *, correct: bool, **ch
     stop = changes.pop("stop_correct", None)
     assert stop is None or isinstance(stop, bool)
     episode = Episode(request=replace(request, **changes), outcome=outcome)  # type: ignore[arg-type]
-    return Run(period=period, question=f"q{number % 7}", episode=episode, correct=correct, stop_correct=stop)
+    return CourseRun(period=period, question=f"q{number % 7}", episode=episode, correct=correct, stop_correct=stop)
 
 
 def test_savings_compare_mean_tokens_with_the_full_runs_before() -> None:
@@ -187,7 +187,7 @@ def test_only_audits_by_lot_under_the_certificate_speak_for_it() -> None:
         _run(4, "certified", 9, correct=True, audit=False, propensity=0.9),
         _run(5, "before", 9, correct=True, stop_correct=False, audit=True, propensity=1.0),
     ]
-    assert course.audited(runs) == course.Audited(n=3, n_stops=2, n_lost=1, n_gained=1)
+    assert course.audited(runs) == course.AuditTally(n=3, n_stops=2, n_lost=1, n_gained=1)
 
 
 def test_traffic_is_the_same_for_the_same_seed_and_every_request_has_an_id_of_its_own() -> None:

@@ -10,18 +10,18 @@ import pytest
 from rich.console import Console
 
 from suffice.demo import rows, run, show
-from suffice.demo.ask import Answered, seed_of
-from suffice.local.tasks import Question
-from suffice.testing import Chain, FakeUpstream, Questions, Reply, Samples
+from suffice.demo.ask import DemoAnswer, seed_of
+from suffice.local.tasks import TaskQuestion
+from suffice.testing import ScriptedThought, FakeUpstream, Questions, Reply, Samples
 
 QUESTIONS = tuple(
-    Question(
+    TaskQuestion(
         id=f"q{i}", task="t", messages=({"role": "user", "content": f"question {i:02d} please"},), gold="4",
         scorer="number", max_tokens=50, temperature=0.5,
     )
     for i in range(8)
 )  # fmt: skip
-THOUGHT = Chain(
+THOUGHT = ScriptedThought(
     [
         ("two and two are what we have to add up here so let us add them\n", "4", 0.99),
         ("that makes four I say and I am as sure of it as one can be\n", "4", 0.99),
@@ -81,7 +81,7 @@ async def test_a_reasoning_stage_tells_when_stopping_is_better_than_thinking_on(
 
 async def test_reasoning_that_does_not_pay_claims_no_saving(tmp_path: Path) -> None:
     """Without thinking the fake answers as well: the verdict says so instead of quoting a saving."""
-    async with FakeUpstream(Chain([("well\n", "4", 0.5), ("yes\n", "4", 0.5)], "4")) as fake:
+    async with FakeUpstream(ScriptedThought([("well\n", "4", 0.5), ("yes\n", "4", 0.5)], "4")) as fake:
         result = await run.reasoning(stage("reasoning", fake.url, tmp_path), silent)  # type: ignore[arg-type]
     assert not result.pays
     assert "does not pay" in show.verdict(result)
@@ -109,7 +109,7 @@ def test_a_wrong_answer_is_wrong_and_no_answer_too() -> None:
     """Scored by the scorer, with the gold as it is written."""
     from suffice.scoring.base import build_scorer
 
-    base = Answered(
+    base = DemoAnswer(
         question=dataclasses.replace(QUESTIONS[0], gold="4.0"), episode_id="e", text="so 4", finish_reason="stop",
         completion_tokens=1, stopped=False,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from suffice.doctor.talk import Talk
 from suffice.settings import Upstream
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.prompt import cut
-from suffice.testing.reply import RequestSeen, Spoken, ToolCall
+from suffice.testing.reply import FakeRequest, AnswerTokens, ToolCall
 from suffice.types import Findings
 from suffice.upstream.client import UpstreamClient
 
@@ -24,7 +24,7 @@ THOUGHT = tuple(f"step {n}, " for n in range(60))
 CALL = ToolCall(id="call_1", name="get_weather", arguments=('{"city":', ' "Reykjavik"}'))
 
 
-def model(*, delay_s: float = 0.0, cold_s: float = 0.0, **changes: Any) -> Callable[[RequestSeen], Reply]:
+def model(*, delay_s: float = 0.0, cold_s: float = 0.0, **changes: Any) -> Callable[[FakeRequest], Reply]:
     """A model that thinks, counts, calls tools and obeys its seed.
 
     delay_s  before each token of a long list
@@ -34,7 +34,7 @@ def model(*, delay_s: float = 0.0, cold_s: float = 0.0, **changes: Any) -> Calla
     read: set[str] = set()
     fresh = itertools.count(1_000)
 
-    def say(seen: RequestSeen) -> Reply:
+    def say(seen: FakeRequest) -> Reply:
         text, first = seen.text, seen.text.partition(":")[0]
         wait_s = cold_s if "list of words" in text and first not in read else 0.0
         read.add(first)
@@ -42,7 +42,7 @@ def model(*, delay_s: float = 0.0, cold_s: float = 0.0, **changes: Any) -> Calla
         if COUNT in text:
             return Reply(answer=tuple(f"{n}\n" for n in range(1, 201)), delay_s=delay_s, **fixed)
         if LIST in text:
-            after = Spoken(cut(f"{BEGUN} 6, 7, 8, 9"))
+            after = AnswerTokens(cut(f"{BEGUN} 6, 7, 8, 9"))
             return Reply(reasoning=THOUGHT, answer=cut("1, 2, 3, 4, 5, 6"), answer_after=lambda _: after, **fixed)
         if THINK in text:
             return Reply(reasoning=THOUGHT, answer=("180",), delay_s=0.002, **fixed)

@@ -15,7 +15,7 @@ from suffice.doctor.seen import Facts
 from suffice.settings import parse
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.reply import status
-from suffice.testing.sums import Sums
+from suffice.testing.sums import SumsModel
 from suffice.types import Finding, Findings
 from suffice.upstream.drivers import DRIVERS
 from suffice.upstream.findings import EXPERIMENTS, allows_probes, honoured, url_key
@@ -45,7 +45,7 @@ async def test_a_server_that_does_everything_is_believed() -> None:
 
 
 async def test_the_pretended_server_for_newcomers_shows_what_a_llama_cpp_server_can_do() -> None:
-    async with FakeUpstream(Sums(delay_s=0.002), **GOOD) as fake:
+    async with FakeUpstream(SumsModel(delay_s=0.002), **GOOD) as fake:
         findings = await found(fake)
     assert findings.finish == ("native", "raw", "prefill")
     assert allows_probes(findings)

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.edge.judge import Grade, JudgeModel, messages, read_grade
-from suffice.testing import FakeUpstream, Reply, RequestSeen, die_after, html200, slow_headers, status
+from suffice.testing import FakeUpstream, Reply, FakeRequest, die_after, html200, slow_headers, status
 from suffice.testing.prompt import cut
 
 QUESTION, ANSWER, GOLD = "Who wrote Faust?", "It was Goethe.", "Johann Wolfgang von Goethe"
 
 
-def says(*texts: str | Reply) -> Callable[[RequestSeen], Reply]:
+def says(*texts: str | Reply) -> Callable[[FakeRequest], Reply]:
     """The n-th call of any kind gets the n-th text; the last one stays."""
 
-    def answer(seen: RequestSeen) -> Reply:
+    def answer(seen: FakeRequest) -> Reply:
         told = texts[min(seen.nth, len(texts) - 1)]
         return told if isinstance(told, Reply) else Reply(answer=cut(told))
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from suffice.episode.loop import FailOpen, Verdict, run_episode
+from suffice.episode.loop import FailOpen, StopVerdict, run_episode
 from suffice.types import Decision, Signals, Step
 
 GO = Decision(action="continue", reason="go on")
@@ -44,7 +44,7 @@ def observe(step: Step) -> Signals:
     return Signals(step=step.index, tokens_used=step.index)
 
 
-async def play(steps: Steps, policy: StopFrom, *, may_stop: bool = True) -> tuple[Verdict | None, list[int]]:
+async def play(steps: Steps, policy: StopFrom, *, may_stop: bool = True) -> tuple[StopVerdict | None, list[int]]:
     recorded: list[int] = []
 
     def record(step: Step, signals: Signals, decision: Decision) -> bool:

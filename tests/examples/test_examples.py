@@ -14,7 +14,7 @@ import pytest
 
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.prompt import cut
-from suffice.testing.reply import RequestSeen
+from suffice.testing.reply import FakeRequest
 from tests.house.test_packaging import pins
 from tests.house.tree import ROOT
 from tests.local.cached import cached
@@ -41,7 +41,7 @@ def reads(passages: str) -> str:
     return next((known[city] for city in born if city in known), born[-1] if born else "Nowhere")
 
 
-def says(request: RequestSeen) -> Reply:
+def says(request: FakeRequest) -> Reply:
     """What the fake model answers to each of the loops."""
     messages = request.messages
     last = str(messages[-1]["content"])

@@ -12,7 +12,7 @@ import pytest
 from suffice.gateway.context import Gateway
 from suffice.policy.base import Policy
 from suffice.settings import Probe, Route, Steps
-from suffice.testing import Chain, FakeUpstream, Reply, RequestSeen, slow_headers
+from suffice.testing import ScriptedThought, FakeUpstream, Reply, FakeRequest, slow_headers
 from suffice.types import Decision, Signals
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
@@ -176,9 +176,9 @@ METHODS: dict[str, dict[str, Any]] = {
 async def test_whenever_a_stop_falls_the_answer_is_one_of_two_and_never_a_mixture(serve: Serve, method: str) -> None:
     """F17: stops race against the end of the thought; a late one is no stop."""
     steps = [*STEPS[:4], ("so four\n", "4")]
-    by_delay = {str(t): Chain(steps, "5 dear", reply=chain(delay_s=t).reply) for t in TIMES_S}
+    by_delay = {str(t): ScriptedThought(steps, "5 dear", reply=chain(delay_s=t).reply) for t in TIMES_S}
 
-    def says(seen: RequestSeen) -> Any:
+    def says(seen: FakeRequest) -> Any:
         return by_delay[seen.text.partition("delay=")[2].partition(";")[0]](seen)
 
     async with serve(says, upstream=METHODS[method], route=enforcing()) as g:
@@ -223,7 +223,7 @@ async def test_a_scorer_that_raises_costs_a_measurement_and_no_answer(serve: Ser
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_a_probe_that_hangs_delays_nothing(serve: Serve, stream: bool) -> None:
     """What is asynchronous waits beside the stream: the probe would take 20 s, the stream is over long before."""
-    def says(seen: RequestSeen) -> Any:
+    def says(seen: FakeRequest) -> Any:
         return Reply(faults=(slow_headers(20.0),)) if seen.is_raw else chain()(seen)
 
     async with serve(says, upstream={"finish": ["raw"], "slots": 4}, route=enforcing()) as g, asyncio.timeout(10):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from suffice.store.database.views import read_episodes
-from suffice.testing import Chain, EchoNonce, Reply, die_after, no_finish, slow_headers, stall_after, status
+from suffice.testing import ScriptedThought, EchoNonce, Reply, die_after, no_finish, slow_headers, stall_after, status
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Served, chat
 from tests.gateway.test_stop import enforcing, held
@@ -21,7 +21,7 @@ PROMISED_S = 1.0   # what it takes on a machine of its own: bench/hangup.py
 ENDLESS = Reply(reasoning=("so\n", " it\n") * 500, answer=("4",), delay_s=0.005)
 SILENT = Reply(reasoning=("so\n",) * 3, answer=("4",), faults=(stall_after(3, 20.0),))
 MUTE = Reply(faults=(slow_headers(20.0),))
-SLOW = Chain([("two and two\n", "3")] * 6, "4", reply=Reply(delay_s=0.02))
+SLOW = ScriptedThought([("two and two\n", "3")] * 6, "4", reply=Reply(delay_s=0.02))
 
 
 class Client:
@@ -228,7 +228,7 @@ async def test_no_stop_gets_into_the_wrong_hands(serve: Serve) -> None:
     """Probes and continuations of many requests at once: each thought is continued by its own answer."""
     def says(seen: Any) -> Reply:
         nonce = seen.text.partition("nonce=")[2][:4]
-        return Chain([(f"{nonce} {n}\n", f"7{nonce[1:]}") for n in range(12)], "0", reply=Reply(delay_s=0.004))(seen)
+        return ScriptedThought([(f"{nonce} {n}\n", f"7{nonce[1:]}") for n in range(12)], "0", reply=Reply(delay_s=0.004))(seen)
 
     async with serve(says, upstream={"finish": ["raw"], "slots": 100}, route=enforcing()) as g:
         answers = await asyncio.gather(*(g.ask(chat(f"nonce=n{n:03}", stream=n % 2 > 0)) for n in range(40)))

@@ -11,7 +11,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.settings import parse
-from suffice.testing import Chain, Reply, RequestSeen, Samples, cut, die_after, slow_headers, status
+from suffice.testing import ScriptedThought, Reply, FakeRequest, Samples, cut, die_after, slow_headers, status
 from suffice.testing.reply import Fault
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, settings_for
@@ -32,9 +32,9 @@ class ProbesGet:
 
     def __init__(self, *faults: Fault, headers: tuple[tuple[str, str], ...] = (), **reply: Any) -> None:
         self._main = chain(delay_s=0.002, headers=headers, **reply)
-        self._extra = Chain(STEPS, "5 dear", reply=Reply(faults=faults))
+        self._extra = ScriptedThought(STEPS, "5 dear", reply=Reply(faults=faults))
 
-    def __call__(self, seen: RequestSeen) -> Reply:
+    def __call__(self, seen: FakeRequest) -> Reply:
         return (self._extra if seen.is_raw else self._main)(seen)
 
 
@@ -46,7 +46,7 @@ def refused(g: Served) -> float:
     return g.gateway.metrics.value("suffice_extra_calls_refused_total", route="r")
 
 
-def sample_of(seen: RequestSeen) -> int:
+def sample_of(seen: FakeRequest) -> int:
     """Which of its request's samples a call drew: each has its own seed, and a wave may arrive in any order."""
     return int(seen.body["seed"])
 
@@ -77,7 +77,7 @@ async def test_a_429_on_a_probe_leaves_the_client_what_it_would_have_got(
 
 
 async def test_a_429_on_the_main_call_is_the_clients_and_pauses_extra_calls(serve: Serve) -> None:
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         refuses = Reply(faults=(status(429, b'{"error":{"message":"slow down"}}', {"retry-after": "7"}),))
         return refuses if seen.nth == 0 else chain(delay_s=0.002)(seen)
 
@@ -94,7 +94,7 @@ async def test_a_429_on_the_main_call_is_the_clients_and_pauses_extra_calls(serv
 
 async def test_a_paused_upstream_is_not_asked_to_continue_and_the_run_goes_on(serve: Serve) -> None:
     """The answer that the policy waits for is visible, so it decides without probes; its stop is not made."""
-    main = Chain([(f"so {n} is 4\n", "4") for n in range(6)], "4", reply=Reply(delay_s=0.004))
+    main = ScriptedThought([(f"so {n} is 4\n", "4") for n in range(6)], "4", reply=Reply(delay_s=0.004))
     async with serve(main, upstream=RAW, route=enforcing(probe=None)) as g:
         g.gateway.upstreams["up"].allowance.paused_until_s = float("inf")
         answer = await g.ask(chat(stream=True))
@@ -159,8 +159,8 @@ async def test_an_owner_may_let_probes_wait_their_turn(serve: Serve) -> None:
 
 
 async def test_probes_of_many_requests_take_half_of_the_slots(serve: Serve) -> None:
-    def says(seen: RequestSeen) -> Reply:
-        return Chain(STEPS, "5", reply=Reply(delay_s=0.004, faults=(slow_headers(0.05),) if seen.is_raw else ()))(seen)
+    def says(seen: FakeRequest) -> Reply:
+        return ScriptedThought(STEPS, "5", reply=Reply(delay_s=0.004, faults=(slow_headers(0.05),) if seen.is_raw else ()))(seen)
 
     running = Counter[int]()
 
@@ -190,7 +190,7 @@ MISHAPS: dict[str, Callable[[int], Fault | None]] = {
     "continuations fail": lambda nth: status(500) if nth else None,
 }
 KINDS: dict[str, tuple[dict[str, Any], Any]] = {
-    "reasoning": (enforcing(max_extra_calls=4), Chain(STEPS, "5", reply=Reply(delay_s=0.003))),
+    "reasoning": (enforcing(max_extra_calls=4), ScriptedThought(STEPS, "5", reply=Reply(delay_s=0.003))),
     "samples": (
         {"kind": "samples", "samples": 5, "wave": 2, "scorer": "number", "max_extra_calls": 4}, Samples(["4", "5", "6"])
     ),
@@ -207,7 +207,7 @@ async def test_no_request_causes_more_attempts_than_promised(
     route, model = KINDS[kind]
     n_of_key = Counter[str]()
 
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         key = (seen.header("idempotency-key") or "").split("-")[0]
         fault = MISHAPS[mishap](n_of_key[key])
         n_of_key[key] += 1
@@ -275,7 +275,7 @@ async def test_a_request_that_asks_for_more_samples_is_told_the_limit(serve: Ser
 async def test_where_the_record_counts_a_failed_sample_does_not_end_the_drawing(
     serve: Serve, mode: str, n_drawn: int
 ) -> None:
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         return Reply(answer=cut("it is 4"), faults=(status(500),) if sample_of(seen) == 2 else ())
 
     route = {
@@ -293,7 +293,7 @@ async def test_where_the_record_counts_a_failed_sample_does_not_end_the_drawing(
 
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
 async def test_a_429_on_a_sample_ends_the_drawing_and_the_vote_stands(serve: Serve, mode: str) -> None:
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         slow_down = status(429, headers={"retry-after": "60"})
         return Reply(answer=cut("it is 4"), faults=(slow_down,) if sample_of(seen) == 2 else ())
 

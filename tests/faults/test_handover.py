@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from suffice.testing import (
-    Chain,
+    ScriptedThought,
     Fault,
     Reply,
-    RequestSeen,
-    Spoken,
+    FakeRequest,
+    AnswerTokens,
     bad_json_frame,
     die_after,
     html200,
@@ -29,15 +29,15 @@ from tests.gateway.test_stop import N_THOUGHT, STEPS, accounted, chain, enforcin
 
 FULL = "5 dear"
 THOUGHT = "".join(text for text, _ in STEPS)
-CHAIN = Chain([(text, f"{answer} it is") for text, answer in STEPS], FULL)
+CHAIN = ScriptedThought([(text, f"{answer} it is") for text, answer in STEPS], FULL)
 
 
-def is_continuation(seen: RequestSeen) -> bool:
+def is_continuation(seen: FakeRequest) -> bool:
     """Probes end at a line, continuations do not."""
     return seen.is_raw and "stop" not in seen.body
 
 
-def is_rerun(seen: RequestSeen) -> bool:
+def is_rerun(seen: FakeRequest) -> bool:
     return not seen.is_raw and seen.nth_same > 0
 
 
@@ -54,7 +54,7 @@ class Model:
         self._faults, self._rerun, self._continuation = faults, rerun, continuation
         self._original = (stall_after(silent_at, silent_s), *original)
 
-    def __call__(self, seen: RequestSeen) -> Reply:
+    def __call__(self, seen: FakeRequest) -> Reply:
         reply = CHAIN(seen)
         if is_continuation(seen):
             return replace(reply, faults=self._faults, **self._continuation)
@@ -201,7 +201,7 @@ async def test_when_the_rerun_fails_too_the_client_is_told(serve: Serve, stream:
 
 
 async def test_an_inline_thought_is_hidden_and_closed_by_a_rerun(serve: Serve) -> None:
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         reply = replace(CHAIN(seen), reasoning_field="inline")
         if is_continuation(seen):
             return replace(reply, faults=(status(500),))
@@ -260,7 +260,7 @@ async def test_a_full_buffer_only_makes_the_original_wait(serve: Serve, buffer_b
 
 
 async def test_an_engine_that_will_not_end_the_thought_is_asked_in_another_way(serve: Serve) -> None:
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         if not seen.is_raw:
             seen.body.pop("reasoning_control", None)  # type: ignore[attr-defined]  # an engine without it
         return Model()(seen)
@@ -320,7 +320,7 @@ async def test_a_slot_is_free_only_while_nobody_else_has_it(serve: Serve, busy: 
     """Two slots, and another client's call in one of them: the original has to go first."""
     model = Model(status(500), silent_s=0.3)
 
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         return Reply(first_delay_s=9.0) if "tools" in seen.body else model(seen)
 
     # With both slots taken no probe is sent: this stop needs none.
@@ -346,7 +346,7 @@ async def test_where_others_wait_for_the_slot_an_original_is_given_up_once_and_n
     """One slot, and somebody in line for it: whoever lets go of it stands behind him."""
     tool = {"type": "function", "function": {"name": "f"}}
 
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         return Reply(first_delay_s=0.8) if "tools" in seen.body else chain(delay_s=0.02)(seen)
 
     async def beside_another(g: Served) -> Answer:
@@ -377,11 +377,11 @@ async def test_where_others_wait_for_the_slot_an_original_is_given_up_once_and_n
 async def test_an_engine_that_closes_the_thought_and_says_nothing_is_asked_for_the_answer(
     serve: Serve, stream: bool
 ) -> None:
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         reply = CHAIN(seen)
         if seen.is_raw:
             return reply
-        return replace(reply, answer=(), answer_after=lambda _: Spoken(()), delay_s=0.005)
+        return replace(reply, answer=(), answer_after=lambda _: AnswerTokens(()), delay_s=0.005)
 
     async with serve(says, upstream={"finish": ["native", "raw"]}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=stream))
@@ -395,7 +395,7 @@ async def test_an_engine_that_closes_the_thought_and_says_nothing_is_asked_for_t
 
 
 async def test_a_trial_answer_that_takes_too_long_is_missing_and_the_run_goes_on(serve: Serve) -> None:
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         return replace(CHAIN(seen), first_delay_s=9.0) if seen.is_raw else CHAIN(seen)
 
     route = enforcing(probe={"timeout_s": 0.05})
@@ -410,7 +410,7 @@ async def test_a_trial_answer_that_takes_too_long_is_missing_and_the_run_goes_on
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_a_probe_that_still_runs_at_the_end_is_left_out_of_the_object_whole(serve: Serve, stream: bool) -> None:
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         return replace(CHAIN(seen), delay_s=0.15) if seen.is_raw else CHAIN(seen)
 
     async with serve(says, upstream={"finish": ["raw"]}, route=enforcing(policy={"policy": "never"})) as g:

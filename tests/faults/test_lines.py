@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from suffice.settings import Upstream
-from suffice.testing import FaultProxy, Line, Reply
+from suffice.testing import FaultProxy, LinkFaults, Reply
 from suffice.upstream.client import UpstreamClient
 from tests.faults.test_upstream import assert_told
 from tests.gateway.conftest import Serve
@@ -14,11 +14,11 @@ from tests.gateway.served import Served, chat
 SAYS = Reply(reasoning=("so ", "it ", "is\n") * 20, answer=("It ", "is ", "four"))
 MODES = ("off", "observe")
 HARMLESS = {
-    "late": Line(latency_s=0.02, jitter_s=0.01), "thin": Line(bytes_per_s=60_000),
-    "in pieces": Line(piece_bytes=7), "closes late": Line(slow_close_s=0.3),
+    "late": LinkFaults(latency_s=0.02, jitter_s=0.01), "thin": LinkFaults(bytes_per_s=60_000),
+    "in pieces": LinkFaults(piece_bytes=7), "closes late": LinkFaults(slow_close_s=0.3),
 }  # fmt: skip
 BREAKS = {
-    "reset": Line(reset_after=2_000), "cut": Line(limit_bytes=2_000), "silent": Line(silent_after=2_000),
+    "reset": LinkFaults(reset_after=2_000), "cut": LinkFaults(limit_bytes=2_000), "silent": LinkFaults(silent_after=2_000),
 }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ async def test_a_line_that_breaks_is_told_and_mended_by_itself(serve: Serve, nam
     async with serve(SAYS, route={"mode": mode}) as g, FaultProxy(g.fake.url, to_client=BREAKS[name]) as up:
         await behind(g, up)
         assert_told(await g.ask(chat(stream=True)), stream=True)
-        up.to_client = Line()
+        up.to_client = LinkFaults()
         assert (await g.ask(chat(stream=True))).done
         await up.down()
         answer = await g.ask(chat(stream=True))
@@ -66,8 +66,8 @@ async def test_a_line_that_breaks_is_told_and_mended_by_itself(serve: Serve, nam
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("line", [Line(reset_after=1_500), Line(limit_bytes=1_500)], ids=["reset", "cut"])
-async def test_a_line_that_breaks_on_the_clients_side_closes_the_upstream(serve: Serve, line: Line, mode: str) -> None:
+@pytest.mark.parametrize("line", [LinkFaults(reset_after=1_500), LinkFaults(limit_bytes=1_500)], ids=["reset", "cut"])
+async def test_a_line_that_breaks_on_the_clients_side_closes_the_upstream(serve: Serve, line: LinkFaults, mode: str) -> None:
     slow = Reply(reasoning=("so\n",) * 2_000, answer=("4",), delay_s=0.002)
     async with serve(slow, route={"mode": mode}) as g, FaultProxy(g.url, to_client=line) as down:
         try:

@@ -19,7 +19,7 @@ import pytest
 
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store.audit.verify import Verdict, verify
+from suffice.store.audit.verify import ChainCheck, verify
 from suffice.store.database import schema
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.sqlite import SqliteLog
@@ -56,7 +56,7 @@ for _ in sys.stdin:
 """
 
 
-def checked(database: Path) -> Verdict:
+def checked(database: Path) -> ChainCheck:
     with reading(database) as connection:
         return verify(connection)
 
@@ -127,7 +127,7 @@ def test_a_damaged_byte_is_refused_in_words_or_found_or_was_in_no_row(whole: Pat
     assert not verdict.ok or unchanged or chained_rows(whole) == chained_rows(database)
 
 
-def opened_and_checked(database: Path) -> Verdict | str:
+def opened_and_checked(database: Path) -> ChainCheck | str:
     """What `verify` finds, or why the log is refused."""
     try:
         SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()

@@ -18,14 +18,14 @@ import pytest
 
 from suffice.server import serving
 from suffice.store.database.views import read_episodes
-from suffice.testing import EchoNonce, FakeUpstream, GatewayProcess, Reply, RequestSeen
+from suffice.testing import EchoNonce, FakeUpstream, GatewayProcess, Reply, FakeRequest
 from tests.gateway.served import CHAT, chat, settings_for
 
 ENDLESS = Reply(reasoning=("so\n",) * 5_000, answer=("4",), delay_s=0.02)
 SHORT = Reply(reasoning=("so\n",) * 60, answer=("4",), delay_s=0.02)
 
 
-def says(seen: RequestSeen) -> Reply:
+def says(seen: FakeRequest) -> Reply:
     return SHORT if "short" in seen.text else ENDLESS
 
 

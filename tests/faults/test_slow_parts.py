@@ -10,13 +10,13 @@ import pytest
 
 from suffice.gateway.breaker import N_FAILURES, OPEN_S, WINDOW_S, Breaker
 from suffice.gateway.context import Gateway
-from suffice.testing import Chain, FakeUpstream, Reply
+from suffice.testing import ScriptedThought, FakeUpstream, Reply
 from suffice.types import Decision, Signals
 from tests.faults.test_broken_parts import NonsensePolicy, same, with_route
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 
-SAYS = Chain([(f"so {n}\n", "4") for n in range(30)], "5 dear")
+SAYS = ScriptedThought([(f"so {n}\n", "4") for n in range(30)], "5 dear")
 ROUTE = {"steps": {"min_tokens": 2, "growth": 1.0}, "policy": {"policy": "never"}}
 
 

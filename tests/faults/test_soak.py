@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from suffice.testing import SCRIPTS, Chain, Reply, RequestSeen, die_after, status
+from suffice.testing import SCRIPTS, ScriptedThought, Reply, FakeRequest, die_after, status
 from tests.faults.test_clients import Client
 from tests.faults.test_upstream import FAILS, ROUTE, TEXT
 from tests.gateway.conftest import Serve
@@ -18,7 +18,7 @@ from tests.gateway.served import Served, chat
 from tests.gateway.test_stop import enforcing
 
 KINDS: dict[str, Any] = {
-    "good": Chain([(f"so {n}\n", "4") for n in range(6)], "4"),
+    "good": ScriptedThought([(f"so {n}\n", "4") for n in range(6)], "4"),
     "dies": Reply(reasoning=("so\n",) * 6, faults=(die_after(3),)),
     "refuses": Reply(faults=(status(503),)),
     "endless": Reply(reasoning=("so\n",) * 1_000, delay_s=0.01),
@@ -31,7 +31,7 @@ ROUTES: dict[str, Any] = {
 }
 
 
-def says(seen: RequestSeen) -> Any:
+def says(seen: FakeRequest) -> Any:
     kind = KINDS.get(str(seen.body.get("model")), KINDS["good"])
     return kind(seen) if callable(kind) else kind
 

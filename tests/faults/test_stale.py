@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import pytest
 
 from suffice.settings import Upstream
-from suffice.testing import FaultProxy, Line, Reply, die_after, status
+from suffice.testing import FaultProxy, LinkFaults, Reply, die_after, status
 from suffice.upstream.client import UpstreamClient
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
@@ -138,9 +138,9 @@ async def test_an_upstream_that_closes_idle_connections_as_requests_arrive_costs
         assert {(o.end_reason, len(o.calls)) for o in outcomes} == {("done", 1)}
 
 
-@pytest.mark.parametrize("line", [Line(reset_after=0), Line(limit_bytes=0)], ids=["reset", "closed"])
+@pytest.mark.parametrize("line", [LinkFaults(reset_after=0), LinkFaults(limit_bytes=0)], ids=["reset", "closed"])
 @pytest.mark.parametrize("retries", [0, 1, 3])
-async def test_attempts_are_never_more_than_was_said(serve: Serve, line: Line, retries: int) -> None:
+async def test_attempts_are_never_more_than_was_said(serve: Serve, line: LinkFaults, retries: int) -> None:
     """F12: the upstream answers, but nothing of it ever comes through."""
     async with serve(Reply(answer=("four",))) as direct, FaultProxy(direct.fake.url, to_client=line) as proxy:
         async with UpstreamClient("up", Upstream(url=proxy.url, retries=retries), None) as client:

@@ -22,7 +22,7 @@ from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
 from suffice.settings import Settings, parse
 from suffice.store.database.log import EventLog
-from suffice.store.database.views import Labelled, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, read_episodes
 from suffice.testing import Answerer, FakeUpstream, Reply, Script
 from suffice.types import Episode, Outcome
 from suffice.wiring import gateway
@@ -126,9 +126,9 @@ class Served:
         """The same, straight to the upstream."""
         return await self.ask(body, url=self.fake.url)
 
-    async def episodes(self, n: int, *, within_s: float = 30.0) -> list[Labelled]:
+    async def episodes(self, n: int, *, within_s: float = 30.0) -> list[EpisodeWithLabels]:
         """All `n` episodes, once that many are on disk; fails when there are more or fewer."""
-        found: list[Labelled] = []
+        found: list[EpisodeWithLabels] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while len(found) < n:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.testing import Chain
+from suffice.testing import ScriptedThought
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 from tests.gateway.test_stop import chain, enforcing, reconciled
@@ -16,7 +16,7 @@ VLLM = {"upstream": {"driver": "vllm"}, "fake": {"dialect": "vllm"}}
 SGLANG = {"upstream": {"driver": "sglang"}, "fake": {"dialect": "sglang"}}
 LLAMA = {"upstream": {"finish": ["raw"]}}
 NEVER: dict[str, Any] = {"policy": {"policy": "never"}, "probe": None}
-LONG = Chain([(f"thought number {n} goes on and on\n", str(n)) for n in range(40)], "39")
+LONG = ScriptedThought([(f"thought number {n} goes on and on\n", str(n)) for n in range(40)], "39")
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])

@@ -11,7 +11,7 @@ import pytest
 
 from suffice.settings import Settings, parse
 from suffice.store.rows.control_events import EnforcementPaused, PolicyPublished
-from suffice.testing import Reply, RequestSeen, cut
+from suffice.testing import Reply, FakeRequest, cut
 from suffice.types import Pause
 from suffice.wiring import check, worker
 from tests.control.test_story import until
@@ -32,7 +32,7 @@ class Model:
     def __init__(self) -> None:
         self.name = "m"
 
-    def __call__(self, seen: RequestSeen) -> Reply:
+    def __call__(self, seen: FakeRequest) -> Reply:
         number = hashlib.blake2b(seen.text.encode(), digest_size=1).digest()[0]
         return Reply(
             reasoning=cut("let me think of this for some time "), answer=cut(f"it is {number}"),

@@ -20,7 +20,7 @@ from suffice.gateway.context import Gateway
 from suffice.gateway.deliveries import KEY_WINDOW_S, DeliveryMemory, RequestKey
 from suffice.learn.censoring import fate
 from suffice.rollout.assign import AuditAssignment, joined
-from suffice.testing import Chain, Reply, RequestSeen, stall_after, status
+from suffice.testing import ScriptedThought, Reply, FakeRequest, stall_after, status
 from suffice.types import Episode
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
@@ -33,9 +33,9 @@ RETRIES = {"server": {"retry_window_s": WINDOW_S}}
 N_THOUGHT = sum(len(text.split()) for text, _ in STEPS)
 
 
-def held(after: int = N_THOUGHT) -> Chain:
+def held(after: int = N_THOUGHT) -> ScriptedThought:
     """So many tokens are said at once; then the upstream is silent, so that every probe is answered before it ends."""
-    return Chain(STEPS, "it is 5", reply=Reply(faults=(stall_after(after, 0.5),)))
+    return ScriptedThought(STEPS, "it is 5", reply=Reply(faults=(stall_after(after, 0.5),)))
 
 
 class Door:
@@ -383,7 +383,7 @@ async def test_the_reply_never_tells(serve: Serve, stream: bool, route: dict[str
 
 
 async def test_a_failing_probe_does_not_tell_an_audit_while_observing(serve: Serve) -> None:
-    def failing(seen: RequestSeen) -> Reply:
+    def failing(seen: FakeRequest) -> Reply:
         return Reply(faults=(status(500, b"{}"),)) if seen.is_raw else CHAIN(seen)
 
     routes = {

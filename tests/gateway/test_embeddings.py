@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import Chain, Reply, stall_after
+from suffice.testing import ScriptedThought, Reply, stall_after
 from tests.edge.embeddings import letters, server
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
@@ -26,7 +26,7 @@ def route(url: str, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_an_observed_thought_is_compared_by_its_vectors(serve: Serve, stream: bool) -> None:
     seen: list[Any] = []
-    async with server(letters, seen) as url, serve(Chain(STEPS, "4"), route=route(url)) as g:
+    async with server(letters, seen) as url, serve(ScriptedThought(STEPS, "4"), route=route(url)) as g:
         answer = await g.ask(chat(stream=stream))
         ended = await g.outcome()
     assert (answer.text, answer.status) == ("4", 200)
@@ -40,7 +40,7 @@ async def test_an_observed_thought_is_compared_by_its_vectors(serve: Serve, stre
 async def test_a_probed_thought_stops_where_its_drafts_stand_still(serve: Serve) -> None:
     seen: list[Any] = []
     acting = {"mode": "enforce", "uncertified": True, "probe": {}}
-    chain = Chain(STEPS, "5", reply=Reply(faults=(stall_after(N_SETTLED, 3.0),)))
+    chain = ScriptedThought(STEPS, "5", reply=Reply(faults=(stall_after(N_SETTLED, 3.0),)))
     async with (
         server(letters, seen) as url,
         serve(chain, upstream={"finish": ["raw"], "slots": 3}, route=route(url, **acting)) as g,
@@ -56,7 +56,7 @@ async def test_a_probed_thought_stops_where_its_drafts_stand_still(serve: Serve)
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
 async def test_a_silent_embedder_holds_up_no_client(serve: Serve, mode: str) -> None:
     acting = {"mode": mode, "uncertified": True, "embeddings": {"timeout_s": 4.0}}
-    async with server(lambda _: 20.0, []) as url, serve(Chain(STEPS, "4"), route=route(url, **acting)) as g:
+    async with server(lambda _: 20.0, []) as url, serve(ScriptedThought(STEPS, "4"), route=route(url, **acting)) as g:
         began_s = time.monotonic()
         answer = await g.ask(chat(stream=True))
         assert time.monotonic() - began_s < 3.0

@@ -13,13 +13,13 @@ from suffice.gateway.context import CHECK_RUNS, Gateway
 from suffice.settings import Settings, Store, parse
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen, RouteExamined, UpstreamExamined
-from suffice.testing import Chain, Reply
+from suffice.testing import ScriptedThought, Reply
 from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
 from suffice.upstream.findings import url_key
 from tests.gateway.served import chat, served
 
 STEPS = [("one and one\n", "2"), *[(f"two and two, for the {n}th time\n", "4") for n in range(12)]]
-SLOW = Chain(STEPS, "4", reply=Reply(delay_s=0.005))  # probes have time to answer before the thought ends
+SLOW = ScriptedThought(STEPS, "4", reply=Reply(delay_s=0.005))  # probes have time to answer before the thought ends
 ROUTE: dict[str, Any] = {
     "upstream": "up", "mode": "enforce", "uncertified": True, "scorer": "number", "audit_share": 0.0,
     "policy": {"policy": "stable-answer", "streak": 2}, "probe": {}, "steps": {"min_tokens": 1, "growth": 1.0},

@@ -17,7 +17,7 @@ import pytest
 from suffice.errors import ConfigError, StoreError, StoreFull
 from suffice.gateway.context import Gateway
 from suffice.settings import Store
-from suffice.store.database.log import Receipt, Stored
+from suffice.store.database.log import Receipt, StoredEvent
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_episodes
 from suffice.store.rows.events import Event, FeedbackGiven
@@ -223,7 +223,7 @@ class FailingDisk:
             raise self.error
         return await self.real.append_durable(event)
 
-    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[Stored]:
+    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
         return self.real.read(since_seq, limit)
 
     def close(self, timeout_s: float = 5.0) -> None:

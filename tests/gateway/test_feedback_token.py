@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.gateway.context import WordsByToken
+from suffice.gateway.context import FeedbackByToken
 from suffice.gateway.feedback import MOST_WORDS
 from suffice.rollout.feedback_token import read, sign
 from suffice.store.rows.events import FeedbackGiven
@@ -160,7 +160,7 @@ async def test_one_token_has_only_so_many_words(serve: Serve) -> None:
 
 def test_counts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("suffice.gateway.context.SPOKEN_ENTRIES", 3)
-    words = WordsByToken()
+    words = FeedbackByToken()
     for name in ("a", "b", "c", "a", "d"):
         words.note(name)
     assert [words.of(name) for name in "abcd"] == [2, 0, 1, 1]

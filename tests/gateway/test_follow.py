@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from suffice import Governor
-from suffice.learn.version import Version
+from suffice.learn.version import FoldedVersion
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
-from suffice.model.stop import StopModel, Trained, canonical
+from suffice.model.stop import StopModel, TrainingRecord, canonical
 from suffice.settings import Settings
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event
@@ -28,9 +28,9 @@ from tests.gateway.served import Served, chat, post, settings_for
 # P(as good) rises with the streak: level 1 stops after five equal answers, level 2 after three.
 STREAKS = StopModel(
     features=("answer_streak",), suffices=Ensemble((Linear((1.0,), -4.0),)),
-    trained=Trained(n_episodes=1, n_questions=1, digest="by hand", target="as-good", seed=0),
+    trained=TrainingRecord(n_episodes=1, n_questions=1, digest="by hand", target="as-good", seed=0),
 )  # fmt: skip
-VERSION = Version(models=(STREAKS,), levels=((0.27, 0.74),))
+VERSION = FoldedVersion(models=(STREAKS,), levels=((0.27, 0.74),))
 ROUTE = {"kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "audit_share": 0.0}
 FOUR = Samples(["it is 4"])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.gateway.last_good import MOST_AHEAD_S, GoodRoute, Keeper, LastGood, opened, read, seal, write
+from suffice.gateway.last_good import MOST_AHEAD_S, GoodRoute, LastGoodWriter, LastGood, opened, read, seal, write
 from suffice.review.override import Override
 from suffice.store.routes.in_force import InForce
 from suffice.types import Epoch, Findings, Pause, Publication
@@ -124,7 +124,7 @@ def kept(file: Path) -> LastGood | None:
 
 def test_nothing_new_is_written_once_a_minute(tmp_path: Path) -> None:
     clock, file = [0.0], tmp_path / "g"
-    keeper = Keeper(file, secret="ours", monotonic_s=lambda: clock[0], every_s=60.0)
+    keeper = LastGoodWriter(file, secret="ours", monotonic_s=lambda: clock[0], every_s=60.0)
     assert keeper.keep(lambda: GOOD, changed=True)
     file.unlink()
     clock[0] = 59.0
@@ -139,7 +139,7 @@ def test_a_change_that_cannot_be_written_leaves_no_file_that_does_not_know_of_it
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "g"
-    keeper = Keeper(file, secret="ours", monotonic_s=lambda: 0.0, every_s=60.0)
+    keeper = LastGoodWriter(file, secret="ours", monotonic_s=lambda: 0.0, every_s=60.0)
     assert keeper.keep(lambda: GOOD, changed=True)
 
     def full() -> LastGood:

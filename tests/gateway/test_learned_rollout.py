@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from suffice.learn.version import Version
+from suffice.learn.version import FoldedVersion
 from suffice.model.stop import canonical
 from suffice.rollout import stages
 from suffice.rollout.rules import Rules, rules_of
@@ -20,7 +20,7 @@ from suffice.store.routes.advice import newest_proposal
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.routes.trials import learned_candidate
-from suffice.store.rows.advice_events import Proposed, VersionProposed
+from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
 from suffice.types import Episode
 from suffice.wiring import decisions, worker
 from tests.control.test_story import Model, ask, until
@@ -28,13 +28,13 @@ from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, served
 from tests.gateway.test_follow import FOUR, ROUTE, STREAKS, VERSION, began, published, write
 
-BOLDER = Version(models=(STREAKS,), levels=((0.74, 0.89),))  # after three equal answers, after two; in force: five
+BOLDER = FoldedVersion(models=(STREAKS,), levels=((0.74, 0.89),))  # after three equal answers, after two; in force: five
 RULES = Rules(audit_share=0.0)                               # so that all runs are live
 
 
-def begin(g: Served, rules: Rules = RULES) -> rollouts.Held:
+def begin(g: Served, rules: Rules = RULES) -> rollouts.RolloutRun:
     """A route with level 1 in force, and a rollout of the bolder version on it."""
-    proposed = Proposed(
+    proposed = ProposedVersion(
         route="r", read_to_seq=1, address=BOLDER.address, parent=VERSION.address, reason="schedule", verdict="better",
         why="saves more", n_runs=400, saving=None, drop=None, lineage={}, card=None, author="w",
     )  # fmt: skip
@@ -55,18 +55,18 @@ def begin(g: Served, rules: Rules = RULES) -> rollouts.Held:
     return found
 
 
-def moved(g: Served, move: Callable[[rollouts.Held], stages.Transition]) -> None:
+def moved(g: Served, move: Callable[[rollouts.RolloutRun], stages.Transition]) -> None:
     with decisions(g.gateway.settings) as writer:
         made = rollouts.move(writer, "r", move)
     assert not isinstance(made, str), made
     g.gateway.told()
 
 
-def promoted(held: rollouts.Held) -> stages.Transition:
+def promoted(held: rollouts.RolloutRun) -> stages.Transition:
     return stages.promote(held.state, held.rules, by="person:ann", reason="go", at=0, now_s=time.time())
 
 
-def at_level(level: int) -> Callable[[rollouts.Held], stages.Transition]:
+def at_level(level: int) -> Callable[[rollouts.RolloutRun], stages.Transition]:
     return lambda held: stages.certify(held.state, level, reason="because", at=0, now_s=time.time())
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from suffice import wiring
 from suffice.gateway.load import LATENCY_RUNS, LATENCY_S, Rate, RouteLoad, Smooth
-from suffice.gateway.operating import ALERT_RUNS, Operating, RouteOperation
+from suffice.gateway.operating import ALERT_RUNS, LoadControl, RouteOperation
 from suffice.settings import Route, parse
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Overhead, Request, UpstreamCall
@@ -156,7 +156,7 @@ def test_while_the_brake_holds_the_ratio_is_what_is_asked_for_over_what_was_take
 # --------------------------------------------------------------------------- alerts and warnings
 
 
-def looking(operating: Operating, route: dict[str, Any]) -> Callable[[float], None]:
+def looking(operating: LoadControl, route: dict[str, Any]) -> Callable[[float], None]:
     """Look at the load of one route, at a time."""
     settings = parse(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | route}}).routes["r"]
     routes, metrics = [build_route("r", settings)], Metrics()
@@ -167,7 +167,7 @@ def test_a_load_that_full_runs_would_take_beyond_the_capacity_is_told_once_and_s
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, "suffice")
-    operating = Operating()
+    operating = LoadControl()
     look = looking(operating, {"fallback_capacity": 1.5})
     look(0.0)
     for at in range(ALERT_RUNS):
@@ -208,7 +208,7 @@ def test_a_queue_over_an_unknown_number_of_slots_is_warned_of() -> None:
 
 
 def test_spend_is_measured_where_prices_are_known_and_moves_the_route() -> None:
-    operating = Operating()
+    operating = LoadControl()
     route = {"pressure": {"usd_per_hour": 36.0, "operating_point": 0.5, "hold_s": 5.0}}
     look = looking(operating, route)
     spend: Callable[[float], float] = lambda now_s: 0.002 if now_s < 30 else 0.02  # USD for each of two runs a second

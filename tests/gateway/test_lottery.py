@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from suffice.assurance.estimate import estimate_route
-from suffice.testing import Chain, Reply, RequestSeen, status
+from suffice.testing import ScriptedThought, Reply, FakeRequest, status
 from suffice.types import Episode
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
@@ -17,7 +17,7 @@ STEPS = [
     ("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"),
     ("is that so\n", "4"), ("wait I think five\n", "5"),
 ]  # fmt: skip
-CHAIN = Chain(STEPS, "it is 5")
+CHAIN = ScriptedThought(STEPS, "it is 5")
 ENFORCE: dict[str, Any] = {
     "mode": "enforce", "uncertified": True, "scorer": "number", "probe": {"verified_by": "owner"},
     "policy": {"policy": "stable-answer", "streak": 3}, "steps": {"min_tokens": 3, "growth": 1.0},
@@ -102,9 +102,9 @@ async def test_an_audit_probes_every_step_and_its_client_does_not_wait(
 ) -> None:
     """The chain is said at once and a probe takes 0.1 s, so five of six probes come after the answer."""
 
-    def slow_probes(seen: RequestSeen) -> Reply:
+    def slow_probes(seen: FakeRequest) -> Reply:
         if seen.is_raw:
-            return Chain(STEPS, "it is 5", reply=Reply(first_delay_s=0.1))(seen)
+            return ScriptedThought(STEPS, "it is 5", reply=Reply(first_delay_s=0.1))(seen)
         return CHAIN(seen)
 
     route = {**ENFORCE, "mode": mode, "audit_share": 1.0}
@@ -132,13 +132,13 @@ async def trials(g: Served, n: int) -> tuple[int, int]:
 
 async def test_trial_answers_that_nobody_can_read_are_counted_as_asked_and_failed_probes_are_not(serve: Serve) -> None:
     said = ["3", "hm", "so to say", "4"]
-    chain = Chain([(f"thought {n}\n", answer) for n, answer in enumerate(said)], "it is 5")
+    chain = ScriptedThought([(f"thought {n}\n", answer) for n, answer in enumerate(said)], "it is 5")
     async with serve(chain, upstream=RAW, route={**ENFORCE, "audit_share": 1.0}) as g:
         await g.ask(chat())
         assert [s.answer for s in (await g.outcome()).steps] == ["3", None, None, "4"]
         assert await trials(g, 1) == (4, 2)
 
-    def failing(seen: RequestSeen) -> Reply:
+    def failing(seen: FakeRequest) -> Reply:
         return Reply(faults=(status(500, b"{}"),)) if seen.is_raw else chain(seen)
 
     async with serve(failing, upstream=RAW, route={**ENFORCE, "audit_share": 1.0}) as g:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from suffice.assurance.lengths import FullRuns
+from suffice.assurance.lengths import RunLengths
 from suffice.gateway.context import Gateway
-from suffice.testing import Chain, Reply, Samples
+from suffice.testing import ScriptedThought, Reply, Samples
 from suffice.types import Outcome, Usage
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
@@ -22,7 +22,7 @@ def seen_before(*lengths: tuple[int, int]) -> Any:
     """The gateway has already seen these full runs on its route: (tokens of the thought, how many runs)."""
 
     def put(gateway: Gateway) -> None:
-        runs = gateway.full_runs["r"] = FullRuns()
+        runs = gateway.full_runs["r"] = RunLengths()
         for thought, n in lengths:
             for _ in range(n):
                 runs.add(Usage(prompt_tokens=9, completion_tokens=thought + 2, reasoning_tokens=thought))
@@ -314,6 +314,6 @@ async def test_what_passes_through_has_its_price_too(serve: Serve) -> None:
 
 
 async def test_a_request_that_was_never_sent_has_no_price(serve: Serve) -> None:
-    async with serve(Chain(STEPS, "5"), upstream={"prices": OUTPUT_DEAR}) as g:
+    async with serve(ScriptedThought(STEPS, "5"), upstream={"prices": OUTPUT_DEAR}) as g:
         assert (await g.ask(b"{")).status == 400
         assert (await g.outcome()).cost_usd is None, "no upstream was chosen, so no prices stood"

@@ -11,7 +11,7 @@ import pytest
 
 from suffice.server import serving
 from suffice.store.database.views import read_episodes
-from suffice.testing import Chain, EchoNonce, FakeUpstream, Reply, RequestSeen
+from suffice.testing import ScriptedThought, EchoNonce, FakeUpstream, Reply, FakeRequest
 from suffice.upstream.pool import REST_S
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Answer, chat, post, settings_for
@@ -104,7 +104,7 @@ async def test_no_trace_is_left_of_the_usage_that_was_asked_for_on_our_behalf(se
 
 
 async def test_observe_with_a_policy_and_probes_still_asks_nothing_outside_of_audits(serve: Serve) -> None:
-    chain = Chain([(f"step number {n}\n", "4") for n in range(6)], "4")
+    chain = ScriptedThought([(f"step number {n}\n", "4") for n in range(6)], "4")
     route = {
         "policy": {"policy": "stable-answer", "streak": 2}, "probe": {}, "audit_share": 0.0,
         "scorer": "number", "steps": {"min_tokens": 2, "growth": 1.0},
@@ -117,7 +117,7 @@ async def test_observe_with_a_policy_and_probes_still_asks_nothing_outside_of_au
 
 
 async def test_shadow_says_where_it_would_have_stopped_and_what_it_would_have_answered(serve: Serve) -> None:
-    says = Chain([("the answer is 3\n", "3"), ("the answer is 4\n", "4"), ("the answer is 4\n", "4"),
+    says = ScriptedThought([("the answer is 3\n", "3"), ("the answer is 4\n", "4"), ("the answer is 4\n", "4"),
                   ("hmm the answer is 5\n", "5")], "5")  # fmt: skip
     route = {
         "policy": {"policy": "stable-answer", "streak": 2}, "scorer": "number",
@@ -131,7 +131,7 @@ async def test_shadow_says_where_it_would_have_stopped_and_what_it_would_have_an
 
 
 async def test_enforce_without_a_certificate_behaves_as_observe(serve: Serve) -> None:
-    says = Chain([(f"the answer is 4, number {n}\n", "4") for n in range(6)], "4")
+    says = ScriptedThought([(f"the answer is 4, number {n}\n", "4") for n in range(6)], "4")
     route = {"mode": "enforce", "policy": {"policy": "stable-answer", "streak": 2}, "audit_share": 0.0}
     async with serve(says, upstream={"finish": ["native", "raw"]}, route=route) as g:
         answer = await g.ask(chat())
@@ -171,7 +171,7 @@ async def test_an_upstream_that_hangs_after_done_holds_nobody_up(serve: Serve) -
 
 
 async def test_a_request_that_carries_suffice_gets_the_object_and_the_upstream_never_sees_it(serve: Serve) -> None:
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         assert "suffice" not in seen.body
         assert not any(k.lower().startswith("x-suffice") for k, _ in seen.headers)
         return THINKS

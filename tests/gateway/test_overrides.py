@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from suffice.gateway.overridden import pinned
-from suffice.review.decide import Asked, Outcome, Wanted
+from suffice.review.decide import IncidentForm, DecisionRows, OverrideForm
 from suffice.review.override import InEffect, Override, in_effect
 from suffice.settings import Settings
 from suffice.store.people.deciding import decide_incident, end_override, set_override
@@ -35,7 +35,7 @@ def hold(settings: Settings, now_s: float, **wanted: Any) -> Override:
     publication = wanted.pop("publication", None)
     with decisions(settings) as writer:
         found = set_override(
-            writer, "r", settings.routes["r"], Wanted(**(known | wanted)), now_s=now_s, publication=publication
+            writer, "r", settings.routes["r"], OverrideForm(**(known | wanted)), now_s=now_s, publication=publication
         )
     assert isinstance(found, Override), found
     return found
@@ -137,12 +137,12 @@ async def test_rolling_back_acts_at_the_earlier_level_and_a_new_epoch_voids_it(s
         assert g.gateway.metrics.value("suffice_open_incidents", route="r") == 1
 
         def back() -> None:
-            asked = Asked(incident="r:p1", decision="roll_back", reason="seen", author="ann", days=1.0)
+            asked = IncidentForm(incident="r:p1", decision="roll_back", reason="seen", author="ann", days=1.0)
             with decisions(told) as writer:
                 found = decide_incident(
                     writer, told.routes["r"], "r", asked, now_s=g.gateway.wall_s(), publication=1
                 )
-            assert isinstance(found, Outcome), found
+            assert isinstance(found, DecisionRows), found
 
         await asyncio.to_thread(back)
         await seen(g)

@@ -10,7 +10,7 @@ import pytest
 from suffice.settings import parse
 from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.control_events import EnforcementPaused, PolicyPublished
-from suffice.testing import Reply, RequestSeen, Samples, cut
+from suffice.testing import Reply, FakeRequest, Samples, cut
 from suffice.types import Pause
 from suffice.wiring import check
 from tests.control.test_story import until
@@ -70,7 +70,7 @@ async def test_what_was_proved_of_something_else_is_not_acted_on(serve: Serve, c
 async def test_another_model_suspends_the_route(serve: Serve) -> None:
     name = ["m"]
 
-    def says(_: RequestSeen) -> Reply:
+    def says(_: FakeRequest) -> Reply:
         return Reply(answer=cut("it is 4"), extra={"model": name[0]})
 
     async with serve(says, route=ROUTE) as g:

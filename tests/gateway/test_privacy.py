@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import Chain, Reply, RequestSeen, die_after, status
+from suffice.testing import ScriptedThought, Reply, FakeRequest, die_after, status
 from tests.faults.test_broken_parts import with_settings
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
@@ -32,7 +32,7 @@ def assert_clean(where: str, text: bytes) -> None:
     assert not found, f"{where} holds {found}"
 
 
-def says(seen: RequestSeen) -> Reply:
+def says(seen: FakeRequest) -> Reply:
     """A model, and now and then an upstream that quotes what it was sent."""
     kind = seen.body.get("seed")
     if kind == 1:
@@ -40,7 +40,7 @@ def says(seen: RequestSeen) -> Reply:
         return Reply(faults=(status(401, quoted),))
     if kind == 2:
         return Reply(reasoning=("so\n",) * 4, faults=(die_after(2),))
-    return Chain(STEPS, "4")(seen)
+    return ScriptedThought(STEPS, "4")(seen)
 
 
 ROUTES: dict[str, Any] = {

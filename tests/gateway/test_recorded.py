@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from suffice.learn.groups import fold_of
-from suffice.testing import Chain, Reply, RequestSeen, Samples, cut, status
+from suffice.testing import ScriptedThought, Reply, FakeRequest, Samples, cut, status
 from suffice.wiring import build_route
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat, settings_for
@@ -48,7 +48,7 @@ def test_another_setup_is_told_apart_and_another_promise_is_not(tmp_path: Path, 
 @pytest.mark.parametrize("route", [SAMPLES, {"kind": "reasoning"}], ids=["samples", "reasoning"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_upstreams_own_name_is_on_record(serve: Serve, route: dict[str, object], stream: bool) -> None:
-    chain = Chain([("two and two ", "4"), ("is four", "4")], final_answer="4")
+    chain = ScriptedThought([("two and two ", "4"), ("is four", "4")], final_answer="4")
     async with serve(Samples(["4"]) if route is SAMPLES else chain, route=route) as g:
         await g.ask(chat(stream=stream))
         outcome = await g.outcome()
@@ -60,7 +60,7 @@ PROBING = {
     "kind": "reasoning", "mode": "enforce", "scorer": "number", "probe": {"verified_by": "owner"}, "audit_share": 1.0,
     "steps": {"min_tokens": 1, "growth": 1.0},
 }  # fmt: skip
-SLOW = Chain(
+SLOW = ScriptedThought(
     [("two and two\n", "4"), ("is four\n", "4"), ("or five\n", "5")], "it is 4", reply=Reply(delay_s=0.005)
 )
 
@@ -94,7 +94,7 @@ async def test_no_finish_is_measured_where_none_is_wanted_or_allowed(serve: Serv
 async def test_a_finish_that_fails_costs_a_measurement(serve: Serve) -> None:
     n_whole = 0
 
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         nonlocal n_whole
         reply = SLOW(seen)
         whole = seen.path == "/completions" and "stop" not in seen.body

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from suffice.episode.vote import count, deciding_sample
-from suffice.testing import FakeUpstream, Reply, RequestSeen, Samples, cut, die_after, stall_after, status
+from suffice.testing import FakeUpstream, Reply, FakeRequest, Samples, cut, die_after, stall_after, status
 from suffice.types import Outcome
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
@@ -34,7 +34,7 @@ class BySeed:
         self._replies = [Reply(answer=cut(r)) if isinstance(r, str) else r for r in replies]
         self._delays_s = delays_s
 
-    def __call__(self, seen: RequestSeen) -> Reply:
+    def __call__(self, seen: FakeRequest) -> Reply:
         at = int(seen.body["seed"]) - SEED
         reply = self._replies[at]
         if not self._delays_s:

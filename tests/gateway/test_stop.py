@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import Chain, FakeUpstream, Reply, no_done, stall_after
+from suffice.testing import ScriptedThought, FakeUpstream, Reply, no_done, stall_after
 from suffice.types import Outcome
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
@@ -20,11 +20,11 @@ STOP = {"policy": "stable-answer", "streak": 3}  # the answer of step 4 is the t
 NATIVE = {"finish": ["native"]}
 
 
-def chain(**reply: Any) -> Chain:
-    return Chain(STEPS, "5 dear", reply=Reply(**reply))
+def chain(**reply: Any) -> ScriptedThought:
+    return ScriptedThought(STEPS, "5 dear", reply=Reply(**reply))
 
 
-def held() -> Chain:
+def held() -> ScriptedThought:
     """All of the thought is out, then silence: nothing can be on its way when the original is dropped."""
     return chain(faults=(stall_after(N_THOUGHT, 3.0),))
 
@@ -159,7 +159,7 @@ async def test_a_fixed_budget_is_kept_by_the_engine_itself(serve: Serve, budget:
 
 
 async def test_a_budget_that_the_engine_ignores_is_kept_by_the_loop(serve: Serve) -> None:
-    long = Chain([(f"thought number {n} goes on\n", str(n)) for n in range(40)], "39", reply=Reply(delay_s=0.001))
+    long = ScriptedThought([(f"thought number {n} goes on\n", str(n)) for n in range(40)], "39", reply=Reply(delay_s=0.001))
     route = enforcing(policy={"policy": "fixed-budget", "max_tokens": 20}, probe=None)
 
     def forget(seen: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 from suffice.rollout.assign import assign_audit
 from suffice.rollout.pairs import draw_pair
-from suffice.testing import Reply, RequestSeen, status
+from suffice.testing import Reply, FakeRequest, status
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_stop import chain, enforcing, reconciled
@@ -85,7 +85,7 @@ async def test_a_second_call_that_fails_counts_against_the_arm_and_not_against_t
     first = chain()
     n_calls = 0
 
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         nonlocal n_calls
         n_calls += 1
         return first(seen) if n_calls == 1 else Reply(faults=(status(500),))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import Chain, Reply, RequestSeen, die_after, status
+from suffice.testing import ScriptedThought, Reply, FakeRequest, die_after, status
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_stop import STEPS, enforcing, reconciled
@@ -23,8 +23,8 @@ def capped(*, stream: bool = False, **more: Any) -> dict[str, Any]:
     return chat(stream=stream, max_tokens=CAP, **usage, **more)
 
 
-def chain(**reply: Any) -> Chain:
-    return Chain(STEPS, "5 dear", reply=Reply(**reply))
+def chain(**reply: Any) -> ScriptedThought:
+    return ScriptedThought(STEPS, "5 dear", reply=Reply(**reply))
 
 
 def assert_cut(answer: Answer) -> None:
@@ -115,7 +115,7 @@ async def test_where_the_route_says_so_the_client_gets_the_forced_answer(
 
 async def test_a_forced_answer_is_no_longer_than_a_trial_answer(serve: Serve) -> None:
     route = enforcing(**NEVER, probe={"max_tokens": 2}, finish_unclosed=True)
-    talks = Chain([(text, f"{answer} and more of it") for text, answer in STEPS], "5")
+    talks = ScriptedThought([(text, f"{answer} and more of it") for text, answer in STEPS], "5")
     async with serve(talks, route=route, **RAW) as g:
         answer = await g.ask(capped(stream=True, suffice={}))
         assert (answer.text, answer.finish) == ("4 and", "length")
@@ -126,9 +126,9 @@ async def test_a_forced_answer_is_no_longer_than_a_trial_answer(serve: Serve) ->
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("fault", [status(500), die_after(0, "fin"), die_after(1, "rst")], ids=["500", "fin", "rst"])
 async def test_when_the_finish_fails_the_upstreams_own_end_stands(serve: Serve, fault: Any, stream: bool) -> None:
-    talks = Chain([(text, f"{answer} it is") for text, answer in STEPS], "5 dear")
+    talks = ScriptedThought([(text, f"{answer} it is") for text, answer in STEPS], "5 dear")
 
-    def says(seen: RequestSeen) -> Reply:
+    def says(seen: FakeRequest) -> Reply:
         reply = talks(seen)
         return Reply(**{**{f: getattr(reply, f) for f in reply.__dataclass_fields__}, "faults": (fault,)}) if (
             seen.is_raw
@@ -175,7 +175,7 @@ async def test_the_last_words_of_a_thought_may_stand_in_the_chunk_that_ends_it(s
         chunk({"reasoning_content": "make four"}, "length"), b"data: [DONE]\n\n",
     ]  # fmt: skip
 
-    def says(seen: RequestSeen) -> Any:
+    def says(seen: FakeRequest) -> Any:
         return chain()(seen) if seen.is_raw else Script(pieces=tuple(frames))
 
     async with serve(says, route=enforcing(**NEVER, probe=None, finish_unclosed=True), **RAW) as g:

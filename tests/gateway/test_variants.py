@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from suffice.gateway.follow import Follower
-from suffice.gateway.variants import Trial
+from suffice.gateway.variants import RolloutTrial
 from suffice.rollout import stages
 from suffice.rollout.rules import Rules
-from suffice.rollout.versions import Lineage, make_version
+from suffice.rollout.versions import VersionLineage, make_version
 from suffice.settings import Experiment, parse
 from suffice.store.database.views import read_events
 from suffice.store.routes import experiments, rollouts
-from suffice.store.rows.rollout_events import Moved, RolloutMoved
+from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved
 from suffice.store.rows.serving_events import VersionRefused
 from suffice.testing import Samples
 from suffice.types import Request
@@ -60,9 +60,9 @@ async def told(g: Served, until: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-def begin(g: Served, policy: dict[str, Any], rules: Rules = RULES, name: str = "r-1") -> rollouts.Held:
+def begin(g: Served, policy: dict[str, Any], rules: Rules = RULES, name: str = "r-1") -> rollouts.RolloutRun:
     route = g.gateway.settings.routes["r"]
-    lineage = Lineage(parent=None, proposed_by="person:ann", why="saves more")
+    lineage = VersionLineage(parent=None, proposed_by="person:ann", why="saves more")
     version = make_version("policy", policy, kind="samples", scorer="number", model_family=None, lineage=lineage)
     with decisions(g.gateway.settings) as writer:
         one = rollouts.own_candidate(
@@ -218,7 +218,7 @@ async def test_a_policy_that_cannot_be_built_serves_nobody(serve: Serve, monkeyp
         await told(g, lambda variants: variants.trials)
         monkeypatch.setattr(Follower, "take", lambda *_: None)  # the next look would bring the real one back
         state = replace(g.gateway.variants.trials["r"].state, share=1.0)
-        g.gateway.variants.trials = {"r": Trial(state=state, policy={"policy": "gone"})}
+        g.gateway.variants.trials = {"r": RolloutTrial(state=state, policy={"policy": "gone"})}
         assert (await g.ask(chat())).status == 200
         episode = await g.episode()
     assert (len(episode.outcome.steps), episode.request.arms) == (5, ())
@@ -242,7 +242,7 @@ async def test_of_many_who_move_a_rollout_at_once_one_has_moved_it(serve: Serve)
 
         def write() -> bool:
             with decisions(g.gateway.settings) as writer:
-                row = RolloutMoved(Moved(route="r", author="ann", reason="go", transition=move))
+                row = RolloutMoved(RolloutMove(route="r", author="ann", reason="go", transition=move))
                 return writer.write(None, [row], all_new=True) == [True]
 
         done = await asyncio.gather(*(asyncio.to_thread(write) for _ in range(20)))
@@ -254,7 +254,7 @@ async def test_of_many_who_move_a_rollout_at_once_one_has_moved_it(serve: Serve)
 
 def refused(g: Served) -> str:
     """What a machine is told that tries a version again which was rolled back; a person may."""
-    lineage = Lineage(parent=None, proposed_by="person:ann", why="saves more")
+    lineage = VersionLineage(parent=None, proposed_by="person:ann", why="saves more")
     version = make_version("policy", BOLDER, kind="samples", scorer="number", model_family=None, lineage=lineage)
     own = rollouts.own_version(g.gateway.settings.routes["r"])
     with decisions(g.gateway.settings) as writer:

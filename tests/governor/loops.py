@@ -13,7 +13,7 @@ from typing import Any
 from suffice.governor import AsyncEpisode, Episode, Governor
 from suffice.server import serving
 from suffice.settings import Settings, parse
-from suffice.store.database.views import Labelled, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, read_episodes
 from suffice.types import Decision, Outcome
 
 ROUTE = "loop"
@@ -39,7 +39,7 @@ def local(folder: Path, **route: Any) -> Governor:
     return Governor.open(settings(folder, **route), route=ROUTE)
 
 
-def episodes(folder: Path, n: int) -> list[Labelled]:
+def episodes(folder: Path, n: int) -> list[EpisodeWithLabels]:
     """All episodes of a closed log; fails when there are not exactly `n`, each with one outcome."""
     found = list(read_episodes(folder / "log.db"))
     assert len({e.episode.outcome.episode_id for e in found}) == len(found) == n

@@ -398,7 +398,7 @@ def test_the_desk_ends_a_run_once(tmp_path: Path) -> None:
         local_desk = gov._desk
         assert hasattr(local_desk, "gateway")
         gw: context.Gateway = local_desk.gateway
-        run = desk.open_run(gw, gw.routes[0], desk.Asked(question="q"))
+        run = desk.open_run(gw, gw.routes[0], desk.RoundsRequest(question="q"))
         for _ in range(3):
             desk.close_run(gw, run)
         assert gw.metrics.value("suffice_open_episodes") == 0

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from suffice import Episode, Governor
-from suffice.errors import BadRequest, ConfigError, NotOpen, StoreError
+from suffice.errors import BadRequest, ConfigError, ClosedError, StoreError
 from suffice.governor.local import LocalDesk
 from suffice.types import Usage
 from tests.governor.loops import ROUTE, Broken, adrive, drive, episodes, local, outcome, settings
@@ -183,16 +183,16 @@ def test_a_run_that_is_over_takes_no_step_and_says_why(tmp_path: Path) -> None:
     with local(tmp_path) as gov:
         with gov.episode("q") as ep:
             ep.step(answer="a", tokens=1, done=True)
-            with pytest.raises(NotOpen, match="step 1 was its last"):
+            with pytest.raises(ClosedError, match="step 1 was its last"):
                 ep.step(answer="a", tokens=1)
         with gov.episode("q") as ep:
             pass
-        with pytest.raises(NotOpen, match="its block was left"):
+        with pytest.raises(ClosedError, match="its block was left"):
             ep.step(answer="a", tokens=1)
         opened = gov.episode("q")
         with opened:
             pass
-        with pytest.raises(NotOpen, match="begun before"), opened:
+        with pytest.raises(ClosedError, match="begun before"), opened:
             pass
 
 
@@ -206,7 +206,7 @@ def test_closing_ends_what_is_open_and_a_closed_governor_says_so(tmp_path: Path)
             lambda: ep.step(answer="a", tokens=1), lambda: gov.episode("r").__enter__(), gov.flush,
             lambda: gov.feedback(ep.id, correct=True, source="user"),
         ):  # fmt: skip
-            with pytest.raises(NotOpen, match="is closed; open another one"):
+            with pytest.raises(ClosedError, match="is closed; open another one"):
                 use()
     assert outcome(tmp_path).end_reason == "client_left"  # the caller broke it off
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.episode.ledger import Ledger
-from suffice.episode.rounds import RoundsRun, Told, last_answer
+from suffice.episode.rounds import RoundsRun, StepReport, last_answer
 from suffice.errors import BadRequest
 from suffice.policy.base import build_policy
 from suffice.policy.returning import return_step, returning, returns_of
@@ -27,7 +27,7 @@ POLICIES: tuple[dict[str, Any], ...] = (
 )
 STEPS = st.lists(
     st.builds(
-        Told, answer=st.none() | st.sampled_from(["", "a", "b", "A ", "c d"]), tokens=st.integers(0, 30),
+        StepReport, answer=st.none() | st.sampled_from(["", "a", "b", "A ", "c d"]), tokens=st.integers(0, 30),
         text=st.sampled_from(["", "a", "so it is b"]), confidence=st.none() | st.floats(), ctx_tokens=st.integers(0, 9),
         logprobs=st.lists(st.floats(max_value=0), max_size=3).map(tuple), logprob=st.none() | st.floats(),
         stated_confidence=st.none() | st.floats(), said_done=st.none() | st.booleans(),
@@ -63,7 +63,7 @@ def run(policy: dict[str, Any], *, may_act: bool, kind: Kind = "rounds", audit: 
 @settings(max_examples=20)
 @given(steps=STEPS)
 def test_an_audit_never_stops_and_sees_what_a_stop_would_have_given(
-    policy: dict[str, Any], kind: Kind, steps: list[Told]
+    policy: dict[str, Any], kind: Kind, steps: list[StepReport]
 ) -> None:
     audit, live = run(policy, may_act=False, kind=kind, audit=True), run(policy, may_act=True, kind=kind)
     stopped_at = None
@@ -92,7 +92,7 @@ def test_an_audit_never_stops_and_sees_what_a_stop_would_have_given(
 
 @settings(max_examples=40)
 @given(steps=STEPS, data=st.data())
-def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(steps: list[Told], data: st.DataObject) -> None:
+def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(steps: list[StepReport], data: st.DataObject) -> None:
     once, again = run(POLICIES[0], may_act=True), run(POLICIES[0], may_act=True)
     for index, told in enumerate(steps, 1):
         decision = once.take(index, told)
@@ -102,7 +102,7 @@ def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(steps: list[T
         with pytest.raises(BadRequest, match="the next step of this run is"):
             again.take(index + 2, told)
         with pytest.raises(BadRequest, match="told before with another answer or token count"):
-            again.take(earlier, Told(answer="another", tokens=steps[earlier - 1].tokens))
+            again.take(earlier, StepReport(answer="another", tokens=steps[earlier - 1].tokens))
     for one in (once, again):
         one.finish()
     assert once.ledger.close(now_s=0.0, default="done") == again.ledger.close(now_s=0.0, default="done")
@@ -110,7 +110,7 @@ def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(steps: list[T
 
 @settings(max_examples=40)
 @given(steps=STEPS)
-def test_every_token_that_is_told_is_counted_once(steps: list[Told]) -> None:
+def test_every_token_that_is_told_is_counted_once(steps: list[StepReport]) -> None:
     one = run(POLICIES[0], may_act=True)
     for index, told in enumerate(steps, 1):
         one.take(index, told)

@@ -12,7 +12,7 @@ from suffice.errors import BadRequest
 from suffice.governor import Governor
 from suffice.review.question import MOST_CHARS, Shelf, Source
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.erasing import Order, Tally, erase, purge, rows_of
+from suffice.store.database.erasing import ErasureOrder, Tally, erase, purge, rows_of
 from suffice.store.database.views import reading
 from suffice.store.people.reviews import kept_sources
 from tests.governor.loops import ROUTE, local, served, settings
@@ -68,7 +68,7 @@ def test_they_are_shown_for_their_time_and_erased_with_the_question(tmp_path: Pa
     with reading(log) as connection:
         rows = rows_of(connection, run)
     with closing(Decisions.open(log, now=lambda: 1.0, monotonic_s=lambda: 0.0)) as writer:
-        order = Order(erasure_id="e", what="the run", parts=("questions",), author="ann", reason="asked for")
+        order = ErasureOrder(erasure_id="e", what="the run", parts=("questions",), author="ann", reason="asked for")
         erase(writer, order, rows, Tally())
     assert purge(log)
     assert not [path.name for path in tmp_path.iterdir() if CANARY.encode() in path.read_bytes()]
@@ -88,10 +88,10 @@ def test_a_run_keeps_so_many_characters_and_says_that_there_were_more() -> None:
 
 
 def test_a_step_told_again_is_kept_once(tmp_path: Path) -> None:
-    from suffice.episode.rounds import Told
+    from suffice.episode.rounds import StepReport
 
     with local(tmp_path, **KEEPS) as gov, gov.episode("q") as ep:
-        told = Told(answer="a", tokens=1, text="one")
+        told = StepReport(answer="a", tokens=1, text="one")
         for _ in range(3):
             ep._core.run.take(1, told, done=False)  # as a client does whose call broke off
         name = ep.id

@@ -33,9 +33,9 @@ from suffice.scoring.base import SCORERS
 from suffice.server import serving
 from suffice.settings import Settings, parse
 from suffice.store.rows import alert_events, audit_events, experiment_events
-from suffice.store.rows.access_events import Access
+from suffice.store.rows.access_events import AccessGrant
 from suffice.store.rows.events import EVENTS
-from suffice.store.rows.review_events import Question
+from suffice.store.rows.review_events import QuestionText
 from suffice.telemetry import METRICS
 from suffice.testing import FakeUpstream
 from suffice.testing.prompt import cut
@@ -255,18 +255,18 @@ RECORDS = {
     "Pause": (types.Pause, types.Resumption),
     "Label request": (types.LabelRequest,),
     "Job run": (types.JobRun,),
-    "Access": (Access,),
+    "Access": (AccessGrant,),
     "Config change": (audit_events.ConfigChange, audit_events.SettingChange),
-    "Alert sent": (alert_events.Telling,),
+    "Alert sent": (alert_events.AlertDelivery,),
     "Fail-open rate": (alert_events.FailedOpen,),
     "Export": (audit_events.Export,),
     "Erasure": (audit_events.Erasure,),
-    "Experiment": (experiment_events.Begun, experiment_events.Ended),
-    "Review item": (items.Item,),
-    "Review drawing": (items.Drawing,),
-    "Review lease": (items.Lease, items.Returned),
+    "Experiment": (experiment_events.ExperimentStart, experiment_events.ExperimentEnd),
+    "Review item": (items.ReviewItem,),
+    "Review drawing": (items.ControlDraw,),
+    "Review lease": (items.ReviewLease, items.ItemReturn),
     "Verdict": (items.Verdict,),
-    "Kept question": (Question,),
+    "Kept question": (QuestionText,),
     "Override": (Override, OverrideEnd),
     "Incident": (Incident, IncidentDecision),
 }

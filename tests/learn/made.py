@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from suffice.store.database.views import Label, Labelled
+from suffice.store.database.views import StoredLabel, EpisodeWithLabels
 from suffice.types import Episode, Feedback, Mode, Outcome, Query, Request, StepRecord, Usage
 
 GOLD = "42"
@@ -40,7 +40,7 @@ def match(answer: str | None, gold: str) -> bool:
     return answer == gold
 
 
-def episodes(n: int, seed: int = 0, world: World | None = None) -> list[Labelled]:
+def episodes(n: int, seed: int = 0, world: World | None = None) -> list[EpisodeWithLabels]:
     """n runs in their order; the same for the same seed."""
     world, rng = world or World(), random.Random(seed)
     return [_one(number, rng, world) for number in range(1, n + 1)]
@@ -54,7 +54,7 @@ def would_stop(steps: tuple[StepRecord, ...]) -> int | None:
     return None
 
 
-def _one(number: int, rng: random.Random, world: World) -> Labelled:
+def _one(number: int, rng: random.Random, world: World) -> EpisodeWithLabels:
     astray, fails = rng.random() < world.p_astray, rng.random() < world.p_fails
     audit = rng.random() < world.audit_share
     steps, final = _steps(rng, astray=astray, fails=fails)
@@ -80,8 +80,8 @@ def _one(number: int, rng: random.Random, world: World) -> Labelled:
         "all": True, "none": False, "audits": audit or world.mode == "observe",
         "disagreements": stop is not None and would != final,
     }[world.labels]  # fmt: skip
-    label = Label(seq=10 * number + 5, feedback=Feedback(feedback_id=f"f{number}", gold=GOLD, source="exact-match"))
-    return Labelled(
+    label = StoredLabel(seq=10 * number + 5, feedback=Feedback(feedback_id=f"f{number}", gold=GOLD, source="exact-match"))
+    return EpisodeWithLabels(
         seq=10 * number, episode=Episode(request=request, outcome=outcome), labels=(label,) if asked else ()
     )
 

@@ -13,15 +13,15 @@ from suffice.assurance.budgeted import Integrator
 from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns
 from suffice.learn.budgeting import Spender
-from suffice.learn.keeper import Keeper, Plan
-from suffice.learn.served import N_FOLDS, Served
-from suffice.types import Spending
+from suffice.learn.keeper import Certifier, Plan
+from suffice.learn.served import N_FOLDS, FoldedModels
+from suffice.types import BudgetAccount
 from tests.learn.runs_made import audits, believing
 
 RULE = Integrator(max_em_drop=0.02)
 N_LEVELS = 5
 LEVELS = np.array([-np.inf, 0.2, 0.4, 0.6, 0.8])  # of 1 - score, a step costs nothing here
-SERVED = Served(
+SERVED = FoldedModels(
     models=(lambda rows: rows[:, 0],) * N_FOLDS, levels=np.tile(LEVELS, (N_FOLDS, 1)), cost_exponent=0.0
 )
 CLEAN = Counts(np.zeros(N_LEVELS, int), np.full(N_LEVELS, 100), np.zeros(N_LEVELS, int))
@@ -92,7 +92,7 @@ def test_the_account_explains_itself_whatever_happens_and_however_the_budget_mov
 def test_before_anything_is_certified_nothing_is_booked_and_everything_runs_in_full() -> None:
     here = booked(Spender(), audits([[0.9, 0.9]] * 20), level=0)
     assert here.place(CLEAN, certified=0, max_em_drop=0.02) == 0
-    assert here.account == Spending(
+    assert here.account == BudgetAccount(
         floor=0, affordable=0, n_audits=0, n_waiting=0, em_drop=None, max_em_drop=None, clipped=0.0
     )
     assert here.place(CLEAN, certified=2, max_em_drop=0.02) == 2
@@ -159,9 +159,9 @@ def traffic(n: int, seed: int) -> AuditRuns:
     return audits([[s, 1.0, 1.0] for s in scores], z=[[int(one), 0, 0] for one in lost])
 
 
-def lived(plan: Plan, runs: AuditRuns) -> tuple[Keeper, list[int], list[int]]:
+def lived(plan: Plan, runs: AuditRuns) -> tuple[Certifier, list[int], list[int]]:
     """The keeper behind all runs, and at each look the level in force and the one that is certified."""
-    keeper, levels, floors = Keeper(plan, believing), [], []
+    keeper, levels, floors = Certifier(plan, believing), [], []
     for begin in range(0, len(runs), 100):
         keeper.now = float(begin + 100)
         keeper.take(runs.take(np.arange(begin, begin + 100)))

@@ -15,7 +15,7 @@ from suffice.learn.groups import MOST_REPEATS, fold_of, repeat_weights, shared
 from suffice.learn.rows import examples
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
-from suffice.store.database.views import Label, Labelled
+from suffice.store.database.views import StoredLabel, EpisodeWithLabels
 from suffice.types import Feedback, StepRecord, Usage
 from tests.learn.made import ANSWER_TOKENS, GOLD, PROBE_TOKENS, STEP_TOKENS, World, episodes, match
 
@@ -23,14 +23,14 @@ LIVE = episodes(400, seed=1)
 OBSERVED = World(mode="observe")
 
 
-def changed(item: Labelled, **outcome: Any) -> Labelled:
+def changed(item: EpisodeWithLabels, **outcome: Any) -> EpisodeWithLabels:
     """The same run with another end."""
     return replace(item, episode=replace(item.episode, outcome=replace(item.episode.outcome, **outcome)))
 
 
-def said(item: Labelled, **what: Any) -> Labelled:
+def said(item: EpisodeWithLabels, **what: Any) -> EpisodeWithLabels:
     """The same run with one label."""
-    label = Label(seq=item.seq + 1, feedback=Feedback(feedback_id=f"f{item.seq}", **what))
+    label = StoredLabel(seq=item.seq + 1, feedback=Feedback(feedback_id=f"f{item.seq}", **what))
     return replace(item, labels=(label,))
 
 

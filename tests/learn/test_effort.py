@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.learn.arms import Arm, check_arms, effort_arms
-from suffice.learn.effort import Pair, certify_arms, judge_pair
+from suffice.learn.arms import TunedArm, check_arms, effort_arms
+from suffice.learn.effort import PairedAudit, certify_arms, judge_pair
 
 EPS, DELTA = 0.05, 0.05
 answers = st.none() | st.sampled_from(["4", "5", "six"])
@@ -32,12 +32,12 @@ def test_arms_stand_from_the_safe_end_and_save_more_and_more() -> None:
 @pytest.mark.parametrize(
     "arms",
     [
-        (Arm(name="full"),),
-        (Arm(name="full"), Arm(name="full")),
-        (Arm(name="low", knobs={"effort": "low"}), Arm(name="full")),
+        (TunedArm(name="full"),),
+        (TunedArm(name="full"), TunedArm(name="full")),
+        (TunedArm(name="low", knobs={"effort": "low"}), TunedArm(name="full")),
     ],
 )
-def test_arms_that_cannot_be_compared_are_refused(arms: tuple[Arm, ...]) -> None:
+def test_arms_that_cannot_be_compared_are_refused(arms: tuple[TunedArm, ...]) -> None:
     with pytest.raises(ValueError, match="arms"):
         check_arms(arms)
 
@@ -45,9 +45,9 @@ def test_arms_that_cannot_be_compared_are_refused(arms: tuple[Arm, ...]) -> None
 @pytest.mark.parametrize("share", [0.0, -1.0])
 def test_an_arm_costs_something(share: float) -> None:
     with pytest.raises(ValueError, match="expected_share"):
-        Arm(name="x", expected_share=share)
+        TunedArm(name="x", expected_share=share)
     with pytest.raises(ValueError, match="arm: needs a name"):
-        Arm(name="")
+        TunedArm(name="")
 
 
 # --------------------------------------------------------------------------- pairs
@@ -66,9 +66,9 @@ def test_a_pair_never_loses_more_than_it_differs(full: str | None, arm: str | No
         assert gold is None or z == (full == gold) - (arm == gold)
 
 
-def pairs_of(rng: np.random.Generator, arm: int, n: int, drop: float, flips: float) -> list[Pair]:
+def pairs_of(rng: np.random.Generator, arm: int, n: int, drop: float, flips: float) -> list[PairedAudit]:
     z = rng.choice(np.array([-1, 0, 1]), size=n, p=[flips, 1 - 2 * flips - drop, flips + drop])
-    return [Pair(arm=arm, disagrees=bool(one), z=int(one), due=0.0, full_tokens=100, arm_tokens=60) for one in z]
+    return [PairedAudit(arm=arm, disagrees=bool(one), z=int(one), due=0.0, full_tokens=100, arm_tokens=60) for one in z]
 
 
 def test_arms_are_accepted_in_order_until_one_fails() -> None:
@@ -83,11 +83,11 @@ def test_arms_are_accepted_in_order_until_one_fails() -> None:
 
 
 def test_late_labels_count_as_losses_once_they_are_due_and_not_before() -> None:
-    agree = [Pair(arm=1, disagrees=False, z=0, due=10.0)] * 200
-    silent = [Pair(arm=1, disagrees=True, z=None, due=10.0)] * 30
-    told = [Pair(arm=1, disagrees=True, z=0, due=10.0)] * 30
+    agree = [PairedAudit(arm=1, disagrees=False, z=0, due=10.0)] * 200
+    silent = [PairedAudit(arm=1, disagrees=True, z=None, due=10.0)] * 30
+    told = [PairedAudit(arm=1, disagrees=True, z=0, due=10.0)] * 30
 
-    def level(pairs: list[Pair], now: float) -> int:
+    def level(pairs: list[PairedAudit], now: float) -> int:
         return certify_arms(pairs, n_arms=2, max_em_drop=EPS, delta=DELTA, now=now).in_force
 
     assert level([*agree, *told], 9.0) == 0, "nothing has matured"
@@ -98,7 +98,7 @@ def test_late_labels_count_as_losses_once_they_are_due_and_not_before() -> None:
 def test_only_the_latest_pairs_of_each_arm_count() -> None:
     rng = np.random.default_rng(2)
     old, new = pairs_of(rng, 1, 500, 0.4, 0.0), pairs_of(rng, 1, 400, 0.0, 0.0)
-    repeats = [Pair(arm=0, disagrees=True, z=-1, due=0.0), Pair(arm=0, disagrees=True, z=None, due=0.0)]
+    repeats = [PairedAudit(arm=0, disagrees=True, z=-1, due=0.0), PairedAudit(arm=0, disagrees=True, z=None, due=0.0)]
     found = certify_arms([*old, *repeats, *new], n_arms=2, max_em_drop=EPS, delta=DELTA, now=0.0, window=400)
     assert found.in_force == 1
     assert found.views[0].n == 400
@@ -114,7 +114,7 @@ def test_independent_draws_certify_what_keeps_the_budget_and_hardly_ever_what_do
         right = rng.random((3, n)) < p_full
         again = rng.random((3, n)) < np.clip(p_full - np.array([[0.0], [0.01], [EPS]]), 0, 1)
         z = right.astype(np.int64) - again
-        pairs = [Pair(arm=arm + 1, disagrees=bool(one), z=int(one), due=0.0) for arm in range(3) for one in z[arm]]
+        pairs = [PairedAudit(arm=arm + 1, disagrees=bool(one), z=int(one), due=0.0) for arm in range(3) for one in z[arm]]
         found = certify_arms(pairs, n_arms=4, max_em_drop=EPS, delta=DELTA, now=0.0, window=n)
         certified.append(found.in_force)
     assert np.mean(np.array(certified) == 3) <= DELTA, "its EM is lower by the whole budget"

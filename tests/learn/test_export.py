@@ -23,11 +23,11 @@ from suffice.learn.export import (
     export_stop_model,
     export_trees,
 )
-from suffice.learn.features import Chosen
+from suffice.learn.features import FeatureSelection
 from suffice.learn.stop_model import Examples, Parts, Target, fit
 from suffice.learn.value_model import Trajectories, fit_values
-from suffice.model.artefact import Cost, Trained, dump, load
-from suffice.model.ensemble import Ensemble, Part
+from suffice.model.artefact import StepCost, TrainingRecord, dump, load
+from suffice.model.ensemble import Ensemble, ModelPart
 
 Matrix = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ def data(seed: int = 0, n_rows: int = 1_000) -> tuple[Matrix, NDArray[np.bool_],
     return matrix, rng.random(n_rows) < 1 / (1 + np.exp(-logit)), rows(2_000)
 
 
-def agree(part: Part, expected: Matrix, seen: Matrix) -> None:
+def agree(part: ModelPart, expected: Matrix, seen: Matrix) -> None:
     np.testing.assert_allclose(part.raws(seen), expected, rtol=1e-6, atol=1e-6)
     alone = [part.raw(row) for row in seen[:500].tolist()]
     np.testing.assert_allclose(alone, expected[:500], rtol=1e-6, atol=1e-6)
@@ -121,12 +121,12 @@ def test_an_ensemble_is_the_mean_of_the_logits_of_parts_that_read_the_first_feat
 @pytest.mark.parametrize("parts", ["ensemble", "linear", "trees"])
 def test_a_fitted_stop_model_says_as_an_artefact_what_it_said_to_its_trainer(parts: Parts) -> None:
     matrix, label, seen = data()
-    chosen = Chosen(("step", "tokens_used", "confidence"), ("agreement", "n_votes", "lead", "model=a", "model=b"))
+    chosen = FeatureSelection(("step", "tokens_used", "confidence"), ("agreement", "n_votes", "lead", "model=a", "model=b"))
     examples = Examples(x=matrix, good={"as-good": label, "hopeless": np.ones(len(label), bool)})
     targets: tuple[Target, Target] = ("as-good", "hopeless")
     good, hopeless = (fit(examples, chosen, target, parts=parts) for target in targets)
-    facts = Trained(n_episodes=100, n_questions=50, digest="d", target="as-good", seed=0)
-    model = export_stop_model(chosen, good, hopeless, trained=facts, cost=Cost(0.5), classes=[("hard", 0.1)])
+    facts = TrainingRecord(n_episodes=100, n_questions=50, digest="d", target="as-good", seed=0)
+    model = export_stop_model(chosen, good, hopeless, trained=facts, cost=StepCost(0.5), classes=[("hard", 0.1)])
     assert model.hopeless is not None
     assert model.features == chosen.names
     assert {"suffice", "numpy", "scikit-learn"} <= dict(model.trained.versions).keys()

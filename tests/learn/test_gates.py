@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts
-from suffice.learn.arms import Arm
+from suffice.learn.arms import TunedArm
 from suffice.learn.gates import best_arm, in_play, prove, shadow_only, within_a_step
 from suffice.learn.price import PriceBounds
 from suffice.learn.promise import audit_odds, promise
-from suffice.learn.tuning import Tuning
+from suffice.learn.tuning import TuningBounds
 
-ARMS = tuple(Arm(name=name, expected_share=share) for name, share in
+ARMS = tuple(TunedArm(name=name, expected_share=share) for name, share in
              (("full", 1.0), ("half", 0.5), ("fifth", 0.2), ("none", 0.02)))  # fmt: skip
-TUNING = Tuning(arms=ARMS, classes=("all",), max_em_drop=0.05, largest_step=0.6)
+TUNING = TuningBounds(arms=ARMS, classes=("all",), max_em_drop=0.05, largest_step=0.6)
 SHARES = np.array([1.0, 0.5, 0.2, 0.02])
 CLEAN, DIRTY = (0, 600, 0), (0, 540, 60)
 
@@ -125,7 +125,7 @@ def test_bounds_without_sense_are_refused(wrong: dict[str, object]) -> None:
 
 
 def test_all_certificates_together_keep_the_confidence() -> None:
-    tuning = Tuning(arms=ARMS, classes=("a", "b"), confidence=0.9, price=PriceBounds())
+    tuning = TuningBounds(arms=ARMS, classes=("a", "b"), confidence=0.9, price=PriceBounds())
     assert tuning.cell_delta * len(tuning.classes) * (len(tuning.arms) - 1) == pytest.approx(0.1)
     assert replace(tuning, expected_requests=19_999).lasting_requests == 0
     assert replace(tuning, expected_requests=20_000).lasting_requests == 20_000

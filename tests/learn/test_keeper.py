@@ -19,23 +19,23 @@ from suffice.learn.keeper import (
     NO_PENDING,
     SLOW_MARGIN,
     Certificate,
-    Change,
-    Keeper,
+    KeeperDecision,
+    Certifier,
     Plan,
     full_runs,
     matured,
     pending_audits,
 )
-from suffice.learn.served import N_FOLDS, Learner, PGood, Served, cut_levels, fit_served, risk_of
+from suffice.learn.served import N_FOLDS, Learner, PGood, FoldedModels, cut_levels, fit_served, risk_of
 from tests.learn.runs_made import audits, believing
 
 PLAN = Plan(max_em_drop=0.02, warm_up=400, burst=400, n_levels=9, refit_every=400, watches_signals=False)
 PERIOD = 100
 
 
-def fed(keeper: Keeper, runs: AuditRuns, *, begin: int = 0) -> list[Change]:
+def fed(keeper: Certifier, runs: AuditRuns, *, begin: int = 0) -> list[KeeperDecision]:
     """Give the keeper all runs, a period at a time; what changed."""
-    changes = list[Change]()
+    changes = list[KeeperDecision]()
     for at in range(0, len(runs), PERIOD):
         block = np.arange(at, min(at + PERIOD, len(runs)))
         keeper.now = float(begin + block[-1] + 1)
@@ -53,7 +53,7 @@ def two_steps(n: int, *, lost: float, gap: bool = False, first: int = 0, seed: i
 
 
 def test_it_begins_cold_and_every_request_is_an_audit_until_the_warm_up_is_over() -> None:
-    keeper = Keeper(PLAN, believing)
+    keeper = Certifier(PLAN, believing)
     runs = two_steps(1_200, lost=0.0)
     assert keeper.share == 1.0
     fed(keeper, runs.take(np.arange(300)))
@@ -67,7 +67,7 @@ def test_it_begins_cold_and_every_request_is_an_audit_until_the_warm_up_is_over(
 def test_behind_the_burst_audits_are_thin_as_soon_as_a_level_is_certified_or_where_they_cost_something(
     free_audits: bool,
 ) -> None:
-    keeper = Keeper(replace(PLAN, free_audits=free_audits, share=0.5, window=300), believing)
+    keeper = Certifier(replace(PLAN, free_audits=free_audits, share=0.5, window=300), believing)
     shares, begin = list[tuple[bool, float]](), 0
     for begin in range(0, 2_400, PERIOD):
         shares.append((keeper.level > 0, keeper.share))
@@ -107,20 +107,20 @@ def memorising(x: Floats, good: Bools, _weight: Floats) -> PGood:
 
 def fit_naive(
     runs: AuditRuns, learner: Learner, *, now: float, label_free: bool, split: str, n_levels: int, cost_exponent: float
-) -> Served:
+) -> FoldedModels:
     """What must not be done: one model, judged on the audits that it learned from."""
     del now, label_free, split
     example = np.ones(len(runs.x), dtype=bool)
     example[runs.last] = False
     model = learner(runs.x[example], runs.z[example] <= 0, np.ones(int(example.sum())))
     levels = cut_levels(risk_of(1 - model(runs.x), runs, cost_exponent), runs, n_levels)
-    return Served(models=(model,) * N_FOLDS, levels=np.stack([levels] * N_FOLDS), cost_exponent=cost_exponent)
+    return FoldedModels(models=(model,) * N_FOLDS, levels=np.stack([levels] * N_FOLDS), cost_exponent=cost_exponent)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_model_that_knows_its_runs_by_heart_certifies_nothing_and_would_if_it_judged_them(seed: int) -> None:
     runs = two_steps(1_500, lost=0.1, seed=seed)
-    honest, naive = Keeper(PLAN, memorising), Keeper(PLAN, memorising, fit=fit_naive)
+    honest, naive = Certifier(PLAN, memorising), Certifier(PLAN, memorising, fit=fit_naive)
     assert not [change for change in fed(honest, runs) if change.kind == "certified"]
     fed(naive, runs.take(np.arange(400)))  # to the first look: later audits, which it has not seen, betray it
     assert naive.level > 0
@@ -133,7 +133,7 @@ def test_a_model_that_knows_its_runs_by_heart_certifies_nothing_and_would_if_it_
 @pytest.mark.parametrize("seed", range(8))
 def test_a_score_that_tells_loss_from_none_is_certified_just_up_to_where_loss_begins(seed: int) -> None:
     runs = two_steps(1_500, lost=0.15, gap=True, seed=seed)
-    keeper = Keeper(PLAN, believing)
+    keeper = Certifier(PLAN, believing)
     fed(keeper, runs)
     assert keeper.level > 0
     assert keeper.served is not None
@@ -148,7 +148,7 @@ def test_nothing_is_certified_by_labels_that_have_not_come() -> None:
     runs = audits([[0.9, 0.9]] * n, z=[[0, 0]] * n, d=[[True, False]] * n, label_at=5_000.0)
     other = replace(runs, z=np.where(np.arange(2 * n) % 2 == 0, np.int8(-1), np.int8(0)))
     for one in (runs, other):
-        keeper = Keeper(PLAN, believing)
+        keeper = Certifier(PLAN, believing)
         fed(keeper, one)
         assert keeper.level == 0, "whatever the labels will say"
         keeper.tick(4_999.0)
@@ -160,11 +160,11 @@ def test_nothing_is_certified_by_labels_that_have_not_come() -> None:
 def test_without_labels_disagreement_stands_for_the_drop() -> None:
     n = 1_200
     agreeing = audits([[0.9, 0.9]] * n, label_at=np.inf)
-    keeper = Keeper(replace(PLAN, label_free=True), believing)
+    keeper = Certifier(replace(PLAN, label_free=True), believing)
     fed(keeper, agreeing)
     assert keeper.level > 0
     gained = audits([[0.9, 0.9]] * n, z=[[-1, 0]] * n)
-    keeper = Keeper(replace(PLAN, label_free=True), believing)
+    keeper = Certifier(replace(PLAN, label_free=True), believing)
     fed(keeper, gained)
     assert keeper.level == 0, "a label is not looked at even where it is there"
 
@@ -189,12 +189,12 @@ def test_an_audit_counts_when_its_time_is_over_and_a_missing_label_is_a_loss() -
 
 def test_only_the_newest_audits_certify_once_they_fill_the_window() -> None:
     old, new = two_steps(800, lost=0.2), two_steps(800, lost=0.0, first=800)
-    keeper = Keeper(replace(PLAN, window=500, share=1.0), believing)
+    keeper = Certifier(replace(PLAN, window=500, share=1.0), believing)
     fed(keeper, old)
     assert keeper.level == 0
     fed(keeper, new, begin=800)
     assert keeper.level > 0
-    remembering = Keeper(replace(PLAN, window=10_000, share=1.0), believing)
+    remembering = Certifier(replace(PLAN, window=10_000, share=1.0), believing)
     fed(remembering, old)
     fed(remembering, new, begin=800)
     assert remembering.level == 0
@@ -207,7 +207,7 @@ def test_split_in_half_only_the_other_half_certifies() -> None:
     spared = replace(runs, z=np.where(~odd[runs.run_of_row] & (np.arange(3_000) % 2 == 0), np.int8(1), np.int8(0)))
     levels = []
     for one in (harmed, spared):
-        keeper = Keeper(replace(PLAN, split="half", watches_outcomes=False), believing)
+        keeper = Certifier(replace(PLAN, split="half", watches_outcomes=False), believing)
         fed(keeper, one)
         levels.append(keeper.level)
     assert levels[0] == 0
@@ -215,7 +215,7 @@ def test_split_in_half_only_the_other_half_certifies() -> None:
 
 
 def test_when_the_deployed_level_begins_to_lose_everything_runs_in_full_and_the_old_world_is_no_evidence() -> None:
-    keeper = Keeper(PLAN, believing)
+    keeper = Certifier(PLAN, believing)
     fed(keeper, two_steps(1_500, lost=0.0))
     assert keeper.level > 0
     changes = fed(keeper, two_steps(PERIOD, lost=0.9, first=1_500, seed=1), begin=1_500)
@@ -223,7 +223,7 @@ def test_when_the_deployed_level_begins_to_lose_everything_runs_in_full_and_the_
     assert (keeper.level, keeper.in_burst, keeper.share, keeper.n_audits, keeper.served) == (0, True, 1.0, 0, None)
     fed(keeper, two_steps(800, lost=0.9, first=1_600, seed=2), begin=1_600)
     assert keeper.level == 0, "the world after is judged by itself"
-    again = Keeper(PLAN, believing)
+    again = Certifier(PLAN, believing)
     fed(again, two_steps(1_500, lost=0.0))
     fed(again, two_steps(PERIOD, lost=0.9, first=1_500, seed=1), begin=1_500)
     fed(again, two_steps(800, lost=0.0, first=1_600, seed=2), begin=1_600)
@@ -231,7 +231,7 @@ def test_when_the_deployed_level_begins_to_lose_everything_runs_in_full_and_the_
 
 
 def test_an_alarm_on_signals_keeps_the_audits_of_the_last_requests_alone() -> None:
-    keeper = Keeper(replace(PLAN, watches_signals=True), believing)
+    keeper = Certifier(replace(PLAN, watches_signals=True), believing)
     rng = np.random.default_rng(0)
     runs = two_steps(2_500, lost=0.0)
     alarms: list[int] = []
@@ -251,7 +251,7 @@ def test_an_alarm_on_signals_keeps_the_audits_of_the_last_requests_alone() -> No
 
 
 def test_a_reset_by_hand_forgets_everything() -> None:
-    keeper = Keeper(PLAN, believing)
+    keeper = Certifier(PLAN, believing)
     fed(keeper, two_steps(1_500, lost=0.0))
     assert keeper.reset("another model")[0].reason == "another model"
     assert (keeper.level, keeper.in_burst, keeper.n_audits, keeper.served) == (0, True, 0, None)
@@ -262,12 +262,12 @@ def test_a_new_version_serves_only_if_it_saves_as_much(worse_first: bool) -> Non
     order: Sequence[bool] = [worse_first, not worse_first, *[True] * 10]
     fits = iter(order)
 
-    def fit(runs: AuditRuns, learner: Learner, **options: Any) -> Served | None:
+    def fit(runs: AuditRuns, learner: Learner, **options: Any) -> FoldedModels | None:
         served = fit_served(runs, learner, **options)
         assert served is not None
         return replace(served, levels=np.full_like(served.levels, -np.inf)) if next(fits) else served
 
-    keeper = Keeper(PLAN, believing, fit=fit)
+    keeper = Certifier(PLAN, believing, fit=fit)
     fed(keeper, two_steps(1_600, lost=0.0))
     assert keeper.level > 0, "a version that stops nothing never replaces one that does"
     assert keeper.served is not None
@@ -275,7 +275,7 @@ def test_a_new_version_serves_only_if_it_saves_as_much(worse_first: bool) -> Non
 
 
 def test_an_alarm_on_signals_keeps_few_audits_where_few_of_the_requests_were_audited() -> None:
-    keeper = Keeper(replace(PLAN, watches_signals=True), believing)
+    keeper = Certifier(replace(PLAN, watches_signals=True), believing)
     runs = two_steps(2_000, lost=0.0)
     for begin in range(0, 2_000, PERIOD):
         keeper.now = float(begin + PERIOD)
@@ -288,7 +288,7 @@ def test_an_alarm_on_signals_keeps_few_audits_where_few_of_the_requests_were_aud
 # --------------------------------------------------------------------------- what a certificate rests on
 
 
-def looked(keeper: Keeper) -> Certificate:
+def looked(keeper: Certifier) -> Certificate:
     """What the last look of the keeper rests on."""
     assert keeper.certificate is not None
     return keeper.certificate
@@ -300,9 +300,9 @@ def drawn_at(runs: AuditRuns, at: Sequence[float], share: float) -> AuditRuns:
     return replace(runs, at=began, label_at=began, share=np.full(len(runs), share))
 
 
-def served_thinly(n_requests: int, *, lost: float = 0.0, seed: int = 0) -> Keeper:
+def served_thinly(n_requests: int, *, lost: float = 0.0, seed: int = 0) -> Certifier:
     """A keeper behind a burst of 400, whose later audits are every twentieth request."""
-    keeper = Keeper(replace(PLAN, window=300), believing)
+    keeper = Certifier(replace(PLAN, window=300), believing)
     fed(keeper, two_steps(400, lost=0.0))
     for begin in range(400, n_requests, PERIOD):
         few = two_steps(PERIOD // 20, lost=lost, first=begin, seed=seed + begin)
@@ -333,7 +333,7 @@ def test_a_certificate_looks_at_the_audits_of_its_window_and_at_nothing_else() -
 
 def test_the_wealth_is_that_of_the_audits_of_the_window_with_their_weights_and_the_level_follows_from_it() -> None:
     """A share that rises by less than a half stays in its window, and each of its audits weighs the less."""
-    keeper = Keeper(replace(PLAN, window=300), believing)
+    keeper = Certifier(replace(PLAN, window=300), believing)
     fed(keeper, two_steps(400, lost=0.0))
     for begin in range(400, 9_000, PERIOD):
         share = 0.05 if begin % 200 else 0.08
@@ -350,7 +350,7 @@ def test_the_wealth_is_that_of_the_audits_of_the_window_with_their_weights_and_t
 
 
 def test_an_audit_that_has_not_returned_counts_as_lost_at_every_level_above_0() -> None:
-    keeper = Keeper(replace(PLAN, share=1.0, window=1_000), believing)
+    keeper = Certifier(replace(PLAN, share=1.0, window=1_000), believing)
     runs = two_steps(1_000, lost=0.0)
     fed(keeper, runs.take(np.arange(900)))
     free = keeper.level
@@ -372,7 +372,7 @@ def test_an_audit_that_has_not_returned_counts_as_lost_at_every_level_above_0() 
 
 def test_what_was_asked_before_a_run_times_out_is_claimed_without_those_that_run_still() -> None:
     """Audits take 50 requests: a claim about all that began 50 requests ago has none that is pending."""
-    keeper = Keeper(PLAN, believing)
+    keeper = Certifier(PLAN, believing)
     runs = two_steps(1_000, lost=0.0)
     for now in range(PERIOD, 1_001, PERIOD):
         keeper.now = float(now)
@@ -389,7 +389,7 @@ def test_what_was_asked_before_a_run_times_out_is_claimed_without_those_that_run
 
 
 def test_audits_that_hang_for_good_are_lost_for_good() -> None:
-    keeper = Keeper(PLAN, believing)
+    keeper = Certifier(PLAN, believing)
     runs = two_steps(1_200, lost=0.0)
     hanging = np.arange(1_200) % 25 == 0
     for now in range(PERIOD, 1_201, PERIOD):
@@ -404,7 +404,7 @@ def test_audits_that_hang_for_good_are_lost_for_good() -> None:
 
 def test_the_order_in_which_audits_return_changes_nothing() -> None:
     runs = two_steps(1_200, lost=0.015, gap=True)
-    first, second = Keeper(PLAN, believing), Keeper(PLAN, believing)
+    first, second = Certifier(PLAN, believing), Certifier(PLAN, believing)
     for now in range(PERIOD, 1_201, PERIOD):
         block = np.arange(now - PERIOD, now)
         for keeper, order in ((first, block), (second, np.random.default_rng(now).permutation(block))):
@@ -417,7 +417,7 @@ def test_the_order_in_which_audits_return_changes_nothing() -> None:
 
 
 def test_a_charge_is_taken_off_the_budget_of_the_level_that_it_is_charged_to() -> None:
-    keeper = Keeper(PLAN, believing)
+    keeper = Certifier(PLAN, believing)
     fed(keeper, two_steps(900, lost=0.0))
     assert keeper.served is not None
     n_levels = keeper.served.n_levels
@@ -445,7 +445,7 @@ def late_and_harmless(n: int, *, first: int = 0) -> AuditRuns:
 def test_what_a_label_may_still_deny_is_no_outcome_yet() -> None:
     """Certified while labels came at once; then they are late, and until they come every fourth audit looks lost."""
     plan = replace(PLAN, label_timeout=0.0, max_em_drop=0.05)
-    keeper = Keeper(plan, believing)
+    keeper = Certifier(plan, believing)
     at_once = late_and_harmless(1_000)
     fed(keeper, replace(at_once, label_at=at_once.at))
     assert keeper.level > 0
@@ -456,7 +456,7 @@ def test_what_a_label_may_still_deny_is_no_outcome_yet() -> None:
 
 def test_a_loss_is_heard_once_its_time_is_over() -> None:
     plan = replace(PLAN, label_timeout=300.0, max_em_drop=0.05)
-    keeper = Keeper(plan, believing)
+    keeper = Certifier(plan, believing)
     fed(keeper, two_steps(1_500, lost=0.0))
     assert keeper.level > 0
     silent = replace(two_steps(600, lost=0.9, first=1_500, seed=1), d=np.zeros(1_200, dtype=bool))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from suffice.learn.ope import Estimate, Logged, dr, dr_terms, ips, naive, snips
+from suffice.learn.ope import PolicyValue, LoggedDraws, dr, dr_terms, ips, naive, snips
 
 Floats = NDArray[np.float64]
 RATES = np.array([[0.90, 0.85, 0.60], [0.70, 0.72, 0.30]])  # by context and arm
@@ -16,7 +16,7 @@ TARGET = (1, 0)                                             # arm by context
 TRUTH = (RATES[0, 1] + RATES[1, 0]) / 2
 
 
-def log_of(rng: np.random.Generator, n: int, *, explores: float = 0.3, p_by_lot: float = 1.0) -> tuple[Logged, Floats]:
+def log_of(rng: np.random.Generator, n: int, *, explores: float = 0.3, p_by_lot: float = 1.0) -> tuple[LoggedDraws, Floats]:
     """Draws of a policy that likes arm 0 in one context and arm 2 in the other, and the target's odds."""
     context = rng.integers(0, 2, n)
     odds = np.full((n, 3), explores / 3)
@@ -24,7 +24,7 @@ def log_of(rng: np.random.Generator, n: int, *, explores: float = 0.3, p_by_lot:
     arm = (rng.random(n)[:, np.newaxis] > np.cumsum(odds, axis=1)).sum(axis=1)
     reward = (rng.random(n) < RATES[context, arm]).astype(np.float64)
     by_lot = rng.random(n) < p_by_lot
-    logged = Logged(
+    logged = LoggedDraws(
         x=np.eye(2)[context], arm=arm, odds=odds, reward=np.where(by_lot, reward, np.nan), by_lot=by_lot,
         p_by_lot=np.full(n, p_by_lot),
     )  # fmt: skip
@@ -111,11 +111,11 @@ def test_the_difference_of_two_targets_is_the_mean_difference_of_their_terms() -
 
 
 def test_without_rows_everything_is_possible() -> None:
-    empty = Logged(
+    empty = LoggedDraws(
         x=np.zeros((0, 1)), arm=np.zeros(0, dtype=np.int64), odds=np.zeros((0, 2)), reward=np.zeros(0),
         by_lot=np.zeros(0, dtype=bool), p_by_lot=np.zeros(0),
     )  # fmt: skip
-    found: Estimate = dr(empty, np.zeros((0, 2)))
+    found: PolicyValue = dr(empty, np.zeros((0, 2)))
     assert np.isnan(found.value)
     assert (found.low, found.high) == (0.0, 1.0)
 
@@ -151,4 +151,4 @@ def test_a_log_that_contradicts_itself_is_refused(field: str, value: object, sai
         fields["arm"] = np.array([1, 0, 1, 1])
         value = fields["arm"]
     with pytest.raises(ValueError, match=said):
-        Logged(**{**fields, field: value})  # type: ignore[arg-type]
+        LoggedDraws(**{**fields, field: value})  # type: ignore[arg-type]

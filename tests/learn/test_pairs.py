@@ -9,35 +9,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.learn.pairs import Cut, Shape, Stop, holds_secret, make_pairs, prompt_group
+from suffice.learn.pairs import CutRun, LineFormat, StopRecord, holds_secret, make_pairs, prompt_group
 
-STOP = Stop(policy_version="p-1", certified=True, level=7, step=3, n_steps=9, seen="audit", model="m")
-CUT = Cut(
+STOP = StopRecord(policy_version="p-1", certified=True, level=7, step=3, n_steps=9, seen="audit", model="m")
+CUT = CutRun(
     messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 6 * 7?"}),
     thought="6 * 7 is 42.", rest=" Let me check: 42.", answer="It is 42.", stopped_answer="It is 42.",
     full_answer="It is 42.", kept=True, labelled=True, stop=STOP,
 )  # fmt: skip
 LOST = replace(CUT, thought="6 * 7 is 48?", stopped_answer="48", kept=False)
-PREFER = Shape(format="preference", val_share=0.0)
+PREFER = LineFormat(format="preference", val_share=0.0)
 
 
-def asked(question: str, **changes: object) -> Cut:
+def asked(question: str, **changes: object) -> CutRun:
     return replace(CUT, messages=({"role": "user", "content": question},), **changes)  # type: ignore[arg-type]
 
 
 def test_a_supervised_line_is_a_chat_that_common_trainers_read() -> None:
-    (line,) = make_pairs([CUT], Shape(val_share=0.0)).train
+    (line,) = make_pairs([CUT], LineFormat(val_share=0.0)).train
     assert line["messages"] == [
         *CUT.messages, {"role": "assistant", "content": "<think>\n6 * 7 is 42.\n</think>\n\nIt is 42."},
     ]  # fmt: skip
-    (line,) = make_pairs([CUT], Shape(val_share=0.0, thought_as="field")).train
+    (line,) = make_pairs([CUT], LineFormat(val_share=0.0, thought_as="field")).train
     assert line["messages"][-1] == {
         "role": "assistant", "reasoning_content": "6 * 7 is 42.", "content": "It is 42.",
     }  # fmt: skip
 
 
 def test_every_line_says_who_stopped_it_where_and_on_what_proof() -> None:
-    (line,) = make_pairs([CUT], Shape(val_share=0.0)).train
+    (line,) = make_pairs([CUT], LineFormat(val_share=0.0)).train
     assert line["stop"] == {
         "policy_version": "p-1", "certified": True, "level": 7, "step": 3, "n_steps": 9, "seen": "audit", "model": "m",
         "exact": True,
@@ -78,8 +78,8 @@ def test_a_preference_needs_both_ways_and_says_so() -> None:
          "holds what looks like a key"),
     ],
 )  # fmt: skip
-def test_what_is_no_lesson_is_counted_with_its_reason(cut: Cut, why: str) -> None:
-    found = make_pairs([cut], Shape())
+def test_what_is_no_lesson_is_counted_with_its_reason(cut: CutRun, why: str) -> None:
+    found = make_pairs([cut], LineFormat())
     assert (found.train, found.val) == ([], [])
     assert dict(found.left_out) == {why: 1}
 
@@ -112,7 +112,7 @@ def test_planted_duplicates_are_written_once_and_never_cross_the_split() -> None
         asked(spell(f"What is {n} plus one?"), thought=f"thought {k}", answer=f"{n + 1}")
         for n in range(200) for k in range(2) for spell in spellings for _ in range(2)
     ]  # fmt: skip
-    found = make_pairs(cuts, Shape(val_share=0.2))
+    found = make_pairs(cuts, LineFormat(val_share=0.2))
     assert len(found.train) + len(found.val) == 400
     assert found.left_out == {"the same prompt, thought and answer again": len(cuts) - 400}
     groups = [{line["prompt_group"] for line in lines} for lines in (found.train, found.val)]
@@ -129,7 +129,7 @@ def test_any_text_makes_lines_that_are_json_with_the_thought_in_them(
     given_texts: list[tuple[str, str, str, bool]], thought_as: str
 ) -> None:
     cuts = [asked(q, thought=t, answer=a, kept=k) for q, t, a, k in given_texts]
-    found = make_pairs(cuts, Shape(thought_as=thought_as))  # type: ignore[arg-type]
+    found = make_pairs(cuts, LineFormat(thought_as=thought_as))  # type: ignore[arg-type]
     lines = [*found.train, *found.val]
     assert len(lines) + found.left_out.total() == len(cuts)
     for line in lines:

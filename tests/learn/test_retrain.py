@@ -13,17 +13,17 @@ from suffice.learn.card_text import as_json, as_text
 from suffice.learn.dataset import Dataset, build
 from suffice.learn.groups import fold_of
 from suffice.learn.report_card import make_card
-from suffice.learn.retrain import Recipe, Schedule, VersionProposal, due, retrain
+from suffice.learn.retrain import FitRecipe, Schedule, VersionProposal, due, retrain
 from suffice.learn.rows import audit_runs
-from suffice.learn.version import Version, as_served, load_version, served
+from suffice.learn.version import FoldedVersion, as_served, load_version, served
 from suffice.policy.base import build_policy
 from suffice.replay.run import replay
-from suffice.store.database.views import Labelled
+from suffice.store.database.views import EpisodeWithLabels
 from tests.learn.made import World, episodes, match
 
 WORLD = World(mode="observe", astray_class="trick")
 EPISODES = episodes(900, seed=21, world=WORLD)
-QUICK = Recipe(parts="linear", n_levels=11)
+QUICK = FitRecipe(parts="linear", n_levels=11)
 QUICKER = replace(QUICK, with_values=False)
 
 
@@ -38,7 +38,7 @@ def proposal(data: Dataset) -> VersionProposal:
 
 
 @pytest.fixture(scope="module")
-def version(proposal: VersionProposal) -> Version:
+def version(proposal: VersionProposal) -> FoldedVersion:
     assert proposal.version is not None
     return proposal.version
 
@@ -74,7 +74,7 @@ def test_the_same_data_parent_and_recipe_give_the_same_proposal(data: Dataset, p
     assert other.lineage.digest == proposal.lineage.digest
 
 
-def test_lineage_tells_parent_data_log_rows_packages_and_seed(data: Dataset, version: Version) -> None:
+def test_lineage_tells_parent_data_log_rows_packages_and_seed(data: Dataset, version: FoldedVersion) -> None:
     found = retrain(data, version, max_em_drop=0.02, reason="drift", recipe=QUICKER).lineage
     assert (found.parent, found.reason, found.digest) == (version.address, "drift", data.digest())
     assert (found.first_seq, found.last_seq) == (EPISODES[0].seq, EPISODES[-1].labels[-1].seq)
@@ -105,7 +105,7 @@ def test_too_little_to_learn_from_is_an_answer_and_no_version() -> None:
 # --------------------------------------------------------------------------- version
 
 
-def test_a_version_is_read_back_as_it_was_written(proposal: VersionProposal, version: Version) -> None:
+def test_a_version_is_read_back_as_it_was_written(proposal: VersionProposal, version: FoldedVersion) -> None:
     plain = json.loads(as_json(proposal))
     assert load_version(plain["version"]) == version
     assert load_version(plain["version"]).address == version.address == plain["address"]
@@ -126,14 +126,14 @@ def test_a_version_is_read_back_as_it_was_written(proposal: VersionProposal, ver
     ],
 )
 def test_a_version_that_is_none_is_refused_with_its_place(
-    version: Version, change: dict[str, object], message: str
+    version: FoldedVersion, change: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_version({**version.plain(), **change})
 
 
 @pytest.mark.parametrize("level", [0, 1, 5, 10])
-def test_what_is_judged_is_what_is_served(data: Dataset, version: Version, level: int) -> None:
+def test_what_is_judged_is_what_is_served(data: Dataset, version: FoldedVersion, level: int) -> None:
     """The live policy of each prompt, taken through its episode step by step, stops where the card's rows say."""
     runs = as_served(audit_runs(data, np.arange(len(data))), version)
     row = served(version).rows_at(runs, level)
@@ -147,12 +147,12 @@ def test_what_is_judged_is_what_is_served(data: Dataset, version: Version, level
         assert (found.stop_step if found.stop_step != len(episode.outcome.steps) else None) == expected
 
 
-def test_a_level_that_there_is_not_is_refused(version: Version) -> None:
+def test_a_level_that_there_is_not_is_refused(version: FoldedVersion) -> None:
     with pytest.raises(IndexError, match="level: got 11; 0 to 10"):
         version.policy("q1", 11)
 
 
-def test_no_model_has_seen_a_prompt_that_it_serves(version: Version) -> None:
+def test_no_model_has_seen_a_prompt_that_it_serves(version: FoldedVersion) -> None:
     """Duplicates planted with labels by the toss of a coin: what was remembered of a prompt would show as skill.
 
     Each prompt's runs are told apart by nothing but their prompt; across the split there is nothing to know.
@@ -201,7 +201,7 @@ def _skill(p: np.ndarray, good: np.ndarray) -> float:
 
 
 def test_a_card_says_what_was_saved_and_lost_on_prompts_that_nobody_had_seen(
-    proposal: VersionProposal, version: Version
+    proposal: VersionProposal, version: FoldedVersion
 ) -> None:
     """On two thousand fresh runs the card's numbers come true, within its own intervals and a little."""
     assert proposal.card is not None
@@ -223,7 +223,7 @@ def test_a_card_says_what_was_saved_and_lost_on_prompts_that_nobody_had_seen(
 
 
 def test_calibration_is_told_with_its_interval_and_sees_a_model_that_is_too_sure(
-    data: Dataset, proposal: VersionProposal, version: Version
+    data: Dataset, proposal: VersionProposal, version: FoldedVersion
 ) -> None:
     assert proposal.card is not None
     honest = proposal.card.calibration
@@ -279,7 +279,7 @@ def retrain_card(card: object) -> VersionProposal:
     return replace(few, card=card)
 
 
-def test_a_class_of_few_runs_is_unknown(data: Dataset, version: Version) -> None:
+def test_a_class_of_few_runs_is_unknown(data: Dataset, version: FoldedVersion) -> None:
     small = build(EPISODES[:400], match=match)
     card = make_card(small, version, None, max_em_drop=0.02, rng=np.random.default_rng(0))
     by_name = {one.query_class: one for one in card.classes}
@@ -287,7 +287,7 @@ def test_a_class_of_few_runs_is_unknown(data: Dataset, version: Version) -> None
     assert by_name["trick"].status == "unknown"
 
 
-def test_nothing_lost_in_a_hundred_runs_is_no_proof_of_nothing_lost(data: Dataset, version: Version) -> None:
+def test_nothing_lost_in_a_hundred_runs_is_no_proof_of_nothing_lost(data: Dataset, version: FoldedVersion) -> None:
     """Draws of runs without a loss hold none either: the end of the interval is the exact one."""
     easy = episodes(100, seed=40, world=replace(WORLD, p_astray=0.0, p_fails=0.0))
     few = build(easy, match=match, also=version.models[0].features)
@@ -301,7 +301,7 @@ def test_nothing_lost_in_a_hundred_runs_is_no_proof_of_nothing_lost(data: Datase
 # --------------------------------------------------------------------------- against the parent
 
 
-def test_a_version_is_not_better_than_itself(data: Dataset, version: Version) -> None:
+def test_a_version_is_not_better_than_itself(data: Dataset, version: FoldedVersion) -> None:
     card = make_card(data, version, version, max_em_drop=0.02, rng=np.random.default_rng(0))
     assert card.compared is not None
     assert card.compared.verdict == "inconclusive"
@@ -322,7 +322,7 @@ def test_a_version_of_the_new_world_is_better_there_than_its_parent_and_the_othe
     assert f"against the parent {before.address}" in as_text(after)
 
 
-def _turned(item: Labelled) -> Labelled:
+def _turned(item: EpisodeWithLabels) -> EpisodeWithLabels:
     """The same run in a world where the model is sure when it is led astray, and unsure when it knows."""
     outcome = item.episode.outcome
     steps = tuple(replace(step, confidence=1.0 - (step.confidence or 0.0)) for step in outcome.steps)
@@ -330,7 +330,7 @@ def _turned(item: Labelled) -> Labelled:
     return replace(item, episode=replace(item.episode, outcome=turned))
 
 
-def test_a_parent_that_reads_other_features_is_not_compared_with(data: Dataset, version: Version) -> None:
+def test_a_parent_that_reads_other_features_is_not_compared_with(data: Dataset, version: FoldedVersion) -> None:
     names = version.models[0].features
     renamed = tuple(replace(model, features=(*names[:-1], "n_chars")) for model in version.models)
     stranger = replace(version, models=renamed, values=None)
@@ -339,7 +339,7 @@ def test_a_parent_that_reads_other_features_is_not_compared_with(data: Dataset, 
     assert "other features" in found.why
 
 
-def test_learned_values_stand_beside_the_stop_model(proposal: VersionProposal, version: Version) -> None:
+def test_learned_values_stand_beside_the_stop_model(proposal: VersionProposal, version: FoldedVersion) -> None:
     assert proposal.card is not None
     assert version.values is not None
     (point,) = proposal.card.value

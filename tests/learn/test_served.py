@@ -9,13 +9,13 @@ import pytest
 
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.ragged import first_passages
-from suffice.learn.served import LEAST_AUDITS, N_FOLDS, PGood, Served, cut_levels, fit_served, risk_of
+from suffice.learn.served import LEAST_AUDITS, N_FOLDS, PGood, FoldedModels, cut_levels, fit_served, risk_of
 from tests.learn.runs_made import audits, believing, drawn
 
 SEEDS = range(5)
 
 
-def served_on(runs: AuditRuns, n_levels: int = 9) -> Served:
+def served_on(runs: AuditRuns, n_levels: int = 9) -> FoldedModels:
     served = fit_served(runs, believing, now=np.inf, n_levels=n_levels)
     assert served is not None
     return served

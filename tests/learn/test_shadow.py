@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance.trust import Label
-from suffice.learn.shadow import Evidence, ShadowAudit, ShadowLog, count_losses
+from suffice.assurance.trust import TrustedLabel
+from suffice.learn.shadow import ShadowAudits, ShadowAudit, ShadowLog, count_losses
 
 AUDIT = ShadowAudit(
     audit_id="a", query_class="easy", arm=1, odds=(0.0, 0.6, 0.4), disagrees=True, due_s=10.0, full_tokens=100.0,
@@ -27,11 +27,11 @@ def log(n: int = 0, *, window: int = 100, key_cap: float = 0.1) -> ShadowLog:
     return made
 
 
-def label(i: int, z: int, *, seq: int = 0, key: str = "r", trust: int = 3) -> Label:
-    return Label(audit=f"a{i}", seq=seq, source="reviewer" if trust else "user", key=key, trust=trust, verdict=z)
+def label(i: int, z: int, *, seq: int = 0, key: str = "r", trust: int = 3) -> TrustedLabel:
+    return TrustedLabel(audit=f"a{i}", seq=seq, source="reviewer" if trust else "user", key=key, trust=trust, verdict=z)
 
 
-def by_id(evidence: Evidence, losses: Sequence[int]) -> dict[str, int]:
+def by_id(evidence: ShadowAudits, losses: Sequence[int]) -> dict[str, int]:
     return {audit.audit_id: loss for audit, loss in zip(evidence.audits, losses, strict=True)}
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from suffice.learn.features import Chosen
+from suffice.learn.features import FeatureSelection
 from suffice.learn.stop_model import MAX_ROWS, Examples, Parts, fit
 
-CHOSEN = Chosen(("agreement", "step_share"), ("found(class=a)",))
+CHOSEN = FeatureSelection(("agreement", "step_share"), ("found(class=a)",))
 
 
 def drawn(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

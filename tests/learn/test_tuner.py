@@ -10,16 +10,16 @@ from random import Random
 
 import pytest
 
-from suffice.assurance.trust import Label
-from suffice.learn.arms import Arm
+from suffice.assurance.trust import TrustedLabel
+from suffice.learn.arms import TunedArm
 from suffice.learn.price import PriceBounds
 from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tuner
-from suffice.learn.tuning import Proposal, Tick, Tuning
+from suffice.learn.tuning import TuningProposal, Tick, TuningBounds
 
-ARMS = tuple(Arm(name=name, expected_share=share) for name, share in
+ARMS = tuple(TunedArm(name=name, expected_share=share) for name, share in
              (("full", 1.0), ("half", 0.5), ("third", 0.3), ("none", 0.02)))  # fmt: skip
-TUNING = Tuning(
+TUNING = TuningBounds(
     arms=ARMS, classes=("easy", "hard"), max_em_drop=0.05, expected_requests=100_000,
     price=PriceBounds(least=0.01, start=0.1, largest=0.1), largest_step=0.7, cool_down_s=100.0,
 )  # fmt: skip
@@ -29,7 +29,7 @@ SAFE = {"easy": (0.0, 0.0, 0.0, 0.0), "hard": (0.0, 0.0, 0.3, 0.5)}  # P(an arm 
 class Life:
     """A tuner, and audits whose losses we choose."""
 
-    def __init__(self, tuning: Tuning = TUNING, seed: int = 1) -> None:
+    def __init__(self, tuning: TuningBounds = TUNING, seed: int = 1) -> None:
         self.tuner, self.rng, self.now_s, self.n = Tuner(tuning), Random(seed), 0.0, 0
 
     def audits(
@@ -49,7 +49,7 @@ class Life:
             self.tuner.spent(name, draw.arm, tokens=100 * ARMS[draw.arm].expected_share)
             if lose:
                 trust = 3 if says is None else 0
-                self.tuner.labelled(Label(
+                self.tuner.labelled(TrustedLabel(
                     audit=str(self.n), seq=self.n, source="reviewer" if trust else "user", key=f"k{trust}", trust=trust,
                     verdict=1 if says is None else says,
                 ))  # fmt: skip
@@ -58,7 +58,7 @@ class Life:
         self.now_s += after_s
         return self.tuner.tick(self.now_s)
 
-    def accept_all(self, n_ticks: int, lost: Mapping[str, tuple[float, ...]], batch: int = 200) -> list[Proposal]:
+    def accept_all(self, n_ticks: int, lost: Mapping[str, tuple[float, ...]], batch: int = 200) -> list[TuningProposal]:
         found = []
         for _ in range(n_ticks):
             self.audits(batch, lost)

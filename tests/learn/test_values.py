@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from suffice.learn.arms import Arm
+from suffice.learn.arms import TunedArm
 from suffice.learn.gain import compare
-from suffice.learn.shadow import Evidence, ShadowAudit
+from suffice.learn.shadow import ShadowAudits, ShadowAudit
 from suffice.learn.values import Costs, losses
 
-ARMS = (Arm(name="full"), Arm(name="half", expected_share=0.5), Arm(name="tenth", expected_share=0.1))
+ARMS = (TunedArm(name="full"), TunedArm(name="half", expected_share=0.5), TunedArm(name="tenth", expected_share=0.1))
 
 
 def costs(half_life: float = 1_000.0) -> Costs:
@@ -74,7 +74,7 @@ def test_a_class_is_held_to_the_arms_mean_until_it_has_audits_of_its_own() -> No
 # --------------------------------------------------------------------------- a change
 
 
-def audits(n: int, seed: int) -> Evidence:
+def audits(n: int, seed: int) -> ShadowAudits:
     """Two classes, arms by an uneven lot; arm 1 loses 2 % and saves half, arm 2 loses 30 % and saves nine tenths."""
     rng = np.random.default_rng(seed)
     made, lost = [], []
@@ -86,7 +86,7 @@ def audits(n: int, seed: int) -> Evidence:
             audit_id=str(i), query_class="ab"[i % 2], arm=arm, odds=(0.0, 0.7, 0.3), disagrees=bool(loss), due_s=0.0,
             full_tokens=200.0, arm_tokens=100.0 if arm == 1 else 20.0,
         ))  # fmt: skip
-    return Evidence(audits=made, proved=lost, guessed=lost)
+    return ShadowAudits(audits=made, proved=lost, guessed=lost)
 
 
 def test_both_maps_are_estimated_without_bias_and_the_difference_with_its_error() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from suffice.errors import LocalModelError
 from suffice.local import facts
-from suffice.local.questions import FAMILIES_OF_QUESTIONS, STORIES, Item
-from suffice.local.tasks import EXAMPLES, FAMILIES, TRACED, Question, questions, traced
+from suffice.local.questions import FAMILIES_OF_QUESTIONS, STORIES, DemoQuestion
+from suffice.local.tasks import EXAMPLES, FAMILIES, TRACED, TaskQuestion, questions, traced
 from suffice.scoring.base import build_scorer
 
 KINDS = sorted(FAMILIES)
@@ -21,7 +21,7 @@ N_AVAILABLE = 300
 seeds = st.integers(0, 2**32)
 
 
-def drawn(task: str, seed: int, n: int) -> list[Item]:
+def drawn(task: str, seed: int, n: int) -> list[DemoQuestion]:
     return list(islice(FAMILIES_OF_QUESTIONS[task](random.Random(seed)), n))
 
 
@@ -134,7 +134,7 @@ def test_the_prompt_says_that_the_model_is_asked_to_check() -> None:
 
 
 def test_samples_are_drawn_at_a_temperature_and_thoughts_are_not() -> None:
-    def temperatures(found: tuple[Question, ...]) -> set[float]:
+    def temperatures(found: tuple[TaskQuestion, ...]) -> set[float]:
         return {q.temperature for q in found}
 
     assert temperatures(questions("samples", 60)) == {0.7}

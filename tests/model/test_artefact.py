@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.model.artefact import Cost, StopModel, Trained, dump, load
+from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump, load
 from suffice.model.calibration import Isotonic
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
@@ -39,8 +39,8 @@ def models(draw: st.DrawFn) -> StopModel:
         hopeless=draw(st.none() | st.just(Ensemble((linear,)))),
         classes=tuple(draw(st.dictionaries(st.text(st.characters(), max_size=5), st.floats(0, 1_000))).items()),
         found=tuple(draw(st.lists(st.lists(TESTS, max_size=3).map(tuple), max_size=3))),
-        cost=draw(st.builds(Cost, st.floats(0, 4), st.floats(1e-6, 1e6))),
-        trained=Trained(
+        cost=draw(st.builds(StepCost, st.floats(0, 4), st.floats(1e-6, 1e6))),
+        trained=TrainingRecord(
             n_episodes=draw(st.integers(0, 10**9)), n_questions=3, digest=draw(st.text(st.characters(), max_size=9)),
             target="as-good", seed=0, versions=(("b", "2"), ("a", "1")),
         ),
@@ -53,7 +53,7 @@ def plain() -> dict[str, Any]:
     ensemble = Ensemble((Linear((0.5,) * N_FEATURES, 0.1), some_trees(rng, 2, 3)), Isotonic((0.5,), (0.5,)))
     return StopModel(
         features=FEATURES, suffices=ensemble, hopeless=ensemble, classes=(("hard", 0.1),),
-        trained=Trained(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0, versions=(("numpy", "2"),)),
+        trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0, versions=(("numpy", "2"),)),
     ).plain()  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_an_address_does_not_depend_on_how_the_same_model_was_put_together() -> 
 def test_addresses_in_logs_stay_what_they_were() -> None:
     model = StopModel(
         features=("step",), suffices=Ensemble((Linear((0.1,), -1.0),)),
-        trained=Trained(n_episodes=1, n_questions=1, digest="", target="as-good", seed=0),
+        trained=TrainingRecord(n_episodes=1, n_questions=1, digest="", target="as-good", seed=0),
     )  # fmt: skip
     assert dump(model) == (
         b'{"classes":{},"cost":{"exponent":0.0,"scale":1.0},"features":["step"],"hopeless":null,"schema":1,'
@@ -234,7 +234,7 @@ def test_damaged_bytes_give_a_model_or_a_readable_refusal(cut: int, at: int, byt
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
 def test_a_cost_is_a_power_of_tokens_a_step_for_one_and_for_many(exponent: float) -> None:
-    cost, per_step = Cost(exponent, 10.0), np.array([0.0, 0.5, 1.0, 100.0, 1e6])
+    cost, per_step = StepCost(exponent, 10.0), np.array([0.0, 0.5, 1.0, 100.0, 1e6])
     expected = [max(1.0, tokens) ** exponent / 10 for tokens in per_step.tolist()]
     assert cost.of_many(per_step) == pytest.approx(expected, rel=1e-12)
     assert [cost.of(tokens) for tokens in per_step.tolist()] == pytest.approx(expected, rel=1e-12)

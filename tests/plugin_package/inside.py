@@ -13,7 +13,7 @@ from tests.gateway.served import chat
 from suffice.plugins import load_plugins
 from suffice.settings import Upstream
 from suffice.signals.observe import Observer
-from suffice.testing import Chain, Reply
+from suffice.testing import ScriptedThought, Reply
 from suffice.types import Step
 from suffice.upstream.drivers import driver_facts
 
@@ -47,7 +47,7 @@ def test_a_signal_of_its_own_stands_in_extra_beside_ours() -> None:
 
 
 async def test_a_route_made_of_its_parts_stops_where_the_policy_says(serve: Serve) -> None:
-    model = Chain(THOUGHT, "five", reply=Reply(delay_s=0.01))
+    model = ScriptedThought(THOUGHT, "five", reply=Reply(delay_s=0.01))
     async with serve(model, route=ROUTE, upstream={"finish": ["raw"], "slots": 4}) as gateway:
         answer = await gateway.ask(chat(stream=True))
         outcome = await gateway.outcome()

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from suffice.episode.segment import Segmenter
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import Checked, Range
+from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.signals.known import number
 from suffice.types import Decision, Signals, Step
 from suffice.upstream.drivers import DriverFacts
@@ -37,12 +37,12 @@ class Asking:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled(Checked):
+class Settled(ParameterChecks):
     """Stop once the answer has stood and the model no longer asks itself anything."""
 
     name: ClassVar[str] = "settled"
-    streak: Annotated[int, Range(1, 1_000)] = 2                # steps in a row with the same answer
-    most_questions: Annotated[float, Range(0.0, 100.0)] = 0.2  # on the moving mean
+    streak: Annotated[int, ParameterRange(1, 1_000)] = 2                # steps in a row with the same answer
+    most_questions: Annotated[float, ParameterRange(0.0, 100.0)] = 0.2  # on the moving mean
 
     @property
     def needs(self) -> tuple[str, ...]:

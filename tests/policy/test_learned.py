@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.model.artefact import Cost, StopModel, Trained, load
+from suffice.model.artefact import StepCost, StopModel, TrainingRecord, load
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.policy.base import build_policy, describe, stops_of, version_of
 from suffice.policy.columns import CODES, CONTINUE, SUFFICES, AskedColumns, decide_rows
-from suffice.policy.learned import Learned
+from suffice.policy.learned import LearnedPolicy
 from suffice.signals.columns import observe_columns
 from suffice.signals.observe import Observer
 from suffice.types import Query, Signals, Step
 
 PROPERTY = settings(max_examples=40, derandomize=True, deadline=None)
-TRAINED = Trained(n_episodes=900, n_questions=300, digest="d", target="as-good", seed=0)
+TRAINED = TrainingRecord(n_episodes=900, n_questions=300, digest="d", target="as-good", seed=0)
 
 
 def logit(p: float) -> float:
@@ -64,7 +64,7 @@ def seen(**known: Any) -> Signals:
 def test_it_stops_where_the_risk_is_small_and_says_why(
     confidence: float, agreement: float, answer: str | None, on_hopeless: Any, stop_reason: str | None
 ) -> None:
-    policy = Learned(model=model(), threshold=0.1, on_hopeless=on_hopeless)
+    policy = LearnedPolicy(model=model(), threshold=0.1, on_hopeless=on_hopeless)
     decision = policy.decide(seen(confidence=confidence, agreement=agreement, answer=answer))
     assert decision.stop_reason == stop_reason
     if decision.score is not None:
@@ -72,25 +72,25 @@ def test_it_stops_where_the_risk_is_small_and_says_why(
 
 
 def test_a_model_without_a_hopeless_side_never_gives_up() -> None:
-    policy = Learned(model=model(hopeless=None), threshold=0.1, on_hopeless="stop")
+    policy = LearnedPolicy(model=model(hopeless=None), threshold=0.1, on_hopeless="stop")
     assert policy.decide(seen(agreement=0.0)).stop_reason == "suffices"
     assert policy.decide(seen(agreement=0.0, answer=None)).action == "continue"
 
 
 def test_it_does_not_stop_before_its_first_step() -> None:
-    policy = Learned(model=model(), threshold=0.1, min_steps=5)
+    policy = LearnedPolicy(model=model(), threshold=0.1, min_steps=5)
     assert [policy.decide(seen(step=step)).action for step in (4, 5)] == ["continue", "stop"]
 
 
 def test_a_run_whose_steps_cost_more_may_be_stopped_at_a_larger_risk() -> None:
-    policy = Learned(model=model(cost=Cost(0.5, 10.0)), threshold=0.1)
+    policy = LearnedPolicy(model=model(cost=StepCost(0.5, 10.0)), threshold=0.1)
     at_usual_cost, cheap, dear = (policy.decide(seen(step=1, tokens_used=n, confidence=0.85)) for n in (100, 25, 400))
     assert [decision.action for decision in (at_usual_cost, cheap, dear)] == ["continue", "continue", "stop"]
     assert [d.score for d in (at_usual_cost, cheap, dear)] == pytest.approx([0.15, 0.3, 0.075])
 
 
 def test_a_class_may_have_a_threshold_of_its_own() -> None:
-    policy = Learned(model=model(classes=(("easy", 0.3), ("hard", 0.01))), threshold=0.1)
+    policy = LearnedPolicy(model=model(classes=(("easy", 0.3), ("hard", 0.01))), threshold=0.1)
     assert "query" in policy.needs
     asked = {"easy": Query(query_class="easy"), "hard": Query(query_class="hard"), "other": Query(), "": None}
     for confidence, stopped in ((0.75, ["easy"]), (0.95, ["easy", "other", ""]), (0.995, list(asked))):
@@ -103,7 +103,7 @@ FOUND = ((("n_words", True, 20.0),), ())  # long questions, and all others
 
 def test_a_found_class_is_told_by_the_models_own_rules_and_not_by_what_was_declared() -> None:
     own = (("n_words > 20", 0.01), ("every query", 0.3))
-    policy = Learned(model=model(classes=own, found=FOUND), threshold=0.1)
+    policy = LearnedPolicy(model=model(classes=own, found=FOUND), threshold=0.1)
     asked = {
         "long": Query(n_words=30, query_class="every query"), "short": Query(n_words=5), "unread": Query(), "": None,
     }  # fmt: skip
@@ -112,13 +112,13 @@ def test_a_found_class_is_told_by_the_models_own_rules_and_not_by_what_was_decla
         assert [name for name, decision in decided.items() if decision.stop] == stopped
     for rules, says in (((("answer_streak", True, 1.0),), "known after the first token"), ((("x", True, 1.0),), "x")):
         with pytest.raises(ConfigError, match=rf"policy\.learned\.model\.found: .*{says}"):
-            Learned(model=model(found=(rules,)))
+            LearnedPolicy(model=model(found=(rules,)))
 
 
 @pytest.mark.parametrize("on_hopeless", ["stop", "continue"])
 def test_it_goes_on_where_nothing_that_the_model_reads_of_the_run_is_known(on_hopeless: Any) -> None:
     sure = Ensemble((Linear((0.0, 0.0, 9.0, 0.0), 9.0),))  # the less is known, the surer
-    policy = Learned(model=model(suffices=sure, hopeless=sure), threshold=0.5, on_hopeless=on_hopeless)
+    policy = LearnedPolicy(model=model(suffices=sure, hopeless=sure), threshold=0.5, on_hopeless=on_hopeless)
     assert policy.decide(seen(confidence=None)).action == ("stop" if on_hopeless == "stop" else "continue")
     for nothing in (None, math.nan):
         for query in (None, Query(query_class="easy")):
@@ -128,7 +128,7 @@ def test_it_goes_on_where_nothing_that_the_model_reads_of_the_run_is_known(on_ho
 
 
 def test_the_first_step_that_passes_is_where_the_running_minimum_of_the_risk_would() -> None:
-    policy, rng = Learned(model=model(), threshold=0.2), np.random.default_rng(0)
+    policy, rng = LearnedPolicy(model=model(), threshold=0.2), np.random.default_rng(0)
     for _ in range(50):
         run = [seen(step=at, confidence=p) for at, p in enumerate(rng.uniform(0.5, 1, 12).tolist(), 1)]
         first = next((s.step for s in run if policy.decide(s).stop), None)
@@ -143,10 +143,10 @@ def test_the_first_step_that_passes_is_where_the_running_minimum_of_the_risk_wou
 )  # fmt: skip
 def test_columns_with_queries_are_decided_as_live(seed: int, on_hopeless: Any, by_cost: bool, found: bool) -> None:
     rng = np.random.default_rng(seed)
-    changes: dict[str, Any] = {"classes": (("easy", 0.6),), "cost": Cost(0.5 if by_cost else 0.0, 5.0)}
+    changes: dict[str, Any] = {"classes": (("easy", 0.6),), "cost": StepCost(0.5 if by_cost else 0.0, 5.0)}
     if found:
         changes |= {"classes": (("n_words > 20", 0.6),), "found": FOUND}
-    policy = Learned(model=model(**changes), threshold=0.25, on_hopeless=on_hopeless)
+    policy = LearnedPolicy(model=model(**changes), threshold=0.25, on_hopeless=on_hopeless)
     queries = [Query(query_class="easy", n_words=5), None, Query(query_class="hard", n_words=30)]
     runs = [(query, [step_of(rng, at) for at in range(1, 8)]) for query in queries]
     columns = observe_columns(policy.needs, "reasoning", runs)
@@ -182,16 +182,16 @@ def test_a_threshold_that_is_a_risk_seen_in_replay_stops_that_very_step_live(see
         "step": np.arange(1.0, 31), "tokens_used": rng.integers(1, 99, 30).cumsum().astype(float),
         "answer": np.zeros(30), "confidence": rng.random(30), "agreement": rng.random(30),
     }  # fmt: skip
-    risk = Learned(model=picky).risks(columns).risk
+    risk = LearnedPolicy(model=picky).risks(columns).risk
     for at in range(30):
-        policy = Learned(model=picky, threshold=float(risk[at]))
+        policy = LearnedPolicy(model=picky, threshold=float(risk[at]))
         live = decide_rows(policy, columns)
         assert live[at] == SUFFICES
         assert live.tolist() == policy.stops(columns).tolist()
 
 
 def test_the_version_follows_the_models_address_and_the_policys_own_parameters() -> None:
-    one, other = Learned(model=model()), Learned(model=model(cost=Cost(0.5)))
+    one, other = LearnedPolicy(model=model()), LearnedPolicy(model=model(cost=StepCost(0.5)))
     assert len({version_of(p) for p in (one, other, dataclasses.replace(one, threshold=0.5))}) == 3
     written = describe(one)
     assert load(written["model"]) == one.model
@@ -200,7 +200,7 @@ def test_the_version_follows_the_models_address_and_the_policys_own_parameters()
 
 
 def test_it_can_be_sent_to_another_process() -> None:
-    policy = Learned(model=model())
+    policy = LearnedPolicy(model=model())
     again = pickle.loads(pickle.dumps(policy))
     assert again == policy
     assert again.decide(seen()) == policy.decide(seen())

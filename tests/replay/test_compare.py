@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from suffice.replay.compare import Pair, compare
+from suffice.replay.compare import QuestionPair, compare
 
 
-def pair(question: str, full: bool, other: bool, tokens: int = 50) -> Pair:
-    return Pair(question=question, full_correct=full, correct=other, full_tokens=100, tokens=tokens)
+def pair(question: str, full: bool, other: bool, tokens: int = 50) -> QuestionPair:
+    return QuestionPair(question=question, full_correct=full, correct=other, full_tokens=100, tokens=tokens)
 
 
 def test_lost_and_gained_are_counted_apart_and_the_change_is_their_difference() -> None:

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from suffice.review.items import Item, Said, Shows, said_of
-from suffice.review.queue import Place, Queue, Submission, submit
+from suffice.review.items import ReviewItem, VerdictForm, Shows, said_of
+from suffice.review.queue import ItemState, Queue, Submission, submit
 
 NOON_S = 20_000 * 86_400.0 + 43_200.0
 
 
-def item(name: str = "ep_1", shows: Shows = "both", **changes: Any) -> Item:
+def item(name: str = "ep_1", shows: Shows = "both", **changes: Any) -> ReviewItem:
     known: dict[str, Any] = {
         "episode_id": name, "route": "r", "why": "disagreement", "because": "it disagrees", "shows": shows,
         "full_answer": None if shows == "early" else "42", "early_answer": None if shows == "full" else "41",
         "priority": 5.5, "day": 20_000, "n_reviewers": 1, "asked_at_s": 0.0, "author": "w", "lease_s": 100.0,
     }  # fmt: skip
-    return Item(**(known | changes))
+    return ReviewItem(**(known | changes))
 
 
-def says(place: Place, reviewer: str, word: str, at_s: float = 1.0, **more: Any) -> Submission:
+def says(place: ItemState, reviewer: str, word: str, at_s: float = 1.0, **more: Any) -> Submission:
     said = said_of(place.item, word, reviewer=reviewer, **more)
-    assert isinstance(said, Said), said
+    assert isinstance(said, VerdictForm), said
     found = submit(place, said, now_s=at_s)
     assert isinstance(found, Submission), found
     return found
 
 
-def after(place: Place, found: Submission) -> Place:
+def after(place: ItemState, found: Submission) -> ItemState:
     """The place once what came of a submission is written."""
     if found.lease is not None:
         place = place.after(found.lease)
     return place if found.verdict is None else place.after(found.verdict)
 
 
-def queue(*items: Item) -> Queue:
+def queue(*items: ReviewItem) -> Queue:
     return Queue().after(items)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from suffice.review.agreement import agreement, cohen, fleiss
-from suffice.review.queue import Place
+from suffice.review.queue import ItemState
 from tests.review.made import after, item, says
 
 # Fleiss, Levin and Paik (2003), Statistical Methods for Rates and Proportions, 3rd ed., table 18.1: 100 subjects
@@ -93,7 +93,7 @@ def test_intervals_cover_what_they_say() -> None:
 def test_agreement_of_a_queue_reads_independent_verdicts_alone() -> None:
     rng, places = random.Random(1), []
     for number in range(30):
-        place = Place(item=item(f"ep_{number}", n_reviewers=2))
+        place = ItemState(item=item(f"ep_{number}", n_reviewers=2))
         for reviewer in ("ann", "bob"):
             word = "full" if rng.random() < 0.7 else "early"
             place = after(place, says(place, reviewer, word, at_s=1.0 + (reviewer == "bob")))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from suffice.review.decide import Asked, Now, Outcome, Wanted, decide, in_words, override_of
+from suffice.review.decide import IncidentForm, Now, DecisionRows, OverrideForm, decide, in_words, override_of
 from suffice.review.holds import NO_HOLDS, RouteHolds
 from suffice.review.incident import DECISIONS, Incident, IncidentDecision
 from suffice.review.override import DAY_S, Override, OverrideEnd
@@ -29,12 +29,12 @@ def now(**changes: Any) -> Now:
     return Now(**(known | changes))
 
 
-def asked(decision: Any, **changes: Any) -> Asked:
-    return Asked(**({"incident": "r:p3", "decision": decision, "reason": "looked at it", "author": "ann"} | changes))
+def asked(decision: Any, **changes: Any) -> IncidentForm:
+    return IncidentForm(**({"incident": "r:p3", "decision": decision, "reason": "looked at it", "author": "ann"} | changes))
 
 
-def decided(found: Outcome | str) -> Outcome:
-    assert isinstance(found, Outcome), found
+def decided(found: DecisionRows | str) -> DecisionRows:
+    assert isinstance(found, DecisionRows), found
     return found
 
 
@@ -143,9 +143,9 @@ def test_what_opens_an_incident_says_more_than_its_pause() -> None:
     assert (person.cases, person.pause is not None) == ((), True)
 
 
-def wanted(kind: Any = "cap", **changes: Any) -> Wanted:
+def wanted(kind: Any = "cap", **changes: Any) -> OverrideForm:
     known = {"kind": kind, "reason": "why", "author": "ann", "days": 1.0}
-    return Wanted(**(known | changes))
+    return OverrideForm(**(known | changes))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def wanted(kind: Any = "cap", **changes: Any) -> Wanted:
     ],
 )
 def test_an_override_is_set_where_it_is_safer_or_certified(
-    want: Wanted, changes: dict[str, Any], wrong: str | None
+    want: OverrideForm, changes: dict[str, Any], wrong: str | None
 ) -> None:
     found = override_of(want, now(pause=None, holds=NO_HOLDS, **changes), now_s=5.0)
     if wrong is None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from suffice.review.guarantee import STATES, Guarantee, Standing, fits, guarantee_of, served
+from suffice.review.guarantee import STATES, RouteGuarantee, GuaranteeInputs, fits, guarantee_of, served
 from suffice.review.override import in_effect
 from suffice.settings import Route
-from suffice.types import EvidenceSummary, Pause, Spending
+from suffice.types import EvidenceSummary, Pause, BudgetAccount
 from tests.review.test_override import EPOCH, override, publication
 
 SEEN = EvidenceSummary(
@@ -20,15 +20,15 @@ MADE = publication(evidence=SEEN)
 ROUTE: dict[str, Any] = {"upstream": "u", "mode": "enforce", "scorer": "number"}
 OWN = {"policy": "stable-answer"}
 PAUSE = Pause(route="r", number=1, cause="person", reason="x", author="ann")
-AVERAGE = Spending(floor=3, affordable=9, n_audits=9, n_waiting=0, em_drop=0.01, max_em_drop=0.02, clipped=0.0)
+AVERAGE = BudgetAccount(floor=3, affordable=9, n_audits=9, n_waiting=0, em_drop=0.01, max_em_drop=0.02, clipped=0.0)
 
 
-def standing(route: dict[str, Any] | None = None, **changes: Any) -> Standing:
+def standing(route: dict[str, Any] | None = None, **changes: Any) -> GuaranteeInputs:
     known: dict[str, Any] = {"name": "r", "settings": Route(**(ROUTE | (route or {}))), "epoch": EPOCH}
-    return Standing(**(known | {"publication": MADE} | changes))
+    return GuaranteeInputs(**(known | {"publication": MADE} | changes))
 
 
-CASES: list[tuple[str, Standing]] = [
+CASES: list[tuple[str, GuaranteeInputs]] = [
     ("off", standing({"mode": "off"}, killed=True)),
     ("killed", standing({"mode": "observe"}, killed=True)),
     ("observe", standing({"mode": "observe"}, pause=PAUSE)),
@@ -63,7 +63,7 @@ CASES: list[tuple[str, Standing]] = [
 
 
 @pytest.mark.parametrize(("state", "one"), CASES)
-def test_the_first_that_holds_is_the_state(state: str, one: Standing) -> None:
+def test_the_first_that_holds_is_the_state(state: str, one: GuaranteeInputs) -> None:
     found = guarantee_of(one)
     assert found.state == state
     stops = state in ("certified", "budgeted", "uncertified")
@@ -74,7 +74,7 @@ def test_the_first_that_holds_is_the_state(state: str, one: Standing) -> None:
 def test_every_state_has_a_sentence() -> None:
     for state in STATES:
         if state not in ("certified", "budgeted"):
-            assert Guarantee(state=state).sentence
+            assert RouteGuarantee(state=state).sentence
 
 
 def test_a_certificate_says_everything_that_it_depends_on() -> None:

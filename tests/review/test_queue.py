@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from suffice.assurance.trust import TRUSTED, trust_of
 from suffice.review.items import (
     ADJUDICATOR,
-    Lease,
-    Said,
+    ReviewLease,
+    VerdictForm,
     Shows,
     Verdict,
     category,
     said_of,
     words_for,
 )
-from suffice.review.queue import Place, Queue, Record, State, Submission, give_back, next_for, submit, take
+from suffice.review.queue import ItemState, Queue, Record, State, Submission, give_back, next_for, submit, take
 from tests.review.made import after, item, queue, says
 
 
-def leased(place: Place, reviewer: str, now_s: float = 0.0) -> tuple[Place, Lease]:
+def leased(place: ItemState, reviewer: str, now_s: float = 0.0) -> tuple[ItemState, ReviewLease]:
     lease = take(place, reviewer, now_s=now_s)
     assert lease is not None
     return place.after(lease), lease
@@ -47,7 +47,7 @@ def test_the_most_urgent_item_comes_first_and_asking_twice_is_asking_once() -> N
 
 
 def test_two_reviewers_cannot_hold_one_slot_and_an_expired_lease_returns_the_item() -> None:
-    place, lease = leased(Place(item=item()), "ann")
+    place, lease = leased(ItemState(item=item()), "ann")
     assert take(place, "bob", now_s=99.0) is None
     assert place.state(99.0) == "leased"
     assert place.state(100.0) == "open", "the time is over, and no worker was needed"
@@ -58,7 +58,7 @@ def test_two_reviewers_cannot_hold_one_slot_and_an_expired_lease_returns_the_ite
 
 
 def test_what_comes_after_the_lease_counts_where_the_slot_is_still_free() -> None:
-    place, _ = leased(Place(item=item()), "ann")
+    place, _ = leased(ItemState(item=item()), "ann")
     found = says(place, "ann", "full", at_s=160.0)
     assert found.verdict is not None
     assert (found.verdict.late, found.verdict.slot) == (True, 1)
@@ -67,7 +67,7 @@ def test_what_comes_after_the_lease_counts_where_the_slot_is_still_free() -> Non
 
 
 def test_what_comes_after_somebody_else_took_the_item_is_told_plainly_and_kept() -> None:
-    place, _ = leased(Place(item=item()), "ann")
+    place, _ = leased(ItemState(item=item()), "ann")
     place, _ = leased(place, "bob", 120.0)
     found = says(place, "ann", "early", at_s=130.0)
     assert found.verdict is not None
@@ -80,7 +80,7 @@ def test_what_comes_after_somebody_else_took_the_item_is_told_plainly_and_kept()
 
 
 def test_sending_a_form_twice_is_one_verdict_and_saying_something_else_is_a_revision() -> None:
-    place = Place(item=item())
+    place = ItemState(item=item())
     first = says(place, "ann", "full", reason="carry")
     place = after(place, first)
     again = says(place, "ann", "full", at_s=2.0, reason=" carry ")
@@ -106,18 +106,18 @@ def test_sending_a_form_twice_is_one_verdict_and_saying_something_else_is_a_revi
 def test_a_settled_item_is_a_label_that_the_highest_trust_reads(
     shows: Shows, word: str, correct: bool, gold: str | None
 ) -> None:
-    label = says(Place(item=item(shows=shows)), "ann", word, reason="because").label
+    label = says(ItemState(item=item(shows=shows)), "ann", word, reason="because").label
     assert label is not None
     assert (label.correct, label.gold, label.episode_id, label.asked_for) == (correct, gold, "ep_1", "disagreement")
     assert trust_of(label.source) > TRUSTED
     assert (label.comment, label.reason) == ("reviewed by ann", "because")
-    fixed = says(Place(item=item(shows=shows)), "ann", word, corrected=" 43 ").label
+    fixed = says(ItemState(item=item(shows=shows)), "ann", word, corrected=" 43 ").label
     assert fixed is not None
     assert (fixed.gold, fixed.answer) == ("43", "43")
 
 
 def test_two_who_agree_settle_it_and_do_not_see_a_label_before() -> None:
-    place = Place(item=item(n_reviewers=2))
+    place = ItemState(item=item(n_reviewers=2))
     first = says(place, "ann", "full")
     assert first.label is None
     assert first.told.endswith("1 more person has to say")
@@ -133,7 +133,7 @@ def test_two_who_agree_settle_it_and_do_not_see_a_label_before() -> None:
     ("first", "second"), [("full", "early"), ("full", "unsure"), ("unsure", "unsure"), ("both", "neither")]
 )
 def test_a_contradiction_is_decided_by_a_third_who_was_not_one_of_them(first: str, second: str) -> None:
-    place = after(Place(item=item(n_reviewers=2)), says(Place(item=item(n_reviewers=2)), "ann", first))
+    place = after(ItemState(item=item(n_reviewers=2)), says(ItemState(item=item(n_reviewers=2)), "ann", first))
     found = says(place, "bob", second, at_s=2.0)
     assert found.label is None
     assert found.told.endswith("a third person has to decide")
@@ -149,21 +149,21 @@ def test_a_contradiction_is_decided_by_a_third_who_was_not_one_of_them(first: st
 
 
 def test_a_third_who_cannot_say_either_leaves_the_item_without_a_label() -> None:
-    place = after(Place(item=item()), says(Place(item=item()), "ann", "unsure"))
+    place = after(ItemState(item=item()), says(ItemState(item=item()), "ann", "unsure"))
     found = says(place, "cas", "unsure", at_s=2.0)
     assert (found.label, after(place, found).state(3.0)) == (None, "undecided")
     assert found.told.endswith("nobody could say what is right, so there is no label")
 
 
 def test_two_right_answers_that_differ_are_two_opinions() -> None:
-    base = Place(item=item(n_reviewers=2))
+    base = ItemState(item=item(n_reviewers=2))
     place = after(base, says(base, "ann", "neither", corrected="43"))
     assert says(place, "bob", "neither", corrected="44", at_s=2.0).told.endswith("a third person has to decide")
     assert says(place, "bob", "neither", corrected="43", at_s=2.0).label is not None
 
 
 def test_an_item_that_was_given_back_is_free_at_once() -> None:
-    place, lease = leased(Place(item=item()), "ann")
+    place, lease = leased(ItemState(item=item()), "ann")
     returned = give_back(place, "ann", "no time", now_s=5.0)
     assert returned is not None
     assert (returned.slot, returned.turn, returned.reason) == (lease.slot, lease.turn, "no time")
@@ -172,7 +172,7 @@ def test_an_item_that_was_given_back_is_free_at_once() -> None:
 
 
 def test_nobody_is_asked_about_what_is_over() -> None:
-    place = Place(item=item(open_until_s=50.0))
+    place = ItemState(item=item(open_until_s=50.0))
     assert (place.state(49.0), place.state(50.0)) == ("open", "lapsed")
     assert take(place, "ann", now_s=50.0) is None
     late = says(place, "ann", "full", at_s=60.0)
@@ -182,14 +182,14 @@ def test_nobody_is_asked_about_what_is_over() -> None:
 @pytest.mark.parametrize(
     ("said", "wrong"),
     [
-        (Said(item="ep_1", reviewer=" "), "the reviewer's name"),
-        (Said(item="ep_1", reviewer="ann", full_right=True), "whether the early answer is right"),
-        (Said(item="ep_1", reviewer="ann", early_right=True), "whether the full answer is right"),
-        (Said(item="ep_1", reviewer="ann", unsure=True, reason="x" * 4_001), "at most 4,000 characters"),
+        (VerdictForm(item="ep_1", reviewer=" "), "the reviewer's name"),
+        (VerdictForm(item="ep_1", reviewer="ann", full_right=True), "whether the early answer is right"),
+        (VerdictForm(item="ep_1", reviewer="ann", early_right=True), "whether the full answer is right"),
+        (VerdictForm(item="ep_1", reviewer="ann", unsure=True, reason="x" * 4_001), "at most 4,000 characters"),
     ],
 )
-def test_what_says_nothing_is_refused_with_what_is_allowed(said: Said, wrong: str) -> None:
-    found = submit(Place(item=item()), said, now_s=1.0)
+def test_what_says_nothing_is_refused_with_what_is_allowed(said: VerdictForm, wrong: str) -> None:
+    found = submit(ItemState(item=item()), said, now_s=1.0)
     assert isinstance(found, str)
     assert wrong in found
 
@@ -198,7 +198,7 @@ def test_what_says_nothing_is_refused_with_what_is_allowed(said: Said, wrong: st
 def test_every_word_has_one_meaning(shows: Shows) -> None:
     for word in words_for(shows):
         said = said_of(item(shows=shows), word, reviewer="ann")
-        assert isinstance(said, Said)
+        assert isinstance(said, VerdictForm)
         assert category(full_right=said.full_right, early_right=said.early_right, unsure=said.unsure) == word
     other = "right" if shows == "both" else "both"
     assert str(said_of(item(shows=shows), other, reviewer="ann")).startswith(f"{other}: says nothing")
@@ -252,7 +252,7 @@ def test_whatever_people_do_slots_have_one_owner_and_all_words_stay(
 
 
 def test_of_two_verdicts_for_one_slot_the_first_fills_it() -> None:
-    place = Place(item=item())
+    place = ItemState(item=item())
     ann, bob = says(place, "ann", "full"), says(place, "bob", "early")
     assert isinstance(ann, Submission)
     assert isinstance(ann.verdict, Verdict)

@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.review.estimate import em_of, estimate_em
-from suffice.review.items import DAY_S, WHYS, Drawing
-from suffice.review.queue import Place, Queue
+from suffice.review.items import DAY_S, WHYS, ControlDraw
+from suffice.review.queue import ItemState, Queue
 from suffice.review.select import (
     MOST_WAITING,
     WEIGHTS,
-    Candidate,
+    ReviewCandidate,
     Cap,
     Demand,
     Urn,
-    Waiting,
+    CandidateQueue,
     due,
     open_now,
     share_out,
@@ -30,16 +30,16 @@ from suffice.review.select import (
 from tests.review.made import after, item, says
 
 
-def candidate(name: str, why: str = "uncertain", urgency: float = 0.0, **more: object) -> Candidate:
+def candidate(name: str, why: str = "uncertain", urgency: float = 0.0, **more: object) -> ReviewCandidate:
     known = {
         "episode_id": name, "route": "r", "why": why, "because": "x", "shows": "full", "full_answer": "1",
         "early_answer": None, "urgency": urgency,
     }  # fmt: skip
-    return Candidate(**(known | more))  # type: ignore[arg-type]
+    return ReviewCandidate(**(known | more))  # type: ignore[arg-type]
 
 
 def test_of_a_flood_the_most_urgent_are_kept_and_asked_within_the_cap() -> None:
-    rng, waiting = random.Random(0), Waiting()
+    rng, waiting = random.Random(0), CandidateQueue()
     urgencies = [rng.random() for _ in range(100_000)]
     for number, urgency in enumerate(urgencies):
         waiting.add(candidate(f"ep_{number}", urgency=urgency))
@@ -51,7 +51,7 @@ def test_of_a_flood_the_most_urgent_are_kept_and_asked_within_the_cap() -> None:
 
 
 def test_a_run_is_asked_about_once_for_its_most_urgent_reason() -> None:
-    waiting = Waiting()
+    waiting = CandidateQueue()
     waiting.add(candidate("a", "disagreement"))
     waiting.add(candidate("a", "uncertain"))
     waiting.add(candidate("b", "uncertain", deadline_s=9.0))
@@ -124,8 +124,8 @@ def test_what_is_drawn_is_what_has_the_smallest_points(points: list[float], k: i
     assert drawn == sorted(points)[:k]
 
 
-def drawing(number: int, n: int, names: tuple[str, ...]) -> Drawing:
-    return Drawing(
+def drawing(number: int, n: int, names: tuple[str, ...]) -> ControlDraw:
+    return ControlDraw(
         route="r", number=number, day=1, since_seq=0, until_seq=1, n_candidates=n, drawn=names, drawn_at_s=0.0,
         author="w",
     )  # fmt: skip
@@ -160,9 +160,9 @@ def test_a_flood_leaves_the_estimate_of_the_control_share_unbiased() -> None:
     assert missed <= 0.05 * 150
 
 
-def a_day(right: list[list[bool]], cap: Cap, rng: random.Random) -> list[tuple[Drawing, list[bool | None]]]:
+def a_day(right: list[list[bool]], cap: Cap, rng: random.Random) -> list[tuple[ControlDraw, list[bool | None]]]:
     """What is drawn of a day's runs, hour by hour, as the job does it, and what is known of each run then."""
-    told: list[tuple[Drawing, list[bool | None]]] = []
+    told: list[tuple[ControlDraw, list[bool | None]]] = []
     urn, drawn, last_at_s = Urn(most=2 * math.ceil(cap.n_control / cap.drawings)), 0, None
     for hour, answers in enumerate(right):
         for at, is_right in enumerate(answers):
@@ -190,7 +190,7 @@ def test_the_estimate_reads_what_was_drawn_whatever_the_reason_it_was_asked_for(
     asked = (item("a", shows="full", why="disagreement"), item("b", shows="early", why="control"), item("c"))
     known = Queue().after([*asked, drawing(1, 50, ("a", "b"))])
     for name, word in (("a", "right"), ("b", "wrong"), ("c", "neither")):
-        place: Place = known.places[name]
+        place: ItemState = known.places[name]
         found = says(place, "ann", word)
         known = known.after([one for one in (found.lease, found.verdict) if one is not None])
         assert known.places[name] == after(place, found)

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from suffice.assurance.estimate import Estimate
-from suffice.review.effect import Effect, Look
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.review.effect import Effect, LabelEffect
 from suffice.review.question import written_out
 from suffice.types import Feedback
 
-LOOK = Look(n_audits=400, n_pending=7, level=3, n_missing=210, em=None)
+LOOK = LabelEffect(n_audits=400, n_pending=7, level=3, n_missing=210, em=None)
 LABEL = Feedback(feedback_id="review:a:ann:1", episode_id="a", correct=True, source="reviewer")
 
 
-def effect(after: Look, **changes: Any) -> str:
+def effect(after: LabelEffect, **changes: Any) -> str:
     known: dict[str, Any] = {
         "item": "a", "route": "r", "label": LABEL, "before": LOOK, "after": after, "level_in_force": 3,
         "is_drawn": False, "in_window": True,
@@ -24,8 +24,8 @@ def effect(after: Look, **changes: Any) -> str:
     return Effect(**(known | changes)).said
 
 
-def estimate(value: float) -> Estimate:
-    return Estimate(value=value, low=value - 0.1, high=value + 0.1, n=10, method="m")
+def estimate(value: float) -> IntervalEstimate:
+    return IntervalEstimate(value=value, low=value - 0.1, high=value + 0.1, n=10, method="m")
 
 
 def test_every_change_is_said_with_what_was_before() -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
-from suffice.model.stop import StopModel, Trained
-from suffice.rollout.evidence import ArmName, Evidence, Run
+from suffice.model.stop import StopModel, TrainingRecord
+from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun
 from suffice.rollout.rules import Rules
-from suffice.rollout.versions import Here, Lineage, Version, make_version
+from suffice.rollout.versions import Here, VersionLineage, Version, make_version
 
 SECRET = "the deployment's own"
 HERE = Here(kind="samples", scorer="number", model_family="qwen3-8b")
-LINEAGE = Lineage(parent=None, proposed_by="person:ann", why="the vote is safe sooner than we thought")
+LINEAGE = VersionLineage(parent=None, proposed_by="person:ann", why="the vote is safe sooner than we thought")
 
 
 def rule(threshold: float = 0.95, **changed: Any) -> Version:
@@ -31,7 +31,7 @@ def learned_body(weight: float = 0.5) -> dict[str, Any]:
     features = ("confidence", "logit(confidence)")
     model = StopModel(
         features=features, suffices=Ensemble((Linear((weight,) * len(features), 0.1),)),
-        trained=Trained(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
+        trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
     ).plain()  # fmt: skip
     return {"schema": 1, "models": [model, model], "levels": [[0.1, 0.2], [0.1, 0.3]], "values": None}
 
@@ -40,14 +40,14 @@ def learned(body: dict[str, Any] | None = None, **changed: Any) -> Version:
     """A version that was learned."""
     made: dict[str, Any] = {
         "kind": "reasoning", "scorer": "number", "model_family": "qwen3-8b",
-        "lineage": Lineage(parent=rule().address, proposed_by="job:retrain", why="drift", since_seq=1, to_seq=900),
+        "lineage": VersionLineage(parent=rule().address, proposed_by="job:retrain", why="drift", since_seq=1, to_seq=900),
         "report_card": {"saving": 0.31},
     }  # fmt: skip
     made |= changed
     return make_version("learned", body or learned_body(), **made)
 
 
-def audited(evidence: Evidence, query_class: str, *, same: int = 0, lost: int = 0, gained: int = 0) -> Evidence:
+def audited(evidence: RolloutEvidence, query_class: str, *, same: int = 0, lost: int = 0, gained: int = 0) -> RolloutEvidence:
     """With audits of a class, and as much traffic."""
     for z, n in ((0, same), (1, lost), (-1, gained)):
         for _ in range(n):
@@ -55,10 +55,10 @@ def audited(evidence: Evidence, query_class: str, *, same: int = 0, lost: int = 
     return evidence.with_request(query_class, same + lost + gained)
 
 
-def ran(evidence: Evidence, arm: ArmName, n: int, *, every: int = 0, **bad: Any) -> Evidence:
+def ran(evidence: RolloutEvidence, arm: ArmName, n: int, *, every: int = 0, **bad: Any) -> RolloutEvidence:
     """With live runs of an arm; each `every`-th is `bad`."""
     for i in range(n):
         is_bad = bool(every) and i % every == 0
-        run = Run(seconds=8.0) if not is_bad else Run(**{"seconds": 8.0, **bad})
+        run = UnitRun(seconds=8.0) if not is_bad else UnitRun(**{"seconds": 8.0, **bad})
         evidence = evidence.with_run(arm, run, Rules())
     return evidence

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from suffice.assurance.bounds import Interval
 from suffice.rollout.analysis import alphas, analyse, judge, watched
-from suffice.rollout.experiment import Arm, Experiment
+from suffice.rollout.experiment import Arm, RunningExperiment
 from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, metric_of
 from suffice.rollout.reading import reading
 from suffice.rollout.results import (
     ArmResult,
     AuditSeen,
     ClassEffect,
-    Comparison,
-    Drawn,
+    ArmComparison,
+    UnitAssignment,
     Material,
-    Result,
-    Shown,
+    ExperimentResult,
+    ArmEvidence,
     Value,
     Verdict,
 )
@@ -33,13 +33,13 @@ NAMES = ("full", "brisk")
 HALF = {"full": 0.5, "brisk": 0.5}
 
 
-def made(**changes: Any) -> Experiment:
+def made(**changes: Any) -> RunningExperiment:
     known: dict[str, Any] = {
         "name": "e", "run": 1, "routes": ("r",), "unit": "request", "layer": "default", "slots": ((0, 1_000),),
         "arms": (Arm(name="full", weight=1, full=True), Arm(name="brisk", weight=1)), "control": "full",
         "primary": TOKENS,
     }  # fmt: skip
-    return Experiment(**(known | changes))
+    return RunningExperiment(**(known | changes))
 
 
 def values(
@@ -61,7 +61,7 @@ def values(
 
 def material(found: dict[str, list[Value]], **changes: Any) -> Material:
     longest = max(found.values(), key=len, default=[])
-    drawn = [Drawn(arm=one.arm, odds=one.odds, query_class=one.query_class) for one in longest]
+    drawn = [UnitAssignment(arm=one.arm, odds=one.odds, query_class=one.query_class) for one in longest]
     known: dict[str, Any] = {"n_requests": len(drawn), "drawn": drawn, "values": found}
     return Material(**(known | changes))
 
@@ -70,7 +70,7 @@ def audits(n: int, *, lost: int, gained: int = 0, pending: int = 0, query_class:
     def one(full: bool | None, brisk: bool | None, *, same: bool = False) -> AuditSeen:
         answers = ("4", "4") if same else ("4", "5")
         return AuditSeen(query_class=query_class, arms={
-            "full": Shown(answer=answers[0], right=full), "brisk": Shown(answer=answers[1], right=brisk)
+            "full": ArmEvidence(answer=answers[0], right=full), "brisk": ArmEvidence(answer=answers[1], right=brisk)
         })  # fmt: skip
 
     differing = [one(True, False)] * lost + [one(False, True)] * gained + [one(None, None)] * pending
@@ -117,7 +117,7 @@ def test_a_loss_beyond_the_margin_is_worse_whatever_was_saved() -> None:
 
 def test_too_little_is_inconclusive_and_says_how_much_is_missing() -> None:
     """What it says is missing is about what it takes: four times as many such requests are enough."""
-    def look(n: int) -> Result:
+    def look(n: int) -> ExperimentResult:
         return analyse(made(primary=SATISFACTION), material({SATISFACTION: values(n, 3, full=0.70, brisk=0.66)}))
 
     arm = look(900).arms[0]
@@ -231,8 +231,8 @@ def test_classes_of_audits_are_shown_too() -> None:
 
 
 def test_audits_without_a_label_widen_and_those_not_seen_count_for_nobody() -> None:
-    blind = AuditSeen(query_class="", arms={name: Shown(answer=None, right=None, seen=False) for name in NAMES})
-    foreign = AuditSeen(query_class="", arms={"full": Shown(answer="4", right=True)})
+    blind = AuditSeen(query_class="", arms={name: ArmEvidence(answer=None, right=None, seen=False) for name in NAMES})
+    foreign = AuditSeen(query_class="", arms={"full": ArmEvidence(answer="4", right=True)})
     seen = [*audits(1_000, lost=5, pending=20), blind, foreign]
     comparison = analyse(made(), material({}, audits=seen, paired=PAIRED)).arms[0].of(EM)
     assert (comparison.n, comparison.n_pending) == (1_001, 21)
@@ -286,7 +286,7 @@ def test_simpson_is_shown_and_not_hidden() -> None:
 def test_a_split_that_does_not_fit_its_odds_withholds_everything() -> None:
     """F41: 53/47 where halves were drawn."""
     rng = np.random.default_rng(10)
-    drawn = [Drawn(arm="brisk" if brisk else "full", odds=HALF, query_class="") for brisk in rng.random(20_000) < 0.53]
+    drawn = [UnitAssignment(arm="brisk" if brisk else "full", odds=HALF, query_class="") for brisk in rng.random(20_000) < 0.53]
     tokens = values(4_000, 1, full=900, brisk=600, spread=150, high=4_000)
     found = analyse(made(), material({TOKENS: tokens}, drawn=drawn))
     assert found.withheld is not None
@@ -349,7 +349,7 @@ VERDICTS: st.SearchStrategy[Verdict] = st.sampled_from(["better", "no worse", "w
 
 
 @st.composite
-def comparisons(draw: st.DrawFn, metric: str) -> Comparison:
+def comparisons(draw: st.DrawFn, metric: str) -> ArmComparison:
     one = metric_of(metric)
     measured = draw(st.booleans())
     low = draw(st.floats(-1, 1))
@@ -362,7 +362,7 @@ def comparisons(draw: st.DrawFn, metric: str) -> Comparison:
         ClassEffect(query_class=name, n=300, effect=0.0, between=Interval(-1, 1), verdict=draw(VERDICTS))
         for name in draw(st.lists(st.sampled_from(["", "law"]), max_size=2, unique=True))
     )
-    return Comparison(
+    return ArmComparison(
         arm="brisk", metric=metric, paired=draw(st.booleans()), n=draw(st.integers(0, 10**6)), effect=effect,
         between=between, confidence=0.99, margin=margin, verdict=verdict, why="of a reason", control_mean=1.0,
         plain=draw(st.none() | st.floats(-1, 1)) if measured else None, classes=classes,
@@ -380,7 +380,7 @@ def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> N
         verdict = "mixed"
     missing = data.draw(st.none() | st.integers(1, 10**6)) if verdict == "inconclusive" else None
     arm = ArmResult(arm="brisk", verdict=verdict, comparisons=found, n_missing=missing)
-    result = Result(
+    result = ExperimentResult(
         experiment="e", run=1, control="full", primary=TOKENS, confidence=0.95, n_requests=10, n_units=10,
         n_by_arm={"full": 5, "brisk": 5}, withheld=None, arms=(arm,),
     )  # fmt: skip

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
-from suffice.rollout.effects import Pairs, Units, compare, guesses, latest, ratio_of
+from suffice.rollout.effects import PairCounts, UnitSeries, compare, guesses, latest, ratio_of
 
 Floats = NDArray[np.float64]
 
 
-def units(n: int, seed: int, *, share: Floats | float = 0.5, n_arms: int = 2, high: float = 1.0, e: int = 1) -> Units:
+def units(n: int, seed: int, *, share: Floats | float = 0.5, n_arms: int = 2, high: float = 1.0, e: int = 1) -> UnitSeries:
     rng = np.random.default_rng(seed)
     odds = np.broadcast_to(np.asarray(share), (e, n))
     arm = (rng.random((e, n)) < odds).astype(np.int64) + (n_arms - 2)
-    return Units(
+    return UnitSeries(
         value=rng.random((e, n)) * high, arm=arm, propensity=np.where(arm == n_arms - 1, odds, 1 - odds),
         least=np.minimum(odds, 1 - odds), x=np.concatenate([np.ones((e, n, 1)), rng.normal(size=(e, n, 1))], axis=2),
         n_arms=n_arms, warmup=20, low=0.0, high=high,
@@ -30,7 +30,7 @@ def test_every_guess_comes_from_earlier_units_alone() -> None:
     told = guesses(one)
     later = one.value.copy()
     later[0, 200:] = 1 - later[0, 200:]
-    changed = Units(**{**{name: getattr(one, name) for name in one.__dataclass_fields__}, "value": later})
+    changed = UnitSeries(**{**{name: getattr(one, name) for name in one.__dataclass_fields__}, "value": later})
     np.testing.assert_array_equal(guesses(changed)[0, :200], told[0, :200])
 
 
@@ -43,7 +43,7 @@ def test_the_mean_contribution_is_the_effect_whatever_was_guessed() -> None:
     for drawn in np.ndindex(2, 2):
         arm = np.array([[0, *drawn]])
         odds = np.where(arm == 1, 0.3, 0.7)
-        one = Units(
+        one = UnitSeries(
             value=np.array([[0.5, both[0, drawn[0]], both[1, drawn[1]]]]), arm=arm, propensity=odds,
             least=np.full((1, 3), 0.3), x=np.ones((1, 3, 1)), n_arms=2, warmup=1, low=0.0, high=1.0,
         )  # fmt: skip
@@ -68,7 +68,7 @@ def test_many_experiments_at_once_are_each_as_if_alone() -> None:
     fields = ("value", "arm", "propensity", "least", "x")
     running = compare(together, guesses(together), 1, 0)
     for at in range(3):
-        alone = Units(
+        alone = UnitSeries(
             **{name: getattr(together, name)[at : at + 1] for name in fields}, n_arms=2, warmup=20, low=0.0, high=1.0
         )
         of_it = compare(alone, guesses(alone), 1, 0)
@@ -100,7 +100,7 @@ def test_more_units_make_a_narrower_interval_and_none_make_none() -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup"):
-        Units(
+        UnitSeries(
             value=np.zeros((1, 1)), arm=np.zeros((1, 1), np.int64), propensity=np.ones((1, 1)), least=np.ones((1, 1)),
             x=np.ones((1, 1, 1)), n_arms=1, warmup=0, low=0.0, high=1.0,
         )  # fmt: skip
@@ -110,14 +110,14 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 
 def test_audits_prove_a_loss_a_gain_and_nothing() -> None:
-    lost = Pairs(gained=5, same=900, lost=95, pending=0)
+    lost = PairCounts(gained=5, same=900, lost=95, pending=0)
     assert lost.between(0.05).low > 0.05
-    won = Pairs(gained=95, same=900, lost=5, pending=0)
+    won = PairCounts(gained=95, same=900, lost=5, pending=0)
     assert won.between(0.05).high < -0.05
     assert (won.between(0.05).low, won.between(0.05).high) == pytest.approx(
         (-lost.between(0.05).high, -lost.between(0.05).low), abs=1e-5
     )
-    none = Pairs(gained=0, same=0, lost=0, pending=0)
+    none = PairCounts(gained=0, same=0, lost=0, pending=0)
     assert none.between(0.05) == Interval(-1.0, 1.0)
     assert np.isnan(none.drop)
 
@@ -125,9 +125,9 @@ def test_audits_prove_a_loss_a_gain_and_nothing() -> None:
 @given(st.integers(0, 60), st.integers(0, 2_000), st.integers(0, 60), st.integers(0, 60))
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_what_waits_for_a_label_only_widens(gained: int, same: int, lost: int, pending: int) -> None:
-    waiting = Pairs(gained=gained, same=same, lost=lost, pending=pending).between(0.05)
+    waiting = PairCounts(gained=gained, same=same, lost=lost, pending=pending).between(0.05)
     for as_lost in (0, pending):
-        said = Pairs(gained=gained + pending - as_lost, same=same, lost=lost + as_lost, pending=0).between(0.05)
+        said = PairCounts(gained=gained + pending - as_lost, same=same, lost=lost + as_lost, pending=0).between(0.05)
         assert waiting.low <= said.low + 1e-5
         assert said.high <= waiting.high + 1e-5
 

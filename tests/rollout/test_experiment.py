@@ -17,9 +17,9 @@ from suffice.errors import ConfigError
 from suffice.rollout.experiment import (
     N_SLOTS,
     Arm,
-    Experiment,
+    RunningExperiment,
     Slots,
-    Units,
+    UnitIds,
     allot,
     define,
     draw,
@@ -39,22 +39,22 @@ N_IDS = 100_000
 SALT = "salt"
 
 
-def made(weights: dict[str, float] | None = None, **changes: Any) -> Experiment:
+def made(weights: dict[str, float] | None = None, **changes: Any) -> RunningExperiment:
     arms = {"full": 0.9, "brisk": 0.1} if weights is None else weights
     known: dict[str, Any] = {
         "name": "e", "run": 1, "routes": ("r",), "unit": "request", "layer": "default", "slots": WHOLE,
         "arms": tuple(Arm(name=name, weight=weight, full=name == "full") for name, weight in arms.items()),
         "control": "full", "primary": "tokens",
     }  # fmt: skip
-    return Experiment(**(known | changes))
+    return RunningExperiment(**(known | changes))
 
 
-def arms_of(one: Experiment, n: int = N_IDS) -> list[str]:
+def arms_of(one: RunningExperiment, n: int = N_IDS) -> list[str]:
     return [draw_arm(one, f"unit-{number}", salt=SALT).arm for number in range(n)]
 
 
-def drawn(one: Experiment, request: str, **names: str) -> tuple[ArmDraw, ...]:
-    return draw([one], route="r", units=Units(request=request, **names), salt=SALT)
+def drawn(one: RunningExperiment, request: str, **names: str) -> tuple[ArmDraw, ...]:
+    return draw([one], route="r", units=UnitIds(request=request, **names), salt=SALT)
 
 
 # --------------------------------------------------------------------------- sticky
@@ -148,7 +148,7 @@ def test_a_share_that_grows_only_adds_units_and_moves_nobody() -> None:
 def test_experiments_of_one_layer_exclude_each_other_and_share_it_out() -> None:
     first = made(name="first", slots=allot(0.4, taken={}))
     second = made(name="second", slots=allot(0.6, taken={"first": first.slots}))
-    found = [draw([first, second], route="r", units=Units(request=f"u{n}"), salt=SALT) for n in range(10_000)]
+    found = [draw([first, second], route="r", units=UnitIds(request=f"u{n}"), salt=SALT) for n in range(10_000)]
     assert all(len(one) == 1 for one in found)
     assert abs(sum(one[0].experiment == "first" for one in found) - 4_000) < 4 * sqrt(10_000 * 0.24)
 
@@ -162,7 +162,7 @@ def test_layers_are_independent() -> None:
     ]
     n, counts = 40_000, Counter[tuple[str, ...]]()
     for number in range(n):
-        found = {one.experiment: one.arm for one in draw(pair, route="r", units=Units(request=f"u{number}"), salt=SALT)}
+        found = {one.experiment: one.arm for one in draw(pair, route="r", units=UnitIds(request=f"u{number}"), salt=SALT)}
         counts[found.get("first", "-"), found.get("second", "-")] += 1
     share = {"-": 0.5, "full": 0.25, "brisk": 0.25}
     chi2 = sum((counts[a, b] - n * share[a] * share[b]) ** 2 / (n * share[a] * share[b]) for a in share for b in share)
@@ -223,7 +223,7 @@ def test_slots_never_overlap_and_a_ramp_keeps_its_own(shares: list[float], grown
     ],
 )
 def test_a_request_belongs_to_what_it_names(unit: ExperimentUnit, names: dict[str, str], expected: str | None) -> None:
-    assert Units(request="q", **names).of(unit) == expected
+    assert UnitIds(request="q", **names).of(unit) == expected
 
 
 @pytest.mark.parametrize("unit", ["conversation", "user", "tenant"])
@@ -241,7 +241,7 @@ def test_who_names_no_user_or_another_route_takes_no_part() -> None:
     one = made(unit="user")
     assert drawn(one, "q") == ()
     assert drawn(one, "q", user="x") == drawn(one, "another request", user="x") != ()
-    assert draw([one], route="other", units=Units(request="q", user="x"), salt=SALT) == ()
+    assert draw([one], route="other", units=UnitIds(request="q", user="x"), salt=SALT) == ()
 
 
 # --------------------------------------------------------------------------- arms

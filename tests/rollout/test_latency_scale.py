@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import binomial_at_most
-from suffice.rollout.evidence import CAP_MEANS, SCALE_RUNS, Evidence, Run
-from suffice.rollout.rails import Reading, read_live
+from suffice.rollout.evidence import CAP_MEANS, SCALE_RUNS, RolloutEvidence, UnitRun
+from suffice.rollout.rails import GuardrailReading, read_live
 from suffice.rollout.rules import Rules
 
 RULES = msgspec.structs.replace(Rules(), latency_cap_s=60.0)
@@ -38,7 +38,7 @@ DRIFTS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 WORLDS = [*((law, "steady") for law in LAWS), *(("heavy", drift) for drift in DRIFTS if drift != "steady")]
 
 
-def latency_of(evidence: Evidence) -> Reading:
+def latency_of(evidence: RolloutEvidence) -> GuardrailReading:
     return next(one for one in read_live(evidence, RULES) if one.rail == "latency")
 
 
@@ -53,10 +53,10 @@ def looks(
     rng = np.random.default_rng([seed, 15])
     seconds = law(rng, n) * DRIFTS[drift](np.arange(n) / n)
     mine, hangs = rng.random(n) < 0.5, rng.random(n) < tail
-    evidence = Evidence()
+    evidence = RolloutEvidence()
     for at in range(n):
         took = float(seconds[at]) * (slower if mine[at] else 1.0)
-        run = Run(seconds=60.0 if mine[at] and hangs[at] else took)
+        run = UnitRun(seconds=60.0 if mine[at] and hangs[at] else took)
         evidence = evidence.with_run("candidate" if mine[at] else "control", run, RULES)
         if at % 100 == 99 and (said := latency_of(evidence).said) != "open":
             return said, at + 1
@@ -102,34 +102,34 @@ def test_a_candidate_that_hangs_seldom_goes_back_though_a_hang_counts_as_the_cap
 
 
 def test_the_scale_is_made_of_earlier_runs_of_the_control_alone() -> None:
-    evidence = Evidence()
+    evidence = RolloutEvidence()
     for _ in range(SCALE_RUNS):
         assert evidence.latency.adapted_cap == 1.0, "nothing is known yet"
-        evidence = evidence.with_run("control", Run(seconds=0.2), RULES)
+        evidence = evidence.with_run("control", UnitRun(seconds=0.2), RULES)
     cap = evidence.latency.adapted_cap
     assert cap * RULES.latency_cap_s == pytest.approx(CAP_MEANS * 0.2)
     for seconds in (0.0, 60.0, 1e9):
-        after = evidence.with_run("candidate", Run(seconds=seconds), RULES)
+        after = evidence.with_run("candidate", UnitRun(seconds=seconds), RULES)
         assert after.latency.adapted_cap == cap, "the candidate has no say in what it is measured by"
 
 
 def test_a_slow_route_keeps_the_cap_that_was_set() -> None:
-    evidence = Evidence()
+    evidence = RolloutEvidence()
     for _ in range(50):
-        evidence = evidence.with_run("control", Run(seconds=30.0), RULES)
+        evidence = evidence.with_run("control", UnitRun(seconds=30.0), RULES)
     assert evidence.latency.adapted_cap == 1.0
 
 
 def test_a_route_whose_clock_shows_nothing_divides_by_nothing() -> None:
-    evidence = Evidence()
+    evidence = RolloutEvidence()
     for _ in range(50):
-        evidence = evidence.with_run("control", Run(seconds=0.0), RULES).with_run("candidate", Run(seconds=0.0), RULES)
+        evidence = evidence.with_run("control", UnitRun(seconds=0.0), RULES).with_run("candidate", UnitRun(seconds=0.0), RULES)
     assert latency_of(evidence).said in ("fine", "open")
 
 
 def test_runs_above_the_cap_are_told() -> None:
-    evidence = Evidence()
+    evidence = RolloutEvidence()
     for _ in range(50):
-        evidence = evidence.with_run("control", Run(seconds=0.2), RULES).with_run("candidate", Run(seconds=0.2), RULES)
-    evidence = evidence.with_run("candidate", Run(seconds=45.0), RULES)
+        evidence = evidence.with_run("control", UnitRun(seconds=0.2), RULES).with_run("candidate", UnitRun(seconds=0.2), RULES)
+    evidence = evidence.with_run("candidate", UnitRun(seconds=45.0), RULES)
     assert "(1 and 0 above 3.2 s, counted as that)" in latency_of(evidence).sentence

@@ -11,7 +11,7 @@ import pytest
 
 from suffice.assurance.ledger import KNOWN_AUDITS
 from suffice.errors import ConfigError
-from suffice.rollout.evidence import Evidence, Run
+from suffice.rollout.evidence import RolloutEvidence, UnitRun
 from suffice.rollout.rules import Rules, rules_of
 from suffice.settings import Settings, parse
 from tests.house.tree import ROOT
@@ -91,11 +91,11 @@ def test_every_rule_stands_on_its_page_with_its_default() -> None:
 def test_evidence_refuses_numbers_that_are_none() -> None:
     for wrong in (math.nan, math.inf, -0.1, 1.1):
         with pytest.raises(ValueError, match="satisfaction"):
-            Evidence().with_rating("control", wrong)
+            RolloutEvidence().with_rating("control", wrong)
     for wrong in (math.nan, math.inf):
         with pytest.raises(ValueError, match="seconds"):
-            Evidence().with_run("control", Run(seconds=wrong), Rules())
+            RolloutEvidence().with_run("control", UnitRun(seconds=wrong), Rules())
         with pytest.raises(ValueError, match="tokens"):
-            Evidence().with_audit("a", 0, full=wrong)
-    assert Evidence().with_run("control", Run(seconds=-5.0), Rules()).latency.control == 0.0, "a clock set back"
-    assert Evidence().with_run("control", Run(), Rules()).latency.n_control == 0, "not measured is not zero"
+            RolloutEvidence().with_audit("a", 0, full=wrong)
+    assert RolloutEvidence().with_run("control", UnitRun(seconds=-5.0), Rules()).latency.control == 0.0, "a clock set back"
+    assert RolloutEvidence().with_run("control", UnitRun(), Rules()).latency.n_control == 0, "not measured is not zero"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from suffice.assurance.strata import Cell
 from suffice.rollout.assign import assign_audit
-from suffice.rollout.evidence import ClassAudits, Evidence, Run
+from suffice.rollout.evidence import ClassAudits, RolloutEvidence, UnitRun
 from suffice.rollout.rails import groups, read_em, waited_for
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import (
@@ -46,16 +46,16 @@ def started(rules: Rules = RULES) -> State:
     return begin("r1", route="sums", candidate="pv-new", in_force="pv-old", follows=3, at=0, now_s=0.0, rules=rules)
 
 
-def step(state: State, evidence: Evidence, at: int = 5_000, rules: Rules = RULES) -> Transition | None:
+def step(state: State, evidence: RolloutEvidence, at: int = 5_000, rules: Rules = RULES) -> Transition | None:
     return advance(state, evidence, rules, at=at, now_s=1e6)
 
 
-def proved(n: int = 400) -> Evidence:
+def proved(n: int = 400) -> RolloutEvidence:
     """Audits enough of two classes, nothing lost."""
-    return audited(audited(Evidence(), "a", same=n), "b", same=n)
+    return audited(audited(RolloutEvidence(), "a", same=n), "b", same=n)
 
 
-def moved(state: State, evidence: Evidence, rules: Rules = RULES) -> State:
+def moved(state: State, evidence: RolloutEvidence, rules: Rules = RULES) -> State:
     move = step(state, evidence, rules=rules)
     assert move is not None
     return state.after(move)
@@ -75,7 +75,7 @@ def at_step(n: int, rules: Rules = RULES) -> State:
 @PROPERTY
 @given(classes=CLASSES)
 def test_nothing_is_promoted_without_samples_enough_in_the_whole_and_in_every_class(classes: list[ClassAudits]) -> None:
-    evidence = Evidence(audits=tuple(classes))
+    evidence = RolloutEvidence(audits=tuple(classes))
     move = step(started(), evidence)
     if move is not None and move.move == "promote":
         assert evidence.n_audits >= RULES.least_audits
@@ -85,12 +85,12 @@ def test_nothing_is_promoted_without_samples_enough_in_the_whole_and_in_every_cl
 
 
 def test_seven_perfect_audits_are_not_enough_and_it_says_how_many_are_missing() -> None:
-    evidence = audited(Evidence(), "a", same=7)
+    evidence = audited(RolloutEvidence(), "a", same=7)
     standing = look(started(), evidence, RULES, at=7, now_s=1e6)
     assert step(started(), evidence, at=7) is None
     assert standing.word == "not enough data"
     assert standing.missing == ("the whole: 7 of 400 audits", "class a: 7 of 200 audits")
-    assert look(started(), Evidence(), RULES, at=0, now_s=1e6).word == "not enough data"
+    assert look(started(), RolloutEvidence(), RULES, at=0, now_s=1e6).word == "not enough data"
     assert look(started(), proved(), RULES, at=800, now_s=1e6).word == "ready"
 
 
@@ -102,7 +102,7 @@ def test_seven_live_runs_are_not_enough_either() -> None:
 
 
 def test_enough_audits_without_proof_are_not_enough() -> None:
-    evidence = audited(audited(Evidence(), "a", same=395, lost=5), "b", same=400)
+    evidence = audited(audited(RolloutEvidence(), "a", same=395, lost=5), "b", same=400)
     standing = look(started(), evidence, RULES, at=800, now_s=1e6)
     assert step(started(), evidence, at=800) is None
     assert standing.word == "not enough data"
@@ -159,7 +159,7 @@ def test_a_step_lasts_its_time_and_its_warm_up() -> None:
 
 def test_while_something_withholds_it_nothing_goes_forward_and_harm_goes_back() -> None:
     assert step(started(), replace(proved(), withheld="a new epoch has begun")) is None
-    hurt = replace(audited(Evidence(), "a", same=300, lost=40), withheld="a new epoch has begun")
+    hurt = replace(audited(RolloutEvidence(), "a", same=300, lost=40), withheld="a new epoch has begun")
     move = step(started(), hurt)
     assert move is not None
     assert move.stage == "rolled_back"
@@ -169,7 +169,7 @@ def test_while_something_withholds_it_nothing_goes_forward_and_harm_goes_back() 
 
 
 def test_harm_in_one_class_of_five_is_enough_though_the_whole_looks_well() -> None:
-    evidence = Evidence()
+    evidence = RolloutEvidence()
     for name in "abcd":
         evidence = audited(evidence, name, same=290, gained=8, lost=2)
     evidence = audited(evidence, "e", same=270, lost=25, gained=5)
@@ -209,7 +209,7 @@ def test_satisfaction_alone_sends_it_back() -> None:
 
 
 def test_what_is_surely_worse_and_surely_within_the_margin_is_put_up_with() -> None:
-    evidence = Evidence(audits=(ClassAudits(query_class="a", same=60_000, lost=60),))
+    evidence = RolloutEvidence(audits=(ClassAudits(query_class="a", same=60_000, lost=60),))
     assert read_em(evidence, RULES)[0].said == "fine"
     move = step(started(), evidence)
     assert move is not None
@@ -218,7 +218,7 @@ def test_what_is_surely_worse_and_surely_within_the_margin_is_put_up_with() -> N
 
 def test_stop_everything_never_leaves_shadow() -> None:
     """It keeps almost no token; whether it loses answers or not does not matter."""
-    evidence = Evidence()
+    evidence = RolloutEvidence()
     for _ in range(2_000):
         evidence = evidence.with_audit("a", 0, full=100, in_force=60, candidate=1)
     move = step(started(), evidence)
@@ -226,7 +226,7 @@ def test_stop_everything_never_leaves_shadow() -> None:
     assert (move.stage, move.reason) == (
         "rolled_back", "the candidate keeps 1.0% of the full runs' tokens, at least 5% must stay"
     )  # fmt: skip
-    halved = Evidence()
+    halved = RolloutEvidence()
     for _ in range(2_000):
         halved = halved.with_audit("a", 0, full=100, in_force=60, candidate=10)
     move = step(started(), halved)
@@ -235,7 +235,7 @@ def test_stop_everything_never_leaves_shadow() -> None:
 
 
 def test_what_is_not_proved_in_time_goes_back_as_inconclusive() -> None:
-    evidence = audited(Evidence(), "a", same=7)
+    evidence = audited(RolloutEvidence(), "a", same=7)
     assert step(started(), evidence, at=19_999) is None
     move = step(started(), evidence, at=20_000)
     assert move is not None
@@ -258,7 +258,7 @@ def test_where_a_saving_is_all_that_is_missing_it_goes_back_sooner_and_only_ther
 
 
 def test_another_publication_ends_it() -> None:
-    assert step(started(), replace(audited(Evidence(), "a", same=7), latest=3)) is None
+    assert step(started(), replace(audited(RolloutEvidence(), "a", same=7), latest=3)) is None
     move = step(started(), replace(proved(), latest=4))
     assert move is not None
     assert move.stage == "rolled_back"
@@ -266,7 +266,7 @@ def test_another_publication_ends_it() -> None:
 
 
 def test_a_label_that_has_not_come_counts_as_lost_for_proof_and_not_for_harm() -> None:
-    evidence = audited(Evidence(), "a", same=600)
+    evidence = audited(RolloutEvidence(), "a", same=600)
     for _ in range(40):
         evidence = evidence.with_audit("a", None)
     assert step(started(), evidence) is None, "neither"
@@ -286,7 +286,7 @@ def test_a_label_that_has_not_come_counts_as_lost_for_proof_and_not_for_harm() -
 
 def test_gains_in_a_class_that_is_audited_more_do_not_pay_for_losses_in_the_traffic() -> None:
     """The audits hold ten times as much of the class that gains: over all of them the candidate is better."""
-    evidence = Evidence()
+    evidence = RolloutEvidence()
     for z, n in ((0, 3_900), (-1, 100)):
         for _ in range(n):
             evidence = evidence.with_audit("gains", z)  # type: ignore[arg-type]
@@ -313,7 +313,7 @@ def test_live_labels_that_are_better_over_all_and_worse_in_each_class_withhold_i
 
 
 def test_rare_classes_are_judged_together_and_none_of_them_hides_harm() -> None:
-    evidence = audited(Evidence(), "a", same=2_000)
+    evidence = audited(RolloutEvidence(), "a", same=2_000)
     for i in range(4):
         evidence = audited(evidence, f"rare {i}", same=5)
     assert [group.name for group in groups(evidence, RULES)] == ["a", "4 rare classes"]
@@ -332,7 +332,7 @@ def test_rare_classes_are_judged_together_and_none_of_them_hides_harm() -> None:
 # --------------------------------------------------------------------------- paused
 
 
-def uneven() -> Evidence:
+def uneven() -> RolloutEvidence:
     return ran(ran(proved(), "candidate", 470), "control", 800)
 
 
@@ -353,8 +353,8 @@ def test_a_split_that_is_not_the_one_drawn_withholds_the_results_and_calls_a_per
 def test_a_split_that_is_broken_in_one_class_alone_is_seen() -> None:
     evidence = proved()
     for i in range(1_000):
-        evidence = evidence.with_run("candidate", Run(query_class="a" if i % 5 else "b"), RULES)
-        evidence = evidence.with_run("control", Run(query_class="a" if i % 10 else "b"), RULES)
+        evidence = evidence.with_run("candidate", UnitRun(query_class="a" if i % 5 else "b"), RULES)
+        evidence = evidence.with_run("control", UnitRun(query_class="a" if i % 10 else "b"), RULES)
     assert "in b" in look(at_step(2), evidence, RULES, at=5_000, now_s=1e6).broken
 
 
@@ -362,8 +362,8 @@ def test_while_a_person_holds_it_nothing_goes_forward_and_harm_goes_back() -> No
     held = started().after(hold(started(), by="ann", reason="holidays", at=10, now_s=10.0))
     assert (held.paused, held.paused_by, held.stage) == ("holidays", "ann", "shadow")
     assert step(held, proved()) is None
-    assert step(held, audited(Evidence(), "a", same=7), at=10**6) is None, "a hold is not a reason to give up"
-    move = step(held, audited(Evidence(), "a", same=200, lost=40))
+    assert step(held, audited(RolloutEvidence(), "a", same=7), at=10**6) is None, "a hold is not a reason to give up"
+    move = step(held, audited(RolloutEvidence(), "a", same=200, lost=40))
     assert move is not None
     assert move.stage == "rolled_back"
     with pytest.raises(ValueError, match="ann holds it already"):
@@ -398,7 +398,7 @@ def test_a_person_may_end_it_and_nothing_follows_an_end() -> None:
 def test_who_skips_the_shadow_still_owes_its_proof() -> None:
     state = started().after(promote(started(), RULES, by="ann", reason="it is urgent", at=0, now_s=0.0))
     assert (state.stage, state.audit_share) == ("canary", RULES.audit_share)
-    unproved = ran(ran(audited(Evidence(), "a", same=7), "candidate", 400), "control", 400)
+    unproved = ran(ran(audited(RolloutEvidence(), "a", same=7), "candidate", 400), "control", 400)
     assert step(state, unproved) is None
     assert look(state, unproved, RULES, at=5_000, now_s=1e6).missing[0] == "the whole: 7 of 400 audits"
     after = moved(state, ran(ran(proved(), "candidate", 400), "control", 400))
@@ -469,7 +469,7 @@ def test_a_unit_keeps_its_arm_and_knows_its_odds(share: float, unit: str) -> Non
 
 def test_everything_is_plain_data_that_can_be_kept() -> None:
     evidence = ran(ran(proved(3), "candidate", 30), "control", 30).with_rating("control", 0.5)
-    assert msgspec.json.decode(msgspec.json.encode(evidence), type=Evidence) == evidence
+    assert msgspec.json.decode(msgspec.json.encode(evidence), type=RolloutEvidence) == evidence
     move = step(started(), proved())
     assert msgspec.json.decode(msgspec.json.encode(move), type=Transition) == move
     assert msgspec.json.decode(msgspec.json.encode(RULES), type=Rules) == RULES
@@ -483,7 +483,7 @@ def test_everything_is_plain_data_that_can_be_kept() -> None:
 def test_advance_is_pure_and_explains_itself(
     classes: list[ClassAudits], at: int, n_steps: int, latest: int | None, n_candidate: int, n_control: int
 ) -> None:
-    evidence = Evidence(audits=tuple(classes), latest=latest)
+    evidence = RolloutEvidence(audits=tuple(classes), latest=latest)
     evidence = ran(ran(evidence, "candidate", n_candidate), "control", n_control)
     state = at_step(n_steps)
     move = step(state, evidence, at=at)

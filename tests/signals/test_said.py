@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from suffice.signals.asked import Plan
+from suffice.signals.asked import PlanProgress
 from suffice.signals.observe import Observer
 from suffice.signals.said import action_code
 from suffice.types import Query, Step
@@ -50,6 +50,6 @@ def test_the_plan_is_the_querys(planned: int | None, shares: list[float | None])
 
 
 def test_before_the_first_step_nothing_is_behind_us() -> None:
-    plan = Plan()
+    plan = PlanProgress()
     plan.begin(Query(planned_steps=3))
     assert plan.values() == {"step_share": None}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import StoreError
-from suffice.review.decide import Asked, Outcome, Wanted
+from suffice.review.decide import IncidentForm, DecisionRows, OverrideForm
 from suffice.review.incident import Incident
 from suffice.review.override import Override, OverrideEnd
 from suffice.settings import Route
@@ -57,14 +57,14 @@ def told(*more: Event) -> list[Event]:
     ]  # fmt: skip
 
 
-def asked(decision: Any, **changes: Any) -> Asked:
-    return Asked(**({"incident": "r:p1", "decision": decision, "reason": "seen", "author": "ann"} | changes))
+def asked(decision: Any, **changes: Any) -> IncidentForm:
+    return IncidentForm(**({"incident": "r:p1", "decision": decision, "reason": "seen", "author": "ann"} | changes))
 
 
 def test_rolling_back_ends_the_pause_and_pins_the_earlier_publication(writer: Decisions, database: Path) -> None:
     writer.write(None, told())
     found = decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=20.0, publication=2)
-    assert isinstance(found, Outcome), found
+    assert isinstance(found, DecisionRows), found
     assert read_decided(database).of("r").pause is None
     pin = read_holds(database).of("r").in_effect(21.0).pin
     assert pin is not None
@@ -94,12 +94,12 @@ def test_a_roll_back_while_the_file_is_locked_loses_nothing(writer: Decisions, d
         other.execute("ROLLBACK")
     assert query("SELECT count(*) FROM events") == before
     assert [case.is_open for case in read_holds(database).of("r").cases] == [True]
-    assert isinstance(decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=21.0, publication=2), Outcome)
+    assert isinstance(decide_incident(writer, ROUTE, "r", asked("roll_back"), now_s=21.0, publication=2), DecisionRows)
 
 
 def test_of_two_admins_at_once_one_decides_and_the_other_is_told(database: Path, writer: Decisions) -> None:
     writer.write(None, told())
-    found: list[Outcome | str] = []
+    found: list[DecisionRows | str] = []
 
     def act(name: str, decision: str) -> None:
         with Decisions.open(database, now=lambda: 11.0, monotonic_s=lambda: 0.0) as own:
@@ -111,7 +111,7 @@ def test_of_two_admins_at_once_one_decides_and_the_other_is_told(database: Path,
         thread.start()
     for thread in threads:
         thread.join()
-    done = [one for one in found if isinstance(one, Outcome)]
+    done = [one for one in found if isinstance(one, DecisionRows)]
     assert len(done) == 1
     assert all("is decided already" in one for one in found if isinstance(one, str))
     held = read_holds(database).of("r")
@@ -123,7 +123,7 @@ def test_two_overrides_at_once_get_two_numbers(database: Path, writer: Decisions
 
     def act(level: int) -> None:
         with Decisions.open(database, now=lambda: 11.0, monotonic_s=lambda: 0.0) as own:
-            wanted = Wanted(kind="cap", reason="x", author="a", days=1.0, level=level)
+            wanted = OverrideForm(kind="cap", reason="x", author="a", days=1.0, level=level)
             assert isinstance(set_override(own, "r", ROUTE, wanted, now_s=20.0), Override)
 
     threads = [threading.Thread(target=act, args=(level,)) for level in range(1, 6)]
@@ -138,7 +138,7 @@ def test_two_overrides_at_once_get_two_numbers(database: Path, writer: Decisions
 
 def test_an_override_ends_by_a_person_or_by_itself(writer: Decisions, database: Path) -> None:
     writer.write(None, told())
-    wanted = Wanted(kind="cap", reason="x", author="a", days=1.0, level=2)
+    wanted = OverrideForm(kind="cap", reason="x", author="a", days=1.0, level=2)
     assert isinstance(set_override(writer, "r", ROUTE, wanted, now_s=20.0), Override)
     for number, at_s in ((2, 21.0), (1, 20.0 + 86_400.0)):
         assert "no override" in str(end_override(writer, "r", ROUTE, number, "x", "a", now_s=at_s))
@@ -149,7 +149,7 @@ def test_an_override_ends_by_a_person_or_by_itself(writer: Decisions, database: 
     assert "those that do: none" in str(end_override(writer, "r", ROUTE, 1, "x", "a", now_s=22.0))
     assert read_holds(database).of("r").in_effect(22.0).ceiling is None
     assert "unknown publication 9" in str(
-        set_override(writer, "r", ROUTE, Wanted(kind="pin", reason="x", author="a", days=1.0), now_s=1.0, publication=9)
+        set_override(writer, "r", ROUTE, OverrideForm(kind="pin", reason="x", author="a", days=1.0), now_s=1.0, publication=9)
     )
 
 
@@ -164,7 +164,7 @@ def test_incidents_by_hand_pause_where_asked(writer: Decisions, database: Path) 
     assert read_decided(database).of("r").pause is not None
     assert "an author and a sentence" in str(open_incident(writer, "r", ROUTE, " ", "ann", now_s=7.0))
     found = decide_incident(writer, ROUTE, "r", asked("resume", incident="r:m2"), now_s=8.0)
-    assert isinstance(found, Outcome)
+    assert isinstance(found, DecisionRows)
     assert read_decided(database).of("r").pause is None
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import StoreError
-from suffice.store.database.decisions import Decisions, Lease, read_artefact
+from suffice.store.database.decisions import Decisions, JobLease, read_artefact
 from suffice.store.routes.in_force import _NEW, NOTHING, fold, read_decided
 from suffice.store.rows.control_events import (
     AlarmRaised,
@@ -74,7 +74,7 @@ def resumed(number: int) -> EnforcementResumed:
     return EnforcementResumed(Resumption(route="r", number=number, reason="looked at it", author="ann"))
 
 
-def held(lease: Lease | None) -> Lease:
+def held(lease: JobLease | None) -> JobLease:
     assert lease is not None
     return lease
 
@@ -92,7 +92,7 @@ def test_of_two_workers_one_has_the_job_until_it_lets_go(writer: Callable[[], De
 
 def test_a_race_of_many_workers_for_one_job_has_one_winner(database: Path) -> None:
     workers = [Decisions.open(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) for _ in range(8)]
-    won: list[Lease | None] = []
+    won: list[JobLease | None] = []
     threads = [threading.Thread(target=lambda w=w: won.append(w.acquire("certify"))) for w in workers]
     for thread in threads:
         thread.start()

@@ -21,7 +21,7 @@ from suffice.store.audit.verify import verify
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import (
     BATCH_ROWS,
-    Order,
+    ErasureOrder,
     Tally,
     aged,
     erase,
@@ -31,7 +31,7 @@ from suffice.store.database.erasing import (
     rows_of,
 )
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import Label, Labelled, read_episodes
+from suffice.store.database.views import StoredLabel, EpisodeWithLabels, read_episodes
 from suffice.store.people.audit_view import entries
 from suffice.store.rows.audit_events import Export, Exported
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, decode, to_row
@@ -74,8 +74,8 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def order(parts: tuple[Part, ...] = PARTS, what: str = "episode a1") -> Order:
-    return Order(erasure_id="er_1", what=what, parts=parts, author="ann", reason="she asked for it")
+def order(parts: tuple[Part, ...] = PARTS, what: str = "episode a1") -> ErasureOrder:
+    return ErasureOrder(erasure_id="er_1", what=what, parts=parts, author="ann", reason="she asked for it")
 
 
 @pytest.fixture
@@ -341,8 +341,8 @@ def test_evidence_without_references_is_what_it_was(answers: list[str | None], s
     label = Feedback(feedback_id="f", episode_id="e", correct=correct)
 
     def measured(one: Outcome) -> Any:
-        item = Labelled(seq=1, episode=Episode(request=asked("e").request, outcome=one),
-                        labels=(Label(seq=2, feedback=label),))  # fmt: skip
+        item = EpisodeWithLabels(seq=1, episode=Episode(request=asked("e").request, outcome=one),
+                        labels=(StoredLabel(seq=2, feedback=label),))  # fmt: skip
         return measure_run(item, lambda answer, gold: answer == gold), fate(item.episode.request, one)
 
     bare = decode("outcome", without("outcome", to_row(RequestEnded(outcome)).body, ("answers",)))

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.rollout.experiment import Units, define, draw, n_slots
+from suffice.rollout.experiment import UnitIds, define, draw, n_slots
 from suffice.settings import Experiment, ExperimentArm, Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.routes.experiments import Held, read_draws, read_experiments, read_runs, running, start, stop
+from suffice.store.routes.experiments import ExperimentRun, read_draws, read_experiments, read_runs, running, start, stop
 from suffice.store.rows.events import Event, RequestSeen
-from suffice.store.rows.experiment_events import Begun, Ended, ExperimentStarted
+from suffice.store.rows.experiment_events import ExperimentStart, ExperimentEnd, ExperimentStarted
 from suffice.types import Query, Request
 
 
@@ -30,27 +30,27 @@ def writer(tmp_path: Path) -> Iterator[Decisions]:
         yield opened
 
 
-def begin(writer: Decisions, name: str = "e", **changes: Any) -> Begun | str:
+def begin(writer: Decisions, name: str = "e", **changes: Any) -> ExperimentStart | str:
     return start(writer, name, table(**changes), author="Ada", reason="to see")
 
 
-def held(writer: Decisions) -> dict[tuple[str, int], Held]:
+def held(writer: Decisions) -> dict[tuple[str, int], ExperimentRun]:
     return {(one.experiment.name, one.experiment.run): one for one in read_experiments(writer.path)}
 
 
 def test_an_experiment_runs_from_its_start_to_its_end_and_again(writer: Decisions) -> None:
     begun = begin(writer)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, ExperimentStart)
     assert running(read_experiments(writer.path)) == (begun.experiment,)
     found = held(writer)["e", 1]
     assert (found.author, found.reason, found.revision, found.started_at_s) == ("Ada", "to see", 0, 7.0)
     assert begin(writer) == "runs already, started by Ada: to see"
     ended = stop(writer, "e", author="Bob", reason="seen", said=("It is better.",))
-    assert ended == Ended(experiment="e", run=1, author="Bob", reason="seen", said=("It is better.",))
+    assert ended == ExperimentEnd(experiment="e", run=1, author="Bob", reason="seen", said=("It is better.",))
     assert running(read_experiments(writer.path)) == ()
     assert stop(writer, "e", author="Bob", reason="seen") == "is not running"
     again = begin(writer)
-    assert isinstance(again, Begun)
+    assert isinstance(again, ExperimentStart)
     assert again.experiment.run == 2
     assert held(writer)["e", 1].ended == ended
 
@@ -59,7 +59,7 @@ def test_weights_and_share_change_while_it_runs_and_nothing_else(writer: Decisio
     begin(writer, share=0.2)
     arms = {"full": ExperimentArm(full=True), "brisk": ExperimentArm(weight=3.0)}
     changed = begin(writer, share=0.4, arms=arms)
-    assert isinstance(changed, Begun)
+    assert isinstance(changed, ExperimentStart)
     assert changed.revision == 1
     found = held(writer)["e", 1]
     assert found.experiment.odds()["brisk"] == 0.75
@@ -73,16 +73,16 @@ def test_a_layer_is_shared_out_and_has_one_unit(writer: Decisions) -> None:
     with pytest.raises(ConfigError, match=r"the layer has 40\.0% left beside a 60\.0%"):
         begin(writer, "b", share=0.5)
     assert "has the unit 'user', and a, which runs in its layer, has 'request'" in str(begin(writer, "b", unit="user"))
-    assert isinstance(begin(writer, "b", share=0.4), Begun)
-    assert isinstance(begin(writer, "c", layer="people", unit="user"), Begun)
+    assert isinstance(begin(writer, "b", share=0.4), ExperimentStart)
+    assert isinstance(begin(writer, "c", layer="people", unit="user"), ExperimentStart)
     stop(writer, "a", author="Ada", reason="room")
-    assert isinstance(begin(writer, "d", share=0.6), Begun)
+    assert isinstance(begin(writer, "d", share=0.6), ExperimentStart)
 
 
 def test_of_two_people_who_take_the_same_slots_at_once_one_has_them(writer: Decisions) -> None:
     begin(writer, "a")
     rival = define("b", table(), run=1, slots=((0, 1_000),))
-    begun = Begun(experiment=rival, revision=0, author="Bob", reason="r")
+    begun = ExperimentStart(experiment=rival, revision=0, author="Bob", reason="r")
     assert writer.write(None, [ExperimentStarted(begun)]) == [True]
     found = held(writer)["b", 1]
     assert not found.runs
@@ -94,12 +94,12 @@ def test_of_two_people_who_take_the_same_slots_at_once_one_has_them(writer: Deci
 def test_of_two_people_who_start_it_at_once_one_has_started_it(writer: Decisions) -> None:
     begin(writer)
     first = define("e", table(), run=1, slots=((0, 10),))
-    begun = Begun(experiment=first, revision=0, author="Bob", reason="r")
+    begun = ExperimentStart(experiment=first, revision=0, author="Bob", reason="r")
     assert writer.write(None, [ExperimentStarted(begun)]) == [False]
 
 
 def seen(number: int, experiments: tuple[Any, ...]) -> Event:
-    arms = draw(experiments, route="math", units=Units(request=f"u{number // 2}"), salt="s")
+    arms = draw(experiments, route="math", units=UnitIds(request=f"u{number // 2}"), salt="s")
     return RequestSeen(Request(
         episode_id=f"ep{number}", route="math", kind="reasoning", mode="enforce", model="m", stream=False,
         n_samples=1, audit=False, propensity=0.9, policy_version="v", certified=False, question_key="",
@@ -113,8 +113,8 @@ def test_draws_are_read_while_it_ran_and_of_its_run_alone(tmp_path: Path) -> Non
     log.close()
     with Decisions.open(log.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
         begun, other = begin(writer), begin(writer, "other", layer="b")
-        assert isinstance(begun, Begun)
-        assert isinstance(other, Begun)
+        assert isinstance(begun, ExperimentStart)
+        assert isinstance(other, ExperimentStart)
         both = begun.experiment, other.experiment
         log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
         for number in range(40):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import StoreError
-from suffice.review.items import Item, Lease, Said, Verdict
+from suffice.review.items import ReviewItem, ReviewLease, VerdictForm, Verdict
 from suffice.review.queue import Submission
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events
@@ -26,7 +26,7 @@ from suffice.store.people.reviews import (
     submit_verdict,
 )
 from suffice.store.rows.events import FeedbackGiven
-from suffice.store.rows.review_events import Question, QuestionKept, ReviewAsked, ReviewDrawn
+from suffice.store.rows.review_events import QuestionText, QuestionKept, ReviewAsked, ReviewDrawn
 from tests.review.made import item
 from tests.review.test_select import drawing
 
@@ -39,8 +39,8 @@ def writer(database: Path) -> Iterator[Decisions]:
         yield opened
 
 
-def said(reviewer: str = "ann", *, full: bool = True, name: str = "ep_1", **more: Any) -> Said:
-    return Said(item=name, reviewer=reviewer, full_right=full, early_right=not full, **more)
+def said(reviewer: str = "ann", *, full: bool = True, name: str = "ep_1", **more: Any) -> VerdictForm:
+    return VerdictForm(item=name, reviewer=reviewer, full_right=full, early_right=not full, **more)
 
 
 def given(found: Submission | str) -> Submission:
@@ -57,7 +57,7 @@ def test_an_item_goes_its_way_through_the_log(writer: Decisions, database: Path)
     assert ask(writer, item())
     assert not ask(writer, item(why="person")), "a run is asked about once"
     lease = lease_next(writer, "ann", now_s=1.0)
-    assert isinstance(lease, Lease)
+    assert isinstance(lease, ReviewLease)
     assert lease_next(writer, "ann", now_s=2.0) == lease
     assert lease_next(writer, "bob", now_s=2.0) is None
     found = given(submit_verdict(writer, said(reason="carry"), now_s=3.0))
@@ -81,7 +81,7 @@ def test_sent_twice_is_one_row_and_one_label(writer: Decisions, database: Path, 
 
 def test_two_who_reach_for_the_last_place_at_once_do_not_both_get_it(database: Path, writer: Decisions) -> None:
     ask(writer, item())
-    got: list[Lease | None] = []
+    got: list[ReviewLease | None] = []
     words: list[Submission | str] = []
 
     def reach(name: str) -> None:
@@ -167,7 +167,7 @@ def test_only_what_is_new_is_read(writer: Decisions, database: Path) -> None:
 
 
 def test_a_kept_question_is_shown_for_its_time(writer: Decisions, database: Path) -> None:
-    writer.write(None, [QuestionKept(Question(episode_id="ep_1", route="r", text="2 + 2?", expires_at_s=50.0))])
+    writer.write(None, [QuestionKept(QuestionText(episode_id="ep_1", route="r", text="2 + 2?", expires_at_s=50.0))])
     assert kept_question(database, "ep_1", now_s=49.0) == "2 + 2?"
     assert kept_question(database, "ep_1", now_s=50.0) is None
     assert kept_question(database, "ep_2", now_s=1.0) is None
@@ -191,6 +191,6 @@ def test_the_queue_is_read_through_its_own_index(writer: Decisions, query: Query
 
 
 def test_an_item_is_what_it_was(writer: Decisions, database: Path) -> None:
-    made: Item = item(deadline_s=9.0, propensity=0.25, drawing=3, question_key="q", query_class="choice")
+    made: ReviewItem = item(deadline_s=9.0, propensity=0.25, drawing=3, question_key="q", query_class="choice")
     ask(writer, made)
     assert read_reviews(database).queue.places["ep_1"].item == made

@@ -13,14 +13,14 @@ import pytest
 
 from suffice.errors import StoreError
 from suffice.rollout.rules import Rules
-from suffice.rollout.versions import Lineage, Version, make_version
+from suffice.rollout.versions import VersionLineage, Version, make_version
 from suffice.settings import Route
 from suffice.signals import base
 from suffice.signals.base import FOLDS
 from suffice.signals.votes import Votes
 from suffice.store.database.decisions import Decisions
 from suffice.store.routes import rollouts
-from suffice.store.routes.rollouts import Held, read_rollouts
+from suffice.store.routes.rollouts import RolloutRun, read_rollouts
 from suffice.store.routes.trials import take_back
 
 SECRET = "the deployment's own"
@@ -32,7 +32,7 @@ MANY = 50
 
 
 def version(policy: dict[str, Any]) -> Version:
-    lineage = Lineage(parent=None, proposed_by="person:ann", why="saves more")
+    lineage = VersionLineage(parent=None, proposed_by="person:ann", why="saves more")
     return make_version("policy", policy, kind="samples", scorer="number", model_family=None, lineage=lineage)
 
 
@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
         return tmp_path / "log.db"
 
 
-def propose(writer: Decisions, policy: dict[str, Any], name: str) -> Held | str:
+def propose(writer: Decisions, policy: dict[str, Any], name: str) -> RolloutRun | str:
     own = rollouts.own_version(ROUTE)
     one = rollouts.own_candidate(read_rollouts(writer.path), version(policy), route="r", own=own)
     if isinstance(one, str):
@@ -54,7 +54,7 @@ def propose(writer: Decisions, policy: dict[str, Any], name: str) -> Held | str:
     return rollouts.propose(writer, one, author="ann", reason="x", name=name, rules=Rules(), secret=SECRET)
 
 
-def back(writer: Decisions, route: Route = ROUTE) -> Held | str:
+def back(writer: Decisions, route: Route = ROUTE) -> RolloutRun | str:
     return take_back(writer, "r", route, author="ann", reason="enough", secret=SECRET)
 
 

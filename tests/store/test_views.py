@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import Labelled, n_requests_of, read_episodes, read_recent, reading
+from suffice.store.database.views import EpisodeWithLabels, n_requests_of, read_episodes, read_recent, reading
 from suffice.store.people.promises import newest_request
 from suffice.store.routes.tallies import Scoring, tallies_now
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import Counted, RequestsCounted
+from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
 from suffice.types import (
     ArmDraw,
     Feedback,
@@ -58,7 +58,7 @@ def said(feedback_id: str, **fields: Any) -> FeedbackGiven:
     return FeedbackGiven(Feedback(feedback_id=feedback_id, **fields))
 
 
-def read_after(events: Sequence[Event]) -> list[Labelled]:
+def read_after(events: Sequence[Event]) -> list[EpisodeWithLabels]:
     """What a reader finds when the events arrived in this order."""
     with tempfile.TemporaryDirectory() as folder:
         log = SqliteLog.open(Store(url=f"sqlite:///{folder}/a.db", flush_ms=0), now=lambda: 0.0)
@@ -68,7 +68,7 @@ def read_after(events: Sequence[Event]) -> list[Labelled]:
         return list(read_episodes(log.path))
 
 
-def plain(found: Labelled) -> tuple[Request, Outcome, list[str]]:
+def plain(found: EpisodeWithLabels) -> tuple[Request, Outcome, list[str]]:
     """An episode without its places in the log."""
     labels = [label.feedback.feedback_id for label in found.labels]
     return found.episode.request, found.episode.outcome, labels
@@ -163,7 +163,7 @@ def test_requests_are_counted_as_far_as_anybody_asks_and_those_without_rows_with
     for event in (seen("a"), seen("b"), seen("d", route="")):
         log.append(event)
     for number in range(2):
-        log.append(RequestsCounted(Counted(count_id=f"c{number}", route="math", n_requests=5, n_governed=5, cells=())))
+        log.append(RequestsCounted(RequestCount(count_id=f"c{number}", route="math", n_requests=5, n_governed=5, cells=())))
     assert log.drain()
     assert n_requests_of(database, ("math", "none"), most=100) == {"math": 12, "none": 0}
     assert n_requests_of(database, ("math",), most=7) == {"math": 7}

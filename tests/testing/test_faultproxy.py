@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from suffice.testing import FakeUpstream, FaultProxy, Line
+from suffice.testing import FakeUpstream, FaultProxy, LinkFaults
 
 MESSAGE = bytes(range(256)) * 8
 
@@ -44,7 +44,7 @@ class Far:
 
 
 @contextlib.asynccontextmanager
-async def through(**lines: Line) -> AsyncIterator[tuple[FaultProxy, Far]]:
+async def through(**lines: LinkFaults) -> AsyncIterator[tuple[FaultProxy, Far]]:
     far = Far()
     server = await asyncio.start_server(far.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()[:2]
@@ -96,7 +96,7 @@ async def test_a_sound_line_changes_nothing_and_is_counted() -> None:
 
 @pytest.mark.parametrize("way", ["to_upstream", "to_client"])
 async def test_latency_comes_on_top_each_way_and_keeps_the_width(way: str) -> None:
-    async with through(**{way: Line(latency_s=0.1)}) as (proxy, _):
+    async with through(**{way: LinkFaults(latency_s=0.1)}) as (proxy, _):
         start_s = time.monotonic()
         assert await echoed(proxy, MESSAGE * 100) == (MESSAGE * 100, "whole")  # many reads, one delay
         assert 0.1 <= time.monotonic() - start_s < 3.0
@@ -105,19 +105,19 @@ async def test_latency_comes_on_top_each_way_and_keeps_the_width(way: str) -> No
 async def test_jitter_is_drawn_from_the_seed_and_keeps_the_order() -> None:
     draws = [FaultProxy("127.0.0.1:1", seed=seed).jitter() for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
-    async with through(to_client=Line(jitter_s=0.02, piece_bytes=100)) as (proxy, _):
+    async with through(to_client=LinkFaults(jitter_s=0.02, piece_bytes=100)) as (proxy, _):
         assert await echoed(proxy, MESSAGE * 20) == (MESSAGE * 20, "whole")
 
 
 async def test_a_narrow_line_takes_its_time() -> None:
-    async with through(to_client=Line(bytes_per_s=10_000)) as (proxy, _):
+    async with through(to_client=LinkFaults(bytes_per_s=10_000)) as (proxy, _):
         start_s = time.monotonic()
         assert await echoed(proxy, MESSAGE) == (MESSAGE, "whole")
         assert time.monotonic() - start_s >= len(MESSAGE) / 10_000 - 0.06  # the last step is not waited for
 
 
 async def test_a_slicer_cuts_into_pieces_with_pauses() -> None:
-    async with through(to_client=Line(piece_bytes=512, piece_delay_s=0.03)) as (proxy, _):
+    async with through(to_client=LinkFaults(piece_bytes=512, piece_delay_s=0.03)) as (proxy, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(MESSAGE)
         pieces = [await reader.read(65536) for _ in range(4)]
@@ -128,27 +128,27 @@ async def test_a_slicer_cuts_into_pieces_with_pauses() -> None:
 
 @pytest.mark.parametrize("after", [0, 700])
 async def test_silence_keeps_the_connection_open_until_the_line_is_mended(after: int) -> None:
-    async with through(to_client=Line(silent_after=after)) as (proxy, far):
+    async with through(to_client=LinkFaults(silent_after=after)) as (proxy, far):
         assert await echoed(proxy, MESSAGE, within_s=0.1) == (MESSAGE[:after], "silent")
         assert await far.has_ended() == "end"  # the client's leaving is passed on in the other direction
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(MESSAGE)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.readexactly(after + 1), 0.05)
-        proxy.to_client = Line()
+        proxy.to_client = LinkFaults()
         assert await asyncio.wait_for(reader.readexactly(len(MESSAGE)), 20) == MESSAGE
         writer.close()
 
 
 async def test_silence_may_end_in_a_close() -> None:
-    async with through(to_client=Line(silent_after=10, silence_s=0.05)) as (proxy, far):
+    async with through(to_client=LinkFaults(silent_after=10, silence_s=0.05)) as (proxy, far):
         assert await echoed(proxy, MESSAGE) == (MESSAGE[:10], "end")
         assert await far.has_ended() == "end"
         assert proxy.links[0].end == "silence"
 
 
-@pytest.mark.parametrize(("line", "n_bytes"), [(Line(reset_after=100), 100), (Line(reset_after_s=0.05), None)])
-async def test_a_reset_is_seen_at_both_ends(line: Line, n_bytes: int | None) -> None:
+@pytest.mark.parametrize(("line", "n_bytes"), [(LinkFaults(reset_after=100), 100), (LinkFaults(reset_after_s=0.05), None)])
+async def test_a_reset_is_seen_at_both_ends(line: LinkFaults, n_bytes: int | None) -> None:
     async with through(to_client=line) as (proxy, far):
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(b"x" * 200)
@@ -162,17 +162,17 @@ async def test_a_reset_is_seen_at_both_ends(line: Line, n_bytes: int | None) -> 
 
 
 async def test_a_limit_closes_after_exactly_so_many_bytes() -> None:
-    async with through(to_client=Line(limit_bytes=100)) as (proxy, _):
+    async with through(to_client=LinkFaults(limit_bytes=100)) as (proxy, _):
         assert await echoed(proxy, MESSAGE) == (MESSAGE[:100], "end")
         assert proxy.links[0].end == "limit"
-    async with through(to_upstream=Line(limit_bytes=100)) as (proxy, far):
+    async with through(to_upstream=LinkFaults(limit_bytes=100)) as (proxy, far):
         assert (await echoed(proxy, MESSAGE))[1] in ("end", "reset")  # unread bytes make a close a reset
         await far.has_ended()
         assert far.received == MESSAGE[:100]
 
 
 async def test_a_slow_close_passes_the_end_on_late() -> None:
-    async with through(to_upstream=Line(slow_close_s=0.1)) as (proxy, far):
+    async with through(to_upstream=LinkFaults(slow_close_s=0.1)) as (proxy, far):
         _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write_eof()
         start_s = time.monotonic()
@@ -206,7 +206,7 @@ async def test_an_upstream_that_is_not_there_resets_the_client() -> None:
 
 
 async def test_a_fast_sender_waits_for_a_slow_reader() -> None:
-    async with through(to_client=Line(silent_after=0)) as (proxy, far):
+    async with through(to_client=LinkFaults(silent_after=0)) as (proxy, far):
         _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.3):

@@ -8,28 +8,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.testing import Chain, EchoNonce, FirstFails, Reply, Samples, ToolCall, cut, no_done, status
-from suffice.testing.generate import NotMyThought, Run, Token
+from suffice.testing import ScriptedThought, EchoNonce, FirstFails, Reply, Samples, ToolCall, cut, no_done, status
+from suffice.testing.generate import NotMyThought, Completion, Token
 from suffice.testing.prompt import apply_template, prefix_of_message, prefix_of_prompt, token_ids, words
-from suffice.testing.reply import Fault, RequestSeen, die_after, merged, split_bytes
+from suffice.testing.reply import Fault, FakeRequest, die_after, merged, split_bytes
 
 QUESTION = [{"role": "user", "content": "what is 2 + 2?"}]
-CHAIN = Chain(
+CHAIN = ScriptedThought(
     [("first I guess\n", "3"), ("then I count to 4\n", "4", 0.8), ("so I check it\n", "4!", 0.95)], "4!"
 )
 
 
-def request(path: str = "/chat/completions", nth: int = 0, nth_same: int = 0, **body: Any) -> RequestSeen:
+def request(path: str = "/chat/completions", nth: int = 0, nth_same: int = 0, **body: Any) -> FakeRequest:
     body.setdefault("messages", QUESTION)
     prefix = prefix_of_prompt(body["prompt"]) if "prompt" in body else prefix_of_message(body["messages"])
-    return RequestSeen(
+    return FakeRequest(
         method="POST", path=path, target=path, headers=(), raw_body=b"", body=body,
         nth=nth, nth_same=nth_same, prefix=prefix,
     )  # fmt: skip
 
 
-def run(seen: RequestSeen, says: Any = CHAIN, budget: int | None = None) -> tuple[Run, list[Token]]:
-    started = Run(says(seen), seen, index=0, budget_tokens=budget)
+def run(seen: FakeRequest, says: Any = CHAIN, budget: int | None = None) -> tuple[Completion, list[Token]]:
+    started = Completion(says(seen), seen, index=0, budget_tokens=budget)
     tokens = []
     while (token := started.next()) is not None:
         tokens.append(token)
@@ -40,12 +40,12 @@ def said(tokens: list[Token], *channels: str) -> str:
     return "".join(t.text for t in tokens if t.channel in (channels or ("answer",)))
 
 
-def raw(thought: str) -> RequestSeen:
+def raw(thought: str) -> FakeRequest:
     prompt = apply_template(QUESTION, continue_last=False, opens_thought=True) + thought
     return request("/completions", prompt=prompt)
 
 
-def prefill(thought: str) -> RequestSeen:
+def prefill(thought: str) -> FakeRequest:
     return request(messages=[*QUESTION, {"role": "assistant", "content": "<think>" + thought}])
 
 
@@ -79,7 +79,7 @@ def test_control_and_budget_close_it_like_a_probe_at_the_same_place(n_tokens: in
     full = [t.text for t in run(request())[1]]
     _, probed = run(raw("".join(full[:n_tokens]) + "</think>"))
     _, budgeted = run(request(), budget=n_tokens)
-    controlled = Run(CHAIN(request()), request(), index=0, budget_tokens=None)
+    controlled = Completion(CHAIN(request()), request(), index=0, budget_tokens=None)
     tokens = [controlled.next() for _ in range(n_tokens)]
     assert controlled.end_reasoning()
     assert not controlled.end_reasoning()
@@ -105,13 +105,13 @@ def test_a_thought_that_is_not_its_own_is_refused() -> None:
 
 
 def test_words_of_the_answer_in_the_request_are_not_said_again() -> None:
-    says = Chain([("a", "The answer is 4")], "x")
+    says = ScriptedThought([("a", "The answer is 4")], "x")
     assert said(run(raw("a</think>The answer"), says)[1]) == " is 4"
     assert said(run(raw("a</think>Answer:"), says)[1]) == "The answer is 4"
 
 
 def test_inline_thoughts_stand_in_tags() -> None:
-    def inline(_: RequestSeen) -> Reply:
+    def inline(_: FakeRequest) -> Reply:
         return Reply(reasoning=("a", "b"), answer=("c",), reasoning_field="inline")
 
     ended, tokens = run(request(), inline)

@@ -22,12 +22,12 @@ from suffice.testing.simulated import (
     SCENARIOS,
     USUAL,
     WORLDS,
-    Labels,
-    Load,
+    LabelDelays,
+    ArrivalRate,
     Path,
     Scenario,
-    Traffic,
-    World,
+    SimulatedTraffic,
+    ClassWorld,
     arrival_times,
     in_world,
     label_times,
@@ -39,22 +39,22 @@ N = 40_000
 
 
 @pytest.fixture(scope="module")
-def usual() -> Traffic:
+def usual() -> SimulatedTraffic:
     return in_world(USUAL, N, seed=1)
 
 
-def oracle_saving(traffic: Traffic) -> float:
+def oracle_saving(traffic: SimulatedTraffic) -> float:
     """Tokens saved, probes counted, when each run ends at the first step that is as good as its end."""
     good = np.where(traffic.z <= 0, traffic.cost, np.inf)
     return float(1 - np.minimum.reduceat(good, traffic.starts[:-1]).sum() / traffic.full.sum())
 
 
-def p_good(traffic: Traffic, rows: NDArray[np.bool_]) -> float:
+def p_good(traffic: SimulatedTraffic, rows: NDArray[np.bool_]) -> float:
     """P(stopping here is as good as the full run) among some rows."""
     return float((traffic.z[rows] <= 0).mean())
 
 
-def test_classes_differ_in_accuracy_and_length_as_stated(usual: Traffic) -> None:
+def test_classes_differ_in_accuracy_and_length_as_stated(usual: SimulatedTraffic) -> None:
     for at, (p_right, steps) in enumerate([(0.957, 6.0), (0.83, 8.9), (0.585, 11.9), (0.71, 10.75)]):
         mine = usual.query_class == at
         assert float(usual.right[mine].mean()) == pytest.approx(p_right, abs=0.02)
@@ -72,12 +72,12 @@ def test_what_an_oracle_would_save_and_how_good_an_early_stop_is(name: str, savi
     assert p_good(traffic, traffic.step == 2) == pytest.approx(early_good, abs=0.015)
 
 
-def test_probing_every_step_costs_almost_five_percent(usual: Traffic) -> None:
+def test_probing_every_step_costs_almost_five_percent(usual: SimulatedTraffic) -> None:
     probed = float(usual.cost[usual.starts[1:] - 1].sum() / usual.full.sum())
     assert probed - 1 == pytest.approx(0.048, abs=0.003)
 
 
-def test_signals_tell_when_a_stop_is_good(usual: Traffic) -> None:
+def test_signals_tell_when_a_stop_is_good(usual: SimulatedTraffic) -> None:
     def rises(values: list[float]) -> bool:
         return all(a < b for a, b in pairwise(values))
 
@@ -92,25 +92,25 @@ def test_signals_tell_when_a_stop_is_good(usual: Traffic) -> None:
     assert rises([p_good(usual, usual.step == n) for n in range(1, 7)])
 
 
-def lost_when_sure(traffic: Traffic) -> float:
+def lost_when_sure(traffic: SimulatedTraffic) -> float:
     """Share of stops that lose the answer, where confidence is high and the answer stood for three steps."""
     confidence, streak = (traffic.x[:, FEATURES.index(name)] for name in ("confidence", "log_streak"))
     return float((traffic.z > 0)[(confidence > 1.5) & (streak > np.log(2.5))].mean())
 
 
-def test_some_wrong_answers_are_held_with_confidence_and_corrected_late(usual: Traffic) -> None:
+def test_some_wrong_answers_are_held_with_confidence_and_corrected_late(usual: SimulatedTraffic) -> None:
     assert 0.004 < lost_when_sure(usual) < 0.02, "what a careless threshold pays for"
     assert lost_when_sure(in_world(HARSH, N, seed=1)) > 3 * lost_when_sure(usual)
 
 
-def test_more_thought_destroys_some_right_answers(usual: Traffic) -> None:
+def test_more_thought_destroys_some_right_answers(usual: SimulatedTraffic) -> None:
     gained = usual.z < 0
     prone = usual.query_class[usual.run] == 3
     assert float(gained[prone].mean()) > 2.5 * float(gained[~prone].mean()) > 0
 
 
-def test_the_silent_drift_moves_the_outcome_and_not_the_signals(usual: Traffic) -> None:
-    def batch_shift(other: Traffic) -> float:
+def test_the_silent_drift_moves_the_outcome_and_not_the_signals(usual: SimulatedTraffic) -> None:
+    def batch_shift(other: SimulatedTraffic) -> float:
         """Largest shift of an early signal, in standard errors of a batch of 100."""
         sem = usual.early.std(axis=0) / 10
         return float((np.abs(other.early.mean(axis=0) - usual.early.mean(axis=0)) / sem).max())
@@ -139,7 +139,7 @@ def test_every_scenario_is_sound_and_follows_from_its_seed(name: str) -> None:
     assert 3 <= traffic.n_steps.min() <= traffic.n_steps.max() <= 16
 
 
-def mean_early(traffic: Traffic, part: slice) -> float:
+def mean_early(traffic: SimulatedTraffic, part: slice) -> float:
     return float(traffic.early[part, 0].mean())
 
 
@@ -165,8 +165,8 @@ def test_many_small_classes_are_of_unequal_size() -> None:
 
 
 @pytest.mark.parametrize("law", ["fixed", "geometric"])
-def test_labels_come_late_and_mostly_for_wrong_answers(usual: Traffic, law: Literal["fixed", "geometric"]) -> None:
-    labels = Labels(delay=law, mean_delay=500, p_when_right=0.05, p_when_wrong=0.4)
+def test_labels_come_late_and_mostly_for_wrong_answers(usual: SimulatedTraffic, law: Literal["fixed", "geometric"]) -> None:
+    labels = LabelDelays(delay=law, mean_delay=500, p_when_right=0.05, p_when_wrong=0.4)
     times = label_times(usual, labels, seed=9)
     come = times != NEVER
     assert float(come[usual.right].mean()) == pytest.approx(0.05, abs=0.01)
@@ -175,7 +175,7 @@ def test_labels_come_late_and_mostly_for_wrong_answers(usual: Traffic, law: Lite
     assert float(delay.mean()) == pytest.approx(500, rel=0.05)
     assert (float(delay.std()) == 0) == (law == "fixed")
     assert np.array_equal(times, label_times(usual, labels, seed=9))
-    assert np.array_equal(label_times(usual, Labels(), seed=9), np.arange(len(usual)))
+    assert np.array_equal(label_times(usual, LabelDelays(), seed=9), np.arange(len(usual)))
 
 
 @given(rate=st.floats(5, 50), factor=st.floats(3, 6), seed=st.integers(0, 1_000))
@@ -189,10 +189,10 @@ def test_a_spike_multiplies_the_load_and_ends(rate: float, factor: float, seed: 
 
 @pytest.mark.parametrize("refused", [
     lambda: simulate(SCENARIOS["none"], 0, seed=0),
-    lambda: arrival_times([Load(seconds=0, requests_per_s=1)], seed=0),
-    lambda: label_times(in_world(USUAL, 5, seed=0), Labels(mean_delay=-1), seed=0),
-    lambda: label_times(in_world(USUAL, 5, seed=0), Labels(p_when_wrong=1.1), seed=0),
-    lambda: simulate(Scenario(name="x", says="", after=World(classes=USUAL.classes[:2])), 5, seed=0),
+    lambda: arrival_times([ArrivalRate(seconds=0, requests_per_s=1)], seed=0),
+    lambda: label_times(in_world(USUAL, 5, seed=0), LabelDelays(mean_delay=-1), seed=0),
+    lambda: label_times(in_world(USUAL, 5, seed=0), LabelDelays(p_when_wrong=1.1), seed=0),
+    lambda: simulate(Scenario(name="x", says="", after=ClassWorld(classes=USUAL.classes[:2])), 5, seed=0),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(refused: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"got|the same ones"):

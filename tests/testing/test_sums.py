@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from suffice.testing import FakeUpstream, GatewayProcess
-from suffice.testing.sums import Sums
+from suffice.testing.sums import SumsModel
 
 
 def ask(url: str, question: str) -> dict[str, Any]:
@@ -40,13 +40,13 @@ def test_one_command_serves_it_until_it_is_interrupted() -> None:
 
 @pytest.mark.parametrize(("question", "answer"), [("17 * 24", 408), ("17+24?", 41), ("first 1 + 1, then 5 - 9", -4)])
 def test_it_is_wrong_once_in_seven_answers_to_one_prompt(question: str, answer: int) -> None:
-    with FakeUpstream.in_thread(Sums()) as fake:
+    with FakeUpstream.in_thread(SumsModel()) as fake:
         said = [ask(fake.url, question)["choices"][0]["message"]["content"] for _ in range(7)]
     assert [one == str(answer) for one in said] == [True] * 6 + [False]
 
 
 def test_what_is_no_sum_is_answered_all_the_same() -> None:
-    with FakeUpstream.in_thread(Sums()) as fake:
+    with FakeUpstream.in_thread(SumsModel()) as fake:
         assert "only do sums" in ask(fake.url, "Name the capital of France.")["choices"][0]["message"]["content"]
 
 
@@ -55,7 +55,7 @@ def test_behind_the_gateway_a_policy_stops_its_checking(tmp_path: Any) -> None:
         "upstream": "local", "scorer": "number", "mode": "enforce", "uncertified": True, "audit_share": 0.0,
         "policy": {"policy": "stable-answer", "streak": 2},
     }  # fmt: skip
-    with FakeUpstream.in_thread(Sums(), slots=4) as fake:
+    with FakeUpstream.in_thread(SumsModel(), slots=4) as fake:
         settings = {
             "upstreams": {"local": {"url": fake.url, "driver": "llama.cpp"}}, "routes": {"sums": route},
             "control": {"enabled": False}, "console": {"enabled": False},

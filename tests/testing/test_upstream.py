@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suffice.testing import (
-    Chain,
+    ScriptedThought,
     EchoNonce,
     FakeUpstream,
     Reply,
-    RequestSeen,
-    Seen,
+    FakeRequest,
+    FakeCall,
     ToolCall,
     slow_headers,
     stall_after,
@@ -152,7 +152,7 @@ def test_the_reassembled_stream_is_the_direct_answer(
 
 # ---- closing thoughts
 
-CHAIN = Chain(
+CHAIN = ScriptedThought(
     [("I guess 3\n", "3"), ("I count 4\n", "4"), ("I am sure\n", "four")], "four", reply=Reply(delay_s=0.002)
 )
 
@@ -308,7 +308,7 @@ async def test_what_is_not_http_is_answered_with_400(sent: bytes) -> None:
 
 # ---- hang-ups
 
-async def hang_up_of(reply: Reply, *, after_bytes: int, **body: Any) -> tuple[Seen, float]:
+async def hang_up_of(reply: Reply, *, after_bytes: int, **body: Any) -> tuple[FakeCall, float]:
     """Hang up after some bytes; return what the fake saw, and how long it took to see it."""
     async with FakeUpstream(reply) as fake:
         sent = json.dumps({"model": "m", "messages": QUESTION, **body}).encode()
@@ -409,7 +409,7 @@ def test_a_taken_port_is_reported_to_the_caller() -> None:
 
 
 async def test_a_mistake_in_the_test_s_own_function_is_not_swallowed() -> None:
-    def broken(_: RequestSeen) -> Reply:
+    def broken(_: FakeRequest) -> Reply:
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):

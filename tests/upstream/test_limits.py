@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.upstream.limits import MAX_RESET_S, Window, duration_s, read_limits, retry_after_s
+from suffice.upstream.limits import MAX_RESET_S, LimitWindow, duration_s, read_limits, retry_after_s
 
 NOW_S = 1_764_000_000.0
 IN_90_S = datetime.fromtimestamp(NOW_S + 90, UTC)
@@ -48,8 +48,8 @@ def test_every_spelling_in_use() -> None:
         ("x-ratelimit-remaining-tokens", "29000"), ("x-ratelimit-reset-tokens", "1m2s"),
     ]  # fmt: skip
     assert read_limits(openai, wall_s=NOW_S) == {
-        "requests": Window(remaining=499, limit=500, reset_s=0.12),
-        "tokens": Window(remaining=29_000, limit=30_000, reset_s=62.0),
+        "requests": LimitWindow(remaining=499, limit=500, reset_s=0.12),
+        "tokens": LimitWindow(remaining=29_000, limit=30_000, reset_s=62.0),
     }
     anthropic = [
         ("anthropic-ratelimit-requests-limit", "50"), ("anthropic-ratelimit-requests-remaining", "49"),
@@ -57,14 +57,14 @@ def test_every_spelling_in_use() -> None:
         ("anthropic-ratelimit-input-tokens-remaining", "7000"),
     ]  # fmt: skip
     assert read_limits(anthropic, wall_s=NOW_S) == {
-        "requests": Window(remaining=49, limit=50, reset_s=90.0), "tokens": Window(remaining=7_000)
+        "requests": LimitWindow(remaining=49, limit=50, reset_s=90.0), "tokens": LimitWindow(remaining=7_000)
     }
     now = [("RateLimit", '"default";r=50;t=30'), ("RateLimit-Policy", '"default";q=100;w=60')]
-    assert read_limits(now, wall_s=NOW_S) == {"requests": Window(remaining=50, limit=100, reset_s=30.0)}
+    assert read_limits(now, wall_s=NOW_S) == {"requests": LimitWindow(remaining=50, limit=100, reset_s=30.0)}
     before = [("ratelimit", "limit=100, remaining=40, reset=5")]
-    assert read_limits(before, wall_s=NOW_S) == {"requests": Window(remaining=40, limit=100, reset_s=5.0)}
+    assert read_limits(before, wall_s=NOW_S) == {"requests": LimitWindow(remaining=40, limit=100, reset_s=5.0)}
     parts = [("ratelimit-limit", "100"), ("ratelimit-remaining", "3"), ("ratelimit-reset", "5")]
-    assert read_limits(parts, wall_s=NOW_S) == {"requests": Window(remaining=3, limit=100, reset_s=5.0)}
+    assert read_limits(parts, wall_s=NOW_S) == {"requests": LimitWindow(remaining=3, limit=100, reset_s=5.0)}
     assert read_limits([("ratelimit", '"b";r=9'), ("ratelimit-policy", '"b";q=9;qu="content-bytes"')], wall_s=0) == {}
     assert retry_after_s([("Retry-After", "7")], wall_s=NOW_S) == 7.0
     assert retry_after_s([("retry-after", "7"), ("retry-after-ms", "1500")], wall_s=NOW_S) == 1.5

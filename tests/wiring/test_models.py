@@ -10,18 +10,18 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.errors import ConfigError
-from suffice.model.artefact import StopModel, Trained, dump
+from suffice.model.artefact import StopModel, TrainingRecord, dump
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
-from suffice.policy.compose import AnyOf, Guarded
-from suffice.policy.learned import Learned
+from suffice.policy.compose import AnyOf, RunBounds
+from suffice.policy.learned import LearnedPolicy
 from suffice.policy.protocol import Policy
 from suffice.wiring import build_route, load_settings
 
 MODEL = StopModel(
     features=("logit(confidence)",),
     suffices=Ensemble((Linear((1.0,), 0.0),)),
-    trained=Trained(n_episodes=9, n_questions=3, digest="", target="suffices", seed=0),
+    trained=TrainingRecord(n_episodes=9, n_questions=3, digest="", target="suffices", seed=0),
 )
 LEARNED = '{ policy = "learned", model = "models/stop.json", threshold = 0.1 }'
 NEVER = '{ policy = "never" }'
@@ -46,10 +46,10 @@ def test_a_model_is_read_beside_the_settings_wherever_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("/")  # not relative to where the program runs
-    expected = Learned(model=MODEL, threshold=0.1)
+    expected = LearnedPolicy(model=MODEL, threshold=0.1)
     assert built(write(tmp_path, LEARNED, dump(MODEL))) == expected
     nested = built(write(tmp_path, NESTED))
-    assert isinstance(nested, Guarded)
+    assert isinstance(nested, RunBounds)
     assert isinstance(nested.inner, AnyOf)
     assert nested.inner.policies[1] == expected
     assert built(write(tmp_path, LEARNED.replace("models/", f"{tmp_path}/models/"))) == expected

@@ -17,7 +17,7 @@ from suffice import wiring
 from suffice.cli.main import main
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Settings, Store, parse
-from suffice.testing import Chain, Reply
+from suffice.testing import ScriptedThought, Reply
 from tests.gateway.served import chat, served
 
 GOOD = """
@@ -214,7 +214,7 @@ async def test_keys_are_split_at_commas_and_trimmed(tmp_path: Path, monkeypatch:
 
 # ---------------------------------------------------------------- what may act
 
-CHAIN = Chain([("two\n", "4"), ("make four\n", "4"), ("so four\n", "4"), ("yes\n", "4")], "it is 5")
+CHAIN = ScriptedThought([("two\n", "4"), ("make four\n", "4"), ("so four\n", "4"), ("yes\n", "4")], "it is 5")
 
 
 @pytest.mark.parametrize("uncertified", [False, True])
@@ -225,7 +225,7 @@ async def test_enforce_without_a_certificate_observes_and_warns(
         "mode": "enforce", "uncertified": uncertified, "scorer": "number", "audit_share": 0.0, "probe": {},
         "policy": {"policy": "stable-answer", "streak": 2}, "steps": {"min_tokens": 1, "growth": 1.0},
     }  # fmt: skip
-    slow = Chain(CHAIN.steps, "it is 5", reply=Reply(delay_s=0.01))
+    slow = ScriptedThought(CHAIN.steps, "it is 5", reply=Reply(delay_s=0.01))
     with caplog.at_level(logging.WARNING, logger="suffice"):
         async with served(tmp_path, slow, upstream={"finish": ["raw"], "slots": 2}, route=route) as g:
             answer = await g.ask(chat(suffice={}))

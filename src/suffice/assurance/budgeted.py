@@ -34,7 +34,7 @@ from suffice.assurance.certify import Counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Integrated:
+class IntegratorState:
     """Where the integrator stands, and what it needs to account for itself."""
 
     theta: float           # level, a real number; `level` is deployed
@@ -63,7 +63,7 @@ class Integrator:
         if not 0 < self.max_em_drop < 1 or self.eta <= 0 or not 0 <= self.drop_per_disagreement <= 1:
             raise ValueError(f"need 0 < max_em_drop < 1, eta > 0, 0 <= drop_per_disagreement <= 1; got {self}")
 
-    def audited(self, state: Integrated, *, disagrees: bool) -> Integrated:
+    def audited(self, state: IntegratorState, *, disagrees: bool) -> IntegratorState:
         """An audit came in: at the level deployed for it the stop would have answered the same, or not.
 
         theta + eta (eps - D g), at once. A disagreement now waits for `labelled`.
@@ -74,7 +74,7 @@ class Integrator:
             n_waiting=state.n_waiting + disagrees, lost=state.lost + guess,
         )  # fmt: skip
 
-    def labelled(self, state: Integrated, *, z: int) -> Integrated:
+    def labelled(self, state: IntegratorState, *, z: int) -> IntegratorState:
         """The label of a disagreement landed, or its time-out passed and it counts as lost (z = 1).
 
         theta - eta (Z - g). Agreement needs no label and gets none here.
@@ -89,7 +89,7 @@ class Integrator:
             state, theta=state.theta - self.eta * surprise, n_waiting=state.n_waiting - 1, lost=state.lost + surprise
         )  # fmt: skip
 
-    def identity_gap(self, state: Integrated) -> float:
+    def identity_gap(self, state: IntegratorState) -> float:
         """How far the identity of guarantee B is from holding: rounding, and nothing else. A fraction of EM."""
         if state.n_audits == 0:
             return 0.0
@@ -97,12 +97,12 @@ class Integrator:
         return state.lost / state.n_audits - self.max_em_drop - moved / (self.eta * state.n_audits)
 
 
-def start(level: int) -> Integrated:
+def start(level: int) -> IntegratorState:
     """Begin at a level: the certified one."""
-    return Integrated(theta=float(level), started=float(level))
+    return IntegratorState(theta=float(level), started=float(level))
 
 
-def kept_between(state: Integrated, *, certified: int, affordable: int) -> Integrated:
+def kept_between(state: IntegratorState, *, certified: int, affordable: int) -> IntegratorState:
     """Move theta back between the two levels, and write down how far; do it after every look.
 
     affordable  see `affordable_level`; where it is below `certified`, which counts of one window never show, the

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from suffice.assurance.ledger import KNOWN_AUDITS
-from suffice.types import Spending
+from suffice.types import BudgetAccount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Guarantee:
     """Everything that the promise hangs on."""
 
     route: str
@@ -37,7 +37,7 @@ class Claim:
         return tuple(sorted(name for name, n_audits in self.classes.items() if n_audits < KNOWN_AUDITS))
 
 
-def sentence(claim: Claim) -> str:
+def sentence(claim: Guarantee) -> str:
     """The promise for people.
 
     >>> print(sentence(Claim(route="gpqa", scorer="choice", max_em_drop=0.01, confidence=0.95, n_window=1600,
@@ -72,7 +72,7 @@ class Average:
     scorer: str
     max_em_drop: float     # epsilon, a fraction
     level: int             # in force
-    account: Spending
+    account: BudgetAccount
     labels: Literal["labelled", "label-free"]
 
 

@@ -42,7 +42,7 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class PartChange:
     """One part that is known to be another one now."""
 
     part: Part
@@ -56,13 +56,13 @@ class Change:
 _PARTS: Final[tuple[Part, ...]] = ("model", "system_fingerprint", "prompt", "sampling", "scorer", "index")
 
 
-def changed(before: Fingerprint, after: Fingerprint) -> tuple[Change, ...]:
+def changed(before: Fingerprint, after: Fingerprint) -> tuple[PartChange, ...]:
     """What is known to have changed; empty: nothing. A part that is None on either side is unknown."""
     found = []
     for part in _PARTS:
         old, new = getattr(before, part), getattr(after, part)
         if old is not None and new is not None and old != new:
-            found.append(Change(part=part, before=old, after=new))
+            found.append(PartChange(part=part, before=old, after=new))
     return tuple(found)
 
 

@@ -39,7 +39,7 @@ MIN_GROUPS = 10  # of questions (`tally.N_GROUPS`): with fewer, leaving one out 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class IntervalEstimate:
     """A number, how far it may be from the truth, and what it stands on."""
 
     value: float
@@ -76,26 +76,26 @@ class MoneyTotals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class ReportEstimates:
     """Every estimate of a report. None: there was nothing to measure it on."""
 
-    em_full: Estimate | None
-    em_stopped: Estimate | None
-    em_live: Estimate | None
-    tokens_full: Estimate | None        # spent a request
-    tokens_stopped: Estimate | None
-    saving: Estimate | None             # enforce: share of tokens, as `saving_of` has it
+    em_full: IntervalEstimate | None
+    em_stopped: IntervalEstimate | None
+    em_live: IntervalEstimate | None
+    tokens_full: IntervalEstimate | None        # spent a request
+    tokens_stopped: IntervalEstimate | None
+    saving: IntervalEstimate | None             # enforce: share of tokens, as `saving_of` has it
     # Savings are measured against full runs; of a vote that was decided early that is the vote over all its samples,
     # estimated from those drawn (`lengths`).
-    decided_saving: Estimate | None     # full runs: share of tokens not spent because votes were decided
-    would_save: Estimate | None         # observe: the same with the shadow stops made: tokens behind them saved, too
-    cost_full: Estimate | None          # US dollars a request, as `tokens_full`
-    cost_stopped: Estimate | None
-    cost_reduction: Estimate | None     # enforce: as `saving`, in money, prompts included
-    saved_usd: Estimate | None          # enforce: all money saved so far, audits and their probes counted as spent
-    would_save_usd: Estimate | None     # observe: what the stops would have saved, net of handing over
-    disagreement: Estimate | None       # full runs: the stop would have answered otherwise
-    em_drop: Estimate | None            # labelled full runs: EM(full) - EM(stopped), paired
+    decided_saving: IntervalEstimate | None     # full runs: share of tokens not spent because votes were decided
+    would_save: IntervalEstimate | None         # observe: the same with the shadow stops made: tokens behind them saved, too
+    cost_full: IntervalEstimate | None          # US dollars a request, as `tokens_full`
+    cost_stopped: IntervalEstimate | None
+    cost_reduction: IntervalEstimate | None     # enforce: as `saving`, in money, prompts included
+    saved_usd: IntervalEstimate | None          # enforce: all money saved so far, audits and their probes counted as spent
+    would_save_usd: IntervalEstimate | None     # observe: what the stops would have saved, net of handing over
+    disagreement: IntervalEstimate | None       # full runs: the stop would have answered otherwise
+    em_drop: IntervalEstimate | None            # labelled full runs: EM(full) - EM(stopped), paired
     n_lost: int | None                  # labelled pairs that the stop would have made wrong
     n_gained: int | None                # labelled pairs that the stop would have made right
 
@@ -123,7 +123,7 @@ class RouteReport:
     n_would_stop: int                   # full runs in which the policy would have stopped
     n_trials: int                       # probes of a thought that were answered
     n_trials_read: int                  # … with something that the scorer could read
-    measured: Measured
+    measured: ReportEstimates
     tokens: TokenTotals
     money: MoneyTotals
     degraded: Mapping[str, int]         # place: requests in which Suffice failed open there
@@ -195,7 +195,7 @@ def report_of(tally: Tally, *, route: str, confidence: float = 0.95, n_dropped: 
     )  # fmt: skip
 
 
-def saving_of(tally: Tally, confidence: float = 0.95) -> Estimate | None:
+def saving_of(tally: Tally, confidence: float = 0.95) -> IntervalEstimate | None:
     """The share of its tokens that a route has saved; every figure called a saving is this one.
 
     1 - spent / full, over every enforced request of the log. Spent is all that was generated: delivered, in probes
@@ -224,14 +224,14 @@ def pooled_would_save(tallies: Iterable[Tally]) -> float | None:
     return 1 - sum(float(sums[1]) for sums in known) / whole if whole else None
 
 
-def _measured(tally: Tally, confidence: float) -> Measured:
+def _measured(tally: Tally, confidence: float) -> ReportEstimates:
     """Compare only what may be compared; see the head of this file."""
     of, count = _Estimator(tally, confidence), tally.counts.get
     # Abandoned audits count as losses, but alone they are no measurement of a drop.
     n_drops = count("drops", 0) if count("drops_marked", 0) else 0
     n_lost, n_gained = count("lost", 0), count("gained", 0)
     n_decided = sum(one[1] for one in tally.groups.get("decided", {}).values())
-    return Measured(
+    return ReportEstimates(
         em_full=of.rate("em_full"),
         em_stopped=of.rate("em_stopped"),
         em_live=of.rate("em_live"),
@@ -264,26 +264,26 @@ class _Estimator:
     tally: Tally
     confidence: float
 
-    def rate(self, name: str) -> Estimate | None:
+    def rate(self, name: str) -> IntervalEstimate | None:
         """Share of true marks. Weighted runs count as so many equal ones as tell as much (Kish 1965)."""
         n, weights, true, squares = self.tally.rates.get(name, (0.0, 0.0, 0.0, 0.0))
         if n < 0.5:
             return None
         return self._mean(min(1.0, max(0.0, true / weights)), round(n), worth=weights * weights / squares, low=0.0)
 
-    def paired(self, total: int, n: int) -> Estimate:
+    def paired(self, total: int, n: int) -> IntervalEstimate:
         """Mean of differences in [-1, 1]."""
         return self._mean(total / n, n, worth=n, low=-1.0)
 
-    def _mean(self, value: float, n: int, *, worth: float, low: float) -> Estimate:
+    def _mean(self, value: float, n: int, *, worth: float, low: float) -> IntervalEstimate:
         alike = abs(worth - n) < 1e-6 * n
         interval = mean_interval(value, n if alike else max(1, int(worth)), self.confidence, low=low)
-        return Estimate(
+        return IntervalEstimate(
             value=value, low=interval.low, high=interval.high, n=n,
             method="anytime-valid, normal mixture" + ("" if alike else f", weighted runs as {worth:,.0f} equal ones"),
         )  # fmt: skip
 
-    def mean(self, name: str) -> Estimate | None:
+    def mean(self, name: str) -> IntervalEstimate | None:
         """Mean a request."""
         return self.grouped(name, lambda sums: _ratio(sums[..., 1], sums[..., 2]), "mean")
 
@@ -299,7 +299,7 @@ class _Estimator:
 
     def against_audits(
         self, name: str, statistic: Callable[[Floats], Floats], times: int | None = None
-    ) -> Estimate | None:
+    ) -> IntervalEstimate | None:
         """A statistic of (runs, cost of all, their number, what drawn full runs cost alone, their number, audits)."""
         n_audits = round(sum(one[5] for one in self.tally.groups.get(name, {}).values()))
         if not n_audits:
@@ -309,7 +309,7 @@ class _Estimator:
     def grouped(
         self, name: str, statistic: Callable[[Floats], Floats], what: str, *, n_audits: int | None = None,
         times: int | None = None,
-    ) -> Estimate | None:  # fmt: skip
+    ) -> IntervalEstimate | None:  # fmt: skip
         """A statistic of the sums, with an interval if there are audits and questions enough to make one.
 
         times  the column whose sum the statistic is multiplied by: a total, of a number of runs that is known
@@ -331,7 +331,7 @@ class _Estimator:
         else:
             radius = scale * _jackknife(statistic(sums - parts), self.confidence)
             low, high = value - radius, value + radius
-        return Estimate(
+        return IntervalEstimate(
             value=value, low=low, high=high, n=round(sums[0]) if n_audits is None else n_audits,
             method=f"{what}; jackknife over groups of questions", note=note,
         )  # fmt: skip

@@ -17,7 +17,7 @@ MAX_AUDITS = 2**40           # beyond any log: a promise that needs more is refu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class AuditEvidence:
     """What the audits of a route say so far, and what is missing for a first certificate."""
 
     n_audits: int               # that ended and say whether the stop would have answered the same
@@ -82,7 +82,7 @@ def evidence(
     n_audits: int,
     n_disagreements: int,
     audits_at_s: Sequence[float] = (),
-) -> Evidence:
+) -> AuditEvidence:
     """What is there and what is missing, from counts alone; never raises for a route's own settings.
 
     audits_at_s  when the audits came, Unix time, in any order
@@ -91,7 +91,7 @@ def evidence(
         needed = audits_needed(max_em_drop, confidence, n_disagreements)
     except ValueError:
         needed = None  # a drop of exactly 0, or certainty, is proved by no number
-    return Evidence(
+    return AuditEvidence(
         n_audits=n_audits, n_disagreements=n_disagreements, n_needed=needed,
         audits_per_s=rate_of(audits_at_s),
     )  # fmt: skip

@@ -24,7 +24,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.trend import MEMORY, Anchor, Floats, Priors, Series, Trend, column, trend
+from suffice.assurance.trend import MEMORY, Anchor, Floats, Priors, Series, TrendForecast, column, trend
 
 Bools = NDArray[np.bool_]
 Of = Literal["em_drop", "em"]
@@ -44,7 +44,7 @@ CALM_PART: Final = 0.9         # … so much of the limit: no flapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class ForecastWindow:
     """What about 100 requests of one epoch showed, everything at the level deployed now: audits are replayed at it."""
 
     until: int                    # number of the window's last request
@@ -61,7 +61,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crossing:
+class CrossingForecast:
     """Numbers of the requests at which the limit is crossed. None: not within 20,000 requests."""
 
     earliest: int | None
@@ -80,7 +80,7 @@ class Forecast:
     ahead: float       # at the horizon, 3,000 requests from now
     ahead_low: float
     ahead_high: float
-    crossing: Crossing
+    crossing: CrossingForecast
     alert: bool        # even the end of the interval that is farther from harm crosses within the horizon
     doubtful: bool     # the end that is nearer to it does: more audits now would tell
     reason: str
@@ -107,7 +107,7 @@ def near_share(disagrees: Bools, levels: range) -> Floats:
     return np.asarray(disagrees[:, levels.start : levels.stop].mean(axis=1), dtype=np.float64)
 
 
-def forecast_drop(windows: Sequence[Window], *, budget: float, alerted: bool = False) -> Forecast | None:
+def forecast_drop(windows: Sequence[ForecastWindow], *, budget: float, alerted: bool = False) -> Forecast | None:
     """When will the EM drop at the deployed level cross the budget? None: under 30 windows, or no audits.
 
     windows  of one epoch, oldest first, all with the same signals
@@ -129,7 +129,7 @@ def forecast_drop(windows: Sequence[Window], *, budget: float, alerted: bool = F
     return _judged(trend(series, DROP_PRIORS, anchor), "em_drop", budget, windows, alerted=alerted)
 
 
-def forecast_em(windows: Sequence[Window], *, critical_em: float, alerted: bool = False) -> Forecast | None:
+def forecast_em(windows: Sequence[ForecastWindow], *, critical_em: float, alerted: bool = False) -> Forecast | None:
     """When will the EM of delivered answers fall below the critical one? None: under 30 windows, or no labels.
 
     Of labelled runs alone: if labels come mostly for mistakes, this EM is too low from the start.
@@ -155,7 +155,7 @@ def _drawn(observed: float, variance: float, *, mean: float, sd: float) -> Ancho
 
 
 def _series(
-    windows: Sequence[Window], n: Sequence[float], total: Sequence[float], squares: Sequence[float]
+    windows: Sequence[ForecastWindow], n: Sequence[float], total: Sequence[float], squares: Sequence[float]
 ) -> Series:
     return Series(
         until=column([window.until for window in windows]),
@@ -166,7 +166,7 @@ def _series(
     )  # fmt: skip
 
 
-def _predicted(windows: Sequence[Window]) -> Floats | None:
+def _predicted(windows: Sequence[ForecastWindow]) -> Floats | None:
     """What the stop model expected in each window, along a line over those without an audit; None: most have none."""
     told = [window for window in windows if window.predicted_drop is not None]
     if 2 * len(told) < len(windows):
@@ -178,7 +178,7 @@ def _predicted(windows: Sequence[Window]) -> Floats | None:
 # --------------------------------------------------------------------------- the verdict
 
 
-def _judged(path: Trend, of: Of, limit: float, windows: Sequence[Window], *, alerted: bool) -> Forecast:
+def _judged(path: TrendForecast, of: Of, limit: float, windows: Sequence[ForecastWindow], *, alerted: bool) -> Forecast:
     """Read crossings, alert and doubt off a trend of harm: the drop itself, or what an EM lacks to 1."""
     now = windows[-1].until
     harm = limit if of == "em_drop" else 1 - limit
@@ -187,7 +187,7 @@ def _judged(path: Trend, of: Of, limit: float, windows: Sequence[Window], *, ale
     alert = bool((low[near] >= harm).any()) and len(windows) >= SETTLED
     if alerted and not alert:
         alert = bool((path.mean[near] + CALM_SD * path.sd[near] >= CALM_PART * harm).any())
-    crossing = Crossing(
+    crossing = CrossingForecast(
         earliest=_first(path, high, harm, now), expected=_first(path, path.mean, harm, now),
         latest=_first(path, low, harm, now),
     )  # fmt: skip
@@ -203,13 +203,13 @@ def _judged(path: Trend, of: Of, limit: float, windows: Sequence[Window], *, ale
     )  # fmt: skip
 
 
-def _first(path: Trend, harm: Floats, limit: float, now: int) -> int | None:
+def _first(path: TrendForecast, harm: Floats, limit: float, now: int) -> int | None:
     """The request at which a path first reaches the limit; None: it does not."""
     reached = np.flatnonzero(harm >= limit)
     return now + int(path.ahead[reached[0]]) if len(reached) else None
 
 
-def _said(of: Of, limit: float, value: float, per_1000: float, crossing: Crossing, now: int) -> str:
+def _said(of: Of, limit: float, value: float, per_1000: float, crossing: CrossingForecast, now: int) -> str:
     name = "EM drop" if of == "em_drop" else "EM"
     moving = f"{name} is about {value:.2%} and moves by {100 * per_1000:+.2f} points in 1,000 requests"
     if crossing.expected is None:

@@ -25,7 +25,7 @@ from suffice.assurance.bounds import Interval
 from suffice.assurance.certify import Counts, count, log_wealth
 from suffice.assurance.drift import ShiryaevRoberts
 from suffice.assurance.ledger import KNOWN_AUDITS
-from suffice.assurance.sequence import Watched, mean_between
+from suffice.assurance.sequence import SequenceState, mean_between
 
 FACTOR: Final = 2.0         # a class may lose this many budgets: small classes cannot prove less, and the pool does
 STEPS: Final = 3            # alarms from the top level to level 0
@@ -55,8 +55,8 @@ class ClassState:
     detector: tuple[float, ...]
     steps_down: int
     n_alarms: int
-    lost: Watched
-    gained: Watched
+    lost: SequenceState
+    gained: SequenceState
     since: tuple[tuple[int, int, int], ...]  # by level: gained, same, lost since the last move; (): not held
 
 
@@ -136,7 +136,7 @@ class _Guard:
     def __init__(self, allowed: float, threshold: float) -> None:
         self._detector = ShiryaevRoberts(allowed, threshold=threshold)
         self.steps_down = self._n_alarms = 0
-        self._lost = self._gained = Watched()
+        self._lost = self._gained = SequenceState()
         self.since = _NOTHING
 
     def take(self, z_here: int, z: NDArray[np.int8]) -> bool:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
 from suffice.assurance.certify import Counts, audits_to_certify, certified_level, log_wealth
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.ratio import ratio_between, watch_pairs, weighted_between
-from suffice.assurance.runs import Run
+from suffice.assurance.runs import RunNumbers
 from suffice.assurance.sequence import mean_above, mean_below, watch
 
 Floats = NDArray[np.float64]
@@ -33,13 +33,13 @@ METHOD: Final = "valid at every look, empirical Bernstein"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class LedgerEntry:
     """One governed run, and where it is booked."""
 
     route: str
     query_class: str  # "": none
     version: str      # of the policy that was pinned for it
-    run: Run
+    run: RunNumbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +53,12 @@ class Account:
     n_audits: int                 # full runs that show what the stop would have answered
     n_pending: int                # of them: it would have answered otherwise, and no label says what that cost
     n_cut: int                    # runs with more tokens than the cap, counted as the cap
-    em_full: Estimate | None
-    em_stopped: Estimate | None   # stopped runs are the easy ones: not to be compared with `em_full`
-    em_drop: Estimate | None      # over audits, at the level deployed at each
-    tokens_full: Estimate | None  # spent a run
-    tokens_live: Estimate | None  # … of runs that are no audits, stopped or not
-    saving: Estimate | None       # of tokens, on the same audits: 1 - with the stop made / in full
+    em_full: IntervalEstimate | None
+    em_stopped: IntervalEstimate | None   # stopped runs are the easy ones: not to be compared with `em_full`
+    em_drop: IntervalEstimate | None      # over audits, at the level deployed at each
+    tokens_full: IntervalEstimate | None  # spent a run
+    tokens_live: IntervalEstimate | None  # … of runs that are no audits, stopped or not
+    saving: IntervalEstimate | None       # of tokens, on the same audits: 1 - with the stop made / in full
 
     @property
     def known(self) -> bool:
@@ -66,14 +66,14 @@ class Account:
         return self.n_audits >= KNOWN_AUDITS
 
 
-def accounts(entries: Iterable[Entry], *, cap_tokens: float, confidence: float = 0.95) -> tuple[Account, ...]:
+def accounts(entries: Iterable[LedgerEntry], *, cap_tokens: float, confidence: float = 0.95) -> tuple[Account, ...]:
     """Book runs by route, by class, by version, and by class and version, each group with all of its numbers.
 
     entries     in the log's own order; intervals depend on it, sums do not
     cap_tokens  that a run can spend: the upstream's or the client's limit. A bound needs one, known beforehand
     confidence  of each interval by itself, in (0, 1)
     """
-    groups: dict[tuple[str, str | None, str | None], list[Run]] = {}
+    groups: dict[tuple[str, str | None, str | None], list[RunNumbers]] = {}
     for entry in entries:
         for query_class in (None, entry.query_class):
             for version in (None, entry.version):
@@ -90,7 +90,7 @@ class _Teller:
     cap_tokens: float
     confidence: float
 
-    def account(self, route: str, query_class: str | None, version: str | None, runs: Sequence[Run]) -> Account:
+    def account(self, route: str, query_class: str | None, version: str | None, runs: Sequence[RunNumbers]) -> Account:
         full = [run for run in runs if run.full]
         telling = [run for run in full if run.disagrees is not None]
         spent = [run.spent for run in runs if run.spent is not None]
@@ -107,46 +107,46 @@ class _Teller:
             saving=self._saving(full),
         )  # fmt: skip
 
-    def _em(self, runs: Sequence[Run]) -> Estimate | None:
+    def _em(self, runs: Sequence[RunNumbers]) -> IntervalEstimate | None:
         marked = [run for run in runs if run.correct is not None]
         if not marked:
             return None
         marks = np.array([run.correct for run in marked], dtype=np.float64)
         mean, interval = self._between(marks, marked, high=1.0)
         n_left_out = len(runs) - len(marked)
-        return Estimate(
+        return IntervalEstimate(
             value=mean, low=interval.low, high=interval.high, n=len(marked), method=METHOD,
             note=f"{n_left_out} runs without a label are left out" if n_left_out else None,
         )  # fmt: skip
 
-    def _drop(self, audits: Sequence[Run]) -> Estimate | None:
+    def _drop(self, audits: Sequence[RunNumbers]) -> IntervalEstimate | None:
         """Unlabelled disagreement counts as lost, and at the lower end as gained: the truth lies between."""
         if not audits:
             return None
         worst = np.array([_drop_of(run, pending=1) for run in audits], dtype=np.float64)
         best = np.array([_drop_of(run, pending=-1) for run in audits], dtype=np.float64)
         n_pending, alpha = int((worst != best).sum()), (1 - self.confidence) / 2
-        return Estimate(
+        return IntervalEstimate(
             value=float(worst.mean()), n=len(audits), method=METHOD,
             low=mean_above(watch(best, low=-1), alpha, low=-1), high=mean_below(watch(worst, low=-1), alpha, low=-1),
             note=f"{n_pending} audits without a label count as lost" if n_pending else None,
         )  # fmt: skip
 
-    def _tokens(self, runs: Sequence[Run]) -> Estimate | None:
+    def _tokens(self, runs: Sequence[RunNumbers]) -> IntervalEstimate | None:
         counted = [run for run in runs if run.spent is not None]
         if not counted:
             return None
         spent = self._cut([run.spent for run in counted if run.spent is not None])
         mean, interval = self._between(spent, counted, high=self.cap_tokens)
-        return Estimate(value=mean, low=interval.low, high=interval.high, n=len(counted), method=METHOD)
+        return IntervalEstimate(value=mean, low=interval.low, high=interval.high, n=len(counted), method=METHOD)
 
-    def _between(self, values: Floats, runs: Sequence[Run], *, high: float) -> tuple[float, Interval]:
+    def _between(self, values: Floats, runs: Sequence[RunNumbers], *, high: float) -> tuple[float, Interval]:
         """Mean of a value of each run, by what the runs stand for, and its interval."""
         weights = np.array([run.stands_for for run in runs], dtype=np.float64)
         # Rates have a floor that stands in the settings, so the largest weight was known beforehand.
         return weighted_between(values, weights, self.confidence, most_weight=float(weights.max()), high=high)
 
-    def _saving(self, full: Sequence[Run]) -> Estimate | None:
+    def _saving(self, full: Sequence[RunNumbers]) -> IntervalEstimate | None:
         pairs = [
             (run.would_spend, run.baseline_tokens) for run in full
             if run.would_spend is not None and run.baseline_tokens is not None
@@ -156,7 +156,7 @@ class _Teller:
             return None
         part = self._cut([would_spend for would_spend, _ in pairs])
         interval = ratio_between(watch_pairs(part, whole, cap=self.cap_tokens), self.confidence)
-        return Estimate(
+        return IntervalEstimate(
             value=1 - float(part.sum() / whole.sum()), low=1 - interval.high, high=1 - interval.low, n=len(pairs),
             method=METHOD,
         )  # fmt: skip
@@ -165,11 +165,11 @@ class _Teller:
         return np.minimum(np.array(tokens, dtype=np.float64), self.cap_tokens)
 
 
-def _is_pending(run: Run) -> bool:
+def _is_pending(run: RunNumbers) -> bool:
     return run.drop is None and run.disagrees is True
 
 
-def _drop_of(run: Run, *, pending: int) -> int:
+def _drop_of(run: RunNumbers, *, pending: int) -> int:
     """Z of an audit. An answer that agrees loses nothing, with or without a label."""
     if run.drop is not None:
         return run.drop

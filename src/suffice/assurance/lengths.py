@@ -26,7 +26,7 @@ MIN_LONGER = 5       # runs that thought longer; from fewer nothing is expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remaining:
+class RemainingTokens:
     """What a run that is still thinking is expected to generate from here. Tokens."""
 
     thought_tokens: float  # until it closes its thought by itself
@@ -40,7 +40,7 @@ class Remaining:
 
 
 @dataclass(slots=True)
-class FullRuns:
+class RunLengths:
     """Recent full runs of one route, and what they say about a run that has not ended."""
 
     n: int = 0                        # ever seen
@@ -62,7 +62,7 @@ class FullRuns:
             self._ordered.remove(self._recent.popleft())
         self._thoughts, self._answers = [], []
 
-    def remaining(self, thought_tokens: int) -> Remaining | None:
+    def remaining(self, thought_tokens: int) -> RemainingTokens | None:
         """E[what is left | the thought is longer than `thought_tokens`]; None: too few runs say so.
 
         O(log window), but for the first question after a new full run.
@@ -78,7 +78,7 @@ class FullRuns:
             self._thoughts = list(accumulate(thought for thought, _ in longest_first))[::-1]
             self._answers = list(accumulate(answer for _, answer in longest_first))[::-1]
         thought, answer = self._thoughts[first], self._answers[first]
-        return Remaining(thought_tokens=thought / n - thought_tokens, answer_tokens=answer / n, n=n)
+        return RemainingTokens(thought_tokens=thought / n - thought_tokens, answer_tokens=answer / n, n=n)
 
 
 @dataclass(slots=True)

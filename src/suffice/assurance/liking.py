@@ -28,9 +28,9 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.ratio import weighted_between
-from suffice.assurance.satisfaction import Pairing
+from suffice.assurance.satisfaction import RatingPairs
 from suffice.assurance.sequence import mean_between, watch
 from suffice.assurance.trust import MAX_SHARE
 
@@ -55,7 +55,7 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Word:
+class FeedbackValue:
     """One piece of feedback on one run, boiled down."""
 
     seq: int                        # place in the log: the order in which words were received
@@ -77,12 +77,12 @@ class Heard:
     drawn: bool             # a stop was asked for, and the lottery could have made it an audit or none
     audit: bool
     conversation: str       # that the run belongs to, or the run itself
-    words: tuple[Word, ...] = ()
+    words: tuple[FeedbackValue, ...] = ()
     stands_for: float = 1.0 # so many runs like it, those whose rows are not kept included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Liking:
+class SatisfactionEffect:
     """One measure on one route, or one class or version of it. None: nothing to measure it on."""
 
     measure: str
@@ -91,10 +91,10 @@ class Liking:
     version: str | None             # None: all of them together
     n_runs: int
     n_heard: int                    # of them: somebody said something of the kind
-    everybody: Estimate | None      # full and stopped runs together
-    full: Estimate | None
-    stopped: Estimate | None        # stopped runs are the easy ones: not to be compared with `full`
-    effect: Estimate | None         # stopped minus full, paired; None: no pair, or the measure speaks of users
+    everybody: IntervalEstimate | None      # full and stopped runs together
+    full: IntervalEstimate | None
+    stopped: IntervalEstimate | None        # stopped runs are the easy ones: not to be compared with `full`
+    effect: IntervalEstimate | None         # stopped minus full, paired; None: no pair, or the measure speaks of users
     rated_audits: float | None      # share of drawn audits of which something was said; None: there was none
     rated_stopped: float | None     # likewise, of the runs that were stopped in their place
     n_set_aside: int = 0            # words beyond the share of one key
@@ -102,7 +102,7 @@ class Liking:
 
 def likings(
     runs: Sequence[Heard], measures: Iterable[Measure], *, confidence: float = 0.95, most_weight: float = 1.0
-) -> tuple[Liking, ...]:
+) -> tuple[SatisfactionEffect, ...]:
     """Everything that was said, by measure: of the route, then of each class and each version, where there are several.
 
     runs         in the log's own order; intervals depend on it
@@ -120,7 +120,7 @@ def likings(
             groups.setdefault((run.query_class, None), []).append((place, run))
         if has_versions:
             groups.setdefault((None, run.version), []).append((place, run))
-    found = list[Liking]()
+    found = list[SatisfactionEffect]()
     for measure in measures:
         values, n_set_aside = _values(runs, measure, most_weight)
         if not values:
@@ -150,7 +150,7 @@ def _values(runs: Sequence[Heard], measure: Measure, most_weight: float) -> tupl
     The last word of each voice counts; a capped one speaks for a share of the runs, and for one at least; voices that
     remain are averaged. A conversation, or a user, counts once, at its first run.
     """
-    last: dict[tuple[int, str], tuple[Word, float]] = {}
+    last: dict[tuple[int, str], tuple[FeedbackValue, float]] = {}
     place_of: dict[str, int] = {}
     for place, run in enumerate(runs):
         for word in run.words:
@@ -190,7 +190,7 @@ class _Teller:
 
     def liking(
         self, members: Sequence[tuple[int, Heard]], query_class: str | None, version: str | None
-    ) -> Liking | None:
+    ) -> SatisfactionEffect | None:
         """One group's numbers; None: nobody said anything of its runs."""
         said = [(run, self._values.get(place) or self._of_silence(run)) for place, run in members]
         n_heard = sum(place in self._values for place, _ in members)
@@ -199,7 +199,7 @@ class _Teller:
         drawn = [(run.audit, place in self._values) for place, run in members if run.drawn]
         of_users = self._measure.level == "user"
         effect = None if of_users else self._effect([(run.audit, one) for run, one in said if run.drawn], drawn)
-        return Liking(
+        return SatisfactionEffect(
             measure=self._measure.name, better=self._measure.better, query_class=query_class, version=version,
             n_runs=len(members), n_heard=n_heard,
             everybody=self._mean([one for _, one in said]),
@@ -213,23 +213,23 @@ class _Teller:
         """What a run says of which nobody says anything; None: nothing."""
         return None if self._silent is None else _Value(self._silent, run.stands_for)
 
-    def _mean(self, values: Sequence[_Value | None]) -> Estimate | None:
+    def _mean(self, values: Sequence[_Value | None]) -> IntervalEstimate | None:
         known = [one for one in values if one is not None]
         if not known:
             return None
         mean, low, high = self._between(self._scaled(known), _weights(known), least=0.0)
         n_silent, span = len(values) - len(known), self._measure.high - self._measure.low
         start = self._measure.low
-        return Estimate(
+        return IntervalEstimate(
             value=start + span * mean, low=start + span * low, high=start + span * high, n=len(known), method=METHOD,
             note=f"of those who spoke; {n_silent:,} runs without a word are left out" if n_silent else None,
         )  # fmt: skip
 
     def _effect(
         self, drawn: Sequence[tuple[bool, _Value | None]], heard: Sequence[tuple[bool, bool]]
-    ) -> Estimate | None:
+    ) -> IntervalEstimate | None:
         known = [(audit, one) for audit, one in drawn if one is not None]
-        pairing = Pairing()
+        pairing = RatingPairs()
         scaled = self._scaled([one for _, one in known])
         pairs = [
             pair for (audit, one), value in zip(known, scaled.tolist(), strict=True)
@@ -240,14 +240,14 @@ class _Teller:
         drops, weights = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
         mean, low, high = self._between(-drops, weights, least=-1.0)
         span = self._measure.high - self._measure.low
-        return Estimate(
+        return IntervalEstimate(
             value=span * mean, low=span * low, high=span * high, n=len(pairs), method=PAIRED,
             note=None if self._silent is not None else self._who_votes(heard),
         )  # fmt: skip
 
     def _who_votes(self, heard: Sequence[tuple[bool, bool]]) -> str | None:
         """A warning where audits and stopped runs are surely not rated alike often."""
-        pairing = Pairing()
+        pairing = RatingPairs()
         pairs = [pair for audit, said in heard if (pair := pairing.add(float(said), audit=audit)) is not None]
         between = mean_between(watch(np.array([drop for drop, _ in pairs]), low=-1.0), self._confidence, low=-1.0)
         if between.low <= 0 <= between.high:

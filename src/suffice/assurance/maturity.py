@@ -51,7 +51,7 @@ class Audits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Matured:
+class MatureAudits:
     """Which audits a certificate may look at, and what it sees."""
 
     enters: Bools  # (N,)
@@ -64,7 +64,7 @@ class Matured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Wanted:
+class LabelNeeds:
     """Audits whose label could change what is certified, the most urgent first."""
 
     rows: Ints    # (K,): numbers of the audits
@@ -88,7 +88,7 @@ def counted_as(audits: Audits, *, label_free: bool = False) -> Small:
     return z
 
 
-def mature(audits: Audits, *, timeout: float, label_free: bool = False) -> Matured:
+def mature(audits: Audits, *, timeout: float, label_free: bool = False) -> MatureAudits:
     """Say which audits are old enough to be news, and what each counts as; its age decides, not what it showed.
 
     By the time-out the label of an audit is there, or the audit counts as lost where it disagrees. Label-free there is
@@ -100,10 +100,10 @@ def mature(audits: Audits, *, timeout: float, label_free: bool = False) -> Matur
         raise ValueError(f"timeout: got {timeout}; at least 0")
     old = audits.age >= timeout
     enters = np.ones(len(audits), dtype=np.bool_) if label_free else old
-    return Matured(enters=enters, z=counted_as(audits, label_free=label_free))
+    return MatureAudits(enters=enters, z=counted_as(audits, label_free=label_free))
 
 
-def labels_wanted(audits: Audits, *, deployed: int, timeout: float, ahead: int = AHEAD) -> Wanted:
+def labels_wanted(audits: Audits, *, deployed: int, timeout: float, ahead: int = AHEAD) -> LabelNeeds:
     """Ask for gold only where it pays: at audits that disagree at a level in play and have no label yet.
 
     In play are the deployed level and the `ahead` levels above it, and all below. Agreement needs no label, an
@@ -119,4 +119,4 @@ def labels_wanted(audits: Audits, *, deployed: int, timeout: float, ahead: int =
     # Those that still have time come first, by deadline; then those that are late, the latest arrivals first: they
     # stay in the window for longest.
     order = np.lexsort((rows, np.abs(left), left <= 0))
-    return Wanted(rows=rows[order], left=left[order])
+    return LabelNeeds(rows=rows[order], left=left[order])

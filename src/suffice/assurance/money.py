@@ -22,7 +22,7 @@ MTOK = 1_000_000  # prices are for a million tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class TokenCost:
     """Money by the kind of token that it was spent on. In US dollars, never negative."""
 
     input_usd: float = 0.0          # prompts that no cache served
@@ -39,8 +39,8 @@ class Cost:
         """Reading alone, cached or not."""
         return self.input_usd + self.cached_input_usd
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
+    def __add__(self, other: TokenCost) -> TokenCost:
+        return TokenCost(
             self.input_usd + other.input_usd,
             self.cached_input_usd + other.cached_input_usd,
             self.output_usd + other.output_usd,
@@ -49,20 +49,20 @@ class Cost:
 
 def cost_of(
     prices: Prices, *, prompt_tokens: float = 0, cached_tokens: float = 0, completion_tokens: float = 0
-) -> Cost:
+) -> TokenCost:
     """What these tokens cost. `cached_tokens` are part of `prompt_tokens`; more than all is read as all."""
     cached = min(cached_tokens, prompt_tokens)
     cached_price = prices.cached_input_usd_per_mtok
     if cached_price is None:
         cached_price = prices.input_usd_per_mtok
-    return Cost(
+    return TokenCost(
         (prompt_tokens - cached) * prices.input_usd_per_mtok / MTOK,
         cached * cached_price / MTOK,
         completion_tokens * prices.output_usd_per_mtok / MTOK,
     )
 
 
-def cost_of_call(prices: Prices, call: UpstreamCall) -> Cost | None:
+def cost_of_call(prices: Prices, call: UpstreamCall) -> TokenCost | None:
     """What one call cost; None: its prompt was never counted, so nobody knows."""
     if call.prompt_tokens is None:
         return None
@@ -72,9 +72,9 @@ def cost_of_call(prices: Prices, call: UpstreamCall) -> Cost | None:
     )  # fmt: skip
 
 
-def total(costs: Iterable[Cost | None]) -> Cost | None:
+def total(costs: Iterable[TokenCost | None]) -> TokenCost | None:
     """The sum; None as soon as one part is unknown. Of nothing it is 0."""
-    found = Cost()
+    found = TokenCost()
     for cost in costs:
         if cost is None:
             return None
@@ -98,7 +98,7 @@ class Finish:
     cached_share: float = 0    # part of what is sent again that a prefix cache serves, [0, 1]
 
 
-def finishing_cost(prices: Prices, finish: Finish) -> Cost:
+def finishing_cost(prices: Prices, finish: Finish) -> TokenCost:
     """What the stop itself is expected to cost.
 
     native         the answer; nothing is sent again
@@ -114,12 +114,12 @@ def finishing_cost(prices: Prices, finish: Finish) -> Cost:
     )  # fmt: skip
 
 
-def closing_cost(prices: Prices, finish: Finish) -> Cost:
+def closing_cost(prices: Prices, finish: Finish) -> TokenCost:
     """The part of `finishing_cost` that a full run would not have: all but the answer."""
     return finishing_cost(prices, replace(finish, answer_tokens=0))
 
 
-def remaining_cost(prices: Prices, remaining_tokens: float) -> Cost:
+def remaining_cost(prices: Prices, remaining_tokens: float) -> TokenCost:
     """What the run is expected to cost from here to its own end; its prompt has been paid for."""
     return cost_of(prices, completion_tokens=remaining_tokens)
 

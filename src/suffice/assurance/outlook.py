@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from suffice.assurance.forecast import Forecast, Of
 from suffice.assurance.ledger import Account
-from suffice.assurance.liking import SATISFACTION, Liking
+from suffice.assurance.liking import SATISFACTION, SatisfactionEffect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Outlook:
     em: Forecast | None = None    # of the EM of delivered answers; None: no critical EM, or too little is known
     alerts: tuple[Of, ...] = ()   # that stand
     author: str = ""
-    likings: tuple[Liking, ...] = ()  # what people say of the same runs, by measure; (): nobody said anything
+    likings: tuple[SatisfactionEffect, ...] = ()  # what people say of the same runs, by measure; (): nobody said anything
 
     @property
     def whole(self) -> Account | None:
@@ -39,12 +39,12 @@ class Outlook:
         return next((one for one in self.accounts if one.query_class is None and one.version is None), None)
 
     @property
-    def satisfaction(self) -> Liking | None:
+    def satisfaction(self) -> SatisfactionEffect | None:
         """What people say of the whole route: ratings, thumbs and surveys; None: nobody said anything."""
         return next((one for one in self.whole_likings if one.measure == SATISFACTION), None)
 
     @property
-    def whole_likings(self) -> tuple[Liking, ...]:
+    def whole_likings(self) -> tuple[SatisfactionEffect, ...]:
         """Each measure of the whole route."""
         return tuple(one for one in self.likings if one.query_class is None and one.version is None)
 

@@ -55,7 +55,7 @@ class LabelledEpisode(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class RunNumbers:
     """One governed request, boiled down to the numbers that the report needs."""
 
     group: str                # runs of one question are not independent
@@ -101,7 +101,7 @@ def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
     return next(reversed(people or telling), None)
 
 
-def measure_run(item: LabelledEpisode, match: Match) -> Run:
+def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
     """Boil one governed run down; `match` is never asked about a missing answer.
 
     No policy can stop a repeated delivery, so its run counts as one that the policy let go, and never as evidence.
@@ -129,7 +129,7 @@ def measure_run(item: LabelledEpisode, match: Match) -> Run:
         baseline_processed = baseline + prompts
         if outcome.end_reason in FINISHED_ENDS:
             would_spend = _would_spend(outcome, delivered)
-    return Run(
+    return RunNumbers(
         group=request.question_key or f"episode {request.episode_id}",
         full=full,
         enforce=request.mode == "enforce",

@@ -30,7 +30,7 @@ MOST_WEALTH: Final = 1e100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rated:
+class RatedRun:
     """One rated run that the lottery could have made an audit, and that was stopped if it was none."""
 
     audit: bool
@@ -39,7 +39,7 @@ class Rated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class SatisfactionVerdict:
     """What the ratings say of stopping."""
 
     safer: bool               # take the next safer level
@@ -79,7 +79,7 @@ def floor_of(min_satisfaction: float) -> float:
     return min_satisfaction if min_satisfaction <= 1 else (min_satisfaction - 1) / 4
 
 
-def judge(ratings: Iterable[Rated], *, min_satisfaction: float, delta: float) -> Verdict:
+def judge(ratings: Iterable[RatedRun], *, min_satisfaction: float, delta: float) -> SatisfactionVerdict:
     """Say whether the next safer level is due: stopped runs are rated worse than audits, and below the floor.
 
     The fall must be proven, for a floor alone cannot tell stopping from a harder week: the level goes down only where
@@ -90,7 +90,7 @@ def judge(ratings: Iterable[Rated], *, min_satisfaction: float, delta: float) ->
     min_satisfaction  as in the settings: a fraction up to 1, or a rating above 1 and up to 5
     delta             in (0, 1)
     """
-    seen = Comparison(min_satisfaction=min_satisfaction, delta=delta)
+    seen = SatisfactionTest(min_satisfaction=min_satisfaction, delta=delta)
     for rated in ratings:
         seen.add(rated)
         if seen.asks is not None:
@@ -120,7 +120,7 @@ class _Mean:
 
 
 @dataclass(slots=True)
-class Pairing:
+class RatingPairs:
     """Audits against the stopped runs between them, in the order in which they came."""
 
     _audits: _Mean = field(default_factory=_Mean)      # that wait for a partner
@@ -141,7 +141,7 @@ class Pairing:
 
 
 @dataclass(slots=True, kw_only=True)
-class Comparison:
+class SatisfactionTest:
     """The fold behind `judge`, for ratings that come one by one. Raises ValueError for parameters out of range.
 
     asks  why the next safer level is due, from the rating on that proved it; None: it is not
@@ -154,7 +154,7 @@ class Comparison:
     e_value: float = 1.0
     stopped: float | None = None
     drops: _Mean = field(default_factory=_Mean)
-    _pairing: Pairing = field(default_factory=Pairing)
+    _pairing: RatingPairs = field(default_factory=RatingPairs)
     _wealth: list[float] = field(default_factory=lambda: [0.0] * len(BETS))  # of the bets that have begun
     _unspent: float = 1.0                              # weight of those that have not
     _n_stopped: int = 0
@@ -176,7 +176,7 @@ class Comparison:
         """Mean satisfaction of audits minus that of stopped runs; None: no pair."""
         return self.drops.mean
 
-    def add(self, rated: Rated) -> None:
+    def add(self, rated: RatedRun) -> None:
         """Take the next rating in. Raises ValueError for one that is no fraction."""
         self._add(rated)
         proven = self.e_value >= 1 / self.delta
@@ -186,17 +186,17 @@ class Comparison:
                 f" (by {self.drop:.2f} in {self.n_pairs} pairs)"
             )
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> SatisfactionVerdict:
         """What the ratings so far say."""
         reason = f"no fall is proven by {self.n_pairs} pairs"
         if self.e_value >= 1 / self.delta:
             reason = f"rated worse than audits, but not below {self.floor:.2f}"
-        return Verdict(
+        return SatisfactionVerdict(
             safer=self.asks is not None, reason=self.asks or reason, n_pairs=self.n_pairs, drop=self.drop,
             stopped=self.stopped, e_value=self.e_value,
         )  # fmt: skip
 
-    def _add(self, rated: Rated) -> None:
+    def _add(self, rated: RatedRun) -> None:
         if not (isfinite(rated.satisfaction) and 0 <= rated.satisfaction <= 1):
             raise ValueError(f"satisfaction: got {rated.satisfaction}; a fraction from 0 to 1")
         if not rated.audit:

@@ -29,7 +29,7 @@ FIRST_GUESS: Final = 0.5  # of the first value, scaled; every later one is guess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
+class SequenceState:
     """The values so far, scaled to [0, 1]: all that an interval is made of. Plain data; a worker may keep it."""
 
     n: int = 0
@@ -41,15 +41,15 @@ class Watched:
         """Of the scaled values; `FIRST_GUESS` before there is one."""
         return self.total / self.n if self.n else FIRST_GUESS
 
-    def plus(self, value: float) -> Watched:
+    def plus(self, value: float) -> SequenceState:
         """With one more value, scaled to [0, 1]; `watch` takes many."""
         away = value - self.mean
-        return Watched(n=self.n + 1, total=self.total + value, deviation=self.deviation + away * away)
+        return SequenceState(n=self.n + 1, total=self.total + value, deviation=self.deviation + away * away)
 
 
 def watch(
-    values: NDArray[np.float64], before: Watched | None = None, *, low: float = 0.0, high: float = 1.0
-) -> Watched:
+    values: NDArray[np.float64], before: SequenceState | None = None, *, low: float = 0.0, high: float = 1.0
+) -> SequenceState:
     """Take in the next values, in the order in which they came.
 
     values     shape (n,), each in [low, high]
@@ -59,20 +59,20 @@ def watch(
     """
     if not low < high or not ((values >= low) & (values <= high)).all():
         raise ValueError(f"values: need all of them in [{low:g}, {high:g}]")
-    start = before or Watched()
+    start = before or SequenceState()
     scaled = (values - low) / (high - low)
     totals = start.total + np.cumsum(scaled)
     guesses = np.empty(len(scaled))
     if len(scaled):
         guesses[0] = start.mean
         guesses[1:] = totals[:-1] / (start.n + np.arange(1, len(scaled)))
-    return Watched(
+    return SequenceState(
         n=start.n + len(scaled), total=start.total + float(scaled.sum()),
         deviation=start.deviation + float(((scaled - guesses) ** 2).sum()),
     )  # fmt: skip
 
 
-def mean_below(watched: Watched, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT) -> float:
+def mean_below(watched: SequenceState, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT) -> float:
     """Upper bound: the chance that it is ever below the running mean is at most `alpha`.
 
     Conjugate-mixture empirical Bernstein: a gamma-exponential mixture over S_t = sum of (X - mean) with V_t the squared
@@ -85,13 +85,13 @@ def mean_below(watched: Watched, alpha: float, *, low: float = 0.0, high: float 
     return low + (high - low) * min(1.0, watched.mean + _radius(watched, alpha, v_opt))
 
 
-def mean_above(watched: Watched, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT) -> float:
+def mean_above(watched: SequenceState, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT) -> float:
     """Lower bound, as `mean_below`."""
     return low + (high - low) * max(0.0, watched.mean - _radius(watched, alpha, v_opt))
 
 
 def mean_between(
-    watched: Watched, confidence: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT
+    watched: SequenceState, confidence: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT
 ) -> Interval:
     """Both ends, each with half of what `confidence` leaves."""
     alpha = (1 - confidence) / 2
@@ -101,7 +101,7 @@ def mean_between(
     )
 
 
-def _radius(watched: Watched, alpha: float, v_opt: float) -> float:
+def _radius(watched: SequenceState, alpha: float, v_opt: float) -> float:
     return gamma_exponential_bound(watched.deviation, alpha, v_opt=v_opt) / watched.n if watched.n else inf
 
 

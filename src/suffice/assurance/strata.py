@@ -50,7 +50,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standardised:
+class StandardisedDrop:
     """The same comparison made twice. Believe the second."""
 
     pooled_drop: float | None        # all runs of one side against all of the other
@@ -65,7 +65,7 @@ class Standardised:
         return pooled is not None and true is not None and pooled <= 0 < true
 
 
-def standardise(cells: Sequence[Cell], *, margin: float = 0.0) -> Standardised:
+def standardise(cells: Sequence[Cell], *, margin: float = 0.0) -> StandardisedDrop:
     """Compare both sides over all runs, and over the classes as they are mixed in all runs together.
 
     margin  EM that a class may lose, a fraction; point estimates are compared, no interval is made
@@ -79,7 +79,7 @@ def standardise(cells: Sequence[Cell], *, margin: float = 0.0) -> Standardised:
     drops = [(cell, cell.drop) for cell in filled]
     weighted = [cell.n * drop for cell, drop in drops if drop is not None]
     complete = filled and len(weighted) == len(filled)
-    return Standardised(
+    return StandardisedDrop(
         pooled_drop=everything.drop,
         standardised_drop=sum(weighted) / everything.n if complete else None,
         harmed=tuple(cell.query_class for cell, drop in drops if cell.known and drop is not None and drop > margin),

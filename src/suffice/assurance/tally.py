@@ -19,7 +19,7 @@ import msgspec
 
 from suffice.assurance.evidence import RECENT_AUDITS
 from suffice.assurance.extractable import WINDOW_RUNS
-from suffice.assurance.runs import FINISHED_ENDS, Run
+from suffice.assurance.runs import FINISHED_ENDS, RunNumbers
 from suffice.assurance.sampling import Unkept
 from suffice.types import Outcome, Request, Usage
 
@@ -51,7 +51,7 @@ class Tally(msgspec.Struct, kw_only=True):
         """Count a request; what it brings is added when it ends."""
         self.n_asked += 1
 
-    def add(self, request: Request, outcome: Outcome, run: Run | None) -> None:
+    def add(self, request: Request, outcome: Outcome, run: RunNumbers | None) -> None:
         """Add a request that has ended.
 
         run  what `measure_run` makes of it; None: it passed through
@@ -77,7 +77,7 @@ class Tally(msgspec.Struct, kw_only=True):
         self._add_marks(run)
         self._add_spent(run)
 
-    def relabel(self, before: Run, after: Run) -> None:
+    def relabel(self, before: RunNumbers, after: RunNumbers) -> None:
         """Exchange what the labels of one governed run say; everything else about it is as it was."""
         self._add_marks(before, sign=-1)
         self._add_marks(after)
@@ -105,7 +105,7 @@ class Tally(msgspec.Struct, kw_only=True):
         ):  # fmt: skip
             _count(self.tokens, name, n)
 
-    def _add_counts(self, request: Request, outcome: Outcome, run: Run) -> None:
+    def _add_counts(self, request: Request, outcome: Outcome, run: RunNumbers) -> None:
         for name, holds in (
             ("governed", True), ("stopped", outcome.stopped), ("audits", run.audit),
             ("abandoned", run.abandoned_audit), ("telling", run.audit and run.disagrees is not None),
@@ -146,7 +146,7 @@ class Tally(msgspec.Struct, kw_only=True):
     def _pay(self, name: str, usd: float) -> None:
         self.money[name] = self.money.get(name, 0.0) + usd
 
-    def _add_marks(self, run: Run, *, sign: int = 1) -> None:
+    def _add_marks(self, run: RunNumbers, *, sign: int = 1) -> None:
         """What labels say of the run."""
         correct = run.correct
         _count(self.counts, "labelled", sign * (correct is not None))
@@ -168,7 +168,7 @@ class Tally(msgspec.Struct, kw_only=True):
             for at, one in enumerate((1.0, weight, weight * mark, weight * weight)):
                 sums[at] += sign * one
 
-    def _add_spent(self, run: Run) -> None:
+    def _add_spent(self, run: RunNumbers) -> None:
         """What means and ratios are made of."""
         w = run.stands_for
         for name, holds, cost in (
@@ -191,7 +191,7 @@ class Tally(msgspec.Struct, kw_only=True):
         if run.full and not run.enforce and run.would_save_usd is not None:
             self._add_group("would_save_usd", run, run.would_save_usd, 1.0)
 
-    def _add_group(self, name: str, run: Run, *values: float) -> None:
+    def _add_group(self, name: str, run: RunNumbers, *values: float) -> None:
         mine = self.groups.setdefault(name, {})
         sums = mine.setdefault(crc32(run.group.encode()) % N_GROUPS, [0.0] * (len(values) + 1))
         sums[0] += 1

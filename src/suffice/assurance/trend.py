@@ -60,7 +60,7 @@ class Anchor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Trend:
+class TrendForecast:
     """What is forecast at 0, 100, 200 … requests from now."""
 
     ahead: Floats  # requests
@@ -78,7 +78,7 @@ class _Cause:
     variance: Floats  # … and how well that is known
 
 
-def trend(series: Series, priors: Priors, anchor: Anchor) -> Trend:
+def trend(series: Series, priors: Priors, anchor: Anchor) -> TrendForecast:
     """Fit the latest 200 windows and follow what moved into the future.
 
     Bayesian linear regression with known noise; the uncertainty of the slopes, of the anchor and of the signals' own
@@ -103,7 +103,7 @@ def trend(series: Series, priors: Priors, anchor: Anchor) -> Trend:
     moved = moved - (design * n[:, np.newaxis]).sum(axis=0) / n.sum()  # against the mean outcome's own place
     of_paths = sum(slope**2 * cause.variance for slope, cause in zip(slopes[1:], causes, strict=True))
     variance = anchor.variance + np.einsum("ij,jk,ik->i", moved, covariance, moved) + of_paths
-    return Trend(ahead=1_000 * ahead, mean=anchor.mean + moved @ slopes, sd=np.sqrt(variance))
+    return TrendForecast(ahead=1_000 * ahead, mean=anchor.mean + moved @ slopes, sd=np.sqrt(variance))
 
 
 def _ramp(priors: Priors, at: Floats, ahead: Floats) -> _Cause:

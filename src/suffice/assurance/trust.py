@@ -15,7 +15,7 @@ An audit without a verdict counts as lost where it disagrees (`maturity`), so wh
 saving and never the promise. The result depends on the set of labels alone: doubled, late and reordered ones change
 nothing.
 
-What the cap is worth. One lying key decides at most `Standing.allowed` audits. `hardened` counts so many as lost
+What the cap is worth. One lying key decides at most `LabelSummary.allowed` audits. `hardened` counts so many as lost
 whatever was said, and a certificate from those counts holds in spite of one such key, or of k with k times as many.
 Against many keys that lie together the cap does no more than make many keys necessary; what they can do was measured
 and stands in docs/reference/assurance.md.
@@ -50,7 +50,7 @@ RANKS: Final[Mapping[str, int]] = MappingProxyType({
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Label:
+class TrustedLabel:
     """One word about one audit."""
 
     audit: str
@@ -62,7 +62,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class LabelSummary:
     """What the labels of a window come to."""
 
     verdicts: Mapping[str, Hashable]  # by audit; one that is not here is unlabelled
@@ -92,8 +92,8 @@ def rank_of(said: Feedback, callers: Collection[str] = ()) -> int:
 
 
 def stand(
-    labels: Iterable[Label], *, differing: Collection[str], max_share: float = MAX_SHARE, trusted: int = TRUSTED
-) -> Standing:
+    labels: Iterable[TrustedLabel], *, differing: Collection[str], max_share: float = MAX_SHARE, trusted: int = TRUSTED
+) -> LabelSummary:
     """Find the one verdict of each audit that can use one; the order of `labels` does not matter.
 
     differing  audits of the window whose answers differ at a level in play; words about others are ignored. All audits
@@ -110,7 +110,7 @@ def stand(
     verdicts, contested = _decide(kept)
     kept_words = set(kept)
     set_aside = Counter(label.key for label in words if label not in kept_words)
-    return Standing(verdicts=verdicts, contested=contested, set_aside=dict(sorted(set_aside.items())), allowed=allowed)
+    return LabelSummary(verdicts=verdicts, contested=contested, set_aside=dict(sorted(set_aside.items())), allowed=allowed)
 
 
 def hardened(counts: Counts, n_lies: int) -> Counts:
@@ -118,7 +118,7 @@ def hardened(counts: Counts, n_lies: int) -> Counts:
 
     Their wealth is at most that of the true counts at every level, so what they certify is certified in truth.
 
-    n_lies  at least 0; `Standing.allowed` for one capped key
+    n_lies  at least 0; `LabelSummary.allowed` for one capped key
     """
     if n_lies < 0:
         raise ValueError(f"n_lies: got {n_lies}; at least 0")
@@ -127,9 +127,9 @@ def hardened(counts: Counts, n_lies: int) -> Counts:
     return Counts(counts.gained - gained, counts.same - same, counts.lost + gained + same)
 
 
-def _last_words(labels: Iterable[Label], differing: Collection[str]) -> list[Label]:
+def _last_words(labels: Iterable[TrustedLabel], differing: Collection[str]) -> list[TrustedLabel]:
     """What each voice last said about each audit, in the order of the log."""
-    last: dict[tuple[str, str, str], Label] = {}
+    last: dict[tuple[str, str, str], TrustedLabel] = {}
     for label in labels:
         voice = label.audit, label.key, label.source
         if label.audit in differing and (voice not in last or label.seq > last[voice].seq):
@@ -137,7 +137,7 @@ def _last_words(labels: Iterable[Label], differing: Collection[str]) -> list[Lab
     return sorted(last.values(), key=lambda label: label.seq)
 
 
-def _within_share(words: Sequence[Label], allowed: int, trusted: int) -> list[Label]:
+def _within_share(words: Sequence[TrustedLabel], allowed: int, trusted: int) -> list[TrustedLabel]:
     """Without what capped keys say beyond their first `allowed` audits."""
     spoken: defaultdict[str, set[str]] = defaultdict(set)
     kept = []
@@ -151,7 +151,7 @@ def _within_share(words: Sequence[Label], allowed: int, trusted: int) -> list[La
     return kept
 
 
-def _decide(words: Sequence[Label]) -> tuple[dict[str, Hashable], frozenset[str]]:
+def _decide(words: Sequence[TrustedLabel]) -> tuple[dict[str, Hashable], frozenset[str]]:
     """One verdict for each audit by the highest trust present; audits on which that trust is of two minds."""
     highest: dict[str, int] = {}
     for label in words:

@@ -25,7 +25,7 @@ JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print one JSO
 JSON_OBJECT = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """A group whose help lists its commands in the order in which they are defined, each with its whole sentence."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click passes it

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from suffice.console import exchange, pages
-from suffice.console.desk import Desk
-from suffice.console.doors import NOBODY, Visitor
-from suffice.console.exchange import JSON, Answer, Asked, Receive, Scope, Send
-from suffice.console.table import Door
+from suffice.console.desk import ConsoleContext
+from suffice.console.doors import NOBODY, Principal
+from suffice.console.exchange import JSON, Answer, ConsoleRequest, Receive, Scope, Send
+from suffice.console.table import ConsoleEndpoint
 from suffice.errors import BadRequest, SufficeError
 from suffice.telemetry import LOG
 from suffice.upstream.wire import error_body
@@ -27,11 +27,11 @@ _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permissio
 class ConsoleApp:
     """Answers below `/console` and `/api`."""
 
-    def __init__(self, desk: Desk, doors: Iterable[Door]) -> None:
+    def __init__(self, desk: ConsoleContext, doors: Iterable[ConsoleEndpoint]) -> None:
         self.desk = desk
         self.doors = tuple(doors)
-        self._exact: dict[str, dict[str, Door]] = {}
-        self._with_fields: dict[re.Pattern[str], dict[str, Door]] = {}
+        self._exact: dict[str, dict[str, ConsoleEndpoint]] = {}
+        self._with_fields: dict[re.Pattern[str], dict[str, ConsoleEndpoint]] = {}
         for door in self.doors:
             if "{" in door.path:
                 pattern = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[A-Za-z0-9._:-]{1,200})", re.escape(door.path)))
@@ -75,7 +75,7 @@ class ConsoleApp:
             LOG.debug("the same, with its traceback", exc_info=True)
             return self._failure(asked, visitor, 500, "this page failed; the log of the process says where")
 
-    def _find(self, path: str) -> tuple[Mapping[str, Door], Mapping[str, str]]:
+    def _find(self, path: str) -> tuple[Mapping[str, ConsoleEndpoint], Mapping[str, str]]:
         if (found := self._exact.get(path)) is not None:
             return found, {}
         for pattern, by_method in self._with_fields.items():
@@ -83,7 +83,7 @@ class ConsoleApp:
                 return by_method, matched.groupdict()
         return {}, {}
 
-    def _refusal(self, asked: Asked, visitor: Visitor, error: BadRequest) -> Answer:
+    def _refusal(self, asked: ConsoleRequest, visitor: Principal, error: BadRequest) -> Answer:
         headers = (("retry-after", "12"),) if error.status == 429 else ()
         if asked.is_api:
             kind = _KINDS.get(error.status, "invalid_request_error")
@@ -95,18 +95,18 @@ class ConsoleApp:
             return pages.to_login(asked)
         return pages.sorry(self.desk, asked, visitor, error.status, str(error)).with_headers(*headers)
 
-    def _failure(self, asked: Asked, visitor: Visitor, status: int, message: str) -> Answer:
+    def _failure(self, asked: ConsoleRequest, visitor: Principal, status: int, message: str) -> Answer:
         if asked.is_api:
             return Answer(status=status, kind=JSON, body=error_body(message, "server_error", None, "server_error"))
         return pages.sorry(self.desk, asked, visitor, status, message)
 
 
-def _unread(scope: Scope) -> Asked:
+def _unread(scope: Scope) -> ConsoleRequest:
     """A request of which nothing but its path is known."""
-    return Asked(method=scope["method"], path=scope["path"], headers={}, query={}, form={}, address="")
+    return ConsoleRequest(method=scope["method"], path=scope["path"], headers={}, query={}, form={}, address="")
 
 
-def _no_such(asked: Asked, by_method: Mapping[str, Door]) -> BadRequest:
+def _no_such(asked: ConsoleRequest, by_method: Mapping[str, ConsoleEndpoint]) -> BadRequest:
     if by_method:
         message = f"this path answers {', '.join(sorted(by_method))} only"
         return BadRequest(message, status=405, code="method_not_allowed")

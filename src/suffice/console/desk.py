@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from suffice.console.doors import Doors, Visitor
+from suffice.console.doors import ConsoleAuth, Principal
 from suffice.console.live import Live
-from suffice.console.look import Look
+from suffice.console.look import ViewContext
 from suffice.errors import StoreError
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import reading
-from suffice.store.routes.rollouts import Held
+from suffice.store.routes.rollouts import RolloutRun
 
 T = TypeVar("T")
 READERS: Final = 2  # threads that read for pages, whatever else the process does
@@ -26,7 +26,7 @@ MOST_TOLD: Final = 1_000  # sessions for which a sentence is kept until the next
 
 
 @dataclass(slots=True, kw_only=True)
-class Desk:
+class ConsoleContext:
     """Everything that handlers need, made by `wiring`.
 
     decisions  a writer of the log, opened when it is first needed and closed by whoever made this
@@ -44,14 +44,14 @@ class Desk:
 
     settings: Settings
     path: Path
-    doors: Doors
+    doors: ConsoleAuth
     decisions: Callable[[], Decisions]
     told: Callable[[], None]
     setup_of: Callable[[str], str]
     effect_of: Callable[[str], str]
     check_experiment: Callable[[str], None]
-    propose: Callable[[str, str, str, str], Held | str]
-    take_back: Callable[[str, str, str], Held | str]
+    propose: Callable[[str, str, str, str], RolloutRun | str]
+    take_back: Callable[[str, str, str], RolloutRun | str]
     note_export: Callable[[str, int, str], None]
     closing: Callable[[], bool]
     killed: Callable[[], bool]
@@ -72,7 +72,7 @@ class Desk:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def read(self, view: Callable[[Look], T]) -> T:
+    async def read(self, view: Callable[[ViewContext], T]) -> T:
         """Look at the log in a thread, for a while at most. Raises what the view raises, and StoreError."""
         return await self.off_loop(lambda: self._read(view))
 
@@ -80,12 +80,12 @@ class Desk:
         """Do something in one of our threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _read(self, view: Callable[[Look], T]) -> T:
+    def _read(self, view: Callable[[ViewContext], T]) -> T:
         with reading(self.path) as connection:
             end_s = self.monotonic_s() + LONGEST_READ_S
             connection.set_progress_handler(lambda: self.monotonic_s() > end_s, 20_000)
             try:
-                return view(Look(
+                return view(ViewContext(
                     connection=connection, settings=self.settings, path=self.path, now_s=self.now(),
                     monotonic_s=self.monotonic_s, begun_s=self._begun_s, killed=self.killed(),
                 ))  # fmt: skip
@@ -94,7 +94,7 @@ class Desk:
                     raise
                 raise StoreError(f"store {self.path}: the page took longer than {LONGEST_READ_S:g} s") from None
 
-    def tell(self, visitor: Visitor, sentence: str) -> None:
+    def tell(self, visitor: Principal, sentence: str) -> None:
         """Keep a sentence for the next page of this session."""
         if visitor.session is None:
             return
@@ -103,6 +103,6 @@ class Desk:
         while len(self._told) > MOST_TOLD:
             del self._told[next(iter(self._told))]
 
-    def told_to(self, visitor: Visitor) -> str:
+    def told_to(self, visitor: Principal) -> str:
         """The sentence for this session's next page, once; "": there is none."""
         return "" if visitor.session is None else self._told.pop(visitor.session.nonce, "")

@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeAlias
 
 from suffice.browsers import BrowserPolicy
 from suffice.console import people, sessions
-from suffice.console.exchange import Answer, Asked, cookie
+from suffice.console.exchange import Answer, ConsoleRequest, cookie
 from suffice.console.people import Person, Role, Roster
 from suffice.errors import BadRequest
 from suffice.telemetry import LOG
@@ -28,12 +28,12 @@ TOKEN: Final = "csrf"  # the field of a form; a script sends the header x-csrf-t
 Needs: TypeAlias = Role | Literal["nobody"]  # "nobody": without a login, for what says nothing
 
 
-class Refused(BadRequest):
+class AccessDenied(BadRequest):
     """Somebody may not do this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Visitor:
+class Principal:
     """Who asks."""
 
     person: Person | None  # None: nobody has logged in
@@ -51,10 +51,10 @@ class Visitor:
         return self.person.role if self.person is not None else None
 
 
-NOBODY: Final = Visitor(person=None)
+NOBODY: Final = Principal(person=None)
 
 
-class Doors:
+class ConsoleAuth:
     """Lets in who may.
 
     roster        the people as the file has them now; None: there is no file yet
@@ -75,7 +75,7 @@ class Doors:
 
     # ---- who asks ----------------------------------------------------------------------------------
 
-    def admit(self, asked: Asked, needs: Needs) -> Visitor:
+    def admit(self, asked: ConsoleRequest, needs: Needs) -> Principal:
         """Who asks, if they may. Raises Refused."""
         self._browsers.check_host(asked.headers.get("host", ""))
         if not _is_link(asked):
@@ -84,18 +84,18 @@ class Doors:
         if needs == "nobody":
             return visitor
         if visitor.person is None:
-            raise Refused("log in first, or send 'authorization: Bearer SECRET'", status=401, code="not_logged_in")
+            raise AccessDenied("log in first, or send 'authorization: Bearer SECRET'", status=401, code="not_logged_in")
         if not people.may(visitor.person.role, needs):
             message = f"this needs the role {needs}; {visitor.name} has the role {visitor.role}"
-            raise Refused(message, status=403, code="role")
+            raise AccessDenied(message, status=403, code="role")
         return visitor
 
-    def check_change(self, asked: Asked, visitor: Visitor) -> None:
+    def check_change(self, asked: ConsoleRequest, visitor: Principal) -> None:
         """Refuse a change unless the visitor's browser shows that the page was ours; secrets need no page."""
         if visitor.session is not None:
             self._check_token(asked, visitor.session.nonce)
 
-    def _visitor(self, asked: Asked) -> Visitor:
+    def _visitor(self, asked: ConsoleRequest) -> Principal:
         roster = self.roster()
         if roster is None:
             return NOBODY
@@ -104,12 +104,12 @@ class Doors:
             kind, _, secret = given.partition(" ")
             if kind.lower() != "bearer" or not asked.is_api:
                 return NOBODY
-            return Visitor(person=self._tried(roster, secret.strip(), asked.address))
+            return Principal(person=self._tried(roster, secret.strip(), asked.address))
         session = sessions.read(asked.cookies.get(SESSION, ""), roster.key, now_s=self._now())
         person = roster.by_id(session.person_id) if session is not None else None
         if session is None or person is None or session.nonce in self._ended:
             return NOBODY
-        return Visitor(person=person, session=session, token=sessions.token(session.nonce, roster.key))
+        return Principal(person=person, session=session, token=sessions.token(session.nonce, roster.key))
 
     def _tried(self, roster: Roster, secret: str, address: str) -> Person | None:
         """Whose secret it is. Raises Refused where too many from this address were wrong, and this one is, too."""
@@ -119,27 +119,27 @@ class Doors:
         now_s = self._monotonic_s()
         wait_s = self._attempts.wait_s(address, now_s=now_s)
         if wait_s:
-            raise Refused(f"too many wrong secrets; try again in {wait_s} s", status=429, code="too_many_attempts")
+            raise AccessDenied(f"too many wrong secrets; try again in {wait_s} s", status=429, code="too_many_attempts")
         self._attempts.failed(address, now_s=now_s)
         LOG.warning("console: a wrong secret from %s", address)
         return None
 
-    def _check_token(self, asked: Asked, what: str) -> None:
+    def _check_token(self, asked: ConsoleRequest, what: str) -> None:
         roster = self.roster()
         given = asked.headers.get("x-csrf-token") or asked.form.get(TOKEN, "")
         if roster is None or not sessions.is_token(given, what, roster.key):
-            raise Refused("the form has no valid token; load the page again", status=403, code="csrf")
+            raise AccessDenied("the form has no valid token; load the page again", status=403, code="csrf")
 
     # ---- coming and going --------------------------------------------------------------------------
 
-    def login_page(self, asked: Asked) -> tuple[str, tuple[str, str]]:
+    def login_page(self, asked: ConsoleRequest) -> tuple[str, tuple[str, str]]:
         """A token for a login page, and the cookie that it belongs to. Raises Refused without a roster."""
         nonce, roster = self._random(16).hex(), self._roster()
         return sessions.token(f"login {nonce}", roster.key), cookie(
             LOGIN, nonce, age_s=LOGIN_S, secure=asked.behind_tls
         )
 
-    def login(self, asked: Asked) -> Answer | None:
+    def login(self, asked: ConsoleRequest) -> Answer | None:
         """The cookies of a new session; None: the secret is wrong. Raises Refused."""
         roster = self._roster()
         self._check_token(asked, f"login {asked.cookies.get(LOGIN, '')}")
@@ -155,7 +155,7 @@ class Doors:
             cookie(LOGIN, "", age_s=0, secure=asked.behind_tls),
         ))  # fmt: skip
 
-    def logout(self, visitor: Visitor, asked: Asked) -> tuple[str, str]:
+    def logout(self, visitor: Principal, asked: ConsoleRequest) -> tuple[str, str]:
         """End a session, here and in the browser."""
         now_s = self._now()
         self._ended = {nonce: until for nonce, until in self._ended.items() if now_s < until}
@@ -173,11 +173,11 @@ class Doors:
         roster = self.roster()
         if roster is None:
             message = "nobody can log in yet: run suffice admin reset-secret beside the settings file"
-            raise Refused(message, status=401, code="no_people")
+            raise AccessDenied(message, status=401, code="no_people")
         return roster
 
 
-def _is_link(asked: Asked) -> bool:
+def _is_link(asked: ConsoleRequest) -> bool:
     """May this be somebody who follows a link? From any site: nothing changes, and only they see the page."""
     is_read = asked.method in ("GET", "HEAD") and "origin" not in asked.headers
     return is_read and asked.headers.get("sec-fetch-mode", "navigate") == "navigate"

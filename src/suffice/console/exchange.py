@@ -45,7 +45,7 @@ ALWAYS: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ConsoleRequest:
     """One request, read."""
 
     method: str
@@ -104,20 +104,20 @@ def cookie(name: str, value: str, *, age_s: int, secure: bool) -> tuple[str, str
     return "set-cookie", f"{told}; Secure" if secure else told
 
 
-def read_head(scope: Scope) -> Asked:
+def read_head(scope: Scope) -> ConsoleRequest:
     """A request without its body. Raises BadRequest for too many fields in its query."""
     headers = dict[str, str]()
     for raw, value in scope["headers"]:
         name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
         headers[name] = f"{headers[name]}, {text}" if name in headers else text
     client = scope.get("client") or ("", 0)
-    return Asked(
+    return ConsoleRequest(
         method=scope["method"], path=scope["path"], headers=headers, address=str(client[0]),
         query=_pairs(scope.get("query_string", b"").decode("latin-1")), form={},
     )  # fmt: skip
 
 
-async def read_form(asked: Asked, receive: Receive) -> Asked:
+async def read_form(asked: ConsoleRequest, receive: Receive) -> ConsoleRequest:
     """The request with its body. Raises BadRequest for what is no form, too long, or broken off."""
     return replace(asked, form=_form(asked.headers, await _body(receive)))
 
@@ -195,6 +195,6 @@ async def send_answer(answer: Answer, send: Send, *, head_only: bool = False) ->
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def with_fields(asked: Asked, fields: Mapping[str, str]) -> Asked:
+def with_fields(asked: ConsoleRequest, fields: Mapping[str, str]) -> ConsoleRequest:
     """The request with what was found in its path."""
     return replace(asked, fields=fields)

@@ -6,17 +6,17 @@ from dataclasses import replace
 from typing import Final
 
 from suffice.console import sheet, words
-from suffice.console.desk import Desk
-from suffice.console.doors import Visitor
-from suffice.console.exchange import Answer, Asked
-from suffice.console.table import Door
+from suffice.console.desk import ConsoleContext
+from suffice.console.doors import Principal
+from suffice.console.exchange import Answer, ConsoleRequest
+from suffice.console.table import ConsoleEndpoint
 from suffice.console.views.changes import changes
 from suffice.console.views.episodes import MOST_PAGE, episodes
 
 CSV: Final = "text/csv; charset=utf-8"
 
 
-async def _episodes(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
+async def _episodes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
     wanted = replace(asked, query={**asked.query, "limit": str(MOST_PAGE)})
     lines = (await desk.read(lambda look: episodes(look, wanted, visitor))).lines
     body = sheet.table(
@@ -32,7 +32,7 @@ async def _episodes(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
     return await _file(desk, visitor, "episodes.csv", body, len(lines))
 
 
-async def _changes(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
+async def _changes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
     lines = (await desk.read(lambda look: changes(look, asked, visitor))).lines
     body = sheet.table(
         ("place", "at (UTC)", "kind", "route", "before", "after", "reason", "author"),
@@ -44,17 +44,17 @@ async def _changes(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
     return await _file(desk, visitor, "changes.csv", body, len(lines))
 
 
-async def _file(desk: Desk, visitor: Visitor, name: str, body: bytes, n_rows: int) -> Answer:
+async def _file(desk: ConsoleContext, visitor: Principal, name: str, body: bytes, n_rows: int) -> Answer:
     """The table as a file; that it left is said in the audit log, before it does."""
     await desk.off_loop(lambda: desk.note_export(name, n_rows, visitor.name))
     return Answer(kind=CSV, body=body, headers=(("content-disposition", f'attachment; filename="{name}"'),))
 
 
 DOORS: Final = (
-    Door(
+    ConsoleEndpoint(
         method="POST", path="/console/episodes.csv", needs="admin", run=_episodes, summary="runs as a table", gives=CSV
     ),
-    Door(
+    ConsoleEndpoint(
         method="POST", path="/console/changes.csv", needs="admin", run=_changes, summary="changes as a table", gives=CSV
     ),
 )

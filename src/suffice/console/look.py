@@ -22,7 +22,7 @@ USUAL_WINDOW: Final = "30"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class ViewContext:
     """One look at the log."""
 
     connection: sqlite3.Connection  # reads only
@@ -39,7 +39,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class TimeRange:
     """Which stretch of time totals are of."""
 
     name: str  # a key of WINDOWS
@@ -54,7 +54,7 @@ class Window:
         )
 
 
-def page_of(look: Look, found: Iterable[tuple[int, T | None]], limit: int) -> tuple[tuple[T, ...], int | None, bool]:
+def page_of(look: ViewContext, found: Iterable[tuple[int, T | None]], limit: int) -> tuple[tuple[T, ...], int | None, bool]:
     """What fits, up to `limit`; the place to go on from, None: nothing is older; and whether time ran out first.
 
     found  places, newest first, each with what fits there; None: nothing
@@ -78,16 +78,16 @@ class NotThere(BadRequest):
         super().__init__(message, status=404, code="not_found")
 
 
-def window_of(query: Mapping[str, str], now_s: float) -> Window:
+def window_of(query: Mapping[str, str], now_s: float) -> TimeRange:
     """The stretch that was asked for. Raises BadRequest for one that is not offered."""
     name = query.get("days") or USUAL_WINDOW
     if name not in WINDOWS:
         raise BadRequest(f"days: got {name[:40]!r}; allowed: {', '.join(WINDOWS)}", param="days")
     days = WINDOWS[name]
     if days == 1:
-        return Window(name=name, days=days, since_hour=int((now_s - DAY_S) // HOUR_S))
+        return TimeRange(name=name, days=days, since_hour=int((now_s - DAY_S) // HOUR_S))
     first_day = int(now_s // DAY_S) - days + 1  # whole days, today among them
-    return Window(name=name, days=days, since_hour=DAY_HOURS * first_day if days else 0)
+    return TimeRange(name=name, days=days, since_hour=DAY_HOURS * first_day if days else 0)
 
 
 def route_url(name: str) -> str:

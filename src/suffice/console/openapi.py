@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from suffice.console.table import Door
+    from suffice.console.table import ConsoleEndpoint
 
 
 def _version() -> str:
@@ -37,7 +37,7 @@ _ERROR: Final[Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def document(doors: Iterable[Door]) -> dict[str, Any]:
+def document(doors: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
     """OpenAPI 3.1 of every path below `/api`. Any: a JSON document."""
     mine = [door for door in doors if door.path.startswith("/api")]
     records = list(dict.fromkeys(door.record for door in mine if door.record is not None))
@@ -62,7 +62,7 @@ def document(doors: Iterable[Door]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _operation(door: Door, by_record: Mapping[type, Any]) -> dict[str, Any]:
+def _operation(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {
         "operationId": re.sub(r"[^a-z0-9]+", "_", f"{door.method.lower()}{door.path}".replace("/api", "")).strip("_"),
         "summary": door.summary,
@@ -95,6 +95,6 @@ def _operation(door: Door, by_record: Mapping[type, Any]) -> dict[str, Any]:
     return told
 
 
-def _answer(door: Door, by_record: Mapping[type, Any]) -> dict[str, Any]:
+def _answer(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str, Any]:
     schema = by_record[door.record] if door.record is not None else {"type": "object"}
     return {"description": "as asked", "content": {door.gives: {"schema": schema}}}

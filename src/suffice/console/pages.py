@@ -12,13 +12,13 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from suffice.console import openapi, render
-from suffice.console.desk import Desk
-from suffice.console.doors import NOBODY, Visitor
-from suffice.console.exchange import HTML, JSON, SSE, Answer, Asked, to
-from suffice.console.look import WINDOWS, Look, window_of
+from suffice.console.desk import ConsoleContext
+from suffice.console.doors import NOBODY, Principal
+from suffice.console.exchange import HTML, JSON, SSE, Answer, ConsoleRequest, to
+from suffice.console.look import WINDOWS, ViewContext, window_of
 from suffice.console.openapi import VERSION
 from suffice.console.people import ROLES, may
-from suffice.console.table import Deed, Done, Door, View
+from suffice.console.table import Action, ActionResult, ConsoleEndpoint, View
 from suffice.console.views.alerts import AlertReader
 from suffice.console.views.overview import overview
 from suffice.errors import BadRequest
@@ -33,7 +33,7 @@ _BACK: Final = re.compile(r"/console(?:[/?][A-Za-z0-9._~:/?=&%+*-]{0,500})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class NavEntry:
     """One entry of the navigation."""
 
     name: str
@@ -41,7 +41,7 @@ class Place:
     is_here: bool
 
 
-def doors_of(views: tuple[View, ...], deeds: tuple[Deed, ...], more: tuple[Door, ...] = ()) -> tuple[Door, ...]:
+def doors_of(views: tuple[View, ...], deeds: tuple[Action, ...], more: tuple[ConsoleEndpoint, ...] = ()) -> tuple[ConsoleEndpoint, ...]:
     """The whole table."""
     return (
         *_always(),
@@ -51,29 +51,29 @@ def doors_of(views: tuple[View, ...], deeds: tuple[Deed, ...], more: tuple[Door,
     )  # fmt: skip
 
 
-def _always() -> tuple[Door, ...]:
+def _always() -> tuple[ConsoleEndpoint, ...]:
     """What there is whatever is shown: files, coming and going, the first page live, the API's description."""
     return (
-        Door(
+        ConsoleEndpoint(
             method="GET", path="/console/static/{version}/{name}", needs="nobody", run=_static, summary="a file",
             gives="*/*",
         ),
-        Door(method="GET", path="/console/login", needs="nobody", run=_login_page, summary="the login", gives=HTML),
-        Door(
+        ConsoleEndpoint(method="GET", path="/console/login", needs="nobody", run=_login_page, summary="the login", gives=HTML),
+        ConsoleEndpoint(
             method="POST", path="/console/login", needs="nobody", run=_login, summary="log in", gives=HTML,
         ),
-        Door(method="POST", path="/console/logout", needs="reviewer", run=_logout, summary="log out", gives=HTML),
-        Door(
+        ConsoleEndpoint(method="POST", path="/console/logout", needs="reviewer", run=_logout, summary="log out", gives=HTML),
+        ConsoleEndpoint(
             method="GET", path="/console/review/changed", needs="reviewer", run=_changed, gives=HTML,
             summary="what a verdict changed", asks={"item": "its episode"},
         ),
-        Door(method="GET", path="/console/live", needs="reviewer", run=_live, summary="the first page live", gives=SSE),
-        Door(method="GET", path="/api/openapi.json", needs="reviewer", run=_no_table, summary="this description"),
+        ConsoleEndpoint(method="GET", path="/console/live", needs="reviewer", run=_live, summary="the first page live", gives=SSE),
+        ConsoleEndpoint(method="GET", path="/api/openapi.json", needs="reviewer", run=_no_table, summary="this description"),
     )  # fmt: skip
 
 
-def _of_view(view: View, views: tuple[View, ...]) -> tuple[Door, Door]:
-    async def show(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
+def _of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
+    async def show(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
         if not render.can_render():
             return Answer(status=501, body=render.no_pages())
         found = await desk.read(lambda look: view.read(look, asked, visitor))
@@ -85,52 +85,52 @@ def _of_view(view: View, views: tuple[View, ...]) -> tuple[Door, Door]:
         template = "part.html" if alone else view.template
         return Answer(body=await desk.off_loop(lambda: render.page(template, values | {"part": view.template})))
 
-    async def tell(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
+    async def tell(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
         found = await desk.read(lambda look: msgspec.json.encode(view.read(look, asked, visitor)))
         return Answer(kind=JSON, body=found)
 
     page, api = f"{HOME}{view.path}", f"/api{view.api_path if view.api_path is not None else view.path}"
     return (
-        Door(method="GET", path=page, needs=view.needs, run=show, summary=view.title, asks=view.asks, gives=HTML),
-        Door(
+        ConsoleEndpoint(method="GET", path=page, needs=view.needs, run=show, summary=view.title, asks=view.asks, gives=HTML),
+        ConsoleEndpoint(
             method="GET", path=api, needs=view.needs, run=tell, summary=view.title, asks=view.asks, record=view.record,
         ),
     )  # fmt: skip
 
 
-def _of_deed(deed: Deed) -> tuple[Door, Door]:
-    async def done(desk: Desk, asked: Asked, visitor: Visitor) -> Done:
+def _of_deed(deed: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
+    async def done(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
         found = await desk.off_loop(lambda: deed.do(desk, asked, visitor))
         desk.told()
         return found
 
-    async def from_form(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
+    async def from_form(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
         found = await done(desk, asked, visitor)
         if found.said:
             desk.tell(visitor, found.said)
         return to(found.goes_to or back_of(asked))
 
-    async def from_program(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
+    async def from_program(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
         found = await done(desk, asked, visitor)
         return Answer(kind=JSON, body=msgspec.json.encode({"done": True, "said": found.said}))
 
     return (
-        Door(
+        ConsoleEndpoint(
             method="POST", path=f"{HOME}{deed.path}", needs=deed.needs, run=from_form, summary=deed.summary,
             asks=deed.asks, gives=HTML,
         ),
-        Door(
+        ConsoleEndpoint(
             method="POST", path=f"/api{deed.path}", needs=deed.needs, run=from_program, summary=deed.summary,
             asks=deed.asks,
         ),
     )  # fmt: skip
 
 
-def places(views: tuple[View, ...], visitor: Visitor, here: str) -> tuple[Place, ...]:
+def places(views: tuple[View, ...], visitor: Principal, here: str) -> tuple[NavEntry, ...]:
     """The navigation for somebody."""
     role = visitor.role
     return tuple(
-        Place(name=view.place, href=f"{HOME}{view.path}", is_here=view.place == here)
+        NavEntry(name=view.place, href=f"{HOME}{view.path}", is_here=view.place == here)
         for view in views
         if view.place
         and "{" not in view.path
@@ -141,7 +141,7 @@ def places(views: tuple[View, ...], visitor: Visitor, here: str) -> tuple[Place,
     )
 
 
-def _values(desk: Desk, asked: Asked, visitor: Visitor, title: str, navigation: tuple[Place, ...]) -> dict[str, Any]:
+def _values(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal, title: str, navigation: tuple[NavEntry, ...]) -> dict[str, Any]:
     """What every template may use. Any: templates take records of every kind."""
     query = asked.query
     return {
@@ -152,12 +152,12 @@ def _values(desk: Desk, asked: Asked, visitor: Visitor, title: str, navigation: 
     }  # fmt: skip
 
 
-def _here(asked: Asked) -> str:
+def _here(asked: ConsoleRequest) -> str:
     """The page's own address, to come back to."""
     return asked.path + (f"?{urlencode(asked.query)}" if asked.query else "")
 
 
-def back_of(asked: Asked) -> str:
+def back_of(asked: ConsoleRequest) -> str:
     """Where a form wants its reader to go on, as long as that is one of our pages."""
     place = asked.form.get("back", "")
     return place if _BACK.fullmatch(place) and "//" not in place else HOME
@@ -166,7 +166,7 @@ def back_of(asked: Asked) -> str:
 # ---- coming and going ------------------------------------------------------------------------------
 
 
-def to_login(asked: Asked) -> Answer:
+def to_login(asked: ConsoleRequest) -> Answer:
     """Who has not come in is led to the login, and from there to where they wanted to go."""
     if asked.is_partial:
         return Answer(status=401, headers=(("hx-redirect", "/console/login"),))
@@ -174,20 +174,20 @@ def to_login(asked: Asked) -> Answer:
     return to("/console/login" if wanted == HOME else f"/console/login?back={quote(wanted, safe='')}")
 
 
-async def _login_page(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
+async def _login_page(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
     if visitor.person is not None:
         return to(HOME)
     return _login_form(desk, asked, back=asked.query.get("back", HOME), problem="", status=200)
 
 
-async def _login(desk: Desk, asked: Asked, _visitor: Visitor) -> Answer:
+async def _login(desk: ConsoleContext, asked: ConsoleRequest, _visitor: Principal) -> Answer:
     come_in = desk.doors.login(asked)
     if come_in is None:
         return _login_form(desk, asked, back=back_of(asked), problem="That secret opens nothing here.", status=401)
     return to(back_of(asked)).with_headers(*come_in.headers)
 
 
-def _login_form(desk: Desk, asked: Asked, *, back: str, problem: str, status: int) -> Answer:
+def _login_form(desk: ConsoleContext, asked: ConsoleRequest, *, back: str, problem: str, status: int) -> Answer:
     if not render.can_render():
         return Answer(status=501, body=render.no_pages())
     if desk.doors.roster() is None:
@@ -198,11 +198,11 @@ def _login_form(desk: Desk, asked: Asked, *, back: str, problem: str, status: in
     return Answer(status=status, body=render.page("login.html", values | {"csrf": token}), headers=(cookie,))
 
 
-async def _logout(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
+async def _logout(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
     return to("/console/login").with_headers(desk.doors.logout(visitor, asked))
 
 
-def sorry(desk: Desk, asked: Asked, visitor: Visitor, status: int, message: str) -> Answer:
+def sorry(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal, status: int, message: str) -> Answer:
     """A page that says what went wrong, and where to go on."""
     if not render.can_render():
         return Answer(status=status if status < 500 else 501, body=render.no_pages())
@@ -213,7 +213,7 @@ def sorry(desk: Desk, asked: Asked, visitor: Visitor, status: int, message: str)
 # ---- files, the description, the first page live ---------------------------------------------------
 
 
-async def _static(_desk: Desk, asked: Asked, _visitor: Visitor) -> Answer:
+async def _static(_desk: ConsoleContext, asked: ConsoleRequest, _visitor: Principal) -> Answer:
     try:
         body, kind = render.static(asked.fields["name"])
     except (KeyError, OSError):
@@ -221,30 +221,30 @@ async def _static(_desk: Desk, asked: Asked, _visitor: Visitor) -> Answer:
     return Answer(kind=kind, body=body, headers=FOREVER)
 
 
-async def _no_table(_desk: Desk, _asked: Asked, _visitor: Visitor) -> Answer:
+async def _no_table(_desk: ConsoleContext, _asked: ConsoleRequest, _visitor: Principal) -> Answer:
     raise BadRequest("the description is made with the whole table", status=404, code="not_found")
 
 
-def with_description(doors: tuple[Door, ...]) -> tuple[Door, ...]:
+def with_description(doors: tuple[ConsoleEndpoint, ...]) -> tuple[ConsoleEndpoint, ...]:
     """The table with the door that describes it.
 
     The description is made when somebody first asks, off the loop: it takes longer than all else at a gateway's start.
     """
     body = cache(lambda: msgspec.json.encode(openapi.document(doors)))
 
-    async def describe(desk: Desk, _asked: Asked, _visitor: Visitor) -> Answer:
+    async def describe(desk: ConsoleContext, _asked: ConsoleRequest, _visitor: Principal) -> Answer:
         return Answer(kind=JSON, body=await desk.off_loop(body))
 
     return tuple(replace(one, run=describe) if one.path == "/api/openapi.json" else one for one in doors)
 
 
-async def _changed(desk: Desk, asked: Asked, _visitor: Visitor) -> Answer:
+async def _changed(desk: ConsoleContext, asked: ConsoleRequest, _visitor: Principal) -> Answer:
     """A part of the review page that takes a while to find out, so the page does not wait for it."""
     said = await desk.off_loop(lambda: desk.effect_of(asked.query.get("item", "")))
     return Answer(body=html.escape(said).encode())
 
 
-async def _live(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
+async def _live(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
     window = window_of(asked.query, desk.now()).name
     if desk.live.is_full:
         raise BadRequest("too many pages watch already; load the page again later", status=503, code="too_many")
@@ -257,21 +257,21 @@ async def _live(desk: Desk, asked: Asked, visitor: Visitor) -> Answer:
     )  # fmt: skip
 
 
-async def mark_of(desk: Desk, window: str) -> object:
+async def mark_of(desk: ConsoleContext, window: str) -> object:
     """What changes when the first page does."""
 
-    def look_at(look: Look) -> object:
+    def look_at(look: ViewContext) -> object:
         read_to = rollups.read_to(look.connection)
         return window, read_to.seq, read_decided(look.connection).seq, newest_of(look.connection, (AlertSent.kind,))
 
     return await desk.read(look_at)
 
 
-async def live_part(desk: Desk, window: str, alerts: AlertReader) -> bytes:
+async def live_part(desk: ConsoleContext, window: str, alerts: AlertReader) -> bytes:
     """The part of the first page that changes, for everybody alike."""
-    asked = Asked(method="GET", path=HOME, headers={}, query={"days": window}, form={}, address="")
+    asked = ConsoleRequest(method="GET", path=HOME, headers={}, query={"days": window}, form={}, address="")
 
-    def part(look: Look) -> bytes:
+    def part(look: ViewContext) -> bytes:
         found = overview(alerts)(look, asked, NOBODY)
         return render.page("_overview.html", {"it": found, "now_s": look.now_s, "windows": tuple(WINDOWS)})
 

@@ -10,14 +10,14 @@ from suffice.console.deeds import DEEDS
 from suffice.console.look import WINDOWS
 from suffice.console.pages import doors_of, with_description
 from suffice.console.people import Roster
-from suffice.console.table import Door, View
+from suffice.console.table import ConsoleEndpoint, View
 from suffice.console.views.alerts import AlertReader, AlertsPage
 from suffice.console.views.changes import Changes, changes
 from suffice.console.views.episodes import ENDS, SAID, EpisodePage, Episodes, episode, episodes
-from suffice.console.views.experiments import Analyse, Experiments, Shown, experiments, shown
+from suffice.console.views.experiments import Analyse, Experiments, ExperimentView, experiments, shown
 from suffice.console.views.incidents import Incidents, incidents
 from suffice.console.views.overview import Overview, overview
-from suffice.console.views.policies import Evidence, Policies, Weighed, policies, weighed
+from suffice.console.views.policies import Evidence, PoliciesView, RolloutAssessment, policies, weighed
 from suffice.console.views.review import FileOf, Reader, ReviewPage
 from suffice.console.views.routes import RoutePage, Routes, route, routes
 from suffice.console.views.settings import SettingsPage, settings_page
@@ -52,7 +52,7 @@ FIRST: Final = (
         place="Episodes",
     ),
     View(
-        path="/policies", read=policies, record=Policies, template="policies.html", title="Policies & rollouts",
+        path="/policies", read=policies, record=PoliciesView, template="policies.html", title="Policies & rollouts",
         place="Policies & rollouts",
     ),
     View(
@@ -74,7 +74,7 @@ LAST: Final = (
 
 def table(
     roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse, evidence: Evidence, told: AlertReader
-) -> tuple[Door, ...]:
+) -> tuple[ConsoleEndpoint, ...]:
     """Every door there is.
 
     roster     the people as they are now: admins see who may come in
@@ -89,11 +89,11 @@ def table(
     )  # fmt: skip
     made = (
         View(
-            path="/policies/weighed", read=weighed(evidence), record=Weighed, template="_weighed.html",
+            path="/policies/weighed", read=weighed(evidence), record=RolloutAssessment, template="_weighed.html",
             title="What the evidence says of a rollout", place="Policies & rollouts", asks={"route": "of the rollout"},
         ),
         View(
-            path="/experiments/shown", read=shown(analyse), record=Shown, template="_experiment.html",
+            path="/experiments/shown", read=shown(analyse), record=ExperimentView, template="_experiment.html",
             title="What an experiment shows", place="Experiments", asks={"name": "of the experiment"},
         ),
         View(

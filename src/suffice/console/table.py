@@ -12,20 +12,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from suffice.console.doors import Needs, Visitor
-from suffice.console.exchange import JSON, Answer, Asked
-from suffice.console.look import Look
+from suffice.console.doors import Needs, Principal
+from suffice.console.exchange import JSON, Answer, ConsoleRequest
+from suffice.console.look import ViewContext
 from suffice.console.people import Role
 
 if TYPE_CHECKING:
-    from suffice.console.desk import Desk
+    from suffice.console.desk import ConsoleContext
 
-Handler: TypeAlias = Callable[["Desk", Asked, Visitor], Awaitable[Answer]]
-Reader: TypeAlias = Callable[[Look, Asked, Visitor], Any]  # Any: each view has a record of its own
+Handler: TypeAlias = Callable[["ConsoleContext", ConsoleRequest, Principal], Awaitable[Answer]]
+Reader: TypeAlias = Callable[[ViewContext, ConsoleRequest, Principal], Any]  # Any: each view has a record of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
+class ConsoleEndpoint:
     """One method of one path."""
 
     method: Literal["GET", "POST"]
@@ -54,18 +54,18 @@ class View:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class ActionResult:
     """What a change came to."""
 
     said: str  # in one sentence
     goes_to: str = ""  # where a person goes on; "": back to where they were
 
 
-Doing: TypeAlias = Callable[["Desk", Asked, Visitor], Done]
+Doing: TypeAlias = Callable[["ConsoleContext", ConsoleRequest, Principal], ActionResult]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deed:
+class Action:
     """Something that changes something. `do` runs in a thread; it raises BadRequest for what cannot be done."""
 
     path: str  # below /console and below /api

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from suffice.assurance.liking import EVENTS, SATISFACTION, Liking
+from suffice.assurance.liking import EVENTS, SATISFACTION, SatisfactionEffect
 from suffice.assurance.money import usd
 from suffice.rollout.metrics import metric_of
 from suffice.shown import plural
@@ -160,7 +160,7 @@ def query(fields: Mapping[str, Any]) -> str:
     return urlencode({key: str(value) for key, value in fields.items()})
 
 
-def verdict(liking: Liking) -> str:
+def verdict(liking: SatisfactionEffect) -> str:
     """What stopping surely does to a measure: "worse", "better", or "" where no difference is proven."""
     effect = liking.effect
     if effect is None or effect.low is None or effect.high is None or effect.low <= 0 <= effect.high:
@@ -168,7 +168,7 @@ def verdict(liking: Liking) -> str:
     return "better" if (effect.low > 0) == (liking.better == "higher") else "worse"
 
 
-def is_rate(liking: Liking) -> bool:
+def is_rate(liking: SatisfactionEffect) -> bool:
     """Is a measure a share of 1, and not a declared metric in a unit of its own?"""
     return liking.measure in (SATISFACTION, *EVENTS.values()) or "=" in liking.measure
 

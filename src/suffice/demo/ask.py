@@ -11,14 +11,14 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from suffice.local.tasks import Question
+from suffice.local.tasks import TaskQuestion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class DemoAnswer:
     """What came back for one question."""
 
-    question: Question
+    question: TaskQuestion
     episode_id: str
     text: str
     finish_reason: str | None
@@ -44,13 +44,13 @@ def seed_of(question_id: str) -> int:
 
 
 async def ask_all(
-    url: str, questions: Sequence[Question], how: Pass, done: Callable[[Answered], None]
-) -> list[Answered]:
+    url: str, questions: Sequence[TaskQuestion], how: Pass, done: Callable[[DemoAnswer], None]
+) -> list[DemoAnswer]:
     """Ask every question once; call `done` as each answer arrives. Answers in the questions' order."""
     gate = asyncio.Semaphore(how.n_at_once)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
 
-        async def one(question: Question) -> Answered:
+        async def one(question: TaskQuestion) -> DemoAnswer:
             async with gate:
                 answered = await _ask(session, url, question, how)
             await _label(session, url, answered)
@@ -60,7 +60,7 @@ async def ask_all(
         return list(await asyncio.gather(*(one(q) for q in questions)))
 
 
-def request_body(question: Question, how: Pass) -> dict[str, Any]:
+def request_body(question: TaskQuestion, how: Pass) -> dict[str, Any]:
     """The chat request for a question."""
     body: dict[str, Any] = {
         "model": how.model,
@@ -73,7 +73,7 @@ def request_body(question: Question, how: Pass) -> dict[str, Any]:
     return body | dict(how.extra)
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, question: Question, how: Pass) -> Answered:
+async def _ask(session: aiohttp.ClientSession, url: str, question: TaskQuestion, how: Pass) -> DemoAnswer:
     headers = {"x-suffice-route": how.route, "idempotency-key": f"{how.route}:{question.id}"}
     async with session.post(f"{url}/v1/chat/completions", json=request_body(question, how), headers=headers) as reply:
         episode_id = reply.headers.get("x-suffice-episode-id", "")
@@ -83,14 +83,14 @@ async def _ask(session: aiohttp.ClientSession, url: str, question: Question, how
             return await _read_stream(reply, question, episode_id)
         body = await reply.json()
     choice = body["choices"][0]
-    return Answered(
+    return DemoAnswer(
         question=question, episode_id=episode_id, text=choice["message"].get("content") or "",
         finish_reason=choice.get("finish_reason"), completion_tokens=body["usage"]["completion_tokens"],
         stopped=bool(body.get("suffice", {}).get("stopped")),
     )  # fmt: skip
 
 
-async def _read_stream(reply: aiohttp.ClientResponse, question: Question, episode_id: str) -> Answered:
+async def _read_stream(reply: aiohttp.ClientResponse, question: TaskQuestion, episode_id: str) -> DemoAnswer:
     text, finish, tokens, stopped = "", None, 0, False
     async for line in reply.content:
         data = line.strip().removeprefix(b"data: ")
@@ -104,20 +104,20 @@ async def _read_stream(reply: aiohttp.ClientResponse, question: Question, episod
         for choice in chunk["choices"]:
             text += choice["delta"].get("content") or ""
             finish = choice.get("finish_reason") or finish
-    return Answered(
+    return DemoAnswer(
         question=question, episode_id=episode_id, text=text, finish_reason=finish, completion_tokens=tokens,
         stopped=stopped,
     )  # fmt: skip
 
 
-def _failed(question: Question, episode_id: str, error: str) -> Answered:
-    return Answered(
+def _failed(question: TaskQuestion, episode_id: str, error: str) -> DemoAnswer:
+    return DemoAnswer(
         question=question, episode_id=episode_id, text="", finish_reason=None, completion_tokens=0,
         stopped=False, error=error,
     )  # fmt: skip
 
 
-async def _label(session: aiohttp.ClientSession, url: str, answered: Answered) -> None:
+async def _label(session: aiohttp.ClientSession, url: str, answered: DemoAnswer) -> None:
     """Send the right answer as feedback, as a customer with a gold set would."""
     body = {
         "feedback_id": f"gold:{answered.episode_id}", "episode_id": answered.episode_id,

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from suffice.assurance.lengths import undrawn_tokens
-from suffice.demo.ask import Answered
+from suffice.demo.ask import DemoAnswer
 from suffice.episode import vote
 from suffice.policy.base import Policy, build_policy
-from suffice.replay.compare import Comparison, Pair, compare
-from suffice.replay.run import Replayed, replay
+from suffice.replay.compare import ReplayComparison, QuestionPair, compare
+from suffice.replay.run import ReplayedRun, replay
 from suffice.scoring.base import Scorer
 from suffice.types import Episode
 
@@ -24,12 +24,12 @@ SEED = 0  # of the bootstrap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class TableRow:
     """One line of the table."""
 
     name: str
     how: str                  # "live" or "replay": where the figures come from
-    comparison: Comparison
+    comparison: ReplayComparison
     note: str = ""            # half a sentence that a reader of the table needs
     acts: bool = False        # is it a policy that stops?
 
@@ -43,7 +43,7 @@ class Row:
 class Full:
     """A question answered in full: the yardstick of every other row."""
 
-    answered: Answered
+    answered: DemoAnswer
     episode: Episode
     correct: bool
 
@@ -55,7 +55,7 @@ class Full:
         return generated + round(undrawn_tokens(self.episode.request, outcome))
 
 
-def correct(answered: Answered, scorer: Scorer) -> bool:
+def correct(answered: DemoAnswer, scorer: Scorer) -> bool:
     """Is the delivered text right? No answer is a wrong answer."""
     return matches(scorer, scorer.extract(answered.text), answered.question.gold)
 
@@ -75,24 +75,24 @@ def spent(episode: Episode) -> int:
 def row(
     name: str, how: str, full: Mapping[str, Full], found: Mapping[str, tuple[bool, int]], note: str = "",
     *, acts: bool = False,
-) -> Row:
+) -> TableRow:
     """Compare (correct, tokens) by question id with the full runs of the same questions."""
     pairs = [
-        Pair(question=q, full_correct=f.correct, correct=found[q][0], full_tokens=f.tokens, tokens=found[q][1])
+        QuestionPair(question=q, full_correct=f.correct, correct=found[q][0], full_tokens=f.tokens, tokens=found[q][1])
         for q, f in full.items()
         if q in found
     ]
-    return Row(name=name, how=how, comparison=compare(pairs, rng=np.random.default_rng(SEED)), note=note, acts=acts)
+    return TableRow(name=name, how=how, comparison=compare(pairs, rng=np.random.default_rng(SEED)), note=note, acts=acts)
 
 
-def replayed(full: Mapping[str, Full], policy: Policy, *, wave: int) -> dict[str, Replayed]:
+def replayed(full: Mapping[str, Full], policy: Policy, *, wave: int) -> dict[str, ReplayedRun]:
     """The policy on the recorded full runs, by question id."""
     runs = {q: replay(f.episode, policy, wave=wave) for q, f in full.items()}
     return {q: r for q, r in runs.items() if r is not None}
 
 
 def judged(
-    runs: Mapping[str, Replayed], full: Mapping[str, Full], scorer: Scorer
+    runs: Mapping[str, ReplayedRun], full: Mapping[str, Full], scorer: Scorer
 ) -> dict[str, tuple[bool, int]]:
     """(correct, tokens) of replayed runs by question id; a run that was not stopped is the full run."""
     return {
@@ -100,13 +100,13 @@ def judged(
     }
 
 
-def equal_budget(full: Mapping[str, Full], runs: Mapping[str, Replayed]) -> tuple[int, dict[str, Replayed]]:
+def equal_budget(full: Mapping[str, Full], runs: Mapping[str, ReplayedRun]) -> tuple[int, dict[str, ReplayedRun]]:
     """The fixed budget whose cost on the recorded runs is nearest to that of `runs`, and its own runs.
 
     A fixed budget needs no probe while it waits, so only the tokens of the thought and the answer count.
     """
     wanted = sum(r.tokens for r in runs.values())
-    found: dict[int, dict[str, Replayed]] = {}
+    found: dict[int, dict[str, ReplayedRun]] = {}
     for budget in range(10, 201, 5):
         replays = replayed(full, build_policy({"policy": "fixed-budget", "max_tokens": budget}), wave=1)
         found[budget] = {q: replace(r, tokens=r.tokens - r.probe_tokens, probe_tokens=0) for q, r in replays.items()}
@@ -114,7 +114,7 @@ def equal_budget(full: Mapping[str, Full], runs: Mapping[str, Replayed]) -> tupl
     return best, found[best]
 
 
-def _right(run: Replayed, full: Full, scorer: Scorer) -> bool:
+def _right(run: ReplayedRun, full: Full, scorer: Scorer) -> bool:
     return full.correct if run.stop_step is None else matches(scorer, run.answer, full.answered.question.gold)
 
 

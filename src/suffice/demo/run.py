@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from suffice.demo import routes, rows
-from suffice.demo.ask import Answered, Pass, ask_all
-from suffice.demo.rows import Full, Row
-from suffice.local.tasks import Question
+from suffice.demo.ask import DemoAnswer, Pass, ask_all
+from suffice.demo.rows import Full, TableRow
+from suffice.local.tasks import TaskQuestion
 from suffice.policy.base import build_policy
-from suffice.replay.run import Replayed
+from suffice.replay.run import ReplayedRun
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serving
 from suffice.store.database.views import read_episodes
 from suffice.types import Episode, Mode
 
 LIVE_NOTE = "uncertified, and every reply says so; audits, drawn by lot, ran in full and are counted"
-Progress = Callable[[str, int], Callable[[Answered], None]]  # (title, total) → called for each answer
+Progress = Callable[[str, int], Callable[[DemoAnswer], None]]  # (title, total) → called for each answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,17 +39,17 @@ class Stage:
     driver: str
     slots: int
     n_samples: int
-    questions: Sequence[Question]
+    questions: Sequence[TaskQuestion]
     folder: Path
     n_at_once: int
 
 
 @dataclass(slots=True)
-class Result:
+class StageResult:
     """What a stage found."""
 
     stage: Stage
-    rows: list[Row] = field(default_factory=list)
+    rows: list[TableRow] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)      # sentences under the table
     stops: dict[str, int] = field(default_factory=dict)  # the policy's sentence: how often
     pays: bool = True              # reasoning beats not reasoning, or does not apply
@@ -70,7 +70,7 @@ def predicted_tokens(upstream: str) -> int | None:
 
 async def run_pass(
     stage: Stage, mode: Mode, how: Pass, title: str, progress: Progress
-) -> tuple[list[Answered], dict[str, Episode], str]:
+) -> tuple[list[DemoAnswer], dict[str, Episode], str]:
     """One pass over all questions; returns answers, their episodes by id, and a line on the token count."""
     database = stage.folder / f"{stage.kind}-{mode}.db"
     configured = routes.settings(
@@ -108,7 +108,7 @@ def extra(stage: Stage) -> dict[str, Any]:
     return {"suffice": {}} if stage.kind == "reasoning" else {"suffice": {"samples": stage.n_samples}}
 
 
-async def observe(stage: Stage, scorer: Scorer, progress: Progress, result: Result) -> dict[str, Full]:
+async def observe(stage: Stage, scorer: Scorer, progress: Progress, result: StageResult) -> dict[str, Full]:
     """The full runs, recorded; by question id."""
     how = Pass(route=stage.kind, model=stage.model, extra=extra(stage), n_at_once=stage.n_at_once)
     answers, episodes, line = await run_pass(stage, "observe", how, f"{stage.kind}: observe", progress)
@@ -121,7 +121,7 @@ async def observe(stage: Stage, scorer: Scorer, progress: Progress, result: Resu
     }
 
 
-async def enforce(stage: Stage, progress: Progress, result: Result) -> dict[str, Episode]:
+async def enforce(stage: Stage, progress: Progress, result: StageResult) -> dict[str, Episode]:
     """The live pass; its row is added to the result. Returns its episodes by question id."""
     how = Pass(
         route=stage.kind, model=stage.model, extra=extra(stage), n_at_once=stage.n_at_once,
@@ -145,9 +145,9 @@ def _live_rows(live: Mapping[str, Episode], full: Mapping[str, Full], scorer: Sc
     }
 
 
-async def samples(stage: Stage, progress: Progress) -> Result:
+async def samples(stage: Stage, progress: Progress) -> StageResult:
     """The samples route: vote of N against a vote that stops."""
-    result, scorer = Result(stage=stage), build_scorer("text")
+    result, scorer = StageResult(stage=stage), build_scorer("text")
     policy = build_policy(routes.SAMPLES_POLICY)
     full = await observe(stage, scorer, progress, result)
     runs = rows.replayed(full, policy, wave=routes.WAVE)
@@ -174,7 +174,7 @@ async def samples(stage: Stage, progress: Progress) -> Result:
     return result
 
 
-def _agreement(live: Mapping[str, Episode], runs: Mapping[str, Replayed]) -> str:
+def _agreement(live: Mapping[str, Episode], runs: Mapping[str, ReplayedRun]) -> str:
     """Does the live pass stop where the replay says? Audits run in full and are left out."""
     both = [(e, runs[q]) for q, e in live.items() if q in runs and not e.request.audit]
     same_step = sum(_live_stop(e) == r.stop_step for e, r in both)
@@ -190,9 +190,9 @@ def _live_stop(episode: Episode) -> int | None:
     return episode.outcome.stop_step if episode.outcome.stopped else None
 
 
-async def reasoning(stage: Stage, progress: Progress) -> Result:
+async def reasoning(stage: Stage, progress: Progress) -> StageResult:
     """The reasoning route: the whole thought, none, a fixed budget, and a thought that stops."""
-    result, scorer = Result(stage=stage), build_scorer("number")
+    result, scorer = StageResult(stage=stage), build_scorer("number")
     policy = build_policy(routes.REASONING_POLICY)
     full = await observe(stage, scorer, progress, result)
     runs = rows.replayed(full, policy, wave=1)
@@ -229,7 +229,7 @@ def _fidelity(live: Mapping[str, Episode]) -> str:
 
 
 async def _plain(
-    stage: Stage, fields: Mapping[str, Any], title: str, scorer: Scorer, progress: Progress, result: Result
+    stage: Stage, fields: Mapping[str, Any], title: str, scorer: Scorer, progress: Progress, result: StageResult
 ) -> dict[str, tuple[bool, int]]:
     """A pass through the route in mode `off`: bytes pass through, the body says what they cost."""
     how = Pass(route="plain", model=stage.model, extra=fields, n_at_once=stage.n_at_once)
@@ -240,7 +240,7 @@ async def _plain(
     }
 
 
-def to_json(result: Result) -> dict[str, Any]:
+def to_json(result: StageResult) -> dict[str, Any]:
     """The stage as plain data, for the report file."""
     from dataclasses import asdict
 
@@ -256,6 +256,6 @@ def to_json(result: Result) -> dict[str, Any]:
     }
 
 
-def write_report(results: Sequence[Result], path: Path) -> None:
+def write_report(results: Sequence[StageResult], path: Path) -> None:
     """Write everything that was found as JSON."""
     path.write_text(json.dumps([to_json(r) for r in results], indent=2) + "\n", encoding="utf-8")

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from suffice.assurance.bounds import Interval
-from suffice.demo.rows import Row
-from suffice.demo.run import Result
+from suffice.demo.rows import TableRow
+from suffice.demo.run import StageResult
 from suffice.settings import Route
 
 ACCEPTED_DROP = Route(upstream="").max_em_drop  # fraction; what an owner accepts who writes nothing
@@ -28,7 +28,7 @@ def span(interval: Interval | None, digits: int = 1) -> str:
     return f"{interval.low * 100:+.{digits}f} … {interval.high * 100:+.{digits}f}"
 
 
-def table(result: Result) -> Table:
+def table(result: StageResult) -> Table:
     """The rows of one stage; fits into 80 columns."""
     shown = Table(caption_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("way of answering", no_wrap=True)
@@ -45,7 +45,7 @@ def table(result: Result) -> Table:
     return shown
 
 
-def _cells(row: Row, *, is_full: bool) -> list[str]:
+def _cells(row: TableRow, *, is_full: bool) -> list[str]:
     c = row.comparison
     if is_full:
         return [row.title, f"{c.em:.3f}", "", "", f"{c.tokens:.0f}", ""]
@@ -59,7 +59,7 @@ def _cells(row: Row, *, is_full: bool) -> list[str]:
     ]
 
 
-def verdict(result: Result) -> str:
+def verdict(result: StageResult) -> str:
     """One honest sentence about a stage."""
     live = result.rows[-1].comparison
     if not result.pays and result.stage.kind == "samples":
@@ -94,7 +94,7 @@ def verdict(result: Result) -> str:
     )
 
 
-def stops(result: Result) -> Table:
+def stops(result: StageResult) -> Table:
     """What was stopped, and why, in the policy's own words."""
     shown = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     shown.add_column("runs", justify="right")
@@ -104,7 +104,7 @@ def stops(result: Result) -> Table:
     return shown
 
 
-def show(console: Console, results: Sequence[Result]) -> None:
+def show(console: Console, results: Sequence[StageResult]) -> None:
     """Print everything that was found."""
     for result in results:
         stage, n = result.stage, result.rows[0].comparison.n
@@ -133,7 +133,7 @@ What next, with your own server:
 """
 
 
-def picture(results: Sequence[Result], path: Path) -> None:
+def picture(results: Sequence[StageResult], path: Path) -> None:
     """EM against tokens, one panel a stage, as a PNG. Needs matplotlib."""
     import matplotlib
 
@@ -171,7 +171,7 @@ def picture(results: Sequence[Result], path: Path) -> None:
     plt.close(figure)
 
 
-def _style(row: Row, index: int) -> tuple[str, str]:
+def _style(row: TableRow, index: int) -> tuple[str, str]:
     """Colour and marker: the full run black, policies blue, the other ways grey and each its own shape."""
     if index == 0:
         return "#24292f", "o"
@@ -180,7 +180,7 @@ def _style(row: Row, index: int) -> tuple[str, str]:
     return "#8c959f", "v^<>"[index % 4]
 
 
-def _em_span(row: Row) -> tuple[float, float]:
+def _em_span(row: TableRow) -> tuple[float, float]:
     c = row.comparison
     if c.em_change_interval is None or row.comparison.n_lost + row.comparison.n_gained == 0:
         return c.em, c.em

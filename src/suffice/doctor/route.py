@@ -25,7 +25,7 @@ CAP = 4_096  # tokens of a live run whose question names no cap: nothing may run
 
 
 @dataclass(slots=True)
-class FullRuns:
+class FullRunCounts:
     """Counts over full runs, of the log or live."""
 
     n_runs: int = 0
@@ -61,10 +61,10 @@ def is_full_run(episode: Episode) -> bool:
     )
 
 
-def from_log(episodes: Iterable[Episode], scorer: Scorer) -> FullRuns:
+def from_log(episodes: Iterable[Episode], scorer: Scorer) -> FullRunCounts:
     """Count the latest full runs of one route, and pairs of them that answered the same question."""
     latest = [e for e in episodes if is_full_run(e)][-WINDOW_RUNS:]
-    found, waiting = FullRuns(), defaultdict[str, list[str | None]](list)
+    found, waiting = FullRunCounts(), defaultdict[str, list[str | None]](list)
     for episode in latest:
         answer, key = episode.outcome.answer, episode.request.question_key
         found.add(answer)
@@ -98,12 +98,12 @@ def read_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
 
 async def run_live(
     talk: Talk, bodies: Sequence[Mapping[str, Any]], scorer: Scorer, *, n_repeats: int, at_once: int
-) -> FullRuns:
+) -> FullRunCounts:
     """Run every question once in full and the first `n_repeats` once more, `at_once` of them at a time.
 
     A run that the server does not answer within the talk's time-out is counted as failed.
     """
-    found, gate = FullRuns(), asyncio.Semaphore(at_once)
+    found, gate = FullRunCounts(), asyncio.Semaphore(at_once)
 
     async def answer(body: Mapping[str, Any]) -> tuple[bool, str | None]:
         async with gate:
@@ -144,7 +144,7 @@ async def _run(talk: Talk, body: Mapping[str, Any], scorer: Scorer) -> tuple[boo
 
 
 def as_findings(
-    found: FullRuns, *, examination_id: str, route: str, scorer: str, at_s: float
+    found: FullRunCounts, *, examination_id: str, route: str, scorer: str, at_s: float
 ) -> RouteFindings:
     """The record of live runs, as the log keeps it."""
     return RouteFindings(

@@ -30,7 +30,7 @@ from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.reading import Piece
 from suffice.episode.reasoning import DONE_FRAME, ReasoningRun
 from suffice.episode.report import suffice_object, usage_json
-from suffice.episode.seen import Seen
+from suffice.episode.seen import StreamState
 from suffice.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.settings import FinishMethod
 from suffice.upstream.continuation import Continuation
@@ -40,7 +40,7 @@ SLOT_TOKENS, SLOT_S = 4.0, 0.25   # how long an engine may take to see a call ca
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenContinuation:
     """A continuation that has begun to answer."""
 
     first: Piece                            # with the first text that is not white space
@@ -222,7 +222,7 @@ class HandOver:
         await self._rerun(error)
         return True
 
-    async def _open(self, stack: AsyncExitStack, request: Continuation, thought_tokens: int) -> Opened:
+    async def _open(self, stack: AsyncExitStack, request: Continuation, thought_tokens: int) -> OpenContinuation:
         """Open the continuation and wait for its first words, holding the original back meanwhile."""
         holding: asyncio.Task[None] | None = None
         before = ""
@@ -236,7 +236,7 @@ class HandOver:
                 async for piece in reply:
                     if piece.text.strip():
                         first = replace(piece, text=request.answer_prefix + before + piece.text)
-                        return Opened(first, reply, account)
+                        return OpenContinuation(first, reply, account)
                     before += piece.text
             raise UpstreamProtocol("the continuation gave no answer")
         except TimeoutError:
@@ -270,7 +270,7 @@ class HandOver:
         if last.purpose == "continuation":
             last.discarded = True
 
-    async def _deliver(self, opened: Opened) -> None:
+    async def _deliver(self, opened: OpenContinuation) -> None:
         """Write the continuation into the client's stream as if the first call had gone on."""
         run, text = self.run, ""
         opening = self.continuer.settings.think_close if run.seen.inline else ""
@@ -316,12 +316,12 @@ class HandOver:
             await again.rest()
 
 
-def _frame_of(seen: Seen, delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> Frame:
+def _frame_of(seen: StreamState, delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> Frame:
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     return _chunk(seen, choices=[choice], **extra)
 
 
-def _chunk(seen: Seen, **fields: Any) -> Frame:
+def _chunk(seen: StreamState, **fields: Any) -> Frame:
     """A chunk of our own that looks like the upstream's: same id, model and time."""
     head = {"id": seen.id, "object": "chat.completion.chunk", "created": seen.created, "model": seen.model}
     return data_frame(head | fields)

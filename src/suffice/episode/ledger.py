@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from suffice.assurance import money
-from suffice.assurance.money import Cost
+from suffice.assurance.money import TokenCost
 from suffice.settings import Prices
 from suffice.signals.confidence import confidence_of
 from suffice.types import (
@@ -244,17 +244,17 @@ class Ledger:
             n_extra_calls=self.n_extra_calls,
         )
 
-    def cost(self) -> Cost | None:
+    def cost(self) -> TokenCost | None:
         """What all calls have cost so far; None: there are no prices, or a prompt was never counted."""
         return None if self.prices is None else money.total(self._costs())
 
-    def _costs(self) -> list[Cost | None]:
+    def _costs(self) -> list[TokenCost | None]:
         """The cost of every call; one that never began has cost nothing."""
         if self.prices is None:
             return [None]
         known = self.client_prompt_tokens()
         return [
-            money.cost_of_call(self.prices, c.close(known)) if c.began or c.prompt_tokens is not None else Cost()
+            money.cost_of_call(self.prices, c.close(known)) if c.began or c.prompt_tokens is not None else TokenCost()
             for c in self.calls
         ]
 
@@ -301,7 +301,7 @@ class Ledger:
             return cost.total_usd - sum(one.total_usd for one in drawn[self.stop_step:])
         if self.closing_usd is None:
             return None
-        second = next((one for call, one in zip(self.calls, costs, strict=True) if call is self.pair_call), Cost())
+        second = next((one for call, one in zip(self.calls, costs, strict=True) if call is self.pair_call), TokenCost())
         probes = [
             one for call, one in zip(self.calls, costs, strict=True)
             if call.purpose == "probe" and call is not self.pair_call

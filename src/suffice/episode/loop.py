@@ -23,7 +23,7 @@ class Decides(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class StopVerdict:
     """The step at which a policy said stop, and what was known there."""
 
     step: Step
@@ -36,7 +36,7 @@ async def run_episode(
     observe: Callable[[Step], Signals],
     policy: Decides,
     record: Callable[[Step, Signals, Decision], bool],
-) -> Verdict | None:
+) -> StopVerdict | None:
     """Read steps until the policy stops the run or the run ends by itself.
 
     `record` writes the step down and says whether a stop may be carried out: in shadow, in an audit
@@ -49,7 +49,7 @@ async def run_episode(
             decision = policy.decide(signals)
             may_stop = record(step, signals, decision)
             if decision.action == "stop" and may_stop:
-                return Verdict(step, signals, decision)
+                return StopVerdict(step, signals, decision)
     return None
 
 

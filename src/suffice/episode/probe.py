@@ -23,7 +23,7 @@ KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class TrialAnswer:
     """What the model said when its thought was closed."""
 
     text: str
@@ -107,7 +107,7 @@ class Prober:
         answer = self._scorer.extract(request.answer_prefix + text)
         self._ledger.finish_step, self._ledger.finish_answer = step, answer
 
-    async def _try(self, thought: str, thought_tokens: int) -> Trial | None:
+    async def _try(self, thought: str, thought_tokens: int) -> TrialAnswer | None:
         """Ask once; None: no way to ask, or the upstream failed or was too slow."""
         method = self._continuer.second_call
         if method is None:
@@ -137,7 +137,7 @@ class Prober:
         margin = None if first is None else margin_of(first)
         # Behind words of ours the answer's first token is not the first behind the closed thought.
         closed = None if request.answer_prefix else entropy
-        return Trial(
+        return TrialAnswer(
             text=said, logprobs=tuple(logprobs), entropy=entropy, margin=margin, closed_entropy=closed, tokens=spent
         )
 

@@ -17,8 +17,8 @@ from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.probe import Prober, missing, visible
 from suffice.episode.reading import first_choice, n_tokens, note_usage
 from suffice.episode.report import suffice_object
-from suffice.episode.seen import Cut, Seen, Wants
-from suffice.episode.segment import Checkpoint, Segmenting
+from suffice.episode.seen import StepEnd, StreamState, Wants
+from suffice.episode.segment import Checkpoint, StepCutter
 from suffice.episode.vectors import Vectors
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
@@ -59,7 +59,7 @@ class ReasoningRun:
         *,
         ledger: Ledger,
         delivery: Delivery,
-        segmenter: Segmenting,
+        segmenter: StepCutter,
         scorer: Scorer,
         prober: Prober | None,
         vectors: Vectors | None = None,
@@ -69,7 +69,7 @@ class ReasoningRun:
         opened: bool = False,
     ) -> None:
         self.call, self.account, self.ledger, self.delivery = call, account, ledger, delivery
-        self.seen = Seen()
+        self.seen = StreamState()
         self.wants = wants
         self.hidden_thought = False    # rerun: the client has already seen a thought
         self._segmenter, self._scorer, self._prober, self._vectors = segmenter, scorer, prober, vectors
@@ -88,10 +88,10 @@ class ReasoningRun:
         self._answer: list[str] = []
         self._answer_chars = self._thought_chars = 0
         self._visible: str | None = None
-        self._cuts: dict[int, Cut] = {}        # by step
+        self._cuts: dict[int, StepEnd] = {}        # by step
         self.budget_is_policy = False          # … and whose passing is all that the policy waits for
         self.budget_slack_tokens = BUDGET_SLACK_TOKENS
-        self.alias: Seen | None = None         # rerun: the run whose id and time the client knows
+        self.alias: StreamState | None = None         # rerun: the run whose id and time the client knows
         self.budget: int | None = None         # thought tokens after which the engine itself closes it
         self.failure: UpstreamError | None = None   # why the original can give nothing more
         self.held: list[Frame] | None = None   # frames kept back during a hand-over
@@ -578,7 +578,7 @@ class ReasoningRun:
         for text in texts:
             self._thought_chars += len(text)
             if (point := feed(text, tokens)) is not None:
-                self._cuts[point.index] = Cut(len(point.prefix), point.tokens_used)
+                self._cuts[point.index] = StepEnd(len(point.prefix), point.tokens_used)
                 points.append(point)
         if self._thought_chars > THOUGHT_LIMIT_CHARS:
             self._goes_blind()

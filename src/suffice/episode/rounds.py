@@ -33,7 +33,7 @@ Returning = Callable[[Sequence[str | None], Sequence[float | None]], int]  # ans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class StepReport:
     """What a caller says of one step of its loop."""
 
     answer: str | None = None              # as it would be used now; None: read from `text` by the route's scorer
@@ -66,7 +66,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StepRecordBrief:
     """One step that was taken, and what was decided. Its text is not kept."""
 
     told: str | None            # the answer as the caller told it
@@ -111,7 +111,7 @@ class RoundsRun:
     resting: Callable[[], bool] = lambda: False  # has everything been told not to act, since the run began?
     vectors: Vectors | None = None         # who may be asked for them; this class asks nobody
     shelf: Shelf | None = None             # takes the steps' texts for reviewers; None: they are dropped
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[StepRecordBrief] = field(default_factory=list)
     is_over: bool = False
     _observer: Observer | None = None
     _pace: Pace | None = None
@@ -128,7 +128,7 @@ class RoundsRun:
         """The episode's id."""
         return self.ledger.request.episode_id
 
-    async def vector_of(self, index: int, told: Told) -> tuple[float, ...]:
+    async def vector_of(self, index: int, told: StepReport) -> tuple[float, ...]:
         """The vector of step `index`, for `take`; () where there is none, or nobody would look at it.
 
         Whoever drives the run awaits it before the step: it is the only part of a run that waits for anybody.
@@ -138,7 +138,7 @@ class RoundsRun:
             return ()
         return await self.vectors.of(told.text or told.answer or "")
 
-    def take(self, index: int, told: Told, vector: tuple[float, ...] = ()) -> Decision:
+    def take(self, index: int, told: StepReport, vector: tuple[float, ...] = ()) -> Decision:
         """Take step `index` in and decide; the same step again gives the same decision again.
 
         vector  of the step's text, or of its answer where it has none; (): unknown
@@ -160,7 +160,7 @@ class RoundsRun:
         step = self._step(index, told, vector)
         if self.ledger.request.ungoverned is not None:
             decision = Decision(action="continue", reason=f"not governed: {self.ledger.request.ungoverned}")
-            self.seen.append(Seen(told.answer, told.tokens, step.answer, step.confidence, decision))
+            self.seen.append(StepRecordBrief(told.answer, told.tokens, step.answer, step.confidence, decision))
             return decision
         if self.shelf is not None:
             self.shelf.add(index, read=told.sources, wrote=told.text)
@@ -168,7 +168,7 @@ class RoundsRun:
         self.ledger.record_step(step, signals, decision)
         shown = self._shown(decision)
         confidence = step.confidence if signals.confidence is None else signals.confidence
-        self.seen.append(Seen(told.answer, told.tokens, step.answer, confidence, shown))
+        self.seen.append(StepRecordBrief(told.answer, told.tokens, step.answer, confidence, shown))
         if decision.stop and self.ledger.stop_step == index:
             self.ledger.would_answer = self.answer_of(self._chosen(acting=True))
         self.ledger.stopped = shown.stop  # a stop that was not obeyed is no stop
@@ -203,7 +203,7 @@ class RoundsRun:
         if ledger.told_usage is None:
             ledger.told_usage = Usage(prompt_tokens=0, completion_tokens=0)
 
-    def _again(self, index: int, told: Told) -> Decision:
+    def _again(self, index: int, told: StepReport) -> Decision:
         before = self.seen[index - 1]
         if (before.told, before.tokens) != (told.answer, told.tokens):
             raise BadRequest(
@@ -213,14 +213,14 @@ class RoundsRun:
             )  # fmt: skip
         return before.decision
 
-    def _beyond(self, told: Told) -> Decision:
+    def _beyond(self, told: StepReport) -> Decision:
         """A step that nobody keeps any more: it is paid for, and the run goes on."""
         self._n_beyond += 1
         self._spend(told)
         self.ledger.fail_open("steps")
         return Decision(action="continue", reason="too long a run: no step of it is judged any more")
 
-    def _step(self, index: int, told: Told, vector: tuple[float, ...]) -> Step:
+    def _step(self, index: int, told: StepReport, vector: tuple[float, ...]) -> Step:
         self._spend(told)
         source: AnswerSource = "sample" if self.ledger.request.kind == "samples" else "caller"
         answer = self._normal(told)
@@ -234,14 +234,14 @@ class RoundsRun:
             said_done=told.said_done if isinstance(told.said_done, bool) else None, vector=vector,
         )  # fmt: skip
 
-    def _spend(self, told: Told) -> None:
+    def _spend(self, told: StepReport) -> None:
         spent = self.ledger.told_usage or Usage(prompt_tokens=0, completion_tokens=0)
         self.ledger.told_usage = replace(
             spent, prompt_tokens=spent.prompt_tokens + told.ctx_tokens,
             completion_tokens=spent.completion_tokens + told.tokens,
         )  # fmt: skip
 
-    def _normal(self, told: Told) -> str | None:
+    def _normal(self, told: StepReport) -> str | None:
         try:
             if told.answer is None:
                 return self.route.scorer.extract(told.text) if told.text else None

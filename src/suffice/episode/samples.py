@@ -27,7 +27,7 @@ from suffice.upstream.wire import encode_json, reasoning_of
 ANSWER_LIMIT_CHARS = 256 * 1024  # of a sample's end, which is scored
 
 
-class Refusal(UpstreamError):
+class SampleRefusal(UpstreamError):
     """The upstream answered with an error of its own, which is relayed as it came."""
 
     def __init__(
@@ -190,7 +190,7 @@ async def _assemble(call: Call, account: CallAccount, max_bytes: int) -> dict[st
 async def refusal(call: Call) -> UpstreamError:
     """What an answer means that is no stream: the upstream's own error, or a broken protocol."""
     if 400 <= call.status < 600:
-        return Refusal(call.status, call.content_type, await call.read_all(), call.headers)
+        return SampleRefusal(call.status, call.content_type, await call.read_all(), call.headers)
     if call.status != 200:
         return UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
     return UpstreamProtocol(f"the upstream answered {call.content_type!r} where a stream was asked for")

@@ -17,7 +17,7 @@ class Wants:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class StepEnd:
     """Where a step ends: the thought up to there."""
 
     n_chars: int
@@ -25,7 +25,7 @@ class Cut:
 
 
 @dataclass(slots=True)
-class Seen:
+class StreamState:
     """What the stream has shown so far."""
 
     phase: Phase = "start"

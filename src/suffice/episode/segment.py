@@ -30,7 +30,7 @@ class Checkpoint:
     prefix: str         # the whole thought up to here
 
 
-class Segmenting(Protocol):
+class StepCutter(Protocol):
     """Anything that cuts a thought into steps. Its texts, one behind the other, are the thought, unchanged."""
 
     @property
@@ -146,14 +146,14 @@ class Segmenter:
         return point
 
 
-SEGMENTERS: dict[str, Callable[[Steps], Segmenting]] = {
+SEGMENTERS: dict[str, Callable[[Steps], StepCutter]] = {
     "line": Segmenter,
     "paragraph": Segmenter,
     "tokens": Segmenter,
 }
 
 
-def build_segmenter(steps: Steps) -> Segmenting:
+def build_segmenter(steps: Steps) -> StepCutter:
     """What cuts a thought as the settings say. Raises ConfigError for a boundary that does not exist."""
     name = steps.boundary
     if name in SEGMENTERS:

@@ -25,7 +25,7 @@ PAIR_TIMEOUT_S = 600.0  # of a whole second run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
+class CallArm:
     """What the second call is asked with."""
 
     name: str                   # "effort=low", "budget_tokens=512"; "full": nothing else
@@ -34,7 +34,7 @@ class Arm:
 
 
 async def ask_twice(
-    client: UpstreamClient, ledger: Ledger, scorer: Scorer, arm: Arm, *, body: Mapping[str, Any], headers: Headers
+    client: UpstreamClient, ledger: Ledger, scorer: Scorer, arm: CallArm, *, body: Mapping[str, Any], headers: Headers
 ) -> None:
     """Make the second call and write down what it answered.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from suffice.assurance import money
-from suffice.assurance.lengths import FullRuns, HandOvers
+from suffice.assurance.lengths import RunLengths, HandOvers
 from suffice.assurance.money import Finish
 from suffice.episode.ledger import Ledger
 from suffice.episode.loop import Decides
@@ -51,7 +51,7 @@ class Price:
 
     ledger: Ledger
     method: FinishMethod | None    # the way that would be tried first; None: there is none
-    full_runs: FullRuns | None     # of the route; None: none was seen yet
+    full_runs: RunLengths | None     # of the route; None: none was seen yet
     hand_overs: HandOvers | None
 
     def against(self, s: Signals) -> str | None:

@@ -20,7 +20,7 @@ from suffice.gateway.decide import decide
 from suffice.gateway.exchange import FOREIGN_PAGE, Exchange, Message, Receive, Scope, Send, headers_of
 from suffice.gateway.intake import check_head
 from suffice.gateway.key_limits import KeyLimitReached
-from suffice.gateway.passing import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passing
+from suffice.gateway.passing import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
 
 Handler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
 Beside = Callable[[Scope, Receive, Send], Awaitable[None]]  # another application behind the same port
@@ -45,7 +45,7 @@ class Endpoint:
 
 def _passed(method: str, path: str, api: Api) -> Endpoint:
     """An endpoint that is never governed. `path` without /v1; the upstream is asked under /v1."""
-    made = Passing(api, method, f"/v1{path}" if api.is_json else path)
+    made = Passthrough(api, method, f"/v1{path}" if api.is_json else path)
     spends = method == "POST" and "{id}" not in path
     return Endpoint(path, method, made, exchange=api.exchange, x_api_key=api.x_api_key, spends=spends)
 
@@ -84,7 +84,7 @@ def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
     their own there. Raises ConfigError for a path on which Suffice itself answers.
     """
     listed = [_passed(method, path, ENGINE) for method, _, path in (entry.partition(" ") for entry in relay)]
-    taken = {e.path for e in ENDPOINTS if not isinstance(e.handler, Passing)}
+    taken = {e.path for e in ENDPOINTS if not isinstance(e.handler, Passthrough)}
     for one in listed:
         if one.path in taken:
             raise ConfigError(f"server.relay: {one.path!r} is answered by Suffice itself; it cannot be relayed")

@@ -15,8 +15,8 @@ from typing import Any
 
 from suffice.assurance.fallback import Admission
 from suffice.episode.ledger import Ledger
-from suffice.episode.samples import Refusal
-from suffice.errors import BadRequest, Overloaded, UpstreamError, UpstreamTimeout
+from suffice.episode.samples import SampleRefusal
+from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
 from suffice.gateway import books, govern, kill, questions, route
 from suffice.gateway.asked import query_of
 from suffice.gateway.auth import Caller, caller_of
@@ -42,7 +42,7 @@ from suffice.gateway.route import BuiltRoute
 from suffice.review.question import written_out
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, question_key
-from suffice.rollout.experiment import Units, units_of
+from suffice.rollout.experiment import UnitIds, units_of
 from suffice.signals.query import class_of
 from suffice.telemetry import LOG
 from suffice.types import ArmDraw, EndReason, Request
@@ -53,7 +53,7 @@ CHAT_PATH = "/v1/chat/completions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Admitted:
+class AdmittedRequest:
     """A request that was understood: where it goes, and whether it is an audit."""
 
     intake: Intake
@@ -64,8 +64,8 @@ class Admitted:
     turned_away: Admission | None = None   # there is no room for it, and when there may be
 
 
-Admit = Callable[[str], Awaitable[Admitted]]   # given the episode id
-Answer = Callable[[Gateway, Admitted, Ledger, Exchange], Coroutine[Any, Any, None]]
+Admit = Callable[[str], Awaitable[AdmittedRequest]]   # given the episode id
+Answer = Callable[[Gateway, AdmittedRequest, Ledger, Exchange], Coroutine[Any, Any, None]]
 
 
 async def chat(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +121,7 @@ async def one_request(
 
 async def _admitted(
     gw: Gateway, episode_id: str, caller: Caller, headers: list[tuple[str, str]], receive: Receive
-) -> Admitted:
+) -> AdmittedRequest:
     limits = gw.settings.server
     check_body_headers(headers, limits.max_body_bytes)
     raw = await read_body(receive, limits.max_body_bytes)
@@ -148,10 +148,10 @@ async def _serve(
     """Run the request under the eye of its client; say how it ended."""
     try:
         left = await supervise(work, receive, exchange)
-    except Overloaded as error:
+    except OverloadError as error:
         await exchange.refuse(error)
         return "rejected"
-    except Refusal as refusal:
+    except SampleRefusal as refusal:
         if exchange.status:
             await exchange.fail(502, str(refusal), refusal.code)
         else:
@@ -172,11 +172,11 @@ async def _serve(
     return "client_left" if left else "done"
 
 
-async def _answer(gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exchange) -> None:
+async def _answer(gw: Gateway, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
     request, intake = admitted.request, admitted.intake
     if admitted.turned_away is not None:
         gw.metrics.inc("suffice_shed_total", request.route)
-        raise Overloaded(
+        raise OverloadError(
             "this route has to run everything in full for a while, and its model server has no room for more;"
             " come again", retry_after_s=admitted.turned_away.retry_after_s,
         )  # fmt: skip
@@ -192,7 +192,7 @@ async def _answer(gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exc
         # llama.cpp takes this header as a wish to generate on after its caller has left: a stop would save nothing.
         headers = [(k, v) for k, v in headers if k != "x-conversation-id"]
     headers = marked(headers, client.settings.affinity_header, run)
-    job = govern.Job(
+    job = govern.GovernedRequest(
         gw=gw, route=admitted.route, client=client, intake=intake, headers=headers,
         ledger=ledger, exchange=exchange,
     )  # fmt: skip
@@ -211,7 +211,7 @@ async def _answer(gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exc
 
 def admit(
     gw: Gateway, episode_id: str, intake: Intake, caller: Caller, headers: list[tuple[str, str]]
-) -> Admitted:
+) -> AdmittedRequest:
     """Find the route and draw the audit. Raises BadRequest for a route or version that is not there or not allowed."""
     named = dict(headers)
     found = find_route(gw, intake.model, named, caller)
@@ -235,7 +235,7 @@ def admit(
     request = _request(gw, episode_id, intake, caller, named, found, reason, question, assigned, arms)
     upstream = (found.settings.upstream if found is not None else "") or gw.fallback_upstream()
     kept = gw.keys.without_keys(headers)
-    return Admitted(
+    return AdmittedRequest(
         intake=intake, headers=kept, route=found, upstream=upstream, request=request,
         turned_away=place if place is not None and place.level is None else None,
     )  # fmt: skip
@@ -334,7 +334,7 @@ def _request_key(found: BuiltRoute, intake: Intake, caller: Caller, named: dict[
     )  # fmt: skip
 
 
-def _units(intake: Intake, caller: Caller, named: dict[str, str], assigned: AuditAssignment) -> Units:
+def _units(intake: Intake, caller: Caller, named: dict[str, str], assigned: AuditAssignment) -> UnitIds:
     """What the request belongs to, by the names that it came with; repeated deliveries are one request."""
     user = intake.body.get("user") or intake.body.get("safety_identifier")
     return units_of(

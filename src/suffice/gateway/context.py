@@ -10,7 +10,7 @@ from typing import Literal
 
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.assurance.fallback import even_loads
-from suffice.assurance.lengths import FullRuns, HandOvers
+from suffice.assurance.lengths import RunLengths, HandOvers
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
 from suffice.gateway.auth import KeyRing
@@ -19,12 +19,12 @@ from suffice.gateway.deliveries import DeliveryMemory, RequestKey
 from suffice.gateway.key_limits import KeyLimits
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.objects import Objects
-from suffice.gateway.operating import Operating
+from suffice.gateway.operating import LoadControl
 from suffice.gateway.route import BuiltRoute
-from suffice.gateway.sampling import Sampling
+from suffice.gateway.sampling import LogSampler
 from suffice.gateway.variants import Variants
 from suffice.policy.base import version_of
-from suffice.review.guarantee import Guarantee
+from suffice.review.guarantee import RouteGuarantee
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import AuditAssignment, audit_share, conversation_key
 from suffice.scoring.base import scorer_label
@@ -117,7 +117,7 @@ class OpenRuns:
             self._opened.pop(key, None)
 
 
-class WordsByToken:
+class FeedbackByToken:
     """How many pieces of feedback were written down with the token of each answer; the oldest is forgotten first."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class Gateway:
     monotonic_s: Callable[[], float]
     deliveries: DeliveryMemory = field(default_factory=DeliveryMemory)
     n_requests: dict[str, int] = field(default_factory=dict)   # by route, the log's history included
-    full_runs: dict[str, FullRuns] = field(default_factory=dict)
+    full_runs: dict[str, RunLengths] = field(default_factory=dict)
     hand_overs: dict[str, HandOvers] = field(default_factory=dict)
     extracted: dict[str, deque[bool]] = field(default_factory=dict)  # by route: could full runs be read?
     n_since_check: dict[str, int] = field(default_factory=dict)      # by route: full runs since then
@@ -159,10 +159,10 @@ class Gateway:
     # Whose the answers are that feedback names, as the log knows it; called in a thread, raises StoreError.
     senders_of: Callable[[Sequence[Named]], list[frozenset[str]]] = lambda named: [frozenset()] * len(named)
     breakers: dict[str, Breaker] = field(default_factory=dict)   # by route
-    operating: Operating = field(default_factory=Operating)      # where routes operate inside what is certified
+    operating: LoadControl = field(default_factory=LoadControl)      # where routes operate inside what is certified
     kill: KillSwitch = field(default_factory=KillSwitch)         # takes enforcement away from every route
     runs: OpenRuns = field(default_factory=OpenRuns)             # loops that callers drive through /v1/decide
-    words: WordsByToken = field(default_factory=WordsByToken)
+    words: FeedbackByToken = field(default_factory=FeedbackByToken)
     langfuse_secret: str | None = None     # that signs what Langfuse sends; None: nothing is signed
     refresh: Callable[[], None] = lambda: None   # sees what was decided, where no timer does
     told: Callable[[], None] = lambda: None      # something was decided just now: look at once
@@ -173,7 +173,7 @@ class Gateway:
     draining: bool = False   # shutdown has begun: connections are closed behind their answer
     n_live: int = 0          # handlers that have not ended, whatever the path
     variants: Variants = field(init=False)  # arms of experiments, and candidates of rollouts
-    sampling: Sampling = field(init=False)  # which requests have rows in the log
+    sampling: LogSampler = field(init=False)  # which requests have rows in the log
     classes: dict[str, Mapping[str, int]] = field(default_factory=dict)  # audits by class, by route, as last seen
     _promised: dict[str, str] = field(default_factory=dict)  # by route: the state that /metrics has now
     limits: KeyLimits = field(init=False)   # of keys
@@ -181,7 +181,7 @@ class Gateway:
     def __post_init__(self) -> None:
         """Nothing runs on any route until the log has been read."""
         self.variants = Variants(salt=self.salt, metrics=self.metrics)
-        self.sampling = Sampling(settings=self.settings, salt=self.salt)
+        self.sampling = LogSampler(settings=self.settings, salt=self.salt)
         self.limits = KeyLimits(self.keys.callers)
 
     def conversation(self, sender: str, conversation: str | None) -> str:
@@ -250,7 +250,7 @@ class Gateway:
         """Measure the load and move operating points, if it is time to."""
         self.operating.look(self.upstreams, self.routes, self.metrics, now_s=self.monotonic_s())
 
-    def guarantee(self, route: BuiltRoute) -> Guarantee:
+    def guarantee(self, route: BuiltRoute) -> RouteGuarantee:
         """What is promised on a route, or to the request that gets it."""
         return self._guarantee(route)()
 
@@ -261,7 +261,7 @@ class Gateway:
         found = self._guarantee(route)
         return lambda: found().sentence
 
-    def _guarantee(self, route: BuiltRoute) -> Callable[[], Guarantee]:
+    def _guarantee(self, route: BuiltRoute) -> Callable[[], RouteGuarantee]:
         return partial(
             route.guarantee, killed=self.kill.on, unread=self.serves == "full", classes=self.classes.get(route.name),
             beside=beside(self.variants.experiments, self.variants.trials).get(route.name, ()),
@@ -311,7 +311,7 @@ class Gateway:
             usage = outcome.usage
             if request.kind == "rounds":  # no answer is written behind the rounds: all of it can be saved
                 usage = replace(usage, reasoning_tokens=usage.completion_tokens)
-            self.full_runs.setdefault(request.route, FullRuns()).add(usage)
+            self.full_runs.setdefault(request.route, RunLengths()).add(usage)
         if request.ungoverned is not None or request.kind != "reasoning":
             return
         seen = self.hand_overs.setdefault(request.route, HandOvers())

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import msgspec
 
-from suffice.episode.rounds import RoundsRun, Told
+from suffice.episode.rounds import RoundsRun, StepReport
 from suffice.errors import BadRequest
 from suffice.gateway import desk
 from suffice.gateway.auth import Caller, caller_of
@@ -48,14 +48,14 @@ SIGNAL_FIELDS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class DecideRequest:
     """A body that could be read."""
 
     route: str
     episode_id: str | None
     question: str | None
     index: int | None            # None: no step is told
-    told: Told | None
+    told: StepReport | None
     done: bool
     aborted: bool
     key: str | None              # as the header x-conversation-id
@@ -99,7 +99,7 @@ async def decide(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> Non
     await exchange.json(200, msgspec.json.encode(_answer(run, decision)))
 
 
-def _run(gw: Gateway, said: Said, caller: Caller, headers: Mapping[str, str]) -> RoundsRun:
+def _run(gw: Gateway, said: DecideRequest, caller: Caller, headers: Mapping[str, str]) -> RoundsRun:
     """The run that is meant: one that is open, or a new one."""
     found = next((r for r in usable(gw.routes, caller, by_name=True) if r.name == said.route), None)
     if found is None:
@@ -125,14 +125,14 @@ def _opening_key(caller: Caller, headers: Mapping[str, str]) -> str | None:
 
 
 def _open(
-    gw: Gateway, route: BuiltRoute, said: Said, caller: Caller, headers: Mapping[str, str]
+    gw: Gateway, route: BuiltRoute, said: DecideRequest, caller: Caller, headers: Mapping[str, str]
 ) -> RoundsRun:
     if said.question is None:
         raise BadRequest("question: is needed when a run begins, and episode_id after that", param="question")
     if said.index not in (None, 1):
         message = f"step.index: got {said.index}; the first step of a run is 1, and episode_id names one that is open"
         raise BadRequest(message, status=409, param="step.index", code="step_gap")
-    asked = desk.Asked(
+    asked = desk.RoundsRequest(
         question=said.question, key=said.key or headers.get("x-conversation-id"),
         caller=caller, idempotency_key=headers.get("idempotency-key"),
         model=said.model, metadata=said.metadata, query_class=said.query_class, planned_steps=said.planned_steps,
@@ -143,7 +143,7 @@ def _open(
     return run
 
 
-def _advance(gw: Gateway, run: RoundsRun, said: Said, vector: tuple[float, ...]) -> Decision:
+def _advance(gw: Gateway, run: RoundsRun, said: DecideRequest, vector: tuple[float, ...]) -> Decision:
     """Take the step in, if there is one, and end the run, if it is to end."""
     decision = Decision(action="continue", reason="the run is over" if run.is_over or said.done else "the run is open")
     if said.told is not None and said.index is not None:
@@ -187,7 +187,7 @@ def _watch(gw: Gateway) -> None:
     asyncio.get_running_loop().call_later(LOOK_S, look)
 
 
-def read_decide(body: dict[str, Any]) -> Said:
+def read_decide(body: dict[str, Any]) -> DecideRequest:
     """Check a body. Raises BadRequest naming the field and what is allowed."""
     _known(body, FIELDS, "")
     route = _text(body, "route", ID_CHARS)
@@ -197,7 +197,7 @@ def read_decide(body: dict[str, Any]) -> Said:
     for name in ("done", "aborted"):
         if not isinstance(body.get(name), bool | None):
             raise BadRequest(f"{name}: must be true or false", param=name)
-    said = Said(
+    said = DecideRequest(
         route=route, episode_id=_text(body, "episode_id", ID_CHARS), question=_text(body, "question", LIMIT_BYTES),
         index=index, told=told, key=_text(body, "key", 1_000),
         done=body.get("done") is True, aborted=body.get("aborted") is True,
@@ -209,7 +209,7 @@ def read_decide(body: dict[str, Any]) -> Said:
     return said
 
 
-def _step(step: Any) -> tuple[int, Told]:
+def _step(step: Any) -> tuple[int, StepReport]:
     if not isinstance(step, dict):
         raise BadRequest("step: must be an object", param="step")
     _known(step, STEP_FIELDS, "step.")
@@ -231,7 +231,7 @@ def _step(step: Any) -> tuple[int, Told]:
         message = f"step.sources: must be a list of at most {MOST_SOURCES} strings"
         raise BadRequest(message, param="step.sources")
     given = {k: v for k, v in signals.items() if v is not None and k != "logprobs"}
-    told = Told(
+    told = StepReport(
         answer=step.get("answer"), tokens=step["tokens"], logprobs=tuple(logprobs), sources=tuple(sources), **given
     )
     return index, told

@@ -20,13 +20,13 @@ from suffice.gateway.deliveries import RequestKey
 from suffice.gateway.operating import placed
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, joined, question_key
-from suffice.rollout.experiment import Units, units_of
+from suffice.rollout.experiment import UnitIds, units_of
 from suffice.signals.query import class_of, query_signals
 from suffice.types import ArmDraw, EndReason, Query, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class RoundsRequest:
     """What a caller says when its loop begins."""
 
     question: str
@@ -40,7 +40,7 @@ class Asked:
     endpoint: str = "/v1/decide"
 
 
-def open_run(gw: Gateway, route: BuiltRoute, asked: Asked) -> RoundsRun:
+def open_run(gw: Gateway, route: BuiltRoute, asked: RoundsRequest) -> RoundsRun:
     """Draw the audit, write the request down, and give the run that takes its steps."""
     gw.refresh()
     route = gw.kill.resting(next((one for one in gw.routes if one.name == route.name), route))
@@ -112,7 +112,7 @@ def _ungoverned(gw: Gateway, route: BuiltRoute) -> str | None:
     return None if gw.breakers.setdefault(route.name, Breaker()).allows(gw.monotonic_s()) else "breaker"
 
 
-def _request_key(route: BuiltRoute, asked: Asked) -> RequestKey:
+def _request_key(route: BuiltRoute, asked: RoundsRequest) -> RequestKey:
     body = joined(asked.model, asked.question).encode("utf-8", "surrogatepass")
     return RequestKey(
         route=route.name, caller=asked.caller.namespace, body=body, conversation=asked.key,
@@ -120,7 +120,7 @@ def _request_key(route: BuiltRoute, asked: Asked) -> RequestKey:
     )
 
 
-def _units(asked: Asked, assigned: AuditAssignment) -> Units:
+def _units(asked: RoundsRequest, assigned: AuditAssignment) -> UnitIds:
     """What the run belongs to, by what its caller declared."""
     told = asked.metadata
     return units_of(
@@ -129,7 +129,7 @@ def _units(asked: Asked, assigned: AuditAssignment) -> Units:
 
 
 def _request(
-    gw: Gateway, episode_id: str, route: BuiltRoute, asked: Asked, question: str, reason: str | None,
+    gw: Gateway, episode_id: str, route: BuiltRoute, asked: RoundsRequest, question: str, reason: str | None,
     assigned: AuditAssignment, arms: tuple[ArmDraw, ...],
 ) -> Request:
     settings = route.settings
@@ -147,7 +147,7 @@ def _request(
     )  # fmt: skip
 
 
-def _query(asked: Asked) -> Query:
+def _query(asked: RoundsRequest) -> Query:
     """What the question tells before the first step; it may be stored, the question may not."""
     return query_signals(
         asked.question, metadata=asked.metadata, query_class=asked.query_class, planned_steps=asked.planned_steps

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMap
 from functools import lru_cache
 from typing import Any
 
-from suffice.errors import BadRequest, Overloaded, TooLarge
+from suffice.errors import BadRequest, OverloadError, TooLarge
 from suffice.upstream.wire import PING, error_body, error_frame
 
 Scope = MutableMapping[str, Any]
@@ -169,7 +169,7 @@ class Exchange:
     async def refuse(self, error: BadRequest, headers: Headers = ()) -> None:
         """Send our own 4xx in the shape of the API."""
         kind = _REFUSAL_KINDS.get(error.status, "invalid_request_error")
-        if isinstance(error, Overloaded):
+        if isinstance(error, OverloadError):
             headers = [*headers, ("retry-after", str(error.retry_after_s))]
         await self.json(error.status, self.error_body(error.status, str(error), kind, error.param, error.code), headers)
 

@@ -25,7 +25,7 @@ _FLAGS: Final[Mapping[str, bool]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class FeedbackMapping:
     """Where the fields of feedback come from."""
 
     columns: Mapping[str, str]   # field: column
@@ -37,7 +37,7 @@ class Plan:
         return self.columns.get(field or "", field)
 
 
-def plan(columns: Iterable[str], mapped: Iterable[str], fixed: Iterable[str], declared: Declared) -> Plan:
+def plan(columns: Iterable[str], mapped: Iterable[str], fixed: Iterable[str], declared: Declared) -> FeedbackMapping:
     """Match the columns of a table with fields: by `--map FIELD=COLUMN`, `--set FIELD=VALUE`, then by name.
 
     Raises ConfigError for a field or a column that there is not.
@@ -52,7 +52,7 @@ def plan(columns: Iterable[str], mapped: Iterable[str], fixed: Iterable[str], de
     by_name = {name: name for name in known if name in (*fields, "metrics") and name not in taken | given.keys()}
     found = {field: column for field, column in (by_name | given).items() if field not in set_to}
     used = set(found.values())
-    return Plan(columns=found, fixed=set_to, unused=tuple(name for name in known if name not in used))
+    return FeedbackMapping(columns=found, fixed=set_to, unused=tuple(name for name in known if name not in used))
 
 
 def _pairs(option: str, given: Iterable[str], fields: list[str]) -> dict[str, str]:
@@ -67,7 +67,7 @@ def _pairs(option: str, given: Iterable[str], fields: list[str]) -> dict[str, st
     return found
 
 
-def body(cells: Mapping[str, Any], by: Plan, declared: Declared) -> dict[str, Any]:
+def body(cells: Mapping[str, Any], by: FeedbackMapping, declared: Declared) -> dict[str, Any]:
     """One row as an object; a cell that is empty or null is not given. Raises BadRequest, `param` is the field.
 
     A row without a `feedback_id` gets one that is made of what it says, so that the same table may be read again.

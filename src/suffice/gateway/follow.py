@@ -20,23 +20,23 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.estimate import saving_of
-from suffice.assurance.liking import Liking
+from suffice.assurance.liking import SatisfactionEffect
 from suffice.assurance.outlook import Outlook
 from suffice.assurance.tally import Tally
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway.arms import serving_arm
 from suffice.gateway.context import Gateway
 from suffice.gateway.in_force import rested, serving
-from suffice.gateway.last_good import GoodRoute, Keeper, LastGood
+from suffice.gateway.last_good import GoodRoute, LastGoodWriter, LastGood
 from suffice.gateway.overridden import brought_back, pinned, promised, resting
 from suffice.gateway.owned import serving_own
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.timer import watched
-from suffice.gateway.variants import Trial
-from suffice.learn.version import Version, load_version, read_version
+from suffice.gateway.variants import RolloutTrial
+from suffice.learn.version import FoldedVersion, load_version, read_version
 from suffice.policy.base import build_policy
 from suffice.review.override import NO_OVERRIDES, InEffect, in_effect, standing
-from suffice.rollout.experiment import Experiment
+from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.kept import KeptReader
@@ -54,7 +54,7 @@ from suffice.store.routes.trials import models_of
 from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.store.rows.experiment_events import ExperimentChanged, ExperimentStarted, ExperimentStopped
 from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
-from suffice.store.rows.serving_events import Refusal, VersionRefused
+from suffice.store.rows.serving_events import VersionRefusal, VersionRefused
 from suffice.telemetry import LOG, Metrics
 
 LOOK_S: Final = 1.0  # between two glances at the log; whoever is told looks at once
@@ -70,7 +70,7 @@ class Follower:
     """One gateway's view of what is decided. `look` may run in a thread; `take` belongs to the event loop."""
 
     def __init__(
-        self, gw: Gateway, path: Path, *, keeper: Keeper | None = None, good: LastGood | None = None
+        self, gw: Gateway, path: Path, *, keeper: LastGoodWriter | None = None, good: LastGood | None = None
     ) -> None:
         """Begin.
 
@@ -84,14 +84,14 @@ class Follower:
         self._gauged_s = gw.monotonic_s()  # when that was looked at last
         self._summed = 0  # how far the log was summed up then
         self._outlooks: dict[str, tuple[int, Outlook | None]] = {route.name: (0, None) for route in gw.routes}
-        self._experiments: tuple[Experiment, ...] = ()
-        self._trials: Mapping[str, Trial] = {}
+        self._experiments: tuple[RunningExperiment, ...] = ()
+        self._trials: Mapping[str, RolloutTrial] = {}
         self._standing: Mapping[str, Mapping[str, object]] = {}
         self._stands: dict[str, tuple[str, str]] = {}  # addresses: the settings' own, and what stands in its place
         self._varied_at = 0  # place of the newest row about experiments and rollouts
         self._policies: dict[str, Mapping[str, object] | str] = {}  # by address; a text: why there is none
-        self._models: dict[str, Version | None] = {}  # of learned candidates, by address
-        self._versions: dict[str, Version] = {}
+        self._models: dict[str, FoldedVersion | None] = {}  # of learned candidates, by address
+        self._versions: dict[str, FoldedVersion] = {}
         self._told = asyncio.Event()
         self._looked_s: float | None = None
         self._read_s = gw.monotonic_s()  # when the log last said what is in force
@@ -140,7 +140,7 @@ class Follower:
             return
         experiments, held = running(read_experiments(connection)), read_rollouts(connection)
         tried = running_rollouts(held)
-        trials, standing, stands = dict[str, Trial](), dict[str, Mapping[str, object]](), dict[str, tuple[str, str]]()
+        trials, standing, stands = dict[str, RolloutTrial](), dict[str, Mapping[str, object]](), dict[str, tuple[str, str]]()
         for name, base in self._base.items():
             if base.settings.is_learned and name in tried and tried[name].state.fit:
                 trial = self._learned(connection, tried[name].state)
@@ -157,7 +157,7 @@ class Follower:
                 continue
             policy = self._policy(connection, one.state.candidate)
             if isinstance(policy, Mapping):
-                trials[name] = Trial(state=one.state, policy=policy)
+                trials[name] = RolloutTrial(state=one.state, policy=policy)
         self._experiments, self._trials, self._standing, self._stands = experiments, trials, standing, stands
         self._varied_at = newest
 
@@ -172,10 +172,10 @@ class Follower:
         if good != line[-1] and isinstance(why, str) and (route, line[-1]) not in self._refused:
             self._refused.add((route, line[-1]))
             serves = "the settings' own policy serves" if good == own else f"version {good} stays in force"
-            self._refuse(Refusal(route=route, number=0, fit=line[-1], reason=why, serves=serves))
+            self._refuse(VersionRefusal(route=route, number=0, fit=line[-1], reason=why, serves=serves))
         return good
 
-    def _learned(self, connection: sqlite3.Connection, state: State) -> Trial | None:
+    def _learned(self, connection: sqlite3.Connection, state: State) -> RolloutTrial | None:
         """A learned candidate as it stands, its models read once; None: they are gone or not what they were."""
         if state.candidate not in self._models:
             try:
@@ -185,7 +185,7 @@ class Follower:
                 LOG.error("control: %s; nobody is served by it", error)
                 self._models = {state.candidate: None, **self._models}
         models = self._models[state.candidate]
-        return None if models is None else Trial(state=state, models=models)
+        return None if models is None else RolloutTrial(state=state, models=models)
 
     def _policy(self, connection: sqlite3.Connection, address: str) -> Mapping[str, object] | str:
         """The policy of a version, read once; a text: why there is none, and nobody is served by it."""
@@ -264,7 +264,7 @@ class Follower:
         """The route with the version that is in force. Raises ConfigError, and whatever the version does."""
         return serving(own, held, self._version(held, connection))
 
-    def _refuse(self, told: Refusal) -> None:
+    def _refuse(self, told: VersionRefusal) -> None:
         """Say it in the log of the process, in the metrics and in the log, where the job `notify` finds it."""
         what = f"publication {told.number}" if told.number else f"version {told.fit}"
         LOG.error("routes.%s: %s cannot be served: %s; %s", told.route, what, told.reason, told.serves)
@@ -272,7 +272,7 @@ class Follower:
         if told.number or told.fit:
             self._gw.log.append(VersionRefused(told))
 
-    def _version(self, held: InForce, connection: sqlite3.Connection | None) -> Version | None:
+    def _version(self, held: InForce, connection: sqlite3.Connection | None) -> FoldedVersion | None:
         """The version that is in force, read once. Raises ConfigError when it is gone or another one."""
         made = held.publication
         if made is None or not made.fit or not held.level:
@@ -284,7 +284,7 @@ class Follower:
             self._versions = {made.fit: version, **dict(list(self._versions.items())[:8])}
         return self._versions[made.fit]
 
-    def _kept(self, fit: str) -> Version | None:
+    def _kept(self, fit: str) -> FoldedVersion | None:
         """A version of the last-good file; None: it is not there, or cannot be used here."""
         plain = None if self._good is None else self._good.versions.get(fit)
         if plain is None:
@@ -472,9 +472,9 @@ def _why(error: Exception) -> str:
     return str(error) if isinstance(error, ConfigError) else f"it crashes at load ({type(error).__name__})"
 
 
-def _refusal(route: str, held: InForce, why: str, serves: str) -> Refusal:
+def _refusal(route: str, held: InForce, why: str, serves: str) -> VersionRefusal:
     fit = "" if held.publication is None else held.publication.fit
-    return Refusal(route=route, number=_number(held), fit=fit, reason=why, serves=serves)
+    return VersionRefusal(route=route, number=_number(held), fit=fit, reason=why, serves=serves)
 
 
 def _earlier(held: InForce, before: InForce | None) -> InForce | None:
@@ -501,7 +501,7 @@ def export(outlook: Outlook, route: str, metrics: Metrics) -> None:
     _export_satisfaction(outlook.satisfaction, route, metrics)
 
 
-def _export_satisfaction(said: Liking | None, route: str, metrics: Metrics) -> None:
+def _export_satisfaction(said: SatisfactionEffect | None, route: str, metrics: Metrics) -> None:
     if said is None:
         return
     for runs, found in (("full", said.full), ("stopped", said.stopped)):

@@ -20,8 +20,8 @@ from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.report import suffice_object, usage_json
 from suffice.episode.samples import SampleRun, refusal
 from suffice.episode.seen import Wants
-from suffice.episode.segment import Segmenter, Segmenting, build_segmenter
-from suffice.episode.twice import Arm, ask_twice
+from suffice.episode.segment import Segmenter, StepCutter, build_segmenter
+from suffice.episode.twice import CallArm, ask_twice
 from suffice.episode.vectors import Vectors
 from suffice.episode.worth import Price, WorthIt
 from suffice.errors import UpstreamProtocol
@@ -45,7 +45,7 @@ REFUSALS = frozenset({400, 422})  # what servers answer to a field that they do 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class GovernedRequest:
     """One governed request."""
 
     gw: Gateway
@@ -62,7 +62,7 @@ class Job:
         return may_stop(self.ledger.request, self.route) and not self.gw.kill.on
 
 
-def observer(job: Job) -> Callable[[Step], Signals]:
+def observer(job: GovernedRequest) -> Callable[[Step], Signals]:
     """The route's signals, guarded: when they fail, nothing is known and the run goes on."""
     folds: Observer | None = None
 
@@ -79,7 +79,7 @@ def observer(job: Job) -> Callable[[Step], Signals]:
     return observe
 
 
-def recorder(job: Job, may_stop: Callable[[], bool]) -> Callable[[Step, Signals, Decision], bool]:
+def recorder(job: GovernedRequest, may_stop: Callable[[], bool]) -> Callable[[Step, Signals, Decision], bool]:
     """Writes each step down and says whether a stop may be carried out."""
 
     def record(step: Step, signals: Signals, decision: Decision) -> bool:
@@ -92,7 +92,7 @@ def recorder(job: Job, may_stop: Callable[[], bool]) -> Callable[[Step, Signals,
 # --------------------------------------------------------------------------- reasoning
 
 
-async def reasoning(job: Job) -> None:
+async def reasoning(job: GovernedRequest) -> None:
     """One chain of thought, relayed, watched, and closed when the policy says so."""
     route, ledger = job.route.settings, job.ledger
     ledger.tells_probes = job.route.acts or route.probe is None
@@ -138,7 +138,7 @@ async def reasoning(job: Job) -> None:
 
 
 async def _after_full_run(
-    job: Job, run: ReasoningRun, continuer: Continuer, hand_over: HandOver
+    job: GovernedRequest, run: ReasoningRun, continuer: Continuer, hand_over: HandOver
 ) -> None:
     """A run that was cut inside its thought is answered: for the client if the route says so, else on record.
 
@@ -155,7 +155,7 @@ async def _after_full_run(
         ledger.answer = await prober.answer_to(run.thought, run.account.reasoning_tokens)
 
 
-async def _measure_finish(job: Job, run: ReasoningRun, continuer: Continuer, cap: int | None) -> None:
+async def _measure_finish(job: GovernedRequest, run: ReasoningRun, continuer: Continuer, cap: int | None) -> None:
     """In an audit of a route that certifies itself, finish once for the record: does it change the trial answer?
 
     Half of the audits at the step where the policy would have stopped, the others at any that was probed: so levels
@@ -178,7 +178,7 @@ async def _measure_finish(job: Job, run: ReasoningRun, continuer: Continuer, cap
         ledger.fail_open("probe")
 
 
-async def _ask_twice(job: Job, continuer: Continuer) -> None:
+async def _ask_twice(job: GovernedRequest, continuer: Continuer) -> None:
     """In an audit of a route that chooses effort or budget before the call, ask with it too, for the record alone."""
     if not is_measured(job.ledger.request) or job.route.settings.probe is None:
         return
@@ -188,22 +188,22 @@ async def _ask_twice(job: Job, continuer: Continuer) -> None:
         job.ledger.fail_open("probe")
 
 
-async def _ask_with_arm(job: Job, continuer: Continuer) -> None:
+async def _ask_with_arm(job: GovernedRequest, continuer: Continuer) -> None:
     """The second call of an audit: with the route's own effort or budget, or in full once more."""
     ledger, route = job.ledger, job.route.settings
     ahead = choose(route, job.client.settings, job.intake.body, methods=(), policy_budget_tokens=None)
     if not ahead.fields or not continuer.may_call(keep=0):
         return
     draw = draw_pair(assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point, n_arms=2)
-    arm = Arm(name=ahead.arm(route), fields=ahead.fields, propensity=draw.propensity)
+    arm = CallArm(name=ahead.arm(route), fields=ahead.fields, propensity=draw.propensity)
     if draw.arm == 0:
-        arm = Arm(name="full", fields={}, propensity=draw.propensity)
+        arm = CallArm(name="full", fields={}, propensity=draw.propensity)
     await ask_twice(job.client, ledger, job.route.scorer, arm, body=_upstream_body(job), headers=job.headers)
 
 
 @asynccontextmanager
 async def _open_run(
-    job: Job, ahead: Ahead, continuer: Continuer, *, purpose: Purpose
+    job: GovernedRequest, ahead: Ahead, continuer: Continuer, *, purpose: Purpose
 ) -> AsyncIterator[ReasoningRun]:
     """Open the client's request upstream and begin the client's answer."""
     settings, ledger, exchange = job.client.settings, job.ledger, job.exchange
@@ -245,7 +245,7 @@ async def _open_run(
 
 @asynccontextmanager
 async def _accepted(
-    job: Job, ahead: Ahead, purpose: Purpose
+    job: GovernedRequest, ahead: Ahead, purpose: Purpose
 ) -> AsyncIterator[tuple[Call, CallAccount, Ahead]]:
     """The open call, and which of our fields it took: an upstream that refuses them is asked without.
 
@@ -272,7 +272,7 @@ async def _accepted(
         yield call, account, NOTHING
 
 
-def _probes(job: Job) -> bool:
+def _probes(job: GovernedRequest) -> bool:
     """Probes are sent where their answer can change what happens, and in audits where they are known to work.
 
     On a route that certifies itself live runs see what its audits have seen, and nothing else.
@@ -284,7 +284,7 @@ def _probes(job: Job) -> bool:
     return job.route.acts or (is_measured(job.ledger.request) and job.route.may_probe)
 
 
-def _vectors(job: Job) -> Vectors | None:
+def _vectors(job: GovernedRequest) -> Vectors | None:
     """Who gives the steps their vectors; a stop keeps the calls that it needs."""
     embedder = job.gw.embedders.get(job.route.name)
     if embedder is None:
@@ -293,7 +293,7 @@ def _vectors(job: Job) -> Vectors | None:
     return Vectors(embedder=embedder, ledger=job.ledger, max_calls=most, keep=KEPT_CALLS)
 
 
-def _upstream_body(job: Job) -> dict[str, Any]:
+def _upstream_body(job: GovernedRequest) -> dict[str, Any]:
     """The client's body, asked for as a stream with usage; their traces are removed again.
 
     Where doctor saw usage refused, it is not asked for: tokens are counted by pieces instead.
@@ -306,7 +306,7 @@ def _upstream_body(job: Job) -> dict[str, Any]:
     return body | {"stream": True, "stream_options": options | {"include_usage": True}}
 
 
-def _ahead(job: Job, continuer: Continuer) -> Ahead:
+def _ahead(job: GovernedRequest, continuer: Continuer) -> Ahead:
     """What the engine is told before the call; nothing where the route may not act.
 
     Nor where no second call is allowed: a server that refuses our fields could not be asked without them.
@@ -325,7 +325,7 @@ def _ahead(job: Job, continuer: Continuer) -> Ahead:
     return ahead
 
 
-def _segmenter(job: Job) -> Segmenting:
+def _segmenter(job: GovernedRequest) -> StepCutter:
     """What cuts the thought; another package's that cannot be built is replaced by the length alone."""
     steps = job.route.settings.steps
     try:
@@ -335,13 +335,13 @@ def _segmenter(job: Job) -> Segmenting:
         return Segmenter(steps)
 
 
-def _skipped(job: Job) -> None:
+def _skipped(job: GovernedRequest) -> None:
     """Count a stop that was too dear; in shadow it would not have been made anyway."""
     if job.may_act:
         job.gw.metrics.inc("suffice_stops_skipped_total", job.route.name, "not_worth_it")
 
 
-def _estimate_saved(job: Job, tokens_used: int) -> None:
+def _estimate_saved(job: GovernedRequest, tokens_used: int) -> None:
     """What the run would have gone on to cost, from the full runs of this route; unknown if few."""
     full = job.gw.full_runs.get(job.route.name)
     remaining = full.remaining(tokens_used) if full is not None else None
@@ -353,7 +353,7 @@ def _estimate_saved(job: Job, tokens_used: int) -> None:
     job.ledger.estimate_method = f"mean of {remaining.n} full runs of this route that thought longer"
 
 
-def _pinged(job: Job) -> AbstractAsyncContextManager[None]:
+def _pinged(job: GovernedRequest) -> AbstractAsyncContextManager[None]:
     """Comment lines while a governed stream is silent."""
     if not job.intake.stream:
         return nullcontext()
@@ -363,7 +363,7 @@ def _pinged(job: Job) -> AbstractAsyncContextManager[None]:
 # --------------------------------------------------------------------------- samples
 
 
-async def samples(job: Job) -> None:
+async def samples(job: GovernedRequest) -> None:
     """Draw samples until the vote is decided or the policy stops; deliver the winner as one completion."""
     ledger, request = job.ledger, job.ledger.request
     n = request.n_samples
@@ -391,7 +391,7 @@ async def samples(job: Job) -> None:
         await _deliver_vote(job, body)
 
 
-async def _deliver_vote(job: Job, body: dict[str, Any]) -> None:
+async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
     """One completion: the winner's text, the usage of everything that was drawn."""
     ledger, exchange = job.ledger, job.exchange
     usage = ledger.usage()

@@ -14,9 +14,9 @@ from typing import overload
 
 from suffice.errors import ConfigError
 from suffice.gateway.route import BuiltRoute
-from suffice.learn.version import Version
+from suffice.learn.version import FoldedVersion
 from suffice.policy.base import build_policy
-from suffice.policy.learned import Learned
+from suffice.policy.learned import LearnedPolicy
 from suffice.policy.protocol import Policy
 from suffice.policy.rules import Never
 from suffice.review import guarantee
@@ -26,10 +26,10 @@ from suffice.store.routes.in_force import InForce
 from suffice.types import Publication
 
 
-class Levels(Sequence[Policy]):
+class LevelPolicies(Sequence[Policy]):
     """The policy of one fold at each level, built when it is first asked for: there are forty, and one is in use."""
 
-    def __init__(self, version: Version, fold: int, level: int) -> None:
+    def __init__(self, version: FoldedVersion, fold: int, level: int) -> None:
         self._version, self._fold = version, fold
         self._built: dict[int, Policy] = {0: Never()}
         self._n = level + 1
@@ -53,7 +53,7 @@ class Levels(Sequence[Policy]):
 
     def _of(self, level: int) -> Policy:
         return build_policy({
-            "policy": Learned.name, "model": self._version.models[self._fold],
+            "policy": LearnedPolicy.name, "model": self._version.models[self._fold],
             "threshold": self._version.levels[self._fold][level - 1], "on_hopeless": "stop",
         })  # fmt: skip
 
@@ -71,7 +71,7 @@ def rested(base: BuiltRoute, why: str) -> BuiltRoute:
     return replace(base, holding=replace(NO_OVERRIDES, observe=why))
 
 
-def serving(base: BuiltRoute, held: InForce, version: Version | None) -> BuiltRoute:
+def serving(base: BuiltRoute, held: InForce, version: FoldedVersion | None) -> BuiltRoute:
     """The route as it serves what is in force.
 
     base     the route as its settings have it, without any publication
@@ -85,7 +85,7 @@ def serving(base: BuiltRoute, held: InForce, version: Version | None) -> BuiltRo
         return waiting
     if version.address != made.fit or made.level >= version.n_levels:
         raise ConfigError(f"routes.{base.name}: version {made.fit} does not have what was published")
-    folds = tuple(Levels(version, fold, made.level) for fold in range(len(version.models)))
+    folds = tuple(LevelPolicies(version, fold, made.level) for fold in range(len(version.models)))
     asked = tuple(dict.fromkeys(need for fold in folds for need in fold[made.level].needs))
     needs = (*(need for need in base.needs if need not in asked), *asked)
     Observer(needs, base.settings.kind)  # a signal that does not exist must fail here, not in a request

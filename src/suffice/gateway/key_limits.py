@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias
 
-from suffice.errors import Overloaded
+from suffice.errors import OverloadError
 from suffice.gateway.auth import Caller
 from suffice.store.rows.key_events import Usage
 
@@ -23,7 +23,7 @@ DAY_S: Final = 86_400
 Limit: TypeAlias = Literal["requests_per_minute", "concurrency", "tokens_per_day"]
 
 
-class KeyLimitReached(Overloaded):
+class KeyLimitReached(OverloadError):
     """A key is at one of its limits."""
 
     def __init__(self, message: str, *, limit: Limit, retry_after_s: float) -> None:

@@ -131,7 +131,7 @@ def write(file: Path, good: LastGood, *, secret: str) -> None:
         part.write_bytes(content)
 
 
-class Keeper:
+class LastGoodWriter:
     """Keeps one gateway's last-good file: written when what is in force changes, and so that its time is never old.
 
     A change that cannot be written takes the old file away: better none than one that does not know of a rollback.

@@ -85,7 +85,7 @@ class RouteOperation:
         return admission(self.fallback, ratio=self.ratio(now_s) or 1.0, queue=queue, point=point)
 
 
-class Operating:
+class LoadControl:
     """All routes of a gateway, and the queues of their upstreams."""
 
     def __init__(self) -> None:

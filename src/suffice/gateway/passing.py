@@ -20,7 +20,7 @@ from suffice.errors import BadRequest, TooLarge
 from suffice.gateway import books
 from suffice.gateway.auth import Caller, caller_of
 from suffice.gateway.chat import (
-    Admitted,
+    AdmittedRequest,
     blank,
     check_objects,
     count_stripped,
@@ -43,7 +43,7 @@ from suffice.gateway.relay import Foreign, forwarded, pass_through
 from suffice.gateway.route import BuiltRoute
 from suffice.store.rows.key_events import ObjectMade, StoredObject
 from suffice.types import Request
-from suffice.upstream.tally import Told, read_answer
+from suffice.upstream.tally import AnswerFacts, read_answer
 from suffice.upstream.wire import encode_json
 
 HEAD_BYTES = 16 * 1024
@@ -125,7 +125,7 @@ ENGINE = Api(mark=b'"content"', is_json=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Passing:
+class Passthrough:
     """The handler of one endpoint. `path` is the upstream's, and may hold `{id}`."""
 
     api: Api
@@ -156,7 +156,7 @@ class _Ask:
     caller: Caller
     query: bytes = b""
 
-    async def admitted(self, scope: Scope, receive: Receive, episode_id: str) -> Admitted:
+    async def admitted(self, scope: Scope, receive: Receive, episode_id: str) -> AdmittedRequest:
         """Read what has to be read, and find the route and the upstream. Raises BadRequest."""
         gw, headers = self.gw, headers_of(scope)
         self.query = scope.get("query_string", b"")
@@ -168,7 +168,7 @@ class _Ask:
         await check_objects(gw, self.caller, intake)
         found = self._route(intake, named, kept)
         count_stripped(gw, intake)
-        return Admitted(
+        return AdmittedRequest(
             intake=for_route(intake, found) if self.api.is_json else intake,
             headers=gw.keys.without_keys(headers), route=found, upstream=self._upstream(found, named, kept),
             request=self._request(episode_id, intake, found),
@@ -249,7 +249,7 @@ class _Ask:
             sender=self.caller.id,
         )  # fmt: skip
 
-    async def answer(self, gw: Gateway, admitted: Admitted, ledger: Ledger, exchange: Exchange) -> None:
+    async def answer(self, gw: Gateway, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
         """Relay the answer."""
         assert isinstance(exchange, PassingExchange)
         request, intake = admitted.request, admitted.intake
@@ -333,6 +333,6 @@ def _note_opening(exchange: PassingExchange, ledger: Ledger) -> None:
     ledger.response_id = told.response_id or ledger.response_id
 
 
-def _take_prompt(account: CallAccount, told: Told) -> None:
+def _take_prompt(account: CallAccount, told: AnswerFacts) -> None:
     account.prompt_tokens = told.prompt_tokens
     account.cached_tokens = told.cached_tokens or 0

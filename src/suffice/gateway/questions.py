@@ -10,7 +10,7 @@ from suffice.gateway.context import Gateway
 from suffice.gateway.route import BuiltRoute
 from suffice.review.items import DAY_S
 from suffice.review.question import MOST_CHARS, Shelf
-from suffice.store.rows.review_events import Question, QuestionKept, Sources, SourcesKept
+from suffice.store.rows.review_events import QuestionText, QuestionKept, Sources, SourcesKept
 
 
 def keep(gw: Gateway, route: BuiltRoute | None, ledger: Ledger, text: Callable[[], str]) -> None:
@@ -19,7 +19,7 @@ def keep(gw: Gateway, route: BuiltRoute | None, ledger: Ledger, text: Callable[[
     if until_s is None:
         return
     request = ledger.request
-    question = Question(
+    question = QuestionText(
         episode_id=request.episode_id, route=request.route, text=text()[:MOST_CHARS], expires_at_s=until_s
     )
     books.append(gw, QuestionKept(question), ledger)

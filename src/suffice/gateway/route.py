@@ -20,7 +20,7 @@ from suffice.gateway.auth import Caller
 from suffice.learn.groups import fold_of
 from suffice.policy.base import Policy
 from suffice.policy.returning import returning
-from suffice.review.guarantee import Guarantee, Standing, guarantee_of
+from suffice.review.guarantee import RouteGuarantee, GuaranteeInputs, guarantee_of
 from suffice.review.override import NO_OVERRIDES, InEffect, lowest
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
@@ -136,7 +136,7 @@ class BuiltRoute:
     def guarantee(
         self, *, killed: bool = False, unread: bool = False, classes: Mapping[str, int] | None = None,
         beside: tuple[str, ...] = (),
-    ) -> Guarantee:  # fmt: skip
+    ) -> RouteGuarantee:  # fmt: skip
         """What is promised on the route, or to one request where this is the route as that request gets it.
 
         killed   is the kill switch on?
@@ -144,17 +144,17 @@ class BuiltRoute:
         classes  audits by class of questions, as the job `monitor` has seen them
         beside   what serves a part of its requests in another way
         """
-        found, made = guarantee_of(Standing(
+        found, made = guarantee_of(GuaranteeInputs(
             name=self.name, settings=self.settings, epoch=self.in_force.epoch, publication=self.in_force.publication,
             pause=self.in_force.pause, holding=self.holding, setup=self.setup, killed=killed, unread=unread,
             unreadable=self.refused is not None, classes=classes or {}, beside=beside,
         )), self.in_force.publication  # fmt: skip
         if found.state not in ("certified", "budgeted"):
-            return Guarantee(state="uncertified") if self.risks and not killed and self.acts else found
+            return RouteGuarantee(state="uncertified") if self.risks and not killed and self.acts else found
         if not (self.certified or self.promise == "budgeted"):
-            return Guarantee(state="uncertified" if self.risks else "uncovered")
+            return RouteGuarantee(state="uncertified" if self.risks else "uncovered")
         if made is not None and made.fit and not self.policy_version.startswith(made.fit):
-            return Guarantee(state="candidate")
+            return RouteGuarantee(state="candidate")
         return found
 
     @property

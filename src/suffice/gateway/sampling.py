@@ -20,7 +20,7 @@ from suffice.assurance.sampling import Unkept, is_certain, live_rate
 from suffice.rollout.assign import point_of
 from suffice.settings import Settings
 from suffice.signals.query import class_of
-from suffice.store.rows.sampling_events import Counted, RowRates
+from suffice.store.rows.sampling_events import RequestCount, RowRates
 from suffice.types import EndReason, Feedback, Outcome, RecalledRun, Request
 
 COUNT_S: Final = 60.0        # that counts wait at most …
@@ -100,7 +100,7 @@ class _Count:
 
 
 @dataclass(slots=True, kw_only=True)
-class Sampling:
+class LogSampler:
     """One gateway's lottery of rows. The follower writes `rates`; requests read them.
 
     salt   secret of the deployment
@@ -191,7 +191,7 @@ class Sampling:
             name = self._answered.get(given.response_id)
         return None if name is None else self._recent.get(name)
 
-    def count(self, request: Request, outcome: Outcome, *, now_s: float) -> Counted | None:
+    def count(self, request: Request, outcome: Outcome, *, now_s: float) -> RequestCount | None:
         """Count a request without rows that has ended; what is due of its route, to be written.
 
         now_s  monotonic
@@ -218,16 +218,16 @@ class Sampling:
         is_due = count.n >= COUNT_REQUESTS or now_s - count.since_s >= COUNT_S
         return self._written(request.route) if is_due else None
 
-    def due(self, *, now_s: float, all_of_them: bool = False) -> Iterator[Counted]:
+    def due(self, *, now_s: float, all_of_them: bool = False) -> Iterator[RequestCount]:
         """What is due to be written of all routes; at the end of a process all there is."""
         for route, count in list(self._counts.items()):
             if all_of_them or now_s - count.since_s >= COUNT_S:
                 yield self._written(route)
 
-    def _written(self, route: str) -> Counted:
+    def _written(self, route: str) -> RequestCount:
         count = self._counts.pop(route)
         cells = tuple(tally.cell(*key) for key, tally in count.tallies.items())
-        return Counted(
+        return RequestCount(
             count_id=count.last, route=route, n_requests=count.n,
             n_governed=sum(cell.n for cell in cells if not cell.ungoverned), cells=cells,
             senders=tuple(count.senders), audit_share=count.audit_share,

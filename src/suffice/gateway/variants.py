@@ -17,12 +17,12 @@ import msgspec
 
 from suffice.gateway.route import BuiltRoute
 from suffice.learn.groups import fold_of
-from suffice.learn.version import Version as Models
+from suffice.learn.version import FoldedVersion as Models
 from suffice.policy.base import build_policy, version_of
 from suffice.policy.rules import Never
 from suffice.review.override import NO_OVERRIDES
 from suffice.rollout.assign import keyed
-from suffice.rollout.experiment import Arm, Experiment, Units, draw, with_arm
+from suffice.rollout.experiment import Arm, RunningExperiment, UnitIds, draw, with_arm
 from suffice.rollout.stages import State, place
 from suffice.signals.observe import Observer
 from suffice.telemetry import LOG, Metrics
@@ -32,7 +32,7 @@ MOST_BUILT = 256  # variants that are kept; more than that: all are built anew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class RolloutTrial:
     """A rollout that runs on a route, with what its candidate is."""
 
     state: State
@@ -49,13 +49,13 @@ class Variants:
 
     salt: str
     metrics: Metrics
-    experiments: tuple[Experiment, ...] = ()                 # that run now
-    trials: Mapping[str, Trial] = field(default_factory=dict)  # by route; at most one runs on each
+    experiments: tuple[RunningExperiment, ...] = ()                 # that run now
+    trials: Mapping[str, RolloutTrial] = field(default_factory=dict)  # by route; at most one runs on each
     standing: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # policies that rollouts have brought
     _built: dict[tuple[str, str], BuiltRoute | None] = field(default_factory=dict)
 
     def place(
-        self, route: BuiltRoute, units: Callable[[], Units], question: str = ""
+        self, route: BuiltRoute, units: Callable[[], UnitIds], question: str = ""
     ) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         """The route as a request gets it, and what it drew; the same object where nothing varies it.
 
@@ -76,7 +76,7 @@ class Variants:
         trial = self.trials.get(route)
         return 0.0 if trial is None else trial.state.audit_share or 0.0
 
-    def _place(self, route: BuiltRoute, units: Units, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+    def _place(self, route: BuiltRoute, units: UnitIds, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         served, drawn = self._tried(route, units, question)
         for one in draw(self.experiments, route=route.name, units=units, salt=self.salt):
             arm = next(e for e in self.experiments if e.name == one.experiment).arm(one.arm)
@@ -85,7 +85,7 @@ class Variants:
                 served, drawn = varied, (*drawn, one)
         return served, drawn
 
-    def _tried(self, route: BuiltRoute, units: Units, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+    def _tried(self, route: BuiltRoute, units: UnitIds, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         """With the rollout of the route, if one runs."""
         standing, trial = self.standing.get(route.name), self.trials.get(route.name)
         if standing is not None:
@@ -109,7 +109,7 @@ class Variants:
             unit=keyed(unit, salt=self.salt, purpose=b"experiment-unit", n_bytes=8).hex(),
         ),)  # fmt: skip
 
-    def _candidate(self, route: BuiltRoute, trial: Trial, question: str) -> BuiltRoute | None:
+    def _candidate(self, route: BuiltRoute, trial: RolloutTrial, question: str) -> BuiltRoute | None:
         """The route as a rollout's candidate serves it; None: it cannot be built."""
         state = trial.state
         if trial.models is None:

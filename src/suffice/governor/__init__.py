@@ -3,7 +3,7 @@
 `face` opens and closes, `episode` is one run, `local` and `remote` judge its steps.
 """
 
-from suffice.governor.episode import AsyncEpisode, Episode, Round
+from suffice.governor.episode import AsyncEpisode, Episode, RoundRecord
 from suffice.governor.face import Governor
 
-__all__ = ["AsyncEpisode", "Episode", "Governor", "Round"]
+__all__ = ["AsyncEpisode", "Episode", "Governor", "RoundRecord"]

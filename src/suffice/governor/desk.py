@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from suffice.episode.rounds import Told
+from suffice.episode.rounds import StepReport
 from suffice.settings import Metric
 from suffice.types import Decision, Feedback, Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
+class RunStart:
     """What is said when a loop begins."""
 
     question: str
@@ -28,14 +28,14 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
+class LabelReceipt:
     """A label's receipt: it is on disk, and stays there."""
 
     duplicate: bool   # a label with this `feedback_id` was there before, and this one changed nothing
     joined: bool      # the run that it names is known; if not, it joins when that arrives
 
 
-class Run(Protocol):
+class BackendRun(Protocol):
     """One run, as seen from the caller's loop. Calls come one at a time."""
 
     @property
@@ -73,7 +73,7 @@ class Run(Protocol):
         """The step whose answer is the one to use; None: no answer yet."""
         ...
 
-    def take(self, index: int, told: Told, *, done: bool) -> Decision:
+    def take(self, index: int, told: StepReport, *, done: bool) -> Decision:
         """Take a step in; `done` ends the run with it."""
         ...
 
@@ -82,7 +82,7 @@ class Run(Protocol):
         ...
 
 
-class Desk(Protocol):
+class Backend(Protocol):
     """Opens runs and takes labels. Safe for threads."""
 
     blocks: bool  # its calls wait for a network: an event loop sends them to a thread
@@ -92,7 +92,7 @@ class Desk(Protocol):
         """How often Suffice failed, by place; each cost tokens and no answer."""
         ...
 
-    def open(self, opening: Opening) -> Run:
+    def open(self, opening: RunStart) -> BackendRun:
         """Begin a run."""
         ...
 
@@ -101,7 +101,7 @@ class Desk(Protocol):
         """The metrics that feedback may give; None: somebody else knows them."""
         ...
 
-    def feedback(self, given: Sequence[Feedback]) -> tuple[Taken, ...]:
+    def feedback(self, given: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
         """Store pieces of feedback; waits until all are on disk. Raises StoreError."""
         ...
 

@@ -1,7 +1,7 @@
 """One run of a caller's loop, in its plain and in its asynchronous form over one core.
 
 The core knows which step comes next, what was told so far and when the run is over; who judges a step
-is behind `Run`. A failure of ours continues the loop; a mistake of the caller's raises.
+is behind `BackendRun`. A failure of ours continues the loop; a mistake of the caller's raises.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from suffice.episode.rounds import Told
-from suffice.errors import BadRequest, NotOpen, SufficeError
-from suffice.governor.desk import Run
+from suffice.episode.rounds import StepReport
+from suffice.errors import BadRequest, ClosedError, SufficeError
+from suffice.governor.desk import BackendRun
 from suffice.telemetry import LOG
 from suffice.types import Decision, Mode
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
+class RoundRecord:
     """One step as the caller told it, and what was decided after it."""
 
     index: int              # 1 is the first
@@ -41,21 +41,21 @@ class Core:
     usable  raises NotOpen where the governor may not be used any more
     """
 
-    def __init__(self, run: Run, usable: Callable[[], None]) -> None:
+    def __init__(self, run: BackendRun, usable: Callable[[], None]) -> None:
         self.run, self.usable = run, usable
-        self.history: tuple[Round, ...] = ()
+        self.history: tuple[RoundRecord, ...] = ()
         self.ended: str | None = None     # why; None: the run is open
         self._lock = threading.Lock()
 
-    def take(self, told: Told, *, done: bool) -> Decision:
+    def take(self, told: StepReport, *, done: bool) -> Decision:
         """Take the next step in."""
         self.usable()
         with self._lock:
             if self.ended is not None:
-                raise NotOpen(f"episode.step: this run is over: {self.ended}; open the next one with gov.episode()")
+                raise ClosedError(f"episode.step: this run is over: {self.ended}; open the next one with gov.episode()")
             index = len(self.history) + 1
             decision = self._judged(index, told, done=done)
-            self.history += (Round(
+            self.history += (RoundRecord(
                 index=index, answer=told.answer, tokens=told.tokens, ctx_tokens=told.ctx_tokens, text=told.text,
                 action=told.action, decision=decision,
             ),)  # fmt: skip
@@ -67,7 +67,7 @@ class Core:
         """End the run, if it is open; not in a fork, whose copy of it is its parent's."""
         try:
             self.usable()
-        except NotOpen:
+        except ClosedError:
             return  # closing the governor has ended it
         with self._lock:
             if self.ended is not None:
@@ -80,7 +80,7 @@ class Core:
             except Exception as error:  # noqa: BLE001 - the caller has its answer; only our record is poorer
                 LOG.error("episode %s: its end was not recorded (%s)", self.run.id, type(error).__name__)
 
-    def _judged(self, index: int, told: Told, *, done: bool) -> Decision:
+    def _judged(self, index: int, told: StepReport, *, done: bool) -> Decision:
         try:
             return self.run.take(index, told, done=done)
         except SufficeError:
@@ -102,7 +102,7 @@ class _Face:
         return self._core.run.id
 
     @property
-    def history(self) -> tuple[Round, ...]:
+    def history(self) -> tuple[RoundRecord, ...]:
         """The steps so far, oldest first."""
         return self._core.history
 
@@ -189,7 +189,7 @@ class Episode(_Face):
         Raises NotOpen when the run is over, and BadRequest for a value that can only be a mistake. Whatever
         else goes wrong continues the loop.
         """
-        told = Told(
+        told = StepReport(
             answer=answer, tokens=tokens, text=text, confidence=confidence, logprobs=tuple(logprobs), entropy=entropy,
             logprob=logprob, stated_confidence=stated_confidence, said_done=said_done, action=action,
             ctx_tokens=ctx_tokens, sources=_passages(sources),
@@ -211,7 +211,7 @@ class AsyncEpisode(_Face):
         ctx_tokens: int = 0, sources: Sequence[str] = (), done: bool = False,
     ) -> Decision:  # fmt: skip
         """As `Episode.step`; a server is asked in a thread, so the event loop never waits."""
-        told = Told(
+        told = StepReport(
             answer=answer, tokens=tokens, text=text, confidence=confidence, logprobs=tuple(logprobs), entropy=entropy,
             logprob=logprob, stated_confidence=stated_confidence, said_done=said_done, action=action,
             ctx_tokens=ctx_tokens, sources=_passages(sources),

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from suffice.errors import BadRequest, NotOpen
+from suffice.errors import BadRequest, ClosedError
 from suffice.gateway.feedback import MOST_ROWS
 from suffice.gateway.feedback_form import read_feedback
-from suffice.governor.desk import Desk, Opening, Taken
+from suffice.governor.desk import Backend, RunStart, LabelReceipt
 from suffice.governor.episode import AsyncEpisode, Core, Episode, in_thread
 from suffice.governor.local import LocalDesk
 from suffice.governor.remote import RemoteDesk
@@ -29,10 +29,10 @@ N_THREADS = 16       # in which an event loop's episodes ask a server
 TIMEOUT_S = 2.0      # a server that takes longer for one step is left alone for the rest of the run
 
 
-class Opened:
+class RunContext:
     """A run that begins when its block is entered: `with` or `async with`."""
 
-    def __init__(self, governor: Governor, opening: Opening) -> None:
+    def __init__(self, governor: Governor, opening: RunStart) -> None:
         self._governor, self._opening = governor, opening
         self._core: Core | None = None
 
@@ -58,7 +58,7 @@ class Opened:
 
     def _begin(self) -> Core:
         if self._core is not None:
-            raise NotOpen("episode: this run was begun before; each call of gov.episode() begins one")
+            raise ClosedError("episode: this run was begun before; each call of gov.episode() begins one")
         self._core = self._governor.begin(self._opening)
         return self._core
 
@@ -70,7 +70,7 @@ class Governor:
     ends without that writes it too, unless it is killed.
     """
 
-    def __init__(self, desk: Desk, route: str) -> None:
+    def __init__(self, desk: Backend, route: str) -> None:
         self._desk, self._route, self._pid = desk, route, os.getpid()
         self.threads: Executor | None = ThreadPoolExecutor(N_THREADS, "suffice") if desk.blocks else None
         self._finish = weakref.finalize(self, _close, desk, self.threads, self._pid)
@@ -104,7 +104,7 @@ class Governor:
     def episode(
         self, question: str, *, key: str | None = None, metadata: Mapping[str, str] | None = None,
         query_class: str = "", planned_steps: int | None = None, model: str = "",
-    ) -> Opened:  # fmt: skip
+    ) -> RunContext:  # fmt: skip
         """One run on a question, for a `with` or an `async with` block.
 
         The audit is drawn when the block is entered, before the first step. Leaving the block ends the
@@ -118,12 +118,12 @@ class Governor:
         planned_steps  at which the loop ends by itself; None: open
         model          name of the model that answers
         """
-        return Opened(self, Opening(
+        return RunContext(self, RunStart(
             question=question, key=key, model=model, query_class=query_class, planned_steps=planned_steps,
             metadata={str(k): str(v) for k, v in (metadata or {}).items()},
         ))  # fmt: skip
 
-    def begin(self, opening: Opening) -> Core:
+    def begin(self, opening: RunStart) -> Core:
         """What `episode` does when its block is entered. Raises NotOpen."""
         self._usable()
         return Core(self._desk.open(opening), self._usable)
@@ -133,7 +133,7 @@ class Governor:
         answer: str | None = None, rating: int | None = None, thumbs: str | None = None, comment: str | None = None,
         reason: str | None = None, metrics: Mapping[str, bool | float | str] | None = None, event: str | None = None,
         user: str | None = None, propensity: float | None = None, feedback_id: str | None = None,
-    ) -> Taken:  # fmt: skip
+    ) -> LabelReceipt:  # fmt: skip
         """Say how good a run's answer was, at any time; returns when that is on disk.
 
         source       who says so: "user", "exact-match", "reviewer" …; "behaviour" for an event
@@ -156,7 +156,7 @@ class Governor:
         (taken,) = self.feedback_batch([given])
         return taken
 
-    def feedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Taken, ...]:
+    def feedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[LabelReceipt, ...]:
         """Many pieces of feedback at once, at most 1,000: objects as `POST /v1/feedback` takes them.
 
         A row without `feedback_id` gets a fresh one. All of them are checked before any is stored. Raises as `feedback`
@@ -180,7 +180,7 @@ class Governor:
         answer: str | None = None, rating: int | None = None, thumbs: str | None = None, comment: str | None = None,
         reason: str | None = None, metrics: Mapping[str, bool | float | str] | None = None, event: str | None = None,
         user: str | None = None, propensity: float | None = None, feedback_id: str | None = None,
-    ) -> Taken:  # fmt: skip
+    ) -> LabelReceipt:  # fmt: skip
         """As `feedback`, without holding up the event loop."""
         return await asyncio.to_thread(
             self.feedback, episode_id, source=source, correct=correct, gold=gold, answer=answer, rating=rating,
@@ -188,7 +188,7 @@ class Governor:
             propensity=propensity, feedback_id=feedback_id,
         )  # fmt: skip
 
-    async def afeedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Taken, ...]:
+    async def afeedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[LabelReceipt, ...]:
         """As `feedback_batch`, without holding up the event loop."""
         return await asyncio.to_thread(self.feedback_batch, rows)
 
@@ -226,15 +226,15 @@ class Governor:
 
     def _usable(self) -> None:
         if os.getpid() != self._pid:
-            raise NotOpen(
+            raise ClosedError(
                 f"governor for {self._route!r}: opened in process {self._pid} and used in {os.getpid()};"
                 " open one in each process, after the fork"
             )
         if not self._finish.alive:
-            raise NotOpen(f"governor for {self._route!r}: it is closed; open another one")
+            raise ClosedError(f"governor for {self._route!r}: it is closed; open another one")
 
 
-def _close(desk: Desk, threads: Executor | None, pid: int) -> None:
+def _close(desk: Backend, threads: Executor | None, pid: int) -> None:
     """Runs once: at `close`, when the governor is let go of, or when the process ends."""
     if os.getpid() != pid:
         return  # a fork holds copies of locks and connections that are its parent's

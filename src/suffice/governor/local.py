@@ -10,14 +10,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from suffice.episode.rounds import RoundsRun, Told
+from suffice.episode.rounds import RoundsRun, StepReport
 from suffice.episode.vectors import SITE
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway import books, desk
 from suffice.gateway.context import Gateway
 from suffice.gateway.feedback_form import id_conflict, sealed
 from suffice.governor.beside import Beside
-from suffice.governor.desk import Opening, Taken
+from suffice.governor.desk import RunStart, LabelReceipt
 from suffice.settings import Metric, Settings
 from suffice.store.database.late import LateLog
 from suffice.store.database.log import Receipt
@@ -72,7 +72,7 @@ class LocalRun:
         """The step whose answer is the one to use."""
         return self._run.return_step
 
-    def take(self, index: int, told: Told, *, done: bool) -> Decision:
+    def take(self, index: int, told: StepReport, *, done: bool) -> Decision:
         """Take a step in; `done` ends the run with it."""
         with self._lock:
             decision = self._run.take(index, told, self._vector(index, told))
@@ -80,7 +80,7 @@ class LocalRun:
                 self._close(self._run, "done")
             return decision
 
-    def _vector(self, index: int, told: Told) -> tuple[float, ...]:
+    def _vector(self, index: int, told: StepReport) -> tuple[float, ...]:
         """What the route's embedder makes of the step, if it has one; it is waited for."""
         if self._embedder is None:
             return ()
@@ -124,9 +124,9 @@ class LocalDesk:
         samples = [s for metric in found if metric.name == "suffice_failopen" for s in metric.samples]
         return {s.labels["site"]: int(s.value) for s in samples if s.name.endswith("_total")}
 
-    def open(self, opening: Opening) -> LocalRun:
+    def open(self, opening: RunStart) -> LocalRun:
         """Begin a run."""
-        asked = desk.Asked(
+        asked = desk.RoundsRequest(
             question=opening.question, key=opening.key, model=opening.model, metadata=opening.metadata,
             query_class=opening.query_class, planned_steps=opening.planned_steps, endpoint="library",
         )  # fmt: skip
@@ -146,7 +146,7 @@ class LocalDesk:
         """The metrics that feedback may give."""
         return self._gw.settings.metrics
 
-    def feedback(self, given: Sequence[Feedback]) -> tuple[Taken, ...]:
+    def feedback(self, given: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
         """Store pieces of feedback; waits until all are on disk. Raises StoreError, and BadRequest for a reused id."""
         rows = [sealed(one, sender="", door="library", salt=self._gw.salt) for one in given]
         try:
@@ -158,7 +158,7 @@ class LocalDesk:
             if receipt.conflict:
                 raise id_conflict(f"row {number}, " if len(rows) > 1 else "")
             self._gw.metrics.inc("suffice_feedback_total", "duplicate" if receipt.duplicate else "accepted")
-        return tuple(Taken(duplicate=receipt.duplicate, joined=receipt.joined) for receipt in receipts)
+        return tuple(LabelReceipt(duplicate=receipt.duplicate, joined=receipt.joined) for receipt in receipts)
 
     async def _append(self, rows: Sequence[Feedback]) -> list[Receipt]:
         events = [FeedbackGiven(row, self._gw.sampling.recalled(row)) for row in rows]

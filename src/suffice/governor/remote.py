@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from suffice.episode.rounds import Told, last_answer
+from suffice.episode.rounds import StepReport, last_answer
 from suffice.errors import BadRequest, ConfigError, StoreError
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.feedback_form import FIELDS
-from suffice.governor.desk import Opening, Taken
+from suffice.governor.desk import RunStart, LabelReceipt
 from suffice.review.question import MOST_CHARS, MOST_SOURCES
 from suffice.settings import Metric
 from suffice.telemetry import LOG
@@ -33,11 +33,11 @@ REPLY_LIMIT_BYTES = 1024 * 1024
 FEEDBACK_TIMEOUT_S = 10.0           # the server promises a label's receipt within 5 s
 
 
-class Unanswered(Exception):
+class ServerUnavailable(Exception):
     """The server could not be asked, or said something that is no decision."""
 
 
-class Refused(Exception):
+class RequestRejected(Exception):
     """The server's own 4xx."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -76,11 +76,11 @@ class Connections:
                 status, said = reply.status, reply.read(REPLY_LIMIT_BYTES)
             except TimeoutError as error:
                 connection.close()
-                raise Unanswered("it took too long") from error
+                raise ServerUnavailable("it took too long") from error
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if attempt == 2:
-                    raise Unanswered(type(error).__name__) from error
+                    raise ServerUnavailable(type(error).__name__) from error
                 continue
             self._give_back(connection)
             return _read(status, said)
@@ -116,20 +116,20 @@ def _read(status: int, said: bytes) -> Any:
     try:
         body: Any = msgspec.json.decode(said)
     except msgspec.DecodeError:
-        raise Unanswered(f"HTTP {status} without JSON") from None
+        raise ServerUnavailable(f"HTTP {status} without JSON") from None
     if status == 200 and isinstance(body, dict):
         return body
     error = body.get("error") if isinstance(body, dict) else None
     message = str(error.get("message", ""))[:500] if isinstance(error, dict) else f"HTTP {status}"
     if 400 <= status < 500:
-        raise Refused(status, message)
-    raise Unanswered(f"HTTP {status}: {message}")
+        raise RequestRejected(status, message)
+    raise ServerUnavailable(f"HTTP {status}: {message}")
 
 
 class RemoteRun:
     """One run at the server; once the server was lost, the loop goes on without it."""
 
-    def __init__(self, desk: RemoteDesk, opening: Opening) -> None:
+    def __init__(self, desk: RemoteDesk, opening: RunStart) -> None:
         self._desk = desk
         self._answers: list[str | None] = []     # told so far: whose last one counts if the server is lost
         self._told: dict[str, Any] = {}          # what the server said last
@@ -177,7 +177,7 @@ class RemoteRun:
             return step if isinstance(step, int) and 1 <= step <= len(self._answers) else None
         return last_answer(self._answers) if any(a is not None for a in self._answers) else None
 
-    def take(self, index: int, told: Told, *, done: bool) -> Decision:
+    def take(self, index: int, told: StepReport, *, done: bool) -> Decision:
         """Take a step in; `done` ends the run with it."""
         self._answers.append(told.answer if told.answer is not None else told.text or None)
         known = self._ask({"episode_id": self._id, "step": step_json(index, told), "done": done})
@@ -215,7 +215,7 @@ class RemoteRun:
         return said
 
 
-def step_json(index: int, told: Told) -> dict[str, Any]:
+def step_json(index: int, told: StepReport) -> dict[str, Any]:
     """A step as `/v1/decide` reads it."""
     signals = {
         "text": told.text or None, "confidence": told.confidence, "logprobs": list(told.logprobs) or None,
@@ -265,7 +265,7 @@ class RemoteDesk:
         with self._lock:
             return dict(self._failed)
 
-    def open(self, opening: Opening) -> RemoteRun:
+    def open(self, opening: RunStart) -> RemoteRun:
         """Begin a run."""
         run = RemoteRun(self, opening)
         with self._lock:
@@ -288,11 +288,11 @@ class RemoteDesk:
         try:
             said = self._http.post("/v1/decide", {"route": self._route} | body, headers)
             failed = False
-        except Refused as error:
+        except RequestRejected as error:
             failed = False  # it is there and it answers
             self._count("refused")
             LOG.warning("decide: the server refused (%d): %s; this run goes on without it", error.status, error)
-        except Unanswered as error:
+        except ServerUnavailable as error:
             self._count("server")
             LOG.warning("decide: the server could not be asked (%s); this run goes on without it", error)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
@@ -303,22 +303,22 @@ class RemoteDesk:
             self._breaker.note(failed=failed, now_s=time.monotonic())
         return said
 
-    def feedback(self, given: Sequence[Feedback]) -> tuple[Taken, ...]:
+    def feedback(self, given: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
         """Store pieces of feedback; waits until all are on disk at the server. Raises StoreError and BadRequest."""
         rows = [_as_body(one) for one in given]
         path, body = ("/v1/feedback", rows[0]) if len(rows) == 1 else ("/v1/feedback/batch", {"feedback": rows})
         try:
             said = self._http.post(path, body, timeout_s=FEEDBACK_TIMEOUT_S)
-        except Unanswered as error:
+        except ServerUnavailable as error:
             raise StoreError(f"feedback was not stored: {error}; send it again with the same feedback_id") from error
-        except Refused as error:
+        except RequestRejected as error:
             raise BadRequest(str(error), status=error.status) from error
         results = [said] if len(rows) == 1 else said.get("results") or []
         for number, one in enumerate(results, 1):
             if one.get("accepted") is not True:
                 raise BadRequest(f"row {number}, {(one.get('error') or {}).get('message', 'was not accepted')}")
         return tuple(
-            Taken(duplicate=one.get("duplicate") is True, joined=one.get("joined") is True) for one in results
+            LabelReceipt(duplicate=one.get("duplicate") is True, joined=one.get("joined") is True) for one in results
         )
 
     def flush(self, timeout_s: float) -> bool:  # noqa: ARG002 - nothing waits here

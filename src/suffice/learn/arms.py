@@ -16,7 +16,7 @@ Knob: TypeAlias = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
+class TunedArm:
     """One way to run a route's requests."""
 
     name: str
@@ -28,7 +28,7 @@ class Arm:
             raise ValueError(f"arm: needs a name and expected_share above 0; got {self.name!r}, {self.expected_share}")
 
 
-def check_arms(arms: Sequence[Arm]) -> None:
+def check_arms(arms: Sequence[TunedArm]) -> None:
     """Raise ValueError unless the arms can be tuned over: two or more, names once, the first without knobs."""
     names = [arm.name for arm in arms]
     if len(arms) < 2 or len(set(names)) < len(names):
@@ -37,7 +37,7 @@ def check_arms(arms: Sequence[Arm]) -> None:
         raise ValueError(f"arms[0]: got knobs {sorted(arms[0].knobs)}; none, because it is the full run")
 
 
-def effort_arms(efforts: Sequence[str] = (), budgets_tokens: Sequence[int] = ()) -> tuple[Arm, ...]:
+def effort_arms(efforts: Sequence[str] = (), budgets_tokens: Sequence[int] = ()) -> tuple[TunedArm, ...]:
     """The full run, then levels of effort from high to low, then budgets of thought from large to small.
 
     efforts         words of the upstream, each below what clients get without asking
@@ -49,8 +49,8 @@ def effort_arms(efforts: Sequence[str] = (), budgets_tokens: Sequence[int] = ())
     n = len(efforts) + len(budgets)
     knobs: list[tuple[str, Knob]] = [("effort", effort) for effort in efforts]
     knobs += [("budget_tokens", budget) for budget in budgets]
-    arms = [Arm(name="full")]
+    arms = [TunedArm(name="full")]
     for i, (knob, value) in enumerate(knobs, start=1):
-        arms.append(Arm(name=f"{knob}={value}", knobs={knob: value}, expected_share=1 - i / (n + 1)))
+        arms.append(TunedArm(name=f"{knob}={value}", knobs={knob: value}, expected_share=1 - i / (n + 1)))
     check_arms(arms)
     return tuple(arms)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.ragged import Ragged
+from suffice.learn.ragged import RaggedRuns
 
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -24,7 +24,7 @@ Small: TypeAlias = NDArray[np.int8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AuditRuns(Ragged):
+class AuditRuns(RaggedRuns):
     """N full runs with T checkpoints in all; run i has the rows starts[i] … starts[i + 1] - 1, its last is its end."""
 
     x: Floats          # (T, P): features, see `signals.features`

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from suffice.assurance.budgeted import Integrated, Integrator, affordable_level, kept_between, start
+from suffice.assurance.budgeted import IntegratorState, Integrator, affordable_level, kept_between, start
 from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns, Bools, Ints
-from suffice.types import Spending
+from suffice.types import BudgetAccount
 
 if TYPE_CHECKING:
-    from suffice.learn.served import Served
+    from suffice.learn.served import FoldedModels
 
 _RULE: Final = Integrator(max_em_drop=0.5)  # a label that lands moves theta alike under every budget
 
@@ -29,7 +29,7 @@ _RULE: Final = Integrator(max_em_drop=0.5)  # a label that lands moves theta ali
 class Spender:
     """One account of the budgeted mode."""
 
-    state: Integrated | None = None   # None: nothing has been certified yet
+    state: IntegratorState | None = None   # None: nothing has been certified yet
     allowed: float = 0.0              # sum of the budgets under which audits were booked
     floor: int = 0                    # certified at the last look
     affordable: int = 0               # at the last look
@@ -37,7 +37,7 @@ class Spender:
     _waiting: dict[int, int] = field(default_factory=dict)  # by audit: checkpoint, from 0, where its level ends it
 
     def book(
-        self, runs: AuditRuns, d: Bools | None, served: Served | None, *, level: int, max_em_drop: float, now: float,
+        self, runs: AuditRuns, d: Bools | None, served: FoldedModels | None, *, level: int, max_em_drop: float, now: float,
         timeout: float, label_free: bool,
     ) -> None:  # fmt: skip
         """Take in the audits since the last look, and labels that have landed since, or never will.
@@ -56,7 +56,7 @@ class Spender:
         self._landed(rule, runs, now=now, timeout=timeout, label_free=label_free)
 
     def _audited(
-        self, rule: Integrator, runs: AuditRuns, new: Ints, differs: Bools, served: Served, level: int
+        self, rule: Integrator, runs: AuditRuns, new: Ints, differs: Bools, served: FoldedModels, level: int
     ) -> None:
         assert self.state is not None
         lost = runs.abandoned[new]
@@ -106,11 +106,11 @@ class Spender:
             self.state = _RULE.labelled(self.state, z=1)
 
     @property
-    def account(self) -> Spending:
+    def account(self) -> BudgetAccount:
         """Where it stands, for the log and for people."""
         state = self.state
         n = 0 if state is None else state.n_audits
-        return Spending(
+        return BudgetAccount(
             floor=self.floor, affordable=max(self.floor, self.affordable), n_audits=n,
             n_waiting=0 if state is None else state.n_waiting,
             em_drop=None if state is None or not n else state.lost / n,

@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
 from suffice.learn.audits import Floats, Ints
@@ -19,7 +19,7 @@ from suffice.learn.dataset import Dataset
 from suffice.learn.export import export_isotonic
 from suffice.learn.resample import Resamples
 from suffice.learn.rows import full_weights, good_rows, label_weights
-from suffice.learn.version import Version
+from suffice.learn.version import FoldedVersion
 from suffice.model.calibration import Isotonic
 
 Learned: TypeAlias = Literal["as-good", "hopeless"]
@@ -36,7 +36,7 @@ class Bin:
     high: float
     n: int            # rows
     said: float       # mean probability
-    seen: Estimate    # share of rows where it came true
+    seen: IntervalEstimate    # share of rows where it came true
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +44,12 @@ class Calibration:
     """How far a model's probability can be taken at its word."""
 
     bins: tuple[Bin, ...]
-    ece: Estimate             # expected calibration error: mean |said - seen| over the bins, weighted by their rows
-    bias: Estimate            # mean said - mean seen: above 0 the model is too sure
+    ece: IntervalEstimate             # expected calibration error: mean |said - seen| over the bins, weighted by their rows
+    bias: IntervalEstimate            # mean said - mean seen: above 0 the model is too sure
     shown: Isotonic | None    # from what the model says to what was seen: for people; thresholds do not need it
 
 
-def calibrate(data: Dataset, version: Version, target: Learned, rng: np.random.Generator) -> Calibration:
+def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.random.Generator) -> Calibration:
     """Judge one probability on the checkpoints of full runs, each by the model that has not seen its prompt.
 
     Needs labels where the target does, and models that have it (ValueError). Bins hold about as many rows each.
@@ -88,7 +88,7 @@ def _rows(data: Dataset, target: Learned) -> tuple[Ints, Floats]:
     return rows, weight[data.run_of_row[rows]]
 
 
-def _said(data: Dataset, version: Version, target: Learned, rows: Ints) -> Floats:
+def _said(data: Dataset, version: FoldedVersion, target: Learned, rows: Ints) -> Floats:
     fold = data.fold[data.run_of_row[rows]]
     x, p = data.columns(version.models[0].features), np.empty(len(rows))
     for f, model in enumerate(version.models):

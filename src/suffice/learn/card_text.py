@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.learn.calibrating import Calibration
-from suffice.learn.report_card import ClassHarm, Compared, Point, ReportCard
-from suffice.learn.retrain import Lineage, VersionProposal
+from suffice.learn.report_card import ClassHarm, ParentComparison, FrontierPoint, ReportCard
+from suffice.learn.retrain import FitLineage, VersionProposal
 
 
 def as_json(proposal: VersionProposal) -> str:
@@ -29,7 +29,7 @@ def as_text(proposal: VersionProposal) -> str:
     return "\n".join(lines)
 
 
-def _lineage(lineage: Lineage) -> list[str]:
+def _lineage(lineage: FitLineage) -> list[str]:
     """Where it comes from."""
     recipe, n_full, n_prompts = lineage.recipe, f"{lineage.n_runs:,}", f"{lineage.n_prompts:,}"
     said = {
@@ -65,13 +65,13 @@ def _card(card: ReportCard) -> list[str]:
     return lines
 
 
-def _compared(compared: Compared, max_em_drop: float) -> list[str]:
+def _compared(compared: ParentComparison, max_em_drop: float) -> list[str]:
     gain = f"{_signed(compared.gain)} saving at the same EM drops, up to {max_em_drop:.1%}"
     picked = f"as picked: {_signed(compared.saving)} saving, {_signed(compared.drop)} EM drop"
     return [f"against the parent {compared.parent}: {gain}", picked]
 
 
-def _point(point: Point) -> Sequence[str]:
+def _point(point: FrontierPoint) -> Sequence[str]:
     shares = (_share(value) for value in (point.saving, point.drop, point.lost, point.gained))
     return (f"{point.max_em_drop:.1%}", *shares)
 
@@ -91,13 +91,13 @@ def _calibration(what: str, found: Calibration) -> list[str]:
     ]
 
 
-def _share(value: Estimate) -> str:
+def _share(value: IntervalEstimate) -> str:
     if value.low is None or value.high is None:
         return f"{value.value:.2%}"
     return f"{value.value:.2%} [{value.low:.2%}, {value.high:.2%}]"
 
 
-def _signed(value: Estimate) -> str:
+def _signed(value: IntervalEstimate) -> str:
     if value.low is None or value.high is None:
         return f"{value.value:+.2%}"
     return f"{value.value:+.2%} [{value.low:+.2%}, {value.high:+.2%}]"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
-from suffice.signals.classes import Classes, Comparison, Rule
+from suffice.signals.classes import Classes, FeatureTest, Rule
 from suffice.signals.features import FeatureSet, found, mark
 from suffice.types import Query
 
@@ -69,25 +69,25 @@ def _tree(max_classes: int, min_runs: int) -> Any:  # scikit-learn brings no typ
     return DecisionTreeClassifier(max_leaf_nodes=max_classes, min_samples_leaf=min_runs, random_state=0)
 
 
-def _leaves(tree: Any, names: Sequence[str]) -> list[tuple[Comparison, ...]]:
+def _leaves(tree: Any, names: Sequence[str]) -> list[tuple[FeatureTest, ...]]:
     """The tests on the way to each leaf, left to right."""
-    leaves: list[tuple[Comparison, ...]] = []
+    leaves: list[tuple[FeatureTest, ...]] = []
 
-    def walk(node: int, tests: tuple[Comparison, ...]) -> None:
+    def walk(node: int, tests: tuple[FeatureTest, ...]) -> None:
         if tree.children_left[node] == tree.children_right[node]:
             leaves.append(tests)
             return
         name, value = names[tree.feature[node]], float(tree.threshold[node])
-        walk(tree.children_left[node], (*tests, Comparison(name, above=False, value=value)))
-        walk(tree.children_right[node], (*tests, Comparison(name, above=True, value=value)))
+        walk(tree.children_left[node], (*tests, FeatureTest(name, above=False, value=value)))
+        walk(tree.children_right[node], (*tests, FeatureTest(name, above=True, value=value)))
 
     walk(0, ())
     return leaves
 
 
-def _merged(tests: tuple[Comparison, ...]) -> tuple[Comparison, ...]:
+def _merged(tests: tuple[FeatureTest, ...]) -> tuple[FeatureTest, ...]:
     """Of several tests of one feature in one direction, the narrowest."""
-    kept: dict[tuple[str, bool], Comparison] = {}
+    kept: dict[tuple[str, bool], FeatureTest] = {}
     for test in tests:
         key = (test.feature, test.above)
         other = kept.get(key)

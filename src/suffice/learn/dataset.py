@@ -24,11 +24,11 @@ from suffice.assurance.lengths import undrawn_tokens
 from suffice.assurance.runs import LabelledEpisode, Match, SequencedLabel, current_label
 from suffice.errors import ConfigError
 from suffice.learn.censoring import Fate, by_design, fate, p_full
-from suffice.learn.features import Chosen, choose_features
+from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.groups import fold_of, place_of
-from suffice.learn.ragged import Ragged
+from suffice.learn.ragged import RaggedRuns
 from suffice.learn.served import MOST_AUDITS, N_FOLDS
-from suffice.signals.columns import Columns, observe_columns
+from suffice.signals.columns import SignalColumns, observe_columns
 from suffice.signals.features import FeatureSet
 from suffice.types import Feedback, Kind, Outcome, Query, Request, Step, StepRecord
 
@@ -47,7 +47,7 @@ _OF_THE_TEXT: Final = ("hedges", "hedge_rate", "loop_share", "draft_distance")  
 _KEPT: Final = tuple({f.name for f in fields(Step)} & {f.name for f in fields(StepRecord)} - {"action"})
 
 
-class Recorded(LabelledEpisode, Protocol):
+class RecordedRun(LabelledEpisode, Protocol):
     """One run of the log with what was said about it."""
 
     @property
@@ -57,14 +57,14 @@ class Recorded(LabelledEpisode, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Dataset(Ragged):
+class Dataset(RaggedRuns):
     """N runs of one route with T checkpoints in all; run i has the rows starts[i] … starts[i + 1] - 1.
 
     A full run's last row is its end; the last row of a run that was stopped is its stop.
     """
 
     kind: Kind
-    chosen: Chosen
+    chosen: FeatureSelection
     x: Floats           # (T, P + E): features, in the order of `chosen.names`, and behind them of `also`
     starts: Ints        # (N + 1,)
     same: Bools         # (T,): the answer after the row is the full run's; False where that is hidden
@@ -124,7 +124,7 @@ class Dataset(Ragged):
 
 
 def build(
-    episodes: Iterable[Recorded], *, match: Match, chosen: Chosen | None = None, also: Sequence[str] = (),
+    episodes: Iterable[RecordedRun], *, match: Match, chosen: FeatureSelection | None = None, also: Sequence[str] = (),
     wave: int = WAVE, most_audits: int = MOST_AUDITS, most_live: int = MOST_LIVE, label_of: LabelOf = current_label,
     stopped_labels: bool = False,
 ) -> Dataset:  # fmt: skip
@@ -195,7 +195,7 @@ class _Run:
 
 
 def _sort_out(
-    episodes: Iterable[Recorded], label_of: LabelOf, *, stopped_labels: bool
+    episodes: Iterable[RecordedRun], label_of: LabelOf, *, stopped_labels: bool
 ) -> tuple[list[_Run], list[int], Counter[str]]:
     """Runs that teach something, oldest first; where runs were stopped; and the number of the others by reason."""
     kept, stopped, left = list[_Run](), list[int](), Counter[str]()
@@ -265,7 +265,7 @@ def _query(run: _Run) -> Query:
 # --------------------------------------------------------------------------- what a policy could have read
 
 
-def early_features(episodes: Iterable[Recorded], names: Sequence[str]) -> Floats:
+def early_features(episodes: Iterable[RecordedRun], names: Sequence[str]) -> Floats:
     """Features after the first step of every governed run, whatever became of it, shape (runs, names).
 
     The first step is there whether the run was stopped or not, so all traffic may be compared: what a drift
@@ -291,19 +291,19 @@ def as_step(record: StepRecord) -> Step:
     return Step(**kept, action=record.caller_action)
 
 
-def _observed(runs: Sequence[_Run], needs: Sequence[str]) -> Columns:
+def _observed(runs: Sequence[_Run], needs: Sequence[str]) -> SignalColumns:
     return recorded_columns(needs, runs[-1].request.kind, [(_query(run), run.steps) for run in runs])
 
 
 def recorded_columns(
     needs: Sequence[str], kind: Kind, runs: Sequence[tuple[Query | None, Sequence[StepRecord]]]
-) -> Columns:
+) -> SignalColumns:
     """The signals of recorded runs, as a live observer would have given them, as far as the log kept what they need."""
     seen = ((query, [as_step(step) for step in steps]) for query, steps in runs)
     return _with_recorded(observe_columns(needs, kind, seen), [step for _, steps in runs for step in steps])
 
 
-def _with_recorded(columns: Columns, steps: Sequence[StepRecord]) -> Columns:
+def _with_recorded(columns: SignalColumns, steps: Sequence[StepRecord]) -> SignalColumns:
     """With the signals of the text as they were recorded; how long a draft stood still was not."""
     values = dict(columns.values)
     for name in _OF_THE_TEXT:
@@ -311,13 +311,13 @@ def _with_recorded(columns: Columns, steps: Sequence[StepRecord]) -> Columns:
             values[name] = np.array([getattr(step, name) for step in steps], dtype=np.float64)
     if "draft_patience" in values:
         values["draft_patience"] = np.full(len(steps), np.nan)
-    return Columns(values=values, answer=columns.answer, answers=columns.answers, starts=columns.starts)
+    return SignalColumns(values=values, answer=columns.answer, answers=columns.answers, starts=columns.starts)
 
 
 # --------------------------------------------------------------------------- what came of it
 
 
-def _judged(runs: Sequence[_Run], columns: Columns, match: Match) -> tuple[Bools, Small]:
+def _judged(runs: Sequence[_Run], columns: SignalColumns, match: Match) -> tuple[Bools, Small]:
     """Of the answer after each row: is it the full run's, is it right; shape (T,) each."""
     same = np.zeros(len(columns.answer), dtype=bool)
     right = np.full(len(columns.answer), -1, dtype=np.int8)

@@ -23,7 +23,7 @@ WINDOW: Final = 2_000  # latest pairs of an arm that count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class PairedAudit:
     """One audit that was asked twice."""
 
     arm: int                 # of the second call; 0: a second full run
@@ -61,7 +61,7 @@ def judge_pair(
 
 
 def certify_arms(
-    pairs: Sequence[Pair], *, n_arms: int, max_em_drop: float, delta: float, now: float, window: int = WINDOW
+    pairs: Sequence[PairedAudit], *, n_arms: int, max_em_drop: float, delta: float, now: float, window: int = WINDOW
 ) -> CertifiedArms:
     """What the pairs prove, in any order of arms; the latest `window` of each arm count.
 
@@ -70,7 +70,7 @@ def certify_arms(
 
     pairs  oldest first
     delta  probability of ever accepting an arm that breaks the budget, in (0, 1)
-    now    in the unit of `Pair.due`
+    now    in the unit of `PairedAudit.due`
     """
     due = [pair for pair in pairs if pair.due <= now]
     of_arm = [[pair for pair in due if pair.arm == arm][-window:] for arm in range(n_arms)]
@@ -107,11 +107,11 @@ def pairs_missing(found: CertifiedArms, *, max_em_drop: float, delta: float) -> 
     return max(1, needed - view.n)
 
 
-def _loss(pair: Pair) -> int:
+def _loss(pair: PairedAudit) -> int:
     return 1 if pair.z is None else pair.z
 
 
-def _wealth(pairs: Sequence[Pair], max_em_drop: float) -> float:
+def _wealth(pairs: Sequence[PairedAudit], max_em_drop: float) -> float:
     z = np.array([_loss(pair) for pair in pairs], dtype=np.int8).reshape(-1, 1)
     weight = np.array([pair.weight for pair in pairs])
     return float(weighted_log_wealth(z, weight, max_em_drop=max_em_drop, bets=BETS)[0])
@@ -122,7 +122,7 @@ def _counts(z: Sequence[Sequence[int]]) -> Counts:
     return Counts(*(np.concatenate([getattr(one, name) for one in each]) for name in ("gained", "same", "lost")))
 
 
-def _view(pairs: Sequence[Pair], high: float, repeats: Repeats) -> PairedView:
+def _view(pairs: Sequence[PairedAudit], high: float, repeats: Repeats) -> PairedView:
     n, full = len(pairs), sum(pair.full_tokens for pair in pairs)
     return PairedView(
         n=n,

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from suffice.learn.features import Chosen
-from suffice.learn.stop_model import Fitted
+from suffice.learn.features import FeatureSelection
+from suffice.learn.stop_model import FitResult
 from suffice.learn.value_model import Values
 from suffice.model.calibration import Isotonic
-from suffice.model.ensemble import Ensemble, Part
+from suffice.model.ensemble import Ensemble, ModelPart
 from suffice.model.linear import Linear
-from suffice.model.stop import Cost, StopModel, Trained
+from suffice.model.stop import StepCost, StopModel, TrainingRecord
 from suffice.model.trees import LEAF, Tree, Trees
 from suffice.signals.classes import Classes
 
@@ -31,16 +31,16 @@ _LAST_DIGITS = 1e-10  # relative: more than rounding, less than any two values t
 
 
 def export_stop_model(
-    chosen: Chosen,
-    suffices: Fitted,
-    hopeless: Fitted | None = None,
+    chosen: FeatureSelection,
+    suffices: FitResult,
+    hopeless: FitResult | None = None,
     *,
-    trained: Trained,
-    cost: Cost | None = None,
+    trained: TrainingRecord,
+    cost: StepCost | None = None,
     classes: Sequence[tuple[str, float]] = (),
     found: Classes | None = None,
 ) -> StopModel:
-    """What `learn.stop_model` fitted, as the artefact that the policy `learned` reads; `Fitted.scores` to 1e-6.
+    """What `learn.stop_model` fitted, as the artefact that the policy `learned` reads; `FitResult.scores` to 1e-6.
 
     trained  facts about the data; the versions of what fitted it are added
     cost     None: the risk is the plain probability
@@ -54,14 +54,14 @@ def export_stop_model(
         suffices=_fitted(suffices, chosen),
         hopeless=None if hopeless is None else _fitted(hopeless, chosen),
         trained=replace(trained, versions=(*trained.versions, *_versions())),
-        cost=cost or Cost(),
+        cost=cost or StepCost(),
         classes=tuple(classes),
         found=() if found is None else found.plain(),
     )
 
 
 def export_value_model(
-    chosen: Chosen, values: Values, at: int, hopeless: Fitted | None = None, *, trained: Trained
+    chosen: FeatureSelection, values: Values, at: int, hopeless: FitResult | None = None, *, trained: TrainingRecord
 ) -> StopModel:
     """A value model at its price number `at`, as an artefact: with a threshold of 0.5 it stops where Q(stop) is larger.
 
@@ -75,7 +75,7 @@ def export_value_model(
     )
 
 
-def _fitted(fitted: Fitted, chosen: Chosen) -> Ensemble:
+def _fitted(fitted: FitResult, chosen: FeatureSelection) -> Ensemble:
     n_features = len(chosen.names)
     constant = float(fitted.scores(np.zeros((1, n_features)))[0])  # what it always says, if nothing was trained
     return export_ensemble(fitted.trained, n_features=n_features, otherwise=constant)
@@ -102,7 +102,7 @@ def export_ensemble(trained: Sequence[Any], *, n_features: int, otherwise: float
     return Ensemble(tuple(_part(fitted, n_features) for fitted in trained))
 
 
-def _part(fitted: Any, n_features: int) -> Part:
+def _part(fitted: Any, n_features: int) -> ModelPart:
     if fitted.n_features_in_ > n_features:
         raise ValueError(f"{type(fitted).__name__}: fitted on {fitted.n_features_in_} features of {n_features}")
     if hasattr(fitted, "_predictors"):

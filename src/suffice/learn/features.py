@@ -57,7 +57,7 @@ _OF_THE_QUESTION = ("log1p(n_words)", "log1p(n_numbers)", "log1p(n_operators)")
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class FeatureSelection:
     """The features of a model."""
 
     dense: tuple[str, ...]   # read by every part
@@ -69,14 +69,14 @@ class Chosen:
         return (*self.dense, *self.marks)
 
 
-def choose_features(kind: Kind, queries: Iterable[Query], *, query_signals: bool = True) -> Chosen:
+def choose_features(kind: Kind, queries: Iterable[Query], *, query_signals: bool = True) -> FeatureSelection:
     """The default features of a kind, with marks for the models, tasks and classes that enough runs carry.
 
     query_signals  False leaves out everything that was known before the first token
     """
     dense = DENSE[kind]
     if not query_signals:
-        return Chosen(dense, ())
+        return FeatureSelection(dense, ())
     queries = list(queries)
     counts: Counter[str] = Counter()
     for query in queries:
@@ -87,4 +87,4 @@ def choose_features(kind: Kind, queries: Iterable[Query], *, query_signals: bool
     marks = [*common, *(product(name, other) for name in common for other in _MARKED_PRODUCTS[kind])]
     if sum(query.n_words is not None for query in queries) >= MIN_RUNS:
         marks += _OF_THE_QUESTION
-    return Chosen(dense, tuple(marks))
+    return FeatureSelection(dense, tuple(marks))

@@ -12,18 +12,18 @@ from math import sqrt
 
 import numpy as np
 
-from suffice.learn.ope import Estimate, Logged, dr, dr_terms
-from suffice.learn.shadow import Evidence
+from suffice.learn.ope import PolicyValue, LoggedDraws, dr, dr_terms
+from suffice.learn.shadow import ShadowAudits
 
 MOST_SAVED, MOST_WASTED = 2.0, 1.0  # in mean full runs: what one audit may show at most, cut beyond
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class GainComparison:
     """Two maps compared on the same audits, in EM: gain over running everything in full."""
 
-    before: Estimate
-    after: Estimate
+    before: PolicyValue
+    after: PolicyValue
     error: float      # standard error of the difference, for one look; the intervals hold at every look
 
     @property
@@ -38,9 +38,9 @@ class Change:
 
 
 def compare(
-    evidence: Evidence, before: Mapping[str, int], after: Mapping[str, int], *, n_arms: int, price: float,
+    evidence: ShadowAudits, before: Mapping[str, int], after: Mapping[str, int], *, n_arms: int, price: float,
     full_tokens: float, confidence: float,
-) -> Change:  # fmt: skip
+) -> GainComparison:  # fmt: skip
     """Estimate both maps; the classes are as mixed as in the audits.
 
     evidence     at least one audit; losses as proofs count them
@@ -51,12 +51,12 @@ def compare(
     terms = [dr_terms(logged, target) for logged, target in logs]
     old, new = (dr(logged, target, confidence=confidence) for logged, target in logs)
     apart = terms[1] - terms[0]
-    return Change(before=old, after=new, error=float(apart.std()) / sqrt(len(apart)))
+    return GainComparison(before=old, after=new, error=float(apart.std()) / sqrt(len(apart)))
 
 
 def _logged(
-    evidence: Evidence, arms: Mapping[str, int], *, n_arms: int, price: float, full_tokens: float
-) -> tuple[Logged, np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
+    evidence: ShadowAudits, arms: Mapping[str, int], *, n_arms: int, price: float, full_tokens: float
+) -> tuple[LoggedDraws, np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
     """The audits as draws, and the map's own odds: an audit of a class that it runs in full drew the full run."""
     audits = evidence.audits
     names = sorted({audit.query_class for audit in audits})
@@ -66,7 +66,7 @@ def _logged(
     odds[in_full] = np.eye(n_arms)[0]
     saved = np.array([(audit.full_tokens - audit.arm_tokens) / full_tokens for audit in audits])
     reward = price * np.clip(saved, -MOST_WASTED, MOST_SAVED) - np.array(evidence.proved)
-    logged = Logged(
+    logged = LoggedDraws(
         x=np.array([[float(audit.query_class == name) for name in names] for audit in audits]),
         arm=np.where(in_full, 0, [audit.arm for audit in audits]).astype(np.int64),
         odds=odds,

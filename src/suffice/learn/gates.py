@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts
 from suffice.assurance.paired import log_wealth
-from suffice.learn.tuning import Tuning
+from suffice.learn.tuning import TuningBounds
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -37,13 +37,13 @@ class Proof:
         return np.asarray(self.log_e >= log(1 / delta))
 
 
-def prove(counts: Counts, n_waiting: Sequence[int], tuning: Tuning) -> Proof:
+def prove(counts: Counts, n_waiting: Sequence[int], tuning: TuningBounds) -> Proof:
     """The e-process of each arm of a class, by its own audits alone."""
     log_e = log_wealth(counts, max_em_drop=tuning.max_em_drop)
     return Proof(counts=counts, log_e=log_e, n_waiting=n_waiting)
 
 
-def shadow_only(shares: Floats, tuning: Tuning) -> Bools:
+def shadow_only(shares: Floats, tuning: TuningBounds) -> Bools:
     """Arms that keep too little of the tokens ever to be shown, shape (K,).
 
     shares  tokens of each arm over those of a mean full run
@@ -51,7 +51,7 @@ def shadow_only(shares: Floats, tuning: Tuning) -> Bools:
     return np.asarray(shares < tuning.least_kept * shares[0])
 
 
-def in_play(proof: Proof, shares: Floats, before: Sequence[int], tuning: Tuning) -> tuple[int, ...]:
+def in_play(proof: Proof, shares: Floats, before: Sequence[int], tuning: TuningBounds) -> tuple[int, ...]:
     """Arms that clients may get, the full run always among them.
 
     An arm enters when it is proved at its part of delta, and stays while its latest audits prove it at all of delta:
@@ -66,14 +66,14 @@ def in_play(proof: Proof, shares: Floats, before: Sequence[int], tuning: Tuning)
     return tuple(np.flatnonzero(proved).tolist())
 
 
-def within_a_step(shares: Floats, in_force: int, tuning: Tuning) -> Bools:
+def within_a_step(shares: Floats, in_force: int, tuning: TuningBounds) -> Bools:
     """Arms that one proposal may put in force, shape (K,): none that takes too much away at once."""
     near = shares[in_force] - shares <= tuning.largest_step * shares[0]
     return np.asarray(near & ~shadow_only(shares, tuning))
 
 
 def best_arm(
-    proof: Proof, values: Floats, shares: Floats, allowed: Sequence[int], in_force: int, tuning: Tuning
+    proof: Proof, values: Floats, shares: Floats, allowed: Sequence[int], in_force: int, tuning: TuningBounds
 ) -> int:
     """The most valuable arm that may be proposed; the one in force where none is worth the change.
 

@@ -21,11 +21,11 @@ import numpy as np
 from suffice.assurance.certify import certified_level, count, weighted_log_wealth
 from suffice.assurance.detection import AuditWatch, Reference, audit_share_in_doubt
 from suffice.assurance.drift import Cusum
-from suffice.assurance.maturity import Audits, Matured, counted_as, mature
+from suffice.assurance.maturity import Audits, MatureAudits, counted_as, mature
 from suffice.assurance.windows import Window, Windows, longest_use, restart_share
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small, join
 from suffice.learn.budgeting import Spender
-from suffice.learn.served import MOST_AUDITS, N_LEVELS, Learner, Served, Split, fit_served
+from suffice.learn.served import MOST_AUDITS, N_LEVELS, Learner, FoldedModels, Split, fit_served
 from suffice.types import Promise
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
@@ -116,7 +116,7 @@ NO_PENDING: Final = pending_audits(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class KeeperDecision:
     """Something that the keeper decided."""
 
     kind: ChangeKind
@@ -162,7 +162,7 @@ class _Epoch:
     began: float = 0.0
     delta_share: float = 1.0  # part of delta that its certificates may use, see `windows.restart_share`
     runs: AuditRuns | None = None
-    served: Served | None = None
+    served: FoldedModels | None = None
     judged: _Judged | None = None
     refit_at: float = 0.0
     n_seen: int = 0         # audits that the detectors have had
@@ -171,16 +171,16 @@ class _Epoch:
     spender: Spender = field(default_factory=Spender)
     watch: AuditWatch | None = None           # since a level was first certified
     certifying: AuditRuns | None = None       # the audits that certified it: what is normal is read off them for good
-    watched: tuple[Served | None, int] = (None, 0)  # version and level that the watch compares with
+    watched: tuple[FoldedModels | None, int] = (None, 0)  # version and level that the watch compares with
 
 
 @dataclass(slots=True, eq=False)
-class Keeper:
+class Certifier:
     """The state machine of one route."""
 
     plan: Plan
     learner: Learner
-    fit: Callable[..., Served | None] = fit_served
+    fit: Callable[..., FoldedModels | None] = fit_served
     level: int = 0                  # in force; 0 never stops
     version: int = 0                # fits so far
     now: float = 0.0
@@ -202,7 +202,7 @@ class Keeper:
     # ---- what requests read --------------------------------------------------------------------
 
     @property
-    def served(self) -> Served | None:
+    def served(self) -> FoldedModels | None:
         """The models and levels in force; None: there are none yet."""
         return self._epoch.served
 
@@ -279,7 +279,7 @@ class Keeper:
         """So long audits took that have returned, in the unit of `AuditRuns.at`."""
         self._durations.extend(durations)
 
-    def notice(self, signals: Floats) -> tuple[Change, ...]:
+    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:
         """Look at what all traffic showed: the early signals of the requests of one batch, shape (n, F)."""
         if not self.plan.watches_signals:
             return ()
@@ -287,7 +287,7 @@ class Keeper:
             self._cusum = Cusum(signals.shape[1])
         return self.reset("signals of all traffic drifted", keep=KEPT_BEFORE) if self._cusum.add(signals) else ()
 
-    def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[Change, ...]:
+    def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[KeeperDecision, ...]:
         """Begin a new epoch: level 0, a burst of full runs, of old audits those of the last `keep` requests.
 
         by_audits  did the outcomes of audits ask for it?
@@ -303,10 +303,10 @@ class Keeper:
         self._cusum, self.certificate, self.level, self.n_epochs = None, None, 0, self.n_epochs + 1
         return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
 
-    def tick(self, now: float) -> tuple[Change, ...]:
+    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
         """Look at the evidence: refit if it is time, certify, watch. Returns what changed."""
         self.now = now
-        epoch, changes = self._epoch, list[Change]()
+        epoch, changes = self._epoch, list[KeeperDecision]()
         if self.in_burst or epoch.runs is None:
             return ()
         alarm = self._watch()
@@ -337,10 +337,10 @@ class Keeper:
                 timeout=self.label_age, label_free=plan.label_free,
             )  # fmt: skip
 
-    def _change(self, kind: ChangeKind, reason: str) -> Change:
-        return Change(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
+    def _change(self, kind: ChangeKind, reason: str) -> KeeperDecision:
+        return KeeperDecision(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
 
-    def _refit(self) -> list[Change]:
+    def _refit(self) -> list[KeeperDecision]:
         """Fit anew; the new version serves if its certified level saves more on the window."""
         epoch, plan = self._epoch, self.plan
         assert epoch.runs is not None
@@ -420,7 +420,7 @@ class Keeper:
         found = self._certificate(judged)
         return float(judged.saved[found.inside, found.level].sum())
 
-    def _certify(self, judged: _Judged) -> list[Change]:
+    def _certify(self, judged: _Judged) -> list[KeeperDecision]:
         before = self.level
         self.certificate = self._certificate(judged)
         self.level, inside = self.certificate.level, self.certificate.inside
@@ -488,7 +488,7 @@ def counted(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Smal
     return counted_as(_audits(z, d, runs, now), label_free=plan.label_free)
 
 
-def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, run_timeout: float = 0.0) -> Matured:
+def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, run_timeout: float = 0.0) -> MatureAudits:
     """Which audits are news for a detector, and what each counts as; by age alone, see `assurance.maturity`.
 
     run_timeout  age at which nearly all audits have returned
@@ -501,7 +501,7 @@ def _audits(z: Small, d: Bools, runs: AuditRuns, now: float) -> Audits:
     return Audits(z=z, disagrees=d, labelled=runs.label_at <= now, age=now - runs.at, abandoned=runs.abandoned)
 
 
-def _judge(served: Served, runs: AuditRuns) -> _Judged:
+def _judge(served: FoldedModels, runs: AuditRuns) -> _Judged:
     rows = served.rows(runs)
     return _Judged(z=runs.z[rows], d=runs.d[rows], saved=runs.full[:, None] - runs.cost[rows])
 

@@ -36,7 +36,7 @@ REACH: Final = 8.0     # weight up to which the guess is used in full; any fixed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Logged:
+class LoggedDraws:
     """N draws in the order in which they were made."""
 
     x: Floats              # (N, d): contexts, as a reward model reads them; no intercept
@@ -74,7 +74,7 @@ class Logged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class PolicyValue:
     """What a policy would have earned, in the unit of the rewards."""
 
     method: Method
@@ -88,7 +88,7 @@ class Estimate:
     clipped_share: float = 0.0  # of the weight, cut off by `clip`: bias of the value, never of the interval
 
 
-def naive(logged: Logged, target: Floats, *, confidence: float = 0.95) -> Estimate:
+def naive(logged: LoggedDraws, target: Floats, *, confidence: float = 0.95) -> PolicyValue:
     """Mean of all known rewards, weighted by the target's odds alone; what one would print without the lots.
 
     Its interval is that of a plain mean, and as wrong as the mean. For comparison only.
@@ -99,15 +99,15 @@ def naive(logged: Logged, target: Floats, *, confidence: float = 0.95) -> Estima
     reward = logged.reward[seen]
     value = float(share @ reward / share.sum()) if share.sum() else float("nan")
     spread = 2 * float(np.sqrt(share**2 @ (reward - value) ** 2) / share.sum()) if share.sum() else float("nan")
-    return Estimate(
+    return PolicyValue(
         method="naive", value=value, low=value - spread, high=value + spread, confidence=confidence, n=len(logged),
         n_effective=_effective(share), largest_weight=float(share.max(initial=0.0)),
     )  # fmt: skip
 
 
 def ips(
-    logged: Logged, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
-) -> Estimate:
+    logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
+) -> PolicyValue:
     """Inverse propensity score: the mean of weight x reward.
 
     The weight is P(arm | target) / P(arm | logged lottery) / P(reward learned by lot), and 0 where it was not.
@@ -126,8 +126,8 @@ def ips(
 
 
 def snips(
-    logged: Logged, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
-) -> Estimate:
+    logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
+) -> PolicyValue:
     """Self-normalised IPS: the sum of weight x reward over the sum of weights; arguments as `ips`.
 
     Swaminathan and Joachims (2015), NeurIPS 28. Always within the range of the rewards. Its interval is that of `dr`
@@ -141,8 +141,8 @@ def snips(
 
 
 def dr(
-    logged: Logged, target: Floats, *, confidence: float = 0.95, kind: ModelKind = "ridge", reach: float = REACH
-) -> Estimate:
+    logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, kind: ModelKind = "ridge", reach: float = REACH
+) -> PolicyValue:
     """Doubly robust: the target's guessed reward, plus weight x (reward - guess) where the reward was learned by lot.
 
     Each row's guess was fitted on earlier rows only, on all rewards that are known, volunteered ones included; it is
@@ -158,14 +158,14 @@ def dr(
     return _estimate("dr", mean, bounds, logged, weights, 0.0, confidence)
 
 
-def dr_terms(logged: Logged, target: Floats, *, kind: ModelKind = "ridge") -> Floats:
+def dr_terms(logged: LoggedDraws, target: Floats, *, kind: ModelKind = "ridge") -> Floats:
     """One term a row whose mean is the value of `dr`, shape (N,): for differences of two targets on the same rows."""
     weights, _, _ = _weighted(logged, target, 0.5, None)
     terms = _terms(logged, target, weights, sequential_guess(logged, kind=kind))
     return logged.low + (logged.high - logged.low) * terms
 
 
-def sequential_guess(logged: Logged, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
+def sequential_guess(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
     """Guessed rewards of all arms in every row, in [0, 1], each from earlier rows only, shape (N, K)."""
     guess = np.full((len(logged), logged.n_arms), 0.5)
     known = ~np.isnan(logged.reward)
@@ -183,7 +183,7 @@ def sequential_guess(logged: Logged, *, kind: ModelKind, first_fit: int = FIRST_
 # --------------------------------------------------------------------------- the parts
 
 
-def _check(logged: Logged, target: Floats, confidence: float) -> None:
+def _check(logged: LoggedDraws, target: Floats, confidence: float) -> None:
     if target.shape != logged.odds.shape or not 0 < confidence < 1:
         raise ValueError(f"need a target of shape {logged.odds.shape}, 0 < confidence < 1; got {target.shape=}")
     if len(logged) and ((target < 0).any() or not (np.abs(target.sum(axis=1) - 1) < 1e-6).all()):
@@ -193,7 +193,7 @@ def _check(logged: Logged, target: Floats, confidence: float) -> None:
 
 
 def _weighted(
-    logged: Logged, target: Floats, confidence: float, clip: float | None
+    logged: LoggedDraws, target: Floats, confidence: float, clip: float | None
 ) -> tuple[Floats, Floats, float]:
     """Weights (N,), the same clipped, and the share that clipping took; 0 where no lot taught the reward."""
     _check(logged, target, confidence)
@@ -207,26 +207,26 @@ def _weighted(
     return weights, cut, float(1 - cut.sum() / total) if total else 0.0
 
 
-def _unit(logged: Logged, reward: Floats) -> Floats:
+def _unit(logged: LoggedDraws, reward: Floats) -> Floats:
     """Rewards in [0, 1]; 0 where unknown, which only ever meets a weight of 0."""
     return np.asarray(np.nan_to_num((reward - logged.low) / (logged.high - logged.low)))
 
 
-def _running_mean(logged: Logged, weights: Floats) -> Floats:
+def _running_mean(logged: LoggedDraws, weights: Floats) -> Floats:
     """The self-normalised mean of the rows before each row, for all arms alike."""
     gained = weights * _unit(logged, logged.reward)
     before, total = np.cumsum(gained) - gained, np.cumsum(weights) - weights
     return np.repeat(((before + 0.5) / (total + 1))[:, np.newaxis], logged.n_arms, axis=1)
 
 
-def _terms(logged: Logged, target: Floats, weights: Floats, guess: Floats) -> Floats:
+def _terms(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats) -> Floats:
     """One term a row, in the unit [0, 1], whose mean is the doubly robust value."""
     of_arm = guess[np.arange(len(logged)), logged.arm]
     return np.asarray((target * guess).sum(axis=1) + weights * (_unit(logged, logged.reward) - of_arm))
 
 
 def _bounds(
-    logged: Logged, target: Floats, weights: Floats, guess: Floats, confidence: float, reach: float
+    logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats, confidence: float, reach: float
 ) -> tuple[float, float]:
     """Both ends in the unit [0, 1]. The upper one is one minus the lower end of what is missing to 1."""
     alpha = (1 - confidence) / 2
@@ -235,7 +235,7 @@ def _bounds(
     return low, 1 - _low(missing, target, weights, 1 - guess, alpha, reach)
 
 
-def _low(logged: Logged, target: Floats, weights: Floats, guess: Floats, alpha: float, reach: float) -> float:
+def _low(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats, alpha: float, reach: float) -> float:
     """Lower end in the unit [0, 1]. The guess is cut where a weight could make a term fall below -reach."""
     could_be = np.divide(target, logged.odds, out=np.zeros_like(target), where=logged.odds > 0)
     could_be /= logged.p_by_lot[:, np.newaxis]
@@ -244,12 +244,12 @@ def _low(logged: Logged, target: Floats, weights: Floats, guess: Floats, alpha: 
 
 
 def _estimate(
-    method: Method, mean: float, bounds: tuple[float, float], logged: Logged, weights: Floats, clipped: float,
+    method: Method, mean: float, bounds: tuple[float, float], logged: LoggedDraws, weights: Floats, clipped: float,
     confidence: float,
-) -> Estimate:  # fmt: skip
+) -> PolicyValue:  # fmt: skip
     width = logged.high - logged.low
     value, low, high = (logged.low + width * number for number in (mean, *bounds))
-    return Estimate(
+    return PolicyValue(
         method=method, value=value, low=low, high=high, confidence=confidence, n=len(logged),
         n_effective=_effective(weights), largest_weight=float(weights.max(initial=0.0)), clipped_share=clipped,
     )  # fmt: skip

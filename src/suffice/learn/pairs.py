@@ -38,7 +38,7 @@ _SECRETS: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
+class StopRecord:
     """Where a thought was cut and who decided it: what travels with every line."""
 
     policy_version: str
@@ -52,7 +52,7 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
+class CutRun:
     """One run with its thought cut at the stop, and what is known of the answers on both ways."""
 
     messages: tuple[Message, ...]  # the prompt
@@ -63,11 +63,11 @@ class Cut:
     full_answer: str | None        # what the full run gives; None: hidden by the stop
     kept: bool                     # the stop's answer stands
     labelled: bool                 # a label says so; else it agrees with the full run's
-    stop: Stop
+    stop: StopRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class LineFormat:
     """How lines look."""
 
     format: Format = "supervised"
@@ -78,7 +78,7 @@ class Shape:
 
 
 @dataclass(slots=True)
-class Pairs:
+class TrainingPairs:
     """What came of the cuts; filled by `make_pairs` alone."""
 
     train: list[Line] = field(default_factory=list)
@@ -86,9 +86,9 @@ class Pairs:
     left_out: Counter[str] = field(default_factory=Counter)  # reason: cuts
 
 
-def make_pairs(cuts: Iterable[Cut], shape: Shape) -> Pairs:
+def make_pairs(cuts: Iterable[CutRun], shape: LineFormat) -> TrainingPairs:
     """Lines for training and validation, in the order of the cuts; the same cuts, the same lines."""
-    pairs, seen = Pairs(), set[str]()
+    pairs, seen = TrainingPairs(), set[str]()
     for cut in cuts:
         why = _unfit(cut, shape)
         if why is not None:
@@ -129,7 +129,7 @@ def holds_secret(text: str) -> bool:
     return _SECRETS.search(text) is not None
 
 
-def _unfit(cut: Cut, shape: Shape) -> str | None:
+def _unfit(cut: CutRun, shape: LineFormat) -> str | None:
     """Why no line is made of a cut; None: one is."""
     if not cut.messages or not any(text_of(message.get("content")).strip() for message in cut.messages):
         return "no prompt"
@@ -150,7 +150,7 @@ def _unfit(cut: Cut, shape: Shape) -> str | None:
     return "holds what looks like a key" if any(map(holds_secret, texts)) else None
 
 
-def _said(cut: Cut, shape: Shape) -> Line:
+def _said(cut: CutRun, shape: LineFormat) -> Line:
     """The part that a trainer reads."""
     prompt = [dict(message) for message in cut.messages]
     if shape.format == "supervised":
@@ -161,13 +161,13 @@ def _said(cut: Cut, shape: Shape) -> Line:
     return {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
 
 
-def _assistant(thought: str, answer: str, shape: Shape) -> Message:
+def _assistant(thought: str, answer: str, shape: LineFormat) -> Message:
     if shape.thought_as == "field":
         return {"role": "assistant", "reasoning_content": thought, "content": answer}
     return {"role": "assistant", "content": f"{shape.think_open}{thought.strip()}{shape.think_close}{answer}"}
 
 
-def _provenance(cut: Cut, group: str) -> Line:
+def _provenance(cut: CutRun, group: str) -> Line:
     """The part that a person, and the next export, reads."""
     word = "kept" if cut.kept else "lost"
     return {"cut": word, "labelled": cut.labelled, "prompt_group": group, "stop": asdict(cut.stop)}

@@ -32,7 +32,7 @@ FLIPS_PRIOR: Final = 10.0   # audits without a gain that stand before the first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Promise:
+class ArmPotential:
     """What each arm of a class may bring, shape (K,) each; 0 gain: nothing to hope for."""
 
     gain: Floats    # EM value a request over the arm in force, if the arm is as good as it may still be
@@ -63,7 +63,7 @@ class Promise:
 def promise(
     counts: Counts, expected_loss: Floats, log_e: Floats, saved: Floats, n_waiting: Sequence[int], *, price: float,
     max_em_drop: float, delta: float,
-) -> Promise:  # fmt: skip
+) -> ArmPotential:  # fmt: skip
     """What may be hoped of each arm of a class.
 
     counts         of the class, of each arm
@@ -84,10 +84,10 @@ def promise(
         except ValueError:
             continue
         needed[arm] = max(0.0, whole * (1 + log_e[arm] / log(delta)) - n_waiting[int(arm)])
-    return Promise(gain=gains, needed=needed)
+    return ArmPotential(gain=gains, needed=needed)
 
 
-def audit_odds(hopes: Promise, in_force: int, *, pays: bool) -> tuple[float, ...]:
+def audit_odds(hopes: ArmPotential, in_force: int, *, pays: bool) -> tuple[float, ...]:
     """Which arm an audit asks, shape (K,): a fixed part for the arm in force, the rest by promise, a little for each.
 
     The full run is never asked beside itself: it would say nothing of any arm.

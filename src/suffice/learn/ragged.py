@@ -14,7 +14,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
 
-class Ragged:
+class RaggedRuns:
     """N runs in T rows: run i has the rows starts[i] … starts[i + 1] - 1. A record that has `starts` may be one."""
 
     __slots__ = ()

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns, Floats, Ints
 from suffice.learn.calibrating import Calibration, calibrate
@@ -22,7 +22,7 @@ from suffice.learn.picking import pick
 from suffice.learn.resample import Resamples, ratio
 from suffice.learn.rows import audit_runs, full_weights
 from suffice.learn.served import N_FOLDS
-from suffice.learn.version import Version, as_served, served
+from suffice.learn.version import FoldedVersion, as_served, served
 
 Verdict: TypeAlias = Literal["better", "worse", "inconclusive", "first"]
 ClassStatus: TypeAlias = Literal["unknown", "within budget", "unclear", "harmed"]
@@ -33,15 +33,15 @@ LEAST_CLASS_RUNS: Final = 200         # below it a class is unknown (CONTRACT.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class FrontierPoint:
     """One place on a frontier."""
 
     max_em_drop: float        # that was aimed at, a fraction
     levels: tuple[int, ...]   # picked for each fold on the runs of the others
-    saving: Estimate          # token reduction, probes counted
-    drop: Estimate            # EM(full) - EM(stopped)
-    lost: Estimate            # share of runs that the stop makes wrong
-    gained: Estimate          # … and right
+    saving: IntervalEstimate          # token reduction, probes counted
+    drop: IntervalEstimate            # EM(full) - EM(stopped)
+    lost: IntervalEstimate            # share of runs that the stop makes wrong
+    gained: IntervalEstimate          # … and right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,22 +51,22 @@ class ClassHarm:
     query_class: str
     n_runs: int
     n_prompts: int
-    saving: Estimate
-    drop: Estimate
-    lost: Estimate
-    gained: Estimate          # gains do not pay for losses of others, so both are told
+    saving: IntervalEstimate
+    drop: IntervalEstimate
+    lost: IntervalEstimate
+    gained: IntervalEstimate          # gains do not pay for losses of others, so both are told
     status: ClassStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
+class ParentComparison:
     """Against the parent on the same runs, at the route's own target: paired by prompt."""
 
     parent: str               # its address
-    gain: Estimate            # saving of the version minus the parent's, at drops that are no larger
-    saving: Estimate          # the same of the two as they were picked
-    drop: Estimate            # likewise
-    parent_point: Point
+    gain: IntervalEstimate            # saving of the version minus the parent's, at drops that are no larger
+    saving: IntervalEstimate          # the same of the two as they were picked
+    drop: IntervalEstimate            # likewise
+    parent_point: FrontierPoint
     newly_harmed: tuple[str, ...]  # classes that the parent does not harm
     verdict: Verdict
     why: str
@@ -84,14 +84,14 @@ class ReportCard:
     calibration: Calibration  # of P(as good)
     failing: Calibration | None   # of P(the full run fails); None: not learned
     curve: tuple[tuple[float, float], ...]  # (saving, drop) of each level, safe first; no interval
-    frontier: tuple[Point, ...]
-    value: tuple[Point, ...]  # of the value model at its price; () without one
+    frontier: tuple[FrontierPoint, ...]
+    value: tuple[FrontierPoint, ...]  # of the value model at its price; () without one
     classes: tuple[ClassHarm, ...]
-    compared: Compared | None # None: there is no parent, or it cannot read these runs
+    compared: ParentComparison | None # None: there is no parent, or it cannot read these runs
 
 
 def make_card(
-    data: Dataset, version: Version, parent: Version | None, *, max_em_drop: float, rng: np.random.Generator
+    data: Dataset, version: FoldedVersion, parent: FoldedVersion | None, *, max_em_drop: float, rng: np.random.Generator
 ) -> ReportCard:
     """Judge a version on the runs that its models have not seen, beside its parent.
 
@@ -139,14 +139,14 @@ class _Judge:
         self.classes_of = np.array([data.query_class[i] for i in self.which])
         self.draws = Resamples([data.key[i] for i in self.which], rng)
 
-    def outcome(self, version: Version) -> _Outcome:
+    def outcome(self, version: FoldedVersion) -> _Outcome:
         """What a version's levels do. Raises ConfigError where its models read other features than the data has."""
         if len(version.models) != N_FOLDS:
             raise ConfigError(f"version {version.address}: has {len(version.models)} folds; {N_FOLDS} are judged")
         runs = as_served(self._read_by(version), version)
         return self._at(runs, served(version).rows(runs))
 
-    def _read_by(self, version: Version) -> AuditRuns:
+    def _read_by(self, version: FoldedVersion) -> AuditRuns:
         rows = np.isin(self.data.run_of_row, self.which)
         return replace(self.runs, x=self.data.columns(version.models[0].features)[rows])
 
@@ -161,14 +161,14 @@ class _Judge:
         drop = self.weight @ outcome.z / self.weight.sum()
         return tuple(zip(saving.tolist(), drop.tolist(), strict=True))
 
-    def point(self, outcome: _Outcome, target: float) -> Point:
+    def point(self, outcome: _Outcome, target: float) -> FrontierPoint:
         """The frontier at a target, each fold at the level that was picked on the others."""
         folds = [self.runs.fold != f for f in range(N_FOLDS)]
         levels = tuple(pick(outcome.z[others], self.weight[others], target) for others in folds)
         z, cost = self._chosen(outcome, levels)
         return self._measured(z, cost, np.ones(len(z), dtype=bool), target, levels)
 
-    def value_point(self, version: Version) -> Point:
+    def value_point(self, version: FoldedVersion) -> FrontierPoint:
         """The value models, each at the price that was picked on the runs of the other folds."""
         assert version.values is not None
         ladders = ((_EVEN,),) * len(version.values)
@@ -193,7 +193,7 @@ class _Judge:
             ))  # fmt: skip
         return tuple(found)
 
-    def compared(self, outcome: _Outcome, own: Point, parent: Version) -> Compared | None:
+    def compared(self, outcome: _Outcome, own: FrontierPoint, parent: FoldedVersion) -> ParentComparison | None:
         """Version minus parent; None: the parent cannot read these runs."""
         try:
             before = self.outcome(parent)
@@ -213,12 +213,12 @@ class _Judge:
         )
         gain = self.gain(outcome, before)
         verdict, why = _verdict(gain, newly)
-        return Compared(
+        return ParentComparison(
             parent=parent.address, gain=gain, saving=saving, drop=drop, parent_point=theirs, newly_harmed=newly,
             verdict=verdict, why=why,
         )  # fmt: skip
 
-    def gain(self, outcome: _Outcome, before: _Outcome) -> Estimate:
+    def gain(self, outcome: _Outcome, before: _Outcome) -> IntervalEstimate:
         """Saving of one minus the other at equal harm: the best level within a drop, mean over drops up to the target.
 
         Two versions are picked at different places of their curves, and less saving for less harm is no loss.
@@ -247,7 +247,7 @@ class _Judge:
         run = np.arange(len(level))
         return outcome.z[run, level], outcome.cost[run, level]
 
-    def _measured(self, z: Floats, cost: Floats, member: Any, target: float, levels: tuple[int, ...]) -> Point:
+    def _measured(self, z: Floats, cost: Floats, member: Any, target: float, levels: tuple[int, ...]) -> FrontierPoint:
         """Saving and harm over some of the runs, shape (n,) each. Any: numpy's own booleans."""
         w = self.weight * member
         saved, full = w * (self.runs.full - cost), w * self.runs.full
@@ -256,13 +256,13 @@ class _Judge:
         lost, gained = (self.draws.rate(sums, at, 3, n=n) for at in (1, 2))
         drop = _as_open(self.draws.estimate(sums, ratio(0, 3), n=n), lost, gained)
         saving = self.draws.estimate(sums, ratio(4, 5), n=n)
-        return Point(max_em_drop=target, levels=levels, saving=saving, drop=drop, lost=lost, gained=gained)
+        return FrontierPoint(max_em_drop=target, levels=levels, saving=saving, drop=drop, lost=lost, gained=gained)
 
 
 _EVEN: Final = 0.5  # threshold of a value model: its sigmoid is 1/2 where stopping and going on are worth the same
 
 
-def _as_open(drop: Estimate, lost: Estimate, gained: Estimate) -> Estimate:
+def _as_open(drop: IntervalEstimate, lost: IntervalEstimate, gained: IntervalEstimate) -> IntervalEstimate:
     """The drop with ends as open as those of losses and gains that were never seen."""
     if drop.low is None or drop.high is None or lost.high is None or gained.high is None:
         return drop
@@ -271,7 +271,7 @@ def _as_open(drop: Estimate, lost: Estimate, gained: Estimate) -> Estimate:
     return replace(drop, low=low, high=high)
 
 
-def _status(n: int, drop: Estimate, max_em_drop: float) -> ClassStatus:
+def _status(n: int, drop: IntervalEstimate, max_em_drop: float) -> ClassStatus:
     if n < LEAST_CLASS_RUNS or drop.low is None or drop.high is None:
         return "unknown"
     if drop.low > max_em_drop:
@@ -279,7 +279,7 @@ def _status(n: int, drop: Estimate, max_em_drop: float) -> ClassStatus:
     return "within budget" if drop.high <= max_em_drop else "unclear"
 
 
-def _verdict(gain: Estimate, newly_harmed: Sequence[str]) -> tuple[Verdict, str]:
+def _verdict(gain: IntervalEstimate, newly_harmed: Sequence[str]) -> tuple[Verdict, str]:
     """What a paired comparison allows to say; "inconclusive" is a result."""
     if newly_harmed:
         return "worse", f"harms what the parent does not: {', '.join(newly_harmed)}"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import exact_binomial
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.estimate import IntervalEstimate
 
 Floats: TypeAlias = NDArray[np.float64]
 Statistic: TypeAlias = Callable[[Floats], Floats]  # column sums, (draws, d) → (draws,); nan: undefined there
@@ -24,7 +24,7 @@ _LEAST_DEFINED: Final = 0.99  # of the draws; below it there is no interval
 _FEW: Final = 20              # prompts below which an interval is a sketch
 
 
-class Drawn(NamedTuple):
+class BootstrapSums(NamedTuple):
     """Column sums."""
 
     by_group: Floats  # (prompts, d)
@@ -55,12 +55,12 @@ class Resamples:
             [np.bincount(self._member, weights=column, minlength=self.n_groups) for column in columns.T], axis=1
         )
 
-    def drawn(self, columns: Floats) -> Drawn:
+    def drawn(self, columns: Floats) -> BootstrapSums:
         """Column sums as they are and in each draw. `columns` has a row a run, shape (n, d)."""
         by_group = self.sums(columns)
-        return Drawn(by_group, by_group.sum(axis=0)[None, :], self._times @ by_group)
+        return BootstrapSums(by_group, by_group.sum(axis=0)[None, :], self._times @ by_group)
 
-    def estimate(self, sums: Drawn, statistic: Statistic, *, n: int, pivot: bool = False) -> Estimate:
+    def estimate(self, sums: BootstrapSums, statistic: Statistic, *, n: int, pivot: bool = False) -> IntervalEstimate:
         """A statistic of column sums, with its interval.
 
         n      observations behind it
@@ -72,16 +72,16 @@ class Resamples:
         drawn = drawn[np.isfinite(drawn)]
         if self.n_groups < 2 or len(drawn) < _LEAST_DEFINED * len(self._times):
             why = "too few prompts for an interval"
-            return Estimate(value=value, low=None, high=None, n=n, method="none", note=why)
+            return IntervalEstimate(value=value, low=None, high=None, n=n, method="none", note=why)
         tail = (1 - self._confidence) / 2
         low, high = (float(end) for end in np.quantile(drawn, [tail, 1 - tail]))
         if pivot:
             low, high = max(0.0, 2 * value - high), max(0.0, 2 * value - low)
         note = f"only {self.n_groups} prompts: a sketch" if self.n_groups < _FEW else None
         method = f"bootstrap over {self.n_groups} prompts"
-        return Estimate(value=value, low=low, high=high, n=n, method=method, note=note)
+        return IntervalEstimate(value=value, low=low, high=high, n=n, method=method, note=note)
 
-    def rate(self, sums: Drawn, above: int, below: int, *, n: int) -> Estimate:
+    def rate(self, sums: BootstrapSums, above: int, below: int, *, n: int) -> IntervalEstimate:
         """The share of one column's weight in another's, [0, 1]; what was never seen, or always, is still not certain.
 
         Draws of runs without an event hold none either. Then the open end is exact for as many prompts as their

@@ -22,10 +22,10 @@ from suffice.learn.picking import pick
 from suffice.learn.report_card import ReportCard, Verdict, make_card
 from suffice.learn.rows import audit_runs, examples, full_weights, trajectories
 from suffice.learn.served import HALF_LIFE, LEAST_AUDITS, N_FOLDS, N_LEVELS, cut_levels, risk_of
-from suffice.learn.stop_model import Fitted, Parts, fit
+from suffice.learn.stop_model import FitResult, Parts, fit
 from suffice.learn.value_model import PRICES, Values, fit_values
-from suffice.learn.version import Version
-from suffice.model.stop import Cost, StopModel, Trained
+from suffice.learn.version import FoldedVersion
+from suffice.model.stop import StepCost, StopModel, TrainingRecord
 
 Reason: TypeAlias = Literal["schedule", "drift", "by hand"]
 _PRICES: Final = PRICES[::3]  # one is picked; a finer sweep takes three times as long and picks its neighbour
@@ -66,7 +66,7 @@ def due(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class FitRecipe:
     """How models are fitted: part of the lineage."""
 
     parts: Parts = "ensemble"
@@ -78,7 +78,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lineage:
+class FitLineage:
     """Where a version comes from: enough to make it again, and to see that it is the same."""
 
     parent: str | None                         # address of the version in force; None: none was
@@ -92,7 +92,7 @@ class Lineage:
     n_prompts: int
     n_labelled: int
     left_out: tuple[tuple[str, int], ...]      # reason and number of the runs that teach nothing, sorted
-    recipe: Recipe
+    recipe: FitRecipe
     versions: tuple[tuple[str, str], ...]      # package and version, sorted
 
 
@@ -100,8 +100,8 @@ class Lineage:
 class VersionProposal:
     """What a refit found. It takes effect nowhere by itself: a rollout may take it up, and a certificate must."""
 
-    version: Version | None   # None: there was too little to learn from
-    lineage: Lineage
+    version: FoldedVersion | None   # None: there was too little to learn from
+    lineage: FitLineage
     card: ReportCard | None   # None with `version`
     verdict: Verdict          # against the parent; "inconclusive" without a version
     why: str                  # one sentence
@@ -119,8 +119,8 @@ class VersionProposal:
 
 
 def retrain(
-    data: Dataset, parent: Version | None = None, *, max_em_drop: float, reason: Reason = "schedule",
-    recipe: Recipe | None = None,
+    data: Dataset, parent: FoldedVersion | None = None, *, max_em_drop: float, reason: Reason = "schedule",
+    recipe: FitRecipe | None = None,
 ) -> VersionProposal:  # fmt: skip
     """Refit stop, hopeless and value models, and propose them with their report card.
 
@@ -129,7 +129,7 @@ def retrain(
 
     max_em_drop  the route's own target, a fraction: where frontier and harm are read
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or FitRecipe()
     lineage = _lineage(data, parent, reason, recipe)
     version = fit_version(data, recipe, max_em_drop=max_em_drop, digest=lineage.digest)
     if version is None:
@@ -147,7 +147,7 @@ def retrain(
     )
 
 
-def fit_version(data: Dataset, recipe: Recipe, *, max_em_drop: float, digest: str) -> Version | None:
+def fit_version(data: Dataset, recipe: FitRecipe, *, max_em_drop: float, digest: str) -> FoldedVersion | None:
     """Fit each fold's models on the other folds and cut their levels; None: there is too little to learn from.
 
     max_em_drop  a fraction, that the price of the value models keeps
@@ -165,23 +165,23 @@ def fit_version(data: Dataset, recipe: Recipe, *, max_em_drop: float, digest: st
         models.append(model)
         levels.append(cut)
     values = _value_models(data, recipe, max_em_drop, digest) if recipe.with_values else None
-    return Version(models=tuple(models), levels=tuple(levels), values=values)
+    return FoldedVersion(models=tuple(models), levels=tuple(levels), values=values)
 
 
-def _stop_model(data: Dataset, learn_from: Bools, recipe: Recipe, digest: str) -> StopModel:
+def _stop_model(data: Dataset, learn_from: Bools, recipe: FitRecipe, digest: str) -> StopModel:
     rows = examples(data, learn_from, "as-good", half_life=recipe.half_life)
     assert rows is not None, "agreement needs no label"
     suffices = fit(rows, data.chosen, "as-good", parts=recipe.parts, seed=recipe.seed)
     failing = examples(data, learn_from, "hopeless", half_life=recipe.half_life)
-    hopeless: Fitted | None = None
+    hopeless: FitResult | None = None
     if failing is not None:
         # It names a stop and never makes a risky one, so the part that takes the least time is enough.
         hopeless = fit(failing, data.chosen, "hopeless", parts="linear", seed=recipe.seed)
     facts = _facts(data, learn_from, "as-good", recipe, digest)
-    return export_stop_model(data.chosen, suffices, hopeless, trained=facts, cost=Cost(recipe.cost_exponent))
+    return export_stop_model(data.chosen, suffices, hopeless, trained=facts, cost=StepCost(recipe.cost_exponent))
 
 
-def _levels(data: Dataset, learn_from: Bools, model: StopModel, recipe: Recipe) -> tuple[float, ...] | None:
+def _levels(data: Dataset, learn_from: Bools, model: StopModel, recipe: FitRecipe) -> tuple[float, ...] | None:
     """Risks of levels 1, 2 …, cut on the runs that the model was fitted on; None: no row may stop."""
     runs = audit_runs(data, np.flatnonzero(data.full & learn_from))
     risk = risk_of(1.0 - model.suffices.scores(runs.x), runs, recipe.cost_exponent)
@@ -189,7 +189,7 @@ def _levels(data: Dataset, learn_from: Bools, model: StopModel, recipe: Recipe) 
     return tuple(levels.tolist()) if np.isfinite(levels).all() else None
 
 
-def _value_models(data: Dataset, recipe: Recipe, max_em_drop: float, digest: str) -> tuple[StopModel, ...] | None:
+def _value_models(data: Dataset, recipe: FitRecipe, max_em_drop: float, digest: str) -> tuple[StopModel, ...] | None:
     """A value model for each fold, at the price that keeps the target on the other folds; None: too few labels.
 
     The price of tokens is the dual variable of the EM budget: the highest one that keeps it.
@@ -222,13 +222,13 @@ def _drops_at_prices(values: Values, runs: AuditRuns) -> Floats:
     return np.where(runs.abandoned[:, None], 1.0, z)
 
 
-def _facts(data: Dataset, learn_from: Bools, target: str, recipe: Recipe, digest: str) -> Trained:
+def _facts(data: Dataset, learn_from: Bools, target: str, recipe: FitRecipe, digest: str) -> TrainingRecord:
     runs = np.flatnonzero(data.full & learn_from)
     n_prompts = len({data.key[i] for i in runs})
-    return Trained(n_episodes=len(runs), n_questions=n_prompts, digest=digest, target=target, seed=recipe.seed)
+    return TrainingRecord(n_episodes=len(runs), n_questions=n_prompts, digest=digest, target=target, seed=recipe.seed)
 
 
-def _lineage(data: Dataset, parent: Version | None, reason: Reason, recipe: Recipe) -> Lineage:
+def _lineage(data: Dataset, parent: FoldedVersion | None, reason: Reason, recipe: FitRecipe) -> FitLineage:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = [("python", platform.python_version())]
@@ -237,7 +237,7 @@ def _lineage(data: Dataset, parent: Version | None, reason: Reason, recipe: Reci
             versions.append((package, version(package)))
         except PackageNotFoundError:
             versions.append((package, "not installed"))
-    return Lineage(
+    return FitLineage(
         parent=None if parent is None else parent.address,
         reason=reason,
         digest=data.digest(),

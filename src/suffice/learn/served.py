@@ -30,7 +30,7 @@ Split: TypeAlias = Literal["folds", "half"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Served:
+class FoldedModels:
     """The models with their levels: fold f is served by models[f], which was fitted on all others."""
 
     models: tuple[PGood, ...]  # K
@@ -97,7 +97,7 @@ def risk_of(one_minus_p: Floats, runs: AuditRuns, exponent: float) -> Floats:
 def fit_served(
     runs: AuditRuns, learner: Learner, *, now: float, label_free: bool = False, split: Split = "folds",
     n_levels: int = N_LEVELS, cost_exponent: float = 0.5,
-) -> Served | None:  # fmt: skip
+) -> FoldedModels | None:  # fmt: skip
     """Fit the models and cut their levels; None while there is too little to learn from.
 
     The target is "stopping here is as good as the full run": the drop is not positive where a label has come, else
@@ -119,7 +119,7 @@ def fit_served(
         models.append(model)
         levels.append(cut_levels(risk, learn_from, n_levels))
     each = N_FOLDS // len(models)
-    return Served(models=tuple(models * each), levels=np.stack(levels * each), cost_exponent=cost_exponent)
+    return FoldedModels(models=tuple(models * each), levels=np.stack(levels * each), cost_exponent=cost_exponent)
 
 
 def cut_levels(risk: Floats, runs: AuditRuns, n_levels: int) -> Floats:

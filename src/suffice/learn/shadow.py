@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from suffice.assurance.certify import Counts
-from suffice.assurance.trust import TRUSTED, Label, stand
+from suffice.assurance.trust import TRUSTED, TrustedLabel, stand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class ShadowAudit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class ShadowAudits:
     """Audits that count now, oldest first, with what each lost: -1, 0 or +1."""
 
     audits: Sequence[ShadowAudit]
@@ -59,7 +59,7 @@ class ShadowLog:
         self._n_arms, self._window, self._key_cap = n_arms, window, key_cap
         self._audits: dict[str, ShadowAudit] = {}
         self._cells: dict[tuple[str, int], deque[str]] = {}
-        self._labels: dict[str, list[Label]] = {}
+        self._labels: dict[str, list[TrustedLabel]] = {}
 
     def __len__(self) -> int:
         return len(self._audits)
@@ -78,7 +78,7 @@ class ShadowLog:
         """The audit of that id; None: it is not here, or not any more."""
         return self._audits.get(audit_id)
 
-    def label(self, label: Label) -> bool:
+    def label(self, label: TrustedLabel) -> bool:
         """Take in what somebody says that an audit lost, its verdict; False: it is not here, or needs no label."""
         audit = self._audits.get(label.audit)
         if audit is None or not audit.disagrees:
@@ -94,14 +94,14 @@ class ShadowLog:
             for audit_id in self._cells.pop(cell):
                 self._drop(audit_id)
 
-    def evidence(self, now_s: float) -> Evidence:
+    def evidence(self, now_s: float) -> ShadowAudits:
         """What counts now. Audits that no window holds any more are dropped."""
         for cell in self._cells.values():
             for _ in range(self._n_due(cell, now_s) - self._window):
                 self._drop(cell.popleft())
         audits = [audit for audit in self._audits.values() if audit.due_s <= now_s]
         proved, guessed = self._verdicts(TRUSTED), self._verdicts(0)
-        return Evidence(
+        return ShadowAudits(
             audits=audits,
             proved=[_loss(audit, proved) for audit in audits],
             guessed=[_loss(audit, guessed) for audit in audits],
@@ -139,10 +139,10 @@ class ShadowLog:
             values = dict(zip(ShadowAudit.__slots__, row, strict=True))
             self.add(ShadowAudit(**{**values, "odds": tuple(values["odds"])}))
         for said in plain["labels"]:
-            self.label(Label(**said))
+            self.label(TrustedLabel(**said))
 
 
-def count_losses(evidence: Evidence, classes: Sequence[str], n_arms: int) -> list[Counts]:
+def count_losses(evidence: ShadowAudits, classes: Sequence[str], n_arms: int) -> list[Counts]:
     """Proved losses of each arm, shape (K,), class by class: what certificates are made of."""
     tables = {name: [[0] * n_arms for _ in range(3)] for name in classes}
     for audit, loss in zip(evidence.audits, evidence.proved, strict=True):

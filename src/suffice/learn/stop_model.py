@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
-from suffice.learn.features import Chosen
+from suffice.learn.features import FeatureSelection
 
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -52,7 +52,7 @@ class Examples:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FitResult:
     """A fitted model: its parts as the trainer left them, each from rows to probabilities of `good`."""
 
     parts: tuple[Callable[[Floats], Floats], ...]  # (R, P) → (R,)
@@ -66,7 +66,7 @@ class Fitted:
         return mean
 
 
-def fit(examples: Examples, chosen: Chosen, target: Target, *, parts: Parts = "ensemble", seed: int = 0) -> Fitted:
+def fit(examples: Examples, chosen: FeatureSelection, target: Target, *, parts: Parts = "ensemble", seed: int = 0) -> FitResult:
     """Fit P(good).
 
     The default is a penalised logistic regression on all features beside small boosted trees on the dense
@@ -78,7 +78,7 @@ def fit(examples: Examples, chosen: Chosen, target: Target, *, parts: Parts = "e
     x, y, weight = _rows(examples, target)
     if min(int(y.sum()), int((~y).sum())) < 20:
         share = _share(y, weight)
-        return Fitted((lambda x: np.full(len(x), share),), ())
+        return FitResult((lambda x: np.full(len(x), share),), ())
     thin = slice(None, None, -(-len(y) // MAX_ROWS))
     x, y, weight = x[thin], y[thin], None if weight is None else weight[thin]
     n_dense = len(chosen.dense)
@@ -95,7 +95,7 @@ def fit(examples: Examples, chosen: Chosen, target: Target, *, parts: Parts = "e
             trees = _trees(seed).fit(x[stand, :n_dense], y[stand])
             made.append(lambda rows: np.asarray(trees.predict_proba(rows[:, :n_dense])[:, 1]))
             trained.append(trees)
-    return Fitted(tuple(made), tuple(trained))
+    return FitResult(tuple(made), tuple(trained))
 
 
 def _rows(examples: Examples, target: Target) -> tuple[Floats, Bools, Floats | None]:

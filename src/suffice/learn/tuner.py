@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.drift import ShiryaevRoberts
-from suffice.assurance.trust import Label
+from suffice.assurance.trust import TrustedLabel
 from suffice.learn.explore import inverse_gap, pick
 from suffice.learn.gain import compare
 from suffice.learn.gates import Proof, best_arm, in_play, prove, within_a_step
 from suffice.learn.price import next_price
 from suffice.learn.promise import audit_odds, promise
-from suffice.learn.shadow import Evidence, ShadowAudit, ShadowLog, count_losses
-from suffice.learn.tuning import ArmDraw, Proposal, Refusal, Tick, Tuning, Withdrawal
+from suffice.learn.shadow import ShadowAudits, ShadowAudit, ShadowLog, count_losses
+from suffice.learn.tuning import TuningDraw, TuningProposal, Refusal, Tick, TuningBounds, Withdrawal
 from suffice.learn.values import Costs, losses
 
 Floats = NDArray[np.float64]
@@ -51,7 +51,7 @@ class Tuner:
     Raises ValueError for a state of other arms or classes.
     """
 
-    def __init__(self, tuning: Tuning, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, tuning: TuningBounds, state: Mapping[str, Any] | None = None) -> None:
         n_classes, self._n_arms = len(tuning.classes), len(tuning.arms)
         self.tuning = tuning
         self._at = {name: at for at, name in enumerate(tuning.classes)}
@@ -75,14 +75,14 @@ class Tuner:
 
     # ------------------------------------------------------------------ draws
 
-    def draw(self, query_class: str, point: float) -> ArmDraw:
+    def draw(self, query_class: str, point: float) -> TuningDraw:
         """The arm of a live request.
 
         point  the unit's place in [0, 1), by keyed hash, so that a retry draws the same
         """
         return self._draw(query_class, point, self._live)
 
-    def draw_audit(self, query_class: str, point: float) -> ArmDraw:
+    def draw_audit(self, query_class: str, point: float) -> TuningDraw:
         """The arm that an audit asks beside its full run; 0 for an unknown class: none."""
         return self._draw(query_class, point, self._asked)
 
@@ -101,10 +101,10 @@ class Tuner:
             return self.tuning.watch_share
         return self.tuning.watch_share * SEEKING if any(self._in_force) or any(self._pays) else 0.0
 
-    def _draw(self, query_class: str, point: float, tables: Sequence[Odds]) -> ArmDraw:
+    def _draw(self, query_class: str, point: float, tables: Sequence[Odds]) -> TuningDraw:
         at = self._at.get(query_class)
         odds = self._only(0) if at is None else tables[at]
-        return ArmDraw(query_class=query_class, arm=pick(odds, point), odds=odds)
+        return TuningDraw(query_class=query_class, arm=pick(odds, point), odds=odds)
 
     def _only(self, arm: int) -> Odds:
         return tuple(float(other == arm) for other in range(self._n_arms))
@@ -124,7 +124,7 @@ class Tuner:
         self._unwatched.append(audit.audit_id)
         return True
 
-    def labelled(self, label: Label) -> bool:
+    def labelled(self, label: TrustedLabel) -> bool:
         """Take in what a disagreeing audit lost, -1, 0 or +1; False: it is not known here, or needs no label."""
         return self._shadow.label(label)
 
@@ -145,13 +145,13 @@ class Tuner:
         self._tabulate(proofs, lost)
         found = self._propose(proofs, values, evidence, now_s)
         return Tick(
-            proposal=found if isinstance(found, Proposal) else None,
-            refusal=None if isinstance(found, Proposal) else found,
+            proposal=found if isinstance(found, TuningProposal) else None,
+            refusal=None if isinstance(found, TuningProposal) else found,
             withdrawn=tuple(withdrawn),
             in_play=dict(zip(self.tuning.classes, self._in_play, strict=True)),
         )
 
-    def accept(self, proposal: Proposal) -> bool:
+    def accept(self, proposal: TuningProposal) -> bool:
         """Put a proposal in force; False: it is void, for what it stands on has changed."""
         names = self.tuning.classes
         if proposal.epoch != self._epoch or dict(proposal.before) != self.in_force:
@@ -187,7 +187,7 @@ class Tuner:
 
     # ------------------------------------------------------------------ the parts of a look
 
-    def _watch(self, evidence: Evidence, now_s: float) -> list[Withdrawal]:
+    def _watch(self, evidence: ShadowAudits, now_s: float) -> list[Withdrawal]:
         """Show audits that have begun to count to the price and to the alarms of the arms in force."""
         lost = {audit.audit_id: loss for audit, loss in zip(evidence.audits, evidence.proved, strict=True)}
         withdrawn, waiting = [], deque[str]()
@@ -208,7 +208,7 @@ class Tuner:
         self._unwatched = waiting
         return withdrawn
 
-    def _prove(self, evidence: Evidence, now_s: float) -> list[Proof]:
+    def _prove(self, evidence: ShadowAudits, now_s: float) -> list[Proof]:
         counts = count_losses(evidence, self.tuning.classes, self._n_arms)
         waiting = [self._shadow.n_waiting(name, now_s) for name in self.tuning.classes]
         return [prove(some, n, self.tuning) for some, n in zip(counts, waiting, strict=True)]
@@ -236,7 +236,7 @@ class Tuner:
             self._shadow.forget(self.tuning.classes[at], from_arm=left)
             self._in_play[at] = tuple(other for other in self._in_play[at] if other < left)
 
-    def _losses(self, evidence: Evidence) -> Floats:
+    def _losses(self, evidence: ShadowAudits) -> Floats:
         """Expected EM drop of each class and arm, shape (C, K)."""
         n, lost = (np.zeros((len(self._at), self._n_arms)) for _ in range(2))
         for audit, loss in zip(evidence.audits, evidence.guessed, strict=True):
@@ -270,8 +270,8 @@ class Tuner:
             self._asked[at] = audit_odds(hopes, in_force, pays=self._pays[at])
 
     def _propose(
-        self, proofs: Sequence[Proof], values: Floats, evidence: Evidence, now_s: float
-    ) -> Proposal | Refusal:
+        self, proofs: Sequence[Proof], values: Floats, evidence: ShadowAudits, now_s: float
+    ) -> TuningProposal | Refusal:
         """The best proved arm of every class, if the change is shown to be worth something and it is not too soon."""
         tuning, shares = self.tuning, self._costs.shares()
         after = [
@@ -294,7 +294,7 @@ class Tuner:
             return "not_shown"
         self._n_proposals += 1
         self._proposed_at_s = [*self._proposed_at_s[-tuning.proposals_a_day :], now_s]
-        return Proposal(
+        return TuningProposal(
             number=self._n_proposals, before=before_map, after=after_map,
             log_e={tuning.classes[at]: float(proofs[at].log_e[after[at]]) for at in changed if after[at]},
             n_audits={tuning.classes[at]: int(proofs[at].counts.n[after[at]]) for at in changed if after[at]},

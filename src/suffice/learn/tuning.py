@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from suffice.learn.arms import Arm, check_arms
-from suffice.learn.gain import Change
+from suffice.learn.arms import TunedArm, check_arms
+from suffice.learn.gain import GainComparison
 from suffice.learn.price import PriceBounds
 
 OFF_BELOW_REQUESTS: Final = 20_000  # measured: with 10,000 the evidence costs what it brings (docs/reference/tuner.md)
@@ -24,10 +24,10 @@ Refusal = Literal[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
+class TuningBounds:
     """The bounds within which a route's arms are tuned."""
 
-    arms: tuple[Arm, ...]              # 0 is the full run, the others in order from the safe end
+    arms: tuple[TunedArm, ...]              # 0 is the full run, the others in order from the safe end
     classes: tuple[str, ...]           # query classes that may have an arm of their own; others run in full
     max_em_drop: float = 0.02          # of every class, a fraction
     confidence: float = 0.95           # that no class loses more
@@ -79,7 +79,7 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArmDraw:
+class TuningDraw:
     """Which arm a request gets, with the odds under which it was drawn."""
 
     query_class: str
@@ -93,7 +93,7 @@ class ArmDraw:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proposal:
+class TuningProposal:
     """A change that the tuner would make. It is in force only after somebody accepted it."""
 
     number: int                         # of this tuner's proposals, from 1
@@ -101,7 +101,7 @@ class Proposal:
     after: Mapping[str, int]
     log_e: Mapping[str, float]          # of each changed class: evidence that its arm keeps the budget
     n_audits: Mapping[str, int]         # behind it
-    change: Change                      # what it is worth by off-policy evaluation
+    change: GainComparison                      # what it is worth by off-policy evaluation
     price: float                        # EM that the tokens of a mean full run were worth
     epoch: int                          # how often evidence had been forgotten; another one voids this
     at_s: float
@@ -123,7 +123,7 @@ class Withdrawal:
 class Tick:
     """What one look at the evidence came to."""
 
-    proposal: Proposal | None = None
+    proposal: TuningProposal | None = None
     refusal: Refusal | None = None      # why there is none
     withdrawn: tuple[Withdrawal, ...] = ()
     in_play: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # arms that clients may get, by class

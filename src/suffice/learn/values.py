@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.arms import Arm
+from suffice.learn.arms import TunedArm
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class Costs:
     half_life  observations of a class after which one counts half, above 0
     """
 
-    def __init__(self, arms: Sequence[Arm], n_classes: int, *, half_life: float) -> None:
+    def __init__(self, arms: Sequence[TunedArm], n_classes: int, *, half_life: float) -> None:
         self._keep = 0.5 ** (1 / half_life)
         self._expected = np.array([arm.expected_share / arms[0].expected_share for arm in arms])
         self._weight = np.zeros((n_classes, len(arms)))

@@ -16,7 +16,7 @@ import numpy as np
 from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns
 from suffice.learn.groups import fold_of
-from suffice.learn.served import Served
+from suffice.learn.served import FoldedModels
 from suffice.model.artefact import load
 from suffice.model.numbers import numbers, shown
 from suffice.model.reading import parse
@@ -29,7 +29,7 @@ _LOST: Final = 0.5  # P(fails) from which a stop is called hopeless and needs no
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class FoldedVersion:
     """K models with their levels; fold f of the prompts (`groups.fold_of`) is served by models[f].
 
     models   each fitted on the other folds; all of the same features and cost
@@ -92,18 +92,18 @@ class Version:
         return {"policy": "learned", "model": self.models[fold], "threshold": threshold, "on_hopeless": "stop"}
 
 
-def served(version: Version) -> Served:
+def served(version: FoldedVersion) -> FoldedModels:
     """The version as it serves and is certified; rows of features must be in the order of its models' features."""
     levels = np.array(version.levels, dtype=np.float64)
     cost = version.models[0].cost
-    return Served(
+    return FoldedModels(
         models=tuple(model.suffices.scores for model in version.models),
         levels=np.concatenate([np.full((len(levels), 1), -np.inf), levels / cost.scale], axis=1),
         cost_exponent=cost.exponent,
     )
 
 
-def as_served(runs: AuditRuns, version: Version) -> AuditRuns:
+def as_served(runs: AuditRuns, version: FoldedVersion) -> AuditRuns:
     """The runs with the stops that the version may make: where it holds a run for lost, also without an answer."""
     lost = np.zeros(len(runs.x), dtype=bool)
     fold = runs.fold[runs.run_of_row]
@@ -114,7 +114,7 @@ def as_served(runs: AuditRuns, version: Version) -> AuditRuns:
     return replace(runs, may_stop=runs.may_stop | lost)
 
 
-def load_version(plain: Mapping[str, Any]) -> Version:
+def load_version(plain: Mapping[str, Any]) -> FoldedVersion:
     """The version that was written (`plain`), every number checked. Raises ConfigError with the place."""
     if plain.get("schema") != SCHEMA:
         raise ConfigError(f"version.schema: got {shown(plain.get('schema'))}; this one reads {SCHEMA}")
@@ -125,7 +125,7 @@ def load_version(plain: Mapping[str, Any]) -> Version:
     values = None if plain.get("values") is None else _list(plain, "values")
     if not all(isinstance(one, list) for one in levels):
         raise ConfigError("version.levels: must be lists of numbers, one for each fold")
-    made = Version(
+    made = FoldedVersion(
         models=tuple(load(one, where=f"version.models[{f}]") for f, one in enumerate(models)),
         levels=tuple(tuple(one) for one in levels),
         values=None
@@ -136,7 +136,7 @@ def load_version(plain: Mapping[str, Any]) -> Version:
     return made
 
 
-def read_version(address: str, body: str | None) -> Version:
+def read_version(address: str, body: str | None) -> FoldedVersion:
     """The version that was kept under an address. Raises ConfigError where it is gone, or is another one.
 
     body  JSON; None: nothing is kept

@@ -20,7 +20,7 @@ BOXES = ("boxes", "bags", "baskets", "packs", "trays")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
+class DemoQuestion:
     """One question and its only right answer."""
 
     id: str    # unique among all families, stable over seeds where the family is a fixed list
@@ -28,39 +28,39 @@ class Item:
     gold: str  # the only right answer, before any scorer's normal form
 
 
-def capitals(rng: random.Random) -> Iterator[Item]:
+def capitals(rng: random.Random) -> Iterator[DemoQuestion]:
     """The capital of each listed country, in random order."""
     for country in rng.sample(sorted(CAPITALS), len(CAPITALS)):
         slug = country.removeprefix("the ").lower().replace(" ", "-")
-        yield Item(id=f"capitals-{slug}", ask=f"What is the capital of {country}?", gold=CAPITALS[country])
+        yield DemoQuestion(id=f"capitals-{slug}", ask=f"What is the capital of {country}?", gold=CAPITALS[country])
 
 
-def sentiment(rng: random.Random) -> Iterator[Item]:
+def sentiment(rng: random.Random) -> Iterator[DemoQuestion]:
     """Whether each listed review is positive or negative, in random order."""
     labelled = [(text, "positive") for text in POSITIVE_REVIEWS]
     labelled += [(text, "negative") for text in NEGATIVE_REVIEWS]
     numbered = list(enumerate(labelled, start=1))
     for number, (text, label) in rng.sample(numbered, len(numbered)):
         ask = f"Review: {text}\nIs this review positive or negative?"
-        yield Item(id=f"sentiment-{number:02d}", ask=ask, gold=label)
+        yield DemoQuestion(id=f"sentiment-{number:02d}", ask=ask, gold=label)
 
 
-def sums(rng: random.Random) -> Iterator[Item]:
+def sums(rng: random.Random) -> Iterator[DemoQuestion]:
     """All sums of two numbers from 1 to 9, in random order; the whole equation is the answer."""
     pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)]
     for a, b in rng.sample(pairs, len(pairs)):
-        yield Item(id=f"sums-{a}-{b}", ask=f"Write out the sum of {a} and {b}.", gold=f"{a} + {b} = {a + b}")
+        yield DemoQuestion(id=f"sums-{a}-{b}", ask=f"Write out the sum of {a} and {b}.", gold=f"{a} + {b} = {a + b}")
 
 
-def letters(rng: random.Random) -> Iterator[Item]:
+def letters(rng: random.Random) -> Iterator[DemoQuestion]:
     """The first or the last letter of a word, in random order."""
     pairs = [(word, end) for word in WORDS for end in ("first", "last")]
     for word, end in rng.sample(pairs, len(pairs)):
         gold = word[0] if end == "first" else word[-1]
-        yield Item(id=f"letters-{end}-{word}", ask=f'What is the {end} letter of the word "{word}"?', gold=gold)
+        yield DemoQuestion(id=f"letters-{end}-{word}", ask=f'What is the {end} letter of the word "{word}"?', gold=gold)
 
 
-def lists(rng: random.Random) -> Iterator[Item]:
+def lists(rng: random.Random) -> Iterator[DemoQuestion]:
     """Which of three words belongs to a family, and which of two numbers is larger, in turn."""
     families = sorted(FAMILIES)
     members = [(family, member) for family in families for member in FAMILIES[family]]
@@ -69,16 +69,16 @@ def lists(rng: random.Random) -> Iterator[Item]:
         options = [member, *(rng.choice(FAMILIES[other]) for other in others)]
         rng.shuffle(options)
         article = "an" if family[0] in "aeiou" else "a"
-        yield Item(id=f"lists-{family}-{member}",
+        yield DemoQuestion(id=f"lists-{family}-{member}",
                    ask=f"Which of these is {article} {family}: {options[0]}, {options[1]} or {options[2]}?",
                    gold=member)
         low, high = sorted(rng.sample(range(10, 100), 2))
         first, second = (low, high) if rng.random() < 0.5 else (high, low)
-        yield Item(id=f"lists-larger-{number:02d}-{first}-{second}",
+        yield DemoQuestion(id=f"lists-larger-{number:02d}-{first}-{second}",
                    ask=f"Which number is larger, {first} or {second}?", gold=str(high))
 
 
-def chains(rng: random.Random) -> Iterator[Item]:
+def chains(rng: random.Random) -> Iterator[DemoQuestion]:
     """Sums of three or four numbers of at most two digits, with plus and minus; never below zero."""
     seen: set[str] = set()
     while True:
@@ -92,7 +92,7 @@ def chains(rng: random.Random) -> Iterator[Item]:
                 total, text = total + value, f"{text} + {value}"
         if text not in seen:
             seen.add(text)
-            yield Item(id=f"chains-{text.replace(' ', '')}", ask=f"Calculate {text}.", gold=str(total))
+            yield DemoQuestion(id=f"chains-{text.replace(' ', '')}", ask=f"Calculate {text}.", gold=str(total))
 
 
 def _packed_minus(rng: random.Random) -> tuple[str, int]:
@@ -168,7 +168,7 @@ STORIES: tuple[Callable[[random.Random], tuple[str, int]], ...] = (
 )
 
 
-def stories(rng: random.Random) -> Iterator[Item]:
+def stories(rng: random.Random) -> Iterator[DemoQuestion]:
     """Word problems of two steps; each kind of story in turn, whole numbers throughout."""
     seen: set[str] = set()
     number = 0
@@ -178,10 +178,10 @@ def stories(rng: random.Random) -> Iterator[Item]:
             continue
         seen.add(text)
         number += 1
-        yield Item(id=f"stories-{number:04d}", ask=text, gold=str(answer))
+        yield DemoQuestion(id=f"stories-{number:04d}", ask=text, gold=str(answer))
 
 
-def largest(rng: random.Random) -> Iterator[Item]:
+def largest(rng: random.Random) -> Iterator[DemoQuestion]:
     """The largest of four or five different numbers of two digits; the largest stands at any place."""
     seen: set[tuple[int, ...]] = set()
     while True:
@@ -189,11 +189,11 @@ def largest(rng: random.Random) -> Iterator[Item]:
         if listed not in seen:
             seen.add(listed)
             text = ", ".join(map(str, listed[:-1])) + f" or {listed[-1]}"
-            yield Item(id=f"largest-{'-'.join(map(str, listed))}", ask=f"Which number is the largest: {text}?",
+            yield DemoQuestion(id=f"largest-{'-'.join(map(str, listed))}", ask=f"Which number is the largest: {text}?",
                        gold=str(max(listed)))
 
 
-def series(rng: random.Random) -> Iterator[Item]:
+def series(rng: random.Random) -> Iterator[DemoQuestion]:
     """The next number of a series with a constant step, up or down; never below zero."""
     seen: set[tuple[int, ...]] = set()
     while True:
@@ -202,11 +202,11 @@ def series(rng: random.Random) -> Iterator[Item]:
         listed = tuple(first + step * k for k in range(4))
         if listed not in seen:
             seen.add(listed)
-            yield Item(id=f"series-{'-'.join(map(str, listed))}",
+            yield DemoQuestion(id=f"series-{'-'.join(map(str, listed))}",
                        ask=f"Which number comes next: {', '.join(map(str, listed))}?", gold=str(first + 4 * step))
 
 
-FAMILIES_OF_QUESTIONS: Mapping[str, Callable[[random.Random], Iterator[Item]]] = {
+FAMILIES_OF_QUESTIONS: Mapping[str, Callable[[random.Random], Iterator[DemoQuestion]]] = {
     "capitals": capitals, "sentiment": sentiment, "sums": sums, "letters": letters, "lists": lists,
     "chains": chains, "stories": stories, "largest": largest, "series": series,
 }

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from suffice.errors import LocalModelError
-from suffice.local.questions import FAMILIES_OF_QUESTIONS, Item
+from suffice.local.questions import FAMILIES_OF_QUESTIONS, DemoQuestion
 
 Message = Mapping[str, str]
 
@@ -40,7 +40,7 @@ TRACED: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class TaskQuestion:
     """One question as it is sent."""
 
     id: str
@@ -155,7 +155,7 @@ EXAMPLES: Mapping[str, tuple[Message, ...]] = {
 }
 
 
-def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[Question, ...]:
+def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[TaskQuestion, ...]:
     """The first `n` questions of a kind: its families in turn, the same for the same seed.
 
     Raises LocalModelError for an unknown kind or when there are fewer than `n`.
@@ -169,7 +169,7 @@ def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[Question, ...]:
     return found
 
 
-def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[Question, ...]:
+def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[TaskQuestion, ...]:
     """The questions of the recorded traces: `n_a_task` of each task of `TRACED`, one task after the other.
 
     kind  "reasoning": with a thought, greedy; "samples": the same questions of those tasks that the model can
@@ -191,7 +191,7 @@ def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[Question,
     return tuple(drawn)
 
 
-def _in_turn(kind: str, streams: Mapping[str, Iterator[Item]]) -> Iterator[Question]:
+def _in_turn(kind: str, streams: Mapping[str, Iterator[DemoQuestion]]) -> Iterator[TaskQuestion]:
     """One item of each family after the other, until all are used up."""
     left = dict(streams)
     while left:
@@ -203,10 +203,10 @@ def _in_turn(kind: str, streams: Mapping[str, Iterator[Item]]) -> Iterator[Quest
                 yield _question(kind, task, item)
 
 
-def _question(kind: str, task: str, item: Item) -> Question:
+def _question(kind: str, task: str, item: DemoQuestion) -> TaskQuestion:
     system: Message = {"role": "system", "content": SHORT if kind == "samples" else THINK}
     user: Message = {"role": "user", "content": item.ask}
-    return Question(
+    return TaskQuestion(
         id=item.id,
         task=task,
         messages=(system, *EXAMPLES[task], user),

@@ -12,14 +12,14 @@ from typing import Any, Final
 
 from suffice.errors import ConfigError
 from suffice.model.calibration import Isotonic
-from suffice.model.ensemble import Ensemble, Part
+from suffice.model.ensemble import Ensemble, ModelPart
 from suffice.model.linear import Linear
 from suffice.model.numbers import shown
-from suffice.model.reading import Table, at, parse
-from suffice.model.stop import SCHEMA, Cost, StopModel, Trained, canonical
+from suffice.model.reading import ModelTable, at, parse
+from suffice.model.stop import SCHEMA, StepCost, StopModel, TrainingRecord, canonical
 from suffice.model.trees import Tree, Trees
 
-__all__ = ["Cost", "StopModel", "Trained", "dump", "load"]
+__all__ = ["StepCost", "StopModel", "TrainingRecord", "dump", "load"]
 
 
 def dump(model: StopModel) -> bytes:
@@ -36,7 +36,7 @@ def load(source: bytes | Mapping[str, Any], *, where: str = "model") -> StopMode
     Raises ConfigError: for what is no such JSON, another schema, a key that is missing, unknown or given twice,
     a number that is not finite or out of its range, a tree that is none, and for what is too large.
     """
-    table = Table(where, parse(where, source) if isinstance(source, bytes) else source)
+    table = ModelTable(where, parse(where, source) if isinstance(source, bytes) else source)
     schema = table.take("schema")
     if type(schema) is not int or schema != SCHEMA:
         raise ConfigError(f"{where}.schema: got {shown(schema)}; this version reads {SCHEMA}")
@@ -55,7 +55,7 @@ def load(source: bytes | Mapping[str, Any], *, where: str = "model") -> StopMode
         return StopModel(**read)
 
 
-def _ensemble(table: Table) -> Ensemble:
+def _ensemble(table: ModelTable) -> Ensemble:
     parts = tuple(_part(part) for part in table.tables("parts"))
     curve = table.table_or_none("calibration")
     calibration = None if curve is None else _isotonic(curve)
@@ -64,35 +64,35 @@ def _ensemble(table: Table) -> Ensemble:
         return Ensemble(parts, calibration)
 
 
-def _isotonic(table: Table) -> Isotonic:
+def _isotonic(table: ModelTable) -> Isotonic:
     scores, probabilities = table.items("scores"), table.items("probabilities")
     table.done()
     with at(table.where):
         return Isotonic(scores, probabilities)
 
 
-def _part(table: Table) -> Part:
+def _part(table: ModelTable) -> ModelPart:
     kind = table.text("kind")
     if kind not in _PARTS:
         raise ConfigError(f"{table.where}.kind: got {kind!r:.60}; one of {', '.join(_PARTS)}")
     return _PARTS[kind](table)
 
 
-def _linear(table: Table) -> Linear:
+def _linear(table: ModelTable) -> Linear:
     weights, intercept = table.items("weights"), table.take("intercept")
     table.done()
     with at(table.where):
         return Linear(weights, intercept)
 
 
-def _trees(table: Table) -> Trees:
+def _trees(table: ModelTable) -> Trees:
     baseline, trees = table.take("baseline"), tuple(_tree(tree) for tree in table.tables("trees"))
     table.done()
     with at(table.where):
         return Trees(baseline, trees)
 
 
-def _tree(table: Table) -> Tree:
+def _tree(table: ModelTable) -> Tree:
     feature, threshold = table.items("feature"), table.items("threshold")
     left, right, value = table.items("left"), table.items("right"), table.items("value")
     table.done()
@@ -100,21 +100,21 @@ def _tree(table: Table) -> Tree:
         return Tree(feature, threshold, left, right, value)
 
 
-_PARTS: Final[Mapping[str, Callable[[Table], Part]]] = {"linear": _linear, "trees": _trees}
+_PARTS: Final[Mapping[str, Callable[[ModelTable], ModelPart]]] = {"linear": _linear, "trees": _trees}
 
 
-def _cost(table: Table) -> Cost:
+def _cost(table: ModelTable) -> StepCost:
     exponent, scale = table.take("exponent"), table.take("scale")
     table.done()
     with at(table.where):
-        return Cost(exponent, scale)
+        return StepCost(exponent, scale)
 
 
-def _trained(table: Table) -> Trained:
+def _trained(table: ModelTable) -> TrainingRecord:
     read: dict[str, Any] = {name: table.take(name) for name in ("n_episodes", "n_questions", "seed")}
     read |= {name: table.text(name) for name in ("digest", "target")}
     versions = table.table("versions")
     read["versions"] = tuple((package, versions.text(package)) for package in list(versions.content))
     table.done()
     with at(table.where):
-        return Trained(**read)
+        return TrainingRecord(**read)

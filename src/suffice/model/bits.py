@@ -23,7 +23,7 @@ _CHUNK: Final = 8_192  # rows at once, so that their bytes stay near the process
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class TreeSplit:
     """One inner node: rows with row[feature] > threshold cannot reach the leaves in `ruled_out`."""
 
     feature: int
@@ -31,7 +31,7 @@ class Split:
     ruled_out: int  # bits of leaves of this tree
 
 
-Leafed: TypeAlias = tuple[Sequence[Split], Sequence[float]]  # splits, and the leaves' values from left to right
+Leafed: TypeAlias = tuple[Sequence[TreeSplit], Sequence[float]]  # splits, and the leaves' values from left to right
 
 
 class Bits:

@@ -20,7 +20,7 @@ MOST_PARTS: Final = 16
 MOST_LOGIT: Final = math.log(0.9999 / 0.0001)
 
 
-class Part(Protocol):
+class ModelPart(Protocol):
     """A model of one number from a row of features: a logit, or a value."""
 
     def check(self, n_features: int) -> None:
@@ -48,7 +48,7 @@ class Ensemble:
     no number, of weights that overflow, counts as the lowest: nothing is stopped for it.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
     calibration: Isotonic | None = None
 
     def __post_init__(self) -> None:

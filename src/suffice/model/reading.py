@@ -18,7 +18,7 @@ MOST_ITEMS: Final = 1_000_000  # of one list or table
 MOST_CHARS: Final = 2_000      # of one text
 
 
-class Table:
+class ModelTable:
     """One table of what was read. Any: its values are what came in, until they are taken."""
 
     def __init__(self, where: str, content: object) -> None:
@@ -56,18 +56,18 @@ class Table:
         """The list of texts at a key."""
         return tuple(_text(f"{self.where}.{key}[{at}]", item) for at, item in enumerate(self.items(key)))
 
-    def table(self, key: str) -> Table:
+    def table(self, key: str) -> ModelTable:
         """The table at a key."""
-        return Table(f"{self.where}.{key}", self.take(key))
+        return ModelTable(f"{self.where}.{key}", self.take(key))
 
-    def table_or_none(self, key: str) -> Table | None:
+    def table_or_none(self, key: str) -> ModelTable | None:
         """The table at a key; None for null."""
         value = self.take(key)
-        return None if value is None else Table(f"{self.where}.{key}", value)
+        return None if value is None else ModelTable(f"{self.where}.{key}", value)
 
-    def tables(self, key: str) -> tuple[Table, ...]:
+    def tables(self, key: str) -> tuple[ModelTable, ...]:
         """The list of tables at a key."""
-        return tuple(Table(f"{self.where}.{key}[{at}]", item) for at, item in enumerate(self.items(key)))
+        return tuple(ModelTable(f"{self.where}.{key}[{at}]", item) for at, item in enumerate(self.items(key)))
 
     def pairs(self) -> tuple[tuple[str, Any], ...]:
         """All keys with what stands there."""

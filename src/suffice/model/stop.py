@@ -30,7 +30,7 @@ _MOST_COUNT: Final = 10**12
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class StepCost:
     """What a further step costs, so that cheap steps are not risked for: tokens_per_step ** exponent / scale."""
 
     exponent: float = 0.0  # 0: every step costs 1 / scale; 1: as many as its tokens
@@ -51,7 +51,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
+class TrainingRecord:
     """What a model came from."""
 
     n_episodes: int
@@ -84,11 +84,11 @@ class StopModel:
 
     features: tuple[str, ...]
     suffices: Ensemble
-    trained: Trained
+    trained: TrainingRecord
     hopeless: Ensemble | None = None
     classes: tuple[tuple[str, float], ...] = ()
     found: tuple[tuple[tuple[str, bool, float], ...], ...] = ()
-    cost: Cost = Cost()
+    cost: StepCost = StepCost()
     address: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.model.bits import MOST_LEAVES, Bits, Leafed, Split
+from suffice.model.bits import MOST_LEAVES, Bits, Leafed, TreeSplit
 from suffice.model.numbers import number, numbers, whole
 
 MOST_TREES: Final = 2_000
@@ -96,7 +96,7 @@ class Tree:
 
     def leafed(self) -> Leafed:
         """The tree as splits that rule leaves out, and its leaves from left to right."""
-        splits: list[Split] = []
+        splits: list[TreeSplit] = []
         values: list[float] = []
 
         def visit(at: int) -> None:
@@ -105,7 +105,7 @@ class Tree:
                 return
             first = len(values)
             visit(self.left[at])
-            splits.append(Split(self.feature[at], self.threshold[at], (1 << len(values)) - (1 << first)))
+            splits.append(TreeSplit(self.feature[at], self.threshold[at], (1 << len(values)) - (1 << first)))
             visit(self.right[at])
 
         visit(0)

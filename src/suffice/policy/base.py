@@ -16,11 +16,11 @@ from suffice.errors import ConfigError
 from suffice.model.stop import StopModel
 from suffice.policy.bayes import BayesVote
 from suffice.policy.columns import Columns, Stops, stops_of
-from suffice.policy.compose import AllOf, AnyOf, Guarded
+from suffice.policy.compose import AllOf, AnyOf, RunBounds
 from suffice.policy.counts import BetaVote, Esc, Momentum, VoteEntropy, VoteShare
 from suffice.policy.drafts import SemanticDistance
 from suffice.policy.entropy import Eat, HaltCot
-from suffice.policy.learned import Learned
+from suffice.policy.learned import LearnedPolicy
 from suffice.policy.parameters import One, Parameter, Value, parameters_of
 from suffice.policy.probes import CodeStop, Deer, Dynasor, Tasr
 from suffice.policy.protocol import Policy
@@ -61,8 +61,8 @@ _ALL: tuple[type[Policy], ...] = (
     Momentum,
     Tasr,
     SemanticDistance,
-    Learned,
-    Guarded,
+    LearnedPolicy,
+    RunBounds,
     AllOf,
     AnyOf,
 )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known, where
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import Checked, Length, Range
+from suffice.policy.parameters import ParameterChecks, Length, ParameterRange
 from suffice.types import Decision, Signals
 
 Shapes: TypeAlias = tuple[tuple[float, ...], ...]
@@ -25,7 +25,7 @@ _MOST_VOTES: Final = 150  # beyond, numbers leave the range of a float; a run of
 
 
 @dataclass(frozen=True, slots=True)
-class BayesVote(Checked):
+class BayesVote(ParameterChecks):
     """Stop sampling once the leader is the model's most frequent answer with enough probability.
 
     Huang, Ma, Zhou (2026), ICML, arXiv:2602.05395: the posterior that the leader is the mode, given the votes
@@ -36,10 +36,10 @@ class BayesVote(Checked):
 
     name: ClassVar[str] = "bayes"
     shapes: Annotated[
-        Shapes, Range(0.0, 1.0, low_open=True), Length(1, 64), Length(1, 32)
+        Shapes, ParameterRange(0.0, 1.0, low_open=True), Length(1, 64), Length(1, 32)
     ]                                                                   # from `learn.prior`
-    threshold: Annotated[float, Range(0.0, 1.0, low_open=True)] = 0.95  # on P(the leader is the mode)
-    min_samples: Annotated[int, Range(1, 1_000_000)] = 2                # that gave an answer
+    threshold: Annotated[float, ParameterRange(0.0, 1.0, low_open=True)] = 0.95  # on P(the leader is the mode)
+    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2                # that gave an answer
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from suffice.errors import ConfigError
 from suffice.policy.columns import BUDGET, CONTINUE, HOPELESS, SUFFICES, Columns, Stops, stops_of, where
 from suffice.policy.decisions import go_on, spent
-from suffice.policy.parameters import Checked, Length, Nested
+from suffice.policy.parameters import ParameterChecks, Length, Nested
 from suffice.policy.returning import Returns, returns_of
 from suffice.policy.rules import STEPS, TOKENS
 from suffice.signals.base import order_all
@@ -24,7 +24,7 @@ _SEVERAL = Length(2, 16)
 
 
 @dataclass(frozen=True, slots=True)
-class Guarded(Checked):
+class RunBounds(ParameterChecks):
     """Hold another policy between a smallest and a largest run.
 
     Before the minimum nothing stops; at the hard budget everything does, with the inner policy's own
@@ -42,7 +42,7 @@ class Guarded(Checked):
 
     def __post_init__(self) -> None:
         """Refuse an inner policy that also says which answer is returned."""
-        Checked.__post_init__(self)
+        ParameterChecks.__post_init__(self)
         _check_returns(f"policy.{self.name}.inner", self.inner)
 
     @property
@@ -79,14 +79,14 @@ class Guarded(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class _Several(Checked):
+class _Several(ParameterChecks):
     """What `all-of` and `any-of` share: parts that can be asked about one run together."""
 
     policies: Annotated[tuple[Nested, ...], _SEVERAL]
 
     def __post_init__(self) -> None:
         """Refuse parts that want the same signal with different parameters, or say what is returned."""
-        Checked.__post_init__(self)
+        ParameterChecks.__post_init__(self)
         _check_parts(self.name, self.policies)
 
     @property

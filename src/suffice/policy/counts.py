@@ -14,13 +14,13 @@ import numpy as np
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known, where
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import Checked, Range
+from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.signals.needs import need
 from suffice.types import Decision, Signals
 
 
 @dataclass(frozen=True, slots=True)
-class BetaVote(Checked):
+class BetaVote(ParameterChecks):
     """Stop sampling once the leading answer would very likely keep its lead over the runner-up.
 
     Adaptive-Consistency (Aggarwal et al. 2023, EMNLP, arXiv:2305.11860): P(p > 1/2) >= threshold with
@@ -30,8 +30,8 @@ class BetaVote(Checked):
     """
 
     name: ClassVar[str] = "beta"
-    threshold: Annotated[float, Range(0.5, 1.0, low_open=True)] = 0.95  # on Signals.p_majority
-    min_samples: Annotated[int, Range(1, 1_000_000)] = 2                # that gave an answer
+    threshold: Annotated[float, ParameterRange(0.5, 1.0, low_open=True)] = 0.95  # on Signals.p_majority
+    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2                # that gave an answer
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ class BetaVote(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class VoteEntropy(Checked):
+class VoteEntropy(ParameterChecks):
     """Stop sampling once the votes are concentrated, by their entropy.
 
     The entropy variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code): entropy
@@ -66,7 +66,7 @@ class VoteEntropy(Checked):
     """
 
     name: ClassVar[str] = "vote-entropy"
-    threshold: Annotated[float, Range(0.0, 1.0)] = 0.75  # on the entropy over its maximum; lower is stricter
+    threshold: Annotated[float, ParameterRange(0.0, 1.0)] = 0.75  # on the entropy over its maximum; lower is stricter
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ class VoteEntropy(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class VoteShare(Checked):
+class VoteShare(ParameterChecks):
     """Stop sampling once the leading answer has a large share of the votes.
 
     The majority variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code): share of
@@ -103,8 +103,8 @@ class VoteShare(Checked):
     """
 
     name: ClassVar[str] = "vote-share"
-    threshold: Annotated[float, Range(0.0, 1.0, low_open=True)] = 0.8  # on votes of the leader over all votes
-    min_samples: Annotated[int, Range(1, 1_000_000)] = 2               # that gave an answer
+    threshold: Annotated[float, ParameterRange(0.0, 1.0, low_open=True)] = 0.8  # on votes of the leader over all votes
+    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2               # that gave an answer
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ class VoteShare(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class Esc(Checked):
+class Esc(ParameterChecks):
     """Stop sampling once one whole window of samples gave the same answer.
 
     ESC (Li et al. 2024, ICLR, arXiv:2401.10480): windows of 5, one behind the other. Their code votes by the
@@ -140,7 +140,7 @@ class Esc(Checked):
     """
 
     name: ClassVar[str] = "esc"
-    window: Annotated[int, Range(1, 1_000_000)] = 5     # samples
+    window: Annotated[int, ParameterRange(1, 1_000_000)] = 5     # samples
     sliding: bool = False                               # windows may begin anywhere
 
     @property
@@ -168,7 +168,7 @@ class Esc(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class Momentum(Checked):
+class Momentum(ParameterChecks):
     """Stop sampling once the lead has been safe for a while and is not shrinking.
 
     The stopping gate of the confidence momentum controller that AutoTTS found (arXiv:2605.08083): the moving
@@ -180,7 +180,7 @@ class Momentum(Checked):
     """
 
     name: ClassVar[str] = "momentum"
-    dial: Annotated[float, Range(0.0, 1.0)] = 0.5       # 0 stops early, 1 nearly never
+    dial: Annotated[float, ParameterRange(0.0, 1.0)] = 0.5       # 0 stops early, 1 nearly never
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -10,14 +10,14 @@ from typing import Annotated, ClassVar
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known, where
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import Checked
+from suffice.policy.parameters import ParameterChecks
 from suffice.policy.rules import AT_LEAST_ONE, SHARE
 from suffice.signals.needs import need
 from suffice.types import Decision, Signals
 
 
 @dataclass(frozen=True, slots=True)
-class SemanticDistance(Checked):
+class SemanticDistance(ParameterChecks):
     """Stop once the drafts of a loop have hardly moved for some rounds.
 
     Semantic early stopping (Shrivastava 2026, arXiv:2606.27009): the distance of successive drafts stays at or

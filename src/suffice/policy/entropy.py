@@ -12,14 +12,14 @@ from typing import Annotated, ClassVar
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known, where
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import Checked, Range
+from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.rules import STEPS
 from suffice.signals.needs import need
 from suffice.types import Decision, Signals
 
 
 @dataclass(frozen=True, slots=True)
-class Eat(Checked):
+class Eat(ParameterChecks):
     """Stop once the entropy behind the closed thought has stopped moving.
 
     EAT (Wang et al. 2025, arXiv:2509.26522): close the thought at each step, take the entropy of the next
@@ -30,8 +30,8 @@ class Eat(Checked):
     """
 
     name: ClassVar[str] = "eat"
-    delta: Annotated[float, Range(0.0, 100.0, low_open=True)] = 1e-4  # on Signals.entropy_emv, nats squared
-    alpha: Annotated[float, Range(0.001, 1.0)] = 0.2                  # weight of the newest entropy
+    delta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 1e-4  # on Signals.entropy_emv, nats squared
+    alpha: Annotated[float, ParameterRange(0.001, 1.0)] = 0.2                  # weight of the newest entropy
     warm_up_steps: Annotated[int, STEPS] = 0                          # no stop before this step; 0: 4 / alpha
 
     @property
@@ -57,7 +57,7 @@ class Eat(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class HaltCot(Checked):
+class HaltCot(ParameterChecks):
     """Stop once the distribution over answers is sharp.
 
     HALT-CoT (Laaouach 2025, ICML MusIML workshop, openreview.net/forum?id=CX5c7C1CZa): entropy of the answer
@@ -67,7 +67,7 @@ class HaltCot(Checked):
     """
 
     name: ClassVar[str] = "halt-cot"
-    theta: Annotated[float, Range(0.0, 100.0, low_open=True)] = 0.4159  # on Signals.entropy, nats
+    theta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 0.4159  # on Signals.entropy, nats
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from suffice.errors import ConfigError
 from suffice.model.stop import MOST_RISK, StopModel
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, asked_of
 from suffice.policy.decisions import go_on, hopeless, suffices
-from suffice.policy.parameters import Checked, Range
+from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.rules import STEPS
 from suffice.signals.classes import Classes, classes_from
 from suffice.signals.features import FeatureSet
@@ -39,7 +39,7 @@ class Risks(NamedTuple):
 
 
 @dataclass(frozen=True)  # without slots: the features are compiled once and kept beside the parameters
-class Learned(Checked):
+class LearnedPolicy(ParameterChecks):
     """Stop at the first step whose risk is small enough: (1 - P(as good as the full run)) over a step's cost.
 
     Where the model holds the full run more likely to fail than not, a stop is called hopeless and needs no
@@ -49,13 +49,13 @@ class Learned(Checked):
 
     name: ClassVar[str] = "learned"
     model: StopModel                                          # written as a table, or a built one
-    threshold: Annotated[float, Range(0.0, MOST_RISK)] = 0.02 # on the risk; a class's own in the model replaces it
+    threshold: Annotated[float, ParameterRange(0.0, MOST_RISK)] = 0.02 # on the risk; a class's own in the model replaces it
     on_hopeless: Literal["continue", "stop"] = "continue"     # stop runs that will fail anyway?
     min_steps: Annotated[int, STEPS] = 0                      # never stop before this step
 
     def __post_init__(self) -> None:
         """Refuse features that do not exist, and a model that reads nothing of the run. Raises ConfigError."""
-        Checked.__post_init__(self)
+        ParameterChecks.__post_init__(self)
         if not self._features.needs:
             raise ConfigError(
                 "policy.learned.model.features: got none that reads the run; at least one, beside steps and tokens"

@@ -32,7 +32,7 @@ Build: TypeAlias = Callable[[str, object], Policy]  # where it stands, the table
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class ParameterRange:
     """The values that a number may take, both ends included unless `low` is open."""
 
     low: float
@@ -83,7 +83,7 @@ class Parameter:
     name: str
     type: type                    # bool, int, float, str (a word), Policy or StopModel: of the value or each item
     default: Any                  # dataclasses.MISSING: it must be given
-    range: Range | None = None    # of a number
+    range: ParameterRange | None = None    # of a number
     words: tuple[str, ...] = ()   # of a word
     length: Length | None = None  # of a list; None: it is none
     inner: Length | None = None   # of each list in a list of lists; None: items are no lists
@@ -156,7 +156,7 @@ class Parameter:
         return self.range is None or (isinstance(value, (int, float)) and value in self.range)
 
 
-class Checked:
+class ParameterChecks:
     """Base of policies: a policy with a parameter out of range cannot be built."""
 
     __slots__ = ()
@@ -191,7 +191,7 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
         name=field.name,
         type=str if words else hint,
         default=field.default,
-        range=next((mark for mark in marks if isinstance(mark, Range)), None),
+        range=next((mark for mark in marks if isinstance(mark, ParameterRange)), None),
         words=words,
         length=length,
         inner=inner,

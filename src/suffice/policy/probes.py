@@ -16,7 +16,7 @@ import numpy as np
 from suffice.errors import ConfigError
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, answered, known, where
 from suffice.policy.decisions import go_on, hopeless, suffices
-from suffice.policy.parameters import Checked, Length, Range
+from suffice.policy.parameters import ParameterChecks, Length, ParameterRange
 from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0
 from suffice.signals.needs import need
 from suffice.types import Decision, Signals
@@ -27,7 +27,7 @@ _AGREEING: Final = {"mild": 8, "low": 5, "mid": 3, "high": 2, "crazy": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Dynasor(Checked):
+class Dynasor(ParameterChecks):
     """Stop once the last probes all gave one answer and show no doubt.
 
     Dynasor-CoT with Certaindex (Fu et al. 2024, arXiv:2412.20993): the last m probe answers are equal, none
@@ -62,7 +62,7 @@ class Dynasor(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class Deer(Checked):
+class Deer(ParameterChecks):
     """Stop once the trial answer's tokens are probable on average.
 
     DEER (Yang et al. 2025, ICLR 2026, arXiv:2504.15895): mean probability of the tokens of a trial answer,
@@ -97,7 +97,7 @@ class Deer(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class CodeStop(Checked):
+class CodeStop(ParameterChecks):
     """Stop a confident run; give up one whose confidence stays low and does not improve.
 
     CoDE-Stop (Hosseini et al. 2026, arXiv:2604.04930). At step k, confidence must reach the rising bar
@@ -111,8 +111,8 @@ class CodeStop(Checked):
     start: Annotated[float, SHARE] = 0.9                # bar on Signals.confidence before the first step
     top: Annotated[float, SHARE_ABOVE_0] = 0.95         # bar from step `ramp_steps` on, and never more
     ramp_steps: Annotated[int, AT_LEAST_ONE] = 2        # steps over which the bar rises
-    give_up: Annotated[float, Range(0.0, 1_000_000.0)] = 0.0  # on Signals.degeneration; 0: never give up
-    delta: Annotated[float, Range(0.0, 2.0)] = 0.55     # below it confidence counts as low
+    give_up: Annotated[float, ParameterRange(0.0, 1_000_000.0)] = 0.0  # on Signals.degeneration; 0: never give up
+    delta: Annotated[float, ParameterRange(0.0, 2.0)] = 0.55     # below it confidence counts as low
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ class CodeStop(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class Tasr(Checked):
+class Tasr(ParameterChecks):
     """Stop once an answer is repeated and the model clearly prefers it to any other.
 
     TASR (Kieback et al. 2026, arXiv:2606.13814), for iterative retrieval: the normalised answer equals the
@@ -157,14 +157,14 @@ class Tasr(Checked):
 
     name: ClassVar[str] = "tasr"
     streak: Annotated[int, AT_LEAST_ONE] = 2            # rounds in a row with the same answer
-    margin: Annotated[float, Range(-1.0, 1.0)] = 0.25   # on the calibrated Signals.confidence_margin, to be exceeded
+    margin: Annotated[float, ParameterRange(-1.0, 1.0)] = 0.25   # on the calibrated Signals.confidence_margin, to be exceeded
     calibration: Annotated[
-        tuple[tuple[float, ...], ...], Range(-1_000.0, 1_000.0), Length(0, 200), Length(2, 2)
+        tuple[tuple[float, ...], ...], ParameterRange(-1_000.0, 1_000.0), Length(0, 200), Length(2, 2)
     ] = ()                                              # points (margin, calibrated), rising; straight in between
 
     def __post_init__(self) -> None:
         """Refuse a calibration that is not rising."""
-        Checked.__post_init__(self)
+        ParameterChecks.__post_init__(self)
         for before, after in pairwise(self.calibration):
             if not (before[0] < after[0] and before[1] <= after[1]):
                 raise ConfigError(

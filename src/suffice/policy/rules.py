@@ -12,18 +12,18 @@ from typing import Annotated, ClassVar
 
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known, where
 from suffice.policy.decisions import go_on, spent, suffices
-from suffice.policy.parameters import Checked, Later, Range
+from suffice.policy.parameters import ParameterChecks, Later, ParameterRange
 from suffice.types import Decision, Signals
 
-TOKENS = Range(0, 1_000_000_000)
-STEPS = Range(0, 1_000_000)
-AT_LEAST_ONE = Range(1, 1_000_000)
-SHARE = Range(0.0, 1.0)
-SHARE_ABOVE_0 = Range(0.0, 1.0, low_open=True)
+TOKENS = ParameterRange(0, 1_000_000_000)
+STEPS = ParameterRange(0, 1_000_000)
+AT_LEAST_ONE = ParameterRange(1, 1_000_000)
+SHARE = ParameterRange(0.0, 1.0)
+SHARE_ABOVE_0 = ParameterRange(0.0, 1.0, low_open=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Never(Checked):
+class Never(ParameterChecks):
     """Run everything in full. What a route does until something better is certified."""
 
     name: ClassVar[str] = "never"
@@ -43,7 +43,7 @@ class Never(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class FixedBudget(Checked):
+class FixedBudget(ParameterChecks):
     """Stop once a number of tokens is spent, whatever the answer: the baseline that rules must beat.
 
     The stop is called "budget" and never claims that the answer suffices (budget forcing: Muennighoff
@@ -51,7 +51,7 @@ class FixedBudget(Checked):
     """
 
     name: ClassVar[str] = "fixed-budget"
-    max_tokens: Annotated[int, Range(1, 1_000_000_000)]  # generated in the run, probes left out
+    max_tokens: Annotated[int, ParameterRange(1, 1_000_000_000)]  # generated in the run, probes left out
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class FixedBudget(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class FixedRounds(Checked):
+class FixedRounds(ParameterChecks):
     """Stop after a number of steps, whatever the answer: k samples, k hops, k checkpoints.
 
     The other baseline that rules must beat, and in retrieval loops the usual practice. The stop is
@@ -98,7 +98,7 @@ class FixedRounds(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class StableAnswer(Checked):
+class StableAnswer(ParameterChecks):
     """Stop once the trial answer has been the same for some steps in a row.
 
     Answer convergence (arXiv:2506.02536); with `no_hedges` also the condition of Dynasor-CoT
@@ -161,7 +161,7 @@ class StableAnswer(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class ConfidenceThreshold(Checked):
+class ConfidenceThreshold(ParameterChecks):
     """Stop once the model is confident in its trial answer.
 
     DEER's rule (Yang et al. 2025, arXiv:2504.15895) on the geometric mean probability of the answer's

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, by_counts, known
 from suffice.policy.decisions import go_on, spent, suffices
-from suffice.policy.parameters import Checked, Range
+from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.types import Decision, Signals
 
-_ERROR: Final = Range(0.0, 1.0, low_open=True)
+_ERROR: Final = ParameterRange(0.0, 1.0, low_open=True)
 _NODES: Final = 256  # of the quadrature over the prior
 
 
 @dataclass(frozen=True, slots=True)
-class Sprt(Checked):
+class Sprt(ParameterChecks):
     """Stop sampling once a sequential probability ratio test tells the leader from the runner-up.
 
     ConSol (Lee et al. 2025, arXiv:2503.17587): Wald's test of p = p1 against p = 1/2 on the votes of the
@@ -35,7 +35,7 @@ class Sprt(Checked):
     """
 
     name: ClassVar[str] = "sprt"
-    p1: Annotated[float, Range(0.5, 0.999, low_open=True)] = 0.5001  # the leader's share if it leads
+    p1: Annotated[float, ParameterRange(0.5, 0.999, low_open=True)] = 0.5001  # the leader's share if it leads
     alpha: Annotated[float, _ERROR] = 0.05                           # P(leads is said | alike)
     beta: Annotated[float, _ERROR] = 0.949976                        # P(alike is said | leads); 1 - alpha - 0.000024
 
@@ -59,7 +59,7 @@ class Sprt(Checked):
 
 
 @dataclass(frozen=True, slots=True)
-class MixtureSprt(Checked):
+class MixtureSprt(ParameterChecks):
     """The same test with a prior over the leader's share instead of one value.
 
     ConSol's mSPRT (Lee et al. 2025, arXiv:2503.17587): under "leads", p ~ Beta(prior_top, prior_second) cut to
@@ -67,8 +67,8 @@ class MixtureSprt(Checked):
     """
 
     name: ClassVar[str] = "msprt"
-    prior_top: Annotated[float, Range(0.5, 1e9)] = 1e6
-    prior_second: Annotated[float, Range(0.5, 1e9)] = 1e6
+    prior_top: Annotated[float, ParameterRange(0.5, 1e9)] = 1e6
+    prior_second: Annotated[float, ParameterRange(0.5, 1e9)] = 1e6
     alpha: Annotated[float, _ERROR] = 0.05                           # P(leads is said | alike)
     beta: Annotated[float, _ERROR] = 0.94994                         # P(alike is said | leads); 1 - alpha - 0.00006
 

@@ -11,13 +11,13 @@ from typing import Annotated, ClassVar
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known, where
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import Checked
+from suffice.policy.parameters import ParameterChecks
 from suffice.policy.rules import AT_LEAST_ONE, SHARE_ABOVE_0
 from suffice.types import Decision, Signals
 
 
 @dataclass(frozen=True, slots=True)
-class StatedConfidence(Checked):
+class StatedConfidence(ParameterChecks):
     """Stop once the model says that it is sure and its answer has not moved.
 
     Verbalised confidence (Lin, Hilton, Evans 2022, arXiv:2205.14334). TASR (arXiv:2606.13814) found 96.5 % of

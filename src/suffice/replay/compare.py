@@ -18,7 +18,7 @@ N_DRAWS = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class QuestionPair:
     """One question answered in full and in another way."""
 
     question: str
@@ -29,7 +29,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class ReplayComparison:
     """What the other way costs and saves. Fractions; intervals are None when they cannot be made."""
 
     n: int
@@ -45,7 +45,7 @@ class Comparison:
     token_reduction_interval: Interval | None
 
 
-def compare(pairs: Sequence[Pair], *, rng: np.random.Generator, confidence: float = 0.95) -> Comparison:
+def compare(pairs: Sequence[QuestionPair], *, rng: np.random.Generator, confidence: float = 0.95) -> ReplayComparison:
     """Compare pair by pair. Raises ValueError without pairs."""
     if not pairs:
         raise ValueError("compare: needs at least one pair")
@@ -58,7 +58,7 @@ def compare(pairs: Sequence[Pair], *, rng: np.random.Generator, confidence: floa
     def interval(statistic: Callable[[NDArray[np.float64]], float]) -> Interval | None:
         return bootstrap_interval(values, groups, statistic, confidence, N_DRAWS, rng)
 
-    return Comparison(
+    return ReplayComparison(
         n=len(pairs),
         full_em=float(sums[1] / sums[0]),
         em=float(sums[2] / sums[0]),

@@ -20,7 +20,7 @@ _OF_THE_TEXT = ("hedges", "hedge_rate", "loop_share", "draft_distance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replayed:
+class ReplayedRun:
     """One run under one policy, beside the full run that was recorded."""
 
     episode_id: str
@@ -34,7 +34,7 @@ class Replayed:
     full_tokens: int                # of the full run alone, without probes; of a decided vote all samples, estimated
 
 
-def replay(episode: Episode, policy: Policy, *, wave: int = 1) -> Replayed | None:
+def replay(episode: Episode, policy: Policy, *, wave: int = 1) -> ReplayedRun | None:
     """Replay one full run. None: it was not recorded to its end, so it cannot stand for a full run.
 
     wave  kind "samples": how many are drawn at once; a stop inside a wave is charged the whole wave,
@@ -55,7 +55,7 @@ def replay(episode: Episode, policy: Policy, *, wave: int = 1) -> Replayed | Non
         probe_tokens = sum(probes[:stop_step])
         if request.kind == "reasoning":
             spent += max(0, full_tokens - outcome.usage.reasoning_tokens)  # the answer is still written
-    return Replayed(
+    return ReplayedRun(
         episode_id=request.episode_id,
         question_key=request.question_key,
         stop_step=stop_step,

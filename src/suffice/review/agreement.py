@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.review.queue import Place
+from suffice.review.queue import ItemState
 
 Floats = NDArray[np.float64]
 
@@ -106,7 +106,7 @@ def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kapp
     return _kappa(value, error, observed, n, round(raters.max()), "Fleiss", confidence)
 
 
-def agreement(places: Iterable[Place], *, confidence: float = 0.95) -> Agreement:
+def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agreement:
     """How far those agree who were asked independently of each other; third persons do not count."""
     found = [(one, one.independent) for one in places if len(one.verdicts) >= 2]
     judged = [place for place, independent in found if len(independent) >= 2]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from suffice.review.guarantee import Standing, guarantee_of
+from suffice.review.guarantee import GuaranteeInputs, guarantee_of
 from suffice.review.holds import RouteHolds
 from suffice.review.incident import Case, DecisionKind, IncidentDecision
 from suffice.review.override import DAY_S, MOST_DAYS, Override, OverrideKind, in_effect, problem, why_not, words
@@ -38,14 +38,14 @@ class Now:
 
     def promise(self, *, now_s: float) -> str:
         """What is promised now, in the sentence that stands everywhere."""
-        return guarantee_of(Standing(
+        return guarantee_of(GuaranteeInputs(
             name=self.route, settings=self.settings, epoch=self.epoch, publication=self.publication, pause=self.pause,
             holding=self.holds.in_effect(now_s), setup=self.setup or None,
         )).sentence  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class OverrideForm:
     """What a person wants held."""
 
     kind: OverrideKind
@@ -59,7 +59,7 @@ class Wanted:
     incident: str = ""
 
 
-def override_of(wanted: Wanted, now: Now, *, now_s: float) -> Override | str:
+def override_of(wanted: OverrideForm, now: Now, *, now_s: float) -> Override | str:
     """The override that does what is wanted, or why it cannot be."""
     level = wanted.level
     if wanted.kind == "pin" and wanted.pinned is not None:
@@ -108,7 +108,7 @@ def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class IncidentForm:
     """What a person decides in an incident, and the numbers that the decision needs."""
 
     incident: str
@@ -122,7 +122,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class DecisionRows:
     """All that a decision writes."""
 
     decision: IncidentDecision
@@ -130,7 +130,7 @@ class Outcome:
     resumption: Resumption | None = None
 
 
-def decide(asked: Asked, now: Now, *, now_s: float) -> Outcome | str:
+def decide(asked: IncidentForm, now: Now, *, now_s: float) -> DecisionRows | str:
     """Carry a decision out, or say why it cannot be."""
     case = now.holds.case(asked.incident)
     wrong = _undecidable(asked, case)
@@ -156,10 +156,10 @@ def decide(asked: Asked, now: Now, *, now_s: float) -> Outcome | str:
         author=asked.author.strip(), decided_at_s=now_s, override=None if override is None else override.number,
         until_s=until_s, before=in_words(now, now_s=now_s), after=_after(asked, now, override, resumption, now_s),
     )  # fmt: skip
-    return Outcome(decision=decision, override=override, resumption=resumption)
+    return DecisionRows(decision=decision, override=override, resumption=resumption)
 
 
-def _undecidable(asked: Asked, case: Case | None) -> str | None:
+def _undecidable(asked: IncidentForm, case: Case | None) -> str | None:
     if case is None:
         return f"unknown incident {asked.incident!r}; see suffice incident list"
     if case.decision is not None:
@@ -174,7 +174,7 @@ def _undecidable(asked: Asked, case: Case | None) -> str | None:
     return None
 
 
-def _wanted(asked: Asked) -> Wanted | str | None:
+def _wanted(asked: IncidentForm) -> OverrideForm | str | None:
     """The override that a decision needs; a sentence where its numbers are missing; None: it needs none."""
     kind: OverrideKind
     if asked.decision == "tighten":
@@ -188,13 +188,13 @@ def _wanted(asked: Asked) -> Wanted | str | None:
     else:
         return None
     rolls = asked.decision == "roll_back"
-    return Wanted(
+    return OverrideForm(
         kind=kind, reason=asked.reason, author=asked.author, days=asked.days, incident=asked.incident,
         level=None if rolls else asked.level, max_em_drop=asked.max_em_drop, pinned=asked.pinned if rolls else None,
     )  # fmt: skip
 
 
-def _after(asked: Asked, now: Now, override: Override | None, resumption: Resumption | None, now_s: float) -> str:
+def _after(asked: IncidentForm, now: Now, override: Override | None, resumption: Resumption | None, now_s: float) -> str:
     """What holds once the decision is carried out."""
     then = now if resumption is None else replace(now, pause=None)
     said = [] if override is None else [f"{words(override)} for {asked.days:g} days"]

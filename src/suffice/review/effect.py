@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.types import Feedback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class LabelEffect:
     """What is known of a route, with some labels and not with others."""
 
     n_audits: int            # that count
     n_pending: int           # of them: they disagree at a level in play, and no label says what that cost
     level: int               # that these audits certify; 0 never stops
     n_missing: int | None    # audits to the next level, at the rates seen; None: no number, or there is no next level
-    em: Estimate | None      # of delivered answers, from the random control share; None: no drawing is through
+    em: IntervalEstimate | None      # of delivered answers, from the random control share; None: no drawing is through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +31,8 @@ class Effect:
     item: str
     route: str
     label: Feedback | None   # that came of them; None: none yet
-    before: Look
-    after: Look
+    before: LabelEffect
+    after: LabelEffect
     level_in_force: int      # as published; the worker looks at every hundredth request of the route
     is_drawn: bool           # is it of the random control share, which alone moves the EM estimate?
     in_window: bool          # is the run among the audits that certify now?
@@ -67,13 +67,13 @@ class Effect:
         return f"EM of delivered answers is {now}" + (f", before {before.value:.1%}" if before is not None else "")
 
 
-def _pending(before: Look, after: Look) -> str:
+def _pending(before: LabelEffect, after: LabelEffect) -> str:
     if before.n_pending == after.n_pending:
         return f"{after.n_pending:,} disagreements without a label, as before"
     return f"{before.n_pending:,} → {after.n_pending:,} disagreements without a label, each of which counts as lost"
 
 
-def _missing(before: Look, after: Look) -> str:
+def _missing(before: LabelEffect, after: LabelEffect) -> str:
     def shown(n: int | None) -> str:
         return "no number of" if n is None else f"{n:,}"
 

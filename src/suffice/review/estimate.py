@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import log, sqrt
 
-from suffice.assurance.estimate import Estimate
-from suffice.review.items import Drawing
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.review.items import ControlDraw
 from suffice.review.queue import Queue
 
 METHOD = "control share, weighted by its odds; Hoeffding"
@@ -28,7 +28,7 @@ def delivered_right(queue: Queue, episode_id: str) -> bool | None:
     return found.early_right if place.item.shows == "early" else found.full_right
 
 
-def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> Estimate | None:
+def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> IntervalEstimate | None:
     """EM of all delivered answers of a route, from the drawings that reviewers are through with; None: there are none.
 
     A drawing with an item that nobody has settled is left out whole: which of them are easy to settle is no accident.
@@ -43,8 +43,8 @@ def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> Estimate | N
 
 
 def estimate_em(
-    drawings: Iterable[tuple[Drawing, list[bool | None]]], *, confidence: float = 0.95
-) -> Estimate | None:
+    drawings: Iterable[tuple[ControlDraw, list[bool | None]]], *, confidence: float = 0.95
+) -> IntervalEstimate | None:
     """EM from drawings and what is known of each run that was drawn.
 
     The interval is Hoeffding's (1963, JASA 58(301), eq. 2.3 and section 6 for draws without replacement): with strata
@@ -66,7 +66,7 @@ def estimate_em(
     value = sum(n / n_runs * sum(known) / len(known) for n, known in whole)
     spread = sum((n / n_runs) ** 2 / len(known) for n, known in whole)
     radius = sqrt(log(2 / (1 - confidence)) / 2 * spread)
-    return Estimate(
+    return IntervalEstimate(
         value=value, low=max(0.0, value - radius), high=min(1.0, value + radius),
         n=sum(len(known) for _, known in whole), method=METHOD,
         note=f"{n_pending} drawings wait for reviewers and are left out" if n_pending else None,

@@ -15,7 +15,7 @@ from functools import lru_cache
 from math import ceil
 from typing import Final, Literal, TypeAlias, get_args
 
-from suffice.assurance.claim import Average, Claim, average_sentence, sentence
+from suffice.assurance.claim import Average, Guarantee, average_sentence, sentence
 from suffice.assurance.detection import Reference, detection_law
 from suffice.assurance.fidelity import FIDELITY_RISK
 from suffice.assurance.judge import AT_RISK
@@ -59,11 +59,11 @@ _AVAILABILITY: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guarantee:
+class RouteGuarantee:
     """What is promised."""
 
     state: State
-    claim: Claim | None = None       # state "certified"
+    claim: Guarantee | None = None       # state "certified"
     average: Average | None = None   # state "budgeted"
     sheds_safety: bool = False       # while all should run in full, load may let an uncertified level act
     beside: tuple[str, ...] = ()     # experiments and rollouts that serve a part of the requests in another way
@@ -88,7 +88,7 @@ class Guarantee:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class GuaranteeInputs:
     """What holds on a route, as far as whoever asks can know it."""
 
     name: str
@@ -105,7 +105,7 @@ class Standing:
     beside: tuple[str, ...] = ()
 
 
-def guarantee_of(one: Standing) -> Guarantee:
+def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
     """What is promised where all this holds."""
     route, made = one.settings, served(one.publication, 0 if one.epoch is None else one.epoch.number, one.holding)
     budget = one.holding.budget(route.max_em_drop)
@@ -113,12 +113,12 @@ def guarantee_of(one: Standing) -> Guarantee:
     if state not in ("certified", "budgeted") or made is None:
         falls_back = route.on_fallback == "availability_first" and route.is_learned and one.epoch is not None
         sheds = falls_back and state in ("paused", "burst", "searching", "void")
-        return Guarantee(state=state, sheds_safety=sheds, beside=one.beside)
+        return RouteGuarantee(state=state, sheds_safety=sheds, beside=one.beside)
     scorer = scorer_label(route.scorer)
     labelled = made.evidence.n_gained > 0 or _is_labelled(made.evidence)
     labels: Literal["labelled", "label-free"] = "labelled" if labelled else "label-free"
     if made.spending is not None and state == "budgeted":
-        return Guarantee(state=state, beside=one.beside, average=Average(
+        return RouteGuarantee(state=state, beside=one.beside, average=Average(
             route=one.name, scorer=scorer, max_em_drop=budget, level=_level(made, one.holding), account=made.spending,
             labels=labels,
         ))  # fmt: skip
@@ -126,7 +126,7 @@ def guarantee_of(one: Standing) -> Guarantee:
     # What the finish changes is bounded at its own confidence, and risks add up.
     at_risk = FIDELITY_RISK if route.kind == "reasoning" and not made.arm else 0.0
     at_risk += AT_RISK if evidence.judge_charge else 0.0
-    return Guarantee(state=state, beside=one.beside, claim=Claim(
+    return RouteGuarantee(state=state, beside=one.beside, claim=Guarantee(
         route=one.name, scorer=scorer, max_em_drop=budget, confidence=round((evidence.confidence or 0) - at_risk, 6),
         n_window=evidence.n_audits, requests=window_of(evidence), per="pooled", labels=labels,
         detection=_detection(route, budget, made, labelled=labelled), classes=one.classes,
@@ -134,7 +134,7 @@ def guarantee_of(one: Standing) -> Guarantee:
     ))  # fmt: skip
 
 
-def _state(one: Standing, made: Publication | None, budget: float) -> State:
+def _state(one: GuaranteeInputs, made: Publication | None, budget: float) -> State:
     """The first of these that holds, in the order in which a gateway asks."""
     route = one.settings
     rests: tuple[tuple[bool, State], ...] = (
@@ -157,7 +157,7 @@ def _state(one: Standing, made: Publication | None, budget: float) -> State:
     return "certified" if made.certified else "budgeted"
 
 
-def _unproved(one: Standing, made: Publication | None) -> State:
+def _unproved(one: GuaranteeInputs, made: Publication | None) -> State:
     """Where nothing that was proved may act."""
     route = one.settings
     if route.uncertified and (route.arms or route.policy.get("policy", "never") != "never"):

@@ -32,7 +32,7 @@ MOST_TEXT: Final = 4_000     # characters of a reason or a corrected answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
+class ReviewItem:
     """One run that somebody should look at. It is named by its episode: a run is asked about once."""
 
     episode_id: str
@@ -57,7 +57,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
+class ControlDraw:
     """One draw of the control share: so many of all runs that ended in one stretch of the log, each with equal odds."""
 
     route: str
@@ -77,7 +77,7 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
+class ReviewLease:
     """A reviewer has an item, until then."""
 
     item: str                  # episode
@@ -90,7 +90,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Returned:
+class ItemReturn:
     """A reviewer gave an item back without a verdict."""
 
     item: str
@@ -103,7 +103,7 @@ class Returned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class VerdictForm:
     """What a reviewer says of an item, as it comes from a form or a command."""
 
     item: str
@@ -162,8 +162,8 @@ def words_for(shows: Shows) -> tuple[str, ...]:
 
 
 def said_of(
-    item: Item, word: str, *, reviewer: str, corrected: str | None = None, reason: str = ""
-) -> Said | str:
+    item: ReviewItem, word: str, *, reviewer: str, corrected: str | None = None, reason: str = ""
+) -> VerdictForm | str:
     """What a word of `words_for` says of an item; a sentence where it says nothing about this one."""
     allowed = words_for(item.shows)
     if word not in allowed:
@@ -176,7 +176,7 @@ def said_of(
     else:
         early = word == "right"
     unsure = word == "unsure"
-    return Said(
+    return VerdictForm(
         item=item.episode_id, reviewer=reviewer, full_right=None if unsure else full,
         early_right=None if unsure else early, corrected=corrected, unsure=unsure, reason=reason,
     )  # fmt: skip

@@ -63,7 +63,7 @@ class ToJudge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class ImportedRows:
     """What a payload comes to."""
 
     rows: tuple[dict[str, Any] | BadRequest, ...]  # feedback as /v1/feedback takes it, or why a row is none
@@ -92,7 +92,7 @@ def episodes_of(tasks: Any) -> set[str]:
     return {str(data[EPISODE]) for data in map(_data, tasks if isinstance(tasks, list) else ()) if EPISODE in data}
 
 
-def read_event(payload: Mapping[str, Any]) -> Told:
+def read_event(payload: Mapping[str, Any]) -> ImportedRows:
     """What a webhook tells. Raises BadRequest for what is no event of Label Studio.
 
     An annotation that was deleted stays what it was: history is appended. A new annotation of the task replaces it.
@@ -101,7 +101,7 @@ def read_event(payload: Mapping[str, Any]) -> Told:
     if not isinstance(action, str):
         raise BadRequest("action: is needed, the name of an event such as 'ANNOTATION_CREATED'", param="action")
     if action not in READ:
-        return Told(rows=(), n_ignored=1)
+        return ImportedRows(rows=(), n_ignored=1)
     annotations, tasks = _listed(payload.get("annotation")), _listed(payload.get("task"))
     if not annotations:
         raise BadRequest("annotation: is needed; let the webhook send its payload", param="annotation")
@@ -113,7 +113,7 @@ def read_event(payload: Mapping[str, Any]) -> Told:
     return _told(found)
 
 
-def read_export(tasks: Any) -> Told:
+def read_export(tasks: Any) -> ImportedRows:
     """All annotations of an export in the format JSON. Raises BadRequest for what is none. Any: a file's JSON."""
     if not isinstance(tasks, list) or not all(isinstance(one, dict) for one in tasks):
         raise BadRequest("export: must be a list of tasks; export the project in the format JSON")
@@ -125,9 +125,9 @@ def read_export(tasks: Any) -> Told:
     ])  # fmt: skip
 
 
-def _told(found: Sequence[dict[str, Any] | BadRequest | None]) -> Told:
+def _told(found: Sequence[dict[str, Any] | BadRequest | None]) -> ImportedRows:
     rows = tuple(row for row in found if row is not None)
-    return Told(rows=rows, n_ignored=len(found) - len(rows))
+    return ImportedRows(rows=rows, n_ignored=len(found) - len(rows))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from suffice.errors import BadRequest
-from suffice.review.label_studio import Told
+from suffice.review.label_studio import ImportedRows
 from suffice.settings import Metric
 from suffice.settings.feedback import SCORE_FIELDS
 
@@ -43,7 +43,7 @@ def check_signature(raw: bytes, header: str, secret: str) -> None:
         raise BadRequest(message, status=401, code="invalid_signature")
 
 
-def read_scores(payload: Mapping[str, Any], fields: Mapping[str, str], declared: Mapping[str, Metric]) -> Told:
+def read_scores(payload: Mapping[str, Any], fields: Mapping[str, str], declared: Mapping[str, Metric]) -> ImportedRows:
     """What a body says: a page of the API (`data`), an event with a `score`, or one score.
 
     fields    the settings' `feedback.langfuse.scores`: name of a score to a field of feedback
@@ -52,13 +52,13 @@ def read_scores(payload: Mapping[str, Any], fields: Mapping[str, str], declared:
     Raises BadRequest for what is none of these. Events of other kinds are ignored.
     """
     if isinstance(payload.get("data"), list):
-        return Told(rows=tuple(read_score(one, fields, declared) for one in payload["data"]))
+        return ImportedRows(rows=tuple(read_score(one, fields, declared) for one in payload["data"]))
     if isinstance(payload.get("score"), dict):
-        return Told(rows=(read_score(payload["score"], fields, declared),))
+        return ImportedRows(rows=(read_score(payload["score"], fields, declared),))
     if "name" in payload and ("value" in payload or "stringValue" in payload or "string_value" in payload):
-        return Told(rows=(read_score(payload, fields, declared),))
+        return ImportedRows(rows=(read_score(payload, fields, declared),))
     if isinstance(payload.get("type"), str):
-        return Told(rows=(), n_ignored=1)
+        return ImportedRows(rows=(), n_ignored=1)
     raise BadRequest('body: must be a score, {"data": [scores]} as the Scores API answers, or an event of Langfuse')
 
 

@@ -18,11 +18,11 @@ from typing import Final, Literal, TypeAlias
 from suffice.review.items import (
     ADJUDICATOR,
     MOST_TEXT,
-    Drawing,
-    Item,
-    Lease,
-    Returned,
-    Said,
+    ControlDraw,
+    ReviewItem,
+    ReviewLease,
+    ItemReturn,
+    VerdictForm,
     Verdict,
     category,
 )
@@ -36,7 +36,7 @@ State: TypeAlias = Literal[
     "undecided",  # the third person could not say either
     "lapsed",     # its time is over, and nobody is asked any more
 ]
-Record: TypeAlias = Item | Drawing | Lease | Returned | Verdict
+Record: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
 REVIEWER: Final = "reviewer"  # the source of labels that come of verdicts, as `assurance.trust` ranks it
 
 
@@ -54,12 +54,12 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class ItemState:
     """One item as far as it has come."""
 
-    item: Item
+    item: ReviewItem
     verdicts: tuple[Verdict, ...] = ()             # the latest of each reviewer, in the order of their first ones
-    leases: tuple[Lease, ...] = ()                 # all of them, oldest first
+    leases: tuple[ReviewLease, ...] = ()                 # all of them, oldest first
     returned: frozenset[tuple[int, int]] = frozenset()  # (slot, turn) that were given back
 
     # ---- what holds ------------------------------------------------------------------------------
@@ -72,18 +72,18 @@ class Place:
         """What a reviewer said last."""
         return next((one for one in self.verdicts if one.reviewer == reviewer), None)
 
-    def lease_of(self, slot: int) -> Lease | None:
+    def lease_of(self, slot: int) -> ReviewLease | None:
         """The latest lease of a slot, over or not."""
         return next((one for one in reversed(self.leases) if one.slot == slot), None)
 
-    def holder(self, slot: int, now_s: float) -> Lease | None:
+    def holder(self, slot: int, now_s: float) -> ReviewLease | None:
         """The lease under which somebody has an empty slot now; None: it is free, or filled."""
         lease = self.lease_of(slot)
         if lease is None or self.filled(slot) is not None or (slot, lease.turn) in self.returned:
             return None
         return lease if now_s < lease.until_s else None
 
-    def held_by(self, reviewer: str, now_s: float) -> Lease | None:
+    def held_by(self, reviewer: str, now_s: float) -> ReviewLease | None:
         """The lease that a reviewer has now."""
         return next((h for s in self.slots if (h := self.holder(s, now_s)) and h.reviewer == reviewer), None)
 
@@ -145,11 +145,11 @@ class Place:
 
     # ---- the fold --------------------------------------------------------------------------------
 
-    def after(self, record: Lease | Returned | Verdict) -> Place:
+    def after(self, record: ReviewLease | ItemReturn | Verdict) -> ItemState:
         """The place after one more row."""
-        if isinstance(record, Returned):
+        if isinstance(record, ItemReturn):
             return replace(self, returned=self.returned | {(record.slot, record.turn)})
-        if isinstance(record, Lease):
+        if isinstance(record, ReviewLease):
             known = self.lease_of(record.slot)
             if known is not None and known.turn >= record.turn:
                 return self
@@ -169,17 +169,17 @@ class Place:
 class Queue:
     """All items of a log, and where each stands. A snapshot: it does not change."""
 
-    places: Mapping[str, Place] = field(default_factory=dict)        # by episode, in the order in which they were asked
-    drawings: Mapping[str, tuple[Drawing, ...]] = field(default_factory=dict)  # by route, oldest first
+    places: Mapping[str, ItemState] = field(default_factory=dict)        # by episode, in the order in which they were asked
+    drawings: Mapping[str, tuple[ControlDraw, ...]] = field(default_factory=dict)  # by route, oldest first
     done: Mapping[str, State] = field(default_factory=dict)          # places that no time changes any more, and theirs
 
     def after(self, records: Iterable[Record]) -> Queue:
         """The queue after these rows, in their order."""
         places, drawings, done, touched = dict(self.places), dict(self.drawings), dict(self.done), set[str]()
         for record in records:
-            if isinstance(record, Item):
-                places.setdefault(record.episode_id, Place(item=record))
-            elif isinstance(record, Drawing):
+            if isinstance(record, ReviewItem):
+                places.setdefault(record.episode_id, ItemState(item=record))
+            elif isinstance(record, ControlDraw):
                 drawings[record.route] = (*drawings.get(record.route, ()), record)
             elif record.item in places:
                 places[record.item] = places[record.item].after(record)
@@ -190,16 +190,16 @@ class Queue:
                 done[name] = state
         return Queue(places=places, drawings=drawings, done=done)
 
-    def of(self, route: str | None = None) -> Iterator[Place]:
+    def of(self, route: str | None = None) -> Iterator[ItemState]:
         """The places of one route; None: of all."""
         return (one for one in self.places.values() if route is None or one.item.route == route)
 
-    def unfinished(self, route: str | None = None) -> Iterator[Place]:
+    def unfinished(self, route: str | None = None) -> Iterator[ItemState]:
         """Those that are neither settled nor undecided: few, however long the log is."""
         names = (name for name in self.places if name not in self.done)
         return (one for one in map(self.places.__getitem__, names) if route is None or one.item.route == route)
 
-    def waiting(self, *, now_s: float, route: str | None = None, reviewer: str | None = None) -> list[Place]:
+    def waiting(self, *, now_s: float, route: str | None = None, reviewer: str | None = None) -> list[ItemState]:
         """What can be taken now, the most urgent first; with a reviewer, by them."""
         found = [
             one for one in self.unfinished(route)
@@ -234,7 +234,7 @@ EMPTY: Final = Queue()
 
 def next_for(
     queue: Queue, reviewer: str, *, now_s: float, route: str | None = None, third: bool = False
-) -> tuple[Lease, bool] | None:
+) -> tuple[ReviewLease, bool] | None:
     """The item that a reviewer should look at next, and whether its lease is a new one; None: there is none for them.
 
     Who holds an item already gets it again, so asking twice is asking once.
@@ -252,24 +252,24 @@ def next_for(
     return None
 
 
-def take(place: Place, reviewer: str, *, now_s: float) -> Lease | None:
+def take(place: ItemState, reviewer: str, *, now_s: float) -> ReviewLease | None:
     """A lease of one item; None: this reviewer cannot have it now."""
     slot = place.free(now_s)
     if slot is None or not place.may_take(reviewer, now_s):
         return None
     before = place.lease_of(slot)
-    return Lease(
+    return ReviewLease(
         item=place.item.episode_id, route=place.item.route, slot=slot, turn=1 if before is None else before.turn + 1,
         reviewer=reviewer, leased_at_s=now_s, until_s=now_s + place.item.lease_s,
     )  # fmt: skip
 
 
-def give_back(place: Place, reviewer: str, reason: str, *, now_s: float) -> Returned | None:
+def give_back(place: ItemState, reviewer: str, reason: str, *, now_s: float) -> ItemReturn | None:
     """Give an item back without a verdict; None: this reviewer does not have it."""
     held = place.held_by(reviewer, now_s)
     if held is None:
         return None
-    return Returned(
+    return ItemReturn(
         item=held.item, route=held.route, slot=held.slot, turn=held.turn, reviewer=reviewer, reason=reason,
         returned_at_s=now_s,
     )  # fmt: skip
@@ -281,11 +281,11 @@ class Submission:
 
     told: str                       # to the reviewer, in one sentence
     verdict: Verdict | None = None  # None: it was said before, and nothing is new
-    lease: Lease | None = None      # of a slot that was free, taken with it
+    lease: ReviewLease | None = None      # of a slot that was free, taken with it
     label: Feedback | None = None   # what is known to be right now; None: not yet, or it was before
 
 
-def submit(place: Place, said: Said, *, now_s: float) -> Submission | str:
+def submit(place: ItemState, said: VerdictForm, *, now_s: float) -> Submission | str:
     """Take what a reviewer says; a sentence where it cannot be taken as it is, and nothing is lost by asking again."""
     wrong = _problem(place.item, said)
     if wrong is not None:
@@ -307,8 +307,8 @@ def submit(place: Place, said: Said, *, now_s: float) -> Submission | str:
 
 
 def _slot_for(
-    place: Place, reviewer: str, before: Verdict | None, now_s: float
-) -> tuple[Lease | None, int | None, int, bool, str]:
+    place: ItemState, reviewer: str, before: Verdict | None, now_s: float
+) -> tuple[ReviewLease | None, int | None, int, bool, str]:
     """(a lease taken now, the slot, its turn, is it late, what the reviewer is told)."""
     if before is not None:
         return None, before.slot, before.turn, before.late, f"this takes the place of your {before.category!r}"
@@ -329,7 +329,7 @@ def _slot_for(
     return None, None, own.turn if own is not None else 0, late, f"{why}: your verdict is kept beside the others"
 
 
-def _next_step(place: Place, label: Feedback | None) -> str:
+def _next_step(place: ItemState, label: Feedback | None) -> str:
     if label is not None:
         return "the label is written"
     if place.settlement is not None:
@@ -342,7 +342,7 @@ def _next_step(place: Place, label: Feedback | None) -> str:
     return f"{left} more {'person has' if left == 1 else 'people have'} to say"
 
 
-def _problem(item: Item, said: Said) -> str | None:
+def _problem(item: ReviewItem, said: VerdictForm) -> str | None:
     if not said.reviewer.strip():
         return "a verdict needs the reviewer's name"
     if max(len(said.reason), len(said.corrected or "")) > MOST_TEXT:
@@ -360,7 +360,7 @@ def _text(text: str | None) -> str | None:
     return text.strip() or None if text is not None else None
 
 
-def _same(before: Verdict, said: Said) -> bool:
+def _same(before: Verdict, said: VerdictForm) -> bool:
     now = category(full_right=said.full_right, early_right=said.early_right, unsure=said.unsure)
     corrected = None if said.unsure else _text(said.corrected)
     return (before.category, before.corrected, before.reason) == (now, corrected, said.reason.strip())
@@ -391,7 +391,7 @@ def _differs(before: Settlement | None, after: Settlement | None) -> bool:
     )  # fmt: skip
 
 
-def label_of(place: Place) -> Feedback | None:
+def label_of(place: ItemState) -> Feedback | None:
     """The label that the verdicts come to, for all who read labels; None: none yet.
 
     One voice for the whole queue: who decides it changes with every revision, and two names that say different things
@@ -415,7 +415,7 @@ def label_of(place: Place) -> Feedback | None:
     )  # fmt: skip
 
 
-def _urgency(place: Place) -> tuple[bool, float, float, float]:
+def _urgency(place: ItemState) -> tuple[bool, float, float, float]:
     """Contradictions first, then what matters most, then what is due first, then what has waited longest."""
     item = place.item
     due_s = inf if item.deadline_s is None else item.deadline_s

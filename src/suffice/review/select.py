@@ -19,7 +19,7 @@ from math import ceil, floor
 from types import MappingProxyType
 from typing import Final
 
-from suffice.review.items import DAY_S, Drawing, Item, Shows, Why, day_of
+from suffice.review.items import DAY_S, ControlDraw, ReviewItem, Shows, Why, day_of
 from suffice.settings import Review as ReviewRules
 from suffice.signals.query import class_of
 from suffice.types import Outcome, Request
@@ -38,7 +38,7 @@ LEAST_UNCERTAIN: Final = 0.5  # share of the steps before a stop that gave anoth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class ReviewCandidate:
     """One run that might be worth a look, and why."""
 
     episode_id: str
@@ -172,12 +172,12 @@ def _draws_next(one: Demand, n_chosen: int, n_drawn: int) -> bool:
 
 
 @dataclass(slots=True)
-class Waiting:
+class CandidateQueue:
     """Candidates that wait for room, the most urgent ones; of one episode the most urgent reason counts."""
 
-    _best: dict[str, Candidate] = field(default_factory=dict)
+    _best: dict[str, ReviewCandidate] = field(default_factory=dict)
 
-    def add(self, candidate: Candidate) -> None:
+    def add(self, candidate: ReviewCandidate) -> None:
         """Take one in; where there are too many, the least urgent goes."""
         known = self._best.get(candidate.episode_id)
         if known is not None and known.priority >= candidate.priority:
@@ -197,18 +197,18 @@ class Waiting:
         """Of the most urgent ones, at most so many."""
         return [one.priority for one in self._first(min(n, MOST_WAITING))]
 
-    def choose(self, n: int) -> list[Candidate]:
+    def choose(self, n: int) -> list[ReviewCandidate]:
         """The most urgent ones, at most so many; they are taken out."""
         found = self._first(min(n, MOST_WAITING))
         for one in found:
             del self._best[one.episode_id]
         return found
 
-    def _first(self, n: int) -> list[Candidate]:
+    def _first(self, n: int) -> list[ReviewCandidate]:
         return heapq.nsmallest(n, self._best.values(), key=_order)
 
 
-def _order(one: Candidate) -> tuple[float, float, str]:
+def _order(one: ReviewCandidate) -> tuple[float, float, str]:
     return -one.priority, float("inf") if one.deadline_s is None else one.deadline_s, one.episode_id
 
 
@@ -222,9 +222,9 @@ class Urn:
 
     most: int
     n: int = 0
-    _heap: list[tuple[float, int, Candidate]] = field(default_factory=list)  # the largest point on top
+    _heap: list[tuple[float, int, ReviewCandidate]] = field(default_factory=list)  # the largest point on top
 
-    def add(self, point: float, candidate: Candidate) -> None:
+    def add(self, point: float, candidate: ReviewCandidate) -> None:
         """Put one run in.
 
         point  uniform in [0, 1), the same for the same run on every machine
@@ -236,7 +236,7 @@ class Urn:
         elif self._heap and entry > self._heap[0]:
             heapq.heapreplace(self._heap, entry)
 
-    def draw(self, k: int) -> list[Candidate]:
+    def draw(self, k: int) -> list[ReviewCandidate]:
         """The k runs with the smallest points, or all there are. The urn is empty afterwards."""
         found = [one for _, _, one in sorted(self._heap, reverse=True)[:k]]
         self.n, self._heap = 0, []
@@ -251,10 +251,10 @@ def uncertainty(answers: Iterable[str | None], delivered: str | None) -> float:
 
 def of_run(
     request: Request, outcome: Outcome, why: Why, because: str, *, urgency: float = 0.0
-) -> Candidate:
+) -> ReviewCandidate:
     """A run as a candidate, with the answers that there are to judge."""
     shows, full, early = answers_of(outcome)
-    return Candidate(
+    return ReviewCandidate(
         episode_id=request.episode_id, route=request.route, why=why, because=because, shows=shows, full_answer=full,
         early_answer=early, urgency=urgency, question_key=request.question_key, query_class=class_of(request.query),
     )  # fmt: skip
@@ -270,10 +270,10 @@ def answers_of(outcome: Outcome) -> tuple[Shows, str | None, str | None]:
 
 
 def item_of(
-    one: Candidate, rules: ReviewRules, *, now_s: float, author: str, drawing: Drawing | None = None
-) -> Item:
+    one: ReviewCandidate, rules: ReviewRules, *, now_s: float, author: str, drawing: ControlDraw | None = None
+) -> ReviewItem:
     """What is asked about a candidate."""
-    return Item(
+    return ReviewItem(
         episode_id=one.episode_id, route=one.route, why=one.why, because=one.because, shows=one.shows,
         full_answer=one.full_answer, early_answer=one.early_answer, priority=one.priority, day=day_of(now_s),
         n_reviewers=rules.reviewers, asked_at_s=now_s, author=author, deadline_s=one.deadline_s, lease_s=rules.lease_s,

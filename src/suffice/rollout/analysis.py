@@ -25,18 +25,18 @@ from numpy.typing import NDArray
 from suffice.assurance.bounds import Interval
 from suffice.assurance.ledger import KNOWN_AUDITS
 from suffice.assurance.lottery import LOG_ALARM, drawn, log_sample_ratio
-from suffice.rollout.effects import Pairs, Units, compare, guesses, latest, ratio_of
-from suffice.rollout.experiment import Experiment
-from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, Metric, metric_of
+from suffice.rollout.effects import PairCounts, UnitSeries, compare, guesses, latest, ratio_of
+from suffice.rollout.experiment import RunningExperiment
+from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, RunMetric, metric_of
 from suffice.rollout.results import (
     ArmResult,
     AuditSeen,
     ClassEffect,
-    Comparison,
-    Drawn,
+    ArmComparison,
+    UnitAssignment,
     Material,
-    Result,
-    Shown,
+    ExperimentResult,
+    ArmEvidence,
     Value,
     Verdict,
 )
@@ -48,13 +48,13 @@ MOST_REQUESTS: Final = 10_000_000  # more missing requests than these are no num
 _REST: Final = "\x00rest"  # no class of anybody's
 
 
-def analyse(one: Experiment, material: Material) -> Result:
+def analyse(one: RunningExperiment, material: Material) -> ExperimentResult:
     """Compare every arm with the control, in every metric."""
     taken = {unit.arm for unit in material.drawn} | {arm.name for arm in one.arms if arm.weight}
     others = [arm.name for arm in one.arms if arm.name != one.control and arm.name in taken]
     withheld = _unfit_split(material.drawn, "units")
     judged = _Judge(one, material, alphas(one), withheld)
-    return Result(
+    return ExperimentResult(
         experiment=one.name, run=one.run, control=one.control, primary=one.primary, confidence=one.confidence,
         n_requests=material.n_requests, n_units=len(material.drawn),
         n_by_arm=dict(Counter(unit.arm for unit in material.drawn)), withheld=withheld,
@@ -62,12 +62,12 @@ def analyse(one: Experiment, material: Material) -> Result:
     )  # fmt: skip
 
 
-def watched(one: Experiment) -> tuple[str, ...]:
+def watched(one: RunningExperiment) -> tuple[str, ...]:
     """The metrics that are compared, the primary one first."""
     return tuple(dict.fromkeys((one.primary, *METRICS, *(name for name, _ in one.margins))))
 
 
-def alphas(one: Experiment) -> Mapping[str, float]:
+def alphas(one: RunningExperiment) -> Mapping[str, float]:
     """The part of the error that each arm may use for each metric: half for the primary one, half for the others."""
     metrics, error = watched(one), (1 - one.confidence) / max(1, len(one.arms) - 1)
     return {one.primary: error / 2, **dict.fromkeys(metrics[1:], error / 2 / (len(metrics) - 1))}
@@ -76,7 +76,7 @@ def alphas(one: Experiment) -> Mapping[str, float]:
 # --------------------------------------------------------------------------- does the split fit the odds?
 
 
-def sample_ratio(units: Sequence[Drawn | Value]) -> float:
+def sample_ratio(units: Sequence[UnitAssignment | Value]) -> float:
     """Natural logarithm of the e-value against "every unit drew its arm with its odds".
 
     The mean over arms of the lottery's e-value (`assurance.lottery`), over all units and by class: a split that is
@@ -85,7 +85,7 @@ def sample_ratio(units: Sequence[Drawn | Value]) -> float:
     if not units:
         return 0.0
     common = {name for name, n in Counter(unit.query_class for unit in units).items() if n >= KNOWN_AUDITS}
-    groups: dict[str, list[Drawn | Value]] = {}
+    groups: dict[str, list[UnitAssignment | Value]] = {}
     for unit in units:
         groups.setdefault(unit.query_class if unit.query_class in common else _REST, []).append(unit)
     each = list[float]()
@@ -97,13 +97,13 @@ def sample_ratio(units: Sequence[Drawn | Value]) -> float:
     return peak if peak == np.inf else float(peak + np.log(np.mean(np.exp(np.array(each) - peak))))
 
 
-def _log_e(arm: str, units: Sequence[Drawn | Value]) -> float:
+def _log_e(arm: str, units: Sequence[UnitAssignment | Value]) -> float:
     mine = np.array([unit.arm == arm for unit in units])
     odds = np.array([unit.odds.get(arm, 0.0) for unit in units])
     return log_sample_ratio(drawn(mine, np.where(mine, odds, 1 - odds)))
 
 
-def _unfit_split(units: Sequence[Drawn | Value], what: str) -> str | None:
+def _unfit_split(units: Sequence[UnitAssignment | Value], what: str) -> str | None:
     if sample_ratio(units) < LOG_ALARM:
         return None
     told = _counts(units)
@@ -116,7 +116,7 @@ def _unfit_split(units: Sequence[Drawn | Value], what: str) -> str | None:
     return f"{len(units):,} {what} are split {told}, which does not fit the odds that they were drawn with"
 
 
-def _counts(units: Sequence[Drawn | Value]) -> str:
+def _counts(units: Sequence[UnitAssignment | Value]) -> str:
     return ", ".join(f"{name} {n:,}" for name, n in sorted(Counter(unit.arm for unit in units).items()))
 
 
@@ -127,7 +127,7 @@ def _counts(units: Sequence[Drawn | Value]) -> str:
 class _Judge:
     """One look at an experiment."""
 
-    one: Experiment
+    one: RunningExperiment
     material: Material
     alphas: Mapping[str, float]
     withheld: str | None
@@ -146,10 +146,10 @@ class _Judge:
             per_point_between=per_point,
         )  # fmt: skip
 
-    def _compared(self, arm: str, metric: Metric) -> Comparison:
+    def _compared(self, arm: str, metric: RunMetric) -> ArmComparison:
         paired = metric.name == EM and {arm, self.one.control} <= self.material.paired
         alpha, margin = self.alphas[metric.name], dict(self.one.margins).get(metric.name)
-        base = Comparison(
+        base = ArmComparison(
             arm=arm, metric=metric.name, paired=paired, n=0, effect=None, between=None, confidence=1 - alpha / 2,
             margin=margin, verdict="inconclusive", why="nothing was measured yet",
         )  # fmt: skip
@@ -159,7 +159,7 @@ class _Judge:
             return self._paired(base, metric, alpha)
         return self._unpaired(base, metric, alpha)
 
-    def _paired(self, base: Comparison, metric: Metric, alpha: float) -> Comparison:
+    def _paired(self, base: ArmComparison, metric: RunMetric, alpha: float) -> ArmComparison:
         """EM by audits: a loss is a drop, so the effect is the drop turned round."""
         seen = [one for one in self.material.audits if {base.arm, self.one.control} <= set(one.arms)]
         pairs = self._pairs(seen, base.arm)
@@ -182,11 +182,11 @@ class _Judge:
             ), metric, at, self.material.n_requests,
         )  # fmt: skip
 
-    def _pairs(self, seen: Sequence[AuditSeen], arm: str) -> Pairs:
+    def _pairs(self, seen: Sequence[AuditSeen], arm: str) -> PairCounts:
         marks = Counter(_pair(one.arms[self.one.control], one.arms[arm]) for one in seen)
-        return Pairs(gained=marks[-1], same=marks[0], lost=marks[1], pending=marks[None])
+        return PairCounts(gained=marks[-1], same=marks[0], lost=marks[1], pending=marks[None])
 
-    def _unpaired(self, base: Comparison, metric: Metric, alpha: float) -> Comparison:
+    def _unpaired(self, base: ArmComparison, metric: RunMetric, alpha: float) -> ArmComparison:
         values = _counted(self.material.values.get(metric.name, ()))
         n_warm = _n_warm(values)
         if len(values) <= n_warm:
@@ -218,7 +218,7 @@ class _Judge:
         )  # fmt: skip
 
     def _by_class(
-        self, base: Comparison, metric: Metric, alpha: float, units: Units, told: NDArray[np.float64],
+        self, base: ArmComparison, metric: RunMetric, alpha: float, units: UnitSeries, told: NDArray[np.float64],
         values: Sequence[Value], n_warm: int,
     ) -> tuple[tuple[ClassEffect, ...], float | None]:  # fmt: skip
         """The larger classes, and the mean of all classes' effects, each by its part of the units."""
@@ -239,8 +239,8 @@ class _Judge:
         return tuple(found), total / weight if weight else None
 
     def _told(
-        self, base: Comparison, metric: Metric, at: Callable[[float], Interval], n_requests: int
-    ) -> Comparison:
+        self, base: ArmComparison, metric: RunMetric, at: Callable[[float], Interval], n_requests: int
+    ) -> ArmComparison:
         """With its interval, its verdict, and how much is missing to one."""
         between = at(1.0)
         verdict = judge(between, metric, base.margin)
@@ -251,7 +251,7 @@ class _Judge:
         return replace(base, between=between, verdict=verdict, n_missing=n_missing)
 
 
-def judge(between: Interval, metric: Metric, margin: float | None) -> Verdict:
+def judge(between: Interval, metric: RunMetric, margin: float | None) -> Verdict:
     """What an interval of arm minus control proves.
 
     better   it is better
@@ -266,7 +266,7 @@ def judge(between: Interval, metric: Metric, margin: float | None) -> Verdict:
     return "worse" if high < -(margin or 0.0) else "inconclusive"
 
 
-def _whole(found: Sequence[Comparison]) -> tuple[Verdict, int | None]:
+def _whole(found: Sequence[ArmComparison]) -> tuple[Verdict, int | None]:
     """The verdict of an arm: what decides is the primary metric and every metric with a margin."""
     primary = found[0]
     guarded = [one for one in found if one is primary or one.margin is not None]
@@ -285,14 +285,14 @@ def _whole(found: Sequence[Comparison]) -> tuple[Verdict, int | None]:
 
 
 def _in_class(
-    name: str, n: int, effect: float, between: Interval, metric: Metric, margin: float | None
+    name: str, n: int, effect: float, between: Interval, metric: RunMetric, margin: float | None
 ) -> ClassEffect:
     return ClassEffect(
         query_class=name, n=n, effect=effect, between=between, verdict=judge(between, metric, margin)
     )
 
 
-def _pair(control: Shown, arm: Shown) -> int | None:
+def _pair(control: ArmEvidence, arm: ArmEvidence) -> int | None:
     """What the arm does to the control's answer: +1 lost, -1 gained, 0 the same, None nobody says."""
     if not control.seen or not arm.seen:
         return None
@@ -323,21 +323,21 @@ def _n_warm(values: Sequence[Value]) -> int:
     return max(LEAST_TAUGHT, sum(one.warmup for one in values))
 
 
-def _cap(one: Experiment, metric: Metric, warm: Sequence[Value]) -> float:
+def _cap(one: RunningExperiment, metric: RunMetric, warm: Sequence[Value]) -> float:
     given = {TOKENS: one.max_tokens, LATENCY: one.max_latency_s}.get(metric.name)
     if metric.high is not None or given is not None:
         return metric.high if metric.high is not None else float(given or 0.0)
     return CAP_TIMES * max(*(value.value for value in warm), 1e-9)
 
 
-def _units(values: Sequence[Value], names: Sequence[str], n_warm: int, cap: float) -> Units:
+def _units(values: Sequence[Value], names: Sequence[str], n_warm: int, cap: float) -> UnitSeries:
     """As arrays: of the question what was known, and its class, as far as the warm-up has seen it."""
     classes = list(dict.fromkeys(one.query_class for one in values[:n_warm]))[:MOST_CLASSES]
     known = np.array([one.known for one in values], dtype=np.float64).reshape(len(values), -1)
     mean, spread = known[:n_warm].mean(axis=0), known[:n_warm].std(axis=0)
     scaled = np.clip((known - mean) / np.where(spread > 0, spread, 1.0), -4, 4) * (spread > 0)
     dummies = np.array([[one.query_class == name for name in classes] for one in values], dtype=np.float64)
-    return Units(
+    return UnitSeries(
         value=np.array([[min(one.value, cap) for one in values]]),
         arm=np.array([[names.index(one.arm) for one in values]]),
         propensity=np.array([[one.odds[one.arm] for one in values]]),

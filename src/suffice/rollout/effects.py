@@ -43,7 +43,7 @@ _ALMOST_ONE: Final = 1 - 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Units:
+class UnitSeries:
     """Units in the order in which their values became known: E experiments of n units.
 
     The first `warmup` only teach the guesses. Values lie in [low, high].
@@ -70,7 +70,7 @@ class Units:
         return self.high - self.low
 
 
-def guesses(units: Units) -> Floats:
+def guesses(units: UnitSeries) -> Floats:
     """What each unit's value would be in each arm, as far as earlier units tell, shape (E, n, n_arms).
 
     Those of the warm-up, which do not count, are told by the warm-up itself.
@@ -100,7 +100,7 @@ def _blocks(warmup: int, n: int) -> Iterator[tuple[int, int]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Running:
+class SequentialComparison:
     """The comparison of two arms after each unit behind the warm-up, shape (E, n - warmup) each."""
 
     effect: Floats     # weighted mean of the contributions so far
@@ -110,7 +110,7 @@ class Running:
     v_opt: Floats      # (E,): deviation at which the interval is tightest, a power of 2, known behind the warm-up
 
 
-def compare(units: Units, told: Floats, a: int, b: int, where: NDArray[np.bool_] | None = None) -> Running:
+def compare(units: UnitSeries, told: Floats, a: int, b: int, where: NDArray[np.bool_] | None = None) -> SequentialComparison:
     """Arm a minus arm b, in the metric's unit.
 
     told   of `guesses`
@@ -127,13 +127,13 @@ def compare(units: Units, told: Floats, a: int, b: int, where: NDArray[np.bool_]
     effect = np.divide(total, weights, out=np.zeros_like(total), where=weights > 0)
     before = np.concatenate([np.zeros((len(effect), 1)), effect[:, :-1]], axis=1)[:, : effect.shape[1]]
     off = np.abs(each - np.clip(weight * before, -units.width, units.width)) / (2 * units.width)
-    return Running(
+    return SequentialComparison(
         effect=effect, weight=weights, deviation=np.cumsum(np.where(weight > 0, off * off, 0.0), axis=1),
         width=units.width, v_opt=_planned(units, away),
     )  # fmt: skip
 
 
-def _planned(units: Units, told: Floats) -> Floats:
+def _planned(units: UnitSeries, told: Floats) -> Floats:
     """The deviation of `PLANNED_UNITS` units like those of the warm-up: chosen before anything is counted.
 
     told  the guess of each unit's own arm
@@ -145,7 +145,7 @@ def _planned(units: Units, told: Floats) -> Floats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
+class ComparisonState:
     """The latest state of a comparison: all that its interval is made of."""
 
     n: int
@@ -168,11 +168,11 @@ class Compared:
         return Interval(max(whole.low, self.effect - radius), min(whole.high, self.effect + radius))
 
 
-def latest(running: Running, n: int) -> Compared | None:
+def latest(running: SequentialComparison, n: int) -> ComparisonState | None:
     """The last look at a single experiment; None: nothing was counted. `n` units stand behind it."""
     if not n or not running.effect.shape[1]:
         return None
-    return Compared(
+    return ComparisonState(
         n=n, effect=float(running.effect[0, -1]), weight=float(running.weight[0, -1]),
         deviation=float(running.deviation[0, -1]), width=running.width, v_opt=float(running.v_opt[0]),
     )  # fmt: skip
@@ -182,7 +182,7 @@ def latest(running: Running, n: int) -> Compared | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pairs:
+class PairCounts:
     """Audits that show two arms at once, counted by what the second one did to the answer of the first."""
 
     gained: int   # wrong with the first, right with the second

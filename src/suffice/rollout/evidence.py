@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Final, Literal, TypeAlias
 
-from suffice.assurance.sequence import Watched
+from suffice.assurance.sequence import SequenceState
 from suffice.assurance.strata import Cell
 from suffice.rollout.rules import Rules
 from suffice.settings.rollout import LiveRail
@@ -31,7 +31,7 @@ Z: TypeAlias = Literal[-1, 0, 1]
 NO_CLASS: Final = ""
 SCALE_RUNS: Final = 20    # of the control, after which its mean sets the cap
 CAP_MEANS: Final = 16.0   # the cap, in means of the control
-_NOBODY: Final = Watched()
+_NOBODY: Final = SequenceState()
 _OUTCOMES: Final[dict[Z | None, str]] = {-1: "gained", 0: "same", 1: "lost", None: "pending"}
 
 
@@ -52,7 +52,7 @@ class ClassAudits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class TokensKept:
     """Tokens on the audits: of the full runs, and what each version would have kept of them."""
 
     n: int = 0
@@ -69,8 +69,8 @@ class Contrast:
     n_control: int = 0
     candidate: float = 0.0     # sum, each run as at most the cap of its time
     control: float = 0.0       # …
-    apart: Watched = _NOBODY   # half of candidate minus control, scaled from [-1, 1]
-    beyond: Watched = _NOBODY  # … minus (1 + margin) times control, scaled from [-1 - margin, 1]; for latency
+    apart: SequenceState = _NOBODY   # half of candidate minus control, scaled from [-1, 1]
+    beyond: SequenceState = _NOBODY  # … minus (1 + margin) times control, scaled from [-1 - margin, 1]; for latency
     n_candidate_over: int = 0  # runs above the cap
     n_control_over: int = 0
 
@@ -114,7 +114,7 @@ class Contrast:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class UnitRun:
     """The first live request of a unit since it is in an arm; no audit, and none of a warm-up (`State.counts`)."""
 
     query_class: str = NO_CLASS
@@ -133,12 +133,12 @@ class ClassUnits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class RolloutEvidence:
     """Everything that a rollout stands on. Empty at its start; cumulative over its steps."""
 
     audits: tuple[ClassAudits, ...] = ()      # by class, sorted
     traffic: tuple[tuple[str, int], ...] = () # requests of the route since the rollout began, by class, sorted
-    kept: Kept = Kept()
+    kept: TokensKept = TokensKept()
     units: tuple[ClassUnits, ...] = ()        # by class, sorted
     latency: Contrast = Contrast()            # seconds over `Rules.latency_cap_s`
     errors: Contrast = Contrast()
@@ -170,7 +170,7 @@ class Evidence:
         found: Contrast = getattr(self, rail)
         return found
 
-    def with_request(self, query_class: str = NO_CLASS, n: int = 1) -> Evidence:
+    def with_request(self, query_class: str = NO_CLASS, n: int = 1) -> RolloutEvidence:
         """After `n` more requests of a class came to the route, whatever became of them."""
         known = dict(self.traffic)
         known[query_class] = known.get(query_class, 0) + n
@@ -178,7 +178,7 @@ class Evidence:
 
     def with_audit(
         self, query_class: str, z: Z | None, *, full: float = 0.0, in_force: float = 0.0, candidate: float = 0.0
-    ) -> Evidence:
+    ) -> RolloutEvidence:
         """After one more audit.
 
         z          EM of the version in force minus the candidate's: -1, 0, +1; None: they differ, and no label says how
@@ -186,20 +186,20 @@ class Evidence:
         in_force   of them, what the version in force would have kept
         candidate  … the candidate
         """
-        kept = Kept(
+        kept = TokensKept(
             n=self.kept.n + 1, full=self.kept.full + _tokens(full),
             in_force=self.kept.in_force + _tokens(in_force), candidate=self.kept.candidate + _tokens(candidate),
         )  # fmt: skip
         return replace(self, audits=self._moved(query_class, {_OUTCOMES[z]: 1}), kept=kept)
 
-    def with_label(self, query_class: str, z: Z) -> Evidence:
+    def with_label(self, query_class: str, z: Z) -> RolloutEvidence:
         """After the label of a pending audit came. Without one it stays pending, however late: nobody knows."""
         found = next((one for one in self.audits if one.query_class == query_class), None)
         if found is None or not found.pending:
             raise ValueError(f"with_label: no audit of class {query_class!r} is pending")
         return replace(self, audits=self._moved(query_class, {"pending": -1, _OUTCOMES[z]: 1}))
 
-    def with_run(self, arm: ArmName, run: Run, rules: Rules) -> Evidence:
+    def with_run(self, arm: ArmName, run: UnitRun, rules: Rules) -> RolloutEvidence:
         """After one more live run of an arm."""
         classes = {one.query_class: one for one in self.units}
         before = classes.get(run.query_class, ClassUnits(query_class=run.query_class))
@@ -213,7 +213,7 @@ class Evidence:
             errors=self.errors.plus(arm, float(run.error)), no_answer=self.no_answer.plus(arm, float(run.no_answer)),
         )  # fmt: skip
 
-    def with_rating(self, arm: ArmName, satisfaction: float) -> Evidence:
+    def with_rating(self, arm: ArmName, satisfaction: float) -> RolloutEvidence:
         """After somebody said how satisfied he was, [0, 1], with a run that counts. One rating a unit."""
         if not (isfinite(satisfaction) and 0 <= satisfaction <= 1):
             raise ValueError(f"satisfaction: got {satisfaction}; a fraction from 0 to 1")

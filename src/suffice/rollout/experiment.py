@@ -51,7 +51,7 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Experiment:
+class RunningExperiment:
     """An experiment as it was started: what stands in the settings later changes nothing."""
 
     name: str
@@ -92,7 +92,7 @@ class Experiment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Units:
+class UnitIds:
     """What one request belongs to, by the names that it came with. None or "": it named none."""
 
     request: str                   # what its retries share
@@ -111,7 +111,7 @@ class Units:
 
 def units_of(
     sender: str, *, request: str, conversation: str | None, user: str | None, tenant: str | None
-) -> Units:
+) -> UnitIds:
     """What a request belongs to. A name that its client chose is the client's own: another sender's is another unit.
 
     sender  keyed hash of its API key; "": no key was asked for
@@ -120,10 +120,10 @@ def units_of(
     def own(name: str | None) -> str | None:
         return joined(sender, name) if sender and name else name
 
-    return Units(request=request, conversation=own(conversation), user=own(user), tenant=own(tenant) or sender or None)
+    return UnitIds(request=request, conversation=own(conversation), user=own(user), tenant=own(tenant) or sender or None)
 
 
-def draw(running: Iterable[Experiment], *, route: str, units: Units, salt: str) -> tuple[ArmDraw, ...]:
+def draw(running: Iterable[RunningExperiment], *, route: str, units: UnitIds, salt: str) -> tuple[ArmDraw, ...]:
     """The arms of one request, at most one a layer; (): it takes part in nothing.
 
     Equal units draw equal arms, whoever asks and how often, as long as the weights are the same.
@@ -145,7 +145,7 @@ def slot_of(unit: str, *, layer: str, salt: str) -> int:
     return int(point_of(unit, salt=f"{salt}/layer/{layer}", purpose=b"layer-slot") * N_SLOTS)
 
 
-def draw_arm(one: Experiment, unit: str, *, salt: str) -> ArmDraw:
+def draw_arm(one: RunningExperiment, unit: str, *, salt: str) -> ArmDraw:
     """The arm of a unit that takes part. An experiment that is started again draws anew."""
     odds, own_salt = one.odds(), f"{salt}/experiment/{one.layer}/{one.name}/{one.run}"
     # By the arm's name and not by its place: an arm that is added moves units into itself alone.
@@ -192,9 +192,9 @@ def _policy_of(written: str) -> Mapping[str, object]:
 # --------------------------------------------------------------------------- from the settings
 
 
-def define(name: str, written: Written, *, run: int, slots: Slots) -> Experiment:
+def define(name: str, written: Written, *, run: int, slots: Slots) -> RunningExperiment:
     """An experiment as the settings have it now, for the log to keep."""
-    return Experiment(
+    return RunningExperiment(
         name=name, run=run, routes=written.routes, unit=written.unit, layer=written.layer, slots=slots,
         arms=tuple(arm_of(arm, table) for arm, table in written.arms.items()), control=control_of(written),
         primary=written.primary, margins=tuple(sorted(written.margins.items())), confidence=written.confidence,
@@ -209,7 +209,7 @@ def control_of(written: Written) -> str:
     return written.control or full or next(iter(drawn))
 
 
-def same_question(one: Experiment, other: Experiment) -> bool:
+def same_question(one: RunningExperiment, other: RunningExperiment) -> bool:
     """Do two definitions differ in weights and shares alone, so that what was seen under one counts for both?"""
     return _without_weights(one) == _without_weights(other)
 
@@ -259,7 +259,7 @@ def arm_of(name: str, table: ExperimentArm) -> Arm:
     )  # fmt: skip
 
 
-def _without_weights(one: Experiment) -> dict[str, object]:
+def _without_weights(one: RunningExperiment) -> dict[str, object]:
     plain = msgspec.to_builtins(one)
     for arm in plain["arms"]:
         del arm["weight"]

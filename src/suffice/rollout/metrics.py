@@ -8,7 +8,7 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
+class RunMetric:
     """One number of a run."""
 
     name: str
@@ -41,29 +41,29 @@ SATISFACTION: Final = "satisfaction"
 LATENCY: Final = "latency"
 TOKENS: Final = "tokens"
 
-METRICS: Final[Mapping[str, Metric]] = {
-    EM: Metric(
+METRICS: Final[Mapping[str, RunMetric]] = {
+    EM: RunMetric(
         name=EM, higher_is_better=True, high=1.0, said="EM is {n} points {way}", more="higher", less="lower",
         margin="points", times=100, digits=2, title="EM",
     ),
-    SATISFACTION: Metric(
+    SATISFACTION: RunMetric(
         name=SATISFACTION, higher_is_better=True, high=1.0, said="satisfaction is {n} points {way}", more="higher",
         less="lower", margin="points", times=100,
     ),
-    LATENCY: Metric(
+    LATENCY: RunMetric(
         name=LATENCY, higher_is_better=False, high=None, said="answers take {n} s {way}", more="longer", less="shorter",
         margin="s", digits=2,
     ),
-    TOKENS: Metric(
+    TOKENS: RunMetric(
         name=TOKENS, higher_is_better=False, high=None, said="a request uses {n} {way} tokens", more="more",
         less="fewer", margin="tokens",
     ),
 }  # fmt: skip
 
 
-def metric_of(name: str) -> Metric:
+def metric_of(name: str) -> RunMetric:
     """A built-in metric, or a declared one: from 0, the worst that it can be, to 1, the best."""
-    return METRICS.get(name) or Metric(
+    return METRICS.get(name) or RunMetric(
         name=name, higher_is_better=True, high=1.0, said=f"{name} is {{n}} points of its range {{way}}", more="better",
         less="worse", margin="points of its range", times=100,
     )  # fmt: skip

@@ -24,9 +24,9 @@ import numpy as np
 from suffice.assurance.certify import Counts, log_bets_against, mixed
 from suffice.assurance.lottery import LOG_ALARM, Draws, log_sample_ratio
 from suffice.assurance.paired import BETS, log_wealth, pairs_to_certify
-from suffice.assurance.sequence import V_OPT, Watched, gamma_exponential_log_wealth
+from suffice.assurance.sequence import V_OPT, SequenceState, gamma_exponential_log_wealth
 from suffice.assurance.strata import standardise
-from suffice.rollout.evidence import ClassAudits, Contrast, Evidence
+from suffice.rollout.evidence import ClassAudits, Contrast, RolloutEvidence
 from suffice.rollout.rules import RailName, Rules
 from suffice.settings.rollout import LIVE_RAILS, LiveRail
 
@@ -37,7 +37,7 @@ _LEAST_SEEN: Final = 20  # of each arm: fewer do not look like anything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class GuardrailReading:
     """What one guard-rail says."""
 
     rail: RailName
@@ -57,7 +57,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class ClassGroup:
     """Classes that are judged as one: a class by itself, or all rare ones."""
 
     name: str
@@ -69,7 +69,7 @@ class Group:
 # --------------------------------------------------------------------------- EM, on audits
 
 
-def groups(evidence: Evidence, rules: Rules) -> tuple[Group, ...]:
+def groups(evidence: RolloutEvidence, rules: Rules) -> tuple[ClassGroup, ...]:
     """The classes as they are judged: each by itself, those below `rare_share` of the traffic together.
 
     Rare classes that are below it even together are judged for harm, and nobody waits for their proof.
@@ -80,20 +80,20 @@ def groups(evidence: Evidence, rules: Rules) -> tuple[Group, ...]:
     shares = {name: traffic.get(name, 0) / total for name in {*audits, *traffic}}
     alone = sorted(name for name, share in shares.items() if share >= rules.rare_share)
     rest = sorted(set(shares) - set(alone))
-    found = [Group(name=name, audits=_audits(audits, [name]), share=shares[name], rare=False) for name in alone]
+    found = [ClassGroup(name=name, audits=_audits(audits, [name]), share=shares[name], rare=False) for name in alone]
     if rest:
         share = sum(shares[name] for name in rest)
         name = rest[0] if len(rest) == 1 else f"{len(rest)} rare classes"
-        found.append(Group(name=name, audits=_audits(audits, rest), share=share, rare=True))
+        found.append(ClassGroup(name=name, audits=_audits(audits, rest), share=share, rare=True))
     return tuple(found)
 
 
-def waited_for(group: Group, rules: Rules) -> bool:
+def waited_for(group: ClassGroup, rules: Rules) -> bool:
     """Must this group be proved before anybody is served?"""
     return group.share >= rules.rare_share
 
 
-def read_em(evidence: Evidence, rules: Rules) -> tuple[Reading, ...]:
+def read_em(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailReading, ...]:
     """EM of the whole, then of each group of classes."""
     whole = _audits({one.query_class: one for one in evidence.audits}, [one.query_class for one in evidence.audits])
     found = groups(evidence, rules)
@@ -104,7 +104,7 @@ def read_em(evidence: Evidence, rules: Rules) -> tuple[Reading, ...]:
     return tuple(readings)
 
 
-def post_stratified_drop(evidence: Evidence, rules: Rules) -> float | None:
+def post_stratified_drop(evidence: RolloutEvidence, rules: Rules) -> float | None:
     """Mean drop of the groups, weighted by their part of the traffic and not of the audits; None: one has no audit."""
     found = [group for group in groups(evidence, rules) if group.share > 0]
     if not found or any(not group.audits.n for group in found):
@@ -127,7 +127,7 @@ def _drop(audits: ClassAudits) -> float:
     return (audits.lost + audits.pending - audits.gained) / audits.n
 
 
-def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: float, harm_delta: float) -> Reading:
+def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: float, harm_delta: float) -> GuardrailReading:
     """A label that has not come counts as lost where nothing may be lost, and as no loss where harm is to be shown."""
     proof = float(log_wealth(_one(audits.gained, audits.same, audits.lost + audits.pending), max_em_drop=margin)[0])
     # The same bets turned round: that the mean of Z is above 0.
@@ -145,7 +145,7 @@ def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: floa
         "fine": f"surely less than {points(margin)} lower", "harm": "surely lower",
         "open": f"{points(margin)} lower is not ruled out",
     }  # fmt: skip
-    return Reading(
+    return GuardrailReading(
         rail="em", about=about, n=audits.n, n_control=0, worse=drop, margin=margin, said=said,
         sentence=f"{name}: {seen}, {ends[said]}", n_missing=None if said != "open" else _missing(audits, margin, delta),
     )  # fmt: skip
@@ -181,12 +181,12 @@ def _missing(audits: ClassAudits, margin: float, delta: float) -> int | None:
 # --------------------------------------------------------------------------- live runs
 
 
-def read_live(evidence: Evidence, rules: Rules) -> tuple[Reading, ...]:
+def read_live(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailReading, ...]:
     """Latency, errors, no answers and satisfaction of the candidate's arm against the control's."""
     return tuple(_read_live(rail, evidence.contrast(rail), rules) for rail in LIVE_RAILS)
 
 
-def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> Reading:
+def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailReading:
     margin, alpha, harm_alpha = rules.margin(rail), 1 - rules.confidence, 1 - rules.harm_confidence
     if rail == "latency":
         # A run above the cap counts as the cap, whatever it took: how many there are is judged by itself, without a
@@ -202,13 +202,13 @@ def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> Reading:
     n_candidate, n_control = seen.n_candidate, seen.n_control
     enough = min(n_candidate, n_control) >= _LEAST_SEEN
     worse = _worse(rail, seen) if enough else None
-    return Reading(
+    return GuardrailReading(
         rail=rail, about=None, n=n_candidate, n_control=n_control, worse=worse, margin=margin, said=said,
         sentence=_live_sentence(rail, seen, worse, margin, said, rules),
     )  # fmt: skip
 
 
-def _surely_apart(side: Literal[-1, 1], seen: Watched, mean: float, alpha: float) -> bool:
+def _surely_apart(side: Literal[-1, 1], seen: SequenceState, mean: float, alpha: float) -> bool:
     """Is the running mean surely above (+1) or below (-1) this one? As `sequence.mean_above`, without its search.
 
     mean  scaled as `seen` is
@@ -263,7 +263,7 @@ def _live_sentence(
     return f"{name}: {shown} on {n}, {ends[said]}"
 
 
-def split_problem(evidence: Evidence) -> str | None:
+def split_problem(evidence: RolloutEvidence) -> str | None:
     """Why the arms cannot be compared: the lot did not make them equally large, in all or in a class. None: it did."""
     if not evidence.units:
         return None
@@ -276,7 +276,7 @@ def split_problem(evidence: Evidence) -> str | None:
     return None
 
 
-def mix_problem(evidence: Evidence, rules: Rules) -> str | None:
+def mix_problem(evidence: RolloutEvidence, rules: Rules) -> str | None:
     """Why a mean over all says the opposite of the classes (Simpson); None: it does not."""
     drop = post_stratified_drop(evidence, rules) if evidence.n_audits >= rules.least_audits else None
     if drop is not None and drop > rules.em_margin:
@@ -288,7 +288,7 @@ def mix_problem(evidence: Evidence, rules: Rules) -> str | None:
     return None
 
 
-def too_bold(evidence: Evidence, rules: Rules) -> str | None:
+def too_bold(evidence: RolloutEvidence, rules: Rules) -> str | None:
     """Why the step is too large: the candidate keeps too few tokens. None: it is not, or too few audits say so."""
     kept = evidence.kept
     if kept.n < rules.least_class_audits or not kept.full:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Final
 
 from suffice.assurance.bounds import Interval
-from suffice.rollout.metrics import EM, Metric, metric_of
-from suffice.rollout.results import ArmResult, Comparison, Result
+from suffice.rollout.metrics import EM, RunMetric, metric_of
+from suffice.rollout.results import ArmResult, ArmComparison, ExperimentResult
 
 HOLDS: Final = "All intervals hold together, however often one looks; they speak of the requests so far."
 
@@ -22,7 +22,7 @@ UNFAIR: Final = (
 )
 
 
-def reading(result: Result, arm: ArmResult) -> tuple[str, ...]:
+def reading(result: ExperimentResult, arm: ArmResult) -> tuple[str, ...]:
     """Two or three sentences on one arm."""
     if arm.verdict == "withheld":
         why = next(one.why for one in arm.comparisons if one.verdict == "withheld")
@@ -39,7 +39,7 @@ def reading(result: Result, arm: ArmResult) -> tuple[str, ...]:
     return tuple(sentence for sentence in (*told, last) if sentence)
 
 
-def _headline(result: Result, arm: ArmResult) -> str:
+def _headline(result: ExperimentResult, arm: ArmResult) -> str:
     primary = arm.comparisons[0]
     against = f"{arm.arm!r} against {result.control!r}"
     shown = f"{primary.metric} was not measured yet"
@@ -63,13 +63,13 @@ def _headline(result: Result, arm: ArmResult) -> str:
     return f"{against} is inconclusive: {shown}."
 
 
-def _others(others: list[Comparison]) -> str:
+def _others(others: list[ArmComparison]) -> str:
     """The other metrics, each with its interval and what that means."""
     parts = [_one(one) for one in others]
     return f"Besides, {'; '.join(parts)}." if parts else ""
 
 
-def _one(one: Comparison) -> str:
+def _one(one: ArmComparison) -> str:
     metric = metric_of(one.metric)
     if one.verdict == "withheld":
         return f"{one.metric} is withheld, because {one.why}"
@@ -119,24 +119,24 @@ def _missing(arm: ArmResult) -> str:
     return "how many more requests it takes cannot be said: what was seen is too near to where it would turn"
 
 
-def _weighed(one: Comparison) -> str:
+def _weighed(one: ArmComparison) -> str:
     if one.stratified is None:
         return ""
     return f", and weighed by class {_said(metric_of(one.metric), one.stratified)}"
 
 
-def _way(one: Comparison) -> str:
+def _way(one: ArmComparison) -> str:
     return "won" if (one.effect or 0.0) > 0 else "lost"
 
 
-def _said(metric: Metric, value: float) -> str:
+def _said(metric: RunMetric, value: float) -> str:
     size = metric.size(value)
     if not any(digit in size for digit in "123456789"):
         return metric.same
     return metric.said.format(n=size, way=metric.way(value))
 
 
-def _between(metric: Metric, between: Interval) -> str:
+def _between(metric: RunMetric, between: Interval) -> str:
     low, high = sorted((between.low, between.high), key=abs)
     if metric.way(low) == metric.way(high):
         return f"between {metric.size(low)} and {metric.size(high)}"
@@ -145,14 +145,14 @@ def _between(metric: Metric, between: Interval) -> str:
     )
 
 
-def _part(one: Comparison) -> str:
+def _part(one: ArmComparison) -> str:
     """How large a part of the control's mean the difference is, where that says something."""
     if metric_of(one.metric).high is not None or not one.control_mean or one.effect is None:
         return ""
     return f" ({abs(one.effect) / one.control_mean:.0%})"
 
 
-def _stands_on(one: Comparison) -> str:
+def _stands_on(one: ArmComparison) -> str:
     return f"on {one.n:,} full runs that show both" if one.paired else f"on {one.n:,} units"
 
 
@@ -160,7 +160,7 @@ def _guarded(arm: ArmResult) -> bool:
     return any(one.margin is not None for one in arm.comparisons[1:])
 
 
-def _counts(one: Comparison, arm: ArmResult) -> bool:
+def _counts(one: ArmComparison, arm: ArmResult) -> bool:
     return one.margin is not None or one is arm.comparisons[0]
 
 

@@ -22,7 +22,7 @@ Verdict: TypeAlias = Literal[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
+class UnitAssignment:
     """One unit when it first took part."""
 
     arm: str
@@ -43,7 +43,7 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class ArmEvidence:
     """What an audit shows of one arm."""
 
     answer: str | None
@@ -57,7 +57,7 @@ class AuditSeen:
     """One audit, with what it shows of each arm that it can show."""
 
     query_class: str
-    arms: Mapping[str, Shown]
+    arms: Mapping[str, ArmEvidence]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Material:
     """All that an experiment has brought so far, each in the order in which it became known."""
 
     n_requests: int
-    drawn: Sequence[Drawn]
+    drawn: Sequence[UnitAssignment]
     values: Mapping[str, Sequence[Value]]     # by metric
     audits: Sequence[AuditSeen] = ()
     paired: frozenset[str] = frozenset()      # arms whose answers audits show
@@ -83,7 +83,7 @@ class ClassEffect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class ArmComparison:
     """One arm against the control, in one metric. None: nothing was measured."""
 
     arm: str
@@ -123,18 +123,18 @@ class ArmResult:
 
     arm: str
     verdict: Verdict
-    comparisons: tuple[Comparison, ...]  # the primary metric first
+    comparisons: tuple[ArmComparison, ...]  # the primary metric first
     n_missing: int | None                # further requests; None: nothing is missing, or there is no number
     per_point: float | None = None       # satisfaction points lost for each EM point lost
     per_point_between: Interval | None = None
 
-    def of(self, metric: str) -> Comparison:
+    def of(self, metric: str) -> ArmComparison:
         """The comparison in that metric. Raises KeyError."""
         return {one.metric: one for one in self.comparisons}[metric]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class ExperimentResult:
     """An experiment at one look."""
 
     experiment: str

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from suffice.rollout.assign import point_of
-from suffice.rollout.evidence import ArmName, Evidence
+from suffice.rollout.evidence import ArmName, RolloutEvidence
 from suffice.rollout.rails import (
     NO_NAME,
-    Reading,
+    GuardrailReading,
     groups,
     mix_problem,
     points,
@@ -108,12 +108,12 @@ class Transition:
     now_s: float               # Unix time
     by: str                    # "evidence", or a person
     reason: str                # a sentence
-    readings: tuple[Reading, ...] = ()  # the evidence that it stood on
+    readings: tuple[GuardrailReading, ...] = ()  # the evidence that it stood on
     level: int = 0             # of a learned candidate that is certified; it acts up to there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class ArmAssignment:
     """Which arm of a rollout a unit belongs to."""
 
     arm: ArmName | None  # None: neither; the version in force serves it and nothing is compared
@@ -121,10 +121,10 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class RolloutState:
     """What the evidence says of a rollout now, whether something follows from it or not."""
 
-    readings: tuple[Reading, ...]
+    readings: tuple[GuardrailReading, ...]
     ends: str                  # why it goes back now; "": nothing speaks for that
     broken: str                # why the arms cannot be compared; "": they can
     missing: tuple[str, ...]   # what is not there yet for the next step, each a sentence; (): nothing
@@ -153,7 +153,7 @@ def begin(
     )  # fmt: skip
 
 
-def advance(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: float) -> Transition | None:
+def advance(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> Transition | None:
     """The move that the evidence calls for; None: none. It may be asked after every request.
 
     at     requests of the route so far
@@ -216,28 +216,28 @@ def roll_back(state: State, *, by: str, reason: str, at: int, now_s: float) -> T
     return _back(state, at=at, now_s=now_s, by=by, reason=reason, readings=())
 
 
-def place(state: State, unit: str, *, salt: str) -> Placed:
+def place(state: State, unit: str, *, salt: str) -> ArmAssignment:
     """The arm of a unit; the same everywhere, and a share that grows only adds units to both arms.
 
     unit  what must keep its arm: a conversation, or a user
     salt  secret of the deployment; the rollout's name makes it another lottery for every rollout
     """
     if state.share >= 1:
-        return Placed(arm="candidate", propensity=1.0)
+        return ArmAssignment(arm="candidate", propensity=1.0)
     if state.share <= 0:
-        return Placed(arm=None, propensity=1.0)
+        return ArmAssignment(arm=None, propensity=1.0)
     point = point_of(unit, salt=f"{salt}/rollout/{state.rollout}", purpose=b"rollout-arm")
     if point < state.share:
-        return Placed(arm="candidate", propensity=state.share)
+        return ArmAssignment(arm="candidate", propensity=state.share)
     if point >= 1 - state.share:
-        return Placed(arm="control", propensity=state.share)
-    return Placed(arm=None, propensity=1 - 2 * state.share)
+        return ArmAssignment(arm="control", propensity=state.share)
+    return ArmAssignment(arm=None, propensity=1 - 2 * state.share)
 
 
 # --------------------------------------------------------------------------- judgement
 
 
-def look(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: float) -> Standing:
+def look(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> RolloutState:
     """What the evidence says now: for people, and for `advance`."""
     live = state.step > 0
     em, broken = read_em(evidence, rules), (split_problem(evidence) or "") if live else ""
@@ -248,13 +248,13 @@ def look(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: floa
     if state.audit_share is not None:
         missing = [*_missing_proof(evidence, rules, em), *missing]
     missing += _missing_always(state, evidence, rules, at=at, now_s=now_s)
-    return Standing(
+    return RolloutState(
         readings=(*em, *others), broken=broken, missing=tuple(missing),
         ends=harm or _why_over(state, rules, evidence.idle, missing, at=at),
     )  # fmt: skip
 
 
-def _why_forward(state: State, evidence: Evidence, rules: Rules) -> str:
+def _why_forward(state: State, evidence: RolloutEvidence, rules: Rules) -> str:
     to = f"from {_percent(state.share)} to {_percent(_share_of(state.step + 1, rules))} of new units"
     if not state.step:
         whole, each = points(rules.em_margin), points(rules.class_em_margin)
@@ -265,7 +265,7 @@ def _why_forward(state: State, evidence: Evidence, rules: Rules) -> str:
     return f"{', '.join(rules.required) or 'nothing'} proved to be within the margin on {seen}; {to}"
 
 
-def _why_back(state: State, evidence: Evidence, rules: Rules, readings: tuple[Reading, ...]) -> str:
+def _why_back(state: State, evidence: RolloutEvidence, rules: Rules, readings: tuple[GuardrailReading, ...]) -> str:
     if evidence.latest is not None and evidence.latest != state.follows:
         return overtaken(state.follows, evidence.latest) or ""
     if evidence.void:
@@ -289,7 +289,7 @@ def _why_over(state: State, rules: Rules, idle: str, missing: list[str], *, at: 
     return ""
 
 
-def _missing_proof(evidence: Evidence, rules: Rules, em: tuple[Reading, ...]) -> list[str]:
+def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailReading, ...]) -> list[str]:
     """Once, before anybody is served: audits enough, and proof that neither the whole nor a class loses too much."""
     missing = []
     waited = {group.name for group in groups(evidence, rules) if waited_for(group, rules)}
@@ -308,7 +308,7 @@ def _missing_proof(evidence: Evidence, rules: Rules, em: tuple[Reading, ...]) ->
 
 
 def _missing_live(
-    state: State, evidence: Evidence, rules: Rules, em: tuple[Reading, ...], live: tuple[Reading, ...]
+    state: State, evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailReading, ...], live: tuple[GuardrailReading, ...]
 ) -> list[str]:
     """Before more are served: runs enough of both arms, nothing that looks worse; before all are, proof."""
     missing, least = [], rules.least_requests * state.step
@@ -324,7 +324,7 @@ def _missing_live(
     return missing
 
 
-def _missing_always(state: State, evidence: Evidence, rules: Rules, *, at: int, now_s: float) -> list[str]:
+def _missing_always(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> list[str]:
     missing = []
     mix = mix_problem(evidence, rules)
     if mix is not None:
@@ -337,7 +337,7 @@ def _missing_always(state: State, evidence: Evidence, rules: Rules, *, at: int, 
     return missing
 
 
-def _about(reading: Reading) -> str:
+def _about(reading: GuardrailReading) -> str:
     return "the whole" if reading.about is None else f"class {reading.about or NO_NAME}"
 
 
@@ -352,7 +352,7 @@ def _share_of(step: int, rules: Rules) -> float:
 
 
 def _forward(
-    state: State, rules: Rules, *, at: int, now_s: float, by: str, reason: str, readings: tuple[Reading, ...]
+    state: State, rules: Rules, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailReading, ...]
 ) -> Transition:
     step = state.step + 1
     stage: Stage = "full" if step >= rules.n_steps else "canary" if step == 1 else "ramp"
@@ -365,14 +365,14 @@ def _forward(
 
 
 def _back(
-    state: State, *, at: int, now_s: float, by: str, reason: str, readings: tuple[Reading, ...]
+    state: State, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailReading, ...]
 ) -> Transition:
     moved = _move(state, "roll_back", at=at, now_s=now_s, by=by, reason=reason, readings=readings, share=0.0)
     return replace(moved, stage="rolled_back", audit_share=None, level=0)
 
 
 def _move(
-    state: State, move: Move, *, at: int, now_s: float, by: str, reason: str, readings: tuple[Reading, ...] = (),
+    state: State, move: Move, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailReading, ...] = (),
     share: float | None = None,
 ) -> Transition:  # fmt: skip
     """A move that stays at its step."""

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from suffice.errors import ConfigError
 from suffice.model.artefact import load
 from suffice.model.numbers import MOST, number, numbers, shown
-from suffice.model.reading import MOST_BYTES, MOST_CHARS, MOST_ITEMS, Table, parse
+from suffice.model.reading import MOST_BYTES, MOST_CHARS, MOST_ITEMS, ModelTable, parse
 from suffice.model.stop import MOST_RISK, canonical
 from suffice.policy.base import build_policy
 from suffice.signals.base import order_all
@@ -52,7 +52,7 @@ _LOOKS: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lineage:
+class VersionLineage:
     """Where a version comes from."""
 
     parent: str | None            # address of the version that it is to replace; None: the first
@@ -111,7 +111,7 @@ class Version:
     kind: Kind = field(compare=False)
     scorer: str = field(compare=False)
     model_family: str | None = field(compare=False)
-    lineage: Lineage = field(compare=False)
+    lineage: VersionLineage = field(compare=False)
     signals: tuple[SignalSchema, ...] = field(compare=False)
     report_card: Mapping[str, Any] = field(default_factory=dict, compare=False)
     address: str = field(init=False)
@@ -147,7 +147,7 @@ class Version:
 
 
 def make_version(
-    form: Form, body: Mapping[str, Any], *, kind: Kind, scorer: str, model_family: str | None, lineage: Lineage,
+    form: Form, body: Mapping[str, Any], *, kind: Kind, scorer: str, model_family: str | None, lineage: VersionLineage,
     report_card: Mapping[str, Any] | None = None,
 ) -> Version:  # fmt: skip
     """A new version, its signals found in its body. Raises ConfigError as `Version` does."""
@@ -285,7 +285,7 @@ def _check_plain(where: str, value: object, depth: int) -> None:
     if depth == 0:
         raise ConfigError(f"{where[:80]}…: tables inside tables are at most {MOST_DEPTH} deep")
     if isinstance(value, Mapping):
-        for key, inner in Table(where, value).content.items():
+        for key, inner in ModelTable(where, value).content.items():
             _check_plain(f"{where}.{key:.60}", inner, depth - 1)
     elif isinstance(value, (list, tuple)):
         if len(value) > MOST_ITEMS:
@@ -303,7 +303,7 @@ def _needs_of(form: str, body: Mapping[str, Any]) -> tuple[str, ...]:
     """The signals that a body asks for; the whole body is checked on the way."""
     if form == "policy":
         return build_policy(body).needs
-    table = Table("version.body", body)
+    table = ModelTable("version.body", body)
     schema = table.take("schema")
     if type(schema) is not int or schema != SCHEMA:
         raise ConfigError(f"version.body.schema: got {shown(schema)}; this one reads {SCHEMA}")
@@ -357,7 +357,7 @@ def _difference(said: tuple[SignalSchema, ...], needed: tuple[SignalSchema, ...]
 
 def _read(plain: object) -> Version:
     """A version from what was parsed. Raises ConfigError with the place."""
-    table = Table("version", plain)
+    table = ModelTable("version", plain)
     schema = table.take("schema")
     if type(schema) is not int or schema != SCHEMA:
         raise ConfigError(f"version.schema: got {shown(schema)}; this one reads {SCHEMA}")
@@ -376,16 +376,16 @@ def _read(plain: object) -> Version:
     return Version(**made)
 
 
-def _lineage(table: Table) -> Lineage:
+def _lineage(table: ModelTable) -> VersionLineage:
     parent = table.take("parent")
     read: dict[str, Any] = {name: table.take(name) for name in ("since_seq", "to_seq", "proposed_s")}
     read |= {"proposed_by": table.text("proposed_by"), "why": table.text("why")}
     read["parent"] = None if parent is None else table.text("parent")
     table.done()
-    return Lineage(**read)
+    return VersionLineage(**read)
 
 
-def _signal(table: Table) -> SignalSchema:
+def _signal(table: ModelTable) -> SignalSchema:
     parameters = tuple(sorted(table.table("parameters").pairs()))
     read = SignalSchema(name=table.text("name"), parameters=parameters, fields=table.texts("fields"))
     table.done()

@@ -24,7 +24,7 @@ _OTHERS = (
 _OTHER_MARKS = ("ntwort", "ponse", "puesta", "posta", "твет", "答", "답")  # of a text that needs the slower pattern
 
 
-class Announced:
+class AnnouncementPattern:
     """A pattern around an announcement, for texts in English and, at twice the cost, for texts in any language.
 
     around  makes the pattern from that of the announcement
@@ -40,7 +40,7 @@ class Announced:
         return (self._english if is_english else self._any).finditer(text)
 
 
-_ANNOUNCEMENT = Announced(lambda announcement: announcement)
+_ANNOUNCEMENT = AnnouncementPattern(lambda announcement: announcement)
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,4}\{|\\[{}]|[{}]")
 _STYLING = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|operatorname)\s{0,4}\{|\\[,;!]")
 # A single letter or a title before the dot belongs to a name: "Washington D.C. is", "St. Louis".

@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar
 
-from suffice.scoring.answer import Announced, last_boxed, last_part
+from suffice.scoring.answer import AnnouncementPattern, last_boxed, last_part
 from suffice.scoring.normal import ByNormalForm
 
 _OPEN = r"[\s(\[{（【*_$\"'`]{0,6}"
@@ -22,7 +22,7 @@ _NO_WORD = r"(?![\w'’-])"
 
 # Upper case stands alone or closed. Lower case needs something that closes it: "a dog" is no option.
 _LETTER = rf"(?:(?P<upper>{_UPPER}){_NO_WORD}|(?P<closed>{_LOWER}){_CLOSE}{_NO_WORD})"
-_ANNOUNCED = Announced(lambda announcement: rf"{announcement}{_OPEN}{_NAMED}{_OPEN}{_LETTER}")
+_ANNOUNCED = AnnouncementPattern(lambda announcement: rf"{announcement}{_OPEN}{_NAMED}{_OPEN}{_LETTER}")
 _LEADING = re.compile(
     rf"{_OPEN}{_NAMED}{_OPEN}(?:(?P<upper>{_UPPER})|(?P<closed>{_LOWER})){_CLOSE}{_NO_WORD}"
 )

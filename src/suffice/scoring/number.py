@@ -13,7 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.scoring.answer import Announced, last_boxed, last_part
+from suffice.scoring.answer import AnnouncementPattern, last_boxed, last_part
 from suffice.scoring.normal import ByNormalForm
 from suffice.scoring.spec import check_word
 
@@ -42,7 +42,7 @@ _NUMBER = rf"""
     (?P<percent>\s?\\?%(?!\s?\d)|\s?(?i:per\s?cent)\b)?
 """
 _NUMBER_ONLY = re.compile(_NUMBER, re.VERBOSE)
-_WALK = Announced(lambda announcement: rf"(?P<announcement>(?-x:{announcement}))|{_NUMBER}", re.VERBOSE)
+_WALK = AnnouncementPattern(lambda announcement: rf"(?P<announcement>(?-x:{announcement}))|{_NUMBER}", re.VERBOSE)
 _OPERATORS = re.compile(r"[\s$€£¥+*/×÷·()^=\\-]*+")
 _BRACED = r"\s{0,4}\{\s{0,4}([+-]?\d++)\s{0,4}\}\s{0,4}"
 _LATEX_FRACTION = re.compile(rf"(?P<glued>(?<=\d)\s?)?\\[dt]?frac(?:{_BRACED}{_BRACED}|\s?(\d)\s?(\d))")

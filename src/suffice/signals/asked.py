@@ -8,7 +8,7 @@ from __future__ import annotations
 from suffice.types import Query, Step
 
 
-class Plan:
+class PlanProgress:
     """The share of the planned steps that is behind us."""
 
     fields: tuple[str, ...] = ("step_share",)

@@ -16,15 +16,15 @@ from functools import lru_cache
 from typing import Protocol, TypeAlias
 
 from suffice.errors import ConfigError
-from suffice.signals.asked import AskedQuery, Plan
-from suffice.signals.closing import Closing
+from suffice.signals.asked import AskedQuery, PlanProgress
+from suffice.signals.closing import ClosingEntropy
 from suffice.signals.confidence import Confidence
 from suffice.signals.drafts import Drafts
 from suffice.signals.needs import Value, parse_need
-from suffice.signals.said import Said, Wording
+from suffice.signals.said import SelfReport, WordingConfidence
 from suffice.signals.stability import Stability
 from suffice.signals.text import Hedges, Loops
-from suffice.signals.trend import Degeneration, Trend
+from suffice.signals.trend import Degeneration, ConfidenceTrend
 from suffice.signals.votes import Votes, VoteTrend
 from suffice.types import Query, Signals, Step
 
@@ -56,25 +56,25 @@ class Fold(Protocol):
 
 
 FOLDS: dict[str, Callable[..., Fold]] = {
-    "closing": Closing,
+    "closing": ClosingEntropy,
     "confidence": Confidence,
     "degeneration": Degeneration,
     "drafts": Drafts,
     "hedges": Hedges,
     "loops": Loops,
-    "plan": Plan,
+    "plan": PlanProgress,
     "query": AskedQuery,
-    "said": Said,
+    "said": SelfReport,
     "stability": Stability,
-    "trend": Trend,
+    "trend": ConfidenceTrend,
     "vote-trend": VoteTrend,
     "votes": Votes,
-    "wording": Wording,
+    "wording": WordingConfidence,
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ordered:
+class FoldSpec:
     """One fold as it was asked for, checked."""
 
     need: str                              # as it was written
@@ -98,12 +98,12 @@ def fields_of(needs: Iterable[str]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1024)
-def order_all(needs: tuple[str, ...]) -> tuple[Ordered, ...]:
+def order_all(needs: tuple[str, ...]) -> tuple[FoldSpec, ...]:
     """The folds for all the needs of a policy or a route, each once.
 
     Raises ConfigError as `build_fold` does, and where two needs would fill the same field differently.
     """
-    filled: dict[str, Ordered] = {}
+    filled: dict[str, FoldSpec] = {}
     orders = []
     for need in needs:
         ordered = order(need)
@@ -119,7 +119,7 @@ def order_all(needs: tuple[str, ...]) -> tuple[Ordered, ...]:
     return tuple(orders)
 
 
-def order(need: str) -> Ordered:
+def order(need: str) -> FoldSpec:
     """Check one need and make it ready to be built. Raises ConfigError as `build_fold` does."""
     name, given = parse_need(need)
     if name not in FOLDS:
@@ -143,7 +143,7 @@ def order(need: str) -> Ordered:
     except Exception as error:  # another package's fold may fail in any way
         raise ConfigError(f"needs: {name}: cannot be built: {type(error).__name__}: {error}") from error
     bound = {key: given.get(key, parameter.default) for key, parameter in declared.items()}
-    return Ordered(
+    return FoldSpec(
         need=need, name=name, build=build if given else factory,
         parameters=tuple(sorted(bound.items())), fields=fields,
     )  # fmt: skip

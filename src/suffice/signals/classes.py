@@ -21,7 +21,7 @@ _MOST_QUERIES = 256  # whose class is remembered
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class FeatureTest:
     """One comparison: the feature is above the value, or at most the value."""
 
     feature: str   # as `signals.features` names it, of the query alone
@@ -38,7 +38,7 @@ class Comparison:
 class Rule:
     """A class with the tests that all hold for its queries."""
 
-    tests: tuple[Comparison, ...]
+    tests: tuple[FeatureTest, ...]
 
     @property
     def name(self) -> str:
@@ -96,6 +96,6 @@ def classes_from(described: Sequence[Sequence[Sequence[Any]]]) -> Classes:
                 raise ConfigError(f"{where}: got {str(list(test))[:80]}; need [feature, true or false, number]")
             if isinstance(test[2], bool) or not isinstance(test[2], (int, float)) or test[2] != test[2]:
                 raise ConfigError(f"{where}: got {str(test[2])[:40]} for a number")
-            tests.append(Comparison(test[0], test[1], float(test[2])))
+            tests.append(FeatureTest(test[0], test[1], float(test[2])))
         rules.append(Rule(tuple(tests)))
     return Classes(rules)

@@ -10,7 +10,7 @@ from suffice.signals.known import nats, number
 from suffice.types import Step
 
 
-class Closing:
+class ClosingEntropy:
     """Exponential moving mean and variance of the entropy behind the closed thought.
 
     EAT (Wang et al. 2025, "Entropy After </Think>", arXiv:2509.26522) and its authors' code

@@ -20,7 +20,7 @@ _CHUNK = 1 << 20  # numbers that wait as Python objects before they become an ar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
+class SignalColumns:
     """The signals of some runs, one row a step, run after run, as a live observer would have given them.
 
     values   for each numeric field of Signals that was asked for, and for each further field of another
@@ -38,7 +38,7 @@ class Columns:
 
 def observe_columns(
     needs: Sequence[str], kind: Kind, runs: Iterable[tuple[Query | None, Sequence[Step]]]
-) -> Columns:
+) -> SignalColumns:
     """Observe each run from its first step on and keep every number.
 
     Raises ConfigError as Observer does, and ValueError for steps out of order.
@@ -60,7 +60,7 @@ def observe_columns(
             rows = []
     blocks.append(_block(rows, len(names)))
     table = dict(zip(names, np.concatenate(blocks, axis=1), strict=True))
-    return Columns(
+    return SignalColumns(
         answer=table.pop("answer"), values=table, answers=tuple(codes), starts=np.array(starts, dtype=np.int64)
     )
 

@@ -19,7 +19,7 @@ _MOST_LEAD = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Derived:
+class DerivedField:
     """One derived field.
 
     says   what it is, in one plain sentence
@@ -81,30 +81,30 @@ def _settled_many(top: Column, second: Column, step: Column, share: Column) -> C
     return np.where(np.isnan(remaining + lead), np.nan, settled)
 
 
-DERIVED: Final[Mapping[str, Derived]] = {
-    "tokens_per_step": Derived(
+DERIVED: Final[Mapping[str, DerivedField]] = {
+    "tokens_per_step": DerivedField(
         "Tokens generated so far over the steps so far.", ("tokens_used", "step"), _over_step, _over_steps
     ),
-    "streak_share": Derived(
+    "streak_share": DerivedField(
         "Steps in a row with the same trial answer over the steps so far.",
         ("answer_streak", "step"), _over_step, _over_steps,
     ),
-    "vote_share": Derived(
+    "vote_share": DerivedField(
         "Steps that gave an answer over the steps so far.", ("n_votes", "step"), _over_step, _over_steps
     ),
-    "lead": Derived(
+    "lead": DerivedField(
         "Votes of the leading answer minus those of the runner-up.",
         ("top_votes", "second_votes"), lambda top, second: top - second, lambda top, second: top - second,
     ),
-    "remaining_steps": Derived(
+    "remaining_steps": DerivedField(
         "Planned steps that are still to come; unknown without a plan.",
         ("step", "step_share"), _remaining, _remaining_many,
     ),
-    "lead_share": Derived(
+    "lead_share": DerivedField(
         "The lead over the planned steps that remain, at most 3, and 3 where none remain; unknown without a plan.",
         ("top_votes", "second_votes", "step", "step_share"), _lead_share, _lead_share_many,
     ),
-    "settled": Derived(
+    "settled": DerivedField(
         "1 where the runner-up cannot draw level in the planned steps that remain, else 0; unknown without a plan.",
         ("top_votes", "second_votes", "step", "step_share"), _settled, _settled_many,
     ),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.signals.base import FOLDS, SIGNAL_FIELDS, order
-from suffice.signals.columns import Columns
+from suffice.signals.columns import SignalColumns
 from suffice.signals.derived import DERIVED
 from suffice.signals.terms import Factor, Mark, Number, Transform, found, mark, parse, product
 from suffice.types import Query, Signals
@@ -105,7 +105,7 @@ class FeatureSet:
             factors[at] = factors[a] * factors[b]
         return self._pick(factors)
 
-    def matrix(self, columns: Columns, queries: Sequence[Query | None]) -> Column:
+    def matrix(self, columns: SignalColumns, queries: Sequence[Query | None]) -> Column:
         """The features of every step of some runs, shape (n rows, n features).
 
         queries  one for each run

@@ -13,7 +13,7 @@ from suffice.signals.known import ROUNDING, probability
 from suffice.types import Step
 
 
-class Said:
+class SelfReport:
     """The last step's stated confidence, the model's own flag that it is done, and the kind of step."""
 
     fields: tuple[str, ...] = ("stated_confidence", "said_done", "action_code")
@@ -37,7 +37,7 @@ class Said:
         }
 
 
-class Wording:
+class WordingConfidence:
     """The mean log-probability of the last step's own tokens, as its source gave it."""
 
     fields: tuple[str, ...] = ("step_logprob",)

@@ -13,7 +13,7 @@ from suffice.signals.known import number
 from suffice.types import Step
 
 
-class Trend:
+class ConfidenceTrend:
     """Exponential moving mean of the confidence, begun with the first, and its last change.
 
     alpha  weight of the newest confidence, above 0 and at most 1

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class WordList:
     """One text without regard to case."""
 
     folded: str
@@ -15,7 +15,7 @@ class Words:
 
 
 @lru_cache(maxsize=1)  # the folds of one step ask one after the other; no other step's text is kept
-def words_of(text: str) -> Words:
+def words_of(text: str) -> WordList:
     """The text folded, and its words. O(text); any text will do."""
     folded = text.casefold()
-    return Words(folded, folded.split())
+    return WordList(folded, folded.split())

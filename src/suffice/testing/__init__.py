@@ -15,16 +15,16 @@
 
 from __future__ import annotations
 
-from suffice.testing.chain import Answerer, At, Chain, EchoNonce, FirstFails, Questions, Samples
-from suffice.testing.faultproxy import FaultProxy, Line, Link
+from suffice.testing.chain import Answerer, At, ScriptedThought, EchoNonce, FirstFails, Questions, Samples
+from suffice.testing.faultproxy import FaultProxy, LinkFaults, Link
 from suffice.testing.process import GatewayProcess
 from suffice.testing.prompt import cut
 from suffice.testing.reply import (
     Fault,
     Reply,
-    RequestSeen,
-    Seen,
-    Spoken,
+    FakeRequest,
+    FakeCall,
+    AnswerTokens,
     ToolCall,
     bad_json_frame,
     die_after,
@@ -46,23 +46,23 @@ __all__ = [
     "SCRIPTS",
     "Answerer",
     "At",
-    "Chain",
+    "ScriptedThought",
     "EchoNonce",
     "FakeUpstream",
     "Fault",
     "FaultProxy",
     "FirstFails",
     "GatewayProcess",
-    "Line",
+    "LinkFaults",
     "Link",
     "Questions",
     "Replay",
     "Reply",
-    "RequestSeen",
+    "FakeRequest",
     "Samples",
     "Script",
-    "Seen",
-    "Spoken",
+    "FakeCall",
+    "AnswerTokens",
     "ToolCall",
     "bad_json_frame",
     "cut",

@@ -1,6 +1,6 @@
 """Models made of data: what they say depends on the request alone, never on chance or a clock.
 
-Each class here is called with a `RequestSeen` and gives a `Reply`. A thought that is closed early,
+Each class here is called with a `FakeRequest` and gives a `Reply`. A thought that is closed early,
 by a probe, a prefill, a raw continuation or the control endpoint, gets one and the same answer.
 """
 
@@ -12,10 +12,10 @@ from math import log
 from typing import TypeAlias
 
 from suffice.testing.prompt import cut, visible_length
-from suffice.testing.reply import Fault, Reply, RequestSeen, Spoken
+from suffice.testing.reply import Fault, Reply, FakeRequest, AnswerTokens
 from suffice.testing.streams import Script
 
-Answerer: TypeAlias = Callable[[RequestSeen], Reply | Script]
+Answerer: TypeAlias = Callable[[FakeRequest], Reply | Script]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class At:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class ScriptedThought:
     r"""A thought in steps, with the answer at each of them.
 
     >>> chain = Chain([("2 and 2\n", "3"), ("make 4\n", "4")], "4")
@@ -46,7 +46,7 @@ class Chain:
     final_p: float = 0.9
     reply: Reply = field(default_factory=Reply)
 
-    def __call__(self, seen: RequestSeen) -> Reply:  # noqa: ARG002  it says the same to everyone
+    def __call__(self, seen: FakeRequest) -> Reply:  # noqa: ARG002  it says the same to everyone
         """The whole run: what a request carries of it already is left out later."""
         tokens = [token for step in self._steps for token in cut(step.text)]
         answer = _spoken(self.final_answer, self.final_p)
@@ -59,7 +59,7 @@ class Chain:
     def _steps(self) -> list[At]:
         return [step if isinstance(step, At) else At(*step) for step in self.steps]
 
-    def answer_after(self, thought: str) -> Spoken:
+    def answer_after(self, thought: str) -> AnswerTokens:
         """The answer when the thought is closed behind this text: that of its last whole step.
 
         Before the first step is whole it is the first step's.
@@ -72,9 +72,9 @@ class Chain:
         return _spoken(best.answer, best.p) if best else _spoken(self.final_answer, self.final_p)
 
 
-def _spoken(answer: str, p: float) -> Spoken:
+def _spoken(answer: str, p: float) -> AnswerTokens:
     tokens = cut(answer)
-    return Spoken(tokens, (log(p),) * len(tokens))
+    return AnswerTokens(tokens, (log(p),) * len(tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Samples:
     answers: Sequence[str]
     reply: Reply = field(default_factory=Reply)
 
-    def __call__(self, seen: RequestSeen) -> Reply:
+    def __call__(self, seen: FakeRequest) -> Reply:
         """The next answer in the list."""
         return replace(self.reply, answer=cut(self.answers[seen.nth_same % len(self.answers)]))
 
@@ -99,7 +99,7 @@ class Questions:
     by_text: Mapping[str, Answerer]
     otherwise: Answerer
 
-    def __call__(self, seen: RequestSeen) -> Reply | Script:
+    def __call__(self, seen: FakeRequest) -> Reply | Script:
         """What the model in charge says."""
         text = seen.text
         return next((a for key, a in self.by_text.items() if key in text), self.otherwise)(seen)
@@ -113,7 +113,7 @@ class EchoNonce:
     n_answer: int = 3
     delay_s: float = 0.0
 
-    def __call__(self, seen: RequestSeen) -> Reply:
+    def __call__(self, seen: FakeRequest) -> Reply:
         """The nonce, again and again."""
         token = seen.nonce + " "
         return Reply(
@@ -129,11 +129,11 @@ class FirstFails:
     n_calls  how many requests, counted over all kinds of calls, suffer from `faults`
     """
 
-    then: Callable[[RequestSeen], Reply]
+    then: Callable[[FakeRequest], Reply]
     faults: tuple[Fault, ...]
     n_calls: int = 1
 
-    def __call__(self, seen: RequestSeen) -> Reply:
+    def __call__(self, seen: FakeRequest) -> Reply:
         """The reply, with the faults while they last."""
         reply = self.then(seen)
         return replace(reply, faults=self.faults) if seen.nth < self.n_calls else reply

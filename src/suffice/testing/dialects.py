@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from suffice.testing.prompt import THINK_OPEN, text_of
-from suffice.testing.reply import Dialect, RequestSeen
+from suffice.testing.reply import Dialect, FakeRequest
 
 # Fields beyond OpenAI's that some engine here has; a dialect takes its own and refuses the others'.
 _TAKES: Mapping[Dialect, frozenset[str]] = {
@@ -38,7 +38,7 @@ class NotMyDialect(ValueError):
     """The engine would refuse this request, or read it otherwise than it was meant."""
 
 
-def check(dialect: Dialect, request: RequestSeen, *, opens_thought: bool, keeps_budgets: bool) -> None:
+def check(dialect: Dialect, request: FakeRequest, *, opens_thought: bool, keeps_budgets: bool) -> None:
     """Refuse what this engine would not take. Raises NotMyDialect."""
     body = request.body
     foreign = sorted((_KNOWN - _TAKES[dialect]) & set(body))
@@ -58,7 +58,7 @@ def check(dialect: Dialect, request: RequestSeen, *, opens_thought: bool, keeps_
         _check_prefixes(dialect, request, last)
 
 
-def _check_vllm(request: RequestSeen, *, keeps_budgets: bool) -> None:
+def _check_vllm(request: FakeRequest, *, keeps_budgets: bool) -> None:
     body = request.body
     # Its default for add_generation_prompt is true.
     if (body.get("continue_final_message") is True) != (body.get("add_generation_prompt") is False):
@@ -79,7 +79,7 @@ def _check_sglang(body: Mapping[str, Any], last: Mapping[str, Any], *, opens_tho
         raise NotMyDialect("fake upstream: the thought would be opened twice, or not at all")
 
 
-def _check_prefixes(dialect: Dialect, request: RequestSeen, last: Mapping[str, Any]) -> None:
+def _check_prefixes(dialect: Dialect, request: FakeRequest, last: Mapping[str, Any]) -> None:
     messages = [m for m in request.messages if isinstance(m, Mapping)]
     if any("prefix" in m for m in messages if m is not last) or (
         "prefix" in last and (dialect not in _PREFIXED or last.get("role") != "assistant")
@@ -95,7 +95,7 @@ def _check_prefixes(dialect: Dialect, request: RequestSeen, last: Mapping[str, A
         raise NotMyDialect("fake upstream: reasoning_content is taken in a prefix only")
 
 
-def continues(dialect: Dialect, request: RequestSeen) -> bool:
+def continues(dialect: Dialect, request: FakeRequest) -> bool:
     """Does the model go on with the last message, if it is an assistant's?"""
     if dialect == "llama.cpp":
         return True

@@ -1,7 +1,7 @@
 """A TCP proxy that breaks connections as it is told: slow, thin, cut into pieces, silent, reset, shut or down.
 
 It stands between a client and a server and knows bytes and sockets only. It refuses to know HTTP, so
-that it breaks what HTTP takes for granted. Each direction has its own `Line`, which may be replaced
+that it breaks what HTTP takes for granted. Each direction has its own `LinkFaults`, which may be replaced
 while connections run.
 """
 
@@ -30,7 +30,7 @@ End: TypeAlias = Literal["", "closed", "reset", "limit", "silence", "down"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class LinkFaults:
     """What happens to the bytes that go one way. The default passes them on at once.
 
     latency_s       each byte arrives this much later; the line's width is not changed by it
@@ -99,19 +99,19 @@ class FaultProxy:
     RemoteDisconnected
     (2, 0)
 
-    to_upstream, to_client   the two lines; assign another `Line` at any time, from any thread
+    to_upstream, to_client   the two lines; assign another `LinkFaults` at any time, from any thread
     seed                     of the jitter
     links                    every connection so far, oldest first
     """
 
     def __init__(
-        self, upstream: str, *, to_upstream: Line | None = None, to_client: Line | None = None, seed: int = 0
+        self, upstream: str, *, to_upstream: LinkFaults | None = None, to_client: LinkFaults | None = None, seed: int = 0
     ) -> None:
         host, _, port = upstream.removeprefix("http://").rstrip("/").rpartition(":")
         if not host or not port.isdigit():
             raise ValueError(f"FaultProxy: upstream {upstream!r}; need host:port or http://host:port")
         self._upstream = (host.strip("[]"), int(port))
-        self.to_upstream, self.to_client = to_upstream or Line(), to_client or Line()
+        self.to_upstream, self.to_client = to_upstream or LinkFaults(), to_client or LinkFaults()
         self.links: list[Link] = []
         self._random = random.Random(seed)
         self._address: tuple[str, int] | None = None
@@ -167,7 +167,7 @@ class FaultProxy:
     @classmethod
     @contextlib.contextmanager
     def in_thread(
-        cls, upstream: str, *, to_upstream: Line | None = None, to_client: Line | None = None, seed: int = 0
+        cls, upstream: str, *, to_upstream: LinkFaults | None = None, to_client: LinkFaults | None = None, seed: int = 0
     ) -> Iterator[Self]:
         """Run a proxy in a thread of its own, for programs that are not asynchronous."""
         proxy = cls(upstream, to_upstream=to_upstream, to_client=to_client, seed=seed)
@@ -305,7 +305,7 @@ class _Pump:
     waiting: asyncio.Queue[tuple[float, bytes]] = field(default_factory=lambda: asyncio.Queue(WAITING_READS))
 
     @property
-    def line(self) -> Line:
+    def line(self) -> LinkFaults:
         return self.proxy.to_upstream if self.upwards else self.proxy.to_client
 
     async def read(self) -> None:

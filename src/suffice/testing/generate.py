@@ -18,7 +18,7 @@ from suffice.testing.prompt import (
     told_thought,
     without_beginning,
 )
-from suffice.testing.reply import Reply, RequestSeen, Spoken
+from suffice.testing.reply import Reply, FakeRequest, AnswerTokens
 
 _UNTOLD_LOGPROB = -0.5
 _NO_PREFIX = Prefix("", closed=False, answer="", text="")
@@ -39,14 +39,14 @@ class Token:
     opens_call: bool = False
 
 
-class Run:
+class Completion:
     """One choice of one completion.
 
     budget_tokens  reasoning tokens after which the thought is closed, None: no limit
     Raises NotMyThought when the request carries the beginning of another thought.
     """
 
-    def __init__(self, reply: Reply, request: RequestSeen, *, index: int, budget_tokens: int | None) -> None:
+    def __init__(self, reply: Reply, request: FakeRequest, *, index: int, budget_tokens: int | None) -> None:
         self.index = index
         self.reply = reply
         self.shown: list[Token] = []             # tokens with text, as the client gets them
@@ -68,7 +68,7 @@ class Run:
         self._said = prefix.reasoning
         if reply.reasoning and not same_beginning("".join(reply.reasoning), prefix.reasoning):
             raise NotMyThought("fake upstream: the request continues a thought that this reply does not have")
-        answer = self._spoken(Spoken(reply.answer, reply.answer_logprobs))
+        answer = self._spoken(AnswerTokens(reply.answer, reply.answer_logprobs))
         told = None if carried else told_thought(self._request.messages, "".join(reply.reasoning))
         if told is not None:
             self._said = told
@@ -94,15 +94,15 @@ class Run:
 
     def _closed_answer(self, begun: str) -> deque[Token]:
         """The answer when the thought was closed here; what the request wrote of it is left out."""
-        spoken = Spoken(self.reply.answer, self.reply.answer_logprobs)
+        spoken = AnswerTokens(self.reply.answer, self.reply.answer_logprobs)
         if self.reply.answer_after is not None:
             spoken = self.reply.answer_after(self._said)
         if begun.strip() and same_beginning("".join(spoken.tokens), begun):
             left = without_beginning(spoken.tokens, begun)
-            spoken = Spoken(left, spoken.logprobs[len(spoken.tokens) - len(left):])
+            spoken = AnswerTokens(left, spoken.logprobs[len(spoken.tokens) - len(left):])
         return self._spoken(spoken)
 
-    def _spoken(self, spoken: Spoken) -> deque[Token]:
+    def _spoken(self, spoken: AnswerTokens) -> deque[Token]:
         tokens = deque(
             Token(channel="answer", text=text, logprob=_at(spoken.logprobs, n))
             for n, text in enumerate(spoken.tokens)
@@ -175,7 +175,7 @@ def _at(logprobs: tuple[float, ...], position: int) -> float:
     return logprobs[position] if position < len(logprobs) else _UNTOLD_LOGPROB
 
 
-def _cap(request: RequestSeen) -> int | None:
+def _cap(request: FakeRequest) -> int | None:
     for name in ("max_completion_tokens", "max_tokens"):
         value = count_in(request, name)
         if value is not None and value > 0:
@@ -183,13 +183,13 @@ def _cap(request: RequestSeen) -> int | None:
     return None
 
 
-def _stop_words(request: RequestSeen) -> list[str]:
+def _stop_words(request: FakeRequest) -> list[str]:
     stop = request.body.get("stop")
     found = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
     return [word for word in found if isinstance(word, str) and word]
 
 
-def count_in(request: RequestSeen, name: str) -> int | None:
+def count_in(request: FakeRequest, name: str) -> int | None:
     """A whole number in the request's body; None: absent, or something else."""
     value = request.body.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -41,7 +41,7 @@ class HttpRequest:
         return "close" not in self.header("connection").lower()
 
 
-class Connection:
+class ClientConnection:
     """One client's connection. `gone` is set as soon as the client's side is closed."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -147,7 +147,7 @@ class Connection:
 class Response:
     """One answer being written."""
 
-    def __init__(self, connection: Connection, *, goes_on: bool = False) -> None:
+    def __init__(self, connection: ClientConnection, *, goes_on: bool = False) -> None:
         self._connection, self._goes_on = connection, goes_on
         self._piece_bytes: int | None = None
         self.status: int | None = None

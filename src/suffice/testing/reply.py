@@ -125,7 +125,7 @@ def merged(faults: tuple[Fault, ...]) -> Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class AnswerTokens:
     """An answer, token by token."""
 
     tokens: tuple[str, ...]
@@ -151,7 +151,7 @@ class Reply:
     answer: tuple[str, ...] = ("ok",)
     reasoning: tuple[str, ...] = ()
     reasoning_field: ReasoningField = "reasoning_content"
-    answer_after: Callable[[str], Spoken] | None = None  # answer when the thought is closed here
+    answer_after: Callable[[str], AnswerTokens] | None = None  # answer when the thought is closed here
     rethinks: tuple[str, ...] = ()                       # before it answers a re-ask, unless thinking is off
     answer_logprobs: tuple[float, ...] = ()              # natural log; shown when asked for
     reasoning_logprobs: tuple[float, ...] = ()
@@ -167,7 +167,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestSeen:
+class FakeRequest:
     """One request as the fake read it."""
 
     method: str
@@ -220,10 +220,10 @@ class RequestSeen:
 
 
 @dataclass(slots=True, kw_only=True)
-class Seen:
+class FakeCall:
     """One call and how it went. Filled while it runs; read it when `closed_at_s` is set."""
 
-    request: RequestSeen
+    request: FakeRequest
     opened_at_s: float                   # monotonic clock
     closed_at_s: float | None = None     # monotonic clock; None: still running
     status: int | None = None            # None: no status line was sent

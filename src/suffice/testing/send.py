@@ -10,14 +10,14 @@ import math
 from collections.abc import AsyncGenerator
 from typing import TypeAlias
 
-from suffice.testing.generate import Run, Token
+from suffice.testing.generate import Completion, Token
 from suffice.testing.http1 import Response
-from suffice.testing.reply import Death, Fault, Reply, Seen
-from suffice.testing.shape import Shape
+from suffice.testing.reply import Death, Fault, Reply, FakeCall
+from suffice.testing.shape import ReplyShape
 from suffice.testing.streams import Script
 from suffice.upstream.wire import DONE, encode_frame, encode_json, error_body, error_frame
 
-Tokens: TypeAlias = AsyncGenerator[tuple[Run, Token], None]
+Tokens: TypeAlias = AsyncGenerator[tuple[Completion, Token], None]
 
 _JSON = {"content-type": "application/json"}
 _LOOKS_S = 0.003   # between two looks at whether a silence is over
@@ -34,7 +34,7 @@ class Dies(Exception):
 
 
 async def generate(
-    seen: Seen, reply: Reply, fault: Fault, runs: list[Run]
+    seen: FakeCall, reply: Reply, fault: Fault, runs: list[Completion]
 ) -> Tokens:
     """Generate all choices in turn, token by token; count each before anybody can see it.
 
@@ -59,7 +59,7 @@ async def generate(
             yield run, token
 
 
-async def _be_silent(fault: Fault, run: Run) -> None:
+async def _be_silent(fault: Fault, run: Completion) -> None:
     if not fault.stall_until_cut:
         await asyncio.sleep(fault.stall_s)
         return
@@ -69,7 +69,7 @@ async def _be_silent(fault: Fault, run: Run) -> None:
         await asyncio.sleep(_LOOKS_S)
 
 
-async def stream(tokens: Tokens, runs: list[Run], shape: Shape, fault: Fault, out: Response) -> None:
+async def stream(tokens: Tokens, runs: list[Completion], shape: ReplyShape, fault: Fault, out: Response) -> None:
     """Send a reply as an event stream."""
     await out.start(200, {**_SSE, **dict(shape.headers)})
     for run in runs:
@@ -97,7 +97,7 @@ async def stream(tokens: Tokens, runs: list[Run], shape: Shape, fault: Fault, ou
     await out.finish(frames[-1] if frames else b"")
 
 
-async def whole(tokens: Tokens, runs: list[Run], shape: Shape, fault: Fault, out: Response) -> None:
+async def whole(tokens: Tokens, runs: list[Completion], shape: ReplyShape, fault: Fault, out: Response) -> None:
     """Send a reply as one JSON body, when all of it has been generated."""
     try:
         async for _ in tokens:

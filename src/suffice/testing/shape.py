@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from math import exp, log
 from typing import Any
 
-from suffice.testing.generate import Run, Token, count_in
-from suffice.testing.reply import Dialect, Reply, RequestSeen, Seen
+from suffice.testing.generate import Completion, Token, count_in
+from suffice.testing.reply import Dialect, Reply, FakeRequest, FakeCall
 
 CREATED = 1_700_000_000
 
 
-class Shape:
+class ReplyShape:
     """Writes one call's chunks and body."""
 
     def __init__(
-        self, seen: Seen, reply: Reply, *, dialect: Dialect, completion_id: str, prefill_echo: bool
+        self, seen: FakeCall, reply: Reply, *, dialect: Dialect, completion_id: str, prefill_echo: bool
     ) -> None:
         self._seen, self._reply, self._request = seen, reply, seen.request
         self.headers = reply.headers
@@ -35,7 +35,7 @@ class Shape:
 
     # ---- streams
 
-    def opening(self, run: Run) -> list[dict[str, Any]]:
+    def opening(self, run: Completion) -> list[dict[str, Any]]:
         """Chunks before the first token."""
         if self._request.is_raw:
             return []
@@ -47,13 +47,13 @@ class Shape:
             chunks[0]["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         return [*chunks, self._chunk(run, {"content": self._echo})] if self._echo else chunks
 
-    def token(self, run: Run, token: Token) -> dict[str, Any] | None:
+    def token(self, run: Completion, token: Token) -> dict[str, Any] | None:
         """The chunk that carries a token; None: it has no text to show."""
         if not token.text and token.channel != "tool":
             return None
         return self._chunk(run, self._delta(token), token=token)
 
-    def closing(self, runs: Sequence[Run], *, finish: bool) -> list[dict[str, Any]]:
+    def closing(self, runs: Sequence[Completion], *, finish: bool) -> list[dict[str, Any]]:
         """Chunks behind the last token."""
         chunks = [self._chunk(run, {}, finish_reason=run.finish_reason) for run in runs] if finish else []
         if chunks and self._reply.usage == "with_finish":
@@ -65,7 +65,7 @@ class Shape:
         return chunks
 
     def _chunk(
-        self, run: Run, delta: dict[str, Any], *, token: Token | None = None, finish_reason: str | None = None
+        self, run: Completion, delta: dict[str, Any], *, token: Token | None = None, finish_reason: str | None = None
     ) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": run.index, "finish_reason": finish_reason}
         if self._request.is_raw:
@@ -97,7 +97,7 @@ class Shape:
 
     # ---- one body
 
-    def body(self, runs: Sequence[Run]) -> dict[str, Any]:
+    def body(self, runs: Sequence[Completion]) -> dict[str, Any]:
         """The whole answer at once."""
         body = {**self._top(chunk=False), "choices": [self._choice(run) for run in runs]}
         if self._reply.usage != "none":
@@ -106,7 +106,7 @@ class Shape:
             body["timings"] = self._timings()
         return body
 
-    def _choice(self, run: Run) -> dict[str, Any]:
+    def _choice(self, run: Completion) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": run.index, "finish_reason": run.finish_reason}
         if self._n_top is not None and run.shown:
             choice["logprobs"] = self._logprobs(run.shown)
@@ -118,7 +118,7 @@ class Shape:
             choice["message"] = self._message(run)
         return choice
 
-    def _message(self, run: Run) -> dict[str, Any]:
+    def _message(self, run: Completion) -> dict[str, Any]:
         field = self._reply.reasoning_field
         inline = field.startswith("inline")
         thought = "" if inline else "".join(t.text for t in run.shown if t.channel == "reasoning")
@@ -134,7 +134,7 @@ class Shape:
             message["tool_calls"] = [self._call(run, n) for n in calls]
         return message
 
-    def _call(self, run: Run, n: int) -> dict[str, Any]:
+    def _call(self, run: Completion, n: int) -> dict[str, Any]:
         arguments = "".join(t.text for t in run.shown if t.call == n)
         call = self._reply.tool_calls[n]
         return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
@@ -194,7 +194,7 @@ def _rivals(token: Token, n_top: int) -> list[tuple[str, float]]:
     return [(token.text, token.logprob), *((f"~{n}", log(rest)) for n in range(1, n_top))][:n_top]
 
 
-def _n_top_logprobs(request: RequestSeen) -> int | None:
+def _n_top_logprobs(request: FakeRequest) -> int | None:
     """How many rivals are asked for beside each token; None: no log-probabilities at all."""
     asked = request.body.get("logprobs")
     if request.is_raw and not isinstance(asked, bool):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from suffice.testing.reply import RequestSeen
+from suffice.testing.reply import FakeRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Replay:
     delay_s: float = 0.0
     content_type: str = "text/event-stream"
 
-    def __call__(self, seen: RequestSeen) -> Script:  # noqa: ARG002  the record is the same for everyone
+    def __call__(self, seen: FakeRequest) -> Script:  # noqa: ARG002  the record is the same for everyone
         """The recorded body as a script."""
         body = self.source if isinstance(self.source, bytes) else Path(self.source).read_bytes()
         size = self.piece_bytes or max(1, len(body))

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from suffice.testing.chain import At, Chain
-from suffice.testing.reply import Reply, RequestSeen
+from suffice.testing.chain import At, ScriptedThought
+from suffice.testing.reply import Reply, FakeRequest
 
 _SUM = re.compile(r"(\d{1,6})\s*([-+*])\s*(\d{1,6})")
 _COUNT = re.compile(r"from (\d{1,3}) to (\d{1,3})\b")
@@ -24,7 +24,7 @@ _CHECKS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class SumsModel:
     """Answers the last `a + b`, `a - b` or `a * b` of a prompt.
 
     >>> from suffice.testing import FakeUpstream
@@ -41,7 +41,7 @@ class Sums:
     wrong_nth: int = 6
     delay_s: float = 0.0
 
-    def __call__(self, seen: RequestSeen) -> Reply:
+    def __call__(self, seen: FakeRequest) -> Reply:
         """The whole run for this prompt."""
         found = _SUM.findall(seen.text)
         if not found:
@@ -51,7 +51,7 @@ class Sums:
         if seen.nth_same % (self.wrong_nth + 1) == self.wrong_nth:
             answer += 10
         told = f" {answer}"  # as a model goes on behind words
-        return Chain(
+        return ScriptedThought(
             [
                 At(f"The question asks for {left} {sign} {right}, so let me begin with a rough guess of the size.\n",
                    f" {answer - 8}", p=0.4),
@@ -63,12 +63,12 @@ class Sums:
         )(seen)  # fmt: skip
 
 
-    def _no_sum(self, seen: RequestSeen) -> Reply:
+    def _no_sum(self, seen: FakeRequest) -> Reply:
         count, answer = _COUNT.search(seen.text), "I only do sums, such as 17 * 24."
         if count is not None:
             answer = "In order: " + ", ".join(str(n) for n in range(int(count[1]), int(count[2]) + 1)) + "."
         thought = [At("Nothing is to be added or multiplied, so let me look again.\n", answer)] * self.n_checks
-        return Chain(thought, answer, reply=Reply(delay_s=self.delay_s))(seen)
+        return ScriptedThought(thought, answer, reply=Reply(delay_s=self.delay_s))(seen)
 
 
 def _worked_out(left: int, sign: str, right: int) -> int:

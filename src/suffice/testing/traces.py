@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.replay.traces.batch import Batch, as_batches
-from suffice.replay.traces.columns import Columns, Words, check, vote_winners
+from suffice.replay.traces.columns import TraceColumns, TextColumn, check, vote_winners
 from suffice.replay.traces.form import LAST, MAJORITY_VOTE, NULL, STATED
 from suffice.replay.traces.parquet import write_traces_parquet
 from suffice.types import Kind
@@ -75,7 +75,7 @@ class Synthetic:
         """Write the runs as a Parquet file, batch by batch."""
         write_traces_parquet(path, self.batches(batch_rows=batch_rows))
 
-    def _columns(self, number: NDArray[np.int64]) -> Columns:
+    def _columns(self, number: NDArray[np.int64]) -> TraceColumns:
         """The runs of these numbers: every question by every model, then all of it again."""
         question = number % self.n_questions
         model = number // self.n_questions % self.n_models
@@ -92,28 +92,28 @@ class Synthetic:
         vote = self.kind == "samples"
         full = vote_winners(answer, offset) if vote else answer[offset[1:] - 1]
         choices = tuple("ABCDEF")
-        return Columns(
+        return TraceColumns(
             file=self.name,
             row=number + 1,
             offset=offset,
             texts={
                 "dataset": _same(self.name, number),
                 "setting": _same(_SETTING[self.kind], number),
-                "task": Words((question % len(_TASKS)).astype(np.int32), _TASKS),
+                "task": TextColumn((question % len(_TASKS)).astype(np.int32), _TASKS),
                 "model": _named("model-", model),
                 "run": _named("run-", again),
                 "question_id": _named("q-", question),
-                "gold": Words(gold[question], choices),
+                "gold": TextColumn(gold[question], choices),
                 "aggregation": _same(MAJORITY_VOTE if vote else LAST, number),
                 "token_source": _same("synthetic", number),
-                "full_answer": Words(full, choices),
+                "full_answer": TextColumn(full, choices),
             },
             numbers={
                 "n_steps": lengths,
                 "full_em": (full == gold[question]).astype(np.int8),
                 "full_tokens": np.add.reduceat(tokens + ctx_tokens, offset[:-1]),
             },
-            step_texts={"answer": Words(answer, choices)},
+            step_texts={"answer": TextColumn(answer, choices)},
             step_numbers={
                 "tokens": tokens,
                 "ctx_tokens": np.where(ctx_tokens > 0, ctx_tokens, NULL),
@@ -191,10 +191,10 @@ def _wrong(
     return ((gold[:, None] + np.minimum(behind, N_CHOICES - 1)) % N_CHOICES).astype(np.int32)
 
 
-def _same(word: str, number: NDArray[np.int64]) -> Words:
-    return Words(np.zeros(len(number), dtype=np.int32), (word,))
+def _same(word: str, number: NDArray[np.int64]) -> TextColumn:
+    return TextColumn(np.zeros(len(number), dtype=np.int32), (word,))
 
 
-def _named(prefix: str, numbers: NDArray[np.int64]) -> Words:
+def _named(prefix: str, numbers: NDArray[np.int64]) -> TextColumn:
     distinct, codes = np.unique(numbers, return_inverse=True)
-    return Words(codes.astype(np.int32), tuple(f"{prefix}{number}" for number in distinct))
+    return TextColumn(codes.astype(np.int32), tuple(f"{prefix}{number}" for number in distinct))

@@ -21,11 +21,11 @@ import msgspec
 from suffice.testing import dialects, prompt
 from suffice.testing.chain import Answerer
 from suffice.testing.dialects import NotMyDialect
-from suffice.testing.generate import NotMyThought, Run, count_in
-from suffice.testing.http1 import BadHttp, Connection, HttpRequest, Response
-from suffice.testing.reply import Dialect, Reply, RequestSeen, Seen, merged
+from suffice.testing.generate import NotMyThought, Completion, count_in
+from suffice.testing.http1 import BadHttp, ClientConnection, HttpRequest, Response
+from suffice.testing.reply import Dialect, Reply, FakeRequest, FakeCall, merged
 from suffice.testing.send import Dies, generate, play, stream, whole
-from suffice.testing.shape import CREATED, Shape
+from suffice.testing.shape import CREATED, ReplyShape
 from suffice.testing.streams import Script
 from suffice.upstream.wire import encode_json, error_body
 
@@ -106,15 +106,15 @@ class FakeUpstream:
         self._n_slots = slots or 1
         self._slots = asyncio.Semaphore(slots) if slots else contextlib.nullcontext()
         self._read: list[list[str]] | None = [] if prefix_cache else None
-        self._live: dict[str, tuple[Seen, list[Run]]] = {}
+        self._live: dict[str, tuple[FakeCall, list[Completion]]] = {}
         self._prompts: dict[str, int] = {}
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failures: list[Exception] = []
-        self.calls: list[Seen] = []
+        self.calls: list[FakeCall] = []
         self.in_flight = 0       # completions being answered now
         self.max_in_flight = 0   # the most at once so far
-        self._routes: dict[tuple[str, str], Callable[[Seen, Response], Awaitable[None]]] = {
+        self._routes: dict[tuple[str, str], Callable[[FakeCall, Response], Awaitable[None]]] = {
             ("POST", "/chat/completions"): self._complete,
             ("POST", "/completions"): self._complete,
             ("POST", "/chat/completions/control"): self._control,
@@ -138,7 +138,7 @@ class FakeUpstream:
         return f"http://{host}:{port}"
 
     @property
-    def completions(self) -> list[Seen]:
+    def completions(self) -> list[FakeCall]:
         """The calls that asked for generated text, in the order they came in."""
         return [seen for seen in self.calls if seen.is_completion]
 
@@ -228,7 +228,7 @@ class FakeUpstream:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        connection = Connection(reader, writer)
+        connection = ClientConnection(reader, writer)
         try:
             keep = True
             while keep:
@@ -244,7 +244,7 @@ class FakeUpstream:
             await connection.close()
             self._tasks.discard(task)
 
-    async def _answer(self, connection: Connection, request: HttpRequest) -> bool:
+    async def _answer(self, connection: ClientConnection, request: HttpRequest) -> bool:
         """Answer one request. False: the connection is of no further use."""
         seen = self._see(request)
         out = Response(connection, goes_on=not self._cancels)
@@ -264,7 +264,7 @@ class FakeUpstream:
             seen.status, seen.n_bytes_sent = out.status, out.n_bytes_sent
             seen.closed_at_s = time.monotonic()
 
-    def _see(self, http: HttpRequest) -> Seen:
+    def _see(self, http: HttpRequest) -> FakeCall:
         path = http.target.partition("?")[0]
         path = path.removeprefix("/v1") if path.startswith("/v1/") else path
         path = path.removeprefix("/beta") if self._dialect == "deepseek" else path
@@ -277,25 +277,25 @@ class FakeUpstream:
             key = path + repr(body.get("messages", body.get("prompt")))
             nth_same = self._prompts.get(key, 0)
             self._prompts[key] = nth_same + 1
-        request = RequestSeen(
+        request = FakeRequest(
             method=http.method, path=path, target=http.target, headers=http.headers,
             raw_body=http.body, body=body, nth=len(self.calls), nth_same=nth_same, prefix=None,
         )  # fmt: skip
-        seen = Seen(request=replace(request, prefix=self._prefix(request)), opened_at_s=time.monotonic())
+        seen = FakeCall(request=replace(request, prefix=self._prefix(request)), opened_at_s=time.monotonic())
         self.calls.append(seen)
         return seen
 
-    def _prefix(self, request: RequestSeen) -> prompt.Prefix | None:
+    def _prefix(self, request: FakeRequest) -> prompt.Prefix | None:
         if request.path == "/completions":
             return prompt.prefix_of_prompt(request.text)
         if request.path == "/chat/completions" and self._goes_on(request):
             return prompt.prefix_of_message(request.messages)
         return None
 
-    def _goes_on(self, request: RequestSeen) -> bool:
+    def _goes_on(self, request: FakeRequest) -> bool:
         return "continue_final_message" not in self._ignores and dialects.continues(self._dialect, request)
 
-    async def _work(self, seen: Seen, out: Response, connection: Connection) -> bool:
+    async def _work(self, seen: FakeCall, out: Response, connection: ClientConnection) -> bool:
         """Run the route's handler. False: the connection is of no further use."""
         if self._api_key is not None and seen.request.header("authorization") != f"Bearer {self._api_key}":
             await self._refuse(seen, out, 401, "fake upstream: wrong or missing key", "invalid_api_key")
@@ -324,16 +324,16 @@ class FakeUpstream:
             return False
         return out.complete
 
-    async def _play(self, script: Script, seen: Seen, out: Response) -> None:  # noqa: ARG002  a route's signature
+    async def _play(self, script: Script, seen: FakeCall, out: Response) -> None:  # noqa: ARG002  a route's signature
         await play(script, out)
 
-    async def _refuse(self, seen: Seen, out: Response, status: int, message: str, code: str) -> None:
+    async def _refuse(self, seen: FakeCall, out: Response, status: int, message: str, code: str) -> None:
         seen.error = message
         await out.whole(status, _JSON, error_body(message, code=code))
 
     # ---- completions
 
-    async def _complete(self, seen: Seen, out: Response) -> None:
+    async def _complete(self, seen: FakeCall, out: Response) -> None:
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
@@ -346,7 +346,7 @@ class FakeUpstream:
         finally:
             self.in_flight -= 1
 
-    async def _reply(self, seen: Seen, out: Response, reply: Reply) -> None:
+    async def _reply(self, seen: FakeCall, out: Response, reply: Reply) -> None:
         fault = merged(reply.faults)
         out.cut_into(fault.piece_bytes)
         await asyncio.sleep(fault.header_delay_s)
@@ -368,7 +368,7 @@ class FakeUpstream:
             await self._refuse(seen, out, 400, str(error), code)
             return
         completion_id = f"{'cmpl' if seen.request.is_raw else 'chatcmpl'}-fake-{seen.request.nth}"
-        shape = Shape(
+        shape = ReplyShape(
             seen, reply, dialect=self._dialect, completion_id=completion_id,
             prefill_echo=self._prefill_echo or self._dialect == "mistral",
         )  # fmt: skip
@@ -381,11 +381,11 @@ class FakeUpstream:
         finally:
             del self._live[completion_id]
 
-    def _begin(self, seen: Seen, reply: Reply) -> list[Run]:
+    def _begin(self, seen: FakeCall, reply: Reply) -> list[Completion]:
         request = seen.request
         budget = dialects.budget_of(self._dialect, request.body, keeps_budgets=self._keeps_budgets)
         n_choices = count_in(request, "n") or 1
-        runs = [Run(reply, request, index=n, budget_tokens=budget) for n in range(n_choices)]
+        runs = [Completion(reply, request, index=n, budget_tokens=budget) for n in range(n_choices)]
         read = prompt.words(self._template(request))
         seen.prompt_tokens = max(1, len(read))
         if self._read is not None:
@@ -393,7 +393,7 @@ class FakeUpstream:
             self._read.append(read)
         return runs
 
-    def _template(self, request: RequestSeen) -> str:
+    def _template(self, request: FakeRequest) -> str:
         if request.is_raw:
             return request.text
         continues = self._goes_on(request)
@@ -403,7 +403,7 @@ class FakeUpstream:
 
     # ---- llama.cpp's own routes, and lists
 
-    async def _control(self, seen: Seen, out: Response) -> None:
+    async def _control(self, seen: FakeCall, out: Response) -> None:
         if self._dialect != "llama.cpp":
             await self._refuse(seen, out, 404, "fake upstream: no control in this dialect", "not_found")
             return
@@ -422,13 +422,13 @@ class FakeUpstream:
             answer["success"] = True
         await out.whole(200, _JSON, encode_json(answer))
 
-    async def _apply_template(self, seen: Seen, out: Response) -> None:
+    async def _apply_template(self, seen: FakeCall, out: Response) -> None:
         if self._dialect != "llama.cpp":
             await self._refuse(seen, out, 404, "fake upstream: no template in this dialect", "not_found")
             return
         await out.whole(200, _JSON, encode_json({"prompt": self._template(seen.request)}))
 
-    async def _tokenize(self, seen: Seen, out: Response) -> None:
+    async def _tokenize(self, seen: FakeCall, out: Response) -> None:
         """llama.cpp takes `content`, SGLang `prompt`, vLLM `prompt` or the chat itself."""
         body = seen.body
         key = {"llama.cpp": "content", "sglang": "prompt", "vllm": "prompt"}.get(self._dialect, "content")
@@ -444,7 +444,7 @@ class FakeUpstream:
         told = {} if self._dialect == "llama.cpp" else {"count": len(ids), "max_model_len": 32768}
         await out.whole(200, _JSON, encode_json({"tokens": ids, **told}))
 
-    async def _detokenize(self, seen: Seen, out: Response) -> None:
+    async def _detokenize(self, seen: FakeCall, out: Response) -> None:
         ids = seen.body.get("tokens")
         text = self._texts.get(tuple(ids)) if isinstance(ids, list) else None
         if text is None:
@@ -453,20 +453,20 @@ class FakeUpstream:
         key = "content" if self._dialect == "llama.cpp" else "prompt"
         await out.whole(200, _JSON, encode_json({key: text}))
 
-    async def _list_models(self, seen: Seen, out: Response) -> None:  # noqa: ARG002  a route's signature
+    async def _list_models(self, seen: FakeCall, out: Response) -> None:  # noqa: ARG002  a route's signature
         listed = [{"id": m, "object": "model", "created": CREATED, "owned_by": "fake"} for m in self._models]
         await out.whole(200, _JSON, encode_json({"object": "list", "data": listed}))
 
-    async def _health(self, seen: Seen, out: Response) -> None:  # noqa: ARG002
+    async def _health(self, seen: FakeCall, out: Response) -> None:  # noqa: ARG002
         await out.whole(200, _JSON, b'{"status":"ok"}')
 
-    async def _list_slots(self, seen: Seen, out: Response) -> None:  # noqa: ARG002
+    async def _list_slots(self, seen: FakeCall, out: Response) -> None:  # noqa: ARG002
         n_busy = len(self._live)
         n_slots = max(self._n_slots, n_busy)
         slots = [{"id": n, "is_processing": n < n_busy} for n in range(n_slots)]
         await out.whole(200, _JSON, encode_json(slots))
 
-    async def _metrics(self, seen: Seen, out: Response) -> None:  # noqa: ARG002
+    async def _metrics(self, seen: FakeCall, out: Response) -> None:  # noqa: ARG002
         counts = {
             "llamacpp:prompt_tokens_total": self.total_prompt_tokens,
             "llamacpp:tokens_predicted_total": self.total_completion_tokens,

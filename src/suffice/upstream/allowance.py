@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from suffice.settings import Extra
-from suffice.upstream.limits import LimitKind, Window, read_limits, retry_after_s
+from suffice.upstream.limits import LimitKind, LimitWindow, read_limits, retry_after_s
 
 Refusal = Literal["paused", "slots", "concurrency", "calls_per_s", "tokens_per_s", "rate_limit"]
 
@@ -55,10 +55,10 @@ class Bucket:
 
 
 @dataclass(slots=True)
-class Learned:
+class KnownLimit:
     """One rate limit as it was told last, and what extra calls took since its window began."""
 
-    window: Window
+    window: LimitWindow
     known_until_s: float    # what was told is not believed from here on
     ends_s: float           # `used` begins anew from here on
     used_before: float      # taken by extra calls in this window up to when it was told
@@ -82,7 +82,7 @@ class Allowance:
     n_open: int = 0                      # extra calls that run now
     paused_until_s: float = float("-inf")
     next_pause_s: float = FIRST_PAUSE_S
-    limits: dict[LimitKind, Learned] = field(default_factory=dict)
+    limits: dict[LimitKind, KnownLimit] = field(default_factory=dict)
     calls: Bucket = field(init=False)
     tokens: Bucket = field(init=False)
 
@@ -179,10 +179,10 @@ class Allowance:
             self.next_pause_s = min(2 * self.next_pause_s, LONGEST_OWN_PAUSE_S)
         self.paused_until_s = max(self.paused_until_s, now_s + min(asked_s, LONGEST_PAUSE_S))
 
-    def _learn(self, kind: LimitKind, window: Window, now_s: float) -> None:
+    def _learn(self, kind: LimitKind, window: LimitWindow, now_s: float) -> None:
         known_until_s = now_s + (MEMORY_S if window.reset_s is None else window.reset_s)
         before = self.limits.get(kind)
         used, ends_s = 0.0, known_until_s
         if before is not None and now_s < before.ends_s:  # still the window of the answer before
             used, ends_s = before.used, before.ends_s
-        self.limits[kind] = Learned(window, known_until_s, ends_s, used_before=used, used=used)
+        self.limits[kind] = KnownLimit(window, known_until_s, ends_s, used_before=used, used=used)

@@ -22,8 +22,8 @@ from suffice.errors import UpstreamBusy, UpstreamDown, UpstreamError, UpstreamTi
 from suffice.settings import Upstream
 from suffice.types import Findings
 from suffice.upstream.allowance import Allowance, Refusal
-from suffice.upstream.connection import Broken, Connection, TakesAtOnce
-from suffice.upstream.pool import Address, Pool
+from suffice.upstream.connection import ConnectionBroken, Connection, TakesAtOnce
+from suffice.upstream.pool import Address, ConnectionPool
 from suffice.upstream.reachability import Reachability
 
 Headers = Iterable[tuple[str, str]]
@@ -94,7 +94,7 @@ class Call:
                 await connection.more(at_once)
         except TimeoutError:
             raise UpstreamTimeout("the upstream was silent for longer than idle_timeout_s") from None
-        except Broken as error:
+        except ConnectionBroken as error:
             raise UpstreamDown(f"the upstream broke off its answer ({error})") from None
         self._is_behind = connection.holds
         return data
@@ -127,7 +127,7 @@ class Call:
             self._connection.cut()
 
 
-class Opening:
+class CallContext:
     """One call as a block: entered with the open answer, left with the connection returned or cut."""
 
     __slots__ = ("_body", "_client", "_connection", "_extra", "_head", "_takes_slot")
@@ -175,7 +175,7 @@ class UpstreamClient:
         self.allowance = Allowance(settings.extra, settings.slots)
         self._address = Address.of(settings.url)
         self._login = _login(settings.url)
-        self._pool: Pool | None = None
+        self._pool: ConnectionPool | None = None
         self.n_open = 0                     # completions asked of it and not yet over, whoever asked
         self.refuses: set[str] = set()      # fields of ours that it answered with an error
         self._crowded_s = CROWDED_S[0]      # that a lost place is remembered for, the next time
@@ -184,7 +184,7 @@ class UpstreamClient:
 
     async def __aenter__(self) -> Self:
         settings = self.settings
-        self._pool = Pool(
+        self._pool = ConnectionPool(
             self._address, connect_timeout_s=settings.connect_timeout_s,
             first_byte_timeout_s=settings.first_byte_timeout_s, idle_timeout_s=settings.idle_timeout_s,
             keep_s=settings.keepalive_s,
@@ -235,7 +235,7 @@ class UpstreamClient:
         method: str = "POST",
         key_header: str = "authorization",
         extra: bool = False,
-    ) -> Opening:
+    ) -> CallContext:
         """Send one request and give the open response; tries again only while nothing came back.
 
         path        with its query, as it is to be sent: nothing in it is changed
@@ -245,10 +245,10 @@ class UpstreamClient:
         The block raises UpstreamDown when no connection can be made and UpstreamTimeout when no answer begins.
         """
         head = self._head(method, path, headers, None if body is None else len(body), key_header)
-        return Opening(self, head, body, extra=extra, takes_slot=path.partition("?")[0].endswith(GENERATES))
+        return CallContext(self, head, body, extra=extra, takes_slot=path.partition("?")[0].endswith(GENERATES))
 
     async def begin(self, head: str, body: bytes | None, *, extra: bool) -> tuple[Call, Connection]:
-        """Send a request and learn from the head of its answer. For `Opening`, which ends what begins here."""
+        """Send a request and learn from the head of its answer. For `CallContext`, which ends what begins here."""
         connection = await self._send(head, body, retries=0 if extra else self.settings.retries)
         call = Call(connection)
         call.asks_for_less = self.allowance.note(
@@ -304,7 +304,7 @@ class UpstreamClient:
             self.allowance.end(spent(), self._now_s())
 
     @property
-    def _opened_pool(self) -> Pool:
+    def _opened_pool(self) -> ConnectionPool:
         if self._pool is None:
             raise UpstreamDown("the upstream client is not open")
         return self._pool
@@ -343,7 +343,7 @@ class UpstreamClient:
             except TimeoutError:
                 message = f"upstream {self.name!r} did not begin to answer in time"
                 raise self._with_address(UpstreamTimeout(message)) from None
-            except Broken as error:
+            except ConnectionBroken as error:
                 if error.began or attempt == retries:
                     raise self._down(str(error)) from None
             except OSError as error:
@@ -353,7 +353,7 @@ class UpstreamClient:
         raise AssertionError("unreachable")
 
     @staticmethod
-    async def _asked(pool: Pool, head: str, body: bytes | None, *, fresh: bool) -> Connection:
+    async def _asked(pool: ConnectionPool, head: str, body: bytes | None, *, fresh: bool) -> Connection:
         connection = await pool.take(fresh=fresh)
         try:
             end = "\r\nconnection: close\r\n\r\n" if fresh else "\r\n\r\n"

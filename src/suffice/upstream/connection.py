@@ -30,7 +30,7 @@ LOOK_AGAIN_S = 0.05               # where a wait is over time although nobody wa
 TakesAtOnce: TypeAlias = Callable[[bytes], bool]   # of a body: True: it has taken them; must not raise, nor wait
 
 
-class Broken(Exception):
+class ConnectionBroken(Exception):
     """The connection ended, or what came over it is no HTTP.
 
     began  something of the answer had come: the server has seen the request
@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
         """
         transport = self._transport
         if transport is None or self.closed:
-            raise Broken("it was closed while it waited to be used", began=False)
+            raise ConnectionBroken("it was closed while it waited to be used", began=False)
         self.status, self.head, self.complete, self._n_bytes = 0, [], False, 0
         self._n_framing_bytes = 0
         self._asked_s = self._waits_since_s = self._loop.time()
@@ -196,12 +196,12 @@ class Connection(asyncio.Protocol):
         except (HttpParserError, HttpParserUpgrade) as error:
             self._spoil()
             if not self.complete:
-                self._fail(Broken(f"no HTTP ({type(error).__name__})", began=True))
+                self._fail(ConnectionBroken(f"no HTTP ({type(error).__name__})", began=True))
                 return
         self._n_framing_bytes = 0 if len(self._parts) > n_parts else self._n_framing_bytes + len(data)
         if self._n_framing_bytes > HEAD_LIMIT_BYTES:
             self._spoil()
-            self._fail(Broken("its head or trailer is too long", began=True))
+            self._fail(ConnectionBroken("its head or trailer is too long", began=True))
             return
         if self._at_once is not None and self._parts and self._is_taken_at_once():
             return
@@ -222,7 +222,7 @@ class Connection(asyncio.Protocol):
                 self.complete = True
                 self._wake()
             else:
-                self._fail(Broken(f"disconnected ({type(exc).__name__})" if exc else "disconnected",
+                self._fail(ConnectionBroken(f"disconnected ({type(exc).__name__})" if exc else "disconnected",
                                   began=self._n_bytes > 0))
         self._parser = None  # it refers to us: without this, both wait for the garbage collector
 

@@ -49,7 +49,7 @@ _SPELLINGS: Mapping[LimitKind, tuple[tuple[str, str, str], ...]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class LimitWindow:
     """One rate limit as it stood when the answer came. None: it was not told."""
 
     remaining: int
@@ -57,7 +57,7 @@ class Window:
     reset_s: float | None = None   # seconds until it is full again
 
 
-def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[LimitKind, Window]:
+def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[LimitKind, LimitWindow]:
     """The limits that an answer tells; {} when it tells none that can be read.
 
     wall_s  Unix time now, for servers that tell a moment instead of a duration
@@ -66,12 +66,12 @@ def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[Li
     for name, value in headers:
         # A header may come twice; the first one counts.
         given.setdefault(name.lower(), value)
-    found: dict[LimitKind, Window] = {}
+    found: dict[LimitKind, LimitWindow] = {}
     for kind, spellings in _SPELLINGS.items():
         for limit, remaining, reset in spellings:
             left = _count(given.get(remaining))
             if left is not None:
-                found[kind] = Window(
+                found[kind] = LimitWindow(
                     remaining=left, limit=_count(given.get(limit)),
                     reset_s=duration_s(given.get(reset), wall_s=wall_s),
                 )  # fmt: skip
@@ -83,7 +83,7 @@ def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[Li
     return found
 
 
-def _structured(value: str, policy: str) -> Window | None:
+def _structured(value: str, policy: str) -> LimitWindow | None:
     """The IETF field: `"default";r=50;t=30`, or the pairs of earlier drafts. The first policy counts."""
     if "qu=" in policy and 'qu="requests"' not in policy:
         return None  # bytes or connections: nothing that a call could be counted in
@@ -94,7 +94,7 @@ def _structured(value: str, policy: str) -> Window | None:
     quota = dict(reversed(_PAIR.findall(policy))).get("q")
     limit = pairs.get("limit", None if quota is None else float(quota))
     reset = pairs.get("reset", pairs.get("t"))
-    return Window(
+    return LimitWindow(
         remaining=int(left), limit=None if limit is None or limit > MAX_COUNT else int(limit),
         reset_s=None if reset is None or reset > MAX_RESET_S else reset,
     )  # fmt: skip

@@ -50,7 +50,7 @@ class _Kept:
     behind_stream: bool   # its last answer came in chunks
 
 
-class Pool:
+class ConnectionPool:
     """The connections to one server. There is no limit to them: `slots` are the engine's affair.
 
     llama.cpp closes a connection about a millisecond behind a stream and announces the contrary. A request that

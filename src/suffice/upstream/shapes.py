@@ -12,7 +12,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class AnswerShape:
     """One way in which an engine answers."""
 
     engine: str
@@ -21,15 +21,15 @@ class Shape:
     evidence: Literal["recorded", "synthetic"]
 
 
-def _recorded(name: str, shape: str) -> Shape:
-    return Shape("llama.cpp", f"llama_cpp_{name}", shape, "recorded")
+def _recorded(name: str, shape: str) -> AnswerShape:
+    return AnswerShape("llama.cpp", f"llama_cpp_{name}", shape, "recorded")
 
 
-def _written(engine: str, name: str, shape: str) -> Shape:
-    return Shape(engine, name, shape, "synthetic")
+def _written(engine: str, name: str, shape: str) -> AnswerShape:
+    return AnswerShape(engine, name, shape, "synthetic")
 
 
-SHAPES: tuple[Shape, ...] = (
+SHAPES: tuple[AnswerShape, ...] = (
     _recorded("chat_reasoning", "chat stream, thought in reasoning_content, usage chunk"),
     _recorded("chat_inline_tags", "chat stream, thought between tags in the content"),
     _recorded("chat_no_usage", "chat stream without usage"),

@@ -30,7 +30,7 @@ _BESIDE_INPUT = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 @dataclass(slots=True)
-class Told:
+class AnswerFacts:
     """What an answer said of itself. None: nothing."""
 
     prompt_tokens: int | None = None       # all of the prompt, cached parts included
@@ -42,12 +42,12 @@ class Told:
     failed: bool = False                   # the upstream's own error, inside an answer that had begun
 
 
-def read_answer(head: bytes, tail: bytes, *, events: bool) -> Told:
+def read_answer(head: bytes, tail: bytes, *, events: bool) -> AnswerFacts:
     """Read an answer from its first and its last bytes, which may overlap.
 
     events  it is a stream of server-sent events, otherwise one JSON body
     """
-    told = Told()
+    told = AnswerFacts()
     for value in _values(head, tail) if events else _bodies(head, tail):
         _take(told, value)
     return told
@@ -94,7 +94,7 @@ def _usage_alone(tail: bytes) -> Iterator[Any]:
     yield {"usage": usage}
 
 
-def _take(told: Told, value: Any) -> None:
+def _take(told: AnswerFacts, value: Any) -> None:
     if not isinstance(value, Mapping):
         return
     # Responses wrap the answer in their events as `response`, messages in their first one as `message`.
@@ -124,7 +124,7 @@ def _usage_in(value: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def _take_usage(told: Told, usage: Mapping[str, Any] | None) -> None:
+def _take_usage(told: AnswerFacts, usage: Mapping[str, Any] | None) -> None:
     """The last word counts; what it leaves out stays as it was. A usage of zeros says nothing."""
     if usage is None:
         return

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from suffice.wiring.prestart import Preflight, embedders, preflight
     from suffice.wiring.questions import question_texts, questions_file
     from suffice.wiring.routes import (
-        Evidence,
+        StartupEvidence,
         build_route,
         check,
         check_experiment,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from suffice.wiring.working import decisions, worker
 
 __all__ = [
-    "Evidence",
+    "StartupEvidence",
     "Preflight",
     "Randomness",
     "api_key",
@@ -85,7 +85,7 @@ _ROOMS: Final = {
     "prestart": ("Preflight", "embedders", "preflight"),
     "questions": ("question_texts", "questions_file"),
     "routes": (
-        "Evidence", "build_route", "check", "check_experiment", "evidence_warnings", "read_evidence",
+        "StartupEvidence", "build_route", "check", "check_experiment", "evidence_warnings", "read_evidence",
     ),
     "running": ("gateway", "library"),
     "working": ("decisions", "worker"),

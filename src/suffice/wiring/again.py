@@ -19,7 +19,7 @@ from suffice.store.database.late import LateLog
 from suffice.store.database.sqlite import SqliteLog
 from suffice.telemetry import LOG
 from suffice.wiring import beginning
-from suffice.wiring.beginning import Begun, Known
+from suffice.wiring.beginning import StartState, LogKnowledge
 
 LAST_TRY_S: Final = 7.0  # that the end waits for a try, which itself waits for other processes
 
@@ -28,7 +28,7 @@ class Again:
     """Tries until the log is open or the process ends."""
 
     def __init__(
-        self, settings: Settings, gw: Gateway, begun: Begun, came: Callable[[Known], None], *, lock: threading.Lock
+        self, settings: Settings, gw: Gateway, begun: StartState, came: Callable[[LogKnowledge], None], *, lock: threading.Lock
     ) -> None:
         """Begin.
 
@@ -77,6 +77,6 @@ class Again:
         log.close()
         return True
 
-    def _take(self, log: SqliteLog, known: Known) -> None:
+    def _take(self, log: SqliteLog, known: LogKnowledge) -> None:
         beginning.attach(self._begun, self._late, log, serves=self._gw.serves)
         self._came(known)

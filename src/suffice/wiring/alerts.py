@@ -22,7 +22,7 @@ _OF: Final = "SELECT kind, body FROM events WHERE seq = ?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sent:
+class SentNotice:
     """A notice that a sink took."""
 
     at_s: float     # Unix time at which it was told
@@ -54,9 +54,9 @@ def notifier(settings: Settings, path: Path) -> Notify:
     )  # fmt: skip
 
 
-def sent(path: Path, n: int) -> list[Sent]:
+def sent(path: Path, n: int) -> list[SentNotice]:
     """The latest notices that were told, oldest first. Raises StoreError."""
-    found = list[Sent]()
+    found = list[SentNotice]()
     with reading(path) as connection:
         for seq, at_s, body in connection.execute(_SENT, (n,)).fetchall():
             telling = decoded(seq, AlertSent, body).telling
@@ -65,5 +65,5 @@ def sent(path: Path, n: int) -> list[Sent]:
             notice = None if row is None else alerts_of(decoded(place, EVENTS[row[0]], row[1]))
             if notice is not None:
                 notice = replace(notice, over=bool(telling.over))
-                found.append(Sent(at_s=at_s, about_s=telling.about_s, sink=telling.sink, notice=notice))
+                found.append(SentNotice(at_s=at_s, about_s=telling.about_s, sink=telling.sink, notice=notice))
     return found[::-1]

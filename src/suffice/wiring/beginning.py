@@ -25,7 +25,7 @@ from suffice.errors import ConfigError, StoreError
 from suffice.files import tighten
 from suffice.gateway.context import Gateway
 from suffice.gateway.key_limits import day_of
-from suffice.gateway.last_good import Keeper, LastGood, read
+from suffice.gateway.last_good import LastGoodWriter, LastGood, read
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.settings import Settings
 from suffice.store.database.late import LateLog
@@ -35,7 +35,7 @@ from suffice.store.database.views import n_requests_of, read_recent
 from suffice.store.people.keys import used_on
 from suffice.store.people.notices import MOST_TEXT, Notice, plain
 from suffice.store.rows.key_events import Usage
-from suffice.store.rows.serving_events import LogMissed, Missing
+from suffice.store.rows.serving_events import LogMissed, LogOutage
 from suffice.telemetry import LOG
 from suffice.types import Episode
 from suffice.upstream.findings import url_key
@@ -43,7 +43,7 @@ from suffice.wiring.alerts import sinks_of
 from suffice.wiring.audit import config_change
 from suffice.wiring.keys import deployment_salt, good_file, has_secret, salt_file
 from suffice.wiring.people import People
-from suffice.wiring.routes import Evidence, evidence_warnings, read_evidence
+from suffice.wiring.routes import StartupEvidence, evidence_warnings, read_evidence
 
 LEARNT_RUNS: Final = 2_000       # of the log's latest runs: what they teach is known again after a restart
 AGAIN_S: Final = (1.0, 30.0)     # before another try to open the log, doubling
@@ -52,21 +52,21 @@ Process = Literal["serve", "library"]  # which one starts: a gateway, or a calle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class LogKnowledge:
     """What a log teaches a gateway that starts."""
 
-    evidence: Evidence = field(default_factory=Evidence)
+    evidence: StartupEvidence = field(default_factory=StartupEvidence)
     n_requests: Mapping[str, int] = field(default_factory=dict)  # by route, as far as it matters
     recent: tuple[Episode, ...] = ()                             # the latest runs
     used: tuple[Usage, ...] = ()                                 # today, by keys with a budget
 
 
 @dataclass(slots=True, kw_only=True)
-class Begun:
+class StartState:
     """What a gateway starts with."""
 
     log: EventLog
-    known: Known
+    known: LogKnowledge
     secret: str                    # of the deployment; of this process alone where it cannot be had
     good: LastGood | None = None   # that may be served, or that a version may be taken from
     problem: str | None = None     # why there is no log yet; None: there is
@@ -116,10 +116,10 @@ def open_log(settings: Settings, *, create: bool = True) -> SqliteLog:
     return SqliteLog.open(settings.store, now=time.time, redact=settings.retention.redact, create=create)
 
 
-def recovered(settings: Settings, log: EventLog, process: Process) -> Known:
+def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowledge:
     """What an opened log knows, once the requests of dead processes have their outcome. Raises StoreError."""
     if not isinstance(log, SqliteLog):
-        return Known()
+        return LogKnowledge()
     changed = config_change(settings, log.path, process=process)
     if changed is not None:
         log.append(changed)
@@ -129,13 +129,13 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> Known:
         LOG.warning(warning)
     counts = n_requests_of(path, settings.routes, most=FIRST_REQUESTS)
     has_budgets = any(key.tokens_per_day is not None for key in settings.keys.values())
-    return Known(
+    return LogKnowledge(
         evidence=evidence, n_requests=counts, recent=tuple(read_recent(path, LEARNT_RUNS)),
         used=tuple(used_on(path, day_of(time.time()))) if has_budgets else (),
     )  # fmt: skip
 
 
-def begin(settings: Settings, given: EventLog | None = None, *, process: Process = "serve") -> Begun:
+def begin(settings: Settings, given: EventLog | None = None, *, process: Process = "serve") -> StartState:
     """Open the log and read what it knows; where that fails, say so and do without.
 
     Raises ConfigError, and StoreError for a folder that does not exist where nothing was ever served: a mistake in the
@@ -145,7 +145,7 @@ def begin(settings: Settings, given: EventLog | None = None, *, process: Process
         if (problem := tighten(file)) is not None:
             LOG.warning(problem)
     if given is not None:
-        return Begun(log=given, known=recovered(settings, given, process), secret=deployment_salt(settings))
+        return StartState(log=given, known=recovered(settings, given, process), secret=deployment_salt(settings))
     try:
         log, known = opened(settings, process)
     except StoreError as error:
@@ -153,10 +153,10 @@ def begin(settings: Settings, given: EventLog | None = None, *, process: Process
             raise
         return _without(settings, str(error), process)
     secret = deployment_salt(settings)
-    return Begun(log=log, known=known, secret=secret, good=_good(settings, secret, most_s=math.inf))
+    return StartState(log=log, known=known, secret=secret, good=_good(settings, secret, most_s=math.inf))
 
 
-def opened(settings: Settings, process: Process = "serve") -> tuple[SqliteLog, Known]:
+def opened(settings: Settings, process: Process = "serve") -> tuple[SqliteLog, LogKnowledge]:
     """The log and what it knows. Raises ConfigError and StoreError, and then nothing is open."""
     log = open_log(settings)
     try:
@@ -166,15 +166,15 @@ def opened(settings: Settings, process: Process = "serve") -> tuple[SqliteLog, K
         raise
 
 
-def _without(settings: Settings, problem: str, process: Process) -> Begun:
+def _without(settings: Settings, problem: str, process: Process) -> StartState:
     secret = _secret(settings)
     good = _good(settings, secret, most_s=settings.store.last_good_s)
-    known, now_s = Known(), time.time()
+    known, now_s = LogKnowledge(), time.time()
     if good is not None:
         here = {name: url_key(one.url) for name, one in settings.upstreams.items()}
         found = {name: one for name, one in good.findings.items() if here.get(name) == one.url_key}
-        known = Known(
-            evidence=Evidence(upstreams=found), n_requests={name: one.n_requests for name, one in good.routes.items()}
+        known = LogKnowledge(
+            evidence=StartupEvidence(upstreams=found), n_requests={name: one.n_requests for name, one in good.routes.items()}
         )
     serves = "the last-good file is served" if good is not None else "everything runs in full"
     if process == "library":  # whoever drives the loop is there to read it
@@ -183,7 +183,7 @@ def _without(settings: Settings, problem: str, process: Process) -> Begun:
         LOG.error("%s: %s until it can be opened", problem, serves)
         _tell(settings, f"a gateway started without its log ({problem}): {serves}")
     late = LateLog(problem, most_rows=settings.store.queue_rows)
-    return Begun(log=late, known=known, secret=secret, good=good, problem=problem, since_s=now_s)
+    return StartState(log=late, known=known, secret=secret, good=good, problem=problem, since_s=now_s)
 
 
 def _good(settings: Settings, secret: str, *, most_s: float) -> LastGood | None:
@@ -222,17 +222,17 @@ def _tell(settings: Settings, said: str) -> None:
         threading.Thread(target=tell, args=(sink,), name=f"suffice-tell-{sink.name}", daemon=True).start()
 
 
-def keeper(settings: Settings, secret: str) -> Keeper | None:
+def keeper(settings: Settings, secret: str) -> LastGoodWriter | None:
     """What writes the last-good file; None: none is wanted."""
     most_s = settings.store.last_good_s
     if not most_s:
         return None
-    return Keeper(good_file(settings), secret=secret, monotonic_s=time.monotonic, every_s=min(KEEP_S, most_s / 10))
+    return LastGoodWriter(good_file(settings), secret=secret, monotonic_s=time.monotonic, every_s=min(KEEP_S, most_s / 10))
 
 
 @asynccontextmanager
 async def waiting(
-    settings: Settings, gw: Gateway, begun: Begun, came: Callable[[SqliteLog, Known], None]
+    settings: Settings, gw: Gateway, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
 ) -> AsyncIterator[None]:
     """A block in which a log that could not be opened is tried again, until it can.
 
@@ -250,7 +250,7 @@ async def waiting(
 
 
 async def _wait(
-    settings: Settings, gw: Gateway, begun: Begun, came: Callable[[SqliteLog, Known], None]
+    settings: Settings, gw: Gateway, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
 ) -> None:
     pause_s, late = AGAIN_S[0], begun.log
     assert isinstance(late, LateLog)
@@ -275,13 +275,13 @@ async def _wait(
         return
 
 
-def attach(begun: Begun, late: LateLog, log: SqliteLog, *, serves: str) -> None:
+def attach(begun: StartState, late: LateLog, log: SqliteLog, *, serves: str) -> None:
     """Write the rows that waited to a log that is open now, and that it was missed.
 
     serves  by what everything was served meanwhile, as `Gateway` has it
     """
     n_dropped, n_rows = late.n_dropped, late.attach(log)
-    late.append(LogMissed(Missing(
+    late.append(LogMissed(LogOutage(
         gateway=secrets.token_hex(6), since_s=begun.since_s, until_s=time.time(), reason=begun.problem or "",
         after="the last-good file" if serves == "last good" else "everything in full", n_rows=n_rows,
         n_dropped=n_dropped,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from suffice.browsers import BrowserPolicy
 from suffice.console.app import ConsoleApp
-from suffice.console.desk import Desk
-from suffice.console.doors import Doors
+from suffice.console.desk import ConsoleContext
+from suffice.console.doors import ConsoleAuth
 from suffice.console.live import Live
 from suffice.console.pages import live_part, mark_of
 from suffice.console.site import table
@@ -24,14 +24,14 @@ from suffice.control.evidence.matching import matching
 from suffice.control.evidence.window_size import window_of
 from suffice.control.people.effects import what_it_changed
 from suffice.errors import ConfigError
-from suffice.review.items import Item
-from suffice.rollout.stages import Standing
+from suffice.review.items import ReviewItem
+from suffice.rollout.stages import RolloutState
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.presence import switch_reason
 from suffice.store.database.views import reading
 from suffice.store.people.reviews import read_reviews
-from suffice.store.routes.rollouts import Held
+from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.routes.trials import propose_learned, take_back
 from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export
@@ -60,7 +60,7 @@ def console(
     people, alerts = People.of(settings), AlertReader()
     with ExitStack() as stack:
         writer = _Once(stack, decisions)
-        desk = Desk(
+        desk = ConsoleContext(
             settings=settings, path=path, told=told, closing=closing, now=time.time, monotonic_s=time.monotonic,
             killed=lambda: switch_reason(kill_file(settings)) is not None,
             first=lambda: condition(settings, checks=False).sentences,
@@ -76,7 +76,7 @@ def console(
             take_back=lambda name, reason, who: take_back(
                 writer(), name, settings.routes[name], author=who, reason=reason, secret=deployment_salt(settings)
             ),
-            doors=Doors(
+            doors=ConsoleAuth(
                 roster=people.now,
                 browsers=BrowserPolicy(hosts=(settings.console.host or settings.server.host, *settings.server.names)),
                 random_bytes=secrets.token_bytes, session_s=settings.console.session_s, now=time.time,
@@ -110,7 +110,7 @@ def _setup(settings: Settings, name: str) -> str:
     return build_route(name, route, read_evidence(settings), settings.upstreams.get(route.upstream)).setup
 
 
-def _standing(settings: Settings, path: Path, name: str, held: Held) -> Standing:
+def _standing(settings: Settings, path: Path, name: str, held: RolloutRun) -> RolloutState:
     """What the evidence says of a rollout. Raises StoreError and ConfigError."""
     with reading(path) as connection:
         return standing_of(
@@ -138,7 +138,7 @@ class _Texts:
         self._settings = settings
         self._read: dict[str, Mapping[str, str]] = {}
 
-    def __call__(self, item: Item) -> str | None:
+    def __call__(self, item: ReviewItem) -> str | None:
         """The text of an item's question; None: it is in no file that can be read."""
         if item.route not in self._read:
             self._read[item.route] = self._of(item.route)

@@ -17,7 +17,7 @@ from suffice.errors import ConfigError
 from suffice.settings import Settings
 from suffice.store.database.owners import try_lock
 from suffice.store.database.sqlite import database_path
-from suffice.store.rows.access_events import Access, AccessChanged
+from suffice.store.rows.access_events import AccessGrant, AccessChanged
 from suffice.telemetry import LOG
 from suffice.wiring.audit import user_name
 
@@ -165,7 +165,7 @@ class People:
 def access_changed(people: People, name: str, what: Literal["added", "reset", "removed"]) -> AccessChanged:
     """The row of the audit log that says so. Raises ConfigError for a file that cannot be read."""
     role = next((one.role for one in people.listed() if one.name == name), "")
-    return AccessChanged(Access(
+    return AccessChanged(AccessGrant(
         access_id=f"ac_{secrets.token_hex(8)}", name=name, what=what, role=role, author=user_name() or "unknown",
         reason="asked for by suffice admin" if what != "added" or name != ADMIN else "the first run",
     ))  # fmt: skip

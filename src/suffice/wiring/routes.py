@@ -37,23 +37,23 @@ RECORDED: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class StartupEvidence:
     """What the log already says about upstreams and routes; empty when there is no log yet."""
 
     upstreams: Mapping[str, Findings] = field(default_factory=dict)          # by name, same address only
     extracted: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)  # by route, oldest first
 
 
-def read_evidence(settings: Settings, database: Path | None = None) -> Evidence:
+def read_evidence(settings: Settings, database: Path | None = None) -> StartupEvidence:
     """Read what `suffice doctor` and the routes' own full runs have shown. Raises StoreError.
 
     database  the log's file; None: the one that the settings name
     """
     path = database or database_path(settings.store.url)
     if not path.is_file():
-        return Evidence()
+        return StartupEvidence()
     examined = route_findings(path)
-    return Evidence(
+    return StartupEvidence(
         upstreams={
             name: found for name, found in upstream_findings(path).items()
             if name in settings.upstreams and found.url_key == url_key(settings.upstreams[name].url)
@@ -64,7 +64,7 @@ def read_evidence(settings: Settings, database: Path | None = None) -> Evidence:
     )  # fmt: skip
 
 
-def evidence_warnings(settings: Settings, evidence: Evidence) -> list[str]:
+def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str]:
     """What the log says against these settings, for the owner."""
     warnings = []
     for name, route in settings.routes.items():
@@ -81,10 +81,10 @@ def evidence_warnings(settings: Settings, evidence: Evidence) -> list[str]:
 
 
 def build_route(
-    name: str, settings: Route, evidence: Evidence | None = None, upstream: Upstream | None = None
+    name: str, settings: Route, evidence: StartupEvidence | None = None, upstream: Upstream | None = None
 ) -> BuiltRoute:
     """Build a route's scorer and policy. Raises ConfigError with the route's path."""
-    known = evidence or Evidence()
+    known = evidence or StartupEvidence()
     try:
         scorer = build_scorer(settings.scorer)
         policy = build_policy(settings.policy or {"policy": "never"})

@@ -40,7 +40,7 @@ from suffice.store.rows.key_events import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.again import Again
-from suffice.wiring.beginning import Begun, Known, begin, keeper, waiting
+from suffice.wiring.beginning import StartState, LogKnowledge, begin, keeper, waiting
 from suffice.wiring.console import console
 from suffice.wiring.keys import key_ring, kill_file, new_id, presence_files
 from suffice.wiring.prestart import Preflight, preflight
@@ -59,7 +59,7 @@ async def _handlers_end(gw: Gateway) -> None:
 
 
 def _running(
-    settings: Settings, begun: Begun, clients: Mapping[str, UpstreamClient], vectors: Mapping[str, Embedder],
+    settings: Settings, begun: StartState, clients: Mapping[str, UpstreamClient], vectors: Mapping[str, Embedder],
     presence: Announcement, found: Preflight | None = None,
 ) -> Gateway:
     """All that handlers need, with what the log's history teaches. found: None where no clients are served."""
@@ -86,14 +86,14 @@ def _running(
     return gw
 
 
-def _routes(settings: Settings, known: Known) -> tuple[BuiltRoute, ...]:
+def _routes(settings: Settings, known: LogKnowledge) -> tuple[BuiltRoute, ...]:
     return tuple(
         build_route(name, route, known.evidence, settings.upstreams.get(route.upstream))
         for name, route in settings.routes.items()
     )  # fmt: skip
 
 
-def _teach(gw: Gateway, known: Known) -> None:
+def _teach(gw: Gateway, known: LogKnowledge) -> None:
     """What the log's history says: whoever was served since then counts on top of it."""
     for name, n in known.n_requests.items():
         gw.n_requests[name] = gw.n_requests.get(name, 0) + n
@@ -166,7 +166,7 @@ def library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: thread
     return Library(gw, close)
 
 
-def _taught_late(settings: Settings, gw: Gateway, follower: Follower, known: Known) -> None:
+def _taught_late(settings: Settings, gw: Gateway, follower: Follower, known: LogKnowledge) -> None:
     """The log can be opened now: what it teaches, and no route as the last-good file had it."""
     gw.n_requests = {}  # what was served since is in the queue of the log, and counted there at the next start
     _teach(gw, known)
@@ -254,7 +254,7 @@ def _look_for_damage(path: Path, gw: Gateway) -> None:
         threading.Thread(target=look, name="suffice-check", daemon=True).start()
 
 
-async def _followed(settings: Settings, gw: Gateway, begun: Begun, app: App, stack: AsyncExitStack) -> None:
+async def _followed(settings: Settings, gw: Gateway, begun: StartState, app: App, stack: AsyncExitStack) -> None:
     """Have what is decided followed, from now on or from when the log can be opened."""
     if not isinstance(begun.log, SqliteLog | LateLog):
         return
@@ -265,7 +265,7 @@ async def _followed(settings: Settings, gw: Gateway, begun: Begun, app: App, sta
     else:
         _look_for_damage(path, gw)
 
-    def came(log: SqliteLog, known: Known) -> None:
+    def came(log: SqliteLog, known: LogKnowledge) -> None:
         for name, found in known.evidence.upstreams.items():
             gw.upstreams[name].findings = found
         _taught_late(settings, gw, follower, known)

@@ -16,9 +16,9 @@ from suffice.control.jobs.critical import Critical
 from suffice.control.jobs.loops import Certify
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.proposing import Retrain
-from suffice.control.jobs.reviewing import Review
+from suffice.control.jobs.reviewing import ReviewJob
 from suffice.control.jobs.rollup import Rollup
-from suffice.control.jobs.sampling import Sample
+from suffice.control.jobs.sampling import SamplingJob
 from suffice.errors import StoreError
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
@@ -83,9 +83,9 @@ def _keepers(settings: Settings, path: Path, author: str, salt: str, stack: Exit
         settings=settings, path=path, author=author, matches=matching, secret=salt, now=time.time,
         monotonic_s=time.monotonic,
     )  # fmt: skip
-    review = Review(settings=settings, path=path, author=author, salt=salt, now=time.time)
+    review = ReviewJob(settings=settings, path=path, author=author, salt=salt, now=time.time)
     critical = Critical(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
-    sample = Sample(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
+    sample = SamplingJob(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
     for one in (rollup, advance, critical, sample):
         stack.enter_context(closing(one))
     return rollup, advance, review, critical, sample

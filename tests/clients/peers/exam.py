@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from suffice.testing import Chain, Reply, RequestSeen
+from suffice.testing import ScriptedThought, Reply, FakeRequest
 from tests.clients.peers.environments import clean_environment
 from tests.clients.peers.matrix import CLIENT_TIMEOUT_S, ClientBroke, at_rest
 from tests.clients.peers.roster import PROGRAMS, ROOT, Client
@@ -54,7 +54,7 @@ EM_FULL = Fraction(sum(q.final == q.gold for q in QUESTIONS), N_QUESTIONS)
 EM_STOPPED = Fraction(sum(q.early == q.gold for q in QUESTIONS), N_QUESTIONS)
 
 
-def asked(seen: RequestSeen) -> Question:
+def asked(seen: FakeRequest) -> Question:
     """Which question a request asks. Raises ValueError for any other text."""
     found = [q for q in QUESTIONS if q.text in seen.text]
     if len(found) != 1:
@@ -62,14 +62,14 @@ def asked(seen: RequestSeen) -> Question:
     return found[0]
 
 
-def answers(seen: RequestSeen) -> Reply:
+def answers(seen: FakeRequest) -> Reply:
     """What the fake says to a question."""
     q = asked(seen)
     early, final = f"The answer is {q.early}.", f"The answer is {q.final}."
     steps = [("first I add the tens of both\n", early), ("then I add the ones of both\n", early)]
     steps += [(f"look at it once more, the {word} time now\n", early) for word in ("first", "second", "third")]
     steps += [(f"check the carry, the {word} time now\n", final) for word in ("first", "second", "third", "fourth")]
-    return Chain(steps, final, reply=Reply(delay_s=DELAY_S))(seen)
+    return ScriptedThought(steps, final, reply=Reply(delay_s=DELAY_S))(seen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from suffice.store.database.views import read_episodes
 from suffice.testing import (
-    Chain,
+    ScriptedThought,
     FakeUpstream,
     GatewayProcess,
     Reply,
-    RequestSeen,
+    FakeRequest,
     ToolCall,
     cut,
     die_after,
@@ -37,7 +37,7 @@ STEPS = (
     "400 would be 17 * 23.5, so it is more – 北🙂\n", "yes, it stays with 408\n",
 )  # fmt: skip
 TOKEN_DELAY_S = 0.012   # a stop that comes after the second step has half a second of thought left to save
-CHAIN = Chain([(step, ANSWER) for step in STEPS], ANSWER, reply=Reply(delay_s=TOKEN_DELAY_S))
+CHAIN = ScriptedThought([(step, ANSWER) for step in STEPS], ANSWER, reply=Reply(delay_s=TOKEN_DELAY_S))
 PLAIN = Reply(answer=cut(ANSWER))
 
 
@@ -91,7 +91,7 @@ def model_name(mode: Mode, scene: str) -> str:
     return f"fake-{mode}-{scene}"
 
 
-def _tool_reply(seen: RequestSeen) -> Reply:
+def _tool_reply(seen: FakeRequest) -> Reply:
     """A call of the tool that is offered; once its result is there, an answer."""
     if any(isinstance(m, Mapping) and m.get("role") == "tool" for m in seen.messages):
         return PLAIN
@@ -110,7 +110,7 @@ def _broken(fault: Any) -> Reply:
     return Reply(answer=cut(ANSWER), faults=(fault,))
 
 
-SAYS: Mapping[str, Reply | Chain | Callable[[RequestSeen], Reply]] = {
+SAYS: Mapping[str, Reply | ScriptedThought | Callable[[FakeRequest], Reply]] = {
     "body": CHAIN, "stream": CHAIN,
     "tool": _tool_reply,
     "400": _error(400), "401": _error(401), "429": _error(429), "500": _error(500),
@@ -121,7 +121,7 @@ SAYS: Mapping[str, Reply | Chain | Callable[[RequestSeen], Reply]] = {
 }  # fmt: skip
 
 
-def says(seen: RequestSeen) -> Reply:
+def says(seen: FakeRequest) -> Reply:
     """What the fake answers; a name it does not know is a mistake in this folder and fails the run."""
     found = re.fullmatch(r"fake-(?:off|observe|enforce)-([a-z0-9]+)(?:-[a-z]+)?", seen.model)
     if found is None:
@@ -165,7 +165,7 @@ def settings(fake_url: str, database: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def staged(folder: Path, answerer: Callable[[RequestSeen], Reply] = says) -> Iterator[Stage]:
+def staged(folder: Path, answerer: Callable[[FakeRequest], Reply] = says) -> Iterator[Stage]:
     """Start both, and end both. Raises RuntimeError when the gateway does not come up."""
     with (
         FakeUpstream.in_thread(answerer) as fake,

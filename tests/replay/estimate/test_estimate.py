@@ -13,40 +13,40 @@ from hypothesis import strategies as st
 from suffice.policy.base import build_policy
 from suffice.replay.estimate.estimate import (
     BETS,
-    Estimate,
-    Traffic,
+    LogEstimate,
+    LogTraffic,
     audits_to_certify,
     estimate,
     traffic_of,
 )
-from suffice.replay.estimate.runs import LADDERS, Found, Run, replay_ladder, runs_of_calls
-from suffice.replay.logs.formats import Call
+from suffice.replay.estimate.runs import LADDERS, LogRuns, LogRun, replay_ladder, runs_of_calls
+from suffice.replay.logs.formats import LoggedCall
 from suffice.scoring.base import build_scorer
 from suffice.signals.observe import Observer
 from suffice.types import Step
 
 NUMBER = build_scorer("number")
-NO_TRAFFIC = Traffic(
+NO_TRAFFIC = LogTraffic(
     n_calls=0, n_requests=0, span_s=None, requests_per_day=None, completion_share=None, n_counted=0
 )
 
 
-def votes(question: str, answers: Sequence[str], *, tokens: int = 10, gold: str | None = None) -> Run:
+def votes(question: str, answers: Sequence[str], *, tokens: int = 10, gold: str | None = None) -> LogRun:
     from suffice.episode import vote
 
     steps = tuple(
         Step(index=k, tokens=tokens, answer=a, answer_source="sample") for k, a in enumerate(answers, 1)
     )
-    return Run(
+    return LogRun(
         question=question, kind="samples", steps=steps, full_answer=vote.count(list(answers)).answer,
         full_tokens=tokens * len(answers), gold=gold,
     )  # fmt: skip
 
 
-def estimated(runs: list[Run], seed: int = 0, traffic: Traffic = NO_TRAFFIC, **changes: float) -> Estimate:
+def estimated(runs: list[LogRun], seed: int = 0, traffic: LogTraffic = NO_TRAFFIC, **changes: float) -> LogEstimate:
     given = {"max_em_drop": 0.02, "confidence": 0.95, "audit_share": 0.1, "most_audits": 800} | changes
     return estimate(
-        replay_ladder(Found(runs=runs, kind=runs[0].kind), NUMBER), traffic, rng=np.random.default_rng(seed),
+        replay_ladder(LogRuns(runs=runs, kind=runs[0].kind), NUMBER), traffic, rng=np.random.default_rng(seed),
         max_em_drop=given["max_em_drop"], confidence=given["confidence"], audit_share=given["audit_share"],
         most_audits=int(given["most_audits"]),
     )  # fmt: skip
@@ -105,7 +105,7 @@ def test_what_no_audits_can_prove_is_refused(eps: float, confidence: float) -> N
 def test_a_level_stops_where_its_policy_does_and_pays_whole_waves() -> None:
     rng = random.Random(7)
     runs = [votes(f"q{i}", [rng.choice("1123") for _ in range(12)]) for i in range(60)]
-    evidence = replay_ladder(Found(runs=runs, kind="samples"), NUMBER)
+    evidence = replay_ladder(LogRuns(runs=runs, kind="samples"), NUMBER)
     for level, spec in enumerate(LADDERS["votes"]):
         policy = build_policy(dict(spec))
         for i, run in enumerate(runs):
@@ -150,14 +150,14 @@ def test_repeats_of_one_question_are_not_taken_for_evidence_of_many() -> None:
 
 
 def test_ninety_per_cent_intervals_hold_the_truth_about_as_often() -> None:
-    def draw(rng: random.Random, n: int) -> list[Run]:
+    def draw(rng: random.Random, n: int) -> list[LogRun]:
         runs = []
         for i in range(n):
             p = rng.choice([0.99, 0.9, 0.6])
             runs.append(votes(f"q{i}", ["4" if rng.random() < p else rng.choice("56") for _ in range(9)]))
         return runs
 
-    truth = replay_ladder(Found(runs=draw(random.Random(99), 1_200), kind="samples"), NUMBER)
+    truth = replay_ladder(LogRuns(runs=draw(random.Random(99), 1_200), kind="samples"), NUMBER)
     saving = 1 - truth.tokens.sum(axis=0) / truth.full_tokens.sum()
     disagreement = truth.differs.mean(axis=0)
     hits, n_logs = np.zeros(2), 25
@@ -172,14 +172,14 @@ def test_ninety_per_cent_intervals_hold_the_truth_about_as_often() -> None:
 
 
 def test_a_level_that_stops_hardly_a_run_still_has_an_interval_that_holds() -> None:
-    def draw(rng: random.Random, n: int) -> list[Run]:
+    def draw(rng: random.Random, n: int) -> list[LogRun]:
         runs = []
         for i in range(n):
             p = 0.99 if rng.random() < 0.03 else 0.5
             runs.append(votes(f"q{i}", ["4" if rng.random() < p else rng.choice("56") for _ in range(16)]))
         return runs
 
-    truth = replay_ladder(Found(runs=draw(random.Random(99), 2_000), kind="samples"), NUMBER)
+    truth = replay_ladder(LogRuns(runs=draw(random.Random(99), 2_000), kind="samples"), NUMBER)
     assert (truth.stopped.mean(axis=0)[:3] < 0.08).all()
     saving = 1 - truth.tokens.sum(axis=0) / truth.full_tokens.sum()
     hits, n_logs = np.zeros(3), 50
@@ -213,8 +213,8 @@ def test_with_references_what_a_differing_answer_costs_is_measured() -> None:
 # --------------------------------------------------------------------------- calls
 
 
-def call(prompt: str, *texts: str, thoughts: tuple[str, ...] = (), at_s: float | None = None, tokens: int = 40) -> Call:
-    return Call(
+def call(prompt: str, *texts: str, thoughts: tuple[str, ...] = (), at_s: float | None = None, tokens: int = 40) -> LoggedCall:
+    return LoggedCall(
         prompt=prompt, texts=texts, thoughts=thoughts or ("",) * len(texts), prompt_tokens=60,
         completion_tokens=tokens, at_s=at_s,
     )  # fmt: skip

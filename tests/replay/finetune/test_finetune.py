@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.pairs import Cut
+from suffice.learn.pairs import CutRun
 from suffice.policy.base import build_policy
-from suffice.replay.finetune.cuts import Acting, Terms, cuts_of_log, cuts_of_traces
+from suffice.replay.finetune.cuts import StoppingPolicy, Terms, cuts_of_log, cuts_of_traces
 from suffice.replay.finetune.texts import Consent, Text, Texts, read_consent, read_texts
 from suffice.replay.traces.own import own_traces
-from suffice.store.database.views import Label, Labelled
+from suffice.store.database.views import StoredLabel, EpisodeWithLabels
 from suffice.types import Feedback, Outcome
 from tests.learn.made import GOLD, World, episodes, match
 
 ALL = Terms(consent=Consent(everybody=True))
 
 
-def texts_for(items: list[Labelled], **fields: Any) -> Texts:
+def texts_for(items: list[EpisodeWithLabels], **fields: Any) -> Texts:
     """A text for each run, its thought cut as the log's steps are."""
     texts = Texts()
     for item in items:
@@ -35,7 +35,7 @@ def texts_for(items: list[Labelled], **fields: Any) -> Texts:
     return texts
 
 
-def cut_all(items: list[Labelled], texts: Texts, terms: Terms = ALL) -> tuple[dict[str, Cut], Counter[str]]:
+def cut_all(items: list[EpisodeWithLabels], texts: Texts, terms: Terms = ALL) -> tuple[dict[str, CutRun], Counter[str]]:
     """Cuts by their question, and why others were left out."""
     left = Counter[str]()
     cuts = list(cuts_of_log(items, texts, terms, match=match, left_out=left))
@@ -69,7 +69,7 @@ def test_a_cut_is_what_the_stop_saw_and_is_called_kept_or_lost_as_the_labels_say
     assert left["never stopped, nor would have been"] > 50
 
 
-def run(**outcome: Any) -> Labelled:
+def run(**outcome: Any) -> EpisodeWithLabels:
     """An audit of five steps that would have been stopped at its second."""
     item = episodes(1, seed=0, world=World(audit_share=1.0, labels="none", p_astray=0.0, p_fails=0.0))[0]
     steps = tuple(replace(item.episode.outcome.steps[0], index=n, answer=GOLD) for n in range(1, 6))
@@ -77,8 +77,8 @@ def run(**outcome: Any) -> Labelled:
     return replace(item, episode=replace(item.episode, outcome=replace(item.episode.outcome, **told)))
 
 
-def said(item: Labelled, **what: Any) -> Labelled:
-    return replace(item, labels=(Label(seq=99, feedback=Feedback(feedback_id="f", **what)),))
+def said(item: EpisodeWithLabels, **what: Any) -> EpisodeWithLabels:
+    return replace(item, labels=(StoredLabel(seq=99, feedback=Feedback(feedback_id="f", **what)),))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def said(item: Labelled, **what: Any) -> Labelled:
         (run(stopped=True, end_reason="stopped"), "stopped, and nobody said whether it was right"),
     ],
 )
-def test_what_is_not_known_is_not_taught(item: Labelled, why: str) -> None:
+def test_what_is_not_known_is_not_taught(item: EpisodeWithLabels, why: str) -> None:
     cuts, left = cut_all([item], texts_for([item]))
     assert not cuts
     assert dict(left) == {why: 1}
@@ -236,8 +236,8 @@ def test_a_line_that_says_nothing_is_refused_with_its_place(tmp_path: Path, line
 # --------------------------------------------------------------------------- traces
 
 
-def of_traces(terms: Terms, acting: Acting | None = None) -> tuple[list[Cut], Counter[str]]:
-    stable = acting or Acting(build_policy({"policy": "stable-answer", "streak": 2}), "p-1", None, None)
+def of_traces(terms: Terms, acting: StoppingPolicy | None = None) -> tuple[list[CutRun], Counter[str]]:
+    stable = acting or StoppingPolicy(build_policy({"policy": "stable-answer", "streak": 2}), "p-1", None, None)
     left = Counter[str]()
     cuts = cuts_of_traces([own_traces("reasoning")], lambda _: stable, terms, where=None, left_out=left)
     return list(cuts), left
@@ -256,16 +256,16 @@ def test_recorded_chains_are_cut_where_the_policy_stops_them_and_judged_by_their
 
 def test_a_recorded_run_is_certified_only_on_the_model_that_the_evidence_speaks_of() -> None:
     policy = build_policy({"policy": "stable-answer", "streak": 2})
-    none, left = of_traces(ALL, Acting(policy, "v-1", 3, frozenset({"another"})))
+    none, left = of_traces(ALL, StoppingPolicy(policy, "v-1", 3, frozenset({"another"})))
     assert not none
     assert set(left) == {"stopped by what was not certified"}
-    cuts, _ = of_traces(ALL, Acting(policy, "v-1", 3, frozenset({"qwen2.5-coder-0.5b-instruct-q4_k_m"})))
+    cuts, _ = of_traces(ALL, StoppingPolicy(policy, "v-1", 3, frozenset({"qwen2.5-coder-0.5b-instruct-q4_k_m"})))
     assert cuts
     assert all(cut.stop.certified and cut.stop.level == 3 for cut in cuts)
 
 
 def test_votes_cannot_be_cut() -> None:
-    stable = Acting(build_policy({"policy": "never"}), "p", None, None)
+    stable = StoppingPolicy(build_policy({"policy": "never"}), "p", None, None)
     with pytest.raises(ConfigError, match="only chains of thought"):
         list(cuts_of_traces([own_traces("samples")], lambda _: stable, ALL, where=None, left_out=Counter()))
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.replay.logs.formats import READERS, Call, moment
+from suffice.replay.logs.formats import READERS, LoggedCall, moment
 from suffice.replay.logs.read import FORMATS, read_logs
 
 AT_S = 1_760_000_000.0
@@ -130,7 +130,7 @@ def expected(traffic: tuple[Asked, ...]) -> list[tuple[object, ...]]:
     return [(a.answer, a.thought, a.prompt_tokens, a.completion_tokens, a.at_s, "m") for a in traffic]
 
 
-def facts(calls: list[Call]) -> list[tuple[object, ...]]:
+def facts(calls: list[LoggedCall]) -> list[tuple[object, ...]]:
     return [(c.texts[0], c.thoughts[0], c.prompt_tokens, c.completion_tokens, c.at_s, c.model) for c in calls]
 
 

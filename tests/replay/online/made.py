@@ -8,29 +8,29 @@ from pathlib import Path
 import numpy as np
 
 from suffice.learn.audits import AuditRuns
-from suffice.learn.features import Chosen
-from suffice.replay.online.traffic import Traffic
+from suffice.learn.features import FeatureSelection
+from suffice.replay.online.traffic import RecordedTraffic
 from suffice.replay.traces.survey import Survey, survey
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 from tests.learn.runs_made import drawn
 
-CHOSEN = Chosen(("score", "number"), ())
+CHOSEN = FeatureSelection(("score", "number"), ())
 PROBE = 5.0
 
 
-def traffic_of(runs: AuditRuns, *, question: tuple[str, ...] | None = None) -> Traffic:
+def traffic_of(runs: AuditRuns, *, question: tuple[str, ...] | None = None) -> RecordedTraffic:
     """Requests that are these runs, and each step but the last asks a probe of PROBE tokens besides."""
     step = np.arange(len(runs.x)) - runs.starts[runs.run_of_row] + 1
     asked = np.minimum(step, np.diff(runs.starts)[runs.run_of_row] - 1)
     probes = PROBE * asked
-    return Traffic(
+    return RecordedTraffic(
         runs=replace(runs, cost=runs.cost + probes), probes=probes, early=np.zeros((len(runs), 2)), chosen=CHOSEN,
         question=question or tuple(f"q{number}" for number in range(len(runs))), duration=np.zeros(len(runs)),
     )  # fmt: skip
 
 
-def made_up(n: int, seed: int) -> Traffic:
+def made_up(n: int, seed: int) -> RecordedTraffic:
     """Requests drawn from a seed, whose stops lose with a chance that falls with the score."""
     return traffic_of(drawn(n, np.random.default_rng(seed)))
 

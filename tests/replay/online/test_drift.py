@@ -11,7 +11,7 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.learn.audits import Ints
 from suffice.replay.online.drift import KINDS, order, parse_drift, relabelled, worlds
-from suffice.replay.online.traffic import Traffic
+from suffice.replay.online.traffic import RecordedTraffic
 from tests.replay.online.made import made_up
 
 N = 400
@@ -19,7 +19,7 @@ STRONG, MIDDLE, WEAK = "gpt-4-turbo", "gpt-3.5", "llama"
 
 
 @pytest.fixture
-def traffic() -> Traffic:
+def traffic() -> RecordedTraffic:
     """A third of the requests by each of three models, EM 1, 0.5 and 0; a quarter are hard; four a question."""
     number = np.arange(N)
     model = [(STRONG, MIDDLE, WEAK)[i % 3] for i in number]
@@ -30,7 +30,7 @@ def traffic() -> Traffic:
     )  # fmt: skip
 
 
-def drawn(traffic: Traffic, text: str, *, seed: int = 0) -> tuple[Ints, int]:
+def drawn(traffic: RecordedTraffic, text: str, *, seed: int = 0) -> tuple[Ints, int]:
     drift = parse_drift(text)
     return order(traffic, drift, *worlds(traffic, drift), np.random.default_rng(seed))
 
@@ -38,7 +38,7 @@ def drawn(traffic: Traffic, text: str, *, seed: int = 0) -> tuple[Ints, int]:
 @pytest.mark.parametrize(
     "text", ["em=0.5@0.5", "model=gpt-4*>gpt-3.5@0.4", "class=hard:0.8@0.25", "relabel=0.3@0.5", "class=hard:0@0.5"]
 )
-def test_each_request_comes_at_most_once_and_the_drift_lies_where_it_was_asked(traffic: Traffic, text: str) -> None:
+def test_each_request_comes_at_most_once_and_the_drift_lies_where_it_was_asked(traffic: RecordedTraffic, text: str) -> None:
     which, at = drawn(traffic, text)
     assert len(set(which.tolist())) == len(which)
     if not text.startswith("class"):
@@ -51,7 +51,7 @@ def test_each_request_comes_at_most_once_and_the_drift_lies_where_it_was_asked(t
     assert not np.array_equal(which, other)
 
 
-def test_em_has_the_better_models_first_and_the_others_from_then_on(traffic: Traffic) -> None:
+def test_em_has_the_better_models_first_and_the_others_from_then_on(traffic: RecordedTraffic) -> None:
     which, at = drawn(traffic, "em=0.5@0.5")
     assert {traffic.model[i] for i in which[:at]} == {STRONG}
     assert {traffic.model[i] for i in which[at:]} == {MIDDLE, WEAK}, "at most 0.5 is not above it"
@@ -59,7 +59,7 @@ def test_em_has_the_better_models_first_and_the_others_from_then_on(traffic: Tra
     assert {traffic.model[i] for i in which[at:]} == {WEAK}
 
 
-def test_model_takes_names_by_pattern(traffic: Traffic) -> None:
+def test_model_takes_names_by_pattern(traffic: RecordedTraffic) -> None:
     which, at = drawn(traffic, "model=gpt-4*>gpt-3.5*@0.4")
     assert {traffic.model[i] for i in which[:at]} == {STRONG}
     assert {traffic.model[i] for i in which[at:]} == {MIDDLE}
@@ -69,7 +69,7 @@ def test_model_takes_names_by_pattern(traffic: Traffic) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.8, 1.0])
-def test_class_has_its_share_from_then_on_and_its_own_before(traffic: Traffic, share: float) -> None:
+def test_class_has_its_share_from_then_on_and_its_own_before(traffic: RecordedTraffic, share: float) -> None:
     which, at = drawn(traffic, f"class=hard:{share:g}@0.5")
     hard = np.array([traffic.query_class[i] == "hard" for i in which])
     assert hard[:at].mean() == pytest.approx(0.25, abs=0.06)
@@ -81,7 +81,7 @@ def test_class_has_its_share_from_then_on_and_its_own_before(traffic: Traffic, s
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_relabel_loses_what_differs_on_whole_questions_and_only_from_then_on(traffic: Traffic, share: float) -> None:
+def test_relabel_loses_what_differs_on_whole_questions_and_only_from_then_on(traffic: RecordedTraffic, share: float) -> None:
     which, at = drawn(traffic, f"relabel={share:g}@0.5")
     # What differs gained here; the new labels say it is wrong.
     runs = traffic.runs
@@ -99,7 +99,7 @@ def test_relabel_loses_what_differs_on_whole_questions_and_only_from_then_on(tra
     assert (after.runs.z[inside] == 1).all()
 
 
-def test_set_has_the_requests_of_the_other_file_from_then_on(traffic: Traffic) -> None:
+def test_set_has_the_requests_of_the_other_file_from_then_on(traffic: RecordedTraffic) -> None:
     drift = parse_drift("set=folder/other.parquet@0.3")
     assert drift.file == Path("folder/other.parquet")
     other = np.arange(N) >= 250
@@ -128,13 +128,13 @@ def test_what_cannot_be_read_is_answered_with_every_form_that_is_allowed(text: s
     ("em=0.0@0.5", "after"), ("em=1@0.5", "before"), ("model=claude>llama@0.5", "before"),
     ("model=llama>claude@0.5", "after"),
 ])  # fmt: skip
-def test_a_drift_without_requests_on_one_side_says_on_which(traffic: Traffic, text: str, when: str) -> None:
+def test_a_drift_without_requests_on_one_side_says_on_which(traffic: RecordedTraffic, text: str, when: str) -> None:
     everything = replace(traffic, full_ok=(True,) * N) if text == "em=0.0@0.5" else traffic
     drift = parse_drift(text)
     with pytest.raises(ConfigError, match=f"no request for the time {when} it"):
         worlds(everything, drift)
 
 
-def test_an_unknown_class_is_answered_with_those_there_are(traffic: Traffic) -> None:
+def test_an_unknown_class_is_answered_with_those_there_are(traffic: RecordedTraffic) -> None:
     with pytest.raises(ConfigError, match="known: easy, hard"):
         drawn(traffic, "class=hrad:0.8@0.5")

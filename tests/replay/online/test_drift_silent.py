@@ -9,10 +9,10 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Ints
-from suffice.learn.served import Served
+from suffice.learn.served import FoldedModels
 from suffice.replay.online.drift import order, parse_drift, relabelled, worlds
-from suffice.replay.online.protocol import OnlineAsked, _Job, _Truth
-from suffice.replay.online.traffic import Traffic
+from suffice.replay.online.protocol import OnlineOptions, _Job, _Truth
+from suffice.replay.online.traffic import RecordedTraffic
 from tests.learn.runs_made import audits
 from tests.replay.online.made import made_up, traffic_of
 
@@ -21,7 +21,7 @@ AT = N // 2
 
 
 @pytest.fixture(scope="module")
-def harmless() -> Traffic:
+def harmless() -> RecordedTraffic:
     """Requests whose stops never lose, each of two steps or more, 40 of each question; half of them are hard."""
     traffic = made_up(2 * N, 0)
     traffic = traffic.take(np.flatnonzero(np.diff(traffic.runs.starts) > 1)[:N])
@@ -32,13 +32,13 @@ def harmless() -> Traffic:
     )  # fmt: skip
 
 
-def losers(traffic: Traffic, text: str, at: int = AT) -> Bools:
+def losers(traffic: RecordedTraffic, text: str, at: int = AT) -> Bools:
     """Which requests lose somewhere, shape (N,)."""
     runs = relabelled(traffic, parse_drift(text), at).runs
     return np.isin(np.arange(len(runs)), runs.run_of_row[runs.z == 1])
 
 
-def drawn(traffic: Traffic, text: str, seed: int = 0) -> tuple[Ints, int]:
+def drawn(traffic: RecordedTraffic, text: str, seed: int = 0) -> tuple[Ints, int]:
     drift = parse_drift(text)
     return order(traffic, drift, *worlds(traffic, drift), np.random.default_rng(seed))
 
@@ -48,7 +48,7 @@ def is_near(hits: Bools, share: float) -> bool:
     return abs(float(hits.mean()) - share) < 4 * float(np.sqrt(share * (1 - share) / len(hits)))
 
 
-def test_silent_loses_its_share_from_then_on_and_nothing_before(harmless: Traffic) -> None:
+def test_silent_loses_its_share_from_then_on_and_nothing_before(harmless: RecordedTraffic) -> None:
     hit = losers(harmless, "silent=0.06@0.5")
     assert not hit[:AT].any()
     assert is_near(hit[AT:], 0.06)
@@ -56,7 +56,7 @@ def test_silent_loses_its_share_from_then_on_and_nothing_before(harmless: Traffi
     assert losers(harmless, "silent=1@0.5").tolist() == [False] * AT + [True] * AT
 
 
-def test_ramp_rises_evenly_from_nothing_to_its_share_at_the_end(harmless: Traffic) -> None:
+def test_ramp_rises_evenly_from_nothing_to_its_share_at_the_end(harmless: RecordedTraffic) -> None:
     hit = losers(harmless, "ramp=0.8@0.5")
     assert not hit[:AT].any()
     for part, share in zip(np.split(hit[AT:], 4), (0.1, 0.3, 0.5, 0.7), strict=True):
@@ -65,7 +65,7 @@ def test_ramp_rises_evenly_from_nothing_to_its_share_at_the_end(harmless: Traffi
     assert not is_near(hit[AT:], 0.8)
 
 
-def test_oscillate_takes_turns_in_eight_phases_and_begins_with_its_share(harmless: Traffic) -> None:
+def test_oscillate_takes_turns_in_eight_phases_and_begins_with_its_share(harmless: RecordedTraffic) -> None:
     phases = np.split(losers(harmless, "oscillate=1@0.5")[AT:], 8)
     assert [set(phase.tolist()) for phase in phases] == [{True}, {False}] * 4
     assert not losers(harmless, "oscillate=1@0.5")[:AT].any()
@@ -74,7 +74,7 @@ def test_oscillate_takes_turns_in_eight_phases_and_begins_with_its_share(harmles
     assert not np.concatenate(phases[1::2]).any()
 
 
-def test_turns_lose_behind_the_first_of_each_conversation_from_the_start(harmless: Traffic) -> None:
+def test_turns_lose_behind_the_first_of_each_conversation_from_the_start(harmless: RecordedTraffic) -> None:
     first = np.arange(N) % 5 == 0
     assert np.array_equal(losers(harmless, "turns=5:1", 0), ~first)
     hit = losers(harmless, "turns=5:0.06", 0)
@@ -103,7 +103,7 @@ def test_a_request_that_loses_does_so_at_every_early_stop_and_nothing_else_chang
 
 
 @pytest.mark.parametrize("text", ["silent=0.06@0.5", "ramp=0.08@0.5", "oscillate=0.08@0.5", "turns=5:0.06"])
-def test_the_seed_decides_which_requests_lose(harmless: Traffic, text: str) -> None:
+def test_the_seed_decides_which_requests_lose(harmless: RecordedTraffic, text: str) -> None:
     def stream(seed: int) -> tuple[Ints, Bools]:
         which, at = drawn(harmless, text, seed)
         assert sorted(which.tolist()) == list(range(N)), "each request comes once"
@@ -116,7 +116,7 @@ def test_the_seed_decides_which_requests_lose(harmless: Traffic, text: str) -> N
     assert set(which[hit].tolist()) != set(other[other_hit].tolist())
 
 
-def test_turns_of_a_conversation_ask_one_question_and_follow_each_other(harmless: Traffic) -> None:
+def test_turns_of_a_conversation_ask_one_question_and_follow_each_other(harmless: RecordedTraffic) -> None:
     which, at = drawn(harmless, "turns=5:0.06")
     assert at == 0
     asked = np.array(harmless.question)[which].reshape(-1, 5)
@@ -133,7 +133,7 @@ def test_questions_that_have_too_few_requests_share_a_conversation_and_the_last_
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.85, 1.0])
-def test_mix_swaps_the_shares_of_two_classes(harmless: Traffic, share: float) -> None:
+def test_mix_swaps_the_shares_of_two_classes(harmless: RecordedTraffic, share: float) -> None:
     third = tuple("other" if i % 3 == 0 else name for i, name in enumerate(harmless.query_class))
     traffic = replace(harmless, query_class=third)
     which, at = drawn(traffic, f"mix=easy>hard:{share:g}@0.4")
@@ -149,7 +149,7 @@ def test_mix_swaps_the_shares_of_two_classes(harmless: Traffic, share: float) ->
         assert set(name[: at // 10].tolist()) == set(name[-at // 10 :].tolist()) == {"easy", "hard"}, "mixed"
 
 
-def test_mix_names_the_classes_that_there_are(harmless: Traffic) -> None:
+def test_mix_names_the_classes_that_there_are(harmless: RecordedTraffic) -> None:
     with pytest.raises(ConfigError, match="no request is of class 'hrad'; known: easy, hard"):
         drawn(harmless, "mix=easy>hrad:0.8@0.5")
     with pytest.raises(ConfigError, match="no request is of class 'easy'; known: none"):
@@ -185,7 +185,7 @@ class _Level:
         self.now, self.served, self.level = now, SERVED, level
 
 
-SERVED = Served(models=(lambda x: x[:, 0],) * 5, levels=np.tile([-np.inf, 0.5], (5, 1)), cost_exponent=0.0)
+SERVED = FoldedModels(models=(lambda x: x[:, 0],) * 5, levels=np.tile([-np.inf, 0.5], (5, 1)), cost_exponent=0.0)
 
 
 def judged(text: str, *looks: tuple[float, int]) -> _Truth:
@@ -231,7 +231,7 @@ def test_recovery_is_counted_by_request() -> None:
 
 def test_a_seed_tells_what_a_silent_loss_cost() -> None:
     traffic = traffic_of(audits([[0.9, 0.9]] * 1_200), question=tuple(f"q{i // 20}" for i in range(1_200)))
-    asked = OnlineAsked(max_em_drop=0.2, n_seeds=1, n_processes=1, warm_up=100, period=50)
+    asked = OnlineOptions(max_em_drop=0.2, n_seeds=1, n_processes=1, warm_up=100, period=50)
 
     def found(text: str) -> tuple[float | None, float | None, float]:
         drift = parse_drift(text)

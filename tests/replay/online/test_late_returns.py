@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.keeper import Change, Keeper, Plan
-from suffice.learn.served import Served
+from suffice.learn.keeper import KeeperDecision, Certifier, Plan
+from suffice.learn.served import FoldedModels
 from suffice.replay.online.loop import run_stream
-from suffice.replay.online.protocol import OnlineAsked, _Job
-from suffice.replay.online.traffic import Traffic, with_times
+from suffice.replay.online.protocol import OnlineOptions, _Job
+from suffice.replay.online.traffic import RecordedTraffic, with_times
 from tests.learn.runs_made import believing
 from tests.replay.online.made import made_up
 
 PLAN = Plan(max_em_drop=0.05, warm_up=200, burst=200, refit_every=200, window=320, n_levels=9, watches_signals=False)
 
 
-def timed(traffic: Traffic, run_time: float, label_delay: tuple[int, int] = (0, 0), seed: int = 0) -> Traffic:
+def timed(traffic: RecordedTraffic, run_time: float, label_delay: tuple[int, int] = (0, 0), seed: int = 0) -> RecordedTraffic:
     return with_times(traffic, run_time=run_time, label_delay=label_delay, rng=np.random.default_rng(seed))
 
 
@@ -53,12 +53,12 @@ def test_a_fixed_delay_leaves_the_lots_as_they_were() -> None:
 
 
 def test_an_audit_counts_by_the_longest_delay() -> None:
-    asked = OnlineAsked(n_processes=1, label_delay=200, label_delay_most=800)
+    asked = OnlineOptions(n_processes=1, label_delay=200, label_delay_most=800)
     assert _Job(asked, made_up(100, 0), None).plan(1_000).label_timeout == 800
     assert _Job(replace(asked, label_delay_most=None), made_up(100, 0), None).plan(1_000).label_timeout == 200
 
 
-def one_in_ten(*, loses: bool) -> tuple[Traffic, Floats]:
+def one_in_ten(*, loses: bool) -> tuple[RecordedTraffic, Floats]:
     """Every tenth request, which no model can tell from the others, and how long each run takes: it the longest."""
     traffic = made_up(2_000, 2)
     runs, marked = traffic.runs, np.arange(2_000) % 10 == 0
@@ -69,15 +69,15 @@ def one_in_ten(*, loses: bool) -> tuple[Traffic, Floats]:
     return replace(traffic, runs=replace(runs, x=x, z=z, d=z != 0)), np.where(marked, 300.0, 1.0)
 
 
-def served(traffic: Traffic) -> list[tuple[float, int, int]]:
+def served(traffic: RecordedTraffic) -> list[tuple[float, int, int]]:
     """Request, level and audits that count as lost because they have not returned, at each look."""
     looks: list[tuple[float, int, int]] = []
 
-    def watch(keeper: Keeper) -> None:
+    def watch(keeper: Certifier) -> None:
         lost = 0 if keeper.certificate is None else keeper.certificate.n_pending
         looks.append((keeper.now, keeper.level, lost))
 
-    run_stream(traffic, Keeper(PLAN, believing), np.random.default_rng(0), period=50, watch=watch)
+    run_stream(traffic, Certifier(PLAN, believing), np.random.default_rng(0), period=50, watch=watch)
     return looks
 
 
@@ -102,17 +102,17 @@ class OneAlarm:
 
     def __init__(self) -> None:
         self.now, self.level, self.share, self.in_burst = 0.0, 0, 1.0, True
-        self.served: Served | None = None
+        self.served: FoldedModels | None = None
         self.taken: list[float] = []
 
     def take(self, runs: AuditRuns) -> None:
         self.taken += runs.at.tolist()
 
-    def notice(self, _signals: Floats) -> tuple[Change, ...]:
+    def notice(self, _signals: Floats) -> tuple[KeeperDecision, ...]:
         return ()
 
-    def tick(self, now: float) -> tuple[Change, ...]:
-        return (Change(kind="epoch", at=now, level=0, reason="a new epoch"),) if now == 300 else ()
+    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
+        return (KeeperDecision(kind="epoch", at=now, level=0, reason="a new epoch"),) if now == 300 else ()
 
 
 def test_whoever_was_asked_in_another_epoch_says_nothing_in_this_one() -> None:
@@ -124,7 +124,7 @@ def test_whoever_was_asked_in_another_epoch_says_nothing_in_this_one() -> None:
 
 def test_a_replay_with_run_times_serves_later_and_no_more() -> None:
     traffic, _ = one_in_ten(loses=False)
-    asked = OnlineAsked(max_em_drop=0.1, n_processes=1, warm_up=200, period=50)
+    asked = OnlineOptions(max_em_drop=0.1, n_processes=1, warm_up=200, period=50)
     at_once, late = (_Job(replace(asked, run_time=time), traffic, None).run(0)[0] for time in (0, 400))
     assert at_once.reduction > 0.1
     assert late.reduction < at_once.reduction

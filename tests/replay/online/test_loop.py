@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.keeper import Change, Keeper, Plan
-from suffice.learn.served import Served
+from suffice.learn.keeper import KeeperDecision, Certifier, Plan
+from suffice.learn.served import FoldedModels
 from suffice.replay.online.loop import Stream, run_stream
-from suffice.replay.online.traffic import Traffic
+from suffice.replay.online.traffic import RecordedTraffic
 from tests.learn.runs_made import believing
 from tests.replay.online.made import made_up
 
@@ -20,19 +20,19 @@ PERIOD = 50
 
 
 def streamed(
-    traffic: Traffic, plan: Plan = PLAN, *, seed: int = 0, learns: Bools | None = None
-) -> tuple[Stream, list[tuple[Served | None, int]]]:
+    traffic: RecordedTraffic, plan: Plan = PLAN, *, seed: int = 0, learns: Bools | None = None
+) -> tuple[Stream, list[tuple[FoldedModels | None, int]]]:
     """The stream, and what was in force in each period: the versions and the level."""
-    in_force: list[tuple[Served | None, int]] = [(None, 0)]
+    in_force: list[tuple[FoldedModels | None, int]] = [(None, 0)]
 
-    def watch(keeper: Keeper) -> None:
+    def watch(keeper: Certifier) -> None:
         in_force.append((keeper.served, keeper.level))
 
     rng = np.random.default_rng(seed)
-    return run_stream(traffic, Keeper(plan, believing), rng, period=PERIOD, learns=learns, watch=watch), in_force
+    return run_stream(traffic, Certifier(plan, believing), rng, period=PERIOD, learns=learns, watch=watch), in_force
 
 
-def walked(traffic: Traffic, request: int, served: Served, level: int) -> int:
+def walked(traffic: RecordedTraffic, request: int, served: FoldedModels, level: int) -> int:
     """The row where a request is stopped, by the words of the definition."""
     runs = traffic.runs
     threshold = served.levels[runs.fold[request], level]
@@ -177,11 +177,11 @@ def test_audits_that_are_begun_are_pending_until_they_return_with_the_share_they
     traffic = replace(made_up(400, 8), duration=np.full(400, 120.0))
     seen: list[tuple[float, int, int]] = []
 
-    def watch(keeper: Keeper) -> None:
+    def watch(keeper: Certifier) -> None:
         assert (keeper.pending.share == 1.0).all(), "the burst"
         seen.append((keeper.now, len(keeper.pending.at), keeper.n_audits))
 
-    keeper = Keeper(replace(PLAN, warm_up=500), believing)
+    keeper = Certifier(replace(PLAN, warm_up=500), believing)
     run_stream(traffic, keeper, np.random.default_rng(0), period=PERIOD, watch=watch)
     assert seen[:4] == [(50.0, 50, 0), (100.0, 100, 0), (150.0, 120, 30), (200.0, 120, 80)]
 
@@ -210,10 +210,10 @@ def test_a_stream_of_any_length_is_served_to_its_end(n: int) -> None:
     assert len(in_force) == 1 + -(-n // PERIOD)
 
 
-class Noticing(Keeper):
+class Noticing(Certifier):
     """A keeper that writes down what it is shown of all traffic, and when."""
 
-    def notice(self, signals: Floats) -> tuple[Change, ...]:
+    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:
         self.seen.append((self.now, signals))
         return ()
 
@@ -242,7 +242,7 @@ def test_a_design_of_ones_own_is_served_as_the_keeper_is() -> None:
 
         def __init__(self) -> None:
             self.now, self.level, self.n_taken = 0.0, 0, 0
-            self.served: Served | None = None
+            self.served: FoldedModels | None = None
 
         @property
         def in_burst(self) -> bool:
@@ -255,10 +255,10 @@ def test_a_design_of_ones_own_is_served_as_the_keeper_is() -> None:
         def take(self, runs: AuditRuns) -> None:
             self.n_taken += len(runs)
 
-        def notice(self, _signals: Floats) -> tuple[Change, ...]:
-            return (Change(kind="alarm", at=self.now, level=0, reason="always"),)
+        def notice(self, _signals: Floats) -> tuple[KeeperDecision, ...]:
+            return (KeeperDecision(kind="alarm", at=self.now, level=0, reason="always"),)
 
-        def tick(self, _now: float) -> tuple[Change, ...]:
+        def tick(self, _now: float) -> tuple[KeeperDecision, ...]:
             return ()
 
     design = Halves()

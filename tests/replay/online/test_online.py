@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.keeper import Keeper, Plan
+from suffice.learn.keeper import Certifier, Plan
 from suffice.replay.online.drift import parse_drift
 from suffice.replay.online.loop import run_stream
-from suffice.replay.online.protocol import OnlineAsked, _runs, replay_online
+from suffice.replay.online.protocol import OnlineOptions, _runs, replay_online
 from suffice.replay.online.result import OnlineReport
-from suffice.replay.online.traffic import Traffic, learner_of, make_traffic
+from suffice.replay.online.traffic import RecordedTraffic, learner_of, make_traffic
 from suffice.replay.traces.own import own_traces
 from suffice.replay.traces.survey import survey
 
@@ -22,11 +22,11 @@ KEYS = {
     "set", "max_em_drop", "confidence", "seeds", "token_reduction", "token_reduction_second_half",
     "em_drop_second_half", "violations",
 }  # fmt: skip
-ASKED = OnlineAsked(max_em_drop=0.2, n_seeds=2, n_processes=1, warm_up=30)
+ASKED = OnlineOptions(max_em_drop=0.2, n_seeds=2, n_processes=1, warm_up=30)
 
 
 @pytest.fixture(scope="module")
-def traffic() -> Traffic:
+def traffic() -> RecordedTraffic:
     (data,) = survey([own_traces("samples")])
     return make_traffic(_runs(data, ASKED, data.longest))
 
@@ -47,9 +47,9 @@ def test_the_same_seed_gives_the_same_with_one_process_and_with_two() -> None:
     assert replayed() == replayed(n_processes=2)
 
 
-def test_while_everything_runs_in_full_only_decided_votes_save_and_nothing_is_lost(traffic: Traffic) -> None:
+def test_while_everything_runs_in_full_only_decided_votes_save_and_nothing_is_lost(traffic: RecordedTraffic) -> None:
     plan = Plan(warm_up=10_000)
-    stream = run_stream(traffic, Keeper(plan, learner_of(traffic.chosen)), np.random.default_rng(0))
+    stream = run_stream(traffic, Certifier(plan, learner_of(traffic.chosen)), np.random.default_rng(0))
     assert stream.audit.all()
     assert not stream.z.any()
     runs = traffic.runs
@@ -58,10 +58,10 @@ def test_while_everything_runs_in_full_only_decided_votes_save_and_nothing_is_lo
     assert stream.reduction(slice(None), probes=False) == pytest.approx(saved)
 
 
-def test_audits_cost_their_run_up_to_the_sample_that_decides_it_and_lose_nothing(traffic: Traffic) -> None:
+def test_audits_cost_their_run_up_to_the_sample_that_decides_it_and_lose_nothing(traffic: RecordedTraffic) -> None:
     plan = Plan(max_em_drop=0.3, warm_up=60, refit_every=20)
     rng = np.random.default_rng(1)
-    keeper = Keeper(plan, learner_of(traffic.chosen))
+    keeper = Certifier(plan, learner_of(traffic.chosen))
     shuffled = traffic.take(rng.permutation(len(traffic)))
     stream = run_stream(shuffled, keeper, rng, period=10)
     assert not stream.z[stream.audit].any()
@@ -72,12 +72,12 @@ def test_audits_cost_their_run_up_to_the_sample_that_decides_it_and_lose_nothing
     assert stream.reduction(slice(None)) > 0
 
 
-def test_labels_that_have_not_come_certify_nothing_that_disagrees(traffic: Traffic) -> None:
+def test_labels_that_have_not_come_certify_nothing_that_disagrees(traffic: RecordedTraffic) -> None:
     plan = Plan(max_em_drop=0.3, warm_up=60, refit_every=20, label_free=True)
     late = replace(traffic, runs=replace(traffic.runs, label_at=np.full(len(traffic), np.inf)))
     unlabelled = replace(plan, label_free=False)
     streams = [
-        run_stream(late, Keeper(one, learner_of(traffic.chosen)), np.random.default_rng(2), period=10)
+        run_stream(late, Certifier(one, learner_of(traffic.chosen)), np.random.default_rng(2), period=10)
         for one in (plan, unlabelled)
     ]
     assert (streams[0].level == streams[1].level).all(), "no label is the same as none asked for"

@@ -14,28 +14,28 @@ import pytest
 from suffice.control.loop.starting import burst_of, live_plan
 from suffice.errors import ConfigError
 from suffice.learn.keeper import full_runs
-from suffice.learn.served import Served
+from suffice.learn.served import FoldedModels
 from suffice.replay.online.drift import parse_drift, worlds
 from suffice.replay.online.orders import draw_order
-from suffice.replay.online.protocol import OnlineAsked, _Job, _Truth, replay_online
+from suffice.replay.online.protocol import OnlineOptions, _Job, _Truth, replay_online
 from suffice.replay.online.result import OnlineReport, Seed
-from suffice.replay.online.traffic import Traffic
+from suffice.replay.online.traffic import RecordedTraffic
 from suffice.settings import Control, Route
 from suffice.types import Epoch
 from tests.learn.runs_made import TOKENS, audits
 from tests.replay.online.made import surveyed, traffic_of
 
-ASKED = OnlineAsked(max_em_drop=0.2, n_seeds=2, n_processes=1, warm_up=100, period=50)
+ASKED = OnlineOptions(max_em_drop=0.2, n_seeds=2, n_processes=1, warm_up=100, period=50)
 
 
-def uneven(n_questions: int = 60) -> Traffic:
+def uneven(n_questions: int = 60) -> RecordedTraffic:
     """Question i has 1 to 20 requests of two steps, none of which loses anything."""
     question = [f"q{i}" for i in range(n_questions) for _ in range(1 + (7 * i) % 20)]
     runs = audits([[0.9, 0.9]] * len(question))
     return replace(traffic_of(runs, question=tuple(question)), runs=runs, probes=np.zeros(len(runs.x)))
 
 
-def job(traffic: Traffic, **asked: Any) -> _Job:
+def job(traffic: RecordedTraffic, **asked: Any) -> _Job:
     question = replace(ASKED, **asked)
     return _Job(question, traffic, None if question.drift is None else worlds(traffic, question.drift))
 
@@ -173,13 +173,13 @@ def test_a_drift_to_another_kind_of_run_is_refused(tmp_path: Path) -> None:
 class _Level:
     """A keeper as the judge of a drift sees it."""
 
-    def __init__(self, now: float, served: Served | None, version: int, level: int) -> None:
+    def __init__(self, now: float, served: FoldedModels | None, version: int, level: int) -> None:
         self.now, self.served, self.version, self.level = now, served, version, level
 
 
 def test_recovery_counts_from_the_drift_to_the_last_time_that_the_budget_was_broken() -> None:
     runs = audits([[0.9, 0.9]] * 400, z=[[0, 0]] * 200 + [[1, 0]] * 200)
-    served = Served(
+    served = FoldedModels(
         models=(lambda x: x[:, 0],) * 5, levels=np.tile([-np.inf, 1.0], (5, 1)), cost_exponent=0.0
     )
 

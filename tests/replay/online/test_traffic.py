@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from suffice.learn.features import DENSE
-from suffice.replay.online.traffic import Traffic, make_traffic
+from suffice.replay.online.traffic import RecordedTraffic, make_traffic
 from suffice.replay.study.runs import make_runs
 from suffice.replay.study.sums import fold_of
 from suffice.replay.traces.own import own_traces
@@ -26,13 +26,13 @@ CHAINS: list[tuple[str, str, list[tuple[str | None, int]]]] = [
 
 
 @pytest.fixture
-def chains(tmp_path: Path) -> Traffic:
+def chains(tmp_path: Path) -> RecordedTraffic:
     batch = written(tmp_path, "reasoning", CHAINS)
     needs = FeatureSet(DENSE["reasoning"]).needs
     return make_traffic(make_runs([batch], needs, probe_tokens=10, planned_steps=4))
 
 
-def test_drop_disagreement_and_cost_of_every_stop(chains: Traffic) -> None:
+def test_drop_disagreement_and_cost_of_every_stop(chains: RecordedTraffic) -> None:
     runs = chains.runs
     assert runs.starts.tolist() == [0, 4, 7, 9]
     assert runs.z.tolist() == [0, -1, -1, 0, 0, 1, 0, 0, 0]
@@ -68,11 +68,11 @@ def test_the_full_run_loses_nothing_and_no_drop_is_without_a_disagreement(kind: 
     assert np.isfinite(runs.x).all()
 
 
-def test_repeats_of_a_question_are_served_by_the_same_model(chains: Traffic) -> None:
+def test_repeats_of_a_question_are_served_by_the_same_model(chains: RecordedTraffic) -> None:
     assert chains.runs.fold.tolist() == [fold_of("q1"), fold_of("q2"), fold_of("q1")]
 
 
-def test_an_order_moves_everything_with_its_request(chains: Traffic) -> None:
+def test_an_order_moves_everything_with_its_request(chains: RecordedTraffic) -> None:
     which = np.array([2, 0, 2])
     taken = chains.take(which)
     assert taken.question == ("q1", "q1", "q1")

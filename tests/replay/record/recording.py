@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suffice.replay.record.ask import Asked, Recipe, read_questions
-from suffice.replay.record.file import Recording
+from suffice.replay.record.ask import QuestionLine, RecordingRecipe, read_questions
+from suffice.replay.record.file import RecordingFile
 from suffice.replay.record.record import Progress, record, upstream_for_recording
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
-from suffice.testing import Chain, FakeUpstream
+from suffice.testing import ScriptedThought, FakeUpstream
 from suffice.testing.chain import At
 from suffice.upstream.client import UpstreamClient
 
 STEPS = Steps(boundary="line", min_tokens=2, growth=1.0)
-CHAIN = Chain(
+CHAIN = ScriptedThought(
     [
         At("first we guess\n", "3", 0.5), At("then we count\n", "4", 0.7), At("wait, let me check\n", "7", 0.6),
         At("no, it was four\n", "4", 0.95),
@@ -27,16 +27,16 @@ CHAIN = Chain(
 )  # fmt: skip
 
 
-def recipe(kind: str = "reasoning", **changes: Any) -> Recipe:
+def recipe(kind: str = "reasoning", **changes: Any) -> RecordingRecipe:
     known: dict[str, Any] = {
         "kind": kind, "model": "m", "scorer": "number", "driver": "llama.cpp",
         "finish": "raw" if kind == "reasoning" else None, "n_samples": 5 if kind == "samples" else 1,
         "steps": STEPS, "probe": Probe(max_tokens=6),
     }  # fmt: skip
-    return Recipe(**known | changes)
+    return RecordingRecipe(**known | changes)
 
 
-def asked(n: int, gold: str = "4") -> list[Asked]:
+def asked(n: int, gold: str = "4") -> list[QuestionLine]:
     lines = [json.dumps({"id": f"q{i}", "question": f"question {i}?", "gold": gold}) for i in range(n)]
     return read_questions(lines, "x")
 
@@ -56,14 +56,14 @@ class Told:
 
 
 async def recorded(
-    fake: FakeUpstream, out: Path, questions: Sequence[Asked], how: Recipe, *,
+    fake: FakeUpstream, out: Path, questions: Sequence[QuestionLine], how: RecordingRecipe, *,
     told: Told | None = None, concurrency: int = 4, sleep: Callable[[float], Awaitable[None]] | None = None,
 ) -> Progress:  # fmt: skip
     """Record at a fake, without ever waiting between tries."""
     told = told or Told()
     upstream = upstream_for_recording(Upstream(url=fake.url, driver="llama.cpp"), concurrency=concurrency)
     async with UpstreamClient("up", upstream, None) as client:
-        with Recording(out, how) as recording:
+        with RecordingFile(out, how) as recording:
             return await record(
                 questions, recording, client=client, recipe=how, scorer=build_scorer(how.scorer), dataset="fakes",
                 concurrency=concurrency, tell=told.tell, sleep=sleep or told.sleep,

@@ -17,7 +17,7 @@ from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.jsonl import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
 from suffice.settings import Probe
-from suffice.testing import Chain, FakeUpstream, FirstFails, Questions, Reply, Samples, status
+from suffice.testing import ScriptedThought, FakeUpstream, FirstFails, Questions, Reply, Samples, status
 from suffice.types import StepRecord
 from tests.gateway.served import chat, served
 from tests.replay.record.recording import CHAIN, Told, asked, recipe, recorded
@@ -202,7 +202,7 @@ async def test_a_model_without_thought_gives_one_step(tmp_path: Path) -> None:
 async def test_a_thought_between_tags_gives_the_same_steps(tmp_path: Path) -> None:
     found = {}
     for name in ("reasoning_content", "inline"):
-        model = Chain(CHAIN.steps, "4", reply=Reply(reasoning_field=name))
+        model = ScriptedThought(CHAIN.steps, "4", reply=Reply(reasoning_field=name))
         async with FakeUpstream(model, slots=8) as fake:
             await recorded(fake, tmp_path / f"{name}.jsonl", asked(1), recipe())
         (run,) = rows(tmp_path / f"{name}.jsonl")

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError, StoreError, TraceError
-from suffice.replay.record.file import Recording
+from suffice.replay.record.file import RecordingFile
 from suffice.replay.traces.jsonl import RunRow, StepRow
-from suffice.testing import Chain, FakeUpstream, Reply
+from suffice.testing import ScriptedThought, FakeUpstream, Reply
 from tests.replay.record.recording import CHAIN, asked, ids, recipe, recorded
 
 
@@ -40,7 +40,7 @@ def test_wherever_a_crash_cuts_the_file_whole_runs_stay_and_the_torn_one_is_reco
     n_rows: int, cut: float, text: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     out = tmp_path_factory.mktemp("r") / "t.jsonl.gz"
-    recording = Recording(out, recipe())
+    recording = RecordingFile(out, recipe())
     with recording:
         for i in range(n_rows):
             recording.append(row(f"q{i}", text))
@@ -49,7 +49,7 @@ def test_wherever_a_crash_cuts_the_file_whole_runs_stay_and_the_torn_one_is_reco
     kept = whole[: int(cut * len(whole))]
     recording.part.write_bytes(kept)
     n_whole = kept.count(b"\n")
-    with Recording(out, recipe()) as again:
+    with RecordingFile(out, recipe()) as again:
         # A line that lacks nothing but its line end is whole, too.
         assert again.done in ({f"q{i}" for i in range(n_whole)}, {f"q{i}" for i in range(n_whole + 1)})
         for i in range(n_rows):
@@ -63,7 +63,7 @@ def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
     made = []
     for name in ("a", "b"):
         out = tmp_path / name / "t.jsonl.gz"
-        with Recording(out, recipe()) as recording:
+        with RecordingFile(out, recipe()) as recording:
             recording.append(row("q1"))
         made.append(out.read_bytes())
     assert made[0] == made[1]
@@ -73,7 +73,7 @@ def test_a_packed_recording_goes_on(tmp_path: Path) -> None:
     for name in ("t.jsonl", "t.jsonl.gz"):
         out = tmp_path / name
         for i in range(3):
-            with Recording(out, recipe()) as recording:
+            with RecordingFile(out, recipe()) as recording:
                 assert recording.done == {f"q{k}" for k in range(i)}
                 recording.append(row(f"q{i}"))
         data = out.read_bytes()
@@ -93,7 +93,7 @@ def test_other_settings_are_refused_by_name_and_the_file_stays(
     changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "t.jsonl.gz"
-    with Recording(out, recipe()) as recording:
+    with RecordingFile(out, recipe()) as recording:
         recording.append(row("q1"))
     before = gzip.decompress(out.read_bytes())
     known = recipe()
@@ -101,10 +101,10 @@ def test_other_settings_are_refused_by_name_and_the_file_stays(
         given = changes.get(name)
         if isinstance(given, dict):
             changes = changes | {name: msgspec.structs.replace(getattr(known, name), **given)}
-    other = Recording(out, recipe(**changes))
+    other = RecordingFile(out, recipe(**changes))
     with pytest.raises(ConfigError, match="was recorded with other settings: " + said), other:
         raise AssertionError("it was let in")
-    with Recording(out, recipe()) as recording:
+    with RecordingFile(out, recipe()) as recording:
         assert recording.done == {"q1"}
     assert gzip.decompress(out.read_bytes()) == before
 
@@ -117,7 +117,7 @@ def test_a_time_out_is_no_other_setting(tmp_path: Path) -> None:
 def test_a_file_that_is_no_recording_is_refused_and_stays(tmp_path: Path) -> None:
     out = tmp_path / "notes.jsonl"
     out.write_text('{"a": 1}\n')
-    with pytest.raises(TraceError, match="row 1"), Recording(out, recipe()):
+    with pytest.raises(TraceError, match="row 1"), RecordingFile(out, recipe()):
         raise AssertionError("it was let in")
     assert out.read_text() == '{"a": 1}\n'
 
@@ -125,7 +125,7 @@ def test_a_file_that_is_no_recording_is_refused_and_stays(tmp_path: Path) -> Non
 def test_damaged_gzip_is_refused_and_stays(tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl.gz"
     out.write_bytes(gzip.compress(b"x" * 1000)[:-9])
-    with pytest.raises(StoreError, match="is damaged"), Recording(out, recipe()):
+    with pytest.raises(StoreError, match="is damaged"), RecordingFile(out, recipe()):
         raise AssertionError("it was let in")
     assert out.stat().st_size
     assert list(tmp_path.iterdir()) == [out]
@@ -134,9 +134,9 @@ def test_damaged_gzip_is_refused_and_stays(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no advisory locks there")
 def test_a_second_recorder_is_kept_out(tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl"
-    with Recording(out, recipe()) as first:
+    with RecordingFile(out, recipe()) as first:
         first.append(row("q1"))
-        with pytest.raises(StoreError, match="another recorder"), Recording(out, recipe()):
+        with pytest.raises(StoreError, match="another recorder"), RecordingFile(out, recipe()):
             raise AssertionError("it was let in")
         first.append(row("q2"))
     assert ids(out.read_bytes().splitlines()) == ["q1", "q2"]
@@ -144,7 +144,7 @@ def test_a_second_recorder_is_kept_out(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be used"), Recording(tmp_path / "file" / "t.jsonl", recipe()):
+    with pytest.raises(StoreError, match="cannot be used"), RecordingFile(tmp_path / "file" / "t.jsonl", recipe()):
         raise AssertionError("it was let in")
 
 
@@ -167,7 +167,7 @@ def test_a_recorder_that_is_ended_in_the_middle_resumes_without_a_lost_or_double
     questions, out = tmp_path / "q.jsonl", tmp_path / "t.jsonl.gz"
     lines = [json.dumps({"id": f"q{i}", "question": f"question {i}?", "gold": "4"}) for i in range(30)]
     questions.write_text("\n".join(lines), "utf-8")
-    model = Chain(CHAIN.steps, "4", reply=Reply(delay_s=0.002))
+    model = ScriptedThought(CHAIN.steps, "4", reply=Reply(delay_s=0.002))
     with FakeUpstream.in_thread(model, slots=4) as fake:
         run = [
             sys.executable, "-c", "from suffice.cli.main import main; main()", "record", str(questions), "--upstream",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from suffice.assurance.bounds import Interval
-from suffice.replay.study.result import Choice, Family, Line, Part, Point, SetReport
+from suffice.replay.study.result import Choice, Family, PolicyResult, SetPart, PlotPoint, SetReport
 
 
-def a_line(policy: str, family: Family = "given", choice: Choice = "fixed", **changes: Any) -> Line:
+def a_line(policy: str, family: Family = "given", choice: Choice = "fixed", **changes: Any) -> PolicyResult:
     """One policy that saves half of the tokens and loses half a point."""
     values: dict[str, Any] = {
         "set": "made_up", "policy": policy, "family": family, "choice": choice, "spec": {"policy": policy},
@@ -25,7 +25,7 @@ def a_line(policy: str, family: Family = "given", choice: Choice = "fixed", **ch
     if saved is not None:
         values |= {"token_reduction_without_probes": saved, "tokens": round(52_000_000 * (1 - saved))}
         values["token_reduction_interval"] = Interval(saved - 0.04, saved + 0.05)
-    return Line(**(values | changes))
+    return PolicyResult(**(values | changes))
 
 
 def a_report(name: str = "made_up", **changes: Any) -> SetReport:
@@ -46,23 +46,23 @@ def a_report(name: str = "made_up", **changes: Any) -> SetReport:
         a_line("oracle_correct", "oracle", em_drop=-0.09, token_reduction=0.89, spec=None),
     )  # fmt: skip
     curve = {
-        "published": [Point(policy=f"beta {k}", em_drop=0.06 * (k / 60) ** 2 - 0.004 * (k % 7) / 7 * (k % 2),
+        "published": [PlotPoint(policy=f"beta {k}", em_drop=0.06 * (k / 60) ** 2 - 0.004 * (k % 7) / 7 * (k % 2),
                             token_reduction=0.93 * (k / 60) ** 0.35 - 0.06 * (k % 5) / 5) for k in range(1, 61)],
-        "ours": [Point(policy=f"p {k}", em_drop=0.05 * (k / 40) ** 3 - 0.002, token_reduction=0.92 * (k / 40) ** 0.2)
+        "ours": [PlotPoint(policy=f"p {k}", em_drop=0.05 * (k / 40) ** 3 - 0.002, token_reduction=0.92 * (k / 40) ** 0.2)
                  for k in range(1, 41)],
-        "given": [Point(policy="confidence", em_drop=0.3, token_reduction=0.9)],
+        "given": [PlotPoint(policy="confidence", em_drop=0.3, token_reduction=0.9)],
     }  # fmt: skip
     classes = ("Biology", "Chemistry, organic and inorganic", "Physics", "<b>markup</b> & $x_1^2$")
     by_class = {
         line.policy: tuple(
-            Part(name=c, n_episodes=1204 - 300 * i, n_questions=28 - 6 * i, full_em=0.8 - 0.1 * i,
+            SetPart(name=c, n_episodes=1204 - 300 * i, n_questions=28 - 6 * i, full_em=0.8 - 0.1 * i,
                  em_drop=line.em_drop + 0.004 * (i - 1), lost=0.012 + 0.002 * i, gained=0.007,
                  token_reduction=max(0.0, line.token_reduction - 0.1 * i)) for i, c in enumerate(classes)
         ) for line in lines[1:4]
     }  # fmt: skip
     by_step = {
         line.policy: tuple(
-            Part(name=f"{k}" if k < 17 else "end", n_episodes=4816 // 2**k + 3, n_questions=max(1, 112 - 6 * k),
+            SetPart(name=f"{k}" if k < 17 else "end", n_episodes=4816 // 2**k + 3, n_questions=max(1, 112 - 6 * k),
                  full_em=0.9 - 0.04 * k, em_drop=0.002 * k, lost=0.004 * k, gained=0.002 * k,
                  token_reduction=1 - k / 16) for k in range(2, 17, 2)
         ) for line in lines[1:3]

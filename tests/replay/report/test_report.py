@@ -26,7 +26,7 @@ from suffice.replay.report.plot import by_class, frontier
 from suffice.replay.report.report import write_report
 from suffice.replay.report.table import WIDTH, print_report, table_text
 from suffice.replay.report.wording import GROUPS, percent, reading
-from suffice.replay.study.result import Part, SetReport
+from suffice.replay.study.result import SetPart, SetReport
 from suffice.shown import printable
 from tests.replay.report.sample import a_line, a_report
 
@@ -75,7 +75,7 @@ class Page(HTMLParser):
 def renamed(report: SetReport, name: str) -> SetReport:
     """The same result with every name replaced."""
     lines = tuple(replace(line, set=name, policy=f"{name} {k}", note=name) for k, line in enumerate(report.lines))
-    parts = (Part(name=name, n_episodes=3, n_questions=2, full_em=1, em_drop=0, lost=0, gained=0, token_reduction=0.5),)
+    parts = (SetPart(name=name, n_episodes=3, n_questions=2, full_em=1, em_drop=0, lost=0, gained=0, token_reduction=0.5),)
     own = {lines[1].policy: parts}
     return replace(
         report, set=name, lines=lines, by_class=own, by_step=own, notes=(name,), fitted_on=(name,),

@@ -19,12 +19,12 @@ from suffice.replay.study.classed import (
 from suffice.replay.study.ladders import ClassedRung, halts_at, published
 from suffice.replay.study.runs import Runs, take
 from suffice.replay.study.scores import Score
-from suffice.replay.study.sets import BY_CLASS, OURS, Asked, replay_set
-from suffice.replay.study.study import Options, Study
+from suffice.replay.study.sets import BY_CLASS, OURS, ReplayOptions, replay_set
+from suffice.replay.study.study import StudyOptions, Study
 from suffice.replay.study.sums import N_FOLDS, folds_of
 from suffice.replay.traces.survey import survey
 from suffice.replay.tune.proposal import propose_frozen
-from suffice.signals.classes import Classes, Comparison, Rule
+from suffice.signals.classes import Classes, FeatureTest, Rule
 from suffice.signals.features import FeatureSet
 from suffice.testing.traces import Synthetic
 from tests.replay.made import batch_of, runs_of
@@ -43,7 +43,7 @@ def many(n_runs: int = 1_500, seed: int = 2) -> Runs:
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return Study(many(), published("samples", longest=8)[:1], Options(scores=SCORES, max_em_drop=0.03))
+    return Study(many(), published("samples", longest=8)[:1], StudyOptions(scores=SCORES, max_em_drop=0.03))
 
 
 def test_classes_and_levels_know_nothing_of_the_fold_that_they_are_judged_on(study: Study) -> None:
@@ -74,7 +74,7 @@ def test_what_is_picked_keeps_the_target_where_it_was_picked_and_saves_there_wha
 
 def test_each_run_ends_at_the_level_of_its_class() -> None:
     runs = many(450)
-    rules = Classes([Rule((Comparison("model=model-0", above=True, value=0.5),)), Rule(())])
+    rules = Classes([Rule((FeatureTest("model=model-0", above=True, value=0.5),)), Rule(())])
     levels = {rules.rules[0].name: 0.1}
     rung = ClassedRung(score="s", level=0.4, classes=rules, levels=levels, label="")
     risk = np.random.default_rng(0).random(len(runs.cost))
@@ -89,7 +89,7 @@ def test_each_run_ends_at_the_level_of_its_class() -> None:
 
 def test_a_class_of_few_runs_or_few_questions_has_no_level_of_its_own() -> None:
     runs = many(900)
-    rules = [Rule((Comparison("model=model-0", above=True, value=0.5),)), Rule(())]
+    rules = [Rule((FeatureTest("model=model-0", above=True, value=0.5),)), Rule(())]
     both = large_classes(runs, Classes(rules))
     assert [mine.sum() for mine in both.values()] == [300, 600]
     weak = np.array([("model", "model-0") in query.metadata for query in runs.queries])
@@ -120,7 +120,7 @@ def test_live_a_model_with_levels_by_class_ends_unseen_runs_where_the_study_says
     runs = runs_of(batch, needs=FeatureSet(DENSE["samples"]).needs)
     held_out = folds_of(runs) == 0
     seen, unseen = take(runs, ~held_out), take(runs, held_out)
-    study = Study(seen, published("samples", longest=8)[:1], Options(scores=SCORES[:1], max_em_drop=0.03))
+    study = Study(seen, published("samples", longest=8)[:1], StudyOptions(scores=SCORES[:1], max_em_drop=0.03))
     picked = pick_classed(study, None, 8, TARGET)
     assert picked is not None
     frozen = replace(study.freeze((), None), rungs={"ours": picked[0]})
@@ -139,7 +139,7 @@ def test_a_replay_shows_levels_by_class_beside_ours_and_says_what_they_are_worth
 ) -> None:
     file = tmp_path_factory.mktemp("traces") / "made.parquet"
     Synthetic(kind="samples", n_runs=1_500, n_questions=150, seed=7).write(file)
-    asked = Asked(max_em_drop=0.03, scores=SCORES[:1], families=("beta", "learned"), n_draws=200)
+    asked = ReplayOptions(max_em_drop=0.03, scores=SCORES[:1], families=("beta", "learned"), n_draws=200)
     (data,) = survey([file])
     plain, by_class = replay_set(data, asked), replay_set(data, replace(asked, classes=8))
     lines = {line.policy: line for line in by_class.lines}

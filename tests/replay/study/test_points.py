@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from suffice.replay.study.points import (
     MARGIN,
     NONE,
-    Seen,
+    PolicyPoints,
     at_choice,
     bootstrap,
     halvings,
@@ -20,12 +20,12 @@ from suffice.replay.study.points import (
     seen,
     share_of,
 )
-from suffice.replay.study.sums import FIELDS, Sums
+from suffice.replay.study.sums import FIELDS, QuestionSums
 
 TOKENS = 100.0  # of each full run
 
 
-def sums_of(drop: np.ndarray, saved: np.ndarray, n: np.ndarray | None = None) -> Sums:
+def sums_of(drop: np.ndarray, saved: np.ndarray, n: np.ndarray | None = None) -> QuestionSums:
     """Questions (G) under policies (C): answers lost minus gained, shape (G, C), and the share of tokens saved."""
     n = np.ones(len(drop)) if n is None else n
     values = np.zeros((*drop.shape, len(FIELDS)))
@@ -33,11 +33,11 @@ def sums_of(drop: np.ndarray, saved: np.ndarray, n: np.ndarray | None = None) ->
     values[:, :, FIELDS.index("gained")] = np.maximum(-drop, 0)
     values[:, :, FIELDS.index("tokens")] = TOKENS * n[:, None] * (1 - saved)
     base = np.stack([n, n, TOKENS * n], axis=1)
-    return Sums(fold=np.arange(len(drop)) % 5, base=base, values=values)
+    return QuestionSums(fold=np.arange(len(drop)) % 5, base=base, values=values)
 
 
-def looked(drop: list[float], saved: list[float], error: float = 0.0) -> Seen:
-    return Seen(np.array([drop]), np.full((1, len(drop)), error), np.array([saved]))
+def looked(drop: list[float], saved: list[float], error: float = 0.0) -> PolicyPoints:
+    return PolicyPoints(np.array([drop]), np.full((1, len(drop)), error), np.array([saved]))
 
 
 def test_a_point_is_the_last_of_an_unbroken_run_of_good_rungs() -> None:
@@ -84,7 +84,7 @@ def test_a_rung_that_saves_nothing_is_not_worth_taking() -> None:
 
 def test_of_no_rung_at_all_none_is_picked() -> None:
     """Runs may be too short for every setting of a rule."""
-    at = Seen(*(np.zeros((3, 0)) for _ in range(3)))
+    at = PolicyPoints(*(np.zeros((3, 0)) for _ in range(3)))
     assert pick(at, [slice(0, 0)], 0.01, MARGIN).tolist() == [NONE] * 3
     assert pick_plainly(at, 0.01).tolist() == [NONE] * 3
     assert at_choice(at.saved, np.full(3, NONE)).tolist() == [0.0] * 3
@@ -104,7 +104,7 @@ def test_the_error_of_a_drop_is_the_spread_of_what_other_questions_would_have_sh
     rng = np.random.default_rng(0)
     n_questions = 80
 
-    def drawn() -> Sums:
+    def drawn() -> QuestionSums:
         n = rng.integers(1, 9, n_questions).astype(np.float64)
         lost = np.where(rng.random(n_questions) < 0.3, np.round(n * rng.random(n_questions)), 0.0)
         return sums_of(lost[:, None], np.full((n_questions, 1), 0.5), n)

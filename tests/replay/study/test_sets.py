@@ -12,9 +12,9 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.replay.study.ladders import published
 from suffice.replay.study.nested import nest, open_study
-from suffice.replay.study.result import Line, SetReport
+from suffice.replay.study.result import PolicyResult, SetReport
 from suffice.replay.study.scores import Score
-from suffice.replay.study.sets import FAMILIES, Asked, family_of, pools_of, replay_set
+from suffice.replay.study.sets import FAMILIES, ReplayOptions, family_of, pools_of, replay_set
 from suffice.replay.traces.parquet import write_traces_parquet
 from suffice.replay.traces.survey import survey
 from suffice.testing.traces import Synthetic
@@ -30,12 +30,12 @@ def made(folder: Path, kind: Kind = "reasoning", n_runs: int = 400, seed: int = 
     return path
 
 
-def asked(**changes: Any) -> Asked:
+def asked(**changes: Any) -> ReplayOptions:
     few: dict[str, Any] = {"max_em_drop": 0.03, "scores": SCORES, "policies": GIVEN, "n_draws": 100}
-    return Asked(**(few | changes))
+    return ReplayOptions(**(few | changes))
 
 
-def by_name(report: SetReport) -> dict[str, Line]:
+def by_name(report: SetReport) -> dict[str, PolicyResult]:
     return {line.policy: line for line in report.lines}
 
 

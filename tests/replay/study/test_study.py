@@ -9,13 +9,13 @@ from suffice.assurance.bounds import Interval
 from suffice.learn.features import DENSE
 from suffice.policy.columns import HOPELESS
 from suffice.replay.study.ladders import PolicyRung, RiskRung, published
-from suffice.replay.study.nested import Nested, difference, nest, never, without_probes
+from suffice.replay.study.nested import NestedRungs, difference, nest, never, without_probes
 from suffice.replay.study.points import share_of
 from suffice.replay.study.runs import Runs, take
 from suffice.replay.study.scores import Score
 from suffice.replay.study.sets import pools_of
-from suffice.replay.study.study import Options, Pool, Study, risk_and_codes
-from suffice.replay.study.sums import N_FOLDS, Summing, columns_of
+from suffice.replay.study.study import StudyOptions, LadderPool, Study, risk_and_codes
+from suffice.replay.study.sums import N_FOLDS, SumsFold, columns_of
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 from tests.replay.made import batch_of, runs_of
@@ -33,12 +33,12 @@ def runs_for(kind: Kind, n_runs: int = 240, seed: int = 2) -> Runs:
 
 
 def study_of(runs: Runs, target: float = 0.03) -> Study:
-    return Study(runs, published(runs.kind, longest=8)[:6], Options(max_em_drop=target, scores=SCORES))
+    return Study(runs, published(runs.kind, longest=8)[:6], StudyOptions(max_em_drop=target, scores=SCORES))
 
 
-def pools(study: Study) -> tuple[Pool, ...]:
+def pools(study: Study) -> tuple[LadderPool, ...]:
     """One for each ladder alone, beside those of a replay: so that learned scores are picked from, too."""
-    alone = tuple(Pool(name=f"only {score.name}", ladders=(score.name,)) for score in SCORES)
+    alone = tuple(LadderPool(name=f"only {score.name}", ladders=(score.name,)) for score in SCORES)
     return (*pools_of(study.ladders, SCORES), *alone)
 
 
@@ -67,7 +67,7 @@ def test_frozen_points_end_unseen_runs_as_the_nested_layings_say() -> None:
     nested = nest(study)
     frozen = [study.freeze(pools(study), v) for v in range(N_FOLDS)]
     for pool in pools(study):
-        summing = Summing(1)
+        summing = SumsFold(1)
         for v in range(N_FOLDS):
             mine, rung = take(runs, study.fold == v), frozen[v].rungs[pool.name]
             asks = rung is not None and rung.asks
@@ -79,7 +79,7 @@ def test_frozen_points_end_unseen_runs_as_the_nested_layings_say() -> None:
 
 def test_a_point_that_nobody_dares_is_the_full_run() -> None:
     runs = runs_for("rounds", 60)
-    study = Study(runs, published("rounds", longest=8)[:2], Options(max_em_drop=0.0, margin=9.0))
+    study = Study(runs, published("rounds", longest=8)[:2], StudyOptions(max_em_drop=0.0, margin=9.0))
     frozen = study.freeze(pools_of(study.ladders, ()), 0)
     assert set(frozen.rungs.values()) == {None}
     for halt in study.halts(frozen, runs).values():
@@ -125,11 +125,11 @@ def test_scores_that_teach_what_suffices_never_call_a_run_hopeless() -> None:
 
 
 @pytest.fixture(scope="module")
-def nested() -> Nested:
+def nested() -> NestedRungs:
     return nest(study_of(runs_for("reasoning")))
 
 
-def test_what_probes_cost_can_be_left_out(nested: Nested) -> None:
+def test_what_probes_cost_can_be_left_out(nested: NestedRungs) -> None:
     sums = nested.all.sums
     free = without_probes(sums)
     assert (free.of("tokens") == sums.of("tokens") - sums.of("probes")).all()
@@ -138,18 +138,18 @@ def test_what_probes_cost_can_be_left_out(nested: Nested) -> None:
     assert (free.drop == sums.drop).all()
 
 
-def test_hindsight_saves_at_least_what_any_rung_within_the_target_does(nested: Nested) -> None:
-    pool = Pool(name="all", ladders=tuple(nested.all.slices))
+def test_hindsight_saves_at_least_what_any_rung_within_the_target_does(nested: NestedRungs) -> None:
+    pool = LadderPool(name="all", ladders=tuple(nested.all.slices))
     _, best = nested.hindsight(pool, 0.02)
     sums = nested.all.sums
     within = sums.drop.sum(axis=0) / sums.n.sum() <= 0.02
     assert best.of("tokens").sum() == sums.of("tokens").sum(axis=0)[within].min()
-    name, none = nested.hindsight(Pool(name="none", ladders=()), 0.02)
+    name, none = nested.hindsight(LadderPool(name="none", ladders=()), 0.02)
     assert name == "never"
     assert none.of("tokens").sum() == sums.full_tokens.sum()
 
 
-def test_a_difference_is_paired_by_question(nested: Nested) -> None:
+def test_a_difference_is_paired_by_question(nested: NestedRungs) -> None:
     sums, rng = nested.all.sums, np.random.default_rng(0)
     full, some = never(sums), sums.columns([40])
     nothing = difference(some, some, n_draws=50, rng=rng)
@@ -165,7 +165,7 @@ def test_a_difference_is_paired_by_question(nested: Nested) -> None:
         difference(some, nest(study_of(runs_for("reasoning", seed=5))).all.sums.columns([0]), n_draws=5, rng=rng)
 
 
-def test_sums_of_a_point_are_what_its_halts_cost(nested: Nested) -> None:
+def test_sums_of_a_point_are_what_its_halts_cost(nested: NestedRungs) -> None:
     """The rung's own columns, added up run by run."""
     runs = runs_for("reasoning")
     study = study_of(runs)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from suffice.learn.ragged import first_passages
 from suffice.replay.study.ladders import PolicyRung, halts_of, published
 from suffice.replay.study.runs import Halts, Runs, take
-from suffice.replay.study.sums import FIELDS, MAX_GROUPS, N_FOLDS, Summing, Sums, columns_of, fold_of, folds_of
+from suffice.replay.study.sums import FIELDS, MAX_GROUPS, N_FOLDS, SumsFold, QuestionSums, columns_of, fold_of, folds_of
 from suffice.replay.traces.own import own_traces
 from suffice.replay.traces.read import read_traces
 from suffice.types import Kind
@@ -73,9 +73,9 @@ def every_rung(runs: Runs) -> tuple[list[PolicyRung], list[Halts]]:
     return rungs, [halts_of(rung, runs) for rung in rungs]
 
 
-def summed(runs: Runs, parts: int) -> Sums:
+def summed(runs: Runs, parts: int) -> QuestionSums:
     rungs, _ = every_rung(runs)
-    summing = Summing(len(rungs))
+    summing = SumsFold(len(rungs))
     which = np.arange(len(runs)) * parts // len(runs)
     for part in range(parts):
         those = take(runs, which == part)
@@ -98,7 +98,7 @@ def test_in_batches_is_as_at_once(kind: Kind) -> None:
 def test_more_questions_than_groups_lose_nothing_and_stay_in_their_fold() -> None:
     """Above 5,120 questions they share groups; the totals and each fold's totals stay the same."""
     runs = runs_of(batch_of("rounds", 7_000, n_questions=6_500, n_steps=3))
-    summing = Summing(1)
+    summing = SumsFold(1)
     halt = Halts(runs.starts[:-1], np.full(len(runs), CODE))
     for at in range(0, len(runs), 1_000):
         part = np.zeros(len(runs), dtype=bool)

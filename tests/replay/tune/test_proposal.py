@@ -16,11 +16,11 @@ from suffice.cli.main import main
 from suffice.errors import ConfigError
 from suffice.model.artefact import load
 from suffice.policy.columns import CODES, stops_of
-from suffice.policy.learned import Learned
+from suffice.policy.learned import LearnedPolicy
 from suffice.replay.study.ladders import RiskRung, published
 from suffice.replay.study.runs import Halts, Runs, first_stops, take
 from suffice.replay.study.scores import SCORES, Score
-from suffice.replay.study.study import Options, Pool, Study
+from suffice.replay.study.study import StudyOptions, LadderPool, Study
 from suffice.replay.study.sums import folds_of
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.read import read_traces
@@ -28,14 +28,14 @@ from suffice.replay.traces.survey import survey
 from suffice.replay.tune.proposal import (
     MODEL_FILE,
     POLICY_FILE,
-    Proposal,
+    PolicyProposal,
     propose,
     propose_frozen,
     toml,
     write_proposal,
 )
-from suffice.replay.tune.scored import Scores, build_scored, model_named, risk_column
-from suffice.replay.tune.tune import Bench, Tuning, make_bench
+from suffice.replay.tune.scored import ScoreTable, build_scored, model_named, risk_column
+from suffice.replay.tune.tune import Bench, TuneOptions, make_bench
 from suffice.signals.observe import Observer
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
@@ -52,7 +52,7 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> Mapping[Kind, tuple[Ben
     for kind in KINDS:
         file = tmp_path_factory.mktemp("traces") / f"{kind}.parquet"
         Synthetic(kind=kind, n_runs=300, n_questions=100, seed=3, p_no_answer=0.2).write(file)
-        found[kind] = (make_bench(survey([file])[0], Tuning()), list(read_traces([file])))
+        found[kind] = (make_bench(survey([file])[0], TuneOptions()), list(read_traces([file])))
     return found
 
 
@@ -76,7 +76,7 @@ def frozen_halts(bench: Bench, spec: Mapping[str, Any]) -> tuple[Runs, Halts, An
     return runs, first_stops(codes[rows], runs), columns[risk_column(name)][rows]
 
 
-def live_halts(proposal: Proposal, kind: Kind, runs: Runs, batches: list[Batch]) -> tuple[Halts, list[float | None]]:
+def live_halts(proposal: PolicyProposal, kind: Kind, runs: Runs, batches: list[Batch]) -> tuple[Halts, list[float | None]]:
     """The same, one run after the other through the observer, and the score that each decision names."""
     policy = proposal.policy()
     planned = int(max(np.diff(batch.offset).max() for batch in batches))
@@ -145,8 +145,8 @@ def test_what_a_study_froze_ends_unseen_runs_live_where_the_study_says(
     bench, batches = benches[kind]
     held_out = folds_of(bench.runs) == HELD_OUT
     seen, unseen = take(bench.runs, ~held_out), take(bench.runs, held_out)
-    study = Study(seen, published(kind, longest=8)[:1], Options(scores=(score,), max_em_drop=0.05))
-    pools = [Pool(name="ours", ladders=(score.name,)), Pool(name="published", ladders=("fixed-rounds",))]
+    study = Study(seen, published(kind, longest=8)[:1], StudyOptions(scores=(score,), max_em_drop=0.05))
+    pools = [LadderPool(name="ours", ladders=(score.name,)), LadderPool(name="published", ladders=("fixed-rounds",))]
     frozen = study.freeze(pools, None)
     levels = [rung.level for rung in study.lay(None).rungs if isinstance(rung, RiskRung)]
     frozen = replace(frozen, rungs={
@@ -160,7 +160,7 @@ def test_what_a_study_froze_ends_unseen_runs_live_where_the_study_says(
         assert found.code.tolist() == expected.code.tolist()
 
 
-def scored(benches: Mapping[Kind, tuple[Bench, list[Batch]]]) -> tuple[Bench, Scores]:
+def scored(benches: Mapping[Kind, tuple[Bench, list[Batch]]]) -> tuple[Bench, ScoreTable]:
     bench = benches["samples"][0]
     assert bench.scores is not None
     return bench, bench.scores
@@ -227,4 +227,4 @@ def test_a_word_that_is_no_score_is_refused(benches: Mapping[Kind, tuple[Bench, 
     _, scores = scored(benches)
     with pytest.raises(ConfigError, match=r"policy\.learned\.model: got 'as-god'; known: as-good, "):
         build_scored({"policy": "learned", "model": "as-god", "threshold": 0.5}, scores.names)
-    assert Learned.name == "learned"  # the word that specs are searched for
+    assert LearnedPolicy.name == "learned"  # the word that specs are searched for

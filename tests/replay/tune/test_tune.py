@@ -21,7 +21,7 @@ from suffice.replay.study.scores import SCORES, Score, features_of, score_rows
 from suffice.replay.study.sums import N_FOLDS, folds_of
 from suffice.replay.traces.survey import survey
 from suffice.replay.tune.proposal import propose
-from suffice.replay.tune.scored import Scores, build_scored, learned_in, model_named, names_of, uses_classes
+from suffice.replay.tune.scored import ScoreTable, build_scored, learned_in, model_named, names_of, uses_classes
 from suffice.replay.tune.space import (
     FIXED,
     LEARNED,
@@ -34,22 +34,22 @@ from suffice.replay.tune.space import (
     first_tries,
     needs_of,
 )
-from suffice.replay.tune.tune import Bench, Tuning, figure_of, make_bench, search, tune_runs, tune_set, winner_of
-from suffice.replay.tune.tuned import Tuned, n_parts, title_of
+from suffice.replay.tune.tune import Bench, TuneOptions, figure_of, make_bench, search, tune_runs, tune_set, winner_of
+from suffice.replay.tune.tuned import TunedSet, n_parts, title_of
 from suffice.signals.base import order_all
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 
 KINDS: tuple[Kind, ...] = ("reasoning", "samples", "rounds")
 LINEAR = (Score(name="as-good", target="as-good", parts="linear"),)
-WITHOUT_LEARNING = Tuning(trials=40, max_em_drop=0.02, scores=(), n_draws=200)
+WITHOUT_LEARNING = TuneOptions(trials=40, max_em_drop=0.02, scores=(), n_draws=200)
 
 
 def never() -> float:
     raise AssertionError("no time limit, no question for the time")
 
 
-def bench_of(folder: Path, asked: Tuning, *, kind: Kind = "samples", n_runs: int = 1_500, seed: int = 0) -> Bench:
+def bench_of(folder: Path, asked: TuneOptions, *, kind: Kind = "samples", n_runs: int = 1_500, seed: int = 0) -> Bench:
     file = folder / f"{kind}-{seed}.parquet"
     Synthetic(kind=kind, n_runs=n_runs, n_questions=n_runs // 3, seed=seed).write(file)
     return make_bench(survey([file])[0], asked)
@@ -194,7 +194,7 @@ def noise(bench: Bench, seed: int) -> Bench:
 
 
 def test_on_pure_noise_the_search_promises_more_than_unseen_questions_keep(tmp_path: Path) -> None:
-    asked = Tuning(trials=60, max_em_drop=0.0, margin=0.0, scores=(), n_draws=50)
+    asked = TuneOptions(trials=60, max_em_drop=0.0, margin=0.0, scores=(), n_draws=50)
     bench = bench_of(tmp_path, asked, n_runs=120)
     drops = []
     for seed in range(4):
@@ -206,7 +206,7 @@ def test_on_pure_noise_the_search_promises_more_than_unseen_questions_keep(tmp_p
 
 
 def test_nothing_of_an_unseen_question_reaches_the_search_that_must_not_see_it(tmp_path: Path) -> None:
-    asked = Tuning(trials=40, max_em_drop=0.02, scores=LINEAR, n_draws=50, policies=("learned", "beta", "fixed-rounds"))
+    asked = TuneOptions(trials=40, max_em_drop=0.02, scores=LINEAR, n_draws=50, policies=("learned", "beta", "fixed-rounds"))
     bench = bench_of(tmp_path, asked, n_runs=600)
     fold = folds_of(bench.runs)
     other = with_scores(spoilt(bench.runs, fold == 1), asked, bench.names)
@@ -223,12 +223,12 @@ def spoilt(runs: Runs, where: Any) -> Runs:
     return replace(runs, ok=runs.ok ^ rows, full_ok=runs.full_ok ^ where)
 
 
-def with_scores(runs: Runs, asked: Tuning, names: tuple[str, ...]) -> Bench:
-    return Bench(runs, asked, Scores(runs, folds_of(runs), asked.scores, seed=asked.seed), names)
+def with_scores(runs: Runs, asked: TuneOptions, names: tuple[str, ...]) -> Bench:
+    return Bench(runs, asked, ScoreTable(runs, folds_of(runs), asked.scores, seed=asked.seed), names)
 
 
 def test_the_same_seed_finds_the_same_and_learned_scores_are_among_what_is_tried(tmp_path: Path) -> None:
-    asked = Tuning(trials=30, max_em_drop=0.02, scores=LINEAR, n_draws=50)
+    asked = TuneOptions(trials=30, max_em_drop=0.02, scores=LINEAR, n_draws=50)
     first, second = (with_scores_again(tmp_path, asked) for _ in range(2))
     assert first == second
     assert any("learned" in title for title in first.winners)
@@ -240,7 +240,7 @@ def test_the_same_seed_finds_the_same_and_learned_scores_are_among_what_is_tried
 
 def test_levels_by_class_are_tried_told_with_an_interval_and_carried_into_the_model(tmp_path: Path) -> None:
     score = Score(name="suffices", target="suffices", parts="linear")
-    asked = Tuning(trials=45, max_em_drop=0.02, scores=(score,), n_draws=100, policies=(LEARNED,), classes=8)
+    asked = TuneOptions(trials=45, max_em_drop=0.02, scores=(score,), n_draws=100, policies=(LEARNED,), classes=8)
     bench = bench_of(tmp_path, asked, n_runs=1_500)
     tuned = tune_runs(bench, clock=never)
     assert any("by class" in title for title in tuned.winners) == (tuned.by_class is not None)
@@ -264,7 +264,7 @@ def test_levels_by_class_are_tried_told_with_an_interval_and_carried_into_the_mo
     assert live.row.tolist() == first_stops(late.astype(np.int8), bench.runs).row.tolist()
 
 
-def with_scores_again(folder: Path, asked: Tuning) -> Tuned:
+def with_scores_again(folder: Path, asked: TuneOptions) -> TunedSet:
     return tune_runs(bench_of(folder, asked, kind="reasoning", n_runs=300), clock=never)
 
 

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 import click
 
 from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, say, who
-from suffice.cli.shell import Group, fail, tell
+from suffice.cli.shell import CommandGroup, fail, tell
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from suffice.rollout.results import ArmResult, ClassEffect, Comparison, Result
+    from suffice.rollout.results import ArmResult, ClassEffect, ArmComparison, ExperimentResult
     from suffice.settings import Experiment, Settings
-    from suffice.store.routes.experiments import Held
+    from suffice.store.routes.experiments import ExperimentRun
 
 _WIDTH = 100
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def experiment() -> None:
     """Compare ways to serve the same requests."""
 
@@ -141,7 +141,7 @@ def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool
 # --------------------------------------------------------------------------- what is read
 
 
-def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[Held, ...]]:
+def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[ExperimentRun, ...]]:
     """Settings, log, and its experiments; exits with 2 where one of them cannot be read."""
     from suffice import wiring
     from suffice.store.database.sqlite import database_path
@@ -153,7 +153,7 @@ def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[Held, ...]]:
         return settings, database, read_experiments(database)
 
 
-def _said(one: Held, settings: Settings, database: Path) -> tuple[str, ...]:
+def _said(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:
     """What it shows, in sentences; nothing where that fails: whatever it shows, it can be stopped."""
     from suffice.control.compare.experiments import look
     from suffice.rollout.reading import reading
@@ -178,7 +178,7 @@ def _of_settings(settings: Settings, name: str) -> Experiment:
 # --------------------------------------------------------------------------- how it looks
 
 
-def _state(one: Held) -> dict[str, object]:
+def _state(one: ExperimentRun) -> dict[str, object]:
     ended = one.ended
     return {
         "experiment": one.experiment.name, "run": one.experiment.run, "state": "running" if one.runs else "stopped",
@@ -188,7 +188,7 @@ def _state(one: Held) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _listed(name: str, settings: Settings, latest: dict[str, Held]) -> dict[str, object]:
+def _listed(name: str, settings: Settings, latest: dict[str, ExperimentRun]) -> dict[str, object]:
     """One row of the list: as it runs, else as the settings have it, else as it ran."""
     held, written = latest.get(name), settings.experiments.get(name)
     if held is not None and (held.runs or written is None):
@@ -210,7 +210,7 @@ def _listed(name: str, settings: Settings, latest: dict[str, Held]) -> dict[str,
     }  # fmt: skip
 
 
-def _print(one: Held, result: Result) -> None:
+def _print(one: ExperimentRun, result: ExperimentResult) -> None:
     from suffice.rollout.reading import HOLDS, reading
 
     what = one.experiment
@@ -244,7 +244,7 @@ def _table(arm: ArmResult) -> None:
         click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _row(one: Comparison) -> tuple[str, ...]:
+def _row(one: ArmComparison) -> tuple[str, ...]:
     if one.effect is None or one.between is None:
         return (_named(one.metric), "-", "-", _allowed(one), one.verdict, one.why)
     stands = f"{one.n:,} {'full runs' if one.paired else 'units'}"
@@ -256,7 +256,7 @@ def _row(one: Comparison) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _class_row(one: Comparison, part: ClassEffect) -> tuple[str, ...]:
+def _class_row(one: ArmComparison, part: ClassEffect) -> tuple[str, ...]:
     return (
         f"  class {part.query_class or 'none'}", _number(one.metric, part.effect),
         _ends(one.metric, part.between.low, part.between.high), "", part.verdict, f"{part.n:,}",
@@ -271,7 +271,7 @@ def _named(metric: str) -> str:
     return metric if unit == metric else f"{metric}, {unit}"
 
 
-def _allowed(one: Comparison) -> str:
+def _allowed(one: ArmComparison) -> str:
     from suffice.rollout.metrics import metric_of
 
     return "" if one.margin is None else metric_of(one.metric).size(one.margin)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, route_of, say, who
-from suffice.cli.shell import Group, tell
+from suffice.cli.shell import CommandGroup, tell
 
 if TYPE_CHECKING:
     from suffice.review.holds import RouteHolds
     from suffice.review.incident import Case, DecisionKind
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def incident() -> None:
     """What waits for a person's decision: list, show, decide, or open one by hand."""
 
@@ -111,14 +111,14 @@ def decide(
     import time
 
     from suffice.cli.deciding import setup_of
-    from suffice.review.decide import Asked
+    from suffice.review.decide import IncidentForm
     from suffice.store.people.deciding import decide_incident
 
     again = "Everything is as it was: decide again once the log can be written."
     with failing_with("incident decide", again=again), log_of(path) as (told, writer):
         route, _ = _found(writer.path, name)
         settings = route_of(told, route)
-        asked = Asked(
+        asked = IncidentForm(
             incident=name, decision=decision, reason=reason, author=who(author), days=days, level=level,
             max_em_drop=max_em_drop,
         )  # fmt: skip

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, route_of, say, who
-from suffice.cli.shell import Group, tell
+from suffice.cli.shell import CommandGroup, tell
 
 if TYPE_CHECKING:
     from suffice.review.override import Override, OverrideKind
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def override() -> None:
     """Hold a route or a class of questions at a level, below one, or in full, until a date."""
 
@@ -42,13 +42,13 @@ def set_(
     import time
 
     from suffice.cli.deciding import setup_of
-    from suffice.review.decide import Wanted
+    from suffice.review.decide import OverrideForm
     from suffice.store.people.deciding import set_override
 
     again = "Set it again once the log can be written."
     with failing_with("override set", again=again), log_of(path) as (told, writer):
         settings = route_of(told, route)
-        wanted = Wanted(
+        wanted = OverrideForm(
             kind=kind, reason=reason, author=who(author), days=days, query_class=query_class, level=level,
             max_em_drop=max_em_drop,
         )  # fmt: skip

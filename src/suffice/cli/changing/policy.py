@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, route_of, say, who
-from suffice.cli.shell import Group, tell
+from suffice.cli.shell import CommandGroup, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from suffice.control.compare.looking import Looked
+    from suffice.control.compare.looking import Assessment
     from suffice.settings import Route, Settings
     from suffice.store.database.decisions import Decisions
-    from suffice.store.routes.rollouts import Held
+    from suffice.store.routes.rollouts import RolloutRun
 
 
 _MODELS: Final = re.compile(r"v-[0-9a-f]{12}")  # the address of what a refit has proposed
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def policy() -> None:
     """Bring a policy into traffic in steps, on evidence, and back."""
 
@@ -143,7 +143,7 @@ def propose(route: str, candidate: str, path: str, reason: str, author: str | No
 
 def _propose_policy(
     writer: Decisions, name: str, route: Route, table: str, *, author: str, reason: str, rollout: str, secret: str
-) -> Held | str:
+) -> RolloutRun | str:
     """Begin a rollout of a policy that somebody has written down, as `propose_learned` does."""
     from suffice import wiring
     from suffice.rollout.rules import rules_of
@@ -234,12 +234,12 @@ def pin(
     import time
 
     from suffice.cli.deciding import setup_of
-    from suffice.review.decide import Wanted
+    from suffice.review.decide import OverrideForm
     from suffice.store.people.deciding import set_override
 
     with failing_with("policy pin"), log_of(path) as (settings, writer):
         told = route_of(settings, route)
-        wanted = Wanted(kind="pin", reason=reason, author=who(author), days=days)
+        wanted = OverrideForm(kind="pin", reason=reason, author=who(author), days=days)
         found = set_override(
             writer, route, told, wanted, now_s=time.time(), publication=publication, setup=setup_of(settings, route)
         )
@@ -265,7 +265,7 @@ def _step(command: str, route: str, *, path: str, reason: str, author: str | Non
     say(found, as_json=as_json, text=f"route {route}: {told}; running gateways follow within a second")
 
 
-def _look(settings: Settings, route: str, held: Held, path: Any) -> Looked:
+def _look(settings: Settings, route: str, held: RolloutRun, path: Any) -> Assessment:
     import time
 
     from suffice import wiring
@@ -280,7 +280,7 @@ def _look(settings: Settings, route: str, held: Held, path: Any) -> Looked:
         )  # fmt: skip
 
 
-def _row(held: Held | None) -> dict[str, Any] | None:
+def _row(held: RolloutRun | None) -> dict[str, Any] | None:
     if held is None:
         return None
     state = held.state
@@ -307,7 +307,7 @@ def _told(row: dict[str, Any]) -> str:
     )
 
 
-def _print(held: Held, looked: Looked | None) -> None:
+def _print(held: RolloutRun, looked: Assessment | None) -> None:
     click.echo(f"rollout {held.state.rollout} on route {held.state.route}")
     tell(f"  {_told(_row(held) or {})}")
     for one in held.moves:

@@ -18,8 +18,8 @@ import click
 from suffice.cli.shell import JSON_OBJECT, fail
 
 if TYPE_CHECKING:
-    from suffice.replay.estimate.estimate import Estimate, Promise, Range
-    from suffice.replay.estimate.runs import Found
+    from suffice.replay.estimate.estimate import LogEstimate, CertifiableLevel, QuantityInterval
+    from suffice.replay.estimate.runs import LogRuns
     from suffice.replay.logs.read import Log
 
 SEED = 0                   # of the draws: the same log gives the same figures
@@ -29,7 +29,7 @@ _WIDTH = 120               # of sentences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class EstimateOptions:
     """The options of one call of the command."""
 
     like: tuple[Path, ...]
@@ -66,7 +66,7 @@ def estimate(logs: tuple[Path, ...], **options: object) -> None:
     """
     from suffice.errors import SufficeError
 
-    given = Options(**options)  # type: ignore[arg-type]  # click has checked them
+    given = EstimateOptions(**options)  # type: ignore[arg-type]  # click has checked them
     try:
         found, log = _estimate(logs, given)
     except (SufficeError, OSError) as error:
@@ -78,7 +78,7 @@ def estimate(logs: tuple[Path, ...], **options: object) -> None:
     _show(found, log, given)
 
 
-def _estimate(paths: tuple[Path, ...], given: Options) -> tuple[Estimate, Log]:
+def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstimate, Log]:
     import numpy as np
 
     from suffice.errors import ConfigError
@@ -115,7 +115,7 @@ def _estimate(paths: tuple[Path, ...], given: Options) -> tuple[Estimate, Log]:
     return found, log
 
 
-def _assumed(given: Options, own: Found, judged: Found, span_s: float | None) -> list[str]:
+def _assumed(given: EstimateOptions, own: LogRuns, judged: LogRuns, span_s: float | None) -> list[str]:
     """What is taken for granted, in sentences."""
     said = ["requests keep coming as in the log: same rate, same mix of questions, same model and settings"]
     if given.like:
@@ -142,7 +142,7 @@ def _assumed(given: Options, own: Found, judged: Found, span_s: float | None) ->
 # --------------------------------------------------------------------------- what a person sees
 
 
-def _show(found: Estimate, log: Log, given: Options) -> None:
+def _show(found: LogEstimate, log: Log, given: EstimateOptions) -> None:
     traffic = found.traffic
     print(
         f"{traffic.n_calls:,} calls ({', '.join(dict.fromkeys(log.formats))}), {log.n_left_out} records left out;"
@@ -168,7 +168,7 @@ def _show(found: Estimate, log: Log, given: Options) -> None:
     print(_folded("Nothing is promised before live audits."))
 
 
-def _show_promise(promise: Promise, found: Estimate) -> None:
+def _show_promise(promise: CertifiableLevel, found: LogEstimate) -> None:
     how = {
         "agreement": "without labels (every answer that differs counts as a loss)",
         "labels": "with labels of the audits that differ",
@@ -194,5 +194,5 @@ def _folded(text: str, first: str = "", later: str = "") -> str:
     return textwrap.fill(text, width, initial_indent=first, subsequent_indent=later)
 
 
-def _range(value: Range, how: str) -> str:
+def _range(value: QuantityInterval, how: str) -> str:
     return f"{how.format(value.middle)} [{how.format(value.low)}, {how.format(value.high)}]"

@@ -22,7 +22,7 @@ from suffice.cli.deciding import route_of
 from suffice.cli.shell import JSON_OBJECT, fail
 
 if TYPE_CHECKING:
-    from suffice.replay.record.ask import Asked, Recipe
+    from suffice.replay.record.ask import QuestionLine, RecordingRecipe
     from suffice.replay.record.record import Progress
     from suffice.settings import Route, Settings, Upstream
 
@@ -31,7 +31,7 @@ PLAIN_LINE_S = 10.0   # between two lines of progress where nobody watches a bar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class RecordOptions:
     """The options of one call of the command."""
 
     upstream: str | None
@@ -77,7 +77,7 @@ def record(questions: Path, **options: object) -> None:
     """
     from suffice.errors import SufficeError
 
-    given = Options(**options)  # type: ignore[arg-type]  # click has checked them
+    given = RecordOptions(**options)  # type: ignore[arg-type]  # click has checked them
     try:
         progress = asyncio.run(_record(questions, given))
     except (SufficeError, OSError) as error:
@@ -88,12 +88,12 @@ def record(questions: Path, **options: object) -> None:
     raise SystemExit(1 if progress.n_left else 0)
 
 
-async def _record(questions: Path, given: Options) -> Progress:
+async def _record(questions: Path, given: RecordOptions) -> Progress:
     """Read what is asked, open the server and the file, and record."""
     from suffice.edge.yardstick import yardstick
     from suffice.plugins import load_plugins
     from suffice.replay.record.ask import read_questions
-    from suffice.replay.record.file import Recording
+    from suffice.replay.record.file import RecordingFile
     from suffice.replay.record.record import record as run
     from suffice.replay.record.record import upstream_for_recording
     from suffice.upstream.client import UpstreamClient
@@ -110,7 +110,7 @@ async def _record(questions: Path, given: Options) -> Progress:
     client = UpstreamClient(
         name, upstream_for_recording(upstream, concurrency=given.concurrency), api_key(name, upstream)
     )
-    with yardstick(recipe.scorer) as scorer, Recording(given.out, recipe) as recording:
+    with yardstick(recipe.scorer) as scorer, RecordingFile(given.out, recipe) as recording:
         _warn(recipe, given, torn=recording.torn)
         async with client:
             with _telling(asked, given) as tell:
@@ -129,7 +129,7 @@ def _lines(questions: Path) -> list[str]:
         raise ConfigError(f"{questions}: is not UTF-8 at byte {error.start}") from None
 
 
-def _settings(given: Options) -> Settings | None:
+def _settings(given: RecordOptions) -> Settings | None:
     """The settings that were named, else those in this folder where something in them is meant."""
     from suffice.wiring import load_settings
 
@@ -138,7 +138,7 @@ def _settings(given: Options) -> Settings | None:
     return None if path is None else load_settings(path)
 
 
-def _route(settings: Settings | None, given: Options) -> Route | None:
+def _route(settings: Settings | None, given: RecordOptions) -> Route | None:
     from suffice.errors import ConfigError
 
     if given.route is None:
@@ -148,7 +148,7 @@ def _route(settings: Settings | None, given: Options) -> Route | None:
     return route_of(settings, given.route, option="--route")
 
 
-def _upstream(settings: Settings | None, route: Route | None, given: Options) -> tuple[str, Upstream]:
+def _upstream(settings: Settings | None, route: Route | None, given: RecordOptions) -> tuple[str, Upstream]:
     """The server that is meant, and its name."""
     import msgspec
 
@@ -173,10 +173,10 @@ def _upstream(settings: Settings | None, route: Route | None, given: Options) ->
     return target, msgspec.structs.replace(found, driver=given.driver)
 
 
-def _recipe(route: Route | None, upstream: Upstream, given: Options) -> Recipe:
+def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> RecordingRecipe:
     """What is shared by all runs: the options, else the route, else the defaults."""
     from suffice.errors import ConfigError
-    from suffice.replay.record.ask import Recipe
+    from suffice.replay.record.ask import RecordingRecipe
     from suffice.settings import Probe, Steps
     from suffice.upstream.drivers import DRIVERS
 
@@ -188,7 +188,7 @@ def _recipe(route: Route | None, upstream: Upstream, given: Options) -> Recipe:
         raise ConfigError("--model: name the model to ask for")
     methods = upstream.finish or DRIVERS[upstream.driver].methods
     samples = given.samples or (route.samples if route is not None and route.samples > 1 else 16)
-    return Recipe(
+    return RecordingRecipe(
         kind="samples" if kind == "samples" else "reasoning",
         model=model,
         scorer=given.scorer or (route.scorer if route is not None else "text"),
@@ -203,7 +203,7 @@ def _recipe(route: Route | None, upstream: Upstream, given: Options) -> Recipe:
     )
 
 
-def _warn(recipe: Recipe, given: Options, *, torn: bool) -> None:
+def _warn(recipe: RecordingRecipe, given: RecordOptions, *, torn: bool) -> None:
     """What the owner should know before tokens are spent."""
     if torn:
         again = "the last line was cut short; its question is recorded again"
@@ -218,7 +218,7 @@ def _warn(recipe: Recipe, given: Options, *, torn: bool) -> None:
 
 
 @contextmanager
-def _telling(asked: list[Asked], given: Options) -> Iterator[Callable[[Progress], None]]:
+def _telling(asked: list[QuestionLine], given: RecordOptions) -> Iterator[Callable[[Progress], None]]:
     """Progress on the error stream: a bar at a terminal, now and then a line elsewhere, nothing with --json."""
     started_s = time.monotonic()
     if given.as_json:
@@ -268,7 +268,7 @@ def _clock(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _show(progress: Progress, given: Options) -> None:
+def _show(progress: Progress, given: RecordOptions) -> None:
     summary = {
         "out": str(given.out), "n_questions": progress.n_questions, "n_before": progress.n_before,
         "n_recorded": progress.n_recorded, "n_left": progress.n_left, "n_right": progress.n_right,

@@ -17,7 +17,7 @@ from suffice.cli.shell import fail
 
 if TYPE_CHECKING:
     from suffice.replay.study.result import SetReport
-    from suffice.replay.study.sets import Asked
+    from suffice.replay.study.sets import ReplayOptions
     from suffice.replay.traces.survey import Survey
 
 
@@ -78,12 +78,12 @@ def replay(
 def _asked(
     max_em_drop: float, probe_tokens: int | None, policies: str | None, given: Sequence[str], classes: int | None,
     margin: float | None, seed: int,
-) -> Asked:  # fmt: skip
+) -> ReplayOptions:  # fmt: skip
     from suffice.replay.study.points import MARGIN
-    from suffice.replay.study.sets import Asked
+    from suffice.replay.study.sets import ReplayOptions
 
     specs = [_spec(text) for text in given]
-    return Asked(
+    return ReplayOptions(
         max_em_drop=max_em_drop,
         probe_tokens=probe_tokens,
         margin=MARGIN if margin is None else margin,
@@ -116,7 +116,7 @@ def _label(spec: dict[str, Any]) -> str:
 
 
 def _replay(
-    files: Sequence[Path], fit_files: Sequence[Path], where: str | None, min_run_em: float | None, asked: Asked, *,
+    files: Sequence[Path], fit_files: Sequence[Path], where: str | None, min_run_em: float | None, asked: ReplayOptions, *,
     quiet: bool,
 ) -> list[SetReport]:  # fmt: skip
     from rich.console import Console

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 if TYPE_CHECKING:
-    from suffice.replay.online.protocol import OnlineAsked
+    from suffice.replay.online.protocol import OnlineOptions
     from suffice.replay.online.result import OnlineReport
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -113,10 +113,10 @@ def run_online(
         click.echo("course: " + ", ".join(str(path) for path in written if path.suffix == ".png"))
 
 
-def _asked(max_em_drop: float, probe_tokens: int | None, seed: int, given: dict[str, Any]) -> OnlineAsked:
+def _asked(max_em_drop: float, probe_tokens: int | None, seed: int, given: dict[str, Any]) -> OnlineOptions:
     from suffice.errors import ConfigError
     from suffice.replay.online.drift import parse_drift
-    from suffice.replay.online.protocol import OnlineAsked
+    from suffice.replay.online.protocol import OnlineOptions
 
     if not 0 < max_em_drop < 1:
         raise ConfigError(f"--max-em-drop: got {max_em_drop:g}; with --online above 0 and below 1: nothing proves 0")
@@ -124,7 +124,7 @@ def _asked(max_em_drop: float, probe_tokens: int | None, seed: int, given: dict[
     if len(ways) > 1:
         raise ConfigError(f"{' and '.join(ways)}: choose one")
     least, most = _label_delay(given["label_delay"])
-    return OnlineAsked(
+    return OnlineOptions(
         max_em_drop=max_em_drop, confidence=given["confidence"], n_seeds=given["seeds"], warm_up=given["warm_up"],
         run_time=given["run_time"], label_delay=least, label_delay_most=most,
         audit_share=given["audit_share"], resample=given["resample"],
@@ -144,7 +144,7 @@ def _label_delay(text: str) -> tuple[int, int]:
     return least, most
 
 
-def _replayed(sets: Sequence[Any], later: Any, asked: OnlineAsked, *, quiet: bool) -> list[OnlineReport]:
+def _replayed(sets: Sequence[Any], later: Any, asked: OnlineOptions, *, quiet: bool) -> list[OnlineReport]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from suffice.replay.traces.survey import Survey
-    from suffice.replay.tune.proposal import Proposal
-    from suffice.replay.tune.tune import Bench, Tuning
-    from suffice.replay.tune.tuned import Ranged, Tuned
+    from suffice.replay.tune.proposal import PolicyProposal
+    from suffice.replay.tune.tune import Bench, TuneOptions
+    from suffice.replay.tune.tuned import IntervalValue, TunedSet
 
 
 @click.command()
@@ -79,11 +79,11 @@ def tune(
 def _tuning(
     max_em_drop: float, trials: int, time_limit: float | None, policies: str | None, classes: int | None,
     probe_tokens: int | None, margin: float | None, seed: int,
-) -> Tuning:  # fmt: skip
+) -> TuneOptions:  # fmt: skip
     from suffice.replay.study.points import MARGIN
-    from suffice.replay.tune.tune import Tuning
+    from suffice.replay.tune.tune import TuneOptions
 
-    return Tuning(
+    return TuneOptions(
         max_em_drop=max_em_drop,
         margin=MARGIN if margin is None else margin,
         trials=trials,
@@ -106,7 +106,7 @@ def _one_set(files: tuple[Path, ...], where: str | None, min_run_em: float | Non
     return sets[0]
 
 
-def _tune(data: Survey, tuning: Tuning, *, quiet: bool) -> tuple[Tuned, Bench]:
+def _tune(data: Survey, tuning: TuneOptions, *, quiet: bool) -> tuple[TunedSet, Bench]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -126,7 +126,7 @@ def _tune(data: Survey, tuning: Tuning, *, quiet: bool) -> tuple[Tuned, Bench]:
         return tune_set(data, tuning, clock=time.monotonic, tick=tick)
 
 
-def _write(tuned: Tuned, bench: Bench, route: str, folder: Path | None) -> tuple[list[Path], Proposal]:
+def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tuple[list[Path], PolicyProposal]:
     from suffice.replay.tune.proposal import propose, write_proposal
 
     proposal = propose(tuned.proposal, bench.scores, classes=bench.classes(None).classes)
@@ -146,7 +146,7 @@ def _write(tuned: Tuned, bench: Bench, route: str, folder: Path | None) -> tuple
     return write_proposal(proposal, folder, route=route, settings=settings, head=head), proposal
 
 
-def _print_json(tuned: Tuned, proposal: Proposal, written: list[Path]) -> None:
+def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
     from suffice.replay.report.lines import dump
     from suffice.replay.tune.tuned import tuned_object
 
@@ -158,7 +158,7 @@ def _print_json(tuned: Tuned, proposal: Proposal, written: list[Path]) -> None:
 # --------------------------------------------------------------------------- what a person sees
 
 
-def _show(tuned: Tuned, proposal: Proposal, written: list[Path]) -> None:
+def _show(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
     from rich.console import Console
 
     from suffice.replay.report.wording import percent, points
@@ -191,7 +191,7 @@ def _show(tuned: Tuned, proposal: Proposal, written: list[Path]) -> None:
         console.print(f"written: {', '.join(map(str, written))}")
 
 
-def _show_folds(tuned: Tuned, console: Console) -> None:
+def _show_folds(tuned: TunedSet, console: Console) -> None:
     from rich.table import Table
 
     from suffice.replay.report.wording import percent
@@ -211,10 +211,10 @@ def _show_folds(tuned: Tuned, console: Console) -> None:
     console.print(table)
 
 
-def _show_optimism(tuned: Tuned, console: Console) -> None:
+def _show_optimism(tuned: TunedSet, console: Console) -> None:
     from suffice.replay.report.wording import percent
 
-    def ranged(of: Ranged) -> str:
+    def ranged(of: IntervalValue) -> str:
         return f"{percent(of.value, 2)} [{percent(of.interval.low, 2)}, {percent(of.interval.high, 2)}]"
 
     found = tuned.optimism

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from suffice.settings import Settings
     from suffice.store.database.decisions import Decisions
-    from suffice.store.database.erasing import Order
+    from suffice.store.database.erasing import ErasureOrder
 
 _PARTS = ("answers", "comments", "questions", "metadata", "steps")
 _WORDS = _PARTS[:-1]
@@ -89,14 +89,14 @@ def _limit_s(text: str) -> float:
         raise ConfigError(f"--older-than: got {text[:80]!r}; need 90d, 12h, or a date such as 2026-01-31") from None
 
 
-def _order(what: str, parts: tuple[str, ...], author: str, reason: str) -> Order:
+def _order(what: str, parts: tuple[str, ...], author: str, reason: str) -> ErasureOrder:
     import secrets
 
     from suffice.store.audit.personal import PARTS
-    from suffice.store.database.erasing import Order
+    from suffice.store.database.erasing import ErasureOrder
 
     known = tuple(part for part in PARTS if part in parts)
-    return Order(erasure_id=f"er_{secrets.token_hex(8)}", what=what, parts=known, author=author, reason=reason)
+    return ErasureOrder(erasure_id=f"er_{secrets.token_hex(8)}", what=what, parts=known, author=author, reason=reason)
 
 
 def _rows(
@@ -149,7 +149,7 @@ def _name(settings: Settings, writer: Decisions, unit: str) -> str:
     return next(iter(found.values()), conversation_key("", unit, salt=salt))
 
 
-def _erase(writer: Decisions, order: Order, rows: list[int]) -> None:
+def _erase(writer: Decisions, order: ErasureOrder, rows: list[int]) -> None:
     """Erase and say what was done; exits with 1 when not all of it is gone yet. Raises StoreError."""
     from suffice.store.database.erasing import Tally, erase, exports_since, purge
     from suffice.store.database.views import reading

@@ -18,11 +18,11 @@ import click
 
 from suffice.cli.deciding import route_of
 from suffice.cli.people.export_labels import feedback_table, label_studio
-from suffice.cli.shell import JSON_OBJECT, Group, fail
+from suffice.cli.shell import JSON_OBJECT, CommandGroup, fail
 
 if TYPE_CHECKING:
-    from suffice.learn.pairs import Cut, Line, Pairs, Shape
-    from suffice.replay.finetune.cuts import Acting, Terms
+    from suffice.learn.pairs import CutRun, Line, TrainingPairs, LineFormat
+    from suffice.replay.finetune.cuts import StoppingPolicy, Terms
     from suffice.settings import Route, Settings
     from suffice.store.routes.in_force import InForce
 
@@ -31,7 +31,7 @@ TRAIN, VAL, MANIFEST = "train.jsonl", "val.jsonl", "manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class FinetuneOptions:
     """The options of one call of `finetune`."""
 
     config: Path | None
@@ -54,7 +54,7 @@ class Options:
     as_json: bool
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def export() -> None:
     """Write runs, and what was said of them, for other programs."""
 
@@ -95,7 +95,7 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
     """
     from suffice.errors import SufficeError
 
-    given = Options(**options)
+    given = FinetuneOptions(**options)
     try:
         pairs, shape = _pairs(traces, given)
         manifest = _write(pairs, shape, traces, given)
@@ -109,7 +109,7 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
         _show(manifest, given)
 
 
-def _pairs(traces: tuple[Path, ...], given: Options) -> tuple[Pairs, Shape]:
+def _pairs(traces: tuple[Path, ...], given: FinetuneOptions) -> tuple[TrainingPairs, LineFormat]:
     """All lines, and why there are not more. Raises ConfigError where there are none."""
     from suffice.errors import ConfigError
     from suffice.learn.pairs import make_pairs
@@ -137,8 +137,8 @@ def _pairs(traces: tuple[Path, ...], given: Options) -> tuple[Pairs, Shape]:
 
 
 def _cuts(
-    traces: tuple[Path, ...], settings: Settings | None, terms: Terms, given: Options, left_out: Counter[str]
-) -> Iterator[Cut]:
+    traces: tuple[Path, ...], settings: Settings | None, terms: Terms, given: FinetuneOptions, left_out: Counter[str]
+) -> Iterator[CutRun]:
     from suffice.replay.finetune.cuts import cuts_of_log, cuts_of_traces
     from suffice.replay.finetune.texts import read_texts
     from suffice.store.database.views import read_episodes
@@ -152,7 +152,7 @@ def _cuts(
             yield from cuts_of_log(episodes, texts, terms, match=match, left_out=left_out)
 
 
-def _settings(given: Options) -> Settings | None:
+def _settings(given: FinetuneOptions) -> Settings | None:
     from suffice.wiring import load_settings
 
     if given.config is not None:
@@ -160,7 +160,7 @@ def _settings(given: Options) -> Settings | None:
     return load_settings(SETTINGS) if SETTINGS.is_file() and (given.policy is None or given.texts) else None
 
 
-def _route(settings: Settings, given: Options) -> tuple[str, Route]:
+def _route(settings: Settings, given: FinetuneOptions) -> tuple[str, Route]:
     """The route that is meant. Raises ConfigError where that is not plain."""
     from suffice.errors import ConfigError
 
@@ -172,21 +172,21 @@ def _route(settings: Settings, given: Options) -> tuple[str, Route]:
     return next(iter(found.items()))
 
 
-def _shape(settings: Settings | None, given: Options) -> Shape:
-    from suffice.learn.pairs import Shape
+def _shape(settings: Settings | None, given: FinetuneOptions) -> LineFormat:
+    from suffice.learn.pairs import LineFormat
 
     upstream = None
     if settings is not None:
         upstream = settings.upstreams.get(_route(settings, given)[1].upstream)
     opened, closed = ("<think>", "</think>") if upstream is None else (upstream.think_open, upstream.think_close)
-    return Shape(
+    return LineFormat(
         format=given.format, thought_as=given.thought_as, val_share=given.val_share,
         think_open=f"{opened}\n" if given.think_open is None else given.think_open,
         think_close=f"\n{closed}\n\n" if given.think_close is None else given.think_close,
     )  # fmt: skip
 
 
-def _database(settings: Settings | None, given: Options) -> Path:
+def _database(settings: Settings | None, given: FinetuneOptions) -> Path:
     from suffice.errors import ConfigError
     from suffice.store.database.sqlite import database_path
     from suffice.wiring import require_log
@@ -201,7 +201,7 @@ def _database(settings: Settings | None, given: Options) -> Path:
 
 @contextlib.contextmanager
 def _match(
-    settings: Settings | None, given: Options
+    settings: Settings | None, given: FinetuneOptions
 ) -> Iterator[tuple[str | None, Callable[[str | None, str], bool]]]:
     """The route whose runs are read, and its yardstick; without settings answers are compared as they are written."""
     if settings is None:
@@ -222,11 +222,11 @@ def _match(
 # --------------------------------------------------------------------------- what cuts a recorded trace
 
 
-def _chooses(settings: Settings | None, given: Options) -> Callable[[str], Acting]:
+def _chooses(settings: Settings | None, given: FinetuneOptions) -> Callable[[str], StoppingPolicy]:
     """What stops a recorded run: the policy that was named, else what is in force on the route, else its own."""
     from suffice.errors import ConfigError
     from suffice.policy.base import build_policy, version_of
-    from suffice.replay.finetune.cuts import Acting
+    from suffice.replay.finetune.cuts import StoppingPolicy
 
     spec: Mapping[str, Any] | None = None
     if given.policy is not None:
@@ -240,14 +240,14 @@ def _chooses(settings: Settings | None, given: Options) -> Callable[[str], Actin
             return certified
         spec = route.policy
     policy = build_policy(spec or {"policy": "never"})
-    acting = Acting(policy, version_of(policy), None, None)
+    acting = StoppingPolicy(policy, version_of(policy), None, None)
     return lambda _: acting
 
 
-def _in_force(settings: Settings, name: str, given: Options) -> Callable[[str], Acting] | None:
+def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable[[str], StoppingPolicy] | None:
     """The certified level of the version in force on a route; None: nothing is."""
     from suffice.policy.base import build_policy
-    from suffice.replay.finetune.cuts import Acting
+    from suffice.replay.finetune.cuts import StoppingPolicy
     from suffice.store.routes.in_force import read_decided
 
     path = _database(settings, given)
@@ -256,14 +256,14 @@ def _in_force(settings: Settings, name: str, given: Options) -> Callable[[str], 
         return None
     version, level = _version(path, held), held.level
     models = frozenset(asked for asked, _, _ in held.publication.upstream)
-    made: dict[int, Acting] = {}
+    made: dict[int, StoppingPolicy] = {}
 
-    def chooses(key: str) -> Acting:
+    def chooses(key: str) -> StoppingPolicy:
         from suffice.learn.groups import fold_of
 
         fold = fold_of(key, len(version.models))
         if fold not in made:
-            made[fold] = Acting(build_policy(version.policy(key, level)), version.address, level, models)
+            made[fold] = StoppingPolicy(build_policy(version.policy(key, level)), version.address, level, models)
         return made[fold]
 
     return chooses
@@ -296,7 +296,7 @@ def _spec(text: str) -> Mapping[str, Any]:
 # --------------------------------------------------------------------------- what is written and shown
 
 
-def _write(pairs: Pairs, shape: Shape, traces: tuple[Path, ...], given: Options) -> dict[str, Any]:
+def _write(pairs: TrainingPairs, shape: LineFormat, traces: tuple[Path, ...], given: FinetuneOptions) -> dict[str, Any]:
     """Write the files, each whole or not at all, the manifest last: it names what belongs together."""
     from suffice import __version__
     from suffice.files import write_whole
@@ -323,7 +323,7 @@ def _write(pairs: Pairs, shape: Shape, traces: tuple[Path, ...], given: Options)
     return manifest
 
 
-def _note(given: Options, *, n_rows: int) -> None:
+def _note(given: FinetuneOptions, *, n_rows: int) -> None:
     """Say in the log that data left it. Raises StoreError."""
     import time
 
@@ -340,7 +340,7 @@ def _stop_name(line: Line) -> str:
     return stop["policy_version"] if stop["level"] is None else f"{stop['policy_version']}@{stop['level']}"
 
 
-def _consent(given: Options) -> str:
+def _consent(given: FinetuneOptions) -> str:
     """How people agreed, in words."""
     said = ["lines that say so"]
     if given.consent:
@@ -361,11 +361,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _reasons(pairs: Pairs) -> str:
+def _reasons(pairs: TrainingPairs) -> str:
     return "; ".join(f"{n:,} {why}" for why, n in pairs.left_out.most_common())
 
 
-def _hint(pairs: Pairs) -> str:
+def _hint(pairs: TrainingPairs) -> str:
     """What to do about the most frequent reason, where there is something."""
     hints = {
         "no consent": "; list ids that agreed with --consent, or say --consented if all did",
@@ -375,7 +375,7 @@ def _hint(pairs: Pairs) -> str:
     return hints.get(why, "")
 
 
-def _show(manifest: Mapping[str, Any], given: Options) -> None:
+def _show(manifest: Mapping[str, Any], given: FinetuneOptions) -> None:
     cuts = ", ".join(f"{n:,} {what}" for what, n in manifest["cuts"].items())
     click.echo(f"{given.out / TRAIN}: {manifest['n_train']:,} lines; {given.out / VAL}: {manifest['n_val']:,} lines")
     click.echo(f"{manifest['n_prompts']:,} prompts; cuts: {cuts}")

@@ -16,14 +16,14 @@ import click
 from suffice.cli.deciding import route_of
 from suffice.cli.people.feedback_files import import_file, pull
 from suffice.cli.people.parked import parked
-from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, Group, fail
+from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, CommandGroup, fail
 
 if TYPE_CHECKING:
-    from suffice.control.people.judging import Judged
+    from suffice.control.people.judging import JudgingResult
     from suffice.settings import Judge, Route, Settings
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def feedback() -> None:
     """Labels and other feedback that do not come over HTTP."""
 
@@ -76,7 +76,7 @@ def _questions_file(settings: Settings, name: str, given: Path | None) -> Path:
     return given or Path(named)
 
 
-async def _judge(settings: Settings, name: str, questions: Path, most: int) -> Judged:
+async def _judge(settings: Settings, name: str, questions: Path, most: int) -> JudgingResult:
     from suffice.control.people.judging import judge_labels
     from suffice.edge.judge import JudgeModel
     from suffice.edge.yardstick import yardstick
@@ -104,7 +104,7 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
         log.close()
 
 
-def _show(found: Judged, *, as_json: bool) -> None:
+def _show(found: JudgingResult, *, as_json: bool) -> None:
     import msgspec
 
     if as_json:

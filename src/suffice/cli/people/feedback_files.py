@@ -22,7 +22,7 @@ from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, fail
 
 if TYPE_CHECKING:
     from suffice.errors import BadRequest
-    from suffice.gateway.feedback_cells import Plan
+    from suffice.gateway.feedback_cells import FeedbackMapping
     from suffice.settings import Settings
     from suffice.types import Feedback
 
@@ -34,7 +34,7 @@ Body: TypeAlias = "tuple[int, dict[str, Any] | BadRequest]"
 
 
 @dataclass(slots=True, kw_only=True)
-class Result:
+class ImportResult:
     """What came of one file or project."""
 
     source: str
@@ -46,7 +46,7 @@ class Result:
     n_conflicts: int = 0     # of these, rows that say something else than the log has under their id
     n_joined: int = 0        # of all rows: their request is in the log
     unused: tuple[str, ...] = ()
-    by: Plan | None = field(default=None, repr=False)
+    by: FeedbackMapping | None = field(default=None, repr=False)
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -77,7 +77,7 @@ def import_file(
     and the column. May be repeated and run beside a serving gateway: a row counts once.
     """
 
-    def bodies(settings: Settings, result: Result) -> Iterator[Body]:
+    def bodies(settings: Settings, result: ImportResult) -> Iterator[Body]:
         return _bodies(file, form, mapped, fixed, settings, result)
 
     _run("feedback import", str(file), config, bodies, dry_run=dry_run, as_json=as_json)
@@ -92,7 +92,7 @@ def import_file(
 def pull(url: str, project: int, api_key_env: str, config: Path, *, dry_run: bool, as_json: bool) -> None:
     """Read the annotations of a Label Studio project, as `suffice export label-studio` has made it."""
 
-    def bodies(_: Settings, result: Result) -> Iterator[Body]:
+    def bodies(_: Settings, result: ImportResult) -> Iterator[Body]:
         tasks = asyncio.run(_exported(url, project, api_key_env))
         return _annotations(tasks, result)
 
@@ -100,13 +100,13 @@ def pull(url: str, project: int, api_key_env: str, config: Path, *, dry_run: boo
 
 
 def _run(
-    name: str, source: str, config: Path, bodies: Callable[[Settings, Result], Iterator[Body]], *, dry_run: bool,
+    name: str, source: str, config: Path, bodies: Callable[[Settings, ImportResult], Iterator[Body]], *, dry_run: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     from suffice.errors import SufficeError
     from suffice.wiring import load_deployment
 
-    result = Result(source=source, dry_run=dry_run)
+    result = ImportResult(source=source, dry_run=dry_run)
     try:
         settings = load_deployment(config)
         rows = _checked(bodies(settings, result), settings, result)
@@ -123,7 +123,7 @@ def _run(
 
 
 def _bodies(
-    file: Path, form: Form, mapped: tuple[str, ...], fixed: tuple[str, ...], settings: Settings, result: Result
+    file: Path, form: Form, mapped: tuple[str, ...], fixed: tuple[str, ...], settings: Settings, result: ImportResult
 ) -> Iterator[Body]:
     from suffice.errors import ConfigError
     from suffice.review import langfuse
@@ -146,7 +146,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _table(
-    file: Path, mapped: tuple[str, ...], fixed: tuple[str, ...], settings: Settings, result: Result
+    file: Path, mapped: tuple[str, ...], fixed: tuple[str, ...], settings: Settings, result: ImportResult
 ) -> Iterator[Body]:
     from suffice.errors import BadRequest
     from suffice.gateway.feedback_cells import body, plan
@@ -183,7 +183,7 @@ def _scores(file: Path) -> Iterator[tuple[int, Any]]:
     yield from enumerate(found, 1)
 
 
-def _annotations(tasks: Any, result: Result) -> Iterator[Body]:
+def _annotations(tasks: Any, result: ImportResult) -> Iterator[Body]:
     from suffice.review.label_studio import read_export
 
     told = read_export(tasks)
@@ -199,7 +199,7 @@ async def _exported(url: str, project: int, api_key_env: str) -> Any:
         return await server.export(project)
 
 
-def _checked(bodies: Iterable[Body], settings: Settings, result: Result) -> list[Feedback]:
+def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -> list[Feedback]:
     """All rows as feedback. Raises TraceError at the first that cannot be."""
     from suffice.errors import BadRequest, TraceError
     from suffice.gateway.feedback_form import read_feedback, sealed
@@ -225,7 +225,7 @@ def _checked(bodies: Iterable[Body], settings: Settings, result: Result) -> list
 # --------------------------------------------------------------------------- writing
 
 
-def _look(rows: list[Feedback], settings: Settings, result: Result) -> None:
+def _look(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
     """What writing would come to."""
     from suffice.store.database.sqlite import database_path
     from suffice.store.database.views import reading
@@ -243,7 +243,7 @@ def _look(rows: list[Feedback], settings: Settings, result: Result) -> None:
     result.n_new = len(rows) - result.n_known
 
 
-async def _write(rows: list[Feedback], settings: Settings, result: Result) -> None:
+async def _write(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
     from suffice.store.rows.events import FeedbackGiven
     from suffice.wiring import open_log
 
@@ -259,7 +259,7 @@ async def _write(rows: list[Feedback], settings: Settings, result: Result) -> No
         log.close()
 
 
-def _show(result: Result, *, as_json: bool) -> None:
+def _show(result: ImportResult, *, as_json: bool) -> None:
     if as_json:
         told: Mapping[str, Any] = {name: value for name, value in asdict(result).items() if name != "by"}
         click.echo(json.dumps(told))

@@ -16,7 +16,7 @@ from suffice.cli.shell import CONFIG_FILE, JSON_LINES, fail
 
 if TYPE_CHECKING:
     from suffice.settings import Settings
-    from suffice.store.people.feedback import Parked
+    from suffice.store.people.feedback import UnmatchedFeedback
 
 DAY_S: Final = 86_400.0
 SHOWN: Final = 20
@@ -53,7 +53,7 @@ def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool)
     _show(rows, limit_s, out)
 
 
-def _told(one: Parked, now_s: float, limit_s: float) -> dict[str, Any]:
+def _told(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, Any]:
     age_s = max(0.0, now_s - one.at_s)  # a clock that was set back makes nobody younger than new
     return {
         "feedback_id": one.feedback_id, "episode_id": one.episode_id, "response_id": one.response_id,

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, route_of, say, who
-from suffice.cli.shell import Group
+from suffice.cli.shell import CommandGroup
 
 if TYPE_CHECKING:
     from suffice.review.agreement import Kappa
-    from suffice.review.items import Item, Lease
+    from suffice.review.items import ReviewItem, ReviewLease
     from suffice.review.question import Source
-    from suffice.review.queue import Place, Submission
+    from suffice.review.queue import ItemState, Submission
     from suffice.settings import Settings
     from suffice.store.database.decisions import Decisions
 
@@ -34,7 +34,7 @@ _KEYS = {
 _MORE = (("c", "say what is right"), ("r", "add a reason"), ("s", "skip"), ("q", "quit"))
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def review() -> None:
     """Look at the runs that tell most, and say what is right."""
 
@@ -237,7 +237,7 @@ def _go_through(
                 return
 
 
-def _taken(writer: Decisions, name: str, route: str | None, *, third: bool) -> tuple[Place, Lease] | None:
+def _taken(writer: Decisions, name: str, route: str | None, *, third: bool) -> tuple[ItemState, ReviewLease] | None:
     import time
 
     from suffice.store.people.reviews import lease_next, read_reviews
@@ -247,7 +247,7 @@ def _taken(writer: Decisions, name: str, route: str | None, *, third: bool) -> t
 
 
 def _print(
-    place: Place, lease: Lease, question: str | None, where: str, sources: Sequence[Source], *, as_json: bool
+    place: ItemState, lease: ReviewLease, question: str | None, where: str, sources: Sequence[Source], *, as_json: bool
 ) -> None:
     import msgspec
 
@@ -288,7 +288,7 @@ def _answer(answer: str | None) -> str:
     return "(none)" if answer is None else printable(answer)
 
 
-def _answered(told: Settings, writer: Decisions, place: Place, name: str) -> bool:
+def _answered(told: Settings, writer: Decisions, place: ItemState, name: str) -> bool:
     """Ask for a key until the item is answered or skipped; False: the reviewer has had enough."""
     import time
 
@@ -327,7 +327,7 @@ def _submitted(writer: Decisions, said: Any) -> Submission | str:
     return submit_verdict(writer, said, now_s=time.time())
 
 
-def _effect(told: Settings, writer: Decisions, item: Item) -> Any:
+def _effect(told: Settings, writer: Decisions, item: ReviewItem) -> Any:
     """What the item's verdicts have changed so far. Any: an `Effect`."""
     from suffice.control.evidence.matching import matching
     from suffice.control.evidence.window_size import window_of
@@ -347,7 +347,7 @@ class _Texts:
         self._told, self._given = told, given
         self._read: dict[str, Mapping[str, str]] = {}
 
-    def of(self, writer: Decisions, item: Item) -> tuple[str | None, str]:
+    def of(self, writer: Decisions, item: ReviewItem) -> tuple[str | None, str]:
         """The text, and where it is from; or None, and why there is none."""
         import time
 
@@ -365,7 +365,7 @@ class _Texts:
         found = self._texts(item.route, file).get(item.question_key)
         return found, f"from {file}:" if found is not None else f"cannot be had: it is not in {file}"
 
-    def sources_of(self, writer: Decisions, item: Item) -> tuple[Source, ...]:
+    def sources_of(self, writer: Decisions, item: ReviewItem) -> tuple[Source, ...]:
         """What the steps of a loop read and wrote, if its route keeps it."""
         import time
 

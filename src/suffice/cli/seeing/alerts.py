@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from suffice.cli.shell import CONFIG, JSON_LINES, Group, fail
+from suffice.cli.shell import CONFIG, JSON_LINES, CommandGroup, fail
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def alerts() -> None:
     """Tell people when something goes wrong."""
 

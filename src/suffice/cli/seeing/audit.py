@@ -14,13 +14,13 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from suffice.cli.shell import CONFIG_FILE, JSON_LINES, JSON_OBJECT, Group, fail
+from suffice.cli.shell import CONFIG_FILE, JSON_LINES, JSON_OBJECT, CommandGroup, fail
 
 if TYPE_CHECKING:
     from suffice.settings import Settings
     from suffice.store.audit.heads import KeptHead
-    from suffice.store.audit.verify import BadRow, Verdict
-    from suffice.store.people.audit_view import Entry
+    from suffice.store.audit.verify import BadRow, ChainCheck
+    from suffice.store.people.audit_view import AuditEntry
 
 F = TypeVar("F", bound=Callable[..., Any])
 COLUMNS = ("place", "seq", "at", "kind", "route", "episode_id", "who", "before", "after", "why", "link", "event")
@@ -34,7 +34,7 @@ def _log_options(command: F) -> F:
     return CONFIG_FILE(named(command))
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def audit() -> None:
     """The audit log: who changed what, when and why, in a chain that shows tampering."""
 
@@ -105,7 +105,7 @@ def _read_heads(files: tuple[Path, ...], key: bytes | None) -> list[tuple[Path, 
 
 
 def _print_verdict(
-    verdict: Verdict, forged: list[tuple[Path, KeptHead]], files: tuple[Path, ...], *, signatures: bool
+    verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], files: tuple[Path, ...], *, signatures: bool
 ) -> None:
     for file, one in forged:
         click.echo(f"BAD HEAD: {file}, line {one.line}: is not signed with this deployment's secret")
@@ -126,7 +126,7 @@ def _print_verdict(
         click.echo(f"compared with {verdict.n_heads:,} exported heads{unsigned}")
 
 
-def _erased(verdict: Verdict) -> str:
+def _erased(verdict: ChainCheck) -> str:
     if not verdict.n_erased:
         return ""
     return f"; the words of {verdict.n_erased:,} of their parts were erased, as the chain says"
@@ -140,7 +140,7 @@ def _place(bad: BadRow) -> str:
 
 
 def _print_json(
-    verdict: Verdict, forged: list[tuple[Path, KeptHead]], damage: str, *, signatures: bool
+    verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage: str, *, signatures: bool
 ) -> None:
     import msgspec
 
@@ -177,7 +177,7 @@ def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | N
         click.echo("no such row in the audit log")
 
 
-def _in_words(entry: Entry) -> str:
+def _in_words(entry: AuditEntry) -> str:
     import textwrap
 
     from suffice.shown import printable
@@ -196,13 +196,13 @@ def _at(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
 
 
-def _json_of(entry: Entry) -> str:
+def _json_of(entry: AuditEntry) -> str:
     import msgspec
 
     return msgspec.json.encode(_row_of(entry)).decode()
 
 
-def _row_of(entry: Entry) -> dict[str, Any]:
+def _row_of(entry: AuditEntry) -> dict[str, Any]:
     import msgspec
 
     plain: dict[str, Any] = msgspec.to_builtins(entry)
@@ -274,14 +274,14 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
         yield handle
 
 
-def _write_lines(rows: Iterator[Entry], target: IO[str]) -> int:
+def _write_lines(rows: Iterator[AuditEntry], target: IO[str]) -> int:
     n_rows = 0
     for n_rows, entry in enumerate(rows, 1):  # noqa: B007 - counted for the caller
         target.write(_json_of(entry) + "\n")
     return n_rows
 
 
-def _write_csv(rows: Iterator[Entry], target: IO[str]) -> int:
+def _write_csv(rows: Iterator[AuditEntry], target: IO[str]) -> int:
     import csv
 
     from suffice.cells import cell

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from suffice.review.override import Override
-    from suffice.review.queue import Place
+    from suffice.review.queue import ItemState
     from suffice.store.people.holds import Holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class RouteHoldings:
     """One route, as far as people are concerned."""
 
     overrides: tuple[str, ...]  # that hold now, in words, with who and until when
@@ -24,17 +24,17 @@ class Held:
     n_contradicted: int         # of them: reviewers contradict each other
 
 
-def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> dict[str, Held]:
+def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> dict[str, RouteHoldings]:
     """Every route on which people hold something, or on which something waits for them. Raises StoreError."""
     from suffice.store.people.reviews import read_reviews
 
-    waiting: dict[str, list[Place]] = {}
+    waiting: dict[str, list[ItemState]] = {}
     for one in read_reviews(connection).queue.waiting(now_s=now_s):
         waiting.setdefault(one.item.route, []).append(one)
-    found = dict[str, Held]()
+    found = dict[str, RouteHoldings]()
     for name in {*holds.routes, *waiting}:
         held, mine = holds.of(name), waiting.get(name, [])
-        found[name] = Held(
+        found[name] = RouteHoldings(
             overrides=override_words(held.overrides, now_s),
             incidents=tuple(f"{case.incident.incident}: {case.incident.summary}" for case in held.open_cases),
             n_to_review=len(mine), n_contradicted=sum(one.needs_third for one in mine),
@@ -53,7 +53,7 @@ def override_words(overrides: Iterable[Override], now_s: float) -> tuple[str, ..
     )
 
 
-def held_lines(one: Held | None) -> list[tuple[str, str]]:
+def held_lines(one: RouteHoldings | None) -> list[tuple[str, str]]:
     """What a reader sees; nothing where nobody is concerned."""
     if one is None:
         return []

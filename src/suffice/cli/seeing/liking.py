@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from suffice.assurance.estimate import Estimate
-    from suffice.assurance.liking import Liking
+    from suffice.assurance.estimate import IntervalEstimate
+    from suffice.assurance.liking import SatisfactionEffect
     from suffice.assurance.outlook import Outlook
 
 
@@ -35,7 +35,7 @@ def liking_lines(one: Outlook) -> list[tuple[str, str]]:
     return lines
 
 
-def _whole(said: Liking, sure: str) -> list[tuple[str, str]]:
+def _whole(said: SatisfactionEffect, sure: str) -> list[tuple[str, str]]:
     lines = []
     if said.full is None and said.stopped is None:
         lines.append((f"  {said.measure}", _shown(said.everybody, sure)))
@@ -49,13 +49,13 @@ def _whole(said: Liking, sure: str) -> list[tuple[str, str]]:
     return lines
 
 
-def _part(said: Liking, sure: str) -> str:
+def _part(said: SatisfactionEffect, sure: str) -> str:
     if said.effect is not None:
         return f"effect {_effect(said, sure)}"
     return _shown(said.everybody, sure)
 
 
-def _effect(said: Liking, sure: str) -> str:
+def _effect(said: SatisfactionEffect, sure: str) -> str:
     effect = said.effect
     assert effect is not None
     up = effect.low is not None and effect.low > 0
@@ -65,13 +65,13 @@ def _effect(said: Liking, sure: str) -> str:
     return f"{_shown(effect, sure, sign=True, unit='pair')}: {verdict}"
 
 
-def _rates(said: Liking) -> str:
+def _rates(said: SatisfactionEffect) -> str:
     if said.rated_audits is None or said.rated_stopped is None:
         return ""
     return f" (rated: {said.rated_audits:.1%} of audits, {said.rated_stopped:.1%} of stopped runs)"
 
 
-def _shown(one: Estimate | None, sure: str, *, sign: bool = False, unit: str = "") -> str:
+def _shown(one: IntervalEstimate | None, sure: str, *, sign: bool = False, unit: str = "") -> str:
     if one is None:
         return "not measured"
     from suffice.shown import plural

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from suffice.assurance.estimate import Estimate
+    from suffice.assurance.estimate import IntervalEstimate
     from suffice.assurance.forecast import Forecast
     from suffice.assurance.ledger import Account
     from suffice.assurance.outlook import Outlook
-    from suffice.store.rows.advice_events import ArmWorth, Proposed
+    from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
 
 
 def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
@@ -30,7 +30,7 @@ def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
     return lines + _forecasts(one)
 
 
-def proposal_lines(one: Proposed | None) -> list[tuple[str, str]]:
+def proposal_lines(one: ProposedVersion | None) -> list[tuple[str, str]]:
     """The newest version that a refit proposed; [] where there is none."""
     if one is None:
         return []
@@ -89,7 +89,7 @@ def _forecast(one: Forecast) -> str:
     return one.reason + (" (in doubt: more audits would tell)" if one.doubtful else "")
 
 
-def _shown(one: Estimate | None, show: Callable[[float], str], sure: str) -> str:
+def _shown(one: IntervalEstimate | None, show: Callable[[float], str], sure: str) -> str:
     if one is None:
         return "not measured"
     between = "" if one.low is None or one.high is None else f" [{show(one.low)}, {show(one.high)}] at {sure}"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from suffice.control.evidence.audits import Audit
     from suffice.learn.effort import CertifiedArms
     from suffice.settings import Route
-    from suffice.store.database.views import Labelled
+    from suffice.store.database.views import EpisodeWithLabels
     from suffice.store.routes.in_force import InForce
     from suffice.store.routes.phases import Phase
 
@@ -43,14 +43,14 @@ def read_pairs(
     """What a route's log says of its arm; None: it has none that is certified by pairs. Raises StoreError."""
     if not route.is_paired:
         return None
-    from suffice.control.evidence.pairing import FULL, Pairing
+    from suffice.control.evidence.pairing import FULL, AuditPairs
     from suffice.control.jobs.by_route import since
     from suffice.learn.effort import certify_arms, pairs_missing
     from suffice.store.database.views import read_episodes
 
     behind = since(name, held, connection)
     audits, callers = _audits(read_episodes(connection, name, behind, ended_after=behind), route.arms)
-    pairs = Pairing(match=match).pairs(audits, timeout=0, callers=callers)
+    pairs = AuditPairs(match=match).pairs(audits, timeout=0, callers=callers)
     delta = 1 - route.confidence
     found = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
     asked = (audit.episode.outcome.pair_arm for audit in reversed(audits))
@@ -58,9 +58,9 @@ def read_pairs(
     return _status(arm, found, route, n_missing=pairs_missing(found, max_em_drop=route.max_em_drop, delta=delta))
 
 
-def _audits(items: Iterable[Labelled], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
+def _audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
     """Audits of a log that were asked twice, and the senders that asked the model."""
-    from suffice.control.evidence.audits import Audit, Said
+    from suffice.control.evidence.audits import Audit, GivenLabel
     from suffice.control.evidence.pairing import is_pair
 
     found, callers = list[Audit](), set[str]()
@@ -68,7 +68,7 @@ def _audits(items: Iterable[Labelled], arms: Sequence[str]) -> tuple[list[Audit]
         request, outcome = item.episode.request, item.episode.outcome
         callers.add(request.sender)
         if is_pair(request, outcome, arms):
-            labels = tuple(Said(label.seq, label.feedback) for label in item.labels)
+            labels = tuple(GivenLabel(label.seq, label.feedback) for label in item.labels)
             audit = Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels)
             found.append(audit)
     return found, callers - {""}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from suffice.store.routes.phases import Phase
-    from suffice.types import Spending
+    from suffice.types import BudgetAccount
 
 
 def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> list[tuple[str, str]]:
@@ -67,7 +67,7 @@ def _phase(one: Phase, *, acts: bool) -> str:
     return f"{one.phase}, all in full{why}"
 
 
-def _spent(one: Spending) -> str:
+def _spent(one: BudgetAccount) -> str:
     if one.em_drop is None or one.max_em_drop is None:
         return "nothing is booked yet"
     waiting = f", {one.n_waiting:,} of them with a guess until their label comes" if one.n_waiting else ""

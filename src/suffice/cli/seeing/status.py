@@ -22,18 +22,18 @@ from suffice.shown import printable
 if TYPE_CHECKING:
     import sqlite3
 
-    from suffice.assurance.estimate import Estimate, Measured, MoneyTotals, RouteReport, TokenTotals
-    from suffice.assurance.evidence import Evidence
+    from suffice.assurance.estimate import IntervalEstimate, ReportEstimates, MoneyTotals, RouteReport, TokenTotals
+    from suffice.assurance.evidence import AuditEvidence
     from suffice.assurance.outlook import Outlook
     from suffice.assurance.tally import Tally
-    from suffice.cli.seeing.held import Held
+    from suffice.cli.seeing.held import RouteHoldings
     from suffice.cli.seeing.pairs import PairStatus
-    from suffice.review.guarantee import Guarantee
+    from suffice.review.guarantee import RouteGuarantee
     from suffice.settings import Route, Settings
     from suffice.store.people.promises import Promises
     from suffice.store.routes.phases import Phase
     from suffice.store.routes.tallies import Scoring
-    from suffice.store.rows.advice_events import ArmWorth, Proposed
+    from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
     from suffice.types import Request
 
 EXACT = "exact string equality (no --config, so no route scorers)"
@@ -53,17 +53,17 @@ class RouteStatus:
     scorer: str
     confidence: float     # of every interval
     max_em_drop: float    # fraction: what a certificate would have to promise
-    evidence: Evidence    # what is missing for it
+    evidence: AuditEvidence    # what is missing for it
     refused: str | None   # why the settings' "enforce" is not obeyed; None: it is, or was not asked for
     certifies: bool | None  # does a control loop certify what acts here? None: the settings are not known
     control: Phase | None = None  # where it stands with its certificate; None: no control loop is meant for it
     outlook: Outlook | None = None  # the latest look of the job `monitor`; None: nobody has looked
-    proposal: Proposed | None = None  # the newest of the job `retrain`
+    proposal: ProposedVersion | None = None  # the newest of the job `retrain`
     tuner: ArmWorth | None = None  # the latest proposal of the job `tune`
     promise: str = ""     # in one sentence, with all that it depends on
     promise_state: str = ""  # … and in one word, as /metrics has it
     pairs: PairStatus | None = None  # of an effort or a budget that is proved by asking twice
-    held: Held | None = None  # what people hold on it, and what waits for them; None: nothing
+    held: RouteHoldings | None = None  # what people hold on it, and what waits for them; None: nothing
 
 
 @click.command()
@@ -257,7 +257,7 @@ class _Seen:
         return self.settings.routes.get(self.name) if self.settings is not None else None
 
 
-def _status(seen: _Seen, promises: Promises, control: Phase | None, held: Held | None) -> RouteStatus:
+def _status(seen: _Seen, promises: Promises, control: Phase | None, held: RouteHoldings | None) -> RouteStatus:
     from dataclasses import replace
 
     from suffice.assurance.estimate import report_of
@@ -303,24 +303,24 @@ def _status(seen: _Seen, promises: Promises, control: Phase | None, held: Held |
     )  # fmt: skip
 
 
-def _promise(seen: _Seen, promises: Promises, outlook: Outlook | None, refused: str | None) -> Guarantee:
+def _promise(seen: _Seen, promises: Promises, outlook: Outlook | None, refused: str | None) -> RouteGuarantee:
     """What is promised; without the route's settings only as far as its newest request tells."""
     if seen.configured is not None:
         return promises.of(
             seen.name, seen.configured, outlook, setup=seen.newest.setup or None, unreadable=refused is not None
         )
-    from suffice.review.guarantee import Guarantee
+    from suffice.review.guarantee import RouteGuarantee
 
     mode, decided = seen.newest.mode, promises.decided.of(seen.name)
     if mode == "off":
-        return Guarantee(state="off")
+        return RouteGuarantee(state="off")
     if promises.killed:
-        return Guarantee(state="killed")
+        return RouteGuarantee(state="killed")
     if mode == "observe":
-        return Guarantee(state="observe")
+        return RouteGuarantee(state="observe")
     if decided.pause is not None:
-        return Guarantee(state="paused")
-    return Guarantee(state="unknown" if decided.epoch is not None else "uncertified")
+        return RouteGuarantee(state="paused")
+    return RouteGuarantee(state="unknown" if decided.epoch is not None else "uncertified")
 
 
 def _print_json(statuses: list[RouteStatus]) -> None:
@@ -451,7 +451,7 @@ def _missing(one: RouteStatus, sure: str) -> str:
     return audits_missing(one.evidence, max_em_drop=one.max_em_drop, sure=sure)
 
 
-def audits_missing(evidence: Evidence, *, max_em_drop: float, sure: str) -> str:
+def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) -> str:
     """How far a route is from its first certificate, as a sentence for its owner."""
     from suffice.cli.seeing.phase import wait
 
@@ -481,7 +481,7 @@ def _totals(tokens: TokenTotals) -> str:
     )
 
 
-def _money(money: MoneyTotals, measured: Measured, sure: str) -> list[tuple[str, str]]:
+def _money(money: MoneyTotals, measured: ReportEstimates, sure: str) -> list[tuple[str, str]]:
     """What was paid and what was saved; one line where nobody knows the prices."""
     if not money.n_known:
         return [("cost", _paid(money))]
@@ -524,25 +524,25 @@ def _reasons(before: str, counts: Mapping[str, int]) -> str:
     return before + ", ".join(f"{reason} {n:,}" for reason, n in largest) if counts else ""
 
 
-def _rate(estimate: Estimate | None, sure: str) -> str:
+def _rate(estimate: IntervalEstimate | None, sure: str) -> str:
     return _shown(estimate, lambda number: f"{number:.1%}", sure)
 
 
-def _tokens(estimate: Estimate | None, sure: str) -> str:
+def _tokens(estimate: IntervalEstimate | None, sure: str) -> str:
     return _shown(estimate, lambda number: f"{number:,.1f}", sure)
 
 
-def _saving(estimate: Estimate | None, sure: str) -> str:
+def _saving(estimate: IntervalEstimate | None, sure: str) -> str:
     shown = _shown(estimate, lambda number: f"{number:.1%}", sure)
     return shown if estimate is None else f"{shown}, {estimate.method}"
 
 
-def _drop(estimate: Estimate | None, n_lost: int | None, n_gained: int | None, sure: str) -> str:
+def _drop(estimate: IntervalEstimate | None, n_lost: int | None, n_gained: int | None, sure: str) -> str:
     shown = _shown(estimate, lambda number: f"{100 * number:+.1f} points", sure)
     return shown if estimate is None else f"{shown}, lost {n_lost:,}, gained {n_gained:,}"
 
 
-def _shown(estimate: Estimate | None, show: Callable[[float], str], sure: str) -> str:
+def _shown(estimate: IntervalEstimate | None, show: Callable[[float], str], sure: str) -> str:
     if estimate is None:
         return "not measured"
     text = show(estimate.value)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import click
 
-from suffice.cli.shell import CONFIG, Group, fail
+from suffice.cli.shell import CONFIG, CommandGroup, fail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def admin() -> None:
     """Who may use the console and the control API."""
 

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import click
 
-from suffice.cli.shell import INSECURE_OPEN, Group, fail
+from suffice.cli.shell import INSECURE_OPEN, CommandGroup, fail
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def config() -> None:
     """Check a settings file, or show it with all defaults."""
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from suffice.demo.ask import Answered
-    from suffice.demo.run import Result, Stage
+    from suffice.demo.ask import DemoAnswer
+    from suffice.demo.run import StageResult, Stage
 
 
 # Requests that a local server works on at once. Two for samples: the same prompt comes eight times, and each
@@ -166,7 +166,7 @@ class _Plan:
         )  # fmt: skip
 
 
-def _run(console: Console, stages: list[Stage]) -> list[Result]:
+def _run(console: Console, stages: list[Stage]) -> list[StageResult]:
     """Run all stages side by side, with a progress bar for each pass."""
     import asyncio
 
@@ -182,11 +182,11 @@ def _run(console: Console, stages: list[Stage]) -> list[Result]:
     )  # fmt: skip
     with Progress(*columns, console=console) as bars:
 
-        def progress(title: str, total: int) -> Callable[[Answered], None]:
+        def progress(title: str, total: int) -> Callable[[DemoAnswer], None]:
             task = bars.add_task(title, total=total, live="")
             seen = {"n": 0, "right": 0, "tokens": 0, "stopped": 0}
 
-            def one(answered: Answered) -> None:
+            def one(answered: DemoAnswer) -> None:
                 seen["n"] += 1
                 seen["right"] += correct(answered, build_scorer(answered.question.scorer))
                 seen["tokens"] += answered.completion_tokens
@@ -196,7 +196,7 @@ def _run(console: Console, stages: list[Stage]) -> list[Result]:
 
             return one
 
-        async def together() -> list[Result]:
+        async def together() -> list[StageResult]:
             work = {"samples": run.samples, "reasoning": run.reasoning}
             return list(await asyncio.gather(*(work[stage.kind](stage, progress) for stage in stages)))
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from suffice.demo.online.course import Figures, Period
-    from suffice.demo.online.story import Report, Snapshot, World
+    from suffice.demo.online.story import DemoReport, Snapshot, DemoWorld
 
 SLOTS = 2          # of the model server: each reads a prompt once
 N_QUESTIONS = 300  # in the pool
@@ -26,10 +26,10 @@ def run_online(console: Console, folder: Path, *, small: bool) -> int:
     import asyncio
 
     from suffice.demo.online import show, story
-    from suffice.demo.online.plan import SMALL, Plan, toml
+    from suffice.demo.online.plan import SMALL, DemoPlan, toml
     from suffice.local import tasks
 
-    plan = SMALL if small else Plan()
+    plan = SMALL if small else DemoPlan()
     with local_world(console, folder) as world:
         settings = toml(plan, upstream=world.url, driver=world.driver, slots=world.slots, database=folder / "online.db")
         console.print("the settings, as an owner would write them:\n", highlight=False)
@@ -42,12 +42,12 @@ def run_online(console: Console, folder: Path, *, small: bool) -> int:
     return _exit_code(report)
 
 
-def _exit_code(report: Report) -> int:
+def _exit_code(report: DemoReport) -> int:
     return 1 if report.errors else 0
 
 
 @contextmanager
-def local_world(console: Console, folder: Path) -> Iterator[World]:
+def local_world(console: Console, folder: Path) -> Iterator[DemoWorld]:
     """The small model behind a server of its own.
 
     The swap restarts it at the same address under another name of its own. The weights stay the same, which nobody
@@ -56,7 +56,7 @@ def local_world(console: Console, folder: Path) -> Iterator[World]:
     from urllib.parse import urlsplit
 
     from suffice.cli.serving.weights import fetched
-    from suffice.demo.online.story import World
+    from suffice.demo.online.story import DemoWorld
     from suffice.local.server import LocalServer, ServerSpec
 
     spec = ServerSpec(
@@ -72,7 +72,7 @@ def local_world(console: Console, folder: Path) -> Iterator[World]:
 
     try:
         behind = f"a server that calls itself {ALIASES[1]!r} (of the same weights, which nobody can see from outside)"
-        yield World(url=running[0].url, driver="llama.cpp", slots=SLOTS, swap=swap, behind=behind)
+        yield DemoWorld(url=running[0].url, driver="llama.cpp", slots=SLOTS, swap=swap, behind=behind)
     finally:
         for server in running:
             server.stop()

@@ -24,7 +24,7 @@ from suffice.settings import Driver
 
 if TYPE_CHECKING:
     from suffice.cli.seeing.status import RouteStatus
-    from suffice.doctor.route import FullRuns
+    from suffice.doctor.route import FullRunCounts
     from suffice.doctor.talk import Talk
     from suffice.settings import Route, Settings, Upstream
     from suffice.store.rows.events import Event
@@ -35,7 +35,7 @@ DEFAULT_CONFIG = Path("suffice.toml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class DoctorOptions:
     """The options of one call of the command."""
 
     upstream: str | None
@@ -71,7 +71,7 @@ def doctor(config: Path | None, **options: object) -> None:
     from suffice.errors import ConfigError, SufficeError
     from suffice.wiring import load_settings
 
-    asked = Asked(**options)  # type: ignore[arg-type]  # click has checked them
+    asked = DoctorOptions(**options)  # type: ignore[arg-type]  # click has checked them
     try:
         if (asked.upstream is None) == (asked.route is None):
             raise ConfigError("name either --upstream or --route")
@@ -89,7 +89,7 @@ def doctor(config: Path | None, **options: object) -> None:
 # --------------------------------------------------------------------------- an upstream
 
 
-async def _examine_upstream(settings: Settings | None, asked: Asked, target: str) -> bool:
+async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, target: str) -> bool:
     """Examine, keep and show. False: the server answered no chat."""
     import msgspec
 
@@ -117,7 +117,7 @@ async def _examine_upstream(settings: Settings | None, asked: Asked, target: str
     return honoured(found, "reachable")
 
 
-def _target(settings: Settings | None, asked: Asked, target: str) -> tuple[str, Upstream]:
+def _target(settings: Settings | None, asked: DoctorOptions, target: str) -> tuple[str, Upstream]:
     """The upstream that is meant, with its name in the settings; "": it has none."""
     from suffice.errors import ConfigError
     from suffice.settings import Upstream
@@ -143,7 +143,7 @@ def _client(name: str, upstream: Upstream) -> UpstreamClient:
     return UpstreamClient(name or "doctor", upstream, api_key(name or "doctor", upstream))
 
 
-async def _talk(client: UpstreamClient, asked: Asked, model: str | None) -> Talk:
+async def _talk(client: UpstreamClient, asked: DoctorOptions, model: str | None) -> Talk:
     """A talk with the model that is asked for, else with the first that the server lists."""
     from suffice.doctor.talk import Talk
     from suffice.errors import ConfigError
@@ -186,7 +186,7 @@ def _new_id() -> str:
 
 
 @contextmanager
-def _progress(asked: Asked) -> Iterator[Callable[[str], None]]:
+def _progress(asked: DoctorOptions) -> Iterator[Callable[[str], None]]:
     """Says which experiment is being made, to a person who waits and to nobody else."""
     if asked.as_json or not sys.stderr.isatty():
         yield lambda _: None
@@ -200,9 +200,9 @@ def _progress(asked: Asked) -> Iterator[Callable[[str], None]]:
 # --------------------------------------------------------------------------- a route
 
 
-def _examine_route(settings: Settings | None, asked: Asked, name: str) -> None:
+def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -> None:
     """Report on a route, from its log and from questions that are run now."""
-    from suffice.cli.serving.findings import RouteReport, show_route
+    from suffice.cli.serving.findings import RouteDiagnosis, show_route
     from suffice.errors import ConfigError
 
     if settings is None:
@@ -213,21 +213,21 @@ def _examine_route(settings: Settings | None, asked: Asked, name: str) -> None:
     logged = _logged(settings, name, route)
     live = asyncio.run(_run_questions(settings, asked, name, route)) if asked.questions is not None else None
     show_route(
-        RouteReport(name=name, route=route, status=_status(settings, name), logged=logged, live=live,
+        RouteDiagnosis(name=name, route=route, status=_status(settings, name), logged=logged, live=live,
                     refused=_refused(settings, name, route)),
         as_json=asked.as_json,
     )  # fmt: skip
 
 
-def _logged(settings: Settings, name: str, route: Route) -> FullRuns:
-    from suffice.doctor.route import FullRuns, from_log
+def _logged(settings: Settings, name: str, route: Route) -> FullRunCounts:
+    from suffice.doctor.route import FullRunCounts, from_log
     from suffice.scoring.base import build_scorer
     from suffice.store.database.sqlite import database_path
     from suffice.store.database.views import read_episodes
 
     path = database_path(settings.store.url)
     if not path.is_file():
-        return FullRuns()
+        return FullRunCounts()
     return from_log((found.episode for found in read_episodes(path, name)), build_scorer(route.scorer))
 
 
@@ -249,7 +249,7 @@ def _refused(settings: Settings, name: str, route: Route) -> str | None:
     return build_route(name, route, read_evidence(settings)).refused
 
 
-async def _run_questions(settings: Settings, asked: Asked, name: str, route: Route) -> FullRuns:
+async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, route: Route) -> FullRunCounts:
     """Run the questions in full at the route's upstream, past the gateway, and keep what was seen."""
     from suffice.doctor.route import as_findings, read_questions, run_live
     from suffice.scoring.base import build_scorer, scorer_label

@@ -17,7 +17,7 @@ import click
 if TYPE_CHECKING:
     from suffice.cli.seeing.status import RouteStatus
     from suffice.doctor.advise import Advice
-    from suffice.doctor.route import FullRuns
+    from suffice.doctor.route import FullRunCounts
     from suffice.settings import Route
     from suffice.types import Findings
 
@@ -27,14 +27,14 @@ _WIDTH = 120  # of plain lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RouteReport:
+class RouteDiagnosis:
     """Everything that is shown about a route."""
 
     name: str
     route: Route
     status: RouteStatus | None  # None: the log has no request of the route
-    logged: FullRuns
-    live: FullRuns | None       # None: no questions were run
+    logged: FullRunCounts
+    live: FullRunCounts | None       # None: no questions were run
     refused: str | None         # why the route is not enforced
 
 
@@ -123,7 +123,7 @@ def _say(title: str, sentences: list[str]) -> None:
 # --------------------------------------------------------------------------- a route
 
 
-def show_route(report: RouteReport, *, as_json: bool) -> None:
+def show_route(report: RouteDiagnosis, *, as_json: bool) -> None:
     """Print what is known about a route."""
     if as_json:
         _print_route_json(report)
@@ -146,7 +146,7 @@ def show_route(report: RouteReport, *, as_json: bool) -> None:
     Console().print(table)
 
 
-def _route_lines(report: RouteReport) -> list[tuple[str, str]]:
+def _route_lines(report: RouteDiagnosis) -> list[tuple[str, str]]:
     from suffice.cli.seeing.status import audits_missing
     from suffice.scoring.base import scorer_label
 
@@ -172,7 +172,7 @@ def _route_lines(report: RouteReport) -> list[tuple[str, str]]:
     return lines
 
 
-def _runs_lines(where: str, runs: FullRuns) -> list[tuple[str, str]]:
+def _runs_lines(where: str, runs: FullRunCounts) -> list[tuple[str, str]]:
     failed = f"; {runs.n_failed:,} more were not answered in time" if runs.n_failed else ""
     lines = [(f"readable, {where}", f"{_part(runs.n_extractable, runs.n_runs)} of full runs{failed}")]
     if runs.n_repeats:
@@ -187,7 +187,7 @@ def _part(n: int, of: int) -> str:
     return f"{n / of:.1%} ({n:,} of {of:,})" if of else "none yet"
 
 
-def _enforcement(report: RouteReport) -> str:
+def _enforcement(report: RouteDiagnosis) -> str:
     from suffice.assurance.extractable import MIN_RUNS, MIN_SHARE
 
     if report.refused is not None:
@@ -209,7 +209,7 @@ def _formula(route: Route) -> str:
     )
 
 
-def _print_route_json(report: RouteReport) -> None:
+def _print_route_json(report: RouteDiagnosis) -> None:
     import msgspec
 
     from suffice.scoring.base import scorer_label
@@ -229,7 +229,7 @@ def _print_route_json(report: RouteReport) -> None:
     click.echo(msgspec.json.encode(plain).decode())
 
 
-def _runs_json(runs: FullRuns) -> dict[str, int]:
+def _runs_json(runs: FullRunCounts) -> dict[str, int]:
     return {
         "n_runs": runs.n_runs, "n_extractable": runs.n_extractable, "n_repeats": runs.n_repeats,
         "n_agreeing": runs.n_agreeing, "n_failed": runs.n_failed,

@@ -11,7 +11,7 @@ from suffice.cli.shell import CONFIG, JSON_LINES, fail
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from suffice.control.jobs.base import Report, Worker
+    from suffice.control.jobs.base import JobReport, Worker
     from suffice.settings import Settings
 
 
@@ -71,7 +71,7 @@ def _on(here: Worker, settings: Settings, *, as_json: bool) -> bool:
     return False
 
 
-def _show(reports: Sequence[Report], *, as_json: bool) -> None:
+def _show(reports: Sequence[JobReport], *, as_json: bool) -> None:
     for report in reports:
         if as_json:
             import msgspec

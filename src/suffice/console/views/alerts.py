@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from suffice.console.doors import Visitor
-from suffice.console.exchange import Asked
-from suffice.console.look import DAY_S, Look
+from suffice.console.doors import Principal
+from suffice.console.exchange import ConsoleRequest
+from suffice.console.look import DAY_S, ViewContext
 from suffice.settings import Alerts
-from suffice.store.people.alerts import Listening, Over, Raised, Taken, Told, read_told
+from suffice.store.people.alerts import SinkState, Over, OpenAlert, SinkReceipt, AlertLog, read_told
 from suffice.store.routes.epochs import job_history
 
 MOST_SHOWN: Final = 100
@@ -41,7 +41,7 @@ class AlertLine:
     route: str  # "": about all of them
     sentence: str
     href: str  # of the page about it
-    taken: tuple[Taken, ...]  # by whom, and when
+    taken: tuple[SinkReceipt, ...]  # by whom, and when
     waits_for: tuple[str, ...]  # sinks that have not taken it yet
     wanted: bool  # do the settings want this kind told?
     n_again: int  # as often the same came again, within the time in which nobody is told it again
@@ -73,9 +73,9 @@ class AlertsPage:
 class AlertReader:
     """Reads alerts on from where they were read to."""
 
-    _known: Told | None = field(default=None)
+    _known: AlertLog | None = field(default=None)
 
-    def page(self, look: Look, _asked: Asked, _visitor: Visitor) -> AlertsPage:
+    def page(self, look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> AlertsPage:
         """The latest alerts and every sink. Raises StoreError."""
         told, settings = self.told(look), look.settings.alerts
         lines = [_line(one, told, look) for one in _standing_first(told.raised, look.now_s)[:MOST_SHOWN]]
@@ -88,16 +88,16 @@ class AlertReader:
             unwanted=tuple(one for one in Alerts().kinds if one not in settings.kinds),
         )
 
-    def lately(self, look: Look) -> tuple[AlertLine, ...]:
+    def lately(self, look: ViewContext) -> tuple[AlertLine, ...]:
         """Those that stand and those of the last 24 hours, as on their page, a few at most. Raises StoreError."""
         told, now_s = self.told(look), look.now_s
         found = [one for one in told.raised if one.over(now_s) is None or now_s - one.latest_at_s < DAY_S]
         return tuple(_line(one, told, look) for one in _standing_first(found, now_s)[:MOST_LATELY])
 
-    def told(self, look: Look) -> Told:
+    def told(self, look: ViewContext) -> AlertLog:
         """All that is known. Raises StoreError."""
         known = self._known
-        self._known = found = read_told(look.connection, known or Told(repeat_s=look.settings.alerts.repeat_s))
+        self._known = found = read_told(look.connection, known or AlertLog(repeat_s=look.settings.alerts.repeat_s))
         return found
 
 
@@ -108,12 +108,12 @@ def configured(alerts: Alerts) -> tuple[str, ...]:
     return ("log", *found) if found else ()
 
 
-def _standing_first(raised: Sequence[Raised], now_s: float) -> list[Raised]:
+def _standing_first(raised: Sequence[OpenAlert], now_s: float) -> list[OpenAlert]:
     """What stands before what is over, and of each the latest first."""
     return sorted(raised, key=lambda one: (one.over(now_s) is not None, -one.seq))
 
 
-def _line(one: Raised, told: Told, look: Look) -> AlertLine:
+def _line(one: OpenAlert, told: AlertLog, look: ViewContext) -> AlertLine:
     notice, took, alerts = one.notice, {each.sink for each in one.taken}, look.settings.alerts
     wanted = notice.kind in alerts.kinds
     waits = [name for name in configured(alerts) if wanted and name not in took and _heard(told.sinks.get(name), one)]
@@ -124,12 +124,12 @@ def _line(one: Raised, told: Told, look: Look) -> AlertLine:
     )  # fmt: skip
 
 
-def _heard(sink: Listening | None, one: Raised) -> bool:
+def _heard(sink: SinkState | None, one: OpenAlert) -> bool:
     """Has a sink still to be told of this? What it did not take before a later one was passed by."""
     return sink is not None and sink.since_seq < one.seq and sink.read_to_seq < one.seq
 
 
-def _sink(name: str, told: Told, alerts: Alerts, lines: list[AlertLine], problem: str) -> SinkLine:
+def _sink(name: str, told: AlertLog, alerts: Alerts, lines: list[AlertLine], problem: str) -> SinkLine:
     known = told.sinks.get(name)
     took = [each.at_s for one in told.raised for each in one.taken if each.sink == name]
     n_waiting = sum(name in one.waits_for for one in lines)
@@ -141,7 +141,7 @@ def _sink(name: str, told: Told, alerts: Alerts, lines: list[AlertLine], problem
     )  # fmt: skip
 
 
-def _problems(look: Look) -> dict[str, str]:
+def _problems(look: ViewContext) -> dict[str, str]:
     """What each sink said last when it did not take something."""
     found = dict[str, str]()
     for run in job_history(look.path, n=MOST_RUNS):

@@ -8,13 +8,13 @@ from typing import Final
 
 import msgspec
 
-from suffice.console.doors import Visitor
-from suffice.console.exchange import Asked
-from suffice.console.look import Look, page_of
+from suffice.console.doors import Principal
+from suffice.console.exchange import ConsoleRequest
+from suffice.console.look import ViewContext, page_of
 from suffice.console.views.episodes import whole_of
 from suffice.errors import BadRequest
 from suffice.store.audit.chain import Head, has_chain, head
-from suffice.store.people.audit_view import Entry, entry_of
+from suffice.store.people.audit_view import AuditEntry, entry_of
 from suffice.store.rows.events import EVENTS, FeedbackGiven
 
 PAGE: Final = 50
@@ -37,7 +37,7 @@ _ALL: Final = """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class AuditRow:
     """One row of the audit log, as `suffice audit` says it too."""
 
     seq: int  # its place in the log
@@ -56,7 +56,7 @@ class Change:
 class Changes:
     """A page of the audit log."""
 
-    lines: tuple[Change, ...]
+    lines: tuple[AuditRow, ...]
     older: int | None  # place to go on from; None: these were all
     cut_short: bool  # did the look stop before the page was full?
     kind: str  # only this one; "": all
@@ -66,7 +66,7 @@ class Changes:
     head: Head | None  # where the chain ends now; None: this log has none
 
 
-def changes(look: Look, asked: Asked, _visitor: Visitor) -> Changes:
+def changes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Changes:
     """The latest changes that fit. Raises StoreError, and BadRequest for a kind that there is not."""
     kind, route = asked.query.get("kind", ""), asked.query.get("route", "")
     kinds = tuple(sorted(set(EVENTS) - HIDDEN))
@@ -80,7 +80,7 @@ def changes(look: Look, asked: Asked, _visitor: Visitor) -> Changes:
     )  # fmt: skip
 
 
-def _looked_through(look: Look, before: int, kind: str, route: str) -> Iterator[tuple[int, Change | None]]:
+def _looked_through(look: ViewContext, before: int, kind: str, route: str) -> Iterator[tuple[int, AuditRow | None]]:
     chained = has_chain(look.connection)
     while True:
         wanted = {"before": before, "limit": CHUNK}
@@ -97,8 +97,8 @@ def _looked_through(look: Look, before: int, kind: str, route: str) -> Iterator[
         before = rows[-1][0]
 
 
-def _change(entry: Entry, *, chained: bool) -> Change:
-    return Change(
+def _change(entry: AuditEntry, *, chained: bool) -> AuditRow:
+    return AuditRow(
         seq=entry.seq,
         place=entry.place if chained else None,
         at_s=entry.at_s,

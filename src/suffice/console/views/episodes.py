@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from suffice.assurance.runs import current_label, measure_run
-from suffice.console.doors import Visitor
-from suffice.console.exchange import Asked
-from suffice.console.look import Look, NotThere, page_of
+from suffice.console.doors import Principal
+from suffice.console.exchange import ConsoleRequest
+from suffice.console.look import ViewContext, NotThere, page_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
-from suffice.store.database.views import Label, Labelled, decoded, labels_of
+from suffice.store.database.views import StoredLabel, EpisodeWithLabels, decoded, labels_of
 from suffice.store.rows.control_events import LabelWanted
 from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
@@ -64,7 +64,7 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class EpisodeRow:
     """One run in a list."""
 
     episode_id: str
@@ -91,7 +91,7 @@ class Episodes:
     """A page of runs, the latest first."""
 
     wanted: Filter
-    lines: tuple[Line, ...]
+    lines: tuple[EpisodeRow, ...]
     older: int | None  # place to go on from; None: these were all
     cut_short: bool  # did the look stop before the page was full? The older ones were not looked at
     routes: tuple[str, ...]  # to choose from
@@ -108,7 +108,7 @@ class Episodes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class FeedbackRow:
     """One word about a run."""
 
     seq: int
@@ -123,7 +123,7 @@ class EpisodePage:
     at_s: float
     request: Request
     outcome: Outcome | None  # None: it is still running, or its process died
-    labels: tuple[Said, ...]  # oldest first
+    labels: tuple[FeedbackRow, ...]  # oldest first
     scorer: str
     correct: bool | None  # was the delivered answer right? None: nobody said
     would_be_correct: bool | None  # would the stop's answer have been right? None: as above, or it made none
@@ -131,7 +131,7 @@ class EpisodePage:
     wanted: LabelRequest | None  # why somebody should say whether it was right; None: nobody asked
 
 
-def episodes(look: Look, asked: Asked, _visitor: Visitor) -> Episodes:
+def episodes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Episodes:
     """The latest runs that fit. Raises StoreError, and BadRequest for a filter that there is not."""
     wanted = filter_of(asked.query)
     limit = whole_of(asked.query, "limit", PAGE, most=MOST_PAGE)
@@ -162,7 +162,7 @@ def whole_of(query: Mapping[str, str], name: str, usual: int, *, most: int) -> i
     return int(text)
 
 
-def _looked_through(look: Look, wanted: Filter, right: _Right) -> Iterator[tuple[int, Line | None]]:
+def _looked_through(look: ViewContext, wanted: Filter, right: _Right) -> Iterator[tuple[int, EpisodeRow | None]]:
     """Every run from there on, the latest first: its place, and its line if it fits."""
     before = wanted.before or 2**62
     while True:
@@ -202,8 +202,8 @@ def _differs(outcome: Outcome) -> bool:
     return outcome.stop_step is not None and not outcome.stopped and outcome.would_answer != outcome.answer
 
 
-def _line(request: Request, outcome: Outcome, at_s: float, correct: bool | None) -> Line:
-    return Line(
+def _line(request: Request, outcome: Outcome, at_s: float, correct: bool | None) -> EpisodeRow:
+    return EpisodeRow(
         episode_id=request.episode_id, at_s=at_s, route=request.route, query_class=class_of(request.query),
         kind=request.kind, end_reason=outcome.end_reason, stopped=outcome.stopped, audit=request.audit,
         n_steps=len(outcome.steps), stop_step=outcome.stop_step, answer=outcome.answer,
@@ -216,13 +216,13 @@ def _line(request: Request, outcome: Outcome, at_s: float, correct: bool | None)
 class _Right:
     """Was a run right, as its labels say? Compares as the route does, without asking a judge of formulas."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, look: ViewContext) -> None:
         self._look = look
         self._matches: dict[str, Callable[[str | None, str], bool]] = {}
 
     def __call__(self, request: Request, outcome: Outcome) -> bool | None:
         labels = labels_of(self._look.connection, request.episode_id, outcome.response_id)
-        item = Labelled(seq=0, episode=Episode(request=request, outcome=outcome), labels=labels)
+        item = EpisodeWithLabels(seq=0, episode=Episode(request=request, outcome=outcome), labels=labels)
         return measure_run(item, self.match(request.route)).correct
 
     def match(self, name: str) -> Callable[[str | None, str], bool]:
@@ -245,7 +245,7 @@ class _Right:
         return match
 
 
-def episode(look: Look, asked: Asked, _visitor: Visitor) -> EpisodePage:
+def episode(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> EpisodePage:
     """One run, by its id. Raises NotThere and StoreError."""
     name = asked.fields["id"]
     seen = look.connection.execute(_ROW, ("request", name)).fetchone()
@@ -260,7 +260,7 @@ def episode(look: Look, asked: Asked, _visitor: Visitor) -> EpisodePage:
     match, route = right.match(request.route), look.route(request.route)
     return EpisodePage(
         at_s=seen[1], request=request, outcome=outcome,
-        labels=tuple(Said(seq=one.seq, feedback=one.feedback, counts=one.feedback is counting) for one in labels),
+        labels=tuple(FeedbackRow(seq=one.seq, feedback=one.feedback, counts=one.feedback is counting) for one in labels),
         scorer=scorer_label(route.scorer) if route is not None else "text",
         correct=_correct(request, outcome, labels, match),
         would_be_correct=_would_be(outcome, counting, match),
@@ -270,11 +270,11 @@ def episode(look: Look, asked: Asked, _visitor: Visitor) -> EpisodePage:
 
 
 def _correct(
-    request: Request, outcome: Outcome | None, labels: tuple[Label, ...], match: Callable[[str | None, str], bool]
+    request: Request, outcome: Outcome | None, labels: tuple[StoredLabel, ...], match: Callable[[str | None, str], bool]
 ) -> bool | None:
     if outcome is None:
         return None
-    return measure_run(Labelled(seq=0, episode=Episode(request=request, outcome=outcome), labels=labels), match).correct
+    return measure_run(EpisodeWithLabels(seq=0, episode=Episode(request=request, outcome=outcome), labels=labels), match).correct
 
 
 def _would_be(outcome: Outcome | None, label: Feedback | None, match: Callable[[str | None, str], bool]) -> bool | None:
@@ -283,6 +283,6 @@ def _would_be(outcome: Outcome | None, label: Feedback | None, match: Callable[[
     return outcome.would_answer is not None and match(outcome.would_answer, label.gold)
 
 
-def _wanted(look: Look, name: str) -> LabelRequest | None:
+def _wanted(look: ViewContext, name: str) -> LabelRequest | None:
     found = look.connection.execute(_ROW, (LabelWanted.kind, name)).fetchone()
     return decoded(found[0], LabelWanted, found[2]).request if found is not None else None

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from suffice.console.doors import Visitor
-from suffice.console.exchange import Asked
-from suffice.console.look import Look, NotThere
+from suffice.console.doors import Principal
+from suffice.console.exchange import ConsoleRequest
+from suffice.console.look import ViewContext, NotThere
 from suffice.rollout.metrics import metric_of
 from suffice.rollout.reading import reading
-from suffice.rollout.results import Result
-from suffice.store.routes.experiments import Held, read_experiments
+from suffice.rollout.results import ExperimentResult
+from suffice.store.routes.experiments import ExperimentRun, read_experiments
 
-Analyse = Callable[[Held], Result]  # what a run of an experiment shows now; it takes a while
+Analyse = Callable[[ExperimentRun], ExperimentResult]  # what a run of an experiment shows now; it takes a while
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class ExperimentRow:
     """One experiment."""
 
     name: str
@@ -40,24 +40,24 @@ class Line:
 class Experiments:
     """All experiments, those that run first."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[ExperimentRow, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class ExperimentView:
     """What an experiment shows at this look. Every interval holds at every look."""
 
-    result: Result
+    result: ExperimentResult
     reading: Mapping[str, tuple[str, ...]]  # by arm: in sentences
     units: Mapping[str, str]  # by metric: what its numbers are in
 
 
-def experiments(look: Look, _asked: Asked, _visitor: Visitor) -> Experiments:
+def experiments(look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> Experiments:
     """All experiments of the settings and of the log. Raises StoreError."""
     latest = {one.experiment.name: one for one in read_experiments(look.connection)}
     lines = [_held(one) for one in latest.values()]
     lines += [
-        Line(
+        ExperimentRow(
             name=name,
             state="not started",
             routes=written.routes,
@@ -83,9 +83,9 @@ def experiments(look: Look, _asked: Asked, _visitor: Visitor) -> Experiments:
     return Experiments(lines=tuple(sorted(lines, key=lambda one: (order[one.state], one.name))))
 
 
-def _held(one: Held) -> Line:
+def _held(one: ExperimentRun) -> ExperimentRow:
     experiment, ended = one.experiment, one.ended
-    return Line(
+    return ExperimentRow(
         name=experiment.name,
         state="runs" if one.runs else "ended",
         routes=experiment.routes,
@@ -103,17 +103,17 @@ def _held(one: Held) -> Line:
     )
 
 
-def shown(analyse: Analyse) -> Callable[[Look, Asked, Visitor], Shown]:
+def shown(analyse: Analyse) -> Callable[[ViewContext, ConsoleRequest, Principal], ExperimentView]:
     """The view of one experiment's result, by `name`."""
 
-    def view(look: Look, asked: Asked, _visitor: Visitor) -> Shown:
+    def view(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> ExperimentView:
         name = asked.query.get("name", "")
         mine = [one for one in read_experiments(look.connection) if one.experiment.name == name]
         if not mine:
             raise NotThere(f"experiment: no run of {name[:80]!r} was ever started")
         result = analyse(mine[-1])
         metrics = {comparison.metric for arm in result.arms for comparison in arm.comparisons}
-        return Shown(
+        return ExperimentView(
             result=result,
             reading={arm.arm: reading(result, arm) for arm in result.arms},
             units={metric: metric_of(metric).margin for metric in sorted(metrics)},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from suffice.console.doors import Visitor
-from suffice.console.exchange import Asked
-from suffice.console.look import Look
+from suffice.console.doors import Principal
+from suffice.console.exchange import ConsoleRequest
+from suffice.console.look import ViewContext
 from suffice.review.decide import in_words
 from suffice.review.incident import DECISIONS, Case
 from suffice.review.override import Override
@@ -43,7 +43,7 @@ class Incidents:
     routes: tuple[str, ...]  # on which an incident can be opened
 
 
-def incidents(look: Look, _asked: Asked, _visitor: Visitor) -> Incidents:
+def incidents(look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> Incidents:
     """All incidents and overrides. Raises StoreError."""
     holds = read_holds(look.connection)
     cases = [case for held in holds.routes.values() for case in held.cases]
@@ -60,7 +60,7 @@ def incidents(look: Look, _asked: Asked, _visitor: Visitor) -> Incidents:
     )  # fmt: skip
 
 
-def _open(look: Look, case: Case) -> OpenCase:
+def _open(look: ViewContext, case: Case) -> OpenCase:
     name = case.incident.route
     now = read_now(look.connection, name, look.settings.routes[name])
     back = tuple(

@@ -8,14 +8,14 @@ from typing import Final, Literal
 
 from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import pooled_saving, pooled_would_save
-from suffice.console.doors import Visitor
-from suffice.console.exchange import Asked
-from suffice.console.look import Look, Window, route_url, window_of
+from suffice.console.doors import Principal
+from suffice.console.exchange import ConsoleRequest
+from suffice.console.look import ViewContext, TimeRange, route_url, window_of
 from suffice.console.views.alerts import AlertLine, AlertReader
-from suffice.console.views.standing import Standing, standings
+from suffice.console.views.standing import RouteState, standings
 from suffice.shown import plural
 from suffice.store.routes import rollups
-from suffice.store.routes.rollups import ReadTo, Sums
+from suffice.store.routes.rollups import ReadTo, RollupSums
 
 MOST_DAYS: Final = 400
 _ANY: Final = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
@@ -43,7 +43,7 @@ class Day:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class OverviewNotice:
     """Something that somebody should look at."""
 
     level: Literal["alarm", "warn", "info"]
@@ -56,28 +56,28 @@ class Notice:
 class Overview:
     """Everything on the first page."""
 
-    window: Window
+    window: TimeRange
     read_to: ReadTo
-    total: Sums
+    total: RollupSums
     saving: float | None  # of tokens, of all routes since the log began (`assurance.estimate.saving_of`); None: unknown
     would_save: float | None  # what the shadow stops of routes that observe would have saved; None: there are none
     n_certified: int
     n_learned: int  # routes that a control loop may certify
-    worst: Standing | None  # the route nearest to its EM budget; None: none is measured
-    routes: tuple[Standing, ...]
+    worst: RouteState | None  # the route nearest to its EM budget; None: none is measured
+    routes: tuple[RouteState, ...]
     days: tuple[Day, ...]
-    notices: tuple[Notice, ...]
+    notices: tuple[OverviewNotice, ...]
     alerts: tuple[AlertLine, ...]  # that stand, and those of the last 24 hours, as on their page; a few at most
     is_empty: bool  # has nothing been asked yet, ever?
-    liked: Standing | None  # the route whose satisfaction stopping harms most, or helps least; None: unmeasured
+    liked: RouteState | None  # the route whose satisfaction stopping harms most, or helps least; None: unmeasured
 
 
-def overview(alerts: AlertReader) -> Callable[[Look, Asked, Visitor], Overview]:
+def overview(alerts: AlertReader) -> Callable[[ViewContext, ConsoleRequest, Principal], Overview]:
     """The view, which reads alerts on from where they were read to."""
     return lambda look, asked, _visitor: overview_of(look, asked, alerts.lately(look))
 
 
-def overview_of(look: Look, asked: Asked, alerts: tuple[AlertLine, ...]) -> Overview:
+def overview_of(look: ViewContext, asked: ConsoleRequest, alerts: tuple[AlertLine, ...]) -> Overview:
     """Look at all routes. Raises StoreError, and BadRequest for a window that is not offered."""
     window = window_of(asked.query, look.now_s)
     read_to = rollups.read_to(look.connection)
@@ -105,17 +105,17 @@ def overview_of(look: Look, asked: Asked, alerts: tuple[AlertLine, ...]) -> Over
     )  # fmt: skip
 
 
-def _effect_of(one: Standing) -> float:
+def _effect_of(one: RouteState) -> float:
     return one.liking_effect.value if one.liking_effect is not None else 0.0
 
 
-def days_of(look: Look, window: Window, route: str | None = None) -> tuple[Day, ...]:
+def days_of(look: ViewContext, window: TimeRange, route: str | None = None) -> tuple[Day, ...]:
     """What each day was like, of all routes together or of one."""
     found = rollups.read(look.connection, ("day",), route=route, since_hour=window.since_hour)
     return tuple(_day(int(key[0]), one) for key, one in list(found.items())[-MOST_DAYS:])
 
 
-def _day(day: int, one: Sums) -> Day:
+def _day(day: int, one: RollupSums) -> Day:
     full, stopped = _band(one.n_full_right, one.n_full_marked), _band(*one.stopped_marks)
     return Day(
         day=day, n_requests=one.n_requests, n_stopped=one.n_stopped, saved_tokens=one.saved_tokens,
@@ -134,33 +134,33 @@ def _band(k: int, n: int) -> tuple[float | None, float | None, float | None]:
 
 
 def notices(
-    found: tuple[Standing, ...], read_to: ReadTo, look: Look, alerts: tuple[AlertLine, ...]
-) -> tuple[Notice, ...]:
+    found: tuple[RouteState, ...], read_to: ReadTo, look: ViewContext, alerts: tuple[AlertLine, ...]
+) -> tuple[OverviewNotice, ...]:
     """What needs somebody, the worst first."""
     told = list(untold(alerts, look.now_s))
     for one in found:
         place = route_url(one.name)
         if one.phase.phase == "paused":
             told.append(
-                Notice(level="alarm", text=f"{one.name} is paused: {one.phase.reason}", href=place, action="Decide")
+                OverviewNotice(level="alarm", text=f"{one.name} is paused: {one.phase.reason}", href=place, action="Decide")
             )
         told += [
-            Notice(level="warn", text=f"{one.name}: {alert}", href=place, action="See the forecast")
+            OverviewNotice(level="warn", text=f"{one.name}: {alert}", href=place, action="See the forecast")
             for alert in one.alerts
         ]
         route = look.route(one.name)
         alone = route is not None and route.certifies_itself and not one.phase.attended and one.sums.n_requests
         if alone and look.now_s - look.begun_s > STARTS_S:
-            told.append(Notice(
+            told.append(OverviewNotice(
                 level="warn", text=f"{one.name}: no control loop looks after it now", href=place, action="See why",
             ))  # fmt: skip
         if one.phase.n_labels_wanted:
-            told.append(Notice(
+            told.append(OverviewNotice(
                 level="info", text=f"{one.name}: {wait_for(one.phase.n_labels_wanted)}",
                 href="/console/review", action="Review",
             ))  # fmt: skip
     if read_to.n_behind > 50_000:
-        told.append(Notice(
+        told.append(OverviewNotice(
             level="info", text=f"Figures are {read_to.n_behind:,} rows of the log behind; the worker is summing up",
             href="/console/settings", action="See jobs",
         ))  # fmt: skip
@@ -168,12 +168,12 @@ def notices(
     return tuple(sorted(told, key=lambda one: order[one.level]))
 
 
-def untold(alerts: tuple[AlertLine, ...], now_s: float) -> Iterator[Notice]:
+def untold(alerts: tuple[AlertLine, ...], now_s: float) -> Iterator[OverviewNotice]:
     """Sinks that do not take what they should have been told a while ago."""
     late = [name for one in alerts if now_s - one.at_s > LATE_S for name in one.waits_for]
     for name in dict.fromkeys(late):
         said = f"The sink {name} has not taken {plural(late.count(name), 'alert')} yet"
-        yield Notice(level="alarm", text=said, href="/console/alerts", action="See alerts")
+        yield OverviewNotice(level="alarm", text=said, href="/console/alerts", action="See alerts")
 
 
 def wait_for(n: int) -> str:

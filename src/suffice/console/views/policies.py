@@ -6,26 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from suffice.console.doors import Visitor
-from suffice.console.exchange import Asked
-from suffice.console.look import Look, NotThere
-from suffice.rollout.stages import Standing
+from suffice.console.doors import Principal
+from suffice.console.exchange import ConsoleRequest
+from suffice.console.look import ViewContext, NotThere
+from suffice.rollout.stages import RolloutState
 from suffice.settings import Route
 from suffice.store.routes.advice import newest_arm, newest_proposal
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
-from suffice.store.routes.rollouts import Held, own_version, read_rollouts, running, serving
-from suffice.store.rows.advice_events import ArmWorth, Proposed
+from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, running, serving
+from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.types import Publication
 
 MOST_PUBLICATIONS: Final = 20  # of a route
 MOST_DECISIONS: Final = 200
 MOST_PAST: Final = 10  # rollouts of a route that have ended
-Evidence = Callable[[str, Held], Standing]  # what the evidence says of a route's rollout now; it takes a while
+Evidence = Callable[[str, RolloutRun], RolloutState]  # what the evidence says of a route's rollout now; it takes a while
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class PublicationRow:
     """One publication."""
 
     at_s: float
@@ -43,24 +43,24 @@ class RoutePolicy:
     brought: str  # address of the policy that a rollout has put in its place; "": none has
     level: int  # in force
     paused: str  # why; "": it is not
-    rollout: Held | None  # that runs; None: none does
-    past: tuple[Held, ...]  # rollouts that have ended, the latest first
-    published: tuple[Published, ...]  # the latest first
-    proposal: Proposed | None  # the newest version of a refit, in force nowhere by itself
+    rollout: RolloutRun | None  # that runs; None: none does
+    past: tuple[RolloutRun, ...]  # rollouts that have ended, the latest first
+    published: tuple[PublicationRow, ...]  # the latest first
+    proposal: ProposedVersion | None  # the newest version of a refit, in force nowhere by itself
     arm: ArmWorth | None  # the newest of the tuner, likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policies:
+class PoliciesView:
     """All routes."""
 
     routes: tuple[RoutePolicy, ...]
 
 
-def policies(look: Look, _asked: Asked, _visitor: Visitor) -> Policies:
+def policies(look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> PoliciesView:
     """What is in force where. Raises StoreError."""
     decided, rollouts = read_decided(look.connection), read_rollouts(look.connection)
-    return Policies(
+    return PoliciesView(
         routes=tuple(
             _of(look, name, route, decided.of(name), rollouts)
             for name, route in look.settings.routes.items()
@@ -69,10 +69,10 @@ def policies(look: Look, _asked: Asked, _visitor: Visitor) -> Policies:
     )
 
 
-def _of(look: Look, name: str, route: Route, held: InForce, rollouts: tuple[Held, ...]) -> RoutePolicy:
+def _of(look: ViewContext, name: str, route: Route, held: InForce, rollouts: tuple[RolloutRun, ...]) -> RoutePolicy:
     now = held.publication
     published = [
-        Published(
+        PublicationRow(
             at_s=stored.at_s,
             publication=stored.event.publication,
             in_force=now is not None and stored.event.publication.number == now.number,
@@ -95,7 +95,7 @@ def _of(look: Look, name: str, route: Route, held: InForce, rollouts: tuple[Held
     )
 
 
-def _brought(name: str, route: Route, rollouts: tuple[Held, ...]) -> str:
+def _brought(name: str, route: Route, rollouts: tuple[RolloutRun, ...]) -> str:
     if not route.policy:
         return ""
     own = own_version(route).address
@@ -104,7 +104,7 @@ def _brought(name: str, route: Route, rollouts: tuple[Held, ...]) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weighed:
+class RolloutAssessment:
     """What the evidence says of a rollout at this look."""
 
     word: str  # "goes back", "broken", "not enough data" or "ready"
@@ -113,16 +113,16 @@ class Weighed:
     readings: tuple[str, ...]  # of the guard-rails, each a sentence
 
 
-def weighed(evidence: Evidence) -> Callable[[Look, Asked, Visitor], Weighed]:
+def weighed(evidence: Evidence) -> Callable[[ViewContext, ConsoleRequest, Principal], RolloutAssessment]:
     """The view of the evidence behind a route's rollout, by `route`."""
 
-    def view(look: Look, asked: Asked, _visitor: Visitor) -> Weighed:
+    def view(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> RolloutAssessment:
         name = asked.query.get("route", "")
         held = running(read_rollouts(look.connection)).get(name)
         if held is None or name not in look.settings.routes:
             raise NotThere(f"rollout: none runs on {name[:80]!r}")
         seen = evidence(name, held)
-        return Weighed(
+        return RolloutAssessment(
             word=seen.word,
             why=seen.ends or seen.broken,
             missing=seen.missing,

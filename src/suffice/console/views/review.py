@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from suffice.assurance.estimate import Estimate
-from suffice.console.doors import Visitor
-from suffice.console.exchange import Asked
-from suffice.console.look import Look, NotThere
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.console.doors import Principal
+from suffice.console.exchange import ConsoleRequest
+from suffice.console.look import ViewContext, NotThere
 from suffice.review.agreement import Kappa, agreement
 from suffice.review.estimate import em_of
-from suffice.review.items import Item, Lease, Verdict, words_for
-from suffice.review.queue import Place, Queue, State
+from suffice.review.items import ReviewItem, ReviewLease, Verdict, words_for
+from suffice.review.queue import ItemState, Queue, State
 from suffice.store.database.views import decoded
 from suffice.store.people.reviews import NOTHING_ASKED, Reviews, kept_question, kept_sources, read_reviews
 from suffice.store.rows.events import RequestEnded, RequestSeen
@@ -26,11 +26,11 @@ WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "unsure": ("u", "I cannot say"),
 }  # fmt: skip
 _ROW: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
-FileOf = Callable[[Item], str | None]  # the text of an item's question from the route's own file; None: it is in none
+FileOf = Callable[[ReviewItem], str | None]  # the text of an item's question from the route's own file; None: it is in none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class ReviewChoice:
     """Something that a reviewer can say."""
 
     word: str
@@ -39,10 +39,10 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
+class QueueRow:
     """One item in the list."""
 
-    item: Item
+    item: ReviewItem
     state: str
     by: tuple[str, ...]  # reviewers who have spoken
 
@@ -59,7 +59,7 @@ class LoopStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loop:
+class LoopView:
     """The steps of a run of kind "rounds", and its sources as far as the log holds them."""
 
     steps: tuple[LoopStep, ...]
@@ -71,12 +71,12 @@ class Loop:
 class InHand:
     """The item that a reviewer has."""
 
-    item: Item
-    lease: Lease
+    item: ReviewItem
+    lease: ReviewLease
     question: str | None  # its text; None: it cannot be had
     question_from: str  # where it is from, or why there is none
-    loop: Loop | None  # None: the run is no loop of its caller's
-    choices: tuple[Choice, ...]
+    loop: LoopView | None  # None: the run is no loop of its caller's
+    choices: tuple[ReviewChoice, ...]
     others: tuple[Verdict, ...]  # what the others said, where this reviewer decides between them
 
 
@@ -87,7 +87,7 @@ class RouteReviews:
     route: str
     counts: Mapping[State, int]
     kappa: Kappa | None
-    em: Estimate | None  # of delivered answers, from items that were drawn at random
+    em: IntervalEstimate | None  # of delivered answers, from items that were drawn at random
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +96,8 @@ class ReviewPage:
 
     in_hand: InHand | None  # None: this reviewer has nothing in hand
     n_waiting: int  # that this reviewer could take
-    waiting: tuple[Waiting, ...]  # by anybody, the most urgent first
-    settled: tuple[Waiting, ...]  # the latest
+    waiting: tuple[QueueRow, ...]  # by anybody, the most urgent first
+    settled: tuple[QueueRow, ...]  # the latest
     routes: tuple[RouteReviews, ...]
 
 
@@ -111,7 +111,7 @@ class Reader:
     from_file: FileOf
     _known: Reviews = field(default=NOTHING_ASKED)
 
-    def page(self, look: Look, _asked: Asked, visitor: Visitor) -> ReviewPage:
+    def page(self, look: ViewContext, _asked: ConsoleRequest, visitor: Principal) -> ReviewPage:
         """The queue as this person sees it. Raises StoreError."""
         queue = self.queue(look)
         mine = [one for one in queue.of() if one.held_by(visitor.name, look.now_s) is not None]
@@ -131,17 +131,17 @@ class Reader:
             ),
         )  # fmt: skip
 
-    def queue(self, look: Look) -> Queue:
+    def queue(self, look: ViewContext) -> Queue:
         """All items. Raises StoreError."""
         self._known = read_reviews(look.connection, self._known)
         return self._known.queue
 
-    def _in_hand(self, look: Look, place: Place, name: str) -> InHand:
+    def _in_hand(self, look: ViewContext, place: ItemState, name: str) -> InHand:
         lease = place.held_by(name, look.now_s)
         assert lease is not None
         question, where = self._question(look, place.item)
         choices = tuple(
-            Choice(word=word, key=WORDS[word][0], text=WORDS[word][1]) for word in words_for(place.item.shows)
+            ReviewChoice(word=word, key=WORDS[word][0], text=WORDS[word][1]) for word in words_for(place.item.shows)
         )
         return InHand(
             item=place.item,
@@ -153,7 +153,7 @@ class Reader:
             others=place.verdicts if place.needs_third else (),
         )
 
-    def _question(self, look: Look, item: Item) -> tuple[str | None, str]:
+    def _question(self, look: ViewContext, item: ReviewItem) -> tuple[str | None, str]:
         kept = kept_question(look.connection, item.episode_id, now_s=look.now_s)
         if kept is not None:
             return kept, "kept in the log"
@@ -166,7 +166,7 @@ class Reader:
         )
 
 
-def _loop(look: Look, item: Item) -> Loop | None:
+def _loop(look: ViewContext, item: ReviewItem) -> LoopView | None:
     """The steps of a loop, oldest first."""
     asked = look.connection.execute(_ROW, (RequestSeen.kind, item.episode_id)).fetchone()
     ended = look.connection.execute(_ROW, (RequestEnded.kind, item.episode_id)).fetchone()
@@ -184,12 +184,12 @@ def _loop(look: Look, item: Item) -> Loop | None:
     )  # fmt: skip
     if kept is None:
         where = f"the log holds none of their texts; routes.{item.route}.review.keep_text keeps those to come"
-        return Loop(steps=steps, sources_from=where, is_cut=False)
-    return Loop(steps=steps, sources_from="texts are kept in the log", is_cut=kept.is_cut)
+        return LoopView(steps=steps, sources_from=where, is_cut=False)
+    return LoopView(steps=steps, sources_from="texts are kept in the log", is_cut=kept.is_cut)
 
 
-def _listed(place: Place, now_s: float) -> Waiting:
-    return Waiting(item=place.item, state=place.state(now_s), by=tuple(one.reviewer for one in place.verdicts))
+def _listed(place: ItemState, now_s: float) -> QueueRow:
+    return QueueRow(item=place.item, state=place.state(now_s), by=tuple(one.reviewer for one in place.verdicts))
 
 
 def no_such_item(item: str) -> NotThere:

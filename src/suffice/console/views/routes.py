@@ -12,20 +12,20 @@ import msgspec
 
 from suffice.assurance.forecast import Forecast
 from suffice.assurance.ledger import Account
-from suffice.assurance.liking import SATISFACTION, Liking
+from suffice.assurance.liking import SATISFACTION, SatisfactionEffect
 from suffice.assurance.outlook import Outlook
-from suffice.console.doors import Visitor
-from suffice.console.exchange import Asked
-from suffice.console.look import Look, NotThere, Window, window_of
+from suffice.console.doors import Principal
+from suffice.console.exchange import ConsoleRequest
+from suffice.console.look import ViewContext, NotThere, TimeRange, window_of
 from suffice.console.views.overview import Day, days_of
-from suffice.console.views.standing import Standing, standings
+from suffice.console.views.standing import RouteState, standings
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.routes import rollups
 from suffice.store.routes.advice import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
-from suffice.store.routes.rollups import Sums
-from suffice.store.rows.advice_events import Proposed
+from suffice.store.routes.rollups import RollupSums
+from suffice.store.rows.advice_events import ProposedVersion
 from suffice.store.rows.control_events import (
     AlarmRaised,
     EnforcementPaused,
@@ -43,12 +43,12 @@ MOST_GROUPS: Final = 60  # classes, and versions, that are listed
 class Routes:
     """All routes."""
 
-    window: Window
-    routes: tuple[Standing, ...]
+    window: TimeRange
+    routes: tuple[RouteState, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
+class LevelRow:
     """One level of the version in force, or proposed."""
 
     level: int
@@ -57,7 +57,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operating:
+class OperatingLevel:
     """The level in force, on the audits that stand behind it."""
 
     level: int
@@ -67,18 +67,18 @@ class Operating:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class RouteBreakdown:
     """One class of questions, or one version."""
 
     name: str
-    sums: Sums
+    sums: RollupSums
     account: Account | None  # as `monitor` saw it; None: it is not among those it keeps
     level: int | None  # that holds it back; None: none does
-    liking: Liking | None  # satisfaction, since the accounts began; None: nobody said anything
+    liking: SatisfactionEffect | None  # satisfaction, since the accounts began; None: nobody said anything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class MonitorReading:
     """What `monitor` saw at one look."""
 
     at: int  # requests of the route
@@ -90,7 +90,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decided:
+class RouteDecision:
     """One decision about the route."""
 
     seq: int
@@ -106,30 +106,30 @@ class Decided:
 class RoutePage:
     """One route."""
 
-    window: Window
-    route: Standing
+    window: TimeRange
+    route: RouteState
     days: tuple[Day, ...]
-    frontier: tuple[Level, ...]  # of the newest proposal; (): no refit has measured one
+    frontier: tuple[LevelRow, ...]  # of the newest proposal; (): no refit has measured one
     frontier_of: str  # address of the version that it is of
-    operating: Operating | None  # None: no level is in force
+    operating: OperatingLevel | None  # None: no level is in force
     thresholds: tuple[float, ...]  # risks at which levels 1, 2 … stop, one prompt fold; (): nothing is learned
-    classes: tuple[Group, ...]
-    versions: tuple[Group, ...]
-    looks: tuple[Seen, ...]  # oldest first
-    decided: tuple[Decided, ...]  # newest first
+    classes: tuple[RouteBreakdown, ...]
+    versions: tuple[RouteBreakdown, ...]
+    looks: tuple[MonitorReading, ...]  # oldest first
+    decided: tuple[RouteDecision, ...]  # newest first
     forecasts: tuple[Forecast, ...]
     alerts: tuple[str, ...]  # that were raised, newest first
-    likings: tuple[Liking, ...]  # what people say of the whole route, by measure; (): nobody said anything
+    likings: tuple[SatisfactionEffect, ...]  # what people say of the whole route, by measure; (): nobody said anything
     confidence: float  # of each interval of the looks by itself
 
 
-def routes(look: Look, asked: Asked, _visitor: Visitor) -> Routes:
+def routes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Routes:
     """All routes. Raises StoreError, and BadRequest for a window that is not offered."""
     window = window_of(asked.query, look.now_s)
     return Routes(window=window, routes=standings(look, window))
 
 
-def route(look: Look, asked: Asked, _visitor: Visitor) -> RoutePage:
+def route(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> RoutePage:
     """One route, by `name`. Raises NotThere, StoreError, and BadRequest for a window that is not offered."""
     window, name = window_of(asked.query, look.now_s), asked.query.get("name", "")
     found = next((one for one in standings(look, window) if one.name == name), None)
@@ -154,23 +154,23 @@ def route(look: Look, asked: Asked, _visitor: Visitor) -> RoutePage:
     )  # fmt: skip
 
 
-def _curve(proposal: Proposed | None) -> tuple[Level, ...]:
+def _curve(proposal: ProposedVersion | None) -> tuple[LevelRow, ...]:
     """(saving, drop) of every level on prompts that the models have not seen."""
     curve = (proposal.card or {}).get("curve") if proposal is not None else None
     try:
         points = msgspec.convert(curve or [], list[tuple[float, float]])
     except msgspec.ValidationError:
         return ()  # a card of another version of ours
-    return tuple(Level(level=level, saving=saving, drop=drop) for level, (saving, drop) in enumerate(points))
+    return tuple(LevelRow(level=level, saving=saving, drop=drop) for level, (saving, drop) in enumerate(points))
 
 
-def _operating(held: InForce) -> Operating | None:
+def _operating(held: InForce) -> OperatingLevel | None:
     made = held.publication
     if made is None or not held.level or not made.evidence.n_audits or made.evidence.share is None:
         return None
     seen = made.evidence
     drop = (seen.n_lost - seen.n_gained) / seen.n_audits
-    return Operating(level=made.level, saving=made.evidence.share, drop=drop, n_audits=seen.n_audits)
+    return OperatingLevel(level=made.level, saving=made.evidence.share, drop=drop, n_audits=seen.n_audits)
 
 
 def _thresholds(connection: sqlite3.Connection, name: str) -> tuple[float, ...]:
@@ -195,7 +195,7 @@ def _by_version(outlook: Outlook | None) -> Mapping[str, Account]:
     return {} if outlook is None else {one.version or "": one for one in outlook.versions}
 
 
-def _liked(outlook: Outlook | None, by: Literal["class", "version"]) -> Mapping[str, Liking]:
+def _liked(outlook: Outlook | None, by: Literal["class", "version"]) -> Mapping[str, SatisfactionEffect]:
     """Satisfaction of each class, or of each version; of a route with but one, the route's own, under ""."""
     found = [one for one in outlook.likings if one.measure == SATISFACTION] if outlook is not None else []
     named = [(one.query_class if by == "class" else one.version, one) for one in found]
@@ -206,16 +206,16 @@ def _liked(outlook: Outlook | None, by: Literal["class", "version"]) -> Mapping[
 def _groups(
     connection: sqlite3.Connection,
     name: str,
-    window: Window,
+    window: TimeRange,
     by: rollups.Group,
     accounts: Mapping[str, Account],
     held: Mapping[str, int],
-    liked: Mapping[str, Liking],
-) -> tuple[Group, ...]:
+    liked: Mapping[str, SatisfactionEffect],
+) -> tuple[RouteBreakdown, ...]:
     """The largest ones first."""
     found = rollups.read(connection, (by,), route=name, since_hour=window.since_hour)
     groups = [
-        Group(
+        RouteBreakdown(
             name=str(key[0]), sums=one, account=accounts.get(str(key[0])), level=held.get(str(key[0])),
             liking=liked.get(str(key[0])) or (liked.get("") if len(found) == len(liked) == 1 else None),
         )
@@ -224,19 +224,19 @@ def _groups(
     return tuple(sorted(groups, key=lambda one: (-one.sums.n_requests, one.name))[:MOST_GROUPS])
 
 
-def _seen(one: Outlook) -> Seen:
+def _seen(one: Outlook) -> MonitorReading:
     drop = one.whole.em_drop if one.whole is not None else None
-    return Seen(
+    return MonitorReading(
         at=one.at, epoch=one.epoch, drop=drop.value if drop is not None else None,
         drop_low=drop.low if drop is not None else None, drop_high=drop.high if drop is not None else None,
         forecast=one.drop.ahead if one.drop is not None else None,
     )  # fmt: skip
 
 
-def _decided(stored: Stored) -> Decided:
+def _decided(stored: StoredEvent) -> RouteDecision:
     """A decision in words."""
     what, reason, author, epoch = described(stored.event)
-    return Decided(
+    return RouteDecision(
         seq=stored.seq, at_s=stored.at_s, kind=stored.event.kind, what=what, reason=reason, author=author, epoch=epoch
     )
 

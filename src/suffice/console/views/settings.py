@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.console.doors import Visitor
-from suffice.console.exchange import Asked
-from suffice.console.look import Look
+from suffice.console.doors import Principal
+from suffice.console.exchange import ConsoleRequest
+from suffice.console.look import ViewContext
 from suffice.console.openapi import VERSION
 from suffice.console.people import Roster
 from suffice.settings import Settings
@@ -26,7 +26,7 @@ _CREDENTIALS: Final = re.compile(r"//[^/@\s\"]+@")  # of an address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class SettingRow:
     """One setting as it holds now."""
 
     path: str
@@ -39,11 +39,11 @@ class Section:
     """One table of the settings."""
 
     name: str
-    settings: tuple[Setting, ...]
+    settings: tuple[SettingRow, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class AccessEntry:
     """Somebody who may come in. Nothing of their secret."""
 
     name: str
@@ -62,13 +62,13 @@ class SettingsPage:
     sections: tuple[Section, ...]
     upstreams: tuple[Findings, ...]  # as `suffice doctor` examined them
     jobs: tuple[JobRun, ...]  # newest first
-    people: tuple[Access, ...]  # () for those who are no admins
+    people: tuple[AccessEntry, ...]  # () for those who are no admins
 
 
-def settings_page(roster: Callable[[], Roster | None]) -> Callable[[Look, Asked, Visitor], SettingsPage]:
+def settings_page(roster: Callable[[], Roster | None]) -> Callable[[ViewContext, ConsoleRequest, Principal], SettingsPage]:
     """The view, which reads the people from `roster`."""
 
-    def view(look: Look, _asked: Asked, visitor: Visitor) -> SettingsPage:
+    def view(look: ViewContext, _asked: ConsoleRequest, visitor: Principal) -> SettingsPage:
         found = roster() if visitor.role == "admin" else None
         people = sorted(found.people, key=lambda one: one.name) if found is not None else ()
         return SettingsPage(
@@ -77,7 +77,7 @@ def settings_page(roster: Callable[[], Roster | None]) -> Callable[[Look, Asked,
             sections=tuple(sections(look.settings)),
             upstreams=tuple(upstream_findings(look.connection).values()),
             jobs=tuple(reversed(job_history(look.path, n=N_JOBS))),
-            people=tuple(Access(name=one.name, role=one.role, since_s=one.since_s) for one in people),
+            people=tuple(AccessEntry(name=one.name, role=one.role, since_s=one.since_s) for one in people),
         )  # fmt: skip
 
     return view
@@ -96,13 +96,13 @@ def sections(settings: Settings) -> Iterator[Section]:
 
 def _tables(path: str, table: msgspec.Struct) -> Iterator[Section]:
     """A table, then those inside it."""
-    plain, inner = list[Setting](), list[tuple[str, msgspec.Struct]]()
+    plain, inner = list[SettingRow](), list[tuple[str, msgspec.Struct]]()
     for info in msgspec.structs.fields(table):
         value = getattr(table, info.name)
         if isinstance(value, msgspec.Struct):
             inner.append((f"{path}.{info.name}", value))
             continue
-        plain.append(Setting(path=info.name, value=_shown(value), is_default=_is_default(info, value)))
+        plain.append(SettingRow(path=info.name, value=_shown(value), is_default=_is_default(info, value)))
     yield Section(name=path, settings=tuple(plain))
     for where, value in inner:
         yield from _tables(where, value)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from suffice.assurance.bounds import wilson
-from suffice.assurance.estimate import Estimate, saving_of
-from suffice.assurance.liking import Liking
+from suffice.assurance.estimate import IntervalEstimate, saving_of
+from suffice.assurance.liking import SatisfactionEffect
 from suffice.assurance.outlook import Outlook
 from suffice.assurance.tally import Tally
-from suffice.console.look import DAY_S, Look, Window
-from suffice.review.guarantee import Guarantee
+from suffice.console.look import DAY_S, ViewContext, TimeRange
+from suffice.review.guarantee import RouteGuarantee
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import is_attended
@@ -21,13 +21,13 @@ from suffice.store.routes import rollups
 from suffice.store.routes.advice import newest_outlook
 from suffice.store.routes.in_force import NOTHING
 from suffice.store.routes.phases import Phase, phase_of, read_phases
-from suffice.store.routes.rollups import DAY_HOURS, Sums
+from suffice.store.routes.rollups import DAY_HOURS, RollupSums
 
 RATE_DAYS: Final = 7  # of the latest days: how many audits come a day
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class RouteState:
     """One route."""
 
     name: str
@@ -41,14 +41,14 @@ class Standing:
     owned: str  # the policy that its owner wrote down, whatever rollouts made of it; "": the control loop decides
     promise: str  # the sentence, as everywhere
     promise_state: str  # … in one word
-    em_full: Estimate | None  # hold at every look, as `monitor` saw them; else of the window, for one look
-    em_stopped: Estimate | None  # stopped runs are the easy ones: not to be compared with `em_full`
-    em_drop: Estimate | None  # paired, on audits
-    saving: Estimate | None  # of tokens, since the log began, as everywhere (`assurance.estimate.saving_of`)
-    liking: Liking | None  # ratings, thumbs and surveys, as `monitor` saw them; None: nobody said anything
+    em_full: IntervalEstimate | None  # hold at every look, as `monitor` saw them; else of the window, for one look
+    em_stopped: IntervalEstimate | None  # stopped runs are the easy ones: not to be compared with `em_full`
+    em_drop: IntervalEstimate | None  # paired, on audits
+    saving: IntervalEstimate | None  # of tokens, since the log began, as everywhere (`assurance.estimate.saving_of`)
+    liking: SatisfactionEffect | None  # ratings, thumbs and surveys, as `monitor` saw them; None: nobody said anything
     seen_at: int | None  # requests of the route when `monitor` looked last; None: it has not
     alerts: tuple[str, ...]  # sentences of forecasts that cross their limit
-    sums: Sums  # of the window
+    sums: RollupSums  # of the window
     audits_a_day: float | None  # lately; None: none came
     missing: str  # what the next level still takes, as a sentence
 
@@ -58,7 +58,7 @@ class Standing:
         return self.promise_state == "certified"
 
     @property
-    def liking_effect(self) -> Estimate | None:
+    def liking_effect(self) -> IntervalEstimate | None:
         """What stopping does to satisfaction: stopped less full, paired by the audit lottery; None: not measured."""
         return self.liking.effect if self.liking is not None else None
 
@@ -71,7 +71,7 @@ class Standing:
         return drop.high / self.max_em_drop
 
 
-def standings(look: Look, window: Window) -> tuple[Standing, ...]:
+def standings(look: ViewContext, window: TimeRange) -> tuple[RouteState, ...]:
     """Every route of the settings, and those that only the log knows. Raises StoreError."""
     connection = look.connection
     sums = {str(key[0]): one for key, one in rollups.read(connection, ("route",), since_hour=window.since_hour).items()}
@@ -99,7 +99,7 @@ class _AllRoutes:
     attended: bool
 
 
-def _standing(look: Look, name: str, seen: _AllRoutes, sums: Sums, recent: Sums | None) -> Standing:
+def _standing(look: ViewContext, name: str, seen: _AllRoutes, sums: RollupSums, recent: RollupSums | None) -> RouteState:
     route = look.route(name)
     outlook = newest_outlook(look.connection, name)
     phase = seen.phases.get(name) or phase_of(NOTHING, attended=seen.attended)
@@ -109,7 +109,7 @@ def _standing(look: Look, name: str, seen: _AllRoutes, sums: Sums, recent: Sums 
     forecasts = (outlook.drop, outlook.em) if outlook is not None else ()
     confidence = route.confidence if route is not None else 0.95
     promise = _promise(look, name, route, seen, outlook)
-    return Standing(
+    return RouteState(
         name=name,
         mode=route.mode if route is not None else "not configured",
         kind=route.kind if route is not None else "",
@@ -135,10 +135,10 @@ def _standing(look: Look, name: str, seen: _AllRoutes, sums: Sums, recent: Sums 
 
 
 def _promise(
-    look: Look, name: str, route: Route | None, seen: _AllRoutes, outlook: Outlook | None
-) -> Guarantee:
+    look: ViewContext, name: str, route: Route | None, seen: _AllRoutes, outlook: Outlook | None
+) -> RouteGuarantee:
     if route is None:  # nothing is asked of it any more
-        return Guarantee(state="off")
+        return RouteGuarantee(state="off")
     newest = newest_request(look.connection, name)
     refused = seen.promises.refusal(look.connection, name, route, seen.tallies.get(name))
     return seen.promises.of(
@@ -147,11 +147,11 @@ def _promise(
     )  # fmt: skip
 
 
-def _rate(k: int, n: int) -> Estimate | None:
+def _rate(k: int, n: int) -> IntervalEstimate | None:
     if not n:
         return None
     between = wilson(k, n, 0.95)
-    return Estimate(value=k / n, low=between.low, high=between.high, n=n, method="Wilson, for one look")
+    return IntervalEstimate(value=k / n, low=between.low, high=between.high, n=n, method="Wilson, for one look")
 
 
 def missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> str:

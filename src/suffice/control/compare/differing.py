@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from suffice.control.compare.gathering import Gathering
+from suffice.control.compare.gathering import EvidenceFold
 from suffice.control.compare.shown import OfRoute
-from suffice.control.compare.trying import Trying
+from suffice.control.compare.trying import CandidateEvidence
 from suffice.types import LabelRequest
 
 
 def worth_a_label(
-    gathering: Gathering, asked: Collection[str], of_route: OfRoute | None = None, trying: Trying | None = None
+    gathering: EvidenceFold, asked: Collection[str], of_route: OfRoute | None = None, trying: CandidateEvidence | None = None
 ) -> Iterator[LabelRequest]:
     """Each audit that nobody has said anything of, once.
 

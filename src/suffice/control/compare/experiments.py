@@ -23,28 +23,28 @@ from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.satisfaction import by_people, scaled
 from suffice.assurance.trust import INFERENCE_KEY, MAX_SHARE
 from suffice.control.compare.shown import OfRoute
-from suffice.control.evidence.audits import Audit, Said, is_evidence
+from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
 from suffice.control.evidence.loading import loader, published_on
 from suffice.control.evidence.matching import matching
 from suffice.errors import ConfigError
 from suffice.rollout.analysis import analyse
-from suffice.rollout.experiment import Experiment
+from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS
-from suffice.rollout.results import AuditSeen, Drawn, Material, Result, Shown, Value
+from suffice.rollout.results import AuditSeen, UnitAssignment, Material, ExperimentResult, ArmEvidence, Value
 from suffice.settings import Metric, Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import Labelled, reading
-from suffice.store.routes.experiments import Held, read_draws, read_runs
+from suffice.store.database.views import EpisodeWithLabels, reading
+from suffice.store.routes.experiments import ExperimentRun, read_draws, read_runs
 from suffice.types import ArmDraw, Feedback, Query
 
 
-def look(path_or_connection: Path | str | sqlite3.Connection, held: Held, settings: Settings) -> Result:
+def look(path_or_connection: Path | str | sqlite3.Connection, held: ExperimentRun, settings: Settings) -> ExperimentResult:
     """What a run of an experiment shows now. Raises ConfigError for a route that is gone, and StoreError."""
     with reading(path_or_connection) as connection:
         return analyse(held.experiment, gather(connection, held, settings))
 
 
-def gather(connection: sqlite3.Connection, held: Held, settings: Settings) -> Material:
+def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settings) -> Material:
     """All that the log holds of it."""
     one = held.experiment
     for route in one.routes:
@@ -52,7 +52,7 @@ def gather(connection: sqlite3.Connection, held: Held, settings: Settings) -> Ma
             raise ConfigError(f"experiment {one.name}: route {route!r} is not in the settings any more")
     taken = _Taken(one=one)
     for draw in read_draws(connection, held):
-        taken.drew(draw.unit, Drawn(arm=draw.arm, odds=dict(draw.odds), query_class=class_of(draw.query)))
+        taken.drew(draw.unit, UnitAssignment(arm=draw.arm, odds=dict(draw.odds), query_class=class_of(draw.query)))
     with ExitStack() as stack:
         routes = {
             name: OfRoute(
@@ -96,16 +96,16 @@ def _within_share(told: Sequence[_Told]) -> list[Value]:
 class _Taken:
     """What has been read so far."""
 
-    one: Experiment
+    one: RunningExperiment
     declared: Mapping[str, Metric] = field(default_factory=dict)
     n_requests: int = 0
-    _first: dict[str, Drawn] = field(default_factory=dict)               # by unit
+    _first: dict[str, UnitAssignment] = field(default_factory=dict)               # by unit
     _warm: set[str] = field(default_factory=set)                         # the first units
     _values: dict[str, list[_Told]] = field(default_factory=dict)        # by metric
     _callers: set[str] = field(default_factory=set)                      # senders that ask the model
     _audits: list[Audit] = field(default_factory=list)
 
-    def drew(self, unit: str, drawn: Drawn) -> None:
+    def drew(self, unit: str, drawn: UnitAssignment) -> None:
         """Take a draw in, in the order of the log."""
         self.n_requests += 1
         if unit not in self._first:
@@ -113,12 +113,12 @@ class _Taken:
             if len(self._first) <= self.one.warmup_units:
                 self._warm.add(unit)
 
-    def ran(self, item: Labelled, *, probes: bool, late: bool) -> None:
+    def ran(self, item: EpisodeWithLabels, *, probes: bool, late: bool) -> None:
         """Take in what a run itself tells, and keep it if it is an audit."""
         request, outcome = item.episode.request, item.episode.outcome
         self._callers.add(request.sender)
         if not late and is_evidence(request, outcome, probes=probes):
-            labels = tuple(Said(label.seq, label.feedback) for label in item.labels)
+            labels = tuple(GivenLabel(label.seq, label.feedback) for label in item.labels)
             self._audits.append(Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels))
         draw = self._draw(item)
         if draw is None:
@@ -130,7 +130,7 @@ class _Taken:
         if outcome.end_reason in ENDED:
             self._add(LATENCY, item.seq, draw, item, outcome.duration_s)
 
-    def judged(self, item: Labelled, match: Match) -> None:
+    def judged(self, item: EpisodeWithLabels, match: Match) -> None:
         """Take in what was said of a run."""
         draw = self._draw(item)
         if draw is None or not item.labels:
@@ -163,7 +163,7 @@ class _Taken:
 
     def _seen(self, routes: Mapping[str, OfRoute], paired: frozenset[str]) -> list[AuditSeen]:
         """Audits as each arm would have ended them, in their order."""
-        found: dict[str, dict[str, Shown]] = {audit.id: {} for audit in self._audits}
+        found: dict[str, dict[str, ArmEvidence]] = {audit.id: {} for audit in self._audits}
         for name, route in routes.items():
             mine = [audit for audit in self._audits if audit.episode.request.route == name]
             for arm in self.one.arms:
@@ -177,7 +177,7 @@ class _Taken:
             for audit in sorted(self._audits, key=lambda audit: audit.seq)
         ]
 
-    def _draw(self, item: Labelled) -> ArmDraw | None:
+    def _draw(self, item: EpisodeWithLabels) -> ArmDraw | None:
         """The arm that a run stands for; None: none.
 
         A unit that took part before the weights changed tells nothing after: some like it have moved, and those that
@@ -193,7 +193,7 @@ class _Taken:
         return None
 
     def _add(
-        self, metric: str, seq: int, draw: ArmDraw, item: Labelled, value: float, voice: str | None = None
+        self, metric: str, seq: int, draw: ArmDraw, item: EpisodeWithLabels, value: float, voice: str | None = None
     ) -> None:
         query = item.episode.request.query
         self._values.setdefault(metric, []).append(_Told(seq=seq, unit=draw.unit, voice=voice, value=Value(

@@ -21,21 +21,21 @@ from suffice.assurance.sampling import BAD_ENDS
 from suffice.assurance.satisfaction import by_people
 from suffice.assurance.strata import Cell
 from suffice.assurance.windows import Windows
-from suffice.control.evidence.audits import Audit, Said, is_evidence
-from suffice.control.evidence.joining import Joining
+from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
+from suffice.control.evidence.joining import LabelJoin
 from suffice.control.evidence.latest import remember
 from suffice.control.evidence.start_order import StartOrder
 from suffice.learn.keeper import PendingAudits
-from suffice.rollout.evidence import ArmName, Evidence, Run, Z
-from suffice.rollout.results import Shown
+from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun, Z
+from suffice.rollout.results import ArmEvidence
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import State
 from suffice.signals.query import class_of
-from suffice.store.database.log import Stored
-from suffice.store.routes.rollouts import Held
+from suffice.store.database.log import StoredEvent
+from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.rollout_events import RolloutMoved
-from suffice.store.rows.sampling_events import Counted, RequestsCounted
+from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
 from suffice.types import ArmDraw, Episode, Feedback, Outcome, Request
 
 
@@ -43,11 +43,11 @@ from suffice.types import ArmDraw, Episode, Feedback, Outcome, Request
 class Both:
     """What one audit shows of both versions, not judged yet."""
 
-    candidate: Shown
-    in_force: Shown
+    candidate: ArmEvidence
+    in_force: ArmEvidence
 
     @property
-    def named(self) -> dict[str, Shown]:
+    def named(self) -> dict[str, ArmEvidence]:
         """By the name of the version."""
         return {"candidate": self.candidate, "in force": self.in_force}
 
@@ -62,7 +62,7 @@ class Witness:
 
 Replay: TypeAlias = Callable[[Sequence[Witness]], Sequence[Both | None]]  # None: it is no pair
 Watch: TypeAlias = Callable[[Sequence[Audit]], set[str]]  # episodes whose labels somebody else wants to hear of
-Judge: TypeAlias = Callable[[Sequence[Audit], dict[str, dict[str, Shown]], set[str]], dict[str, dict[str, Shown]]]
+Judge: TypeAlias = Callable[[Sequence[Audit], dict[str, dict[str, ArmEvidence]], set[str]], dict[str, dict[str, ArmEvidence]]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,11 +72,11 @@ class _Live:
     unit: str
     arm: ArmName
     episode: Episode
-    labels: tuple[Said, ...] = ()
+    labels: tuple[GivenLabel, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Gathering:
+class EvidenceFold:
     """One rollout, from its first row on.
 
     match   does an answer equal a reference?
@@ -85,16 +85,16 @@ class Gathering:
     n       governed requests of the route since it began
     """
 
-    held: Held
+    held: RolloutRun
     match: Match
     probes: bool
     seq: int = field(init=False)
     n: int = 0
     _state: State = field(init=False)
-    _evidence: Evidence = field(default_factory=Evidence)
+    _evidence: RolloutEvidence = field(default_factory=RolloutEvidence)
     _started: StartOrder = field(default_factory=StartOrder)
     _states: dict[str, State] = field(default_factory=dict)  # of the rollout when a run began, by episode
-    _joining: Joining = field(default_factory=Joining)
+    _joining: LabelJoin = field(default_factory=LabelJoin)
     callers: set[str] = field(default_factory=set)           # senders that asked the model, on whatever route
     _units: set[str] = field(default_factory=set)            # of the arms
     _rated: set[str] = field(default_factory=set)
@@ -121,7 +121,7 @@ class Gathering:
 
     # ---- rows ------------------------------------------------------------------------------------
 
-    def feed(self, stored: Stored) -> None:
+    def feed(self, stored: StoredEvent) -> None:
         """Take the next row of the log in; one that was read before changes nothing."""
         if stored.seq <= self.seq:
             return
@@ -133,7 +133,7 @@ class Gathering:
         elif isinstance(event, RequestsCounted):
             self._counted(event.counted)
         elif isinstance(event, FeedbackGiven):
-            said = Said(stored.seq, event.feedback, stored.at_s)
+            said = GivenLabel(stored.seq, event.feedback, stored.at_s)
             name = self._joining.said(said)
             if name is not None:
                 self._heard(name, said)
@@ -150,7 +150,7 @@ class Gathering:
         self._started.began(request, self.n, probes=self.probes, windows=self.windows)
         remember(self._states, request.episode_id, self._state)
 
-    def _counted(self, counted: Counted) -> None:
+    def _counted(self, counted: RequestCount) -> None:
         """Requests without rows: part of the traffic, and witnesses of nothing. Audits and arms have theirs always."""
         self.callers.update(counted.senders)
         if counted.route != self._state.route:
@@ -162,7 +162,7 @@ class Gathering:
             if not cell.ungoverned:
                 self._evidence = self._evidence.with_request(cell.query_class, cell.n)
 
-    def _ended(self, outcome: Outcome, stored: Stored) -> None:
+    def _ended(self, outcome: Outcome, stored: StoredEvent) -> None:
         began, state = self._started.ended(outcome.episode_id), self._states.pop(outcome.episode_id, self._state)
         if began is None:
             return
@@ -189,7 +189,7 @@ class Gathering:
         name = f"rollout {self._state.rollout}"
         return next((one for one in request.arms if one.experiment == name), None)
 
-    def _heard(self, name: str, said: Said) -> None:
+    def _heard(self, name: str, said: GivenLabel) -> None:
         """Somebody said something of a run that has ended."""
         if name in self._new:
             found = self._new[name]
@@ -219,7 +219,7 @@ class Gathering:
 
     # ---- evidence --------------------------------------------------------------------------------
 
-    def evidence(self, replay: Replay, judge: Judge, watch: Watch = lambda _: set()) -> Evidence:
+    def evidence(self, replay: Replay, judge: Judge, watch: Watch = lambda _: set()) -> RolloutEvidence:
         """What it all says now.
 
         replay  new audits as both versions would have ended them
@@ -275,16 +275,16 @@ class Gathering:
         )
 
 
-def _run(episode: Episode) -> Run:
+def _run(episode: Episode) -> UnitRun:
     outcome = episode.outcome
     ended = outcome.end_reason in ENDED
-    return Run(
+    return UnitRun(
         query_class=class_of(episode.request.query), seconds=outcome.duration_s if ended else None,
         error=outcome.end_reason in BAD_ENDS, no_answer=ended and outcome.answer is None,
     )
 
 
-def loss(candidate: Shown, in_force: Shown) -> Z | None:
+def loss(candidate: ArmEvidence, in_force: ArmEvidence) -> Z | None:
     """EM of the version in force minus the candidate's; what nobody saw of the candidate counts as lost.
 
     None: they differ, and nobody said which is right. However late that is, it proves nothing and is no harm either.

@@ -15,31 +15,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from suffice.assurance.runs import Match
-from suffice.control.compare.gathering import Gathering
+from suffice.control.compare.gathering import EvidenceFold
 from suffice.control.compare.shown import OfRoute
 from suffice.control.compare.sides import Sides, sides_of
 from suffice.control.compare.trying import CandidateCertificate
 from suffice.control.evidence.matched import Matches
 from suffice.errors import ConfigError
 from suffice.review.holds import RouteHolds
-from suffice.rollout.evidence import Evidence
-from suffice.rollout.stages import Standing, Transition, advance, certify, look
+from suffice.rollout.evidence import RolloutEvidence
+from suffice.rollout.stages import RolloutState, Transition, advance, certify, look
 from suffice.settings import Control, Route
 from suffice.store.database.views import read_events
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.epochs import labels_wanted
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.rollouts import Held, own_version, read_rollouts, serving
+from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, serving
 from suffice.types import LabelRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Looked:
+class Assessment:
     """What a rollout stands on at one look."""
 
-    held: Held
-    evidence: Evidence
-    standing: Standing
+    held: RolloutRun
+    evidence: RolloutEvidence
+    standing: RolloutState
     at: int              # governed requests of the route since it began
     now_s: float         # Unix time
     certificate: CandidateCertificate | None = None  # None: nothing could be tested, and nothing acts
@@ -60,28 +60,28 @@ class Looked:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Look:
+class RolloutAssessor:
     """A rollout that is looked at again and again: its versions, and what was read of it."""
 
     of_route: OfRoute
     sides: Sides
-    gathering: Gathering
+    gathering: EvidenceFold
     asked: set[str]  # episodes whose label was asked for
 
     @classmethod
     def at(
-        cls, connection: sqlite3.Connection, held: Held, of_route: OfRoute, control: Control, *, secret: str
-    ) -> Look:
+        cls, connection: sqlite3.Connection, held: RolloutRun, of_route: OfRoute, control: Control, *, secret: str
+    ) -> RolloutAssessor:
         """At a rollout of which nothing was read. Raises ConfigError for a version that cannot be read, StoreError."""
-        gathering = Gathering(held=held, match=of_route.match, probes=of_route.route.probe is not None)
+        gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
         sides = sides_of(connection, held, of_route, control, secret=secret)
         asked = labels_wanted(connection, held.state.route)
         return cls(of_route=of_route, sides=sides, gathering=gathering, asked=asked)
 
     def see(
-        self, connection: sqlite3.Connection, held: Held, decided: InForce, *, now_s: float,
+        self, connection: sqlite3.Connection, held: RolloutRun, decided: InForce, *, now_s: float,
         reading: Callable[[], None] = lambda: None,
-    ) -> Looked:  # fmt: skip
+    ) -> Assessment:  # fmt: skip
         """Read what is new, and judge it all.
 
         held     the rollout as it stands now
@@ -107,9 +107,9 @@ class Look:
 
 
 def weighed(
-    held: Held, found: Evidence, certificate: CandidateCertificate | None, *, withheld: str, latest: int | None,
+    held: RolloutRun, found: RolloutEvidence, certificate: CandidateCertificate | None, *, withheld: str, latest: int | None,
     at: int, now_s: float,
-) -> Looked:  # fmt: skip
+) -> Assessment:  # fmt: skip
     """A rollout by what was found of it.
 
     certificate  of a learned candidate; None: it has none, or nothing can be tested now
@@ -122,22 +122,22 @@ def weighed(
         idle=_idle(held, found, certificate),
     )  # fmt: skip
     standing = look(held.state, evidence, held.rules, at=at, now_s=now_s)
-    return Looked(
+    return Assessment(
         held=held, evidence=evidence, standing=standing, at=at, now_s=now_s, certificate=certificate,
     )  # fmt: skip
 
 
 def standing_of(
-    connection: sqlite3.Connection, held: Held, route: Route, control: Control, matches: Matches, *, secret: str,
+    connection: sqlite3.Connection, held: RolloutRun, route: Route, control: Control, matches: Matches, *, secret: str,
     now_s: float,
-) -> Looked:  # fmt: skip
+) -> Assessment:  # fmt: skip
     """What the log says of a rollout now, for a person who asks.
 
     Raises ConfigError for a version that cannot be read, and StoreError.
     """
     with matches(route) as match:
         decided = read_decided(connection).of(held.state.route)
-        first = Look.at(connection, held, plain_route(route, match), control, secret=secret)
+        first = RolloutAssessor.at(connection, held, plain_route(route, match), control, secret=secret)
         return first.see(connection, held, decided, now_s=now_s)
 
 
@@ -149,7 +149,7 @@ def plain_route(route: Route, match: Match) -> OfRoute:
 # --------------------------------------------------------------------------- what keeps it from going forward
 
 
-def withheld_by(held: Held, decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
+def withheld_by(held: RolloutRun, decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
     """Why nothing of a rollout may be promoted now; "": nothing speaks against it.
 
     A new epoch, too: what was seen before belongs to another world.
@@ -178,7 +178,7 @@ def barred(decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
     return f"an alarm stands: {alarm.reason}" if alarm is not None and decided.in_burst else ""
 
 
-def _unproved(held: Held, certificate: CandidateCertificate | None) -> str:
+def _unproved(held: RolloutRun, certificate: CandidateCertificate | None) -> str:
     """Why nothing of a learned candidate may act; "": some of it may."""
     if not held.state.fit:
         return ""
@@ -189,7 +189,7 @@ def _unproved(held: Held, certificate: CandidateCertificate | None) -> str:
     return ""
 
 
-def _idle(held: Held, evidence: Evidence, certificate: CandidateCertificate | None) -> str:
+def _idle(held: RolloutRun, evidence: RolloutEvidence, certificate: CandidateCertificate | None) -> str:
     """Why a learned candidate would save nothing, at the level that may act; "": it would, or nothing may act."""
     kept = evidence.kept
     if not held.state.fit or certificate is None or not certificate.level or kept.candidate <= kept.in_force:
@@ -205,7 +205,7 @@ def _more(certificate: CandidateCertificate) -> str:
     return "" if more is None else f"; the next one needs about {more:,} more audits like these"
 
 
-def _void(held: Held, certificate: CandidateCertificate | None) -> str:
+def _void(held: RolloutRun, certificate: CandidateCertificate | None) -> str:
     """Why a learned candidate can stop nobody: it has lost what let it, or will never have it. "": it may yet."""
     if not held.state.fit or certificate is None or certificate.level:
         return ""
@@ -214,7 +214,7 @@ def _void(held: Held, certificate: CandidateCertificate | None) -> str:
     return certificate.said if certificate.surely_over else ""
 
 
-def latest_on(connection: sqlite3.Connection, held: Held, route: Route, decided: InForce) -> int:
+def latest_on(connection: sqlite3.Connection, held: RolloutRun, route: Route, decided: InForce) -> int:
     """Number of the route's latest publication as the rollout counts them. Raises StoreError.
 
     Of a learned version: where the certify loop has published other models, the number of that. Else its owner's word

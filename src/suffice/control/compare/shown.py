@@ -20,11 +20,11 @@ from suffice.control.evidence.audits import shown as as_rows
 from suffice.control.evidence.fitting import ServedVersion
 from suffice.control.evidence.stops import answer_of, policy_stops
 from suffice.learn.dataset import is_right, recorded_columns
-from suffice.learn.features import Chosen
+from suffice.learn.features import FeatureSelection
 from suffice.learn.version import as_served
 from suffice.policy.base import build_policy
 from suffice.rollout.experiment import Arm, with_arm
-from suffice.rollout.results import Shown
+from suffice.rollout.results import ArmEvidence
 from suffice.settings import Route
 from suffice.types import Publication
 
@@ -48,7 +48,7 @@ class OfRoute:
         """Do audits of this route show the arm?"""
         return arm.full or self._asked_ahead(arm) is None or self._asked_twice(arm)
 
-    def arm(self, arm: Arm, audits: Sequence[Audit]) -> list[Shown | None]:
+    def arm(self, arm: Arm, audits: Sequence[Audit]) -> list[ArmEvidence | None]:
         """What each audit shows of an arm, not judged yet; None: nothing that anybody could ever see."""
         if arm.full:
             return [self._full(audit) for audit in audits]
@@ -62,15 +62,15 @@ class OfRoute:
             stops = self._levels(arm, audits)
         return [self._at(audit, stops.get(audit.id)) for audit in audits]
 
-    def at_level(self, version: ServedVersion, level: int, audits: Sequence[Audit]) -> list[Shown]:
+    def at_level(self, version: ServedVersion, level: int, audits: Sequence[Audit]) -> list[ArmEvidence]:
         """What each audit shows of a learned version at one of its levels, not judged yet."""
         told = [audit for audit in audits if audit.fate == "full" and len(audit.episode.outcome.steps) > 1]
         found = self._at_level(version, level, told) if told and level else {}
         return [self._at(audit, found.get(audit.id)) for audit in audits]
 
     def judged(
-        self, audits: Sequence[Audit], shown: Mapping[str, Mapping[str, Shown]], callers: Collection[str]
-    ) -> dict[str, dict[str, Shown]]:
+        self, audits: Sequence[Audit], shown: Mapping[str, Mapping[str, ArmEvidence]], callers: Collection[str]
+    ) -> dict[str, dict[str, ArmEvidence]]:
         """The same with what counts as said (`assurance.trust`) where arms differ, by audit and arm.
 
         shown    by audit and arm
@@ -99,30 +99,30 @@ class OfRoute:
         """Is it the route's own, which is what the second call of an audit is made with?"""
         return self._asked_ahead(arm) == self._asked_ahead(Arm(name="", weight=1.0))
 
-    def _twice(self, arm: Arm, audit: Audit) -> Shown | None:
+    def _twice(self, arm: Arm, audit: Audit) -> ArmEvidence | None:
         outcome = audit.episode.outcome
         if outcome.pair_arm is None or outcome.pair_arm != self._asked_ahead(arm):
             return None
-        return Shown(answer=outcome.pair_answer, right=None)
+        return ArmEvidence(answer=outcome.pair_answer, right=None)
 
     # ---- stops: replayed -------------------------------------------------------------------------
 
-    def _full(self, audit: Audit) -> Shown:
+    def _full(self, audit: Audit) -> ArmEvidence:
         outcome = audit.episode.outcome
         if audit.fate not in _WHOLE:
-            return Shown(answer=None, right=None, seen=False)
-        return Shown(answer=outcome.answer, right=None, tokens=_generated(audit, None))
+            return ArmEvidence(answer=None, right=None, seen=False)
+        return ArmEvidence(answer=outcome.answer, right=None, tokens=_generated(audit, None))
 
-    def _at(self, audit: Audit, stop: tuple[int, str | None] | None) -> Shown:
+    def _at(self, audit: Audit, stop: tuple[int, str | None] | None) -> ArmEvidence:
         """The answer behind a stop; None: the arm lets the run come to its end."""
         steps = audit.episode.outcome.steps
         first = next((at for at, step in enumerate(steps) if step.missing), len(steps))
         behind = len(steps) - 1 if stop is None else stop[0]
         if audit.fate not in _WHOLE or first <= behind:
-            return Shown(answer=None, right=None, seen=False)
+            return ArmEvidence(answer=None, right=None, seen=False)
         if stop is None:
             return self._full(audit)
-        return Shown(answer=stop[1], right=None, tokens=_generated(audit, stop[0]))
+        return ArmEvidence(answer=stop[1], right=None, tokens=_generated(audit, stop[0]))
 
     def _levels(self, arm: Arm, audits: Sequence[Audit]) -> dict[str, tuple[int, str | None]]:
         """Step and answer of the stop at a level of what was certified when the audit ran, by episode."""
@@ -143,7 +143,7 @@ class OfRoute:
     def _at_level(
         self, version: ServedVersion, level: int, audits: Sequence[Audit]
     ) -> Mapping[str, tuple[int, str | None]]:
-        chosen = Chosen(tuple(version.version.models[0].features), ())
+        chosen = FeatureSelection(tuple(version.version.models[0].features), ())
         rows = as_rows(audits, chosen=chosen, match=self.match, wave=self.route.wave, counts={})
         assert rows is not None
         steps = version.rows_at(as_served(rows, version.version), level) - rows.starts[:-1]

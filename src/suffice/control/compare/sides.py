@@ -16,18 +16,18 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from suffice.control.compare.differing import worth_a_label
-from suffice.control.compare.gathering import Both, Gathering, Witness
+from suffice.control.compare.gathering import Both, EvidenceFold, Witness
 from suffice.control.compare.shown import OfRoute
-from suffice.control.compare.trying import CandidateCertificate, Trying
+from suffice.control.compare.trying import CandidateCertificate, CandidateEvidence
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.fitting import ServedVersion, as_served_version
 from suffice.control.evidence.loading import loader, published_on
 from suffice.control.evidence.window_size import window_of
 from suffice.rollout.experiment import Arm
-from suffice.rollout.results import Shown
+from suffice.rollout.results import ArmEvidence
 from suffice.settings import Control
 from suffice.store.routes.in_force import InForce
-from suffice.store.routes.rollouts import Held, version_at
+from suffice.store.routes.rollouts import RolloutRun, version_at
 from suffice.store.routes.trials import models_of
 from suffice.types import LabelRequest
 
@@ -46,32 +46,32 @@ class Sides(Protocol):
     def watch(self, audits: Sequence[Audit]) -> set[str]:
         """Take new audits in; the episodes whose labels may still change something."""
 
-    def certify(self, gathering: Gathering, decided: InForce, budget: float) -> CandidateCertificate | None:
+    def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> CandidateCertificate | None:
         """What the candidate's own certificate lets act; None: it has none, or nothing can be tested now."""
 
-    def wanted(self, gathering: Gathering, asked: Collection[str]) -> list[LabelRequest]:
+    def wanted(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
         """Labels that are worth asking for, and were not."""
 
 
 def sides_of(
-    connection: sqlite3.Connection, held: Held, of_route: OfRoute, control: Control, *, secret: str
+    connection: sqlite3.Connection, held: RolloutRun, of_route: OfRoute, control: Control, *, secret: str
 ) -> Sides:
     """Those of a rollout. Raises ConfigError for a version that cannot be read, and StoreError."""
     candidate = version_at(connection, held.state.candidate, secret=secret)
     if held.state.fit:
-        trying = Trying(
+        trying = CandidateEvidence(
             version=as_served_version(models_of(candidate)), match=of_route.match, wave=of_route.route.wave,
             number=held.number, window=window_of(control, of_route.route.max_em_drop),
         )  # fmt: skip
-        return Learned(held=held, of_route=of_route, trying=trying)
+        return LearnedVersions(held=held, of_route=of_route, trying=trying)
     in_force = version_at(connection, held.state.in_force, secret=secret)
     bodies = (json.dumps(one.plain()["body"], sort_keys=True) for one in (candidate, in_force))
     arms = tuple(Arm(name="", weight=1.0, policy=body) for body in bodies)
-    return Policies(of_route=of_route, arms=arms)
+    return PolicyVersions(of_route=of_route, arms=arms)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Policies:
+class PolicyVersions:
     """Two policies: the candidate's, then that of the version in force."""
 
     of_route: OfRoute
@@ -89,21 +89,21 @@ class Policies:
         """A policy has no certificate."""
         return set()
 
-    def certify(self, gathering: Gathering, decided: InForce, budget: float) -> None:
+    def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> None:
         """A policy has no certificate."""
 
-    def wanted(self, gathering: Gathering, asked: Collection[str]) -> list[LabelRequest]:
+    def wanted(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
         """As `Sides` has it."""
         return list(worth_a_label(gathering, asked))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Learned:
+class LearnedVersions:
     """Learned models, beside what the certify loop has in force."""
 
-    held: Held
+    held: RolloutRun
     of_route: OfRoute
-    trying: Trying
+    trying: CandidateEvidence
     _known: dict[str, ServedVersion | None] = field(default_factory=dict)
 
     def begin(self, connection: sqlite3.Connection) -> None:
@@ -115,7 +115,7 @@ class Learned:
 
     def replay(self, witnesses: Sequence[Witness]) -> list[Both | None]:
         """As `Sides` has it."""
-        candidate: dict[str, Shown] = {}
+        candidate: dict[str, ArmEvidence] = {}
         for level in sorted({one.state.level for one in witnesses} - {0}):
             audits = [one.audit for one in witnesses if one.state.level == level]
             found = self.of_route.at_level(self.trying.version, level, audits)
@@ -127,7 +127,7 @@ class Learned:
         """As `Sides` has it."""
         return self.trying.take(audits)
 
-    def certify(self, gathering: Gathering, decided: InForce, budget: float) -> CandidateCertificate | None:
+    def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> CandidateCertificate | None:
         """Under the same budget as the version in force, less what was charged to that; else nothing is tested."""
         made, epoch = decided.publication, decided.epoch
         if made is None or epoch is None or not made.certified or made.fit != self.held.state.in_force:
@@ -142,12 +142,12 @@ class Learned:
             harm_confidence=self.held.rules.harm_confidence,
         )  # fmt: skip
 
-    def wanted(self, gathering: Gathering, asked: Collection[str]) -> list[LabelRequest]:
+    def wanted(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
         """As `Sides` has it."""
         return list(worth_a_label(gathering, asked, self.of_route, self.trying))
 
 
-def _pairs(candidate: Sequence[Shown | None], in_force: Sequence[Shown | None]) -> list[Both | None]:
+def _pairs(candidate: Sequence[ArmEvidence | None], in_force: Sequence[ArmEvidence | None]) -> list[Both | None]:
     return [
         None if one is None or two is None else Both(candidate=one, in_force=two)
         for one, two in zip(candidate, in_force, strict=True)

@@ -34,7 +34,7 @@ from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, Verdicts, shown, verdicts
 from suffice.control.evidence.fitting import ServedVersion
 from suffice.learn.audits import Bools, Floats, Small
-from suffice.learn.features import Chosen
+from suffice.learn.features import FeatureSelection
 from suffice.learn.keeper import PendingAudits
 from suffice.learn.version import as_served
 
@@ -80,7 +80,7 @@ class _Seen:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Trying:
+class CandidateEvidence:
     """A candidate on its way, and the audits that speak of it.
 
     number  of the route's rollouts: 1 is the first
@@ -159,7 +159,7 @@ class Trying:
 
     def _judged(self, audits: Sequence[Audit], counts: Verdicts) -> tuple[Small, Bools]:
         """EM drop and disagreement of each audit at each level, (n, M); what was broken off is lost everywhere."""
-        chosen = Chosen(tuple(self.version.version.models[0].features), ())
+        chosen = FeatureSelection(tuple(self.version.version.models[0].features), ())
         rows = shown(audits, chosen=chosen, match=self.match, wave=self.wave, counts=counts)
         assert rows is not None
         rows = as_served(rows, self.version.version)

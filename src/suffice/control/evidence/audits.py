@@ -22,7 +22,7 @@ from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small, join
 from suffice.learn.censoring import Fate, fate
 from suffice.learn.dataset import build
-from suffice.learn.features import Chosen
+from suffice.learn.features import FeatureSelection
 from suffice.learn.groups import fold_of
 from suffice.learn.rows import audit_runs
 from suffice.learn.served import N_FOLDS
@@ -36,7 +36,7 @@ _NEVER: Final = np.inf
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class GivenLabel:
     """One piece of feedback with its place in the log."""
 
     seq: int
@@ -52,7 +52,7 @@ class Audit:
     at: int                        # number of the request when it began, among those of its route
     ended_at_s: float              # Unix time; informative, and for deadlines of labels
     episode: Episode
-    labels: tuple[Said, ...] = ()  # oldest first
+    labels: tuple[GivenLabel, ...] = ()  # oldest first
     label_at: float = _NEVER       # requests of the route when the verdict came; infinite: there is none
     only_drawn: bool = False       # is only what was drawn seen in full, in observe too? See `sees_only_drawn`
 
@@ -80,7 +80,7 @@ class Audit:
         """What became of the run."""
         return fate(self.episode.request, self.episode.outcome)
 
-    def with_label(self, said: Said, at: int) -> Audit:
+    def with_label(self, said: GivenLabel, at: int) -> Audit:
         """The same audit when something more has been said."""
         return replace(self, labels=tuple(sorted((*self.labels, said), key=lambda one: one.seq)), label_at=float(at))
 
@@ -135,7 +135,7 @@ def verdicts(
         if _tells(one) and (one.feedback.source != JUDGE or hears(one.feedback))
     }  # fmt: skip
     words = [
-        trust.Label(
+        trust.TrustedLabel(
             audit=name, seq=seq, source=one.source,
             # What a judge may get wrong is charged; a cap on its words would only silence it.
             key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
@@ -162,7 +162,7 @@ def _key(said: Feedback, callers: Collection[str]) -> str:
     return f"{said.sender} {said.user}" if is_person else said.sender
 
 
-def _tells(said: Said) -> bool:
+def _tells(said: GivenLabel) -> bool:
     """Does it say what is right? Ratings and thumbs do not."""
     return said.feedback.correct is not None or said.feedback.gold is not None
 
@@ -179,7 +179,7 @@ def _meaning(audit: Audit, said: Feedback, match: Match) -> Hashable:
 
 
 def shown(
-    audits: Sequence[Audit], *, chosen: Chosen, match: Match, wave: int, counts: Verdicts
+    audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, wave: int, counts: Verdicts
 ) -> AuditRuns | None:
     """Audits as rows, in their order; None without audits.
 
@@ -208,10 +208,10 @@ class _Recorded:
     labels: Sequence[SequencedLabel]
 
 
-def _whole(audits: Sequence[Audit], *, chosen: Chosen, match: Match, wave: int, counts: Verdicts) -> AuditRuns:
+def _whole(audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, wave: int, counts: Verdicts) -> AuditRuns:
     """Runs that were seen to their end, in order of `seq`, which is the order of the audits."""
     recorded = [
-        _Recorded(n, audit.episode, (Said(audit.seq, counts[audit.id]),) if audit.id in counts else ())
+        _Recorded(n, audit.episode, (GivenLabel(audit.seq, counts[audit.id]),) if audit.id in counts else ())
         for n, audit in enumerate(audits)
     ]
     data = build(recorded, match=match, chosen=chosen, wave=wave, most_audits=len(recorded) + 1)

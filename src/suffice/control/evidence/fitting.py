@@ -14,17 +14,17 @@ import numpy as np
 
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.export import export_stop_model
-from suffice.learn.features import Chosen
-from suffice.learn.served import Served, Split, fit_served
+from suffice.learn.features import FeatureSelection
+from suffice.learn.served import FoldedModels, Split, fit_served
 from suffice.learn.stop_model import Examples, Parts, fit
-from suffice.learn.version import Version, read_version, served
-from suffice.model.stop import Cost, StopModel, Trained, canonical
+from suffice.learn.version import FoldedVersion, read_version, served
+from suffice.model.stop import StepCost, StopModel, TrainingRecord, canonical
 
 SEED = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scores:
+class ModelScores:
     """A fitted model as the keeper calls it: rows of features → P(stopping is as good as the full run)."""
 
     model: StopModel
@@ -35,32 +35,32 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ServedVersion(Served):
+class ServedVersion(FoldedModels):
     """A version in the form in which it is served and judged."""
 
-    version: Version
+    version: FoldedVersion
 
 
 @dataclass(frozen=True, slots=True)
 class LiveLearner:
     """Fits one model on rows of the chosen features. Raises ConfigError where scikit-learn is missing."""
 
-    chosen: Chosen
+    chosen: FeatureSelection
     cost_exponent: float
     n_runs: int = 0            # that the rows come from
     parts: Parts = "ensemble"
 
-    def __call__(self, x: Floats, good: Bools, weight: Floats) -> Scores:
+    def __call__(self, x: Floats, good: Bools, weight: Floats) -> ModelScores:
         """The fitted model, exported."""
         examples = Examples(x=x, good={"as-good": good}, weight=weight)
         fitted = fit(examples, self.chosen, "as-good", parts=self.parts, seed=SEED)
         digest = hashlib.blake2b(digest_size=8)
         for part in (x, good, weight):
             digest.update(np.ascontiguousarray(part).tobytes())
-        trained = Trained(
+        trained = TrainingRecord(
             n_episodes=self.n_runs, n_questions=0, digest=f"rows:{digest.hexdigest()}", target="as-good", seed=SEED
         )
-        return Scores(export_stop_model(self.chosen, fitted, trained=trained, cost=Cost(exponent=self.cost_exponent)))
+        return ModelScores(export_stop_model(self.chosen, fitted, trained=trained, cost=StepCost(exponent=self.cost_exponent)))
 
 
 def fit_version(
@@ -74,11 +74,11 @@ def fit_version(
     )  # fmt: skip
     if fitted is None or not np.isfinite(fitted.levels[:, 1:]).all():
         return None
-    models = tuple(model.model for model in fitted.models if isinstance(model, Scores))
-    return as_served_version(Version(models=models, levels=tuple(map(tuple, fitted.levels[:, 1:].tolist()))))
+    models = tuple(model.model for model in fitted.models if isinstance(model, ModelScores))
+    return as_served_version(FoldedVersion(models=models, levels=tuple(map(tuple, fitted.levels[:, 1:].tolist()))))
 
 
-def as_served_version(version: Version) -> ServedVersion:
+def as_served_version(version: FoldedVersion) -> ServedVersion:
     """The version, ready to judge audits."""
     made = served(version)
     return ServedVersion(
@@ -86,7 +86,7 @@ def as_served_version(version: Version) -> ServedVersion:
     )
 
 
-def written(version: Version) -> str:
+def written(version: FoldedVersion) -> str:
     """The artefact that is kept under the version's address."""
     return canonical(version.plain()).decode()
 

@@ -16,7 +16,7 @@ from suffice.types import Feedback, Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class JudgeGrades:
     """What a judge said of one run's two answers; above 0 is right."""
 
     full: float
@@ -37,7 +37,7 @@ class Told:
         )  # fmt: skip
 
 
-def told_of(said: Feedback, model: str) -> Told | None:
+def told_of(said: Feedback, model: str) -> JudgeGrades | None:
     """What this judge said in that row; None: it is another's, or cannot be read.
 
     A row that came over HTTP with a key is nobody's: the judge's own are written beside the log.
@@ -47,13 +47,13 @@ def told_of(said: Feedback, model: str) -> Told | None:
     try:
         noted = json.loads(said.comment or "")
         if noted["model"] == model:
-            return Told(full=float(noted["full"]), stopped=float(noted["stopped"]))
+            return JudgeGrades(full=float(noted["full"]), stopped=float(noted["stopped"]))
     except (ValueError, KeyError, TypeError):
         return None
     return None
 
 
-def graded(labels: Iterable[SequencedLabel], model: str) -> Told | None:
+def graded(labels: Iterable[SequencedLabel], model: str) -> JudgeGrades | None:
     """What this judge has said of a run; None: nothing, or nothing that can be read."""
     return next((told for label in labels if (told := told_of(label.feedback, model)) is not None), None)
 
@@ -63,7 +63,7 @@ def persons_word(labels: Sequence[SequencedLabel]) -> Feedback | None:
     return current_label([label for label in labels if label.feedback.source != JUDGE])
 
 
-def compared(outcome: Outcome, word: Feedback | None, told: Told | None, match: Match) -> list[tuple[float, bool]]:
+def compared(outcome: Outcome, word: Feedback | None, told: JudgeGrades | None, match: Match) -> list[tuple[float, bool]]:
     """The judge's grades beside a person's word: of both answers where that names the right one, else of one."""
     if word is None or told is None:
         return []

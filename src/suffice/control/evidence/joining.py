@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from suffice.control.evidence.audits import Said
+from suffice.control.evidence.audits import GivenLabel
 from suffice.types import Feedback, Outcome
 
 MOST_RUNS: Final = 50_000     # whose delivered answer is remembered
@@ -19,15 +19,15 @@ V = TypeVar("V")
 
 
 @dataclass(slots=True)
-class Joining:
+class LabelJoin:
     """Delivered answers by episode, episodes by response id, and labels that wait."""
 
     answers: dict[str, str | None] = field(default_factory=dict)
     stands_for: dict[str, float] = field(default_factory=dict)  # of runs that stand for more than themselves
     _episodes: dict[str, str | None] = field(default_factory=dict)
-    _waiting: dict[str, list[Said]] = field(default_factory=dict)
+    _waiting: dict[str, list[GivenLabel]] = field(default_factory=dict)
 
-    def ended(self, outcome: Outcome, stands_for: float = 1.0) -> list[Said]:
+    def ended(self, outcome: Outcome, stands_for: float = 1.0) -> list[GivenLabel]:
         """Take the end of a run in; what was said about it before."""
         name, response = outcome.episode_id, outcome.response_id
         if stands_for != 1:
@@ -41,7 +41,7 @@ class Joining:
                 waiting += self._waiting.pop(_by_response(response), [])
         return sorted(waiting, key=lambda said: said.seq)
 
-    def said(self, said: Said) -> str | None:
+    def said(self, said: GivenLabel) -> str | None:
         """Take a label in: the episode that it is about, which has ended; None: it waits, or names nobody for sure."""
         name = self._name(said.feedback)
         if name is not None and name in self.answers:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from suffice.assurance.judge import JUDGE
-from suffice.assurance.liking import EVENTS, SATISFACTION, Heard, Measure, Word
+from suffice.assurance.liking import EVENTS, SATISFACTION, Heard, Measure, FeedbackValue
 from suffice.assurance.sampling import weight_of
 from suffice.assurance.satisfaction import satisfaction_of
 from suffice.assurance.trust import INFERENCE_KEY
-from suffice.control.evidence.audits import Said
+from suffice.control.evidence.audits import GivenLabel
 from suffice.settings import Metric
 from suffice.settings.feedback import span_of
 from suffice.signals.query import class_of
@@ -35,7 +35,7 @@ def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
     return tuple(found)
 
 
-def heard(episode: Episode, labels: Iterable[Said], declared: Mapping[str, Metric], *, uncertified: bool) -> Heard:
+def heard(episode: Episode, labels: Iterable[GivenLabel], declared: Mapping[str, Metric], *, uncertified: bool) -> Heard:
     """One governed run with what was said of it.
 
     uncertified  the route's policy acts without a certificate
@@ -53,13 +53,13 @@ def heard(episode: Episode, labels: Iterable[Said], declared: Mapping[str, Metri
     )  # fmt: skip
 
 
-def _word(said: Said, declared: Mapping[str, Metric]) -> Word | None:
+def _word(said: GivenLabel, declared: Mapping[str, Metric]) -> FeedbackValue | None:
     """What one piece of feedback says in numbers; None: nothing, or it is a model's word."""
     given = said.feedback
     values = tuple(_values(given, declared)) if given.source != JUDGE else ()
     if not values:
         return None
-    return Word(
+    return FeedbackValue(
         seq=said.seq, voice=f"{given.sender} {given.user}", values=values, capped=given.door == INFERENCE_KEY,
         weight=1.0 if given.propensity is None or given.event is not None else 1 / given.propensity, user=given.user,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from suffice.settings import Route
 Matches: TypeAlias = Callable[[Route], AbstractContextManager[Match]]
 
 
-class Matched:
+class ScorerCache:
     """Opens a route's comparison when it is first asked for."""
 
     def __init__(self) -> None:

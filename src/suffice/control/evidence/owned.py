@@ -21,19 +21,19 @@ from suffice.control.evidence.audits import Audit, Verdicts, shown
 from suffice.control.evidence.stops import policy_stops
 from suffice.learn.audits import AuditRuns, Floats
 from suffice.learn.dataset import is_right
-from suffice.learn.features import Chosen
-from suffice.learn.served import N_FOLDS, Served
+from suffice.learn.features import FeatureSelection
+from suffice.learn.served import N_FOLDS, FoldedModels
 from suffice.policy.base import Policy
 from suffice.types import Kind
 
-_ANY: Final = Chosen(("step_share",), ())  # rows of audits have a feature; which one does not matter here
+_ANY: Final = FeatureSelection(("step_share",), ())  # rows of audits have a feature; which one does not matter here
 
 
 def _has_stopped(x: Floats) -> Floats:
     return x[:, 0]
 
 
-OWNED: Final = Served(
+OWNED: Final = FoldedModels(
     models=(_has_stopped,) * N_FOLDS, levels=np.array([[-np.inf, 0.5]] * N_FOLDS), cost_exponent=0.0
 )
 

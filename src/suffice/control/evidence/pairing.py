@@ -17,10 +17,10 @@ import numpy as np
 
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import ABANDONED_ENDS, Match
-from suffice.assurance.trust import Label, rank_of, stand
+from suffice.assurance.trust import TrustedLabel, rank_of, stand
 from suffice.assurance.windows import Window
 from suffice.control.evidence.audits import Audit
-from suffice.learn.effort import Pair, judge_pair
+from suffice.learn.effort import PairedAudit, judge_pair
 from suffice.types import Feedback, Outcome, Request
 
 FULL: Final = "full"         # how outcomes name a second full run
@@ -35,7 +35,7 @@ def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
 
 
 @dataclass(slots=True, kw_only=True)
-class Pairing:
+class AuditPairs:
     """Turns audits of one route into pairs.
 
     match  does an answer equal a reference? The route's scorer
@@ -46,7 +46,7 @@ class Pairing:
 
     def pairs(
         self, audits: Sequence[Audit], *, timeout: float, callers: Collection[str] = (), window: Window | None = None
-    ) -> list[Pair]:
+    ) -> list[PairedAudit]:
         """The audits as pairs, in their order.
 
         window   of the certificate, which says what each audit weighs; None: each weighs 1
@@ -64,7 +64,7 @@ class Pairing:
         """What each pair that differs has lost, where words that count say so."""
         differing = {audit.id: audit for audit in audits if _differs(audit.episode.outcome)}
         words = [
-            Label(
+            TrustedLabel(
                 audit=name, seq=said.seq, source=said.feedback.source, key=said.feedback.sender,
                 trust=rank_of(said.feedback, callers), verdict=z,
             )
@@ -98,12 +98,12 @@ def _differs(outcome: Outcome) -> bool:
     return outcome.pair_arm is not None and outcome.answer != outcome.pair_answer
 
 
-def _pair(audit: Audit, z: int | None, *, due: float) -> Pair:
+def _pair(audit: Audit, z: int | None, *, due: float) -> PairedAudit:
     outcome = audit.episode.outcome
     if outcome.pair_arm is None:  # left before it was asked twice: as good as lost, whatever arm it would have met
-        return Pair(arm=1, disagrees=True, z=1, due=due)
+        return PairedAudit(arm=1, disagrees=True, z=1, due=due)
     disagrees = _differs(outcome)
-    return Pair(
+    return PairedAudit(
         arm=0 if outcome.pair_arm == FULL else 1, disagrees=disagrees, z=z if disagrees else 0, due=due,
         full_tokens=outcome.usage.completion_tokens if outcome.usage is not None else 0,
         arm_tokens=outcome.pair_tokens or 0,

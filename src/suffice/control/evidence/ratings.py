@@ -18,7 +18,7 @@ from math import floor
 from typing import Final
 
 from suffice.assurance.sampling import weight_of
-from suffice.assurance.satisfaction import Comparison, Rated, Verdict, satisfaction_of
+from suffice.assurance.satisfaction import SatisfactionTest, RatedRun, SatisfactionVerdict, satisfaction_of
 from suffice.assurance.trust import INFERENCE_KEY, MAX_SHARE
 from suffice.settings import Route
 from suffice.types import Episode, Feedback
@@ -36,7 +36,7 @@ class Ratings:
 
     floor: float | None
     delta: float
-    _seen: Comparison | None = field(init=False)
+    _seen: SatisfactionTest | None = field(init=False)
     _runs: dict[str, tuple[bool, float]] = field(default_factory=dict)  # audit, runs that it stands for
     _n_runs: int = 0
     _spoken: Counter[str] = field(default_factory=Counter)  # ratings that counted, by capped key
@@ -56,7 +56,7 @@ class Ratings:
         return None if self._seen is None else self._seen.asks
 
     @property
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> SatisfactionVerdict | None:
         """What the ratings so far say; None: nobody has asked."""
         return None if self._seen is None else self._seen.verdict()
 
@@ -65,7 +65,7 @@ class Ratings:
         self._runs.clear()
         self._n_runs = 0
         self._spoken.clear()
-        self._seen = None if self.floor is None else Comparison(min_satisfaction=self.floor, delta=self.delta)
+        self._seen = None if self.floor is None else SatisfactionTest(min_satisfaction=self.floor, delta=self.delta)
 
     def ended(self, episode: Episode) -> None:
         """Take the end of a run in."""
@@ -89,4 +89,4 @@ class Ratings:
                 return
             self._spoken[given.sender] += 1
         audit, stands_for = self._runs.pop(episode_id)
-        self._seen.add(Rated(audit=audit, satisfaction=satisfaction, stands_for=stands_for))
+        self._seen.add(RatedRun(audit=audit, satisfaction=satisfaction, stands_for=stands_for))

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from suffice.assurance.forecast import DROP_PER_NEAR, near_levels, near_share
-from suffice.assurance.runs import Match, Run
+from suffice.assurance.runs import Match, RunNumbers
 from suffice.control.evidence.audits import Audit, Verdicts, shown, verdicts
 from suffice.control.evidence.fitting import ServedVersion
 from suffice.learn.audits import AuditRuns
-from suffice.learn.features import Chosen
+from suffice.learn.features import FeatureSelection
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class AuditAtLevel:
     """One audit at the level deployed now."""
 
     near: float      # part of the neighbouring levels at which a stop would have answered otherwise
@@ -31,7 +31,7 @@ class Seen:
 
 
 @dataclass(slots=True, kw_only=True)
-class Replayed:
+class ReplayedAudits:
     """What is known of the audits of one route, at one level.
 
     wave  samples that are launched together
@@ -41,7 +41,7 @@ class Replayed:
     wave: int
     served: ServedVersion | None = None
     level: int = 0
-    _seen: dict[str, Seen] = field(default_factory=dict)
+    _seen: dict[str, AuditAtLevel] = field(default_factory=dict)
     _near: range | None = None        # levels that count as neighbours; chosen when the level is deployed
     _counts: Verdicts = field(default_factory=dict)
 
@@ -53,7 +53,7 @@ class Replayed:
             self.served, self.level, self._near = served, level, None
             self._seen.clear()
 
-    def of(self, audits: Sequence[Audit]) -> Mapping[str, Seen]:
+    def of(self, audits: Sequence[Audit]) -> Mapping[str, AuditAtLevel]:
         """How each audit, by its id, ends at the deployed level; with a version only."""
         if self.served is None or not audits:
             return {}
@@ -69,7 +69,7 @@ class Replayed:
 
     def _rows(self, audits: Sequence[Audit]) -> AuditRuns | None:
         assert self.served is not None
-        chosen = Chosen(tuple(self.served.version.models[0].features), ())
+        chosen = FeatureSelection(tuple(self.served.version.models[0].features), ())
         return shown(audits, chosen=chosen, match=self.match, wave=self.wave, counts=self._counts) if audits else None
 
     def _judge(self, audits: Sequence[Audit], runs: AuditRuns) -> None:
@@ -84,10 +84,10 @@ class Replayed:
         expected = self.served.expected(runs, rows[:, self.level]).tolist()
         shares = near_share(disagrees, self._near).tolist()
         for audit, near, lost, feared in zip(audits, shares, z.tolist(), expected, strict=True):
-            self._seen[audit.id] = Seen(near, int(lost), feared)
+            self._seen[audit.id] = AuditAtLevel(near, int(lost), feared)
 
 
-def by_itself(run: Run) -> Seen | None:
+def by_itself(run: RunNumbers) -> AuditAtLevel | None:
     """The same of a run whose policy its owner wrote down; None: it says nothing about a stop.
 
     There are no neighbouring levels to borrow from, so what the forecast follows is the drop itself.
@@ -95,4 +95,4 @@ def by_itself(run: Run) -> Seen | None:
     if run.disagrees is None:
         return None
     z = run.drop if run.drop is not None else int(run.disagrees)
-    return Seen(z / DROP_PER_NEAR, z)
+    return AuditAtLevel(z / DROP_PER_NEAR, z)

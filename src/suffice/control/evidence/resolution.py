@@ -10,7 +10,7 @@ from suffice.store.rows.control_events import EnforcementPaused, EpochBegan, Lab
 from suffice.store.rows.events import Event
 
 
-class Diverged(SufficeError):
+class ReplayMismatch(SufficeError):
     """The log says otherwise than what follows from it; a new epoch is the only honest answer."""
 
 

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
-from suffice.control.compare.looking import Look, plain_route
-from suffice.control.jobs.base import Desk
+from suffice.control.compare.looking import RolloutAssessor, plain_route
+from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute
 from suffice.rollout.stages import Transition
 from suffice.settings import Route
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.rollouts import read_rollouts, running
 from suffice.store.rows.control_events import LabelWanted
-from suffice.store.rows.rollout_events import Moved, RolloutMoved
+from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved
 
 LEAST_REST: Final = 20.0  # between two looks at a rollout: so many times what the last one took, at least
 
@@ -40,7 +40,7 @@ class Advance(ByRoute):
     secret: str
     now: Callable[[], float]
     name: str = "advance"
-    _looks: dict[str, Look] = field(default_factory=dict)  # by route, at the rollout that runs there
+    _looks: dict[str, RolloutAssessor] = field(default_factory=dict)  # by route, at the rollout that runs there
 
     def close(self) -> None:
         """Let go of what compares answers."""
@@ -57,7 +57,7 @@ class Advance(ByRoute):
         return route.mode != "off" and (bool(route.policy) or route.is_learned)
 
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk,
+        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter,
         until: int,  # noqa: ARG002 - a look reads to the end of the log
     ) -> str | None:  # fmt: skip
         """Take the step that the evidence calls for; what was done, or "". None: no rollout runs there."""
@@ -70,7 +70,7 @@ class Advance(ByRoute):
         kept = self._looks.pop(name, None)
         if kept is None or kept.gathering.held.seq != trial.seq:
             of_route = plain_route(route, self._matched.of(name, route, self.matches))
-            kept = Look.at(connection, trial, of_route, self.settings.control, secret=self.secret)
+            kept = RolloutAssessor.at(connection, trial, of_route, self.settings.control, secret=self.secret)
         seen = kept.see(connection, trial, held, now_s=self.now(), reading=desk.renew)
         self._looks[name] = kept
         ended_s = self.monotonic_s()
@@ -80,7 +80,7 @@ class Advance(ByRoute):
         wanted = () if moves and moves[-1].move == "roll_back" else seen.wanted
         if not moves and not wanted:
             return ""
-        moved = (Moved(route=name, author=self.author, reason=move.reason, transition=move) for move in moves)
+        moved = (RolloutMove(route=name, author=self.author, reason=move.reason, transition=move) for move in moves)
         desk.write([*(RolloutMoved(one) for one in moved), *(LabelWanted(one) for one in wanted)])
         kept.asked.update(one.episode_id for one in wanted)
         said = [*(_said(move) for move in moves), *([f"{len(wanted)} labels wanted"] if wanted else [])]

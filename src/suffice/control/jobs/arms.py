@@ -16,16 +16,16 @@ from typing import ClassVar, Final
 
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import Match
-from suffice.assurance.trust import Label, rank_of
-from suffice.control.jobs.base import Desk
+from suffice.assurance.trust import TrustedLabel, rank_of
+from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute, since
 from suffice.learn.arms import effort_arms
 from suffice.learn.effort import judge_pair
 from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tuner
-from suffice.learn.tuning import Tuning
+from suffice.learn.tuning import TuningBounds
 from suffice.settings import Route
-from suffice.store.database.views import Labelled, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, read_episodes
 from suffice.store.routes.advice import newest_arm
 from suffice.store.routes.in_force import InForce
 from suffice.store.rows.advice_events import ArmProposed, ArmWorth
@@ -52,7 +52,7 @@ class Tune(ByRoute):
         return self.settings.control.tune and arm_of(route) is not None and route.mode != "off"
 
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk, until: int
+        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter, until: int
     ) -> str:
         """Look at the pairs; what was proposed, or ""."""
         items = read_episodes(connection, name, since(name, held, connection))
@@ -71,10 +71,10 @@ def arm_of(route: Route) -> str | None:
     return next(iter(route.arms), None)
 
 
-def look(name: str, route: Route, items: Iterator[Labelled], match: Match, *, now_s: float) -> ArmWorth:
+def look(name: str, route: Route, items: Iterator[EpisodeWithLabels], match: Match, *, now_s: float) -> ArmWorth:
     """What the tuner proposes on these runs: the route's arm where it is proved and worth it, else full runs."""
     arms = effort_arms((route.effort,)) if route.effort is not None else effort_arms((), (route.budget_tokens or 1,))
-    tuner = Tuner(Tuning(
+    tuner = Tuner(TuningBounds(
         arms=arms, classes=(EVERYBODY,), max_em_drop=route.max_em_drop, confidence=route.confidence
     ))  # fmt: skip
     words, callers, n_pairs = list[_Word](), set[str](), 0
@@ -104,15 +104,15 @@ class _Word:
     said: Feedback
     z: int
 
-    def label(self, callers: Collection[str]) -> Label:
+    def label(self, callers: Collection[str]) -> TrustedLabel:
         """The word with its weight. callers: senders that are users whatever they call themselves."""
-        return Label(
+        return TrustedLabel(
             audit=self.audit, seq=self.seq, source=self.said.source, key=self.said.sender,
             trust=rank_of(self.said, callers), verdict=self.z,
         )  # fmt: skip
 
 
-def _words(item: Labelled, match: Match) -> list[_Word]:
+def _words(item: EpisodeWithLabels, match: Match) -> list[_Word]:
     outcome, found = item.episode.outcome, list[_Word]()
     for said in item.labels if outcome.pair_arm is not None else ():
         given = said.feedback
@@ -124,7 +124,7 @@ def _words(item: Labelled, match: Match) -> list[_Word]:
     return found
 
 
-def _take(tuner: Tuner, item: Labelled, arm: str, timeout_s: float) -> bool:
+def _take(tuner: Tuner, item: EpisodeWithLabels, arm: str, timeout_s: float) -> bool:
     """Show the tuner a run that was asked twice, with that arm; was it one?"""
     request, outcome = item.episode.request, item.episode.outcome
     if not request.audit or outcome.pair_arm != arm or outcome.pair_propensity is None:

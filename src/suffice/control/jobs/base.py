@@ -3,7 +3,7 @@
     Worker.round ──▶ lease ──▶ job.run(Desk) ──▶ events under the lease ──▶ JobRan
 
 A job keeps what it knows in memory for as long as it holds its lease, and finds out again from the log when it does
-not. It writes through its `Desk` alone; when the lease is lost nothing of a decision is written, and the job is told
+not. It writes through its `JobWriter` alone; when the lease is lost nothing of a decision is written, and the job is told
 to forget. Knows leases and history; refuses to know what jobs do.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from suffice.errors import StoreError, SufficeError
-from suffice.store.database.decisions import Decisions, Lease
+from suffice.store.database.decisions import Decisions, JobLease
 from suffice.store.rows.control_events import JobRan
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
@@ -30,7 +30,7 @@ class LeaseLost(SufficeError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class JobReport:
     """What a run of a job did."""
 
     said: str              # in one sentence; "": there was nothing to do
@@ -40,7 +40,7 @@ class Report:
     at: int = 0            # requests of the route up to which everything is decided
 
 
-class Desk(Protocol):
+class JobWriter(Protocol):
     """How a job writes."""
 
     def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
@@ -65,7 +65,7 @@ class Job(Protocol):
 
     name: str
 
-    def run(self, desk: Desk) -> Sequence[Report]:
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
         """Do what is due. Raises LeaseLost as the desk does."""
         ...
 
@@ -79,7 +79,7 @@ class _Held:
     """A job with its lease."""
 
     job: Job
-    lease: Lease | None = None
+    lease: JobLease | None = None
     renewed_s: float = 0.0   # monotonic
 
 
@@ -151,9 +151,9 @@ class Worker:
         """No job is held yet."""
         self._held = {job.name: _Held(job) for job in self.jobs}
 
-    def round(self) -> list[Report]:
+    def round(self) -> list[JobReport]:
         """Run every job that this worker may run; what they did."""
-        reports = list[Report]()
+        reports = list[JobReport]()
         for held in self._held.values():
             try:
                 if self._hold(held):
@@ -163,7 +163,7 @@ class Worker:
                 held.job.forget()
         return reports
 
-    def once(self, name: str) -> list[Report] | None:
+    def once(self, name: str) -> list[JobReport] | None:
         """Run one job now, for a person; None: another worker has it. Raises StoreError, and KeyError for a name."""
         held = self._held[name]
         if not self._hold(held):
@@ -179,7 +179,7 @@ class Worker:
                 held.job.forget()
         return held.lease is not None
 
-    def _run(self, held: _Held, *, by_hand: bool) -> list[Report]:
+    def _run(self, held: _Held, *, by_hand: bool) -> list[JobReport]:
         began_s, began_at_s = self.monotonic_s(), self.now()
         desk = _LeasedDesk(self.decisions, held, self.monotonic_s)
         try:
@@ -197,7 +197,7 @@ class Worker:
             return []
         return told
 
-    def _history(self, held: _Held, report: Report, began_at_s: float, duration_s: float) -> JobRan:
+    def _history(self, held: _Held, report: JobReport, began_at_s: float, duration_s: float) -> JobRan:
         return JobRan(JobRun(
             run_id=self.new_id(), job=held.job.name, route=report.route, author=self.author, began_at_s=began_at_s,
             duration_s=duration_s, ok=report.ok, said=report.said or "nothing to do", read_to_seq=report.read_to_seq,

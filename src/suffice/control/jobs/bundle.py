@@ -23,7 +23,7 @@ from suffice.assurance.certify import BETS
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import NO_ANSWER_ENDS, Audit, is_audit
 from suffice.control.evidence.fitting import ServedVersion, read_back
-from suffice.control.evidence.resolution import Diverged
+from suffice.control.evidence.resolution import ReplayMismatch
 from suffice.control.jobs.loops import loop_of
 from suffice.control.loop.armed import ArmLoop
 from suffice.control.loop.certify import RouteLoop
@@ -31,7 +31,7 @@ from suffice.errors import ConfigError, StoreError
 from suffice.learn.audits import Bools, Small
 from suffice.learn.keeper import Certificate
 from suffice.settings import Settings
-from suffice.store.audit.extract import Entry, Line, begun, decisions, outcome_of
+from suffice.store.audit.extract import ExtractRow, Line, begun, decisions, outcome_of
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import decoded, read_events
 from suffice.store.routes.in_force import InForce
@@ -78,8 +78,8 @@ def evidence_of(
             if loop.held.publication is not None and loop.held.publication.number == made.number:
                 break
             if stored.seq >= made_seq:
-                raise Diverged(f"publication {made.number} does not follow from the log")
-    except Diverged as error:
+                raise ReplayMismatch(f"publication {made.number} does not follow from the log")
+    except ReplayMismatch as error:
         raise StoreError(f"route {name}: cannot be rebuilt: {error} (with the settings as they are now)") from None
     if loop.keeper.certificate is None:
         raise ConfigError(f"route {name}: publication {made.number} rests on no audits")
@@ -195,7 +195,7 @@ class _View:
                 last -= 1
         yield from reversed(found)
 
-    def _request(self, connection: sqlite3.Connection, number: int, entry: Entry, request: Request) -> Line:
+    def _request(self, connection: sqlite3.Connection, number: int, entry: ExtractRow, request: Request) -> Line:
         line: Line = {
             "type": "request", "n": number, "id": request.episode_id, "seq": entry.seq, "digest": entry.digest,
             "audit": request.audit, "p": request.propensity,

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from suffice.control.jobs.base import Desk, LeaseLost, Report
-from suffice.control.jobs.comparing import Comparing
+from suffice.control.jobs.base import JobWriter, LeaseLost, JobReport
+from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LONGEST_REST_S, LOOK_BACK, why_of
 from suffice.errors import StoreError
 from suffice.settings import Route
@@ -23,7 +23,7 @@ from suffice.telemetry import LOG
 
 
 @dataclass(slots=True, kw_only=True)
-class ByRoute(Comparing, ABC):
+class ByRoute(ComparisonJob, ABC):
     """Proposes something for each route that is due."""
 
     rests_s: ClassVar[float]  # between two looks at a route
@@ -38,7 +38,7 @@ class ByRoute(Comparing, ABC):
 
     @abstractmethod
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk, until: int
+        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter, until: int
     ) -> str | None:
         """Do a route's work on the log up to `until`; what was proposed, or "". None: there was nothing to look at."""
 
@@ -46,7 +46,7 @@ class ByRoute(Comparing, ABC):
         """Ask about every route anew."""
         self._rests.clear()
 
-    def run(self, desk: Desk) -> Sequence[Report]:
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
         """Look at what is due. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         routes = {
@@ -55,7 +55,7 @@ class ByRoute(Comparing, ABC):
         }  # fmt: skip
         if not routes or not self.path.is_file():
             return ()
-        reports = list[Report | None]()
+        reports = list[JobReport | None]()
         with reading(self.path) as connection:
             decided = read_decided(connection)
             for name, route in routes.items():
@@ -64,8 +64,8 @@ class ByRoute(Comparing, ABC):
         return [report for report in reports if report is not None]
 
     def _alone(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk
-    ) -> Report | None:
+        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter
+    ) -> JobReport | None:
         """Do a route's work; one that fails is left alone for a while."""
         until = last_place(connection)
         try:
@@ -78,8 +78,8 @@ class ByRoute(Comparing, ABC):
             self._rests[name] = self.monotonic_s() + LONGEST_REST_S
             LOG.error("%s: route %s is left alone for a while: %s", self.name, name, why)
             LOG.debug("the same, with its traceback", exc_info=True)
-            return Report(said=f"{self.failing}: {why}", route=name, ok=False, read_to_seq=until)
-        return None if said is None else Report(said=said, route=name, read_to_seq=until)
+            return JobReport(said=f"{self.failing}: {why}", route=name, ok=False, read_to_seq=until)
+        return None if said is None else JobReport(said=said, route=name, read_to_seq=until)
 
 
 def since(name: str, held: InForce, connection: sqlite3.Connection) -> int:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from suffice.control.evidence.matched import Matched, Matches
+from suffice.control.evidence.matched import ScorerCache, Matches
 from suffice.settings import Settings
 
 
 @dataclass(slots=True, kw_only=True)
-class Comparing:
+class ComparisonJob:
     """A job's part that knows where the log is, and what answers are compared with.
 
     author   who decides: written into events
@@ -23,7 +23,7 @@ class Comparing:
     author: str
     matches: Matches
     monotonic_s: Callable[[], float]
-    _matched: Matched = field(default_factory=Matched)
+    _matched: ScorerCache = field(default_factory=ScorerCache)
 
     def close(self) -> None:
         """Let go of what compares answers."""

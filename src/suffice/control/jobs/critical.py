@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 
 from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
-from suffice.control.evidence.audits import Said
-from suffice.control.evidence.joining import Joining
+from suffice.control.evidence.audits import GivenLabel
+from suffice.control.evidence.joining import LabelJoin
 from suffice.control.evidence.latest import remember
-from suffice.control.jobs.base import Desk, Report
-from suffice.control.jobs.comparing import Comparing
+from suffice.control.jobs.base import JobWriter, JobReport
+from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LOOK_BACK, rows_since
 from suffice.control.loop.brake import Floor, delivered_right
 from suffice.review.holds import RouteHolds
 from suffice.review.incident import of_pause
 from suffice.settings import Route
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import reading
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
 from suffice.store.routes.epochs import place_before
@@ -43,10 +43,10 @@ class Watch:
     floor: Floor
     match: Match
     seq: int                                             # place of the last row that was read
-    _joining: Joining = field(default_factory=Joining)
+    _joining: LabelJoin = field(default_factory=LabelJoin)
     _open: dict[str, Request] = field(default_factory=dict)
 
-    def feed(self, stored: Stored) -> None:
+    def feed(self, stored: StoredEvent) -> None:
         """Take the next row of the log in; one that was read before changes nothing."""
         if stored.seq <= self.seq:
             return
@@ -59,21 +59,21 @@ class Watch:
             for said in self._joining.ended(event.outcome, weight_of(request, event.outcome)):
                 self._note(event.outcome.episode_id, said)
         elif isinstance(event, FeedbackGiven):
-            said = Said(stored.seq, event.feedback, stored.at_s)
+            said = GivenLabel(stored.seq, event.feedback, stored.at_s)
             name = self._joining.said(said)
             if name is not None:
                 self._note(name, said)
         elif isinstance(event, EnforcementResumed) and event.route == self.name:
             self.floor.forget()
 
-    def _note(self, name: str, said: Said) -> None:
+    def _note(self, name: str, said: GivenLabel) -> None:
         right = delivered_right(said.feedback, self._joining.answers[name], self.match)
         if right is not None:
             self.floor.note(name, right=right, stands_for=self._joining.stands_for.get(name, 1.0))
 
 
 @dataclass(slots=True, kw_only=True)
-class Critical(Comparing):
+class Critical(ComparisonJob):
     """Pauses routes whose EM is surely below what their owner calls critical."""
 
     name: str = "critical"
@@ -84,7 +84,7 @@ class Critical(Comparing):
         """Find out from the log again."""
         self._watches.clear()
 
-    def run(self, desk: Desk) -> Sequence[Report]:
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
         """Read what is new, and pause where a person has to decide. Raises LeaseLost and StoreError."""
         routes = {name: route for name, route in self.settings.routes.items() if concerns(route)}
         if not routes or not self.path.is_file():
@@ -108,7 +108,7 @@ class Critical(Comparing):
                     why = self._why(name, self._holds.of(name), at_s)
                     if why is not None:
                         self._pause(name, why, decided.of(name).n_pauses + 1, at_s, desk)
-                reports.append(Report(said=f"enforcement paused ({why})" if why else "", route=name, read_to_seq=last))
+                reports.append(JobReport(said=f"enforcement paused ({why})" if why else "", route=name, read_to_seq=last))
         return reports
 
     def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Watch:
@@ -121,7 +121,7 @@ class Critical(Comparing):
             return None
         return self._watches[name].floor.below()
 
-    def _pause(self, name: str, why: str, number: int, at_s: float, desk: Desk) -> None:
+    def _pause(self, name: str, why: str, number: int, at_s: float, desk: JobWriter) -> None:
         right = self._watches[name].floor.right
         pause = Pause(route=name, number=number, cause="critical_em", reason=why, author=self.author)
         told = f"{sum(right.values()):,} of the last {len(right):,} labelled answers were right"

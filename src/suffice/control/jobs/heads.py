@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from suffice.control.jobs.base import Desk, Report
+from suffice.control.jobs.base import JobWriter, JobReport
 from suffice.edge.webhook import post_json
 from suffice.errors import StoreError
 from suffice.settings import AuditLog
@@ -46,7 +46,7 @@ class ExportHeads:
         self._in_file = self._told = None
         self._rests_until_s = float("-inf")
 
-    def run(self, desk: Desk) -> Sequence[Report]:  # noqa: ARG002 - every job gets one; this one adds no row
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:  # noqa: ARG002 - every job gets one; this one adds no row
         """Export what is due. Raises StoreError."""
         now_s = self.monotonic_s()
         if now_s < self._rests_until_s or not (self.settings.file or self.webhook) or not self.path.is_file():
@@ -62,7 +62,7 @@ class ExportHeads:
     def _at(self) -> str:
         return datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
-    def _to_file(self, found: Head, line: bytes) -> Sequence[Report]:
+    def _to_file(self, found: Head, line: bytes) -> Sequence[JobReport]:
         if not self.settings.file:
             return ()
         file = Path(self.settings.file)
@@ -75,17 +75,17 @@ class ExportHeads:
             append_line(file, line)
         except StoreError as error:
             LOG.error("audit: %s", error)
-            return [Report(said=str(error), ok=False, read_to_seq=found.seq)]
+            return [JobReport(said=str(error), ok=False, read_to_seq=found.seq)]
         self._in_file = found
-        return [Report(said=f"head at place {found.place} exported to {file}", read_to_seq=found.seq)]
+        return [JobReport(said=f"head at place {found.place} exported to {file}", read_to_seq=found.seq)]
 
-    def _to_webhook(self, found: Head, line: bytes) -> Sequence[Report]:
+    def _to_webhook(self, found: Head, line: bytes) -> Sequence[JobReport]:
         if not self.webhook or found == self._told:
             return ()
         problem = post_json(self.webhook, line, timeout_s=self.settings.timeout_s)
         if problem is not None:
             LOG.error("audit: the head at place %d was not exported: %s", found.place, problem)
             said = f"head at place {found.place} not exported: {problem}"
-            return [Report(said=said, ok=False, read_to_seq=found.seq)]
+            return [JobReport(said=said, ok=False, read_to_seq=found.seq)]
         self._told = found
-        return [Report(said=f"head at place {found.place} exported to the webhook", read_to_seq=found.seq)]
+        return [JobReport(said=f"head at place {found.place} exported to the webhook", read_to_seq=found.seq)]

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from suffice.assurance.runs import Match
-from suffice.control.evidence.audits import Audit, Said, sees_only_drawn
+from suffice.control.evidence.audits import Audit, GivenLabel, sees_only_drawn
 from suffice.control.evidence.fitting import ServedVersion, read_back
-from suffice.control.evidence.resolution import Diverged, Resolution
-from suffice.control.jobs.base import Desk, LeaseLost, Report
-from suffice.control.jobs.comparing import Comparing
+from suffice.control.evidence.resolution import ReplayMismatch, Resolution
+from suffice.control.jobs.base import JobWriter, LeaseLost, JobReport
+from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import FIRST_REST_S, LONGEST_REST_S, LOOK_BACK, rows_since, why_of
 from suffice.control.loop.armed import ArmLoop
 from suffice.control.loop.certify import RouteLoop
@@ -51,7 +51,7 @@ class _Round:
     """One pass over the log: what it says, route by route."""
 
     connection: sqlite3.Connection
-    desk: Desk
+    desk: JobWriter
     said: dict[str, list[str]]
     failed: dict[str, str] = field(default_factory=dict)
     last: int = 0
@@ -64,7 +64,7 @@ class _Round:
 
 
 @dataclass(slots=True, kw_only=True)
-class Certify(Comparing):
+class Certify(ComparisonJob):
     """Certifies what may act on each route: learned levels, its owner's policy, an effort or a budget."""
 
     name: str = "certify"
@@ -77,7 +77,7 @@ class Certify(Comparing):
         """Build every loop anew from the log."""
         self._loops.clear()
 
-    def run(self, desk: Desk) -> Sequence[Report]:
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
         """Read what is new and decide. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         routes = {
@@ -100,13 +100,13 @@ class Certify(Comparing):
                     here.write(name, loop.settle())
         return [self._report(name, here) for name in routes]
 
-    def _report(self, name: str, here: _Round) -> Report:
+    def _report(self, name: str, here: _Round) -> JobReport:
         loop, failed = self._loops.get(name), here.failed.get(name)
         if failed is None:
             self._rests.pop(name, None)
         said = "; ".join([*here.said[name], *([failed] if failed else [])])
         at = loop.n if loop is not None else 0
-        return Report(said=said, route=name, ok=failed is None, read_to_seq=here.last, at=at)
+        return JobReport(said=said, route=name, ok=failed is None, read_to_seq=here.last, at=at)
 
     @contextlib.contextmanager
     def _alone(self, name: str, here: _Round) -> Iterator[None]:
@@ -116,7 +116,7 @@ class Certify(Comparing):
                 yield
         except (LeaseLost, StoreError):
             raise
-        except Diverged as error:
+        except ReplayMismatch as error:
             self._begin_anew(name, str(error), here)
         except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
             self._loops.pop(name, None)
@@ -165,7 +165,7 @@ class Certify(Comparing):
         try:
             return read_back(address, body)
         except ConfigError as error:
-            raise Diverged(str(error)) from None
+            raise ReplayMismatch(str(error)) from None
 
     # ---- the pass --------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ def _kind_of(route: Route) -> type[RouteLoop]:
 def _kept(connection: sqlite3.Connection, epoch: Epoch, route: Route) -> list[Audit]:
     """The audits of earlier epochs that count in this one."""
     if len(epoch.kept) != len(epoch.kept_at):
-        raise Diverged(f"route {epoch.route}: the audits that epoch {epoch.number} keeps have no numbers")
+        raise ReplayMismatch(f"route {epoch.route}: the audits that epoch {epoch.number} keeps have no numbers")
     kept, numbers = list[Audit](), dict(zip(epoch.kept, epoch.kept_at, strict=True))
     for asked, ended, labels in whole_episodes(connection, epoch.kept, epoch.since_seq):
         assert isinstance(asked.event, RequestSeen)
@@ -218,6 +218,6 @@ def _kept(connection: sqlite3.Connection, epoch: Epoch, route: Route) -> list[Au
         )  # fmt: skip
         for label in labels:
             assert isinstance(label.event, FeedbackGiven)
-            audit = audit.with_label(Said(label.seq, label.event.feedback, label.at_s), epoch.at)
+            audit = audit.with_label(GivenLabel(label.seq, label.event.feedback, label.at_s), epoch.at)
         kept.append(audit)
     return kept

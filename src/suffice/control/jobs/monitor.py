@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from suffice.control.evidence.fitting import ServedVersion, read_back
-from suffice.control.jobs.base import Desk, LeaseLost, Report
-from suffice.control.jobs.comparing import Comparing
+from suffice.control.jobs.base import JobWriter, LeaseLost, JobReport
+from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LONGEST_REST_S, LOOK_BACK, rows_since, why_of
 from suffice.control.jobs.watching import RouteWatch
 from suffice.errors import ConfigError, StoreError
@@ -30,7 +30,7 @@ from suffice.telemetry import LOG
 
 
 @dataclass(slots=True, kw_only=True)
-class Monitor(Comparing):
+class Monitor(ComparisonJob):
     """Watches every route that is governed at all."""
 
     name: str = "monitor"
@@ -41,7 +41,7 @@ class Monitor(Comparing):
         """Build every watch anew from the log."""
         self._watches.clear()
 
-    def run(self, desk: Desk) -> Sequence[Report]:
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
         """Read what is new and tell. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         routes = {
@@ -66,7 +66,7 @@ class Monitor(Comparing):
             last = self._read(connection, desk, failed)
         return [self._told(name, desk, last, failed) for name in routes]
 
-    def _told(self, name: str, desk: Desk, last: int, failed: dict[str, str]) -> Report:
+    def _told(self, name: str, desk: JobWriter, last: int, failed: dict[str, str]) -> JobReport:
         """Look at one route, where that is due, and write what is seen."""
         watch, said = self._watches.get(name), ""
         if watch is not None and watch.is_due(self.settings.control.tick_requests):
@@ -77,12 +77,12 @@ class Monitor(Comparing):
                 raise
             except Exception as error:  # noqa: BLE001 - as above
                 failed[name] = self._left(name, error)
-        return Report(
+        return JobReport(
             said=failed.get(name, said), route=name, ok=name not in failed, read_to_seq=last,
             at=watch.n if watch is not None else 0,
         )  # fmt: skip
 
-    def _look(self, watch: RouteWatch, desk: Desk) -> str:
+    def _look(self, watch: RouteWatch, desk: JobWriter) -> str:
         before = watch.alerts
         outlook, alerts = watch.look(self.author)
         events: list[Event] = [RouteMonitored(outlook), *(AlertRaised(alert) for alert in alerts)]
@@ -120,7 +120,7 @@ class Monitor(Comparing):
         except ConfigError:
             return None
 
-    def _read(self, connection: sqlite3.Connection, desk: Desk, failed: dict[str, str]) -> int:
+    def _read(self, connection: sqlite3.Connection, desk: JobWriter, failed: dict[str, str]) -> int:
         """Feed every watch what it has not read; the place of the last row."""
         last = min((watch.seq for watch in self._watches.values()), default=0)
         for stored in rows_since(connection, last, desk):

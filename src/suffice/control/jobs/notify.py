@@ -17,14 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from suffice.control.jobs.base import Desk, Report
+from suffice.control.jobs.base import JobWriter, JobReport
 from suffice.control.jobs.sinks import Sink
 from suffice.settings import Alerts
 from suffice.store.database.views import decoded, reading
-from suffice.store.people.alerts import Told, owed, read_told
+from suffice.store.people.alerts import AlertLog, owed, read_told
 from suffice.store.people.notices import READS, Notice, alerts_of
 from suffice.store.routes.rollups import HOUR_S
-from suffice.store.rows.alert_events import AlertSent, FailedOpen, FailOpenHigh, Telling
+from suffice.store.rows.alert_events import AlertSent, FailedOpen, FailOpenHigh, AlertDelivery
 from suffice.store.rows.events import EVENTS
 from suffice.telemetry import LOG
 
@@ -99,24 +99,24 @@ class Notify:
     name: str = "notify"
     _places: dict[str, _Place] = field(default_factory=dict)
     _looks_at_s: float = float("-inf")
-    _alerts: Told | None = None
+    _alerts: AlertLog | None = None
 
     def forget(self) -> None:
         """Another worker may have told since: the rows say what."""
         self._places.clear()
 
-    def run(self, desk: Desk) -> Sequence[Report]:
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
         """Tell what is new. Raises LeaseLost and StoreError."""
         if not self.sinks or not self.path.is_file():
             return ()
-        reports = list[Report]()
+        reports = list[JobReport]()
         with reading(self.path) as connection:
             self._look_at_fail_opens(desk, connection)
             for sink in self.sinks:
                 reports += self._serve(sink, desk, connection)
         return reports
 
-    def _serve(self, sink: Sink, desk: Desk, connection: sqlite3.Connection) -> Sequence[Report]:
+    def _serve(self, sink: Sink, desk: JobWriter, connection: sqlite3.Connection) -> Sequence[JobReport]:
         place = self._places.get(sink.name)
         if place is None:
             place = self._places[sink.name] = self._known(sink.name, desk, connection)
@@ -138,9 +138,9 @@ class Notify:
                 return [self._failed(sink.name, place, flight)]
             self._told(sink.name, place, flight, desk)
             n_told += 1
-        return [Report(said=f"{sink.name}: told {n_told}", read_to_seq=place.seq)] if n_told else ()
+        return [JobReport(said=f"{sink.name}: told {n_told}", read_to_seq=place.seq)] if n_told else ()
 
-    def _known(self, name: str, desk: Desk, connection: sqlite3.Connection) -> _Place:
+    def _known(self, name: str, desk: JobWriter, connection: sqlite3.Connection) -> _Place:
         """What the rows say that a sink knows; one that was never told begins here and now."""
         found = connection.execute(_TOLD, (f"{name}:", f"{name};", MOST_TOLD)).fetchall()
         tellings = [decoded(seq, AlertSent, body).telling for seq, body in reversed(found)]
@@ -148,7 +148,7 @@ class Notify:
             told = {one.same: (one.about_s, one.over) for one in tellings if one.same}
             return _Place(tellings[-1].read_to_seq, {same: at_s for same, (at_s, over) in told.items() if not over})
         (newest,) = connection.execute(_NEWEST).fetchone()
-        begun = Telling(sink=name, read_to_seq=newest, of="", same="", about_s=self.now())
+        begun = AlertDelivery(sink=name, read_to_seq=newest, of="", same="", about_s=self.now())
         desk.write([AlertSent(begun)])
         return _Place(newest, {})
 
@@ -166,7 +166,7 @@ class Notify:
         """That something is over which a sink was told of, and has been for a while."""
         if not self.settings.tell_over:
             return None
-        self._alerts = read_told(connection, self._alerts or Told(repeat_s=self.settings.repeat_s))
+        self._alerts = read_told(connection, self._alerts or AlertLog(repeat_s=self.settings.repeat_s))
         found = owed(self._alerts, name, self.now())
         if found is None:
             return None
@@ -178,9 +178,9 @@ class Notify:
         again = before_s is None or at_s - before_s >= self.settings.repeat_s
         return again and notice.kind in self.settings.kinds
 
-    def _told(self, name: str, place: _Place, flight: _Flight, desk: Desk) -> None:
+    def _told(self, name: str, place: _Place, flight: _Flight, desk: JobWriter) -> None:
         notice = flight.notice
-        telling = Telling(
+        telling = AlertDelivery(
             sink=name, read_to_seq=flight.seq, of=notice.kind, same=notice.same, about_s=flight.at_s, over=flight.over,
         )  # fmt: skip
         desk.write([AlertSent(telling)])
@@ -192,19 +192,19 @@ class Notify:
         if len(place.told) > MOST_TOLD:
             del place.told[min(place.told, key=place.told.__getitem__)]
 
-    def _failed(self, name: str, place: _Place, flight: _Flight) -> Report:
+    def _failed(self, name: str, place: _Place, flight: _Flight) -> JobReport:
         rest_s = min(FIRST_REST_S * 2.0 ** min(place.fails, 10), LAST_REST_S)
         place.fails += 1
         place.rests_until_s = self.monotonic_s() + rest_s
         said = f"{name}: not told: {flight.problem}; tried again in {rest_s:g} s"
         LOG.error("notify: %s", said)
-        return Report(said=said, ok=False, read_to_seq=place.seq)
+        return JobReport(said=said, ok=False, read_to_seq=place.seq)
 
     def link(self, notice: Notice) -> str | None:
         """The console's page about a notice; None: nobody said where the console is."""
         return None if self.settings.link is None else f"{self.settings.link.rstrip('/')}/console{notice.path}"
 
-    def _look_at_fail_opens(self, desk: Desk, connection: sqlite3.Connection) -> None:
+    def _look_at_fail_opens(self, desk: JobWriter, connection: sqlite3.Connection) -> None:
         if self.monotonic_s() < self._looks_at_s:
             return
         self._looks_at_s = self.monotonic_s() + LOOK_S

@@ -19,12 +19,12 @@ from suffice.assurance.runs import SequencedLabel, current_label
 from suffice.control.compare.looking import barred
 from suffice.control.evidence.fitting import read_back, written
 from suffice.control.evidence.window_size import burst_requests
-from suffice.control.jobs.base import Desk
+from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute, since
 from suffice.errors import ConfigError
 from suffice.learn.dataset import build
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, due, retrain
-from suffice.learn.version import Version
+from suffice.learn.version import FoldedVersion
 from suffice.rollout.rules import rules_of
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
@@ -34,7 +34,7 @@ from suffice.store.routes.advice import counts_since, newest_proposal
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.rollouts import beginning, kept_with, read_rollouts
 from suffice.store.routes.trials import as_candidate
-from suffice.store.rows.advice_events import Proposed, VersionProposed
+from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
 from suffice.types import Feedback
 
 
@@ -63,7 +63,7 @@ class Retrain(ByRoute):
         return route.is_learned
 
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk, until: int
+        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter, until: int
     ) -> str:
         """Propose what is due; what was proposed, or ""."""
         reason = self._due(name, held, connection)
@@ -89,7 +89,7 @@ class Retrain(ByRoute):
         return said
 
     def _try(
-        self, name: str, route: Route, proposed: Proposed, body: str, connection: sqlite3.Connection, desk: Desk
+        self, name: str, route: Route, proposed: ProposedVersion, body: str, connection: sqlite3.Connection, desk: JobWriter
     ) -> str:
         """Begin a rollout of a proposal, where nothing speaks against it; what became of it."""
         held, now_s = read_decided(connection).of(name), self.now()
@@ -131,7 +131,7 @@ def schedule_of(control: Control, max_em_drop: float) -> Schedule:
     )  # fmt: skip
 
 
-def _parent(held: InForce, connection: sqlite3.Connection) -> Version | None:
+def _parent(held: InForce, connection: sqlite3.Connection) -> FoldedVersion | None:
     """The version in force; None: there is none, or it cannot be read."""
     made = held.publication
     if made is None or not made.fit:
@@ -147,11 +147,11 @@ def _of_people(labels: Sequence[SequencedLabel]) -> Feedback | None:
     return current_label([one for one in labels if one.feedback.source != JUDGE])
 
 
-def _plain(name: str, found: VersionProposal, until: int, author: str) -> Proposed:
+def _plain(name: str, found: VersionProposal, until: int, author: str) -> ProposedVersion:
     card, version = found.card, found.version
     assert version is not None
     own = None if card is None else next(p for p in card.frontier if p.max_em_drop == card.max_em_drop)
-    return Proposed(
+    return ProposedVersion(
         route=name, read_to_seq=until, address=version.address, parent=found.lineage.parent,
         reason=found.lineage.reason, verdict=found.verdict, why=found.why, n_runs=found.lineage.n_runs,
         saving=None if own is None else own.saving, drop=None if own is None else own.drop,

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from suffice.control.jobs.base import Desk, Report
+from suffice.control.jobs.base import JobWriter, JobReport
 from suffice.settings import Settings
 from suffice.store.audit.personal import PARTS, Part
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.erasing import Order, Tally, aged, erase, erased_until, labels_of, purge, rows_of
+from suffice.store.database.erasing import ErasureOrder, Tally, aged, erase, erased_until, labels_of, purge, rows_of
 from suffice.store.database.views import reading
 from suffice.store.routes.epochs import last_place
 from suffice.store.routes.in_force import read_decided
@@ -51,7 +51,7 @@ class Retain:
         self._done.clear()
         self._rests_until_s = float("-inf")
 
-    def run(self, desk: Desk) -> Sequence[Report]:
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
         """Erase what is due. Raises LeaseLost and StoreError."""
         now_s, retention = self.monotonic_s(), self.settings.retention
         due = [(part, retention.days[part]) for part in PARTS if part in retention.days]
@@ -64,12 +64,12 @@ class Retain:
             self._unpurged = not purge(self.path)
             if self._unpurged:
                 said = "what was erased may still stand in the write-ahead log: somebody was reading; tried again later"
-                reports.append(Report(said=said, ok=False))
+                reports.append(JobReport(said=said, ok=False))
         return reports
 
-    def _retain(self, part: Part, days: float, desk: Desk) -> Report:
+    def _retain(self, part: Part, days: float, desk: JobWriter) -> JobReport:
         what = f"{part} older than {days:g} days"
-        order = Order(
+        order = ErasureOrder(
             erasure_id=self.new_id(), what=what, parts=(part,), author=self.author,
             reason=f"retention.{part}_days is {days:g}",
         )  # fmt: skip
@@ -80,7 +80,7 @@ class Retain:
             self._done[part] = until
             self._unpurged = self._unpurged or bool(tally.n_rows)
         said = f"{what}: erased in {tally.n_rows:,} rows" if tally.n_rows else ""
-        return Report(said=said, read_to_seq=self._done.get(part, 0))
+        return JobReport(said=said, read_to_seq=self._done.get(part, 0))
 
     def _batches(self, part: Part, what: str, limit_s: float) -> Iterator[tuple[int, list[int]]]:
         """Rows that are old enough, a batch at a time, and the place up to which that is all of them."""

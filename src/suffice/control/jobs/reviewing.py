@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 
-from suffice.control.jobs.base import Desk, Report
+from suffice.control.jobs.base import JobWriter, JobReport
 from suffice.control.jobs.rows import LOOK_BACK, rows_since
 from suffice.control.people.candidates import Candidates
-from suffice.review.items import Drawing, day_of
-from suffice.review.select import MOST_WAITING, Candidate, Cap, Demand, due, item_of, open_now, share_out
+from suffice.review.items import ControlDraw, day_of
+from suffice.review.select import MOST_WAITING, ReviewCandidate, Cap, Demand, due, item_of, open_now, share_out
 from suffice.rollout.assign import assign_audit
 from suffice.settings import Review as ReviewRules
 from suffice.settings import Route, Settings
@@ -44,7 +44,7 @@ _REQUEST = "SELECT seq, body FROM events WHERE kind = 'request' AND key = ?"
 
 
 @dataclass(slots=True, kw_only=True)
-class Review:
+class ReviewJob:
     """Asks people about runs of every governed route.
 
     salt  secret of the deployment: the lottery of the control share is another one than that of audits
@@ -65,7 +65,7 @@ class Review:
         self._routes.clear()
         self._reviews = NOTHING_ASKED
 
-    def run(self, desk: Desk) -> Sequence[Report]:
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
         """Ask about what is worth it, as far as there is room. Raises LeaseLost and StoreError."""
         routes = {
             name: route for name, route in self.settings.routes.items() if route.mode != "off" and route.review.per_day
@@ -81,7 +81,7 @@ class Review:
                         self._routes[name] = self._built(name, route, connection)
                     self._routes[name].asked = self._reviews.queue.places
                     self._routes[name].below = below(decided.of(name), connection, name, route)
-            last, now_s, reports = self._read(connection, desk), self.now(), list[Report]()
+            last, now_s, reports = self._read(connection, desk), self.now(), list[JobReport]()
             granted = self._granted(routes, now_s)
             for name, route in routes.items():
                 with desk.timed(name):
@@ -124,7 +124,7 @@ class Review:
     def _point(self, episode_id: str) -> float:
         return assign_audit(episode_id, share=1.0, salt=f"{self.salt} review").point
 
-    def _read(self, connection: sqlite3.Connection, desk: Desk) -> int:
+    def _read(self, connection: sqlite3.Connection, desk: JobWriter) -> int:
         """Feed every route what it has not read."""
         last = min((one.seq for one in self._routes.values()), default=0)
         for stored in rows_since(connection, last, desk):
@@ -134,9 +134,9 @@ class Review:
         return last
 
     def _asked(
-        self, name: str, route: Route, connection: sqlite3.Connection, desk: Desk, last: int,
+        self, name: str, route: Route, connection: sqlite3.Connection, desk: JobWriter, last: int,
         granted: tuple[int, int], now_s: float,
-    ) -> Report:  # fmt: skip
+    ) -> JobReport:  # fmt: skip
         """Ask about one route's runs, as many as were granted."""
         here, rules, (n_chosen, n_drawn) = self._routes[name], route.review, granted
         drawing, drawn = self._draw(here, n_drawn, now_s, last)
@@ -144,7 +144,7 @@ class Review:
         chosen = [one for one in here.waiting.choose(n_chosen) if one.episode_id not in taken]
         chosen = [_completed(one, connection) for one in chosen]
         if drawing is None and not chosen:
-            return Report(said="", route=name, read_to_seq=last)
+            return JobReport(said="", route=name, read_to_seq=last)
         events: list[Event] = [] if drawing is None else [ReviewDrawn(drawing)]
         events += [
             ReviewAsked(item_of(one, rules, now_s=now_s, author=self.author, drawing=drawing if one in drawn else None))
@@ -155,16 +155,16 @@ class Review:
             here.drawn(last)
         self._reviews = read_reviews(self.path, self._reviews)
         of = "" if drawing is None else f", {len(drawn)} of them drawn from {drawing.n_candidates:,}"
-        return Report(said=f"{plural(len(drawn) + len(chosen), 'run')} to look at{of}", route=name, read_to_seq=last)
+        return JobReport(said=f"{plural(len(drawn) + len(chosen), 'run')} to look at{of}", route=name, read_to_seq=last)
 
-    def _draw(self, here: Candidates, n: int, now_s: float, last: int) -> tuple[Drawing | None, list[Candidate]]:
+    def _draw(self, here: Candidates, n: int, now_s: float, last: int) -> tuple[ControlDraw | None, list[ReviewCandidate]]:
         """Draw the control share from what has ended since the last drawing."""
         n_candidates = here.urn.n
         if not n:
             return None, []
         drawn = here.urn.draw(n)
         drawings = self._reviews.queue.drawings.get(here.name, ())
-        drawing = Drawing(
+        drawing = ControlDraw(
             route=here.name, number=len(drawings) + 1, day=day_of(now_s), since_seq=here.since_seq, until_seq=last,
             n_candidates=n_candidates, drawn=tuple(one.episode_id for one in drawn), drawn_at_s=now_s,
             author=self.author,
@@ -202,7 +202,7 @@ def below(held: InForce, connection: sqlite3.Connection, name: str, route: Route
     return found
 
 
-def _completed(one: Candidate, connection: sqlite3.Connection) -> Candidate:
+def _completed(one: ReviewCandidate, connection: sqlite3.Connection) -> ReviewCandidate:
     """A wanted label does not say which question it is about: the request does."""
     if one.question_key:
         return one

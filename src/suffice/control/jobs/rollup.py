@@ -18,20 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from suffice.assurance.runs import ENDED, Match, Run
+from suffice.assurance.runs import ENDED, Match, RunNumbers
 from suffice.assurance.sampling import Unkept, weight_of
 from suffice.assurance.satisfaction import satisfaction_of
 from suffice.assurance.tally import Tally
-from suffice.control.evidence.matched import Matched, Matches
-from suffice.control.jobs.base import Desk, LeaseLost, Report
+from suffice.control.evidence.matched import ScorerCache, Matches
+from suffice.control.jobs.base import JobWriter, LeaseLost, JobReport
 from suffice.control.jobs.rows import why_of
 from suffice.errors import StoreError
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import Label, Labelled, reading
+from suffice.store.database.views import StoredLabel, EpisodeWithLabels, reading
 from suffice.store.routes import rollups
-from suffice.store.routes.rollups import HOUR_S, NOTHING, Place, Sums
+from suffice.store.routes.rollups import HOUR_S, NOTHING, RollupKey, RollupSums
 from suffice.store.routes.tallies import (
     Counted,
     Ended,
@@ -57,10 +57,10 @@ EVERY_S: Final = 2.0  # between two rounds: each is a synced transaction
 class _Batch:
     """What one stretch of the log adds."""
 
-    sums: dict[Place, Sums] = field(default_factory=dict)
+    sums: dict[RollupKey, RollupSums] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
 
-    def add(self, place: Place, sums: Sums, *, sign: int = 1) -> None:
+    def add(self, place: RollupKey, sums: RollupSums, *, sign: int = 1) -> None:
         self.sums[place] = self.sums.get(place, NOTHING).plus(sums, sign=sign)
 
 
@@ -78,7 +78,7 @@ class Rollup:
     monotonic_s: Callable[[], float]
     now: Callable[[], float]
     name: str = "rollup"
-    _matched: Matched = field(default_factory=Matched)
+    _matched: ScorerCache = field(default_factory=ScorerCache)
     _to_the_letter: set[str] = field(default_factory=set)  # routes whose comparison could not be opened
     _classes: dict[str, set[str]] | None = None
     _rested_s: float | None = None
@@ -91,7 +91,7 @@ class Rollup:
         """Ask the log anew where to go on."""
         self._classes, self._rested_s = None, None
 
-    def run(self, desk: Desk) -> Sequence[Report]:
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
         """Sum up what is new. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         if not self.path.is_file() or (self._rested_s is not None and now_s - self._rested_s < EVERY_S):
@@ -110,9 +110,9 @@ class Rollup:
                 desk.renew()
         # A row of history for each round would be one for every two seconds.
         said = f"summed up {n_rows:,} rows" if n_rows >= BATCH_ROWS else ""
-        return (Report(said=said, read_to_seq=last),)
+        return (JobReport(said=said, read_to_seq=last),)
 
-    def _batch(self, connection: sqlite3.Connection, desk: Desk) -> tuple[int, int]:
+    def _batch(self, connection: sqlite3.Connection, desk: JobWriter) -> tuple[int, int]:
         """One stretch: rows, and the place of the last one."""
         to = rollups.read_to(connection)
         since = to.seq
@@ -143,7 +143,7 @@ class Rollup:
         desk.keep(keep)
         return stretch.n_rows, until
 
-    def _begin_anew_where_scored_otherwise(self, connection: sqlite3.Connection, desk: Desk) -> None:
+    def _begin_anew_where_scored_otherwise(self, connection: sqlite3.Connection, desk: JobWriter) -> None:
         """Labels were compared by the scorers of that time: with others, what they said has to be read again."""
         for name, tally in rollups.read_tallies(connection).items():
             wanted = self._scoring(name).name if tally.counts.get("labelled") else tally.scorer
@@ -156,13 +156,13 @@ class Rollup:
         """Requests ended that left nothing but this."""
         route = change.event.counted.route
         for cell in change.event.counted.cells:
-            place = Place(route, self._class(route, cell.query_class), cell.version, int(change.at_s // HOUR_S))
+            place = RollupKey(route, self._class(route, cell.query_class), cell.version, int(change.at_s // HOUR_S))
             batch.add(place, added_by_cell(cell))
 
     def _recall(self, batch: _Batch, change: Recalled) -> None:
         """Somebody said something of a run that was only counted, and that its gateway still knew."""
         about = change.about
-        place = Place(
+        place = RollupKey(
             about.route, self._class(about.route, about.query_class), about.policy_version,
             int(about.ended_at_s // HOUR_S),
         )  # fmt: skip
@@ -170,10 +170,10 @@ class Rollup:
             if first_about(item.labels) is not None:
                 batch.add(place, added_by_label(item, self._match(about.route)), sign=sign)
 
-    def _book(self, batch: _Batch, item: Labelled, at_s: float, *, sign: int = 1) -> None:
+    def _book(self, batch: _Batch, item: EpisodeWithLabels, at_s: float, *, sign: int = 1) -> None:
         request = item.episode.request
         name = self._class(request.route, class_of(request.query))
-        place = Place(request.route, name, request.policy_version, int(at_s // HOUR_S))
+        place = RollupKey(request.route, name, request.policy_version, int(at_s // HOUR_S))
         batch.add(place, added_by(item, self._match(request.route)), sign=sign)
 
     def _class(self, route: str, name: str) -> str:
@@ -210,11 +210,11 @@ def _same(answer: str | None, gold: str) -> bool:
     return answer == gold
 
 
-def added_by(item: Labelled, match: Match) -> Sums:
+def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
     """What one run adds to the sums."""
     request, outcome = item.episode.request, item.episode.outcome
     usage, overhead = outcome.usage, outcome.overhead
-    everyone = Sums(
+    everyone = RollupSums(
         n_requests=1,
         n_failed=int(outcome.end_reason not in ENDED),
         n_degraded=int(bool(outcome.degraded)),
@@ -234,16 +234,16 @@ def added_by(item: Labelled, match: Match) -> Sums:
     return everyone.plus(_governed(run, outcome)).plus(_marked(run, weight)).plus(_rated(run, item.labels, weight))
 
 
-def added_by_label(item: Labelled, match: Match) -> Sums:
+def added_by_label(item: EpisodeWithLabels, match: Match) -> RollupSums:
     """What is said of a run without rows adds; the run itself is in the counts."""
     run = measured(item, match)
     return _marked(run, 1.0).plus(_rated(run, item.labels, 1.0))
 
 
-def added_by_cell(cell: Unkept) -> Sums:
+def added_by_cell(cell: Unkept) -> RollupSums:
     """What requests without rows add: all that needs no label."""
     governed, spent = not cell.ungoverned, cell.completion_tokens + cell.probe_tokens + cell.discarded_tokens
-    return Sums(
+    return RollupSums(
         n_requests=cell.n,
         n_governed=cell.n if governed else 0,
         n_failed=sum(n for end, n in cell.ends if end not in ENDED),
@@ -262,12 +262,12 @@ def added_by_cell(cell: Unkept) -> Sums:
     )
 
 
-def _marked(run: Run, weight: float) -> Sums:
+def _marked(run: RunNumbers, weight: float) -> RollupSums:
     """What its label says of right and wrong."""
     marked, right = int(run.correct is not None), int(bool(run.correct))
     live = run.enforce and not run.audit
     excess = marked * (weight * weight - weight)
-    return Sums(
+    return RollupSums(
         n_full_marked=marked if run.full else 0,
         n_full_right=right if run.full else 0,
         n_stopped_marked=marked * weight if run.stopped else 0,
@@ -279,11 +279,11 @@ def _marked(run: Run, weight: float) -> Sums:
     )
 
 
-def _governed(run: Run, outcome: Outcome) -> Sums:
+def _governed(run: RunNumbers, outcome: Outcome) -> RollupSums:
     live = run.enforce and not run.audit
     full_spent, live_spent = (run.spent if part else None for part in (run.full, live))
     shown = run.full and run.would_spend is not None and run.baseline_tokens is not None
-    return Sums(
+    return RollupSums(
         n_governed=1,
         n_stopped=int(run.stopped),
         n_full=int(run.full),
@@ -304,13 +304,13 @@ def _governed(run: Run, outcome: Outcome) -> Sums:
     )
 
 
-def _rated(run: Run, labels: Sequence[Label], weight: float) -> Sums:
+def _rated(run: RunNumbers, labels: Sequence[StoredLabel], weight: float) -> RollupSums:
     """The last rating or thumb counts."""
     said = [satisfaction_of(label.feedback) for label in sorted(labels, key=lambda label: label.seq)]
     rated = [one for one in said if one is not None]
     if not rated:
         return NOTHING
-    return Sums(
+    return RollupSums(
         n_full_rated=int(run.full), full_rated=rated[-1] if run.full else 0.0,
         n_stopped_rated=weight if run.stopped else 0, stopped_rated=weight * rated[-1] if run.stopped else 0.0,
     )  # fmt: skip

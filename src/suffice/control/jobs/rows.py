@@ -6,9 +6,9 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Final
 
-from suffice.control.jobs.base import Desk
+from suffice.control.jobs.base import JobWriter
 from suffice.errors import SufficeError
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import read_events
 
 LOOK_BACK: Final = 20_000      # requests of a route that a cold start looks back on
@@ -17,7 +17,7 @@ FIRST_REST_S: Final = 5.0      # of a route whose work failed, doubling …
 LONGEST_REST_S: Final = 600.0  # … up to this
 
 
-def rows_since(connection: sqlite3.Connection, since_seq: int, desk: Desk) -> Iterator[Stored]:
+def rows_since(connection: sqlite3.Connection, since_seq: int, desk: JobWriter) -> Iterator[StoredEvent]:
     """The rows after a place, with the lease renewed on the way. Raises LeaseLost and StoreError."""
     for number, stored in enumerate(read_events(connection, since_seq=since_seq), 1):
         yield stored

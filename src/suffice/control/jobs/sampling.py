@@ -17,11 +17,11 @@ from typing import ClassVar, Final
 
 from suffice.assurance.runs import Match, measure_run
 from suffice.assurance.sampling import Rates, Stratum, allocate, live_rate, moved
-from suffice.control.jobs.base import Desk
+from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute
 from suffice.settings import Route
 from suffice.signals.query import class_of
-from suffice.store.database.views import Labelled
+from suffice.store.database.views import EpisodeWithLabels
 from suffice.store.routes.epochs import place_before, requests_since
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
@@ -63,7 +63,7 @@ class _Seen:
             found = self.classes[query_class] = dict.fromkeys(names, 0.0)
         return found
 
-    def read(self, items: Iterable[Labelled], match: Match) -> None:
+    def read(self, items: Iterable[EpisodeWithLabels], match: Match) -> None:
         """Take live runs in that were drawn to have rows."""
         for item in items:
             request = item.episode.request
@@ -97,7 +97,7 @@ class _Looks:
 
 
 @dataclass(slots=True, kw_only=True)
-class Sample(ByRoute):
+class SamplingJob(ByRoute):
     """Sets the rates of every route that keeps only some of its requests."""
 
     rests_s: ClassVar[float] = 30.0
@@ -116,7 +116,7 @@ class Sample(ByRoute):
         return self.settings.monitoring.adapt and route.mode == "enforce" and self.settings.sample_rate_on(route) < 1
 
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: Desk, until: int,  # noqa: ARG002
+        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter, until: int,  # noqa: ARG002
     ) -> str | None:  # fmt: skip
         """Look at what is new, and set rates that have moved; None: too little is new."""
         looks = self._looks.get(name)

@@ -17,25 +17,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from suffice.assurance.forecast import Forecast, Of, Window, forecast_drop, forecast_em
-from suffice.assurance.ledger import Account, Entry, accounts
-from suffice.assurance.liking import Liking, likings
+from suffice.assurance.forecast import Forecast, Of, ForecastWindow, forecast_drop, forecast_em
+from suffice.assurance.ledger import Account, LedgerEntry, accounts
+from suffice.assurance.liking import SatisfactionEffect, likings
 from suffice.assurance.outlook import Alert, Outlook
-from suffice.assurance.runs import Match, Run, measure_run
+from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.sampling import worth
 from suffice.assurance.trend import MEMORY
-from suffice.control.evidence.audits import Audit, Said, is_evidence
+from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
 from suffice.control.evidence.early import SIGNALS, Early
 from suffice.control.evidence.fitting import ServedVersion
-from suffice.control.evidence.joining import Joining
+from suffice.control.evidence.joining import LabelJoin
 from suffice.control.evidence.lateness import Lateness
 from suffice.control.evidence.latest import remember
 from suffice.control.evidence.liking import heard, measures
-from suffice.control.evidence.replayed import Replayed, Seen, by_itself
+from suffice.control.evidence.replayed import ReplayedAudits, AuditAtLevel, by_itself
 from suffice.learn.served import MOST_AUDITS
 from suffice.settings import FeedbackRules, Metric, Route
 from suffice.signals.query import class_of
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RequestsCounted
@@ -52,11 +52,11 @@ MOST_VERSIONS: Final = 8    # that are shown, the latest ones
 class _Kept:
     """One run, without its steps: all that a label can still change."""
 
-    run: Run
+    run: RunNumbers
     episode: Episode
     version: str
     query_class: str
-    labels: tuple[Said, ...] = ()
+    labels: tuple[GivenLabel, ...] = ()
 
 
 @dataclass(slots=True)
@@ -102,20 +102,20 @@ class RouteWatch:
     _by_name: dict[str, _Kept] = field(default_factory=dict)   # runs that a label may still come to, by episode
     _window_of: dict[str, _Open] = field(default_factory=dict) # of audits, by episode
     _early: Early = field(default_factory=Early)
-    _joining: Joining = field(default_factory=Joining)
+    _joining: LabelJoin = field(default_factory=LabelJoin)
     _lateness: Lateness = field(init=False)
-    _replayed: Replayed = field(init=False)
+    _replayed: ReplayedAudits = field(init=False)
     _begun_at: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin where the epoch began."""
         self.since = self._begun_at = self.n
         self._lateness = Lateness(self.route.label_timeout_s)
-        self._replayed = Replayed(match=self.match, wave=self.route.wave)
+        self._replayed = ReplayedAudits(match=self.match, wave=self.route.wave)
 
     # ---- the fold --------------------------------------------------------------------------------
 
-    def feed(self, stored: Stored) -> None:
+    def feed(self, stored: StoredEvent) -> None:
         """Take the next row of the log in; one that was read before changes nothing."""
         if stored.seq <= self.seq:
             return
@@ -138,7 +138,7 @@ class RouteWatch:
         self._early.began(request.episode_id, self.n)
         remember(self._open, request.episode_id, request)
 
-    def _ended(self, outcome: Outcome, stored: Stored) -> None:
+    def _ended(self, outcome: Outcome, stored: StoredEvent) -> None:
         request = self._open.pop(outcome.episode_id, None)
         if request is None:
             return
@@ -162,7 +162,7 @@ class RouteWatch:
             self._windows.append(self._window)
             self._window = _Open()
 
-    def _kept(self, episode: Episode, labels: tuple[Said, ...]) -> _Kept:
+    def _kept(self, episode: Episode, labels: tuple[GivenLabel, ...]) -> _Kept:
         slim = replace(episode.outcome, steps=())
         kept = _Kept(
             run=measure_run(_Recorded(episode), self.match), episode=replace(episode, outcome=slim),
@@ -170,7 +170,7 @@ class RouteWatch:
         )  # fmt: skip
         return self._with_labels(kept, labels) if labels else kept
 
-    def _with_labels(self, kept: _Kept, labels: tuple[Said, ...]) -> _Kept:
+    def _with_labels(self, kept: _Kept, labels: tuple[GivenLabel, ...]) -> _Kept:
         """Right or wrong, and what the stop would have lost: all that a label says. It needs no steps."""
         kept.labels = (*kept.labels, *labels)
         judged = measure_run(_Recorded(kept.episode, kept.labels), self.match)
@@ -191,8 +191,8 @@ class RouteWatch:
             self.since = self.n
         self._runs[kept.episode.request.episode_id] = kept
 
-    def _said(self, given: Feedback, stored: Stored) -> None:
-        said = Said(stored.seq, given, stored.at_s)
+    def _said(self, given: Feedback, stored: StoredEvent) -> None:
+        said = GivenLabel(stored.seq, given, stored.at_s)
         name = self._joining.said(said)
         if name is None:
             return
@@ -239,7 +239,7 @@ class RouteWatch:
         if self.cap_tokens is None:
             return ()
         entries = [
-            Entry(route=self.name, query_class=one.query_class, version=one.version, run=one.run)
+            LedgerEntry(route=self.name, query_class=one.query_class, version=one.version, run=one.run)
             for one in self._runs.values()
         ]  # fmt: skip
         found = accounts(entries, cap_tokens=self.cap_tokens, confidence=self.route.confidence)
@@ -251,7 +251,7 @@ class RouteWatch:
             if one.version in {None, *latest} and one.query_class in {None, *largest}
         )  # fmt: skip
 
-    def _likings(self) -> tuple[Liking, ...]:
+    def _likings(self) -> tuple[SatisfactionEffect, ...]:
         """What people say of the runs that the accounts count."""
         runs = [
             heard(one.episode, one.labels, self.metrics, uncertified=self.route.uncertified)
@@ -281,14 +281,14 @@ class RouteWatch:
             em = forecast_em(windows, critical_em=critical, alerted="em" in self.alerts)
         return drop, em
 
-    def _told_windows(self) -> list[Window]:
+    def _told_windows(self) -> list[ForecastWindow]:
         """The windows with everything that is known of their runs now, at the level deployed now."""
         audits = [audit for window in self._windows for audit in window.audits][-MOST_AUDITS:]
-        seen: Mapping[str, Seen] = self._replayed.of(audits)
+        seen: Mapping[str, AuditAtLevel] = self._replayed.of(audits)
         mature = self.n - self._lateness.timeout_requests(since=self._begun_at)
         return [self._told(window, seen, mature) for window in self._windows]
 
-    def _told(self, window: _Open, seen: Mapping[str, Seen], mature: float) -> Window:
+    def _told(self, window: _Open, seen: Mapping[str, AuditAtLevel], mature: float) -> ForecastWindow:
         if self.route.is_learned:
             found = [(audit.at, seen[audit.id]) for audit in window.audits if audit.id in seen]
         else:
@@ -300,7 +300,7 @@ class RouteWatch:
         marked = [one.run for one in window.runs if one.run.correct is not None]
         n_marks = worth([run.stands_for for run in marked])
         right = sum(run.stands_for for run in marked if run.correct)
-        return Window(
+        return ForecastWindow(
             until=window.until, n_requests=len(window.runs), signals=window.signals,
             predicted_drop=sum(expected) / len(expected) if expected else None,
             n_audits=len(found), near=sum(one.near for _, one in found),
@@ -315,4 +315,4 @@ class _Recorded:
     """One run with what was said about it, as `assurance.runs` reads it."""
 
     episode: Episode
-    labels: tuple[Said, ...] = ()
+    labels: tuple[GivenLabel, ...] = ()

@@ -21,12 +21,12 @@ import numpy as np
 
 from suffice.assurance.detection import AuditWatch, Reference
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.pairing import FULL, Pairing, is_pair
+from suffice.control.evidence.pairing import FULL, AuditPairs, is_pair
 from suffice.control.evidence.resolution import Resolution
 from suffice.control.loop.certify import RouteLoop
-from suffice.learn.effort import WINDOW, CertifiedArms, Pair, certify_arms, pairs_missing
+from suffice.learn.effort import WINDOW, CertifiedArms, PairedAudit, certify_arms, pairs_missing
 from suffice.rollout.assign import audit_share
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.rows.control_events import LabelWanted
 from suffice.store.rows.events import Event
 from suffice.types import (
@@ -52,7 +52,7 @@ class _Watch:
     watch: AuditWatch
     seen: int  # place in the log of the last pair that it has had
 
-    def alarm(self, audits: Sequence[Audit], pairs: Sequence[Pair], now: float) -> tuple[AlarmCause, str] | None:
+    def alarm(self, audits: Sequence[Audit], pairs: Sequence[PairedAudit], now: float) -> tuple[AlarmCause, str] | None:
         """Show it what is new and counts; why the world is another one, or None."""
         for audit, pair in zip(audits, pairs, strict=True):
             if audit.seq <= self.seen or pair.arm == 0:
@@ -70,13 +70,13 @@ class _Watch:
 class ArmLoop(RouteLoop):
     """One route with an effort or a budget, from the beginning of its epoch on."""
 
-    pairing: Pairing = field(init=False)
+    pairing: AuditPairs = field(init=False)
     _watch: _Watch | None = None
     _fell: bool = False  # has the arm lost its proof in this epoch?
 
     def __post_init__(self) -> None:
         """Begin where the epoch began."""
-        self.pairing = Pairing(match=self.match)
+        self.pairing = AuditPairs(match=self.match)
         super(ArmLoop, self).__post_init__()  # named: a class with slots is not the one that a bare `super` remembers
 
     def _begin(self, epoch: Epoch, kept: Sequence[Audit]) -> None:
@@ -88,7 +88,7 @@ class ArmLoop(RouteLoop):
 
     # ---- a look ----------------------------------------------------------------------------------
 
-    def _look(self, stored: Stored) -> Resolution | None:
+    def _look(self, stored: StoredEvent) -> Resolution | None:
         self._lateness.note_look(stored.at_s, self.n)
         if len(self.audits) > MOST_KEPT:
             self.audits = self.audits[-MOST_KEPT:]
@@ -106,7 +106,7 @@ class ArmLoop(RouteLoop):
             self._watch = self._begun_watch(found)
         return self._publish_arm(found)
 
-    def _windowed(self) -> list[Pair]:
+    def _windowed(self) -> list[PairedAudit]:
         """The pairs of the certificate's window, and audits that should have returned by now, as lost."""
         pending, timeout = self.keeper.pending, self._timeout
         at = np.array([audit.at for audit in self.audits], dtype=np.float64)
@@ -120,7 +120,7 @@ class ArmLoop(RouteLoop):
         late = window.holds(pending.at)
         weights = window.weights(pending.share[late]).tolist()
         lost = [
-            Pair(arm=1, disagrees=True, z=1, due=began + timeout, weight=weight)
+            PairedAudit(arm=1, disagrees=True, z=1, due=began + timeout, weight=weight)
             for began, weight in zip(pending.at[late].tolist(), weights, strict=True)
         ]
         return self.pairing.pairs(inside, timeout=timeout, callers=self._callers, window=window) + lost
@@ -136,7 +136,7 @@ class ArmLoop(RouteLoop):
         delta = self._delta
         return delta / COMES_BACK if self._fell and not self.level else delta
 
-    def pairs(self) -> list[Pair]:
+    def pairs(self) -> list[PairedAudit]:
         """The audits of this epoch as pairs, oldest first."""
         return self.pairing.pairs(self.audits, timeout=self._timeout, callers=self._callers)
 

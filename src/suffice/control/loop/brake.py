@@ -37,7 +37,7 @@ MIX_REQUESTS: Final = 1_000     # latest requests whose classes are the mix of t
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
+class UpstreamIdentity:
     """Who answered: the model that was asked for, and what stands behind it."""
 
     asked: str
@@ -48,10 +48,10 @@ class Upstream:
         return self.asked, self.fingerprint.model or "", self.fingerprint.system_fingerprint or ""
 
 
-def upstream_of(request: Request, outcome: Outcome) -> Upstream:
+def upstream_of(request: Request, outcome: Outcome) -> UpstreamIdentity:
     """Who answered this request. In a loop of the caller's own, the caller says so."""
     own = outcome.model if request.kind != "rounds" else request.model or None
-    return Upstream(
+    return UpstreamIdentity(
         request.model if request.kind != "rounds" else "",
         Fingerprint(model=own, system_fingerprint=outcome.system_fingerprint, sampling=request.setup or None),
     )
@@ -66,10 +66,10 @@ class Upstreams:
     many strangers are a change: a client's typing error must not cost a burst.
     """
 
-    known: list[Upstream] = field(default_factory=list)
+    known: list[UpstreamIdentity] = field(default_factory=list)
     strangers: deque[bool] = field(default_factory=lambda: deque(maxlen=STRANGERS))
 
-    def note(self, who: Upstream, *, gathers: bool) -> str | None:
+    def note(self, who: UpstreamIdentity, *, gathers: bool) -> str | None:
         """Take an answer in; why this is another world, or None.
 
         gathers  is the epoch's evidence still being gathered?
@@ -92,7 +92,7 @@ class Upstreams:
             return f"{sum(self.strangers)} of the last {STRANGERS:,} requests ask for models without evidence"
         return None
 
-    def knows(self, who: Upstream) -> bool:
+    def knows(self, who: UpstreamIdentity) -> bool:
         """Does the evidence speak of whoever answered here?"""
         return any(
             one.asked == who.asked and not changed(one.fingerprint, who.fingerprint) for one in self.known

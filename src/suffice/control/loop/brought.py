@@ -16,7 +16,7 @@ from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, Rollou
 
 
 @dataclass(slots=True, kw_only=True)
-class Brought:
+class RolloutTransition:
     """The rollouts of one route in one epoch."""
 
     why: str = ""      # that a version was taken over since somebody last asked; "": none was

@@ -26,32 +26,32 @@ from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
 from suffice.assurance.satisfaction import next_safer
 from suffice.assurance.windows import Windows, read_windows
-from suffice.control.evidence.audits import Audit, Said, Verdicts, is_evidence, sees_only_drawn, shown, verdicts
+from suffice.control.evidence.audits import Audit, GivenLabel, Verdicts, is_evidence, sees_only_drawn, shown, verdicts
 from suffice.control.evidence.early import Early
 from suffice.control.evidence.fitting import LiveLearner, ServedVersion, fit_version, written
-from suffice.control.evidence.joining import Joining
+from suffice.control.evidence.joining import LabelJoin
 from suffice.control.evidence.lateness import Lateness
 from suffice.control.evidence.ratings import Ratings
-from suffice.control.evidence.resolution import Diverged, Resolution
+from suffice.control.evidence.resolution import ReplayMismatch, Resolution
 from suffice.control.evidence.start_order import StartOrder
 from suffice.control.evidence.window_size import burst_requests
 from suffice.control.loop.brake import ClassMix, Floor, Lottery, Upstreams, delivered_right, pause_cause, upstream_of
-from suffice.control.loop.brought import Brought
-from suffice.control.loop.charging import Charging
+from suffice.control.loop.brought import RolloutTransition
+from suffice.control.loop.charging import JudgeCharge
 from suffice.control.loop.finish import FinishLog
 from suffice.control.loop.guarding import LiveGuards
 from suffice.control.loop.keeping import LiveKeeper
 from suffice.control.loop.starting import burst_of, live_plan
 from suffice.control.loop.wanted import wanted
 from suffice.learn.audits import AuditRuns, Ints
-from suffice.learn.features import Chosen, choose_features
-from suffice.learn.keeper import KEPT_BEFORE, Change
-from suffice.learn.served import Served
-from suffice.learn.version import Version, as_served
+from suffice.learn.features import FeatureSelection, choose_features
+from suffice.learn.keeper import KEPT_BEFORE, KeeperDecision
+from suffice.learn.served import FoldedModels
+from suffice.learn.version import FoldedVersion, as_served
 from suffice.review.holds import NO_HOLDS, RouteHolds
 from suffice.review.incident import of_pause
 from suffice.settings import Control, Route
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.routes.in_force import InForce
 from suffice.store.rows.control_events import (
     AlarmRaised,
@@ -116,7 +116,7 @@ class RouteLoop:
     epoch: Epoch = field(init=False)
     keeper: LiveKeeper = field(init=False)
     audits: list[Audit] = field(init=False)     # as the keeper has them, then those that it has not seen yet
-    chosen: Chosen | None = field(init=False)   # features; None: not before the burst is over
+    chosen: FeatureSelection | None = field(init=False)   # features; None: not before the burst is over
     lottery: Lottery = field(init=False)
     floor: Floor = field(init=False)
     _setup: str = ""
@@ -128,13 +128,13 @@ class RouteLoop:
     _finish: FinishLog = field(init=False)
     _mix: ClassMix = field(default_factory=ClassMix)
     _started: StartOrder = field(init=False)
-    _joining: Joining = field(init=False)
+    _joining: LabelJoin = field(init=False)
     _lateness: Lateness = field(init=False)
     _ratings: Ratings = field(init=False)
     _guards: LiveGuards = field(init=False)
-    _judge: Charging = field(init=False)
-    _brought: Brought = field(init=False)      # by rollouts
-    _serves: Version | None = field(init=False)  # the version that one has brought; None: the loop's own serves
+    _judge: JudgeCharge = field(init=False)
+    _brought: RolloutTransition = field(init=False)      # by rollouts
+    _serves: FoldedVersion | None = field(init=False)  # the version that one has brought; None: the loop's own serves
     _callers: set[str] = field(init=False)  # senders that asked the model, on whatever route
 
     def __post_init__(self) -> None:
@@ -151,7 +151,7 @@ class RouteLoop:
         """Start counting: of what came before only `kept` counts, as if it had come just now."""
         plan = live_plan(self.route, self.control, epoch)
         self.epoch, self.level, self.chosen = epoch, 0, None
-        learner = LiveLearner(Chosen((), ()), plan.cost_exponent)
+        learner = LiveLearner(FeatureSelection((), ()), plan.cost_exponent)
         self.keeper = LiveKeeper(plan, learner, fit=self._fit, first=1.0, is_told=True)
         self.keeper.begin(float(epoch.at), read_windows(epoch.windows))
         self.audits = [
@@ -162,13 +162,13 @@ class RouteLoop:
         self._index()
         self._upstreams, self.lottery, self._early = Upstreams(), Lottery(), Early()
         self._finish = FinishLog(is_needed=self.route.kind == "reasoning")
-        self._joining, self._lateness = Joining(), Lateness(self.route.label_timeout_s)
+        self._joining, self._lateness = LabelJoin(), Lateness(self.route.label_timeout_s)
         self.ceiling, self._ratings = None, Ratings.of(self.route)
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
         judge = self.route.judge
-        self._judge = Charging(model=None if judge is None else judge.model, match=self.match)
+        self._judge = JudgeCharge(model=None if judge is None else judge.model, match=self.match)
         self._callers = set()
-        self._brought, self._serves = Brought(), None
+        self._brought, self._serves = RolloutTransition(), None
         for audit in self.audits:
             self._upstreams.note(upstream_of(audit.episode.request, audit.episode.outcome), gathers=True)
             self._joining.ended(audit.episode.outcome)
@@ -176,7 +176,7 @@ class RouteLoop:
 
     # ---- the fold --------------------------------------------------------------------------------
 
-    def feed(self, stored: Stored) -> Resolution | None:
+    def feed(self, stored: StoredEvent) -> Resolution | None:
         """Take the next row of the log in; one that was read before changes nothing. Raises Diverged."""
         if stored.seq <= self.seq:
             return None
@@ -201,7 +201,7 @@ class RouteLoop:
                 self.floor.forget()
         return None
 
-    def _asked_for(self, request: Request, stored: Stored) -> Resolution | None:
+    def _asked_for(self, request: Request, stored: StoredEvent) -> Resolution | None:
         if request.ungoverned is not None:
             return None
         self._mix.note(request)
@@ -212,7 +212,7 @@ class RouteLoop:
         )  # fmt: skip
         return self._passed(1, stored)
 
-    def _counted(self, event: RequestsCounted, stored: Stored) -> Resolution | None:
+    def _counted(self, event: RequestsCounted, stored: StoredEvent) -> Resolution | None:
         """Requests without rows: none is an audit, and the lowest share that one was drawn at is known."""
         counted = event.counted
         if counted.audit_share is not None:
@@ -220,13 +220,13 @@ class RouteLoop:
         self._mix.count(counted.cells)
         return self._passed(counted.n_governed, stored)
 
-    def _passed(self, n_requests: int, stored: Stored) -> Resolution | None:
+    def _passed(self, n_requests: int, stored: StoredEvent) -> Resolution | None:
         """So many requests of the route more; those that have no rows come many at once, and are looked at once."""
         before, self.n = self.n, self.n + n_requests
         tick = self.control.tick_requests
         return self._look(stored) if self.n // tick > before // tick else None
 
-    def _ended(self, outcome: Outcome, stored: Stored) -> Resolution | None:
+    def _ended(self, outcome: Outcome, stored: StoredEvent) -> Resolution | None:
         began = self._started.ended(outcome.episode_id)
         if began is None:
             return None
@@ -266,8 +266,8 @@ class RouteLoop:
         self._places[audit.id] = len(self.audits)
         self.audits.append(audit)
 
-    def _said(self, given: Feedback, stored: Stored) -> None:
-        said = Said(stored.seq, given, stored.at_s)
+    def _said(self, given: Feedback, stored: StoredEvent) -> None:
+        said = GivenLabel(stored.seq, given, stored.at_s)
         name = self._joining.said(said)
         if name is None:
             return
@@ -292,7 +292,7 @@ class RouteLoop:
 
     # ---- a look ----------------------------------------------------------------------------------
 
-    def _look(self, stored: Stored) -> Resolution | None:
+    def _look(self, stored: StoredEvent) -> Resolution | None:
         """Every so many requests: count what is new, watch, refit, certify."""
         keeper = self.keeper
         keeper.now = float(self.n)
@@ -337,7 +337,7 @@ class RouteLoop:
         """What this epoch's certificates may risk, see `assurance.windows.restart_share`."""
         return (1 - self.epoch.confidence) * self.epoch.delta_share
 
-    def _look_at_finish(self, served: Served | None) -> None:
+    def _look_at_finish(self, served: FoldedModels | None) -> None:
         """Charge each level of the version that is judged with what its finish may change."""
         if served is None:
             return
@@ -391,7 +391,7 @@ class RouteLoop:
         version = self.load(address)
         names = version.version.models[0].features
         self._serves = version.version
-        self.chosen = self.chosen if self.chosen.names == names else Chosen(names, ())
+        self.chosen = self.chosen if self.chosen.names == names else FeatureSelection(names, ())
         self.keeper.learner = LiveLearner(self.chosen, self.keeper.plan.cost_exponent)
         self.keeper.adopt(version, self._rows(self.audits[: self._n_taken]))
 
@@ -448,7 +448,7 @@ class RouteLoop:
         served = self.keeper.served
         return served.version.address if isinstance(served, ServedVersion) else ""
 
-    def _publish(self, changes: Sequence[Change], reason: str) -> Resolution | None:
+    def _publish(self, changes: Sequence[KeeperDecision], reason: str) -> Resolution | None:
         """Say what is in force, if that is something else than was said before."""
         served, said, address = self.keeper.served, self.held.publication, self._address()
         share, held = self.keeper.share, self._guards.held(self.level)
@@ -471,14 +471,14 @@ class RouteLoop:
         if self.expected:
             told = self.expected.popleft()
             if _decided(told) != _decided(made):
-                raise Diverged(f"route {self.name}: publication {told.number} does not follow from the log")
+                raise ReplayMismatch(f"route {self.name}: publication {told.number} does not follow from the log")
             self.held = replace(self.held, publication=told, last=told)
             return None
         event = PolicyPublished(made)
         self.held = self.held.after(event)
         return Resolution((event,), artefacts)
 
-    def _why(self, changes: Sequence[Change]) -> str:
+    def _why(self, changes: Sequence[KeeperDecision]) -> str:
         said = [change.reason for change in changes]
         if self.ceiling is not None and self.ceiling < self.keeper.level:
             said.append(f"ratings allow level {self.ceiling} at most")
@@ -493,10 +493,10 @@ class RouteLoop:
             return f"level {self.level} passes on {n} audits"
         return f"no level passes on {n} audits" if self._address() else f"{n} audits are too few to learn from"
 
-    def _new_epoch(self, cause: AlarmCause, reason: str, stored: Stored, *, keep: int = 0) -> Resolution:
+    def _new_epoch(self, cause: AlarmCause, reason: str, stored: StoredEvent, *, keep: int = 0) -> Resolution:
         """Forget what no longer holds: level 0, full runs, and of the audits those of the last `keep` requests."""
         if self.expected:
-            raise Diverged(f"route {self.name}: an alarm follows from the log and does not stand in it: {reason}")
+            raise ReplayMismatch(f"route {self.name}: an alarm follows from the log and does not stand in it: {reason}")
         alarm = Alarm(
             route=self.name, epoch=self.epoch.number, at=self.n, cause=cause, reason=reason, author=self.author
         )
@@ -530,7 +530,7 @@ class RouteLoop:
         A promise that the owner changed, a pause that is due, labels that are worth asking for. Raises Diverged.
         """
         if self.expected:
-            raise Diverged(f"route {self.name}: publication {self.expected[0].number} does not follow from the log")
+            raise ReplayMismatch(f"route {self.name}: publication {self.expected[0].number} does not follow from the log")
         promise = self._max_em_drop, self.route.confidence, self.route.promise
         if promise != (self.epoch.max_em_drop, self.epoch.confidence, self.epoch.promise):
             how = f"at {promise[1]:g}" if promise[2] == "certified" else "on average"

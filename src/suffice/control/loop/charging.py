@@ -27,7 +27,7 @@ MOST_SHARE: Final = 0.5  # of the budget
 
 
 @dataclass(slots=True, kw_only=True)
-class Charging:
+class JudgeCharge:
     """The judge of one route.
 
     model  as the settings name it; None: the route has none, and no judge is heard

@@ -21,7 +21,7 @@ from suffice.assurance.guard import FACTOR, MAX_CLASS_DROP, ClassGuards
 from suffice.control.evidence.audits import Audit
 from suffice.control.loop.keeping import LiveKeeper
 from suffice.learn.audits import Small
-from suffice.learn.served import Served
+from suffice.learn.served import FoldedModels
 from suffice.signals.query import class_of
 
 Held = tuple[tuple[str, int], ...]
@@ -39,7 +39,7 @@ class LiveGuards:
     max_em_drop: float
     delta: float
     _guards: ClassGuards | None = None
-    _served: Served | None = None
+    _served: FoldedModels | None = None
     _n_shown: int = 0                                   # audits that the guards have had, of those the keeper has
     _moved: dict[str, int] = field(default_factory=dict)  # place in the log of the audit behind which a class moved
 

@@ -13,19 +13,19 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.certify import audits_to_certify
-from suffice.assurance.maturity import AHEAD, Matured
+from suffice.assurance.maturity import AHEAD, MatureAudits
 from suffice.assurance.windows import Windows
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small
-from suffice.learn.keeper import Change, Keeper, matured
-from suffice.learn.served import Served
-from suffice.types import EvidenceSummary, Spending
+from suffice.learn.keeper import KeeperDecision, Certifier, matured
+from suffice.learn.served import FoldedModels
+from suffice.types import EvidenceSummary, BudgetAccount
 
 _MOST_LOG: Final = 700.0    # whose exponential is still a number
 
 
 @dataclass(slots=True, eq=False)
-class LiveKeeper(Keeper):
-    """`Keeper`, fed from a log.
+class LiveKeeper(Certifier):
+    """`Certifier`, fed from a log.
 
     rests    nothing of its own is fitted: a rollout runs, or has brought what is in force
     """
@@ -35,7 +35,7 @@ class LiveKeeper(Keeper):
 
     def _note_share(self) -> None:
         if not self.is_told:
-            Keeper._note_share(self)  # noqa: SLF001 - its own, of the class above
+            Certifier._note_share(self)  # noqa: SLF001 - its own, of the class above
 
     def begin(self, at: float, windows: Windows) -> None:
         """Begin an epoch at this request.
@@ -52,14 +52,14 @@ class LiveKeeper(Keeper):
         """Levels of the version that is judged, level 0 included; of the plan before there is one."""
         return self.plan.n_levels if self.served is None else self.served.n_levels
 
-    def ends(self, number: int, served: Served) -> Ints | None:
+    def ends(self, number: int, served: FoldedModels) -> Ints | None:
         """The checkpoint, from 0, at which each level of a version ends an audit, shape (M,); None: it is not here."""
         runs = self._epoch.runs
         if runs is None or number >= len(runs):
             return None
         return np.asarray(served.rows(runs.take(np.array([number])))[0])
 
-    def adopt(self, served: Served, runs: AuditRuns | None) -> None:
+    def adopt(self, served: FoldedModels, runs: AuditRuns | None) -> None:
         """Serve and certify another version from here on.
 
         runs  the audits of this epoch as that version reads them, in their order; None: there are none
@@ -70,9 +70,9 @@ class LiveKeeper(Keeper):
         if runs is not None:
             self.take(runs)
 
-    def _refit(self) -> list[Change]:
+    def _refit(self) -> list[KeeperDecision]:
         if not self.rests:
-            return Keeper._refit(self)  # noqa: SLF001 - its own, of the class above
+            return Certifier._refit(self)  # noqa: SLF001 - its own, of the class above
         self._forget_old()  # what a rollout has brought may serve for months
         return []
 
@@ -125,7 +125,7 @@ class LiveKeeper(Keeper):
         one = runs.take(np.array([number]))
         return int(served.rows_at(one, level)[0])
 
-    def outcomes(self) -> Matured | None:
+    def outcomes(self) -> MatureAudits | None:
         """Which audits of this epoch are old enough to be news, and what each counts as at each level.
 
         By age alone, as the detectors hear them: each once, so before its time is over none.
@@ -163,7 +163,7 @@ class LiveKeeper(Keeper):
         return self.level if self.plan.promise == "certified" else self._epoch.spender.floor
 
     @property
-    def spending(self) -> Spending | None:
+    def spending(self) -> BudgetAccount | None:
         """The account of the budgeted mode; None: in certified mode there is none."""
         return None if self.plan.promise == "certified" else self._epoch.spender.account
 

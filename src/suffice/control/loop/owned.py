@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.owned import OWNED, owned_rows
-from suffice.control.evidence.resolution import Diverged, Resolution
+from suffice.control.evidence.resolution import ReplayMismatch, Resolution
 from suffice.control.loop.certify import RouteLoop
 from suffice.learn.audits import AuditRuns
 from suffice.policy.base import Policy, build_policy
@@ -54,5 +54,5 @@ class OwnLoop(RouteLoop):
 
     def _say(self, made: Publication, artefacts: Mapping[str, str]) -> Resolution | None:
         if self.expected and self.expected[0].version != self.address:
-            raise Diverged(f"route {self.name}: its owner has written another policy down")
+            raise ReplayMismatch(f"route {self.name}: its owner has written another policy down")
         return super(OwnLoop, self)._say(replace(made, version=self.address), artefacts)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from suffice.control.evidence.latest import remember
-from suffice.review.select import LEAST_UNCERTAIN, Candidate, Urn, Waiting, of_run, uncertainty
+from suffice.review.select import LEAST_UNCERTAIN, ReviewCandidate, Urn, CandidateQueue, of_run, uncertainty
 from suffice.signals.query import class_of
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.rows.control_events import EpochBegan, LabelWanted
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, LabelRequest, Outcome, Request
@@ -40,7 +40,7 @@ class Candidates:
     point: Callable[[str], float]
     asked: Collection[str]
     below: dict[str, str] = field(default_factory=dict)  # classes that stopping harms, and how that is known
-    waiting: Waiting = field(default_factory=Waiting)
+    waiting: CandidateQueue = field(default_factory=CandidateQueue)
     urn: Urn = field(init=False)
     seq: int = 0                                         # place of the last row that was read
     _open: dict[str, Request] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Candidates:
         """Begin with an empty urn."""
         self.urn = Urn(self.most_drawn)
 
-    def feed(self, stored: Stored) -> None:
+    def feed(self, stored: StoredEvent) -> None:
         """Take the next row of the log in; one that was read before changes nothing."""
         if stored.seq <= self.seq:
             return
@@ -87,7 +87,7 @@ class Candidates:
     def want(self, wanted: LabelRequest) -> None:
         """An audit disagrees at a level in play."""
         if wanted.episode_id not in self.asked:
-            self.waiting.add(Candidate(
+            self.waiting.add(ReviewCandidate(
                 episode_id=wanted.episode_id, route=self.name, why="disagreement", shows="both",
                 because=f"{wanted.why}; without a label it counts as a loss", full_answer=wanted.answer,
                 early_answer=wanted.would_answer, urgency=1 / (1 + wanted.level), deadline_s=wanted.deadline_s,

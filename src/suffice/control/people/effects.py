@@ -17,21 +17,21 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.certify import certified_level, count, log_wealth
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.evidence import evidence
 from suffice.assurance.ledger import next_level
 from suffice.assurance.maturity import AHEAD
 from suffice.assurance.runs import Match, measure_run
-from suffice.control.evidence.audits import Audit, Said, is_evidence, shown, verdicts
+from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence, shown, verdicts
 from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.errors import ConfigError
-from suffice.learn.features import Chosen
-from suffice.review.effect import Effect, Look
+from suffice.learn.features import FeatureSelection
+from suffice.review.effect import Effect, LabelEffect
 from suffice.review.estimate import em_of
-from suffice.review.queue import Place, Queue, label_of
+from suffice.review.queue import ItemState, Queue, label_of
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import Labelled, read_episodes, reading
+from suffice.store.database.views import EpisodeWithLabels, read_episodes, reading
 from suffice.store.people.reviews import read_reviews
 from suffice.store.routes.epochs import place_before
 from suffice.store.routes.in_force import InForce, read_decided
@@ -87,35 +87,35 @@ def _is_review(given: Feedback) -> bool:
     return given.feedback_id.startswith(_BY_REVIEW)
 
 
-def _without(one: Labelled, item: str) -> Labelled:
+def _without(one: EpisodeWithLabels, item: str) -> EpisodeWithLabels:
     """The run without what reviewers' verdicts say of it; another run is as it is."""
     if one.episode.request.episode_id != item:
         return one
     return replace(one, labels=tuple(label for label in one.labels if not _is_review(label.feedback)))
 
 
-def _unsaid(queue: Queue, place: Place) -> Queue:
+def _unsaid(queue: Queue, place: ItemState) -> Queue:
     """The queue as it is without the verdicts on one item."""
     return replace(queue, places={**queue.places, place.item.episode_id: replace(place, verdicts=())})
 
 
-def _is_drawn(queue: Queue, place: Place) -> bool:
+def _is_drawn(queue: Queue, place: ItemState) -> bool:
     drawings = queue.drawings.get(place.item.route, ())
     return any(place.item.episode_id in drawing.drawn for drawing in drawings)
 
 
 def _look(
-    episodes: Sequence[Labelled], route: Route, held: InForce, served: ServedVersion | None, match: Match, window: int,
-    *, em: Estimate | None,
-) -> Look:  # fmt: skip
+    episodes: Sequence[EpisodeWithLabels], route: Route, held: InForce, served: ServedVersion | None, match: Match, window: int,
+    *, em: IntervalEstimate | None,
+) -> LabelEffect:  # fmt: skip
     if served is None:
         return replace(_by_policy(episodes, route, match), em=em)
     audits = _audits(episodes, route)[-window:]
     counts, _ = verdicts([one for one in audits if one.labels], match)
-    chosen = Chosen(tuple(served.version.models[0].features), ())
+    chosen = FeatureSelection(tuple(served.version.models[0].features), ())
     runs = shown(audits, chosen=chosen, match=match, wave=route.wave, counts=counts)
     if runs is None:
-        return Look(n_audits=0, n_pending=0, level=0, n_missing=None, em=em)
+        return LabelEffect(n_audits=0, n_pending=0, level=0, n_missing=None, em=em)
     rows = served.rows(runs)
     labelled = np.isfinite(runs.label_at)
     z = np.where(labelled[:, None], runs.z[rows], runs.d[rows].astype(np.int8))
@@ -127,13 +127,13 @@ def _look(
     level = certified_level(log_wealth(sums, max_em_drop=budget), delta=delta)
     following = next_level(sums, max_em_drop=budget, delta=delta, window=window)
     in_play = runs.d[rows][:, 1 : level + AHEAD + 1].any(axis=1)
-    return Look(
+    return LabelEffect(
         n_audits=len(runs), n_pending=int((in_play & ~labelled).sum()), level=level,
         n_missing=None if following is None else following.n_missing, em=em,
     )  # fmt: skip
 
 
-def _audits(episodes: Sequence[Labelled], route: Route) -> list[Audit]:
+def _audits(episodes: Sequence[EpisodeWithLabels], route: Route) -> list[Audit]:
     """Runs that stand for the traffic, with what was said of them."""
     found = list[Audit]()
     for at, one in enumerate(episodes, 1):
@@ -142,12 +142,12 @@ def _audits(episodes: Sequence[Labelled], route: Route) -> list[Audit]:
             continue
         audit = Audit(seq=one.seq, at=at, ended_at_s=0.0, episode=one.episode)
         for label in one.labels:
-            audit = audit.with_label(Said(label.seq, label.feedback), at)
+            audit = audit.with_label(GivenLabel(label.seq, label.feedback), at)
         found.append(audit)
     return found
 
 
-def _by_policy(episodes: Sequence[Labelled], route: Route, match: Match) -> Look:
+def _by_policy(episodes: Sequence[EpisodeWithLabels], route: Route, match: Match) -> LabelEffect:
     """The same where the owner wrote the policy, or nothing is published: by what the policy itself asked for."""
     runs = [measure_run(one, match) for one in episodes if one.episode.request.ungoverned is None]
     telling = [run for run in runs if run.disagrees is not None]
@@ -157,4 +157,4 @@ def _by_policy(episodes: Sequence[Labelled], route: Route, match: Match) -> Look
         n_disagreements=max(0, n_lost),
     )  # fmt: skip
     n_pending = sum(run.drop is None and run.disagrees is True for run in telling)
-    return Look(n_audits=len(telling), n_pending=n_pending, level=0, n_missing=found.n_missing, em=None)
+    return LabelEffect(n_audits=len(telling), n_pending=n_pending, level=0, n_missing=found.n_missing, em=None)

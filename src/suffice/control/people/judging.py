@@ -21,7 +21,7 @@ from typing import Protocol
 from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.judge import JudgeError, judge_error_bound
 from suffice.assurance.runs import FINISHED_ENDS, LabelledEpisode, Match
-from suffice.control.evidence.grades import Told, compared, graded, persons_word
+from suffice.control.evidence.grades import JudgeGrades, compared, graded, persons_word
 from suffice.edge.judge import Grade
 from suffice.types import Feedback
 
@@ -42,7 +42,7 @@ class Grades(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class JudgingResult:
     """What came of one go."""
 
     n_full: int                  # full runs of the route
@@ -60,7 +60,7 @@ class Judged:
 async def judge_labels(
     episodes: Iterable[LabelledEpisode], judge: Grades, append: Callable[[Feedback], Awaitable[object]], *,
     questions: Mapping[str, str], match: Match, max_em_drop: float, confidence: float, most_calls: int = MOST_CALLS,
-) -> Judged:  # fmt: skip
+) -> JudgingResult:  # fmt: skip
     """Measure a judge on the runs of one route that people labelled, and let it label the others if it is good enough.
 
     append       puts a row into the log; waits until it is there
@@ -86,10 +86,10 @@ async def judge_labels(
     )
     error = judge_error_bound(pairs, confidence=confidence, disagreement=disagreement) if pairs else None
     may_count = error is not None and error.charge < max_em_drop
-    labelled: Mapping[str, Told] = {}
+    labelled: Mapping[str, JudgeGrades] = {}
     if may_count:
         labelled = await grading.each([item for item in known if persons_word(item.labels) is None], counts=True)
-    return Judged(
+    return JudgingResult(
         n_full=len(runs), n_differing=len(differing), n_unknown=len(differing) - len(known),
         n_graded=len(said) + len(labelled), n_ungraded=grading.n_ungraded, n_labelled=len(labelled), error=error,
         disagreement=disagreement, may_count=may_count, reason=_reason(error, max_em_drop),
@@ -105,9 +105,9 @@ class _Grading:
         self._judge, self._append, self._questions, self._left = judge, append, questions, most
         self.n_ungraded = 0
 
-    async def each(self, items: Sequence[LabelledEpisode], *, counts: bool) -> dict[str, Told]:
+    async def each(self, items: Sequence[LabelledEpisode], *, counts: bool) -> dict[str, JudgeGrades]:
         """What was said of the runs that were graded here, by episode; those graded before are left out."""
-        found: dict[str, Told] = {}
+        found: dict[str, JudgeGrades] = {}
         for item in items:
             if self._left < 2 or graded(item.labels, self._judge.model) is not None:
                 continue
@@ -119,13 +119,13 @@ class _Grading:
             await self._append(told.as_feedback(item, self._judge.model, counts=counts))
         return found
 
-    async def _of(self, item: LabelledEpisode) -> Told | None:
+    async def _of(self, item: LabelledEpisode) -> JudgeGrades | None:
         self._left -= 2
         question = self._questions[item.episode.request.question_key]
         answers = item.episode.outcome.answer, item.episode.outcome.would_answer
         grades = await asyncio.gather(*(self._judge.grade(question, answer) for answer in answers))
         full, stopped = (grade.value for grade in grades)
-        return None if full is None or stopped is None else Told(full=full, stopped=stopped)
+        return None if full is None or stopped is None else JudgeGrades(full=full, stopped=stopped)
 
 
 def _id(item: LabelledEpisode) -> str:
@@ -145,7 +145,7 @@ def differs(item: LabelledEpisode) -> bool:
     return outcome.stop_step is not None and outcome.would_answer != outcome.answer
 
 
-def _compared(item: LabelledEpisode, told: Told | None, match: Match) -> list[tuple[float, bool]]:
+def _compared(item: LabelledEpisode, told: JudgeGrades | None, match: Match) -> list[tuple[float, bool]]:
     return compared(item.episode.outcome, persons_word(item.labels), told, match)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from suffice.assurance.money import cost_of
-from suffice.replay.run import Replayed
+from suffice.replay.run import ReplayedRun
 from suffice.settings import Prices
 from suffice.types import Outcome
 
@@ -15,7 +15,7 @@ PRICES: Final = Prices(input_usd_per_mtok=0.4, output_usd_per_mtok=1.6)
 LATELY: Final = 500  # full runs that a saving is estimated by
 
 
-def stopped(outcome: Outcome, replayed: Replayed | None, full_tokens: Sequence[int], *, because: str) -> Outcome:
+def stopped(outcome: Outcome, replayed: ReplayedRun | None, full_tokens: Sequence[int], *, because: str) -> Outcome:
     """The run as it ends where it is stopped, with what that is estimated to have saved.
 
     full_tokens  of the full runs of its route so far
@@ -37,7 +37,7 @@ def stopped(outcome: Outcome, replayed: Replayed | None, full_tokens: Sequence[i
     )  # fmt: skip
 
 
-def noted(outcome: Outcome, replayed: Replayed | None) -> Outcome:
+def noted(outcome: Outcome, replayed: ReplayedRun | None) -> Outcome:
     """A full run with where it would have stopped."""
     if replayed is None or replayed.stop_step is None:
         return outcome

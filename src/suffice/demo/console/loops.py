@@ -8,7 +8,7 @@ from typing import Final
 
 from suffice.review.question import Source
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.store.rows.review_events import Question, QuestionKept, Sources, SourcesKept
+from suffice.store.rows.review_events import QuestionText, QuestionKept, Sources, SourcesKept
 from suffice.types import Outcome, Query, Request, StepRecord, Usage
 
 ROUTE: Final = "research"
@@ -16,7 +16,7 @@ KEPT_S: Final = 60 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
+class DemoRound:
     """One round of a loop."""
 
     action: str
@@ -26,35 +26,35 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loop:
+class DemoLoop:
     """A question with the rounds that its loop went through."""
 
     question: str
-    rounds: tuple[Round, ...]
+    rounds: tuple[DemoRound, ...]
 
 
 LOOPS: Final = (
-    Loop(question="Which river flows through the capital of Austria?", rounds=(
-        Round(action="search", answer=None, read=("Austria lies in Central Europe. Its capital is Vienna.",),
+    DemoLoop(question="Which river flows through the capital of Austria?", rounds=(
+        DemoRound(action="search", answer=None, read=("Austria lies in Central Europe. Its capital is Vienna.",),
               wrote="The capital first: Vienna. Now its river."),
-        Round(action="search", answer="danube", read=(
+        DemoRound(action="search", answer="danube", read=(
             "Vienna lies on the Danube, at the eastern edge of the Alps.",
             "The Wien, a small river, meets the Danube Canal inside the city."), wrote="The Danube, it seems."),
-        Round(action="answer", answer="danube", wrote="Two passages name the Danube; the Wien is the smaller one."),
+        DemoRound(action="answer", answer="danube", wrote="Two passages name the Danube; the Wien is the smaller one."),
     )),
-    Loop(question="In which year was the bridge at Mostar built anew?", rounds=(
-        Round(action="search", answer="1566", read=("The Old Bridge of Mostar was finished in 1566.",),
+    DemoLoop(question="In which year was the bridge at Mostar built anew?", rounds=(
+        DemoRound(action="search", answer="1566", read=("The Old Bridge of Mostar was finished in 1566.",),
               wrote="1566 is when it was built first."),
-        Round(action="search", answer="1566", read=("Its arch spans the Neretva at 24 metres above the water.",)),
-        Round(action="search", answer="2004", read=("Destroyed in 1993, the bridge was rebuilt and opened in 2004.",),
+        DemoRound(action="search", answer="1566", read=("Its arch spans the Neretva at 24 metres above the water.",)),
+        DemoRound(action="search", answer="2004", read=("Destroyed in 1993, the bridge was rebuilt and opened in 2004.",),
               wrote="Built anew: that is 2004."),
-        Round(action="answer", answer="2004", wrote="The question asks for the second time."),
+        DemoRound(action="answer", answer="2004", wrote="The question asks for the second time."),
     )),
-    Loop(question="Who wrote the opera that opens the season most often at La Scala?", rounds=(
-        Round(action="search", answer="verdi", read=("La Scala opens its season on 7 December.",)),
-        Round(action="search", answer="verdi", read=("Verdi's operas have opened more seasons than any other's.",),
+    DemoLoop(question="Who wrote the opera that opens the season most often at La Scala?", rounds=(
+        DemoRound(action="search", answer="verdi", read=("La Scala opens its season on 7 December.",)),
+        DemoRound(action="search", answer="verdi", read=("Verdi's operas have opened more seasons than any other's.",),
               wrote="Verdi, by a wide margin."),
-        Round(action="answer", answer="verdi"),
+        DemoRound(action="answer", answer="verdi"),
     )),
 )  # fmt: skip
 
@@ -89,13 +89,13 @@ def walked(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]
     until_s = at_s + KEPT_S
     return (
         RequestSeen(request),
-        QuestionKept(Question(episode_id=name, route=ROUTE, text=loop.question, expires_at_s=until_s)),
+        QuestionKept(QuestionText(episode_id=name, route=ROUTE, text=loop.question, expires_at_s=until_s)),
         SourcesKept(Sources(episode_id=name, route=ROUTE, sources=tuple(sources), is_cut=False, expires_at_s=until_s)),
         RequestEnded(outcome),
     )
 
 
-def _stop(loop: Loop) -> int | None:
+def _stop(loop: DemoLoop) -> int | None:
     """The first round whose answer is that of the one before."""
     answers = [one.answer for one in loop.rounds]
     return next((at + 1 for at in range(1, len(answers)) if answers[at] == answers[at - 1] is not None), None)

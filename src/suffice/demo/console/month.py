@@ -26,10 +26,10 @@ from suffice.control.jobs.rollup import Rollup
 from suffice.demo.console import ends, loops, people, tries
 from suffice.demo.console.hook import Took
 from suffice.errors import SufficeError
-from suffice.learn.version import Version, load_version
+from suffice.learn.version import FoldedVersion, load_version
 from suffice.policy.base import build_policy
-from suffice.replay.run import Replayed, replay
-from suffice.review.decide import Asked as Wants
+from suffice.replay.run import ReplayedRun, replay
+from suffice.review.decide import IncidentForm as Wants
 from suffice.settings import Settings, parse
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.sqlite import SqliteLog
@@ -38,7 +38,7 @@ from suffice.store.people.deciding import decide_incident, open_incident
 from suffice.store.people.reviews import ask_about
 from suffice.store.routes.in_force import NOTHING, InForce, read_decided
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.kill_events import KillSwitched, Switching
+from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
 from suffice.types import Episode, Outcome, Request
 
 ROUTE: Final = "math"
@@ -110,7 +110,7 @@ class Month:
     rng: random.Random
     aside: random.Random  # of loops: however many there are, the other routes draw the same
     full_tokens: list[int] = field(default_factory=list)  # of full runs, for the estimate of what a stop saved
-    versions: dict[str, Version] = field(default_factory=dict)
+    versions: dict[str, FoldedVersion] = field(default_factory=dict)
     held: InForce = NOTHING
     doubtful: str = ""  # the latest loop whose early answer was another one
     resting: bool = False  # is the kill switch pulled?
@@ -180,7 +180,7 @@ class Month:
     def drill(self, *, on: bool) -> None:
         """Somebody pulls the kill switch, or releases it."""
         reason = "a drill: ann tries the switch" if on else "the drill is over"
-        self._append(KillSwitched(Switching(on=on, reason=reason, stamp=int(self.clock.at_s * 1e9))))
+        self._append(KillSwitched(KillSwitchState(on=on, reason=reason, stamp=int(self.clock.at_s * 1e9))))
         self.resting = on
         self._told()
 
@@ -231,7 +231,7 @@ class Month:
         if not self.log.append(event):
             raise SufficeError("demo: the log is full")
 
-    def _replayed(self, request: Request, outcome: Outcome, level: int) -> Replayed | None:
+    def _replayed(self, request: Request, outcome: Outcome, level: int) -> ReplayedRun | None:
         """Where the version in force stops this run; None: nothing is in force."""
         version = self._version() if level else None
         if version is None:
@@ -239,7 +239,7 @@ class Month:
         policy = build_policy(version.policy(request.question_key, level))
         return replay(Episode(request=request, outcome=outcome), policy, wave=self.settings.routes[ROUTE].wave)
 
-    def _version(self) -> Version | None:
+    def _version(self) -> FoldedVersion | None:
         made = self.held.publication
         if made is None or not made.fit:
             return None

@@ -20,9 +20,9 @@ from suffice.demo.console import ends
 from suffice.demo.console.people import Kind, drawn_from, full_run
 from suffice.errors import SufficeError
 from suffice.gateway.route import BuiltRoute
-from suffice.gateway.variants import Trial, Variants
+from suffice.gateway.variants import RolloutTrial, Variants
 from suffice.replay.run import replay
-from suffice.rollout.experiment import Units
+from suffice.rollout.experiment import UnitIds
 from suffice.rollout.reading import reading as sentences
 from suffice.rollout.rules import rules_of
 from suffice.settings import Settings
@@ -128,7 +128,7 @@ class Tries:
         self.variants.experiments = experiments.running(tried)
         self.variants.standing = {} if serves == own else {ROUTE: self._tables[serves]}
         self.variants.trials = (
-            {} if now is None else {ROUTE: Trial(state=now.state, policy=self._tables[now.state.candidate])}
+            {} if now is None else {ROUTE: RolloutTrial(state=now.state, policy=self._tables[now.state.candidate])}
         )
 
     def ask(self, number: int, *, at_s: float) -> tuple[Request, Outcome, str]:
@@ -139,7 +139,7 @@ class Tries:
             number, drawn_from(KINDS, self.rng), self.rng, route=ROUTE, audit=audit, version="",
             propensity=share if audit else 1 - share, certified=False, setup=self.base.setup, at_s=at_s,
         )  # fmt: skip
-        served, arms = self.variants.place(self.base, lambda: Units(request=request.unit))
+        served, arms = self.variants.place(self.base, lambda: UnitIds(request=request.unit))
         request = replace(request, mode=served.settings.mode, policy_version=served.policy_version, arms=arms)
         replayed = replay(Episode(request=request, outcome=outcome), served.policy, wave=self.base.settings.wave)
         if audit or not served.acts:

@@ -14,7 +14,7 @@ import numpy as np
 
 from suffice.assurance.bounds import Interval, bootstrap_interval
 from suffice.demo import rows
-from suffice.demo.ask import Answered
+from suffice.demo.ask import DemoAnswer
 from suffice.demo.online.plan import name_of
 from suffice.scoring.base import Scorer
 from suffice.types import Episode
@@ -25,7 +25,7 @@ N_DRAWS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class CourseRun:
     """One request that ended, and whether its answer was right."""
 
     period: Period
@@ -64,7 +64,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Audited:
+class AuditTally:
     """The certificate's own audits: each shows the full run and the stop that was not made."""
 
     n: int
@@ -73,11 +73,11 @@ class Audited:
     n_gained: int
 
 
-def run_of(answered: Answered, episode: Episode, scorer: Scorer, *, swapped: bool) -> Run:
+def run_of(answered: DemoAnswer, episode: Episode, scorer: Scorer, *, swapped: bool) -> CourseRun:
     """Put an answer beside its record. `swapped`: was it asked behind the swap?"""
     request, outcome, gold = episode.request, episode.outcome, answered.question.gold
     would_stop = request.audit and outcome.stop_step is not None
-    return Run(
+    return CourseRun(
         period="swapped" if swapped else "certified" if request.certified else "before",
         question=name_of(answered.question),
         episode=episode,
@@ -87,24 +87,24 @@ def run_of(answered: Answered, episode: Episode, scorer: Scorer, *, swapped: boo
     )
 
 
-def audited(runs: Iterable[Run]) -> Audited:
+def audited(runs: Iterable[CourseRun]) -> AuditTally:
     """What audits under the certificate say about it, run by run."""
     found = [run for run in runs if run.period == "certified" and run.by_lot]
     stops = [(run.correct, run.stop_correct) for run in found if run.stop_correct is not None]
-    return Audited(
+    return AuditTally(
         n=len(found), n_stops=len(stops),
         n_lost=sum(full and not stop for full, stop in stops),
         n_gained=sum(bool(stop) and not full for full, stop in stops),
     )  # fmt: skip
 
 
-def all_figures(runs: Sequence[Run], *, sure: bool = False) -> Mapping[Period, Figures]:
+def all_figures(runs: Sequence[CourseRun], *, sure: bool = False) -> Mapping[Period, Figures]:
     """The figures of every period that has begun. `sure`: with intervals, which take a second."""
     parts = {period: [run for run in runs if run.period == period] for period in PERIODS}
     return {period: _figures(period, part, parts["before"], sure=sure) for period, part in parts.items() if part}
 
 
-def _figures(period: Period, runs: Sequence[Run], full: Sequence[Run], *, sure: bool) -> Figures:
+def _figures(period: Period, runs: Sequence[CourseRun], full: Sequence[CourseRun], *, sure: bool) -> Figures:
     compared = period == "certified" and bool(full)
     values = np.array([*(_row(run, 0) for run in full), *(_row(run, 3) for run in runs)])
     groups = [run.question for run in (*full, *runs)]
@@ -124,7 +124,7 @@ def _figures(period: Period, runs: Sequence[Run], full: Sequence[Run], *, sure: 
     )  # fmt: skip
 
 
-def _row(run: Run, at: int) -> list[float]:
+def _row(run: CourseRun, at: int) -> list[float]:
     """(1, right, tokens) in the columns of the full runs, 0, or of the others, 3."""
     found = [0.0] * 6
     found[at : at + 3] = [1.0, float(run.correct), float(run.tokens)]

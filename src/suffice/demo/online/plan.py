@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from suffice.local.tasks import Question
+from suffice.local.tasks import TaskQuestion
 
 ROUTE: Final = "quiz"
 MODEL: Final = "quiz-model"   # what clients ask for, whoever stands behind it
@@ -21,7 +21,7 @@ EACH: Final = 5               # questions between two looks at the log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class DemoPlan:
     """Lengths in requests, and the promise."""
 
     burst: int = 340            # full runs before anything may be learned: audits are dense until 16/max_em_drop
@@ -36,10 +36,10 @@ class Plan:
     period_s: float = 1.0
 
 
-SMALL: Final = Plan(burst=180, most=300, n_certified=60, n_swapped=15, max_em_drop=0.1)
+SMALL: Final = DemoPlan(burst=180, most=300, n_certified=60, n_swapped=15, max_em_drop=0.1)
 
 
-def toml(plan: Plan, *, upstream: str, driver: str, slots: int, database: Path) -> str:
+def toml(plan: DemoPlan, *, upstream: str, driver: str, slots: int, database: Path) -> str:
     """The settings file. It names no policy: what stops the route is learned and certified, or nothing does."""
     return f"""\
 [upstreams.local]
@@ -69,7 +69,7 @@ url = "sqlite:///{database}"
 """
 
 
-def drawn(pool: Sequence[Question], *, seed: int = SEED) -> Iterator[Question]:
+def drawn(pool: Sequence[TaskQuestion], *, seed: int = SEED) -> Iterator[TaskQuestion]:
     """Traffic without end: questions drawn from the pool with replacement, each request with an id of its own.
 
     So the traffic is the same from the first request to the last, and a question may come again, as in life.
@@ -80,6 +80,6 @@ def drawn(pool: Sequence[Question], *, seed: int = SEED) -> Iterator[Question]:
         yield replace(question, id=f"{question.id}#{number}")
 
 
-def name_of(question: Question) -> str:
+def name_of(question: TaskQuestion) -> str:
     """The question in the pool that a request asked."""
     return question.id.partition("#")[0]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from suffice.demo.online import course
 from suffice.demo.online.course import Figures, Period
-from suffice.demo.online.story import Report, n_reconciled
+from suffice.demo.online.story import DemoReport, n_reconciled
 from suffice.demo.show import points, span
 
 TITLES: Final[Mapping[Period, str]] = {"before": "before", "certified": "certified", "swapped": "swapped"}
@@ -44,7 +44,7 @@ def _cells(one: Figures) -> list[str]:
     return [*plain, change, f"{one.tokens:.1f}", saved]
 
 
-def verdict(report: Report, figures: Mapping[Period, Figures]) -> str:
+def verdict(report: DemoReport, figures: Mapping[Period, Figures]) -> str:
     """What it comes to, whatever it is."""
     plan, held = report.plan, report.certified
     promise = f"a drop of at most {100 * plan.max_em_drop:g} points of EM at {plan.confidence:.0%}"
@@ -61,7 +61,7 @@ def verdict(report: Report, figures: Mapping[Period, Figures]) -> str:
     )
 
 
-def facts(report: Report) -> list[str]:
+def facts(report: DemoReport) -> list[str]:
     """What a careful reader asks next."""
     found, runs = [], report.runs
     full = course.all_figures(runs).get("before")
@@ -95,11 +95,11 @@ def facts(report: Report) -> list[str]:
     return [*found, line]
 
 
-def _needed(report: Report) -> str:
+def _needed(report: DemoReport) -> str:
     return f"{1 / (1 - report.plan.confidence):.0f}"
 
 
-def _swap(report: Report) -> list[str]:
+def _swap(report: DemoReport) -> list[str]:
     """Who answered behind the swap, and from which request on everything ran in full."""
     after = [run for run in report.runs if run.period == "swapped"]
     if not after:
@@ -114,7 +114,7 @@ def _swap(report: Report) -> list[str]:
     return [f"{who}: from request {first} of {len(after)} on everything ran in full{why}"]
 
 
-def show(console: Console, report: Report) -> Mapping[Period, Figures]:
+def show(console: Console, report: DemoReport) -> Mapping[Period, Figures]:
     """Print the end of the story; the figures that were shown."""
     figures = course.all_figures(report.runs, sure=True)
     console.print()
@@ -130,7 +130,7 @@ def show(console: Console, report: Report) -> Mapping[Period, Figures]:
     return figures
 
 
-def write_report(report: Report, figures: Mapping[Period, Figures], path: Path) -> None:
+def write_report(report: DemoReport, figures: Mapping[Period, Figures], path: Path) -> None:
     """Write the figures as JSON."""
     made = report.certified.publication if report.certified is not None else None
     plain = {

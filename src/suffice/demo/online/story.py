@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Protocol
 
 from suffice.demo import rows
-from suffice.demo.ask import Answered, Pass, ask_all
+from suffice.demo.ask import DemoAnswer, Pass, ask_all
 from suffice.demo.online import course
-from suffice.demo.online.course import Run
-from suffice.demo.online.plan import EACH, MODEL, ROUTE, Plan, drawn, toml
+from suffice.demo.online.course import CourseRun
+from suffice.demo.online.plan import EACH, MODEL, ROUTE, DemoPlan, drawn, toml
 from suffice.demo.run import predicted_tokens
 from suffice.errors import LocalModelError
 from suffice.extras import how_to_install
-from suffice.local.tasks import Question
+from suffice.local.tasks import TaskQuestion
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serving
 from suffice.store.database.views import read_episodes
-from suffice.store.routes.in_force import NOTHING_DECIDED, Decided, InForce, read_decided
+from suffice.store.routes.in_force import NOTHING_DECIDED, DeploymentState, InForce, read_decided
 from suffice.wiring import load_settings
 
 FOLLOWED_S = 1.5  # within which the gateway, which looks once a second, does as the log says
@@ -36,7 +36,7 @@ WRITTEN_S = 5.0   # within which the log has the outcome of a request that was a
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class DemoWorld:
     """The model server, and how another model takes its place at the same address and under the same name."""
 
     url: str
@@ -51,7 +51,7 @@ class Snapshot:
     """Where the demonstration stands."""
 
     held: InForce
-    runs: Sequence[Run]
+    runs: Sequence[CourseRun]
     n_asked: int
     n_until: int       # requests at which this part of the story ends
     ends: bool         # is this the last look of the part?
@@ -70,11 +70,11 @@ class Screen(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class DemoReport:
     """What came of it."""
 
-    plan: Plan
-    runs: Sequence[Run]
+    plan: DemoPlan
+    runs: Sequence[CourseRun]
     held: InForce                     # at the end
     certified: InForce | None         # when the swap was made; None: nothing was certified
     n_predicted: int | None           # generated tokens as the model servers count them; None: they do not say
@@ -86,17 +86,17 @@ class _Client:
     """Asks, sends the right answer back, and follows the log."""
 
     url: str
-    plan: Plan
+    plan: DemoPlan
     database: Path
-    traffic: Iterator[Question]
+    traffic: Iterator[TaskQuestion]
     screen: Screen
     scorer: Scorer
-    runs: list[Run] = field(default_factory=list)
+    runs: list[CourseRun] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     n_asked: int = 0
-    _open: dict[str, tuple[Answered, bool]] = field(default_factory=dict)  # answered, and not yet in the log
+    _open: dict[str, tuple[DemoAnswer, bool]] = field(default_factory=dict)  # answered, and not yet in the log
     _seq: int = 0
-    _decided: Decided = NOTHING_DECIDED
+    _decided: DeploymentState = NOTHING_DECIDED
 
     @property
     def held(self) -> InForce:
@@ -169,8 +169,8 @@ def news(before: InForce, now: InForce) -> list[str]:
 
 
 async def run(
-    plan: Plan, world: World, folder: Path, pool: Sequence[Question], screen: Screen, *, first_s: float = 1.0
-) -> Report:
+    plan: DemoPlan, world: DemoWorld, folder: Path, pool: Sequence[TaskQuestion], screen: Screen, *, first_s: float = 1.0
+) -> DemoReport:
     """Run the whole story. Raises LocalModelError without scikit-learn, and what the gateway raises.
 
     folder   an empty one: the settings and the log go there, `online.toml` and `online.db`
@@ -198,18 +198,18 @@ async def run(
             await client.ask(plan.n_swapped, swapped=True)
             await client.heard(lambda: client.held.in_burst, within_s=max(DECIDED_S, 10 * plan.period_s))
         counted.append(await _count(world, 1))
-    return Report(
+    return DemoReport(
         plan=plan, runs=tuple(client.runs), held=client.held, certified=certified, errors=tuple(client.errors),
         n_predicted=None if None in counted else sum(one for one in counted if one is not None),
     )  # fmt: skip
 
 
-async def _count(world: World, sign: int) -> int | None:
+async def _count(world: DemoWorld, sign: int) -> int | None:
     """What the model server has counted so far, with a sign; a server that takes another's place begins at 0."""
     found = await asyncio.to_thread(predicted_tokens, world.url)
     return None if found is None else sign * found
 
 
-def n_reconciled(runs: Sequence[Run]) -> int:
+def n_reconciled(runs: Sequence[CourseRun]) -> int:
     """Requests whose upstream usage is the client's plus the overhead."""
     return sum(rows.reconciled(run.episode) for run in runs)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.replay.estimate.runs import Evidence
-from suffice.replay.logs.formats import Call
+from suffice.replay.estimate.runs import LevelOutcomes
+from suffice.replay.logs.formats import LoggedCall
 
 N_DRAWS = 1_000
 INTERVAL = 0.9               # of every interval that is printed
@@ -26,7 +26,7 @@ DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
+class QuantityInterval:
     """A quantity with the interval that holds it with the printed confidence."""
 
     middle: float
@@ -35,45 +35,45 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
+class LevelEstimate:
     """One level of the ladder on the runs of the log."""
 
     name: str
     stopped: float               # share of runs that it stops
-    saving: Range                # share of the full runs' generated tokens, probes paid
-    disagreement: Range          # share of runs that it answers otherwise
+    saving: QuantityInterval                # share of the full runs' generated tokens, probes paid
+    disagreement: QuantityInterval          # share of runs that it answers otherwise
     audits: float | None         # full runs that a certificate takes at the middle disagreement; None: out of reach
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Promise:
+class CertifiableLevel:
     """What can be certified in one way of judging a stop."""
 
     judged_by: str               # "agreement" or "labels"
     p_any: float                 # chance that any level at all is certified with the audits allowed
     level: str | None            # the level certified most often among the draws; None: none
-    saving: Range                # of a request that is no audit; 0 where nothing is certified
-    audits: Range | None         # that the certificate takes, where there is one
-    days: Range | None           # to gather them; None: no certificate, or no times in the log
-    audit_cost: Range            # share of tokens: what audits forgo, and their probes
-    net_saving: Range            # of all traffic, audits counted
-    net_saving_of_all_tokens: Range | None  # prompts counted as well; None: the log has no prompt counts
+    saving: QuantityInterval                # of a request that is no audit; 0 where nothing is certified
+    audits: QuantityInterval | None         # that the certificate takes, where there is one
+    days: QuantityInterval | None           # to gather them; None: no certificate, or no times in the log
+    audit_cost: QuantityInterval            # share of tokens: what audits forgo, and their probes
+    net_saving: QuantityInterval            # of all traffic, audits counted
+    net_saving_of_all_tokens: QuantityInterval | None  # prompts counted as well; None: the log has no prompt counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
+class LogTraffic:
     """How much there is. None: the log does not say."""
 
     n_calls: int
     n_requests: int              # full runs that they stand for
     span_s: float | None         # from the first call to the last
-    requests_per_day: Range | None
+    requests_per_day: QuantityInterval | None
     completion_share: float | None   # generated tokens among all tokens
     n_counted: int               # calls with their tokens counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class LogEstimate:
     """Everything that is said of a log."""
 
     max_em_drop: float
@@ -83,10 +83,10 @@ class Estimate:
     n_runs: int
     n_questions: int
     ladder: str
-    traffic: Traffic
-    levels: tuple[Level, ...]
-    promises: tuple[Promise, ...]
-    drop_per_disagreement: Range
+    traffic: LogTraffic
+    levels: tuple[LevelEstimate, ...]
+    promises: tuple[CertifiableLevel, ...]
+    drop_per_disagreement: QuantityInterval
     assumed: tuple[str, ...]
 
 
@@ -129,8 +129,8 @@ def audits_to_certify(
 
 
 def estimate(
-    evidence: Evidence,
-    traffic: Traffic,
+    evidence: LevelOutcomes,
+    traffic: LogTraffic,
     *,
     max_em_drop: float,
     confidence: float,
@@ -138,7 +138,7 @@ def estimate(
     most_audits: int,
     rng: np.random.Generator,
     assumed: Sequence[str] = (),
-) -> Estimate:
+) -> LogEstimate:
     """Estimate from what the levels did with the runs of a log.
 
     max_em_drop  fraction; audit_share  fraction of requests that run in full for good
@@ -157,14 +157,14 @@ def estimate(
     rate = _rates(traffic, rng)
     saving = _savings(evidence, weights, rng)
 
-    def promise(judged_by: str, risk: NDArray[np.float64]) -> Promise:
+    def promise(judged_by: str, risk: NDArray[np.float64]) -> CertifiableLevel:
         audits = audits_to_certify(risk, max_em_drop=max_em_drop, confidence=confidence)
         certified = _last_of_unbroken_run(audits <= most_audits)
         return _promise(
             judged_by, certified, audits, saving, probing, rate, evidence.levels, audit_share, traffic.completion_share
         )
 
-    return Estimate(
+    return LogEstimate(
         max_em_drop=max_em_drop,
         confidence=confidence,
         audit_share=audit_share,
@@ -195,7 +195,7 @@ def _weights(
 
 
 def _savings(
-    evidence: Evidence, weights: NDArray[np.float64], rng: np.random.Generator
+    evidence: LevelOutcomes, weights: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Share of the full runs' tokens that each level saves, drawn (draws x levels).
 
@@ -211,7 +211,7 @@ def _savings(
 
 
 def _per_disagreement(
-    evidence: Evidence, weights: NDArray[np.float64], rng: np.random.Generator
+    evidence: LevelOutcomes, weights: NDArray[np.float64], rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], str]:
     """EM drop per disagreement, drawn (draws); and what is assumed of it."""
     low, high = DROP_PER_DISAGREEMENT
@@ -226,7 +226,7 @@ def _per_disagreement(
     return share, "what a differing answer costs in Exact Match is as in the traces named by --like"
 
 
-def _rates(traffic: Traffic, rng: np.random.Generator) -> NDArray[np.float64] | None:
+def _rates(traffic: LogTraffic, rng: np.random.Generator) -> NDArray[np.float64] | None:
     """Requests a day, drawn: Gamma with the count's own spread."""
     if traffic.requests_per_day is None or traffic.span_s is None:
         return None
@@ -248,7 +248,7 @@ def _promise(
     levels: Sequence[str],
     audit_share: float,
     completion_share: float | None,
-) -> Promise:
+) -> CertifiableLevel:
     draws = np.arange(len(certified))
     has = certified >= 0
     place = np.maximum(certified, 0)
@@ -257,7 +257,7 @@ def _promise(
     net = saved - cost
     needed = audits[draws, place][has]
     counts = np.bincount(certified[has], minlength=len(levels)) if has.any() else None
-    return Promise(
+    return CertifiableLevel(
         judged_by=judged_by,
         p_any=float(has.mean()),
         level=None if counts is None else levels[int(counts.argmax())],
@@ -271,16 +271,16 @@ def _promise(
 
 
 def _levels(
-    evidence: Evidence,
+    evidence: LevelOutcomes,
     saving: NDArray[np.float64],
     disagreement: NDArray[np.float64],
     max_em_drop: float,
     confidence: float,
-) -> tuple[Level, ...]:
+) -> tuple[LevelEstimate, ...]:
     middles = np.median(disagreement, axis=0)
     audits = audits_to_certify(middles, max_em_drop=max_em_drop, confidence=confidence)
     return tuple(
-        Level(
+        LevelEstimate(
             name=name,
             stopped=float(evidence.stopped[:, j].mean()),
             saving=_range(saving[:, j]),
@@ -291,13 +291,13 @@ def _levels(
     )
 
 
-def _range(values: NDArray[np.float64]) -> Range:
+def _range(values: NDArray[np.float64]) -> QuantityInterval:
     ends = np.quantile(values, [(1 - INTERVAL) / 2, 0.5, (1 + INTERVAL) / 2])
     low, middle, high = ends.round(12) + 0.0  # sums of weights leave a trace of -0
-    return Range(middle=float(middle), low=float(low), high=float(high))
+    return QuantityInterval(middle=float(middle), low=float(low), high=float(high))
 
 
-def traffic_of(calls: Sequence[Call], n_requests: int, rng: np.random.Generator) -> Traffic:
+def traffic_of(calls: Sequence[LoggedCall], n_requests: int, rng: np.random.Generator) -> LogTraffic:
     """How many requests a day, and which share of the tokens is generated.
 
     n_requests  full runs that the calls stand for: a vote's calls are one request
@@ -310,7 +310,7 @@ def traffic_of(calls: Sequence[Call], n_requests: int, rng: np.random.Generator)
     per_day = None
     if span is not None:
         per_day = _range(np.asarray(rng.gamma(max(1.0, n_requests - 1.0), size=N_DRAWS)) / (span / DAY_S))
-    return Traffic(
+    return LogTraffic(
         n_calls=len(calls),
         n_requests=n_requests,
         span_s=span,

@@ -19,7 +19,7 @@ from suffice.episode import vote
 from suffice.episode.probe import visible
 from suffice.episode.segment import Segmenter
 from suffice.policy.base import build_policy
-from suffice.replay.logs.formats import Call
+from suffice.replay.logs.formats import LoggedCall
 from suffice.replay.traces.batch import Batch
 from suffice.scoring.base import Scorer
 from suffice.settings import Probe, Steps
@@ -44,7 +44,7 @@ LADDERS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class LogRun:
     """One full run, as far as it can be replayed."""
 
     question: str            # groups runs of the same question
@@ -57,7 +57,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class LevelOutcomes:
     """What each level would have done with each run: R runs, L levels from the safe end."""
 
     ladder: str
@@ -77,27 +77,27 @@ class Evidence:
 
 
 @dataclass(slots=True)
-class Found:
+class LogRuns:
     """Runs that could be made of a log's calls, and what became of the others."""
 
-    runs: list[Run] = field(default_factory=list)
+    runs: list[LogRun] = field(default_factory=list)
     kind: Kind | None = None
     n_unfit: int = 0         # calls, or prompts, that show too little to be replayed
 
 
-def runs_of_calls(calls: Sequence[Call], scorer: Scorer) -> Found:
+def runs_of_calls(calls: Sequence[LoggedCall], scorer: Scorer) -> LogRuns:
     """Thoughts where most calls show one, else votes over calls of one prompt; none of both: no runs."""
     if 2 * sum(any(call.thoughts) for call in calls) >= len(calls) > 0:
         thoughts = [run for call in calls for run in _thought_runs(call, scorer)]
-        return Found(runs=thoughts, kind="reasoning", n_unfit=sum(len(c.texts) for c in calls) - len(thoughts))
-    by_prompt: dict[str, list[Call]] = defaultdict(list)
+        return LogRuns(runs=thoughts, kind="reasoning", n_unfit=sum(len(c.texts) for c in calls) - len(thoughts))
+    by_prompt: dict[str, list[LoggedCall]] = defaultdict(list)
     for call in calls:
         by_prompt[call.prompt or f"call {len(by_prompt)}"].append(call)
     votes = [run for prompt, asked in by_prompt.items() if (run := _vote_run(prompt, asked, scorer)) is not None]
-    return Found(runs=votes, kind="samples" if votes else None, n_unfit=len(by_prompt) - len(votes))
+    return LogRuns(runs=votes, kind="samples" if votes else None, n_unfit=len(by_prompt) - len(votes))
 
 
-def _vote_run(prompt: str, calls: Sequence[Call], scorer: Scorer) -> Run | None:
+def _vote_run(prompt: str, calls: Sequence[LoggedCall], scorer: Scorer) -> LogRun | None:
     """The answers to one prompt in the order of their calls; tokens of a call are shared equally by its choices."""
     steps: list[Step] = []
     for call in sorted(calls, key=lambda c: c.at_s or 0.0):
@@ -112,13 +112,13 @@ def _vote_run(prompt: str, calls: Sequence[Call], scorer: Scorer) -> Run | None:
     if len(steps) < LEAST_SAMPLES:
         return None
     kept = tuple(steps[:MOST_SAMPLES])
-    return Run(
+    return LogRun(
         question=prompt, kind="samples", steps=kept, full_answer=vote.count([s.answer for s in kept]).answer,
         full_tokens=sum(s.tokens for s in kept),
     )  # fmt: skip
 
 
-def _thought_runs(call: Call, scorer: Scorer) -> Iterator[Run]:
+def _thought_runs(call: LoggedCall, scorer: Scorer) -> Iterator[LogRun]:
     """One run for each choice that shows its thought, cut at lines as the gateway does."""
     n = len(call.texts)
     for text, thought in zip(call.texts, call.thoughts, strict=True):
@@ -129,7 +129,7 @@ def _thought_runs(call: Call, scorer: Scorer) -> Iterator[Run]:
         share = len(thought) / length
         thinking = full * share if call.reasoning_tokens is None else min(full, call.reasoning_tokens / n)
         steps = tuple(_visible_steps(thought, thinking, scorer))
-        yield Run(
+        yield LogRun(
             question=call.prompt or text[:200], kind="reasoning", steps=steps,
             full_answer=scorer.extract(text), full_tokens=max(1, round(full)),
             answer_tokens=max(0, round(full - thinking)),
@@ -151,9 +151,9 @@ def _visible_steps(thought: str, tokens: float, scorer: Scorer) -> Iterator[Step
             yield step
 
 
-def runs_of_traces(batches: Iterable[Batch]) -> Found:
+def runs_of_traces(batches: Iterable[Batch]) -> LogRuns:
     """The runs of recorded traces, of one kind: that of the first batch."""
-    found = Found()
+    found = LogRuns()
     for batch in batches:
         found.kind = found.kind or batch.kind
         if batch.kind != found.kind:
@@ -164,7 +164,7 @@ def runs_of_traces(batches: Iterable[Batch]) -> Found:
             # A chain's last step is its own end with the answer behind it: stopping there saves nothing.
             tail = 0 if batch.kind == "samples" else _tail_tokens(batch.meta[i])
             found.runs.append(
-                Run(
+                LogRun(
                     question=batch.question_id[i], kind=batch.kind,
                     steps=steps if batch.kind == "samples" else steps[:-1], full_answer=batch.full_answer[i],
                     full_tokens=int(batch.full_tokens[i]), answer_tokens=tail, gold=batch.gold[i],
@@ -183,7 +183,7 @@ def _tail_tokens(meta: str | None) -> int:
         return 0
 
 
-def replay_ladder(found: Found, scorer: Scorer) -> Evidence:
+def replay_ladder(found: LogRuns, scorer: Scorer) -> LevelOutcomes:
     """Every level on every run. Needs at least one run."""
     runs = found.runs
     name = _ladder_for(found)
@@ -215,7 +215,7 @@ def replay_ladder(found: Found, scorer: Scorer) -> Evidence:
                 break
         for level in open_levels:  # never stopped: probes were paid all the same
             tokens[i, level] += sum(s.probe_tokens for s in run.steps)
-    return Evidence(
+    return LevelOutcomes(
         ladder=name,
         levels=tuple(_words(spec) for spec in LADDERS[name]),
         question=tuple(run.question for run in runs),
@@ -228,14 +228,14 @@ def replay_ladder(found: Found, scorer: Scorer) -> Evidence:
     )
 
 
-def _ladder_for(found: Found) -> str:
+def _ladder_for(found: LogRuns) -> str:
     if found.kind == "samples":
         return "votes"
     probed = sum(any(s.logprobs or s.confidence is not None for s in run.steps) for run in found.runs)
     return "trial answers" if 2 * probed >= len(found.runs) else "visible answers"
 
 
-def _spent(run: Run, place: int) -> int:
+def _spent(run: LogRun, place: int) -> int:
     """Tokens of a run that is stopped behind the step at `place`, from 0."""
     if run.kind == "samples":
         drawn = min(len(run.steps), -(-(place + 1) // WAVE) * WAVE)
@@ -244,7 +244,7 @@ def _spent(run: Run, place: int) -> int:
     return sum(s.tokens + s.ctx_tokens + s.probe_tokens for s in seen) + run.answer_tokens
 
 
-def _probing(run: Run) -> int:
+def _probing(run: LogRun) -> int:
     """What an audit of this run would spend on probes; samples and visible answers need none."""
     if run.kind != "reasoning":
         return 0
@@ -252,7 +252,7 @@ def _probing(run: Run) -> int:
     return recorded or len(run.steps) * Probe().max_tokens
 
 
-def _is_right(answer: str | None, run: Run, scorer: Scorer) -> bool:
+def _is_right(answer: str | None, run: LogRun, scorer: Scorer) -> bool:
     gold = run.gold or ""
     return scorer.match(answer, scorer.normalise(gold) or gold)
 

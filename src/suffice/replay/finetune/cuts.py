@@ -21,13 +21,13 @@ import msgspec
 from suffice.assurance.runs import Match, measure_run
 from suffice.errors import ConfigError
 from suffice.learn.censoring import by_design, fate
-from suffice.learn.pairs import Cut, Message, Seen, Stop
+from suffice.learn.pairs import CutRun, Message, Seen, StopRecord
 from suffice.policy.protocol import Policy
 from suffice.replay.finetune.texts import Consent, Text, Texts
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.read import read_traces
 from suffice.signals.observe import Observer
-from suffice.store.database.views import Labelled
+from suffice.store.database.views import EpisodeWithLabels
 from suffice.types import Outcome, Request
 
 ANSWER: Final = "{answer}"  # how an answer that is known in its normal form alone is written out
@@ -48,7 +48,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Acting:
+class StoppingPolicy:
     """What stops one prompt's runs."""
 
     policy: Policy
@@ -57,15 +57,15 @@ class Acting:
     models: frozenset[str] | None  # that it is certified for; None: it is not certified
 
 
-Chooses: TypeAlias = Callable[[str], Acting]  # what stops the runs of a prompt, by its key
+Chooses: TypeAlias = Callable[[str], StoppingPolicy]  # what stops the runs of a prompt, by its key
 
 
 # --------------------------------------------------------------------------- the log, with its owner's texts
 
 
 def cuts_of_log(
-    episodes: Iterable[Labelled], texts: Texts, terms: Terms, *, match: Match, left_out: Counter[str]
-) -> Iterator[Cut]:
+    episodes: Iterable[EpisodeWithLabels], texts: Texts, terms: Terms, *, match: Match, left_out: Counter[str]
+) -> Iterator[CutRun]:
     """Cut the runs of a route of kind `reasoning` where its policy stopped them, or would have.
 
     match     does an answer equal a reference? The route's scorer
@@ -73,13 +73,13 @@ def cuts_of_log(
     """
     for item in episodes:
         found = _of_run(item, texts, terms, match)
-        if isinstance(found, Cut):
+        if isinstance(found, CutRun):
             yield found
         elif found is not None:
             left_out[found] += 1
 
 
-def _of_run(item: Labelled, texts: Texts, terms: Terms, match: Match) -> Cut | str | None:
+def _of_run(item: EpisodeWithLabels, texts: Texts, terms: Terms, match: Match) -> CutRun | str | None:
     """The cut of one run; or why there is none; None: it is none of ours."""
     request, outcome = item.episode.request, item.episode.outcome
     what = fate(request, outcome)
@@ -116,7 +116,7 @@ class _Judged:
     labelled: bool
 
 
-def _judged(item: Labelled, match: Match) -> _Judged | str:
+def _judged(item: EpisodeWithLabels, match: Match) -> _Judged | str:
     """What the stop did; or why that is no lesson."""
     run = measure_run(item, match)
     if run.stopped:
@@ -137,7 +137,7 @@ def _judged(item: Labelled, match: Match) -> _Judged | str:
     return _Judged(kept=run.drop < 0, gained=run.drop < 0, labelled=True)
 
 
-def _with_text(request: Request, outcome: Outcome, text: Text, judged: _Judged, terms: Terms) -> Cut | str:
+def _with_text(request: Request, outcome: Outcome, text: Text, judged: _Judged, terms: Terms) -> CutRun | str:
     place = _cut_place(outcome, text, estimate=terms.estimate_cuts)
     if isinstance(place, str):
         return place
@@ -145,7 +145,7 @@ def _with_text(request: Request, outcome: Outcome, text: Text, judged: _Judged, 
     in_words = outcome.answer if text.answer is None else text.answer.strip()
     would = None if outcome.would_answer is None else terms.say(outcome.would_answer)
     version, _, level = request.policy_version.partition("@")
-    return Cut(
+    return CutRun(
         messages=text.messages or (),
         thought=thought,
         rest=rest,
@@ -154,7 +154,7 @@ def _with_text(request: Request, outcome: Outcome, text: Text, judged: _Judged, 
         full_answer=None if outcome.stopped else in_words,
         kept=judged.kept,
         labelled=judged.labelled,
-        stop=Stop(
+        stop=StopRecord(
             policy_version=version, certified=request.certified, level=int(level) if level.isdecimal() else None,
             step=outcome.stop_step or 0, n_steps=None if outcome.stopped else len(outcome.steps),
             seen=_seen(request, outcome), model=outcome.model or request.model, exact=exact,
@@ -205,7 +205,7 @@ def _boundary(thought: str, at: int) -> int:
 
 def cuts_of_traces(
     files: Iterable[Path], chooses: Chooses, terms: Terms, *, where: str | None, left_out: Counter[str]
-) -> Iterator[Cut]:
+) -> Iterator[CutRun]:
     """Cut recorded chains where a policy stops them, read step by step as live.
 
     where     which runs, see `replay.traces.where`; None: all
@@ -220,13 +220,13 @@ def cuts_of_traces(
             raise ConfigError(f"{batch.file}: has no texts of its steps; `suffice record` keeps them")
         for i in range(len(batch)):
             found = _of_trace(batch, i, chooses, terms)
-            if isinstance(found, Cut):
+            if isinstance(found, CutRun):
                 yield found
             else:
                 left_out[found] += 1
 
 
-def _of_trace(batch: Batch, i: int, chooses: Chooses, terms: Terms) -> Cut | str:
+def _of_trace(batch: Batch, i: int, chooses: Chooses, terms: Terms) -> CutRun | str:
     acting = chooses(batch.question_id[i])
     certified = acting.models is not None and batch.model[i] in acting.models
     if not certified and not terms.uncertified:
@@ -244,7 +244,7 @@ def _of_trace(batch: Batch, i: int, chooses: Chooses, terms: Terms) -> Cut | str
     judged = _judged_trace(batch, i, at)
     if isinstance(judged, str):
         return judged
-    return _trace_cut(batch, i, at, judged, terms, Stop(
+    return _trace_cut(batch, i, at, judged, terms, StopRecord(
         policy_version=acting.version, certified=certified, level=acting.level, step=at + 1,
         n_steps=int(batch.offset[i + 1] - batch.offset[i]), seen="recorded", model=batch.model[i],
     ))  # fmt: skip
@@ -277,14 +277,14 @@ def _judged_trace(batch: Batch, i: int, at: int) -> _Judged | str:
     return _Judged(kept=right, gained=right and not full_ok, labelled=True)
 
 
-def _trace_cut(batch: Batch, i: int, at: int, judged: _Judged, terms: Terms, stop: Stop) -> Cut:
+def _trace_cut(batch: Batch, i: int, at: int, judged: _Judged, terms: Terms, stop: StopRecord) -> CutRun:
     start, end = int(batch.offset[i]), int(batch.offset[i + 1])
     texts = [text or "" for text in (batch.text or [])[start:end]]
     stopped, full = batch.answer[start + at] or "", batch.full_answer[i]
     # The last step holds the end of the thought and the answer behind it, which is told apart by its own words alone.
     behind = texts[-1].rstrip()
     last = behind[: -len(full)] if full and behind.endswith(full) else ""
-    return Cut(
+    return CutRun(
         messages=_prompt(batch.question[i] or ""),
         thought="".join(texts[: at + 1]),
         rest="".join(texts[at + 1 : -1]) + last,

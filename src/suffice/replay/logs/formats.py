@@ -1,4 +1,4 @@
-"""What one record of a log says, in the words of four kinds of log. Pure: values in, a `Call` out.
+"""What one record of a log says, in the words of four kinds of log. Pure: values in, a `LoggedCall` out.
 
     openai    {"request": …, "response": …}, the Batch API's lines, or a bare chat completion
               (OpenAI API reference, "Chat" and "Batch")
@@ -27,7 +27,7 @@ FINISHED = frozenset({"success", "completed", "200", ""})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class LoggedCall:
     """One finished call of a model. None: the log does not say."""
 
     prompt: str                    # hash: the same for calls that asked the same; "": unknown
@@ -47,7 +47,7 @@ def prompt_key(asked: object) -> str:
     return hashlib.blake2b(msgspec.json.encode(asked), digest_size=12).hexdigest()
 
 
-def openai(item: Mapping[str, Any]) -> Call | None:
+def openai(item: Mapping[str, Any]) -> LoggedCall | None:
     """A request with its response, a line of a batch's output, or a bare response."""
     request = _mapping(item.get("request")) or _mapping(item.get("body")) or item
     request = _mapping(request.get("body")) or request
@@ -58,7 +58,7 @@ def openai(item: Mapping[str, Any]) -> Call | None:
     return completion(response, asked=asked, at=at)
 
 
-def litellm(item: Mapping[str, Any]) -> Call | None:
+def litellm(item: Mapping[str, Any]) -> LoggedCall | None:
     """One StandardLoggingPayload, or one row of the spend logs. Failed calls and cache hits are left out."""
     if str(item.get("status") or "").lower() not in FINISHED or item.get("cache_hit") in (True, "True", "true"):
         return None
@@ -71,7 +71,7 @@ def litellm(item: Mapping[str, Any]) -> Call | None:
     return None if found is None else _counted(found, item, ("prompt_tokens",), ("completion_tokens",))
 
 
-def langfuse(item: Mapping[str, Any]) -> Call | None:
+def langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
     """One observation. Those that are no GENERATION are left out."""
     if str(item.get("type", "GENERATION")).upper() != "GENERATION":
         return None
@@ -99,7 +99,7 @@ def langfuse(item: Mapping[str, Any]) -> Call | None:
     )
 
 
-READERS: Mapping[str, Callable[[Mapping[str, Any]], Call | None]] = {
+READERS: Mapping[str, Callable[[Mapping[str, Any]], LoggedCall | None]] = {
     "openai": openai, "litellm": litellm, "langfuse": langfuse,
 }  # fmt: skip
 
@@ -118,7 +118,7 @@ def format_of(item: Mapping[str, Any]) -> str | None:
 # --------------------------------------------------------------------------- what they share
 
 
-def completion(response: Mapping[str, Any], *, asked: object, at: object) -> Call | None:
+def completion(response: Mapping[str, Any], *, asked: object, at: object) -> LoggedCall | None:
     """A chat or plain completion as OpenAI's API has it; None: it holds no answer.
 
     asked  the messages or the prompt
@@ -128,7 +128,7 @@ def completion(response: Mapping[str, Any], *, asked: object, at: object) -> Cal
     said = [_said(c) for c in listed if isinstance(c, Mapping)] if isinstance(listed, list) else []
     if not said or not any(text or thought for text, thought in said):
         return None
-    found = Call(
+    found = LoggedCall(
         prompt=prompt_key(asked),
         texts=tuple(text for text, _ in said),
         thoughts=tuple(thought for _, thought in said),
@@ -161,8 +161,8 @@ def _text(content: object) -> str:
 
 
 def _counted(
-    call: Call, counts: Mapping[str, Any], prompt: tuple[str, ...], completed: tuple[str, ...]
-) -> Call:
+    call: LoggedCall, counts: Mapping[str, Any], prompt: tuple[str, ...], completed: tuple[str, ...]
+) -> LoggedCall:
     """The call with the token counts and the model that stand under these names, where it lacks them."""
     first = next((n for name in prompt if (n := count(counts.get(name))) is not None), None)
     second = next((n for name in completed if (n := count(counts.get(name))) is not None), None)

@@ -17,7 +17,7 @@ import msgspec
 from suffice.errors import ConfigError
 from suffice.files import open_unpacked
 from suffice.replay.logs import vllm
-from suffice.replay.logs.formats import READERS, Call, format_of
+from suffice.replay.logs.formats import READERS, LoggedCall, format_of
 
 FORMATS = (*READERS, "vllm")
 LOOKED_AT = 200       # lines at the head of a file from which its format is told
@@ -27,7 +27,7 @@ LOOKED_AT = 200       # lines at the head of a file from which its format is tol
 class Log:
     """What files of logs hold."""
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[LoggedCall] = field(default_factory=list)
     formats: list[str] = field(default_factory=list)   # of the files, in their order
     n_records: int = 0     # lines, or records of an array, that were looked at
     n_left_out: int = 0    # of them: failed, cached, no answer in it, or unreadable

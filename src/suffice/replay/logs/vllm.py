@@ -15,7 +15,7 @@ import calendar
 import re
 from collections.abc import Iterable, Iterator
 
-from suffice.replay.logs.formats import THINK, Call, prompt_key
+from suffice.replay.logs.formats import THINK, LoggedCall, prompt_key
 
 _STRING = r"(?P<{}>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|None)"
 _HEAD = re.compile(r"\b(?:INFO|DEBUG|WARNING)\s+(?P<month>\d\d)-(?P<day>\d\d)\s+(?P<h>\d\d):(?P<m>\d\d):(?P<s>\d\d)")
@@ -30,7 +30,7 @@ LINE_MARK = re.compile(r"\b(?:Received request|Generated response) \S+")
 YEAR = 2000  # any leap year: only differences count
 
 
-def read(lines: Iterable[str]) -> Iterator[Call]:
+def read(lines: Iterable[str]) -> Iterator[LoggedCall]:
     """The calls whose answer was logged. Pieces of a stream are left out: its whole answer follows them."""
     asked: dict[str, tuple[str, int | None]] = {}
     for line in lines:
@@ -42,7 +42,7 @@ def read(lines: Iterable[str]) -> Iterator[Call]:
             prompt, n_prompt = asked.pop(found["id"], ("", None))
             said = _unquoted(found["text"])
             thought, closed, text = said.partition(THINK[1])
-            yield Call(
+            yield LoggedCall(
                 prompt=prompt,
                 texts=(text if closed else said,),
                 thoughts=(thought.removeprefix(THINK[0]) if closed else "",),

@@ -30,7 +30,7 @@ import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Floats, Ints
-from suffice.replay.online.traffic import Traffic
+from suffice.replay.online.traffic import RecordedTraffic
 
 Kind: TypeAlias = Literal["em", "model", "class", "mix", "relabel", "silent", "ramp", "oscillate", "turns", "set"]
 N_PHASES: Final = 8  # of an oscillation
@@ -85,7 +85,7 @@ def parse_drift(text: str) -> Drift:
     return Drift(text=text, kind=kind, value=match[2], at=at)
 
 
-def worlds(traffic: Traffic, drift: Drift, from_file: Bools | None = None) -> tuple[Bools, Bools]:
+def worlds(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None = None) -> tuple[Bools, Bools]:
     """Which requests belong to the world before, and which to the one after, shape (N,) each.
 
     from_file  kind "set": which requests come from the other file
@@ -107,7 +107,7 @@ def worlds(traffic: Traffic, drift: Drift, from_file: Bools | None = None) -> tu
     return before, after
 
 
-def order(traffic: Traffic, drift: Drift, before: Bools, after: Bools, rng: np.random.Generator) -> tuple[Ints, int]:
+def order(traffic: RecordedTraffic, drift: Drift, before: Bools, after: Bools, rng: np.random.Generator) -> tuple[Ints, int]:
     """Requests in a random order, the world before in front, and the number of the first of the world after.
 
     As many as there are, so that each comes once and the drift lies at its part of the stream.
@@ -142,7 +142,7 @@ def losing_share(drift: Drift, at: int, n: int) -> Floats:
     return np.where(number >= at, float(drift.value) * course, 0.0)
 
 
-def relabelled(traffic: Traffic, drift: Drift, at: int) -> Traffic:
+def relabelled(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraffic:
     """The stream with other labels, where the drift says so.
 
     With `relabel`, what differs from the full run is lost from request `at` on. Where a request loses at every early
@@ -164,7 +164,7 @@ def relabelled(traffic: Traffic, drift: Drift, at: int) -> Traffic:
     return replace(traffic, runs=replace(runs, z=np.where(wrong, np.int8(1), runs.z), d=runs.d | wrong))
 
 
-def _conversations(traffic: Traffic, turns: int, rng: np.random.Generator) -> Ints:
+def _conversations(traffic: RecordedTraffic, turns: int, rng: np.random.Generator) -> Ints:
     """All requests as conversations of so many turns; the last one may be shorter.
 
     Requests of one question follow each other as far as they go; one with too few of them goes on with another.
@@ -183,7 +183,7 @@ def _turns(drift: Drift) -> tuple[int, float]:
     return int(turns), float(share or 0)
 
 
-def _swapped(traffic: Traffic, drift: Drift, rng: np.random.Generator) -> tuple[Ints, int]:
+def _swapped(traffic: RecordedTraffic, drift: Drift, rng: np.random.Generator) -> tuple[Ints, int]:
     """Requests of two classes whose shares swap, as many as there are."""
     names, _, text = drift.value.rpartition(":")
     first, _, second = names.partition(">")
@@ -198,7 +198,7 @@ def _swapped(traffic: Traffic, drift: Drift, rng: np.random.Generator) -> tuple[
     return np.concatenate([rng.permutation(before), rng.permutation(after)]), len(before)
 
 
-def _mixed(traffic: Traffic, drift: Drift, late: Ints, rng: np.random.Generator) -> Ints:
+def _mixed(traffic: RecordedTraffic, drift: Drift, late: Ints, rng: np.random.Generator) -> Ints:
     """Of the late requests as many as leave a class with its new share."""
     name, _, text = drift.value.rpartition(":")
     share = float(text)
@@ -209,7 +209,7 @@ def _mixed(traffic: Traffic, drift: Drift, late: Ints, rng: np.random.Generator)
     return rng.permutation(np.concatenate([mine[: int(n * share)], others[: int(n * (1 - share))]]))
 
 
-def _of_class(traffic: Traffic, name: str) -> Bools:
+def _of_class(traffic: RecordedTraffic, name: str) -> Bools:
     """Which requests are of a class, shape (N,). Raises ConfigError with the classes that there are."""
     found = np.array([known == name for known in traffic.query_class], dtype=bool)
     if not found.any():
@@ -224,7 +224,7 @@ def _refuse_empty(drift: Drift, *, before: bool, after: bool) -> None:
         raise ConfigError(f"--drift: {drift.text!r:.100} leaves no request for the time {empty} it")
 
 
-def _run_em(traffic: Traffic) -> Floats:
+def _run_em(traffic: RecordedTraffic) -> Floats:
     """EM of the full runs of each request's model, shape (N,)."""
     right: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for model, ok in zip(traffic.model, traffic.full_ok, strict=True):
@@ -234,7 +234,7 @@ def _run_em(traffic: Traffic) -> Floats:
     return np.array([em[model] for model in traffic.model])
 
 
-def _models(traffic: Traffic, pattern: str) -> Bools:
+def _models(traffic: RecordedTraffic, pattern: str) -> Bools:
     return np.array([fnmatchcase(model, pattern) for model in traffic.model], dtype=bool)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from suffice.assurance.drift import BATCH
 from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
-from suffice.learn.keeper import Change, Keeper, PendingAudits
-from suffice.learn.served import Served
-from suffice.replay.online.traffic import Traffic
+from suffice.learn.keeper import KeeperDecision, Certifier, PendingAudits
+from suffice.learn.served import FoldedModels
+from suffice.replay.online.traffic import RecordedTraffic
 
 PERIOD: Final = 100  # requests between two looks of the control loop
 
@@ -28,7 +28,7 @@ class Design(Protocol):
         ...
 
     @property
-    def served(self) -> Served | None:
+    def served(self) -> FoldedModels | None:
         """The models and levels in force."""
         ...
 
@@ -46,11 +46,11 @@ class Design(Protocol):
         """Take audits in that have returned."""
         ...
 
-    def notice(self, signals: Floats) -> tuple[Change, ...]:
+    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:
         """Look at what all traffic of one batch showed."""
         ...
 
-    def tick(self, now: float) -> tuple[Change, ...]:
+    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
         """Look at the evidence; what changed."""
         ...
 
@@ -69,7 +69,7 @@ class Stream:
     tokens: Floats        # (N,): spent, everything in
     probes: Floats        # (N,): the part of them that probes took
     full: Floats          # (N,): what the full run alone takes
-    changes: tuple[Change, ...]
+    changes: tuple[KeeperDecision, ...]
 
     def reduction(self, part: slice, *, probes: bool = True) -> float:
         """Token reduction over some of the requests, a fraction."""
@@ -89,7 +89,7 @@ def _nothing(_: object) -> None:
 class _Waiting:
     """Audits that have begun and not returned, in the order in which they began."""
 
-    traffic: Traffic
+    traffic: RecordedTraffic
     which: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     share: Floats = field(default_factory=lambda: np.zeros(0))
 
@@ -108,7 +108,7 @@ class _Waiting:
         back = self.which + duration < now if duration.any() else np.ones(len(self.which), dtype=bool)
         order = np.argsort(self.which[back] + duration[back], kind="stable")
         found = self.traffic.runs.take(self.which[back][order])
-        if isinstance(design, Keeper):
+        if isinstance(design, Certifier):
             design.returned(duration[back])
             design.pending = PendingAudits(at=self.which[~back].astype(np.float64), share=self.share[~back])
         design.take(replace(found, share=self.share[back][order]))
@@ -116,7 +116,7 @@ class _Waiting:
 
 
 def run_stream(
-    traffic: Traffic, design: D, rng: np.random.Generator, *, period: int = PERIOD, learns: Bools | None = None,
+    traffic: RecordedTraffic, design: D, rng: np.random.Generator, *, period: int = PERIOD, learns: Bools | None = None,
     watch: Callable[[D], None] = _nothing,
 ) -> Stream:  # fmt: skip
     """Serve the requests of `traffic` in their order.
@@ -130,7 +130,7 @@ def run_stream(
     runs, n = traffic.runs, len(traffic)
     audit, burst, level = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
     row = runs.last.copy()
-    changes: list[Change] = []
+    changes: list[KeeperDecision] = []
     n_noticed, waiting = 0, _Waiting(traffic)
     for begin in range(0, n, period):
         block = np.arange(begin, min(begin + period, n))

@@ -9,10 +9,10 @@ import numpy as np
 
 from suffice.learn.audits import Bools, Ints
 from suffice.replay.online.drift import Drift, order
-from suffice.replay.online.traffic import Traffic
+from suffice.replay.online.traffic import RecordedTraffic
 
 
-class Order(NamedTuple):
+class StreamOrder(NamedTuple):
     """One stream as it will come."""
 
     which: Ints            # (n,): numbers of recorded runs
@@ -21,9 +21,9 @@ class Order(NamedTuple):
 
 
 def draw_order(
-    traffic: Traffic, rng: np.random.Generator, *, drift: Drift | None = None,
+    traffic: RecordedTraffic, rng: np.random.Generator, *, drift: Drift | None = None,
     worlds: tuple[Bools, Bools] | None = None, disjoint: bool = False, resample: int | None = None,
-) -> Order:  # fmt: skip
+) -> StreamOrder:  # fmt: skip
     """Draw a stream: each run once in a random order, unless one of the harder questions is asked.
 
     worlds    which runs belong before a drift and which after it, see `drift.worlds`
@@ -32,16 +32,16 @@ def draw_order(
     """
     if drift is not None and worlds is not None:
         which, at = order(traffic, drift, *worlds, rng)
-        return Order(which, at, None)
+        return StreamOrder(which, at, None)
     if disjoint:
         questions = rng.permutation(sorted(set(traffic.question)))
         first = set(questions[: len(questions) // 2].tolist())
         early = np.array([question in first for question in traffic.question])
         which = np.concatenate([rng.permutation(np.flatnonzero(early)), rng.permutation(np.flatnonzero(~early))])
-        return Order(which, None, np.arange(len(which)) < int(early.sum()))
+        return StreamOrder(which, None, np.arange(len(which)) < int(early.sum()))
     if resample is not None:
-        return Order(_bootstrap(traffic.question, resample, rng), None, None)
-    return Order(rng.permutation(len(traffic)), None, None)
+        return StreamOrder(_bootstrap(traffic.question, resample, rng), None, None)
+    return StreamOrder(rng.permutation(len(traffic)), None, None)
 
 
 def _bootstrap(question: Sequence[str], n: int, rng: np.random.Generator) -> Ints:

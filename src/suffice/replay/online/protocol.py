@@ -18,13 +18,13 @@ from suffice.assurance.windows import window_audits
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.features import DENSE
-from suffice.learn.keeper import Keeper, Plan, full_runs
-from suffice.learn.served import Served
+from suffice.learn.keeper import Certifier, Plan, full_runs
+from suffice.learn.served import FoldedModels
 from suffice.replay.online.drift import Drift, losing_share, relabelled, worlds
 from suffice.replay.online.loop import PERIOD, Stream, run_stream
 from suffice.replay.online.orders import draw_order
 from suffice.replay.online.result import Course, OnlineReport, Seed
-from suffice.replay.online.traffic import Traffic, learner_of, make_traffic, with_times
+from suffice.replay.online.traffic import RecordedTraffic, learner_of, make_traffic, with_times
 from suffice.replay.study.runs import Runs, concatenate, make_runs
 from suffice.replay.traces.survey import Survey
 from suffice.signals.features import FeatureSet
@@ -35,7 +35,7 @@ MOST_JUDGED: Final = 2_000    # requests of the world after a drift that say wha
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnlineAsked:
+class OnlineOptions:
     """What the user asked for; None: as the contract says."""
 
     max_em_drop: float = 0.02
@@ -58,7 +58,7 @@ class OnlineAsked:
 
 
 def replay_online(
-    data: Survey, asked: OnlineAsked, *, later: Survey | None = None, tick: Callable[[], None] = lambda: None
+    data: Survey, asked: OnlineOptions, *, later: Survey | None = None, tick: Callable[[], None] = lambda: None
 ) -> OnlineReport:
     """Replay one set as traffic. Raises TraceError for data and ConfigError for what cannot be asked.
 
@@ -105,7 +105,7 @@ def _run(seed: int) -> tuple[Seed, int | None]:
     return _job.run(seed)
 
 
-def _runs(data: Survey, asked: OnlineAsked, longest: int) -> Runs:
+def _runs(data: Survey, asked: OnlineOptions, longest: int) -> Runs:
     needs = FeatureSet(DENSE[data.kind]).needs
     batches = data.batches(share=data.share)
     return concatenate([
@@ -113,7 +113,7 @@ def _runs(data: Survey, asked: OnlineAsked, longest: int) -> Runs:
     ])
 
 
-def stream_plan(asked: OnlineAsked, traffic: Traffic, n: int) -> Plan:
+def stream_plan(asked: OnlineOptions, traffic: RecordedTraffic, n: int) -> Plan:
     """The numbers of the control loop for a stream of n requests whose audits count, but for its labels' delay."""
     burst = full_runs(asked.max_em_drop, n)
     return Plan(
@@ -127,8 +127,8 @@ def stream_plan(asked: OnlineAsked, traffic: Traffic, n: int) -> Plan:
 class _Job:
     """What all seeds of a set share."""
 
-    asked: OnlineAsked
-    traffic: Traffic
+    asked: OnlineOptions
+    traffic: RecordedTraffic
     worlds: tuple[Bools, Bools] | None
 
     @property
@@ -160,7 +160,7 @@ class _Job:
         n_evidence = None if learns is None else int(learns.sum())
         plan = self.plan(len(traffic), n_evidence)
         stream = run_stream(
-            traffic, Keeper(plan, learner_of(traffic.chosen, seed=seed)), rng, period=asked.period, learns=learns,
+            traffic, Certifier(plan, learner_of(traffic.chosen, seed=seed)), rng, period=asked.period, learns=learns,
             watch=truth.look if truth else lambda _: None,
         )  # fmt: skip
         late = len(traffic) // 2 if n_evidence is None else n_evidence  # halves of the questions are not of one length
@@ -170,7 +170,7 @@ class _Job:
 class _Truth:
     """The EM drop to expect of each request after a drift at the level that it met; nothing in the loop sees it."""
 
-    def __init__(self, traffic: Traffic, drift_at: int, losing: Floats | None = None) -> None:
+    def __init__(self, traffic: RecordedTraffic, drift_at: int, losing: Floats | None = None) -> None:
         """Judge levels on the requests after the drift.
 
         losing  P(a request loses at every early stop), on top of what `traffic` says, shape (N,); None: none does
@@ -178,21 +178,21 @@ class _Truth:
         late = np.arange(drift_at, len(traffic))
         self._runs = traffic.runs.take(late[:: max(1, len(late) // MOST_JUDGED)])
         self._losing = np.zeros(len(traffic)) if losing is None else losing
-        self._met: tuple[Served | None, int] = (None, 0)  # by the requests until the next look
-        self._judged: tuple[Served | None, int] = self._met
+        self._met: tuple[FoldedModels | None, int] = (None, 0)  # by the requests until the next look
+        self._judged: tuple[FoldedModels | None, int] = self._met
         self._drops = 0.0, 0.0                            # of the level that was judged last
         self._at = self._until = drift_at
         self.drop = np.zeros(len(traffic))                # (N,): 0 before the drift
 
     @classmethod
-    def of(cls, traffic: Traffic, drift: Drift, at: int) -> _Truth:
+    def of(cls, traffic: RecordedTraffic, drift: Drift, at: int) -> _Truth:
         """The truth of a stream that the drift has not relabelled yet."""
         losing = losing_share(drift, at, len(traffic))
         if drift.kind == "turns":  # a conversation has all of its turns: what counts is their mean
             losing = np.full(len(traffic), losing.mean())
         return cls(relabelled(traffic, drift, at) if drift.kind == "relabel" else traffic, at, losing)
 
-    def look(self, keeper: Keeper) -> None:
+    def look(self, keeper: Certifier) -> None:
         """Note what is in force from now on."""
         now = int(keeper.now)
         if now > self._until:
@@ -207,7 +207,7 @@ class _Truth:
         clean, lost = self._drops
         return clean + losing * (lost - clean)
 
-    def _lost(self, served: Served | None, level: int) -> tuple[float, float]:
+    def _lost(self, served: FoldedModels | None, level: int) -> tuple[float, float]:
         """EM drop of a level on the runs as they are, and if all of them lost at every early stop."""
         if served is None or not level:
             return 0.0, 0.0

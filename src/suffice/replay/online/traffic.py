@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from suffice.learn.audits import AuditRuns, Floats, Ints
-from suffice.learn.features import Chosen, choose_features
+from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.served import Learner, PGood
 from suffice.learn.stop_model import Examples, Parts, fit
 from suffice.replay.study.runs import Bools, Runs
@@ -25,14 +25,14 @@ N_EARLY = 4  # features of the first checkpoint that stand for the signals of al
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Traffic:
+class RecordedTraffic:
     """Requests in the order of their recording; a stream takes them in another."""
 
     runs: AuditRuns
     probes: Floats                # (T,): the part of `runs.cost` that probes cost
     early: Floats                 # (N, F): early signals, seen of every request
     question: tuple[str, ...]     # (N,): requests of one question are not independent
-    chosen: Chosen                # the columns of `runs.x`
+    chosen: FeatureSelection                # the columns of `runs.x`
     duration: Floats              # (N,): requests that begin while it runs, it among them; 0: it ends at once
     # What a drift may tell apart, (N,) each; () where nobody told.
     query_class: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Traffic:
     def __len__(self) -> int:
         return len(self.runs)
 
-    def take(self, which: Ints) -> Traffic:
+    def take(self, which: Ints) -> RecordedTraffic:
         """Some requests in the given order, numbered anew from 0; one may come several times."""
         runs, (_, rows) = self.runs.take(which), self.runs.rows_of(which)
         at = np.arange(len(which), dtype=np.float64)
@@ -60,7 +60,7 @@ class Traffic:
         )
 
 
-def make_traffic(runs: Runs, chosen: Chosen | None = None) -> Traffic:
+def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> RecordedTraffic:
     """Traffic from recorded runs. A question's hash decides which model serves it, so that repeats stay together."""
     chosen = chosen or choose_features(runs.kind, runs.queries)
     x = np.round(FeatureSet(chosen.names).matrix(runs.columns, runs.queries), 10)
@@ -74,7 +74,7 @@ def make_traffic(runs: Runs, chosen: Chosen | None = None) -> Traffic:
     per_step = np.maximum(runs.columns.values["tokens_used"] / runs.columns.values["step"], 1.0)
     fold = {question: fold_of(question) for question in set(runs.question)}
     classes = {name: i for i, name in enumerate(sorted({query.query_class for query in runs.queries}))}
-    return Traffic(
+    return RecordedTraffic(
         runs=AuditRuns(
             x=x, starts=runs.starts, z=z, d=d, may_stop=answered, cost=runs.cost + runs.probes + finish,
             per_step=per_step, full=runs.full_tokens, fold=np.array([fold[q] for q in runs.question], np.int8),
@@ -94,8 +94,8 @@ def make_traffic(runs: Runs, chosen: Chosen | None = None) -> Traffic:
 
 
 def with_times(
-    traffic: Traffic, *, run_time: float, label_delay: tuple[int, int], rng: np.random.Generator
-) -> Traffic:
+    traffic: RecordedTraffic, *, run_time: float, label_delay: tuple[int, int], rng: np.random.Generator
+) -> RecordedTraffic:
     """The same requests, whose runs take time in proportion to their tokens and whose labels come later.
 
     run_time     mean of the stream, in requests that begin meanwhile; 0: each run ends at once
@@ -116,12 +116,12 @@ def early_signals(x: Floats, starts: Ints, n_dense: int) -> Floats:
     return first[:, np.sort(most)]
 
 
-def learner_of(chosen: Chosen, *, parts: Parts = "ensemble", seed: int = 0) -> Learner:
+def learner_of(chosen: FeatureSelection, *, parts: Parts = "ensemble", seed: int = 0) -> Learner:
     """The stop model's trainer as the keeper calls it."""
     return partial(_learn, chosen, parts, seed)
 
 
-def _learn(chosen: Chosen, parts: Parts, seed: int, x: Floats, good: Bools, weight: Floats) -> PGood:
+def _learn(chosen: FeatureSelection, parts: Parts, seed: int, x: Floats, good: Bools, weight: Floats) -> PGood:
     fitted = fit(Examples(x=x, good={"as-good": good}, weight=weight), chosen, "as-good", parts=parts, seed=seed)
     return fitted.scores
 

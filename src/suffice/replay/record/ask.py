@@ -27,7 +27,7 @@ SENT_ALONG = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class QuestionLine:
     """One line of the question file."""
 
     id: str
@@ -38,7 +38,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class RecordingRecipe:
     """What makes two runs comparable: the same for all runs of one recording."""
 
     kind: RecordKind
@@ -66,7 +66,7 @@ class Recipe:
         """A short name of these settings."""
         return hashlib.blake2b(msgspec.json.encode(self.as_data()), digest_size=6).hexdigest()
 
-    def body(self, asked: Asked) -> dict[str, Any]:
+    def body(self, asked: QuestionLine) -> dict[str, Any]:
         """The chat request for a question."""
         sent = {"model": self.model, "seed": seed_of(asked.id), **asked.body}
         if self.temperature is not None:
@@ -84,12 +84,12 @@ def seed_of(question_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=3).digest(), "big")
 
 
-def read_questions(lines: Iterable[str], where: str) -> list[Asked]:
+def read_questions(lines: Iterable[str], where: str) -> list[QuestionLine]:
     """Read JSON lines with `question` or `messages`, `gold`, and optionally `id`, `task` and sampling fields.
 
     A line without an id is named after its messages. Raises ConfigError with the line at fault.
     """
-    found: list[Asked] = []
+    found: list[QuestionLine] = []
     ids: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -105,7 +105,7 @@ def read_questions(lines: Iterable[str], where: str) -> list[Asked]:
     return found
 
 
-def _read_line(line: str, where: str) -> Asked:
+def _read_line(line: str, where: str) -> QuestionLine:
     item = json_object(line, where)
     messages, question = item.get("messages"), item.get("question")
     if isinstance(question, str) and "messages" not in item:
@@ -115,7 +115,7 @@ def _read_line(line: str, where: str) -> Asked:
     known, gold = _text(item, "id", where), _text(item, "gold", where)
     if gold is None:
         raise ConfigError(f"{where}: has no gold; a trace says for every answer whether it is right")
-    return Asked(
+    return QuestionLine(
         id=known if known is not None else _name_of(messages),
         task=_text(item, "task", where) or "",
         question=question if isinstance(question, str) else _last_said(messages),

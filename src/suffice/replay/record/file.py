@@ -21,18 +21,18 @@ import msgspec
 
 from suffice.errors import ConfigError, StoreError
 from suffice.files import open_unpacked, whole_file
-from suffice.replay.record.ask import Recipe
+from suffice.replay.record.ask import RecordingRecipe
 from suffice.replay.traces.jsonl import RunLog, RunRow
 
 
-class Recording:
+class RecordingFile:
     """The file of one recording; use it in a `with` block.
 
     `done` holds the ids of the questions that are recorded. Entering raises ConfigError when the file was
     recorded with other settings, TraceError when it is no recording, and StoreError when it cannot be used.
     """
 
-    def __init__(self, out: Path, recipe: Recipe) -> None:
+    def __init__(self, out: Path, recipe: RecordingRecipe) -> None:
         self.out, self.part = out, out.with_name(out.name + ".part")
         self.done: set[str] = set()
         self.torn = False              # had a crash cut the last line short?

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from suffice.errors import UpstreamError
-from suffice.replay.record.ask import Asked, Recipe
-from suffice.replay.record.file import Recording
+from suffice.replay.record.ask import QuestionLine, RecordingRecipe
+from suffice.replay.record.file import RecordingFile
 from suffice.replay.record.run import Recorder, may_help
 from suffice.replay.traces.jsonl import RunRow
 from suffice.scoring.base import Scorer
@@ -69,11 +69,11 @@ def upstream_for_recording(upstream: Upstream, *, concurrency: int) -> Upstream:
 
 
 async def record(
-    questions: Sequence[Asked],
-    recording: Recording,
+    questions: Sequence[QuestionLine],
+    recording: RecordingFile,
     *,
     client: UpstreamClient,
-    recipe: Recipe,
+    recipe: RecordingRecipe,
     scorer: Scorer,
     dataset: str,
     concurrency: int,

@@ -27,7 +27,7 @@ from suffice.episode.samples import SampleRun, refusal, text_of
 from suffice.episode.seen import Wants
 from suffice.episode.segment import Checkpoint, build_segmenter
 from suffice.errors import UpstreamError, UpstreamProtocol
-from suffice.replay.record.ask import Asked, Recipe
+from suffice.replay.record.ask import QuestionLine, RecordingRecipe
 from suffice.replay.traces.form import LAST, MAJORITY_VOTE
 from suffice.replay.traces.jsonl import RunRow, StepRow
 from suffice.scoring.base import Scorer
@@ -48,13 +48,13 @@ class Recorder:
     """Records one question after the other at one upstream."""
 
     client: UpstreamClient
-    recipe: Recipe
+    recipe: RecordingRecipe
     scorer: Scorer
     again: Again
     wave: int = 4                  # kind "samples": answers drawn at once
     dataset: str = ""              # what the questions are called
 
-    async def run(self, asked: Asked) -> RunRow:
+    async def run(self, asked: QuestionLine) -> RunRow:
         """The line of one question. Raises UpstreamError when the upstream fails for good."""
         if self.recipe.kind == "samples":
             return await self._samples(asked)
@@ -62,7 +62,7 @@ class Recorder:
 
     # ---- samples
 
-    async def _samples(self, asked: Asked) -> RunRow:
+    async def _samples(self, asked: QuestionLine) -> RunRow:
         n, drawn = self.recipe.n_samples, list[SampleRun]()
         while len(drawn) < n:
             wave = range(len(drawn) + 1, min(len(drawn) + self.wave, n) + 1)
@@ -86,7 +86,7 @@ class Recorder:
             ledger=drawn[0].ledger, extra={"truncated": any(run.ledger.truncated for run in drawn)},
         )  # fmt: skip
 
-    async def _draw(self, asked: Asked, index: int) -> SampleRun:
+    async def _draw(self, asked: QuestionLine, index: int) -> SampleRun:
         """One sample, with the seed that the gateway would give it. Each is a call of its own right.
 
         A gateway never tries its further samples again; a recording that waits for all of them must.
@@ -108,8 +108,8 @@ class Recorder:
 
     # ---- chains
 
-    async def _chain(self, asked: Asked) -> RunRow:
-        chain: Chain = await self.again(lambda: self._read_chain(asked))
+    async def _chain(self, asked: QuestionLine) -> RunRow:
+        chain: FullChain = await self.again(lambda: self._read_chain(asked))
         continuer = self._continuer(asked, chain)
         steps, before = [], 0
         for point in chain.points:
@@ -136,7 +136,7 @@ class Recorder:
             },
         )  # fmt: skip
 
-    async def _read_chain(self, asked: Asked) -> Chain:
+    async def _read_chain(self, asked: QuestionLine) -> FullChain:
         """Read one chain to its end. Raises UpstreamError."""
         body, settings = self.recipe.body(asked), self.client.settings
         ledger, tap = Ledger(self._request(asked), 0.0), Tap()
@@ -162,14 +162,14 @@ class Recorder:
                     await run.rest()
         except TimeoutError:
             raise UpstreamProtocol(f"a chain took longer than {RUN_TIMEOUT_S:g} s") from None
-        return Chain(
+        return FullChain(
             points=points, thought=run.thought, answer=ledger.answer, answer_text=run.answer_text,
             full_tokens=account.completion_tokens, reasoning_tokens=account.reasoning_tokens,
             counted=account.reported_tokens is not None, unclosed=ledger.unclosed, inline=run.seen.inline,
             logprobs=tap.logprobs, ledger=ledger,
         )  # fmt: skip
 
-    def _continuer(self, asked: Asked, chain: Chain) -> Continuer:
+    def _continuer(self, asked: QuestionLine, chain: FullChain) -> Continuer:
         continuer = Continuer(
             client=self.client, probe=self.recipe.probe, max_extra_calls=NO_LIMIT, body=self.recipe.body(asked),
             headers=[], ledger=chain.ledger,
@@ -177,18 +177,18 @@ class Recorder:
         continuer.thinks_inline = lambda: chain.inline
         return continuer
 
-    async def _probe(self, continuer: Continuer, thought: str, tokens: int) -> Trial | None:
+    async def _probe(self, continuer: Continuer, thought: str, tokens: int) -> RecordedTrial | None:
         if self.recipe.finish is None:
             return None
-        trial: Trial = await self.again(lambda: self._ask(continuer, thought, tokens))
+        trial: RecordedTrial = await self.again(lambda: self._ask(continuer, thought, tokens))
         return trial
 
-    async def _ask(self, continuer: Continuer, thought: str, thought_tokens: int) -> Trial:
+    async def _ask(self, continuer: Continuer, thought: str, thought_tokens: int) -> RecordedTrial:
         """The trial answer behind `thought`, asked for as a live probe does."""
         method = continuer.second_call
         if method is None:
             raise UpstreamProtocol("this upstream offers no way to ask for a trial answer")
-        trial = Trial()
+        trial = RecordedTrial()
         try:
             async with asyncio.timeout(continuer.timeout_s):
                 request = await continuer.prepare(
@@ -206,7 +206,7 @@ class Recorder:
         trial.text = request.answer_prefix + cut_at(trial.text, request.stop)
         return trial
 
-    def _probed(self, trial: Trial | None, asked: Asked, *, tokens: int, text: str, logprob: float | None) -> StepRow:
+    def _probed(self, trial: RecordedTrial | None, asked: QuestionLine, *, tokens: int, text: str, logprob: float | None) -> StepRow:
         """A step with the answer that a stop behind it would deliver."""
         if trial is None:
             return _step(tokens=tokens, answer=None, correct=None, logprob=logprob, text=text)
@@ -218,11 +218,11 @@ class Recorder:
 
     # ---- both
 
-    def _is_right(self, answer: str | None, asked: Asked) -> bool:
+    def _is_right(self, answer: str | None, asked: QuestionLine) -> bool:
         """Is it the reference? No answer is a wrong answer."""
         return self.scorer.match(answer, self.scorer.normalise(asked.gold) or asked.gold)
 
-    def _request(self, asked: Asked) -> Request:
+    def _request(self, asked: QuestionLine) -> Request:
         return Request(
             episode_id=asked.id, route="", kind=self.recipe.kind, mode="observe", model=self.recipe.model,
             stream=True, n_samples=self.recipe.n_samples, audit=True, propensity=1.0, policy_version="",
@@ -230,7 +230,7 @@ class Recorder:
         )  # fmt: skip
 
     def _row(
-        self, asked: Asked, steps: list[StepRow], *, answer: str | None, counted: bool, ledger: Ledger,
+        self, asked: QuestionLine, steps: list[StepRow], *, answer: str | None, counted: bool, ledger: Ledger,
         extra: Mapping[str, Any],
     ) -> RunRow:  # fmt: skip
         recipe = self.recipe
@@ -256,7 +256,7 @@ class Recorder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
+class FullChain:
     """A chain that was read to its end."""
 
     points: Sequence[Checkpoint]
@@ -273,7 +273,7 @@ class Chain:
 
 
 @dataclass(slots=True)
-class Trial:
+class RecordedTrial:
     """What was said when a thought was closed."""
 
     text: str = ""
@@ -309,7 +309,7 @@ class Tap(Delivery):
 
 def _step(
     *, tokens: int, answer: str | None, correct: bool | None, logprob: float | None, text: str,
-    trial: Trial | None = None,
+    trial: RecordedTrial | None = None,
 ) -> StepRow:  # fmt: skip
     """One step, with what its trial answer shows where one was asked for."""
     marks = Hedges()

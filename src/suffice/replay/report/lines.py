@@ -13,7 +13,7 @@ from dataclasses import asdict, fields
 from typing import Any, Final
 
 from suffice.cells import computes
-from suffice.replay.study.result import Line, SetReport
+from suffice.replay.study.result import PolicyResult, SetReport
 
 FIRST: Final = (
     "set", "policy", "n_episodes", "n_questions", "full_em", "em", "em_drop", "lost", "gained", "full_tokens",
@@ -21,7 +21,7 @@ FIRST: Final = (
 )  # fmt: skip
 
 
-def line_object(line: Line) -> dict[str, Any]:
+def line_object(line: PolicyResult) -> dict[str, Any]:
     """One line of the table: the keys of FIRST in their order, then all others. Intervals are [low, high]."""
     values = {field.name: getattr(line, field.name) for field in fields(line)} | {"frozen": line.frozen}
     ordered = [*FIRST, *(name for name in values if name not in FIRST)]

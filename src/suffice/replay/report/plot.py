@@ -20,7 +20,7 @@ from typing import Any, Final
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
 from suffice.replay.report.wording import letters, percent, points
-from suffice.replay.study.result import Line, Part, Point, SetReport
+from suffice.replay.study.result import PolicyResult, SetPart, PlotPoint, SetReport
 from suffice.shown import plural, printable
 
 INK: Final = "#22272e"      # text and axes; the page puts its own colours in the place of these three
@@ -54,14 +54,14 @@ _SETTINGS: Final[dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class PlotFiles:
     """A drawn figure in both forms."""
 
     png: bytes
     svg: str
 
 
-def frontier(report: SetReport) -> Figure:
+def frontier(report: SetReport) -> PlotFiles:
     """Every setting tried as a dot, each family's best as a line, and the chosen points on top."""
     n_rows = (len(report.lines) + len(report.frontier) + 3) // 2
     with _drawing(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as drawn:
@@ -90,7 +90,7 @@ def frontier(report: SetReport) -> Figure:
     return drawn.result()
 
 
-def by_class(report: SetReport) -> Figure | None:
+def by_class(report: SetReport) -> PlotFiles | None:
     """Drop and saving of every class under each policy; None when there are no classes."""
     names = _classes(report)
     if not names:
@@ -143,9 +143,9 @@ class _Drawn:
         # Trailing blanks and the prologue are matplotlib's; a page takes the element alone.
         self._svg = re.sub(r"[ \t]+$", "", svg.getvalue(), flags=re.MULTILINE)
 
-    def result(self) -> Figure:
+    def result(self) -> PlotFiles:
         """What was drawn."""
-        return Figure(self._png, self._svg)
+        return PlotFiles(self._png, self._svg)
 
 
 @contextmanager
@@ -184,7 +184,7 @@ def _height(report: SetReport, high: float) -> tuple[float, float]:
     return min([0.0, *of_lines]) - 2, min(102.0, 1.12 * max([20.0, *of_lines, *of_dots]))
 
 
-def _family(axes: Any, label: str, dots: Sequence[Point], colour: str, high: float) -> None:
+def _family(axes: Any, label: str, dots: Sequence[PlotPoint], colour: str, high: float) -> None:
     """All settings of a family, and the line along the best of them."""
     x, y = [100 * dot.em_drop for dot in dots], [100 * dot.token_reduction for dot in dots]
     shown = sorted({(round(a, 2), round(b, 1)) for a, b in zip(x, y, strict=True) if a <= high})  # no dot twice
@@ -203,16 +203,16 @@ def _family(axes: Any, label: str, dots: Sequence[Point], colour: str, high: flo
     )
 
 
-def _best(dots: Sequence[Point]) -> list[Point]:
+def _best(dots: Sequence[PlotPoint]) -> list[PlotPoint]:
     """The settings that save more than every other one with at most their drop, by rising drop."""
-    best: list[Point] = []
+    best: list[PlotPoint] = []
     for dot in sorted(dots, key=lambda dot: (dot.em_drop, -dot.token_reduction)):
         if not best or dot.token_reduction > best[-1].token_reduction:
             best.append(dot)
     return best
 
 
-def _chosen(axes: Any, line: Line, letter: str, low: float, *, is_main: bool) -> None:
+def _chosen(axes: Any, line: PolicyResult, letter: str, low: float, *, is_main: bool) -> None:
     """One line of the table, hollow where it was picked in hindsight; the main ones with their intervals."""
     x, y = 100 * line.em_drop, 100 * line.token_reduction
     colour = COLOURS.get(line.family, FAINT)
@@ -241,7 +241,7 @@ def _chosen(axes: Any, line: Line, letter: str, low: float, *, is_main: bool) ->
     )
 
 
-def _letters(axes: Any, lines: Sequence[Line], low: float) -> None:
+def _letters(axes: Any, lines: Sequence[PolicyResult], low: float) -> None:
     """The letter of each line at its point; lines that lie on one point share one text."""
     at: dict[tuple[float, float], list[tuple[str, float, float]]] = {}
     for letter, line in zip(letters(lines), lines, strict=True):
@@ -264,7 +264,7 @@ def _target(axes: Any, max_em_drop: float) -> None:
 def _classes(report: SetReport) -> list[str]:
     """Names of the classes, the largest first, as far as a figure holds them."""
     sizes: dict[str, int] = {}
-    parts: Iterator[Part] = itertools.chain.from_iterable(report.by_class.values())
+    parts: Iterator[SetPart] = itertools.chain.from_iterable(report.by_class.values())
     for part in parts:
         sizes[part.name] = max(part.n_episodes, sizes.get(part.name, 0))
     return sorted(sizes, key=lambda name: (-sizes[name], name))[:_MOST_CLASSES]

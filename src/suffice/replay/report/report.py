@@ -16,9 +16,9 @@ from typing import Final
 from suffice.files import whole_file, write_whole
 from suffice.replay.report.lines import dump, json_lines, report_object
 from suffice.replay.report.page import Html, join, table, tag
-from suffice.replay.report.plot import COLOURS, FAINT, INK, PAPER, Figure, by_class, frontier
+from suffice.replay.report.plot import COLOURS, FAINT, INK, PAPER, PlotFiles, by_class, frontier
 from suffice.replay.report.wording import groups, headline, interval, letters, percent, points, reading
-from suffice.replay.study.result import Line, Part, SetReport
+from suffice.replay.study.result import PolicyResult, SetPart, SetReport
 from suffice.shown import plural
 
 _HEADS: Final = (
@@ -34,8 +34,8 @@ class _Drawn:
 
     report: SetReport
     name: str                 # of its files, without suffix
-    frontier: Figure
-    classes: Figure | None
+    frontier: PlotFiles
+    classes: PlotFiles | None
 
 
 def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, made: str = "") -> list[Path]:
@@ -129,13 +129,13 @@ def _overview(drawn: Sequence[_Drawn]) -> list[Html]:
     return [tag("h3", "All sets"), table(heads, rows, caption="Drops in points of Exact Match.")]
 
 
-def _saved_and_drop(line: Line | None, target: float) -> tuple[str, str]:
+def _saved_and_drop(line: PolicyResult | None, target: float) -> tuple[str, str]:
     if line is None:
         return percent(None), percent(None)
     return percent(line.token_reduction), _drop(line, target)
 
 
-def _drop(line: Line, target: float) -> str:
+def _drop(line: PolicyResult, target: float) -> str:
     """The drop, marked where it is above the target."""
     if line.em_drop <= target or line.family in ("full", "oracle"):
         return percent(line.em_drop)
@@ -174,7 +174,7 @@ _CAPTION: Final = (
 )
 
 
-def _figure(figure: Figure, name: str, label: str, caption: str) -> Html:
+def _figure(figure: PlotFiles, name: str, label: str, caption: str) -> Html:
     return tag("figure", drawing(figure.svg, name, label), tag("figcaption", caption))
 
 
@@ -209,7 +209,7 @@ def _lines(report: SetReport) -> Html:
     return table(_HEADS, rows, caption=caption)
 
 
-def _row(line: Line, letter: str, target: float) -> list[str]:
+def _row(line: PolicyResult, letter: str, target: float) -> list[str]:
     name = f"{letter}  {line.policy}" if letter else line.policy
     note = tag("span", f" {line.note}", class_="aside") if line.note else ""
     strong = "main" if line.family == "ours" and line.choice == "frozen" else "plain"
@@ -238,7 +238,7 @@ def _specs(report: SetReport) -> list[Html]:
     return [tag("details", tag("summary", "The policies, to be copied"), listed)]
 
 
-def _parts(parts: Mapping[str, Sequence[Part]], what: str) -> list[Html]:
+def _parts(parts: Mapping[str, Sequence[SetPart]], what: str) -> list[Html]:
     """A table for each policy; the first one stands open."""
     heads = [what, "runs", "questions", "full EM %", "drop, points", "lost", "gained", "tokens saved %"]
     tables: list[Html] = []

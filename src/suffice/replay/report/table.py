@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from suffice.replay.report.wording import groups, interval, percent, points, reading
-from suffice.replay.study.result import Line, SetReport
+from suffice.replay.study.result import PolicyResult, SetReport
 from suffice.shown import plural, printable
 
 WIDTH: Final = 100
@@ -56,7 +56,7 @@ def _table(report: SetReport, width: int) -> Table:
     return table
 
 
-def _cells(line: Line, target: float) -> list[Text | Padding]:
+def _cells(line: PolicyResult, target: float) -> list[Text | Padding]:
     strong = "bold" if line.family == "ours" and line.choice == "frozen" else ""
     missed = "red" if line.em_drop > target and line.family not in ("full", "oracle") else strong
     numbers = [

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from suffice.assurance.bounds import Interval
-from suffice.replay.study.result import Choice, Family, Line, SetReport
+from suffice.replay.study.result import Choice, Family, PolicyResult, SetReport
 from suffice.shown import printable
 
 GROUPS: Final[tuple[tuple[Family, Choice | None, str], ...]] = (
@@ -29,7 +29,7 @@ GROUPS: Final[tuple[tuple[Family, Choice | None, str], ...]] = (
 UNKNOWN: Final = "–"
 
 
-def groups(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
+def groups(lines: Sequence[PolicyResult]) -> list[tuple[str, list[PolicyResult]]]:
     """The lines under their headings, in the order of GROUPS; groups without lines are left out."""
     found = []
     for family, choice, heading in GROUPS:
@@ -39,7 +39,7 @@ def groups(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
     return found
 
 
-def letters(lines: Sequence[Line]) -> list[str]:
+def letters(lines: Sequence[PolicyResult]) -> list[str]:
     """A letter for each line but the full runs, to find it in the figure; no letter from the 27th on."""
     free = iter("abcdefghijklmnopqrstuvwxyz")
     return ["" if line.family == "full" else next(free, "") for line in lines]
@@ -66,7 +66,7 @@ def points(share: float) -> str:
     return f"{text} point" if text in ("1", "\u22121") else f"{text} points"
 
 
-def headline(report: SetReport, family: Family, choice: Choice) -> Line | None:
+def headline(report: SetReport, family: Family, choice: Choice) -> PolicyResult | None:
     """The first line of a family and choice; None: there is none."""
     return next((line for line in report.lines if (line.family, line.choice) == (family, choice)), None)
 
@@ -99,13 +99,13 @@ def reading(report: SetReport) -> list[str]:
     return [sentence.replace(" %", "\u00a0%") for sentence in said + _oracles(report)]
 
 
-def _saves(name: str, line: Line) -> str:
+def _saves(name: str, line: PolicyResult) -> str:
     if line.token_reduction <= 0:
         return f"{name} saves nothing ({percent(line.token_reduction)} % of the tokens); {_change(line)}."
     return f"{name} saves {percent(line.token_reduction)} % of the tokens; {_change(line)}."
 
 
-def _change(line: Line) -> str:
+def _change(line: PolicyResult) -> str:
     """How Exact Match moves, with both values and the interval."""
     bounds = "" if line.em_drop_interval is None else f"; 95 %: {interval(line.em_drop_interval)}"
     ends = f"({percent(line.full_em)} % to {percent(line.em)} %{bounds})"
@@ -116,7 +116,7 @@ def _change(line: Line) -> str:
     return f"Exact Match falls by {points(line.em_drop)} {ends}"
 
 
-def _verdict(line: Line, target: float) -> str:
+def _verdict(line: PolicyResult, target: float) -> str:
     if line.em_drop > target:
         return f"That misses the target by {points(line.em_drop - target)}."
     if line.em_drop_interval is None:
@@ -129,7 +129,7 @@ def _verdict(line: Line, target: float) -> str:
     )
 
 
-def _splits(name: str, line: Line, published: Line | None) -> list[str]:
+def _splits(name: str, line: PolicyResult, published: PolicyResult | None) -> list[str]:
     if line.miss_share is None:
         return []
     other = None if published is None or published is line else published.miss_share
@@ -139,7 +139,7 @@ def _splits(name: str, line: Line, published: Line | None) -> list[str]:
     return [f"{split}, {name} misses the target on the other half in {share} % of the splits{beside}."]
 
 
-def _probes(line: Line) -> list[str]:
+def _probes(line: PolicyResult) -> list[str]:
     probes = line.token_reduction_without_probes - line.token_reduction
     if not probes >= 0.0005:
         return []

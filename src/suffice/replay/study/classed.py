@@ -17,11 +17,11 @@ import numpy as np
 
 from suffice.learn.classes import MIN_RUNS, find_classes
 from suffice.replay.study.ladders import ClassedRung
-from suffice.replay.study.points import NONE, Seen, pick, seen
+from suffice.replay.study.points import NONE, PolicyPoints, pick, seen
 from suffice.replay.study.runs import Bools, Floats, Halts, Runs, take
 from suffice.replay.study.scores import Score, good_rows
-from suffice.replay.study.study import Levels, Study, lay
-from suffice.replay.study.sums import Summing
+from suffice.replay.study.study import ScoreLevels, Study, lay
+from suffice.replay.study.sums import SumsFold
 from suffice.signals.classes import Classes
 
 MIN_QUESTIONS: Final = 20   # of a class: runs of one question are not independent
@@ -35,7 +35,7 @@ class Target:
     max_em_drop: float
     margin: float        # standard errors
 
-    def keeps(self, at: Seen) -> bool:
+    def keeps(self, at: PolicyPoints) -> bool:
         """Does a single policy, seen on one set of questions, keep it?"""
         return bool(at.drop[0, 0] + self.margin * at.error[0, 0] <= self.max_em_drop)
 
@@ -115,7 +115,7 @@ def _by_class(
         return None  # each of its levels is a model of its own, and a route carries one
     risk, codes = study.risk(score, v)
     rows = train[study.runs.run_of_row]
-    laid = Levels(risk[rows], codes[rows], study.levels(risk[rows]))
+    laid = ScoreLevels(risk[rows], codes[rows], study.levels(risk[rows]))
     pooled = _level(training, laid, target)
     if pooled is None:
         return None
@@ -129,7 +129,7 @@ def _by_class(
     return (rung, float(at.saved[0, 0])) if target.keeps(at) else None
 
 
-def _level(runs: Runs, laid: Levels, target: Target) -> float | None:
+def _level(runs: Runs, laid: ScoreLevels, target: Target) -> float | None:
     """The level picked on these runs; None: none keeps the target."""
     sums = lay(runs, [], {"": laid}).sums
     at = seen(sums, _whole(len(sums.n)))
@@ -137,8 +137,8 @@ def _level(runs: Runs, laid: Levels, target: Target) -> float | None:
     return None if choice == NONE else float(laid.levels[choice])
 
 
-def _seen(runs: Runs, halts: Halts) -> Seen:
-    summing = Summing(1)
+def _seen(runs: Runs, halts: Halts) -> PolicyPoints:
+    summing = SumsFold(1)
     summing.add(runs, [halts], [True])
     sums = summing.sums()
     return seen(sums, _whole(len(sums.n)))

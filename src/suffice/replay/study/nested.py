@@ -18,8 +18,8 @@ from suffice.replay.study.ladders import needs_of, published
 from suffice.replay.study.points import MARGIN, NONE, miss_share, pick, pick_plainly, seen
 from suffice.replay.study.runs import Floats, concatenate, make_runs
 from suffice.replay.study.scores import Score
-from suffice.replay.study.study import Laid, Options, Pool, Study
-from suffice.replay.study.sums import FIELDS, N_FOLDS, Sums
+from suffice.replay.study.study import Laid, StudyOptions, LadderPool, Study
+from suffice.replay.study.sums import FIELDS, N_FOLDS, QuestionSums
 from suffice.replay.traces.survey import Survey
 from suffice.signals.features import FeatureSet
 
@@ -37,11 +37,11 @@ def open_study(
         make_runs([batch], needs, probe_tokens=probe_tokens, planned_steps=data.longest)
         for batch in data.batches(share=data.share)
     ])
-    return Study(runs, ladders, Options(scores=tuple(scores), seed=seed))
+    return Study(runs, ladders, StudyOptions(scores=tuple(scores), seed=seed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Nested:
+class NestedRungs:
     """Every rung as each fold may know it, and as all folds together do."""
 
     by_fold: tuple[Laid, ...]  # place v: learned rungs as outer fold v may use them
@@ -53,7 +53,7 @@ class Nested:
         total: Floats = self.all.sums.base.sum(axis=0)
         return total
 
-    def frozen(self, pool: Pool, target: float, *, margin: float = MARGIN) -> Sums:
+    def frozen(self, pool: LadderPool, target: float, *, margin: float = MARGIN) -> QuestionSums:
         """Each question under the point that was picked without its fold; one policy."""
         values = np.zeros((len(self.all.sums.n), 1, len(FIELDS)))
         values[:, 0, FIELDS.index("tokens")] = self.all.sums.full_tokens
@@ -63,9 +63,9 @@ class Nested:
             choice = int(pick(seen(sums, outside), slices, target, margin)[0])
             if choice != NONE:
                 values[sums.fold == v, 0] = sums.values[sums.fold == v, choice]
-        return Sums(fold=self.all.sums.fold, base=self.all.sums.base, values=values)
+        return QuestionSums(fold=self.all.sums.fold, base=self.all.sums.base, values=values)
 
-    def hindsight(self, pool: Pool, target: float) -> tuple[str, Sums]:
+    def hindsight(self, pool: LadderPool, target: float) -> tuple[str, QuestionSums]:
         """The rung that saves most of all on these very questions with a drop within the target, and its sums."""
         sums, rungs, _ = self.all.of(pool.ladders)
         choice = int(pick_plainly(seen(sums, np.ones((1, len(sums.n)))), target)[0])
@@ -73,33 +73,33 @@ class Nested:
             return "never", never(self.all.sums)
         return rungs[choice].label, sums.columns([choice])
 
-    def miss_share(self, pool: Pool, target: float, *, seed: int = 0, margin: float | None = MARGIN) -> float:
+    def miss_share(self, pool: LadderPool, target: float, *, seed: int = 0, margin: float | None = MARGIN) -> float:
         """Share of 200 halvings in which a point picked on one half misses on the other; margin None: plain tuning."""
         sums, _, slices = self.all.of(pool.ladders)
         return miss_share(sums, slices, target, np.random.default_rng(seed), margin=margin)
 
 
-def nest(study: Study, *, probes_charged: bool = True) -> Nested:
+def nest(study: Study, *, probes_charged: bool = True) -> NestedRungs:
     """Lay every rung for each fold. Fits what has not been fitted."""
     made = [study.lay(v) for v in (*range(N_FOLDS), None)]
     if not probes_charged:
         made = [replace(laid, sums=without_probes(laid.sums)) for laid in made]
-    return Nested(by_fold=tuple(made[:-1]), all=made[-1])
+    return NestedRungs(by_fold=tuple(made[:-1]), all=made[-1])
 
 
-def without_probes(sums: Sums) -> Sums:
+def without_probes(sums: QuestionSums) -> QuestionSums:
     """The same runs as if probes cost nothing."""
     values = sums.values.copy()
     values[:, :, FIELDS.index("tokens")] -= sums.of("probes")
     values[:, :, [FIELDS.index("probes"), FIELDS.index("resent")]] = 0.0
-    return Sums(fold=sums.fold, base=sums.base, values=values)
+    return QuestionSums(fold=sums.fold, base=sums.base, values=values)
 
 
-def never(sums: Sums) -> Sums:
+def never(sums: QuestionSums) -> QuestionSums:
     """Full runs as one policy over the same questions."""
     values = np.zeros((len(sums.n), 1, len(FIELDS)))
     values[:, 0, FIELDS.index("tokens")] = sums.full_tokens
-    return Sums(fold=sums.fold, base=sums.base, values=values)
+    return QuestionSums(fold=sums.fold, base=sums.base, values=values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ class Difference:
     drop_interval: Interval
 
 
-def difference(first: Sums, other: Sums, *, n_draws: int, rng: np.random.Generator) -> Difference:
+def difference(first: QuestionSums, other: QuestionSums, *, n_draws: int, rng: np.random.Generator) -> Difference:
     """Compare two ways over the same questions, each of one policy. Raises ValueError for different questions."""
     if not np.array_equal(first.base, other.base):
         raise ValueError("difference: the two ways were not judged on the same questions")
@@ -128,7 +128,7 @@ def difference(first: Sums, other: Sums, *, n_draws: int, rng: np.random.Generat
     )
 
 
-def _both(first: Sums, other: Sums, weights: Floats) -> tuple[Floats, Floats]:
+def _both(first: QuestionSums, other: QuestionSums, weights: Floats) -> tuple[Floats, Floats]:
     a, b = seen(first, weights), seen(other, weights)
     return b.saved[:, 0] - a.saved[:, 0], b.drop[:, 0] - a.drop[:, 0]
 

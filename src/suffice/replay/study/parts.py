@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.replay.study.result import Part
+from suffice.replay.study.result import SetPart
 from suffice.replay.study.runs import Bools, Floats, Halts, Runs
 from suffice.replay.study.sums import columns_of
 
@@ -37,12 +37,12 @@ class Parts:
             self._add(policy, "class", classes, table, runs.question)
             self._add(policy, "step", _halt_names(runs, halt), table, runs.question)
 
-    def by_class(self) -> dict[str, tuple[Part, ...]]:
+    def by_class(self) -> dict[str, tuple[SetPart, ...]]:
         """Classes of each policy, the largest first; nothing where all runs are of one class."""
         made = {policy: self._parts(policy, "class") for policy in self._policies}
         return {policy: _largest(parts) for policy, parts in made.items() if len(parts) > 1}
 
-    def by_step(self) -> dict[str, tuple[Part, ...]]:
+    def by_step(self) -> dict[str, tuple[SetPart, ...]]:
         """Where runs ended under each policy, early first."""
         made = {policy: self._parts(policy, "step") for policy in self._policies}
         return {policy: tuple(sorted(parts, key=_step_order)) for policy, parts in made.items()}
@@ -60,7 +60,7 @@ class Parts:
             if len(known) < 100_000:  # beyond that the number is no longer news, and memory is bounded
                 known.update(questions[i] for i in np.flatnonzero(which == at).tolist())
 
-    def _parts(self, policy: str, what: str) -> list[Part]:
+    def _parts(self, policy: str, what: str) -> list[SetPart]:
         return [
             _part(name, sums, len(self._questions[policy, what, name]))
             for (of, kind, name), sums in self._sums.items()
@@ -85,14 +85,14 @@ def _halt_names(runs: Runs, halt: Halts) -> NDArray[np.str_]:
     return np.where(halt.row < runs.last, np.array(names)[place], "to the end")
 
 
-def _step_order(part: Part) -> tuple[int, str]:
+def _step_order(part: SetPart) -> tuple[int, str]:
     digits = "".join(c if c.isdigit() else " " for c in part.name).split()
     return (int(digits[0]) if digits else 10**9, part.name)
 
 
-def _part(name: str, sums: Floats, n_questions: int) -> Part:
+def _part(name: str, sums: Floats, n_questions: int) -> SetPart:
     n, full_ok, full_tokens, lost, gained, tokens = sums.tolist()
-    return Part(
+    return SetPart(
         name=name,
         n_episodes=int(n),
         n_questions=n_questions,
@@ -104,5 +104,5 @@ def _part(name: str, sums: Floats, n_questions: int) -> Part:
     )
 
 
-def _largest(parts: Sequence[Part]) -> tuple[Part, ...]:
+def _largest(parts: Sequence[SetPart]) -> tuple[SetPart, ...]:
     return tuple(sorted(parts, key=lambda part: (-part.n_episodes, part.name))[:MOST_CLASSES])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
 from suffice.replay.study.runs import Bools, Floats
-from suffice.replay.study.sums import Sums
+from suffice.replay.study.sums import QuestionSums
 
 # Standard errors of the drop, clustered by question, that a frozen point keeps from its target:
 # the one-standard-error rule (Breiman, Friedman, Olshen, Stone 1984, Classification and Regression Trees, 3.4.3).
@@ -29,7 +29,7 @@ NONE = -1  # no rung is good enough: never stop
 _ROUNDING = 1e-12
 
 
-class Seen(NamedTuple):
+class PolicyPoints(NamedTuple):
     """What some sets of questions show of each policy, shape (R, C) each: R sets, C policies."""
 
     drop: Floats
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
     saved: Floats      # token reduction
 
 
-def seen(sums: Sums, weights: Floats) -> Seen:
+def seen(sums: QuestionSums, weights: Floats) -> PolicyPoints:
     """Look at sets of questions: `weights` holds how often each set takes each question, shape (R, G).
 
     A set that takes no question, as half of one, shows NaN, which is within no target.
@@ -52,10 +52,10 @@ def seen(sums: Sums, weights: Floats) -> Seen:
     squares = weights @ drop**2 - 2 * mean * (weights @ (drop * n[:, None])) + mean**2 * (weights @ n**2)[:, None]
     n_groups = np.maximum(weights.sum(axis=1), 2)[:, None]
     error = np.sqrt((np.maximum(squares, 0) + PSEUDO_LOSSES) * n_groups / (n_groups - 1)) / total[:, None]
-    return Seen(mean, error, saved)
+    return PolicyPoints(mean, error, saved)
 
 
-def pick(at: Seen, ladders: Sequence[slice], target: float, margin: float) -> NDArray[np.int64]:
+def pick(at: PolicyPoints, ladders: Sequence[slice], target: float, margin: float) -> NDArray[np.int64]:
     """The policy picked on each set of questions, by the rule at the head of this file; NONE: none will do."""
     within = at.drop + margin * at.error <= target + _ROUNDING
     for rungs in ladders:
@@ -63,7 +63,7 @@ def pick(at: Seen, ladders: Sequence[slice], target: float, margin: float) -> ND
     return _most_saving(at, within)
 
 
-def pick_plainly(at: Seen, target: float) -> NDArray[np.int64]:
+def pick_plainly(at: PolicyPoints, target: float) -> NDArray[np.int64]:
     """Plain tuning: of all policies whose measured drop is within the target, the one that saves most."""
     return _most_saving(at, at.drop <= target + _ROUNDING)
 
@@ -77,7 +77,7 @@ def at_choice(values: Floats, choice: NDArray[np.int64]) -> Floats:
 
 
 def miss_share(
-    sums: Sums, ladders: Sequence[slice], target: float, rng: np.random.Generator, *, margin: float | None
+    sums: QuestionSums, ladders: Sequence[slice], target: float, rng: np.random.Generator, *, margin: float | None
 ) -> float:
     """Share of random halvings of the questions in which a point picked on one half misses its target on the other.
 
@@ -97,7 +97,7 @@ def halvings(n_groups: int, n_splits: int, rng: np.random.Generator) -> Floats:
     return weights
 
 
-def bootstrap(sums: Sums, n_draws: int, rng: np.random.Generator) -> tuple[list[Interval], list[Interval]]:
+def bootstrap(sums: QuestionSums, n_draws: int, rng: np.random.Generator) -> tuple[list[Interval], list[Interval]]:
     """95 % intervals of EM drop and token reduction of each policy, resampling whole questions.
 
     Percentile intervals (Davison and Hinkley 1997, section 3.8); with fewer than about 20 questions a sketch.
@@ -108,13 +108,13 @@ def bootstrap(sums: Sums, n_draws: int, rng: np.random.Generator) -> tuple[list[
     return _percentiles(drawn.drop), _percentiles(drawn.saved)
 
 
-def share_of(sums: Sums, field: str) -> Floats:
+def share_of(sums: QuestionSums, field: str) -> Floats:
     """A field's sum over the number of runs, shape (C,)."""
     share: Floats = sums.of(field).sum(axis=0) / sums.n.sum()
     return share
 
 
-def _most_saving(at: Seen, within: Bools) -> NDArray[np.int64]:
+def _most_saving(at: PolicyPoints, within: Bools) -> NDArray[np.int64]:
     if not within.shape[1]:  # runs may be too short for every setting of a rule
         return np.full(len(within), NONE)
     saved = np.where(within, at.saved, 0.0)

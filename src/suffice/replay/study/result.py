@@ -28,7 +28,7 @@ Choice: TypeAlias = Literal[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class PolicyResult:
     """One policy on one set."""
 
     set: str
@@ -62,7 +62,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class PlotPoint:
     """One setting of one family of policies, in sample: a dot of the plot."""
 
     policy: str
@@ -71,7 +71,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class SetPart:
     """A part of a set under one policy: a query class, or the runs that halted at one step."""
 
     name: str
@@ -92,9 +92,9 @@ class SetReport:
     kind: Kind
     max_em_drop: float                 # fraction: the target at which points were picked
     probe_tokens: int                  # charged for each probe that a policy asked for
-    lines: tuple[Line, ...]
-    frontier: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)  # by family's label
-    by_class: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)   # by the policy of a line
-    by_step: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)    # by the policy of a line
+    lines: tuple[PolicyResult, ...]
+    frontier: Mapping[str, tuple[PlotPoint, ...]] = field(default_factory=dict)  # by family's label
+    by_class: Mapping[str, tuple[SetPart, ...]] = field(default_factory=dict)   # by the policy of a line
+    by_step: Mapping[str, tuple[SetPart, ...]] = field(default_factory=dict)    # by the policy of a line
     notes: tuple[str, ...] = ()        # sentences for the head of the report, such as "too small to certify"
     fitted_on: tuple[str, ...] = ()    # files that the models and points come from; (): folds of this set

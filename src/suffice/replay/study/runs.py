@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.episode.vote import deciding_sample
-from suffice.learn.ragged import Ragged
+from suffice.learn.ragged import RaggedRuns
 from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
 from suffice.replay.traces.batch import Batch
-from suffice.signals.columns import Columns, observe_columns
+from suffice.signals.columns import SignalColumns, observe_columns
 from suffice.types import Kind, Query
 
 Floats = NDArray[np.float64]
@@ -32,7 +32,7 @@ Says = NDArray[Any]  # of each row by a model: float64, a risk or a probability;
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Runs(Ragged):
+class Runs(RaggedRuns):
     """Some recorded runs of one set: E runs, T steps in all; run i has the rows starts[i] … starts[i + 1] - 1.
 
     The last row of a run is its end; for a vote, the sample that decides it.
@@ -40,7 +40,7 @@ class Runs(Ragged):
 
     set: str
     kind: Kind
-    columns: Columns            # T rows: what a policy may read
+    columns: SignalColumns            # T rows: what a policy may read
     queries: tuple[Query, ...]  # E: what was known before the first token
     question: tuple[str, ...]   # E: questions group runs that are not independent
     starts: NDArray[np.int64]   # E + 1
@@ -92,7 +92,7 @@ def concatenate(parts: Sequence[Runs]) -> Runs:
     shift = np.cumsum([0, *(p.starts[-1] for p in parts)])
     starts = np.concatenate([p.starts[:-1] + at for p, at in zip(parts, shift, strict=False)] + [shift[-1:]])
     names = parts[0].columns.values
-    columns = Columns(
+    columns = SignalColumns(
         values={name: np.concatenate([p.columns.values[name] for p in parts]) for name in names},
         answer=np.concatenate([p.columns.answer for p in parts]),
         answers=(),  # their codes differ from part to part; only whether there is one is read
@@ -129,7 +129,7 @@ def _with_rows(runs: Runs, rows: Bools, n_steps: NDArray[np.int64]) -> Runs:
     starts = np.concatenate([[0], np.cumsum(n_steps)])
     return replace(
         runs,
-        columns=Columns(
+        columns=SignalColumns(
             values={name: column[rows] for name, column in runs.columns.values.items()},
             answer=runs.columns.answer[rows],
             answers=runs.columns.answers,
@@ -260,7 +260,7 @@ def _answer_tokens(meta: str | None) -> float:
     return float(noted) if isinstance(noted, int) and not isinstance(noted, bool) and noted > 0 else 0.0
 
 
-def _codes_in(batch: Batch, columns: Columns) -> NDArray[np.int64]:
+def _codes_in(batch: Batch, columns: SignalColumns) -> NDArray[np.int64]:
     """The answer that would be delivered after each step, as a place in `batch.answers`; -1: none."""
     place = {answer: code for code, answer in enumerate(batch.answers)}
     codes = np.array([*(place[answer] for answer in columns.answers), -1], dtype=np.int64)

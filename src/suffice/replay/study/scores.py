@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TraceError
-from suffice.learn.features import Chosen, choose_features
-from suffice.learn.stop_model import Examples, Fitted, Parts, Target, fit
+from suffice.learn.features import FeatureSelection, choose_features
+from suffice.learn.stop_model import Examples, FitResult, Parts, Target, fit
 from suffice.learn.value_model import MAX_ROWS, Trajectories, Values, fit_values
 from suffice.policy.columns import HOPELESS, SUFFICES
 from suffice.replay.study.runs import Bools, Floats, Runs, Says, take
@@ -46,26 +46,26 @@ WITHOUT_SCORES: Final = "fixed-rounds,stable-answer"  # rules for every kind of 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class ExampleTable:
     """The runs' features with the rows that are examples: computed once for all scores of one feature choice."""
 
-    chosen: Chosen
+    chosen: FeatureSelection
     x: Floats                  # (T, P)
     example: NDArray[np.int64]  # rows that are no last step
     fold: NDArray[np.int64]    # of each example
     run_fold: NDArray[np.int64]  # of each run
 
 
-def make_table(runs: Runs, chosen: Chosen, fold: NDArray[np.int64]) -> Table:
+def make_table(runs: Runs, chosen: FeatureSelection, fold: NDArray[np.int64]) -> ExampleTable:
     """Features of all rows. `fold` is that of each run, shape (E,)."""
     last = np.zeros(len(runs.cost), dtype=bool)
     last[runs.last] = True
     example = np.flatnonzero(~last)
     x = features_of(runs, chosen)
-    return Table(chosen=chosen, x=x, example=example, fold=fold[runs.run_of_row[example]], run_fold=fold)
+    return ExampleTable(chosen=chosen, x=x, example=example, fold=fold[runs.run_of_row[example]], run_fold=fold)
 
 
-def features_of(runs: Runs, chosen: Chosen) -> Floats:
+def features_of(runs: Runs, chosen: FeatureSelection) -> Floats:
     """Features of all rows to ten digits, shape (T, P).
 
     What is equal but for rounding must be equal here: a tree would split between two of its last digits, and live,
@@ -83,10 +83,10 @@ def good_rows(runs: Runs, target: Target) -> Bools:
 
 
 Key = tuple[Target | Literal["value"], Parts]
-Model = Fitted | Values
+Model = FitResult | Values
 
 
-def fit_on(runs: Runs, table: Table, key: Key, left_out: Sequence[int], seed: int) -> Model:
+def fit_on(runs: Runs, table: ExampleTable, key: Key, left_out: Sequence[int], seed: int) -> Model:
     """Fit on the runs outside some folds. Raises TraceError where none of them has two steps."""
     target, parts = key
     if not (~np.isin(table.fold, list(left_out))).any():
@@ -142,7 +142,7 @@ class CrossFit:
     pick has seen. `out_of_fold` takes each row from the model fitted without its own fold.
     """
 
-    def __init__(self, runs: Runs, table: Table, *, seed: int, tick: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, runs: Runs, table: ExampleTable, *, seed: int, tick: Callable[[], None] = lambda: None) -> None:
         self._runs, self._table, self._seed, self._tick = runs, table, seed, tick
         self._row_fold = table.run_fold[runs.run_of_row]
         self._models: dict[tuple[Key, frozenset[int]], Model] = {}
@@ -185,6 +185,6 @@ def stop_codes(p_hopeless: Floats) -> NDArray[np.int8]:
     return np.where(p_hopeless >= 0.5, np.int8(HOPELESS), np.int8(SUFFICES))
 
 
-def features_for(runs: Runs, *, query_signals: bool) -> Chosen:
+def features_for(runs: Runs, *, query_signals: bool) -> FeatureSelection:
     """The default features for these runs."""
     return choose_features(runs.kind, runs.queries, query_signals=query_signals)

@@ -32,11 +32,11 @@ from suffice.replay.study.ladders import (
 from suffice.replay.study.nested import difference
 from suffice.replay.study.parts import Parts
 from suffice.replay.study.points import MARGIN, NONE, bootstrap, miss_share, pick_plainly, seen
-from suffice.replay.study.result import Choice, Family, Line, Point, SetReport
+from suffice.replay.study.result import Choice, Family, PolicyResult, PlotPoint, SetReport
 from suffice.replay.study.runs import Bools, Halts, Runs, concatenate, make_runs, oracle, take
 from suffice.replay.study.scores import SCORES, Score
-from suffice.replay.study.study import N_LEVELS, Frozen, Laid, Levels, Options, Pool, Study, fix, lay
-from suffice.replay.study.sums import N_FOLDS, Summing, Sums, folds_of
+from suffice.replay.study.study import N_LEVELS, FoldChoice, Laid, ScoreLevels, StudyOptions, LadderPool, Study, fix, lay
+from suffice.replay.study.sums import N_FOLDS, SumsFold, QuestionSums, folds_of
 from suffice.replay.traces.survey import Survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
@@ -67,7 +67,7 @@ Tick = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ReplayOptions:
     """What the user asked for."""
 
     max_em_drop: float = 0.01                      # fraction
@@ -81,7 +81,7 @@ class Asked:
     n_draws: int = N_DRAWS
 
 
-def replay_set(data: Survey, asked: Asked, *, fit: Sequence[Survey] = (), tick: Tick = lambda _: None) -> SetReport:
+def replay_set(data: Survey, asked: ReplayOptions, *, fit: Sequence[Survey] = (), tick: Tick = lambda _: None) -> SetReport:
     """Replay one set. Raises TraceError for data, ConfigError for policies or a missing package.
 
     fit  other sets: models and points come from them alone and are frozen; (): folds of this set
@@ -94,7 +94,7 @@ def replay_set(data: Survey, asked: Asked, *, fit: Sequence[Survey] = (), tick: 
     tick("reading")
     sample = concatenate(list(reader.runs(data, data.share)))
     source = concatenate([r for other in fit for r in reader.runs(other, other.share)]) if fit else sample
-    options = Options(max_em_drop=asked.max_em_drop, scores=scores, margin=asked.margin, seed=asked.seed)
+    options = StudyOptions(max_em_drop=asked.max_em_drop, scores=scores, margin=asked.margin, seed=asked.seed)
     study = Study(source, [lad for lad in ladders if lad.origin == "published"], options, tick=lambda: tick("fitting"))
     pools = pools_of(ladders, scores)
     folds: Sequence[int | None] = [None] if fit else range(N_FOLDS)
@@ -110,7 +110,7 @@ def replay_set(data: Survey, asked: Asked, *, fit: Sequence[Survey] = (), tick: 
     return _judge(case, everything, here, tuple(path.name for other in fit for path in other.files), tick)
 
 
-def _with_classes(study: Study, v: int | None, asked: Asked, frozen: Frozen) -> Frozen:
+def _with_classes(study: Study, v: int | None, asked: ReplayOptions, frozen: FoldChoice) -> FoldChoice:
     """Beside ours also ours by found classes, where that saves more on the questions that may be known."""
     if not asked.classes or OURS not in frozen.rungs:
         return frozen
@@ -124,7 +124,7 @@ def _with_classes(study: Study, v: int | None, asked: Asked, frozen: Frozen) -> 
 class _Reader:
     """Reads sets as runs, all in the same way."""
 
-    asked: Asked
+    asked: ReplayOptions
     needs: tuple[str, ...]
     longest: int
 
@@ -140,10 +140,10 @@ class _Case:
     """Everything that judging needs."""
 
     data: Survey
-    asked: Asked
+    asked: ReplayOptions
     study: Study
-    pools: tuple[Pool, ...]
-    frozen: list[Frozen]   # one for each fold, or one for all
+    pools: tuple[LadderPool, ...]
+    frozen: list[FoldChoice]   # one for each fold, or one for all
     sample: Runs
     longest: int           # steps of the longest run
 
@@ -156,7 +156,7 @@ class _Case:
 # ---- what is compared -----------------------------------------------------------------------------
 
 
-def _ladders(kind: Kind, asked: Asked, longest: int) -> tuple[Ladder, ...]:
+def _ladders(kind: Kind, asked: ReplayOptions, longest: int) -> tuple[Ladder, ...]:
     ladders = published(kind, longest=longest)
     known = sorted({family_of(ladder.name) for ladder in ladders} | {LEARNED})
     for family in asked.families:
@@ -172,19 +172,19 @@ def family_of(ladder: str) -> str:
     return ladder.partition(",")[0]
 
 
-def pools_of(ladders: Sequence[Ladder], scores: Sequence[Score]) -> tuple[Pool, ...]:
+def pools_of(ladders: Sequence[Ladder], scores: Sequence[Score]) -> tuple[LadderPool, ...]:
     """What points are picked from: ours, all published rules, and each rule alone."""
     names = tuple(ladder.name for ladder in ladders if ladder.origin == "published")
     pools = []
     if scores:
         fallbacks = tuple(name for name in names if name in FALLBACKS)
-        pools.append(Pool(name=OURS, ladders=(*fallbacks, *(score.name for score in scores))))
+        pools.append(LadderPool(name=OURS, ladders=(*fallbacks, *(score.name for score in scores))))
     if names:
-        pools.append(Pool(name="published", ladders=names))
+        pools.append(LadderPool(name="published", ladders=names))
     return (
         *pools,
         *(
-            Pool(name=rule, ladders=tuple(name for name in names if family_of(name) == rule))
+            LadderPool(name=rule, ladders=tuple(name for name in names if family_of(name) == rule))
             for rule in dict.fromkeys(family_of(name) for name in names)
         ),
     )
@@ -196,7 +196,7 @@ def _lay_here(case: _Case) -> Laid:
     learned = {}
     for score in study.options.scores:
         risk, codes = study.score_others(score.name, case.frozen[0], runs)
-        learned[score.name] = Levels(risk, codes, levels_of(risk, N_LEVELS))
+        learned[score.name] = ScoreLevels(risk, codes, levels_of(risk, N_LEVELS))
     return lay(runs, fix(study.ladders, runs), learned)
 
 
@@ -217,7 +217,7 @@ def _in_hindsight(case: _Case, here: Laid) -> dict[str, PolicyRung | RiskRung | 
 
 def _judge(case: _Case, everything: Iterator[Runs], here: Laid, fitted_on: tuple[str, ...], tick: Tick) -> SetReport:
     names = _order(case)
-    summing = Summing(len(names))
+    summing = SumsFold(len(names))
     parts = Parts([name for name in names if name in DETAILED])
     count: Counter[str] = Counter()
     for runs in everything:
@@ -305,8 +305,8 @@ def _misses(case: _Case) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _line(
-    case: _Case, name: str, sums: Sums, intervals: tuple[Interval, Interval], missed: float | None, n_questions: int
-) -> Line:
+    case: _Case, name: str, sums: QuestionSums, intervals: tuple[Interval, Interval], missed: float | None, n_questions: int
+) -> PolicyResult:
     n, full_ok, full_tokens = (float(value) for value in sums.base.sum(axis=0))
     lost, gained, tokens, probes, resent, stopped, hopeless = (float(x) for x in sums.values[:, 0].sum(axis=0))
     family, choice = FAMILIES.get(name, ("given", "fixed") if name in case.asked.policies else ("published", "frozen"))
@@ -314,7 +314,7 @@ def _line(
     specs = [rung.spec if rung is not None else None for rung in chosen]
     same_spec = specs[0] if specs and all(spec == specs[0] for spec in specs) else None
     interval_drop, interval_saved = (None, None) if family == "full" else intervals
-    return Line(
+    return PolicyResult(
         set=case.data.set,
         policy=name,
         family=family,
@@ -361,14 +361,14 @@ def _probe_tokens(case: _Case) -> int:
     return 15 if case.data.kind == "reasoning" else 0
 
 
-def _frontier(case: _Case, here: Laid) -> dict[str, tuple[Point, ...]]:
+def _frontier(case: _Case, here: Laid) -> dict[str, tuple[PlotPoint, ...]]:
     """Every rung in sample, by group: the dots of the plot."""
     at = seen(here.sums, np.ones((1, len(here.sums.n))))
     points = [
-        Point(policy=rung.label, em_drop=float(drop), token_reduction=float(saved))
+        PlotPoint(policy=rung.label, em_drop=float(drop), token_reduction=float(saved))
         for rung, drop, saved in zip(here.rungs, at.drop[0], at.saved[0], strict=True)
     ]
-    groups: dict[str, tuple[Point, ...]] = {}
+    groups: dict[str, tuple[PlotPoint, ...]] = {}
     for pool in case.pools:
         if pool.name in HINDSIGHT:
             names = [name for name in pool.ladders if pool.name == "published" or name not in FALLBACKS]
@@ -402,7 +402,7 @@ def _notes(case: _Case, n_questions: int, count: Counter[str], plain: Mapping[st
     return tuple(notes)
 
 
-def _about_classes(case: _Case, names: Sequence[str], sums: Sums) -> tuple[str, ...]:
+def _about_classes(case: _Case, names: Sequence[str], sums: QuestionSums) -> tuple[str, ...]:
     """What the found classes are, and what their own levels are worth, question by question."""
     if BY_CLASS not in names:
         return ()

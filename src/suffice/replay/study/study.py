@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.features import Chosen
+from suffice.learn.features import FeatureSelection
 from suffice.policy.columns import SUFFICES
 from suffice.replay.study.ladders import ClassedRung, Ladder, PolicyRung, RiskRung, halts_at, halts_of, levels_of
 from suffice.replay.study.points import MARGIN, NONE, pick, seen
@@ -27,7 +27,7 @@ from suffice.replay.study.scores import (
     Key,
     Model,
     Score,
-    Table,
+    ExampleTable,
     features_for,
     features_of,
     make_table,
@@ -35,7 +35,7 @@ from suffice.replay.study.scores import (
     score_rows,
     stop_codes,
 )
-from suffice.replay.study.sums import Summing, Sums, folds_of
+from suffice.replay.study.sums import SumsFold, QuestionSums, folds_of
 
 N_LEVELS = 61
 HOPELESS_KEY: Key = ("hopeless", "linear")
@@ -44,7 +44,7 @@ Tick = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class StudyOptions:
     """What a study is asked for."""
 
     max_em_drop: float = 0.01       # fraction: the target
@@ -54,7 +54,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
+class LadderPool:
     """Ladders that one pick chooses from."""
 
     name: str
@@ -62,7 +62,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frozen:
+class FoldChoice:
     """What one fold, or the runs of the `fit` files, settled on: a rung for each pool, and the models it needs."""
 
     rungs: Mapping[str, PolicyRung | RiskRung | ClassedRung | None]  # by pool; None: never stop
@@ -74,11 +74,11 @@ class Frozen:
 class Laid:
     """Every rung of every ladder on some runs, summed by question."""
 
-    sums: Sums
+    sums: QuestionSums
     rungs: tuple[PolicyRung | RiskRung, ...]
     slices: Mapping[str, slice]  # by ladder
 
-    def of(self, ladders: Sequence[str]) -> tuple[Sums, tuple[PolicyRung | RiskRung, ...], list[slice]]:
+    def of(self, ladders: Sequence[str]) -> tuple[QuestionSums, tuple[PolicyRung | RiskRung, ...], list[slice]]:
         """The sums, rungs and new slices of some ladders alone."""
         keep: list[int] = []
         slices = []
@@ -89,7 +89,7 @@ class Laid:
         return self.sums.columns(keep), tuple(self.rungs[at] for at in keep), slices
 
 
-class Levels(NamedTuple):
+class ScoreLevels(NamedTuple):
     """A learned score over some runs: risk and stop code of each row, and the levels that make its ladder."""
 
     risk: Says
@@ -107,7 +107,7 @@ def fix(ladders: Sequence[Ladder], runs: Runs) -> list[tuple[Ladder, list[Halts]
     ]
 
 
-def lay(runs: Runs, fixed: Fixed, learned: Mapping[str, Levels]) -> Laid:
+def lay(runs: Runs, fixed: Fixed, learned: Mapping[str, ScoreLevels]) -> Laid:
     """Every rung of every ladder on the runs, summed by question."""
     rungs: list[PolicyRung | RiskRung] = []
     halts: list[Halts] = []
@@ -120,7 +120,7 @@ def lay(runs: Runs, fixed: Fixed, learned: Mapping[str, Levels]) -> Laid:
         slices[name] = slice(len(rungs), len(rungs) + len(levels))
         rungs += [RiskRung(score=name, level=float(level), label=f"{name} {level:.3g}") for level in levels]
         halts += halts_at(risk, levels, runs, codes)
-    summing = Summing(len(rungs))
+    summing = SumsFold(len(rungs))
     summing.add(runs, halts, [rung.asks for rung in rungs])
     return Laid(sums=summing.sums(), rungs=tuple(rungs), slices=slices)
 
@@ -128,11 +128,11 @@ def lay(runs: Runs, fixed: Fixed, learned: Mapping[str, Levels]) -> Laid:
 class Study:
     """The runs of one set with everything that is computed from them once."""
 
-    def __init__(self, runs: Runs, ladders: Sequence[Ladder], options: Options, tick: Tick = lambda: None) -> None:
+    def __init__(self, runs: Runs, ladders: Sequence[Ladder], options: StudyOptions, tick: Tick = lambda: None) -> None:
         self.runs, self.ladders, self.options = runs, tuple(ladders), options
         self.fold = folds_of(runs)
         self._fixed = fix(ladders, runs)
-        self._tables: dict[bool, Table] = {}
+        self._tables: dict[bool, ExampleTable] = {}
         self._fits: dict[bool, CrossFit] = {}
         if options.scores:
             for query_signals in sorted({score.query_signals for score in options.scores} | {True}):
@@ -141,7 +141,7 @@ class Study:
                 self._tables[query_signals] = table
                 self._fits[query_signals] = CrossFit(runs, table, seed=options.seed, tick=tick)
 
-    def chosen(self, score: Score) -> Chosen:
+    def chosen(self, score: Score) -> FeatureSelection:
         """The features that a score's model reads."""
         return self._tables[score.query_signals].chosen
 
@@ -167,7 +167,7 @@ class Study:
         learned = {}
         for score in self.options.scores:
             risk, codes = self.risk(score, v)
-            learned[score.name] = Levels(risk, codes, self.levels(risk[train]))
+            learned[score.name] = ScoreLevels(risk, codes, self.levels(risk[train]))
         return lay(self.runs, self._fixed, learned)
 
     def levels(self, risk: Says) -> Floats:
@@ -176,7 +176,7 @@ class Study:
 
     # ---- points -----------------------------------------------------------------------------------
 
-    def freeze(self, pools: Sequence[Pool], v: int | None) -> Frozen:
+    def freeze(self, pools: Sequence[LadderPool], v: int | None) -> FoldChoice:
         """Pick each pool's point on the questions outside fold `v`, or on all; keep the models that it needs."""
         laid = self.lay(v)
         rungs: dict[str, PolicyRung | RiskRung | ClassedRung | None] = {}
@@ -194,9 +194,9 @@ class Study:
             models["hopeless"] = self._fits[True].model(HOPELESS_KEY, left_out)
             for score in self.options.scores:
                 models[score.name] = self._fits[score.query_signals].model((score.target, score.parts), left_out)
-        return Frozen(rungs=rungs, saved=saved, models=models)
+        return FoldChoice(rungs=rungs, saved=saved, models=models)
 
-    def halts(self, frozen: Frozen, runs: Runs) -> dict[str, Halts]:
+    def halts(self, frozen: FoldChoice, runs: Runs) -> dict[str, Halts]:
         """Where each frozen point ends runs that it has not seen, by its name in `frozen.rungs`."""
         found: dict[str, Halts] = {}
         scored: dict[str, tuple[Says, NDArray[np.int8]]] = {}
@@ -211,7 +211,7 @@ class Study:
                 found[name] = rung.halts(*scored[rung.score], runs)
         return found
 
-    def score_others(self, name: str, frozen: Frozen, runs: Runs) -> tuple[Says, NDArray[np.int8]]:
+    def score_others(self, name: str, frozen: FoldChoice, runs: Runs) -> tuple[Says, NDArray[np.int8]]:
         """Risk and stop codes of other runs by frozen models."""
         score = next(score for score in self.options.scores if score.name == name)
         x = {asked: features_of(runs, table.chosen)

@@ -25,7 +25,7 @@ FIELDS = ("lost", "gained", "tokens", "probes", "resent", "stopped", "hopeless")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sums:
+class QuestionSums:
     """Sums over the runs of each question (G of them) for each policy (C of them)."""
 
     fold: NDArray[np.int64]    # G: 0 … N_FOLDS - 1
@@ -51,9 +51,9 @@ class Sums:
         """Answers lost minus answers gained, shape (G, C)."""
         return self.of("lost") - self.of("gained")
 
-    def columns(self, keep: Sequence[int] | slice) -> Sums:
+    def columns(self, keep: Sequence[int] | slice) -> QuestionSums:
         """The same questions with some of the policies."""
-        return Sums(fold=self.fold, base=self.base, values=self.values[:, keep, :])
+        return QuestionSums(fold=self.fold, base=self.base, values=self.values[:, keep, :])
 
 
 def fold_of(question: str) -> int:
@@ -79,7 +79,7 @@ def groups_of(runs: Runs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.array([order[question] for question in runs.question], np.int64), np.array(folds, np.int64)
 
 
-class Summing:
+class SumsFold:
     """Takes runs in, batch by batch, and gives the sums. Memory: at most 5,120 questions times the policies."""
 
     def __init__(self, n_policies: int) -> None:
@@ -108,9 +108,9 @@ class Summing:
             for field, column in enumerate(columns_of(runs, halt, asks=asked)):
                 self._values[:, at, field] += np.bincount(group, column, n_groups)
 
-    def sums(self) -> Sums:
+    def sums(self) -> QuestionSums:
         """What has been added so far."""
-        return Sums(fold=np.array(self._fold, dtype=np.int64), base=self._base, values=self._values)
+        return QuestionSums(fold=np.array(self._fold, dtype=np.int64), base=self._base, values=self._values)
 
     def _groups(self, runs: Runs) -> NDArray[np.int64]:
         for question in dict.fromkeys(runs.question):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TraceError
-from suffice.replay.traces.columns import Columns, Words, vote_winners
+from suffice.replay.traces.columns import TraceColumns, TextColumn, vote_winners
 from suffice.replay.traces.form import (
     KIND_OF_SETTING,
     LAST,
@@ -164,7 +164,7 @@ class Batch:
         return runs, steps
 
 
-def as_batches(columns: Columns, name: str) -> Iterator[Batch]:
+def as_batches(columns: TraceColumns, name: str) -> Iterator[Batch]:
     """One batch of the set `name` for each setting and aggregation among checked runs.
 
     Raises TraceError for a setting or an aggregation that the form does not know.
@@ -177,7 +177,7 @@ def as_batches(columns: Columns, name: str) -> Iterator[Batch]:
         yield _batch(columns if len(groups) == 1 else columns.take(rows), name)
 
 
-def _batch(columns: Columns, name: str) -> Batch:
+def _batch(columns: TraceColumns, name: str) -> Batch:
     setting = _one_of(columns, "setting", tuple(KIND_OF_SETTING))
     vote = _one_of(columns, "aggregation", (MAJORITY_VOTE, LAST)) == MAJORITY_VOTE
     answers, answer_code = _without_no_answer(columns.step_texts["answer"])
@@ -211,7 +211,7 @@ def _batch(columns: Columns, name: str) -> Batch:
         ctx_tokens=np.maximum(columns.whole("ctx_tokens"), 0),
         answers=answers,
         answer_code=answer_code,
-        answer=Words(answer_code, answers).texts(),
+        answer=TextColumn(answer_code, answers).texts(),
         correct=columns.flag("correct"),
         confidence=columns.number("confidence"),
         mass=columns.number("mass"),
@@ -228,7 +228,7 @@ def _batch(columns: Columns, name: str) -> Batch:
     )
 
 
-def _one_of(columns: Columns, name: str, allowed: tuple[str, ...]) -> str:
+def _one_of(columns: TraceColumns, name: str, allowed: tuple[str, ...]) -> str:
     """The one value that a column has in these runs. Raises TraceError when it is not allowed."""
     column = columns.texts[name]
     value = column.words[int(column.codes[0])]
@@ -238,7 +238,7 @@ def _one_of(columns: Columns, name: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _without_no_answer(column: Words) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+def _without_no_answer(column: TextColumn) -> tuple[tuple[str, ...], NDArray[np.int32]]:
     """Different answers and codes, `?` counted as none. Its word stays in the tuple, unused."""
     if NO_ANSWER not in column.words:
         return column.words, column.codes
@@ -246,7 +246,7 @@ def _without_no_answer(column: Words) -> tuple[tuple[str, ...], NDArray[np.int32
     return column.words, np.where(column.codes == none, -1, column.codes).astype(np.int32)
 
 
-def _full_answers(column: Words, answers: tuple[str, ...]) -> tuple[list[str | None], NDArray[np.int32]]:
+def _full_answers(column: TextColumn, answers: tuple[str, ...]) -> tuple[list[str | None], NDArray[np.int32]]:
     place = {answer: code for code, answer in enumerate(answers)}
     by_code = [-1 if word == NO_ANSWER else place.get(word, -2) for word in column.words]
     codes = np.array([*by_code, -1], dtype=np.int32)[column.codes]

@@ -22,14 +22,14 @@ Numbers: TypeAlias = NDArray[Any]  # int64, float64 or int8, as the column's typ
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class TextColumn:
     """A column of text: each different text once, and for each place its number."""
 
     codes: NDArray[np.int32]   # -1: null
     words: tuple[str, ...]
 
     @classmethod
-    def of(cls, texts: Sequence[str | None]) -> Words:
+    def of(cls, texts: Sequence[str | None]) -> TextColumn:
         """Number the texts in the order in which they first appear."""
         index: dict[str, int] = {}
         codes = [-1 if text is None else index.setdefault(text, len(index)) for text in texts]
@@ -45,7 +45,7 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
+class TraceColumns:
     """Some runs in a row: E of them, with T steps in all. A column that the file lacks is absent.
 
     Whole numbers are int64 with NULL for null, numbers float64 with NaN, flags int8 with -1.
@@ -54,9 +54,9 @@ class Columns:
     file: str
     row: NDArray[np.int64]     # E: number of the row in its file, 1 is the first
     offset: NDArray[np.int64]  # E + 1: steps of run i are offset[i] … offset[i + 1] - 1
-    texts: Mapping[str, Words]                          # of runs
+    texts: Mapping[str, TextColumn]                          # of runs
     numbers: Mapping[str, Numbers]          # of runs: whole numbers and flags
-    step_texts: Mapping[str, Words]
+    step_texts: Mapping[str, TextColumn]
     step_numbers: Mapping[str, Numbers]
     logprobs: Sequence[tuple[float, ...]] | None = None  # T
 
@@ -91,7 +91,7 @@ class Columns:
         """Steps of all runs together."""
         return int(self.offset[-1])
 
-    def take(self, runs: NDArray[np.int64]) -> Columns:
+    def take(self, runs: NDArray[np.int64]) -> TraceColumns:
         """These runs only, in the order given."""
         lengths = np.diff(self.offset)[runs]
         offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -100,15 +100,15 @@ class Columns:
             self,
             row=self.row[runs],
             offset=offset,
-            texts={name: Words(column.codes[runs], column.words) for name, column in self.texts.items()},
+            texts={name: TextColumn(column.codes[runs], column.words) for name, column in self.texts.items()},
             numbers={name: column[runs] for name, column in self.numbers.items()},
-            step_texts={name: Words(c.codes[steps], c.words) for name, c in self.step_texts.items()},
+            step_texts={name: TextColumn(c.codes[steps], c.words) for name, c in self.step_texts.items()},
             step_numbers={name: column[steps] for name, column in self.step_numbers.items()},
             logprobs=None if self.logprobs is None else [self.logprobs[i] for i in steps],
         )
 
 
-def check(columns: Columns) -> None:
+def check(columns: TraceColumns) -> None:
     """Raise TraceError at the first thing that the common form does not allow."""
     for name, form in RUN_COLUMNS.items():
         values = columns.texts[name].codes if name in columns.texts else columns.numbers.get(name)
@@ -163,7 +163,7 @@ def _first_bad(values: Numbers | None, form: Column) -> int | None:
 
 
 def _error(
-    columns: Columns, run: int, name: str, values: Numbers | None, form: Column, step: int | None = None
+    columns: TraceColumns, run: int, name: str, values: Numbers | None, form: Column, step: int | None = None
 ) -> TraceError:
     value = None if values is None or form.type in ("text", "flag") else int(values[run if step is None else step])
     got = "null" if value is None or value == NULL else f"{value}"
@@ -172,7 +172,7 @@ def _error(
     return _at(columns, run, name, f"is {got}{where}; needs {allowed}")
 
 
-def _check_lengths(columns: Columns) -> None:
+def _check_lengths(columns: TraceColumns) -> None:
     lengths = np.diff(columns.offset)
     if (lengths == 0).any():
         raise _at(columns, int(np.argmax(lengths == 0)), "steps", "is empty or null; needs at least one step")
@@ -182,7 +182,7 @@ def _check_lengths(columns: Columns) -> None:
         raise _at(columns, run, "n_steps", f"is {int(declared[run])}, and there are {int(lengths[run])} steps")
 
 
-def _check_sums(columns: Columns) -> None:
+def _check_sums(columns: TraceColumns) -> None:
     cost = columns.step_numbers["tokens"].astype(np.int64)
     context = columns.step_numbers.get("ctx_tokens")
     if context is not None:
@@ -196,5 +196,5 @@ def _check_sums(columns: Columns) -> None:
         )
 
 
-def _at(columns: Columns, run: int, column: str, problem: str) -> TraceError:
+def _at(columns: TraceColumns, run: int, column: str, problem: str) -> TraceError:
     return TraceError(problem, file=columns.file, row=int(columns.row[run]), column=column)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from suffice.errors import TraceError
 from suffice.files import PRIVATE, make_folder, open_unpacked, whole_file
 from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.columns import MOST, Columns, Words
+from suffice.replay.traces.columns import MOST, TraceColumns, TextColumn
 from suffice.replay.traces.form import NULL, RUN_COLUMNS, STEP_COLUMNS, Column
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
@@ -82,7 +82,7 @@ _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(RunRow)
 
 
-def read_jsonl(path: Path, *, batch_rows: int) -> Iterator[Columns]:
+def read_jsonl(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
     """Read a file stretch by stretch, `.gz` by suffix. Raises TraceError.
 
     Blank lines are allowed and counted. A last line without its end is read if it is whole.
@@ -240,7 +240,7 @@ def _repaired(value: Any) -> Any:
     return value
 
 
-def _columns(rows: Sequence[RunRow], numbers: Sequence[int], file: str) -> Columns:
+def _columns(rows: Sequence[RunRow], numbers: Sequence[int], file: str) -> TraceColumns:
     steps = [step for row in rows for step in row.steps]
     lengths = [len(row.steps) for row in rows]
     declared = [row.n_steps for row in rows]
@@ -249,14 +249,14 @@ def _columns(rows: Sequence[RunRow], numbers: Sequence[int], file: str) -> Colum
         length if stated is None else stated for stated, length in zip(declared, lengths, strict=True)
     ]
     by_step = {name: [getattr(step, name) for step in steps] for name in STEP_COLUMNS}
-    return Columns(
+    return TraceColumns(
         file=file,
         row=np.array(numbers, dtype=np.int64),
         offset=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        texts={n: Words.of(by_run[n]) for n, column in RUN_COLUMNS.items() if column.type == "text"},
+        texts={n: TextColumn.of(by_run[n]) for n, column in RUN_COLUMNS.items() if column.type == "text"},
         numbers={n: _array(by_run[n], column) for n, column in RUN_COLUMNS.items() if column.type != "text"},
         step_texts={
-            n: Words.of(by_step[n])
+            n: TextColumn.of(by_step[n])
             for n, column in STEP_COLUMNS.items()
             if column.type == "text" and (n == "answer" or any(by_step[n]))
         },

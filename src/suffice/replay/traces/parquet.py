@@ -17,7 +17,7 @@ from suffice.errors import TraceError
 from suffice.extras import how_to_install
 from suffice.files import whole_file
 from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.columns import Columns, Words
+from suffice.replay.traces.columns import TraceColumns, TextColumn
 from suffice.replay.traces.form import NULL, RUN_COLUMNS, STEP_COLUMNS, Column
 
 MOST_STEPS: Final = 2_000_000  # of one stretch, on average; longer runs come in fewer rows
@@ -25,7 +25,7 @@ MOST_STEPS: Final = 2_000_000  # of one stretch, on average; longer runs come in
 # pyarrow has no types: what it returns is Any until it is a numpy array.
 
 
-def read_parquet(path: Path, *, batch_rows: int) -> Iterator[Columns]:
+def read_parquet(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
     """Read a file stretch by stretch, unchecked beyond its types. Raises TraceError."""
     pq = pyarrow("pyarrow.parquet", path)
     arrow = pyarrow("pyarrow", path)
@@ -125,7 +125,7 @@ def _fits(kind: Any, column: Column, kinds: Any) -> bool:
     return _is_list(kind, kinds) and bool(kinds.is_floating(kind.value_type))
 
 
-def _columns(batch: Any, file: str, first_row: int) -> Columns:
+def _columns(batch: Any, file: str, first_row: int) -> TraceColumns:
     import pyarrow.compute as pc
 
     steps = batch.column("steps")
@@ -148,11 +148,11 @@ def _columns(batch: Any, file: str, first_row: int) -> Columns:
                 found[name] = values
         return found
 
-    def texts(arrays: Mapping[str, Any], table: Mapping[str, Column]) -> dict[str, Words]:
+    def texts(arrays: Mapping[str, Any], table: Mapping[str, Column]) -> dict[str, TextColumn]:
         return {n: _words(arrays[n], pc) for n, column in table.items() if n in arrays and column.type == "text"}
 
     outer = {name: batch.column(name) for name in batch.schema.names if name != "steps"}
-    return Columns(
+    return TraceColumns(
         file=file,
         row=row,
         offset=offset,
@@ -185,19 +185,19 @@ def _not_finite(array: Any, values: NDArray[np.generic]) -> int | None:
     return int(np.argmax(bad)) if bad.any() else None
 
 
-def _words(array: Any, pc: Any) -> Words:
+def _words(array: Any, pc: Any) -> TextColumn:
     import pyarrow as pa
 
     if pa.types.is_null(array.type):
-        return Words(np.full(len(array), -1, dtype=np.int32), ())
+        return TextColumn(np.full(len(array), -1, dtype=np.int32), ())
     if pa.types.is_string_view(array.type):
         array = array.cast("string")
     coded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     codes = pc.fill_null(coded.indices.cast("int32"), -1).to_numpy(zero_copy_only=False)
     words = coded.dictionary.to_pylist()
     if None in words:  # a dictionary may hold null itself
-        return Words.of([None if code < 0 else words[code] for code in codes])
-    return Words(codes.astype(np.int32, copy=False), tuple(words))
+        return TextColumn.of([None if code < 0 else words[code] for code in codes])
+    return TextColumn(codes.astype(np.int32, copy=False), tuple(words))
 
 
 def _tuples(array: Any) -> list[tuple[float, ...]] | None:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from suffice.errors import TraceError
 from suffice.replay.traces.batch import Batch, as_batches
-from suffice.replay.traces.columns import Columns, check
+from suffice.replay.traces.columns import TraceColumns, check
 from suffice.replay.traces.jsonl import read_jsonl
 from suffice.replay.traces.parquet import read_parquet
-from suffice.replay.traces.seen import Seen
+from suffice.replay.traces.seen import HashSet
 from suffice.replay.traces.where import Where, parse_where
 
 SUFFIXES: Final = (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -36,7 +36,7 @@ def read_traces(
     *,
     where: str | None = None,
     batch_rows: int = 20_000,
-    keep: Callable[[Columns], NDArray[np.bool_]] | None = None,
+    keep: Callable[[TraceColumns], NDArray[np.bool_]] | None = None,
 ) -> Iterator[Batch]:
     """Read files of recorded runs, batch by batch, in the order of their rows.
 
@@ -63,9 +63,9 @@ def _read(
     files: Sequence[Path],
     selection: Where | None,
     batch_rows: int,
-    keep: Callable[[Columns], NDArray[np.bool_]] | None,
+    keep: Callable[[TraceColumns], NDArray[np.bool_]] | None,
 ) -> Iterator[Batch]:
-    seen: dict[str, Seen] = {}
+    seen: dict[str, HashSet] = {}
     found = False
     tasks: set[str] = set()
     models: set[str] = set()
@@ -75,7 +75,7 @@ def _read(
         for columns in read(path, batch_rows=batch_rows):
             n_runs += len(columns)
             check(columns)
-            seen.setdefault(set_name(path), Seen()).add(columns)
+            seen.setdefault(set_name(path), HashSet()).add(columns)
             chosen = columns
             if selection is not None:
                 tasks.update(columns.texts["task"].words[:10])

@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TraceError
-from suffice.replay.traces.columns import Columns, Words
+from suffice.replay.traces.columns import TraceColumns, TextColumn
 
 ID: Final = ("dataset", "model", "run", "question_id")
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads sums over all bits
 
 
-class Seen:
+class HashSet:
     """Hashes in sorted stretches; stretches of like size are merged, so each is sorted rarely."""
 
     def __init__(self) -> None:
         self._stretches: list[NDArray[np.uint64]] = []
 
-    def add(self, columns: Columns) -> None:
+    def add(self, columns: TraceColumns) -> None:
         """Take runs in. Raises TraceError at the first that was seen already."""
         if not len(columns):
             return
@@ -46,7 +46,7 @@ class Seen:
         self._stretches.append(fresh)
 
 
-def _hashes(columns: Columns) -> NDArray[np.uint64]:
+def _hashes(columns: TraceColumns) -> NDArray[np.uint64]:
     total = np.zeros(len(columns), dtype=np.uint64)
     for name in ID:
         total = (total ^ _hash_words(columns.texts[name])) * _ODD
@@ -54,13 +54,13 @@ def _hashes(columns: Columns) -> NDArray[np.uint64]:
     return total
 
 
-def _hash_words(column: Words) -> NDArray[np.uint64]:
+def _hash_words(column: TextColumn) -> NDArray[np.uint64]:
     by_code = np.fromiter((hash(word) for word in column.words), dtype=np.int64, count=len(column.words))
     found: NDArray[np.uint64] = by_code.view(np.uint64)[column.codes]
     return found
 
 
-def _duplicate(columns: Columns, i: int) -> TraceError:
+def _duplicate(columns: TraceColumns, i: int) -> TraceError:
     told = ", ".join(f"{name} {columns.texts[name].words[columns.texts[name].codes[i]]!r:.60}" for name in ID)
     return TraceError(
         f"the same run stands in an earlier row ({told}); these four together must be unique",

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from suffice.errors import TraceError
 from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.columns import Columns
+from suffice.replay.traces.columns import TraceColumns
 from suffice.replay.traces.read import read_traces, set_name
 from suffice.types import Kind
 
 MOST_STEPS = 500_000  # that are held in memory at once; more are sampled for fitting and picking
 
-Keep = Callable[[Columns], NDArray[np.bool_]]
+Keep = Callable[[TraceColumns], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Survey:
         if share >= 1 and self.good_runs is None:
             return None
 
-        def keep(columns: Columns) -> NDArray[np.bool_]:
+        def keep(columns: TraceColumns) -> NDArray[np.bool_]:
             kept = np.ones(len(columns), dtype=bool)
             if self.good_runs is not None:
                 pairs = zip(columns.names("model"), columns.names("run"), strict=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.replay.traces.columns import Columns, Words
+from suffice.replay.traces.columns import TraceColumns, TextColumn
 
 COLUMNS: Final = ("dataset", "setting", "task", "model", "run", "question_id")
 
@@ -28,7 +28,7 @@ class Where:
     wanted: Mapping[str, tuple[str, ...]]    # column → alternatives
     unwanted: Mapping[str, tuple[str, ...]]  # column → what it must not be
 
-    def holds(self, columns: Columns) -> NDArray[np.bool_]:
+    def holds(self, columns: TraceColumns) -> NDArray[np.bool_]:
         """For each run: is it meant?"""
         chosen = np.ones(len(columns), dtype=bool)
         for name, patterns in self.wanted.items():
@@ -52,7 +52,7 @@ def parse_where(text: str) -> Where:
     return Where(text, wanted, unwanted)
 
 
-def _matches(column: Words, patterns: tuple[str, ...]) -> NDArray[np.bool_]:
+def _matches(column: TextColumn, patterns: tuple[str, ...]) -> NDArray[np.bool_]:
     tests: list[Callable[[str], object]] = [
         re.compile(re.escape(pattern).replace(r"\*", ".*"), re.DOTALL).fullmatch for pattern in patterns
     ]

@@ -20,15 +20,15 @@ import numpy as np
 from suffice.errors import ConfigError
 from suffice.files import whole_file, write_whole
 from suffice.learn.export import export_stop_model, export_value_model
-from suffice.learn.stop_model import Fitted
+from suffice.learn.stop_model import FitResult
 from suffice.learn.value_model import Values
-from suffice.model.artefact import Cost, StopModel, Trained, dump
+from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump
 from suffice.policy.base import build_policy
 from suffice.policy.protocol import Policy
 from suffice.replay.study.ladders import ClassedRung, PolicyRung
 from suffice.replay.study.runs import Bools, Runs
-from suffice.replay.study.study import Frozen, Study
-from suffice.replay.tune.scored import EVEN, HOPELESS_KEY, Named, Scores, learned_in, model_named, with_model
+from suffice.replay.study.study import FoldChoice, Study
+from suffice.replay.tune.scored import EVEN, HOPELESS_KEY, ScoreChoice, ScoreTable, learned_in, model_named, with_model
 from suffice.signals.classes import Classes
 
 MODEL_FILE: Final = "stop-model.json"
@@ -36,7 +36,7 @@ POLICY_FILE: Final = "policy.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proposal:
+class PolicyProposal:
     """A policy for a route. Any: parameters differ in type."""
 
     spec: Mapping[str, Any]      # what a settings file says: a model is named by its file
@@ -51,9 +51,9 @@ class Proposal:
 
 
 def propose(
-    spec: Mapping[str, Any] | None, scores: Scores | None, *, classes: Classes | None = None,
+    spec: Mapping[str, Any] | None, scores: ScoreTable | None, *, classes: Classes | None = None,
     left_out: Sequence[int] = (),
-) -> Proposal:  # fmt: skip
+) -> PolicyProposal:  # fmt: skip
     """The live form of what a search chose; None is `never`.
 
     scores    where the model that the spec names comes from
@@ -64,14 +64,14 @@ def propose(
     """
     name = None if spec is None else model_named(spec)
     if spec is None or name is None:
-        return Proposal(spec=spec or {"policy": "never"}, model=None)
+        return PolicyProposal(spec=spec or {"policy": "never"}, model=None)
     assert scores is not None, "a spec names a model where there are scores"
     model, learned = _model(scores, scores.names[name], tuple(left_out)), learned_in(spec)
     if classes is not None and "classes" in learned:
         known = {rule.name for rule in classes.rules}
         levels = tuple((name, level) for name, level in learned["classes"].items() if name in known)
         model = replace(model, classes=levels, found=classes.plain())
-    return Proposal(spec=with_model(spec, _in_file), model=model)
+    return PolicyProposal(spec=with_model(spec, _in_file), model=model)
 
 
 def _in_file(learned: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _in_file(learned: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_proposal(
-    proposal: Proposal, folder: Path, *, route: str, settings: Mapping[str, Any], head: str
+    proposal: PolicyProposal, folder: Path, *, route: str, settings: Mapping[str, Any], head: str
 ) -> list[Path]:
     """Write the files of a proposal and give their paths. Raises OSError as the system does.
 
@@ -128,7 +128,7 @@ def _key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 
-def propose_frozen(study: Study, frozen: Frozen, pool: str) -> Proposal:
+def propose_frozen(study: Study, frozen: FoldChoice, pool: str) -> PolicyProposal:
     """The live form of what a study froze for a pool, with the models that it froze beside it.
 
     Raises ConfigError for a score whose features are not those of the model of hopeless runs.
@@ -137,40 +137,40 @@ def propose_frozen(study: Study, frozen: Frozen, pool: str) -> Proposal:
     found = rung.classes if isinstance(rung, ClassedRung) else None
     levels = tuple(rung.levels.items()) if isinstance(rung, ClassedRung) else ()
     if rung is None or isinstance(rung, PolicyRung):
-        return Proposal(spec={"policy": "never"} if rung is None else rung.spec, model=None)
+        return PolicyProposal(spec={"policy": "never"} if rung is None else rung.spec, model=None)
     score = next(score for score in study.options.scores if score.name == rung.score)
     needs_hopeless = score.target != "suffices"
     if needs_hopeless and not score.query_signals:
         raise ConfigError(f"score {score.name!r}: reads no query signals, and the model of hopeless runs does")
     fitted, hopeless = frozen.models[rung.score], frozen.models["hopeless"] if needs_hopeless else None
-    assert hopeless is None or isinstance(hopeless, Fitted), "this target is a probability"
+    assert hopeless is None or isinstance(hopeless, FitResult), "this target is a probability"
     facts = _facts(study.runs, np.ones(len(study.runs), dtype=bool), score.target, study.options.seed)
     spec: dict[str, Any] = {"policy": "learned", "model": MODEL_FILE, "on_hopeless": "stop"}
     if isinstance(fitted, Values):
         at = int(np.searchsorted(fitted.prices, rung.level))
         model = export_value_model(study.chosen(score), fitted, at, hopeless, trained=facts)
-        return Proposal(spec=spec | {"threshold": EVEN}, model=model)
-    cost = Cost(score.cost)
+        return PolicyProposal(spec=spec | {"threshold": EVEN}, model=model)
+    cost = StepCost(score.cost)
     model = export_stop_model(
         study.chosen(score), fitted, hopeless, trained=facts, cost=cost, classes=levels, found=found
     )
-    return Proposal(spec=spec | {"threshold": rung.level}, model=model)
+    return PolicyProposal(spec=spec | {"threshold": rung.level}, model=model)
 
 
-def _model(scores: Scores, named: Named, left_out: tuple[int, ...]) -> StopModel:
+def _model(scores: ScoreTable, named: ScoreChoice, left_out: tuple[int, ...]) -> StopModel:
     score = named.score
     fitted = scores.model((score.target, score.parts), left_out)
     hopeless = scores.model(HOPELESS_KEY, left_out) if score.target != "suffices" else None
-    assert hopeless is None or isinstance(hopeless, Fitted), "this target is a probability"
+    assert hopeless is None or isinstance(hopeless, FitResult), "this target is a probability"
     facts = _facts(scores.runs, scores.kept(left_out), score.target, scores.seed)
     if isinstance(fitted, Values):
         return export_value_model(scores.chosen, fitted, named.price, hopeless, trained=facts)
     return export_stop_model(scores.chosen, fitted, hopeless, trained=facts, cost=scores.cost(score))
 
 
-def _facts(runs: Runs, kept: Bools, target: str, seed: int) -> Trained:
+def _facts(runs: Runs, kept: Bools, target: str, seed: int) -> TrainingRecord:
     """What a model came from: some of the runs of a set."""
-    return Trained(
+    return TrainingRecord(
         n_episodes=int(kept.sum()),
         n_questions=len({question for question, here in zip(runs.question, kept, strict=True) if here}),
         digest=f"{runs.set} {digest_of(runs)}"[:2_000],

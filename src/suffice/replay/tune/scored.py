@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.learn.value_model import PRICES, Values
-from suffice.model.stop import Cost
+from suffice.model.stop import StepCost
 from suffice.policy.base import build_policy
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, AskedColumns, Columns, Stops, known
 from suffice.policy.decisions import go_on
@@ -37,7 +37,7 @@ EVEN: Final = 0.5  # the threshold of a value model: the sigmoid of no advantage
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredPolicy:
     """The policy `learned` over a score that was computed before: see `policy.learned` for what it means."""
 
     name: ClassVar[str] = "scored"
@@ -75,22 +75,22 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
+class ScoreChoice:
     """A score that a trial may name."""
 
     score: Score
     price: int = -1      # target "value": number of the price; -1 otherwise
 
 
-def names_of(scores: Sequence[Score]) -> dict[str, Named]:
+def names_of(scores: Sequence[Score]) -> dict[str, ScoreChoice]:
     """What trials may write for a model: each score, and the value model once for each of its prices."""
-    found: dict[str, Named] = {}
+    found: dict[str, ScoreChoice] = {}
     for score in scores:
         if score.target == "value":
             named = {f"{score.name}{PRICED}{price:.3g}": at for at, price in enumerate(PRICES.tolist())}
-            found.update({name: Named(score=score, price=at) for name, at in named.items()})
+            found.update({name: ScoreChoice(score=score, price=at) for name, at in named.items()})
         else:
-            found[score.name] = Named(score=score)
+            found[score.name] = ScoreChoice(score=score)
     return found
 
 
@@ -104,7 +104,7 @@ def lost_column(score: str) -> str:
     return f"lost: {score}"
 
 
-class Scores:
+class ScoreTable:
     """The learned scores of some runs, cross-fitted, as one outer fold or the whole set may know them.
 
     Raises ConfigError when scikit-learn is not installed.
@@ -115,7 +115,7 @@ class Scores:
         tick: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.runs, self.seed = runs, seed
-        self.names: Mapping[str, Named] = names_of(scores)
+        self.names: Mapping[str, ScoreChoice] = names_of(scores)
         self.chosen = features_for(runs, query_signals=True)
         self._table = make_table(runs, self.chosen, fold)
         self._fits = CrossFit(runs, self._table, seed=seed, tick=tick)
@@ -125,11 +125,11 @@ class Scores:
         self._informed: Bools = FeatureSet(self.chosen.names).informed_rows(readable, runs.queries, readable.run)
         self._per_step = np.maximum(runs.columns.values["tokens_used"] / runs.columns.values["step"], 1.0)
 
-    def cost(self, score: Score) -> Cost:
+    def cost(self, score: Score) -> StepCost:
         """What the risk is divided by: 1 at the median run, whatever the exponent."""
         if not score.cost:
-            return Cost()
-        return Cost(score.cost, float(np.median(self._per_step[self.runs.last])) ** score.cost)
+            return StepCost()
+        return StepCost(score.cost, float(np.median(self._per_step[self.runs.last])) ** score.cost)
 
     def model(self, key: Key, left_out: Sequence[int] = ()) -> Model:
         """The model fitted without some folds; of everything without any."""
@@ -156,7 +156,7 @@ class Scores:
     def _p(self, key: Key, v: int | None) -> Floats:
         return self._fits.out_of_fold(key) if v is None else self._fits.without(v, key)
 
-    def _advantage_risk(self, named: Named, v: int | None) -> Floats:
+    def _advantage_risk(self, named: ScoreChoice, v: int | None) -> Floats:
         """1 minus the sigmoid of Q(stop) - Q(continue): one half where both are worth the same."""
         key: Key = (named.score.target, named.score.parts)
         risk = np.empty(len(self._row_fold))
@@ -177,7 +177,7 @@ def advantage_risk(values: Values, x: Floats, price: int) -> Floats:
     return risk
 
 
-def build_scored(spec: Mapping[str, Any], names: Mapping[str, Named], classes: Sequence[str] = ()) -> Policy:
+def build_scored(spec: Mapping[str, Any], names: Mapping[str, ScoreChoice], classes: Sequence[str] = ()) -> Policy:
     """A policy of a spec in which `learned` names its model by a word. Any: parameters differ in type.
 
     classes  names of the found classes, by number
@@ -185,7 +185,7 @@ def build_scored(spec: Mapping[str, Any], names: Mapping[str, Named], classes: S
     Raises ConfigError as `build_policy` does, and for a word that is no score.
     """
     found = spec if model_named(spec) is None else with_model(spec, lambda one: _scored(one, names, classes))
-    return found if isinstance(found, Scored) else build_policy(found)
+    return found if isinstance(found, ScoredPolicy) else build_policy(found)
 
 
 def model_named(spec: Mapping[str, Any]) -> str | None:
@@ -219,10 +219,10 @@ def uses_classes(spec: Mapping[str, Any]) -> bool:
     return "classes" in learned_in(spec)
 
 
-def _scored(spec: Mapping[str, Any], names: Mapping[str, Named], classes: Sequence[str]) -> Scored:
+def _scored(spec: Mapping[str, Any], names: Mapping[str, ScoreChoice], classes: Sequence[str]) -> ScoredPolicy:
     given = {key: value for key, value in spec.items() if key not in ("policy", "model", "classes")}
     if own := spec.get("classes"):  # a class that another search had found has no level here
         given["classes"] = tuple(own.get(name, spec["threshold"]) for name in classes)
     if spec["model"] not in names:
         raise ConfigError(f"policy.learned.model: got {spec['model']!r:.60}; known: {', '.join(names)}")
-    return Scored(score=str(spec["model"]), **given)
+    return ScoredPolicy(score=str(spec["model"]), **given)

@@ -37,7 +37,7 @@ FIXED: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
-class Trial(Protocol):
+class ParameterSource(Protocol):
     """What draws: a trial of Optuna, or anything that answers alike."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
@@ -67,13 +67,13 @@ class Size:
     classes: tuple[str, ...] = ()                      # found ones that are large enough for a level of their own
 
 
-Draw: TypeAlias = Callable[[Trial, str, Size], Any]  # with the name under which the value is drawn
+Draw: TypeAlias = Callable[[ParameterSource, str, Size], Any]  # with the name under which the value is drawn
 
 
 def _whole(low: int, high: int | None = None) -> Draw:
     """A whole number by its logarithm, no larger than the longest run."""
 
-    def draw(trial: Trial, name: str, size: Size) -> int:
+    def draw(trial: ParameterSource, name: str, size: Size) -> int:
         most = size.longest if high is None else min(high, size.longest)
         return trial.suggest_int(name, min(low, max(1, most)), max(1, most), log=True)
 
@@ -83,7 +83,7 @@ def _whole(low: int, high: int | None = None) -> Draw:
 def _near_1(least: float) -> Draw:
     """A probability from `least` to 0.9999 by its distance from 1."""
 
-    def draw(trial: Trial, name: str, _: Size) -> float:
+    def draw(trial: ParameterSource, name: str, _: Size) -> float:
         return _short(1.0 - trial.suggest_float(f"1 - {name}", 1e-4, 1.0 - least, log=True))
 
     return draw
@@ -97,7 +97,7 @@ def _one_of(*choices: Any) -> Draw:
     return lambda trial, name, _: trial.suggest_categorical(name, choices)
 
 
-def _tokens(trial: Trial, name: str, size: Size) -> int:
+def _tokens(trial: ParameterSource, name: str, size: Size) -> int:
     """A number of tokens between a short run's and a long one's."""
     return trial.suggest_int(name, size.few_tokens, size.many_tokens, log=True)
 
@@ -203,7 +203,7 @@ def _by_class(learned: Mapping[str, Any], word: str, share: float, n_classes: in
     return {**learned, "first.model": word, f"first.{word}.share": share, "first.by_class": True, **shares}
 
 
-def draw_spec(trial: Trial, size: Size, names: Sequence[str] = ()) -> dict[str, Any]:
+def draw_spec(trial: ParameterSource, size: Size, names: Sequence[str] = ()) -> dict[str, Any]:
     """Draw one policy, alone or made of two.
 
     names  the policies to draw from; (): all that may be tried. Only one part of a policy is learned: a route
@@ -226,7 +226,7 @@ def draw_spec(trial: Trial, size: Size, names: Sequence[str] = ()) -> dict[str, 
 def _maybe(draw: Draw) -> Draw:
     """0, which asks for nothing, or what is drawn."""
 
-    def drawn(trial: Trial, name: str, size: Size) -> Any:
+    def drawn(trial: ParameterSource, name: str, size: Size) -> Any:
         return draw(trial, name, size) if trial.suggest_categorical(f"{name}?", (False, True)) else 0
 
     return drawn
@@ -237,14 +237,14 @@ _GUARDS: Final[Mapping[str, Draw]] = {
 }  # fmt: skip
 
 
-def _draw_family(trial: Trial, place: str, name: str, size: Size) -> dict[str, Any]:
+def _draw_family(trial: ParameterSource, place: str, name: str, size: Size) -> dict[str, Any]:
     if name == LEARNED:
         return _draw_learned(trial, place, size)
     draws = SPACE[name].draws
     return {"policy": name, **{key: draw(trial, f"{place}.{name}.{key}", size) for key, draw in draws.items()}}
 
 
-def _draw_learned(trial: Trial, place: str, size: Size) -> dict[str, Any]:
+def _draw_learned(trial: ParameterSource, place: str, size: Size) -> dict[str, Any]:
     """A learned policy: which model, at which level, and whether it gives up runs that will fail anyway."""
     assert size.level is not None, "a size that names models says their levels"
     words, prices = _words(size)
@@ -261,7 +261,7 @@ def _draw_learned(trial: Trial, place: str, size: Size) -> dict[str, Any]:
     return {**spec, "classes": {name: _own_level(trial, f"{place}.{word}", size, name) for name in size.classes}}
 
 
-def _own_level(trial: Trial, place: str, size: Size, name: str) -> float:
+def _own_level(trial: ParameterSource, place: str, size: Size, name: str) -> float:
     """A class's level, by the share of its own steps that are at or below it."""
     assert size.level is not None, "a size that names models says their levels"
     at = size.classes.index(name) + 1

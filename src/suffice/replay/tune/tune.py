@@ -28,14 +28,14 @@ from suffice.policy.columns import AskedColumns, stops_of
 from suffice.replay.study.classed import FoundClasses, found_classes
 from suffice.replay.study.ladders import PolicyRung
 from suffice.replay.study.nested import Difference, difference
-from suffice.replay.study.points import MARGIN, Seen, seen
+from suffice.replay.study.points import MARGIN, PolicyPoints, seen
 from suffice.replay.study.runs import Bools, Floats, Runs, concatenate, first_stops, make_runs
 from suffice.replay.study.scores import SCORES, Score
-from suffice.replay.study.sums import FIELDS, N_FOLDS, Sums, columns_of, folds_of, groups_of
+from suffice.replay.study.sums import FIELDS, N_FOLDS, QuestionSums, columns_of, folds_of, groups_of
 from suffice.replay.traces.survey import Survey
-from suffice.replay.tune.scored import CLASS_COLUMN, Scores, build_scored, model_named, uses_classes
+from suffice.replay.tune.scored import CLASS_COLUMN, ScoreTable, build_scored, model_named, uses_classes
 from suffice.replay.tune.space import LEARNED, Size, draw_spec, families, first_tries, needs_of
-from suffice.replay.tune.tuned import Figure, Fold, Tuned, n_parts, optimism_of, unseen_of
+from suffice.replay.tune.tuned import PolicyFigures, OuterFold, TunedSet, n_parts, optimism_of, unseen_of
 from suffice.signals.features import FeatureSet
 
 Spec = Mapping[str, Any]  # what `build_policy` takes, a model named by a word. Any: parameters differ in type
@@ -46,7 +46,7 @@ _INFEASIBLE = 2.0   # below every saving: what misses the target ranks by how fa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tuning:
+class TuneOptions:
     """What the user asked for."""
 
     max_em_drop: float = 0.01        # fraction
@@ -66,7 +66,7 @@ class Search:
     """One search's winner with its sums by question, and how many trials were made."""
 
     spec: Spec | None    # None: nothing met the target and saved anything
-    sums: Sums           # of this policy alone
+    sums: QuestionSums           # of this policy alone
     n_trials: int
 
 
@@ -75,8 +75,8 @@ class Bench:
     """The runs with everything that trials read, computed once."""
 
     runs: Runs
-    asked: Tuning
-    scores: Scores | None
+    asked: TuneOptions
+    scores: ScoreTable | None
     names: tuple[str, ...]                 # policies that are tried
     share: float = 1.0                     # of the set's questions that these runs are
     fold: NDArray[np.int64] = field(init=False)   # of each question
@@ -94,15 +94,15 @@ class Bench:
         self.base = np.stack([np.bincount(self.group, column, len(self.fold)) for column in each], axis=1)
         self._readable = self.runs.readable()
 
-    def judge(self, spec: Spec | None, v: int | None) -> Sums:
+    def judge(self, spec: Spec | None, v: int | None) -> QuestionSums:
         """What a policy does to each question, its scores taken as outer fold `v` may know them."""
         if spec is None:
-            return Sums(fold=self.fold, base=self.base, values=_never(self.base))
+            return QuestionSums(fold=self.fold, base=self.base, values=_never(self.base))
         model = model_named(spec)
         place = (json.dumps(spec, sort_keys=True), v if model is not None else None)
         if place not in self._known:
             self._known[place] = self._judge(spec, model, v)
-        return Sums(fold=self.fold, base=self.base, values=self._known[place][:, None, :])
+        return QuestionSums(fold=self.fold, base=self.base, values=self._known[place][:, None, :])
 
     def _judge(self, spec: Spec, model: str | None, v: int | None) -> Floats:
         columns = self._readable
@@ -168,14 +168,14 @@ class Bench:
 
 
 def tune_set(
-    data: Survey, asked: Tuning, *, clock: Callable[[], float], tick: Tick = lambda _: None
-) -> tuple[Tuned, Bench]:
+    data: Survey, asked: TuneOptions, *, clock: Callable[[], float], tick: Tick = lambda _: None
+) -> tuple[TunedSet, Bench]:
     """Tune one set: read it, compute its columns, search. Raises as `make_bench` and `tune_runs` do."""
     bench = make_bench(data, asked, tick)
     return tune_runs(bench, clock=clock, tick=tick), bench
 
 
-def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _: None) -> Tuned:
+def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _: None) -> TunedSet:
     """The nested searches, the search on everything, and what to make of them.
 
     clock  seconds that only rise; asked only where there is a time limit
@@ -201,7 +201,7 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
     nested = [(v, searches[v, asked.classes > 0]) for v in folds]
     final = searches[None, asked.classes > 0]
     rng = np.random.default_rng(asked.seed)
-    return Tuned(
+    return TunedSet(
         set=runs.set,
         kind=runs.kind,
         n_episodes=len(runs),
@@ -223,7 +223,7 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
 
 
 def _by_class(
-    plain: Sequence[tuple[int, Search]], nested: Sequence[tuple[int, Search]], asked: Tuning
+    plain: Sequence[tuple[int, Search]], nested: Sequence[tuple[int, Search]], asked: TuneOptions
 ) -> Difference | None:
     """What searching with levels by class is worth on unseen questions; None: no winner has any."""
     if not any(found.spec is not None and uses_classes(found.spec) for _, found in nested):
@@ -232,7 +232,7 @@ def _by_class(
     return difference(without, within, n_draws=asked.n_draws, rng=np.random.default_rng(asked.seed))
 
 
-def make_bench(data: Survey, asked: Tuning, tick: Tick = lambda _: None) -> Bench:
+def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) -> Bench:
     """Read a set and compute what trials read.
 
     Raises TraceError for data, ConfigError for policies that do not exist or make no sense for these runs, and for
@@ -249,7 +249,7 @@ def make_bench(data: Survey, asked: Tuning, tick: Tick = lambda _: None) -> Benc
     ])  # fmt: skip
     scores = None
     if LEARNED in names:
-        scores = Scores(runs, folds_of(runs), asked.scores, seed=asked.seed, tick=lambda: tick("fitting"))
+        scores = ScoreTable(runs, folds_of(runs), asked.scores, seed=asked.seed, tick=lambda: tick("fitting"))
     return Bench(runs, asked, scores, names, data.share)
 
 
@@ -289,7 +289,7 @@ def search(
     return Search(spec=winner, sums=bench.judge(winner, v), n_trials=made)
 
 
-def _excess(figure: Figure, asked: Tuning) -> float:
+def _excess(figure: PolicyFigures, asked: TuneOptions) -> float:
     """By how much a drop with its margin misses the target; at most 0: it keeps it."""
     return figure.em_drop + asked.margin * figure.error - asked.max_em_drop
 
@@ -303,7 +303,7 @@ def winner_of(good: Sequence[tuple[float, Spec]]) -> Spec | None:
     return min(nearly, key=lambda one: one[:2])[2]
 
 
-def _study(asked: Tuning, size: Size, names: Sequence[str]) -> Any:  # Optuna's types are not asked for
+def _study(asked: TuneOptions, size: Size, names: Sequence[str]) -> Any:  # Optuna's types are not asked for
     """A seeded study that tries each policy alone before it draws."""
     try:
         import optuna
@@ -318,7 +318,7 @@ def _study(asked: Tuning, size: Size, names: Sequence[str]) -> Any:  # Optuna's 
     return study
 
 
-def _names(data: Survey, asked: Tuning) -> tuple[str, ...]:
+def _names(data: Survey, asked: TuneOptions) -> tuple[str, ...]:
     """The policies that are tried. Raises ConfigError for a name that is none of them."""
     models = ("some",) if asked.scores else ()
     size = Size(kind=data.kind, longest=data.longest, few_tokens=1, many_tokens=2, models=models)
@@ -329,9 +329,9 @@ def _names(data: Survey, asked: Tuning) -> tuple[str, ...]:
     return tuple(name for name in known if not asked.policies or name in asked.policies)
 
 
-def _fold(bench: Bench, v: int, found: Search) -> Fold:
+def _fold(bench: Bench, v: int, found: Search) -> OuterFold:
     unseen = 1.0 - bench.weights(v)
-    return Fold(
+    return OuterFold(
         fold=v,
         n_questions=int(unseen.sum()),
         spec=found.spec,
@@ -341,9 +341,9 @@ def _fold(bench: Bench, v: int, found: Search) -> Fold:
     )
 
 
-def figure_of(at: Seen) -> Figure:
+def figure_of(at: PolicyPoints) -> PolicyFigures:
     """What was seen of one policy on one set of questions."""
-    return Figure(
+    return PolicyFigures(
         token_reduction=float(at.saved[0, 0]), em_drop=float(at.drop[0, 0]), error=float(at.error[0, 0])
     )
 

@@ -17,13 +17,13 @@ from suffice.assurance.bounds import Interval
 from suffice.replay.study.nested import Difference
 from suffice.replay.study.points import seen
 from suffice.replay.study.runs import Floats
-from suffice.replay.study.sums import Sums
+from suffice.replay.study.sums import QuestionSums
 from suffice.replay.tune.scored import PRICED, model_named
 from suffice.types import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class PolicyFigures:
     """What a policy does on some questions."""
 
     token_reduction: float
@@ -32,7 +32,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ranged:
+class IntervalValue:
     """A number with its 95 % interval, by resampling whole questions."""
 
     value: float
@@ -47,28 +47,28 @@ class Optimism:
     questions, each under the winner of the search that did not. The bootstrap resamples questions, not searches.
     """
 
-    token_reduction_in_search: Ranged
-    token_reduction_unseen: Ranged
-    token_reduction: Ranged   # in search - unseen: above 0, the search promised too much
-    em_drop_in_search: Ranged
-    em_drop_unseen: Ranged
-    em_drop: Ranged           # unseen - in search: likewise
+    token_reduction_in_search: IntervalValue
+    token_reduction_unseen: IntervalValue
+    token_reduction: IntervalValue   # in search - unseen: above 0, the search promised too much
+    em_drop_in_search: IntervalValue
+    em_drop_unseen: IntervalValue
+    em_drop: IntervalValue           # unseen - in search: likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fold:
+class OuterFold:
     """One outer fold: the winner of the search without it, and what that does on it."""
 
     fold: int
     n_questions: int                  # unseen ones
     spec: Mapping[str, Any] | None    # a model named by a word; None: never stop
-    in_search: Figure
-    unseen: Figure
+    in_search: PolicyFigures
+    unseen: PolicyFigures
     n_trials: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tuned:
+class TunedSet:
     """One set, tuned."""
 
     set: str
@@ -80,10 +80,10 @@ class Tuned:
     max_em_drop: float                # the target
     margin: float
     seed: int
-    folds: tuple[Fold, ...]
+    folds: tuple[OuterFold, ...]
     optimism: Optimism
     proposal: Mapping[str, Any] | None  # the winner on all questions, a model named by a word; None: never stop
-    proposal_in_search: Figure
+    proposal_in_search: PolicyFigures
     n_trials: int                     # of that search
     n_trials_in_all: int
     n_searches: int
@@ -95,7 +95,7 @@ class Tuned:
         return dict(Counter(title_of(fold.spec) for fold in self.folds).most_common())
 
 
-def optimism_of(nested: Sequence[tuple[int, Sums]], *, n_draws: int, rng: np.random.Generator) -> Optimism:
+def optimism_of(nested: Sequence[tuple[int, QuestionSums]], *, n_draws: int, rng: np.random.Generator) -> Optimism:
     """The optimism of some searches: for each the fold that it left out, and the sums of its winner.
 
     Percentile intervals (Davison and Hinkley 1997, section 3.8); with fewer than about 20 questions a sketch.
@@ -117,13 +117,13 @@ def optimism_of(nested: Sequence[tuple[int, Sums]], *, n_draws: int, rng: np.ran
     )
 
 
-def unseen_of(nested: Sequence[tuple[int, Sums]]) -> Sums:
+def unseen_of(nested: Sequence[tuple[int, QuestionSums]]) -> QuestionSums:
     """All questions, each under the policy of the search that left its fold out."""
     first = nested[0][1]
     values = first.values.copy()
     for v, sums in nested:
         values[first.fold == v] = sums.values[first.fold == v]
-    return Sums(fold=first.fold, base=first.base, values=values)
+    return QuestionSums(fold=first.fold, base=first.base, values=values)
 
 
 def title_of(spec: Mapping[str, Any] | None) -> str:
@@ -148,7 +148,7 @@ def _inside(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return inside
 
 
-def tuned_object(tuned: Tuned) -> dict[str, Any]:
+def tuned_object(tuned: TunedSet) -> dict[str, Any]:
     """Everything as JSON has it: intervals are [low, high], what is not a number is null, `winners` is added."""
     plain: dict[str, Any] = _plain(tuned)
     return plain | {"winners": tuned.winners}
@@ -166,13 +166,13 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _looked_at(sums: Sums, weights: Floats) -> Floats:
+def _looked_at(sums: QuestionSums, weights: Floats) -> Floats:
     """Token reduction and EM drop on some sets of questions, shape (R, 2); not a number on an empty set."""
     with np.errstate(invalid="ignore", divide="ignore"):
         at = seen(sums, weights)
     return np.concatenate([at.saved, at.drop], axis=1)
 
 
-def _ranged(values: Floats) -> Ranged:
+def _ranged(values: Floats) -> IntervalValue:
     low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-    return Ranged(value=float(values[0]), interval=Interval(float(low), float(high)))
+    return IntervalValue(value=float(values[0]), interval=Interval(float(low), float(high)))

@@ -24,7 +24,7 @@ from typing import Final
 import msgspec
 
 from suffice.errors import StoreError
-from suffice.store.audit.personal import Part, Split, redacted, split, without
+from suffice.store.audit.personal import Part, BodySplit, redacted, split, without
 from suffice.store.rows.events import UNCHAINED, FeedbackGiven, Row
 
 FORM: Final = 1            # how rows are digested; another way gets another number, and both stay readable
@@ -54,7 +54,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beginning:
+class ChainStart:
     """What the first row of a chain says."""
 
     chain: str        # a fresh name, so that no two chains begin alike
@@ -156,7 +156,7 @@ class Appender:
             f"SELECT count(*) FROM events WHERE seq <= ? AND kind NOT IN ({marks})",  # noqa: S608 - only marks
             (after_seq, *sorted(UNCHAINED)),
         ).fetchone()[0])  # fmt: skip
-        note = _ENCODE(Beginning(chain=os.urandom(8).hex(), at_s=now_s, after_seq=after_seq, n_before=n_before))
+        note = _ENCODE(ChainStart(chain=os.urandom(8).hex(), at_s=now_s, after_seq=after_seq, n_before=n_before))
         kept = sha256(note).digest()
         link = link_of(NOTHING, 1, 0, kept, None, None, None)
         self._connection.execute(_LINK, (1, None, FORM, kept, None, None, None, None, None, link, note.decode()))
@@ -176,7 +176,7 @@ def begin_chain(connection: sqlite3.Connection, now_s: float) -> None:
             connection.execute("ROLLBACK")
 
 
-def _salted(taken: Split, part: Part) -> tuple[bytes | None, bytes | None]:
+def _salted(taken: BodySplit, part: Part) -> tuple[bytes | None, bytes | None]:
     """Digest and salt of a part; None where it holds no words."""
     words = taken.words.get(part)
     if words is None:

@@ -56,7 +56,7 @@ def links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ExtractRow:
     """A row of the log, with a digest of all of it."""
 
     seq: int
@@ -70,19 +70,19 @@ def decisions(connection: sqlite3.Connection, route: str) -> Iterator[tuple[int,
     yield from connection.execute(_DECIDED, (route,))
 
 
-def begun(connection: sqlite3.Connection, route: str, until_seq: int) -> Iterator[Entry]:
+def begun(connection: sqlite3.Connection, route: str, until_seq: int) -> Iterator[ExtractRow]:
     """Requests of a route, and counts of those without rows, the newest first; until_seq: nothing behind this place."""
     for row in connection.execute(_BEGAN, (route, until_seq)):
         yield _entry(row)
 
 
-def outcome_of(connection: sqlite3.Connection, episode: str, until_seq: int) -> Entry | None:
+def outcome_of(connection: sqlite3.Connection, episode: str, until_seq: int) -> ExtractRow | None:
     """The outcome of an episode, if it stood in the log at this place."""
     row = connection.execute(_OUTCOME, (episode, until_seq)).fetchone()
     return None if row is None else _entry(row)
 
 
-def _entry(row: tuple[Any, ...]) -> Entry:
+def _entry(row: tuple[Any, ...]) -> ExtractRow:
     seq, kind, key, episode_id, route, at_s, body = row
     told = told_of(seq, kind, key, episode_id, route, at_s)
-    return Entry(seq, kind, body, digest(told, body.encode()).hex())
+    return ExtractRow(seq, kind, body, digest(told, body.encode()).hex())

@@ -27,7 +27,7 @@ NAME: Final = "erased:q"  # begins what stands for an erased answer; the letters
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class PersonalField:
     """One field in which people's words stand."""
 
     path: tuple[str, ...]  # the record, then its fields; a list on the way stands for each of its items
@@ -37,34 +37,34 @@ class Words:
 
 # Every field that may hold a person's words, by kind. Of a chained kind no released line is edited: a row in the chain
 # is split as it was when it was written.
-WORDS: Mapping[str, tuple[Words, ...]] = {
+WORDS: Mapping[str, tuple[PersonalField, ...]] = {
     "feedback": (
-        Words(("feedback", "gold"), "answers", None),
-        Words(("feedback", "answer"), "answers", None),
-        Words(("feedback", "comment"), "comments", None),
-        Words(("feedback", "reason"), "comments", None),
-        Words(("about", "answer"), "answers", None),
+        PersonalField(("feedback", "gold"), "answers", None),
+        PersonalField(("feedback", "answer"), "answers", None),
+        PersonalField(("feedback", "comment"), "comments", None),
+        PersonalField(("feedback", "reason"), "comments", None),
+        PersonalField(("about", "answer"), "answers", None),
     ),
     "label_wanted": (
-        Words(("request", "would_answer"), "answers", None),
-        Words(("request", "answer"), "answers", None),
+        PersonalField(("request", "would_answer"), "answers", None),
+        PersonalField(("request", "answer"), "answers", None),
     ),
     "review_asked": (
-        Words(("item", "full_answer"), "answers", None),
-        Words(("item", "early_answer"), "answers", None),
+        PersonalField(("item", "full_answer"), "answers", None),
+        PersonalField(("item", "early_answer"), "answers", None),
     ),
     "review_verdict": (
-        Words(("verdict", "corrected"), "answers", None),
-        Words(("verdict", "reason"), "comments", ""),
+        PersonalField(("verdict", "corrected"), "answers", None),
+        PersonalField(("verdict", "reason"), "comments", ""),
     ),
-    "review_returned": (Words(("returned", "reason"), "comments", ""),),
-    "question_kept": (Words(("question", "text"), "questions", ""),),
-    "sources_kept": (Words(("kept", "sources", "text"), "questions", ""),),
+    "review_returned": (PersonalField(("returned", "reason"), "comments", ""),),
+    "question_kept": (PersonalField(("question", "text"), "questions", ""),),
+    "sources_kept": (PersonalField(("kept", "sources", "text"), "questions", ""),),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class BodySplit:
     """A body in two: what stays, and the words by their part."""
 
     kept: bytes
@@ -76,17 +76,17 @@ _DECODE: Final = msgspec.json.Decoder().decode
 _NONE: Final[Mapping[Part, bytes]] = {}
 
 
-def split(kind: str, body: str) -> Split:
+def split(kind: str, body: str) -> BodySplit:
     """Take a body apart. What was split once is split into the same again.
 
     A body that is not written as we write it stays whole: a field that stands there twice means two things.
     """
     known, whole = WORDS.get(kind), body.encode()
     if known is None:
-        return Split(whole, _NONE)
+        return BodySplit(whole, _NONE)
     plain, said = _DECODE(body), dict[Part, list[object]]()
     if _ENCODE(plain) != whole:
-        return Split(whole, _NONE)
+        return BodySplit(whole, _NONE)
     for words in known:
         for table in _tables(plain, words.path[:-1]):
             value = table.get(words.path[-1])
@@ -94,8 +94,8 @@ def split(kind: str, body: str) -> Split:
                 said.setdefault(words.part, []).append((*words.path, value))
                 table[words.path[-1]] = words.blank
     if not said:
-        return Split(whole, _NONE)
-    return Split(_ENCODE(plain), {part: _ENCODE(values) for part, values in said.items()})
+        return BodySplit(whole, _NONE)
+    return BodySplit(_ENCODE(plain), {part: _ENCODE(values) for part, values in said.items()})
 
 
 def without(kind: str, body: str, parts: Iterable[Part]) -> str:

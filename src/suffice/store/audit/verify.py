@@ -25,7 +25,7 @@ from suffice.store.audit.chain import (
     CHAINED_PARTS,
     FORM,
     NOTHING,
-    Beginning,
+    ChainStart,
     Head,
     digest,
     is_chained,
@@ -36,7 +36,7 @@ from suffice.store.audit.chain import (
     words_digest,
 )
 from suffice.store.audit.personal import Part, split
-from suffice.store.rows.audit_events import Erased
+from suffice.store.rows.audit_events import WordsErased
 from suffice.store.rows.events import EVENTS, decode_as
 
 _ROWS: Final = """
@@ -59,13 +59,13 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class ChainCheck:
     """What a walk over the chain found."""
 
     n_rows: int                   # of the chain, its beginning among them
     n_erased: int                 # parts of rows whose words are gone by an erasure that stands in the chain
     n_heads: int                  # exported heads that the chain was compared with
-    beginning: Beginning | None   # None: there is no chain, or it does not begin as a chain does
+    beginning: ChainStart | None   # None: there is no chain, or it does not begin as a chain does
     head: Head | None             # where it ends; None: there is no chain
     bad: BadRow | None            # None: every row is what was written
 
@@ -86,7 +86,7 @@ class _Walk:
     n_known: int = 0     # of kinds that this version knows
     n_erased: int = 0
     first: bytes = b""
-    beginning: Beginning | None = None
+    beginning: ChainStart | None = None
     bad: BadRow | None = None
     is_silent: bool = False   # is `bad` a row whose words are gone without an erasure, which may have been cut off?
     silent: dict[tuple[int, str], tuple[int, str]] = field(default_factory=dict)  # (seq, part): place, kind
@@ -105,7 +105,7 @@ class _Walk:
             self.blame(1, None, None, "removed: the beginning of the chain is gone")
             return
         try:
-            self.beginning = msgspec.json.decode(note, type=Beginning)
+            self.beginning = msgspec.json.decode(note, type=ChainStart)
         except ValueError:
             self.blame(1, None, None, "edited: the beginning of the chain cannot be read")
             return
@@ -136,7 +136,7 @@ class _Walk:
         if not follows:
             what = "does not follow from the row before it: rows were reordered, removed or added, or links edited"
             self.blame(place, seq, kind, what)
-        elif same and kind == Erased.kind:
+        elif same and kind == WordsErased.kind:
             self._explained(row[16])
 
     def _in_order(self, place: int, seq: int, kind: str | None) -> bool:
@@ -199,7 +199,7 @@ class _Walk:
 
     def _explained(self, body: str) -> None:
         """An erasure says whose words are gone."""
-        erasure = decode_as(Erased, body).erasure
+        erasure = decode_as(WordsErased, body).erasure
         for seq in erasure.chained:
             for part in erasure.parts:
                 self.n_erased += self.silent.pop((seq, part), None) is not None
@@ -218,7 +218,7 @@ def _link(value: object) -> bytes:
     return value if isinstance(value, bytes) else NOTHING
 
 
-def verify(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> Verdict:
+def verify(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> ChainCheck:
     """Walk the whole chain, and compare it with heads that were exported earlier. Raises StoreError."""
     require_chain(connection)
     walk = _Walk(links={head.place: None for head in heads})
@@ -230,7 +230,7 @@ def verify(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> Verdic
         connection.execute("ROLLBACK")
     _compare_heads(walk, heads)
     head = Head(begin=walk.first.hex(), place=walk.place, seq=walk.seq, link=walk.link.hex()) if walk.n_rows else None
-    return Verdict(
+    return ChainCheck(
         n_rows=walk.n_rows, n_erased=walk.n_erased, n_heads=len(heads), beginning=walk.beginning, head=head,
         bad=walk.bad,
     )  # fmt: skip

@@ -37,7 +37,7 @@ _KEEP = "INSERT OR IGNORE INTO artefacts (address, body, at_s) VALUES (?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
+class JobLease:
     """The right to do one job, until somebody else has it."""
 
     job: str
@@ -57,7 +57,7 @@ class Decisions:
     """One writer of decisions on one log. Open it with `Decisions.open`, close it when done."""
 
     def __init__(
-        self, path: Path, claim: owners.Claim, owner: int,
+        self, path: Path, claim: owners.ProcessLock, owner: int,
         *, now: Callable[[], float], monotonic_s: Callable[[], float], lease_s: float, redact: tuple[Part, ...] = (),
     ) -> None:
         self.path, self.owner, self._redact = path, owner, redact
@@ -106,7 +106,7 @@ class Decisions:
 
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 
-    def acquire(self, job: str) -> Lease | None:
+    def acquire(self, job: str) -> JobLease | None:
         """Take a job; None: another worker has it. Raises StoreError."""
         with self.transaction() as connection:
             found = connection.execute(_SEEN, (job,)).fetchone()
@@ -115,9 +115,9 @@ class Decisions:
             wanted = {"job": job, "owner": self.owner, "until_s": self.now() + self._lease_s}
             token = int(connection.execute(_TAKE, wanted).fetchone()[0])
         self._seen.pop(job, None)
-        return Lease(job, token)
+        return JobLease(job, token)
 
-    def renew(self, lease: Lease) -> bool:
+    def renew(self, lease: JobLease) -> bool:
         """Say that the work goes on; False: the lease is lost, and so is what was being done. Raises StoreError."""
         with self.transaction() as connection:
             renewed = connection.execute(
@@ -126,12 +126,12 @@ class Decisions:
             )
             return renewed.rowcount == 1
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: JobLease) -> None:
         """Let the job go; another worker may have it at once. Raises StoreError."""
         with self.transaction() as connection:
             connection.execute(f"UPDATE leases SET held = 0 WHERE {_MINE}", self._named(lease))  # noqa: S608 - as above
 
-    def _named(self, lease: Lease) -> dict[str, object]:
+    def _named(self, lease: JobLease) -> dict[str, object]:
         return {"job": lease.job, "owner": self.owner, "token": lease.token}
 
     def _has_ended(self, connection: sqlite3.Connection, job: str, owner: int, token: int, beat: int) -> bool:
@@ -150,7 +150,7 @@ class Decisions:
     # ── decisions ────────────────────────────────────────────────────────────────────────────────
 
     def write(
-        self, lease: Lease | None, events: Iterable[Event], artefacts: Mapping[str, str] | None = None,
+        self, lease: JobLease | None, events: Iterable[Event], artefacts: Mapping[str, str] | None = None,
         *, all_new: bool = False,
     ) -> list[bool] | None:
         """Write all of it in one synced transaction; for each event whether its row is new.
@@ -177,7 +177,7 @@ class Decisions:
                 self.n_new += sum(new)
             return new
 
-    def keep(self, lease: Lease, work: Callable[[sqlite3.Connection], None]) -> bool:
+    def keep(self, lease: JobLease, work: Callable[[sqlite3.Connection], None]) -> bool:
         """Have a cache beside the log written in one transaction; False: the lease is lost, and nothing was written.
 
         Raises StoreError, and what `work` raises; then nothing was written either.

@@ -21,7 +21,7 @@ from suffice.store.audit.chain import Appender, forget_salts
 from suffice.store.audit.personal import WORDS, Part, holds, without
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import unusable
-from suffice.store.rows.audit_events import Erased, Erasure
+from suffice.store.rows.audit_events import WordsErased, Erasure
 from suffice.store.rows.events import to_row
 
 BATCH_ROWS: Final = 2_000  # in one transaction: whoever else writes waits for so long
@@ -57,7 +57,7 @@ _EXPORTS: Final = """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class ErasureOrder:
     """What is to be erased, and in whose name."""
 
     erasure_id: str
@@ -76,7 +76,7 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class Aged:
+class ExpiredRow:
     """A row that is old enough."""
 
     seq: int
@@ -109,20 +109,20 @@ def conversation_senders(connection: sqlite3.Connection) -> list[str]:
     return [name for (name,) in connection.execute(_SENDERS)]
 
 
-def aged(connection: sqlite3.Connection, limit_s: float, *, after_seq: int, until_seq: int) -> list[Aged]:
+def aged(connection: sqlite3.Connection, limit_s: float, *, after_seq: int, until_seq: int) -> list[ExpiredRow]:
     """The next rows behind `after_seq`, a batch at most, up to the first that is younger; none: all is done.
 
     limit_s  Unix time. Where a clock was set back, rows behind a younger one wait until that one is old enough
     """
-    found = list[Aged]()
+    found = list[ExpiredRow]()
     for seq, at_s, kind, key in connection.execute(_NEXT, (after_seq, until_seq, BATCH_ROWS)):
         if at_s >= limit_s:
             break
-        found.append(Aged(seq, kind, key))
+        found.append(ExpiredRow(seq, kind, key))
     return found
 
 
-def erase(writer: Decisions, order: Order, rows: Sequence[int], tally: Tally, *, until_seq: int = 0) -> None:
+def erase(writer: Decisions, order: ErasureOrder, rows: Sequence[int], tally: Tally, *, until_seq: int = 0) -> None:
     """Take the words out of these rows, batch by batch. Raises StoreError; what was done until then stays done.
 
     rows       places in the log; those without such words are left alone
@@ -134,7 +134,7 @@ def erase(writer: Decisions, order: Order, rows: Sequence[int], tally: Tally, *,
         _erase_batch(writer, order, batch, tally, until_seq if is_last else 0)
 
 
-def _erase_batch(writer: Decisions, order: Order, batch: Sequence[int], tally: Tally, until_seq: int) -> None:
+def _erase_batch(writer: Decisions, order: ErasureOrder, batch: Sequence[int], tally: Tally, until_seq: int) -> None:
     with writer.transaction() as connection:
         connection.execute("PRAGMA secure_delete = ON")
         chained, n_rows = list[int](), 0
@@ -156,7 +156,7 @@ def _erase_batch(writer: Decisions, order: Order, batch: Sequence[int], tally: T
             erasure_id=order.erasure_id, number=tally.n_written, author=order.author, reason=order.reason,
             what=order.what, parts=order.parts, n_rows=n_rows, chained=tuple(chained), until_seq=until_seq,
         )  # fmt: skip
-        Appender(connection, owner=writer.owner).add(to_row(Erased(told)), writer.now())
+        Appender(connection, owner=writer.owner).add(to_row(WordsErased(told)), writer.now())
     tally.n_rows += n_rows
 
 

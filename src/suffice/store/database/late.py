@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from suffice.errors import StoreError
-from suffice.store.database.log import Receipt, Stored
+from suffice.store.database.log import Receipt, StoredEvent
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 
@@ -77,7 +77,7 @@ class LateLog:
             raise StoreError(f"{self.problem}; {AGAIN}")
         return await self._log.append_durable(event)
 
-    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[Stored]:
+    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
         """As the log behind it does. Raises StoreError."""
         if self._log is None:
             raise StoreError(self.problem)

@@ -25,7 +25,7 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class StoredEvent:
     """One event with its place in the log."""
 
     seq: int      # grows with every row; the only order there is
@@ -58,7 +58,7 @@ class EventLog(Protocol):
         After an error the row may still arrive; sending it again with the same key is safe.
         """
 
-    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[Stored]:
+    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
         """Yield the committed events after `since_seq` in order, at most `limit`.
 
         Kinds that this version does not know are skipped. Raises StoreError.

@@ -53,7 +53,7 @@ else:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ProcessLock:
     """A held lock: this process is alive."""
 
     name: str        # unique for ever
@@ -66,13 +66,13 @@ class Claim:
         self.path.unlink(missing_ok=True)
 
 
-def claim(database: Path) -> Claim:
+def claim(database: Path) -> ProcessLock:
     """Take a new name and hold its lock. Raises OSError when the folder cannot be written."""
     name = secrets.token_hex(6)
     path = _path(database, name)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try_lock(descriptor)
-    return Claim(name, path, descriptor)
+    return ProcessLock(name, path, descriptor)
 
 
 def is_alive(database: Path, name: str) -> bool:

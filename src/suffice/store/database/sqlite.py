@@ -34,8 +34,8 @@ from suffice.settings import Store
 from suffice.store.audit.chain import Appender, begin_chain, is_chained, repeats
 from suffice.store.audit.personal import Part
 from suffice.store.database import owners, schema, views
-from suffice.store.database.log import Receipt, Stored
-from suffice.store.database.unfinished import Unfinished
+from suffice.store.database.log import Receipt, StoredEvent
+from suffice.store.database.unfinished import OpenRequests
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, Row, to_row
 from suffice.types import Outcome
 
@@ -88,7 +88,7 @@ def database_path(url: str) -> Path:
     return Path(name)
 
 
-def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[owners.Claim, int]:
+def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[owners.ProcessLock, int]:
     """Open or create the file for a process that will write to it: its claim to be alive, and its number as a writer.
 
     now_s   Unix time; informative
@@ -133,7 +133,7 @@ class SqliteLog:
     """An EventLog in one SQLite file. Open it with `SqliteLog.open`; close it when done."""
 
     def __init__(
-        self, path: Path, settings: Store, now: Callable[[], float], claim: owners.Claim, owner: int,
+        self, path: Path, settings: Store, now: Callable[[], float], claim: owners.ProcessLock, owner: int,
         *, redact: tuple[Part, ...] = (),
     ) -> None:
         self.path, self._redact = path, redact
@@ -150,7 +150,7 @@ class SqliteLog:
         self._deadline_s = 0.0                     # monotonic; set by `close`
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
-        self._unfinished = Unfinished()
+        self._unfinished = OpenRequests()
         self._settled_to = 0                       # place that is written beside our name
         self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
         self._writer.start()
@@ -226,7 +226,7 @@ class SqliteLog:
             target = self._n_accepted
             return self._settled.wait_for(lambda: self._n_settled >= target, timeout_s)
 
-    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[Stored]:
+    def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
         """Yield the committed events after `since_seq` in order, at most `limit`; raises StoreError."""
         return views.read_events(self.path, since_seq=since_seq, limit=limit)
 

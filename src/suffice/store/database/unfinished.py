@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 
 
-class Unfinished:
+class OpenRequests:
     """One process's open requests."""
 
     def __init__(self) -> None:

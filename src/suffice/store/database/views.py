@@ -17,7 +17,7 @@ from typing import Any
 
 from suffice.errors import StoreError
 from suffice.store.database import schema
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.rows.events import (
     EVENTS,
     E,
@@ -96,7 +96,7 @@ _EXTRACTED = """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Label:
+class StoredLabel:
     """One piece of feedback with its place in the log."""
 
     seq: int                          # a later one replaces an earlier one
@@ -105,12 +105,12 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labelled:
+class EpisodeWithLabels:
     """One whole run and all that was said about it since."""
 
     seq: int                   # of the later of its two rows; go on reading after the largest seen
     episode: Episode
-    labels: tuple[Label, ...]  # oldest first; (): nobody said anything
+    labels: tuple[StoredLabel, ...]  # oldest first; (): nobody said anything
 
 
 def newer(
@@ -137,7 +137,7 @@ def newest_of(connection: sqlite3.Connection, kinds: Collection[str]) -> int:
 def read_episodes(
     path_or_connection: Path | str | sqlite3.Connection, route: str | None = None, since_seq: int = 0, *,
     ended_after: int = 0,
-) -> Iterator[Labelled]:  # fmt: skip
+) -> Iterator[EpisodeWithLabels]:  # fmt: skip
     """Yield every run that has both its rows, in the order in which the runs ended.
 
     route      only this route; "" for requests that matched none; None for all
@@ -176,7 +176,7 @@ def read_recent(path_or_connection: Path | str | sqlite3.Connection, n: int) -> 
 
 def read_events(
     path_or_connection: Path | str | sqlite3.Connection, *, since_seq: int = 0, limit: int | None = None
-) -> Iterator[Stored]:
+) -> Iterator[StoredEvent]:
     """Yield the events after `since_seq` in order, at most `limit`; unknown kinds are skipped.
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
@@ -188,7 +188,7 @@ def read_events(
             page = connection.execute(_EVENTS, (since_seq, n_rows)).fetchall()
             for seq, at_s, kind, body in page:
                 if kind in EVENTS:
-                    yield Stored(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
+                    yield StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
             if len(page) < n_rows:
                 return
             since_seq = page[-1][0]
@@ -243,7 +243,7 @@ def extracted_answers(
 
 def labels_of(
     connection: sqlite3.Connection, episode_id: str, response_id: str | None, *, until_seq: int | None = None
-) -> tuple[Label, ...]:
+) -> tuple[StoredLabel, ...]:
     """What was said about one run, oldest first. Raises StoreError.
 
     until_seq  labels that came later do not count; None: all do
@@ -254,7 +254,7 @@ def labels_of(
 
 def labels_named(
     connection: sqlite3.Connection, episode_id: str | None, response_id: str | None, *, until_seq: int
-) -> tuple[Label, ...]:
+) -> tuple[StoredLabel, ...]:
     """What was said of a run that has no rows, under either of its names, oldest first. Raises StoreError."""
     wanted = {"episode": episode_id, "response": response_id, "until": until_seq}
     return _labels(connection.execute(_NAMED, wanted).fetchall())
@@ -300,8 +300,8 @@ def opened(path: Path, *, one_thread: bool = True) -> sqlite3.Connection:
 
 def _labelled(
     outcome_seq: int, request_seq: int, outcome_body: str, request_body: str, labels: list[tuple[int, str]]
-) -> Labelled:
-    return Labelled(
+) -> EpisodeWithLabels:
+    return EpisodeWithLabels(
         seq=max(outcome_seq, request_seq),
         episode=Episode(
             request=decoded(request_seq, RequestSeen, request_body).request,
@@ -311,9 +311,9 @@ def _labelled(
     )
 
 
-def _labels(rows: Iterable[tuple[int, str]]) -> tuple[Label, ...]:
+def _labels(rows: Iterable[tuple[int, str]]) -> tuple[StoredLabel, ...]:
     given = ((seq, decoded(seq, FeedbackGiven, body)) for seq, body in rows)
-    return tuple(Label(seq=seq, feedback=one.feedback, about=one.about) for seq, one in given)
+    return tuple(StoredLabel(seq=seq, feedback=one.feedback, about=one.about) for seq, one in given)
 
 
 def decoded(seq: int, record: type[E], body: str) -> E:

@@ -36,7 +36,7 @@ _ROW: Final = "SELECT seq, at_s, kind, body FROM events WHERE seq = ?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
+class SinkReceipt:
     """A sink took a notice."""
 
     sink: str
@@ -53,7 +53,7 @@ class Over:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Raised:
+class OpenAlert:
     """One alert, and how often the same one came again while it was not told anew."""
 
     seq: int  # place in the log of what it is about
@@ -61,7 +61,7 @@ class Raised:
     notice: Notice
     n_again: int = 0  # as often the same came within the time in which nobody is told it again
     latest_at_s: float  # of the last of them
-    taken: tuple[Taken, ...] = ()  # in the order in which they took it
+    taken: tuple[SinkReceipt, ...] = ()  # in the order in which they took it
     told_over: tuple[str, ...] = ()  # sinks that were told since that it is over
     trouble: Trouble | None = None  # what stands from it on; None: nothing did
     ended: Over | None = None  # as rows say; None: none does
@@ -92,7 +92,7 @@ class Raised:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listening:
+class SinkState:
     """What the log says of one sink."""
 
     since_seq: int  # place in the log at which it began: what stands before was never told
@@ -102,24 +102,24 @@ class Listening:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class AlertLog:
     """The latest alerts, as far as the log has been read. `repeat_s` is the one of the settings."""
 
     repeat_s: float
     seq: int = 0
-    raised: tuple[Raised, ...] = ()  # oldest first
-    sinks: Mapping[str, Listening] = field(default_factory=dict)
+    raised: tuple[OpenAlert, ...] = ()  # oldest first
+    sinks: Mapping[str, SinkState] = field(default_factory=dict)
     of: Mapping[int, int] = field(default_factory=dict)  # place of a row → that of the alert that it belongs to
 
 
-def owed(told: Told, sink: str, now_s: float) -> tuple[Raised, Over] | None:
+def owed(told: AlertLog, sink: str, now_s: float) -> tuple[OpenAlert, Over] | None:
     """The oldest alert of whose end a sink is to be told now; of one that was told again, the latest. None: none."""
     latest = {one.notice.same: one for one in told.raised}
     ends = ((one, one.owed(sink, now_s)) for one in latest.values())
     return next(((one, over) for one, over in ends if over is not None), None)
 
 
-def read_told(connection: sqlite3.Connection, known: Told) -> Told:
+def read_told(connection: sqlite3.Connection, known: AlertLog) -> AlertLog:
     """The alerts now, given what was known before. Raises StoreError."""
     last = last_place(connection)  # what is written meanwhile is for the next time
     if last <= known.seq:
@@ -138,7 +138,7 @@ def _new(connection: sqlite3.Connection, since_seq: int, last: int) -> list[int]
     return sorted(found)
 
 
-def after(known: Told, rows: Iterable[tuple[int, float, Event]]) -> Told:
+def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog:
     """What is known after more rows: place, Unix time and event of each, in the log's order."""
     raised = {one.seq: one for one in known.raised}
     newest = {one.notice.same: one.seq for one in known.raised}
@@ -160,17 +160,17 @@ def after(known: Told, rows: Iterable[tuple[int, float, Event]]) -> Told:
             )
             of[seq] = before.seq
         else:
-            raised[seq] = Raised(seq=seq, at_s=at_s, notice=notice, latest_at_s=at_s, trouble=trouble_of(event))
+            raised[seq] = OpenAlert(seq=seq, at_s=at_s, notice=notice, latest_at_s=at_s, trouble=trouble_of(event))
             newest[notice.same] = of[seq] = seq
     kept = _kept(raised)
     names = {one.seq for one in kept}
-    return Told(
+    return AlertLog(
         repeat_s=known.repeat_s, seq=last, raised=kept, sinks=sinks,
         of={seq: place for seq, place in of.items() if place in names},
     )  # fmt: skip
 
 
-def _kept(raised: Mapping[int, Raised]) -> tuple[Raised, ...]:
+def _kept(raised: Mapping[int, OpenAlert]) -> tuple[OpenAlert, ...]:
     """Those that are remembered, oldest first: what is over is forgotten before what stands."""
     told = tuple(raised.values())
     if len(told) <= MOST:
@@ -180,7 +180,7 @@ def _kept(raised: Mapping[int, Raised]) -> tuple[Raised, ...]:
     return tuple(one for one in told if one.seq not in gone)
 
 
-def _end(event: Event, at_s: float, raised: dict[int, Raised]) -> None:
+def _end(event: Event, at_s: float, raised: dict[int, OpenAlert]) -> None:
     """What stood, and is over with this event."""
     endings = endings_of(event)
     for one in [each for each in raised.values() if endings and each.ended is None and each.trouble is not None]:
@@ -190,7 +190,7 @@ def _end(event: Event, at_s: float, raised: dict[int, Raised]) -> None:
 
 
 def _take(
-    event: AlertSent, at_s: float, raised: dict[int, Raised], sinks: dict[str, Listening], of: Mapping[int, int]
+    event: AlertSent, at_s: float, raised: dict[int, OpenAlert], sinks: dict[str, SinkState], of: Mapping[int, int]
 ) -> None:
     """A sink was told of a row, or began to listen."""
     telling = event.telling
@@ -198,7 +198,7 @@ def _take(
     if now is None:
         # A reading that begins in the middle does not see the beginning: it was before what the sink was told first.
         since = telling.read_to_seq if not telling.of else 0
-        now = Listening(since_seq=since, since_s=at_s, read_to_seq=telling.read_to_seq, n_taken=0)
+        now = SinkState(since_seq=since, since_s=at_s, read_to_seq=telling.read_to_seq, n_taken=0)
     taken = int(bool(telling.of))
     sinks[telling.sink] = replace(now, read_to_seq=telling.read_to_seq, n_taken=now.n_taken + taken)
     about = raised.get(telling.over or of.get(telling.read_to_seq, 0))
@@ -208,6 +208,6 @@ def _take(
         raised[about.seq] = replace(about, told_over=(*about.told_over, telling.sink))
         return
     raised[about.seq] = replace(
-        about, taken=(*about.taken, Taken(sink=telling.sink, at_s=at_s)),
+        about, taken=(*about.taken, SinkReceipt(sink=telling.sink, at_s=at_s)),
         told_over=tuple(one for one in about.told_over if one != telling.sink),
     )  # fmt: skip

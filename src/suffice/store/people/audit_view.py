@@ -20,7 +20,7 @@ from suffice.store.audit.chain import require_chain
 from suffice.store.database.views import decoded, reading
 from suffice.store.rows.access_events import AccessChanged
 from suffice.store.rows.advice_events import VersionProposed
-from suffice.store.rows.audit_events import ConfigChanged, Erased, Exported
+from suffice.store.rows.audit_events import ConfigChanged, WordsErased, Exported
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
 from suffice.store.rows.events import EVENTS, Event
 from suffice.store.rows.experiment_events import ExperimentChanged, ExperimentStarted, ExperimentStopped
@@ -48,7 +48,7 @@ _MOST_TEXT: Final = 300  # characters of a state in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class AuditEntry:
     """One row of the audit log, in words."""
 
     place: int           # in the chain
@@ -67,7 +67,7 @@ class Entry:
 
 def latest(
     path_or_connection: Path | str | sqlite3.Connection, n: int, *, route: str | None = None, kind: str | None = None
-) -> list[Entry]:
+) -> list[AuditEntry]:
     """The latest `n` rows, oldest first. Raises StoreError."""
     with reading(path_or_connection) as connection:
         require_chain(connection)
@@ -78,7 +78,7 @@ def latest(
 def entries(
     path_or_connection: Path | str | sqlite3.Connection, *, after: int = 0, since_s: float | None = None,
     route: str | None = None, kind: str | None = None,
-) -> Iterator[Entry]:  # fmt: skip
+) -> Iterator[AuditEntry]:  # fmt: skip
     """Yield the rows of the audit log behind a place in its chain, in order. Raises StoreError.
 
     since_s  Unix time: only rows from then on
@@ -95,7 +95,7 @@ def entries(
             after = page[-1][0]
 
 
-def entry_of(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Entry:
+def entry_of(connection: sqlite3.Connection, row: tuple[Any, ...]) -> AuditEntry:
     """A row in words: place, link, seq, at_s, kind, key, episode_id, route, body. Raises StoreError."""
     place, link, seq, at_s, kind, _, episode_id, route, body = row
     who = before = why = ""
@@ -105,7 +105,7 @@ def entry_of(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Entry:
         record = record_of(event)
         who, why = _first(record, _WHO), _first(record, _WHY)
         before, after = _states(connection, event, record)
-    return Entry(
+    return AuditEntry(
         place=place, seq=seq, at_s=at_s, kind=kind, route=route, episode_id=episode_id, who=who, before=before,
         after=after, why=why, link=bytes(link).hex(), body=body,
     )  # fmt: skip
@@ -135,7 +135,7 @@ def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[
         return f"pause {event.resumption.number}", "acting"
     if isinstance(event, ConfigChanged):
         return _changed(event)
-    if isinstance(event, Erased):
+    if isinstance(event, WordsErased):
         erasure = event.erasure
         return erasure.what, f"{', '.join(erasure.parts)} erased in {erasure.n_rows:,} rows"
     if isinstance(event, Exported):

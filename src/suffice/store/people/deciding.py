@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from suffice.errors import StoreError
-from suffice.review.decide import Asked, Now, Outcome, Wanted, decide, in_words, override_of
+from suffice.review.decide import IncidentForm, Now, DecisionRows, OverrideForm, decide, in_words, override_of
 from suffice.review.incident import Incident, name_by_hand
 from suffice.review.override import Override, OverrideEnd, why_not, words
 from suffice.settings import Route
@@ -72,7 +72,7 @@ def fitting(connection: sqlite3.Connection, now: Now, *, now_s: float) -> list[t
 
 
 def set_override(
-    writer: Decisions, route: str, settings: Route, wanted: Wanted, *, now_s: float, publication: int | None = None,
+    writer: Decisions, route: str, settings: Route, wanted: OverrideForm, *, now_s: float, publication: int | None = None,
     setup: str = "",
 ) -> Override | str:  # fmt: skip
     """Hold a route or a class of its questions; a sentence where it cannot be held so.
@@ -154,9 +154,9 @@ def open_incident(
 
 
 def decide_incident(
-    writer: Decisions, settings: Route, route: str, asked: Asked, *, now_s: float, publication: int | None = None,
+    writer: Decisions, settings: Route, route: str, asked: IncidentForm, *, now_s: float, publication: int | None = None,
     setup: str = "",
-) -> Outcome | str:  # fmt: skip
+) -> DecisionRows | str:  # fmt: skip
     """Decide an incident and carry the decision out; a sentence where it cannot be.
 
     publication  roll back: number of the publication to go back to
@@ -164,7 +164,7 @@ def decide_incident(
     Raises StoreError, and then everything is as it was.
     """
 
-    def step(connection: sqlite3.Connection) -> tuple[list[Event], Outcome] | str:
+    def step(connection: sqlite3.Connection) -> tuple[list[Event], DecisionRows] | str:
         pinned = asked.pinned
         if publication is not None:
             pinned = read_publication(connection, route, publication)

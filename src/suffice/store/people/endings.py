@@ -52,7 +52,7 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class AlertResolution:
     """What is over from here on, and why."""
 
     of: What
@@ -96,7 +96,7 @@ def trouble_of(event: Event) -> Trouble | None:
             return None
 
 
-def endings_of(event: Event) -> tuple[Ending, ...]:
+def endings_of(event: Event) -> tuple[AlertResolution, ...]:
     """What is over with an event, of all that was told before it."""
     match event:
         case RouteMonitored(outlook=outlook):
@@ -118,7 +118,7 @@ def endings_of(event: Event) -> tuple[Ending, ...]:
             return ()
 
 
-def _of_certificate(event: AlarmRaised | EpochBegan | PolicyPublished) -> tuple[Ending, ...]:
+def _of_certificate(event: AlarmRaised | EpochBegan | PolicyPublished) -> tuple[AlertResolution, ...]:
     if isinstance(event, AlarmRaised):
         alarm = event.alarm
         later = _over("certificate", alarm.route, "a later alarm says more", before=alarm.epoch)
@@ -137,7 +137,7 @@ def _of_certificate(event: AlarmRaised | EpochBegan | PolicyPublished) -> tuple[
     return version, _over("certificate", made.route, said, before=made.epoch)
 
 
-def _after_look(outlook: Outlook) -> tuple[Ending, ...]:
+def _after_look(outlook: Outlook) -> tuple[AlertResolution, ...]:
     """A look that forecasts a breach no more, or that does not find the budget nearly spent."""
     found = [
         _over("forecast", outlook.route, "the forecast crosses the limit no more", name=of)
@@ -155,7 +155,7 @@ def _after_look(outlook: Outlook) -> tuple[Ending, ...]:
     return tuple(found)
 
 
-def _after_move(event: RolloutMoved) -> tuple[Ending, ...]:
+def _after_move(event: RolloutMoved) -> tuple[AlertResolution, ...]:
     """A rollout whose lot was broken is looked at anew; one that has reached everybody serves another version."""
     route, move = event.moved.route, event.moved.transition
     did = {"resume": "went on", "promote": "took its next step", "roll_back": "was rolled back"}.get(move.move)
@@ -167,5 +167,5 @@ def _after_move(event: RolloutMoved) -> tuple[Ending, ...]:
     return lot, _over("version", route, f"rollout {move.rollout} has brought another version")
 
 
-def _over(of: What, route: str, because: str, *, name: str | None = None, before: int | None = None) -> Ending:
-    return Ending(of=of, route=route, because=plain(because, MOST_TEXT), name=name, before=before)
+def _over(of: What, route: str, because: str, *, name: str | None = None, before: int | None = None) -> AlertResolution:
+    return AlertResolution(of=of, route=route, because=plain(because, MOST_TEXT), name=name, before=before)

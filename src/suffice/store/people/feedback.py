@@ -32,7 +32,7 @@ _ANSWERED: Final = """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parked:
+class UnmatchedFeedback:
     """One piece of feedback that belongs to no request of the log."""
 
     seq: int                 # place in the log
@@ -44,7 +44,7 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class FeedbackRecord:
     """One piece of feedback with what the log knows of its request."""
 
     feedback: Feedback
@@ -52,22 +52,22 @@ class Said:
     joined: bool
 
 
-def parked(path: Path) -> Iterator[Parked]:
+def parked(path: Path) -> Iterator[UnmatchedFeedback]:
     """All of it, in the order in which it came. Raises StoreError."""
     with reading(path) as connection:
         for seq, at_s, feedback_id, episode_id, response_id, source in connection.execute(_PARKED):
-            yield Parked(
+            yield UnmatchedFeedback(
                 seq=seq, at_s=at_s, feedback_id=feedback_id, episode_id=episode_id, response_id=response_id,
                 source=source or "",
             )  # fmt: skip
 
 
-def said(path: Path) -> Iterator[Said]:
+def said(path: Path) -> Iterator[FeedbackRecord]:
     """All feedback, in the order in which it came. Raises StoreError."""
     with reading(path) as connection:
         for seq, body, route, joined in connection.execute(_SAID):
             given = decoded(seq, FeedbackGiven, body).feedback
-            yield Said(feedback=given, route=route, joined=bool(joined))
+            yield FeedbackRecord(feedback=given, route=route, joined=bool(joined))
 
 
 def known(connection: sqlite3.Connection, given: Feedback) -> Literal["no", "yes", "otherwise"]:

@@ -11,19 +11,19 @@ from typing import Final
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.assurance.outlook import Outlook
 from suffice.assurance.tally import Tally
-from suffice.review.guarantee import Guarantee, Standing, guarantee_of
-from suffice.rollout.experiment import Experiment
+from suffice.review.guarantee import RouteGuarantee, GuaranteeInputs, guarantee_of
+from suffice.rollout.experiment import RunningExperiment
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.views import decoded, extracted_answers, route_findings
 from suffice.store.people.holds import Holds, read_holds
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.experiments import running as running_experiments
-from suffice.store.routes.in_force import Decided, read_decided
+from suffice.store.routes.in_force import DeploymentState, read_decided
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.routes.rollouts import running as running_rollouts
 from suffice.store.rows.events import RequestSeen
-from suffice.store.rows.kill_events import KillSwitched, Switching
+from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
 from suffice.types import Request, RouteFindings
 
 _NEWEST: Final = """
@@ -37,7 +37,7 @@ _SWITCHED: Final = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq DES
 class Promises:
     """What is in force and what people hold on every route, read once; says what is promised on each."""
 
-    decided: Decided
+    decided: DeploymentState
     holds: Holds
     beside: Mapping[str, tuple[str, ...]]  # experiments and rollouts that run, by route
     now_s: float                           # Unix time
@@ -53,14 +53,14 @@ class Promises:
 
     def of(
         self, name: str, route: Route, outlook: Outlook | None, *, setup: str | None, unreadable: bool = False
-    ) -> Guarantee:
+    ) -> RouteGuarantee:
         """What is promised on a route with these settings.
 
         setup       of its newest request; None: it had none
         unreadable  too few of its answers can be read, and it must not act
         """
         held = self.decided.of(name)
-        return guarantee_of(Standing(
+        return guarantee_of(GuaranteeInputs(
             name=name, settings=route, epoch=held.epoch, publication=held.publication, pause=held.pause,
             holding=self.holds.of(name).in_effect(self.now_s), setup=setup, killed=self.killed, unreadable=unreadable,
             classes=audits_by_class(outlook), beside=self.beside.get(name, ()),
@@ -80,7 +80,7 @@ def read_promises(connection: sqlite3.Connection, *, now_s: float, killed: bool)
     )  # fmt: skip
 
 
-def beside(experiments: Iterable[Experiment], rollouts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def beside(experiments: Iterable[RunningExperiment], rollouts: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """What serves a part of a route's requests in another way, by route.
 
     rollouts  routes on which one runs
@@ -105,7 +105,7 @@ def newest_request(connection: sqlite3.Connection, route: str) -> Request | None
     return None if found is None else decoded(found[0], RequestSeen, found[1]).request
 
 
-def newest_switching(connection: sqlite3.Connection) -> Switching | None:
+def newest_switching(connection: sqlite3.Connection) -> KillSwitchState | None:
     """How the kill switch was seen last; None: nobody has ever pulled it. Raises StoreError."""
     found = connection.execute(_SWITCHED, (KillSwitched.kind,)).fetchone()
     return None if found is None else decoded(found[0], KillSwitched, found[1]).switching

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.errors import StoreError
-from suffice.review.items import Item, Lease, Said
+from suffice.review.items import ReviewItem, ReviewLease, VerdictForm
 from suffice.review.queue import EMPTY, Queue, Record, Submission, give_back, next_for, submit
 from suffice.review.select import item_of, of_run
 from suffice.settings import Review as ReviewRules
@@ -108,7 +108,7 @@ def kept_sources(
 
 def lease_next(
     writer: Decisions, reviewer: str, *, now_s: float, route: str | None = None, third: bool = False
-) -> Lease | None:
+) -> ReviewLease | None:
     """Take the next item for a reviewer, or give the one again that they have; None: there is none for them.
 
     third  only items whose reviewers contradict each other
@@ -127,7 +127,7 @@ def lease_next(
     raise _busy(writer)
 
 
-def submit_verdict(writer: Decisions, said: Said, *, now_s: float) -> Submission | str:
+def submit_verdict(writer: Decisions, said: VerdictForm, *, now_s: float) -> Submission | str:
     """Take what a reviewer says, with the label that it may come to; a sentence where it cannot be taken.
 
     Raises StoreError, and then nothing was written: say it again.
@@ -158,14 +158,14 @@ def give_item_back(writer: Decisions, item: str, reviewer: str, reason: str, *, 
     return found is not None and _written(writer, [ReviewReturned(found)])
 
 
-def ask(writer: Decisions, item: Item) -> bool:
+def ask(writer: Decisions, item: ReviewItem) -> bool:
     """Ask about a run; False: somebody was asked about it before. Raises StoreError."""
     return _written(writer, [ReviewAsked(item)])
 
 
 def ask_about(
     writer: Decisions, episode_id: str, rules: Mapping[str, ReviewRules], reason: str, author: str, *, now_s: float
-) -> Item | str:
+) -> ReviewItem | str:
     """Ask about a run because a person wants it, whatever the cap; a sentence where that cannot be.
 
     rules  the `review` table of each route

@@ -13,7 +13,7 @@ from suffice.store.rows.advice_events import (
     AlertRaised,
     ArmProposed,
     ArmWorth,
-    Proposed,
+    ProposedVersion,
     RouteMonitored,
     VersionProposed,
 )
@@ -51,7 +51,7 @@ def newest_alert(path_or_connection: Path | str | sqlite3.Connection, route: str
     return None if found is None else decoded(found[0], AlertRaised, found[1]).alert
 
 
-def newest_proposal(path_or_connection: Path | str | sqlite3.Connection, route: str) -> Proposed | None:
+def newest_proposal(path_or_connection: Path | str | sqlite3.Connection, route: str) -> ProposedVersion | None:
     """The latest proposal of a refit for a route; None: there was none. Raises StoreError."""
     found = _newest(path_or_connection, VersionProposed.kind, route)
     return None if found is None else decoded(found[0], VersionProposed, found[1]).proposal

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import decoded, reading
 from suffice.store.routes.sampling import n_counted
 from suffice.store.rows.control_events import JobRan, LabelWanted, PolicyPublished
@@ -51,14 +51,14 @@ def label_requests(connection: sqlite3.Connection, route: str) -> dict[str, Labe
 
 def whole_episodes(
     connection: sqlite3.Connection, episodes: Sequence[str], until_seq: int
-) -> list[tuple[Stored, Stored, list[Stored]]]:
+) -> list[tuple[StoredEvent, StoredEvent, list[StoredEvent]]]:
     """Request, outcome and labels of each of these episodes, as far as they stood in the log; others are left out.
 
     until_seq  labels that came later do not count
 
     Raises StoreError.
     """
-    found = list[tuple[Stored, Stored, list[Stored]]]()
+    found = list[tuple[StoredEvent, StoredEvent, list[StoredEvent]]]()
     for name in episodes:
         asked, ended = (connection.execute(_ROW, (kind, name)).fetchone() for kind in ("request", "outcome"))
         if asked is None or ended is None:
@@ -66,11 +66,11 @@ def whole_episodes(
         outcome = decoded(ended[0], RequestEnded, ended[2])
         wanted = {"episode": name, "response": outcome.outcome.response_id, "until": until_seq}
         labels = [
-            Stored(seq=seq, at_s=at_s, event=decoded(seq, FeedbackGiven, body))
+            StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, FeedbackGiven, body))
             for seq, at_s, body in connection.execute(_LABELS, wanted).fetchall()
         ]
-        request = Stored(seq=asked[0], at_s=asked[1], event=decoded(asked[0], RequestSeen, asked[2]))
-        found.append((request, Stored(seq=ended[0], at_s=ended[1], event=outcome), labels))
+        request = StoredEvent(seq=asked[0], at_s=asked[1], event=decoded(asked[0], RequestSeen, asked[2]))
+        found.append((request, StoredEvent(seq=ended[0], at_s=ended[1], event=outcome), labels))
     return found
 
 

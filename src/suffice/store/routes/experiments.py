@@ -17,14 +17,14 @@ from typing import Final
 
 import msgspec
 
-from suffice.rollout.experiment import Experiment, allot, define, same_question
+from suffice.rollout.experiment import RunningExperiment, allot, define, same_question
 from suffice.settings import Experiment as Written
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import Labelled, decoded, read_episodes, reading
+from suffice.store.database.views import EpisodeWithLabels, decoded, read_episodes, reading
 from suffice.store.rows.events import EVENTS
 from suffice.store.rows.experiment_events import (
-    Begun,
-    Ended,
+    ExperimentStart,
+    ExperimentEnd,
     ExperimentChanged,
     ExperimentStarted,
     ExperimentStopped,
@@ -45,16 +45,16 @@ _DRAWS: Final = """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class ExperimentRun:
     """One run of an experiment."""
 
-    experiment: Experiment        # with its latest weights
+    experiment: RunningExperiment        # with its latest weights
     revision: int
     seq: int                      # place in the log of its start
     started_at_s: float           # Unix time; informative
     author: str
     reason: str
-    ended: Ended | None = None    # None: it runs
+    ended: ExperimentEnd | None = None    # None: it runs
     end_seq: int | None = None
     ended_at_s: float | None = None
 
@@ -76,21 +76,21 @@ class UnitDraw:
     query: Query | None
 
 
-def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tuple[Held, ...]:
+def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tuple[ExperimentRun, ...]:
     """Every run of every experiment, in the order in which they were started. Raises StoreError."""
     with reading(path_or_connection) as connection:
         rows = connection.execute(_DECIDED).fetchall()
-    found: dict[tuple[str, int], Held] = {}
+    found: dict[tuple[str, int], ExperimentRun] = {}
     for seq, at_s, kind, body in rows:
         event = decoded(seq, EVENTS[kind], body)
         if isinstance(event, ExperimentStarted):
             begun = event.begun
-            one = Held(
+            one = ExperimentRun(
                 experiment=begun.experiment, revision=begun.revision, seq=seq, started_at_s=at_s, author=begun.author,
                 reason=begun.reason,
             )
             rival = _rival(begun.experiment, found.values())
-            void = None if rival is None else Ended(
+            void = None if rival is None else ExperimentEnd(
                 experiment=begun.experiment.name, run=begun.experiment.run, author=begun.author,
                 reason=f"never ran: {rival} had taken its part of the layer at the same moment",
             )
@@ -110,11 +110,11 @@ def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tup
     return tuple(found.values())
 
 
-def _at(one: Experiment) -> tuple[str, int]:
+def _at(one: RunningExperiment) -> tuple[str, int]:
     return one.name, one.run
 
 
-def _rival(wanted: Experiment, held: Iterable[Held]) -> str | None:
+def _rival(wanted: RunningExperiment, held: Iterable[ExperimentRun]) -> str | None:
     """The running experiment that owns a part of the layer that this one wants; None: there is none."""
     for one in running(held):
         if one.layer == wanted.layer and _at(one) != _at(wanted):
@@ -124,12 +124,12 @@ def _rival(wanted: Experiment, held: Iterable[Held]) -> str | None:
     return None
 
 
-def running(held: Iterable[Held]) -> tuple[Experiment, ...]:
+def running(held: Iterable[ExperimentRun]) -> tuple[RunningExperiment, ...]:
     """The experiments that requests take part in now, for `rollout.experiment.draw`."""
     return tuple(one.experiment for one in held if one.runs)
 
 
-def read_draws(path_or_connection: Path | str | sqlite3.Connection, one: Held) -> Iterator[UnitDraw]:
+def read_draws(path_or_connection: Path | str | sqlite3.Connection, one: ExperimentRun) -> Iterator[UnitDraw]:
     """Every request that drew an arm of this run, in order; retries and turns share a unit. Raises StoreError."""
     wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
     with reading(path_or_connection) as connection:
@@ -142,7 +142,7 @@ def read_draws(path_or_connection: Path | str | sqlite3.Connection, one: Held) -
             )  # fmt: skip
 
 
-def read_runs(path_or_connection: Path | str | sqlite3.Connection, one: Held) -> Iterator[Labelled]:
+def read_runs(path_or_connection: Path | str | sqlite3.Connection, one: ExperimentRun) -> Iterator[EpisodeWithLabels]:
     """Whole runs of its routes that began while it ran, route after route, as they ended. Raises StoreError."""
     with reading(path_or_connection) as connection:
         for route in one.experiment.routes:
@@ -152,7 +152,7 @@ def read_runs(path_or_connection: Path | str | sqlite3.Connection, one: Held) ->
 # --------------------------------------------------------------------------- what people decide
 
 
-def start(writer: Decisions, name: str, written: Written, *, author: str, reason: str) -> Begun | str:
+def start(writer: Decisions, name: str, written: Written, *, author: str, reason: str) -> ExperimentStart | str:
     """Let an experiment run as the settings have it, or give a running one its new weights and share.
 
     What was begun, or why not. Raises ConfigError where its layer has no room, and StoreError.
@@ -167,18 +167,18 @@ def start(writer: Decisions, name: str, written: Written, *, author: str, reason
     slots = allot(written.share, own=own, taken={mate.name: mate.slots for mate in mates})
     if now is None:
         run = 1 + sum(one.experiment.name == name for one in held)
-        begun = Begun(experiment=define(name, written, run=run, slots=slots), revision=0, author=author, reason=reason)
+        begun = ExperimentStart(experiment=define(name, written, run=run, slots=slots), revision=0, author=author, reason=reason)
         return _written(writer, ExperimentStarted(begun), begun)
     wanted = define(name, written, run=now.experiment.run, slots=slots)
     if wanted == now.experiment:
         return f"runs already, started by {now.author}: {now.reason}"
     if not same_question(wanted, now.experiment):
         return "runs as it was defined at its start; stop it before anything but weights and share changes"
-    begun = Begun(experiment=wanted, revision=now.revision + 1, author=author, reason=reason)
+    begun = ExperimentStart(experiment=wanted, revision=now.revision + 1, author=author, reason=reason)
     return _written(writer, ExperimentChanged(begun), begun)
 
 
-def stop(writer: Decisions, name: str, *, author: str, reason: str, said: tuple[str, ...] = ()) -> Ended | str:
+def stop(writer: Decisions, name: str, *, author: str, reason: str, said: tuple[str, ...] = ()) -> ExperimentEnd | str:
     """End an experiment; what ended, or why nothing did. Raises StoreError.
 
     said  what it showed at its end, in sentences
@@ -186,14 +186,14 @@ def stop(writer: Decisions, name: str, *, author: str, reason: str, said: tuple[
     now = next((one for one in read_experiments(writer.path) if one.runs and one.experiment.name == name), None)
     if now is None:
         return "is not running"
-    ended = Ended(experiment=name, run=now.experiment.run, author=author, reason=reason, said=said)
+    ended = ExperimentEnd(experiment=name, run=now.experiment.run, author=author, reason=reason, said=said)
     return ended if writer.write(None, [ExperimentStopped(ended)]) == [True] else _AT_ONCE
 
 
 _AT_ONCE: Final = "was decided on by somebody else at the same moment; look again"
 
 
-def _written(writer: Decisions, event: ExperimentStarted | ExperimentChanged, begun: Begun) -> Begun | str:
+def _written(writer: Decisions, event: ExperimentStarted | ExperimentChanged, begun: ExperimentStart) -> ExperimentStart | str:
     if writer.write(None, [event]) != [True]:
         return _AT_ONCE
     now = next((one for one in read_experiments(writer.path) if _at(one.experiment) == _at(begun.experiment)), None)

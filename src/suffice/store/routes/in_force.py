@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from suffice.store.database.log import Stored
+from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import decoded, newer
 from suffice.store.rows.control_events import (
     AlarmRaised,
@@ -84,7 +84,7 @@ NOTHING: Final = InForce()
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class DeploymentState:
     """What holds on all routes, as far as the log has been read."""
 
     seq: int
@@ -95,16 +95,16 @@ class Decided:
         return self.routes.get(route, NOTHING)
 
 
-NOTHING_DECIDED: Final = Decided(0, {})
+NOTHING_DECIDED: Final = DeploymentState(0, {})
 
 
-def read_decided(path_or_connection: Path | str | sqlite3.Connection, known: Decided = NOTHING_DECIDED) -> Decided:
+def read_decided(path_or_connection: Path | str | sqlite3.Connection, known: DeploymentState = NOTHING_DECIDED) -> DeploymentState:
     """What holds now, given what was known before; the same object where nothing is new. Raises StoreError."""
     rows = newer(path_or_connection, _NEW, known.seq, schema=_SINCE_SCHEMA)
     if not rows:
         return known
     events = (decoded(seq, EVENTS[kind], body) for seq, kind, body in rows)
-    return Decided(rows[-1][0], fold(events, known.routes))
+    return DeploymentState(rows[-1][0], fold(events, known.routes))
 
 
 def fold(events: Iterable[Event], known: Mapping[str, InForce]) -> dict[str, InForce]:
@@ -122,7 +122,7 @@ _OF_ROUTE: Final = """
         AND route = ? ORDER BY seq DESC LIMIT ?"""
 
 
-def decisions_of(connection: sqlite3.Connection, route: str, n: int) -> list[Stored]:
+def decisions_of(connection: sqlite3.Connection, route: str, n: int) -> list[StoredEvent]:
     """The latest decisions about a route, newest first. Raises StoreError."""
     rows = connection.execute(_OF_ROUTE, (route, n)).fetchall()
-    return [Stored(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body)) for seq, at_s, kind, body in rows]
+    return [StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body)) for seq, at_s, kind, body in rows]

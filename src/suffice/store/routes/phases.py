@@ -13,9 +13,9 @@ from typing import Final, Literal, TypeAlias
 
 from suffice.review.guarantee import window_of
 from suffice.store.database.views import reading
-from suffice.store.routes.in_force import Decided, InForce, read_decided
+from suffice.store.routes.in_force import DeploymentState, InForce, read_decided
 from suffice.store.routes.sampling import n_counted
-from suffice.types import Spending
+from suffice.types import BudgetAccount
 
 # Labels that were asked for and have not come, of all routes at once.
 _WANTED: Final = """
@@ -52,7 +52,7 @@ class Phase:
     attended: bool = False        # does a living worker look after it?
     ceiling: int | None = None    # the highest level that people's ratings allow; None: they take nothing off
     classes: tuple[tuple[str, int], ...] = ()  # classes of questions that the guard-rails hold, and their levels
-    spending: Spending | None = None  # the account of the budgeted mode; None: the route is not in it
+    spending: BudgetAccount | None = None  # the account of the budgeted mode; None: the route is not in it
     judge_charge: float = 0.0     # fraction of EM that a judge model's mistakes took off the budget; 0: it is not heard
     window: tuple[int, int] | None = None  # numbers of the first and last request that the certificate is about
     n_lost: int = 0               # of the audits, at the level
@@ -62,7 +62,7 @@ class Phase:
 
 
 def read_phases(
-    path_or_connection: Path | str | sqlite3.Connection, decided: Decided | None = None, *, attended: bool = False
+    path_or_connection: Path | str | sqlite3.Connection, decided: DeploymentState | None = None, *, attended: bool = False
 ) -> dict[str, Phase]:
     """Every route with which a control loop has begun. Raises StoreError.
 

@@ -18,14 +18,14 @@ from suffice.errors import ConfigError
 from suffice.rollout.pace import Past, refusal
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import State, Transition, begin, hold, promote, resume, roll_back
-from suffice.rollout.versions import Lineage, Version, make_version, open_version, seal
+from suffice.rollout.versions import VersionLineage, Version, make_version, open_version, seal
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import decoded, reading
 from suffice.store.routes.epochs import requests_since
 from suffice.store.rows.events import EVENTS
-from suffice.store.rows.rollout_events import Beginning, Moved, RolloutBegun, RolloutMoved, RolloutUndone, Undoing
+from suffice.store.rows.rollout_events import RolloutStart, RolloutMove, RolloutBegun, RolloutMoved, RolloutUndone, RolloutUndo
 
 # By the unique index on kind and key, which holds a handful of such rows however long the log is.
 _ROWS: Final = """
@@ -33,7 +33,7 @@ _ROWS: Final = """
     WHERE kind IN ('rollout_begun', 'rollout_moved', 'rollout_undone') ORDER BY seq"""
 
 
-class Word(TypedDict):
+class StepOrder(TypedDict):
     """What a person says with a step."""
 
     by: str
@@ -43,7 +43,7 @@ class Word(TypedDict):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class RolloutRun:
     """One rollout."""
 
     state: State                          # where it stands now
@@ -54,7 +54,7 @@ class Held:
     reason: str
     rules: Rules                          # that it began with
     moves: tuple[Transition, ...] = ()
-    undone: Undoing | None = None         # it had reached everybody, and was taken back
+    undone: RolloutUndo | None = None         # it had reached everybody, and was taken back
 
     @property
     def serves_all(self) -> bool:
@@ -62,16 +62,16 @@ class Held:
         return self.state.stage == "full" and self.undone is None
 
 
-def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[Held, ...]:
+def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[RolloutRun, ...]:
     """Every rollout, in the order in which they began. Raises StoreError."""
     with reading(path_or_connection) as connection:
         rows = connection.execute(_ROWS).fetchall()
-    found: dict[str, Held] = {}
+    found: dict[str, RolloutRun] = {}
     for seq, _, kind, body in rows:
         event = decoded(seq, EVENTS[kind], body)
         if isinstance(event, RolloutBegun):
             made = event.beginning
-            found[made.state.rollout] = Held(
+            found[made.state.rollout] = RolloutRun(
                 state=made.state, first=made.state, number=made.number, seq=seq, author=made.author,
                 reason=made.reason, rules=made.rules,
             )  # fmt: skip
@@ -84,12 +84,12 @@ def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[
     return tuple(found.values())
 
 
-def running(held: Iterable[Held]) -> dict[str, Held]:
+def running(held: Iterable[RolloutRun]) -> dict[str, RolloutRun]:
     """The rollout that runs on each route."""
     return {one.state.route: one for one in held if not one.state.over}
 
 
-def succession(held: Iterable[Held], route: str, own: str) -> tuple[str, ...]:
+def succession(held: Iterable[RolloutRun], route: str, own: str) -> tuple[str, ...]:
     """The versions that rollouts have made of a route's own, each in the place of the one before it; the last serves.
 
     own  address of the settings' own policy, which stands first; where its owner writes another one, that one serves
@@ -101,7 +101,7 @@ def succession(held: Iterable[Held], route: str, own: str) -> tuple[str, ...]:
     return tuple(line)
 
 
-def serving(held: Iterable[Held], route: str, own: str) -> str:
+def serving(held: Iterable[RolloutRun], route: str, own: str) -> str:
     """The version that serves a route: the last one of its `succession`."""
     return succession(held, route, own)[-1]
 
@@ -112,19 +112,19 @@ def own_version(route: Route) -> Version:
         raise ConfigError("policy: its owner wrote none down; what the control loop has learned needs no rollout")
     return make_version(
         "policy", route.policy, kind=route.kind, scorer=scorer_label(route.scorer), model_family=None,
-        lineage=Lineage(parent=None, proposed_by="settings", why="written down by the route's owner"),
+        lineage=VersionLineage(parent=None, proposed_by="settings", why="written down by the route's owner"),
     )
 
 
 def proposed_version(
-    held: Iterable[Held], name: str, route: Route, table: Mapping[str, Any], *, author: str, why: str, now_s: float
+    held: Iterable[RolloutRun], name: str, route: Route, table: Mapping[str, Any], *, author: str, why: str, now_s: float
 ) -> Version:
     """A policy that somebody proposes for a route, as a version that follows what serves there. Raises ConfigError.
 
     held   the rollouts so far
     table  the policy, as settings have it
     """
-    lineage = Lineage(
+    lineage = VersionLineage(
         parent=serving(held, name, own_version(route).address), proposed_by=f"person:{author}", why=why,
         proposed_s=now_s,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def version_at(connection: sqlite3.Connection, address: str, *, secret: str) -> 
     return open_version(body.encode(), secret=secret, address=address)
 
 
-def past_of(held: Iterable[Held], route: str) -> list[Past]:
+def past_of(held: Iterable[RolloutRun], route: str) -> list[Past]:
     """The rollouts of a route, for the rules of pace."""
     return [
         Past(
@@ -154,7 +154,7 @@ def past_of(held: Iterable[Held], route: str) -> list[Past]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class RolloutCandidate:
     """What is to be tried on a route, and what it is compared with."""
 
     route: str
@@ -165,7 +165,7 @@ class Candidate:
     beside: tuple[Version, ...] = ()         # what must be kept with it
 
 
-def own_candidate(held: Iterable[Held], version: Version, *, route: str, own: Version) -> Candidate | str:
+def own_candidate(held: Iterable[RolloutRun], version: Version, *, route: str, own: Version) -> RolloutCandidate | str:
     """A policy that is to be tried where its owner wrote one down; a sentence where it serves already.
 
     own  the settings' own policy as a version
@@ -173,11 +173,11 @@ def own_candidate(held: Iterable[Held], version: Version, *, route: str, own: Ve
     in_force = serving(held, route, own.address)
     if version.address == in_force:
         return f"{version.address} is in force on route {route} already"
-    return Candidate(route=route, version=version, in_force=in_force, beside=(own,))
+    return RolloutCandidate(route=route, version=version, in_force=in_force, beside=(own,))
 
 
 def beginning(
-    held: Sequence[Held], one: Candidate, *, author: str, reason: str, name: str, rules: Rules, now_s: float,
+    held: Sequence[RolloutRun], one: RolloutCandidate, *, author: str, reason: str, name: str, rules: Rules, now_s: float,
     held_by: str = "", by_person: bool = True,
 ) -> RolloutBegun | str:  # fmt: skip
     """The first row of a rollout; a sentence where it may not begin now.
@@ -195,18 +195,18 @@ def beginning(
         name, route=route, candidate=address, in_force=one.in_force, follows=one.follows, at=0, now_s=now_s,
         rules=rules, fit=one.fit,
     )  # fmt: skip
-    return RolloutBegun(Beginning(state=state, number=number, author=author, reason=reason, rules=rules))
+    return RolloutBegun(RolloutStart(state=state, number=number, author=author, reason=reason, rules=rules))
 
 
-def kept_with(one: Candidate, *, secret: str) -> dict[str, str]:
+def kept_with(one: RolloutCandidate, *, secret: str) -> dict[str, str]:
     """What is written beside the log with the first row, by address."""
     return {each.address: seal(each, secret=secret).decode() for each in (one.version, *one.beside)}
 
 
 def propose(
-    writer: Decisions, one: Candidate, *, author: str, reason: str, name: str, rules: Rules, secret: str,
+    writer: Decisions, one: RolloutCandidate, *, author: str, reason: str, name: str, rules: Rules, secret: str,
     held_by: str = "", by_person: bool = True,
-) -> Held | str:  # fmt: skip
+) -> RolloutRun | str:  # fmt: skip
     """Begin a rollout of a candidate, as `beginning` says; a sentence where it may not begin now. Raises StoreError.
 
     secret  of the deployment, which signs what is kept
@@ -222,7 +222,7 @@ def propose(
     return read_rollouts(writer.path)[-1]
 
 
-def move(writer: Decisions, route: str, moved: Callable[[Held], Transition]) -> Transition | str:
+def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition]) -> Transition | str:
     """Have a person move the rollout that runs on a route; a sentence where there is nothing to move.
 
     moved  makes the transition; raises ValueError where the state does not allow it
@@ -237,14 +237,14 @@ def move(writer: Decisions, route: str, moved: Callable[[Held], Transition]) -> 
     except ValueError as error:
         return str(error)
     row = RolloutMoved(
-        Moved(route=route, author=transition.by, reason=transition.reason, transition=transition)
+        RolloutMove(route=route, author=transition.by, reason=transition.reason, transition=transition)
     )
     if writer.write(None, [row], all_new=True) != [True]:
         return "somebody else moved it at the same moment; look again"
     return transition
 
 
-STEPS: Final[Mapping[str, Callable[[State, Rules, Word], Transition]]] = {
+STEPS: Final[Mapping[str, Callable[[State, Rules, StepOrder], Transition]]] = {
     "promote": lambda state, rules, word: promote(state, rules, **word),
     "hold": lambda state, _, word: hold(state, **word),
     "release": lambda state, rules, word: resume(state, rules, **word),
@@ -260,11 +260,11 @@ def step(writer: Decisions, route: str, name: str, *, author: str, reason: str) 
     with reading(writer.path) as connection:
         one = running(read_rollouts(connection)).get(route)
         at = 0 if one is None else requests_since(connection, route, one.seq)
-    word = Word(by=f"person:{author}", reason=reason, at=at, now_s=writer.now())
+    word = StepOrder(by=f"person:{author}", reason=reason, at=at, now_s=writer.now())
     return move(writer, route, lambda held: STEPS[name](held.state, held.rules, word))
 
 
-def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -> Held | str:
+def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -> RolloutRun | str:
     """Take back the version that serves all of a route; a sentence where no rollout has brought it. Raises StoreError.
 
     now  address of what serves it: of a policy (`serving`), or of learned models
@@ -272,13 +272,13 @@ def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -
     last = brought_by(read_rollouts(writer.path), route, now)
     if last is None:
         return f"what serves route {route} came by no rollout"
-    row = RolloutUndone(Undoing(rollout=last.state.rollout, route=route, author=author, reason=reason))
+    row = RolloutUndone(RolloutUndo(rollout=last.state.rollout, route=route, author=author, reason=reason))
     if writer.write(None, [row], all_new=True) != [True]:
         return "somebody else took it back at the same moment; look again"
     return last
 
 
-def brought_by(held: Sequence[Held], route: str, address: str) -> Held | None:
+def brought_by(held: Sequence[RolloutRun], route: str, address: str) -> RolloutRun | None:
     """The latest rollout that brought a version to all of a route; None: none has."""
     brought = (
         one for one in reversed(held)

@@ -30,7 +30,7 @@ _EXPRESSIONS: Final[Mapping[Group, str]] = {
 }  # fmt: skip
 
 
-class Place(NamedTuple):
+class RollupKey(NamedTuple):
     """Where a run is booked."""
 
     route: str  # "" when no route matched
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class RollupSums:
     """What is added up of runs that have ended. Every field is a column of the table, in this order."""
 
     n_requests: int = 0
@@ -83,9 +83,9 @@ class Sums:
     stopped_marked_excess: float = 0.0  # squared weights of runs behind `n_stopped_marked`, less their weights
     live_marked_excess: float = 0.0
 
-    def plus(self, other: Sums, *, sign: int = 1) -> Sums:
+    def plus(self, other: RollupSums, *, sign: int = 1) -> RollupSums:
         """Both together; with sign -1, without the other."""
-        return Sums(*[mine + sign * theirs for mine, theirs in zip(_VALUES(self), _VALUES(other), strict=True)])
+        return RollupSums(*[mine + sign * theirs for mine, theirs in zip(_VALUES(self), _VALUES(other), strict=True)])
 
     @property
     def stopped_marks(self) -> tuple[int, int]:
@@ -105,10 +105,10 @@ def _as_counts(right: float, marked: float, excess: float) -> tuple[int, int]:
     return round(n * right / marked), n
 
 
-NOTHING: Final = Sums()
-COLUMNS: Final = tuple(field.name for field in fields(Sums))
+NOTHING: Final = RollupSums()
+COLUMNS: Final = tuple(field.name for field in fields(RollupSums))
 _VALUES: Final = attrgetter(*COLUMNS)  # `dataclasses.astuple` copies deeply: it was most of what summing up took
-_KEYS: Final = ("grain", *Place._fields)
+_KEYS: Final = ("grain", *RollupKey._fields)
 _ADD: Final = (
     f"INSERT INTO rollups ({', '.join((*_KEYS, *COLUMNS))})"  # noqa: S608 - names of fields
     f" VALUES ({', '.join('?' * (len(_KEYS) + len(COLUMNS)))}) ON CONFLICT ({', '.join(_KEYS)}) DO UPDATE SET "
@@ -143,7 +143,7 @@ def read_to(connection: sqlite3.Connection) -> ReadTo:
 
 
 def add(
-    connection: sqlite3.Connection, sums: Mapping[Place, Sums], tallies: Mapping[str, Tally], *,
+    connection: sqlite3.Connection, sums: Mapping[RollupKey, RollupSums], tallies: Mapping[str, Tally], *,
     since: int, seq: int, at_s: float,
 ) -> bool:  # fmt: skip
     """Add what was summed up behind `since`, up to `seq`, in the caller's transaction.
@@ -194,15 +194,15 @@ def read_tallies(
     return {route: _DECODER.decode(body) for route, body in rows}
 
 
-def _grained(sums: Mapping[Place, Sums]) -> dict[tuple[int, Place], Sums]:
+def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey], RollupSums]:
     """The sums by the hour, and what they come to by the day."""
-    found: dict[tuple[int, Place], Sums] = {}
+    found: dict[tuple[int, RollupKey], RollupSums] = {}
     for place, one in sums.items():
         day = place.hour - place.hour % DAY_HOURS
         for grain, where in (
-            (_BY_HOUR, place), (_BY_DAY, Place(place.route, "", "", day)),
-            (_BY_CLASS, Place(place.route, place.query_class, "", day)),
-            (_BY_VERSION, Place(place.route, "", place.version, day)),
+            (_BY_HOUR, place), (_BY_DAY, RollupKey(place.route, "", "", day)),
+            (_BY_CLASS, RollupKey(place.route, place.query_class, "", day)),
+            (_BY_VERSION, RollupKey(place.route, "", place.version, day)),
         ):  # fmt: skip
             found[grain, where] = found.get((grain, where), NOTHING).plus(one)
     return {key: one for key, one in found.items() if not one.is_zero}
@@ -210,7 +210,7 @@ def _grained(sums: Mapping[Place, Sums]) -> dict[tuple[int, Place], Sums]:
 
 def read(
     connection: sqlite3.Connection, by: tuple[Group, ...], *, route: str | None = None, since_hour: int = 0
-) -> dict[tuple[str | int, ...], Sums]:
+) -> dict[tuple[str | int, ...], RollupSums]:
     """Sums for each value of `by`, in order; with () the one sum of everything, under ().
 
     route       only this one; None: all
@@ -224,7 +224,7 @@ def read(
     told = f"SELECT {groups + ', ' if by else ''}{_SUMS} FROM rollups WHERE {where}{grouped}"  # noqa: S608 - as above
     wanted = {"grain": _grain_for(by, since_hour), "since": since_hour, "route": route}
     rows = connection.execute(told, wanted).fetchall()
-    return {tuple(row[: len(by)]): Sums(*row[len(by) :]) for row in rows}
+    return {tuple(row[: len(by)]): RollupSums(*row[len(by) :]) for row in rows}
 
 
 def _grain_for(by: tuple[Group, ...], since_hour: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.sampling import Unkept
-from suffice.store.database.views import Labelled, decoded, labels_of, reading
+from suffice.store.database.views import EpisodeWithLabels, decoded, labels_of, reading
 from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RatesSet, RequestsCounted, RowRates
 from suffice.types import Episode
@@ -47,12 +47,12 @@ def counted_cells(
         yield from decoded(seq, RequestsCounted, body).counted.cells
 
 
-def drawn_runs(connection: sqlite3.Connection, route: str, since_seq: int, until_seq: int) -> Iterator[Labelled]:
+def drawn_runs(connection: sqlite3.Connection, route: str, since_seq: int, until_seq: int) -> Iterator[EpisodeWithLabels]:
     """The runs of a route that have rows by lot, ended behind a place in the log up to another. Raises StoreError."""
     for seq, ended, asked_seq, asked in connection.execute(_DRAWN, (since_seq, until_seq, route)).fetchall():
         request = decoded(asked_seq, RequestSeen, asked).request
         outcome = decoded(seq, RequestEnded, ended).outcome
-        yield Labelled(
+        yield EpisodeWithLabels(
             seq=seq, episode=Episode(request=request, outcome=outcome),
             labels=labels_of(connection, request.episode_id, outcome.response_id),
         )  # fmt: skip

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from suffice.assurance.runs import Match, Run, measure_run
+from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.tally import Tally
-from suffice.store.database.views import Label, Labelled, decoded, labels_named, labels_of
+from suffice.store.database.views import StoredLabel, EpisodeWithLabels, decoded, labels_named, labels_of
 from suffice.store.routes import rollups
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RequestsCounted
@@ -48,7 +48,7 @@ class Ended:
     """A run ended; what was said about it by the end of the stretch belongs to it."""
 
     at_s: float
-    item: Labelled
+    item: EpisodeWithLabels
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ class Relabelled:
     """Somebody said something of a run that ended in an earlier stretch."""
 
     at_s: float  # of its end
-    before: Labelled
-    after: Labelled
+    before: EpisodeWithLabels
+    after: EpisodeWithLabels
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class Recalled:
     """Somebody said something of a run that left no rows, and that its gateway still knew."""
 
     about: RecalledRun
-    before: Labelled
-    after: Labelled
+    before: EpisodeWithLabels
+    after: EpisodeWithLabels
 
 
 Change: TypeAlias = Began | Ended | Counted | Relabelled | Recalled
@@ -118,7 +118,7 @@ def _ended(
     outcome = decoded(seq, RequestEnded, body).outcome
     labels = labels_of(connection, name, outcome.response_id, until_seq=until_seq)
     episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
-    return Ended(at_s, Labelled(seq=seq, episode=episode, labels=labels))
+    return Ended(at_s, EpisodeWithLabels(seq=seq, episode=episode, labels=labels))
 
 
 def _relabelled(
@@ -137,7 +137,7 @@ def _relabelled(
     labels = labels_of(connection, name, outcome.response_id, until_seq=seq)
     before = tuple(label for label in labels if label.seq < seq)
     return Relabelled(
-        ended[1], Labelled(seq=seq, episode=episode, labels=before), Labelled(seq=seq, episode=episode, labels=labels)
+        ended[1], EpisodeWithLabels(seq=seq, episode=episode, labels=before), EpisodeWithLabels(seq=seq, episode=episode, labels=labels)
     )
 
 
@@ -147,11 +147,11 @@ def _recalled(connection: sqlite3.Connection, seq: int, given: FeedbackGiven) ->
     if about is None:
         return None
     labels, episode = labels_named(connection, about.episode_id, about.response_id, until_seq=seq), _episode(about)
-    before, after = (Labelled(seq=seq, episode=episode, labels=known) for known in (labels[:-1], labels))
+    before, after = (EpisodeWithLabels(seq=seq, episode=episode, labels=known) for known in (labels[:-1], labels))
     return Recalled(about, before, after)
 
 
-def first_about(labels: Iterable[Label]) -> RecalledRun | None:
+def first_about(labels: Iterable[StoredLabel]) -> RecalledRun | None:
     """The run without rows that these labels are about; None: no gateway knew it."""
     return next((label.about for label in labels if label.about is not None), None)
 
@@ -178,13 +178,13 @@ def _by_response(connection: sqlite3.Connection, response_id: str | None) -> str
     return str(found[0][0]) if len(found) == 1 else None
 
 
-def measured(item: Labelled, match: Match) -> Run:
+def measured(item: EpisodeWithLabels, match: Match) -> RunNumbers:
     """One governed run in numbers; a label that cannot be compared is left out and said in the process's log."""
     try:
         return measure_run(item, match)
     except Exception as error:  # noqa: BLE001 - a scorer that fails on one label costs that label
         LOG.warning("a label of route %s cannot be compared: %s", item.episode.request.route, type(error).__name__)
-        return measure_run(Labelled(seq=item.seq, episode=item.episode, labels=()), match)
+        return measure_run(EpisodeWithLabels(seq=item.seq, episode=item.episode, labels=()), match)
 
 
 @dataclass(frozen=True, slots=True)

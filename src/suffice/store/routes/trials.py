@@ -14,18 +14,18 @@ import sqlite3
 from typing import Any, Final
 
 from suffice.errors import ConfigError
-from suffice.learn.version import Version as Models
+from suffice.learn.version import FoldedVersion as Models
 from suffice.learn.version import load_version, read_version
 from suffice.rollout.rules import rules_of
-from suffice.rollout.versions import Here, Lineage, Version, make_version, misfit
+from suffice.rollout.versions import Here, VersionLineage, Version, make_version, misfit
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import decoded, reading
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.rollouts import (
-    Candidate,
-    Held,
+    RolloutCandidate,
+    RolloutRun,
     brought_by,
     own_version,
     propose,
@@ -34,7 +34,7 @@ from suffice.store.routes.rollouts import (
     undo,
     version_at,
 )
-from suffice.store.rows.advice_events import Proposed, VersionProposed
+from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
 from suffice.types import Publication
 
 _PROPOSED: Final = """
@@ -45,7 +45,7 @@ _PROPOSED: Final = """
 def learned_candidate(
     connection: sqlite3.Connection, name: str, route: Route, held: InForce, address: str, *, by: str, why: str,
     now_s: float,
-) -> Candidate | str:  # fmt: skip
+) -> RolloutCandidate | str:  # fmt: skip
     """A refit's version that is to be tried on a route; a sentence where it cannot be.
 
     held     what is in force there
@@ -65,7 +65,7 @@ def learned_candidate(
 
 def propose_learned(
     writer: Decisions, name: str, route: Route, address: str, *, author: str, reason: str, rollout: str, secret: str
-) -> Held | str:
+) -> RolloutRun | str:
     """Begin a rollout of a refit's version by a person's word; a sentence where it may not begin now.
 
     rollout  its name, one that no other has
@@ -85,8 +85,8 @@ def propose_learned(
 
 
 def as_candidate(
-    name: str, route: Route, held: InForce, proposal: Proposed, body: str | None, *, by: str, why: str, now_s: float
-) -> Candidate | str:
+    name: str, route: Route, held: InForce, proposal: ProposedVersion, body: str | None, *, by: str, why: str, now_s: float
+) -> RolloutCandidate | str:
     """The same of a proposal at hand.
 
     body  what is kept under its address
@@ -102,12 +102,12 @@ def as_candidate(
     version = make_version(
         "learned", models.plain(), kind=route.kind, scorer=scorer_label(route.scorer),
         model_family=_family(made), report_card={"proposed": proposal.lineage, "card": proposal.card},
-        lineage=Lineage(
+        lineage=VersionLineage(
             parent=None, proposed_by=by, why=why, since_seq=proposal.lineage.get("first_seq"),
             to_seq=proposal.lineage.get("last_seq"), proposed_s=now_s,
         ),
     )  # fmt: skip
-    return Candidate(route=name, version=version, in_force=made.fit, follows=made.number, fit=proposal.address)
+    return RolloutCandidate(route=name, version=version, in_force=made.fit, follows=made.number, fit=proposal.address)
 
 
 def models_of(version: Version) -> Models:
@@ -135,7 +135,7 @@ def _kept_at(connection: sqlite3.Connection, address: str, *, secret: str) -> Mo
 
 def take_back(
     writer: Decisions, name: str, route: Route, *, author: str, reason: str, secret: str
-) -> Held | str:
+) -> RolloutRun | str:
     """Take back the version that serves all of a route; a sentence where no rollout has brought it.
 
     A sentence, too, where the version before it could not serve any more: its signals are gone, or the route has

@@ -9,7 +9,7 @@ from suffice.store.rows.belonging import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class AccessGrant:
     """Somebody may come in, with another secret, or not any more."""
 
     access_id: str    # of this change
@@ -25,7 +25,7 @@ class AccessChanged(OfNoEpisode):
     """Who may come in has changed."""
 
     kind: ClassVar[Literal["access_changed"]] = "access_changed"
-    access: Access
+    access: AccessGrant
 
     @property
     def key(self) -> str:

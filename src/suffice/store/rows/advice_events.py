@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from suffice.assurance.estimate import Estimate
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.outlook import Alert, Outlook
 from suffice.store.rows.belonging import OfNoEpisode
 
@@ -55,7 +55,7 @@ class AlertRaised(OfNoEpisode):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proposed:
+class ProposedVersion:
     """What a refit found: a version that is in force nowhere, and what is known of it."""
 
     route: str
@@ -66,8 +66,8 @@ class Proposed:
     verdict: str                # against the parent: better, worse, inconclusive, first
     why: str
     n_runs: int                 # that it was learned from
-    saving: Estimate | None     # at the route's own EM budget, on prompts that its models have not seen
-    drop: Estimate | None       # likewise
+    saving: IntervalEstimate | None     # at the route's own EM budget, on prompts that its models have not seen
+    drop: IntervalEstimate | None       # likewise
     lineage: dict[str, Any]     # as `learn.retrain` has it; Any, because each key has its own type
     card: dict[str, Any] | None # as `learn.report_card` has it
     author: str
@@ -78,7 +78,7 @@ class VersionProposed(OfNoEpisode):
     """A refit's version with its report card. It takes effect nowhere by itself."""
 
     kind: ClassVar[Literal["version_proposed"]] = "version_proposed"
-    proposal: Proposed
+    proposal: ProposedVersion
 
     @property
     def key(self) -> str:

@@ -15,7 +15,7 @@ from suffice.store.rows.belonging import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Telling:
+class AlertDelivery:
     """One notice that a sink took."""
 
     sink: str        # log, webhook or email
@@ -31,7 +31,7 @@ class AlertSent(OfNoEpisode):
     """A sink was told of an event."""
 
     kind: ClassVar[Literal["alert_sent"]] = "alert_sent"
-    telling: Telling
+    telling: AlertDelivery
 
     @property
     def key(self) -> str:

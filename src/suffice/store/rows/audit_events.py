@@ -97,7 +97,7 @@ class Erasure:
 
 
 @dataclass(frozen=True, slots=True)
-class Erased(OfNoEpisode):
+class WordsErased(OfNoEpisode):
     """Words of people were taken out of rows."""
 
     kind: ClassVar[Literal["erased"]] = "erased"

@@ -28,7 +28,7 @@ import msgspec
 from suffice.store.rows.access_events import AccessChanged
 from suffice.store.rows.advice_events import AlertRaised, ArmProposed, RouteMonitored, VersionProposed
 from suffice.store.rows.alert_events import AlertSent, FailOpenHigh
-from suffice.store.rows.audit_events import ConfigChanged, Erased, Exported
+from suffice.store.rows.audit_events import ConfigChanged, WordsErased, Exported
 from suffice.store.rows.belonging import OfNoEpisode
 from suffice.store.rows.control_events import (
     AlarmRaised,
@@ -174,7 +174,7 @@ Event: TypeAlias = (
     | ExperimentStarted | ExperimentChanged | ExperimentStopped
     | ReviewAsked | ReviewDrawn | ReviewLeased | ReviewReturned | VerdictGiven | QuestionKept | SourcesKept
     | OverrideSet | OverrideEnded | IncidentOpened | IncidentDecided
-    | ConfigChanged | Exported | Erased | AccessChanged
+    | ConfigChanged | Exported | WordsErased | AccessChanged
     | RolloutBegun | RolloutMoved | RolloutUndone
     | RequestsCounted | RatesSet
     | ObjectMade | KeyUsed
@@ -215,7 +215,7 @@ EVENTS: Mapping[str, type[Event]] = {
     IncidentDecided.kind: IncidentDecided,
     ConfigChanged.kind: ConfigChanged,
     Exported.kind: Exported,
-    Erased.kind: Erased,
+    WordsErased.kind: WordsErased,
     AccessChanged.kind: AccessChanged,
     KillSwitched.kind: KillSwitched,
     ExperimentStarted.kind: ExperimentStarted,

@@ -13,22 +13,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.rollout.experiment import Experiment
+from suffice.rollout.experiment import RunningExperiment
 from suffice.store.rows.belonging import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
+class ExperimentStart:
     """An experiment as it runs from here on."""
 
-    experiment: Experiment
+    experiment: RunningExperiment
     revision: int          # of this run: 0 is the start
     author: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class ExperimentEnd:
     """An experiment that a person has ended."""
 
     experiment: str        # its name
@@ -54,7 +54,7 @@ class ExperimentStarted(_OfSeveralRoutes):
     """Requests draw arms from here on."""
 
     kind: ClassVar[Literal["experiment_started"]] = "experiment_started"
-    begun: Begun
+    begun: ExperimentStart
 
     @property
     def key(self) -> str:
@@ -67,7 +67,7 @@ class ExperimentChanged(_OfSeveralRoutes):
     """Weights or share are others from here on; what was drawn before keeps the odds that it was drawn with."""
 
     kind: ClassVar[Literal["experiment_changed"]] = "experiment_changed"
-    begun: Begun
+    begun: ExperimentStart
 
     @property
     def key(self) -> str:
@@ -80,7 +80,7 @@ class ExperimentStopped(_OfSeveralRoutes):
     """Requests draw no arm of it any more."""
 
     kind: ClassVar[Literal["experiment_stopped"]] = "experiment_stopped"
-    ended: Ended
+    ended: ExperimentEnd
 
     @property
     def key(self) -> str:

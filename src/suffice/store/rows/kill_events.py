@@ -9,7 +9,7 @@ from suffice.store.rows.belonging import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Switching:
+class KillSwitchState:
     """The kill switch, as a gateway saw it change."""
 
     on: bool
@@ -22,7 +22,7 @@ class KillSwitched(OfNoEpisode):
     """The switch was pulled or released; gateways that see the same write one row."""
 
     kind: ClassVar[Literal["kill_switched"]] = "kill_switched"
-    switching: Switching
+    switching: KillSwitchState
 
     @property
     def key(self) -> str:

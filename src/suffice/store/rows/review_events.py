@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.review.items import Drawing, Item, Lease, Returned, Verdict
+from suffice.review.items import ControlDraw, ReviewItem, ReviewLease, ItemReturn, Verdict
 from suffice.review.question import Source
 from suffice.store.rows.belonging import OfNoEpisode
 
@@ -24,7 +24,7 @@ class ReviewAsked:
     """Somebody should look at this run."""
 
     kind: ClassVar[Literal["review_asked"]] = "review_asked"
-    item: Item
+    item: ReviewItem
 
     @property
     def key(self) -> str:
@@ -47,7 +47,7 @@ class ReviewDrawn(OfNoEpisode):
     """The random control share was drawn from one stretch of the log."""
 
     kind: ClassVar[Literal["review_drawn"]] = "review_drawn"
-    drawing: Drawing
+    drawing: ControlDraw
 
     @property
     def key(self) -> str:
@@ -65,7 +65,7 @@ class ReviewLeased:
     """A reviewer has an item until a time."""
 
     kind: ClassVar[Literal["review_leased"]] = "review_leased"
-    lease: Lease
+    lease: ReviewLease
 
     @property
     def key(self) -> str:
@@ -88,7 +88,7 @@ class ReviewReturned:
     """A reviewer gave an item back without a verdict."""
 
     kind: ClassVar[Literal["review_returned"]] = "review_returned"
-    returned: Returned
+    returned: ItemReturn
 
     @property
     def key(self) -> str:
@@ -130,7 +130,7 @@ class VerdictGiven:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class QuestionText:
     """The text of a question. No other row holds any, but for the sources of its run."""
 
     episode_id: str
@@ -144,7 +144,7 @@ class QuestionKept:
     """The text of a question, kept because the route's owner wants it for reviewers."""
 
     kind: ClassVar[Literal["question_kept"]] = "question_kept"
-    question: Question
+    question: QuestionText
 
     @property
     def key(self) -> str:

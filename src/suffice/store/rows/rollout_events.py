@@ -19,7 +19,7 @@ from suffice.store.rows.belonging import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beginning:
+class RolloutStart:
     """A rollout at its start."""
 
     state: State
@@ -30,7 +30,7 @@ class Beginning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Undoing:
+class RolloutUndo:
     """The end of a version that had reached everybody."""
 
     rollout: str
@@ -40,7 +40,7 @@ class Undoing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
+class RolloutMove:
     """A transition, and the route that it is about."""
 
     route: str
@@ -54,7 +54,7 @@ class RolloutBegun(OfNoEpisode):
     """A version is tried on a route from here on."""
 
     kind: ClassVar[Literal["rollout_begun"]] = "rollout_begun"
-    beginning: Beginning
+    beginning: RolloutStart
 
     @property
     def key(self) -> str:
@@ -72,7 +72,7 @@ class RolloutMoved(OfNoEpisode):
     """A rollout has taken a step."""
 
     kind: ClassVar[Literal["rollout_moved"]] = "rollout_moved"
-    moved: Moved
+    moved: RolloutMove
 
     @property
     def key(self) -> str:
@@ -90,7 +90,7 @@ class RolloutUndone(OfNoEpisode):
     """A version that served all is taken back."""
 
     kind: ClassVar[Literal["rollout_undone"]] = "rollout_undone"
-    undoing: Undoing
+    undoing: RolloutUndo
 
     @property
     def key(self) -> str:

@@ -16,7 +16,7 @@ from suffice.store.rows.belonging import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counted:
+class RequestCount:
     """What one gateway counted on one route since it last said so."""
 
     count_id: str
@@ -33,7 +33,7 @@ class RequestsCounted(OfNoEpisode):
     """Requests ended of which no rows are kept."""
 
     kind: ClassVar[Literal["requests_counted"]] = "requests_counted"
-    counted: Counted
+    counted: RequestCount
 
     @property
     def key(self) -> str:

@@ -15,7 +15,7 @@ from suffice.store.rows.belonging import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class VersionRefusal:
     """A version that is in force and that a gateway cannot serve."""
 
     route: str
@@ -30,7 +30,7 @@ class VersionRefused(OfNoEpisode):
     """A version cannot be loaded; gateways that see the same write one row."""
 
     kind: ClassVar[Literal["version_refused"]] = "version_refused"
-    refusal: Refusal
+    refusal: VersionRefusal
 
     @property
     def key(self) -> str:
@@ -44,7 +44,7 @@ class VersionRefused(OfNoEpisode):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Missing:
+class LogOutage:
     """A time in which a gateway had no log."""
 
     gateway: str    # which, by a name that no other has
@@ -61,7 +61,7 @@ class LogMissed(OfNoEpisode):
     """A gateway served without its log, and has it again."""
 
     kind: ClassVar[Literal["log_missed"]] = "log_missed"
-    missing: Missing
+    missing: LogOutage
 
     @property
     def key(self) -> str:

@@ -6,10 +6,10 @@
 learners has no noise but that of what they learned.
 """
 
-from suffice.testing.knobs.lives import Lived, best_fixed, hindsight, run_fixed, run_greedy, run_tuner, tuning_of
-from suffice.testing.knobs.worlds import ARMS, CLASSES, SCENARIOS, Labels, Story, World, story
+from suffice.testing.knobs.lives import LearnerHistory, best_fixed, hindsight, run_fixed, run_greedy, run_tuner, tuning_of
+from suffice.testing.knobs.worlds import ARMS, CLASSES, SCENARIOS, LabelLaw, Story, ArmWorld, story
 
 __all__ = [
-    "ARMS", "CLASSES", "SCENARIOS", "Labels", "Lived", "Story", "World", "best_fixed", "hindsight", "run_fixed",
+    "ARMS", "CLASSES", "SCENARIOS", "LabelLaw", "LearnerHistory", "Story", "ArmWorld", "best_fixed", "hindsight", "run_fixed",
     "run_greedy", "run_tuner", "story", "tuning_of",
 ]  # fmt: skip

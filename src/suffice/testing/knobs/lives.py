@@ -12,12 +12,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.trust import Label
+from suffice.assurance.trust import TrustedLabel
 from suffice.learn.price import PriceBounds
 from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tuner
-from suffice.learn.tuning import Proposal, Tick, Tuning
-from suffice.testing.knobs.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_REQUEST, Story, World
+from suffice.learn.tuning import TuningProposal, Tick, TuningBounds
+from suffice.testing.knobs.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_REQUEST, Story, ArmWorld
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,7 +31,7 @@ GREEDY_EXPLORES: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Lived:
+class LearnerHistory:
     """What a learner did, request by request."""
 
     reward: Floats       # (N,): expected EM over the full run's, minus price x tokens of all calls
@@ -40,7 +40,7 @@ class Lived:
     ticks: tuple[Tick, ...] = ()
 
     @property
-    def proposals(self) -> tuple[Proposal, ...]:
+    def proposals(self) -> tuple[TuningProposal, ...]:
         """All that were made."""
         return tuple(tick.proposal for tick in self.ticks if tick.proposal is not None)
 
@@ -49,7 +49,7 @@ class Lived:
         return np.array([part.mean() for part in np.array_split(self.drop, len(story.worlds))])
 
 
-def run_fixed(story: Story, odds: Floats) -> Lived:
+def run_fixed(story: Story, odds: Floats) -> LearnerHistory:
     """A lot that never learns: one arm, or all arms alike.
 
     odds  of each arm, shape (K,)
@@ -60,10 +60,10 @@ def run_fixed(story: Story, odds: Floats) -> Lived:
         rewards.append(-drop - PRICE * float(world.mix @ world.shares @ odds))
         drops.append(drop)
     n = story.n_requests // len(story.worlds)
-    return Lived(reward=np.repeat(rewards, n), drop=np.repeat(drops, n))
+    return LearnerHistory(reward=np.repeat(rewards, n), drop=np.repeat(drops, n))
 
 
-def best_fixed(story: Story, *, in_each_world: bool) -> tuple[int, Lived]:
+def best_fixed(story: Story, *, in_each_world: bool) -> tuple[int, LearnerHistory]:
     """The best arm for all classes and all time, known afterwards, among those that keep the EM budget.
 
     in_each_world  False: on the average over the story is enough
@@ -85,9 +85,9 @@ def hindsight(story: Story) -> float:
     return float(np.mean(found))
 
 
-def tuning_of(story: Story) -> Tuning:
+def tuning_of(story: Story) -> TuningBounds:
     """The bounds that the story's owner would write down; everything else is the default."""
-    return Tuning(
+    return TuningBounds(
         arms=ARMS, classes=CLASSES, max_em_drop=MAX_EM_DROP,
         price=PriceBounds(least=0.01, start=PRICE, largest=PRICE),
         expected_requests=min(story.n_requests, LASTING_REQUESTS),
@@ -104,12 +104,12 @@ class _Life:
     story: Story
     tuner: Tuner
     rng: np.random.Generator
-    waiting: list[tuple[float, Label]] = field(default_factory=list)  # labels on their way, by when they come
+    waiting: list[tuple[float, TrustedLabel]] = field(default_factory=list)  # labels on their way, by when they come
     n_audits: int = 0
     n_labels: int = 0
 
 
-def run_tuner(story: Story, seed: int, tuning: Tuning | None = None) -> Lived:
+def run_tuner(story: Story, seed: int, tuning: TuningBounds | None = None) -> LearnerHistory:
     """Our tuner, every proposal of which is accepted at once.
 
     tuning  None: `tuning_of` the story
@@ -134,10 +134,10 @@ def run_tuner(story: Story, seed: int, tuning: Tuning | None = None) -> Lived:
         ticks.append(life.tuner.tick(now_s))
         if (proposal := ticks[-1].proposal) is not None:
             life.tuner.accept(proposal)
-    return Lived(reward=reward, drop=drop, n_audits=life.n_audits, ticks=tuple(ticks))
+    return LearnerHistory(reward=reward, drop=drop, n_audits=life.n_audits, ticks=tuple(ticks))
 
 
-def _live(life: _Life, world: World, at: int, n: int) -> Ints:
+def _live(life: _Life, world: ArmWorld, at: int, n: int) -> Ints:
     """The arms of n live requests of a class; what they cost is told."""
     odds = life.tuner.draw(CLASSES[at], 0.0).odds
     arms: Ints = life.rng.choice(len(ARMS), size=n, p=odds)
@@ -148,7 +148,7 @@ def _live(life: _Life, world: World, at: int, n: int) -> Ints:
     return arms
 
 
-def _audit(life: _Life, world: World, at: int, audit_id: str, now_s: float) -> int:
+def _audit(life: _Life, world: ArmWorld, at: int, audit_id: str, now_s: float) -> int:
     """One audit, asked twice; its label sets off, if there will be one. Returns the arm."""
     rng, labels = life.rng, life.story.labels
     draw = life.tuner.draw_audit(CLASSES[at], rng.random())
@@ -168,13 +168,13 @@ def _audit(life: _Life, world: World, at: int, audit_id: str, now_s: float) -> i
     return draw.arm
 
 
-def _label(life: _Life, audit_id: str, truth: int) -> Label:
+def _label(life: _Life, audit_id: str, truth: int) -> TrustedLabel:
     """What is said of an audit: the truth by a reviewer, unless a liar gets hold of it first."""
     life.n_labels += 1
     for key, part in life.story.labels.liars:
         if life.rng.random() < part:
-            return Label(audit=audit_id, seq=life.n_labels, source="user", key=key, trust=0, verdict=0)
-    return Label(audit=audit_id, seq=life.n_labels, source="reviewer", key="r", trust=3, verdict=truth)
+            return TrustedLabel(audit=audit_id, seq=life.n_labels, source="user", key=key, trust=0, verdict=0)
+    return TrustedLabel(audit=audit_id, seq=life.n_labels, source="reviewer", key="r", trust=3, verdict=truth)
 
 
 def _deliver_labels(life: _Life, now_s: float) -> None:
@@ -187,7 +187,7 @@ def _deliver_labels(life: _Life, now_s: float) -> None:
 # --------------------------------------------------------------------------- the naive one
 
 
-def run_greedy(story: Story, seed: int) -> Lived:
+def run_greedy(story: Story, seed: int) -> LearnerHistory:
     """Epsilon-greedy by class on its own outcomes: no complaint means right, and nothing is ever forgotten.
 
     It has no full runs to compare with, knows no budget, and its exploring is the only thing that is random. Liars
@@ -214,4 +214,4 @@ def run_greedy(story: Story, seed: int) -> Lived:
         coming.append(rng.binomial(ran.astype(np.int64), wrong * P_COMPLAINT * max(0.0, heard)).astype(np.float64))
         if len(coming) > delay:
             complaints += coming.pop(0)  # … until somebody complains
-    return Lived(reward=reward, drop=drop)
+    return LearnerHistory(reward=reward, drop=drop)

@@ -12,18 +12,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.arms import Arm
+from suffice.learn.arms import TunedArm
 
 Floats = NDArray[np.float64]
 
 CLASSES: Final = ("easy", "medium", "hard")
 ARMS: Final = (
-    Arm(name="full"),
-    Arm(name="trim", expected_share=0.8, knobs={"budget_tokens": 4_000}),
-    Arm(name="short", expected_share=0.6, knobs={"budget_tokens": 2_000}),
-    Arm(name="brief", expected_share=0.4, knobs={"budget_tokens": 1_000}),
-    Arm(name="terse", expected_share=0.25, knobs={"budget_tokens": 500}),
-    Arm(name="none", expected_share=0.05, knobs={"budget_tokens": 0}),
+    TunedArm(name="full"),
+    TunedArm(name="trim", expected_share=0.8, knobs={"budget_tokens": 4_000}),
+    TunedArm(name="short", expected_share=0.6, knobs={"budget_tokens": 2_000}),
+    TunedArm(name="brief", expected_share=0.4, knobs={"budget_tokens": 1_000}),
+    TunedArm(name="terse", expected_share=0.25, knobs={"budget_tokens": 500}),
+    TunedArm(name="none", expected_share=0.05, knobs={"budget_tokens": 0}),
 )
 SCENARIOS: Final = ("steady", "drifting", "cold", "delayed", "censored", "poisoned", "noisy")
 SECONDS_A_REQUEST: Final = 5.0
@@ -31,7 +31,7 @@ FULL_TOKENS: Final = 1_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class World:
+class ArmWorld:
     """What is true for a while. Rows are classes, columns arms."""
 
     mix: Floats      # (C,): part of the requests that each class is
@@ -48,7 +48,7 @@ class World:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
+class LabelLaw:
     """How the labels of disagreeing audits come."""
 
     delay_s: float = 600.0       # on average; none takes more than half as long again
@@ -62,10 +62,10 @@ class Story:
     """A scenario: how many requests, which worlds one after the other, which labels."""
 
     n_requests: int
-    worlds: tuple[World, ...]    # each for an equal part of the requests
-    labels: Labels = Labels()
+    worlds: tuple[ArmWorld, ...]    # each for an equal part of the requests
+    labels: LabelLaw = LabelLaw()
 
-    def world(self, request: int) -> World:
+    def world(self, request: int) -> ArmWorld:
         """The world that a request lives in."""
         return self.worlds[min(len(self.worlds) - 1, request * len(self.worlds) // self.n_requests)]
 
@@ -83,10 +83,10 @@ def story(name: str, n_requests: int = 200_000) -> Story:
         return Story(n_requests=n_requests, worlds=(world(flips=(0.01, 0.03, 0.03)),))
     many = tuple((f"sybil-{i}", 0.01) for i in range(20))
     labels = {
-        "steady": Labels(),
-        "delayed": Labels(delay_s=20_000.0),
-        "censored": Labels(p_if_lost=0.9, p_otherwise=0.4),
-        "poisoned": Labels(liars=(("mallory", 0.3), *many)),
+        "steady": LabelLaw(),
+        "delayed": LabelLaw(delay_s=20_000.0),
+        "censored": LabelLaw(p_if_lost=0.9, p_otherwise=0.4),
+        "poisoned": LabelLaw(liars=(("mallory", 0.3), *many)),
     }
     return Story(n_requests=n_requests, worlds=(base,), labels=labels[name])
 
@@ -94,7 +94,7 @@ def story(name: str, n_requests: int = 200_000) -> Story:
 def world(
     *, mix: tuple[float, float, float] = (0.5, 0.3, 0.2), worse: tuple[float, float, float] = (1.0, 1.0, 1.0),
     flips: tuple[float, float, float] = (0.0, 0.0, 0.0),
-) -> World:  # fmt: skip
+) -> ArmWorld:  # fmt: skip
     """The usual world, with each class's losses multiplied.
 
     flips  by class: how often two independent draws differ in being right, one way as often as the other
@@ -107,7 +107,7 @@ def world(
     lost = np.minimum(usual * np.array(worse)[:, np.newaxis], 0.5)
     shares = np.array([arm.expected_share for arm in ARMS]) * np.array([[0.8], [1.0], [1.5]])
     noise = np.array(flips)[:, np.newaxis] * (np.arange(len(ARMS)) > 0)
-    return World(
+    return ArmWorld(
         mix=np.array(mix), right=np.array([0.95, 0.85, 0.6]), lost=lost + noise, gained=0.2 * lost + noise,
         differ=lost + noise, shares=shares,
     )  # fmt: skip

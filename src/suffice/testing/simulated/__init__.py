@@ -14,11 +14,11 @@ No text and no model: numbers that behave as recorded runs do. What is drawn fol
 
 from __future__ import annotations
 
-from suffice.testing.simulated.arrivals import Load, arrival_times, spiked
-from suffice.testing.simulated.labels import NEVER, Labels, label_times
+from suffice.testing.simulated.arrivals import ArrivalRate, arrival_times, spiked
+from suffice.testing.simulated.labels import NEVER, LabelDelays, label_times
 from suffice.testing.simulated.scenarios import SCENARIOS, Path, Scenario, in_world, simulate
-from suffice.testing.simulated.traffic import EARLY, FEATURES, Traffic
-from suffice.testing.simulated.worlds import HARSH, MANY, USUAL, WORLDS, QueryClass, World
+from suffice.testing.simulated.traffic import EARLY, FEATURES, SimulatedTraffic
+from suffice.testing.simulated.worlds import HARSH, MANY, USUAL, WORLDS, QueryClass, ClassWorld
 
 __all__ = [
     "EARLY",
@@ -29,13 +29,13 @@ __all__ = [
     "SCENARIOS",
     "USUAL",
     "WORLDS",
-    "Labels",
-    "Load",
+    "LabelDelays",
+    "ArrivalRate",
     "Path",
     "QueryClass",
     "Scenario",
-    "Traffic",
-    "World",
+    "SimulatedTraffic",
+    "ClassWorld",
     "arrival_times",
     "in_world",
     "label_times",

@@ -12,14 +12,14 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class ArrivalRate:
     """A stretch of time with one rate of arrivals."""
 
     seconds: float        # above 0
     requests_per_s: float  # mean, at least 0
 
 
-def arrival_times(loads: Sequence[Load], *, seed: int) -> Floats:
+def arrival_times(loads: Sequence[ArrivalRate], *, seed: int) -> Floats:
     """Arrival times in seconds from 0, rising: a Poisson process whose rate changes from stretch to stretch.
 
     Raises ValueError for a stretch without length or with a negative rate.
@@ -38,10 +38,10 @@ def arrival_times(loads: Sequence[Load], *, seed: int) -> Floats:
 def spiked(
     *, requests_per_s: float, factor: float = 5.0,
     before_s: float = 120.0, spike_s: float = 60.0, after_s: float = 120.0,
-) -> tuple[Load, ...]:  # fmt: skip
+) -> tuple[ArrivalRate, ...]:  # fmt: skip
     """A steady load that is multiplied by `factor` for a while."""
     return (
-        Load(seconds=before_s, requests_per_s=requests_per_s),
-        Load(seconds=spike_s, requests_per_s=factor * requests_per_s),
-        Load(seconds=after_s, requests_per_s=requests_per_s),
+        ArrivalRate(seconds=before_s, requests_per_s=requests_per_s),
+        ArrivalRate(seconds=spike_s, requests_per_s=factor * requests_per_s),
+        ArrivalRate(seconds=after_s, requests_per_s=requests_per_s),
     )

@@ -8,13 +8,13 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.testing.simulated.traffic import Traffic
+from suffice.testing.simulated.traffic import SimulatedTraffic
 
 NEVER: Final = np.iinfo(np.int64).max  # no label comes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
+class LabelDelays:
     """How labels come. Rates are fractions, delays are counted in requests."""
 
     delay: Literal["fixed", "geometric"] = "fixed"
@@ -23,7 +23,7 @@ class Labels:
     p_when_wrong: float = 1.0      # … when it was wrong: users complain when something is wrong
 
 
-def label_times(traffic: Traffic, labels: Labels, *, seed: int) -> NDArray[np.int64]:
+def label_times(traffic: SimulatedTraffic, labels: LabelDelays, *, seed: int) -> NDArray[np.int64]:
     """The request before which each run's label is there, shape (n,); NEVER: it does not come.
 
     Raises ValueError for rates outside 0 … 1 and delays below 0.

@@ -13,8 +13,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.testing.simulated.traffic import Traffic, draw
-from suffice.testing.simulated.worlds import BENIGN, HARDER, HARSH, MANY, STEALTH, SWAPPED, USUAL, World
+from suffice.testing.simulated.traffic import SimulatedTraffic, draw
+from suffice.testing.simulated.worlds import BENIGN, HARDER, HARSH, MANY, STEALTH, SWAPPED, USUAL, ClassWorld
 
 Floats = NDArray[np.float64]
 
@@ -43,8 +43,8 @@ class Scenario:
 
     name: str
     says: str               # one sentence for tables
-    before: World = USUAL
-    after: World = USUAL
+    before: ClassWorld = USUAL
+    after: ClassWorld = USUAL
     path: Path = field(default_factory=Path)
 
 
@@ -65,7 +65,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
 }  # fmt: skip
 
 
-def simulate(scenario: Scenario, n: int, *, seed: int) -> Traffic:
+def simulate(scenario: Scenario, n: int, *, seed: int) -> SimulatedTraffic:
     """n requests of a scenario, each run to its end; the same for the same seed.
 
     n     at least 1
@@ -76,6 +76,6 @@ def simulate(scenario: Scenario, n: int, *, seed: int) -> Traffic:
     return draw(scenario.before, scenario.after, scenario.path.share(n), np.random.default_rng(seed))
 
 
-def in_world(world: World, n: int, *, seed: int) -> Traffic:
+def in_world(world: ClassWorld, n: int, *, seed: int) -> SimulatedTraffic:
     """n requests of one world: to learn its truth from many of them."""
     return draw(world, world, np.zeros(n), np.random.default_rng(seed))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.testing.simulated.stories import LED_AWAY, LONGEST, PLATEAU, RIGHT, SETTLED, Rows, Stories, tell, unfold
-from suffice.testing.simulated.worlds import Blend, World, blended
+from suffice.testing.simulated.worlds import Blend, ClassWorld, blended
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -33,7 +33,7 @@ EARLY_STEP: Final = 2        # every run has it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Traffic:
+class SimulatedTraffic:
     """n full runs in their order of arrival, T steps in all; run i has the rows starts[i] … starts[i + 1] - 1."""
 
     x: Floats                  # (T, P): features after the step, named in FEATURES
@@ -65,7 +65,7 @@ class Traffic:
         return np.arange(len(self.z)) - np.repeat(self.starts[:-1], self.n_steps) + 1
 
 
-def draw(before: World, after: World, share: Floats, rng: np.random.Generator) -> Traffic:
+def draw(before: ClassWorld, after: ClassWorld, share: Floats, rng: np.random.Generator) -> SimulatedTraffic:
     """One run for each request on the way from one world to another.
 
     share  how far the request is on the way, 0 … 1, shape (n,)
@@ -80,7 +80,7 @@ def draw(before: World, after: World, share: Floats, rng: np.random.Generator) -
     right = rows.answer == RIGHT
     thought = _within(STEP_TOKENS * rng.lognormal(0.0, 0.2, len(rows.run)), stories.starts, rows.run)
     early = stories.starts[:-1] + EARLY_STEP - 1
-    return Traffic(
+    return SimulatedTraffic(
         x=x,
         starts=stories.starts,
         z=right[last].astype(np.int8)[rows.run] - right.astype(np.int8),
@@ -93,7 +93,7 @@ def draw(before: World, after: World, share: Floats, rng: np.random.Generator) -
     )
 
 
-def _classes(before: World, after: World, share: Floats, rng: np.random.Generator) -> Ints:
+def _classes(before: ClassWorld, after: ClassWorld, share: Floats, rng: np.random.Generator) -> Ints:
     """A class for each request. Raises ValueError when the worlds do not name the same classes."""
     if [c.kind for c in before.classes] != [c.kind for c in after.classes]:
         raise ValueError(f"worlds: {len(before.classes)} and {len(after.classes)} classes; the same ones in both")

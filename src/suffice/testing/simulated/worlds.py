@@ -36,7 +36,7 @@ class QueryClass:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class ClassWorld:
     """All classes, and what the model's confidence says in each phase of a run, as a logit."""
 
     classes: tuple[QueryClass, ...]
@@ -56,13 +56,13 @@ class World:
         return columns
 
 
-def _with(world: World, **columns: tuple[float, ...]) -> World:
+def _with(world: ClassWorld, **columns: tuple[float, ...]) -> ClassWorld:
     """The world with some parameters of its classes replaced, in their order."""
     changes = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return replace(world, classes=tuple(replace(c, **c_) for c, c_ in zip(world.classes, changes, strict=True)))
 
 
-USUAL: Final = World(
+USUAL: Final = ClassWorld(
     classes=(
         QueryClass(share=0.40, p_right=0.96, steps=6.0, settles=(1.6, 3.6), p_lucky=0.45, p_plateau=0.010,
                    p_overthink=0.005, boldness=0.5, false_boldness=-0.2, kind=0),
@@ -102,7 +102,7 @@ SWAPPED: Final = replace(
 N_TENANTS = 24  # of the world `many`
 
 
-def _tenants(world: World, n: int, *, seed: int) -> World:
+def _tenants(world: ClassWorld, n: int, *, seed: int) -> ClassWorld:
     """Every class split into small ones of unequal size that differ a little: tenants, say."""
     rng = np.random.default_rng(seed)
     sizes = rng.pareto(1.5, n) + 0.2  # a few are large, most are small
@@ -121,7 +121,7 @@ def _tenants(world: World, n: int, *, seed: int) -> World:
 
 MANY: Final = _tenants(USUAL, N_TENANTS, seed=24)
 
-WORLDS: Final[Mapping[str, World]] = {
+WORLDS: Final[Mapping[str, ClassWorld]] = {
     "usual": USUAL, "harsh": HARSH, "stealth": STEALTH, "benign": BENIGN, "harder": HARDER, "swapped": SWAPPED,
     "many": MANY,
 }  # fmt: skip
@@ -129,7 +129,7 @@ WORLDS: Final[Mapping[str, World]] = {
 Blend = Callable[[str], Floats]
 
 
-def blended(before: World, after: World, share: Floats, classes: NDArray[np.int64]) -> Blend:
+def blended(before: ClassWorld, after: ClassWorld, share: Floats, classes: NDArray[np.int64]) -> Blend:
     """Parameters of single requests on the way from one world to another: a function of the parameter's name.
 
     share    how far each request is on the way, 0 … 1, shape (n,)
