@@ -30,8 +30,8 @@ from suffice.replay.study.points import MARGIN, NONE, pick, seen, share_of
 from suffice.replay.study.runs import take
 from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.sets import FALLBACKS
-from suffice.replay.study.study import Laid, ScoreLevels, LadderPool, Study, fix, lay
-from suffice.replay.study.sums import FIELDS, N_FOLDS, SumsFold, QuestionSums
+from suffice.replay.study.study import LadderPool, Laid, ScoreLevels, Study, fix, lay
+from suffice.replay.study.sums import FIELDS, N_FOLDS, QuestionSums, SumsFold
 from suffice.replay.traces.survey import survey
 
 N_DRAWS = 1_000

@@ -19,7 +19,7 @@ from suffice.store.audit.chain import Appender, begin_chain, head
 from suffice.store.audit.verify import verify
 from suffice.store.database import schema
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.erasing import ErasureOrder, Tally, erase, purge
+from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase, purge
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, to_row
 from suffice.types import Feedback, Publication
@@ -60,7 +60,7 @@ def erase_one_in_a_thousand(path: Path, n_rows: int) -> tuple[float, float]:
     order = ErasureOrder(erasure_id="e", what="a thousandth", parts=("answers", "comments"), author="a", reason="measured")
     with Decisions.open(path, now=time.time, monotonic_s=time.monotonic) as writer:
         began_s = time.perf_counter()
-        erase(writer, order, range(2, n_rows, 1_000), Tally())
+        erase(writer, order, range(2, n_rows, 1_000), ErasureTally())
         erased_s, began_s = time.perf_counter() - began_s, time.perf_counter()
         assert purge(path)
         return erased_s, time.perf_counter() - began_s

@@ -27,7 +27,7 @@ from suffice.replay.study.runs import oracle
 from suffice.replay.study.scores import SCORES
 from suffice.replay.study.sets import pools_of
 from suffice.replay.study.study import LadderPool, Study
-from suffice.replay.study.sums import SumsFold, QuestionSums
+from suffice.replay.study.sums import QuestionSums, SumsFold
 from suffice.replay.traces.survey import Survey, survey
 
 TARGETS = (0.0, 0.005, 0.01, 0.02)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.replay.estimate.estimate import QuantityInterval, estimate, traffic_of
-from suffice.replay.estimate.runs import LevelOutcomes, LogRuns, LogRun, replay_ladder, runs_of_calls, runs_of_traces
+from suffice.replay.estimate.runs import LevelOutcomes, LogRun, LogRuns, replay_ladder, runs_of_calls, runs_of_traces
 from suffice.replay.logs.read import read_logs
 from suffice.replay.traces.own import FILES, own_traces
 from suffice.replay.traces.read import read_traces

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from suffice.learn.certifier import Certifier
 from suffice.learn.features import DENSE
-from suffice.learn.keeper import Certifier
 from suffice.replay.online.loop import run_stream
 from suffice.replay.online.orders import draw_order
 from suffice.replay.online.protocol import OnlineOptions, stream_plan

@@ -11,16 +11,15 @@ import aiohttp
 import pytest
 
 from suffice import server
-from suffice.gateway import follow
 from suffice.settings import Settings, parse
 from suffice.testing import FakeUpstream, Samples
-from tests.gateway.test_follow import ROUTE, began, published, write
+from tests.gateway.test_log_follower import ROUTE, began, published, write
 
 
 async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "LOOK_S", 60.0)
+    monkeypatch.setattr(log_follower, "LOOK_S", 60.0)
     tells, waits = list[Callable[[], None]](), list[float]()
 
     @asynccontextmanager

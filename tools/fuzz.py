@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from suffice.console import exchange as console
+from suffice.episode.chunk_parsing import AnswerOnly, entropy_of, first_choice, margin_of
 from suffice.episode.ledger import CallAccount
-from suffice.episode.reading import AnswerOnly, entropy_of, first_choice, margin_of
 from suffice.errors import SufficeError, UpstreamError
 from suffice.gateway.auth import Caller, KeyRing
 from suffice.gateway.decide import read_decide
 from suffice.gateway.exchange import MAX_HEADERS
 from suffice.gateway.feedback_form import read_feedback
-from suffice.gateway.intake import (
+from suffice.gateway.request_parsing import (
     AT_ONCE_BYTES,
     MAX_HEAD_CHARS,
     check_body_headers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.keeper import KeeperDecision, Certifier
+from suffice.learn.certifier import Certifier, KeeperDecision
 from suffice.learn.served import FoldedModels
 
 

@@ -12,7 +12,7 @@ from bench.claims.window import Window
 from suffice.assurance.budgeted import affordable_level
 from suffice.assurance.certify import count
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.keeper import KeeperDecision, Plan
+from suffice.learn.certifier import KeeperDecision, Plan
 from suffice.learn.served import FoldedModels, fit_served
 
 

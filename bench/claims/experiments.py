@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import log_bets_against, mixed
-from suffice.assurance.lottery import LOG_ALARM
 from suffice.assurance.paired import BETS
+from suffice.assurance.sample_ratio import LOG_ALARM
 from suffice.assurance.sequence import gamma_exponential_bound
 from suffice.rollout.analysis import MOST_CLASSES, alphas, analyse, sample_ratio
 from suffice.rollout.effects import PairCounts, SequentialComparison, UnitSeries, compare, guesses, latest, ratio_of
 from suffice.rollout.experiment import Arm, RunningExperiment
 from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
-from suffice.rollout.results import UnitAssignment, Material, ExperimentResult, Value
+from suffice.rollout.results import ExperimentResult, Material, UnitAssignment, Value
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

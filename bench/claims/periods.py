@@ -28,7 +28,7 @@ from bench.claims.sweep import Sweep, for_good, mean, over, percents
 from bench.claims.truth import Truth, known
 
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.keeper import KeeperDecision, Certifier
+from suffice.learn.certifier import Certifier, KeeperDecision
 
 
 class Timed(Around):

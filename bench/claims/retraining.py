@@ -24,7 +24,7 @@ from bench.claims.streams import N_REQUESTS
 from bench.claims.sweep import Sweep, for_good, over, percents
 from bench.claims.truth import Truth, known
 
-from suffice.learn.keeper import Certifier
+from suffice.learn.certifier import Certifier
 from suffice.learn.served import FoldedModels, fit_served
 
 

@@ -35,13 +35,13 @@ from suffice.control.jobs.base import Worker
 from suffice.control.jobs.rollup import Rollup
 from suffice.control.jobs.sampling import SamplingJob
 from suffice.episode.ledger import Ledger
-from suffice.gateway import books
+from suffice.gateway import request_log
 from suffice.gateway.context import Gateway
 from suffice.gateway.key_limits import KeyLimits
 from suffice.gateway.sampling import LogSampler
 from suffice.replay.traces.own import own_traces
 from suffice.rollout.assign import assign_audit
-from suffice.settings import LogSampling, Route, Settings, Store
+from suffice.settings import Route, SamplingSettings, Settings, Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, read_episodes, reading
@@ -210,7 +210,7 @@ def log_of(
         routes={ROUTE: Route(
             mode="enforce", audit_share=AUDITS, policy={"policy": "confidence-threshold"}, uncertified=True
         )},
-        monitoring=LogSampling(sample_rate=rate), store=Store(url=f"sqlite:///{database}"),
+        monitoring=SamplingSettings(sample_rate=rate), store=Store(url=f"sqlite:///{database}"),
     )  # fmt: skip
     now: Callable[[], float] = lambda: clock.now_s
     log, cost = SqliteLog.open(settings.store, now=now), Cost()
@@ -238,7 +238,7 @@ def log_of(
             cost.sums_s += time.process_time() - before
             found = newest_rates(database, ROUTE)
             sampling.rates = {} if found is None else {ROUTE: found}
-        books.tell_counts(gw, all_of_them=True)
+        request_log.tell_counts(gw, all_of_them=True)
         assert log.drain(30)
         clock.now_s += 60
         worker.round()
@@ -268,8 +268,8 @@ def _write(gw: Gateway, chunk: Sequence[Asked], clock: SimpleNamespace) -> None:
     for request, outcome, _ in chunk:
         clock.now_s += 0.1
         ledger = Ledger(request, clock.now_s)
-        books.begin(gw, ledger)
-        books.record(gw, ledger, outcome)
+        request_log.begin(gw, ledger)
+        request_log.record(gw, ledger, outcome)
     assert isinstance(gw.log, SqliteLog)
     assert gw.log.drain(60)
     assert not gw.log.n_dropped

@@ -23,12 +23,12 @@ from bench.claims.streams import Setting, online, ours
 
 from suffice.assurance.certify import spent_delta
 from suffice.assurance.windows import Windows, window_audits
-from suffice.control.compare.looking import weighed
-from suffice.control.compare.trying import MOST_KEPT, CandidateCertificate, certified, unheard
-from suffice.control.loop.keeping import LiveKeeper
+from suffice.control.compare.assessment import weighed
+from suffice.control.compare.candidate_certificate import MOST_KEPT, CandidateCertificate, certified, unheard
+from suffice.control.loop.live_certifier import LiveKeeper
 from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.keeper import NO_PENDING, Plan
-from suffice.learn.served import Learner, PGood, FoldedModels, fit_served
+from suffice.learn.certifier import NO_PENDING, Plan
+from suffice.learn.served import FoldedModels, Learner, PGood, fit_served
 from suffice.replay.online.loop import PERIOD
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import Transition

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from suffice.learn.audits import AuditRuns, Bools, Small, join
-from suffice.learn.keeper import Plan, matured
+from suffice.learn.certifier import Plan, matured
 from suffice.learn.served import FoldedModels
 
 

@@ -22,10 +22,10 @@ from typing import Any, TypeAlias
 
 import uvicorn
 
-from suffice.control.child import beside
+from suffice.control.worker_process import beside
 from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
-from suffice.gateway.heads import ClientLimits, LimitedHttp
+from suffice.gateway.http_protocol import ClientLimits, LimitedHttp
 from suffice.gateway.timer import watched
 from suffice.settings import Settings
 from suffice.telemetry import LOG

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.budgeted import IntegratorState, Integrator, affordable_level, kept_between, start
+from suffice.assurance.budgeted import Integrator, IntegratorState, affordable_level, kept_between, start
 from suffice.assurance.certify import Counts, certified_level, log_wealth
 
 RULE = Integrator(max_em_drop=0.02)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance import lengths
-from suffice.assurance.lengths import MIN_LONGER, MIN_RUNS, RunLengths, HandOvers
+from suffice.assurance.lengths import MIN_LONGER, MIN_RUNS, HandOvers, RunLengths
 from suffice.types import Usage
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.assurance import money
-from suffice.assurance.money import TokenCost, Finish, cost_of, cost_of_call, finishing_cost, not_worth_it, usd
+from suffice.assurance.money import Finish, TokenCost, cost_of, cost_of_call, finishing_cost, not_worth_it, usd
 from suffice.settings import Prices
 from suffice.types import UpstreamCall
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from suffice.assurance.pressure import (
     MOST_DOUBLINGS,
     RAISE_AFTER_S,
-    LoadReading,
+    LoadSample,
     Operation,
     Stance,
     level_of,
@@ -41,7 +41,7 @@ class Walk:
     def tell(self, queue: float | None, *, dt_s: float = TICK_S) -> Operation:
         self.now_s += dt_s
         before = self.operation
-        self.operation = look(before, self.targets, LoadReading(queue=queue), now_s=self.now_s)
+        self.operation = look(before, self.targets, LoadSample(queue=queue), now_s=self.now_s)
         if self.operation.stance != before.stance:
             self.moves.append((self.now_s, self.operation.stance))
         assert self.operation.n_moves == len(self.moves)
@@ -209,13 +209,13 @@ def test_a_single_outlier_moves_nothing() -> None:
 
 
 def test_the_worst_of_all_targets_counts_and_what_has_no_target_does_not() -> None:
-    load = LoadReading(queue=0.5, latency_s=9.0, tokens_per_s=1e9, usd_per_hour=3.0)
+    load = LoadSample(queue=0.5, latency_s=9.0, tokens_per_s=1e9, usd_per_hour=3.0)
     worst = strain(Pressure(queue=1.0, latency_s=10.0, usd_per_hour=2.0), load)
     assert worst is not None
     assert (worst.name, worst.share) == ("usd_per_hour", 1.5)
     assert str(worst) == "usd_per_hour 3 is 1.50 of its target 2"
-    assert strain(Pressure(latency_s=1.0), LoadReading(queue=9.0)) is None
-    assert strain(Pressure(queue=1.0), LoadReading(queue=float("nan"))) is None
+    assert strain(Pressure(latency_s=1.0), LoadSample(queue=9.0)) is None
+    assert strain(Pressure(queue=1.0), LoadSample(queue=float("nan"))) is None
 
 
 def test_what_is_unknown_is_no_pressure_and_no_slack() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance import lottery
+from suffice.assurance import sample_ratio
 from suffice.assurance.sampling import (
     LEAST_CLASS,
     Rates,
@@ -195,7 +195,7 @@ def test_a_sampler_that_loses_a_third_of_the_audits_is_found_out() -> None:
 def test_without_sampling_lots_are_what_they_were() -> None:
     for audit, propensity in ((True, 0.1), (False, 0.9), (True, 1.0), (False, 1.0)):
         assert lot_of(live(audit=audit, propensity=propensity, keep_rate=1.0, kept_by="")[0]) == (audit, propensity)
-    assert lottery.broken(drawn(3_000, audits_lost=0.0).draws) is None
+    assert sample_ratio.broken(drawn(3_000, audits_lost=0.0).draws) is None
 
 
 @given(st.lists(st.floats(1, 100), min_size=1, max_size=50))

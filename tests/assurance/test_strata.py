@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from suffice.assurance.strata import Outcomes, PostStratified, post_stratify
+from suffice.assurance.strata import Outcomes, PostStratifiedDrop, post_stratify
 
 AUDITS = {"law": Outcomes(n=600, n_gained=0, n_lost=3), "sums": Outcomes(n=200, n_gained=4, n_lost=20)}
 
@@ -24,7 +24,7 @@ def test_small_classes_are_taken_together_and_classes_without_audits_are_named()
     new = post_stratify(AUDITS, {"law": 0.6, "new": 0.4})
     assert new.drop == pytest.approx(0.005)
     assert new.unseen == pytest.approx(0.4)
-    assert post_stratify(AUDITS, {"new": 1.0}) == PostStratified(drop=0.0, low=0.0, unseen=1.0)
+    assert post_stratify(AUDITS, {"new": 1.0}) == PostStratifiedDrop(drop=0.0, low=0.0, unseen=1.0)
     assert post_stratify({}, {"new": 1.0}).alarm(0.0) is None
 
 

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from suffice.console import sessions
-from suffice.console.doors import SESSION
+from suffice.console.auth import SESSION
 from suffice.console.table import ConsoleEndpoint
 from tests.console.conftest import Site, here
 from tests.console.visitor import Got, Visitor

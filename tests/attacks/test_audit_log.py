@@ -21,7 +21,7 @@ from suffice.errors import StoreError
 from suffice.store.audit.chain import Appender
 from suffice.store.audit.heads import append_line, line_of, read_heads, signing_key
 from suffice.store.audit.verify import verify
-from suffice.store.rows.audit_events import WordsErased, Erasure
+from suffice.store.rows.audit_events import Erasure, WordsErased
 from suffice.store.rows.events import to_row
 from suffice.wiring.bundle import sealed
 from tests.audit_bundle.made import made_log

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import EchoNonce, FakeUpstream, GatewayProcess, Reply, FakeRequest
+from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, GatewayProcess, Reply
 from suffice.testing.process import toml
 
 CHAT = "/v1/chat/completions"

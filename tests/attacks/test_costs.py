@@ -22,12 +22,12 @@ from suffice.errors import ConfigError
 from suffice.gateway.sampling import MOST_ANSWER_CHARS, MOST_RECALLED, LogSampler
 from suffice.review.select import Demand, share_out
 from suffice.rollout.evidence import RolloutEvidence, UnitRun
-from suffice.rollout.rails import GuardrailReading, read_live
+from suffice.rollout.guardrails import GuardrailValue, read_live
 from suffice.rollout.rules import Rules
 from suffice.settings import parse
 from suffice.store.database.views import read_events
 from suffice.store.rows.events import FeedbackGiven
-from suffice.testing import ScriptedThought, FakeUpstream, GatewayProcess
+from suffice.testing import FakeUpstream, GatewayProcess, ScriptedThought
 from suffice.types import Feedback, Outcome, Request
 
 STEPS = [("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"), ("wait\n", "5")]
@@ -251,9 +251,9 @@ RULES = msgspec.structs.replace(Rules(), latency_cap_s=60.0)
 Seconds = Callable[[np.random.Generator, int], float]
 
 
-def read(candidate: Seconds, control: Seconds, *, n: int = 4_000, seed: int = 1) -> list[GuardrailReading]:
+def read(candidate: Seconds, control: Seconds, *, n: int = 4_000, seed: int = 1) -> list[GuardrailValue]:
     """What the guard-rail of latency says, at each look."""
-    rng, evidence, found = np.random.default_rng(seed), RolloutEvidence(), list[GuardrailReading]()
+    rng, evidence, found = np.random.default_rng(seed), RolloutEvidence(), list[GuardrailValue]()
     for at in range(n):
         mine = rng.random() < 0.5
         run = UnitRun(seconds=(candidate if mine else control)(rng, at))

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.testing import FakeUpstream, GatewayProcess, Reply, FakeRequest, status
+from suffice.testing import FakeRequest, FakeUpstream, GatewayProcess, Reply, status
 
 KEYS = {"client": "sk-canary-client-61", "feedback": "sk-canary-feedback-62", "upstream": "sk-canary-upstream-63",
         "hook": "https://hooks.example.org/canary-hook-64"}  # fmt: skip

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from suffice.cli.inspect.phase import phase_lines
 from suffice.cli.main import main
-from suffice.cli.seeing.phase import phase_lines
 from suffice.control.loop.certify import RouteLoop
-from suffice.review.decide import IncidentForm, Now, DecisionRows, decide, in_words
-from suffice.review.guarantee import GuaranteeInputs, guarantee_of
+from suffice.review.decide import DecisionRows, IncidentForm, Now, decide, in_words
 from suffice.review.holds import NO_HOLDS
 from suffice.review.override import Override, in_effect
+from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Route, Settings, Store, parse
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.in_force import InForce

@@ -14,9 +14,9 @@ import numpy as np
 from bench.claims.score import Logistic
 from bench.claims.streams import SETTINGS
 
-from suffice.learn.keeper import Certifier, Plan
+from suffice.learn.certifier import Certifier, Plan
 from suffice.replay.online.loop import Stream, run_stream
-from suffice.types import Promise, BudgetAccount
+from suffice.types import BudgetAccount, Promise
 
 MAX_EM_DROP: Final = 0.02
 PLAN: Final = Plan(max_em_drop=MAX_EM_DROP, label_timeout=1_000.0, warm_up=1_000, share=0.10)

@@ -23,7 +23,7 @@ from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.detection import AuditWatch, Reference, audit_share_in_doubt, detection_law
 from suffice.assurance.drift import BATCH, Cusum, ShiryaevRoberts
 from suffice.assurance.strata import Outcomes, post_stratify
-from suffice.control.evidence.early import N_COLUMNS, Early
+from suffice.control.evidence.drift_features import N_COLUMNS, Early
 from suffice.types import Episode, Query
 from tests.control.made import run
 

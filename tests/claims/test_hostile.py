@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 import pytest
 
-from suffice.assurance.trust import TrustedLabel, stand
+from suffice.assurance.label_precedence import TrustedLabel, stand
 from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.keeper import Certifier, Plan
+from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.ope import ips, naive, snips
 from suffice.learn.served import Learner, PGood
 from tests.claims.test_ope import TRUTH, complained

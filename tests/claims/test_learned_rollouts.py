@@ -28,7 +28,7 @@ from bench.claims.tried import (
 )
 
 from suffice.assurance.bounds import binomial_at_most
-from suffice.control.loop.keeping import LiveKeeper
+from suffice.control.loop.live_certifier import LiveKeeper
 from suffice.learn.served import MOST_AUDITS
 
 N_SETS = 2  # of models, which take time to fit

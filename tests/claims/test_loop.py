@@ -17,7 +17,7 @@ from bench.claims.streams import SETTINGS, SIGNALS
 from bench.claims.table import tables
 from bench.claims.truth import KNOTS, Truth
 
-from suffice.learn.keeper import Certifier, Plan
+from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.served import FoldedModels, fit_served
 from suffice.replay.online.loop import PERIOD, run_stream
 from suffice.replay.online.traffic import learner_of

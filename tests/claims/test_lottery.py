@@ -10,14 +10,14 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.lottery import LOG_ALARM, Draws, log_sample_ratio
+from suffice.assurance.sample_ratio import LOG_ALARM, Draws, log_sample_ratio
 
 SHARE: Final = 0.05
 LOOK: Final = 50  # requests between two looks
 
 
 def test_a_healthy_lottery_may_be_watched_all_the_time() -> None:
-    # After every request; the e-value as a product of predictions, which tests/assurance/test_lottery.py says it is.
+    # After every request; the e-value as a product of predictions, which tests/assurance/test_sample_ratio.py says it is.
     # A limit of 20 in place of 1,000, which is too rare to be counted.
     rng, n_streams = np.random.default_rng(3), 2_000
     k, log_e, reached = np.zeros(n_streams), np.zeros(n_streams), np.zeros(n_streams, dtype=np.bool_)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.ope import PolicyValue, LoggedDraws, dr, naive, snips
+from suffice.learn.ope import LoggedDraws, PolicyValue, dr, naive, snips
 
 Floats = NDArray[np.float64]
 RATES = np.array([[0.92, 0.90], [0.75, 0.60]])  # EM by context and arm: the full run, and a short one

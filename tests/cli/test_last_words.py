@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.gateway.test_last_good import GOOD
 
-from suffice.cli.seeing.status import status
+from suffice.cli.inspect.status import status
 from suffice.gateway.last_good import GoodRoute
 from suffice.gateway.last_good import write as write_good
 from suffice.store.routes.in_force import InForce

@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
-from suffice.cli.measuring.record import live_line
+from suffice.cli.offline.record import live_line
 from suffice.replay.record.record import Progress
 from suffice.replay.traces.read import read_traces
-from suffice.testing import ScriptedThought, FakeUpstream, Questions, Reply, Samples, status
+from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought, status
 
 CHAIN = ScriptedThought([("first we guess " * 8 + "\n", "3"), ("then we count " * 10 + "\n", "4")], "4")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from suffice.cli.seeing.status import status
+from suffice.cli.inspect.status import status
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
@@ -206,7 +206,7 @@ def test_where_no_probe_was_answered_no_trial_answers_are_counted(database: Path
 
 def test_a_terminal_gets_a_table(database: Path) -> None:
     ours, theirs = pty.openpty()
-    code = "from suffice.cli.seeing.status import status; status()"
+    code = "from suffice.cli.inspect.status import status; status()"
     with subprocess.Popen(
         [sys.executable, "-c", code, "--db", str(database), "--route", "math"], stdout=theirs,
         env=os.environ | {"COLUMNS": "120", "TERM": "xterm"},
@@ -260,14 +260,14 @@ def test_an_empty_log_is_no_error(tmp_path: Path) -> None:
 
 
 def test_help_does_not_load_the_heavy_parts() -> None:
-    code = ("import sys; from suffice.cli.seeing.status import status\n"
+    code = ("import sys; from suffice.cli.inspect.status import status\n"
             "print(sorted({'numpy', 'rich', 'sqlite3', 'msgspec', 'asyncio'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_a_route_that_ratings_hold_down_says_so_and_asks_for_no_audits() -> None:
-    from suffice.cli.seeing.phase import phase_lines
+    from suffice.cli.inspect.phase import phase_lines
     from suffice.store.routes.in_force import InForce
     from suffice.store.routes.phases import phase_of
     from suffice.types import Epoch, EvidenceSummary, Publication

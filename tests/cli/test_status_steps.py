@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.status import fill, sum_up
 
-from suffice.cli.seeing.status import read_statuses, statuses_of
+from suffice.cli.inspect.status import read_statuses, statuses_of
 from suffice.settings import parse
 from suffice.store.database.views import reading
 

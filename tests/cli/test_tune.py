@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
-from suffice.cli.measuring.tune import _show
+from suffice.cli.offline.tune import _show
 from suffice.model.artefact import load
 from suffice.replay.traces.survey import survey
 from suffice.replay.tune.proposal import propose

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from suffice.assurance.forecast import CrossingForecast, Forecast, Of
-from suffice.assurance.outlook import Alert, Outlook
+from suffice.assurance.route_forecast import Alert, Outlook
 from suffice.review.incident import Incident, IncidentDecision
 from suffice.rollout.stages import Transition
 from suffice.store.database.views import reading
-from suffice.store.people.alerts import MOST, OpenAlert, AlertLog, after, read_told
-from suffice.store.people.endings import ENDS
+from suffice.store.people.alert_resolution import ENDS
+from suffice.store.people.alerts import MOST, AlertLog, OpenAlert, after, read_told
 from suffice.store.people.notices import READS
 from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
 from suffice.store.rows.alert_events import FailedOpen, FailOpenHigh
@@ -28,7 +28,7 @@ from suffice.store.rows.control_events import (
 from suffice.store.rows.events import Event
 from suffice.store.rows.hold_events import IncidentDecided, IncidentOpened
 from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
-from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved, RolloutUndone, RolloutUndo
+from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved, RolloutUndo, RolloutUndone
 from suffice.store.rows.serving_events import LogMissed, LogOutage, VersionRefusal, VersionRefused
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 from tests.console.visitor import Visitor, people_of, settings_in, site

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.console import render, sheet
+from suffice.console import csv_export, render
 from suffice.console.app import ConsoleApp
 from suffice.console.pages import doors_of
 from suffice.console.render import HERE
@@ -262,7 +262,7 @@ def test_exports_run_in_no_spreadsheet(hostile: Visitor) -> None:
             for cell in row:
                 plain = re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", cell)
                 assert plain or not cell.lstrip().startswith(("=", "+", "-", "@", "\t", "\r")), cell
-    assert sheet.cell("=1") == "'=1"
+    assert csv_export.cell("=1") == "'=1"
 
 
 def test_the_description_of_the_api_covers_all_of_it_and_its_references_hold(here: Site) -> None:

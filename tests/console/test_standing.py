@@ -18,7 +18,7 @@ from suffice.store.routes.in_force import InForce
 from suffice.store.routes.phases import Phase, phase_of
 from suffice.store.rows.control_events import EpochBegan
 from suffice.store.rows.events import RequestEnded, RequestSeen
-from suffice.types import Epoch, EvidenceSummary, Publication, BudgetAccount
+from suffice.types import BudgetAccount, Epoch, EvidenceSummary, Publication
 from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.made import run
 from tests.control.test_upkeep import append

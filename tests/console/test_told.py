@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.liking import SatisfactionEffect
-from suffice.assurance.outlook import Outlook
-from suffice.console.words import is_rate, verdict
+from suffice.assurance.route_forecast import Outlook
+from suffice.assurance.satisfaction_effect import SatisfactionEffect
+from suffice.console.formatting import is_rate, verdict
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.notify import Notify
 from suffice.settings import Settings

@@ -16,6 +16,7 @@ from suffice.store.rows.control_events import EnforcementPaused, EnforcementResu
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, encode
 from suffice.store.rows.hold_events import OverrideSet
 from suffice.types import (
+    BudgetAccount,
     Epoch,
     EvidenceSummary,
     Feedback,
@@ -26,11 +27,10 @@ from suffice.types import (
     Publication,
     Request,
     Resumption,
-    BudgetAccount,
     Usage,
 )
 from suffice.wiring import build_route, kill_file
-from tests.gateway.test_follow import VERSION
+from tests.gateway.test_log_follower import VERSION
 
 NOW_S = 1_700_000_000.0
 _KINDS: tuple[OverrideKind, ...] = ("observe", "cap", "budget")

@@ -20,7 +20,7 @@ from suffice.store.audit.personal import PARTS, WORDS, split, without
 from suffice.store.audit.verify import verify
 from suffice.store.database import schema
 from suffice.store.people.audit_view import latest
-from suffice.store.rows.audit_events import WordsErased, Erasure
+from suffice.store.rows.audit_events import Erasure, WordsErased
 from suffice.store.rows.events import EVENTS, UNCHAINED, Event, decode, to_row
 from tests.contracts.test_events import records, values
 from tests.house.tree import ROOT

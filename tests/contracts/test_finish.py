@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from suffice.settings import FinishMethod
-from suffice.testing import ScriptedThought, Reply, cut, split_bytes, stall_after
+from suffice.testing import Reply, ScriptedThought, cut, split_bytes, stall_after
 from suffice.upstream.drivers import DRIVERS
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, served

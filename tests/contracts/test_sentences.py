@@ -18,19 +18,19 @@ import pytest
 from prometheus_client import generate_latest
 
 from suffice.assurance.runs import Match
-from suffice.cli.seeing.status import RouteStatus, _print_json, _print_route, read_statuses
-from suffice.console.look import ViewContext, window_of
+from suffice.cli.inspect.status import RouteStatus, _print_json, _print_route, read_statuses
+from suffice.console.view_context import ViewContext, window_of
 from suffice.console.views.standing import standings
 from suffice.gateway.context import Gateway
-from suffice.gateway.follow import Follower
 from suffice.gateway.kill import KillSwitch
+from suffice.gateway.log_follower import Follower
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Settings, Store
 from suffice.store.database.log import EventLog
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import reading
 from suffice.store.routes import rollups
-from suffice.store.routes.tallies import Scoring, fold, read_stretch
+from suffice.store.routes.tallies import RouteScorer, fold, read_stretch
 from suffice.telemetry import Metrics
 from suffice.wiring import build_route, kill_file, read_evidence
 from tests.console.visitor import Visitor, people_of, site
@@ -54,7 +54,7 @@ def scoring(settings: Settings) -> Any:
         scorer = build_scorer(settings.routes[name].scorer)
         return lambda answer, gold: scorer.match(answer, scorer.normalise(gold) or "")
 
-    return lambda name: Scoring(scorer_label(settings.routes[name].scorer), match_of(name))
+    return lambda name: RouteScorer(scorer_label(settings.routes[name].scorer), match_of(name))
 
 
 def sum_up(made: Made, n_rows: int) -> None:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from suffice.assurance.runs import Match
-from suffice.control.compare.looking import RolloutAssessor, Assessment, plain_route, standing_of
+from suffice.control.compare.assessment import Assessment, RolloutAssessor, plain_route, standing_of
 from suffice.control.jobs.advance import Advance
 from suffice.review.decide import OverrideForm
 from suffice.rollout.rules import Rules, rules_of
@@ -24,9 +24,9 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import reading
 from suffice.store.people.deciding import open_incident, set_override
 from suffice.store.routes import rollouts
-from suffice.store.routes.epochs import label_requests
 from suffice.store.routes.in_force import NOTHING
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
+from suffice.store.routes.windows import label_requests
 from suffice.store.rows.control_events import EnforcementPaused, EpochBegan
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import ArmDraw, Epoch, Pause, Query

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.control.evidence.pairing import AuditPairs, is_pair
-from suffice.control.loop.armed import MOST_KEPT, ArmLoop
+from suffice.control.loop.paired import MOST_KEPT, ArmLoop
 from suffice.learn.effort import WINDOW
 from suffice.settings import Route
 from suffice.store.routes.in_force import read_decided
@@ -172,7 +172,7 @@ def test_an_arm_at_the_edge_of_its_budget_does_not_flap() -> None:
 
 def test_what_is_kept_is_bounded_and_is_more_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_KEPT > WINDOW
-    monkeypatch.setattr("suffice.control.loop.armed.MOST_KEPT", 300)
+    monkeypatch.setattr("suffice.control.loop.paired.MOST_KEPT", 300)
     here = armed().feed(rows(pairs(500)))
     assert 300 <= len(here.loop.audits) <= 300 + CONTROL.tick_requests
 

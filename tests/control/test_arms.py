@@ -8,7 +8,7 @@ import pytest
 
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.settings import Settings, parse
-from suffice.store.routes.advice import newest_arm
+from suffice.store.routes.recommendations import newest_arm
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, Outcome, Request, Usage
 from suffice.wiring import worker

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from suffice.assurance.certify import spent_delta
-from suffice.control.loop.brought import RolloutTransition
+from suffice.control.loop.rollout_transition import RolloutTransition
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import begin, roll_back
-from suffice.store.rows.rollout_events import RolloutStart, RolloutMove, RolloutBegun, RolloutMoved
+from suffice.store.rows.rollout_events import RolloutBegun, RolloutMove, RolloutMoved, RolloutStart
 
 DELTA = 0.05
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.errors import ConfigError
-from suffice.gateway.in_force import fits
-from suffice.review.guarantee import GuaranteeInputs, guarantee_of
+from suffice.gateway.deployment import fits
+from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Settings, parse
 from suffice.store.routes.phases import phase_of
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished

@@ -15,7 +15,7 @@ from suffice.control.evidence.fitting import read_back
 from suffice.control.evidence.resolution import ReplayMismatch
 from suffice.control.loop.certify import RouteLoop
 from suffice.errors import ConfigError
-from suffice.learn.keeper import KEPT_BEFORE
+from suffice.learn.certifier import KEPT_BEFORE
 from suffice.settings import Control, Route
 from suffice.store.rows.control_events import (
     AlarmRaised,

@@ -12,7 +12,7 @@ from suffice.assurance.fidelity import measured
 from suffice.assurance.judge import CHARGE_CONFIDENCE
 from suffice.control.evidence.audits import Audit, GivenLabel, verdicts
 from suffice.control.evidence.grades import JudgeGrades, graded, told_of
-from suffice.control.loop.charging import MOST_SHARE, JudgeCharge
+from suffice.control.loop.judge_error import MOST_SHARE, JudgeCharge
 from suffice.settings import Judge
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback

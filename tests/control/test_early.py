@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from suffice.assurance.drift import BATCH, REFERENCE, Cusum
-from suffice.control.evidence.early import MOST_WAITING, N_CLASSES, N_COLUMNS, SIGNALS, Early
+from suffice.control.evidence.drift_features import MOST_WAITING, N_CLASSES, N_COLUMNS, SIGNALS, Early
 from suffice.learn.audits import Floats
 from suffice.types import Episode, Query
 from tests.control.made import run

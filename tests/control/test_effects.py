@@ -18,8 +18,8 @@ from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events, reading
 from suffice.store.people.reviews import ask, lease_next, read_reviews, submit_verdict
-from suffice.store.routes.epochs import labels_wanted
 from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.windows import labels_wanted
 from suffice.store.rows.events import RequestEnded
 from suffice.wiring import worker
 from tests.control.made import CONTROL, ROUTE, WINDOW, traffic

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.sampling import Unkept
-from suffice.control.compare.gathering import Both, EvidenceFold, Witness
+from suffice.control.compare.rollout_evidence import Both, EvidenceFold, Witness
 from suffice.control.evidence.audits import Audit
 from suffice.rollout import stages
 from suffice.rollout.evidence import RolloutEvidence

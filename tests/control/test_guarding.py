@@ -11,8 +11,8 @@ import pytest
 
 from suffice.assurance.fallback import Admission
 from suffice.control.evidence.fitting import read_back
-from suffice.gateway.in_force import serving
-from suffice.gateway.operating import placed
+from suffice.gateway.deployment import serving
+from suffice.gateway.load_control import placed
 from suffice.gateway.route import BuiltRoute
 from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from suffice.control.jobs.base import JobWriter, LeaseLost, JobReport, Worker
+from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost, Worker
 from suffice.errors import StoreError
 from suffice.store.database.decisions import Decisions
-from suffice.store.routes.epochs import job_history
+from suffice.store.routes.windows import job_history
 from tests.store.test_decisions import Clock, began
 
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from suffice.assurance.drift import BATCH, REFERENCE
-from suffice.control.evidence import joining
 from suffice.control.evidence.audits import GivenLabel
-from suffice.control.evidence.early import N_COLUMNS, Early
-from suffice.control.evidence.joining import LabelJoin
-from suffice.control.evidence.lateness import Lateness
+from suffice.control.evidence.drift_features import N_COLUMNS, Early
+from suffice.control.evidence.label_delay import Lateness
+from suffice.control.evidence.label_join import LabelJoin
 from suffice.types import Episode, Feedback, Outcome
 from tests.control.made import run
 
@@ -57,7 +56,7 @@ def test_a_run_that_is_seen_again_is_the_same_run() -> None:
 
 
 def test_what_waits_for_nobody_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joining, "MOST_WAITING", 10)
+    monkeypatch.setattr(label_join, "MOST_WAITING", 10)
     joined = LabelJoin()
     for seq in range(100):
         assert joined.said(said(seq, episode_id=f"nobody-{seq}")) is None

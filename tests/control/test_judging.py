@@ -24,9 +24,9 @@ from suffice.rollout.assign import question_key
 from suffice.scoring.base import build_scorer
 from suffice.settings import parse
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import StoredLabel, EpisodeWithLabels, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
 from suffice.store.rows.events import FeedbackGiven
-from suffice.testing import FakeUpstream, Reply, FakeRequest
+from suffice.testing import FakeRequest, FakeUpstream, Reply
 from suffice.testing.prompt import cut
 from suffice.types import Feedback
 from tests.edge.threaded import threaded

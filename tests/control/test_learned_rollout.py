@@ -19,8 +19,8 @@ from suffice.learn.version import FoldedVersion
 from suffice.settings import Rollout, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import reading
-from suffice.store.routes.advice import newest_proposal
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
+from suffice.store.routes.recommendations import newest_proposal
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
 from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
 from suffice.store.rows.control_events import PolicyPublished

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.outlook import Outlook
-from suffice.cli.seeing.liking import headline, liking_lines
-from suffice.cli.seeing.status import read_statuses
+from suffice.assurance.route_forecast import Outlook
+from suffice.cli.inspect.liking import headline, liking_lines
+from suffice.cli.inspect.status import read_statuses
 from suffice.control.evidence.liking import heard, measures
 from suffice.control.evidence.ratings import Ratings
 from suffice.control.jobs.watching import RouteWatch
-from suffice.gateway.follow import export
+from suffice.gateway.log_follower import export
 from suffice.settings import Route, Settings, parse
-from suffice.store.routes.advice import newest_outlook
+from suffice.store.routes.recommendations import newest_outlook
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.telemetry import Metrics
 from suffice.types import Episode, Feedback

@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.cli.seeing.status import read_statuses
+from suffice.cli.inspect.status import read_statuses
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.monitor import Monitor
-from suffice.gateway.follow import export
+from suffice.gateway.log_follower import export
 from suffice.settings import Settings, parse
 from suffice.store.database.views import read_events
-from suffice.store.routes.advice import newest_alert, newest_outlook
-from suffice.store.routes.epochs import job_history
+from suffice.store.routes.recommendations import newest_alert, newest_outlook
+from suffice.store.routes.windows import job_history
 from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.telemetry import Metrics

@@ -11,10 +11,10 @@ import pytest
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, shown
 from suffice.control.evidence.fitting import LiveLearner, fit_version
-from suffice.control.loop.keeping import LiveKeeper
+from suffice.control.loop.live_certifier import LiveKeeper
 from suffice.control.loop.starting import live_plan
 from suffice.learn.audits import Floats
-from suffice.learn.keeper import KeeperDecision, Certifier, PendingAudits
+from suffice.learn.certifier import Certifier, KeeperDecision, PendingAudits
 from suffice.replay.online.loop import run_stream
 from suffice.replay.online.traffic import RecordedTraffic
 from suffice.store.rows.control_events import AlarmRaised

@@ -10,15 +10,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from suffice.cli.seeing.outlook import proposal_lines
-from suffice.cli.seeing.status import read_statuses
+from suffice.cli.inspect.outlook import proposal_lines
+from suffice.cli.inspect.status import read_statuses
 from suffice.control.evidence.fitting import read_back
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import reading
-from suffice.store.routes.advice import newest_proposal
-from suffice.store.routes.epochs import last_place
 from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.recommendations import newest_proposal
+from suffice.store.routes.windows import last_place
 from suffice.store.rows.advice_events import ProposedVersion
 from suffice.store.rows.control_events import AlarmRaised, EpochBegan
 from suffice.types import Alarm, Epoch

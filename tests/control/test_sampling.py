@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 
 from suffice.assurance.estimate import estimate_route
-from suffice.assurance.liking import SATISFACTION, likings
 from suffice.assurance.sampling import LEAST_CLASS, Unkept
 from suffice.assurance.satisfaction import RatedRun, judge
+from suffice.assurance.satisfaction_effect import SATISFACTION, likings
 from suffice.control.evidence.audits import GivenLabel
-from suffice.control.evidence.early import Early
+from suffice.control.evidence.drift_features import Early
 from suffice.control.evidence.liking import heard, measures
 from suffice.control.loop.brake import Floor
 from suffice.settings import Settings, parse
 from suffice.store.database.views import read_episodes, reading
 from suffice.store.routes import rollups
-from suffice.store.routes.advice import counts_since
-from suffice.store.routes.epochs import requests_since
+from suffice.store.routes.recommendations import counts_since
 from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
-from suffice.store.routes.tallies import Scoring, tallies_now
+from suffice.store.routes.tallies import RouteScorer, tallies_now
+from suffice.store.routes.windows import requests_since
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
 from suffice.types import Episode, Feedback, Query, StepRecord
@@ -85,7 +85,7 @@ def test_every_reader_of_a_number_of_requests_counts_those_without_rows(tmp_path
     with reading(database) as connection:
         assert requests_since(connection, "r", 0) == 100
         assert counts_since(connection, "r", 0) == (100, 0)
-        told = tallies_now(connection, lambda _route: Scoring("", lambda answer, gold: answer == gold))["r"]
+        told = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))["r"]
     assert (told.n_asked, sum(told.ends.values())) == (100, 100)
 
 

@@ -13,7 +13,7 @@ from suffice import wiring
 from suffice.assurance.certify import audits_to_certify
 from suffice.control.evidence.window_size import burst_requests, window_of
 from suffice.control.loop.starting import Start, burst_of, first_certificate
-from suffice.learn.keeper import Certifier, Plan
+from suffice.learn.certifier import Certifier, Plan
 from suffice.settings import Control, Route, parse
 from tests.learn.runs_made import audits, believing
 

@@ -15,13 +15,13 @@ import pytest
 
 from suffice.control.evidence.fitting import read_back
 from suffice.control.jobs.base import JobReport
-from suffice.gateway.in_force import serving
+from suffice.gateway.deployment import serving
 from suffice.settings import Settings, parse
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import read_episodes, reading
 from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.control_events import PolicyPublished
-from suffice.testing import FakeUpstream, Reply, FakeRequest, cut
+from suffice.testing import FakeRequest, FakeUpstream, Reply, cut
 from suffice.wiring import build_route, worker
 from tests.gateway.served import Served, chat, served
 

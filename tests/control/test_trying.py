@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from suffice.assurance.certify import spent_delta
-from suffice.control.compare.looking import RolloutAssessor, plain_route
+from suffice.control.compare.assessment import RolloutAssessor, plain_route
 from suffice.store.database.views import reading
 from suffice.store.people.audit_view import entries
-from suffice.store.routes.epochs import label_requests
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.rollouts import read_rollouts
+from suffice.store.routes.windows import label_requests
 from suffice.types import EvidenceSummary
 from tests.control.made import label
 from tests.control.tried import (

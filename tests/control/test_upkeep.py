@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from suffice.control import child
+from suffice.control import worker_process
 from suffice.control.jobs import base
 from suffice.control.jobs.base import JobReport
 from suffice.control.jobs.heads import ExportHeads
@@ -306,11 +306,11 @@ async def test_a_worker_runs_beside_a_gateway_that_only_exports_heads(
     async def kept(settings: Settings, told: Callable[[], None], first_s: float) -> None:
         began.append(settings)
 
-    monkeypatch.setattr(child, "_keep", kept)
+    monkeypatch.setattr(worker_process, "_keep", kept)
     for tables, wanted in (({}, 0), ({"audit": {"file": "heads.jsonl"}}, 1), ({"retention": {"steps_days": 9.0}}, 1),
                            ({"retention": {"steps_days": 9.0}, "control": {"enabled": False}}, 0)):  # fmt: skip
         began.clear()
-        async with child.beside(settings_for(tmp_path, **tables), lambda: None):
+        async with worker_process.beside(settings_for(tmp_path, **tables), lambda: None):
             await asyncio.sleep(0)
         assert len(began) == wanted, tables
 

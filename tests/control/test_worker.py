@@ -21,13 +21,13 @@ import msgspec
 import pytest
 
 from suffice.cli.main import main
-from suffice.control import child
+from suffice.control import worker_process
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.loops import Certify
 from suffice.settings import Settings, Store, parse
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.routes.epochs import job_history
 from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.windows import job_history
 from suffice.store.rows.events import Event
 from suffice.testing import FakeUpstream, GatewayProcess
 from suffice.wiring import worker
@@ -323,7 +323,7 @@ async def test_the_worker_beside_decides_tells_and_is_started_again_when_it_dies
         with closing(sqlite3.connect(folder / "log.db")) as connection:
             return [pid for (pid,) in connection.execute("SELECT pid FROM owners WHERE pid <> ?", (os.getpid(),))]
 
-    async with child.beside(quick, told, first_s=0.0):
+    async with worker_process.beside(quick, told, first_s=0.0):
         async with asyncio.timeout(120):  # the child is of low priority, and on a busy machine its imports take long
             while not n_told:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.02)
@@ -342,7 +342,7 @@ async def test_no_worker_is_started_where_none_is_wanted(folder: Path) -> None:
     off = msgspec.structs.replace(settings, control=msgspec.structs.replace(settings.control, enabled=False))
     owned = {"r": msgspec.structs.replace(settings.routes["r"], policy={"policy": "beta"}, uncertified=True)}
     for one in (off, msgspec.structs.replace(settings, routes=owned)):
-        async with child.beside(one, lambda: pytest.fail("told"), first_s=0.0):
+        async with worker_process.beside(one, lambda: pytest.fail("told"), first_s=0.0):
             await asyncio.sleep(0.05)
     assert decided(folder) == []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from suffice.assurance.runs import Match
-from suffice.control.compare.looking import Assessment, standing_of
+from suffice.control.compare.assessment import Assessment, standing_of
 from suffice.control.jobs.advance import Advance
 from suffice.learn.version import FoldedVersion
 from suffice.model.ensemble import Ensemble
@@ -22,9 +22,9 @@ from suffice.settings import Control, Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import reading
 from suffice.store.routes import rollouts
+from suffice.store.routes.candidates import learned_candidate
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.rollouts import RolloutCandidate, RolloutRun, read_rollouts
-from suffice.store.routes.trials import learned_candidate
 from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen

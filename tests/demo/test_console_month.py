@@ -6,7 +6,7 @@ import random
 import time
 from pathlib import Path
 
-from suffice.console.words import difference
+from suffice.console.formatting import difference
 from suffice.control.evidence.matching import matching
 from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.base import Worker

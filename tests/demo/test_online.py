@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from suffice.cli.serving.demo_online import ALIASES, LineScreen, LiveScreen, followed, lines, local_world
+from suffice.cli.server.demo_online import ALIASES, LineScreen, LiveScreen, followed, lines, local_world
 from suffice.demo.online import course, show, story
 from suffice.demo.online.course import CourseRun
 from suffice.demo.online.plan import ROUTE, DemoPlan, drawn, name_of, toml
-from suffice.demo.online.story import DemoReport, Snapshot, DemoWorld
+from suffice.demo.online.story import DemoReport, DemoWorld, Snapshot
 from suffice.local.tasks import TaskQuestion
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.reply import FakeRequest

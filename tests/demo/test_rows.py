@@ -12,7 +12,7 @@ from rich.console import Console
 from suffice.demo import rows, run, show
 from suffice.demo.ask import DemoAnswer, seed_of
 from suffice.local.tasks import TaskQuestion
-from suffice.testing import ScriptedThought, FakeUpstream, Questions, Reply, Samples
+from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought
 
 QUESTIONS = tuple(
     TaskQuestion(

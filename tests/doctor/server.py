@@ -16,7 +16,7 @@ from suffice.doctor.talk import Talk
 from suffice.settings import Upstream
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.prompt import cut
-from suffice.testing.reply import FakeRequest, AnswerTokens, ToolCall
+from suffice.testing.reply import AnswerTokens, FakeRequest, ToolCall
 from suffice.types import Findings
 from suffice.upstream.client import UpstreamClient
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.edge.judge import Grade, JudgeModel, messages, read_grade
-from suffice.testing import FakeUpstream, Reply, FakeRequest, die_after, html200, slow_headers, status
+from suffice.testing import FakeRequest, FakeUpstream, Reply, die_after, html200, slow_headers, status
 from suffice.testing.prompt import cut
 
 QUESTION, ANSWER, GOLD = "Who wrote Faust?", "It was Goethe.", "Johann Wolfgang von Goethe"

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from suffice.episode.ledger import Ledger
 from suffice.episode.reasoning import ReasoningRun
-from suffice.episode.seen import Wants
 from suffice.episode.segment import Segmenter
+from suffice.episode.stream_state import Wants
 from suffice.errors import UpstreamDown
 from suffice.scoring.base import build_scorer
 from suffice.settings import Steps

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.episode.seen import Wants
+from suffice.episode.stream_state import Wants
 from suffice.errors import UpstreamDown, UpstreamError, UpstreamProtocol
 from suffice.settings import Steps
 from tests.episode.runs import chunk, run_of

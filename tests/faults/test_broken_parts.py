@@ -12,7 +12,7 @@ import pytest
 from suffice.gateway.context import Gateway
 from suffice.policy.base import Policy
 from suffice.settings import Probe, Route, Steps
-from suffice.testing import ScriptedThought, FakeUpstream, Reply, FakeRequest, slow_headers
+from suffice.testing import FakeRequest, FakeUpstream, Reply, ScriptedThought, slow_headers
 from suffice.types import Decision, Signals
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat

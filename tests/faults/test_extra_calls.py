@@ -11,7 +11,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.settings import parse
-from suffice.testing import ScriptedThought, Reply, FakeRequest, Samples, cut, die_after, slow_headers, status
+from suffice.testing import FakeRequest, Reply, Samples, ScriptedThought, cut, die_after, slow_headers, status
 from suffice.testing.reply import Fault
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, settings_for

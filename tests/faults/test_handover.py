@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from suffice.testing import (
-    ScriptedThought,
+    AnswerTokens,
+    FakeRequest,
     Fault,
     Reply,
-    FakeRequest,
-    AnswerTokens,
+    ScriptedThought,
     bad_json_frame,
     die_after,
     html200,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from suffice.errors import StoreError
-from suffice.gateway.follow import Follower
+from suffice.gateway.log_follower import Follower
 from suffice.gateway.route import BuiltRoute
 from suffice.store.database.views import read_episodes
 from suffice.testing import FakeUpstream
@@ -16,7 +16,7 @@ from suffice.types import Episode
 from tests.faults.test_without_log import until
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
-from tests.gateway.test_follow import FOUR, ROUTE, VERSION, began, decide, published
+from tests.gateway.test_log_follower import FOUR, ROUTE, VERSION, began, decide, published
 
 
 async def answered(g: Served, upstream: FakeUpstream) -> tuple[str, int]:

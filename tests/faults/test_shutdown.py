@@ -18,7 +18,7 @@ import pytest
 
 from suffice.server import serving
 from suffice.store.database.views import read_episodes
-from suffice.testing import EchoNonce, FakeUpstream, GatewayProcess, Reply, FakeRequest
+from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, GatewayProcess, Reply
 from tests.gateway.served import CHAT, chat, settings_for
 
 ENDLESS = Reply(reasoning=("so\n",) * 5_000, answer=("4",), delay_s=0.02)

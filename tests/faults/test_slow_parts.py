@@ -10,7 +10,7 @@ import pytest
 
 from suffice.gateway.breaker import N_FAILURES, OPEN_S, WINDOW_S, Breaker
 from suffice.gateway.context import Gateway
-from suffice.testing import ScriptedThought, FakeUpstream, Reply
+from suffice.testing import FakeUpstream, Reply, ScriptedThought
 from suffice.types import Decision, Signals
 from tests.faults.test_broken_parts import NonsensePolicy, same, with_route
 from tests.gateway.conftest import Serve

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from suffice.testing import SCRIPTS, ScriptedThought, Reply, FakeRequest, die_after, status
+from suffice.testing import SCRIPTS, FakeRequest, Reply, ScriptedThought, die_after, status
 from tests.faults.test_clients import Client
 from tests.faults.test_upstream import FAILS, ROUTE, TEXT
 from tests.gateway.conftest import Serve

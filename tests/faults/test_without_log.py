@@ -28,11 +28,11 @@ from suffice.store.rows.events import Event
 from suffice.store.rows.serving_events import LogMissed, VersionRefused
 from suffice.testing import FakeUpstream, GatewayProcess, process
 from suffice.types import Pause
-from suffice.wiring import beginning, decisions
+from suffice.wiring import decisions
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for
-from tests.gateway.test_follow import FOUR, ROUTE, began, decide, drawn, published, write
 from tests.gateway.test_last_good import GOOD
+from tests.gateway.test_log_follower import FOUR, ROUTE, began, decide, drawn, published, write
 
 OWN = {**ROUTE, "uncertified": True, "policy": {"policy": "stable-answer", "streak": 3}}  # its owner's word is enough
 PAUSED = EnforcementPaused(Pause(route="r", number=1, cause="person", reason="wrong answers", author="ann"))
@@ -121,7 +121,7 @@ async def test_people_are_told_by_the_gateway_itself_as_the_job_that_does_it_rea
 
     port = await served_before(serve)
     spoil(tmp_path / "log.db")
-    monkeypatch.setattr(beginning, "sinks_of", lambda _: (Kept(),))
+    monkeypatch.setattr(startup, "sinks_of", lambda _: (Kept(),))
     async with serve(FOUR, route=ROUTE, fake={"port": port}) as g:
         await until(g, lambda _: bool(told))
     assert [one.kind for one in told] == ["log_missed"]
@@ -149,7 +149,7 @@ async def test_a_log_that_is_held_at_the_start_is_used_when_it_is_let_go_and_row
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("suffice.store.database.sqlite._OPEN_BUSY_S", 0.1)
-    monkeypatch.setattr(beginning, "AGAIN_S", (0.1, 0.2))
+    monkeypatch.setattr(startup, "AGAIN_S", (0.1, 0.2))
     port = await served_before(serve)
     with stuck(tmp_path / "log.db"):
         ours = serve(FOUR, route=ROUTE, fake={"port": port})

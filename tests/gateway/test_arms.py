@@ -11,13 +11,13 @@ import pytest
 
 from suffice.settings import Settings, parse
 from suffice.store.rows.control_events import EnforcementPaused, PolicyPublished
-from suffice.testing import Reply, FakeRequest, cut
+from suffice.testing import FakeRequest, Reply, cut
 from suffice.types import Pause
 from suffice.wiring import check, worker
 from tests.control.test_story import until
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
-from tests.gateway.test_follow import began, decide, published
+from tests.gateway.test_log_follower import began, decide, published
 
 VLLM: dict[str, Any] = {"upstream": {"driver": "vllm", "slots": 8}, "fake": {"dialect": "vllm"}}
 ROUTE: dict[str, Any] = {

@@ -20,7 +20,7 @@ from suffice.gateway.context import Gateway
 from suffice.gateway.deliveries import KEY_WINDOW_S, DeliveryMemory, RequestKey
 from suffice.learn.censoring import fate
 from suffice.rollout.assign import AuditAssignment, joined
-from suffice.testing import ScriptedThought, Reply, FakeRequest, stall_after, status
+from suffice.testing import FakeRequest, Reply, ScriptedThought, stall_after, status
 from suffice.types import Episode
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post

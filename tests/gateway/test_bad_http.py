@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.gateway.heads import UNFINISHED_HEAD_BYTES
+from suffice.gateway.http_protocol import UNFINISHED_HEAD_BYTES
 from suffice.testing import Reply, Script, status
 from tests.faults import test_upstream
 from tests.gateway import test_bad_input, test_passthrough_endpoints

@@ -18,8 +18,8 @@ import pytest
 
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.reasoning import ReasoningRun
-from suffice.episode.seen import Wants
 from suffice.episode.segment import Segmenter
+from suffice.episode.stream_state import Wants
 from suffice.gateway.deliver import StreamDelivery
 from suffice.gateway.exchange import Exchange
 from suffice.scoring.base import build_scorer

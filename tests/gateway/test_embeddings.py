@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import ScriptedThought, Reply, stall_after
+from suffice.testing import Reply, ScriptedThought, stall_after
 from tests.edge.embeddings import letters, server
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat

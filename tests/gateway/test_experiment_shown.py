@@ -8,7 +8,7 @@ from typing import Any
 
 from suffice.control.compare.experiments import look
 from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
-from suffice.rollout.reading import reading
+from suffice.rollout.summary import reading
 from suffice.settings import Settings, parse
 from suffice.store.routes import experiments
 from suffice.store.rows.events import FeedbackGiven

@@ -13,7 +13,7 @@ from suffice.gateway.context import CHECK_RUNS, Gateway
 from suffice.settings import Settings, Store, parse
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen, RouteExamined, UpstreamExamined
-from suffice.testing import ScriptedThought, Reply
+from suffice.testing import Reply, ScriptedThought
 from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
 from suffice.upstream.findings import url_key
 from tests.gateway.served import chat, served

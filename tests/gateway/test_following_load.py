@@ -13,13 +13,13 @@ from typing import Any, Final
 import pytest
 
 from suffice.control.evidence.ratings import Ratings
-from suffice.gateway.operating import RouteOperation
+from suffice.gateway.load_control import RouteOperation
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.testing import FakeUpstream, Reply, cut
 from suffice.types import Feedback, Pause, Resumption
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
-from tests.gateway.test_follow import ROUTE, VERSION, began, decide, published
+from tests.gateway.test_log_follower import ROUTE, VERSION, began, decide, published
 from tests.gateway.test_spikes import arrived, crowd, levels_of, load, scraped
 
 SLOTS = 4

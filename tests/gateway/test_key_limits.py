@@ -6,10 +6,10 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.gateway.auth import Caller, KeyRing
-from suffice.gateway.key_limits import KeyLimitReached, KeyLimits, day_of
+from suffice.gateway.key_limits import KeyLimitError, KeyLimits, day_of
 from suffice.gateway.objects import MOST_ENTRIES, Objects, object_in, references
 from suffice.settings import Key, Route, parse
-from suffice.store.rows.key_events import StoredObject, Usage
+from suffice.store.rows.key_events import KeyUsage, StoredObject
 from suffice.wiring.keys import key_ring
 
 NOON_S = 1_764_331_200.0  # 2025-11-28, 12:00 UTC
@@ -25,7 +25,7 @@ def enter(limits: KeyLimits, who: Caller, *, now_s: float = 0.0, wall_s: float =
 
 def refused(limits: KeyLimits, who: Caller, *, now_s: float = 0.0, wall_s: float = NOON_S) -> tuple[str, int]:
     """Which limit refuses, and for how long."""
-    with pytest.raises(KeyLimitReached) as told:
+    with pytest.raises(KeyLimitError) as told:
         enter(limits, who, now_s=now_s, wall_s=wall_s)
     return told.value.limit, told.value.retry_after_s
 
@@ -62,7 +62,7 @@ def test_a_day_of_tokens_ends_at_midnight_and_outlives_a_restart() -> None:
     assert refused(limits, who) == ("tokens_per_day", 43_200)
     enter(limits, who, spends=False)
     (told,) = limits.unwritten()
-    assert (told, limits.unwritten()) == (Usage(usage_id="", sender="c", day=day_of(NOON_S), n_tokens=120), [])
+    assert (told, limits.unwritten()) == (KeyUsage(usage_id="", sender="c", day=day_of(NOON_S), n_tokens=120), [])
     fresh = KeyLimits([who])
     fresh.restore([told])
     assert refused(fresh, who)[0] == "tokens_per_day"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.gateway.last_good import MOST_AHEAD_S, GoodRoute, LastGoodWriter, LastGood, opened, read, seal, write
+from suffice.gateway.last_good import MOST_AHEAD_S, GoodRoute, LastGood, LastGoodWriter, opened, read, seal, write
 from suffice.review.override import Override
 from suffice.store.routes.in_force import InForce
 from suffice.types import Epoch, Findings, Pause, Publication
-from tests.gateway.test_follow import VERSION
+from tests.gateway.test_log_follower import VERSION
 
 HOUR_S = 3_600.0
 PUBLISHED = Publication(

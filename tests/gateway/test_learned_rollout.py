@@ -16,17 +16,17 @@ from suffice.rollout.rules import Rules, rules_of
 from suffice.settings import Settings, parse
 from suffice.store.database.views import reading
 from suffice.store.routes import rollouts
-from suffice.store.routes.advice import newest_proposal
+from suffice.store.routes.candidates import learned_candidate
 from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.recommendations import newest_proposal
 from suffice.store.routes.rollouts import read_rollouts
-from suffice.store.routes.trials import learned_candidate
 from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
 from suffice.types import Episode
 from suffice.wiring import decisions, worker
 from tests.control.test_story import Model, ask, until
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, served
-from tests.gateway.test_follow import FOUR, ROUTE, STREAKS, VERSION, began, published, write
+from tests.gateway.test_log_follower import FOUR, ROUTE, STREAKS, VERSION, began, published, write
 
 BOLDER = FoldedVersion(models=(STREAKS,), levels=((0.74, 0.89),))  # after three equal answers, after two; in force: five
 RULES = Rules(audit_share=0.0)                               # so that all runs are live

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from suffice import wiring
 from suffice.gateway.load import LATENCY_RUNS, LATENCY_S, Rate, RouteLoad, Smooth
-from suffice.gateway.operating import ALERT_RUNS, LoadControl, RouteOperation
+from suffice.gateway.load_control import ALERT_RUNS, LoadControl, RouteOperation
 from suffice.settings import Route, parse
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Overhead, Request, UpstreamCall

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from suffice.assurance.estimate import estimate_route
-from suffice.testing import ScriptedThought, Reply, FakeRequest, status
+from suffice.testing import FakeRequest, Reply, ScriptedThought, status
 from suffice.types import Episode
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat

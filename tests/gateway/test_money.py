@@ -8,7 +8,7 @@ import pytest
 
 from suffice.assurance.lengths import RunLengths
 from suffice.gateway.context import Gateway
-from suffice.testing import ScriptedThought, Reply, Samples
+from suffice.testing import Reply, Samples, ScriptedThought
 from suffice.types import Outcome, Usage
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from suffice.gateway.overridden import pinned
-from suffice.review.decide import IncidentForm, DecisionRows, OverrideForm
+from suffice.gateway.overrides import pinned
+from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
 from suffice.review.override import InEffect, Override, in_effect
 from suffice.settings import Settings
 from suffice.store.people.deciding import decide_incident, end_override, set_override
@@ -21,7 +21,7 @@ from suffice.types import Pause, Resumption
 from suffice.wiring import decisions
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
-from tests.gateway.test_follow import FOUR, ROUTE, began, decide, drawn, published
+from tests.gateway.test_log_follower import FOUR, ROUTE, began, decide, drawn, published
 from tests.review.test_override import override, publication
 
 UNCERTIFIED = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from suffice.learn.groups import fold_of
-from suffice.testing import ScriptedThought, Reply, FakeRequest, Samples, cut, status
+from suffice.testing import FakeRequest, Reply, Samples, ScriptedThought, cut, status
 from suffice.wiring import build_route
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat, settings_for

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from suffice.episode.vote import count, deciding_sample
-from suffice.testing import FakeUpstream, Reply, FakeRequest, Samples, cut, die_after, stall_after, status
+from suffice.testing import FakeRequest, FakeUpstream, Reply, Samples, cut, die_after, stall_after, status
 from suffice.types import Outcome
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat

@@ -16,13 +16,13 @@ from suffice.store.database.views import read_episodes, read_events, reading
 from suffice.store.people.feedback import parked
 from suffice.store.people.feedback import said as said_of
 from suffice.store.routes.sampling import counted_cells
-from suffice.store.routes.tallies import Scoring, tallies_now
+from suffice.store.routes.tallies import RouteScorer, tallies_now
 from suffice.store.rows.events import FeedbackGiven, RequestSeen
 from suffice.store.rows.sampling_events import RatesSet, RequestsCounted, RowRates
 from suffice.types import Episode
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for
-from tests.gateway.test_follow import write
+from tests.gateway.test_log_follower import write
 from tests.gateway.test_lottery import CHAIN, ENFORCE, RAW
 
 SAMPLED: dict[str, Any] = ENFORCE | {"sample_rate": 0.3, "audit_share": 0.1}
@@ -54,7 +54,7 @@ async def test_every_request_has_rows_or_is_counted_and_every_audit_has_rows(ser
         assert weight_of(one.request, one.outcome) == stands_for
         assert one.request.keep_rate == pytest.approx((0.3 - 0.1) / 0.9)
     with reading(database) as connection:
-        told = tallies_now(connection, lambda _route: Scoring("", lambda answer, gold: answer == gold))["r"]
+        told = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))["r"]
     assert (told.n_asked, sum(told.ends.values())) == (60, 60)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from suffice.gateway.context import Gateway
-from suffice.gateway.operating import RouteOperation
+from suffice.gateway.load_control import RouteOperation
 from suffice.policy.base import build_policy
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.prompt import cut

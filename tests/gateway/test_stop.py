@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import ScriptedThought, FakeUpstream, Reply, no_done, stall_after
+from suffice.testing import FakeUpstream, Reply, ScriptedThought, no_done, stall_after
 from suffice.types import Outcome
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import ScriptedThought, Reply, FakeRequest, die_after, status
+from suffice.testing import FakeRequest, Reply, ScriptedThought, die_after, status
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_stop import STEPS, enforcing, reconciled

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from suffice.gateway.follow import Follower
+from suffice.gateway.log_follower import Follower
 from suffice.gateway.variants import RolloutTrial
 from suffice.rollout import stages
 from suffice.rollout.rules import Rules
@@ -28,7 +28,7 @@ from suffice.types import Request
 from suffice.wiring import decisions
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
-from tests.gateway.test_follow import drawn
+from tests.gateway.test_log_follower import drawn
 
 OWN = {"policy": "stable-answer", "streak": 5}
 BOLDER = {"policy": "stable-answer", "streak": 2}

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from suffice.gateway import context, desk
+from suffice.gateway import context, rounds_service
 from suffice.gateway.decide import LIMIT_BYTES
 from suffice.governor import Governor
 from suffice.store.database.views import read_episodes
@@ -398,9 +398,9 @@ def test_the_desk_ends_a_run_once(tmp_path: Path) -> None:
         local_desk = gov._desk
         assert hasattr(local_desk, "gateway")
         gw: context.Gateway = local_desk.gateway
-        run = desk.open_run(gw, gw.routes[0], desk.RoundsRequest(question="q"))
+        run = rounds_service.open_run(gw, gw.routes[0], rounds_service.RoundsRequest(question="q"))
         for _ in range(3):
-            desk.close_run(gw, run)
+            rounds_service.close_run(gw, run)
         assert gw.metrics.value("suffice_open_episodes") == 0
         assert gw.metrics.value("suffice_requests_total", route=ROUTE, mode="enforce", end_reason="done") == 1
     assert episodes(tmp_path, 1)[0].episode.outcome.end_reason == "done"

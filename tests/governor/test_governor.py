@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from suffice import Episode, Governor
-from suffice.errors import BadRequest, ConfigError, ClosedError, StoreError
+from suffice.errors import BadRequest, ClosedError, ConfigError, StoreError
 from suffice.governor.local import LocalDesk
 from suffice.types import Usage
 from tests.governor.loops import ROUTE, Broken, adrive, drive, episodes, local, outcome, settings

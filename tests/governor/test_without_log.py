@@ -20,7 +20,6 @@ from suffice.store.database.views import read_events
 from suffice.store.routes.in_force import InForce
 from suffice.store.rows.serving_events import LogMissed
 from suffice.types import Pause
-from suffice.wiring import beginning
 from tests.governor.loops import ROUTE, drive, episodes, local
 
 SAME = ["Danube"] * 5
@@ -30,7 +29,7 @@ PAUSED = InForce(pause=Pause(route=ROUTE, number=1, cause="person", reason="wron
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("suffice.store.database.sqlite._OPEN_BUSY_S", 0.1)
-    monkeypatch.setattr(beginning, "AGAIN_S", (0.05, 0.1))
+    monkeypatch.setattr(startup, "AGAIN_S", (0.05, 0.1))
     monkeypatch.setenv("SUFFICE_SALT", "ours")
 
 
@@ -99,7 +98,7 @@ def test_rows_of_a_loop_that_waited_are_written_when_the_log_is_let_go_and_it_sa
 def test_a_loop_that_ends_before_the_log_was_tried_again_tries_once_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beginning, "AGAIN_S", (60.0, 60.0))
+    monkeypatch.setattr(startup, "AGAIN_S", (60.0, 60.0))
     with held(tmp_path):
         gov = local(tmp_path)
         assert n_steps(gov) == 5

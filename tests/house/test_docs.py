@@ -23,7 +23,7 @@ import pytest
 from suffice import errors, types
 from suffice.cli.main import main
 from suffice.gateway.app import ENDPOINTS
-from suffice.gateway.intake import KNOWN_OPTIONS, OVERRIDES
+from suffice.gateway.request_parsing import KNOWN_OPTIONS, OVERRIDES
 from suffice.gateway.route import BLOCKING
 from suffice.policy.base import POLICIES
 from suffice.review import items

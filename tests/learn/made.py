@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from suffice.store.database.views import StoredLabel, EpisodeWithLabels
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Episode, Feedback, Mode, Outcome, Query, Request, StepRecord, Usage
 
 GOLD = "42"

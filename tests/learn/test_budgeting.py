@@ -13,7 +13,7 @@ from suffice.assurance.budgeted import Integrator
 from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns
 from suffice.learn.budgeting import Spender
-from suffice.learn.keeper import Certifier, Plan
+from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.served import N_FOLDS, FoldedModels
 from suffice.types import BudgetAccount
 from tests.learn.runs_made import audits, believing

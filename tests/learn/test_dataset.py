@@ -15,7 +15,7 @@ from suffice.learn.groups import MOST_REPEATS, fold_of, repeat_weights, shared
 from suffice.learn.rows import examples
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
-from suffice.store.database.views import StoredLabel, EpisodeWithLabels
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Feedback, StepRecord, Usage
 from tests.learn.made import ANSWER_TOKENS, GOLD, PROBE_TOKENS, STEP_TOKENS, World, episodes, match
 

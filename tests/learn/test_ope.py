@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from suffice.learn.ope import PolicyValue, LoggedDraws, dr, dr_terms, ips, naive, snips
+from suffice.learn.ope import LoggedDraws, PolicyValue, dr, dr_terms, ips, naive, snips
 
 Floats = NDArray[np.float64]
 RATES = np.array([[0.90, 0.85, 0.60], [0.70, 0.72, 0.30]])  # by context and arm

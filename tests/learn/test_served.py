@@ -9,7 +9,7 @@ import pytest
 
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.ragged import first_passages
-from suffice.learn.served import LEAST_AUDITS, N_FOLDS, PGood, FoldedModels, cut_levels, fit_served, risk_of
+from suffice.learn.served import LEAST_AUDITS, N_FOLDS, FoldedModels, PGood, cut_levels, fit_served, risk_of
 from tests.learn.runs_made import audits, believing, drawn
 
 SEEDS = range(5)

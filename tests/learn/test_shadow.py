@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance.trust import TrustedLabel
-from suffice.learn.shadow import ShadowAudits, ShadowAudit, ShadowLog, count_losses
+from suffice.assurance.label_precedence import TrustedLabel
+from suffice.learn.shadow import ShadowAudit, ShadowAudits, ShadowLog, count_losses
 
 AUDIT = ShadowAudit(
     audit_id="a", query_class="easy", arm=1, odds=(0.0, 0.6, 0.4), disagrees=True, due_s=10.0, full_tokens=100.0,

@@ -10,12 +10,12 @@ from random import Random
 
 import pytest
 
-from suffice.assurance.trust import TrustedLabel
+from suffice.assurance.label_precedence import TrustedLabel
 from suffice.learn.arms import TunedArm
 from suffice.learn.price import PriceBounds
 from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tuner
-from suffice.learn.tuning import TuningProposal, Tick, TuningBounds
+from suffice.learn.tuning import Tick, TuningBounds, TuningProposal
 
 ARMS = tuple(TunedArm(name=name, expected_share=share) for name, share in
              (("full", 1.0), ("half", 0.5), ("third", 0.3), ("none", 0.02)))  # fmt: skip

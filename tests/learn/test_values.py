@@ -7,7 +7,7 @@ import pytest
 
 from suffice.learn.arms import TunedArm
 from suffice.learn.gain import compare
-from suffice.learn.shadow import ShadowAudits, ShadowAudit
+from suffice.learn.shadow import ShadowAudit, ShadowAudits
 from suffice.learn.values import Costs, losses
 
 ARMS = (TunedArm(name="full"), TunedArm(name="half", expected_share=0.5), TunedArm(name="tenth", expected_share=0.1))

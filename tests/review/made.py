@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from suffice.review.items import ReviewItem, VerdictForm, Shows, said_of
+from suffice.review.items import ReviewItem, Shows, VerdictForm, said_of
 from suffice.review.queue import ItemState, Queue, Submission, submit
 
 NOON_S = 20_000 * 86_400.0 + 43_200.0

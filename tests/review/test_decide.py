@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from suffice.review.decide import IncidentForm, Now, DecisionRows, OverrideForm, decide, in_words, override_of
+from suffice.review.decide import DecisionRows, IncidentForm, Now, OverrideForm, decide, in_words, override_of
 from suffice.review.holds import NO_HOLDS, RouteHolds
 from suffice.review.incident import DECISIONS, Incident, IncidentDecision
 from suffice.review.override import DAY_S, Override, OverrideEnd

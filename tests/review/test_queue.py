@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.trust import TRUSTED, trust_of
+from suffice.assurance.label_precedence import TRUSTED, trust_of
 from suffice.review.items import (
     ADJUDICATOR,
     ReviewLease,
-    VerdictForm,
     Shows,
     Verdict,
+    VerdictForm,
     category,
     said_of,
     words_for,

@@ -16,11 +16,11 @@ from suffice.review.queue import ItemState, Queue
 from suffice.review.select import (
     MOST_WAITING,
     WEIGHTS,
-    ReviewCandidate,
+    CandidateQueue,
     Cap,
     Demand,
+    ReviewCandidate,
     Urn,
-    CandidateQueue,
     due,
     open_now,
     share_out,

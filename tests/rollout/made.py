@@ -9,7 +9,7 @@ from suffice.model.linear import Linear
 from suffice.model.stop import StopModel, TrainingRecord
 from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun
 from suffice.rollout.rules import Rules
-from suffice.rollout.versions import Here, VersionLineage, Version, make_version
+from suffice.rollout.versions import Here, Version, VersionLineage, make_version
 
 SECRET = "the deployment's own"
 HERE = Here(kind="samples", scorer="number", model_family="qwen3-8b")

@@ -15,19 +15,19 @@ from suffice.assurance.bounds import Interval
 from suffice.rollout.analysis import alphas, analyse, judge, watched
 from suffice.rollout.experiment import Arm, RunningExperiment
 from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, metric_of
-from suffice.rollout.reading import reading
 from suffice.rollout.results import (
+    ArmComparison,
+    ArmEvidence,
     ArmResult,
     AuditSeen,
     ClassEffect,
-    ArmComparison,
-    UnitAssignment,
-    Material,
     ExperimentResult,
-    ArmEvidence,
+    Material,
+    UnitAssignment,
     Value,
     Verdict,
 )
+from suffice.rollout.summary import reading
 
 NAMES = ("full", "brisk")
 HALF = {"full": 0.5, "brisk": 0.5}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import binomial_at_most
 from suffice.rollout.evidence import CAP_MEANS, SCALE_RUNS, RolloutEvidence, UnitRun
-from suffice.rollout.rails import GuardrailReading, read_live
+from suffice.rollout.guardrails import GuardrailValue, read_live
 from suffice.rollout.rules import Rules
 
 RULES = msgspec.structs.replace(Rules(), latency_cap_s=60.0)
@@ -38,7 +38,7 @@ DRIFTS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 WORLDS = [*((law, "steady") for law in LAWS), *(("heavy", drift) for drift in DRIFTS if drift != "steady")]
 
 
-def latency_of(evidence: RolloutEvidence) -> GuardrailReading:
+def latency_of(evidence: RolloutEvidence) -> GuardrailValue:
     return next(one for one in read_live(evidence, RULES) if one.rail == "latency")
 
 

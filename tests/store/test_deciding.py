@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import StoreError
-from suffice.review.decide import IncidentForm, DecisionRows, OverrideForm
+from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
 from suffice.review.incident import Incident
 from suffice.review.override import Override, OverrideEnd
 from suffice.settings import Route

@@ -22,7 +22,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import (
     BATCH_ROWS,
     ErasureOrder,
-    Tally,
+    ErasureTally,
     aged,
     erase,
     erased_until,
@@ -31,7 +31,7 @@ from suffice.store.database.erasing import (
     rows_of,
 )
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import StoredLabel, EpisodeWithLabels, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
 from suffice.store.people.audit_view import entries
 from suffice.store.rows.audit_events import Export, Exported
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, decode, to_row
@@ -94,7 +94,7 @@ def test_an_episode_is_gone_from_every_byte_and_all_else_is_as_it_was(
     with closing(sqlite3.connect(database)) as connection:
         rows = rows_of(connection, "a7")
     assert len(rows) == 4
-    tally = Tally()
+    tally = ErasureTally()
     erase(writer, order(), rows, tally)
     assert tally.n_rows == 4
     assert purge(database)
@@ -118,7 +118,7 @@ def test_answers_that_were_equal_stay_equal_so_disagreement_is_still_known(
 ) -> None:
     fill(open_log(), ["a1"])
     with closing(sqlite3.connect(database)) as connection:
-        erase(writer, order(("answers",)), rows_of(connection, "a1"), Tally())
+        erase(writer, order(("answers",)), rows_of(connection, "a1"), ErasureTally())
         found = next(iter(read_episodes(connection)))
     outcome = found.episode.outcome
     assert outcome.answer is not None
@@ -136,7 +136,7 @@ def test_erasing_again_does_nothing_and_part_after_part_holds(
         parts: list[tuple[Part, int]] = [
             ("comments", 2), ("comments", 0), ("answers", 2), ("metadata", 1), ("steps", 1), ("steps", 0)]
         for number, (part, n_rows) in enumerate(parts):
-            tally = Tally()
+            tally = ErasureTally()
             one = replace(order((part,)), erasure_id=f"er {number}")
             erase(writer, one, rows_of(connection, "a1"), tally)
             assert (part, tally.n_rows) == (part, n_rows)
@@ -148,7 +148,7 @@ def test_a_label_that_is_sent_again_brings_no_words_back(open_log: Open, databas
     log = open_log()
     fill(log, ["a1"])
     with closing(sqlite3.connect(database)) as connection:
-        erase(writer, order(), rows_of(connection, "a1"), Tally())
+        erase(writer, order(), rows_of(connection, "a1"), ErasureTally())
     fill(log, ["a1"])
     assert purge(database)
     assert not [name for name, content in bytes_of(database.parent).items() if CANARY.encode() in content]
@@ -180,7 +180,7 @@ def test_a_reader_of_an_older_state_holds_the_words_back_and_it_is_said(
     ):
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM events").fetchone()
-        erase(writer, order(), rows_of(finder, "a1"), Tally())
+        erase(writer, order(), rows_of(finder, "a1"), ErasureTally())
         assert not purge(database)
         reader.execute("ROLLBACK")
     assert purge(database)
@@ -196,7 +196,7 @@ def test_age_is_read_in_order_and_done_places_are_remembered(open_log: Open, dat
         last = found[-1].seq
         assert aged(connection, 10.0, after_seq=last, until_seq=1_000) == []
         assert erased_until(connection, "old") == 0
-        erase(writer, order(("comments",), "old"), [row.seq for row in found], Tally(), until_seq=last)
+        erase(writer, order(("comments",), "old"), [row.seq for row in found], ErasureTally(), until_seq=last)
         assert erased_until(connection, "old") == last
 
 
@@ -207,7 +207,7 @@ def test_more_rows_than_one_transaction_takes_are_all_erased_and_said_to_be_only
     for i in range(BATCH_ROWS + 5):
         log.append(FeedbackGiven(Feedback(feedback_id=f"f{i}", comment=f"{CANARY} {i}")))
     assert log.drain(30)
-    tally = Tally()
+    tally = ErasureTally()
     erase(writer, order(("comments",), "old"), range(1, BATCH_ROWS + 6), tally, until_seq=BATCH_ROWS + 5)
     assert (tally.n_rows, tally.n_written) == (BATCH_ROWS + 5, 2)
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
@@ -224,7 +224,7 @@ def test_an_erasure_is_no_licence_to_change_the_rest_of_a_row(
 ) -> None:
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        erase(writer, order(), rows_of(connection, "a1"), Tally())
+        erase(writer, order(), rows_of(connection, "a1"), ErasureTally())
         assert verify(connection).ok
         connection.execute(f"UPDATE events SET body = json_set(body, '$.feedback.{field}', 1) WHERE key = '/f-a1'")
         bad = verify(connection).bad
@@ -238,7 +238,7 @@ async def test_what_was_erased_may_be_sent_again_and_is_still_known(open_log: Op
     given = Feedback(feedback_id="f", episode_id="a1", source="user", comment=CANARY, rating=5)
     await log.append_durable(FeedbackGiven(given))
     with closing(sqlite3.connect(log.path, isolation_level=None)) as connection:
-        erase(writer, order(), rows_of(connection, "a1"), Tally())
+        erase(writer, order(), rows_of(connection, "a1"), ErasureTally())
     again = await log.append_durable(FeedbackGiven(given))
     other = await log.append_durable(FeedbackGiven(replace(given, rating=1)))
     assert (again.duplicate, again.conflict, other.conflict) == (True, False, True)
@@ -247,7 +247,7 @@ async def test_what_was_erased_may_be_sent_again_and_is_still_known(open_log: Op
 def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        erase(writer, order(), rows_of(connection, "a1"), Tally())
+        erase(writer, order(), rows_of(connection, "a1"), ErasureTally())
         seq = connection.execute("SELECT seq FROM events WHERE key = '/f-b1'").fetchone()[0]
         connection.execute("UPDATE chain SET comments_salt = NULL WHERE seq = ?", (seq,))
         connection.execute(
@@ -264,7 +264,7 @@ def test_where_the_erasure_itself_was_cut_off_a_head_says_so(
 ) -> None:
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        erase(writer, order(), rows_of(connection, "a1"), Tally())
+        erase(writer, order(), rows_of(connection, "a1"), ErasureTally())
         exported = found_head(connection)
         cut_tail(connection, exported.place)
         alone, bad = verify(connection).bad, verify(connection, [exported]).bad
@@ -305,7 +305,7 @@ def test_whatever_is_erased_the_chain_holds(
         with Decisions.open(database, now=lambda: 9.0, monotonic_s=lambda: 0.0) as writer:
             for name in chosen:
                 done = replace(order(tuple(sorted(parts))), erasure_id=f"er {name}")
-                erase(writer, done, rows_of(connection, f"e{name}"), Tally())
+                erase(writer, done, rows_of(connection, f"e{name}"), ErasureTally())
         assert verify(connection).ok
         with closing(copied(connection)) as log:
             assert verify(log).ok

@@ -13,9 +13,17 @@ from suffice.rollout.experiment import UnitIds, define, draw, n_slots
 from suffice.settings import Experiment, ExperimentArm, Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.routes.experiments import ExperimentRun, read_draws, read_experiments, read_runs, running, start, stop
+from suffice.store.routes.experiments import (
+    ExperimentRun,
+    read_draws,
+    read_experiments,
+    read_runs,
+    running,
+    start,
+    stop,
+)
 from suffice.store.rows.events import Event, RequestSeen
-from suffice.store.rows.experiment_events import ExperimentStart, ExperimentEnd, ExperimentStarted
+from suffice.store.rows.experiment_events import ExperimentEnd, ExperimentStart, ExperimentStarted
 from suffice.types import Query, Request
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from suffice.errors import StoreError
-from suffice.store.database.kept import KeptReader
+from suffice.store.database.cached_reader import KeptReader
 from suffice.store.database.sqlite import SqliteLog
 from tests.store.test_views import ended, said, seen
 

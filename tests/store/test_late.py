@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import StoreError
-from suffice.store.database.late import LateLog
+from suffice.store.database.deferred_log import LateLog
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
 from tests.store.test_sqlite import ended, said, seen

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import StoreError
-from suffice.review.items import ReviewItem, ReviewLease, VerdictForm, Verdict
+from suffice.review.items import ReviewItem, ReviewLease, Verdict, VerdictForm
 from suffice.review.queue import Submission
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events
@@ -26,7 +26,7 @@ from suffice.store.people.reviews import (
     submit_verdict,
 )
 from suffice.store.rows.events import FeedbackGiven
-from suffice.store.rows.review_events import QuestionText, QuestionKept, ReviewAsked, ReviewDrawn
+from suffice.store.rows.review_events import QuestionKept, QuestionText, ReviewAsked, ReviewDrawn
 from tests.review.made import item
 from tests.review.test_select import drawing
 

@@ -13,15 +13,15 @@ import pytest
 
 from suffice.errors import StoreError
 from suffice.rollout.rules import Rules
-from suffice.rollout.versions import VersionLineage, Version, make_version
+from suffice.rollout.versions import Version, VersionLineage, make_version
 from suffice.settings import Route
 from suffice.signals import base
 from suffice.signals.base import FOLDS
 from suffice.signals.votes import Votes
 from suffice.store.database.decisions import Decisions
 from suffice.store.routes import rollouts
+from suffice.store.routes.candidates import take_back
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
-from suffice.store.routes.trials import take_back
 
 SECRET = "the deployment's own"
 OWN = {"policy": "fixed-budget", "max_tokens": 900}

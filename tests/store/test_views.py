@@ -21,7 +21,7 @@ from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, n_requests_of, read_episodes, read_recent, reading
 from suffice.store.people.promises import newest_request
-from suffice.store.routes.tallies import Scoring, tallies_now
+from suffice.store.routes.tallies import RouteScorer, tallies_now
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
 from suffice.types import (
@@ -151,7 +151,7 @@ def test_requests_and_outcomes_are_counted_by_route(open_log: Open, database: Pa
         log.append(event)
     assert log.drain()
     with reading(database) as connection:
-        found = tallies_now(connection, lambda _route: Scoring("", lambda answer, gold: answer == gold))
+        found = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))
         assert newest_request(connection, "math") == seen("c", mode="enforce").request
     assert {name: (one.n_asked, sum(one.ends.values())) for name, one in found.items()} == {"": (1, 0), "math": (3, 1)}
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.testing import ScriptedThought, EchoNonce, FirstFails, Reply, Samples, ToolCall, cut, no_done, status
-from suffice.testing.generate import NotMyThought, Completion, Token
+from suffice.testing import EchoNonce, FirstFails, Reply, Samples, ScriptedThought, ToolCall, cut, no_done, status
+from suffice.testing.generate import Completion, NotMyThought, Token
 from suffice.testing.prompt import apply_template, prefix_of_message, prefix_of_prompt, token_ids, words
-from suffice.testing.reply import Fault, FakeRequest, die_after, merged, split_bytes
+from suffice.testing.reply import FakeRequest, Fault, die_after, merged, split_bytes
 
 QUESTION = [{"role": "user", "content": "what is 2 + 2?"}]
 CHAIN = ScriptedThought(

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suffice.testing import (
-    ScriptedThought,
     EchoNonce,
+    FakeCall,
+    FakeRequest,
     FakeUpstream,
     Reply,
-    FakeRequest,
-    FakeCall,
+    ScriptedThought,
     ToolCall,
     slow_headers,
     stall_after,

@@ -32,7 +32,7 @@ MOST_DOUBLINGS: Final = 4    # of `hold_s`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadReading:
+class LoadSample:
     """What was measured. None: unknown, which is neither pressure nor slack."""
 
     queue: float | None = None          # calls open at the upstream, over its slots
@@ -45,7 +45,7 @@ class Strain(NamedTuple):
     """The load that is nearest to its target, or farthest above it."""
 
     share: float     # measured over target, at least 0
-    name: str        # a field of `LoadReading`
+    name: str        # a field of `LoadSample`
     measured: float
     target: float
 
@@ -67,7 +67,7 @@ class Operation:
     n_doublings: int = 0               # how often the hold was doubled, because such a move came too early
 
 
-def strain(targets: Pressure, load: LoadReading) -> Strain | None:
+def strain(targets: Pressure, load: LoadSample) -> Strain | None:
     """The largest load in shares of its target; None: nothing that has a target was measured."""
     found = [
         Strain(measured / target, name, measured, target)
@@ -78,7 +78,7 @@ def strain(targets: Pressure, load: LoadReading) -> Strain | None:
     return max(found, default=None)
 
 
-def look(before: Operation, targets: Pressure, load: LoadReading, *, now_s: float) -> Operation:
+def look(before: Operation, targets: Pressure, load: LoadSample, *, now_s: float) -> Operation:
     """Take one measurement in, and move if it is time to.
 
     To be called every second or oftener; the time it is told may stand still, and is not believed when it goes back. At

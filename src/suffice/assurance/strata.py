@@ -97,7 +97,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PostStratified:
+class PostStratifiedDrop:
     """The drop of a mix of classes, from audits of another mix."""
 
     drop: float    # fraction, of the classes that audits know
@@ -113,7 +113,7 @@ class PostStratified:
 
 def post_stratify(
     audits: Mapping[str, Outcomes], mix: Mapping[str, float], *, confidence: float = POST_CONFIDENCE
-) -> PostStratified:
+) -> PostStratifiedDrop:
     """Estimate the drop of recent traffic from audits and from the class mix of that traffic.
 
     The drops of the classes are weighted with their shares of the mix (Holt and Smith 1979, JRSS A 142(1)). Classes
@@ -144,9 +144,9 @@ def post_stratify(
         mean += weight * (n_lost - n_gained) / n
         variance += (weight / n) ** 2 * (n_lost + n_gained)
     if unseen >= 1 or mean <= 0:
-        return PostStratified(drop=mean / (1 - unseen) if unseen < 1 else 0.0, low=0.0, unseen=min(1.0, unseen))
+        return PostStratifiedDrop(drop=mean / (1 - unseen) if unseen < 1 else 0.0, low=0.0, unseen=min(1.0, unseen))
     nine = 9 * mean * mean / variance
     root = 1 - 1 / nine - NormalDist().inv_cdf(confidence) / sqrt(nine)
-    return PostStratified(
+    return PostStratifiedDrop(
         drop=mean / (1 - unseen), low=mean / (1 - unseen) * max(0.0, root) ** 3, unseen=unseen
     )

@@ -40,7 +40,7 @@ class CommandGroup(click.Group):
 
 def tell(text: str) -> None:
     """Print a line of which some words may be a stranger's, such as a reason: none is a command to a terminal."""
-    from suffice.shown import printable
+    from suffice.sanitize import printable
 
     click.echo(printable(text))
 

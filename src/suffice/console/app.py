@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from suffice.console import exchange, pages
-from suffice.console.desk import ConsoleContext
-from suffice.console.doors import NOBODY, Principal
+from suffice.console.auth import NOBODY, Principal
+from suffice.console.context import ConsoleContext
 from suffice.console.exchange import JSON, Answer, ConsoleRequest, Receive, Scope, Send
 from suffice.console.table import ConsoleEndpoint
 from suffice.errors import BadRequest, SufficeError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from suffice.console import sheet, words
-from suffice.console.desk import ConsoleContext
-from suffice.console.doors import Principal
+from suffice.console import csv_export, formatting
+from suffice.console.auth import Principal
+from suffice.console.context import ConsoleContext
 from suffice.console.exchange import Answer, ConsoleRequest
 from suffice.console.table import ConsoleEndpoint
 from suffice.console.views.changes import changes
@@ -19,11 +19,11 @@ CSV: Final = "text/csv; charset=utf-8"
 async def _episodes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
     wanted = replace(asked, query={**asked.query, "limit": str(MOST_PAGE)})
     lines = (await desk.read(lambda look: episodes(look, wanted, visitor))).lines
-    body = sheet.table(
+    body = csv_export.table(
         ("episode", "at (UTC)", "route", "class", "kind", "end", "stopped", "audit", "steps", "stop step", "answer",
          "answer at the stop", "differs", "right", "tokens", "tokens saved"),
         (
-            (one.episode_id, words.when(one.at_s), one.route, one.query_class, one.kind, one.end_reason, one.stopped,
+            (one.episode_id, formatting.when(one.at_s), one.route, one.query_class, one.kind, one.end_reason, one.stopped,
              one.audit, one.n_steps, one.stop_step, one.answer, one.would_answer, one.differs, one.correct, one.tokens,
              one.saved_tokens)
             for one in lines
@@ -34,10 +34,10 @@ async def _episodes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princi
 
 async def _changes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
     lines = (await desk.read(lambda look: changes(look, asked, visitor))).lines
-    body = sheet.table(
+    body = csv_export.table(
         ("place", "at (UTC)", "kind", "route", "before", "after", "reason", "author"),
         (
-            (one.seq, words.when(one.at_s), one.kind, one.route, one.before, one.after, one.reason, one.author)
+            (one.seq, formatting.when(one.at_s), one.kind, one.route, one.before, one.after, one.reason, one.author)
             for one in lines
         ),
     )

@@ -12,13 +12,13 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from suffice.console import openapi, render
-from suffice.console.desk import ConsoleContext
-from suffice.console.doors import NOBODY, Principal
+from suffice.console.auth import NOBODY, Principal
+from suffice.console.context import ConsoleContext
 from suffice.console.exchange import HTML, JSON, SSE, Answer, ConsoleRequest, to
-from suffice.console.look import WINDOWS, ViewContext, window_of
 from suffice.console.openapi import VERSION
 from suffice.console.people import ROLES, may
 from suffice.console.table import Action, ActionResult, ConsoleEndpoint, View
+from suffice.console.view_context import WINDOWS, ViewContext, window_of
 from suffice.console.views.alerts import AlertReader
 from suffice.console.views.overview import overview
 from suffice.errors import BadRequest

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from suffice.console import words
+from suffice.console import formatting
 from suffice.extras import how_to_install
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _environment() -> Environment:
         autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(HERE / "templates"), auto_reload=False,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    made.filters.update(words.FILTERS)
+    made.filters.update(formatting.FILTERS)
     made.globals["static"] = address_of
     return made
 

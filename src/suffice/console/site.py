@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Final
 
 from suffice.console import exports
-from suffice.console.deeds import DEEDS
-from suffice.console.look import WINDOWS
+from suffice.console.actions import DEEDS
 from suffice.console.pages import doors_of, with_description
 from suffice.console.people import Roster
 from suffice.console.table import ConsoleEndpoint, View
+from suffice.console.view_context import WINDOWS
 from suffice.console.views.alerts import AlertReader, AlertsPage
 from suffice.console.views.changes import Changes, changes
 from suffice.console.views.episodes import ENDS, SAID, EpisodePage, Episodes, episode, episodes

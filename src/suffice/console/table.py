@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from suffice.console.doors import Needs, Principal
+from suffice.console.auth import Needs, Principal
 from suffice.console.exchange import JSON, Answer, ConsoleRequest
-from suffice.console.look import ViewContext
 from suffice.console.people import Role
+from suffice.console.view_context import ViewContext
 
 if TYPE_CHECKING:
-    from suffice.console.desk import ConsoleContext
+    from suffice.console.context import ConsoleContext
 
 Handler: TypeAlias = Callable[["ConsoleContext", ConsoleRequest, Principal], Awaitable[Answer]]
 Reader: TypeAlias = Callable[[ViewContext, ConsoleRequest, Principal], Any]  # Any: each view has a record of its own

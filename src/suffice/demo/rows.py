@@ -15,7 +15,7 @@ from suffice.assurance.lengths import undrawn_tokens
 from suffice.demo.ask import DemoAnswer
 from suffice.episode import vote
 from suffice.policy.base import Policy, build_policy
-from suffice.replay.compare import ReplayComparison, QuestionPair, compare
+from suffice.replay.compare import QuestionPair, ReplayComparison, compare
 from suffice.replay.run import ReplayedRun, replay
 from suffice.scoring.base import Scorer
 from suffice.types import Episode

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from suffice.doctor.seen import THINK, THINK_CAP, Facts, Saw, quoted, within
-from suffice.doctor.talk import CHAT, StreamReading, Talk
+from suffice.doctor.talk import CHAT, StreamTranscript, Talk
 from suffice.upstream.continuation import Continuation, Limits, PrefillStripper, Prompt, Thought, build
 from suffice.upstream.drivers import DRIVERS
 
@@ -82,7 +82,7 @@ async def native_end(talk: Talk, facts: Facts) -> Saw:
     base = facts.thought
     if base is None or base.n_thought_pieces < CONTROL_AFTER + SLACK:
         return Saw("unclear", f"there is no thought to end: {_length(base)}")
-    seen, start_s = StreamReading(), talk.clock_s()
+    seen, start_s = StreamTranscript(), talk.clock_s()
     status, told_at, success = 0, 0, False
     body = talk.body(THINK, THINK_CAP, reasoning_control=True, reasoning_budget_message="\n", stream=True)
     async with talk.open(CHAT, body) as call:
@@ -130,7 +130,7 @@ async def native_budget(talk: Talk, facts: Facts) -> Saw:
     return Saw("yes" if kept else "ignored", compared)
 
 
-def _length(base: StreamReading | None) -> str:
+def _length(base: StreamTranscript | None) -> str:
     return "none was seen" if base is None else f"it had {base.n_thought_pieces} pieces"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from suffice.doctor.seen import COUNT, THINK, THINK_CAP, Facts, Saw, ms, number, quoted, within
-from suffice.doctor.talk import StreamReading, Talk
+from suffice.doctor.talk import StreamTranscript, Talk
 from suffice.upstream.wire import REASONING_FIELDS
 
 CAP = 4        # tokens: small enough that a model that counts to 200 must pass it
@@ -134,7 +134,7 @@ async def logprobs_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 async def tool_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
     """Does a tool call come as a stream of pieces?"""
     ask = "What is the weather in Reykjavik, the capital of Iceland? Call the tool."
-    seen = StreamReading()
+    seen = StreamTranscript()
     for choice in ("required", "auto"):
         seen = await talk.stream(talk.body(ask, 96, tools=[_TOOL], tool_choice=choice))
         if seen.status == 200:

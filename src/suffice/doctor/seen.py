@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from suffice.doctor.talk import StreamReading
+from suffice.doctor.talk import StreamTranscript
 from suffice.types import Verdict
 
 COUNT = "Write the whole numbers from 1 to 200, one a line, as digits, and nothing else."
@@ -31,7 +31,7 @@ class Facts:
     owned_by: str = ""                  # who serves the model, as the list of models says
     n_slots: int | None = None
     context_tokens: int | None = None
-    thought: StreamReading | None = None     # the run without any budget, to compare with
+    thought: StreamTranscript | None = None     # the run without any budget, to compare with
     can_list_slots: bool = False
     reports_cache: bool = False         # does usage say what a cache served?
 

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from suffice.doctor.seen import COUNT, Facts, Saw, ms, within
-from suffice.doctor.talk import CHAT, StreamReading, Talk
+from suffice.doctor.talk import CHAT, StreamTranscript, Talk
 
 N_WORDS = 1_200        # of a long prompt: hosted services cache from 1,024 tokens on
 FEW_WORDS = 128        # of one whose cached tokens are only counted
@@ -31,7 +31,7 @@ async def prefix_cache(talk: Talk, facts: Facts) -> Saw:
     # A slow server gets a prompt that it can read in an eighth of the time.
     word_s = max(pilot.first_s or pilot.took_s, 1e-6) / FEW_WORDS
     n_words = max(FEW_WORDS, min(N_WORDS, int(talk.timeout_s / 8 / word_s)))
-    begin_s, rounds = talk.clock_s(), list[tuple[StreamReading, StreamReading, StreamReading]]()
+    begin_s, rounds = talk.clock_s(), list[tuple[StreamTranscript, StreamTranscript, StreamTranscript]]()
     while len(rounds) < ROUNDS:
         prompt = long_prompt(talk.nonce(), facts, n_words)
         asked = prompt, prompt, prompt + " And one more word: sea."
@@ -69,7 +69,7 @@ def long_prompt(nonce: str, facts: Facts, most_words: int = N_WORDS) -> str:
     return f"{nonce}: here is a list of words. {' '.join(words)}. Say hello."
 
 
-async def _first_token(talk: Talk, text: str, **more: Any) -> StreamReading:
+async def _first_token(talk: Talk, text: str, **more: Any) -> StreamTranscript:
     return await talk.stream(talk.body(text, 1, stream_options={"include_usage": True}, **more))
 
 
@@ -101,7 +101,7 @@ async def id_slot(talk: Talk, facts: Facts) -> Saw:
     for wanted in (facts.n_slots - 1, 0):
         if await _busy(talk) != []:
             return Saw("unclear", "somebody else is being served, whose answer the question could spoil")
-        seen = StreamReading()
+        seen = StreamTranscript()
         async with talk.open(CHAT, talk.body(COUNT, LONG_CAP, id_slot=wanted, stream=True)) as call:
             async for _ in talk.pieces(call, seen, talk.clock_s()):
                 break
@@ -117,7 +117,7 @@ async def cancel(talk: Talk, facts: Facts) -> Saw:
     """Hang up on a long answer; see the slot come free, by the server's own word or by the clock."""
     idle = [await talk.whole(talk.body("Say hello.", 1)) for _ in range(ROUNDS)]
     idle_s = median(one.took_s for one in idle)
-    seen = StreamReading()
+    seen = StreamTranscript()
     async with talk.open(CHAT, talk.body(COUNT, LONG_CAP, stream=True)) as call:
         async for _ in talk.pieces(call, seen, talk.clock_s()):
             if seen.n_pieces >= 4:

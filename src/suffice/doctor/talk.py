@@ -58,7 +58,7 @@ class Whole:
 
 
 @dataclass(slots=True, kw_only=True)
-class StreamReading:
+class StreamTranscript:
     """A stream as far as it was read."""
 
     status: int = 0
@@ -171,17 +171,17 @@ class Talk:
             yield call
 
     async def stream(
-        self, body: Mapping[str, Any], path: str = CHAT, *, enough: Callable[[StreamReading], bool] = lambda _: False
-    ) -> StreamReading:
+        self, body: Mapping[str, Any], path: str = CHAT, *, enough: Callable[[StreamTranscript], bool] = lambda _: False
+    ) -> StreamTranscript:
         """Send a request as a stream and read it; hang up when `enough` was seen. Raises UpstreamError."""
-        start_s, seen = self.clock_s(), StreamReading()
+        start_s, seen = self.clock_s(), StreamTranscript()
         async with self.open(path, {**body, "stream": True}) as call:
             async for _ in self.pieces(call, seen, start_s):
                 if enough(seen):
                     break
         return seen
 
-    async def pieces(self, call: Call, seen: StreamReading, start_s: float) -> AsyncIterator[None]:
+    async def pieces(self, call: Call, seen: StreamTranscript, start_s: float) -> AsyncIterator[None]:
         """Read a stream into `seen`, one step a piece of text. Raises UpstreamError."""
         seen.status = call.status
         if call.status != 200:
@@ -210,7 +210,7 @@ def _object(data: bytes) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _take(seen: StreamReading, data: bytes) -> None:
+def _take(seen: StreamTranscript, data: bytes) -> None:
     """Take one chunk in."""
     chunk, raw = decode_chunk(data), _object(data)
     seen.completion_id = chunk.id or seen.completion_id

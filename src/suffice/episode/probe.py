@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from suffice.episode.finish import Continuer
+from suffice.episode.answer_forcing import Continuer
+from suffice.episode.chunk_parsing import margin_of
 from suffice.episode.ledger import Ledger
-from suffice.episode.reading import margin_of
 from suffice.episode.segment import Checkpoint
 from suffice.errors import UpstreamBusy, UpstreamError
 from suffice.scoring.base import Scorer

@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from suffice.episode.ending import Delivery, OwnEnd, data_frame
+from suffice.episode.chunk_parsing import first_choice, n_tokens, note_usage
+from suffice.episode.held_tail import Delivery, OwnEnd, data_frame
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.probe import Prober, missing, visible
-from suffice.episode.reading import first_choice, n_tokens, note_usage
 from suffice.episode.report import suffice_object
-from suffice.episode.seen import StepEnd, StreamState, Wants
 from suffice.episode.segment import Checkpoint, StepCutter
+from suffice.episode.stream_state import StepEnd, StreamState, Wants
 from suffice.episode.vectors import Vectors
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from suffice.episode import vote
+from suffice.episode.latency_guard import Pace
 from suffice.episode.ledger import Ledger
 from suffice.episode.loop import Decides, FailOpen
-from suffice.episode.pace import Pace
 from suffice.episode.vectors import Vectors
 from suffice.errors import BadRequest
 from suffice.review.question import Shelf

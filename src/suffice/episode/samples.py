@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from suffice.episode import vote
+from suffice.episode.chunk_parsing import chunks, first_choice, n_tokens
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.reading import chunks, first_choice, n_tokens
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.types import Step

@@ -18,9 +18,9 @@ from suffice.gateway.chat import chat
 from suffice.gateway.context import Gateway
 from suffice.gateway.decide import decide
 from suffice.gateway.exchange import FOREIGN_PAGE, Exchange, Message, Receive, Scope, Send, headers_of
-from suffice.gateway.intake import check_head
-from suffice.gateway.key_limits import KeyLimitReached
-from suffice.gateway.passing import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
+from suffice.gateway.key_limits import KeyLimitError
+from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
+from suffice.gateway.request_parsing import check_head
 
 Handler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
 Beside = Callable[[Scope, Receive, Send], Awaitable[None]]  # another application behind the same port
@@ -243,7 +243,7 @@ class App:
         _check_permitted(endpoint, caller)
         try:
             gw.limits.enter(caller, spends=endpoint.spends, now_s=gw.monotonic_s(), wall_s=gw.wall_s())
-        except KeyLimitReached as error:
+        except KeyLimitError as error:
             gw.metrics.inc("suffice_keys_limited_total", caller.name, error.limit)
             raise
         return caller

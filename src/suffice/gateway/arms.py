@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from suffice.gateway.in_force import fits
+from suffice.gateway.deployment import fits
 from suffice.gateway.route import BuiltRoute
 from suffice.store.routes.in_force import InForce
 

@@ -17,8 +17,7 @@ from suffice.assurance.fallback import Admission
 from suffice.episode.ledger import Ledger
 from suffice.episode.samples import SampleRefusal
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
-from suffice.gateway import books, govern, kill, questions, route
-from suffice.gateway.asked import query_of
+from suffice.gateway import govern, kill, questions, request_log, route
 from suffice.gateway.auth import Caller, caller_of
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.context import Gateway
@@ -35,9 +34,10 @@ from suffice.gateway.exchange import (
     tells_hang_up,
     writes_now,
 )
-from suffice.gateway.intake import Intake, check_body_headers, read_aside, read_chat
-from suffice.gateway.operating import placed
+from suffice.gateway.load_control import placed
+from suffice.gateway.query_features import query_of
 from suffice.gateway.relay import forwarded, pass_through
+from suffice.gateway.request_parsing import Intake, check_body_headers, read_aside, read_chat
 from suffice.gateway.route import BuiltRoute
 from suffice.review.question import written_out
 from suffice.rollout import feedback_token
@@ -95,7 +95,7 @@ async def one_request(
         ledger.feedback_token = token
         ledger.promise = gw.promise_to(admitted.route)
         exchange.own_headers += _reply_headers(admitted.request)
-        books.begin(gw, ledger)
+        request_log.begin(gw, ledger)
         questions.keep(gw, admitted.route, ledger, lambda: written_out(admitted.intake.body.get("messages") or ()))
         end = await _serve(gw, ledger, receive, exchange, answer(gw, admitted, ledger, exchange))
     except BadRequest as error:
@@ -114,9 +114,9 @@ async def one_request(
         if ledger is None:
             request = blank(gw, episode_id, None, "unreadable", endpoint)
             ledger = Ledger(request, started)
-            books.begin(gw, ledger)
+            request_log.begin(gw, ledger)
         ledger.status, ledger.first_byte_s = exchange.status, exchange.first_byte_s
-        books.close(gw, ledger, end)
+        request_log.close(gw, ledger, end)
 
 
 async def _admitted(

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Protocol
 
 
-class Phase(IntEnum):
+class ConnectionPhase(IntEnum):
     """What a connection waits for."""
 
     HEAD = 0    # the client: the head of a request, or its first byte
@@ -23,7 +23,7 @@ class Phase(IntEnum):
 class Peer(Protocol):
     """One connection, as far as it is counted."""
 
-    phase: Phase
+    phase: ConnectionPhase
 
     def evict(self) -> None:
         """Close it: its place is needed."""
@@ -55,17 +55,17 @@ class Connections:
             return f"server.max_connections: {self.most} requests are being answered"
         self._address_of[peer] = address
         self._by_address.setdefault(address, {})[peer] = None
-        self._waiting[Phase.HEAD][peer] = None
+        self._waiting[ConnectionPhase.HEAD][peer] = None
         return None
 
-    def move(self, peer: Peer, phase: Phase) -> None:
+    def move(self, peer: Peer, phase: ConnectionPhase) -> None:
         """A connection waits for something else now."""
         before, peer.phase = peer.phase, phase
         if peer not in self._address_of:
             return
-        if before != Phase.ANSWER:
+        if before != ConnectionPhase.ANSWER:
             self._waiting[before].pop(peer, None)
-        if phase != Phase.ANSWER:
+        if phase != ConnectionPhase.ANSWER:
             self._waiting[phase][peer] = None
             same = self._by_address[self._address_of[peer]]
             del same[peer]
@@ -91,7 +91,7 @@ class Connections:
         return False
 
     def _evict_of(self, same: dict[Peer, None]) -> bool:
-        for phase in (Phase.HEAD, Phase.BODY):
+        for phase in (ConnectionPhase.HEAD, ConnectionPhase.BODY):
             found = next((peer for peer in same if peer.phase == phase), None)
             if found is not None:
                 self._evict(found)

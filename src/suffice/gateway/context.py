@@ -10,7 +10,7 @@ from typing import Literal
 
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
 from suffice.assurance.fallback import even_loads
-from suffice.assurance.lengths import RunLengths, HandOvers
+from suffice.assurance.lengths import HandOvers, RunLengths
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
 from suffice.gateway.auth import KeyRing
@@ -18,13 +18,13 @@ from suffice.gateway.breaker import Breaker
 from suffice.gateway.deliveries import DeliveryMemory, RequestKey
 from suffice.gateway.key_limits import KeyLimits
 from suffice.gateway.kill import KillSwitch
+from suffice.gateway.load_control import LoadControl
 from suffice.gateway.objects import Objects
-from suffice.gateway.operating import LoadControl
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LogSampler
 from suffice.gateway.variants import Variants
 from suffice.policy.base import version_of
-from suffice.review.guarantee import RouteGuarantee
+from suffice.review.route_guarantee import RouteGuarantee
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import AuditAssignment, audit_share, conversation_key
 from suffice.scoring.base import scorer_label

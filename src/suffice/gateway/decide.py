@@ -19,11 +19,11 @@ import msgspec
 
 from suffice.episode.rounds import RoundsRun, StepReport
 from suffice.errors import BadRequest
-from suffice.gateway import desk
+from suffice.gateway import rounds_service
 from suffice.gateway.auth import Caller, caller_of
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
-from suffice.gateway.intake import check_body_headers, parse_json, read_aside
+from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
 from suffice.gateway.route import BuiltRoute, named_route_refused, usable
 from suffice.review.question import MOST_SOURCES
 from suffice.rollout import feedback_token
@@ -73,7 +73,7 @@ async def decide(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> Non
         check_body_headers(headers, LIMIT_BYTES)
         raw = await read_body(receive, LIMIT_BYTES)
         said = read_decide(await read_aside(parse_json, raw, gw.settings.server))
-        desk.close_old(gw)
+        rounds_service.close_old(gw)
         run = _run(gw, said, caller_of(scope), dict(headers))
         vector = () if said.told is None or said.index is None else await run.vector_of(said.index, said.told)
         # From here to the answer nothing waits: clients that ask at once are served one after the other.
@@ -132,14 +132,14 @@ def _open(
     if said.index not in (None, 1):
         message = f"step.index: got {said.index}; the first step of a run is 1, and episode_id names one that is open"
         raise BadRequest(message, status=409, param="step.index", code="step_gap")
-    asked = desk.RoundsRequest(
+    asked = rounds_service.RoundsRequest(
         question=said.question, key=said.key or headers.get("x-conversation-id"),
         caller=caller, idempotency_key=headers.get("idempotency-key"),
         model=said.model, metadata=said.metadata, query_class=said.query_class, planned_steps=said.planned_steps,
     )  # fmt: skip
-    run = desk.open_run(gw, route, asked)
+    run = rounds_service.open_run(gw, route, asked)
     gw.runs.put(run, key=_opening_key(caller, headers), now_s=gw.monotonic_s())
-    desk.close_old(gw)
+    rounds_service.close_old(gw)
     return run
 
 
@@ -149,7 +149,7 @@ def _advance(gw: Gateway, run: RoundsRun, said: DecideRequest, vector: tuple[flo
     if said.told is not None and said.index is not None:
         decision = run.take(said.index, said.told, vector)
     if said.done or said.aborted:
-        desk.close_run(gw, run, "client_left" if said.aborted else "done")
+        rounds_service.close_run(gw, run, "client_left" if said.aborted else "done")
     return decision
 
 
@@ -181,7 +181,7 @@ def _watch(gw: Gateway) -> None:
         gw.watches_runs = False
         if gw.draining:
             return
-        desk.close_old(gw)
+        rounds_service.close_old(gw)
         _watch(gw)
 
     asyncio.get_running_loop().call_later(LOOK_S, look)

@@ -21,13 +21,13 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from suffice.assurance.trust import BEHAVIOUR, INFERENCE_KEY
+from suffice.assurance.label_precedence import BEHAVIOUR, INFERENCE_KEY
 from suffice.errors import BadRequest, StoreError, StoreFull
 from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import FOREIGN_PAGE, ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
 from suffice.gateway.feedback_form import id_conflict, read_feedback, sealed
-from suffice.gateway.intake import check_body_headers, parse_json, read_aside
+from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
 from suffice.review import label_studio, langfuse
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import sender_key

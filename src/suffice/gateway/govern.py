@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from suffice.assurance.lengths import full_vote_tokens
-from suffice.episode.ahead import NOTHING, Ahead, choose
-from suffice.episode.ending import Delivery, data_frame
-from suffice.episode.finish import Continuer
-from suffice.episode.handover import HandOver
+from suffice.episode.answer_forcing import Continuer
+from suffice.episode.cost_guard import Price, WorthIt
+from suffice.episode.held_tail import Delivery, data_frame
+from suffice.episode.latency_guard import Pace
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.loop import FailOpen, run_episode
-from suffice.episode.pace import Pace
+from suffice.episode.paired_call import CallArm, ask_twice
 from suffice.episode.probe import KEPT_CALLS, Prober
 from suffice.episode.reasoning import ReasoningRun
+from suffice.episode.reasoning_budget import NOTHING, Ahead, choose
 from suffice.episode.report import suffice_object, usage_json
 from suffice.episode.samples import SampleRun, refusal
-from suffice.episode.seen import Wants
 from suffice.episode.segment import Segmenter, StepCutter, build_segmenter
-from suffice.episode.twice import CallArm, ask_twice
+from suffice.episode.stop_transition import HandOver
+from suffice.episode.stream_state import Wants
 from suffice.episode.vectors import Vectors
-from suffice.episode.worth import Price, WorthIt
 from suffice.errors import UpstreamProtocol
 from suffice.gateway.context import Gateway, is_measured, may_stop
 from suffice.gateway.deliver import BodyDelivery, StreamDelivery
 from suffice.gateway.exchange import SSE_HEADERS, Exchange, KeptAlive
-from suffice.gateway.intake import Intake
+from suffice.gateway.request_parsing import Intake
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.rules import FixedBudget
 from suffice.rollout.assign import assign_audit

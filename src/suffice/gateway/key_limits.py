@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeAlias
 
 from suffice.errors import OverloadError
 from suffice.gateway.auth import Caller
-from suffice.store.rows.key_events import Usage
+from suffice.store.rows.key_events import KeyUsage
 
 MINUTE_S: Final = 60.0
 DAY_S: Final = 86_400
@@ -23,7 +23,7 @@ DAY_S: Final = 86_400
 Limit: TypeAlias = Literal["requests_per_minute", "concurrency", "tokens_per_day"]
 
 
-class KeyLimitReached(OverloadError):
+class KeyLimitError(OverloadError):
     """A key is at one of its limits."""
 
     def __init__(self, message: str, *, limit: Limit, retry_after_s: float) -> None:
@@ -63,17 +63,17 @@ class KeyLimits:
             self._turn(use, wall_s)
             if use.n_tokens >= permits.tokens_per_day:
                 message = f"this key has used its {permits.tokens_per_day} tokens of today (UTC)"
-                raise KeyLimitReached(message, limit="tokens_per_day", retry_after_s=DAY_S - wall_s % DAY_S)
+                raise KeyLimitError(message, limit="tokens_per_day", retry_after_s=DAY_S - wall_s % DAY_S)
         if permits.concurrency is not None and use.n_live >= permits.concurrency:
             message = f"this key may have {permits.concurrency} requests at once"
-            raise KeyLimitReached(message, limit="concurrency", retry_after_s=1)
+            raise KeyLimitError(message, limit="concurrency", retry_after_s=1)
         if permits.requests_per_minute is not None:
             while use.began_s and now_s - use.began_s[0] >= MINUTE_S:
                 use.began_s.popleft()
             if len(use.began_s) >= permits.requests_per_minute:
                 message = f"this key may send {permits.requests_per_minute} requests in a minute"
                 wait_s = MINUTE_S - (now_s - use.began_s[0])
-                raise KeyLimitReached(message, limit="requests_per_minute", retry_after_s=wait_s)
+                raise KeyLimitError(message, limit="requests_per_minute", retry_after_s=wait_s)
             use.began_s.append(now_s)
         use.n_live += 1
 
@@ -91,17 +91,17 @@ class KeyLimits:
             use.n_tokens += n_tokens
             use.n_unwritten += n_tokens
 
-    def restore(self, used: Iterable[Usage]) -> None:
+    def restore(self, used: Iterable[KeyUsage]) -> None:
         """Take in what the log says was used; it was used before anything that this process has counted."""
         for one in used:
             use = self._uses.get(one.sender)
             if use is not None and use.day in ("", one.day):
                 use.day, use.n_tokens = one.day, use.n_tokens + one.n_tokens
 
-    def unwritten(self) -> list[Usage]:
+    def unwritten(self) -> list[KeyUsage]:
         """What was used since this was asked last."""
         found = [
-            Usage(usage_id="", sender=sender, day=use.day, n_tokens=use.n_unwritten)
+            KeyUsage(usage_id="", sender=sender, day=use.day, n_tokens=use.n_unwritten)
             for sender, use in self._uses.items() if use.n_unwritten
         ]  # fmt: skip
         for use in self._uses.values():

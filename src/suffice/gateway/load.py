@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from math import ceil, exp
 from typing import Final
 
-from suffice.assurance.pressure import LoadReading
+from suffice.assurance.pressure import LoadSample
 from suffice.types import Outcome, Request
 
 QUEUE_S: Final = 2.0       # over which each measurement is smoothed
@@ -137,9 +137,9 @@ class RouteLoad:
             return 0.0 if idle else None
         return durations[ceil(0.95 * len(durations)) - 1]
 
-    def measured(self, now_s: float, *, queue: float | None) -> LoadReading:
+    def measured(self, now_s: float, *, queue: float | None) -> LoadSample:
         """All of it, for the operating point."""
-        return LoadReading(
+        return LoadSample(
             queue=queue, latency_s=self.latency_s(now_s, idle=queue is not None and queue < 0.01),
             tokens_per_s=self.tokens.per_s(now_s),
             usd_per_hour=3_600 * self.usd.per_s(now_s) if self.priced else None,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from suffice.episode.ledger import Ledger
-from suffice.gateway import books
+from suffice.gateway import request_log
 from suffice.gateway.context import Gateway
 from suffice.gateway.route import BuiltRoute
 from suffice.review.items import DAY_S
 from suffice.review.question import MOST_CHARS, Shelf
-from suffice.store.rows.review_events import QuestionText, QuestionKept, Sources, SourcesKept
+from suffice.store.rows.review_events import QuestionKept, QuestionText, Sources, SourcesKept
 
 
 def keep(gw: Gateway, route: BuiltRoute | None, ledger: Ledger, text: Callable[[], str]) -> None:
@@ -22,7 +22,7 @@ def keep(gw: Gateway, route: BuiltRoute | None, ledger: Ledger, text: Callable[[
     question = QuestionText(
         episode_id=request.episode_id, route=request.route, text=text()[:MOST_CHARS], expires_at_s=until_s
     )
-    books.append(gw, QuestionKept(question), ledger)
+    request_log.append(gw, QuestionKept(question), ledger)
 
 
 def shelf(route: BuiltRoute, ledger: Ledger) -> Shelf | None:
@@ -40,7 +40,7 @@ def keep_sources(gw: Gateway, ledger: Ledger, found: Shelf | None) -> None:
         episode_id=request.episode_id, route=request.route, sources=tuple(found.sources), is_cut=found.is_cut,
         expires_at_s=found.until_s,
     )  # fmt: skip
-    books.append(gw, SourcesKept(kept), ledger)
+    request_log.append(gw, SourcesKept(kept), ledger)
 
 
 def _until_s(route: BuiltRoute | None, ledger: Ledger) -> float | None:

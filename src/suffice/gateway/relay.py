@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from suffice.episode.chunk_parsing import note_usage
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.reading import note_usage
 from suffice.errors import UpstreamProtocol
 from suffice.gateway.exchange import Exchange
 from suffice.types import Purpose

@@ -20,8 +20,8 @@ from suffice.gateway.auth import Caller
 from suffice.learn.groups import fold_of
 from suffice.policy.base import Policy
 from suffice.policy.returning import returning
-from suffice.review.guarantee import RouteGuarantee, GuaranteeInputs, guarantee_of
 from suffice.review.override import NO_OVERRIDES, InEffect, lowest
+from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guarantee_of
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
 from suffice.store.routes.in_force import NOTHING, InForce

@@ -4,6 +4,6 @@
 """
 
 from suffice.governor.episode import AsyncEpisode, Episode, RoundRecord
-from suffice.governor.face import Governor
+from suffice.governor.governor import Governor
 
 __all__ = ["AsyncEpisode", "Episode", "Governor", "RoundRecord"]

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from suffice.episode.rounds import StepReport
 from suffice.errors import BadRequest, ClosedError, SufficeError
-from suffice.governor.desk import BackendRun
+from suffice.governor.backend import BackendRun
 from suffice.telemetry import LOG
 from suffice.types import Decision, Mode
 

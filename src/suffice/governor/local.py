@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from suffice.episode.rounds import RoundsRun, StepReport
 from suffice.episode.vectors import SITE
 from suffice.errors import ConfigError, StoreError
-from suffice.gateway import books, desk
+from suffice.gateway import request_log, rounds_service
 from suffice.gateway.context import Gateway
 from suffice.gateway.feedback_form import id_conflict, sealed
-from suffice.governor.beside import Beside
-from suffice.governor.desk import RunStart, LabelReceipt
+from suffice.governor.backend import LabelReceipt, RunStart
+from suffice.governor.background_loop import Beside
 from suffice.settings import Metric, Settings
-from suffice.store.database.late import LateLog
+from suffice.store.database.deferred_log import LateLog
 from suffice.store.database.log import Receipt
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import FeedbackGiven
@@ -126,19 +126,19 @@ class LocalDesk:
 
     def open(self, opening: RunStart) -> LocalRun:
         """Begin a run."""
-        asked = desk.RoundsRequest(
+        asked = rounds_service.RoundsRequest(
             question=opening.question, key=opening.key, model=opening.model, metadata=opening.metadata,
             query_class=opening.query_class, planned_steps=opening.planned_steps, endpoint="library",
         )  # fmt: skip
         with self._lock:
             route = next(r for r in self._gw.routes if r.name == self._route)
-            run = LocalRun(desk.open_run(self._gw, route, asked), self._close_run, self._embedder)
+            run = LocalRun(rounds_service.open_run(self._gw, route, asked), self._close_run, self._embedder)
             self._open[run.id] = run
             return run
 
     def _close_run(self, run: RoundsRun, end: EndReason) -> None:
         with self._lock:
-            desk.close_run(self._gw, run, end)
+            rounds_service.close_run(self._gw, run, end)
             self._open.pop(run.id, None)
 
     @property
@@ -178,7 +178,7 @@ class LocalDesk:
         if self._embedder is not None:
             self._embedder.close()
         with self._lock:
-            books.tell_counts(self._gw, all_of_them=True)
+            request_log.tell_counts(self._gw, all_of_them=True)
         self._library.close()
 
 

@@ -22,7 +22,7 @@ from suffice.episode.rounds import StepReport, last_answer
 from suffice.errors import BadRequest, ConfigError, StoreError
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.feedback_form import FIELDS
-from suffice.governor.desk import RunStart, LabelReceipt
+from suffice.governor.backend import LabelReceipt, RunStart
 from suffice.review.question import MOST_CHARS, MOST_SOURCES
 from suffice.settings import Metric
 from suffice.telemetry import LOG
@@ -37,7 +37,7 @@ class ServerUnavailable(Exception):
     """The server could not be asked, or said something that is no decision."""
 
 
-class RequestRejected(Exception):
+class RejectionError(Exception):
     """The server's own 4xx."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -45,7 +45,7 @@ class RequestRejected(Exception):
         self.status = status
 
 
-class Connections:
+class ServerConnections:
     """HTTP to one server, from any thread; a broken connection is replaced once."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
@@ -122,7 +122,7 @@ def _read(status: int, said: bytes) -> Any:
     error = body.get("error") if isinstance(body, dict) else None
     message = str(error.get("message", ""))[:500] if isinstance(error, dict) else f"HTTP {status}"
     if 400 <= status < 500:
-        raise RequestRejected(status, message)
+        raise RejectionError(status, message)
     raise ServerUnavailable(f"HTTP {status}: {message}")
 
 
@@ -253,7 +253,7 @@ class RemoteDesk:
 
     def __init__(self, url: str, route: str, *, api_key: str | None, timeout_s: float) -> None:
         self._route = route
-        self._http = Connections(url, api_key=api_key, timeout_s=timeout_s)
+        self._http = ServerConnections(url, api_key=api_key, timeout_s=timeout_s)
         self._lock = threading.Lock()
         self._failed: Counter[str] = Counter()
         self._breaker = Breaker()
@@ -288,7 +288,7 @@ class RemoteDesk:
         try:
             said = self._http.post("/v1/decide", {"route": self._route} | body, headers)
             failed = False
-        except RequestRejected as error:
+        except RejectionError as error:
             failed = False  # it is there and it answers
             self._count("refused")
             LOG.warning("decide: the server refused (%d): %s; this run goes on without it", error.status, error)
@@ -311,7 +311,7 @@ class RemoteDesk:
             said = self._http.post(path, body, timeout_s=FEEDBACK_TIMEOUT_S)
         except ServerUnavailable as error:
             raise StoreError(f"feedback was not stored: {error}; send it again with the same feedback_id") from error
-        except RequestRejected as error:
+        except RejectionError as error:
             raise BadRequest(str(error), status=error.status) from error
         results = [said] if len(rows) == 1 else said.get("results") or []
         for number, one in enumerate(results, 1):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from suffice.assurance.budgeted import IntegratorState, Integrator, affordable_level, kept_between, start
+from suffice.assurance.budgeted import Integrator, IntegratorState, affordable_level, kept_between, start
 from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns, Bools, Ints
 from suffice.types import BudgetAccount

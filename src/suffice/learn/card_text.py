@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.learn.calibrating import Calibration
-from suffice.learn.report_card import ClassHarm, ParentComparison, FrontierPoint, ReportCard
+from suffice.learn.report_card import ClassHarm, FrontierPoint, ParentComparison, ReportCard
 from suffice.learn.retrain import FitLineage, VersionProposal
 
 

@@ -12,7 +12,7 @@ from math import sqrt
 
 import numpy as np
 
-from suffice.learn.ope import PolicyValue, LoggedDraws, dr, dr_terms
+from suffice.learn.ope import LoggedDraws, PolicyValue, dr, dr_terms
 from suffice.learn.shadow import ShadowAudits
 
 MOST_SAVED, MOST_WASTED = 2.0, 1.0  # in mean full runs: what one audit may show at most, cut beyond

@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.drift import ShiryaevRoberts
-from suffice.assurance.trust import TrustedLabel
+from suffice.assurance.label_precedence import TrustedLabel
 from suffice.learn.explore import inverse_gap, pick
 from suffice.learn.gain import compare
 from suffice.learn.gates import Proof, best_arm, in_play, prove, within_a_step
 from suffice.learn.price import next_price
 from suffice.learn.promise import audit_odds, promise
-from suffice.learn.shadow import ShadowAudits, ShadowAudit, ShadowLog, count_losses
-from suffice.learn.tuning import TuningDraw, TuningProposal, Refusal, Tick, TuningBounds, Withdrawal
+from suffice.learn.shadow import ShadowAudit, ShadowAudits, ShadowLog, count_losses
+from suffice.learn.tuning import Refusal, Tick, TuningBounds, TuningDraw, TuningProposal, Withdrawal
 from suffice.learn.values import Costs, losses
 
 Floats = NDArray[np.float64]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known, where
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import ParameterChecks, Length, ParameterRange
+from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
 from suffice.types import Decision, Signals
 
 Shapes: TypeAlias = tuple[tuple[float, ...], ...]

@@ -16,7 +16,7 @@ import numpy as np
 from suffice.errors import ConfigError
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, answered, known, where
 from suffice.policy.decisions import go_on, hopeless, suffices
-from suffice.policy.parameters import ParameterChecks, Length, ParameterRange
+from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
 from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0
 from suffice.signals.needs import need
 from suffice.types import Decision, Signals

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known, where
 from suffice.policy.decisions import go_on, spent, suffices
-from suffice.policy.parameters import ParameterChecks, Later, ParameterRange
+from suffice.policy.parameters import Later, ParameterChecks, ParameterRange
 from suffice.types import Decision, Signals
 
 TOKENS = ParameterRange(0, 1_000_000_000)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from suffice.review.guarantee import GuaranteeInputs, guarantee_of
 from suffice.review.holds import RouteHolds
 from suffice.review.incident import Case, DecisionKind, IncidentDecision
 from suffice.review.override import DAY_S, MOST_DAYS, Override, OverrideKind, in_effect, problem, why_not, words
+from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Route
 from suffice.types import Epoch, Pause, Publication, Resumption
 

@@ -24,19 +24,19 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
 from suffice.assurance.ledger import KNOWN_AUDITS
-from suffice.assurance.lottery import LOG_ALARM, drawn, log_sample_ratio
+from suffice.assurance.sample_ratio import LOG_ALARM, drawn, log_sample_ratio
 from suffice.rollout.effects import PairCounts, UnitSeries, compare, guesses, latest, ratio_of
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, RunMetric, metric_of
 from suffice.rollout.results import (
+    ArmComparison,
+    ArmEvidence,
     ArmResult,
     AuditSeen,
     ClassEffect,
-    ArmComparison,
-    UnitAssignment,
-    Material,
     ExperimentResult,
-    ArmEvidence,
+    Material,
+    UnitAssignment,
     Value,
     Verdict,
 )
@@ -79,7 +79,7 @@ def alphas(one: RunningExperiment) -> Mapping[str, float]:
 def sample_ratio(units: Sequence[UnitAssignment | Value]) -> float:
     """Natural logarithm of the e-value against "every unit drew its arm with its odds".
 
-    The mean over arms of the lottery's e-value (`assurance.lottery`), over all units and by class: a split that is
+    The mean over arms of the lottery's e-value (`assurance.sample_ratio`), over all units and by class: a split that is
     right on the whole can be wrong in each class.
     """
     if not units:

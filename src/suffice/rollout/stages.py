@@ -20,9 +20,9 @@ from typing import Final, Literal, TypeAlias
 
 from suffice.rollout.assign import point_of
 from suffice.rollout.evidence import ArmName, RolloutEvidence
-from suffice.rollout.rails import (
+from suffice.rollout.guardrails import (
     NO_NAME,
-    GuardrailReading,
+    GuardrailValue,
     groups,
     mix_problem,
     points,
@@ -108,7 +108,7 @@ class Transition:
     now_s: float               # Unix time
     by: str                    # "evidence", or a person
     reason: str                # a sentence
-    readings: tuple[GuardrailReading, ...] = ()  # the evidence that it stood on
+    readings: tuple[GuardrailValue, ...] = ()  # the evidence that it stood on
     level: int = 0             # of a learned candidate that is certified; it acts up to there
 
 
@@ -124,7 +124,7 @@ class ArmAssignment:
 class RolloutState:
     """What the evidence says of a rollout now, whether something follows from it or not."""
 
-    readings: tuple[GuardrailReading, ...]
+    readings: tuple[GuardrailValue, ...]
     ends: str                  # why it goes back now; "": nothing speaks for that
     broken: str                # why the arms cannot be compared; "": they can
     missing: tuple[str, ...]   # what is not there yet for the next step, each a sentence; (): nothing
@@ -265,7 +265,7 @@ def _why_forward(state: State, evidence: RolloutEvidence, rules: Rules) -> str:
     return f"{', '.join(rules.required) or 'nothing'} proved to be within the margin on {seen}; {to}"
 
 
-def _why_back(state: State, evidence: RolloutEvidence, rules: Rules, readings: tuple[GuardrailReading, ...]) -> str:
+def _why_back(state: State, evidence: RolloutEvidence, rules: Rules, readings: tuple[GuardrailValue, ...]) -> str:
     if evidence.latest is not None and evidence.latest != state.follows:
         return overtaken(state.follows, evidence.latest) or ""
     if evidence.void:
@@ -289,7 +289,7 @@ def _why_over(state: State, rules: Rules, idle: str, missing: list[str], *, at: 
     return ""
 
 
-def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailReading, ...]) -> list[str]:
+def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailValue, ...]) -> list[str]:
     """Once, before anybody is served: audits enough, and proof that neither the whole nor a class loses too much."""
     missing = []
     waited = {group.name for group in groups(evidence, rules) if waited_for(group, rules)}
@@ -308,7 +308,7 @@ def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailR
 
 
 def _missing_live(
-    state: State, evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailReading, ...], live: tuple[GuardrailReading, ...]
+    state: State, evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailValue, ...], live: tuple[GuardrailValue, ...]
 ) -> list[str]:
     """Before more are served: runs enough of both arms, nothing that looks worse; before all are, proof."""
     missing, least = [], rules.least_requests * state.step
@@ -337,7 +337,7 @@ def _missing_always(state: State, evidence: RolloutEvidence, rules: Rules, *, at
     return missing
 
 
-def _about(reading: GuardrailReading) -> str:
+def _about(reading: GuardrailValue) -> str:
     return "the whole" if reading.about is None else f"class {reading.about or NO_NAME}"
 
 
@@ -352,7 +352,7 @@ def _share_of(step: int, rules: Rules) -> float:
 
 
 def _forward(
-    state: State, rules: Rules, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailReading, ...]
+    state: State, rules: Rules, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailValue, ...]
 ) -> Transition:
     step = state.step + 1
     stage: Stage = "full" if step >= rules.n_steps else "canary" if step == 1 else "ramp"
@@ -365,14 +365,14 @@ def _forward(
 
 
 def _back(
-    state: State, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailReading, ...]
+    state: State, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailValue, ...]
 ) -> Transition:
     moved = _move(state, "roll_back", at=at, now_s=now_s, by=by, reason=reason, readings=readings, share=0.0)
     return replace(moved, stage="rolled_back", audit_share=None, level=0)
 
 
 def _move(
-    state: State, move: Move, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailReading, ...] = (),
+    state: State, move: Move, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailValue, ...] = (),
     share: float | None = None,
 ) -> Transition:  # fmt: skip
     """A move that stays at its step."""

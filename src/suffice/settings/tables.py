@@ -417,7 +417,7 @@ AlertKind: TypeAlias = Literal[
 ]  # fmt: skip
 
 
-class LogSampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is kept of requests in the log, where keeping all of them is too much."""
 
     sample_rate: float = 1.0          # fraction of requests that have rows, audits among them; the others are counted
@@ -464,7 +464,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     audit: AuditLog = AuditLog()
     alerts: Alerts = Alerts()
     retention: Retention = Retention()
-    monitoring: LogSampling = LogSampling()
+    monitoring: SamplingSettings = SamplingSettings()
     review: ReviewCap = ReviewCap()
     experiments: dict[str, Experiment] = {}
     rollout: Rollout = Rollout()

@@ -24,7 +24,7 @@ from suffice.signals.needs import Value, parse_need
 from suffice.signals.said import SelfReport, WordingConfidence
 from suffice.signals.stability import Stability
 from suffice.signals.text import Hedges, Loops
-from suffice.signals.trend import Degeneration, ConfidenceTrend
+from suffice.signals.trend import ConfidenceTrend, Degeneration
 from suffice.signals.votes import Votes, VoteTrend
 from suffice.types import Query, Signals, Step
 

@@ -15,16 +15,16 @@
 
 from __future__ import annotations
 
-from suffice.testing.chain import Answerer, At, ScriptedThought, EchoNonce, FirstFails, Questions, Samples
-from suffice.testing.faultproxy import FaultProxy, LinkFaults, Link
+from suffice.testing.chain import Answerer, At, EchoNonce, FirstFails, Questions, Samples, ScriptedThought
+from suffice.testing.faultproxy import FaultProxy, Link, LinkFaults
 from suffice.testing.process import GatewayProcess
 from suffice.testing.prompt import cut
 from suffice.testing.reply import (
+    AnswerTokens,
+    FakeCall,
+    FakeRequest,
     Fault,
     Reply,
-    FakeRequest,
-    FakeCall,
-    AnswerTokens,
     ToolCall,
     bad_json_frame,
     die_after,
@@ -44,25 +44,25 @@ from suffice.testing.upstream import FakeUpstream
 
 __all__ = [
     "SCRIPTS",
+    "AnswerTokens",
     "Answerer",
     "At",
-    "ScriptedThought",
     "EchoNonce",
+    "FakeCall",
+    "FakeRequest",
     "FakeUpstream",
     "Fault",
     "FaultProxy",
     "FirstFails",
     "GatewayProcess",
-    "LinkFaults",
     "Link",
+    "LinkFaults",
     "Questions",
     "Replay",
     "Reply",
-    "FakeRequest",
     "Samples",
     "Script",
-    "FakeCall",
-    "AnswerTokens",
+    "ScriptedThought",
     "ToolCall",
     "bad_json_frame",
     "cut",

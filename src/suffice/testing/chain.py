@@ -12,7 +12,7 @@ from math import log
 from typing import TypeAlias
 
 from suffice.testing.prompt import cut, visible_length
-from suffice.testing.reply import Fault, Reply, FakeRequest, AnswerTokens
+from suffice.testing.reply import AnswerTokens, FakeRequest, Fault, Reply
 from suffice.testing.streams import Script
 
 Answerer: TypeAlias = Callable[[FakeRequest], Reply | Script]

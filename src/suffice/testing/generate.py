@@ -18,7 +18,7 @@ from suffice.testing.prompt import (
     told_thought,
     without_beginning,
 )
-from suffice.testing.reply import Reply, FakeRequest, AnswerTokens
+from suffice.testing.reply import AnswerTokens, FakeRequest, Reply
 
 _UNTOLD_LOGPROB = -0.5
 _NO_PREFIX = Prefix("", closed=False, answer="", text="")

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from suffice.testing.generate import Completion, Token
 from suffice.testing.http1 import Response
-from suffice.testing.reply import Death, Fault, Reply, FakeCall
+from suffice.testing.reply import Death, FakeCall, Fault, Reply
 from suffice.testing.shape import ReplyShape
 from suffice.testing.streams import Script
 from suffice.upstream.wire import DONE, encode_frame, encode_json, error_body, error_frame

@@ -11,7 +11,7 @@ from math import exp, log
 from typing import Any
 
 from suffice.testing.generate import Completion, Token, count_in
-from suffice.testing.reply import Dialect, Reply, FakeRequest, FakeCall
+from suffice.testing.reply import Dialect, FakeCall, FakeRequest, Reply
 
 CREATED = 1_700_000_000
 

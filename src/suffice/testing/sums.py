@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from suffice.testing.chain import At, ScriptedThought
-from suffice.testing.reply import Reply, FakeRequest
+from suffice.testing.reply import FakeRequest, Reply
 
 _SUM = re.compile(r"(\d{1,6})\s*([-+*])\s*(\d{1,6})")
 _COUNT = re.compile(r"from (\d{1,3}) to (\d{1,3})\b")

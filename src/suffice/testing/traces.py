@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.replay.traces.batch import Batch, as_batches
-from suffice.replay.traces.columns import TraceColumns, TextColumn, check, vote_winners
+from suffice.replay.traces.columns import TextColumn, TraceColumns, check, vote_winners
 from suffice.replay.traces.form import LAST, MAJORITY_VOTE, NULL, STATED
 from suffice.replay.traces.parquet import write_traces_parquet
 from suffice.types import Kind

@@ -21,9 +21,9 @@ import msgspec
 from suffice.testing import dialects, prompt
 from suffice.testing.chain import Answerer
 from suffice.testing.dialects import NotMyDialect
-from suffice.testing.generate import NotMyThought, Completion, count_in
+from suffice.testing.generate import Completion, NotMyThought, count_in
 from suffice.testing.http1 import BadHttp, ClientConnection, HttpRequest, Response
-from suffice.testing.reply import Dialect, Reply, FakeRequest, FakeCall, merged
+from suffice.testing.reply import Dialect, FakeCall, FakeRequest, Reply, merged
 from suffice.testing.send import Dies, generate, play, stream, whole
 from suffice.testing.shape import CREATED, ReplyShape
 from suffice.testing.streams import Script

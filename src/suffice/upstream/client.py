@@ -22,7 +22,7 @@ from suffice.errors import UpstreamBusy, UpstreamDown, UpstreamError, UpstreamTi
 from suffice.settings import Upstream
 from suffice.types import Findings
 from suffice.upstream.allowance import Allowance, Refusal
-from suffice.upstream.connection import ConnectionBroken, Connection, TakesAtOnce
+from suffice.upstream.connection import Connection, ConnectionBroken, TakesAtOnce
 from suffice.upstream.pool import Address, ConnectionPool
 from suffice.upstream.reachability import Reachability
 

@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from suffice.wiring.beginning import last_good, open_log
     from suffice.wiring.deployment import condition, load_deployment, require_log
     from suffice.wiring.files import load_settings
+    from suffice.wiring.gateway import gateway, library
     from suffice.wiring.keys import (
         Randomness,
         api_key,
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
         evidence_warnings,
         read_evidence,
     )
-    from suffice.wiring.running import gateway, library
-    from suffice.wiring.working import decisions, worker
+    from suffice.wiring.startup import last_good, open_log
+    from suffice.wiring.worker import decisions, worker
 
 __all__ = [
-    "StartupEvidence",
     "Preflight",
     "Randomness",
+    "StartupEvidence",
     "api_key",
     "build_route",
     "check",

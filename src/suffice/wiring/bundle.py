@@ -24,7 +24,7 @@ from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import reading
 from suffice.wiring.audit import note_export
 from suffice.wiring.keys import deployment_salt
-from suffice.wiring.working import decisions
+from suffice.wiring.worker import decisions
 
 _EXPORTED = """
     SELECT seq FROM events WHERE kind = 'exported' AND json_extract(body, '$.export.what') = ?

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from suffice.browsers import BrowserPolicy
 from suffice.console.app import ConsoleApp
-from suffice.console.desk import ConsoleContext
-from suffice.console.doors import ConsoleAuth
+from suffice.console.auth import ConsoleAuth
+from suffice.console.context import ConsoleContext
 from suffice.console.live import Live
 from suffice.console.pages import live_part, mark_of
 from suffice.console.site import table
 from suffice.console.views.alerts import AlertReader
+from suffice.control.compare.assessment import standing_of
 from suffice.control.compare.experiments import look as experiment_result
-from suffice.control.compare.looking import standing_of
 from suffice.control.evidence.matching import matching
 from suffice.control.evidence.window_size import window_of
 from suffice.control.people.effects import what_it_changed
@@ -31,8 +31,8 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.presence import switch_reason
 from suffice.store.database.views import reading
 from suffice.store.people.reviews import read_reviews
+from suffice.store.routes.candidates import propose_learned, take_back
 from suffice.store.routes.rollouts import RolloutRun
-from suffice.store.routes.trials import propose_learned, take_back
 from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export
 from suffice.wiring.deployment import condition

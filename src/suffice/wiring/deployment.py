@@ -31,7 +31,7 @@ def require_log(settings: Settings, file: str | Path) -> None:
     try:
         if log.is_file():
             return
-        from suffice.wiring.beginning import missing
+        from suffice.wiring.startup import missing
 
         gone = missing(settings)
         if gone is not None:

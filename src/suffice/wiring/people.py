@@ -15,9 +15,9 @@ import msgspec
 from suffice.console.people import Person, Role, Roster, invite, problem_of
 from suffice.errors import ConfigError
 from suffice.settings import Settings
-from suffice.store.database.owners import try_lock
+from suffice.store.database.process_locks import try_lock
 from suffice.store.database.sqlite import database_path
-from suffice.store.rows.access_events import AccessGrant, AccessChanged
+from suffice.store.rows.access_events import AccessChanged, AccessGrant
 from suffice.telemetry import LOG
 from suffice.wiring.audit import user_name
 

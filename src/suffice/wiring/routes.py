@@ -9,11 +9,11 @@ from pathlib import Path
 
 from suffice.assurance.extractable import refusal
 from suffice.control.loop.starting import burst_of, first_certificate
-from suffice.episode import ahead
+from suffice.episode import reasoning_budget
 from suffice.episode.segment import build_segmenter
 from suffice.errors import ConfigError
 from suffice.gateway.app import endpoints
-from suffice.gateway.operating import warnings as load_warnings
+from suffice.gateway.load_control import warnings as load_warnings
 from suffice.gateway.route import BuiltRoute, setup_of
 from suffice.plugins import load_plugins
 from suffice.policy.base import build_policy, version_of
@@ -124,7 +124,7 @@ def check(settings: Settings) -> list[str]:
     for name, route in settings.routes.items():
         built = build_route(name, route)
         upstream = settings.upstreams.get(route.upstream)
-        wrong = ahead.problem(route, upstream) if upstream is not None else None
+        wrong = reasoning_budget.problem(route, upstream) if upstream is not None else None
         if wrong is not None:
             raise ConfigError(f"routes.{name}.{wrong}")
         if route.mode == "enforce" and not built.acts and not route.certifies_itself:
@@ -162,7 +162,7 @@ def _check_arms(settings: Settings, name: str) -> list[str]:
                 build_route(route, served)
             except ConfigError as error:
                 raise ConfigError(f"experiments.{name}.arms.{arm}: {error}") from None
-            wrong = ahead.problem(served, upstream) if upstream is not None else None
+            wrong = reasoning_budget.problem(served, upstream) if upstream is not None else None
             if wrong is not None:
                 raise ConfigError(f"experiments.{name}.arms.{arm}: routes.{route}.{wrong}")
     return [

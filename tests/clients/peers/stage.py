@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from suffice.store.database.views import read_episodes
 from suffice.testing import (
-    ScriptedThought,
+    FakeRequest,
     FakeUpstream,
     GatewayProcess,
     Reply,
-    FakeRequest,
+    ScriptedThought,
     ToolCall,
     cut,
     die_after,

@@ -19,7 +19,7 @@ from suffice.replay.estimate.estimate import (
     estimate,
     traffic_of,
 )
-from suffice.replay.estimate.runs import LADDERS, LogRuns, LogRun, replay_ladder, runs_of_calls
+from suffice.replay.estimate.runs import LADDERS, LogRun, LogRuns, replay_ladder, runs_of_calls
 from suffice.replay.logs.formats import LoggedCall
 from suffice.scoring.base import build_scorer
 from suffice.signals.observe import Observer

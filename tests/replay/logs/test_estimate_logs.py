@@ -247,7 +247,7 @@ def test_no_record_breaks_a_reader(name: str, item: dict[str, Any]) -> None:
 
 
 def test_every_format_that_the_command_offers_is_read() -> None:
-    from suffice.cli.measuring import estimate
+    from suffice.cli.offline import estimate
 
     assert estimate.FORMATS == FORMATS
 

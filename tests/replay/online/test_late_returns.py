@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.keeper import KeeperDecision, Certifier, Plan
+from suffice.learn.certifier import Certifier, KeeperDecision, Plan
 from suffice.learn.served import FoldedModels
 from suffice.replay.online.loop import run_stream
 from suffice.replay.online.protocol import OnlineOptions, _Job

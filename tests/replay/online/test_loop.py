@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.keeper import KeeperDecision, Certifier, Plan
+from suffice.learn.certifier import Certifier, KeeperDecision, Plan
 from suffice.learn.served import FoldedModels
 from suffice.replay.online.loop import Stream, run_stream
 from suffice.replay.online.traffic import RecordedTraffic

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.keeper import Certifier, Plan
+from suffice.learn.certifier import Certifier, Plan
 from suffice.replay.online.drift import parse_drift
 from suffice.replay.online.loop import run_stream
 from suffice.replay.online.protocol import OnlineOptions, _runs, replay_online

@@ -13,7 +13,7 @@ import pytest
 
 from suffice.control.loop.starting import burst_of, live_plan
 from suffice.errors import ConfigError
-from suffice.learn.keeper import full_runs
+from suffice.learn.certifier import full_runs
 from suffice.learn.served import FoldedModels
 from suffice.replay.online.drift import parse_drift, worlds
 from suffice.replay.online.orders import draw_order

@@ -13,7 +13,7 @@ from suffice.replay.record.file import RecordingFile
 from suffice.replay.record.record import Progress, record, upstream_for_recording
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
-from suffice.testing import ScriptedThought, FakeUpstream
+from suffice.testing import FakeUpstream, ScriptedThought
 from suffice.testing.chain import At
 from suffice.upstream.client import UpstreamClient
 

@@ -17,7 +17,7 @@ from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.jsonl import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
 from suffice.settings import Probe
-from suffice.testing import ScriptedThought, FakeUpstream, FirstFails, Questions, Reply, Samples, status
+from suffice.testing import FakeUpstream, FirstFails, Questions, Reply, Samples, ScriptedThought, status
 from suffice.types import StepRecord
 from tests.gateway.served import chat, served
 from tests.replay.record.recording import CHAIN, Told, asked, recipe, recorded

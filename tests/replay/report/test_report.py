@@ -27,7 +27,7 @@ from suffice.replay.report.report import write_report
 from suffice.replay.report.table import WIDTH, print_report, table_text
 from suffice.replay.report.wording import GROUPS, percent, reading
 from suffice.replay.study.result import SetPart, SetReport
-from suffice.shown import printable
+from suffice.sanitize import printable
 from tests.replay.report.sample import a_line, a_report
 
 HOSTILE = '<script>alert("x")</script>&amp;\'[red]$x_1$\x1b[31m\u202e_=cmd'

@@ -20,7 +20,7 @@ from suffice.replay.study.ladders import ClassedRung, halts_at, published
 from suffice.replay.study.runs import Runs, take
 from suffice.replay.study.scores import Score
 from suffice.replay.study.sets import BY_CLASS, OURS, ReplayOptions, replay_set
-from suffice.replay.study.study import StudyOptions, Study
+from suffice.replay.study.study import Study, StudyOptions
 from suffice.replay.study.sums import N_FOLDS, folds_of
 from suffice.replay.traces.survey import survey
 from suffice.replay.tune.proposal import propose_frozen

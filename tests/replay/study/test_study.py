@@ -14,7 +14,7 @@ from suffice.replay.study.points import share_of
 from suffice.replay.study.runs import Runs, take
 from suffice.replay.study.scores import Score
 from suffice.replay.study.sets import pools_of
-from suffice.replay.study.study import StudyOptions, LadderPool, Study, risk_and_codes
+from suffice.replay.study.study import LadderPool, Study, StudyOptions, risk_and_codes
 from suffice.replay.study.sums import N_FOLDS, SumsFold, columns_of
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind

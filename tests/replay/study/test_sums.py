@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from suffice.learn.ragged import first_passages
 from suffice.replay.study.ladders import PolicyRung, halts_of, published
 from suffice.replay.study.runs import Halts, Runs, take
-from suffice.replay.study.sums import FIELDS, MAX_GROUPS, N_FOLDS, SumsFold, QuestionSums, columns_of, fold_of, folds_of
+from suffice.replay.study.sums import FIELDS, MAX_GROUPS, N_FOLDS, QuestionSums, SumsFold, columns_of, fold_of, folds_of
 from suffice.replay.traces.own import own_traces
 from suffice.replay.traces.read import read_traces
 from suffice.types import Kind

@@ -20,7 +20,7 @@ from suffice.policy.learned import LearnedPolicy
 from suffice.replay.study.ladders import RiskRung, published
 from suffice.replay.study.runs import Halts, Runs, first_stops, take
 from suffice.replay.study.scores import SCORES, Score
-from suffice.replay.study.study import StudyOptions, LadderPool, Study
+from suffice.replay.study.study import LadderPool, Study, StudyOptions
 from suffice.replay.study.sums import folds_of
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.read import read_traces

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from suffice.console.doors import Principal
+from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.look import DAY_S, ViewContext
+from suffice.console.view_context import DAY_S, ViewContext
 from suffice.settings import Alerts
-from suffice.store.people.alerts import SinkState, Over, OpenAlert, SinkReceipt, AlertLog, read_told
-from suffice.store.routes.epochs import job_history
+from suffice.store.people.alerts import AlertLog, OpenAlert, Over, SinkReceipt, SinkState, read_told
+from suffice.store.routes.windows import job_history
 
 MOST_SHOWN: Final = 100
 MOST_LATELY: Final = 5  # on the first page

@@ -8,9 +8,9 @@ from typing import Final
 
 import msgspec
 
-from suffice.console.doors import Principal
+from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.look import ViewContext, page_of
+from suffice.console.view_context import ViewContext, page_of
 from suffice.console.views.episodes import whole_of
 from suffice.errors import BadRequest
 from suffice.store.audit.chain import Head, has_chain, head

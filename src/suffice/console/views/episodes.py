@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from suffice.assurance.runs import current_label, measure_run
-from suffice.console.doors import Principal
+from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.look import ViewContext, NotThere, page_of
+from suffice.console.view_context import NotThere, ViewContext, page_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
-from suffice.store.database.views import StoredLabel, EpisodeWithLabels, decoded, labels_of
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, labels_of
 from suffice.store.rows.control_events import LabelWanted
 from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from suffice.console.doors import Principal
+from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.look import ViewContext, NotThere
+from suffice.console.view_context import NotThere, ViewContext
 from suffice.rollout.metrics import metric_of
-from suffice.rollout.reading import reading
 from suffice.rollout.results import ExperimentResult
+from suffice.rollout.summary import reading
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
 
 Analyse = Callable[[ExperimentRun], ExperimentResult]  # what a run of an experiment shows now; it takes a while

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from suffice.console.doors import Principal
+from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.look import ViewContext
+from suffice.console.view_context import ViewContext
 from suffice.review.decide import in_words
 from suffice.review.incident import DECISIONS, Case
 from suffice.review.override import Override

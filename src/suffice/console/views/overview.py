@@ -8,12 +8,12 @@ from typing import Final, Literal
 
 from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import pooled_saving, pooled_would_save
-from suffice.console.doors import Principal
+from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.look import ViewContext, TimeRange, route_url, window_of
+from suffice.console.view_context import TimeRange, ViewContext, route_url, window_of
 from suffice.console.views.alerts import AlertLine, AlertReader
 from suffice.console.views.standing import RouteState, standings
-from suffice.shown import plural
+from suffice.sanitize import plural
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import ReadTo, RollupSums
 

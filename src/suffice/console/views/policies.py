@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from suffice.console.doors import Principal
+from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.look import ViewContext, NotThere
+from suffice.console.view_context import NotThere, ViewContext
 from suffice.rollout.stages import RolloutState
 from suffice.settings import Route
-from suffice.store.routes.advice import newest_arm, newest_proposal
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
+from suffice.store.routes.recommendations import newest_arm, newest_proposal
 from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, running, serving
 from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
 from suffice.store.rows.control_events import PolicyPublished

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.console.doors import Principal
+from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.look import ViewContext, NotThere
+from suffice.console.view_context import NotThere, ViewContext
 from suffice.review.agreement import Kappa, agreement
 from suffice.review.estimate import em_of
 from suffice.review.items import ReviewItem, ReviewLease, Verdict, words_for

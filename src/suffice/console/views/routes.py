@@ -12,18 +12,18 @@ import msgspec
 
 from suffice.assurance.forecast import Forecast
 from suffice.assurance.ledger import Account
-from suffice.assurance.liking import SATISFACTION, SatisfactionEffect
-from suffice.assurance.outlook import Outlook
-from suffice.console.doors import Principal
+from suffice.assurance.route_forecast import Outlook
+from suffice.assurance.satisfaction_effect import SATISFACTION, SatisfactionEffect
+from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.look import ViewContext, NotThere, TimeRange, window_of
+from suffice.console.view_context import NotThere, TimeRange, ViewContext, window_of
 from suffice.console.views.overview import Day, days_of
 from suffice.console.views.standing import RouteState, standings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes import rollups
-from suffice.store.routes.advice import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
+from suffice.store.routes.recommendations import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
 from suffice.store.routes.rollups import RollupSums
 from suffice.store.rows.advice_events import ProposedVersion
 from suffice.store.rows.control_events import (
@@ -78,7 +78,7 @@ class RouteBreakdown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MonitorReading:
+class MonitorState:
     """What `monitor` saw at one look."""
 
     at: int  # requests of the route
@@ -115,7 +115,7 @@ class RoutePage:
     thresholds: tuple[float, ...]  # risks at which levels 1, 2 … stop, one prompt fold; (): nothing is learned
     classes: tuple[RouteBreakdown, ...]
     versions: tuple[RouteBreakdown, ...]
-    looks: tuple[MonitorReading, ...]  # oldest first
+    looks: tuple[MonitorState, ...]  # oldest first
     decided: tuple[RouteDecision, ...]  # newest first
     forecasts: tuple[Forecast, ...]
     alerts: tuple[str, ...]  # that were raised, newest first
@@ -224,9 +224,9 @@ def _groups(
     return tuple(sorted(groups, key=lambda one: (-one.sums.n_requests, one.name))[:MOST_GROUPS])
 
 
-def _seen(one: Outlook) -> MonitorReading:
+def _seen(one: Outlook) -> MonitorState:
     drop = one.whole.em_drop if one.whole is not None else None
-    return MonitorReading(
+    return MonitorState(
         at=one.at, epoch=one.epoch, drop=drop.value if drop is not None else None,
         drop_low=drop.low if drop is not None else None, drop_high=drop.high if drop is not None else None,
         forecast=one.drop.ahead if one.drop is not None else None,

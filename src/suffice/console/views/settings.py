@@ -9,15 +9,15 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.console.doors import Principal
+from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.look import ViewContext
 from suffice.console.openapi import VERSION
 from suffice.console.people import Roster
+from suffice.console.view_context import ViewContext
 from suffice.settings import Settings
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.views import upstream_findings
-from suffice.store.routes.epochs import job_history
+from suffice.store.routes.windows import job_history
 from suffice.types import Findings, JobRun
 
 MOST_CHARS: Final = 400  # of one value: a learned model written into a policy is long

@@ -8,19 +8,19 @@ from typing import Final
 
 from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import IntervalEstimate, saving_of
-from suffice.assurance.liking import SatisfactionEffect
-from suffice.assurance.outlook import Outlook
+from suffice.assurance.route_forecast import Outlook
+from suffice.assurance.satisfaction_effect import SatisfactionEffect
 from suffice.assurance.tally import Tally
-from suffice.console.look import DAY_S, ViewContext, TimeRange
-from suffice.review.guarantee import RouteGuarantee
+from suffice.console.view_context import DAY_S, TimeRange, ViewContext
+from suffice.review.route_guarantee import RouteGuarantee
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import is_attended
 from suffice.store.people.promises import Promises, newest_request, read_promises
 from suffice.store.routes import rollups
-from suffice.store.routes.advice import newest_outlook
 from suffice.store.routes.in_force import NOTHING
 from suffice.store.routes.phases import Phase, phase_of, read_phases
+from suffice.store.routes.recommendations import newest_outlook
 from suffice.store.routes.rollups import DAY_HOURS, RollupSums
 
 RATE_DAYS: Final = 7  # of the latest days: how many audits come a day

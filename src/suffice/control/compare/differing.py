@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from suffice.control.compare.gathering import EvidenceFold
+from suffice.control.compare.candidate_certificate import CandidateEvidence
+from suffice.control.compare.rollout_evidence import EvidenceFold
 from suffice.control.compare.shown import OfRoute
-from suffice.control.compare.trying import CandidateEvidence
 from suffice.types import LabelRequest
 
 

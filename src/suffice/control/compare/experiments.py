@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from math import floor, log1p
 from pathlib import Path
 
+from suffice.assurance.label_precedence import INFERENCE_KEY, MAX_SHARE
 from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.satisfaction import by_people, scaled
-from suffice.assurance.trust import INFERENCE_KEY, MAX_SHARE
 from suffice.control.compare.shown import OfRoute
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
 from suffice.control.evidence.loading import loader, published_on
@@ -30,7 +30,7 @@ from suffice.errors import ConfigError
 from suffice.rollout.analysis import analyse
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS
-from suffice.rollout.results import AuditSeen, UnitAssignment, Material, ExperimentResult, ArmEvidence, Value
+from suffice.rollout.results import ArmEvidence, AuditSeen, ExperimentResult, Material, UnitAssignment, Value
 from suffice.settings import Metric, Settings
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, reading

@@ -71,7 +71,7 @@ class OfRoute:
     def judged(
         self, audits: Sequence[Audit], shown: Mapping[str, Mapping[str, ArmEvidence]], callers: Collection[str]
     ) -> dict[str, dict[str, ArmEvidence]]:
-        """The same with what counts as said (`assurance.trust`) where arms differ, by audit and arm.
+        """The same with what counts as said (`assurance.label_precedence`) where arms differ, by audit and arm.
 
         shown    by audit and arm
         callers  senders whose keys also ask the model: users, whatever they call themselves

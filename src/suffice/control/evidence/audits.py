@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from suffice.assurance import trust
+from suffice.assurance import label_precedence
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.lengths import undrawn_tokens
 from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel
@@ -121,12 +121,12 @@ def verdicts(
     audits: Iterable[Audit], match: Match, *, callers: Collection[str] = (),
     hears: Callable[[Feedback], bool] = lambda _: False,
 ) -> tuple[Verdicts, frozenset[str]]:  # fmt: skip
-    """What counts as said of each audit (`assurance.trust`), and those on which trusted voices contradict each other.
+    """What counts as said of each audit (`assurance.label_precedence`), and those on which trusted voices contradict each other.
 
     audits  of the window whose answers differ somewhere in play: words about others change nothing
     match   does an answer equal a reference? Two references that judge an audit alike are one verdict
     callers senders whose keys also ask the model: users, whatever they call themselves
-    hears   does this word of a judge model count? What it costs others take off (`control.loop.charging`)
+    hears   does this word of a judge model count? What it costs others take off (`control.loop.judge_error`)
     """
     found = {audit.id: audit for audit in audits}
     said = {
@@ -135,16 +135,16 @@ def verdicts(
         if _tells(one) and (one.feedback.source != JUDGE or hears(one.feedback))
     }  # fmt: skip
     words = [
-        trust.TrustedLabel(
+        label_precedence.TrustedLabel(
             audit=name, seq=seq, source=one.source,
             # What a judge may get wrong is charged; a cap on its words would only silence it.
             key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
-            trust=trust.rank_of(one, callers),
+            trust=label_precedence.rank_of(one, callers),
             verdict=_meaning(found[name], one, match),
         )
         for (name, seq), one in said.items()
     ]  # fmt: skip
-    standing = trust.stand(words, differing=found)
+    standing = label_precedence.stand(words, differing=found)
     counts = {
         word.audit: said[word.audit, word.seq]
         for word in sorted(words, key=lambda word: word.seq)
@@ -158,7 +158,7 @@ _NOBODY: Final = object()
 
 def _key(said: Feedback, callers: Collection[str]) -> str:
     """Whose voice it is: of trusted people who share a key, such as a labelling tool's, each has one."""
-    is_person = said.user and trust.rank_of(said, callers) >= trust.TRUSTED
+    is_person = said.user and label_precedence.rank_of(said, callers) >= label_precedence.TRUSTED
     return f"{said.sender} {said.user}" if is_person else said.sender
 
 

@@ -1,4 +1,4 @@
-"""From the log to what people say of answers: runs and their feedback, as `assurance.liking` reads them.
+"""From the log to what people say of answers: runs and their feedback, as `assurance.satisfaction_effect` reads them.
 
 Knows records of the log and declared metrics; refuses to know how numbers are made of them.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from suffice.assurance.judge import JUDGE
-from suffice.assurance.liking import EVENTS, SATISFACTION, Heard, Measure, FeedbackValue
+from suffice.assurance.label_precedence import INFERENCE_KEY
 from suffice.assurance.sampling import weight_of
 from suffice.assurance.satisfaction import satisfaction_of
-from suffice.assurance.trust import INFERENCE_KEY
+from suffice.assurance.satisfaction_effect import EVENTS, SATISFACTION, FeedbackValue, Heard, Measure
 from suffice.control.evidence.audits import GivenLabel
 from suffice.settings import Metric
 from suffice.settings.feedback import span_of

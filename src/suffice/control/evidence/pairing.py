@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.judge import JUDGE
+from suffice.assurance.label_precedence import TrustedLabel, rank_of, stand
 from suffice.assurance.runs import ABANDONED_ENDS, Match
-from suffice.assurance.trust import TrustedLabel, rank_of, stand
 from suffice.assurance.windows import Window
 from suffice.control.evidence.audits import Audit
 from suffice.learn.effort import PairedAudit, judge_pair
@@ -51,7 +51,7 @@ class AuditPairs:
 
         window   of the certificate, which says what each audit weighs; None: each weighs 1
         timeout  requests of the route after which a label is late
-        callers  senders that are users whatever they call themselves, see `assurance.trust.rank_of`
+        callers  senders that are users whatever they call themselves, see `assurance.label_precedence.rank_of`
         """
         lost = self._verdicts(audits, callers)
         weights = np.ones(len(audits)) if window is None else window.weights(np.array([one.share for one in audits]))

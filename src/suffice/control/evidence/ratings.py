@@ -5,7 +5,7 @@
 Only runs that the lottery could have made the other kind, and in which a certified level asked for a stop: audits went
 on from there, the others stopped, where nothing failed. Both are alike in all but that, for what picks them lies before
 it; how a run ended lies behind, and picks nothing. Turns of one conversation drew one lot and are one witness, by its
-first rating. A key that may ask for answers speaks for a share of the runs at most, as `assurance.trust` has it.
+first rating. A key that may ask for answers speaks for a share of the runs at most, as `assurance.label_precedence` has it.
 
 Knows records of the log; refuses to know levels. Whoever rates can only make a route safer, never bolder.
 """
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from math import floor
 from typing import Final
 
+from suffice.assurance.label_precedence import INFERENCE_KEY, MAX_SHARE
 from suffice.assurance.sampling import weight_of
-from suffice.assurance.satisfaction import SatisfactionTest, RatedRun, SatisfactionVerdict, satisfaction_of
-from suffice.assurance.trust import INFERENCE_KEY, MAX_SHARE
+from suffice.assurance.satisfaction import RatedRun, SatisfactionTest, SatisfactionVerdict, satisfaction_of
 from suffice.settings import Route
 from suffice.types import Episode, Feedback
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import audited_at, is_audit
 from suffice.control.evidence.latest import remember
-from suffice.learn.keeper import PendingAudits, pending_audits
+from suffice.learn.certifier import PendingAudits, pending_audits
 from suffice.types import Request
 
 

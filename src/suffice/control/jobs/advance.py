@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
-from suffice.control.compare.looking import RolloutAssessor, plain_route
+from suffice.control.compare.assessment import RolloutAssessor, plain_route
 from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute
 from suffice.rollout.stages import Transition

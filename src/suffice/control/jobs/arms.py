@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 from suffice.assurance.judge import JUDGE
+from suffice.assurance.label_precedence import TrustedLabel, rank_of
 from suffice.assurance.runs import Match
-from suffice.assurance.trust import TrustedLabel, rank_of
 from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute, since
 from suffice.learn.arms import effort_arms
@@ -26,8 +26,8 @@ from suffice.learn.tuner import Tuner
 from suffice.learn.tuning import TuningBounds
 from suffice.settings import Route
 from suffice.store.database.views import EpisodeWithLabels, read_episodes
-from suffice.store.routes.advice import newest_arm
 from suffice.store.routes.in_force import InForce
+from suffice.store.routes.recommendations import newest_arm
 from suffice.store.rows.advice_events import ArmProposed, ArmWorth
 from suffice.types import Feedback
 

@@ -25,11 +25,11 @@ from suffice.control.evidence.audits import NO_ANSWER_ENDS, Audit, is_audit
 from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.control.evidence.resolution import ReplayMismatch
 from suffice.control.jobs.loops import loop_of
-from suffice.control.loop.armed import ArmLoop
 from suffice.control.loop.certify import RouteLoop
+from suffice.control.loop.paired import ArmLoop
 from suffice.errors import ConfigError, StoreError
 from suffice.learn.audits import Bools, Small
-from suffice.learn.keeper import Certificate
+from suffice.learn.certifier import Certificate
 from suffice.settings import Settings
 from suffice.store.audit.extract import ExtractRow, Line, begun, decisions, outcome_of
 from suffice.store.database.decisions import read_artefact

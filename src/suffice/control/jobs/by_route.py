@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from suffice.control.jobs.base import JobWriter, LeaseLost, JobReport
+from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
 from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LONGEST_REST_S, LOOK_BACK, why_of
 from suffice.errors import StoreError
 from suffice.settings import Route
 from suffice.store.database.views import reading
-from suffice.store.routes.epochs import last_place, place_before
 from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.windows import last_place, place_before
 from suffice.telemetry import LOG
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import GivenLabel
-from suffice.control.evidence.joining import LabelJoin
+from suffice.control.evidence.label_join import LabelJoin
 from suffice.control.evidence.latest import remember
-from suffice.control.jobs.base import JobWriter, JobReport
+from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LOOK_BACK, rows_since
 from suffice.control.loop.brake import Floor, delivered_right
@@ -27,8 +27,8 @@ from suffice.settings import Route
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import reading
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
-from suffice.store.routes.epochs import place_before
 from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.windows import place_before
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.hold_events import IncidentOpened

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from suffice.control.jobs.base import JobWriter, JobReport
+from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.edge.webhook import post_json
 from suffice.errors import StoreError
 from suffice.settings import AuditLog

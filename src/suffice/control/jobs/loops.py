@@ -18,20 +18,20 @@ from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit, GivenLabel, sees_only_drawn
 from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.control.evidence.resolution import ReplayMismatch, Resolution
-from suffice.control.jobs.base import JobWriter, LeaseLost, JobReport
+from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
 from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import FIRST_REST_S, LONGEST_REST_S, LOOK_BACK, rows_since, why_of
-from suffice.control.loop.armed import ArmLoop
 from suffice.control.loop.certify import RouteLoop
 from suffice.control.loop.owned import OwnLoop
+from suffice.control.loop.paired import ArmLoop
 from suffice.control.loop.starting import burst_of
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import reading
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
-from suffice.store.routes.epochs import labels_wanted, last_place, place_before, publications, whole_episodes
 from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.windows import labels_wanted, last_place, place_before, publications, whole_episodes
 from suffice.store.rows.control_events import EpochBegan
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.telemetry import LOG

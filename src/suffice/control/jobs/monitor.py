@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from suffice.control.evidence.fitting import ServedVersion, read_back
-from suffice.control.jobs.base import JobWriter, LeaseLost, JobReport
+from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
 from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LONGEST_REST_S, LOOK_BACK, rows_since, why_of
 from suffice.control.jobs.watching import RouteWatch
@@ -21,9 +21,9 @@ from suffice.errors import ConfigError, StoreError
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import reading
-from suffice.store.routes.advice import newest_outlook
-from suffice.store.routes.epochs import place_before, requests_since
 from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.recommendations import newest_outlook
+from suffice.store.routes.windows import place_before, requests_since
 from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from suffice.control.jobs.base import JobWriter, JobReport
+from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.control.jobs.sinks import Sink
 from suffice.settings import Alerts
 from suffice.store.database.views import decoded, reading
 from suffice.store.people.alerts import AlertLog, owed, read_told
 from suffice.store.people.notices import READS, Notice, alerts_of
 from suffice.store.routes.rollups import HOUR_S
-from suffice.store.rows.alert_events import AlertSent, FailedOpen, FailOpenHigh, AlertDelivery
+from suffice.store.rows.alert_events import AlertDelivery, AlertSent, FailedOpen, FailOpenHigh
 from suffice.store.rows.events import EVENTS
 from suffice.telemetry import LOG
 

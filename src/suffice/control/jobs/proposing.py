@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.runs import SequencedLabel, current_label
-from suffice.control.compare.looking import barred
+from suffice.control.compare.assessment import barred
 from suffice.control.evidence.fitting import read_back, written
 from suffice.control.evidence.window_size import burst_requests
 from suffice.control.jobs.base import JobWriter
@@ -30,10 +30,10 @@ from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import read_episodes
 from suffice.store.people.holds import read_holds
-from suffice.store.routes.advice import counts_since, newest_proposal
+from suffice.store.routes.candidates import as_candidate
 from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.recommendations import counts_since, newest_proposal
 from suffice.store.routes.rollouts import beginning, kept_with, read_rollouts
-from suffice.store.routes.trials import as_candidate
 from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
 from suffice.types import Feedback
 

@@ -15,14 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from suffice.control.jobs.base import JobWriter, JobReport
+from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.settings import Settings
 from suffice.store.audit.personal import PARTS, Part
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.erasing import ErasureOrder, Tally, aged, erase, erased_until, labels_of, purge, rows_of
+from suffice.store.database.erasing import (
+    ErasureOrder,
+    ErasureTally,
+    aged,
+    erase,
+    erased_until,
+    labels_of,
+    purge,
+    rows_of,
+)
 from suffice.store.database.views import reading
-from suffice.store.routes.epochs import last_place
 from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.windows import last_place
 
 DAY_S: Final = 86_400.0
 
@@ -73,7 +82,7 @@ class Retain:
             erasure_id=self.new_id(), what=what, parts=(part,), author=self.author,
             reason=f"retention.{part}_days is {days:g}",
         )  # fmt: skip
-        tally = Tally()
+        tally = ErasureTally()
         for until, rows in self._batches(part, what, self.now() - days * DAY_S):
             desk.renew()
             erase(self.writer, order, rows, tally, until_seq=until)

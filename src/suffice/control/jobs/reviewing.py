@@ -14,21 +14,21 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 
-from suffice.control.jobs.base import JobWriter, JobReport
+from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.control.jobs.rows import LOOK_BACK, rows_since
 from suffice.control.people.candidates import Candidates
 from suffice.review.items import ControlDraw, day_of
-from suffice.review.select import MOST_WAITING, ReviewCandidate, Cap, Demand, due, item_of, open_now, share_out
+from suffice.review.select import MOST_WAITING, Cap, Demand, ReviewCandidate, due, item_of, open_now, share_out
 from suffice.rollout.assign import assign_audit
+from suffice.sanitize import plural
 from suffice.settings import Review as ReviewRules
 from suffice.settings import Route, Settings
-from suffice.shown import plural
 from suffice.signals.query import class_of
 from suffice.store.database.views import decoded, reading
 from suffice.store.people.reviews import NOTHING_ASKED, Reviews, read_reviews
-from suffice.store.routes.advice import newest_outlook
-from suffice.store.routes.epochs import place_before
 from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.recommendations import newest_outlook
+from suffice.store.routes.windows import place_before
 from suffice.store.rows.control_events import LabelWanted
 from suffice.store.rows.events import Event, RequestSeen
 from suffice.store.rows.review_events import ReviewAsked, ReviewDrawn

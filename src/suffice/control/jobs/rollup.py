@@ -22,22 +22,22 @@ from suffice.assurance.runs import ENDED, Match, RunNumbers
 from suffice.assurance.sampling import Unkept, weight_of
 from suffice.assurance.satisfaction import satisfaction_of
 from suffice.assurance.tally import Tally
-from suffice.control.evidence.matched import ScorerCache, Matches
-from suffice.control.jobs.base import JobWriter, LeaseLost, JobReport
+from suffice.control.evidence.scorer_cache import Matches, ScorerCache
+from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
 from suffice.control.jobs.rows import why_of
 from suffice.errors import StoreError
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import StoredLabel, EpisodeWithLabels, reading
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel, reading
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import HOUR_S, NOTHING, RollupKey, RollupSums
 from suffice.store.routes.tallies import (
-    Counted,
-    Ended,
-    Recalled,
-    Relabelled,
-    Scoring,
+    LabelChange,
+    RouteScorer,
+    RunEnd,
+    UnwrittenLabel,
+    UnwrittenRequests,
     first_about,
     fold,
     measured,
@@ -121,13 +121,13 @@ class Rollup:
             return 0, since
         batch = _Batch()
         for change in stretch.changes:
-            if isinstance(change, Ended):
+            if isinstance(change, RunEnd):
                 self._book(batch, change.item, change.at_s)
-            elif isinstance(change, Counted):
+            elif isinstance(change, UnwrittenRequests):
                 self._count(batch, change)
-            elif isinstance(change, Recalled):
+            elif isinstance(change, UnwrittenLabel):
                 self._recall(batch, change)
-            elif isinstance(change, Relabelled):
+            elif isinstance(change, LabelChange):
                 self._book(batch, change.before, change.at_s, sign=-1)
                 self._book(batch, change.after, change.at_s)
         batch.tallies = rollups.read_tallies(connection, {route_of(change) for change in stretch.changes})
@@ -152,14 +152,14 @@ class Rollup:
                 desk.keep(rollups.clear)
                 return
 
-    def _count(self, batch: _Batch, change: Counted) -> None:
+    def _count(self, batch: _Batch, change: UnwrittenRequests) -> None:
         """Requests ended that left nothing but this."""
         route = change.event.counted.route
         for cell in change.event.counted.cells:
             place = RollupKey(route, self._class(route, cell.query_class), cell.version, int(change.at_s // HOUR_S))
             batch.add(place, added_by_cell(cell))
 
-    def _recall(self, batch: _Batch, change: Recalled) -> None:
+    def _recall(self, batch: _Batch, change: UnwrittenLabel) -> None:
         """Somebody said something of a run that was only counted, and that its gateway still knew."""
         about = change.about
         place = RollupKey(
@@ -187,10 +187,10 @@ class Rollup:
         known.add(name)
         return name
 
-    def _scoring(self, route: str) -> Scoring:
+    def _scoring(self, route: str) -> RouteScorer:
         """Opens the route's scorer; where it cannot be opened, its labels are compared to the letter."""
         match = self._match(route)
-        return Scoring("" if match is _same else scorer_label(self.settings.routes[route].scorer), match)
+        return RouteScorer("" if match is _same else scorer_label(self.settings.routes[route].scorer), match)
 
     def _match(self, route: str) -> Match:
         configured = self.settings.routes.get(route)

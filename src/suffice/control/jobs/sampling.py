@@ -22,9 +22,9 @@ from suffice.control.jobs.by_route import ByRoute
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels
-from suffice.store.routes.epochs import place_before, requests_since
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
+from suffice.store.routes.windows import place_before, requests_since
 from suffice.store.rows.sampling_events import RatesSet, RowRates
 
 STEP_REQUESTS: Final = 1_000  # of a route between two looks

@@ -17,21 +17,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from suffice.assurance.forecast import Forecast, Of, ForecastWindow, forecast_drop, forecast_em
+from suffice.assurance.forecast import Forecast, ForecastWindow, Of, forecast_drop, forecast_em
 from suffice.assurance.ledger import Account, LedgerEntry, accounts
-from suffice.assurance.liking import SatisfactionEffect, likings
-from suffice.assurance.outlook import Alert, Outlook
+from suffice.assurance.route_forecast import Alert, Outlook
 from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.sampling import worth
+from suffice.assurance.satisfaction_effect import SatisfactionEffect, likings
 from suffice.assurance.trend import MEMORY
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
-from suffice.control.evidence.early import SIGNALS, Early
+from suffice.control.evidence.drift_features import SIGNALS, Early
 from suffice.control.evidence.fitting import ServedVersion
-from suffice.control.evidence.joining import LabelJoin
-from suffice.control.evidence.lateness import Lateness
+from suffice.control.evidence.label_delay import Lateness
+from suffice.control.evidence.label_join import LabelJoin
 from suffice.control.evidence.latest import remember
 from suffice.control.evidence.liking import heard, measures
-from suffice.control.evidence.replayed import ReplayedAudits, AuditAtLevel, by_itself
+from suffice.control.evidence.replayed import AuditAtLevel, ReplayedAudits, by_itself
 from suffice.learn.served import MOST_AUDITS
 from suffice.settings import FeedbackRules, Metric, Route
 from suffice.signals.query import class_of

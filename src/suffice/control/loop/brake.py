@@ -1,7 +1,7 @@
 """What stops enforcement beside the certificate itself: known changes, a broken lottery, an EM below the critical one.
 
     outcomes ──▶ Upstreams   another model, fingerprint or setup than the evidence knows  ──▶ a new epoch, at once
-             ──▶ Lottery     audits are missing (`assurance.lottery`)                     ──▶ a pause, for a person
+             ──▶ Lottery     audits are missing (`assurance.sample_ratio`)                     ──▶ a pause, for a person
     labels   ──▶ Floor       EM of what was delivered is below `critical_em`              ──▶ a pause, for a person
 
 Each holds a few numbers and answers with a sentence or None. Knows records of the log; refuses to know levels.
@@ -19,12 +19,12 @@ import numpy as np
 
 from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.drift import Fingerprint, changed
-from suffice.assurance.lottery import Draws, broken, drawn
 from suffice.assurance.runs import REPRESENTATIVE, Match
+from suffice.assurance.sample_ratio import Draws, broken, drawn
 from suffice.assurance.sampling import Unkept, lot_of
 from suffice.assurance.strata import Outcomes, post_stratify
 from suffice.control.evidence.audits import Audit
-from suffice.learn.keeper import Certificate
+from suffice.learn.certifier import Certificate
 from suffice.signals.query import class_of
 from suffice.types import Feedback, Outcome, PauseCause, Request
 

@@ -27,25 +27,25 @@ from suffice.assurance.sampling import weight_of
 from suffice.assurance.satisfaction import next_safer
 from suffice.assurance.windows import Windows, read_windows
 from suffice.control.evidence.audits import Audit, GivenLabel, Verdicts, is_evidence, sees_only_drawn, shown, verdicts
-from suffice.control.evidence.early import Early
+from suffice.control.evidence.drift_features import Early
 from suffice.control.evidence.fitting import LiveLearner, ServedVersion, fit_version, written
-from suffice.control.evidence.joining import LabelJoin
-from suffice.control.evidence.lateness import Lateness
+from suffice.control.evidence.label_delay import Lateness
+from suffice.control.evidence.label_join import LabelJoin
 from suffice.control.evidence.ratings import Ratings
 from suffice.control.evidence.resolution import ReplayMismatch, Resolution
 from suffice.control.evidence.start_order import StartOrder
 from suffice.control.evidence.window_size import burst_requests
 from suffice.control.loop.brake import ClassMix, Floor, Lottery, Upstreams, delivered_right, pause_cause, upstream_of
-from suffice.control.loop.brought import RolloutTransition
-from suffice.control.loop.charging import JudgeCharge
 from suffice.control.loop.finish import FinishLog
 from suffice.control.loop.guarding import LiveGuards
-from suffice.control.loop.keeping import LiveKeeper
+from suffice.control.loop.judge_error import JudgeCharge
+from suffice.control.loop.label_requests import wanted
+from suffice.control.loop.live_certifier import LiveKeeper
+from suffice.control.loop.rollout_transition import RolloutTransition
 from suffice.control.loop.starting import burst_of, live_plan
-from suffice.control.loop.wanted import wanted
 from suffice.learn.audits import AuditRuns, Ints
+from suffice.learn.certifier import KEPT_BEFORE, KeeperDecision
 from suffice.learn.features import FeatureSelection, choose_features
-from suffice.learn.keeper import KEPT_BEFORE, KeeperDecision
 from suffice.learn.served import FoldedModels
 from suffice.learn.version import FoldedVersion, as_served
 from suffice.review.holds import NO_HOLDS, RouteHolds

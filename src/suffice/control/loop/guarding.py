@@ -19,7 +19,7 @@ import numpy as np
 from suffice.assurance.certify import count
 from suffice.assurance.guard import FACTOR, MAX_CLASS_DROP, ClassGuards
 from suffice.control.evidence.audits import Audit
-from suffice.control.loop.keeping import LiveKeeper
+from suffice.control.loop.live_certifier import LiveKeeper
 from suffice.learn.audits import Small
 from suffice.learn.served import FoldedModels
 from suffice.signals.query import class_of

@@ -15,7 +15,7 @@ from typing import Final
 from suffice.assurance.certify import audits_to_certify
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, Fidelity, budget_left, measured
 from suffice.control.evidence.window_size import MOST_AUDITS, burst_requests, window_of
-from suffice.learn.keeper import Plan
+from suffice.learn.certifier import Plan
 from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
 from suffice.types import Epoch

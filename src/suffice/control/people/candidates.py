@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from suffice.control.evidence.latest import remember
-from suffice.review.select import LEAST_UNCERTAIN, ReviewCandidate, Urn, CandidateQueue, of_run, uncertainty
+from suffice.review.select import LEAST_UNCERTAIN, CandidateQueue, ReviewCandidate, Urn, of_run, uncertainty
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
 from suffice.store.rows.control_events import EpochBegan, LabelWanted

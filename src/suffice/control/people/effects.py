@@ -19,8 +19,8 @@ import numpy as np
 from suffice.assurance.certify import certified_level, count, log_wealth
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.evidence import evidence
+from suffice.assurance.label_maturation import AHEAD
 from suffice.assurance.ledger import next_level
-from suffice.assurance.maturity import AHEAD
 from suffice.assurance.runs import Match, measure_run
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence, shown, verdicts
 from suffice.control.evidence.fitting import ServedVersion, read_back
@@ -33,8 +33,8 @@ from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import EpisodeWithLabels, read_episodes, reading
 from suffice.store.people.reviews import read_reviews
-from suffice.store.routes.epochs import place_before
 from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.windows import place_before
 from suffice.types import Feedback
 
 MOST_REQUESTS: Final = 5_000  # of the route that are read

@@ -8,7 +8,7 @@ from typing import Final
 
 from suffice.review.question import Source
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.store.rows.review_events import QuestionText, QuestionKept, Sources, SourcesKept
+from suffice.store.rows.review_events import QuestionKept, QuestionText, Sources, SourcesKept
 from suffice.types import Outcome, Query, Request, StepRecord, Usage
 
 ROUTE: Final = "research"

@@ -23,8 +23,8 @@ from suffice.gateway.route import BuiltRoute
 from suffice.gateway.variants import RolloutTrial, Variants
 from suffice.replay.run import replay
 from suffice.rollout.experiment import UnitIds
-from suffice.rollout.reading import reading as sentences
 from suffice.rollout.rules import rules_of
+from suffice.rollout.summary import reading as sentences
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import reading

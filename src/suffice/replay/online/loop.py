@@ -10,7 +10,7 @@ import numpy as np
 
 from suffice.assurance.drift import BATCH
 from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
-from suffice.learn.keeper import KeeperDecision, Certifier, PendingAudits
+from suffice.learn.certifier import Certifier, KeeperDecision, PendingAudits
 from suffice.learn.served import FoldedModels
 from suffice.replay.online.traffic import RecordedTraffic
 
@@ -18,7 +18,7 @@ PERIOD: Final = 100  # requests between two looks of the control loop
 
 
 class Design(Protocol):
-    """What decides about a stream: `learn.keeper.Keeper`, or anything else with its face."""
+    """What decides about a stream: `learn.certifier.Keeper`, or anything else with its face."""
 
     now: float
 

@@ -17,8 +17,8 @@ import numpy as np
 from suffice.assurance.windows import window_audits
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Floats
+from suffice.learn.certifier import Certifier, Plan, full_runs
 from suffice.learn.features import DENSE
-from suffice.learn.keeper import Certifier, Plan, full_runs
 from suffice.learn.served import FoldedModels
 from suffice.replay.online.drift import Drift, losing_share, relabelled, worlds
 from suffice.replay.online.loop import PERIOD, Stream, run_stream

@@ -23,7 +23,7 @@ from suffice.learn.audits import Floats
 from suffice.replay.online.result import Course, OnlineReport
 from suffice.replay.report.plot import COLOURS, FAINT, INK
 from suffice.replay.report.wording import percent
-from suffice.shown import plural, printable
+from suffice.sanitize import plural, printable
 
 _HEADS: Final = ("set", "requests", "saved %", "late %", "no probes", "late drop", "over budget", "audits", "alarms")
 SMOOTH: Final = 5  # blocks of the course that are averaged

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from suffice.episode.finish import N_RIVALS
+from suffice.episode.answer_forcing import N_RIVALS
 from suffice.errors import ConfigError
 from suffice.files import json_object
 from suffice.scoring.base import Spec

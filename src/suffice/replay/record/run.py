@@ -18,14 +18,14 @@ from typing import Any
 import msgspec
 
 from suffice.episode import vote
-from suffice.episode.ending import Delivery
-from suffice.episode.finish import Continuer
+from suffice.episode.answer_forcing import Continuer
+from suffice.episode.chunk_parsing import entropy_of, first_choice, margin_of
+from suffice.episode.held_tail import Delivery
 from suffice.episode.ledger import Ledger
-from suffice.episode.reading import entropy_of, first_choice, margin_of
 from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.samples import SampleRun, refusal, text_of
-from suffice.episode.seen import Wants
 from suffice.episode.segment import Checkpoint, build_segmenter
+from suffice.episode.stream_state import Wants
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.replay.record.ask import QuestionLine, RecordingRecipe
 from suffice.replay.traces.form import LAST, MAJORITY_VOTE

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from suffice.shown import printable
+from suffice.sanitize import printable
 
 
 class Html(str):

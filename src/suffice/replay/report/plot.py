@@ -20,8 +20,8 @@ from typing import Any, Final
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
 from suffice.replay.report.wording import letters, percent, points
-from suffice.replay.study.result import PolicyResult, SetPart, PlotPoint, SetReport
-from suffice.shown import plural, printable
+from suffice.replay.study.result import PlotPoint, PolicyResult, SetPart, SetReport
+from suffice.sanitize import plural, printable
 
 INK: Final = "#22272e"      # text and axes; the page puts its own colours in the place of these three
 FAINT: Final = "#8a929c"    # axes and grid

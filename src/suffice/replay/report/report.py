@@ -19,7 +19,7 @@ from suffice.replay.report.page import Html, join, table, tag
 from suffice.replay.report.plot import COLOURS, FAINT, INK, PAPER, PlotFiles, by_class, frontier
 from suffice.replay.report.wording import groups, headline, interval, letters, percent, points, reading
 from suffice.replay.study.result import PolicyResult, SetPart, SetReport
-from suffice.shown import plural
+from suffice.sanitize import plural
 
 _HEADS: Final = (
     "policy", "tokens saved %", "drop", "95 %", "misses %", "EM %", "lost", "gained", "saved, 95 %",

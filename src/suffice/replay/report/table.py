@@ -16,7 +16,7 @@ from rich.text import Text
 
 from suffice.replay.report.wording import groups, interval, percent, points, reading
 from suffice.replay.study.result import PolicyResult, SetReport
-from suffice.shown import plural, printable
+from suffice.sanitize import plural, printable
 
 WIDTH: Final = 100
 _HEADS: Final = ("policy", "EM %", "drop", "95 %", "lost", "gained", "saved %", "no probes", "misses %")

@@ -13,7 +13,7 @@ from typing import Final
 
 from suffice.assurance.bounds import Interval
 from suffice.replay.study.result import Choice, Family, PolicyResult, SetReport
-from suffice.shown import printable
+from suffice.sanitize import printable
 
 GROUPS: Final[tuple[tuple[Family, Choice | None, str], ...]] = (
     ("full", None, "Full runs"),

@@ -18,7 +18,7 @@ from suffice.replay.study.ladders import needs_of, published
 from suffice.replay.study.points import MARGIN, NONE, miss_share, pick, pick_plainly, seen
 from suffice.replay.study.runs import Floats, concatenate, make_runs
 from suffice.replay.study.scores import Score
-from suffice.replay.study.study import Laid, StudyOptions, LadderPool, Study
+from suffice.replay.study.study import LadderPool, Laid, Study, StudyOptions
 from suffice.replay.study.sums import FIELDS, N_FOLDS, QuestionSums
 from suffice.replay.traces.survey import Survey
 from suffice.signals.features import FeatureSet

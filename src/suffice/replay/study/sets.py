@@ -32,11 +32,21 @@ from suffice.replay.study.ladders import (
 from suffice.replay.study.nested import difference
 from suffice.replay.study.parts import Parts
 from suffice.replay.study.points import MARGIN, NONE, bootstrap, miss_share, pick_plainly, seen
-from suffice.replay.study.result import Choice, Family, PolicyResult, PlotPoint, SetReport
+from suffice.replay.study.result import Choice, Family, PlotPoint, PolicyResult, SetReport
 from suffice.replay.study.runs import Bools, Halts, Runs, concatenate, make_runs, oracle, take
 from suffice.replay.study.scores import SCORES, Score
-from suffice.replay.study.study import N_LEVELS, FoldChoice, Laid, ScoreLevels, StudyOptions, LadderPool, Study, fix, lay
-from suffice.replay.study.sums import N_FOLDS, SumsFold, QuestionSums, folds_of
+from suffice.replay.study.study import (
+    N_LEVELS,
+    FoldChoice,
+    LadderPool,
+    Laid,
+    ScoreLevels,
+    Study,
+    StudyOptions,
+    fix,
+    lay,
+)
+from suffice.replay.study.sums import N_FOLDS, QuestionSums, SumsFold, folds_of
 from suffice.replay.traces.survey import Survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind

@@ -24,10 +24,10 @@ from suffice.replay.study.points import MARGIN, NONE, pick, seen
 from suffice.replay.study.runs import Floats, Halts, Runs, Says
 from suffice.replay.study.scores import (
     CrossFit,
+    ExampleTable,
     Key,
     Model,
     Score,
-    ExampleTable,
     features_for,
     features_of,
     make_table,
@@ -35,7 +35,7 @@ from suffice.replay.study.scores import (
     score_rows,
     stop_codes,
 )
-from suffice.replay.study.sums import SumsFold, QuestionSums, folds_of
+from suffice.replay.study.sums import QuestionSums, SumsFold, folds_of
 
 N_LEVELS = 61
 HOPELESS_KEY: Key = ("hopeless", "linear")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TraceError
-from suffice.replay.traces.columns import TraceColumns, TextColumn, vote_winners
+from suffice.replay.traces.columns import TextColumn, TraceColumns, vote_winners
 from suffice.replay.traces.form import (
     KIND_OF_SETTING,
     LAST,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from suffice.errors import TraceError
 from suffice.files import PRIVATE, make_folder, open_unpacked, whole_file
 from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.columns import MOST, TraceColumns, TextColumn
+from suffice.replay.traces.columns import MOST, TextColumn, TraceColumns
 from suffice.replay.traces.form import NULL, RUN_COLUMNS, STEP_COLUMNS, Column
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MOST)]

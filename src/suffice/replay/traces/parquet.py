@@ -17,7 +17,7 @@ from suffice.errors import TraceError
 from suffice.extras import how_to_install
 from suffice.files import whole_file
 from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.columns import TraceColumns, TextColumn
+from suffice.replay.traces.columns import TextColumn, TraceColumns
 from suffice.replay.traces.form import NULL, RUN_COLUMNS, STEP_COLUMNS, Column
 
 MOST_STEPS: Final = 2_000_000  # of one stretch, on average; longer runs come in fewer rows

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TraceError
-from suffice.replay.traces.columns import TraceColumns, TextColumn
+from suffice.replay.traces.columns import TextColumn, TraceColumns
 
 ID: Final = ("dataset", "model", "run", "question_id")
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads sums over all bits

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.replay.traces.columns import TraceColumns, TextColumn
+from suffice.replay.traces.columns import TextColumn, TraceColumns
 
 COLUMNS: Final = ("dataset", "setting", "task", "model", "run", "question_id")
 

@@ -35,7 +35,7 @@ from suffice.replay.study.sums import FIELDS, N_FOLDS, QuestionSums, columns_of,
 from suffice.replay.traces.survey import Survey
 from suffice.replay.tune.scored import CLASS_COLUMN, ScoreTable, build_scored, model_named, uses_classes
 from suffice.replay.tune.space import LEARNED, Size, draw_spec, families, first_tries, needs_of
-from suffice.replay.tune.tuned import PolicyFigures, OuterFold, TunedSet, n_parts, optimism_of, unseen_of
+from suffice.replay.tune.tuned import OuterFold, PolicyFigures, TunedSet, n_parts, optimism_of, unseen_of
 from suffice.signals.features import FeatureSet
 
 Spec = Mapping[str, Any]  # what `build_policy` takes, a model named by a word. Any: parameters differ in type

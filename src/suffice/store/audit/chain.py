@@ -24,7 +24,7 @@ from typing import Final
 import msgspec
 
 from suffice.errors import StoreError
-from suffice.store.audit.personal import Part, BodySplit, redacted, split, without
+from suffice.store.audit.personal import BodySplit, Part, redacted, split, without
 from suffice.store.rows.events import UNCHAINED, FeedbackGiven, Row
 
 FORM: Final = 1            # how rows are digested; another way gets another number, and both stay readable

@@ -21,7 +21,7 @@ from typing import Final, Self
 from suffice.errors import StoreError
 from suffice.store.audit.chain import Appender
 from suffice.store.audit.personal import Part
-from suffice.store.database import owners
+from suffice.store.database import process_locks
 from suffice.store.database.sqlite import enter, unusable
 from suffice.store.rows.events import Event, to_row
 
@@ -57,7 +57,7 @@ class Decisions:
     """One writer of decisions on one log. Open it with `Decisions.open`, close it when done."""
 
     def __init__(
-        self, path: Path, claim: owners.ProcessLock, owner: int,
+        self, path: Path, claim: process_locks.ProcessLock, owner: int,
         *, now: Callable[[], float], monotonic_s: Callable[[], float], lease_s: float, redact: tuple[Part, ...] = (),
     ) -> None:
         self.path, self.owner, self._redact = path, owner, redact
@@ -139,7 +139,7 @@ class Decisions:
         if owner == self.owner:
             return False  # this very worker, in another of its threads
         found = connection.execute("SELECT lock FROM owners WHERE id = ?", (owner,)).fetchone()
-        if found is None or not owners.is_alive(self.path, found[0]):
+        if found is None or not process_locks.is_alive(self.path, found[0]):
             return True
         sight, now_s = self._seen.get(job), self._monotonic_s()
         if sight is None or (sight.token, sight.beat) != (token, beat):
@@ -215,4 +215,4 @@ def read_artefact(connection: sqlite3.Connection, address: str) -> str | None:
 def is_attended(connection: sqlite3.Connection, path: Path) -> bool:
     """Does a living worker hold a job of this log now?"""
     rows = connection.execute("SELECT o.lock FROM leases l JOIN owners o ON o.id = l.owner WHERE l.held = 1").fetchall()
-    return any(owners.is_alive(path.resolve(), lock) for (lock,) in rows)
+    return any(process_locks.is_alive(path.resolve(), lock) for (lock,) in rows)

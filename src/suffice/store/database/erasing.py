@@ -21,7 +21,7 @@ from suffice.store.audit.chain import Appender, forget_salts
 from suffice.store.audit.personal import WORDS, Part, holds, without
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import unusable
-from suffice.store.rows.audit_events import WordsErased, Erasure
+from suffice.store.rows.audit_events import Erasure, WordsErased
 from suffice.store.rows.events import to_row
 
 BATCH_ROWS: Final = 2_000  # in one transaction: whoever else writes waits for so long
@@ -68,7 +68,7 @@ class ErasureOrder:
 
 
 @dataclass(slots=True)
-class Tally:
+class ErasureTally:
     """What an erasure has done so far."""
 
     n_rows: int = 0       # that were changed
@@ -122,7 +122,7 @@ def aged(connection: sqlite3.Connection, limit_s: float, *, after_seq: int, unti
     return found
 
 
-def erase(writer: Decisions, order: ErasureOrder, rows: Sequence[int], tally: Tally, *, until_seq: int = 0) -> None:
+def erase(writer: Decisions, order: ErasureOrder, rows: Sequence[int], tally: ErasureTally, *, until_seq: int = 0) -> None:
     """Take the words out of these rows, batch by batch. Raises StoreError; what was done until then stays done.
 
     rows       places in the log; those without such words are left alone
@@ -134,7 +134,7 @@ def erase(writer: Decisions, order: ErasureOrder, rows: Sequence[int], tally: Ta
         _erase_batch(writer, order, batch, tally, until_seq if is_last else 0)
 
 
-def _erase_batch(writer: Decisions, order: ErasureOrder, batch: Sequence[int], tally: Tally, until_seq: int) -> None:
+def _erase_batch(writer: Decisions, order: ErasureOrder, batch: Sequence[int], tally: ErasureTally, until_seq: int) -> None:
     with writer.transaction() as connection:
         connection.execute("PRAGMA secure_delete = ON")
         chained, n_rows = list[int](), 0

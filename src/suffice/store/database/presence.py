@@ -19,8 +19,8 @@ from typing import Any, Final
 import msgspec
 
 from suffice.files import read_start
-from suffice.shown import printable
-from suffice.store.database.owners import is_locked, try_lock
+from suffice.sanitize import printable
+from suffice.store.database.process_locks import is_locked, try_lock
 from suffice.telemetry import LOG
 
 ENDING: Final = ".gateway"

@@ -33,7 +33,7 @@ from suffice.files import create_private, tighten
 from suffice.settings import Store
 from suffice.store.audit.chain import Appender, begin_chain, is_chained, repeats
 from suffice.store.audit.personal import Part
-from suffice.store.database import owners, schema, views
+from suffice.store.database import process_locks, schema, views
 from suffice.store.database.log import Receipt, StoredEvent
 from suffice.store.database.unfinished import OpenRequests
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, Row, to_row
@@ -88,7 +88,7 @@ def database_path(url: str) -> Path:
     return Path(name)
 
 
-def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[owners.ProcessLock, int]:
+def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[process_locks.ProcessLock, int]:
     """Open or create the file for a process that will write to it: its claim to be alive, and its number as a writer.
 
     now_s   Unix time; informative
@@ -106,7 +106,7 @@ def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[owners.Proc
             schema.check_pages(connection, str(path))
             schema.migrate(connection, str(path))
             begin_chain(connection, now_s)
-            claim = owners.claim(path)
+            claim = process_locks.claim(path)
             owner = int(connection.execute(
                 "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id",
                 (claim.name, os.getpid(), now_s),
@@ -133,7 +133,7 @@ class SqliteLog:
     """An EventLog in one SQLite file. Open it with `SqliteLog.open`; close it when done."""
 
     def __init__(
-        self, path: Path, settings: Store, now: Callable[[], float], claim: owners.ProcessLock, owner: int,
+        self, path: Path, settings: Store, now: Callable[[], float], claim: process_locks.ProcessLock, owner: int,
         *, redact: tuple[Part, ...] = (),
     ) -> None:
         self.path, self._redact = path, redact
@@ -239,10 +239,10 @@ class SqliteLog:
         try:
             with contextlib.closing(_connect(self.path, _OPEN_BUSY_S)) as connection:
                 others = connection.execute("SELECT id, lock, settled FROM owners WHERE id <> ?", (self._owner,))
-                dead = [one for one in others.fetchall() if not owners.is_alive(self.path, one[1])]
+                dead = [one for one in others.fetchall() if not process_locks.is_alive(self.path, one[1])]
                 n_lost = self._mark_lost(connection, {owner: settled for owner, _, settled in dead}) if dead else 0
                 for _, name, _ in dead:
-                    owners.forget(self.path, name)
+                    process_locks.forget(self.path, name)
         except (sqlite3.Error, OSError) as error:
             raise unusable(self.path, error) from error
         return n_lost

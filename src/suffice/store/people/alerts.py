@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from suffice.store.database.views import decoded
-from suffice.store.people.endings import ENDS, Trouble, endings_of, trouble_of
+from suffice.store.people.alert_resolution import ENDS, Trouble, endings_of, trouble_of
 from suffice.store.people.notices import READS, Notice, alerts_of
-from suffice.store.routes.epochs import last_place
+from suffice.store.routes.windows import last_place
 from suffice.store.rows.advice_events import RouteMonitored
 from suffice.store.rows.alert_events import AlertSent
 from suffice.store.rows.events import EVENTS, Event

@@ -20,7 +20,7 @@ from suffice.store.audit.chain import require_chain
 from suffice.store.database.views import decoded, reading
 from suffice.store.rows.access_events import AccessChanged
 from suffice.store.rows.advice_events import VersionProposed
-from suffice.store.rows.audit_events import ConfigChanged, WordsErased, Exported
+from suffice.store.rows.audit_events import ConfigChanged, Exported, WordsErased
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
 from suffice.store.rows.events import EVENTS, Event
 from suffice.store.rows.experiment_events import ExperimentChanged, ExperimentStarted, ExperimentStopped

@@ -14,15 +14,15 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from suffice.errors import StoreError
-from suffice.review.decide import IncidentForm, Now, DecisionRows, OverrideForm, decide, in_words, override_of
+from suffice.review.decide import DecisionRows, IncidentForm, Now, OverrideForm, decide, in_words, override_of
 from suffice.review.incident import Incident, name_by_hand
 from suffice.review.override import Override, OverrideEnd, why_not, words
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import decoded, reading
 from suffice.store.people.holds import read_holds
-from suffice.store.routes.epochs import publications
 from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.windows import publications
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, PolicyPublished
 from suffice.store.rows.events import Event
 from suffice.store.rows.hold_events import IncidentDecided, IncidentOpened, OverrideEnded, OverrideSet

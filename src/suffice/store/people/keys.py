@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.store.database.views import decoded, reading
-from suffice.store.rows.key_events import KeyUsed, ObjectMade, StoredObject, Usage
+from suffice.store.rows.key_events import KeyUsage, KeyUsed, ObjectMade, StoredObject
 
 _MADE: Final = "SELECT seq, body FROM events WHERE kind = 'object_made' AND key = ?"
 # ";" is the character behind ":".
@@ -25,7 +25,7 @@ def stored_object(path: Path, object_id: str) -> StoredObject | None:
     return None if found is None else decoded(found[0], ObjectMade, found[1]).made
 
 
-def used_on(path: Path, day: str) -> list[Usage]:
+def used_on(path: Path, day: str) -> list[KeyUsage]:
     """What keys with a budget have used on a UTC day, in parts. Raises StoreError."""
     with reading(path) as connection:
         rows = connection.execute(_USED, (day, day)).fetchall()

@@ -13,8 +13,8 @@ from typing import Final, Literal
 from urllib.parse import quote
 
 from suffice.rollout.stages import EVIDENCE
+from suffice.sanitize import printable
 from suffice.settings import AlertKind
-from suffice.shown import printable
 from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
 from suffice.store.rows.alert_events import FailOpenHigh
 from suffice.store.rows.control_events import AlarmRaised, EnforcementPaused

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.extractable import WINDOW_RUNS, refusal
-from suffice.assurance.outlook import Outlook
+from suffice.assurance.route_forecast import Outlook
 from suffice.assurance.tally import Tally
-from suffice.review.guarantee import RouteGuarantee, GuaranteeInputs, guarantee_of
+from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guarantee_of
 from suffice.rollout.experiment import RunningExperiment
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route

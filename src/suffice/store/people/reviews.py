@@ -23,7 +23,7 @@ from suffice.settings import Review as ReviewRules
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.schema import MIGRATIONS
 from suffice.store.database.views import decoded, newer, reading
-from suffice.store.routes.epochs import whole_episodes
+from suffice.store.routes.windows import whole_episodes
 from suffice.store.rows.events import EVENTS, Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.review_events import (
     QuestionKept,

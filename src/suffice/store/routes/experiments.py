@@ -23,9 +23,9 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import EpisodeWithLabels, decoded, read_episodes, reading
 from suffice.store.rows.events import EVENTS
 from suffice.store.rows.experiment_events import (
-    ExperimentStart,
-    ExperimentEnd,
     ExperimentChanged,
+    ExperimentEnd,
+    ExperimentStart,
     ExperimentStarted,
     ExperimentStopped,
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from suffice.review.guarantee import window_of
+from suffice.review.route_guarantee import window_of
 from suffice.store.database.views import reading
 from suffice.store.routes.in_force import DeploymentState, InForce, read_decided
 from suffice.store.routes.sampling import n_counted

@@ -15,17 +15,24 @@ from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from suffice.errors import ConfigError
-from suffice.rollout.pace import Past, refusal
+from suffice.rollout.cool_down import Past, refusal
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import State, Transition, begin, hold, promote, resume, roll_back
-from suffice.rollout.versions import VersionLineage, Version, make_version, open_version, seal
+from suffice.rollout.versions import Version, VersionLineage, make_version, open_version, seal
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import decoded, reading
-from suffice.store.routes.epochs import requests_since
+from suffice.store.routes.windows import requests_since
 from suffice.store.rows.events import EVENTS
-from suffice.store.rows.rollout_events import RolloutStart, RolloutMove, RolloutBegun, RolloutMoved, RolloutUndone, RolloutUndo
+from suffice.store.rows.rollout_events import (
+    RolloutBegun,
+    RolloutMove,
+    RolloutMoved,
+    RolloutStart,
+    RolloutUndo,
+    RolloutUndone,
+)
 
 # By the unique index on kind and key, which holds a handful of such rows however long the log is.
 _ROWS: Final = """

@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.tally import Tally
-from suffice.store.database.views import StoredLabel, EpisodeWithLabels, decoded, labels_named, labels_of
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, labels_named, labels_of
 from suffice.store.routes import rollups
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RequestsCounted
@@ -37,14 +37,14 @@ _NAMED: Final = """
 
 
 @dataclass(frozen=True, slots=True)
-class Began:
+class RequestStart:
     """A request began."""
 
     route: str
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RunEnd:
     """A run ended; what was said about it by the end of the stretch belongs to it."""
 
     at_s: float
@@ -52,7 +52,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class UnwrittenRequests:
     """Requests ended that left nothing but this."""
 
     at_s: float
@@ -60,7 +60,7 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True)
-class Relabelled:
+class LabelChange:
     """Somebody said something of a run that ended in an earlier stretch."""
 
     at_s: float  # of its end
@@ -69,7 +69,7 @@ class Relabelled:
 
 
 @dataclass(frozen=True, slots=True)
-class Recalled:
+class UnwrittenLabel:
     """Somebody said something of a run that left no rows, and that its gateway still knew."""
 
     about: RecalledRun
@@ -77,7 +77,7 @@ class Recalled:
     after: EpisodeWithLabels
 
 
-Change: TypeAlias = Began | Ended | Counted | Relabelled | Recalled
+Change: TypeAlias = RequestStart | RunEnd | UnwrittenRequests | LabelChange | UnwrittenLabel
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,11 @@ def read_stretch(connection: sqlite3.Connection, since: int, limit: int) -> Stre
     for seq, at_s, kind, key, episode_id, route, body in rows:
         change: Change | None
         if kind == RequestSeen.kind:
-            change = Began(route or "")
+            change = RequestStart(route or "")
         elif kind == RequestEnded.kind:
             change = _ended(connection, seq, at_s, key, body, until_seq=last)
         elif kind == RequestsCounted.kind:
-            change = Counted(at_s, decoded(seq, RequestsCounted, body))
+            change = UnwrittenRequests(at_s, decoded(seq, RequestsCounted, body))
         else:
             given = decoded(seq, FeedbackGiven, body)
             change = _relabelled(connection, seq, episode_id, given, since_seq=since)
@@ -111,19 +111,19 @@ def read_stretch(connection: sqlite3.Connection, since: int, limit: int) -> Stre
 
 def _ended(
     connection: sqlite3.Connection, seq: int, at_s: float, name: str, body: str, *, until_seq: int
-) -> Ended | None:
+) -> RunEnd | None:
     asked = connection.execute(_ASKED, (name,)).fetchone()
     if asked is None:
         return None
     outcome = decoded(seq, RequestEnded, body).outcome
     labels = labels_of(connection, name, outcome.response_id, until_seq=until_seq)
     episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
-    return Ended(at_s, EpisodeWithLabels(seq=seq, episode=episode, labels=labels))
+    return RunEnd(at_s, EpisodeWithLabels(seq=seq, episode=episode, labels=labels))
 
 
 def _relabelled(
     connection: sqlite3.Connection, seq: int, episode_id: str | None, given: FeedbackGiven, *, since_seq: int
-) -> Relabelled | Recalled | None:
+) -> LabelChange | UnwrittenLabel | None:
     """None: there is no such run yet, or it ended in this stretch and is counted with all of its labels."""
     name = episode_id or _by_response(connection, given.feedback.response_id)
     ended = connection.execute(_ENDED, (name,)).fetchone() if name is not None else None
@@ -136,19 +136,19 @@ def _relabelled(
     episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
     labels = labels_of(connection, name, outcome.response_id, until_seq=seq)
     before = tuple(label for label in labels if label.seq < seq)
-    return Relabelled(
+    return LabelChange(
         ended[1], EpisodeWithLabels(seq=seq, episode=episode, labels=before), EpisodeWithLabels(seq=seq, episode=episode, labels=labels)
     )
 
 
-def _recalled(connection: sqlite3.Connection, seq: int, given: FeedbackGiven) -> Recalled | None:
+def _recalled(connection: sqlite3.Connection, seq: int, given: FeedbackGiven) -> UnwrittenLabel | None:
     named = given.feedback.episode_id, given.feedback.response_id
     about = given.about or first_about(labels_named(connection, *named, until_seq=seq))
     if about is None:
         return None
     labels, episode = labels_named(connection, about.episode_id, about.response_id, until_seq=seq), _episode(about)
     before, after = (EpisodeWithLabels(seq=seq, episode=episode, labels=known) for known in (labels[:-1], labels))
-    return Recalled(about, before, after)
+    return UnwrittenLabel(about, before, after)
 
 
 def first_about(labels: Iterable[StoredLabel]) -> RecalledRun | None:
@@ -188,7 +188,7 @@ def measured(item: EpisodeWithLabels, match: Match) -> RunNumbers:
 
 
 @dataclass(frozen=True, slots=True)
-class Scoring:
+class RouteScorer:
     """How answers of a route are compared with labels."""
 
     name: str  # "": to the letter
@@ -196,7 +196,7 @@ class Scoring:
 
 
 def fold(
-    tallies: dict[str, Tally], changes: Iterable[Change], scoring: Callable[[str], Scoring], *,
+    tallies: dict[str, Tally], changes: Iterable[Change], scoring: Callable[[str], RouteScorer], *,
     only: Collection[str] | None = None,
 ) -> None:  # fmt: skip
     """Add changes to the tallies of their routes.
@@ -205,19 +205,19 @@ def fold(
     """
     for change in changes:
         route = route_of(change)
-        if isinstance(change, Recalled):
+        if isinstance(change, UnwrittenLabel):
             continue  # the run is among those that were counted, and no tally tells their labels apart
         if only is not None and route not in only:
             continue
         tally = tallies.get(route)
         if tally is None:
             tally = tallies[route] = Tally(scorer=scoring(route).name)
-        if isinstance(change, Began):
+        if isinstance(change, RequestStart):
             tally.ask()
-        elif isinstance(change, Counted):
+        elif isinstance(change, UnwrittenRequests):
             for cell in change.event.counted.cells:
                 tally.add_unkept(cell)
-        elif isinstance(change, Ended):
+        elif isinstance(change, RunEnd):
             episode = change.item.episode
             governed = episode.request.ungoverned is None
             run = measured(change.item, scoring(route).match) if governed else None
@@ -229,17 +229,17 @@ def fold(
 
 def route_of(change: Change) -> str:
     """The route that a change is of."""
-    if isinstance(change, Began):
+    if isinstance(change, RequestStart):
         return change.route
-    if isinstance(change, Counted):
+    if isinstance(change, UnwrittenRequests):
         return change.event.counted.route
-    if isinstance(change, Recalled):
+    if isinstance(change, UnwrittenLabel):
         return change.about.route
-    item = change.item if isinstance(change, Ended) else change.after
+    item = change.item if isinstance(change, RunEnd) else change.after
     return item.episode.request.route
 
 
-def tallies_now(connection: sqlite3.Connection, scoring: Callable[[str], Scoring]) -> dict[str, Tally]:
+def tallies_now(connection: sqlite3.Connection, scoring: Callable[[str], RouteScorer]) -> dict[str, Tally]:
     """The tally of every route that the log has seen, by name, up to the log's last row. Raises StoreError.
 
     A route whose labels were compared by another scorer than `scoring` names is read again from the beginning.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.store.rows.belonging import OfNoEpisode
+from suffice.store.rows.route_event import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.outlook import Alert, Outlook
-from suffice.store.rows.belonging import OfNoEpisode
+from suffice.assurance.route_forecast import Alert, Outlook
+from suffice.store.rows.route_event import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True)

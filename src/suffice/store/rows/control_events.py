@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.store.rows.belonging import OfNoEpisode
+from suffice.store.rows.route_event import OfNoEpisode
 from suffice.types import Alarm, Epoch, JobRun, LabelRequest, Pause, Publication, Resumption
 
 

@@ -28,8 +28,7 @@ import msgspec
 from suffice.store.rows.access_events import AccessChanged
 from suffice.store.rows.advice_events import AlertRaised, ArmProposed, RouteMonitored, VersionProposed
 from suffice.store.rows.alert_events import AlertSent, FailOpenHigh
-from suffice.store.rows.audit_events import ConfigChanged, WordsErased, Exported
-from suffice.store.rows.belonging import OfNoEpisode
+from suffice.store.rows.audit_events import ConfigChanged, Exported, WordsErased
 from suffice.store.rows.control_events import (
     AlarmRaised,
     EnforcementPaused,
@@ -53,6 +52,7 @@ from suffice.store.rows.review_events import (
     VerdictGiven,
 )
 from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
+from suffice.store.rows.route_event import OfNoEpisode
 from suffice.store.rows.sampling_events import RatesSet, RequestsCounted
 from suffice.store.rows.serving_events import LogMissed, VersionRefused
 from suffice.types import Feedback, Findings, Outcome, RecalledRun, Request, RouteFindings

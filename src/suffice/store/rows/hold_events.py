@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from suffice.review.incident import Incident, IncidentDecision
 from suffice.review.override import Override, OverrideEnd
-from suffice.store.rows.belonging import OfNoEpisode
+from suffice.store.rows.route_event import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True)

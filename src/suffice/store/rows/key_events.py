@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.store.rows.belonging import OfNoEpisode
+from suffice.store.rows.route_event import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class ObjectMade(OfNoEpisode):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class KeyUsage:
     """Tokens that one key has used."""
 
     usage_id: str
@@ -56,7 +56,7 @@ class KeyUsed(OfNoEpisode):
     """A key with a budget has used tokens."""
 
     kind: ClassVar[Literal["key_used"]] = "key_used"
-    usage: Usage
+    usage: KeyUsage
 
     @property
     def key(self) -> str:

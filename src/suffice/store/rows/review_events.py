@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.review.items import ControlDraw, ReviewItem, ReviewLease, ItemReturn, Verdict
+from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict
 from suffice.review.question import Source
-from suffice.store.rows.belonging import OfNoEpisode
+from suffice.store.rows.route_event import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import State, Transition
-from suffice.store.rows.belonging import OfNoEpisode
+from suffice.store.rows.route_event import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

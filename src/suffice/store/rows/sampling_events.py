@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from suffice.assurance.sampling import Unkept
-from suffice.store.rows.belonging import OfNoEpisode
+from suffice.store.rows.route_event import OfNoEpisode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,30 @@
 learners has no noise but that of what they learned.
 """
 
-from suffice.testing.knobs.lives import LearnerHistory, best_fixed, hindsight, run_fixed, run_greedy, run_tuner, tuning_of
-from suffice.testing.knobs.worlds import ARMS, CLASSES, SCENARIOS, LabelLaw, Story, ArmWorld, story
+from suffice.testing.knobs.lives import (
+    LearnerHistory,
+    best_fixed,
+    hindsight,
+    run_fixed,
+    run_greedy,
+    run_tuner,
+    tuning_of,
+)
+from suffice.testing.knobs.worlds import ARMS, CLASSES, SCENARIOS, ArmWorld, LabelLaw, Story, story
 
 __all__ = [
-    "ARMS", "CLASSES", "SCENARIOS", "LabelLaw", "LearnerHistory", "Story", "ArmWorld", "best_fixed", "hindsight", "run_fixed",
-    "run_greedy", "run_tuner", "story", "tuning_of",
+    "ARMS",
+    "CLASSES",
+    "SCENARIOS",
+    "ArmWorld",
+    "LabelLaw",
+    "LearnerHistory",
+    "Story",
+    "best_fixed",
+    "hindsight",
+    "run_fixed",
+    "run_greedy",
+    "run_tuner",
+    "story",
+    "tuning_of",
 ]  # fmt: skip

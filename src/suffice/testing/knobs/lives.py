@@ -12,12 +12,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.trust import TrustedLabel
+from suffice.assurance.label_precedence import TrustedLabel
 from suffice.learn.price import PriceBounds
 from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tuner
-from suffice.learn.tuning import TuningProposal, Tick, TuningBounds
-from suffice.testing.knobs.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_REQUEST, Story, ArmWorld
+from suffice.learn.tuning import Tick, TuningBounds, TuningProposal
+from suffice.testing.knobs.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_REQUEST, ArmWorld, Story
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -18,7 +18,7 @@ from suffice.testing.simulated.arrivals import ArrivalRate, arrival_times, spike
 from suffice.testing.simulated.labels import NEVER, LabelDelays, label_times
 from suffice.testing.simulated.scenarios import SCENARIOS, Path, Scenario, in_world, simulate
 from suffice.testing.simulated.traffic import EARLY, FEATURES, SimulatedTraffic
-from suffice.testing.simulated.worlds import HARSH, MANY, USUAL, WORLDS, QueryClass, ClassWorld
+from suffice.testing.simulated.worlds import HARSH, MANY, USUAL, WORLDS, ClassWorld, QueryClass
 
 __all__ = [
     "EARLY",
@@ -29,13 +29,13 @@ __all__ = [
     "SCENARIOS",
     "USUAL",
     "WORLDS",
-    "LabelDelays",
     "ArrivalRate",
+    "ClassWorld",
+    "LabelDelays",
     "Path",
     "QueryClass",
     "Scenario",
     "SimulatedTraffic",
-    "ClassWorld",
     "arrival_times",
     "in_world",
     "label_times",

@@ -1,0 +1,328 @@
+"""`suffice audit`: is the audit log what was written, what does it say, and what does a certificate rest on?
+
+Knows options and how rows look to a person, a program and a spreadsheet; refuses to know digests
+(`store.audit.verify`) and what rows mean (`store.people.audit_view`). Heavy imports stand inside the functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from suffice.cli.shell import CONFIG_FILE, JSON_LINES, JSON_OBJECT, CommandGroup, fail
+
+if TYPE_CHECKING:
+    from suffice.settings import Settings
+    from suffice.store.audit.heads import KeptHead
+    from suffice.store.audit.verify import BadRow, ChainCheck
+    from suffice.store.people.audit_view import AuditEntry
+
+F = TypeVar("F", bound=Callable[..., Any])
+COLUMNS = ("place", "seq", "at", "kind", "route", "episode_id", "who", "before", "after", "why", "link", "event")
+_WIDTH = 100  # of a line of words
+
+
+def _log_options(command: F) -> F:
+    """Which log: the settings', or one that is named."""
+    named = click.option("--db", type=click.Path(path_type=Path), metavar="FILE",
+                         help="This log instead of the settings'.")
+    return CONFIG_FILE(named(command))
+
+
+@click.group(cls=CommandGroup)
+def audit() -> None:
+    """The audit log: who changed what, when and why, in a chain that shows tampering."""
+
+
+@audit.command()
+@_log_options
+@click.option("--head", "heads", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="Heads that were exported; repeatable. [default: the settings' audit.file, if it is there]")
+@JSON_OBJECT
+def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool) -> None:
+    """Walk the whole chain and name the first row that is not what was written.
+
+    First the pages of the file are compared with each other and with their indexes.
+    Without exported heads nobody can tell that the end was cut off, or that the whole was written anew.
+    Exits with 1 when something is wrong, and with 2 when the log cannot be read.
+    """
+    from suffice.errors import StoreError, SufficeError
+    from suffice.store.audit.verify import verify as walk
+    from suffice.store.database.damage import find_damage
+    from suffice.store.database.sqlite import database_path
+    from suffice.store.database.views import reading
+    from suffice.wiring.audit import audit_key
+
+    damage = ""
+    try:
+        settings = _settings(config, db)
+        files = heads or _own_heads(settings, named=db is not None)
+        key = audit_key(settings)
+        kept = _read_heads(files, key)
+        path = database_path(settings.store.url)
+        found = find_damage(path, thorough=True)
+        with reading(path) as connection:
+            damage = found or ""
+            if found is None:
+                raise StoreError(f"store {path}: its pages could not be read through; try again")
+            verdict = walk(connection, [one.head for _, one in kept if one.signed is not False])
+    except SufficeError as error:
+        fail("audit verify", f"LOG DAMAGED: {damage}: {error}" if damage else error, 1 if damage else 2)
+    forged = [(file, one) for file, one in kept if one.signed is False]
+    if as_json:
+        _print_json(verdict, forged, damage, signatures=key is not None)
+    else:
+        if damage:
+            click.echo(f"LOG DAMAGED: {path}: {damage}; restore a backup")
+        _print_verdict(verdict, forged, files, signatures=key is not None)
+    raise SystemExit(0 if verdict.ok and not forged and not damage else 1)
+
+
+def _settings(config: Path, db: Path | None) -> Settings:
+    """The settings, or plain ones around a log that was named. Raises ConfigError."""
+    from suffice import wiring
+    from suffice.settings import Settings, Store
+
+    if db is None:
+        return wiring.load_deployment(config)
+    return Settings(store=Store(url=f"sqlite:///{db.resolve()}"))
+
+
+def _own_heads(settings: Settings, *, named: bool) -> tuple[Path, ...]:
+    file = Path(settings.audit.file)
+    return (file,) if settings.audit.file and not named and file.exists() else ()
+
+
+def _read_heads(files: tuple[Path, ...], key: bytes | None) -> list[tuple[Path, KeptHead]]:
+    from suffice.store.audit.heads import read_heads
+
+    return [(file, one) for file in files for one in read_heads(file, key=key)]
+
+
+def _print_verdict(
+    verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], files: tuple[Path, ...], *, signatures: bool
+) -> None:
+    for file, one in forged:
+        click.echo(f"BAD HEAD: {file}, line {one.line}: is not signed with this deployment's secret")
+    if verdict.bad is not None:
+        click.echo(f"BAD: {_place(verdict.bad)}: {verdict.bad.what}")
+    beginning, head = verdict.beginning, verdict.head
+    if beginning is not None and beginning.n_before:
+        click.echo(f"{beginning.n_before:,} rows up to row {beginning.after_seq:,} of the log were written before there"
+                   " was a chain; nothing vouches for them")  # fmt: skip
+    found = "checked" if not verdict.ok else "are what was written"
+    click.echo(f"{verdict.n_rows:,} rows of the chain {found}" + _erased(verdict))
+    if head is not None:
+        click.echo(f"head: place {head.place:,}, row {head.seq:,} of the log, {head.link}")
+    if not files:
+        click.echo("no exported head to compare with: a cut end or a chain that was written anew would not be seen")
+    else:
+        unsigned = "" if signatures else "; their signatures were not checked: the deployment's secret is not here"
+        click.echo(f"compared with {verdict.n_heads:,} exported heads{unsigned}")
+
+
+def _erased(verdict: ChainCheck) -> str:
+    if not verdict.n_erased:
+        return ""
+    return f"; the words of {verdict.n_erased:,} of their parts were erased, as the chain says"
+
+
+def _place(bad: BadRow) -> str:
+    parts = [f"place {bad.place:,} of the chain"] if bad.place is not None else []
+    if bad.seq is not None:
+        parts.append(f"row {bad.seq:,} of the log" + (f" ({bad.kind})" if bad.kind else ""))
+    return ", ".join(parts)
+
+
+def _print_json(
+    verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage: str, *, signatures: bool
+) -> None:
+    import msgspec
+
+    plain = {
+        "ok": verdict.ok and not forged and not damage, **msgspec.to_builtins(verdict), "damage": damage,
+        "signatures_checked": signatures,
+        "bad_heads": [{"file": str(file), "line": one.line} for file, one in forged],
+    }  # fmt: skip
+    click.echo(msgspec.json.encode(plain).decode())
+
+
+# ---- show ------------------------------------------------------------------------------------------------------------
+
+
+@audit.command()
+@_log_options
+@click.option("-n", "n", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Rows, the latest.")
+@click.option("--route", help="Only of this route.")
+@click.option("--kind", help="Only of this kind of event, such as policy_published.")
+@JSON_LINES
+def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
+    """Print the latest rows, oldest first: when, who, what, before and after, and why."""
+    from suffice.errors import SufficeError
+    from suffice.store.database.sqlite import database_path
+    from suffice.store.people.audit_view import latest
+
+    try:
+        found = latest(database_path(_settings(config, db).store.url), n, route=route, kind=kind)
+    except SufficeError as error:
+        fail("audit show", error)
+    for entry in found:
+        click.echo(_json_of(entry) if as_json else _in_words(entry))
+    if not found and not as_json:
+        click.echo("no such row in the audit log")
+
+
+def _in_words(entry: AuditEntry) -> str:
+    import textwrap
+
+    from suffice.sanitize import printable
+
+    about = " ".join(part for part in (entry.kind, entry.route or "", entry.episode_id or "") if part)
+    lines = [printable(f"{_at(entry.at_s)}  #{entry.place}  {about}  by {entry.who or 'nobody named'}")]
+    change = f"{entry.before} → {entry.after}" if entry.before else entry.after
+    for text in (change, f"because: {entry.why}" if entry.why else ""):
+        lines += textwrap.wrap(printable(text), _WIDTH, initial_indent="    ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _at(at_s: float) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(at_s, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
+
+
+def _json_of(entry: AuditEntry) -> str:
+    import msgspec
+
+    return msgspec.json.encode(_row_of(entry)).decode()
+
+
+def _row_of(entry: AuditEntry) -> dict[str, Any]:
+    import msgspec
+
+    plain: dict[str, Any] = msgspec.to_builtins(entry)
+    plain["at"], plain["event"] = _at(entry.at_s), msgspec.Raw(entry.body.encode())
+    return {name: plain[name] for name in COLUMNS}
+
+
+# ---- export ----------------------------------------------------------------------------------------------------------
+
+
+@audit.command()
+@_log_options
+@click.option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, or 2026-11-26T09:00:00+01:00.")
+@click.option("--route", help="Only of this route.")
+@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True,
+              help="JSON lines, or a table.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
+@click.option("--author", default=None, help="Who takes it. [default: the user of this computer]")
+@click.option("--reason", default="", help="What for; it stays in the log.")
+def export(
+    config: Path, db: Path | None, since: str | None, route: str | None, form: Literal["jsonl", "csv"],
+    out: Path | None, author: str | None, reason: str,
+) -> None:  # fmt: skip
+    """Write the audit log's rows for other programs. The export is a row of the audit log itself."""
+    from suffice import wiring
+    from suffice.errors import SufficeError
+    from suffice.store.database.sqlite import database_path
+    from suffice.store.people.audit_view import entries
+    from suffice.wiring.audit import note_export
+
+    try:
+        settings = _settings(config, db)
+        rows = entries(database_path(settings.store.url), since_s=_since(since), route=route)
+        with _opened(out) as target:
+            n_rows = _write_csv(rows, target) if form == "csv" else _write_lines(rows, target)
+        where = str(out) if out is not None else "standard output"
+        with wiring.decisions(settings, create=False) as writer:
+            note_export(writer, what="audit log", where=where, n_rows=n_rows, author=author, reason=reason)
+    except (SufficeError, OSError) as error:
+        fail("audit export", error)
+    if out is not None:
+        click.echo(f"{n_rows:,} rows written to {out}")
+
+
+def _since(text: str | None) -> float | None:
+    """A time as Unix time. Raises ConfigError."""
+    from datetime import UTC, datetime
+
+    from suffice.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        allowed = "2026-11-26 or 2026-11-26T09:00:00+01:00"
+        raise ConfigError(f"--since: got {text[:80]!r}; need a time such as {allowed}") from None
+
+
+@contextlib.contextmanager
+def _opened(out: Path | None) -> Iterator[IO[str]]:
+    if out is None:
+        yield sys.stdout
+        return
+    from suffice.files import whole_file
+
+    with whole_file(out) as draft, draft.open("w", encoding="utf-8", newline="") as handle:
+        yield handle
+
+
+def _write_lines(rows: Iterator[AuditEntry], target: IO[str]) -> int:
+    n_rows = 0
+    for n_rows, entry in enumerate(rows, 1):  # noqa: B007 - counted for the caller
+        target.write(_json_of(entry) + "\n")
+    return n_rows
+
+
+def _write_csv(rows: Iterator[AuditEntry], target: IO[str]) -> int:
+    import csv
+
+    from suffice.cells import cell
+
+    writer, n_rows = csv.writer(target), 0
+    writer.writerow(COLUMNS)
+    for n_rows, entry in enumerate(rows, 1):  # noqa: B007 - as above
+        row = {**_row_of(entry), "event": entry.body}
+        writer.writerow([cell(row[name]) for name in COLUMNS])
+    return n_rows
+
+
+# ---- bundle ----------------------------------------------------------------------------------------------------------
+
+
+@audit.command()
+@click.argument("route")
+@CONFIG_FILE
+@click.option("--publication", "number", type=click.IntRange(1), metavar="N", help="Which one. [default: the latest]")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
+@click.option("--author", default=None, help="Who takes it. [default: the user of this computer]")
+@click.option("--reason", default="", help="What for; it stays in the log.")
+def bundle(
+    route: str, config: Path, number: int | None, out: Path | None, author: str | None, reason: str
+) -> None:
+    """Export everything that a certificate rests on, for somebody who checks it without trusting us.
+
+    Check the file with tools/verify_bundle.py. The export is a row of the audit log, and the log's head behind it is
+    exported, too.
+    """
+    from suffice import wiring
+    from suffice.errors import SufficeError
+    from suffice.wiring.bundle import sealed
+
+    try:
+        settings = wiring.load_deployment(config)
+        where = str(out) if out is not None else "standard output"
+        lines = sealed(settings, route, number, where=where, author=author, reason=reason)
+        with _opened(out) as target:
+            target.write(b"".join(lines).decode())
+    except (SufficeError, OSError) as error:
+        fail("audit bundle", error)
+    if out is not None:
+        click.echo(f"{len(lines):,} lines written to {out}")

@@ -1,0 +1,174 @@
+"""`suffice erase`: takes words of people out of the log, by hand.
+
+Knows options and what a person has to be told; refuses to know how a row is erased (`store.database.erasing`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from suffice.cli.deciding import AUTHOR, REASON
+from suffice.cli.shell import CONFIG_FILE, fail
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from suffice.settings import Settings
+    from suffice.store.database.decisions import Decisions
+    from suffice.store.database.erasing import ErasureOrder
+
+_PARTS = ("answers", "comments", "questions", "metadata", "steps")
+_WORDS = _PARTS[:-1]
+_DAY_S = 86_400.0
+
+
+@click.command()
+@CONFIG_FILE
+@click.option("--episode", "episodes", multiple=True, metavar="ID", help="This episode; repeatable.")
+@click.option("--unit", "units", multiple=True, metavar="UNIT",
+              help="All of this conversation: its id as clients send it, or its name in the log; repeatable.")
+@click.option("--older-than", metavar="TIME", help="Everything that is older: 90d, 12h, 2026-01-31.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(_PARTS),
+              help="What goes; repeatable. [default: all words; steps only where they are named]")
+@REASON
+@AUTHOR
+@click.option("--dry-run", is_flag=True, help="Say how many rows would be looked at, and change nothing.")
+def erase(
+    config: Path, episodes: tuple[str, ...], units: tuple[str, ...], older_than: str | None, parts: tuple[str, ...],
+    reason: str, author: str | None, dry_run: bool,
+) -> None:  # fmt: skip
+    """Take words of people out of the log: out of its rows, its file and its write-ahead log, for good.
+
+    Ids, counts, tokens, verdicts and digests stay, and the audit log still verifies: it says what was erased, by whom
+    and why. Can run beside a serving gateway, which waits with writing while the file is written anew.
+    Exits with 1 when nothing of the kind is in the log, and with 2 when it cannot be erased.
+    """
+    from suffice import wiring
+    from suffice.errors import ConfigError, SufficeError
+    from suffice.store.audit.personal import PARTS
+    from suffice.wiring.audit import user_name
+
+    try:
+        if bool(episodes or units) == bool(older_than):
+            raise ConfigError("needs --episode or --unit, or else --older-than")
+        settings = wiring.load_deployment(config)
+        limit_s = None if older_than is None else _limit_s(older_than)
+        wanted = tuple(part for part in PARTS if part in (parts or _WORDS))
+        with wiring.decisions(settings, create=False) as writer:
+            units = tuple(_name(settings, writer, one) for one in units)
+            named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
+            what = ", ".join(named) or f"older than {older_than}"
+            order = _order(what, wanted, author or user_name() or "unknown", reason)
+            found = _rows(writer, episodes, units, limit_s)
+            if dry_run or not found:
+                click.echo(f"{len(found):,} rows may hold {', '.join(wanted)}; nothing was changed")
+                raise SystemExit(0 if found else 1)
+            _erase(writer, order, found)
+    except SufficeError as error:
+        fail("erase", error)
+
+
+def _limit_s(text: str) -> float:
+    """The Unix time before which everything goes. Raises ConfigError."""
+    import time
+    from datetime import UTC, datetime
+
+    from suffice.errors import ConfigError
+
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([dh])", text)
+    if found is not None:
+        return time.time() - float(found[1]) * (_DAY_S if found[2] == "d" else 3_600.0)
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise ConfigError(f"--older-than: got {text[:80]!r}; need 90d, 12h, or a date such as 2026-01-31") from None
+
+
+def _order(what: str, parts: tuple[str, ...], author: str, reason: str) -> ErasureOrder:
+    import secrets
+
+    from suffice.store.audit.personal import PARTS
+    from suffice.store.database.erasing import ErasureOrder
+
+    known = tuple(part for part in PARTS if part in parts)
+    return ErasureOrder(erasure_id=f"er_{secrets.token_hex(8)}", what=what, parts=known, author=author, reason=reason)
+
+
+def _rows(
+    writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], limit_s: float | None
+) -> list[int]:
+    """The rows that are meant, in order."""
+    from suffice.store.database.erasing import episodes_of, rows_of
+    from suffice.store.database.views import reading
+
+    with reading(writer.path) as connection:
+        if limit_s is not None:
+            return _aged(connection, limit_s)
+        named = [*episodes, *(name for unit in units for name in episodes_of(connection, unit))]
+        return sorted({seq for name in named for seq in rows_of(connection, name)})
+
+
+def _aged(connection: sqlite3.Connection, limit_s: float) -> list[int]:
+    """Every row that is older, and what was said about a run since."""
+    from suffice.store.database.erasing import aged, labels_of
+    from suffice.store.routes.windows import last_place
+
+    found, after, last = set[int](), 0, last_place(connection)
+    while rows := aged(connection, limit_s, after_seq=after, until_seq=last):
+        after = rows[-1].seq
+        found.update(row.seq for row in rows)
+        found.update(seq for row in rows if row.kind == "outcome" for seq in labels_of(connection, row.key))
+    return sorted(found)
+
+
+def _name(settings: Settings, writer: Decisions, unit: str) -> str:
+    """A conversation as the log calls it: the given name, or the keyed hash of the given id and of whoever sent it.
+
+    Raises ConfigError where several senders used the id: these are different conversations.
+    """
+    from suffice.errors import ConfigError
+    from suffice.rollout.assign import conversation_key
+    from suffice.store.database.erasing import conversation_senders, episodes_of
+    from suffice.store.database.views import reading
+    from suffice.wiring import deployment_salt
+
+    if re.fullmatch(r"[0-9a-f]{16}", unit):
+        return unit
+    salt = deployment_salt(settings)
+    with reading(writer.path) as connection:
+        names = {sender: conversation_key(sender, unit, salt=salt) for sender in conversation_senders(connection)}
+        found = {sender: name for sender, name in names.items() if episodes_of(connection, name)}
+    if len(found) > 1:
+        told = ", ".join(f"{name} of sender {sender or 'without a key'}" for sender, name in sorted(found.items()))
+        raise ConfigError(f"--unit: {unit[:80]!r} names conversations of {len(found)} senders; name one of {told}")
+    return next(iter(found.values()), conversation_key("", unit, salt=salt))
+
+
+def _erase(writer: Decisions, order: ErasureOrder, rows: list[int]) -> None:
+    """Erase and say what was done; exits with 1 when not all of it is gone yet. Raises StoreError."""
+    from suffice.store.database.erasing import ErasureTally, erase, exports_since, purge
+    from suffice.store.database.views import reading
+
+    tally = ErasureTally()
+    erase(writer, order, rows, tally)
+    is_gone = purge(writer.path)
+    click.echo(f"{order.what}: {', '.join(order.parts)} erased in {tally.n_rows:,} of {len(rows):,} rows")
+    with reading(writer.path) as connection:
+        for at_s, where in exports_since(connection, rows[0]):
+            click.echo(f"exported on {_day(at_s)} to {where}: this copy was not reached")
+    if not is_gone:
+        why = "another process was reading, so that the write-ahead log still holds the words"
+        click.echo(f"not gone yet: {why}; erase again", err=True)
+        raise SystemExit(1)
+    click.echo("gone from the file and its write-ahead log; backups, snapshots and copies of yours hold what they held")
+
+
+def _day(at_s: float) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(at_s, UTC).date().isoformat()

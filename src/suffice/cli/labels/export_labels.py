@@ -1,0 +1,168 @@
+"""`suffice export label-studio` and `suffice export feedback`: runs for people to judge elsewhere, and what was said.
+
+Knows options, files and servers; refuses to know which runs are worth it (`control.people.asking`) and forms
+(`review.label_studio`). Heavy imports stand inside the functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from suffice.cli.deciding import route_of
+from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, fail
+
+if TYPE_CHECKING:
+    from suffice.control.people.asking import Which
+    from suffice.review.label_studio import ToJudge
+    from suffice.settings import Settings
+
+COLUMNS: Final = (
+    "feedback_id", "episode_id", "response_id", "route", "joined", "source", "correct", "gold", "answer", "rating",
+    "thumbs", "comment", "reason", "event", "propensity", "door",
+)  # fmt: skip
+
+
+@click.command("label-studio")
+@CONFIG_FILE
+@click.option("--route", required=True, help="Whose runs.")
+@click.option("--which", type=click.Choice(["wanted", "differing"]), default="wanted", show_default=True,
+              help="Labels that are asked for, or all full runs whose stop would have answered otherwise.")
+@click.option("--questions", type=click.Path(path_type=Path), metavar="FILE",
+              help="JSON lines with `question` or `messages`: the log holds none.")
+@click.option("--most", type=click.IntRange(1, 100_000), default=1_000, show_default=True, metavar="N", help="Tasks.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the tasks as JSON.")
+@click.option("--url", help="Or add them to a project of this server.")
+@click.option("--project", type=int, help="Number of that project.")
+@click.option("--api-key-env", default="LABEL_STUDIO_API_KEY", show_default=True,
+              help="Environment variable with the server's access token.")
+@click.option("--label-config", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the labeling interface that the project needs.")
+@JSON_OBJECT
+def label_studio(
+    config: Path, route: str, which: Which, questions: Path | None, most: int, out: Path | None, url: str | None,
+    project: int | None, api_key_env: str, label_config: Path | None, *, as_json: bool,
+) -> None:  # fmt: skip
+    """Write runs that somebody should judge as tasks of Label Studio, with both answers in an order that tells nothing.
+
+    To a file, or to a project, where runs that are tasks already are left out. The annotations come back with
+    `suffice feedback import --form label-studio`, `suffice feedback label-studio` or a webhook.
+    """
+    from suffice.errors import ConfigError, SufficeError
+    from suffice.files import write_whole
+    from suffice.review.label_studio import LABEL_CONFIG, task
+    from suffice.wiring import decisions, load_deployment
+    from suffice.wiring.audit import note_export
+
+    try:
+        if (out is None) == (url is None) or (url is not None and project is None):
+            raise ConfigError("where to? Give --out FILE, or --url and --project")
+        settings = load_deployment(config)
+        runs = list(islice(_runs(settings, route, which, questions), most))
+        if label_config is not None:
+            write_whole(label_config, LABEL_CONFIG)
+        n_added = len(runs)
+        if out is not None:
+            write_whole(out, json.dumps([task(run) for run in runs], ensure_ascii=False, indent=1) + "\n")
+        else:
+            n_added = asyncio.run(_sent(runs, url or "", project or 0, api_key_env))
+        where = str(out) if out is not None else f"{url} project {project}"
+        with decisions(settings, create=False) as writer:
+            note_export(writer, what=f"runs of {route} to judge", where=where, n_rows=n_added, author=None, reason="")
+    except (SufficeError, OSError) as error:
+        fail("export label-studio", error)
+    n_bare = sum(run.question is None for run in runs)
+    told = {
+        "route": route, "which": which, "n_runs": len(runs), "n_added": n_added, "n_without_question": n_bare,
+        "to": where,
+    }  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    click.echo(f"{told['to']}: {n_added:,} tasks added of {len(runs):,} runs to judge")
+    if n_bare:
+        click.echo(f"  {n_bare:,} show no question; --questions FILE brings them")
+
+
+def _runs(settings: Settings, route: str, which: Which, questions: Path | None) -> Iterator[ToJudge]:
+    from suffice.control.people.asking import to_judge
+    from suffice.store.database.sqlite import database_path
+    from suffice.store.database.views import read_episodes, reading
+    from suffice.store.routes.windows import label_requests
+    from suffice.wiring import question_texts
+
+    route_of(settings, route, option="--route")
+    texts = {} if questions is None else question_texts(questions, settings)
+    with reading(database_path(settings.store.url)) as connection:
+        wanted = label_requests(connection, route)
+        yield from to_judge(read_episodes(connection, route), wanted, which=which, questions=texts)
+
+
+async def _sent(runs: list[ToJudge], url: str, project: int, api_key_env: str) -> int:
+    """Add to the project what is no task of it yet."""
+    from suffice.edge import label_studio as tool
+    from suffice.review.label_studio import episodes_of, task
+    from suffice.wiring import secret
+
+    async with tool.label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
+        there = episodes_of(await server.export(project, all_tasks=True))
+        return await server.import_tasks(project, [task(run) for run in runs if run.episode_id not in there])
+
+
+@click.command("feedback")
+@click.argument("file", type=click.Path(path_type=Path))
+@CONFIG_FILE
+@click.option("--route", help="Only what belongs to this route.")
+@JSON_OBJECT
+def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool) -> None:
+    """Write all feedback of the log to FILE, as .csv or .jsonl, oldest first.
+
+    In CSV a cell that a spreadsheet would take for a formula gets a quote in front; `suffice feedback import` takes it
+    away again.
+    """
+    from suffice.errors import ConfigError, SufficeError
+    from suffice.files import write_whole
+    from suffice.store.database.sqlite import database_path
+    from suffice.wiring import decisions, load_deployment
+    from suffice.wiring.audit import note_export
+
+    try:
+        if file.suffix not in (".csv", ".jsonl"):
+            raise ConfigError(f"{file}: what shall it be? Names that end in .csv and .jsonl say so")
+        settings = load_deployment(config)
+        rows = list(_said(database_path(settings.store.url), route))
+        names = [f"metrics.{name}" for name in sorted({name for row in rows for name in row["metrics"]})]
+        write_whole(file, _csv(rows, names) if file.suffix == ".csv" else _lines(rows))
+        with decisions(settings, create=False) as writer:
+            note_export(writer, what="feedback", where=str(file), n_rows=len(rows), author=None, reason="")
+    except (SufficeError, OSError) as error:
+        fail("export feedback", error)
+    click.echo(json.dumps({"file": str(file), "n_rows": len(rows)}) if as_json else f"{file}: {len(rows):,} rows")
+
+
+def _said(path: Path, route: str | None) -> Iterator[dict[str, Any]]:
+    from suffice.store.people.feedback import said
+
+    for one in said(path):
+        if route is None or one.route == route:
+            told = {name: getattr(one.feedback, name) for name in COLUMNS if name not in ("route", "joined")}
+            yield told | {"route": one.route, "joined": one.joined, "metrics": dict(one.feedback.metrics)}
+
+
+def _csv(rows: list[dict[str, Any]], metrics: list[str]) -> str:
+    from suffice.cells import table
+
+    flat = ({**row, **{f"metrics.{name}": value for name, value in row["metrics"].items()}} for row in rows)
+    return table((*COLUMNS, *metrics), flat)
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    from suffice.replay.report.lines import dump
+
+    return "".join(dump({k: v for k, v in row.items() if v not in (None, {})}) + "\n" for row in rows)

@@ -1,0 +1,387 @@
+"""`suffice review`: people look at the runs that tell most, and have the last word on them.
+
+Knows options, keys and how an item looks at a terminal; refuses to know what is asked and what verdicts come to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, route_of, say, who
+from suffice.cli.shell import CommandGroup
+
+if TYPE_CHECKING:
+    from suffice.review.agreement import Kappa
+    from suffice.review.items import ReviewItem, ReviewLease
+    from suffice.review.question import Source
+    from suffice.review.queue import ItemState, Submission
+    from suffice.settings import Settings
+    from suffice.store.database.decisions import Decisions
+
+_REVIEWER = click.option("--reviewer", default=None, help="Who looks. [default: the user of this computer]")
+_ROUTE = click.option("--route", help="Only this route.")
+_QUESTIONS = click.option("--questions", type=click.Path(path_type=Path), metavar="FILE",
+                          help="JSON lines with `question` or `messages`  [default: the route's own]")
+_KEYS = {
+    "both": (("b", "both", "both right"), ("f", "full", "only the full answer"), ("e", "early", "only the early one"),
+             ("n", "neither", "neither"), ("u", "unsure", "unsure")),
+    "one": (("y", "right", "right"), ("n", "wrong", "wrong"), ("u", "unsure", "unsure")),
+}  # fmt: skip
+_MORE = (("c", "say what is right"), ("r", "add a reason"), ("s", "skip"), ("q", "quit"))
+
+
+@click.group(cls=CommandGroup)
+def review() -> None:
+    """Look at the runs that tell most, and say what is right."""
+
+
+@review.command("list")
+@_ROUTE
+@click.option("--all", "all_of_them", is_flag=True, help="Items that are settled or over, too.")
+@CONFIG
+@JSON
+def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
+    """Show what waits for a reviewer, the most urgent first."""
+    import time
+
+    import msgspec
+
+    from suffice.store.people.reviews import read_reviews
+
+    with failing_with("review list"), log_of(path) as (told, writer):
+        if route is not None:
+            route_of(told, route)
+        queue = read_reviews(writer.path).queue
+    now_s = time.time()
+    places = list(queue.of(route)) if all_of_them else queue.waiting(now_s=now_s, route=route)
+    for place in places:
+        item, state = place.item, place.state(now_s)
+        if as_json:
+            click.echo(msgspec.json.encode({"state": state, **msgspec.to_builtins(item)}).decode())
+            continue
+        due = "" if item.deadline_s is None else f", due {date(item.deadline_s)}"
+        click.echo(f"{item.episode_id}  {item.route}  {item.why}  {state}{due}")
+        click.echo(f"  {item.because}")
+    if not places and not as_json:
+        click.echo("nobody is asked about anything")
+
+
+@review.command("next")
+@_ROUTE
+@_REVIEWER
+@_QUESTIONS
+@CONFIG
+@JSON
+def next_(route: str | None, reviewer: str | None, questions: Path | None, path: str, *, as_json: bool) -> None:
+    """Take the next item and answer it with one key; at no terminal, or with --json, take it and show it."""
+    _go_through(path, route, reviewer, questions, as_json=as_json, third=False)
+
+
+@review.command()
+@_ROUTE
+@_REVIEWER
+@_QUESTIONS
+@CONFIG
+@JSON
+def adjudicate(route: str | None, reviewer: str | None, questions: Path | None, path: str, *, as_json: bool) -> None:
+    """Decide where reviewers contradict each other; whoever was one of them is not asked."""
+    _go_through(path, route, reviewer, questions, as_json=as_json, third=True)
+
+
+@review.command()
+@click.argument("item")
+@click.argument("word", metavar="VERDICT", type=click.Choice(
+    ["both", "full", "early", "neither", "right", "wrong", "unsure"]
+))
+@click.option("--corrected", metavar="TEXT", help="The right answer, if you know it.")
+@click.option("--reason", default="", metavar="TEXT", help="In your own words.")
+@_REVIEWER
+@CONFIG
+@JSON
+def submit(
+    item: str, word: str, corrected: str | None, reason: str, reviewer: str | None, path: str, *, as_json: bool
+) -> None:
+    """Say what is right in ITEM.
+
+    Of two answers `both`, `full`, `early` or `neither`; of one `right` or `wrong`; or `unsure`.
+
+    Saying it twice is saying it once; saying something else takes the place of what you said before. After your lease
+    is over it counts if nobody else has taken the item, and is kept beside the others' verdicts if somebody has.
+    """
+    import msgspec
+
+    from suffice.review.items import said_of
+    from suffice.store.people.reviews import read_reviews
+
+    name = who(reviewer)
+    again = f"Say it again: suffice review submit {item} {word} --reviewer {name} …"
+    with failing_with("review submit", again=again), log_of(path) as (told, writer):
+        place = read_reviews(writer.path).queue.places.get(item)
+        if place is None:
+            refused("review submit", f"unknown item {item!r}; see suffice review list")
+        said = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
+        found = said if isinstance(said, str) else _submitted(writer, said)
+        if isinstance(found, str):
+            refused("review submit", found)
+        effect = _effect(told, writer, place.item)
+    if as_json:
+        plain = msgspec.to_builtins(found)
+        click.echo(msgspec.json.encode({**plain, "changed": msgspec.to_builtins(effect), "said": effect.said}).decode())
+        return
+    click.echo(f"{item}: {found.told}")
+    if found.verdict is not None:
+        click.echo(f"  {effect.said}")
+
+
+@review.command()
+@click.argument("episode")
+@REASON
+@AUTHOR
+@CONFIG
+@JSON
+def ask(episode: str, reason: str, author: str | None, path: str, *, as_json: bool) -> None:
+    """Ask people about run EPISODE, whatever the day's cap."""
+    import time
+
+    from suffice.store.people.reviews import ask_about
+
+    with failing_with("review ask", again="Ask again once the log can be written."), log_of(path) as (told, writer):
+        rules = {name: route.review for name, route in told.routes.items()}
+        found = ask_about(writer, episode, rules, reason, who(author), now_s=time.time())
+    if isinstance(found, str):
+        refused("review ask", found)
+    say(found, as_json=as_json, text=f"{episode}: waits for a reviewer")
+
+
+@review.command()
+@_ROUTE
+@CONFIG
+@JSON
+def stats(route: str | None, path: str, *, as_json: bool) -> None:
+    """Show how many items stand where, how far reviewers agree, and what the random ones say of all answers."""
+    import time
+
+    import msgspec
+
+    from suffice.review.agreement import agreement
+    from suffice.review.estimate import em_of
+    from suffice.store.people.reviews import read_reviews
+
+    with failing_with("review stats"), log_of(path) as (told, writer):
+        if route is not None:
+            route_of(told, route)
+        queue = read_reviews(writer.path).queue
+    for name in told.routes if route is None else [route]:
+        counts, agree = queue.counts(now_s=time.time(), route=name), agreement(queue.of(name))
+        em, drawings = em_of(queue, name), queue.drawings.get(name, ())
+        if as_json:
+            click.echo(msgspec.json.encode({
+                "route": name, "items": counts, "agreement": msgspec.to_builtins(agree),
+                "em": msgspec.to_builtins(em), "n_drawings": len(drawings),
+            }).decode())  # fmt: skip
+            continue
+        click.echo(f"route {name}")
+        click.echo("  items      " + ", ".join(f"{n:,} {state}" for state, n in counts.items()))
+        click.echo(f"  agreement  {_kappa(agree.overall)}")
+        for first, second, kappa in agree.pairs:
+            click.echo(f"    {first} and {second}: {_kappa(kappa)}")
+        if em is None:
+            click.echo(f"  EM         unknown: none of {len(drawings):,} drawings is through")
+        else:
+            click.echo(f"  EM         {em.value:.1%} [{em.low or 0:.1%}, {em.high or 0:.1%}] of delivered answers, "
+                       f"from {em.n:,} drawn at random" + (f" ({em.note})" if em.note else ""))
+
+
+def _kappa(kappa: Kappa | None) -> str:
+    if kappa is None:
+        return "unknown: no item has two verdicts"
+    if kappa.value is None:
+        return f"{kappa.observed:.0%} equal on {kappa.n_items:,} items; kappa is not defined: all said the same"
+    ends = "too few items for an interval" if kappa.low is None else f"[{kappa.low:.2f}, {kappa.high or 0:.2f}]"
+    return f"kappa {kappa.value:.2f} {ends} ({kappa.method}), {kappa.observed:.0%} equal on {kappa.n_items:,} items"
+
+
+# ---- one item after the other --------------------------------------------------------------------
+
+
+def _go_through(
+    path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
+) -> None:
+    import sys
+
+
+    name, command = who(reviewer), "review adjudicate" if third else "review next"
+    with failing_with(command, again="Your item goes back by itself."), log_of(path) as (told, writer):
+        if route is not None:
+            route_of(told, route)
+        texts = _Texts(told, questions)
+        n = 0
+        while True:
+            found = _taken(writer, name, route, third=third)
+            if found is None:
+                click.echo(f"nothing {'else ' if n else ''}waits for {name}", err=as_json)
+                return
+            n += 1
+            place, lease = found
+            question, where = texts.of(writer, place.item)
+            sources = texts.sources_of(writer, place.item)
+            if as_json or not sys.stdin.isatty():
+                _print(place, lease, question, where, sources, as_json=as_json)
+                return
+            _print(place, lease, question, where, sources, as_json=False)
+            if not _answered(told, writer, place, name):
+                return
+
+
+def _taken(writer: Decisions, name: str, route: str | None, *, third: bool) -> tuple[ItemState, ReviewLease] | None:
+    import time
+
+    from suffice.store.people.reviews import lease_next, read_reviews
+
+    lease = lease_next(writer, name, now_s=time.time(), route=route, third=third)
+    return None if lease is None else (read_reviews(writer.path).queue.places[lease.item], lease)
+
+
+def _print(
+    place: ItemState, lease: ReviewLease, question: str | None, where: str, sources: Sequence[Source], *, as_json: bool
+) -> None:
+    import msgspec
+
+    from suffice.sanitize import printable, printable_lines
+
+    item = place.item
+    others = [one for one in place.verdicts if place.needs_third]
+    if as_json:
+        plain = {"question": question, "question_from": where, "lease": msgspec.to_builtins(lease)}
+        plain["verdicts"] = [msgspec.to_builtins(one) for one in others]
+        plain["sources"] = [msgspec.to_builtins(one) for one in sources]
+        click.echo(msgspec.json.encode({**plain, **msgspec.to_builtins(item)}).decode())
+        return
+    click.echo()
+    click.secho(printable(f"{item.episode_id}, route {item.route}"), bold=True)
+    click.echo(f"why       {item.because}")
+    if item.deadline_s is not None:
+        click.echo(f"due       {date(item.deadline_s)}")
+    click.echo(f"yours     until {date(lease.until_s)}")
+    click.echo(f"question  {where}")
+    for line in printable_lines(question or ""):
+        click.echo(f"  {line}")
+    for source in sources:
+        click.echo(f"step {source.step:<4} {printable(source.what)}")
+        for line in printable_lines(source.text):
+            click.echo(f"  {line}")
+    if item.shows != "early":
+        click.echo(f"full answer   {_answer(item.full_answer)}")
+    if item.shows != "full":
+        click.echo(f"early answer  {_answer(item.early_answer)}")
+    for one in others:
+        click.echo(f"{one.reviewer} said {one.category}" + (f": {printable(one.reason)}" if one.reason else ""))
+
+
+def _answer(answer: str | None) -> str:
+    from suffice.sanitize import printable
+
+    return "(none)" if answer is None else printable(answer)
+
+
+def _answered(told: Settings, writer: Decisions, place: ItemState, name: str) -> bool:
+    """Ask for a key until the item is answered or skipped; False: the reviewer has had enough."""
+    import time
+
+    from suffice.review.items import said_of
+    from suffice.store.people.reviews import give_item_back
+
+    keys = _KEYS["both" if place.item.shows == "both" else "one"]
+    corrected, reason = None, ""
+    click.echo("  ".join(f"[{key}] {text}" for key, _, text in keys))
+    click.echo("  ".join(f"[{key}] {text}" for key, text in _MORE))
+    while True:
+        key = click.getchar().lower()
+        word = next((word for known, word, _ in keys if known == key), None)
+        if key == "c":
+            corrected = click.prompt("right answer", default="", show_default=False) or None
+        elif key == "r":
+            reason = click.prompt("reason", default="", show_default=False)
+        elif key in ("s", "q", "\x03", "\x04"):
+            give_item_back(writer, place.item.episode_id, name, "skipped", now_s=time.time())
+            return key == "s"
+        elif word is not None:
+            said = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
+            assert not isinstance(said, str)
+            found = _submitted(writer, said)
+            click.echo(f"{word}: {found if isinstance(found, str) else found.told}")
+            click.echo(f"  {_effect(told, writer, place.item).said}")
+            return True
+
+
+def _submitted(writer: Decisions, said: Any) -> Submission | str:
+    """Any: what `said_of` gives, which is typed where nothing heavy is imported."""
+    import time
+
+    from suffice.store.people.reviews import submit_verdict
+
+    return submit_verdict(writer, said, now_s=time.time())
+
+
+def _effect(told: Settings, writer: Decisions, item: ReviewItem) -> Any:
+    """What the item's verdicts have changed so far. Any: an `Effect`."""
+    from suffice.control.evidence.matching import matching
+    from suffice.control.evidence.window_size import window_of
+    from suffice.control.people.effects import what_it_changed
+
+    route = route_of(told, item.route)
+    with matching(route) as match:
+        return what_it_changed(
+            writer.path, item.episode_id, route, match, window=window_of(told.control, route.max_em_drop)
+        )
+
+
+class _Texts:
+    """Where the text of a question can be had, in this order: the log, if its route keeps it; a file of questions."""
+
+    def __init__(self, told: Settings, given: Path | None) -> None:
+        self._told, self._given = told, given
+        self._read: dict[str, Mapping[str, str]] = {}
+
+    def of(self, writer: Decisions, item: ReviewItem) -> tuple[str | None, str]:
+        """The text, and where it is from; or None, and why there is none."""
+        import time
+
+        from suffice.store.people.reviews import kept_question
+
+        kept = kept_question(writer.path, item.episode_id, now_s=time.time())
+        if kept is not None:
+            return kept, "kept in the log:"
+        file = self._file(item.route)
+        if file is None:
+            return None, (
+                f"cannot be had: the log holds no text; name routes.{item.route}.review.questions or --questions, "
+                f"or let the route keep it (routes.{item.route}.review.keep_text)"
+            )
+        found = self._texts(item.route, file).get(item.question_key)
+        return found, f"from {file}:" if found is not None else f"cannot be had: it is not in {file}"
+
+    def sources_of(self, writer: Decisions, item: ReviewItem) -> tuple[Source, ...]:
+        """What the steps of a loop read and wrote, if its route keeps it."""
+        import time
+
+        from suffice.store.people.reviews import kept_sources
+
+        kept = kept_sources(writer.path, item.episode_id, now_s=time.time())
+        return () if kept is None else kept.sources
+
+    def _file(self, route: str) -> Path | None:
+        from suffice.wiring import questions_file
+
+        return self._given or questions_file(self._told, route)
+
+    def _texts(self, route: str, file: Path) -> Mapping[str, str]:
+        from suffice.wiring import question_texts
+
+        if route not in self._read:
+            self._read[route] = question_texts(file, self._told)
+        return self._read[route]

@@ -1,0 +1,198 @@
+"""`suffice estimate`: logs of yours in, what early stopping would be worth out. Nothing is sent anywhere.
+
+Knows options and how the result is shown. It refuses to know logs (`replay.logs`) and statistics
+(`replay.estimate`). Heavy imports stand inside the functions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from suffice.cli.shell import JSON_OBJECT, fail
+
+if TYPE_CHECKING:
+    from suffice.replay.estimate.estimate import CertifiableLevel, LogEstimate, QuantityInterval
+    from suffice.replay.estimate.runs import LogRuns
+    from suffice.replay.logs.read import Log
+
+SEED = 0                   # of the draws: the same log gives the same figures
+FORMATS = ("openai", "litellm", "langfuse", "vllm")
+HOUR_S, DAY_S = 3_600.0, 86_400.0
+_WIDTH = 120               # of sentences
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateOptions:
+    """The options of one call of the command."""
+
+    like: tuple[Path, ...]
+    max_em_drop: float
+    confidence: float
+    scorer: str
+    audit_share: float
+    audits: int
+    as_format: str | None
+    as_json: bool
+
+
+@click.command()
+@click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--max-em-drop", type=float, default=0.02, show_default=True, metavar="E",
+              help="Largest EM drop: a fraction, 0.01 is one point.")
+@click.option("--confidence", type=float, default=0.95, show_default=True, metavar="C",
+              help="How sure the promise must be: a fraction.")
+@click.option("--scorer", default="text", show_default=True, metavar="NAME",
+              help="How answers are read and compared, as in the settings.")
+@click.option("--like", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="Recorded traces of similar traffic to judge stops by; repeatable.")
+@click.option("--audit-share", type=float, default=0.1, show_default=True, metavar="S",
+              help="Fraction of the requests that runs in full.")
+@click.option("--audits", type=click.IntRange(1), default=800, show_default=True, metavar="N",
+              help="Audits that a certificate rests on, at most.")
+@click.option("--format", "as_format", type=click.Choice(FORMATS), help="Format of the logs. [default: told from each]")
+@JSON_OBJECT
+def estimate(logs: tuple[Path, ...], **options: object) -> None:
+    """Predict from LOGS what could be saved at a largest EM drop, what audits cost, and how many days they take.
+
+    LOGS are OpenAI requests with their responses as JSON lines, or logs of LiteLLM, Langfuse or vLLM. No
+    call is made. Exits with 2 when the logs cannot be read or say too little.
+    """
+    from suffice.errors import SufficeError
+
+    given = EstimateOptions(**options)  # type: ignore[arg-type]  # click has checked them
+    try:
+        found, log = _estimate(logs, given)
+    except (SufficeError, OSError) as error:
+        fail("estimate", error)
+    if given.as_json:
+        formats = {"formats": log.formats, "n_records": log.n_records, "n_left_out": log.n_left_out}
+        print(json.dumps(asdict(found) | formats))
+        return
+    _show(found, log, given)
+
+
+def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstimate, Log]:
+    import numpy as np
+
+    from suffice.errors import ConfigError
+    from suffice.plugins import load_plugins
+    from suffice.replay.estimate.estimate import estimate as run
+    from suffice.replay.estimate.estimate import traffic_of
+    from suffice.replay.estimate.runs import replay_ladder, runs_of_calls, runs_of_traces
+    from suffice.replay.logs.read import read_logs
+    from suffice.replay.traces.read import read_traces
+    from suffice.scoring.base import build_scorer
+
+    for name in ("max_em_drop", "confidence", "audit_share"):
+        if not 0 < getattr(given, name) < 1:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option}: got {getattr(given, name)}; a fraction between 0 and 1 (1 point = 0.01)")
+    load_plugins()
+    scorer = build_scorer(given.scorer)
+    log = read_logs(paths, as_format=given.as_format)
+    own = runs_of_calls(log.calls, scorer)
+    judged = runs_of_traces(read_traces(given.like)) if given.like else own
+    if not judged.runs:
+        raise ConfigError(
+            f"{', '.join(map(str, paths))}: shows no thought, and no prompt was answered three times: nothing says when"
+            " a stop would suffice; name recorded traces of traffic like yours with --like"
+        )
+    rng = np.random.default_rng(SEED)
+    n_requests = len(log.calls) if own.kind != "samples" else len(own.runs) + own.n_unfit
+    traffic = traffic_of(log.calls, n_requests, rng)
+    found = run(
+        replay_ladder(judged, scorer), traffic, max_em_drop=given.max_em_drop, confidence=given.confidence,
+        audit_share=given.audit_share, most_audits=given.audits, rng=rng,
+        assumed=_assumed(given, own, judged, traffic.span_s),
+    )  # fmt: skip
+    return found, log
+
+
+def _assumed(given: EstimateOptions, own: LogRuns, judged: LogRuns, span_s: float | None) -> list[str]:
+    """What is taken for granted, in sentences."""
+    said = ["requests keep coming as in the log: same rate, same mix of questions, same model and settings"]
+    if given.like:
+        said.append(f"stops do on this traffic what they do on {', '.join(map(str, given.like))}")
+    elif judged.kind == "samples":
+        said.append(
+            "calls with the same prompt are the samples of one request, in the order of their times; the tokens of"
+            " a call with several choices are shared equally by them"
+        )
+        if own.n_unfit:
+            said.append(f"{own.n_unfit} prompts with fewer than three answers behave like the {len(own.runs)} others")
+    else:
+        said.append(
+            "a stop gives the answer that the thought itself shows last; without probes nobody can ask for another,"
+            " and whether the delivered answer is the same shows only live"
+        )
+    if span_s is None:
+        said.append("the log has no times, so no number of days is given")
+    elif span_s < DAY_S:
+        said.append(f"a day is like the {span_s / HOUR_S:.1f} hours in the log")
+    return said
+
+
+# --------------------------------------------------------------------------- what a person sees
+
+
+def _show(found: LogEstimate, log: Log, given: EstimateOptions) -> None:
+    traffic = found.traffic
+    print(
+        f"{traffic.n_calls:,} calls ({', '.join(dict.fromkeys(log.formats))}), {log.n_left_out} records left out;"
+        f" {traffic.n_requests:,} requests"
+        + ("" if traffic.requests_per_day is None else f", {_range(traffic.requests_per_day, '{:,.0f}')} a day")
+    )
+    source = f"traces {', '.join(map(str, given.like))}" if given.like else "the log"
+    print(f"judged by {found.ladder} of {found.n_runs:,} full runs of {found.n_questions:,} questions in {source}\n")
+    width = max(len("level"), *(len(level.name) for level in found.levels))
+    print(f"{'level':<{width}} {'stopped':>8} {'saving':>21} {'differs from full run':>22} {'audits':>8}")
+    for level in found.levels:
+        audits = "never" if level.audits is None else f"{level.audits:,.0f}"
+        print(
+            f"{level.name:<{width}} {level.stopped:>8.0%} {_range(level.saving, '{:.1%}'):>21}"
+            f" {_range(level.disagreement, '{:.1%}'):>22} {audits:>8}"
+        )
+    for promise in found.promises:
+        _show_promise(promise, found)
+    print("\nassumed:")
+    for sentence in found.assumed:
+        print(_folded(sentence, "  - ", "    "))
+    print(_folded("Intervals hold 90% of what the log allows under these assumptions."))
+    print(_folded("Nothing is promised before live audits."))
+
+
+def _show_promise(promise: CertifiableLevel, found: LogEstimate) -> None:
+    how = {
+        "agreement": "without labels (every answer that differs counts as a loss)",
+        "labels": "with labels of the audits that differ",
+    }[promise.judged_by]
+    print(f"\nEM drop at most {100 * found.max_em_drop:g} points at {found.confidence:.0%}, {how}:")
+    if promise.level is None or promise.audits is None:
+        print(f"  nothing can be certified with {found.most_audits:,} audits")
+        return
+    print(f"  chance that a level is certified   {promise.p_any:.0%}, most likely {promise.level}")
+    print(f"  certifiable saving                 {_range(promise.saving, '{:.1%}')} of generated tokens")
+    cost = _range(promise.audit_cost, "{:.1%}")
+    print(f"  audits cost                        {cost} at {found.audit_share:.0%} audits")
+    print(f"  net saving                         {_range(promise.net_saving, '{:.1%}')}")
+    if promise.net_saving_of_all_tokens is not None:
+        print(f"  … of all tokens, prompts included  {_range(promise.net_saving_of_all_tokens, '{:.1%}')}")
+    days = "unknown" if promise.days is None else f"{_range(promise.days, '{:,.1f}')} days"
+    print(f"  to the certificate                 {_range(promise.audits, '{:,.0f}')} audits, {days}")
+
+
+def _folded(text: str, first: str = "", later: str = "") -> str:
+    """A sentence, folded to the terminal."""
+    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=later)
+
+
+def _range(value: QuantityInterval, how: str) -> str:
+    return f"{how.format(value.middle)} [{how.format(value.low)}, {how.format(value.high)}]"

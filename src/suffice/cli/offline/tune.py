@@ -1,0 +1,237 @@
+"""`suffice tune`: a policy for a route from recorded runs, with what its own figures are worth.
+
+Knows options and how the result is shown and written; refuses to know how is searched (`replay.tune`). Heavy
+imports stand inside the functions.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from suffice.cli.shell import fail
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from suffice.replay.traces.survey import Survey
+    from suffice.replay.tune.proposal import PolicyProposal
+    from suffice.replay.tune.tune import Bench, TuneOptions
+    from suffice.replay.tune.tuned import IntervalValue, TunedSet
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--max-em-drop", type=click.FloatRange(0, 1), default=0.01, show_default=True, metavar="E",
+              help="The target: a fraction, 0.01 is one point.")
+@click.option("--trials", type=click.IntRange(1, 100_000), default=200, show_default=True, metavar="N",
+              help="Of each of the six searches.")
+@click.option("--time-limit", type=click.FloatRange(0, min_open=True), metavar="S",
+              help="Seconds for all searches together; results then depend on the machine. [default: none]")
+@click.option("--policies", metavar="NAMES",
+              help="Search among these alone, comma-separated; 'learned' stands for the learned scores.")
+@click.option("--classes", type=click.IntRange(2, 64), metavar="N",
+              help="Learned scores may have a level for each of at most N classes that are found in the data.")
+@click.option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
+@click.option("--min-run-em", type=click.FloatRange(0, 1, max_open=True), metavar="EM",
+              help="Leave out a model's run whose full EM over the set is not above this.")
+@click.option("--probe-tokens", type=click.IntRange(0, 100_000), metavar="T",
+              help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]")
+@click.option("--margin", type=click.FloatRange(0, 10), metavar="Z",
+              help="Standard errors that a drop keeps from the target in the search. [default: 1]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+              help="Of the searches, the models and the bootstrap.")
+@click.option("--route", default="tuned", show_default=True, metavar="NAME", help="Name of the route that is written.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="Where policy.toml and stop-model.json go. [default: tuned]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; write files only with --out.")
+def tune(
+    files: tuple[Path, ...], where: str | None, min_run_em: float | None, out: Path | None, route: str, *,
+    as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Search among all policies and their parameters on recorded runs (Parquet or JSON lines) of one set.
+
+    The search is repeated five times without a fifth of the questions, and each winner judged on those: what it
+    does there, not what the search saw, is what to expect. Writes what a route needs to run the policy.
+    """
+    from suffice.errors import SufficeError
+    from suffice.plugins import load_plugins
+
+    load_plugins()
+    try:
+        tuning = _tuning(**options)
+        tuned, bench = _tune(_one_set(files, where, min_run_em), tuning, quiet=as_json)
+        written, proposal = _write(tuned, bench, route, Path("tuned") if out is None and not as_json else out)
+    except (SufficeError, OSError) as error:
+        fail("tune", error)
+    if as_json:
+        _print_json(tuned, proposal, written)
+    else:
+        _show(tuned, proposal, written)
+
+
+def _tuning(
+    max_em_drop: float, trials: int, time_limit: float | None, policies: str | None, classes: int | None,
+    probe_tokens: int | None, margin: float | None, seed: int,
+) -> TuneOptions:  # fmt: skip
+    from suffice.replay.study.points import MARGIN
+    from suffice.replay.tune.tune import TuneOptions
+
+    return TuneOptions(
+        max_em_drop=max_em_drop,
+        margin=MARGIN if margin is None else margin,
+        trials=trials,
+        time_limit_s=time_limit,
+        policies=tuple(name.strip() for name in policies.split(",")) if policies else (),
+        classes=classes or 0,
+        probe_tokens=probe_tokens,
+        seed=seed,
+    )
+
+
+def _one_set(files: tuple[Path, ...], where: str | None, min_run_em: float | None) -> Survey:
+    from suffice.errors import ConfigError
+    from suffice.replay.traces.survey import survey
+
+    sets = survey(files, where=where, min_run_em=min_run_em)
+    if len(sets) != 1:
+        names = ", ".join(data.set for data in sets)
+        raise ConfigError(f"the files hold {len(sets)} sets ({names}); a policy is tuned for one at a time")
+    return sets[0]
+
+
+def _tune(data: Survey, tuning: TuneOptions, *, quiet: bool) -> tuple[TunedSet, Bench]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from suffice.replay.study.sums import N_FOLDS
+    from suffice.replay.tune.tune import tune_set
+
+    console = Console(stderr=True)
+    shown = console.is_terminal and not quiet
+    progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
+    with progress if shown else nullcontext():
+        n_searches = N_FOLDS + 1 + (N_FOLDS if tuning.classes else 0)
+        task = progress.add_task("looking at the files", total=n_searches * tuning.trials)
+
+        def tick(what: str) -> None:
+            progress.update(task, description=what, advance=1 if what.startswith("searching") else 0)
+
+        return tune_set(data, tuning, clock=time.monotonic, tick=tick)
+
+
+def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tuple[list[Path], PolicyProposal]:
+    from suffice.replay.tune.proposal import propose, write_proposal
+
+    proposal = propose(tuned.proposal, bench.scores, classes=bench.classes(None).classes)
+    if folder is None:
+        return [], proposal
+    seen = tuned.optimism
+    head = (
+        f"{shlex.join(['suffice', *sys.argv[1:]])}\n"
+        f"On questions that the search had not seen: {100 * seen.token_reduction_unseen.value:.1f} % of the tokens"
+        f" saved, EM drop {100 * seen.em_drop_unseen.value:.2f} points.\n"
+        "The route still needs an upstream, unless you run its loop, and the scorer of the traces."
+    )
+    settings: dict[str, Any] = {"kind": tuned.kind}
+    if tuned.kind == "samples":
+        settings["samples"] = int(bench.runs.n_steps.max())
+        settings["max_extra_calls"] = max(32, settings["samples"] - 1)
+    return write_proposal(proposal, folder, route=route, settings=settings, head=head), proposal
+
+
+def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
+    from suffice.replay.report.lines import dump
+    from suffice.replay.tune.tuned import tuned_object
+
+    model = None if proposal.model is None else proposal.model.address
+    found = tuned_object(tuned) | {"policy": proposal.spec, "model": model, "written": [str(path) for path in written]}
+    click.echo(dump(found))
+
+
+# --------------------------------------------------------------------------- what a person sees
+
+
+def _show(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
+    from rich.console import Console
+
+    from suffice.replay.report.wording import percent, points
+    from suffice.replay.tune.proposal import toml
+    from suffice.sanitize import printable
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"{printable(tuned.set)}, {tuned.kind}: {tuned.n_episodes:,} runs of {tuned.n_questions:,} questions,"
+        f" full EM {percent(tuned.full_em)} %"
+    )
+    if tuned.share < 1:
+        console.print(
+            f"the set is too long for memory: searched on {percent(tuned.share)} % of its questions, chosen by hash"
+        )
+    console.print(
+        f"target: EM drop at most {points(tuned.max_em_drop)}, kept by {tuned.margin:g} × its standard error;"
+        f" {tuned.n_trials_in_all:,} trials in {tuned.n_searches} searches, seed {tuned.seed}\n"
+    )
+    _show_folds(tuned, console)
+    _show_optimism(tuned, console)
+    seen = tuned.proposal_in_search
+    console.print(
+        f"\nproposal, searched on all questions ({percent(seen.token_reduction)} % saved, drop"
+        f" {percent(seen.em_drop, 2)} there):\n  policy = {toml(proposal.spec)}"
+    )
+    if tuned.proposal is None:
+        console.print("Nothing saves tokens and keeps the target here, so the proposal is to stop nothing.")
+    if written:
+        console.print(f"written: {', '.join(map(str, written))}")
+
+
+def _show_folds(tuned: TunedSet, console: Console) -> None:
+    from rich.table import Table
+
+    from suffice.replay.report.wording import percent
+    from suffice.replay.tune.tuned import title_of
+
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("fold")
+    table.add_column("winner of the search without it", overflow="fold")
+    for head in ("saved %: searched", "unseen", "drop: searched", "unseen"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for fold in tuned.folds:
+        seen, unseen = fold.in_search, fold.unseen
+        table.add_row(
+            f"{fold.fold + 1} ({fold.n_questions})", title_of(fold.spec), percent(seen.token_reduction),
+            percent(unseen.token_reduction), percent(seen.em_drop, 2), percent(unseen.em_drop, 2),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _show_optimism(tuned: TunedSet, console: Console) -> None:
+    from suffice.replay.report.wording import percent
+
+    def ranged(of: IntervalValue) -> str:
+        return f"{percent(of.value, 2)} [{percent(of.interval.low, 2)}, {percent(of.interval.high, 2)}]"
+
+    found = tuned.optimism
+    console.print(f"\n{'':<10} {'tokens saved, %':>24} {'EM drop, points':>24}")
+    for name, saved, drop in (
+        ("in search", found.token_reduction_in_search, found.em_drop_in_search),
+        ("unseen", found.token_reduction_unseen, found.em_drop_unseen),
+        ("optimism", found.token_reduction, found.em_drop),
+    ):
+        console.print(f"{name:<10} {ranged(saved):>24} {ranged(drop):>24}")
+    n_folds = len(tuned.folds)
+    if (by := tuned.by_class) is not None:
+        gained, low, high = map(percent, (by.saved, by.saved_interval.low, by.saved_interval.high))
+        ends = by.drop_interval
+        dropped, least, most = (percent(x, 2) for x in (by.drop, ends.low, ends.high))
+        console.print(
+            f"levels by class against as many trials without them, unseen: saved {gained} points ({low} to {high}),"
+            f" drop {dropped} ({least} to {most})"
+        )
+    console.print("winners: " + ", ".join(f"{name} ({n} of {n_folds} folds)" for name, n in tuned.winners.items()))

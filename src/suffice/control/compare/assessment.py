@@ -1,0 +1,231 @@
+"""One look at a rollout: its evidence as the log has it, what keeps it where it is, and what it does now.
+
+    rows that are new ──▶ Gathering ──▶ Evidence ─┐
+    decisions, holds, settings ──▶ barred         ├──▶ Standing, and the moves that follow
+    audits            ──▶ a learned candidate's own certificate ──▶ the level that may act
+
+Everything is a fold over the log: whoever looks at the same rows finds the same. Knows rows; refuses to know who looks,
+and writes nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from suffice.assurance.runs import Match
+from suffice.control.compare.candidate_certificate import CandidateCertificate
+from suffice.control.compare.counterfactual import Sides, sides_of
+from suffice.control.compare.rollout_evidence import EvidenceFold
+from suffice.control.compare.shown import OfRoute
+from suffice.control.evidence.scorer_cache import Matches
+from suffice.errors import ConfigError
+from suffice.review.holds import RouteHolds
+from suffice.rollout.evidence import RolloutEvidence
+from suffice.rollout.stages import RolloutState, Transition, advance, certify, look
+from suffice.settings import Control, Route
+from suffice.store.database.views import read_events
+from suffice.store.people.holds import read_holds
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, serving
+from suffice.store.routes.windows import labels_wanted
+from suffice.types import LabelRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """What a rollout stands on at one look."""
+
+    held: RolloutRun
+    evidence: RolloutEvidence
+    standing: RolloutState
+    at: int              # governed requests of the route since it began
+    now_s: float         # Unix time
+    certificate: CandidateCertificate | None = None  # None: nothing could be tested, and nothing acts
+    wanted: tuple[LabelRequest, ...] = ()   # labels that are worth asking for, and were not
+
+    @property
+    def moves(self) -> tuple[Transition, ...]:
+        """What follows: another level of a learned candidate may act, a step, both or neither."""
+        state, found = self.held.state, list[Transition]()
+        step = advance(state, self.evidence, self.held.rules, at=self.at, now_s=self.now_s)
+        level = 0 if self.certificate is None else self.certificate.level
+        if state.fit and not state.over and level != state.level and (step is None or step.move != "roll_back"):
+            why = "nothing can be tested now" if self.certificate is None else self.certificate.said
+            found.append(certify(state, level, reason=why, at=self.at, now_s=self.now_s))
+            state = state.after(found[-1])
+            step = advance(state, self.evidence, self.held.rules, at=self.at, now_s=self.now_s)
+        return (*found, step) if step is not None else tuple(found)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RolloutAssessor:
+    """A rollout that is looked at again and again: its versions, and what was read of it."""
+
+    of_route: OfRoute
+    sides: Sides
+    gathering: EvidenceFold
+    asked: set[str]  # episodes whose label was asked for
+
+    @classmethod
+    def at(
+        cls, connection: sqlite3.Connection, held: RolloutRun, of_route: OfRoute, control: Control, *, secret: str
+    ) -> RolloutAssessor:
+        """At a rollout of which nothing was read. Raises ConfigError for a version that cannot be read, StoreError."""
+        gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
+        sides = sides_of(connection, held, of_route, control, secret=secret)
+        asked = labels_wanted(connection, held.state.route)
+        return cls(of_route=of_route, sides=sides, gathering=gathering, asked=asked)
+
+    def see(
+        self, connection: sqlite3.Connection, held: RolloutRun, decided: InForce, *, now_s: float,
+        reading: Callable[[], None] = lambda: None,
+    ) -> Assessment:  # fmt: skip
+        """Read what is new, and judge it all.
+
+        held     the rollout as it stands now
+        decided  what holds on its route
+        reading  called now and then, where there is much to read
+
+        Raises StoreError.
+        """
+        for number, stored in enumerate(read_events(connection, since_seq=self.gathering.seq), 1):
+            self.gathering.feed(stored)
+            if number % 1_000 == 0:
+                reading()
+        route = self.of_route.route
+        self.sides.begin(connection)
+        found = self.gathering.evidence(self.sides.replay, self.of_route.judged, self.sides.watch)
+        holds = read_holds(connection).of(held.state.route)
+        budget = holds.in_effect(now_s).budget(route.max_em_drop)
+        certificate = self.sides.certify(self.gathering, decided, budget)
+        withheld = withheld_by(held, decided, holds, now_s=now_s)
+        latest = latest_on(connection, held, route, decided)
+        seen = weighed(held, found, certificate, withheld=withheld, latest=latest, at=self.gathering.n, now_s=now_s)
+        return replace(seen, wanted=tuple(self.sides.wanted(self.gathering, self.asked)))
+
+
+def weighed(
+    held: RolloutRun, found: RolloutEvidence, certificate: CandidateCertificate | None, *, withheld: str, latest: int | None,
+    at: int, now_s: float,
+) -> Assessment:  # fmt: skip
+    """A rollout by what was found of it.
+
+    certificate  of a learned candidate; None: it has none, or nothing can be tested now
+    withheld     why nothing may be promoted now, whatever was found; "": nothing speaks against it
+    latest       number of the route's latest publication, as the rollout counts them
+    at           governed requests of the route since it began
+    """
+    evidence = replace(
+        found, withheld=withheld or _unproved(held, certificate), latest=latest, void=_void(held, certificate),
+        idle=_idle(held, found, certificate),
+    )  # fmt: skip
+    standing = look(held.state, evidence, held.rules, at=at, now_s=now_s)
+    return Assessment(
+        held=held, evidence=evidence, standing=standing, at=at, now_s=now_s, certificate=certificate,
+    )  # fmt: skip
+
+
+def standing_of(
+    connection: sqlite3.Connection, held: RolloutRun, route: Route, control: Control, matches: Matches, *, secret: str,
+    now_s: float,
+) -> Assessment:  # fmt: skip
+    """What the log says of a rollout now, for a person who asks.
+
+    Raises ConfigError for a version that cannot be read, and StoreError.
+    """
+    with matches(route) as match:
+        decided = read_decided(connection).of(held.state.route)
+        first = RolloutAssessor.at(connection, held, plain_route(route, match), control, secret=secret)
+        return first.see(connection, held, decided, now_s=now_s)
+
+
+def plain_route(route: Route, match: Match) -> OfRoute:
+    """A route of which no publication is known yet."""
+    return OfRoute(route=route, match=match, published=lambda _: None, load=lambda _: None)
+
+
+# --------------------------------------------------------------------------- what keeps it from going forward
+
+
+def withheld_by(held: RolloutRun, decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
+    """Why nothing of a rollout may be promoted now; "": nothing speaks against it.
+
+    A new epoch, too: what was seen before belongs to another world.
+    """
+    epoch = decided.epoch
+    if epoch is not None and epoch.since_seq > held.seq:
+        return f"epoch {epoch.number} began within it: {epoch.reason}"
+    if held.state.fit and decided.publication is not None and decided.publication.ceiling is not None:
+        return "people's ratings hold the route's level down"
+    return barred(decided, holds, now_s=now_s)
+
+
+def barred(decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
+    """What is wrong on a route: a pause, an incident that waits for a person, what one holds, an alarm that stands.
+
+    "": nothing.
+    """
+    alarm = decided.alarm
+    if decided.pause is not None:
+        return f"enforcement is paused: {decided.pause.reason}"
+    if holds.open_cases:
+        found = holds.open_cases[-1].incident
+        return f"incident {found.incident} waits for a person: {found.summary}"
+    if holds.in_effect(now_s).until_s is not None:
+        return "a person holds this route, or a class of its questions, for a while"
+    return f"an alarm stands: {alarm.reason}" if alarm is not None and decided.in_burst else ""
+
+
+def _unproved(held: RolloutRun, certificate: CandidateCertificate | None) -> str:
+    """Why nothing of a learned candidate may act; "": some of it may."""
+    if not held.state.fit:
+        return ""
+    if certificate is None:
+        return "nothing is certified on the route now, so nothing of the candidate can be"
+    if not certificate.level:
+        return f"{certificate.said}{_more(certificate)}"
+    return ""
+
+
+def _idle(held: RolloutRun, evidence: RolloutEvidence, certificate: CandidateCertificate | None) -> str:
+    """Why a learned candidate would save nothing, at the level that may act; "": it would, or nothing may act."""
+    kept = evidence.kept
+    if not held.state.fit or certificate is None or not certificate.level or kept.candidate <= kept.in_force:
+        return ""
+    mine, other = kept.candidate / kept.n, kept.in_force / kept.n
+    return (
+        f"it keeps {mine:,.0f} tokens a run, the version in force {other:,.0f}; {certificate.said}{_more(certificate)}"
+    )
+
+
+def _more(certificate: CandidateCertificate) -> str:
+    more = certificate.n_missing
+    return "" if more is None else f"; the next one needs about {more:,} more audits like these"
+
+
+def _void(held: RolloutRun, certificate: CandidateCertificate | None) -> str:
+    """Why a learned candidate can stop nobody: it has lost what let it, or will never have it. "": it may yet."""
+    if not held.state.fit or certificate is None or certificate.level:
+        return ""
+    if held.state.level > 0 and held.state.step > 0:
+        return f"its certificate is gone: {certificate.said}"
+    return certificate.said if certificate.surely_over else ""
+
+
+def latest_on(connection: sqlite3.Connection, held: RolloutRun, route: Route, decided: InForce) -> int:
+    """Number of the route's latest publication as the rollout counts them. Raises StoreError.
+
+    Of a learned version: where the certify loop has published other models, the number of that. Else its owner's word
+    is a publication more than the one that the rollout followed, where he writes another policy into the settings.
+    """
+    state, made = held.state, decided.publication
+    if state.fit and route.is_learned:
+        return state.follows if made is None or made.fit == state.in_force else made.number
+    try:
+        own = own_version(route).address
+    except ConfigError:  # its owner has taken the policy out of the settings
+        return state.follows + 1
+    before = [one for one in read_rollouts(connection) if one.seq < held.seq]
+    return state.follows + (serving(before, state.route, own) != state.in_force)

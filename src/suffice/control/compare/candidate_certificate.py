@@ -1,0 +1,229 @@
+"""A learned candidate's own certificate: which of its levels has been shown to keep the EM budget against the full run.
+
+    audits since its rollout began ──▶ replayed under its models ──▶ counts at each level ──▶ the level that may act
+
+The models were fixed before the first of these audits came, so they are certified on runs that had no part in making
+them (Guarantee C of assurance, without cross-fitting). Of delta the v-th version of a route gets its part, the route's
+own counting as the first. A disagreement counts as lost until somebody says otherwise, whatever its age, and a judge
+model's word says nothing: so labels that are late cost saving, and nothing that is charged to them is owed here. Knows
+audits and models; refuses to know logs, and who is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import log
+from typing import Final
+
+import numpy as np
+
+from suffice.assurance.certify import (
+    BETS,
+    audits_to_certify,
+    certified_level,
+    count,
+    log_bets_against,
+    mixed,
+    spent_delta,
+    weighted_log_wealth,
+)
+from suffice.assurance.label_maturation import AHEAD
+from suffice.assurance.runs import Match
+from suffice.assurance.windows import Windows
+from suffice.control.evidence.audits import Audit, Verdicts, shown, verdicts
+from suffice.control.evidence.fitting import ServedVersion
+from suffice.learn.audits import Bools, Floats, Small
+from suffice.learn.certifier import PendingAudits
+from suffice.learn.features import FeatureSelection
+from suffice.learn.version import as_served
+
+MOST_KEPT: Final = 4_000  # audits that are remembered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateCertificate:
+    """What audits say of a candidate."""
+
+    level: int           # that may act; 0: none
+    n: int               # audits that counted
+    n_lost: int          # of them, at that level, or at the first where none may act
+    n_gained: int
+    n_missing: int | None  # audits to the next level, at the rates seen; None: no number, or there is no next one
+    max_em_drop: float   # the budget that was tested
+    delta: float
+    surely_over: bool = False  # even its safest level surely breaks the budget: no audit to come will certify it
+
+    @property
+    def said(self) -> str:
+        """In a sentence."""
+        if self.surely_over:
+            return (
+                f"even its safest level surely loses more than {self.max_em_drop:.2%}: of {self.n:,} audits against the"
+                f" full run {self.n_lost} are lost and {self.n_gained} gained"
+            )
+        at = f"level {self.level}" if self.level else "no level"
+        return (
+            f"{at} passes on {self.n:,} audits against the full run, {self.n_lost} lost and {self.n_gained} gained,"
+            f" within {self.max_em_drop:.2%} at {1 - self.delta:.2%}"
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    """One audit as the candidate's levels see it."""
+
+    audit: Audit
+    disagrees: Bools     # (M,)
+    z: Small             # (M,): as it counts now
+    told: bool = False   # somebody has said which answer is right
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class CandidateEvidence:
+    """A candidate on its way, and the audits that speak of it.
+
+    number  of the route's rollouts: 1 is the first
+    window  audits that a certificate looks back on
+    """
+
+    version: ServedVersion
+    match: Match
+    wave: int
+    number: int
+    window: int
+    _seen: dict[str, _Seen] = field(default_factory=dict)  # by episode, oldest first
+    _counts: Verdicts = field(default_factory=dict)
+    _level: int = 0  # that passed when it was last tested
+
+    def take(self, audits: Sequence[Audit]) -> set[str]:
+        """Take new audits in; the episodes on whom a label can change something."""
+        if not audits:
+            return set()
+        z, disagrees = self._judged(audits, {})
+        for audit, one, apart in zip(audits, z, disagrees, strict=True):
+            self._seen[audit.id] = _Seen(audit=audit, disagrees=apart, z=unheard(one, apart))
+        while len(self._seen) > MOST_KEPT:
+            del self._seen[next(iter(self._seen))]
+        return {audit.id for audit, apart in zip(audits, disagrees, strict=True) if apart.any()}
+
+    def hear(self, audits: Mapping[str, Audit], callers: Collection[str]) -> None:
+        """Find out what counts as said of the audits that disagree, and count those anew where that has changed.
+
+        audits   as they are known now, by episode
+        callers  senders that asked the model: users, whatever they call themselves
+        """
+        differing = [audits[name] for name, one in self._seen.items() if one.disagrees.any() and name in audits]
+        before, (self._counts, _) = self._counts, verdicts(differing, self.match, callers=callers)
+        changed = [audit for audit in differing if before.get(audit.id) != self._counts.get(audit.id)]
+        if not changed:
+            return
+        z, _ = self._judged(changed, self._counts)
+        for audit, one in zip(changed, z, strict=True):
+            seen = self._seen[audit.id]
+            seen.told = audit.id in self._counts
+            seen.z = one if seen.told else unheard(one, seen.disagrees)
+
+    def certificate(
+        self, *, pending: PendingAudits, windows: Windows, max_em_drop: float, confidence: float, harm_confidence: float
+    ) -> CandidateCertificate:
+        """What may act now.
+
+        pending          audits that have begun and not returned: they count as lost
+        windows          of the requests since the rollout began
+        max_em_drop      the budget, less what is charged to it
+        harm_confidence  of the evidence that nothing of it will ever be certified
+        """
+        seen = list(self._seen.values())
+        found = certified(
+            np.stack([one.z for one in seen]) if seen else np.zeros((0, self.version.n_levels), np.int8),
+            np.array([one.audit.at for one in seen], dtype=np.float64), np.array([one.audit.share for one in seen]),
+            np.array([one.told for one in seen], dtype=np.bool_), pending, windows, window=self.window,
+            max_em_drop=max_em_drop,
+            delta=spent_delta(1 - confidence, 1 + self.number), harm_delta=1 - harm_confidence,
+        )  # fmt: skip
+        self._level = found.level
+        return found
+
+    def unjudged(self, audits: Mapping[str, Audit]) -> list[tuple[Audit, int]]:
+        """Audits that disagree at a level in play, with the first of these, and of which nobody has said anything.
+
+        audits  as they are known now, by episode
+        """
+        found = list[tuple[Audit, int]]()
+        for name, one in self._seen.items():
+            levels = np.flatnonzero(one.disagrees[: self._level + AHEAD + 1])
+            if len(levels) and name in audits and not audits[name].labels and audits[name].fate == "full":
+                found.append((audits[name], int(levels[0])))
+        return found
+
+    def _judged(self, audits: Sequence[Audit], counts: Verdicts) -> tuple[Small, Bools]:
+        """EM drop and disagreement of each audit at each level, (n, M); what was broken off is lost everywhere."""
+        chosen = FeatureSelection(tuple(self.version.version.models[0].features), ())
+        rows = shown(audits, chosen=chosen, match=self.match, wave=self.wave, counts=counts)
+        assert rows is not None
+        rows = as_served(rows, self.version.version)
+        at = self.version.rows(rows)
+        z, disagrees = rows.z[at].copy(), rows.d[at].copy()
+        z[rows.abandoned], disagrees[rows.abandoned] = 1, False
+        z[:, 0], disagrees[:, 0] = 0, False
+        return z, disagrees
+
+
+def unheard(z: Small, disagrees: Bools) -> Small:
+    """EM drops of audits of which nobody has said anything: where they disagree they are lost, whatever their age."""
+    return np.where(disagrees, 1, z).astype(np.int8)
+
+
+def certified(
+    z: Small, at: Floats, share: Floats, told: Bools, pending: PendingAudits, windows: Windows, *, window: int,
+    max_em_drop: float, delta: float, harm_delta: float,
+) -> CandidateCertificate:  # fmt: skip
+    """What audits say of a candidate's levels.
+
+    z           EM drop of each audit at each level as it counts now, in the order of their returns, shape (n, M)
+    at, share   number of each request, and the share it was drawn at, shape (n,)
+    told        somebody has said which answer is right, shape (n,): others are no evidence of harm
+    pending     audits that have not returned: lost at every level above 0
+    windows     of the requests since the rollout began
+    window      audits that are looked back on
+    delta       this version's part
+    harm_delta  probability that a candidate is given up which keeps the budget at its safest level
+    """
+    known = z
+    z, at = np.concatenate([z, pending.lost(z.shape[1])]), np.concatenate([at, pending.at])
+    share = np.concatenate([share, pending.share])
+    chosen = windows.chosen(at, share, wanted=window)
+    if chosen is None or not len(known):
+        return CandidateCertificate(
+            level=0, n=0, n_lost=0, n_gained=0, n_missing=None, max_em_drop=max_em_drop, delta=delta
+        )
+    inside = chosen.holds(at)
+    wealth = weighted_log_wealth(z[inside], chosen.weights(share[inside]), max_em_drop=max_em_drop)
+    level = certified_level(wealth, delta=delta)
+    over = not level and _surely_over(np.where(told, known[:, 1], 0), max_em_drop, harm_delta)
+    shown_at, z = max(1, level), known if over else z[inside]
+    return CandidateCertificate(
+        level=level, n=len(z), n_lost=int((z[:, shown_at] > 0).sum()), n_gained=int((z[:, shown_at] < 0).sum()),
+        n_missing=_missing(z, level + 1, max_em_drop, delta), max_em_drop=max_em_drop, delta=delta, surely_over=over,
+    )  # fmt: skip
+
+
+def _surely_over(z: Small, max_em_drop: float, delta: float) -> bool:
+    """The certificate's bets turned round, against "it loses no more than the budget", on all that is remembered."""
+    found = count(z[:, np.newaxis])
+    wealth = mixed(log_bets_against(found.lost, found.same, found.gained, -max_em_drop, bets=BETS))
+    return float(wealth[0]) >= log(1 / delta)
+
+
+def _missing(z: Small, above: int, max_em_drop: float, delta: float) -> int | None:
+    if above >= z.shape[1]:
+        return None
+    gained, lost = int((z[:, above] < 0).sum()), int((z[:, above] > 0).sum())
+    try:
+        needed = audits_to_certify(
+            (lost - gained) / len(z), max_em_drop=max_em_drop, delta=delta, gained=gained / len(z)
+        )
+    except ValueError:
+        return None
+    return max(1, needed - len(z))

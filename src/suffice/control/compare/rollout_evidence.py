@@ -1,0 +1,300 @@
+"""What the log says of a rollout, row by row: nothing is read twice, and what comes late is judged when it is there.
+
+    rows since it began ──▶ feed ──▶ requests, live runs of both arms, audits, labels
+                            evidence ──▶ new audits replayed under both versions, old ones judged anew ──▶ Evidence
+
+A fold: fed in pieces or at once, it says the same at the same place. A run belongs to the step that the rollout was in
+when the run began, as the order of the rows has it. Ratings count in the order in which they became known. Of an audit
+only those are kept on which the versions answer differently; on the others no label can change anything. Knows records
+of the log; refuses to know databases, clocks and what follows from the evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from suffice.assurance.lengths import undrawn_tokens
+from suffice.assurance.runs import ENDED, Match, measure_run
+from suffice.assurance.sampling import BAD_ENDS
+from suffice.assurance.satisfaction import by_people
+from suffice.assurance.strata import Cell
+from suffice.assurance.windows import Windows
+from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
+from suffice.control.evidence.label_join import LabelJoin
+from suffice.control.evidence.latest import remember
+from suffice.control.evidence.start_order import StartOrder
+from suffice.learn.certifier import PendingAudits
+from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun, Z
+from suffice.rollout.results import ArmEvidence
+from suffice.rollout.rules import Rules
+from suffice.rollout.stages import State
+from suffice.signals.query import class_of
+from suffice.store.database.log import StoredEvent
+from suffice.store.routes.rollouts import RolloutRun
+from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.rollout_events import RolloutMoved
+from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
+from suffice.types import ArmDraw, Episode, Feedback, Outcome, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Both:
+    """What one audit shows of both versions, not judged yet."""
+
+    candidate: ArmEvidence
+    in_force: ArmEvidence
+
+    @property
+    def named(self) -> dict[str, ArmEvidence]:
+        """By the name of the version."""
+        return {"candidate": self.candidate, "in force": self.in_force}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """An audit, and how the rollout stood when its request came."""
+
+    audit: Audit
+    state: State
+
+
+Replay: TypeAlias = Callable[[Sequence[Witness]], Sequence[Both | None]]  # None: it is no pair
+Watch: TypeAlias = Callable[[Sequence[Audit]], set[str]]  # episodes whose labels somebody else wants to hear of
+Judge: TypeAlias = Callable[[Sequence[Audit], dict[str, dict[str, ArmEvidence]], set[str]], dict[str, dict[str, ArmEvidence]]]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Live:
+    """A live run that counts, without its steps."""
+
+    unit: str
+    arm: ArmName
+    episode: Episode
+    labels: tuple[GivenLabel, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class EvidenceFold:
+    """One rollout, from its first row on.
+
+    match   does an answer equal a reference?
+    probes  its route asks for trial answers by extra calls, which only runs drawn by lot were sent
+    seq     place of the last row that was read
+    n       governed requests of the route since it began
+    """
+
+    held: RolloutRun
+    match: Match
+    probes: bool
+    seq: int = field(init=False)
+    n: int = 0
+    _state: State = field(init=False)
+    _evidence: RolloutEvidence = field(default_factory=RolloutEvidence)
+    _started: StartOrder = field(default_factory=StartOrder)
+    _states: dict[str, State] = field(default_factory=dict)  # of the rollout when a run began, by episode
+    _joining: LabelJoin = field(default_factory=LabelJoin)
+    callers: set[str] = field(default_factory=set)           # senders that asked the model, on whatever route
+    _units: set[str] = field(default_factory=set)            # of the arms
+    _rated: set[str] = field(default_factory=set)
+    _live: dict[str, _Live] = field(default_factory=dict)    # by episode
+    _right: dict[str, tuple[str, ArmName, str, bool]] = field(default_factory=dict)  # by unit: episode, arm, class
+    windows: Windows = field(default_factory=Windows)        # of the requests since the rollout began
+    _new: dict[str, Witness] = field(default_factory=dict)   # audits that were not replayed yet, by episode
+    _apart: dict[str, Both] = field(default_factory=dict)    # on which the versions answer differently
+    watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of, by episode
+
+    def __post_init__(self) -> None:
+        """Begin where the rollout began."""
+        self.seq, self._state = self.held.seq, self.held.first
+
+    @property
+    def rules(self) -> Rules:
+        """Those that the rollout began with."""
+        return self.held.rules
+
+    @property
+    def pending(self) -> PendingAudits:
+        """Audits that have begun and not returned."""
+        return self._started.pending_with(())
+
+    # ---- rows ------------------------------------------------------------------------------------
+
+    def feed(self, stored: StoredEvent) -> None:
+        """Take the next row of the log in; one that was read before changes nothing."""
+        if stored.seq <= self.seq:
+            return
+        self.seq, event = stored.seq, stored.event
+        if isinstance(event, RequestSeen):
+            self._asked(event.request)
+        elif isinstance(event, RequestEnded):
+            self._ended(event.outcome, stored)
+        elif isinstance(event, RequestsCounted):
+            self._counted(event.counted)
+        elif isinstance(event, FeedbackGiven):
+            said = GivenLabel(stored.seq, event.feedback, stored.at_s)
+            name = self._joining.said(said)
+            if name is not None:
+                self._heard(name, said)
+        elif isinstance(event, RolloutMoved) and event.moved.transition.rollout == self._state.rollout:
+            self._state = self._state.after(event.moved.transition)
+
+    def _asked(self, request: Request) -> None:
+        if request.sender:
+            self.callers.add(request.sender)
+        if request.route != self._state.route or request.ungoverned is not None:
+            return
+        self.n += 1
+        self._evidence = self._evidence.with_request(class_of(request.query))
+        self._started.began(request, self.n, probes=self.probes, windows=self.windows)
+        remember(self._states, request.episode_id, self._state)
+
+    def _counted(self, counted: RequestCount) -> None:
+        """Requests without rows: part of the traffic, and witnesses of nothing. Audits and arms have theirs always."""
+        self.callers.update(counted.senders)
+        if counted.route != self._state.route:
+            return
+        if counted.audit_share is not None:
+            self.windows.lower(self.n + 1.0, counted.audit_share)
+        self.n += counted.n_governed
+        for cell in counted.cells:
+            if not cell.ungoverned:
+                self._evidence = self._evidence.with_request(cell.query_class, cell.n)
+
+    def _ended(self, outcome: Outcome, stored: StoredEvent) -> None:
+        began, state = self._started.ended(outcome.episode_id), self._states.pop(outcome.episode_id, self._state)
+        if began is None:
+            return
+        request, at = began
+        episode, waiting = Episode(request=request, outcome=outcome), self._joining.ended(outcome)
+        if is_evidence(request, outcome, probes=self.probes):
+            audit = Audit(seq=stored.seq, at=at, ended_at_s=stored.at_s, episode=episode)
+            self._new[audit.id] = Witness(audit=audit, state=state)
+        drawn = self._drawn(request)
+        if drawn is not None and state.counts(at, request.received_at_s, self.rules):
+            arm: ArmName = "candidate" if drawn.arm == "candidate" else "control"
+            if drawn.unit not in self._units:
+                self._units.add(drawn.unit)
+                self._evidence = self._evidence.with_run(arm, _run(episode), self.rules)
+            kept = Episode(request=request, outcome=replace(outcome, steps=()))
+            self._live[outcome.episode_id] = _Live(unit=drawn.unit, arm=arm, episode=kept)
+        for said in waiting:
+            self._heard(outcome.episode_id, said)
+
+    def _drawn(self, request: Request) -> ArmDraw | None:
+        """The arm of the rollout that a live run stands for; an audit runs in full and stands for none."""
+        if request.audit:
+            return None
+        name = f"rollout {self._state.rollout}"
+        return next((one for one in request.arms if one.experiment == name), None)
+
+    def _heard(self, name: str, said: GivenLabel) -> None:
+        """Somebody said something of a run that has ended."""
+        if name in self._new:
+            found = self._new[name]
+            self._new[name] = replace(found, audit=found.audit.with_label(said, self.n))
+        elif name in self.watched:
+            self.watched[name] = self.watched[name].with_label(said, self.n)
+        live = self._live.get(name)
+        if live is not None:
+            live.labels = (*live.labels, said)
+            self._rate(live, said.feedback)
+            self._mark(name, live)
+
+    def _rate(self, live: _Live, given: Feedback) -> None:
+        liked = by_people(given)
+        if liked is not None and live.unit not in self._rated:
+            self._rated.add(live.unit)
+            self._evidence = self._evidence.with_rating(live.arm, liked)
+
+    def _mark(self, name: str, live: _Live) -> None:
+        """A unit is one witness of EM, by its first run that was labelled; a later label of that run replaces it."""
+        known = self._right.get(live.unit)
+        if known is not None and known[0] != name:
+            return
+        right = measure_run(live, self.match).correct
+        if right is not None:
+            self._right[live.unit] = name, live.arm, class_of(live.episode.request.query), right
+
+    # ---- evidence --------------------------------------------------------------------------------
+
+    def evidence(self, replay: Replay, judge: Judge, watch: Watch = lambda _: set()) -> RolloutEvidence:
+        """What it all says now.
+
+        replay  new audits as both versions would have ended them
+        judge   the same with which answers are right, where they differ and somebody said so
+        watch   takes the new audits for a purpose of its own
+        """
+        self._take(replay, watch)
+        audits = [self.watched[name] for name in self._apart]
+        judged = judge(audits, {name: both.named for name, both in self._apart.items()}, self.callers)
+        found = replace(self._evidence, labelled=self._cells())
+        for audit, both in zip(audits, self._apart.values(), strict=True):
+            told = {**both.named, **judged.get(audit.id, {})}
+            z = loss(told["candidate"], told["in force"])
+            if z is not None:
+                found = found.with_label(class_of(audit.episode.request.query), z)
+        return found
+
+    def _take(self, replay: Replay, watch: Watch) -> None:
+        """Replay the audits that are new."""
+        new, self._new = self._new, {}
+        wanted = watch([witness.audit for witness in new.values()])
+        for witness, both in zip(new.values(), replay(list(new.values())), strict=True):
+            if witness.audit.id in wanted:
+                self.watched[witness.audit.id] = witness.audit
+            if both is None:
+                continue
+            audit, outcome = witness.audit, witness.audit.episode.outcome
+            full = outcome.usage.completion_tokens if outcome.usage is not None else 0
+            z = loss(both.candidate, both.in_force)
+            self._evidence = self._evidence.with_audit(
+                class_of(audit.episode.request.query), z, full=full + undrawn_tokens(audit.episode.request, outcome),
+                in_force=both.in_force.tokens, candidate=both.candidate.tokens,
+            )  # fmt: skip
+            if z is None:
+                self.watched[audit.id], self._apart[audit.id] = audit, both
+
+    def unjudged(self) -> list[tuple[Audit, Both]]:
+        """Audits on which the versions answer differently, and of which nobody has said anything."""
+        found = [(self.watched[name], both) for name, both in self._apart.items()]
+        return [(audit, both) for audit, both in found if not audit.labels]
+
+    def _cells(self) -> tuple[Cell, ...]:
+        """Live runs with labels, by class; the control is the side that the candidate is compared with."""
+        counts: dict[str, list[int]] = {}
+        for _, arm, query_class, right in self._right.values():
+            cell = counts.setdefault(query_class, [0, 0, 0, 0])
+            side = 2 if arm == "candidate" else 0
+            cell[side] += 1
+            cell[side + 1] += right
+        return tuple(
+            Cell(query_class=name, n_full=n[0], n_full_right=n[1], n_stopping=n[2], n_stopping_right=n[3])
+            for name, n in sorted(counts.items())
+        )
+
+
+def _run(episode: Episode) -> UnitRun:
+    outcome = episode.outcome
+    ended = outcome.end_reason in ENDED
+    return UnitRun(
+        query_class=class_of(episode.request.query), seconds=outcome.duration_s if ended else None,
+        error=outcome.end_reason in BAD_ENDS, no_answer=ended and outcome.answer is None,
+    )
+
+
+def loss(candidate: ArmEvidence, in_force: ArmEvidence) -> Z | None:
+    """EM of the version in force minus the candidate's; what nobody saw of the candidate counts as lost.
+
+    None: they differ, and nobody said which is right. However late that is, it proves nothing and is no harm either.
+    """
+    if not candidate.seen:
+        return 1 if in_force.seen else 0
+    if candidate.answer == in_force.answer or not in_force.seen:
+        return 0
+    if candidate.right is None or in_force.right is None:
+        return None
+    if candidate.right == in_force.right:
+        return 0
+    return -1 if candidate.right else 1

@@ -1,0 +1,194 @@
+"""The keeper of a live route: labels may come late, and what it found can be told.
+
+Adds to `learn.certifier` what only live traffic needs. An audit is judged when it comes and judged again when its label
+does; the certificate is a function of counts, so it ends as if the label had been there from the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp, floor
+from typing import Final
+
+import numpy as np
+
+from suffice.assurance.certify import audits_to_certify
+from suffice.assurance.label_maturation import AHEAD, MatureAudits
+from suffice.assurance.windows import Windows
+from suffice.learn.audits import AuditRuns, Bools, Ints, Small
+from suffice.learn.certifier import Certifier, KeeperDecision, matured
+from suffice.learn.served import FoldedModels
+from suffice.types import BudgetAccount, EvidenceSummary
+
+_MOST_LOG: Final = 700.0    # whose exponential is still a number
+
+
+@dataclass(slots=True, eq=False)
+class LiveKeeper(Certifier):
+    """`Certifier`, fed from a log.
+
+    rests    nothing of its own is fitted: a rollout runs, or has brought what is in force
+    """
+
+    rests: bool = False
+    is_told: bool = False  # rows of the log tell at which share each request was drawn
+
+    def _note_share(self) -> None:
+        if not self.is_told:
+            Certifier._note_share(self)  # noqa: SLF001 - its own, of the class above
+
+    def begin(self, at: float, windows: Windows) -> None:
+        """Begin an epoch at this request.
+
+        windows  that go on from the epoch before; none: the first window begins here
+        """
+        self.now = at
+        if not windows.known:
+            windows.note(at + 1, self.share)
+        self._epoch.windows = windows
+
+    @property
+    def n_levels(self) -> int:
+        """Levels of the version that is judged, level 0 included; of the plan before there is one."""
+        return self.plan.n_levels if self.served is None else self.served.n_levels
+
+    def ends(self, number: int, served: FoldedModels) -> Ints | None:
+        """The checkpoint, from 0, at which each level of a version ends an audit, shape (M,); None: it is not here."""
+        runs = self._epoch.runs
+        if runs is None or number >= len(runs):
+            return None
+        return np.asarray(served.rows(runs.take(np.array([number])))[0])
+
+    def adopt(self, served: FoldedModels, runs: AuditRuns | None) -> None:
+        """Serve and certify another version from here on.
+
+        runs  the audits of this epoch as that version reads them, in their order; None: there are none
+        """
+        epoch = self._epoch
+        epoch.served, epoch.runs, epoch.judged = served, None, None
+        self.version += 1
+        if runs is not None:
+            self.take(runs)
+
+    def _refit(self) -> list[KeeperDecision]:
+        if not self.rests:
+            return Certifier._refit(self)  # noqa: SLF001 - its own, of the class above
+        self._forget_old()  # what a rollout has brought may serve for months
+        return []
+
+    def amend(self, which: Ints, runs: AuditRuns) -> None:
+        """Audits that were taken before are seen again, with a label that has come since.
+
+        which  their numbers among the audits of this epoch, shape (n,)
+        runs   the same audits as they are known now, in that order
+        """
+        epoch = self._epoch
+        if epoch.runs is None or not len(which):
+            return
+        for number, at in enumerate(which.tolist()):
+            old = slice(int(epoch.runs.starts[at]), int(epoch.runs.starts[at + 1]))
+            new = slice(int(runs.starts[number]), int(runs.starts[number + 1]))
+            epoch.runs.z[old], epoch.runs.label_at[at] = runs.z[new], runs.label_at[number]
+        if epoch.served is not None and epoch.judged is not None:
+            epoch.judged.z[which] = runs.z[epoch.served.rows(runs)]
+
+    def disagreeing(self) -> Bools:
+        """Audits that disagree at a level in play, shape (N,): only their labels can change what is certified."""
+        judged = self._epoch.judged
+        if judged is None:
+            return np.zeros(self.n_audits, dtype=bool)
+        return np.asarray(judged.d[:, 1 : self.level + AHEAD + 1].any(axis=1))
+
+    def counted_audits(self) -> tuple[AuditRuns, Bools] | None:
+        """The returned audits of the last certificate, n of them, and where each disagrees, shape (n, M).
+
+        None: nothing was certified on audits.
+        """
+        found, judged, runs = self.certificate, self._epoch.judged, self._epoch.runs
+        if found is None or judged is None or runs is None:
+            return None
+        return runs.take(np.flatnonzero(found.inside)), judged.d[found.inside]
+
+    def first_disagreement(self, number: int) -> int:
+        """The safest level in play at which an audit disagrees; 0: none."""
+        judged = self._epoch.judged
+        if judged is None:
+            return 0
+        found = np.flatnonzero(judged.d[number, 1 : self.level + AHEAD + 1])
+        return int(found[0]) + 1 if len(found) else 0
+
+    def row_at(self, number: int, level: int) -> int:
+        """The checkpoint, from 0, at which a level ends an audit."""
+        served, runs = self._epoch.served, self._epoch.runs
+        if served is None or runs is None:
+            return 0
+        one = runs.take(np.array([number]))
+        return int(served.rows_at(one, level)[0])
+
+    def outcomes(self) -> MatureAudits | None:
+        """Which audits of this epoch are old enough to be news, and what each counts as at each level.
+
+        By age alone, as the detectors hear them: each once, so before its time is over none.
+        """
+        judged, runs = self._epoch.judged, self._epoch.runs
+        if judged is None or runs is None:
+            return None
+        return matured(judged.z, judged.d, runs, self.now, self.plan, run_timeout=self.run_timeout)
+
+    def _n_missing(self, z: Small) -> int | None:
+        """Audits still to come for the next level, if they show what those so far have shown; None: none would do.
+
+        z  outcomes that certify now, shape (n, M)
+        """
+        n, above = len(z), self.level + 1
+        if above >= z.shape[1] or not n:
+            return None
+        gained, lost = int((z[:, above] < 0).sum()), int((z[:, above] > 0).sum())
+        try:
+            needed = audits_to_certify(
+                (lost - gained) / n, max_em_drop=self.budget_at(above), delta=self.plan.delta, gained=gained / n
+            )
+        except ValueError:
+            return None
+        return max(1, needed - n)
+
+    def budget_at(self, level: int) -> float:
+        """What a level is tested against: the budget, less what is charged."""
+        charge = np.broadcast_to(np.asarray(self.charge), (self.n_levels,))
+        return float(self.plan.max_em_drop - charge[level])
+
+    @property
+    def floor(self) -> int:
+        """The highest level that is certified; in certified mode it is the one that passes."""
+        return self.level if self.plan.promise == "certified" else self._epoch.spender.floor
+
+    @property
+    def spending(self) -> BudgetAccount | None:
+        """The account of the budgeted mode; None: in certified mode there is none."""
+        return None if self.plan.promise == "certified" else self._epoch.spender.account
+
+    def evidence(self, *, most: int | None = None) -> EvidenceSummary:
+        """What stands behind the level that passes, or behind `most` where no higher one may be used."""
+        plan, judged, runs, found = self.plan, self._epoch.judged, self._epoch.runs, self.certificate
+        if judged is None or runs is None or found is None:
+            return EvidenceSummary(
+                n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence
+            )
+        level = self.level if most is None else min(self.level, most)
+        at, window = found.z[:, level], found.window
+        full = float(runs.full[found.inside].sum())
+        return EvidenceSummary(
+            n_audits=len(at),
+            n_gained=int((at < 0).sum()),
+            n_lost=int((at > 0).sum()),
+            n_pending=found.n_pending,
+            n_disagreeing=int(judged.d[found.inside, level].sum()),
+            e_value=exp(min(_MOST_LOG, float(self.log_e[level]))) if level else None,
+            share=float(judged.saved[found.inside, level].sum()) / full if full else None,
+            n_missing=self._n_missing(found.z) if level == self.level else None,
+            max_em_drop=self.budget_at(max(1, level)),
+            confidence=plan.confidence,
+            window_start=None if window is None else window.start,
+            window_end=None if window is None else float(min(window.end, floor(found.until) + 1)),
+            window_share=None if window is None else window.share,
+        )

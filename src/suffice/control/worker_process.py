@@ -1,0 +1,94 @@
+"""A worker in a process of its own, beside a gateway: started, told to end, started again when it dies.
+
+A fit keeps a core busy for seconds; in a process of its own, at low priority, no request waits for it. The child gets
+the settings on its standard input, which stays open: when the gateway dies, however it dies, the child reads the end
+and goes too. It writes a line when it has decided something, so that the gateway looks at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from typing import Final
+
+import msgspec
+
+from suffice.settings import Settings
+from suffice.telemetry import LOG
+
+FIRST_S: Final = 5.0          # before the first start: a gateway that has just begun has nothing to decide
+AGAIN_S: Final = (1.0, 60.0)  # before another start, doubling; a child that lived longer than the last begins anew
+END_S: Final = 5.0            # that a child has to end by itself
+_ENTRY: Final = "from suffice.cli.server.worker_main import main; main()"
+
+
+@asynccontextmanager
+async def beside(settings: Settings, told: Callable[[], None], *, first_s: float = FIRST_S) -> AsyncIterator[None]:
+    """A block with a worker beside it, where the settings want one and a route needs one.
+
+    told  called in this loop when the worker has decided something
+    """
+    learned = any(route.certifies_itself for route in settings.routes.values())
+    learned = learned and find_spec("sklearn") is not None
+    if not settings.control.enabled or not (learned or settings.has_upkeep):
+        yield
+        return
+    task = asyncio.create_task(_keep(settings, told, first_s))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _keep(settings: Settings, told: Callable[[], None], first_s: float) -> None:
+    loop, pause_s = asyncio.get_running_loop(), AGAIN_S[0]
+    await asyncio.sleep(first_s)
+    while True:
+        began_s = loop.time()
+        try:
+            status = await _run(settings, told)
+        except OSError as error:
+            status = -1
+            LOG.error("control: the worker could not be started (%s)", error.strerror or error)
+        pause_s = AGAIN_S[0] if loop.time() - began_s > AGAIN_S[1] else min(AGAIN_S[1], 2 * pause_s)
+        LOG.error("control: the worker ended (status %d); started again in %.0f s", status, pause_s)
+        await asyncio.sleep(pause_s)
+
+
+async def _run(settings: Settings, told: Callable[[], None]) -> int:
+    """Run one child to its end; its exit status. Cancelling ends it."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _ENTRY, stdin=PIPE, stdout=PIPE, env={**os.environ, "PYTHONPATH": paths}
+    )
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(msgspec.json.encode(settings) + b"\n")
+        with contextlib.suppress(ConnectionError):  # it has ended already; its status says why
+            await process.stdin.drain()
+        while await process.stdout.readline():
+            told()
+        return await process.wait()
+    finally:
+        await asyncio.shield(_end(process))
+
+
+async def _end(process: Process) -> None:
+    """Close the child's input, give it a moment, and end it."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        async with asyncio.timeout(END_S):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,0 +1,271 @@
+"""Closing a thought: who is asked, in which order, and what happens when that fails.
+
+`Continuer` is one request's access to the ways to finish (`upstream/continuation` has the shapes).
+The probe uses the same object, so a trial answer is asked for exactly as a real one would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from suffice.episode.chunk_parsing import Piece, pieces
+from suffice.episode.ledger import CallAccount, Ledger
+from suffice.errors import UpstreamError, UpstreamProtocol
+from suffice.settings import FinishMethod, Probe, Template, Upstream
+from suffice.types import Purpose
+from suffice.upstream import continuation
+from suffice.upstream.client import Headers, UpstreamClient, governed_headers
+from suffice.upstream.continuation import Continuation, Limits, Prompt, Thought
+from suffice.upstream.drivers import DRIVERS, DriverFacts
+from suffice.upstream.findings import verdict
+from suffice.upstream.wire import encode_json
+
+CHARS_A_TOKEN = 4.5  # of English text; only to estimate the prompt of a call that was cut off before it counted
+CONTROL_TIMEOUT_S = 2.0
+TEMPLATE_TIMEOUT_S = 5.0
+N_RIVALS = 5  # tokens that a probe asks to be listed at each place: the most that plain completions give
+
+
+class Continuer:
+    """The ways to close this request's thought."""
+
+    def __init__(
+        self,
+        *,
+        client: UpstreamClient,
+        probe: Probe,
+        max_extra_calls: int,
+        body: Mapping[str, Any],
+        headers: Headers,
+        ledger: Ledger,
+    ) -> None:
+        self._client, self._probe, self._body = client, probe, body
+        self._own_headers, self._headers = list(headers), governed_headers(headers)
+        self._ledger, self._max_extra_calls = ledger, max_extra_calls
+        self._prompt: Prompt | None = None
+        # Does the running thought stand in the content? Where the server parts it off, it does so in a
+        # re-ask too, and no content begins inside a thought, whatever the template opens.
+        self.thinks_inline: Callable[[], bool] = lambda: True
+
+    @property
+    def settings(self) -> Upstream:
+        """The upstream's settings."""
+        return self._client.settings
+
+    @property
+    def facts(self) -> DriverFacts:
+        """What the upstream's driver knows of it."""
+        return DRIVERS[self.settings.driver]
+
+    @property
+    def methods(self) -> tuple[FinishMethod, ...]:
+        """Ways to finish, best first; empty: this upstream offers none, so nothing can be stopped."""
+        return self.settings.finish or self.facts.methods
+
+    @property
+    def second_call(self) -> FinishMethod | None:
+        """The way that asks again with the thought so far; probes need one."""
+        return next((m for m in self.methods if m != "native"), None)
+
+    @property
+    def closing(self) -> str:
+        """The text that closes a thought."""
+        return self._probe.closing
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a trial answer may take."""
+        return self._probe.timeout_s
+
+    @property
+    def has_free_slot(self) -> bool:
+        """Can the upstream serve one more completion beside those that are open on it now?"""
+        return self._client.n_open < self.settings.slots
+
+    def may_call(self, *, keep: int) -> bool:
+        """May one more extra call be made, with `keep` of them left over for what may have to follow?"""
+        return self._ledger.n_extra_calls + keep < self._max_extra_calls
+
+    @property
+    def is_paused(self) -> bool:
+        """Has the upstream asked for fewer calls? Then an original that still runs is left to go on."""
+        return self._client.is_paused
+
+    @property
+    def is_crowded(self) -> bool:
+        """Would an original that goes first lose its place at the upstream for good?"""
+        return self._client.is_crowded
+
+    def note_lost_place(self) -> None:
+        """The original went first, and its continuation got no place in time."""
+        self._client.note_lost_place()
+
+    def why_no_probe(self, *, keep: int) -> str | None:
+        """What speaks against a probe now; None: nothing does."""
+        return self._client.extra_refusal() if self.may_call(keep=keep) else "max_extra_calls"
+
+    async def end_reasoning(self, completion_id: str) -> bool:
+        """llama.cpp's own control: end the running thought in place. True when it said it did."""
+        body = encode_json({"id": completion_id, "action": "reasoning_end"})
+        status, answer = await self._client.post_json(
+            "/v1/chat/completions/control", body, timeout_s=CONTROL_TIMEOUT_S, headers=self._headers
+        )
+        if status != 200:
+            return False
+        try:
+            return bool(msgspec.json.decode(answer).get("success"))
+        except (msgspec.DecodeError, AttributeError):
+            return False
+
+    async def prompt(self, *, text: bool) -> Prompt | None:
+        """The prompt as the engine's template writes it, with its token count; asked for once.
+
+        text  False: the count is enough
+        Raises UpstreamError when the engine cannot say.
+        """
+        known = self._prompt
+        if known is None or (text and known.text is None):
+            self._prompt = await self._ask_prompt(text=text)
+        return self._prompt
+
+    async def _ask_prompt(self, *, text: bool) -> Prompt | None:
+        facts = self.facts
+        if self.settings.template is not None:
+            return await self._from_settings(self.settings.template)
+        if facts.writes_prompt == "apply-template":
+            return await self._ask_template()
+        if facts.writes_prompt == "tokenize":
+            return await self._ask_tokenizer(text=text)
+        return None
+
+    def _template_fields(self) -> dict[str, Any]:
+        wanted = ("messages", "tools", "chat_template_kwargs", "reasoning_effort")
+        return {k: self._body[k] for k in wanted if k in self._body}
+
+    async def _ask_template(self) -> Prompt:
+        """llama.cpp: the template's text, and its tokens."""
+        text = await self._json("/apply-template", self._template_fields(), "prompt")
+        if not isinstance(text, str):
+            raise UpstreamProtocol("/apply-template: gave no prompt")
+        asked = {"content": text, "add_special": True, "parse_special": True}
+        tokens = await self._json("/tokenize", asked, "tokens")
+        return Prompt(text=text, n_tokens=len(tokens) if isinstance(tokens, list) else None)
+
+    async def _ask_tokenizer(self, *, text: bool) -> Prompt:
+        """vLLM: the tokens of the rendered chat, and the text that they stand for.
+
+        `return_token_strs` gives pieces of the vocabulary, in which spaces and bytes are written in signs of
+        the tokenizer's own; `/detokenize` gives the text itself.
+        """
+        fields = {k: v for k, v in self._template_fields().items() if k != "reasoning_effort"}
+        model = {"model": self._body.get("model")}
+        tokens = await self._json("/tokenize", model | fields | {"add_generation_prompt": True}, "tokens")
+        if not isinstance(tokens, list):
+            raise UpstreamProtocol("/tokenize: gave no tokens")
+        written = await self._json("/detokenize", model | {"tokens": tokens}, "prompt") if text else None
+        if text and not isinstance(written, str):
+            raise UpstreamProtocol("/detokenize: gave no prompt")
+        return Prompt(text=written, n_tokens=len(tokens))
+
+    async def _from_settings(self, template: Template) -> Prompt:
+        """The owner's own template; SGLang counts the tokens of a text."""
+        try:
+            text = continuation.write_prompt(template, self._body["messages"])
+        except ValueError as error:
+            raise UpstreamProtocol(str(error)) from None
+        count = None
+        if self.facts.counts_prompts:
+            asked = {"model": self._body.get("model"), "prompt": text, "add_special_tokens": False}
+            with suppress(UpstreamError):
+                count = await self._json("/tokenize", asked, "count")
+        return Prompt(text=text, n_tokens=count if isinstance(count, int) else None)
+
+    async def _json(self, path: str, fields: Mapping[str, Any], key: str) -> Any:
+        status, answer = await self._client.post_json(
+            path, encode_json(fields), timeout_s=TEMPLATE_TIMEOUT_S, headers=self._headers
+        )
+        if status != 200:
+            raise UpstreamProtocol(f"{path}: the upstream answered {status}")
+        try:
+            return msgspec.json.decode(answer).get(key)
+        except (msgspec.DecodeError, AttributeError):
+            raise UpstreamProtocol(f"{path}: the upstream's answer is no JSON object") from None
+
+    async def prepare(
+        self, method: FinishMethod, thought: str, *, purpose: Purpose, max_tokens: int | None
+    ) -> Continuation:
+        """Write the request that answers after `thought`. Raises UpstreamError where the upstream cannot."""
+        trial = purpose == "probe"
+        prompt = await self.prompt(text=True) if method == "raw" else None
+        if method == "raw" and prompt is None:
+            raise UpstreamProtocol(f"raw continuation: driver {self.settings.driver!r} writes no template")
+        limits = Limits(
+            max_tokens=max_tokens, stop=self._probe.stop if trial else (),
+            logprobs=N_RIVALS if trial else 0,
+        )
+        try:
+            request = continuation.build(
+                method, self._body, self._thought(thought), driver=self.settings.driver, prompt=prompt,
+                limits=limits, lowest_effort=self.settings.lowest_effort,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UpstreamProtocol(str(error)) from None
+        if verdict(self._client.findings, "stream_usage") == "no":
+            del request.body["stream_options"]  # as for the client's own call
+        return replace(request, opened=request.opened and self.thinks_inline())
+
+    def _thought(self, text: str) -> Thought:
+        probe, settings = self._probe, self.settings
+        return Thought(
+            text=text, closing=probe.closing, answer_prefix=probe.answer_prefix,
+            think_open=settings.think_open, think_close=settings.think_close, opened=settings.think_opened,
+            reask_thought=probe.reask_thought, reask_ask=probe.reask_ask,
+        )  # fmt: skip
+
+    @asynccontextmanager
+    async def open(
+        self, request: Continuation, *, thought_tokens: int, purpose: Purpose
+    ) -> AsyncIterator[tuple[AsyncGenerator[Piece, None], CallAccount]]:
+        """Send a prepared request; give the pieces of its reply and their account.
+
+        thought_tokens  of the thought in it, as they were counted when it was generated
+        Raises UpstreamError when the upstream refuses, is down or speaks another protocol, and UpstreamBusy
+        when there is no room for the call now: a probe is sent now or not at all.
+        """
+        account = CallAccount(purpose)
+        account.context_tokens = thought_tokens + round(request.added_chars / CHARS_A_TOKEN)
+        account.is_open = True
+        async with AsyncExitStack() as stack:
+            trial = purpose == "probe"
+            stack.enter_context(self._client.extra_call(lambda: account.fresh_tokens, may_be_refused=trial))
+            stack.callback(setattr, account, "is_open", False)
+            self._ledger.calls.append(account)
+            headers = governed_headers(self._own_headers, nth=len(self._ledger.calls))
+            call = await stack.enter_async_context(
+                self._client.open(self._path(request), encode_json(request.body), headers, extra=True)
+            )
+            self._ledger.n_refused += call.asks_for_less
+            if call.status != 200 or call.content_type != "text/event-stream":
+                answered = f"{call.status} {call.content_type}"
+                raise UpstreamProtocol(f"{request.path}: the upstream answered {answered} to a continuation")
+            account.began = True
+            answer = pieces(
+                call, account, prefill=request.prefill, tags=request.tags, opened=request.opened
+            )
+            async with aclosing(answer) as reply:
+                yield reply, account
+
+    def _path(self, request: Continuation) -> str:
+        """Where it goes: an address that ends in /beta itself says so only once."""
+        at_beta = request.path.startswith("/beta/") and self.settings.url.rstrip("/").endswith("/beta")
+        return request.path.removeprefix("/beta") if at_beta else request.path
+
+    @property
+    def trial_tokens(self) -> int:
+        """Cap of a trial answer, in tokens."""
+        return self._probe.max_tokens

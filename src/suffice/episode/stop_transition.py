@@ -1,0 +1,333 @@
+"""The stop, carried out: the run leaves its thought and the client reads on without a seam.
+
+    native          the engine closes the thought in the same stream
+    with a free slot  the continuation is opened first, the original is held back and dropped at
+                      the continuation's first token (the overlap is spent, and counted)
+    with none         the original is closed first
+
+A slot is free while fewer completions are open on the upstream, ours and everybody's that came through
+this gateway, than it serves at once. Where more are open than that, a slot that is given up may go to whoever
+waits for one; once that has happened, the original is not closed first there for a while, and runs on.
+
+If the continuation fails or takes longer than `handover_ms`, the original goes on; if it is gone,
+one full run follows with its thought hidden; if that fails too, the client gets an error frame. If
+the model closes its thought by itself before the continuation speaks, its own end is delivered: a
+late stop is no stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from suffice.episode.answer_forcing import Continuer
+from suffice.episode.chunk_parsing import Piece
+from suffice.episode.held_tail import data_frame
+from suffice.episode.ledger import CallAccount, Ledger
+from suffice.episode.reasoning import DONE_FRAME, ReasoningRun
+from suffice.episode.report import suffice_object, usage_json
+from suffice.episode.stream_state import StreamState
+from suffice.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout
+from suffice.settings import FinishMethod
+from suffice.upstream.continuation import Continuation
+from suffice.upstream.wire import Frame
+
+SLOT_TOKENS, SLOT_S = 4.0, 0.25   # how long an engine may take to see a call cancelled: in tokens' time, at most
+
+
+@dataclass(frozen=True, slots=True)
+class OpenContinuation:
+    """A continuation that has begun to answer."""
+
+    first: Piece                            # with the first text that is not white space
+    rest: AsyncGenerator[Piece, None]
+    account: CallAccount
+
+
+Rerun = Callable[[], AbstractAsyncContextManager[ReasoningRun]]
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True, kw_only=True)
+class HandOver:
+    """Everything a stop needs."""
+
+    run: ReasoningRun
+    continuer: Continuer
+    ledger: Ledger
+    rerun: Rerun              # opens the client's request once more; the caller owns its call
+    max_tokens: int | None    # the client's cap on all generated tokens; None: none
+    handover_ms: int
+    buffer_bytes: int
+    monotonic_s: Clock
+    _began_s: float = field(init=False)
+    _overlaps: bool = False   # does the original run on beside the continuation that is being opened?
+
+    def __post_init__(self) -> None:
+        self._began_s = self.monotonic_s()
+
+    @property
+    def _came_too_late(self) -> bool:
+        """Has the original, while it was held back, closed its thought by itself?"""
+        return self._overlaps and self.run.failure is None and not self.run.may_stop()
+
+    @property
+    def _would_queue(self) -> bool:
+        """Would the original have to go first, and its continuation stand in line behind others?"""
+        return not self._overlaps and self.continuer.is_crowded
+
+    async def carry_out(self, thought: str, thought_tokens: int) -> None:
+        """Close the thought after `thought` and deliver the answer; the original goes on if all fails."""
+        for method in self.continuer.methods:
+            if not self.run.may_stop():
+                break  # the answer began while we were asking: a late stop is no stop
+            if method == "native":
+                if self.continuer.facts.has_control and await self._native():
+                    return
+            elif await self._continue_by(method, thought, thought_tokens):
+                return
+        await self.run.rest()
+
+    async def _native(self) -> bool:
+        start = self.monotonic_s()
+        try:
+            closed = self.run.seen.id is not None and await self.continuer.end_reasoning(self.run.seen.id)
+        except UpstreamError:
+            closed = False
+        if not closed:
+            self.ledger.fail_open("native")
+            return False
+        self._stopped("native", start)
+        self.run.own_end.wanted = True
+        await self.run.rest()
+        if self.run.own_end.kept is not None:  # the thought was closed, and not a word came behind it
+            await self.finish_unclosed(self._left())
+        return True
+
+    async def _let_slot_go(self) -> None:
+        """Give the engine a moment to see that the original was cancelled, where its slot holds what was read.
+
+        llama.cpp sees it at the end of a decoding step or two. Asked before that, it takes a slot that is free
+        already and reads the whole prompt again; a server with no other slot lets us wait as long anyway.
+        """
+        if self.continuer.facts.caches_by_slot:
+            a_token_s = (self.monotonic_s() - self._began_s) / max(1, self.run.account.received_tokens)
+            await asyncio.sleep(min(SLOT_TOKENS * a_token_s, SLOT_S))
+
+    def _stopped(self, method: FinishMethod, start_s: float) -> None:
+        self.ledger.stopped, self.ledger.finish_method = True, method
+        self.ledger.handover_ms = (self.monotonic_s() - start_s) * 1e3
+
+    async def _continue_by(self, method: FinishMethod, thought: str, thought_tokens: int) -> bool:
+        """Answer from a second call. False: that came to nothing, and the original is still there."""
+        run, start = self.run, self.monotonic_s()
+        request = await self._prepared(method, thought, self._left())
+        if request is None:
+            return False
+        # Decided now, when the continuation is about to be sent: other requests have moved meanwhile.
+        self._overlaps = self.continuer.has_free_slot
+        # Where the original has to go first, a full run must remain possible behind it.
+        if not self.continuer.may_call(keep=0 if self._overlaps else 1):
+            return False
+        why = "paused" if self.continuer.is_paused else "crowded" if self._would_queue else None
+        if why is not None:
+            self.ledger.skipped[why] += 1
+            return False
+        async with AsyncExitStack() as stack:
+            if self._overlaps:
+                run.held = []
+            else:
+                run.abandon()
+                await self._let_slot_go()
+            try:
+                opened = await self._open(stack, request, thought_tokens)
+            except UpstreamError as error:
+                await self._discard_last(stack)
+                return await self._go_on_without(error)
+            if self._came_too_late:
+                opened.account.discarded = True
+                await stack.aclose()
+                await run.release()
+                return False
+            run.abandon()
+            run.held = None
+            self._stopped(method, start)
+            try:
+                await self._deliver(opened)
+            except UpstreamError as error:
+                self.ledger.fail_open("handover")
+                if not run.delivery.can_begin_again():
+                    raise
+                self.ledger.forget_run("handover")
+                await stack.aclose()
+                await self._rerun(error)
+        return True
+
+    async def _prepared(
+        self, method: FinishMethod, thought: str, max_tokens: int | None
+    ) -> Continuation | None:
+        """The request that would answer; None: no call is left for it, or the upstream cannot be asked so."""
+        if not self.continuer.may_call(keep=0):
+            return None
+        try:
+            return await self.continuer.prepare(method, thought, purpose="continuation", max_tokens=max_tokens)
+        except UpstreamError:
+            self.ledger.fail_open("handover")
+            return None
+
+    async def finish_unclosed(self, max_tokens: int | None) -> None:
+        """Answer a run that ended inside its thought; its own end stands if that fails.
+
+        The original is over, so nothing has to give way. The client gets a forced answer in place of an
+        empty one.
+
+        max_tokens  of the answer; None: no cap
+        """
+        run, method, start = self.run, self.continuer.second_call, self.monotonic_s()
+        before = self.ledger.finish_method, self.ledger.handover_ms
+        request = None
+        if method is not None:
+            request = await self._prepared(method, run.thought, max_tokens)
+        if request is None or method is None:
+            await run.own_end.deliver(run.delivery)
+            return
+        async with AsyncExitStack() as stack:
+            try:
+                opened = await self._open(stack, request, run.account.reasoning_tokens)
+                await run.own_end.make_room(run.delivery)
+                self.ledger.finish_method = method
+                self.ledger.handover_ms = (self.monotonic_s() - start) * 1e3
+                await self._deliver(opened)
+            except UpstreamError:
+                self.ledger.fail_open("handover")
+                await self._discard_last(stack)
+                self.ledger.finish_method, self.ledger.handover_ms = before
+                await run.own_end.deliver(run.delivery)
+            else:
+                run.own_end.kept = None
+
+    async def _go_on_without(self, error: UpstreamError) -> bool:
+        """No continuation came. False: the original goes on; otherwise another run was delivered."""
+        if not self._came_too_late:
+            self.ledger.fail_open("handover")
+        if self._overlaps and self.run.failure is None:
+            await self.run.release()
+            return False
+        if not self._overlaps and isinstance(error, UpstreamTimeout):
+            self.continuer.note_lost_place()
+        await self._rerun(error)
+        return True
+
+    async def _open(self, stack: AsyncExitStack, request: Continuation, thought_tokens: int) -> OpenContinuation:
+        """Open the continuation and wait for its first words, holding the original back meanwhile."""
+        holding: asyncio.Task[None] | None = None
+        before = ""
+        try:
+            async with asyncio.timeout(self.handover_ms / 1e3) as deadline:
+                if self._overlaps:
+                    holding = asyncio.create_task(self._hold(deadline))
+                reply, account = await stack.enter_async_context(
+                    self.continuer.open(request, thought_tokens=thought_tokens, purpose="continuation")
+                )
+                async for piece in reply:
+                    if piece.text.strip():
+                        first = replace(piece, text=request.answer_prefix + before + piece.text)
+                        return OpenContinuation(first, reply, account)
+                    before += piece.text
+            raise UpstreamProtocol("the continuation gave no answer")
+        except TimeoutError:
+            raise UpstreamTimeout(f"the continuation took longer than {self.handover_ms} ms") from None
+        finally:
+            if holding is not None:
+                holding.cancel()
+                await asyncio.gather(holding, return_exceptions=True)
+
+    async def _hold(self, deadline: asyncio.Timeout) -> None:
+        """Keep reading the original, up to the buffer's size; then its socket waits.
+
+        When it closes its thought by itself, the continuation is waited for no longer.
+        """
+        with contextlib.suppress(UpstreamError):  # remembered in `run.failure`
+            while self.run.may_stop() and self.run.held_bytes < self.buffer_bytes:
+                await self.run.advance()
+        if self._came_too_late:
+            deadline.reschedule(0.0)
+
+    def _left(self) -> int | None:
+        """Tokens that the client's cap leaves for the answer; at least one."""
+        if self.max_tokens is None:
+            return None
+        return max(1, self.max_tokens - self.run.account.received_tokens)
+
+    async def _discard_last(self, stack: AsyncExitStack) -> None:
+        """Close a continuation that failed, before anything else is asked of its upstream."""
+        await stack.aclose()
+        last = self.ledger.calls[-1]
+        if last.purpose == "continuation":
+            last.discarded = True
+
+    async def _deliver(self, opened: OpenContinuation) -> None:
+        """Write the continuation into the client's stream as if the first call had gone on."""
+        run, text = self.run, ""
+        opening = self.continuer.settings.think_close if run.seen.inline else ""
+        finish: str | None = None
+        async for piece in _chain(opened.first, opened.rest):
+            finish = piece.finish_reason or finish
+            text += piece.text
+            if piece.text:
+                await run.delivery.frames([_frame_of(run.seen, {"content": opening + piece.text})])
+                opening = ""
+        run.seen.phase = "answering"
+        self.ledger.answer = run.extract(text)
+        self.ledger.truncated = finish == "length"
+        await self._count_original()
+        await run.delivery.frames(self._closing_frames(finish or "stop"))
+        await run.delivery.end()
+
+    async def _count_original(self) -> None:
+        """Find out what the prompt of the original had cost; an engine that can count is asked."""
+        if self.run.account.prompt_tokens is not None:
+            return
+        with contextlib.suppress(UpstreamError):  # else it is estimated from the other calls
+            prompt = await self.continuer.prompt(text=False)
+            if prompt is not None:
+                self.run.account.prompt_tokens = prompt.n_tokens
+
+    def _closing_frames(self, finish: str) -> list[Frame]:
+        run = self.run
+        tells = self.ledger.stopped or run.wants.object
+        frames = [_frame_of(run.seen, {}, finish, **({"suffice": suffice_object(self.ledger)} if tells else {}))]
+        usage = self.ledger.usage()
+        if run.wants.usage and usage is not None:
+            frames.append(_chunk(run.seen, choices=[], usage=usage_json(usage)))
+        return [*frames, DONE_FRAME]
+
+    async def _rerun(self, error: UpstreamError) -> None:
+        """The original is gone and its continuation failed: run once more, the thought hidden."""
+        if not self.continuer.may_call(keep=0):
+            raise error
+        self.run.account.discarded = True
+        async with self.rerun() as again:
+            again.alias = self.run.seen
+            await again.rest()
+
+
+def _frame_of(seen: StreamState, delta: dict[str, Any], finish_reason: str | None = None, **extra: Any) -> Frame:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return _chunk(seen, choices=[choice], **extra)
+
+
+def _chunk(seen: StreamState, **fields: Any) -> Frame:
+    """A chunk of our own that looks like the upstream's: same id, model and time."""
+    head = {"id": seen.id, "object": "chat.completion.chunk", "created": seen.created, "model": seen.model}
+    return data_frame(head | fields)
+
+
+async def _chain(first: Piece, rest: AsyncGenerator[Piece, None]) -> AsyncIterator[Piece]:
+    yield first
+    async for piece in rest:
+        yield piece

@@ -1,0 +1,399 @@
+"""What uvicorn's parser of requests does not do by itself.
+
+    limits              a client that is slow with its head or body is closed; connections are counted
+    one meaning         heads that another server could read otherwise are refused; HTTP/1.0 gets no chunks
+    one write           an answer's head goes out together with its first bytes, where these follow at once
+    hang-ups            a handler is called when its client leaves, without a task that waits for it
+    writes at once      a part of a begun stream is written where it arrives, while its client takes what it gets
+    access log          one line a request, without anything of its body, its headers or its query
+
+It knows the connection, and refuses to know what goes over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from suffice.gateway.connections import ConnectionPhase, Connections
+from suffice.gateway.exchange import HANG_UP, MAX_HEADERS, WRITE_NOW, Message, Receive, Scope, Send
+from suffice.settings import Server
+from suffice.telemetry import ACCESS
+from suffice.upstream.wire import error_body
+
+UNFINISHED_HEAD_BYTES = 128 * 1024
+BODY_BYTES_PER_S = 16 * 1024   # what buys a body one more second
+MOST_PIPELINED = 64            # requests that wait behind one another on a connection
+LINGER_S = 1.0                 # how long a client may take to read why it is closed
+MOST_PATH_CHARS = 200          # of a path, in the access log
+_NAMED = re.compile(rb"\r?\n?x-suffice-(route|episode-id): ([\x21-\x7e]+)", re.IGNORECASE)
+_CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_connections", 505: "http_version"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLimits:
+    """What clients of one server may take of it, in time and in connections. Seconds; inf: no limit."""
+
+    head_s: float = inf
+    body_s: float = inf
+    idle_s: float = inf   # between two requests
+    connections: Connections = field(default_factory=Connections)
+
+    @classmethod
+    def of(cls, server: Server, *, most: int | None) -> ClientLimits:
+        """As the settings have them.
+
+        most  connections that the process can afford; None: it cannot be said
+        """
+        wanted = [n for n in (server.max_connections, most) if n is not None]
+        counted = Connections(
+            most=min(wanted, default=None), most_per_address=server.max_connections_per_address or None
+        )
+        return cls(
+            head_s=server.head_timeout_s or inf, body_s=server.body_timeout_s or inf,
+            idle_s=server.keepalive_s or inf, connections=counted,
+        )  # fmt: skip
+
+
+class _Refused(Exception):
+    """Raised inside the parser: it stops there."""
+
+
+class LimitedHttp(HttpToolsProtocol):
+    """uvicorn's protocol with limits: see above.
+
+    limits  of the whole server; the default has none
+    """
+
+    _hang_up: HangUp
+
+    def __init__(self, *args: Any, limits: ClientLimits | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.limits = limits or ClientLimits()
+        self.phase = ConnectionPhase.HEAD
+        self._in_head = True
+        self._has_begun = False      # has a byte of this head come?
+        self._n_bytes = 0            # of the head or the body that is being read
+        self._n_requests = 0         # whose head has come whole
+        self._n_read = 0             # that have come whole
+        self._seen: object = None    # what it waited for at the last look
+        self._since_s = 0.0          # by the clock of the looks
+        self._active: RequestResponseCycle | None = None   # whose handler runs, or ran last
+        self._refusal: tuple[int, str] | None = None
+        self._is_refused = False     # nothing more is read
+
+    # ---- what the event loop tells
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        self._hang_up = HangUp(self.flow.resume_reading)
+        problem = self.limits.connections.admit(self, self.client[0] if self.client else "")
+        if problem is not None:
+            self._refuse(503, f"{problem}; try again later")
+
+    def data_received(self, data: bytes) -> None:
+        """Take the next bytes."""
+        if self._ends():
+            return
+        n_read = self._n_read
+        super().data_received(data)
+        if self._ends():
+            return
+        if n_read == self._n_read:  # else it was counted to what has ended
+            self._n_bytes += len(data)
+        if self._in_head and self._n_bytes > UNFINISHED_HEAD_BYTES:
+            self._refuse(431, f"the request's head is longer than {UNFINISHED_HEAD_BYTES} bytes")
+        else:
+            self._enter()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left."""
+        self.limits.connections.forget(self)
+        if self._active is not None and not self._active.response_complete:
+            _log(self._active)
+        super().connection_lost(exc)
+        self._hang_up.happened()
+
+    # ---- what the parser tells
+
+    def on_message_begin(self) -> None:
+        """The first byte of a head."""
+        super().on_message_begin()
+        self._has_begun = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS:
+            self._reject(431, f"headers: at most {MAX_HEADERS} are accepted")
+
+    def on_headers_complete(self) -> None:
+        """The head has ended."""
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            self._reject(505, "HTTP version: must be 1.1 or 1.0")
+        names = [name for name, _ in self.headers]
+        if version == "1.0":
+            self.expect_100_continue = False  # it knows no interim answers, and no chunks
+            if b"transfer-encoding" in names:
+                self._reject(400, "transfer-encoding: is not accepted with HTTP/1.0")
+        elif names.count(b"host") != 1:
+            self._reject(400, f"Host header: must come once; got {names.count(b'host')}")
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self._reject(400, f"pipelining: at most {MOST_PIPELINED} requests may wait on one connection")
+        self._in_head, self._n_bytes, self._n_requests = False, 0, self._n_requests + 1
+        before = self.cycle
+        super().on_headers_complete()
+        if self.cycle is before:
+            return
+        cycle, writer = self.cycle, HeadWithBody(self.transport, self.loop)
+        cycle.transport = writer  # type: ignore[assignment]
+        cycle.on_response = partial(self._answered, cycle)
+        if self.parser.should_upgrade():
+            cycle.keep_alive = False  # the parser reads nothing behind it
+        ours: dict[str, Any] = {HANG_UP: self._hang_up.tell, WRITE_NOW: partial(_write_now, cycle)}
+        self.scope["extensions"] = ours
+
+    def on_message_complete(self) -> None:
+        """The next bytes are another head."""
+        self._in_head, self._has_begun, self._n_bytes, self._n_read = True, False, 0, self._n_read + 1
+        super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._active = cycle
+        is_old = cycle.scope["http_version"] == "1.0"
+        super()._start_asgi_task(cycle, partial(_unchunked, cycle, app) if is_old else app)
+
+    def _answered(self, cycle: RequestResponseCycle) -> None:
+        """An answer is complete."""
+        _log(cycle)
+        self.on_response_complete()
+        self._enter()
+
+    # ---- limits
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Uvicorn's own timer, which does not know that half a head has come; `look` closes who is idle."""
+
+    def _enter(self) -> None:
+        """Say what is waited for now: whose request is whole waits for us, whatever else it has sent."""
+        active = self._active
+        if active is not None and not active.response_complete and not active.more_body:
+            phase = ConnectionPhase.ANSWER
+        else:
+            phase = ConnectionPhase.HEAD if self._in_head else ConnectionPhase.BODY
+        if phase != self.phase:
+            self.limits.connections.move(self, phase)
+
+    def look(self, now_s: float) -> None:
+        """Close the connection if its client keeps us waiting for too long. Called about once a second.
+
+        now_s  of a clock that stands still while the event loop does
+        """
+        if self._is_refused and self.phase != ConnectionPhase.ANSWER:
+            waits_for: object = "the end"
+        else:
+            waits_for = (self.phase, self._n_requests, self._has_begun)
+        if waits_for != self._seen or self.phase == ConnectionPhase.ANSWER or self.flow.read_paused:
+            self._seen, self._since_s = waits_for, now_s
+            return
+        if now_s - self._since_s < self._patience_s():
+            return
+        if self._is_refused:
+            self.transport.abort()
+        elif self.phase == ConnectionPhase.BODY and self._active is not None and self._active.response_complete:
+            self.transport.close()  # it was answered without its body
+        elif self.phase == ConnectionPhase.BODY:
+            self._refuse(408, "the request's body did not come whole in time (server.body_timeout_s)")
+        elif self._has_begun:
+            self._refuse(408, "the request's head did not come whole in time (server.head_timeout_s)")
+        else:
+            self.transport.close()
+
+    def _patience_s(self) -> float:
+        if self._is_refused:
+            return LINGER_S
+        if self.phase == ConnectionPhase.BODY:
+            return self.limits.body_s + self._n_bytes / BODY_BYTES_PER_S
+        return self.limits.head_s if self._has_begun or not self._n_requests else self.limits.idle_s
+
+    def evict(self) -> None:
+        """Close it: its place is needed."""
+        self.transport.abort()
+
+    # ---- refusals
+
+    def _ends(self) -> bool:
+        """Is nothing more read?"""
+        return self._is_refused or self.transport.is_closing()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP, or what a callback of ours has rejected."""
+        self._refuse(*(self._refusal or (400, msg)))
+
+    def _reject(self, status: int, message: str) -> None:
+        """Stop the parser, from inside a callback of its own."""
+        self._refusal = (status, message)
+        raise _Refused
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Read nothing more, answer what was whole before, and close."""
+        self._is_refused = True
+        active = self._active
+        if active is not None and not active.response_complete:
+            if not active.more_body:
+                active.keep_alive = False
+                self.pipeline.clear()
+                return
+            if active.response_started:
+                self.transport.abort()
+                return
+        kind = "server_error" if status == 503 else "invalid_request_error"
+        body = error_body(message, kind, None, _CODES.get(status, "bad_http"))
+        head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+        head += f"content-length: {len(body)}\r\nconnection: close\r\n"
+        head += "retry-after: 1\r\n\r\n" if status == 503 else "\r\n"
+        self._write_last(head.encode() + body, status)
+
+    def _write_last(self, answer: bytes, status: int) -> None:
+        """Write and half-close. To close with bytes unread would reset the connection, and so take the answer away.
+
+        What still comes is thrown away until the client has closed, too, or `look` does.
+        """
+        active = self._active
+        if active is None or active.response_complete:
+            ACCESS.info("- - %d 0 ms %d bytes", status, len(answer))
+            self.transport.write(answer)
+        else:
+            active.transport.write(answer)
+            active.transport.flush()  # type: ignore[attr-defined]
+            active.disconnected = True  # for its handler, the client has left
+            active.message_event.set()
+            self._hang_up.happened()
+        if status == 503 or not self.transport.can_write_eof():
+            self.transport.close()  # its place is needed
+        else:
+            self.transport.write_eof()
+
+
+def _log(cycle: RequestResponseCycle) -> None:
+    """One line about a request, at the end of its answer or when its client has left."""
+    if not ACCESS.isEnabledFor(logging.INFO):
+        return
+    written: Any = cycle.transport
+    raw: bytes = cycle.scope.get("raw_path") or b"-"
+    named = {name.lower(): value.decode() for name, value in _NAMED.findall(written.head)}
+    ACCESS.info(
+        "%s %s %s %d ms %d bytes route=%s id=%s", cycle.scope["method"],
+        raw[:MOST_PATH_CHARS].decode("ascii", "backslashreplace"), written.head[9:12].decode() or "-",
+        1e3 * written.age_s, written.n_bytes, named.get(b"route", "-"), named.get(b"episode-id", "-"),
+    )  # fmt: skip
+
+
+async def _unchunked(cycle: RequestResponseCycle, app: Any, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve a client of HTTP/1.0, which knows no chunks: a body without a length ends with its connection."""
+    is_unsized = False
+
+    async def plain(message: Message) -> None:
+        nonlocal is_unsized
+        if message["type"] == "http.response.start":
+            is_unsized = not any(name.lower() == b"content-length" for name, _ in message["headers"])
+            cycle.chunked_encoding = False if is_unsized else None
+        elif is_unsized:
+            cycle.expected_content_length = len(message.get("body", b""))  # so many bytes more
+        await send(message)
+
+    await app(scope, receive, plain)
+
+
+def _write_now(cycle: RequestResponseCycle, data: bytes) -> bool:
+    """Write a part of a stream as the cycle's own `send` would; False: it would wait, or write it otherwise."""
+    if cycle.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete:
+        return False
+    if not data or cycle.scope["method"] == "HEAD":
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+    return True
+
+
+class HangUp:
+    """Tells handlers that their client has left.
+
+    It does not know the connection, which knows it: that would be a circle for every client, and the
+    garbage collector comes seldom here.
+    """
+
+    __slots__ = ("_lost", "_read_on", "_to_tell")
+
+    def __init__(self, read_on: Callable[[], None]) -> None:
+        self._read_on, self._lost = read_on, False
+        self._to_tell: set[Callable[[], None]] = set()
+
+    def tell(self, gone: Callable[[], None]) -> Callable[[], None]:
+        """Call `gone` when the client leaves, at once when it has left already. Returns what ends that."""
+        if self._lost:
+            gone()
+        else:
+            self._to_tell.add(gone)
+            self._read_on()  # who does not read does not see it leave
+        return partial(self._to_tell.discard, gone)
+
+    def happened(self) -> None:
+        """The client has left."""
+        self._lost = True
+        for gone in tuple(self._to_tell):
+            gone()
+
+
+class HeadWithBody:
+    """An answer's way out that lets the head wait for what follows it in the same turn of the event loop.
+
+    Each write of its own is a call into the kernel, a packet, and a wake-up of the client.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held = b""
+        self._is_begun = False
+        self._began_s = loop.time()
+        self.head, self.n_bytes = b"", 0   # what was sent, for the access log
+        self.is_closing = transport.is_closing
+
+    @property
+    def age_s(self) -> float:
+        """Since the request's head has come."""
+        return self._loop.time() - self._began_s
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; the first ones with the next, or soon."""
+        self.n_bytes += len(data)
+        if self._is_begun:
+            self._transport.write(data)
+        elif self._held:
+            self._held += data
+            self.flush()
+        else:
+            self.head = self._held = data
+            self._loop.call_soon(self.flush)
+
+    def close(self) -> None:
+        """Send what waits, and close."""
+        self.flush()
+        self._transport.close()
+
+    def flush(self) -> None:
+        """Send what waits."""
+        held, self._held = self._held, b""
+        self._is_begun = True
+        if held and not self._transport.is_closing():
+            self._transport.write(held)

@@ -1,0 +1,243 @@
+"""The governor: opens runs of your own loop, takes labels, and closes what it opened.
+
+Knows processes and their forks; refuses to know how a step is judged (`local`, `remote`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from suffice.errors import BadRequest, ClosedError
+from suffice.gateway.feedback import MOST_ROWS
+from suffice.gateway.feedback_form import read_feedback
+from suffice.governor.backend import Backend, LabelReceipt, RunStart
+from suffice.governor.episode import AsyncEpisode, Core, Episode, in_thread
+from suffice.governor.local import LocalDesk
+from suffice.governor.remote import RemoteDesk
+from suffice.settings import Settings
+from suffice.wiring import load_settings
+
+N_THREADS = 16       # in which an event loop's episodes ask a server
+TIMEOUT_S = 2.0      # a server that takes longer for one step is left alone for the rest of the run
+
+
+class RunContext:
+    """A run that begins when its block is entered: `with` or `async with`."""
+
+    def __init__(self, governor: Governor, opening: RunStart) -> None:
+        self._governor, self._opening = governor, opening
+        self._core: Core | None = None
+
+    def __enter__(self) -> Episode:
+        return Episode(self._begin())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._core is not None:
+            self._core.end(aborted=kind is not None)
+
+    async def __aenter__(self) -> AsyncEpisode:
+        threads = self._governor.threads
+        return AsyncEpisode(await in_thread(threads, self._begin), threads)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        core = self._core
+        if core is not None:
+            await in_thread(self._governor.threads, lambda: core.end(aborted=kind is not None))
+
+    def _begin(self) -> Core:
+        if self._core is not None:
+            raise ClosedError("episode: this run was begun before; each call of gov.episode() begins one")
+        self._core = self._governor.begin(self._opening)
+        return self._core
+
+
+class Governor:
+    """Governs one route's loops. Make one for a process with `open` or `connect`, and use it from any thread.
+
+    Close it, or use it in a `with` block: what still waits for the disk is written then. A process that
+    ends without that writes it too, unless it is killed.
+    """
+
+    def __init__(self, desk: Backend, route: str) -> None:
+        self._desk, self._route, self._pid = desk, route, os.getpid()
+        self.threads: Executor | None = ThreadPoolExecutor(N_THREADS, "suffice") if desk.blocks else None
+        self._finish = weakref.finalize(self, _close, desk, self.threads, self._pid)
+
+    @classmethod
+    def open(cls, settings: str | Path | Settings, *, route: str) -> Governor:
+        """Govern in this process, with a log of its own.
+
+        settings  a TOML or YAML file, or settings that were read already
+        Raises ConfigError for settings that cannot work, and StoreError for a folder that does not exist. A log that
+        cannot be opened raises nothing: one warning says so, and loops go on by the last-good file, or in full.
+        """
+        read = settings if isinstance(settings, Settings) else load_settings(settings)
+        return cls(LocalDesk(read, route), route)
+
+    @classmethod
+    def connect(cls, url: str, *, route: str, api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> Governor:
+        """Govern by asking a server, `suffice serve`, which keeps the log. Nothing is sent before the first run.
+
+        timeout_s  for one call; a server that takes longer, or cannot be reached, costs this run its governing
+                   and nothing else
+        Raises ConfigError for an address that cannot be one.
+        """
+        return cls(RemoteDesk(url, route, api_key=api_key, timeout_s=timeout_s), route)
+
+    @property
+    def failed_open(self) -> dict[str, int]:
+        """How often Suffice failed, by place. Each cost tokens and no answer; worth an alert."""
+        return self._desk.failed_open
+
+    def episode(
+        self, question: str, *, key: str | None = None, metadata: Mapping[str, str] | None = None,
+        query_class: str = "", planned_steps: int | None = None, model: str = "",
+    ) -> RunContext:  # fmt: skip
+        """One run on a question, for a `with` or an `async with` block.
+
+        The audit is drawn when the block is entered, before the first step. Leaving the block ends the
+        run; an exception breaks it off, which in an audit counts as a disagreement.
+
+        question       groups repeats, by keyed hash; its text is not stored
+        key            what the run belongs to: a conversation, a job. The same question under the same key, within
+                       `server.retry_window_s`, is a retry: it runs in full
+        metadata       what you declare of the question, such as its task; stored as it is
+        query_class    a word for what kind of question it is, if you know; may get thresholds of its own
+        planned_steps  at which the loop ends by itself; None: open
+        model          name of the model that answers
+        """
+        return RunContext(self, RunStart(
+            question=question, key=key, model=model, query_class=query_class, planned_steps=planned_steps,
+            metadata={str(k): str(v) for k, v in (metadata or {}).items()},
+        ))  # fmt: skip
+
+    def begin(self, opening: RunStart) -> Core:
+        """What `episode` does when its block is entered. Raises NotOpen."""
+        self._usable()
+        return Core(self._desk.open(opening), self._usable)
+
+    def feedback(
+        self, episode_id: str, *, source: str, correct: bool | None = None, gold: str | None = None,
+        answer: str | None = None, rating: int | None = None, thumbs: str | None = None, comment: str | None = None,
+        reason: str | None = None, metrics: Mapping[str, bool | float | str] | None = None, event: str | None = None,
+        user: str | None = None, propensity: float | None = None, feedback_id: str | None = None,
+    ) -> LabelReceipt:  # fmt: skip
+        """Say how good a run's answer was, at any time; returns when that is on disk.
+
+        source       who says so: "user", "exact-match", "reviewer" …; "behaviour" for an event
+        metrics      values that the settings declare, questions of a survey among them
+        event        "regenerate": asked again; "abandon": left
+        user         the person, by any name; only a keyed hash of it is stored
+        propensity   share of people who are asked, where you ask some by lot
+        feedback_id  makes sending again safe: the same id counts once; None: a fresh one
+
+        Waits up to 5 s; in an event loop use `afeedback`. Raises StoreError when it is not on disk (send it
+        again), BadRequest for fields that cannot be, and NotOpen.
+        """
+        self._usable()
+        given = {
+            "feedback_id": feedback_id, "episode_id": episode_id, "source": source, "correct": correct, "gold": gold,
+            "answer": answer, "rating": rating, "thumbs": thumbs, "comment": comment, "reason": reason,
+            "metrics": None if metrics is None else dict(metrics), "event": event, "user": user,
+            "propensity": propensity,
+        }  # fmt: skip
+        (taken,) = self.feedback_batch([given])
+        return taken
+
+    def feedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[LabelReceipt, ...]:
+        """Many pieces of feedback at once, at most 1,000: objects as `POST /v1/feedback` takes them.
+
+        A row without `feedback_id` gets a fresh one. All of them are checked before any is stored. Raises as `feedback`
+        does; a BadRequest names the row.
+        """
+        self._usable()
+        if not 1 <= len(rows) <= MOST_ROWS:
+            raise BadRequest(f"feedback: got {len(rows)} rows; 1 to {MOST_ROWS:,} in one call", param="feedback")
+        said = []
+        for number, row in enumerate(rows, 1):
+            try:
+                given = {**row, "feedback_id": row.get("feedback_id") or uuid.uuid4().hex}
+                said.append(read_feedback(given, self._desk.declared))
+            except BadRequest as error:
+                where = f"row {number}, " if len(rows) > 1 else ""
+                raise BadRequest(f"{where}{error}", status=error.status, param=error.param, code=error.code) from None
+        return self._desk.feedback(said)
+
+    async def afeedback(
+        self, episode_id: str, *, source: str, correct: bool | None = None, gold: str | None = None,
+        answer: str | None = None, rating: int | None = None, thumbs: str | None = None, comment: str | None = None,
+        reason: str | None = None, metrics: Mapping[str, bool | float | str] | None = None, event: str | None = None,
+        user: str | None = None, propensity: float | None = None, feedback_id: str | None = None,
+    ) -> LabelReceipt:  # fmt: skip
+        """As `feedback`, without holding up the event loop."""
+        return await asyncio.to_thread(
+            self.feedback, episode_id, source=source, correct=correct, gold=gold, answer=answer, rating=rating,
+            thumbs=thumbs, comment=comment, reason=reason, metrics=metrics, event=event, user=user,
+            propensity=propensity, feedback_id=feedback_id,
+        )  # fmt: skip
+
+    async def afeedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[LabelReceipt, ...]:
+        """As `feedback_batch`, without holding up the event loop."""
+        return await asyncio.to_thread(self.feedback_batch, rows)
+
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """Wait until everything so far is on disk; False: it took longer. Raises NotOpen."""
+        self._usable()
+        return self._desk.flush(timeout_s)
+
+    def close(self) -> None:
+        """Break off the runs that are open, write everything down, release everything.
+
+        Closing it again, or in a forked process, does nothing.
+        """
+        self._finish()
+
+    async def aclose(self) -> None:
+        """As `close`, without holding up the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"governor for {self._route!r}: opened in process {self._pid} and used in {os.getpid()};"
+                " open one in each process, after the fork"
+            )
+        if not self._finish.alive:
+            raise ClosedError(f"governor for {self._route!r}: it is closed; open another one")
+
+
+def _close(desk: Backend, threads: Executor | None, pid: int) -> None:
+    """Runs once: at `close`, when the governor is let go of, or when the process ends."""
+    if os.getpid() != pid:
+        return  # a fork holds copies of locks and connections that are its parent's
+    desk.close()
+    if threads is not None:
+        threads.shutdown(wait=False)

@@ -1,0 +1,507 @@
+"""Keeps the promise over time: audits in; the certified level, bursts of full runs and alarms out.
+
+    cold start ──▶ burst of full runs ──▶ fit, certify, deploy ──▶ each period: count, certify, watch
+                        ▲                                                     │ alarm, known change
+                        └─────────────── new epoch ◀──────────────────────────┘
+
+One state machine for live traffic (`control`), recorded traces (`replay.online`) and simulations; ASSURANCE.md §3.8 in
+code. It is told the time and given evidence, and reads nothing by itself. It refuses to know requests, routes and
+stores, and when it cannot say more it says level 0, which never stops.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+
+from suffice.assurance.certify import certified_level, count, weighted_log_wealth
+from suffice.assurance.detection import AuditWatch, Reference, audit_share_in_doubt
+from suffice.assurance.drift import Cusum
+from suffice.assurance.label_maturation import Audits, MatureAudits, counted_as, mature
+from suffice.assurance.windows import Window, Windows, longest_use, restart_share
+from suffice.learn.audits import AuditRuns, Bools, Floats, Small, join
+from suffice.learn.budgeting import Spender
+from suffice.learn.served import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
+from suffice.types import Promise
+
+ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
+KEPT_BEFORE: Final = 300      # requests before an alarm on signals whose audits are kept: all had changed already
+BURST_LAW: Final = 24.0       # full runs of an epoch's beginning, times the budget
+HORIZON: Final = 20_000       # requests over which the full runs of a live route shall pay for themselves
+BURST_PART: Final = 0.4       # of the horizon: more full runs than that do not pay for themselves
+MOST_DURATIONS: Final = 500   # latest audits that say how long a run takes
+SLOW_RUN: Final = 0.99        # of them that have returned within the run time-out, before its margin
+SLOW_MARGIN: Final = 1.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is promised, and the numbers that the control loop runs on; times in the unit of `AuditRuns.at`.
+
+    Live routes take it from `control.loop.starting.live_plan`, replays from `replay.online.protocol`, by the same laws.
+    """
+
+    max_em_drop: float = 0.02       # fraction
+    confidence: float = 0.95        # fraction
+    promise: Promise = "certified"  # or "budgeted": an average, see `learn.budgeting`
+    label_free: bool = False        # disagreement instead of the drop: needs no label, costs half the saving
+    split: Split = "folds"
+    warm_up: float = 1_000          # full runs at a cold start
+    burst: float = 1_000            # full runs after an alarm
+    window: int = 800               # audits that a certificate looks back on
+    share: float = 0.05             # of requests that are audited once there is evidence, in quiet times
+    most_share: float = 0.5         # of requests that are audited while audits look worse than they did
+    free_audits: bool = True        # while nothing is certified all requests are audits: they run in full anyway
+    refit_every: float = 1_000
+    label_timeout: float = 0.0      # behind an audit's return: it counts then, whether its label has come or not
+    n_levels: int = N_LEVELS
+    cost_exponent: float = 0.5
+    watches_signals: bool = True
+    watches_outcomes: bool = True
+
+    @property
+    def delta(self) -> float:
+        """Probability that the promise may fail."""
+        return 1 - self.confidence
+
+    def restart_share(self, n_requests: float) -> float:
+        """Part of delta for an epoch that audits asked for so many requests behind the start of the one before."""
+        return restart_share(n_requests, longest_use(self.window, self.share))
+
+
+def full_runs(max_em_drop: float, horizon: float) -> int:
+    """Requests that run in full at the start of an epoch: 24 over the budget.
+
+    A full run costs what its stop would save, however many requests the audits are spread over, so the fewer requests
+    pass until the evidence is there, the sooner all others are served at the level that it proves.
+
+    max_em_drop  a fraction in (0, 1)
+    horizon      requests over which the full runs shall pay for themselves; of a short one they take about a third
+    """
+    return max(1, min(round(BURST_LAW / max_em_drop), int(BURST_PART * horizon)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PendingAudits:
+    """Audits that have begun and not returned."""
+
+    at: Floats     # (K,): when each began, in the unit of `AuditRuns.at`
+    share: Floats  # (K,): P(audit) when it was drawn
+
+    def lost(self, n_levels: int) -> Small:
+        """What each counts as at each level: lost wherever a stop is possible, shape (K, M)."""
+        z = np.ones((len(self.at), n_levels), dtype=np.int8)
+        z[:, :1] = 0
+        return z
+
+    def plain(self) -> tuple[tuple[int, float], ...]:
+        """As an epoch of the log writes them."""
+        return tuple((int(at), share) for at, share in zip(self.at.tolist(), self.share.tolist(), strict=True))
+
+
+def pending_audits(began: Iterable[tuple[int, float]]) -> PendingAudits:
+    """Pending audits from the number of each request and the share that it was drawn at."""
+    found = list(began)
+    return PendingAudits(
+        at=np.array([number for number, _ in found], dtype=np.float64),
+        share=np.array([share for _, share in found], dtype=np.float64),
+    )
+
+
+NO_PENDING: Final = pending_audits(())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperDecision:
+    """Something that the keeper decided."""
+
+    kind: ChangeKind
+    at: float
+    level: int          # in force from now on
+    reason: str         # a short sentence for the log
+    version: int = 0    # number of the fit in force; 0: none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Certificate:
+    """What the audits of one window prove."""
+
+    level: int             # the last of the unbroken run of levels that pass
+    log_e: Floats          # (M,): log wealth of each level
+    z: Small               # (n, M): what each audit counts as, those that have not returned among them
+    weight: Floats         # (n,): c/rho
+    inside: Bools          # (N,): which audits of the epoch these are; pending ones come behind them
+    window: Window | None  # None: no audit has begun
+    until: float           # the claim is about the requests of the window that began before
+
+    @property
+    def n_pending(self) -> int:
+        """Audits that count as lost because they have not returned."""
+        return len(self.z) - int(self.inside.sum())
+
+
+@dataclass(slots=True, eq=False)
+class _Judged:
+    """The audits of the epoch as one version's levels see them."""
+
+    z: Small        # (N, M)
+    d: Bools        # (N, M)
+    saved: Floats   # (N, M): tokens
+
+
+@dataclass(slots=True, eq=False)
+class _Epoch:
+    """What is known since the last reset."""
+
+    burst_until: float
+    windows: Windows
+    began: float = 0.0
+    delta_share: float = 1.0  # part of delta that its certificates may use, see `windows.restart_share`
+    runs: AuditRuns | None = None
+    served: FoldedModels | None = None
+    judged: _Judged | None = None
+    refit_at: float = 0.0
+    n_seen: int = 0         # audits that the detectors have had
+    watched_from: float = 0.0  # they have only those that began later
+    unheard: list[int] = field(default_factory=list)  # those of them whose outcome the watch has not had yet
+    spender: Spender = field(default_factory=Spender)
+    watch: AuditWatch | None = None           # since a level was first certified
+    certifying: AuditRuns | None = None       # the audits that certified it: what is normal is read off them for good
+    watched: tuple[FoldedModels | None, int] = (None, 0)  # version and level that the watch compares with
+
+
+@dataclass(slots=True, eq=False)
+class Certifier:
+    """The state machine of one route."""
+
+    plan: Plan
+    learner: Learner
+    fit: Callable[..., FoldedModels | None] = fit_served
+    level: int = 0                  # in force; 0 never stops
+    version: int = 0                # fits so far
+    now: float = 0.0
+    n_epochs: int = 0
+    first: float = 0.0              # number of the first request of all
+    pending: PendingAudits = NO_PENDING
+    charge: float | Floats = 0.0    # part of the budget that is spent otherwise, of all levels or of each, (M,)
+    certificate: Certificate | None = None  # of the last look; None: there was nothing to look at
+    _epoch: _Epoch = field(init=False)
+    _durations: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_DURATIONS))
+    _cusum: Cusum | None = None
+
+    def __post_init__(self) -> None:
+        """Begin cold: nothing is known, everything runs in full."""
+        self._epoch = _Epoch(
+            burst_until=self.plan.warm_up, refit_at=self.plan.warm_up, windows=Windows([Window(start=0.0, share=1.0)])
+        )
+
+    # ---- what requests read --------------------------------------------------------------------
+
+    @property
+    def served(self) -> FoldedModels | None:
+        """The models and levels in force; None: there are none yet."""
+        return self._epoch.served
+
+    @property
+    def in_burst(self) -> bool:
+        """Does every request run in full now?"""
+        return self.now < self._epoch.burst_until
+
+    @property
+    def n_audits(self) -> int:
+        """Audits of this epoch."""
+        return 0 if self._epoch.runs is None else len(self._epoch.runs)
+
+    @property
+    def share(self) -> float:
+        """Share of the next requests to audit: known before they come, whatever is in them."""
+        if self.in_burst or (self.plan.free_audits and not self.level):
+            return 1.0
+        watch = self._epoch.watch
+        if watch is None or not self.level:
+            return self.plan.share
+        return audit_share_in_doubt(watch, self.plan.share, self.plan.most_share)
+
+    @property
+    def reference(self) -> Reference | None:
+        """What is normal at the level in force, on the audits that certified the first level; None: none was."""
+        epoch = self._epoch
+        if epoch.certifying is None or epoch.served is None or not self.level:
+            return None
+        judged = _judge(epoch.served, epoch.certifying)
+        z = counted(judged.z, judged.d, epoch.certifying, self.now, self.plan)
+        return Reference(
+            n_disagreeing=int(judged.d[:, self.level].sum()), n_lost=int((z[:, self.level] == 1).sum()), n=len(z)
+        )
+
+    @property
+    def windows(self) -> Windows:
+        """The windows of this epoch, which whoever draws audits keeps up to date."""
+        return self._epoch.windows
+
+    @property
+    def log_e(self) -> Floats:
+        """Log wealth of each level at the last look."""
+        return np.zeros(1) if self.certificate is None else self.certificate.log_e
+
+    @property
+    def run_timeout(self) -> float:
+        """Age at which nearly all audits have returned; one that has not counts as lost."""
+        if not self._durations:
+            return 0.0
+        return SLOW_MARGIN * float(np.quantile(np.array(self._durations), SLOW_RUN))
+
+    # ---- what happens --------------------------------------------------------------------------
+
+    def take(self, runs: AuditRuns) -> None:
+        """Take new audits in."""
+        if not len(runs):
+            return
+        epoch = self._epoch
+        epoch.runs = runs if epoch.runs is None else join([epoch.runs, runs])
+        if epoch.served is not None:
+            new = _judge(epoch.served, runs)
+            old = epoch.judged
+            epoch.judged = new if old is None else _Judged(
+                np.concatenate([old.z, new.z]), np.concatenate([old.d, new.d]), np.concatenate([old.saved, new.saved])
+            )  # fmt: skip
+
+    @property
+    def label_age(self) -> float:
+        """Age at which an audit has returned, and its label is there or late."""
+        return self.run_timeout + self.plan.label_timeout
+
+    def returned(self, durations: Iterable[float]) -> None:
+        """So long audits took that have returned, in the unit of `AuditRuns.at`."""
+        self._durations.extend(durations)
+
+    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:
+        """Look at what all traffic showed: the early signals of the requests of one batch, shape (n, F)."""
+        if not self.plan.watches_signals:
+            return ()
+        if self._cusum is None:
+            self._cusum = Cusum(signals.shape[1])
+        return self.reset("signals of all traffic drifted", keep=KEPT_BEFORE) if self._cusum.add(signals) else ()
+
+    def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[KeeperDecision, ...]:
+        """Begin a new epoch: level 0, a burst of full runs, of old audits those of the last `keep` requests.
+
+        by_audits  did the outcomes of audits ask for it?
+        """
+        part = self.plan.restart_share(self.now - self._epoch.began) if by_audits else 1.0
+        runs = self._epoch.runs
+        kept = None if runs is None or not keep else runs.take(np.flatnonzero(runs.at >= self.now - keep))
+        until = self.now + self.plan.burst
+        first = Window(start=self.now, share=1.0 if self.plan.burst else self.plan.share)
+        self._epoch = _Epoch(
+            burst_until=until, refit_at=until, windows=Windows([first]), began=self.now, delta_share=part, runs=kept
+        )
+        self._cusum, self.certificate, self.level, self.n_epochs = None, None, 0, self.n_epochs + 1
+        return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
+
+    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
+        """Look at the evidence: refit if it is time, certify, watch. Returns what changed."""
+        self.now = now
+        epoch, changes = self._epoch, list[KeeperDecision]()
+        if self.in_burst or epoch.runs is None:
+            return ()
+        alarm = self._watch()
+        if alarm:
+            return self.reset(alarm, by_audits=True)
+        self._book()  # before a fit: these audits met levels of the version until now
+        if now >= epoch.refit_at:
+            epoch.refit_at = now + self.plan.refit_every
+            changes += self._refit()
+        if epoch.judged is not None:
+            changes += self._certify(epoch.judged)
+        self._note_share()
+        return tuple(changes)
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _note_share(self) -> None:
+        """Requests from here on are audited at the share that was just said."""
+        self.windows.note(self.now + self.first, self.share)
+
+    def _book(self) -> None:
+        """In budgeted mode, account for the audits since the last look."""
+        epoch, plan = self._epoch, self.plan
+        if plan.promise == "budgeted" and epoch.runs is not None:
+            d = None if epoch.judged is None else epoch.judged.d
+            epoch.spender.book(
+                epoch.runs, d, epoch.served, level=self.level, max_em_drop=plan.max_em_drop, now=self.now,
+                timeout=self.label_age, label_free=plan.label_free,
+            )  # fmt: skip
+
+    def _change(self, kind: ChangeKind, reason: str) -> KeeperDecision:
+        return KeeperDecision(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
+
+    def _refit(self) -> list[KeeperDecision]:
+        """Fit anew; the new version serves if its certified level saves more on the window."""
+        epoch, plan = self._epoch, self.plan
+        assert epoch.runs is not None
+        self._forget_old()
+        served = self.fit(
+            epoch.runs, self.learner, now=self.now, label_free=plan.label_free, split=plan.split,
+            n_levels=plan.n_levels, cost_exponent=plan.cost_exponent,
+        )  # fmt: skip
+        if served is None:
+            return []
+        judged = _judge(served, epoch.runs)
+        if epoch.judged is not None and self._saving(judged) <= self._saving(epoch.judged):
+            return []
+        epoch.served, epoch.judged = served, judged
+        self.version += 1
+        return [self._change("refit", f"fitted on {len(epoch.runs):,} audits")]
+
+    def _forget_old(self) -> None:
+        """Let go of audits that neither a fit nor a window will read again."""
+        epoch, found = self._epoch, self.certificate
+        assert epoch.runs is not None
+        most = max(MOST_AUDITS, 2 * self.plan.window)
+        if len(epoch.runs) <= 2 * most:
+            return
+        n_gone = len(epoch.runs) - most
+        if found is not None and found.inside.any():
+            n_gone = min(n_gone, int(np.flatnonzero(found.inside)[0]))
+        epoch.runs = epoch.runs.take(np.arange(n_gone, len(epoch.runs)))
+        if epoch.judged is not None:
+            old = epoch.judged
+            epoch.judged = _Judged(old.z[n_gone:], old.d[n_gone:], old.saved[n_gone:])
+        epoch.n_seen = max(0, epoch.n_seen - n_gone)
+        epoch.unheard = [place - n_gone for place in epoch.unheard if place >= n_gone]
+        epoch.spender.let_go(n_gone)
+
+    def _certificate(self, judged: _Judged) -> Certificate:
+        """The better of two claims: about all requests so far, or about those old enough to have returned.
+
+        The test holds at all times at once, so at this look it may speak of the window as it was at any earlier
+        request, whatever made that one be chosen. What has not returned by then is lost either way. The window is one
+        for both, and how it is chosen depends on draws and on times alone.
+        """
+        age = self.run_timeout if self.plan.label_free else self.label_age
+        at = np.concatenate([self._runs.at, self.pending.at])
+        share = np.concatenate([self._runs.share, self.pending.share])
+        old, window = np.zeros(len(at), dtype=bool), None
+        for least_age in (age, self.run_timeout):  # where labels take long, too few audits may be as old as that
+            if window is None or window.n_audits(at[old], share[old]) < self.plan.window:
+                old = at <= self.now - least_age
+                window = self._epoch.windows.chosen(at[old], share[old], wanted=self.plan.window)
+        found = [self._certified_until(judged, self.now - age, window)]
+        if age:
+            found.append(self._certified_until(judged, self.now, window))
+        return max(found, key=lambda one: (one.level, float(one.log_e[one.level])))
+
+    def _certified_until(self, judged: _Judged, until: float, window: Window | None) -> Certificate:
+        """What the audits of a window prove that began up to then, those that have not returned counted as lost."""
+        plan, runs, pending = self.plan, self._runs, self.pending
+        if window is None:
+            inside, late = np.zeros(len(runs), dtype=bool), np.zeros(len(pending.at), dtype=bool)
+            weight = np.zeros(0)
+        else:
+            inside, late = (runs.at <= until) & window.holds(runs.at), (pending.at <= until) & window.holds(pending.at)
+            if plan.split == "half":
+                inside &= runs.fold % 2 == 1
+            weight = window.weights(np.concatenate([runs.share[inside], pending.share[late]]))
+        z = counted(judged.z[inside], judged.d[inside], runs.take(np.flatnonzero(inside)), self.now, plan)
+        z = np.concatenate([z, pending.lost(z.shape[1])[late]])
+        wealth = weighted_log_wealth(z, weight, max_em_drop=plan.max_em_drop - self.charge)
+        return Certificate(
+            level=certified_level(wealth, delta=plan.delta * self._epoch.delta_share), log_e=wealth, z=z,
+            weight=weight, inside=inside, window=window, until=until,
+        )  # fmt: skip
+
+    def _saving(self, judged: _Judged) -> float:
+        """Tokens that the certified level saves on its window."""
+        found = self._certificate(judged)
+        return float(judged.saved[found.inside, found.level].sum())
+
+    def _certify(self, judged: _Judged) -> list[KeeperDecision]:
+        before = self.level
+        self.certificate = self._certificate(judged)
+        self.level, inside = self.certificate.level, self.certificate.inside
+        epoch = self._epoch
+        if self.plan.promise == "budgeted":
+            counts = count(self.certificate.z)
+            self.level = epoch.spender.place(counts, certified=self.level, max_em_drop=self.plan.max_em_drop)
+        if self.level and epoch.watch is None and inside.any():
+            # What the level was certified on is no news about it. Of the audits that were on their way then, only
+            # the slow ones would be: they have returned last.
+            epoch.n_seen, epoch.watched_from = len(judged.z), self.now
+            epoch.certifying = self._runs.take(np.flatnonzero(inside))
+        self._rebase()
+        if self.level == before:
+            return []
+        n = len(self.certificate.z)
+        return [self._change("certified", f"level {self.level} of {len(self.log_e) - 1} on {n} audits")]
+
+    def _rebase(self) -> None:
+        """Compare audits with what was normal at the level that is in force now; the evidence so far stays."""
+        epoch = self._epoch
+        if (epoch.served, self.level) == epoch.watched:
+            return
+        reference = self.reference
+        if reference is None:
+            return
+        epoch.watched = epoch.served, self.level
+        if epoch.watch is None:
+            epoch.watch = AuditWatch(max_em_drop=self.plan.max_em_drop, reference=reference)
+        else:
+            epoch.watch.rebase(reference)
+
+    @property
+    def _runs(self) -> AuditRuns:
+        assert self._epoch.runs is not None
+        return self._epoch.runs
+
+    def _watch(self) -> str | None:
+        """Show the watch what is new at the level in force; the alarm's reason, or None."""
+        epoch, plan, level = self._epoch, self.plan, self.level
+        judged, runs, watch = epoch.judged, epoch.runs, epoch.watch
+        if not plan.watches_outcomes or judged is None or runs is None or watch is None or not level:
+            return None
+        new = (epoch.n_seen + np.flatnonzero(runs.at[epoch.n_seen :] > epoch.watched_from)).tolist()
+        for place in new:
+            alarm = watch.add(None, bool(judged.d[place, level]))
+            if alarm:
+                return alarm
+        epoch.unheard += new
+        epoch.n_seen = len(runs)
+        # A loss that a label may still deny is none before its time is over, or a route whose labels are late would be
+        # alarmed by disagreement alone, which has a detector of its own.
+        at = [0, level]
+        news = matured(judged.z[:, at], judged.d[:, at], runs, self.now, plan, run_timeout=self.run_timeout)
+        for place in [place for place in epoch.unheard if news.enters[place]]:
+            alarm = watch.add(int(news.z[place, 1]), None)
+            if alarm:
+                return alarm
+        epoch.unheard = [place for place in epoch.unheard if not news.enters[place]]
+        return None
+
+
+def counted(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Small:
+    """What each audit counts as at M levels now, level 0 first, shape (N, M); see `assurance.label_maturation.counted_as`."""
+    return counted_as(_audits(z, d, runs, now), label_free=plan.label_free)
+
+
+def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, run_timeout: float = 0.0) -> MatureAudits:
+    """Which audits are news for a detector, and what each counts as; by age alone, see `assurance.label_maturation`.
+
+    run_timeout  age at which nearly all audits have returned
+    """
+    timeout = run_timeout + plan.label_timeout
+    return mature(_audits(z, d, runs, now), timeout=timeout, label_free=plan.label_free)
+
+
+def _audits(z: Small, d: Bools, runs: AuditRuns, now: float) -> Audits:
+    return Audits(z=z, disagrees=d, labelled=runs.label_at <= now, age=now - runs.at, abandoned=runs.abandoned)
+
+
+def _judge(served: FoldedModels, runs: AuditRuns) -> _Judged:
+    rows = served.rows(runs)
+    return _Judged(z=runs.z[rows], d=runs.d[rows], saved=runs.full[:, None] - runs.cost[rows])
+

@@ -1,0 +1,253 @@
+"""What is promised on a route at this moment, and the one sentence that says it.
+
+    settings, what is in force, what people hold, the kill switch ──▶ guarantee_of ──▶ Guarantee.sentence
+
+`suffice status`, the console, the API, the replies of a gateway and the records of people's decisions print this
+sentence, and `/metrics` its state. It follows the order in which a gateway decides: what takes enforcement away comes
+first, a certificate last. Pure: who asks has read the log, and names what only he knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from math import ceil
+from typing import Final, Literal, TypeAlias, get_args
+
+from suffice.assurance.detection import Reference, detection_law
+from suffice.assurance.fidelity import FIDELITY_RISK
+from suffice.assurance.guarantee import Average, Guarantee, average_sentence, sentence
+from suffice.assurance.judge import AT_RISK
+from suffice.review.override import NO_OVERRIDES, InEffect
+from suffice.scoring.base import scorer_label
+from suffice.settings import Route
+from suffice.types import Epoch, EvidenceSummary, Pause, Publication
+
+State: TypeAlias = Literal[
+    "off", "killed", "observe", "unread", "paused", "held", "unreadable", "idle", "unattended", "burst", "searching",
+    "void", "unknown", "uncovered", "candidate", "uncertified", "budgeted", "certified",
+]
+STATES: Final[tuple[State, ...]] = get_args(State)
+
+NOTICED_DROP: Final = 0.03     # the silent loss that a promise names the delay of …
+NOTICED_BUDGETS: Final = 1.5   # … or so many budgets, if that is more
+_ALMOST: Final = 1e-12         # a promise that was written and read again
+
+_IN_FULL: Final = "every request runs in full"
+_SENTENCES: Final[Mapping[State, str]] = {
+    "off": "none is needed: the route's mode is off, and its requests pass through untouched",
+    "observe": "none is needed: the route observes, and nothing is stopped",
+    "killed": "none is needed: the kill switch is on, and nothing is stopped",
+    "unread": f"none is needed: the log cannot be read, and {_IN_FULL}",
+    "paused": f"none is needed: the route is paused, and {_IN_FULL}",
+    "held": f"none is needed: an override holds the route, and {_IN_FULL}",
+    "unreadable": f"none is needed: too many answers cannot be read by the scorer, and {_IN_FULL}",
+    "idle": f"none is needed: no policy of the route may act, and {_IN_FULL}",
+    "unattended": f"none is needed: no control loop has begun with the route, and {_IN_FULL}",
+    "burst": f"none is needed: the first requests of an epoch are evidence, and {_IN_FULL}",
+    "searching": f"none is needed: nothing is certified, and {_IN_FULL}",
+    "void": f"none is needed: what was certified does not fit the settings that run now, and {_IN_FULL}",
+    "unknown": "not known here: it depends on the route's settings too; name them with --config",
+    "uncovered": "none is needed: the certificate does not cover this request, which runs in full",
+    "candidate": "this request is served by a rollout's candidate, and the route's certificate is not about it",
+    "uncertified": "NONE: the policy stops runs, and no test vouches for what that costs",
+}
+_AVAILABILITY: Final = (
+    '; under load a level that is not certified any more may act instead (on_fallback = "availability_first")'
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteGuarantee:
+    """What is promised."""
+
+    state: State
+    claim: Guarantee | None = None       # state "certified"
+    average: Average | None = None   # state "budgeted"
+    sheds_safety: bool = False       # while all should run in full, load may let an uncertified level act
+    beside: tuple[str, ...] = ()     # experiments and rollouts that serve a part of the requests in another way
+
+    @property
+    def stops(self) -> bool:
+        """May a run be stopped here?"""
+        return self.state in ("certified", "budgeted", "uncertified", "candidate", "unknown")
+
+    @property
+    def sentence(self) -> str:
+        """For people: complete, or not at all."""
+        if self.claim is not None:
+            said = sentence(self.claim)
+        elif self.average is not None:
+            said = average_sentence(self.average)
+        else:
+            said = _SENTENCES[self.state] + (_AVAILABILITY if self.sheds_safety else "")
+        if self.beside and self.state not in ("off", "observe", "killed", "candidate"):
+            said += f" It is not about requests that draw an arm of {', '.join(self.beside)}."
+        return said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuaranteeInputs:
+    """What holds on a route, as far as whoever asks can know it."""
+
+    name: str
+    settings: Route
+    epoch: Epoch | None = None              # the latest; None: no worker has begun
+    publication: Publication | None = None  # of this epoch, as published; None: nothing was
+    pause: Pause | None = None
+    holding: InEffect = NO_OVERRIDES        # what people hold now
+    setup: str | None = None                # of the route as it runs; None: not known, and then it is not compared
+    killed: bool = False
+    unread: bool = False                    # the log could not be read for too long, and nothing acts
+    unreadable: bool = False                # too few answers can be read: it must not act
+    classes: Mapping[str, int] = field(default_factory=dict)  # audits by class, as `monitor` saw them
+    beside: tuple[str, ...] = ()
+
+
+def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
+    """What is promised where all this holds."""
+    route, made = one.settings, served(one.publication, 0 if one.epoch is None else one.epoch.number, one.holding)
+    budget = one.holding.budget(route.max_em_drop)
+    state = _state(one, made, budget)
+    if state not in ("certified", "budgeted") or made is None:
+        falls_back = route.on_fallback == "availability_first" and route.is_learned and one.epoch is not None
+        sheds = falls_back and state in ("paused", "burst", "searching", "void")
+        return RouteGuarantee(state=state, sheds_safety=sheds, beside=one.beside)
+    scorer = scorer_label(route.scorer)
+    labelled = made.evidence.n_gained > 0 or _is_labelled(made.evidence)
+    labels: Literal["labelled", "label-free"] = "labelled" if labelled else "label-free"
+    if made.spending is not None and state == "budgeted":
+        return RouteGuarantee(state=state, beside=one.beside, average=Average(
+            route=one.name, scorer=scorer, max_em_drop=budget, level=_level(made, one.holding), account=made.spending,
+            labels=labels,
+        ))  # fmt: skip
+    evidence = made.evidence
+    # What the finish changes is bounded at its own confidence, and risks add up.
+    at_risk = FIDELITY_RISK if route.kind == "reasoning" and not made.arm else 0.0
+    at_risk += AT_RISK if evidence.judge_charge else 0.0
+    return RouteGuarantee(state=state, beside=one.beside, claim=Guarantee(
+        route=one.name, scorer=scorer, max_em_drop=budget, confidence=round((evidence.confidence or 0) - at_risk, 6),
+        n_window=evidence.n_audits, requests=window_of(evidence), per="pooled", labels=labels,
+        detection=_detection(route, budget, made, labelled=labelled), classes=one.classes,
+        what=f"asked with {made.arm}" if made.arm else "at the level in force",
+    ))  # fmt: skip
+
+
+def _state(one: GuaranteeInputs, made: Publication | None, budget: float) -> State:
+    """The first of these that holds, in the order in which a gateway asks."""
+    route = one.settings
+    rests: tuple[tuple[bool, State], ...] = (
+        (route.mode == "off", "off"),
+        (one.killed, "killed"),
+        (route.mode == "observe", "observe"),
+        (one.unread, "unread"),
+        (one.pause is not None, "paused"),
+        (one.holding.observe is not None or one.holding.ceiling == 0, "held"),
+        (one.unreadable, "unreadable"),
+    )
+    for holds, state in rests:
+        if holds:
+            return state
+    proved = route.certifies_itself and made is not None and fits(route, budget, one.setup, made)
+    if made is None or not proved:
+        return _unproved(one, made)
+    if made.spending is not None and _level(made, one.holding) > made.spending.floor:
+        return "budgeted"
+    return "certified" if made.certified else "budgeted"
+
+
+def _unproved(one: GuaranteeInputs, made: Publication | None) -> State:
+    """Where nothing that was proved may act."""
+    route = one.settings
+    if route.uncertified and (route.arms or route.policy.get("policy", "never") != "never"):
+        return "uncertified"
+    if not route.certifies_itself:
+        return "idle"
+    if one.epoch is None:
+        return "unattended"
+    if made is None or one.publication is None:
+        return "burst"
+    return "void" if one.publication.level and one.publication.may_act else "searching"
+
+
+def fits(route: Route, max_em_drop: float, setup: str | None, made: Publication) -> bool:
+    """May a publication be acted on? Only if what it proves is what the route promises, on what it runs.
+
+    max_em_drop  the budget that is kept: the settings' own, or a smaller one that a person holds the route to
+    setup        of the route as it runs; None: not known, and then it is not compared
+    """
+    told = made.evidence
+    if not made.may_act or made.level < 1 or told.max_em_drop is None or told.confidence is None:
+        return False
+    if made.spending is not None and route.promise != "budgeted":
+        return False  # its owner has asked for a certificate since
+    if made.arm and made.arm not in route.arms:
+        return False
+    keeps = told.max_em_drop <= max_em_drop + _ALMOST and told.confidence >= route.confidence - _ALMOST
+    return keeps and setup in (None, made.setup)
+
+
+def served(made: Publication | None, epoch: int, holding: InEffect) -> Publication | None:
+    """The publication that is served where a person may have pinned an earlier one.
+
+    It never reaches further than the control loop does now: where nothing is certified any more nothing is brought
+    back, and the same models are served up to the level that is certified today. A pin of an ended epoch is void.
+
+    epoch  number of the one that runs
+    """
+    pin = holding.pin
+    if pin is None or pin.pinned is None or made is None or not (made.level and made.may_act):
+        return made
+    if pin.pinned.epoch != epoch:
+        return replace(made, level=0, certified=False)
+    return brought_back(made, pin.pinned)
+
+
+def brought_back(made: Publication, told: Publication) -> Publication:
+    """An earlier publication of the same epoch, in the place of the newest: what that holds back, it holds back too.
+
+    made  the newest, which certifies something
+    """
+    level = min(told.level, made.level) if told.fit == made.fit else told.level
+    classes = dict(told.classes)
+    for name, most in made.classes:  # what the guard-rails hold today, they hold there too
+        classes[name] = min(most, classes.get(name, most))
+    return replace(told, level=level, share=made.share, classes=tuple(sorted(classes.items())))
+
+
+def window_of(evidence: EvidenceSummary) -> tuple[int, int] | None:
+    """The numbers of the first and the last request that a certificate is about; None: they are not known."""
+    if evidence.window_start is None or evidence.window_end is None:
+        return None
+    return ceil(evidence.window_start), ceil(evidence.window_end) - 1
+
+
+def _level(made: Publication, holding: InEffect) -> int:
+    return made.level if holding.ceiling is None else min(made.level, holding.ceiling)
+
+
+def _is_labelled(evidence: EvidenceSummary) -> bool:
+    """Did labels take anything off? Without them each other answer and each audit that is out counts as lost."""
+    if evidence.n_disagreeing is None:
+        return False
+    return evidence.n_lost < evidence.n_disagreeing + evidence.n_pending
+
+
+def _detection(route: Route, budget: float, made: Publication, *, labelled: bool) -> str:
+    """How soon a silent loss would be noticed; "": nobody knows."""
+    seen = made.evidence
+    if seen.n_disagreeing is None or not seen.n_audits or not made.share or made.share >= 1:
+        return ""
+    return _law(
+        budget, Reference(n_disagreeing=seen.n_disagreeing, n_lost=seen.n_lost, n=seen.n_audits),
+        route.later_audit_share, route.most_audit_share, labelled,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1_024)
+def _law(budget: float, reference: Reference, audit_share: float, cap: float, labels: bool) -> str:
+    return str(detection_law(
+        max(NOTICED_DROP, NOTICED_BUDGETS * budget), max_em_drop=budget, reference=reference, audit_share=audit_share,
+        cap=cap, labels=labels,
+    ))  # fmt: skip

@@ -1,0 +1,302 @@
+"""Guard-rails: what the evidence of a rollout says of each thing that must not get worse, each of them alone.
+
+    audits of both versions       ──▶ EM of the whole and of each class                `paired`, both ways
+    live runs of both arms        ──▶ latency, errors, no answers, satisfaction        `sequence`
+    new units of both arms        ──▶ is the split what it should be                   `lottery`
+    tokens that both would keep   ──▶ is the step too bold
+
+A reading is *fine* when the candidate surely loses no more than the margin, *harm* when it surely loses something and
+is not shown to keep the margin, and *open* before that. Fine needs a proof, harm only good evidence. All of it may be
+looked at after every request.
+
+Knows numbers; refuses to know stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+
+from suffice.assurance.certify import Counts, log_bets_against, mixed
+from suffice.assurance.paired import BETS, log_wealth, pairs_to_certify
+from suffice.assurance.sample_ratio import LOG_ALARM, Draws, log_sample_ratio
+from suffice.assurance.sequence import V_OPT, SequenceState, gamma_exponential_log_wealth
+from suffice.assurance.strata import standardise
+from suffice.rollout.evidence import ClassAudits, Contrast, RolloutEvidence
+from suffice.rollout.rules import RailName, Rules
+from suffice.settings.rollout import LIVE_RAILS, LiveRail
+
+Said: TypeAlias = Literal["fine", "harm", "open"]
+
+NO_NAME: Final = "questions without a class"
+_LEAST_SEEN: Final = 20  # of each arm: fewer do not look like anything
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardrailValue:
+    """What one guard-rail says."""
+
+    rail: RailName
+    about: str | None      # a class of questions, or "3 rare classes"; None: the whole
+    n: int                 # audits; for live rails requests of the candidate
+    n_control: int         # requests of the control; 0 for EM, where both are known on each audit
+    worse: float | None    # its loss: EM or rate as a fraction, latency as a part of the control's; None: unknown
+    margin: float          # of the same
+    said: Said
+    sentence: str
+    n_missing: int | None = None  # for EM: audits until it is proved, at the rates seen; None: not known
+
+    @property
+    def looks_worse(self) -> bool:
+        """Is the loss that was seen larger than the margin, whatever it proves?"""
+        return self.worse is not None and self.worse > self.margin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassGroup:
+    """Classes that are judged as one: a class by itself, or all rare ones."""
+
+    name: str
+    audits: ClassAudits
+    share: float  # of the traffic
+    rare: bool    # several classes, each too small to be judged alone
+
+
+# --------------------------------------------------------------------------- EM, on audits
+
+
+def groups(evidence: RolloutEvidence, rules: Rules) -> tuple[ClassGroup, ...]:
+    """The classes as they are judged: each by itself, those below `rare_share` of the traffic together.
+
+    Rare classes that are below it even together are judged for harm, and nobody waits for their proof.
+    """
+    audits = {one.query_class: one for one in evidence.audits}
+    traffic = dict(evidence.traffic) or {name: one.n for name, one in audits.items()}
+    total = sum(traffic.values()) or 1
+    shares = {name: traffic.get(name, 0) / total for name in {*audits, *traffic}}
+    alone = sorted(name for name, share in shares.items() if share >= rules.rare_share)
+    rest = sorted(set(shares) - set(alone))
+    found = [ClassGroup(name=name, audits=_audits(audits, [name]), share=shares[name], rare=False) for name in alone]
+    if rest:
+        share = sum(shares[name] for name in rest)
+        name = rest[0] if len(rest) == 1 else f"{len(rest)} rare classes"
+        found.append(ClassGroup(name=name, audits=_audits(audits, rest), share=share, rare=True))
+    return tuple(found)
+
+
+def waited_for(group: ClassGroup, rules: Rules) -> bool:
+    """Must this group be proved before anybody is served?"""
+    return group.share >= rules.rare_share
+
+
+def read_em(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ...]:
+    """EM of the whole, then of each group of classes."""
+    whole = _audits({one.query_class: one for one in evidence.audits}, [one.query_class for one in evidence.audits])
+    found = groups(evidence, rules)
+    # All must be proved, so each may use all of delta; any one of them sends it back, so they share that of harm.
+    delta, harm_delta = 1 - rules.confidence, (1 - rules.harm_confidence) / (1 + len(found))
+    readings = [_read_one(None, whole, rules.em_margin, delta, harm_delta)]
+    readings += [_read_one(one.name, one.audits, rules.class_em_margin, delta, harm_delta) for one in found]
+    return tuple(readings)
+
+
+def post_stratified_drop(evidence: RolloutEvidence, rules: Rules) -> float | None:
+    """Mean drop of the groups, weighted by their part of the traffic and not of the audits; None: one has no audit."""
+    found = [group for group in groups(evidence, rules) if group.share > 0]
+    if not found or any(not group.audits.n for group in found):
+        return None
+    total = sum(group.share for group in found)
+    return sum(group.share * _drop(group.audits) for group in found) / total
+
+
+def _audits(audits: dict[str, ClassAudits], names: Sequence[str]) -> ClassAudits:
+    mine = [audits[name] for name in names if name in audits]
+    return ClassAudits(
+        query_class=names[0] if len(names) == 1 else "",
+        gained=sum(one.gained for one in mine), same=sum(one.same for one in mine),
+        lost=sum(one.lost for one in mine), pending=sum(one.pending for one in mine),
+    )  # fmt: skip
+
+
+def _drop(audits: ClassAudits) -> float:
+    """What was seen, differences without a label as lost."""
+    return (audits.lost + audits.pending - audits.gained) / audits.n
+
+
+def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: float, harm_delta: float) -> GuardrailValue:
+    """A label that has not come counts as lost where nothing may be lost, and as no loss where harm is to be shown."""
+    proof = float(log_wealth(_one(audits.gained, audits.same, audits.lost + audits.pending), max_em_drop=margin)[0])
+    # The same bets turned round: that the mean of Z is above 0.
+    found = _one(audits.lost, audits.same + audits.pending, audits.gained)
+    harm = float(mixed(log_bets_against(found.gained, found.same, found.lost, 0.0, bets=BETS))[0])
+    said: Said = "open"
+    if proof >= log(1 / delta):
+        said = "fine"
+    elif harm >= log(1 / harm_delta):
+        said = "harm"
+    drop = _drop(audits) if audits.n else None
+    name = "EM" if about is None else f"EM of {about or NO_NAME}"
+    seen = "no audits yet" if drop is None else f"{_by(drop)} on {audits.n:,} audits"
+    ends = {
+        "fine": f"surely less than {points(margin)} lower", "harm": "surely lower",
+        "open": f"{points(margin)} lower is not ruled out",
+    }  # fmt: skip
+    return GuardrailValue(
+        rail="em", about=about, n=audits.n, n_control=0, worse=drop, margin=margin, said=said,
+        sentence=f"{name}: {seen}, {ends[said]}", n_missing=None if said != "open" else _missing(audits, margin, delta),
+    )  # fmt: skip
+
+
+def _one(gained: int, same: int, lost: int) -> Counts:
+    return Counts(np.array([gained]), np.array([same]), np.array([lost]))
+
+
+def _by(drop: float) -> str:
+    if round(100 * drop, 2) == 0:
+        return "the same"
+    return f"{'lower' if drop > 0 else 'higher'} by {100 * abs(drop):.2f} points"
+
+
+def points(fraction: float) -> str:
+    """A part of 100 in words: "1 point", "2.5 points"."""
+    shown = f"{100 * fraction:g}"
+    return f"{shown} point" if shown == "1" else f"{shown} points"
+
+
+def _missing(audits: ClassAudits, margin: float, delta: float) -> int | None:
+    """Audits until it is proved, if they go on as they have; None: at these rates never, or nothing was seen."""
+    if not audits.n:
+        return None
+    try:
+        needed = pairs_to_certify(_drop(audits), audits.gained / audits.n, max_em_drop=margin, delta=delta)
+    except ValueError:
+        return None
+    return max(1, needed - audits.n)
+
+
+# --------------------------------------------------------------------------- live runs
+
+
+def read_live(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ...]:
+    """Latency, errors, no answers and satisfaction of the candidate's arm against the control's."""
+    return tuple(_read_live(rail, evidence.contrast(rail), rules) for rail in LIVE_RAILS)
+
+
+def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
+    margin, alpha, harm_alpha = rules.margin(rail), 1 - rules.confidence, 1 - rules.harm_confidence
+    if rail == "latency":
+        # A run above the cap counts as the cap, whatever it took: how many there are is judged by itself, without a
+        # margin, and the two share what harm may be wrong.
+        fine = _surely_apart(-1, seen.beyond, (1 + margin) / (2 + margin), alpha)
+        harm_alpha /= 2
+        over = _surely_more_over(seen, harm_alpha)
+    else:
+        fine, over = _surely_apart(-1, seen.apart, (1 + margin / 2) / 2, alpha), False
+    said: Said = "fine" if fine and not over else "open"
+    if said == "open" and (over or _surely_apart(+1, seen.apart, 0.5, harm_alpha)):
+        said = "harm"
+    n_candidate, n_control = seen.n_candidate, seen.n_control
+    enough = min(n_candidate, n_control) >= _LEAST_SEEN
+    worse = _worse(rail, seen) if enough else None
+    return GuardrailValue(
+        rail=rail, about=None, n=n_candidate, n_control=n_control, worse=worse, margin=margin, said=said,
+        sentence=_live_sentence(rail, seen, worse, margin, said, rules),
+    )  # fmt: skip
+
+
+def _surely_apart(side: Literal[-1, 1], seen: SequenceState, mean: float, alpha: float) -> bool:
+    """Is the running mean surely above (+1) or below (-1) this one? As `sequence.mean_above`, without its search.
+
+    mean  scaled as `seen` is
+    """
+    away = side * (seen.total - seen.n * mean)
+    return away > 0 and gamma_exponential_log_wealth(away, seen.deviation, alpha, v_opt=V_OPT) >= log(1 / alpha)
+
+
+def _surely_more_over(seen: Contrast, alpha: float) -> bool:
+    """Is the candidate surely above the cap more often? If it is not, each such run is its own by an even lot.
+
+    The beta-binomial mixture of `lottery`, which holds at every look, read on one side. Its weight of 1 is that of
+    Krichevsky and Trofimov (1981): seven such runs, all of them the candidate's, are enough at 5 %.
+    """
+    mine, both = seen.n_candidate_over, seen.n_candidate_over + seen.n_control_over
+    return 2 * mine > both and log_sample_ratio(Draws(((0.5, both, mine),)), weight=1.0) >= log(1 / alpha)
+
+
+def _worse(rail: LiveRail, seen: Contrast) -> float | None:
+    """The candidate's mean minus the control's; for latency over the control's."""
+    control = seen.control / seen.n_control
+    apart = seen.candidate / seen.n_candidate - control
+    if rail != "latency":
+        return apart
+    return apart / control if control > 0 else None
+
+
+def _live_sentence(
+    rail: LiveRail, seen: Contrast, worse: float | None, margin: float, said: Said, rules: Rules
+) -> str:
+    name = {"latency": "latency", "errors": "errors", "no_answer": "runs without an answer",
+            "satisfaction": "satisfaction"}[rail]  # fmt: skip
+    n = f"{seen.n_candidate:,} and {seen.n_control:,} runs"
+    if worse is None:
+        return f"{name}: too few to say anything, {n}"
+    mine, other = seen.candidate / seen.n_candidate, seen.control / seen.n_control
+    if rail == "latency":
+        shown = f"{rules.latency_cap_s * mine:.3g} s against {rules.latency_cap_s * other:.3g} s"
+        if seen.n_candidate_over or seen.n_control_over:
+            cap_s = rules.latency_cap_s * seen.adapted_cap
+            n += f" ({seen.n_candidate_over:,} and {seen.n_control_over:,} above {cap_s:.3g} s, counted as that)"
+    elif rail == "satisfaction":
+        shown = f"{1 - mine:.2f} against {1 - other:.2f}"
+    else:
+        shown = f"{100 * mine:.2g} % against {100 * other:.2g} %"
+    worse_word = {"latency": "slower", "satisfaction": "lower"}.get(rail, "more")
+    allowed = f"{100 * margin:g} %" if rail == "latency" else points(margin)
+    ends = {
+        "fine": f"surely less than {allowed} {worse_word}", "harm": f"surely {worse_word}",
+        "open": f"{allowed} {worse_word} is not ruled out",
+    }  # fmt: skip
+    return f"{name}: {shown} on {n}, {ends[said]}"
+
+
+def split_problem(evidence: RolloutEvidence) -> str | None:
+    """Why the arms cannot be compared: the lot did not make them equally large, in all or in a class. None: it did."""
+    if not evidence.units:
+        return None
+    pairs = [("", evidence.n_candidate, evidence.n_control)]
+    pairs += [(f" in {one.query_class or NO_NAME}", one.candidate, one.control) for one in evidence.units]
+    goal = LOG_ALARM + log(len(pairs))
+    for where, candidate, control in pairs:
+        if log_sample_ratio(Draws(((0.5, candidate + control, candidate),))) >= goal:
+            return f"{candidate:,} units of the candidate and {control:,} of the control{where}, by an even lot"
+    return None
+
+
+def mix_problem(evidence: RolloutEvidence, rules: Rules) -> str | None:
+    """Why a mean over all says the opposite of the classes (Simpson); None: it does not."""
+    drop = post_stratified_drop(evidence, rules) if evidence.n_audits >= rules.least_audits else None
+    if drop is not None and drop > rules.em_margin:
+        return f"weighted as the traffic is, classes lose {100 * drop:.2f} points, of {points(rules.em_margin)} allowed"
+    mixed_up = standardise(evidence.labelled, margin=rules.em_margin)
+    true = mixed_up.standardised_drop
+    if mixed_up.misleading and true is not None and true > rules.em_margin:
+        return f"live labels look better over all and are {100 * true:.2f} points worse class by class"
+    return None
+
+
+def too_bold(evidence: RolloutEvidence, rules: Rules) -> str | None:
+    """Why the step is too large: the candidate keeps too few tokens. None: it is not, or too few audits say so."""
+    kept = evidence.kept
+    if kept.n < rules.least_class_audits or not kept.full:
+        return None
+    if kept.candidate < rules.least_kept * kept.full:
+        share = kept.candidate / kept.full
+        return f"keeps {share:.1%} of the full runs' tokens, at least {rules.least_kept:.0%} must stay"
+    if kept.candidate < (1 - rules.most_cut) * kept.in_force:
+        cut = 1 - kept.candidate / kept.in_force
+        return f"cuts {cut:.0%} of the tokens that the version in force keeps, at most {rules.most_cut:.0%} at once"
+    return None

@@ -1,0 +1,192 @@
+"""What a refit proposed as a candidate of a rollout: signed, with its lineage and report card, beside what is in force.
+
+    VersionProposed, artefact, publication in force ──▶ learned_candidate ──▶ Candidate, or a sentence why it cannot be
+    ──▶ models_of ──▶ the models of a candidate, read back
+    what serves, and what served before it ──▶ take_back ──▶ the one before it, if that can still serve
+
+A learned version is compared with what the certify loop has in force, so there must be something, certified, in the
+epoch that the candidate was learned in. Knows rows; refuses to know who is served.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, Final
+
+from suffice.errors import ConfigError
+from suffice.learn.version import FoldedVersion as Models
+from suffice.learn.version import load_version, read_version
+from suffice.rollout.rules import rules_of
+from suffice.rollout.versions import Here, Version, VersionLineage, make_version, misfit
+from suffice.scoring.base import scorer_label
+from suffice.settings import Route
+from suffice.store.database.decisions import Decisions, read_artefact
+from suffice.store.database.views import decoded, reading
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.rollouts import (
+    RolloutCandidate,
+    RolloutRun,
+    brought_by,
+    own_version,
+    propose,
+    read_rollouts,
+    serving,
+    undo,
+    version_at,
+)
+from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
+from suffice.types import Publication
+
+_PROPOSED: Final = """
+    SELECT seq, body FROM events WHERE kind = 'version_proposed' AND route = ?
+        AND json_extract(body, '$.proposal.address') = ? ORDER BY seq DESC LIMIT 1"""
+
+
+def learned_candidate(
+    connection: sqlite3.Connection, name: str, route: Route, held: InForce, address: str, *, by: str, why: str,
+    now_s: float,
+) -> RolloutCandidate | str:  # fmt: skip
+    """A refit's version that is to be tried on a route; a sentence where it cannot be.
+
+    held     what is in force there
+    address  of the models, `v-` and twelve hexadecimal digits
+
+    Raises StoreError, and ConfigError for models that cannot be read.
+    """
+    problem = _cannot_be_compared(name, route, held)
+    if problem is not None:
+        return problem
+    found = connection.execute(_PROPOSED, (name, address)).fetchone()
+    if found is None:
+        return f"{address} was never proposed for route {name}; `suffice status` names what was"
+    proposal = decoded(found[0], VersionProposed, found[1]).proposal
+    return as_candidate(name, route, held, proposal, read_artefact(connection, address), by=by, why=why, now_s=now_s)
+
+
+def propose_learned(
+    writer: Decisions, name: str, route: Route, address: str, *, author: str, reason: str, rollout: str, secret: str
+) -> RolloutRun | str:
+    """Begin a rollout of a refit's version by a person's word; a sentence where it may not begin now.
+
+    rollout  its name, one that no other has
+
+    Raises StoreError, and ConfigError for models that cannot be read.
+    """
+    with reading(writer.path) as connection:
+        one = learned_candidate(
+            connection, name, route, read_decided(connection).of(name), address, by=f"person:{author}", why=reason,
+            now_s=writer.now(),
+        )  # fmt: skip
+    if isinstance(one, str):
+        return one
+    return propose(
+        writer, one, author=author, reason=reason, name=rollout, rules=rules_of(route), secret=secret
+    )
+
+
+def as_candidate(
+    name: str, route: Route, held: InForce, proposal: ProposedVersion, body: str | None, *, by: str, why: str, now_s: float
+) -> RolloutCandidate | str:
+    """The same of a proposal at hand.
+
+    body  what is kept under its address
+    """
+    problem, made, epoch = _cannot_be_compared(name, route, held), held.publication, held.epoch
+    if problem is not None or made is None:
+        return problem or ""
+    if proposal.address == made.fit:
+        return f"{proposal.address} is in force on route {name} already"
+    if epoch is not None and proposal.read_to_seq < epoch.since_seq:
+        return f"{proposal.address} was learned before epoch {epoch.number} began: {epoch.reason}"
+    models = read_version(proposal.address, body)
+    version = make_version(
+        "learned", models.plain(), kind=route.kind, scorer=scorer_label(route.scorer),
+        model_family=_family(made), report_card={"proposed": proposal.lineage, "card": proposal.card},
+        lineage=VersionLineage(
+            parent=None, proposed_by=by, why=why, since_seq=proposal.lineage.get("first_seq"),
+            to_seq=proposal.lineage.get("last_seq"), proposed_s=now_s,
+        ),
+    )  # fmt: skip
+    return RolloutCandidate(route=name, version=version, in_force=made.fit, follows=made.number, fit=proposal.address)
+
+
+def models_of(version: Version) -> Models:
+    """The models of a learned candidate. Raises ConfigError for what is none."""
+    if version.form != "learned":
+        raise ConfigError(f"version {version.address}: is a policy and no learned version")
+    return load_version(version.plain()["body"])
+
+
+def plain_of(connection: sqlite3.Connection, address: str, *, secret: str) -> dict[str, Any]:
+    """What a version is: of models that the loop has fitted, or a refit has proposed, the body alone.
+
+    Raises ConfigError for one that is gone or is not what it was, and StoreError.
+    """
+    kept = _kept_at(connection, address, secret=secret)
+    return {"body": kept.plain()} if isinstance(kept, Models) else kept.plain()
+
+
+def _kept_at(connection: sqlite3.Connection, address: str, *, secret: str) -> Models | Version:
+    """What is kept under an address: models that are no version yet, else a version. Raises as `plain_of` does."""
+    if address.startswith("v-"):
+        return read_version(address, read_artefact(connection, address))
+    return version_at(connection, address, secret=secret)
+
+
+def take_back(
+    writer: Decisions, name: str, route: Route, *, author: str, reason: str, secret: str
+) -> RolloutRun | str:
+    """Take back the version that serves all of a route; a sentence where no rollout has brought it.
+
+    A sentence, too, where the version before it could not serve any more: its signals are gone, or the route has
+    another kind or scorer now. Nobody is better off with a version that no gateway can load.
+
+    Raises StoreError.
+    """
+    with reading(writer.path) as connection:
+        now = serves(connection, name, route)
+        last = brought_by(read_rollouts(connection), name, now)
+        problem = "" if last is None else _cannot_serve(connection, route, last.first.in_force, secret=secret)
+    if problem:
+        return f"{problem}; `suffice kill` lets everything run in full, and the settings may name another policy"
+    return undo(writer, name, now, author=author, reason=reason)
+
+
+def _cannot_serve(connection: sqlite3.Connection, route: Route, address: str, *, secret: str) -> str:
+    """Why what is kept under an address could not serve a route; "": it can. Raises StoreError."""
+    if route.policy and own_version(route).address == address:
+        return ""  # the settings hold it, and have been read
+    try:
+        version = _kept_at(connection, address, secret=secret)
+    except ConfigError as error:
+        return str(error)
+    if isinstance(version, Models):
+        return ""
+    here = Here(kind=route.kind, scorer=scorer_label(route.scorer), model_family=version.model_family or "")
+    problem = misfit(version, here)
+    return "" if problem is None else f"version {address} {problem}"
+
+
+def _cannot_be_compared(name: str, route: Route, held: InForce) -> str | None:
+    """Why nothing learned can be tried on a route; None: it can."""
+    made = held.publication
+    if not route.is_learned:
+        return f"route {name} serves what its owner wrote down, and nothing learned"
+    if route.promise != "certified":
+        return f"route {name} keeps its promise on average; nothing would certify a candidate there"
+    if made is None or not made.certified or not made.fit:
+        return f"nothing is certified on route {name} now, so there is nothing to compare a candidate with"
+    return None
+
+
+def _family(made: Publication) -> str:
+    """The models that the evidence in force speaks of, by the names that they give themselves."""
+    return ", ".join(sorted({named or asked for asked, named, _ in made.upstream} - {""})) or "not named"
+
+
+def serves(connection: sqlite3.Connection, name: str, route: Route) -> str:
+    """Address of what serves all of a route now; "": nothing does but the full run. Raises StoreError, ConfigError."""
+    if route.policy:
+        return serving(read_rollouts(connection), name, own_version(route).address)
+    made = read_decided(connection).of(name).publication
+    return "" if made is None else made.fit

@@ -1,0 +1,93 @@
+"""The newest of what the control loop tells people about a route."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from suffice.assurance.route_forecast import Alert, Outlook
+from suffice.store.database.views import decoded, reading
+from suffice.store.routes.sampling import n_counted
+from suffice.store.rows.advice_events import (
+    AlertRaised,
+    ArmProposed,
+    ArmWorth,
+    ProposedVersion,
+    RouteMonitored,
+    VersionProposed,
+)
+
+# Keys begin with the route and sort by place, so the unique index finds the newest at once. ";" follows ":".
+_PLACE: Final = """
+    SELECT seq FROM events WHERE kind = ? AND key > ? || ':' AND key < ? || ';' AND route = ?
+    ORDER BY key DESC LIMIT 1"""
+_NEWEST: Final = """
+    SELECT seq, body FROM events WHERE kind = ? AND key > ? || ':' AND key < ? || ';' AND route = ?
+    ORDER BY key DESC LIMIT 1"""
+
+_COUNTS: Final = """
+    SELECT count(*), coalesce(sum(
+        json_extract(body, '$.request.audit') OR json_extract(body, '$.request.mode') = 'observe'
+    ), 0) FROM events WHERE kind = 'request' AND seq > ? AND route = ?
+        AND json_extract(body, '$.request.ungoverned') IS NULL"""
+
+
+def newest_outlook(path_or_connection: Path | str | sqlite3.Connection, route: str) -> Outlook | None:
+    """The latest look at a route; None: nobody has looked. Raises StoreError."""
+    found = _newest(path_or_connection, RouteMonitored.kind, route)
+    return None if found is None else decoded(found[0], RouteMonitored, found[1]).outlook
+
+
+def newest_place(connection: sqlite3.Connection, route: str) -> int:
+    """The place in the log of the latest look at a route; 0: nobody has looked."""
+    found = connection.execute(_PLACE, (RouteMonitored.kind, route, route, route)).fetchone()
+    return 0 if found is None else int(found[0])
+
+
+def newest_alert(path_or_connection: Path | str | sqlite3.Connection, route: str) -> Alert | None:
+    """The latest alert of a route, standing or not; None: there was none. Raises StoreError."""
+    found = _newest(path_or_connection, AlertRaised.kind, route)
+    return None if found is None else decoded(found[0], AlertRaised, found[1]).alert
+
+
+def newest_proposal(path_or_connection: Path | str | sqlite3.Connection, route: str) -> ProposedVersion | None:
+    """The latest proposal of a refit for a route; None: there was none. Raises StoreError."""
+    found = _newest(path_or_connection, VersionProposed.kind, route)
+    return None if found is None else decoded(found[0], VersionProposed, found[1]).proposal
+
+
+def newest_arm(path_or_connection: Path | str | sqlite3.Connection, route: str) -> ArmWorth | None:
+    """The latest proposal of the tuner for a route; None: there was none. Raises StoreError."""
+    found = _newest(path_or_connection, ArmProposed.kind, route)
+    return None if found is None else decoded(found[0], ArmProposed, found[1]).worth
+
+
+def counts_since(connection: sqlite3.Connection, route: str, seq: int) -> tuple[int, int]:
+    """Governed requests of a route behind a place of the log, and those of them that nothing could stop."""
+    found = connection.execute(_COUNTS, (seq, route)).fetchone()
+    return int(found[0]) + n_counted(connection, route, seq), int(found[1])
+
+
+def _newest(path_or_connection: Path | str | sqlite3.Connection, kind: str, route: str) -> tuple[int, str] | None:
+    with reading(path_or_connection) as connection:
+        found = connection.execute(_NEWEST, (kind, route, route, route)).fetchone()
+    return None if found is None else (int(found[0]), str(found[1]))
+
+
+def recent_outlooks(connection: sqlite3.Connection, route: str, n: int) -> list[Outlook]:
+    """The latest looks at a route, oldest first. Raises StoreError."""
+    found = _recent(connection, RouteMonitored.kind, route, n)
+    return [decoded(seq, RouteMonitored, body).outlook for seq, body in found]
+
+
+def recent_alerts(connection: sqlite3.Connection, route: str, n: int) -> list[Alert]:
+    """The latest alerts of a route, newest first. Raises StoreError."""
+    found = _recent(connection, AlertRaised.kind, route, n)
+    return [decoded(seq, AlertRaised, body).alert for seq, body in reversed(found)]
+
+
+def _recent(connection: sqlite3.Connection, kind: str, route: str, n: int) -> list[tuple[int, str]]:
+    """The latest rows of a kind, oldest first."""
+    told = _NEWEST.replace("LIMIT 1", "LIMIT ?")
+    return list(reversed(connection.execute(told, (kind, route, route, route, n)).fetchall()))

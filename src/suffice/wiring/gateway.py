@@ -1,0 +1,278 @@
+"""What answers callers, opened and closed: the gateway, and the library in a process of theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from suffice.assurance.extractable import WINDOW_RUNS
+from suffice.console.app import MOUNTS, ConsoleApp
+from suffice.errors import StoreError
+from suffice.gateway import kill, request_log, rounds_service
+from suffice.gateway.app import App
+from suffice.gateway.auth import KeyRing
+from suffice.gateway.context import Gateway
+from suffice.gateway.kill import KillSwitch
+from suffice.gateway.load_control import LOOK_S
+from suffice.gateway.log_follower import Follower, following
+from suffice.gateway.objects import Objects
+from suffice.gateway.route import BuiltRoute
+from suffice.gateway.sampling import LOOK_S as COUNTS_S
+from suffice.gateway.timer import watched
+from suffice.settings import Settings
+from suffice.signals.drafts import Embedder
+from suffice.store.database.damage import find_damage, is_large
+from suffice.store.database.deferred_log import LateLog
+from suffice.store.database.log import EventLog
+from suffice.store.database.presence import Announcement
+from suffice.store.database.sqlite import SqliteLog, database_path
+from suffice.store.people.keys import senders_of, stored_object
+from suffice.store.rows.key_events import StoredObject
+from suffice.telemetry import LOG, Metrics
+from suffice.upstream.client import UpstreamClient
+from suffice.wiring.console import console
+from suffice.wiring.keys import key_ring, kill_file, new_id, presence_files
+from suffice.wiring.log_recovery import Again
+from suffice.wiring.prestart import Preflight, preflight
+from suffice.wiring.routes import build_route, check
+from suffice.wiring.startup import LogKnowledge, StartState, begin, keeper, waiting
+from suffice.wiring.worker import decisions
+
+MOST_CHECK_S = 600.0   # for reading the log through after a start
+HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
+
+
+async def _handlers_end(gw: Gateway) -> None:
+    """Wait a little for handlers that still write their outcome: the log closes behind them."""
+    end_s = time.monotonic() + HANDLERS_END_S
+    while gw.n_live and time.monotonic() < end_s:  # noqa: ASYNC110 - once in a life; polling is plainest
+        await asyncio.sleep(0.01)
+
+
+def _running(
+    settings: Settings, begun: StartState, clients: Mapping[str, UpstreamClient], vectors: Mapping[str, Embedder],
+    presence: Announcement, found: Preflight | None = None,
+) -> Gateway:
+    """All that handlers need, with what the log's history teaches. found: None where no clients are served."""
+    log = begun.log
+    gw = Gateway(
+        settings=settings, routes=_routes(settings, begun.known), upstreams=clients, embedders=vectors, log=log,
+        metrics=Metrics(),
+        keys=key_ring(settings, begun.secret) if found is not None else KeyRing(),
+        salt=begun.secret, new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
+        langfuse_secret=found.langfuse_secret if found is not None else None,
+    )  # fmt: skip
+    _read_log(settings, gw)
+    _teach(gw, begun.known)
+    file = kill_file(settings)
+    gw.kill = KillSwitch(
+        file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append, presence=presence
+    )
+    gw.without_log = begun.problem
+    if begun.problem is not None and begun.good is not None:
+        known = begun.good.routes
+        gw.routes = tuple(
+            replace(route, refused=known[route.name].refused) if route.name in known else route for route in gw.routes
+        )
+    return gw
+
+
+def _routes(settings: Settings, known: LogKnowledge) -> tuple[BuiltRoute, ...]:
+    return tuple(
+        build_route(name, route, known.evidence, settings.upstreams.get(route.upstream))
+        for name, route in settings.routes.items()
+    )  # fmt: skip
+
+
+def _teach(gw: Gateway, known: LogKnowledge) -> None:
+    """What the log's history says: whoever was served since then counts on top of it."""
+    for name, n in known.n_requests.items():
+        gw.n_requests[name] = gw.n_requests.get(name, 0) + n
+    gw.limits.restore(known.used)
+    for episode in known.recent:
+        gw.learn(episode.request, episode.outcome)
+    gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in known.evidence.extracted.items()}
+
+
+def _read_log(settings: Settings, gw: Gateway) -> None:
+    """Let the gateway look up in its log who made and asked what. Where that cannot be read, an object is nobody's."""
+    path = database_path(settings.store.url).resolve()
+
+    def find(object_id: str) -> StoredObject | None:
+        with contextlib.suppress(StoreError):
+            return stored_object(path, object_id)
+        return None
+
+    gw.objects, gw.senders_of = Objects(find), partial(senders_of, path)
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """What loops in this process are governed with."""
+
+    gateway: Gateway
+    close: Callable[[], None]  # writes down what waits, and lets go of the log
+
+
+def library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: threading.Lock) -> Library:
+    """What a loop in this process is governed with: routes and the log, without sockets and without clients.
+
+    vectors  of `embedders`; the caller opens and closes them
+    lock     held by whoever uses the gateway: a log that comes late comes in a thread of its own
+
+    A log that cannot be opened holds no loop up: it goes on by the last-good file, or in full, until it can. Raises
+    ConfigError, and StoreError for a folder in which there never was one.
+    """
+    for warning in check(settings):
+        LOG.warning(warning)
+    begun = begin(settings, process="library")
+    presence = Announcement(presence_files(settings), process="library")
+    try:
+        gw = _running(settings, begun, {}, vectors, presence)
+        follower = Follower(gw, database_path(settings.store.url).resolve(), good=begun.good)
+        if begun.problem is not None:
+            follower.serve_last_good(age_s=begun.age_s)
+
+        def refresh() -> None:
+            follower.refresh()
+            gw.look_at_kill()
+
+        gw.refresh = refresh
+        gw.refresh()
+    except BaseException:
+        presence.release()
+        begun.log.close()
+        raise
+    gw.new_id = lambda: f"ep_{int(time.time() * 1e3):011x}{os.urandom(8).hex()}"  # asked from many threads
+    again = None
+    if begun.problem is not None:
+        again = Again(settings, gw, begun, partial(_taught_late, settings, gw, follower), lock=lock)
+
+    def close() -> None:
+        if again is not None:
+            again.close()
+        presence.release()
+        begun.log.close()
+
+    return Library(gw, close)
+
+
+def _taught_late(settings: Settings, gw: Gateway, follower: Follower, known: LogKnowledge) -> None:
+    """The log can be opened now: what it teaches, and no route as the last-good file had it."""
+    gw.n_requests = {}  # what was served since is in the queue of the log, and counted there at the next start
+    _teach(gw, known)
+    fresh = _routes(settings, known)
+    gw.routes = tuple(replace(now, refused=own.refused) for now, own in zip(gw.routes, fresh, strict=True))
+    follower.rebase(fresh)
+    gw.without_log = None
+
+
+def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
+    """What answers beside the gateway: the console and the control API, where the settings want them."""
+    if not settings.console.enabled or not isinstance(log, SqliteLog):
+        return {}
+    site = stack.enter_context(console(
+        settings, log.path, decisions=lambda: decisions(settings, create=False), told=gw.told,
+        closing=lambda: not gw.ready,
+    ))  # fmt: skip
+    return dict.fromkeys(MOUNTS, site)
+
+
+@asynccontextmanager
+async def gateway(
+    settings: Settings, *, log: EventLog | None = None, found: Preflight | None = None
+) -> AsyncIterator[App]:  # fmt: skip
+    """Open the log and the upstreams, and give the ASGI application; close them all afterwards.
+
+    A log that cannot be opened keeps nobody from being served: by the last-good file, or in full, until it can. One
+    that is given must be open. Raises ConfigError before anything is served, and StoreError for a log that is given or
+    for a folder in which there never was one.
+
+    found  by `preflight`; None: it is done here
+    """
+    found = found or preflight(settings)
+    for warning in found.warnings:
+        LOG.warning(warning)
+    begun = begin(settings, log)
+    presence = Announcement(presence_files(settings), process="serve")
+    try:
+        clients = {
+            name: UpstreamClient(
+                name, upstream, found.upstream_keys[name], begun.known.evidence.upstreams.get(name),
+                monotonic_s=time.monotonic, wall_s=time.time,
+            )
+            for name, upstream in settings.upstreams.items()
+        }  # fmt: skip
+        gw = _running(settings, begun, clients, found.embedders, presence, found)
+        async with AsyncExitStack() as stack:
+            for client in clients.values():
+                await stack.enter_async_context(client)
+            for embedder in found.embedders.values():
+                await stack.enter_async_context(embedder)
+            stack.enter_context(watched(gw.look_at_load, gw.metrics, site="load", every_s=LOOK_S))
+            stack.enter_context(watched(gw.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S))
+            gw.metrics.filled_by(gw.export_load)
+            gw.metrics.filled_by(gw.export_promises)
+            stack.enter_context(watched(partial(request_log.tell_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S))
+            app = App(gw)
+            await _followed(settings, gw, begun, app, stack)
+            app.beside |= _beside(settings, begun.log, gw, stack)
+            gw.ready = True
+            try:
+                yield app
+            finally:
+                gw.ready = False
+                await _handlers_end(gw)
+                rounds_service.close_all(gw)
+                request_log.tell_counts(gw, all_of_them=True)
+    finally:
+        presence.release()
+        if log is None:
+            begun.log.close()
+
+
+def _look_for_damage(path: Path, gw: Gateway) -> None:
+    """Read a large log through in a thread of its own; a small one was, when it was opened."""
+
+    def look() -> None:
+        damage = find_damage(path, within_s=MOST_CHECK_S)
+        if damage:
+            LOG.warning("store %s: LOG DAMAGED: %s; requests are served all the same; restore a backup", path, damage)
+            if gw.kill.presence is not None:
+                gw.kill.presence.update(damage=damage)
+
+    if is_large(path):
+        threading.Thread(target=look, name="suffice-check", daemon=True).start()
+
+
+async def _followed(settings: Settings, gw: Gateway, begun: StartState, app: App, stack: AsyncExitStack) -> None:
+    """Have what is decided followed, from now on or from when the log can be opened."""
+    if not isinstance(begun.log, SqliteLog | LateLog):
+        return
+    path = database_path(settings.store.url).resolve()
+    follower = Follower(gw, path, keeper=keeper(settings, begun.secret), good=begun.good)
+    if begun.problem is not None:
+        follower.serve_last_good(age_s=begun.age_s)
+    else:
+        _look_for_damage(path, gw)
+
+    def came(log: SqliteLog, known: LogKnowledge) -> None:
+        for name, found in known.evidence.upstreams.items():
+            gw.upstreams[name].findings = found
+        _taught_late(settings, gw, follower, known)
+        follower.tell()
+        _look_for_damage(path, gw)
+        app.beside |= _beside(settings, log, gw, stack)
+
+    await stack.enter_async_context(following(follower, gw.metrics))
+    await stack.enter_async_context(waiting(settings, gw, begun, came))
+    gw.told = follower.tell

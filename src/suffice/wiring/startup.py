@@ -1,0 +1,289 @@
+"""How a gateway begins: with its log, or, where that cannot be opened, with its last-good file until it can.
+
+    open ──▶ recover ──▶ Known: what the log teaches            the log is there
+      └────▶ LateLog, LastGood or nothing ──▶ tried again ──▶ Known, and the rows that waited
+
+A log that is gone while its last-good file says that something was in force is not made anew: an empty file in the
+place of one that a person is about to restore would be the second accident.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from suffice.control.jobs.sinks import Sink
+from suffice.errors import ConfigError, StoreError
+from suffice.files import tighten
+from suffice.gateway.context import Gateway
+from suffice.gateway.key_limits import day_of
+from suffice.gateway.last_good import LastGood, LastGoodWriter, read
+from suffice.rollout.assign import FIRST_REQUESTS
+from suffice.settings import Settings
+from suffice.store.database.deferred_log import LateLog
+from suffice.store.database.log import EventLog
+from suffice.store.database.sqlite import SqliteLog, database_path
+from suffice.store.database.views import n_requests_of, read_recent
+from suffice.store.people.keys import used_on
+from suffice.store.people.notices import MOST_TEXT, Notice, plain
+from suffice.store.rows.key_events import KeyUsage
+from suffice.store.rows.serving_events import LogMissed, LogOutage
+from suffice.telemetry import LOG
+from suffice.types import Episode
+from suffice.upstream.findings import url_key
+from suffice.wiring.alerts import sinks_of
+from suffice.wiring.audit import config_change
+from suffice.wiring.keys import deployment_salt, good_file, has_secret, salt_file
+from suffice.wiring.people import People
+from suffice.wiring.routes import StartupEvidence, evidence_warnings, read_evidence
+
+LEARNT_RUNS: Final = 2_000       # of the log's latest runs: what they teach is known again after a restart
+AGAIN_S: Final = (1.0, 30.0)     # before another try to open the log, doubling
+KEEP_S: Final = 60.0             # the last-good file is never older than this, while the log can be read
+Process = Literal["serve", "library"]  # which one starts: a gateway, or a caller's own loop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogKnowledge:
+    """What a log teaches a gateway that starts."""
+
+    evidence: StartupEvidence = field(default_factory=StartupEvidence)
+    n_requests: Mapping[str, int] = field(default_factory=dict)  # by route, as far as it matters
+    recent: tuple[Episode, ...] = ()                             # the latest runs
+    used: tuple[KeyUsage, ...] = ()                                 # today, by keys with a budget
+
+
+@dataclass(slots=True, kw_only=True)
+class StartState:
+    """What a gateway starts with."""
+
+    log: EventLog
+    known: LogKnowledge
+    secret: str                    # of the deployment; of this process alone where it cannot be had
+    good: LastGood | None = None   # that may be served, or that a version may be taken from
+    problem: str | None = None     # why there is no log yet; None: there is
+    since_s: float = 0.0           # Unix time
+
+    @property
+    def age_s(self) -> float:
+        """Of the last-good file, by its own time."""
+        return 0.0 if self.good is None else max(0.0, self.since_s - self.good.at_s)
+
+
+def last_good(settings: Settings) -> LastGood | None:
+    """What the last-good file says, however old; None: there is none. Raises ConfigError with why not, and OSError."""
+    file = good_file(settings)
+    if not file.exists():
+        return None
+    if not has_secret(settings):
+        raise ConfigError(f"{file}: the secret that it is signed with is gone (SUFFICE_SALT, or the log's .salt file)")
+    return read(file, secret=deployment_salt(settings), now_s=time.time(), most_s=math.inf)
+
+
+def missing(settings: Settings) -> str | None:
+    """Why a log that is not there must not be made anew; None: it is there, or nothing would be lost."""
+    path, file = database_path(settings.store.url), good_file(settings)
+    if path.exists():
+        return None
+    try:
+        good = last_good(settings)
+    except (ConfigError, OSError):
+        return None
+    if good is None or not good.matters:
+        return None
+    return (
+        f"store {path}: is gone, and {file} says that something was in force in it; restore it, or delete that file as"
+        " well to begin anew"
+    )
+
+
+def open_log(settings: Settings, *, create: bool = True) -> SqliteLog:
+    """The settings' log, open for events; the caller closes it. Raises ConfigError and StoreError.
+
+    create  make a log where there is none
+    """
+    gone = missing(settings)
+    if gone is not None:
+        raise StoreError(gone)
+    return SqliteLog.open(settings.store, now=time.time, redact=settings.retention.redact, create=create)
+
+
+def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowledge:
+    """What an opened log knows, once the requests of dead processes have their outcome. Raises StoreError."""
+    if not isinstance(log, SqliteLog):
+        return LogKnowledge()
+    changed = config_change(settings, log.path, process=process)
+    if changed is not None:
+        log.append(changed)
+    log.recover()
+    evidence, path = read_evidence(settings), database_path(settings.store.url)
+    for warning in evidence_warnings(settings, evidence):
+        LOG.warning(warning)
+    counts = n_requests_of(path, settings.routes, most=FIRST_REQUESTS)
+    has_budgets = any(key.tokens_per_day is not None for key in settings.keys.values())
+    return LogKnowledge(
+        evidence=evidence, n_requests=counts, recent=tuple(read_recent(path, LEARNT_RUNS)),
+        used=tuple(used_on(path, day_of(time.time()))) if has_budgets else (),
+    )  # fmt: skip
+
+
+def begin(settings: Settings, given: EventLog | None = None, *, process: Process = "serve") -> StartState:
+    """Open the log and read what it knows; where that fails, say so and do without.
+
+    Raises ConfigError, and StoreError for a folder that does not exist where nothing was ever served: a mistake in the
+    settings, and its owner is there to read of it.
+    """
+    for file in (good_file(settings), salt_file(settings), People.of(settings).file):
+        if (problem := tighten(file)) is not None:
+            LOG.warning(problem)
+    if given is not None:
+        return StartState(log=given, known=recovered(settings, given, process), secret=deployment_salt(settings))
+    try:
+        log, known = opened(settings, process)
+    except StoreError as error:
+        if not database_path(settings.store.url).parent.is_dir() and not good_file(settings).exists():
+            raise
+        return _without(settings, str(error), process)
+    secret = deployment_salt(settings)
+    return StartState(log=log, known=known, secret=secret, good=_good(settings, secret, most_s=math.inf))
+
+
+def opened(settings: Settings, process: Process = "serve") -> tuple[SqliteLog, LogKnowledge]:
+    """The log and what it knows. Raises ConfigError and StoreError, and then nothing is open."""
+    log = open_log(settings)
+    try:
+        return log, recovered(settings, log, process)
+    except BaseException:
+        log.close()
+        raise
+
+
+def _without(settings: Settings, problem: str, process: Process) -> StartState:
+    secret = _secret(settings)
+    good = _good(settings, secret, most_s=settings.store.last_good_s)
+    known, now_s = LogKnowledge(), time.time()
+    if good is not None:
+        here = {name: url_key(one.url) for name, one in settings.upstreams.items()}
+        found = {name: one for name, one in good.findings.items() if here.get(name) == one.url_key}
+        known = LogKnowledge(
+            evidence=StartupEvidence(upstreams=found), n_requests={name: one.n_requests for name, one in good.routes.items()}
+        )
+    serves = "the last-good file is served" if good is not None else "everything runs in full"
+    if process == "library":  # whoever drives the loop is there to read it
+        LOG.warning("%s: %s until it can be opened; the loop goes on, and its rows wait", problem, serves)
+    else:
+        LOG.error("%s: %s until it can be opened", problem, serves)
+        _tell(settings, f"a gateway started without its log ({problem}): {serves}")
+    late = LateLog(problem, most_rows=settings.store.queue_rows)
+    return StartState(log=late, known=known, secret=secret, good=good, problem=problem, since_s=now_s)
+
+
+def _good(settings: Settings, secret: str, *, most_s: float) -> LastGood | None:
+    if not settings.store.last_good_s:
+        return None
+    try:
+        return read(good_file(settings), secret=secret, now_s=time.time(), most_s=most_s)
+    except ConfigError as error:
+        LOG.warning("last-good file %s", error)
+        return None
+
+
+def _secret(settings: Settings) -> str:
+    """The deployment's secret; where it cannot be had, one of this process: lots and tokens then hold for its life."""
+    with contextlib.suppress(OSError, ConfigError):
+        return deployment_salt(settings)
+    LOG.error("the deployment's secret cannot be read; until a restart lots are drawn, and tokens signed, with another")
+    return secrets.token_hex(16)
+
+
+def _tell(settings: Settings, said: str) -> None:
+    """Tell everybody who is told of alerts, from here: the job that does it reads the log."""
+    notice = Notice(kind="log_missed", route="", sentence=plain(said, MOST_TEXT), same="log_missed", path="")
+    if "log_missed" not in settings.alerts.kinds:
+        return
+
+    def tell(sink: Sink) -> None:
+        try:
+            problem = sink.tell(notice, at_s=time.time(), link=None)
+        except Exception as error:  # noqa: BLE001 - whatever a sink does, the gateway serves
+            problem = f"the sink broke down ({type(error).__name__})"
+        if problem:
+            LOG.error("alerts: %s was not told: %s", sink.name, problem)
+
+    for sink in sinks_of(settings.alerts):
+        threading.Thread(target=tell, args=(sink,), name=f"suffice-tell-{sink.name}", daemon=True).start()
+
+
+def keeper(settings: Settings, secret: str) -> LastGoodWriter | None:
+    """What writes the last-good file; None: none is wanted."""
+    most_s = settings.store.last_good_s
+    if not most_s:
+        return None
+    return LastGoodWriter(good_file(settings), secret=secret, monotonic_s=time.monotonic, every_s=min(KEEP_S, most_s / 10))
+
+
+@asynccontextmanager
+async def waiting(
+    settings: Settings, gw: Gateway, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
+) -> AsyncIterator[None]:
+    """A block in which a log that could not be opened is tried again, until it can.
+
+    came  gets it in this loop, when rows that waited are on their way to it
+    """
+    if begun.problem is None:
+        yield
+        return
+    task = asyncio.create_task(_wait(settings, gw, begun, came))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _wait(
+    settings: Settings, gw: Gateway, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
+) -> None:
+    pause_s, late = AGAIN_S[0], begun.log
+    assert isinstance(late, LateLog)
+    while True:
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, AGAIN_S[1])
+        work = asyncio.ensure_future(asyncio.to_thread(opened, settings))
+        try:
+            log, known = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):
+                (await work)[0].close()  # nobody wants it any more
+            raise
+        except StoreError as error:
+            late.problem = gw.without_log = str(error)
+            continue
+        except Exception as error:  # noqa: BLE001 - the gateway serves, and tries again
+            LOG.error("the log could not be opened (%s)", type(error).__name__)
+            continue
+        attach(begun, late, log, serves=gw.serves)
+        came(log, known)
+        return
+
+
+def attach(begun: StartState, late: LateLog, log: SqliteLog, *, serves: str) -> None:
+    """Write the rows that waited to a log that is open now, and that it was missed.
+
+    serves  by what everything was served meanwhile, as `Gateway` has it
+    """
+    n_dropped, n_rows = late.n_dropped, late.attach(log)
+    late.append(LogMissed(LogOutage(
+        gateway=secrets.token_hex(6), since_s=begun.since_s, until_s=time.time(), reason=begun.problem or "",
+        after="the last-good file" if serves == "last good" else "everything in full", n_rows=n_rows,
+        n_dropped=n_dropped,
+    )))  # fmt: skip
+    LOG.warning("store %s: is open; %d rows that waited are written, %d had no place", log.path, n_rows, n_dropped)
